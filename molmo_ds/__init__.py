@@ -1,0 +1,1 @@
+"""molmo_ds trains Ai2's multimodal model family Molmo with DeepSpeed."""

@@ -1,0 +1,59 @@
+"""Sample and Batch: the flat named tensors that data hands to the engine.
+
+Shapes: B packed sequences, T tokens, N real crops of the whole batch, P patches per crop, Q pooled patches per crop.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One example (one or several images, one or several annotations), tokenised, before it is packed.
+
+    A message tree: the prefix (BOS and images, branch 0) is seen by every branch; branches (1, 2, ...) do not see each
+    other. `labels[t]` is the token that should follow `input_ids[t]`; it counts where `loss_weights[t] > 0`.
+    """
+
+    input_ids: Tensor  # int64 [t]
+    labels: Tensor  # int64 [t], already shifted by one inside each branch
+    loss_weights: Tensor  # float32 [t], 0 where nothing is learnt
+    position_ids: Tensor  # int64 [t], restarts behind the prefix for every branch
+    branch_ids: Tensor  # int32 [t], 0 = prefix
+    images: Tensor  # uint8 [n, height, width, 3], or float32 [n, P, patch * patch * 3] in the exact mode; n may be 0
+    image_masks: Tensor  # float32 [n, P], share of real pixels per patch (1 real, 0 padding, -1 see legacy_image_mask)
+    image_positions: Tensor  # int64 [n, Q], token index inside this sample where a pooled patch is added, -1 = nowhere
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B packed sequences and the real crops that belong to them: model arguments, pipeline tuple and checkpoint alike.
+
+    N is at least 1: a batch without pictures carries one blank crop whose positions are all -1, so that every rank runs
+    the vision tower in every micro-step (a collective that one rank skips would hang the others).
+    """
+
+    input_ids: Tensor  # int64 [B, T]
+    labels: Tensor  # int64 [B, T]
+    loss_weights: Tensor  # float32 [B, T], 0 on padding
+    position_ids: Tensor  # int64 [B, T]
+    document_ids: Tensor  # int32 [B, T], 1, 2, ... per packed sample, 0 = padding
+    branch_ids: Tensor  # int32 [B, T], 0 = the document's shared prefix
+    images: Tensor  # uint8 [N, height, width, 3] or float32 [N, P, patch * patch * 3]
+    image_masks: Tensor  # float32 [N, P]
+    image_positions: Tensor  # int64 [N, Q], index into the flattened [B * T] tokens, -1 = nowhere
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The fields in order; `Batch(*tensors)` is the inverse."""
+        return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
+        """The same batch on another device."""
+        return Batch(*(t.to(device, non_blocking=non_blocking) for t in self.tensors()))
+
+    def replace(self, **tensors: Tensor) -> "Batch":
+        """A copy with some fields replaced."""
+        return dataclasses.replace(self, **tensors)

@@ -1,0 +1,46 @@
+"""Which implementation of an op runs: the one seam between the network and its kernels."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+PREFERENCE = ("cuda", "triton", "torch")
+_table: dict[str, dict[str, tuple[Callable, Callable[..., bool]]]] = {}  # op -> name -> (function, usable)
+_forced: str | None = os.environ.get("MOLMO_DS_OPS")  # "torch" turns every kernel off
+
+
+def implements(op: str, name: str, usable: Callable[..., bool] = lambda *args: True) -> Callable:
+    """Register a function as the `name` ("torch", "triton" or "cuda") version of `op`."""
+
+    def register(function: Callable) -> Callable:
+        _table.setdefault(op, {})[name] = (function, usable)
+        return function
+
+    return register
+
+
+def call(op: str, *args: Any) -> Any:
+    """Run the most preferred implementation that says it can take these arguments."""
+    for name in (_forced,) if _forced in _table[op] else PREFERENCE:
+        if name in _table[op]:
+            function, usable = _table[op][name]
+            if name == _forced or usable(*args):
+                return function(*args)
+    raise AssertionError(f"no implementation of {op} takes these arguments")
+
+
+def implementations(op: str) -> list[str]:
+    """The fast versions there are, to parametrize a test over."""
+    return [name for name in _table[op] if name != "torch"]
+
+
+@contextlib.contextmanager
+def use(name: str | None) -> Iterator[None]:
+    """Force one implementation inside the block (tests and benchmarks)."""
+    global _forced
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before

@@ -1,0 +1,35 @@
+"""Imports run one way: a package imports only what stands strictly left of it in the house."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "molmo_ds"
+LAYERS = [["config", "presets", "batch", "files"], ["ops"], ["data", "model"], ["engine"], ["eval", "hub"], ["train"]]
+RANK = {name: i for i, row in enumerate(LAYERS) for name in row}
+ONLY_IN = {"deepspeed": "engine", "accelerate": "engine", "triton": "ops", "flash_attn": "ops", "omegaconf": "config"}
+FOUNDATION = {"config", "presets", "batch", "files"}  # one layer, whose files may use each other
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: write absolute imports"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_imports_run_one_way() -> None:
+    files = list(PACKAGE.rglob("*.py"))
+    assert len(files) > 10
+    for path in files:
+        here = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for name in imports(path):
+            top, _, rest = name.partition(".")
+            assert top not in ("tools", "examples", "tests"), f"{path} imports {name}"
+            assert ONLY_IN.get(top, here) == here, f"{path}: only molmo_ds.{ONLY_IN.get(top)} imports {top}"
+            if top == "molmo_ds" and rest and here != "__init__":
+                there = rest.split(".")[0]
+                allowed = there == here or RANK[there] < RANK[here] or {here, there} <= FOUNDATION
+                assert allowed, f"{path} may not import {name}"
