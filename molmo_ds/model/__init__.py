@@ -1,0 +1,1 @@
+"""The network: one definition, which every strategy runs."""
