@@ -1,0 +1,31 @@
+"""Crops of bytes to normalised patch vectors, on the device.
+
+Shapes: N crops of H x W pixels, P patches per crop, p patch side.
+"""
+
+import torch
+from torch import Tensor
+
+from molmo_ds.ops import dispatch
+
+
+def normalise_patches(
+    images: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float], patch_size: int
+) -> Tensor:
+    """uint8 [N, H, W, 3] -> float32 [N, P, p * p * 3]: (byte / 255 - mean) / std, columns (row, column, channel).
+
+    Patches run row by row; H and W are multiples of patch_size (ValueError otherwise). No gradient.
+    """
+    if images.shape[1] % patch_size or images.shape[2] % patch_size:
+        raise ValueError(f"Crops of {tuple(images.shape[1:3])} pixels do not divide into patches of {patch_size}.")
+    return dispatch.call("normalise_patches", images, tuple(mean), tuple(std), patch_size)
+
+
+@dispatch.implements("normalise_patches", "torch")
+def _torch(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], patch_size: int) -> Tensor:
+    n, height, width, channels = images.shape
+    rows, columns = height // patch_size, width // patch_size
+    patches = images.view(n, rows, patch_size, columns, patch_size, channels).transpose(2, 3).float()
+    middle = torch.tensor(mean, device=images.device)
+    scale = torch.tensor(std, device=images.device)
+    return ((patches / 255 - middle) / scale).reshape(n, rows * columns, patch_size * patch_size * channels)
