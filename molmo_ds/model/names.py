@@ -2,8 +2,8 @@
 
 A table is a list of rules. A rule says which tensors of ours hold the same numbers as which of theirs, and carries two
 inverse functions where the layout differs (q, k and v fused into one matrix, experts stacked, ...). Tables are written
-out for one configuration, so "missing" and "left over" are plain set differences, and each rule moves at most the MLP of
-one layer, so a 72B model is converted tensor by tensor. Facts: allenai/molmo at 793fa38, transformers 5.23.
+out for one configuration, so that "missing" and "left over" are set differences, and a rule moves at most the MLP of
+one layer, so that a 72B model is converted tensor by tensor. Facts: allenai/molmo at 793fa38, transformers 5.23.
 
 D width, I half of the SwiGLU (or one expert), E experts, p patch size.
 """
