@@ -96,11 +96,11 @@ def reference(config: MolmoConfig, block: str | None = None) -> Table:
     return table + _head(text, "transformer.ln_f", "transformer.ff_out")
 
 
-def released(config: MolmoConfig, head: str = "transformer.ff_out") -> Table:
+def released(config: MolmoConfig, head: str = "lm_head") -> Table:
     """Keys of the released Hugging Face folders: the reference's behind `model.`; MolmoE spells its blocks OLMo's way.
 
     Args:
-        head: MolmoE only; `lm_head` is the other spelling of the head that readers should try.
+        head: MolmoE only; `transformer.ff_out` is the other spelling of the head that readers should try.
     """
     if not config.text.num_experts:
         return [replace(rule, theirs=tuple("model." + key for key in rule.theirs)) for rule in reference(config)]
@@ -196,7 +196,7 @@ def detect(config: MolmoConfig, keys: Collection[str]) -> Table:
     tables = [released(config), reference(config)]
     if config.text.num_experts:
         plain = [replace(r, theirs=tuple("model." + key for key in r.theirs)) for r in reference(config)]
-        tables += [released(config, "lm_head"), plain]
+        tables += [released(config, "transformer.ff_out"), plain]
     else:
         tables += [reference(config, "llama")]
     keys = set(keys)
