@@ -150,6 +150,7 @@ class ComponentConfig:
 
     lr: float = 1e-5
     warmup_steps: int = 200
+    weight_decay: Optional[float] = None  # None = optim.weight_decay
     freeze: bool = False
 
 
@@ -166,8 +167,11 @@ class OptimConfig:
     eps: float = 1e-6
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0  # of each component; 0 = no clipping
+    grad_clip_warmup_steps: int = 0  # for so many steps the limit is grad_clip_warmup_factor times higher
+    grad_clip_warmup_factor: float = 1.0
     warmup_min_lr: Optional[float] = 0.0  # None = a tenth of the peak
     alpha_f: float = 0.1  # final share of the peak
+    t_max: Optional[int] = None  # step at which the cosine ends; None = max_steps
     z_loss: float = 1e-4
 
 
