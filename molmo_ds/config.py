@@ -93,6 +93,15 @@ class ImageConfig:
     exact: bool = False  # float32 crops equal to the reference instead of uint8 crops
 
 
+# (mean, standard deviation) of the channels by ImageConfig.resize; bytes are divided by 255 first
+PIXEL_STATISTICS = {
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "dinov2": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "metaclip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+}
+
+
 @dataclass(frozen=True)
 class MolmoConfig:
     """One architecture."""
