@@ -1,0 +1,1 @@
+"""Tar shards to batches: reading, order, prompts, pictures, packing."""

@@ -1,0 +1,107 @@
+"""Bytes of a picture or a video to upright uint8 RGB, or one sentence why not."""
+
+import io
+from types import ModuleType
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+MAX_PIXELS = 89_478_485  # 256 MiB of RGB, where Pillow starts to speak of decompression bombs
+_ORIENTATION = 0x0112  # the EXIF tag
+
+
+class BadSample(ValueError):
+    """A fault of one sample that will be there on every try: it is counted, logged and skipped, unlike an I/O error."""
+
+
+def read_size(data: bytes) -> tuple[int, int, int]:
+    """(width, height, EXIF orientation 1..8) from the header alone; width and height as stored.
+
+    Raises BadSample where the bytes are no picture or would be larger than MAX_PIXELS.
+    """
+    with _open(data) as picture:
+        return picture.width, picture.height, _orientation(picture)
+
+
+def upright_size(width: int, height: int, orientation: int) -> tuple[int, int]:
+    """Width and height once the EXIF orientation is applied."""
+    return (height, width) if orientation >= 5 else (width, height)
+
+
+def load_image(data: bytes) -> np.ndarray:
+    """Encoded picture -> uint8 [height, width, 3], EXIF orientation applied.
+
+    Alpha is dropped without compositing, palettes, grey, 1-bit and CMYK become RGB as Pillow converts them (the
+    reference does so too); 16-bit grey keeps its high byte. Raises BadSample for anything that is not a whole picture:
+    a JPEG that ends early or has a corrupt middle never yields half a picture.
+    """
+    with _open(data) as picture:
+        orientation = _orientation(picture)
+        try:
+            if picture.format in ("JPEG", "MPO") and picture.mode == "RGB":
+                pixels = simplejpeg.decode_jpeg(data, "RGB")  # bit-equal to Pillow's, a third of its time
+            elif picture.mode.startswith("I"):
+                pixels = np.repeat((np.asarray(picture).astype(np.int64) >> 8).clip(0, 255)[..., None], 3, axis=2)
+            else:
+                pixels = np.asarray(picture.convert("RGB"))
+        except MemoryError:
+            raise
+        except Exception as error:  # decoders raise anything on damaged bytes, which lie in memory: no I/O can fail here
+            raise BadSample(f"The picture cannot be decoded: {error}.") from None
+    return np.ascontiguousarray(_turn(pixels, orientation), dtype=np.uint8)
+
+
+def load_frames(data: bytes, frames: int) -> list[np.ndarray]:
+    """Encoded video -> `frames` evenly spaced uint8 [height, width, 3]; a shorter video repeats its frames.
+
+    Raises ValueError where the package `av` is missing, BadSample where the bytes are no video.
+    """
+    av = _av()
+    try:
+        with av.open(io.BytesIO(data)) as video:
+            pictures = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    except av.error.FFmpegError as error:
+        raise BadSample(f"The video cannot be decoded: {error}.") from None
+    if not pictures:
+        raise BadSample("The video has no frame.")
+    return [pictures[i] for i in np.linspace(0, len(pictures) - 1, frames).round().astype(int)]
+
+
+def _av() -> ModuleType:
+    try:
+        import av
+    except ImportError:
+        raise ValueError(
+            "Videos need the package av: pip install av, or store frames as pictures (KEY.0.jpg, ...)."
+        ) from None
+    return av
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        picture = Image.open(io.BytesIO(data))
+    except MemoryError:
+        raise
+    except Exception as error:  # see load_image
+        raise BadSample(f"The picture cannot be read: {error}.") from None
+    if picture.width * picture.height > MAX_PIXELS:
+        raise BadSample(f"The picture has {picture.width} x {picture.height} pixels, more than {MAX_PIXELS} in all.")
+    return picture
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        value = picture.getexif().get(_ORIENTATION, 1)
+    except Exception:  # a broken EXIF block is no reason to lose the picture
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    # EXIF: 5..8 swap the axes; then rows and columns may run backwards
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    rows = -1 if orientation in (3, 4, 7, 8) else 1
+    columns = -1 if orientation in (2, 3, 6, 7) else 1
+    return pixels[::rows, ::columns]

@@ -1,0 +1,157 @@
+"""Pictures to crops: tiling, resizing and padding as the towers expect them, in bytes or in exact float32.
+
+Shapes: n crops of S x S pixels (crop 0 is the global view), P patches per crop, p patch side.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from molmo_ds.config import PIXEL_STATISTICS, MolmoConfig
+from molmo_ds.data.decode import BadSample, load_frames, load_image, read_size, upright_size
+from molmo_ds.data.layout import Geometry, Layout
+
+__all__ = ["BadSample", "Crops", "ImageProcessor", "load_frames", "load_image", "read_size", "upright_size"]
+
+# by images.resize: interpolation, antialias, whether the aspect ratio is kept and the rest padded
+_RESIZE = {
+    "clip": ("bilinear", True, True),
+    "siglip": ("bilinear", False, False),
+    "dinov2": ("bicubic", True, False),
+    "metaclip": ("bicubic", True, False),
+}
+
+
+@dataclass(frozen=True)
+class Crops:
+    """One picture, ready for the tower."""
+
+    images: Tensor  # uint8 [n, S, S, 3], or float32 [n, P, p * p * 3] in the exact mode
+    masks: Tensor  # float32 [n, P], share of real pixels per patch
+    layout: Layout
+
+
+class ImageProcessor:
+    """Pictures to crops for one model.
+
+    `images.resize` chooses interpolation: `clip` keeps the aspect ratio (antialiased bilinear) and pads; `siglip`
+    (bilinear without antialias), `dinov2` and `metaclip` (antialiased bicubic) squash. In the exact mode everything is
+    float32 as in the reference, normalisation included; otherwise pictures stay bytes, within 1.01/255 of it, and
+    `ops.crops.normalise_patches` normalises on the device.
+    """
+
+    def __init__(self, config: MolmoConfig):
+        if config.images.resize not in _RESIZE:
+            raise ValueError(f"images.resize '{config.images.resize}' is unknown; choose of {', '.join(_RESIZE)}.")
+        if not 0 <= config.images.pad_value <= 1:
+            raise ValueError(f"images.pad_value is {config.images.pad_value}; it must lie between 0 and 1.")
+        self.config = config.images
+        self.geometry = Geometry.of(config)
+        self.frame_geometry = dataclasses.replace(self.geometry, crop_mode="resize")
+        self.patches, self.pooled_patches = self.geometry.side**2, self.geometry.pooled**2
+        size, columns = self.geometry.image_size, self.geometry.patch_size**2 * 3
+        self.crop_shape = (self.patches, columns) if self.config.exact else (size, size, 3)
+        self.dtype = torch.float32 if self.config.exact else torch.uint8
+        self._mean, self._std = (torch.tensor(values) for values in PIXEL_STATISTICS[self.config.resize])
+
+    def layout(self, width: int, height: int, frame: bool = False) -> Layout:
+        """Crops and tokens of a picture that is not decoded yet; `frame` for one frame of a video."""
+        return (self.frame_geometry if frame else self.geometry).layout(height, width)
+
+    def count_tokens(self, width: int, height: int) -> int:
+        """Image tokens of a picture of this size in pixels."""
+        return len(self.layout(width, height).tokens)
+
+    def __call__(self, picture: np.ndarray | Image.Image, frame: bool = False) -> Crops:
+        """uint8 [height, width, 3] (or a PIL picture) -> Crops; a frame of a video becomes one resized crop.
+
+        Raises BadSample for a picture of which resizing would leave nothing, as 1 x 1000 pixels with `clip`.
+        """
+        if isinstance(picture, Image.Image):
+            picture = np.asarray(picture.convert("RGB"))
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
+            raise ValueError(f"A picture is uint8 [height, width, 3], not {picture.dtype} {list(picture.shape)}.")
+        pixels = torch.from_numpy(picture if picture.flags.c_contiguous and picture.flags.writeable else picture.copy())
+        geometry = self.geometry
+        layout = self.layout(pixels.shape[1], pixels.shape[0], frame)
+        crops = torch.empty(
+            (layout.crops, geometry.image_size, geometry.image_size, 3),
+            dtype=torch.float32 if self.config.exact else torch.uint8,
+        )
+        masks = torch.empty(layout.crops, self.patches)
+        self._fill(pixels, crops[:1], masks[:1], (1, 1))
+        if layout.tiling is not None:
+            self._fill(pixels, crops[1:], masks[1:], layout.tiling)
+            if self.config.legacy_image_mask:  # released weights saw every mask one crop early, and -1 at the last
+                masks = torch.cat([masks[1:], torch.full((1, self.patches), -1.0)])
+        return Crops(self._normalise(crops) if self.config.exact else crops, masks, layout)
+
+    def _fill(self, pixels: Tensor, crops: Tensor, masks: Tensor, tiling: tuple[int, int]) -> None:
+        """Resize once for `tiling` and cut the overlapping crops out, row by row."""
+        geometry, size = self.geometry, self.geometry.image_size
+        height, width = (n * geometry.window + geometry.margin for n in tiling)
+        canvas, box = self._resize(pixels, height, width)
+        tiles = canvas.unfold(0, size, geometry.window).unfold(1, size, geometry.window)  # [R, C, 3, S, S]
+        crops.view(*tiling, size, size, 3).copy_(tiles.permute(0, 1, 3, 4, 2))
+        real_rows, real_columns = self._cover(height, box[0], box[2]), self._cover(width, box[1], box[3])
+        shares = real_rows[:, None, :, None] * real_columns[None, :, None, :]
+        masks.copy_(shares.reshape(masks.shape) / geometry.patch_size**2)
+
+    def _cover(self, length: int, start: int, count: int) -> Tensor:
+        """Real pixels along an axis, per crop and patch: float32 [tiles, side]."""
+        geometry = self.geometry
+        real = torch.zeros(length)
+        real[start : start + count] = 1
+        return real.unfold(0, geometry.image_size, geometry.window).unfold(1, geometry.patch_size, geometry.patch_size).sum(-1)
+
+    def _resize(self, pixels: Tensor, height: int, width: int) -> tuple[Tensor, tuple[int, int, int, int]]:
+        """Canvas [height, width, 3] (bytes, or float32 in 0..1) and the real part of it (top, left, height, width)."""
+        mode, antialias, keep_aspect = _RESIZE[self.config.resize]
+        if not keep_aspect:
+            return self._interpolate(pixels, height, width, mode, antialias), (0, 0, height, width)
+        h, w = fit(pixels.shape[0], pixels.shape[1], height, width)
+        if not h or not w:
+            raise BadSample(
+                f"A picture of {pixels.shape[1]} x {pixels.shape[0]} pixels is too narrow to be resized to"
+                f" {width} x {height}."
+            )
+        resized = self._interpolate(pixels, h, w, mode, antialias)
+        top, left = (height - h) // 2, (width - w) // 2
+        if (h, w) == (height, width):
+            return resized, (0, 0, h, w)
+        pad = self.config.pad_value if self.config.exact else round(self.config.pad_value * 255)
+        canvas = torch.full((height, width, 3), pad, dtype=resized.dtype)
+        canvas[top : top + h, left : left + w] = resized
+        return canvas, (top, left, h, w)
+
+    def _interpolate(self, pixels: Tensor, height: int, width: int, mode: str, antialias: bool) -> Tensor:
+        rows, columns = pixels.shape[:2]
+        if not self.config.exact:
+            # these strides, and no others, take torch's fast path for interleaved bytes
+            image = pixels.as_strided((1, 3, rows, columns), (rows * columns * 3, 1, columns * 3, 3))
+            return interpolate(image, (height, width), mode=mode, antialias=antialias)[0].permute(1, 2, 0)
+        image = pixels.permute(2, 0, 1)[None].float()
+        if self.config.resize == "clip":
+            out = interpolate(image / 255, (height, width), mode=mode, antialias=antialias).clamp(0, 1)
+        else:  # the reference resizes bytes here, so it rounds
+            out = interpolate(image, (height, width), mode=mode, antialias=antialias).round().clamp(0, 255) / 255
+        return out[0].permute(1, 2, 0)
+
+    def _normalise(self, crops: Tensor) -> Tensor:
+        geometry, n = self.geometry, len(crops)
+        patches = ((crops - self._mean) / self._std).view(
+            n, geometry.side, geometry.patch_size, geometry.side, geometry.patch_size, 3
+        )
+        return patches.transpose(2, 3).reshape(n, *self.crop_shape)
+
+
+def fit(height: int, width: int, target_height: int, target_width: int) -> tuple[int, int]:
+    """Largest (height, width) of this aspect ratio inside the target; float32 and truncated, as the reference."""
+    rows, columns = np.float32(height), np.float32(width)
+    scale = min(np.float32(target_height) / rows, np.float32(target_width) / columns)
+    return int(rows * scale), int(columns * scale)

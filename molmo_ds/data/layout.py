@@ -1,0 +1,159 @@
+"""Where a picture's crops and image tokens lie: a pure function of its width and height.
+
+Shapes: R x C tiles, n = 1 + R * C crops (the global view is crop 0), P patches per crop, Q pooled patches per crop.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from molmo_ds.config import MolmoConfig
+
+IM_START, IM_END, IM_PATCH, IM_COL, IMAGE = range(5)  # ids of the image tokens, counted from vocab_size
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The few numbers of a configuration that decide every layout; all in pixels or patches."""
+
+    crop_mode: str  # overlap-and-resize-c2 | resize
+    max_crops: int
+    image_size: int  # side of a crop, pixels
+    patch_size: int
+    margins: tuple[int, int]  # patches
+    pooling_size: int
+    use_col_tokens: bool
+
+    @classmethod
+    def of(cls, config: MolmoConfig) -> "Geometry":
+        """The geometry of a model; ValueError where its numbers do not fit together."""
+        images, vision = config.images, config.vision
+        if images.crop_mode not in ("overlap-and-resize-c2", "resize"):
+            raise ValueError(
+                f"crop_mode '{images.crop_mode}' is unknown; set images.crop_mode to overlap-and-resize-c2 or resize."
+            )
+        if vision.image_size % vision.patch_size:
+            raise ValueError(f"image_size {vision.image_size} is no multiple of patch_size {vision.patch_size}.")
+        side = vision.image_size // vision.patch_size
+        if images.crop_mode != "resize" and not 0 <= sum(images.overlap_margins) < side:
+            raise ValueError(
+                f"overlap_margins {images.overlap_margins} leave nothing of a crop of {side} x {side} patches;"
+                " make them smaller."
+            )
+        if not 1 <= images.max_crops <= 36:
+            raise ValueError(f"max_crops is {images.max_crops}; it must lie between 1 and 36.")
+        return cls(
+            images.crop_mode, images.max_crops, vision.image_size, vision.patch_size, tuple(images.overlap_margins),
+            config.connector.pooling_size, images.use_col_tokens,
+        )  # fmt: skip
+
+    @property
+    def side(self) -> int:
+        """Patches along a crop's side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def pooled(self) -> int:
+        """Pooled patches along a crop's side; an odd side is padded."""
+        return -(-self.side // self.pooling_size)
+
+    @property
+    def window(self) -> int:
+        """Pixels from one crop to the next."""
+        return self.image_size - self.margin
+
+    @property
+    def margin(self) -> int:
+        """Pixels that neighbouring crops share."""
+        return sum(self.margins) * self.patch_size
+
+    def tiling(self, height: int, width: int) -> tuple[int, int] | None:
+        """Rows and columns of high-resolution crops for a picture; None where it is one resized crop."""
+        if self.crop_mode == "resize":
+            return None
+        return select_tiling(height - self.margin, width - self.margin, self.window, self.max_crops)
+
+    def layout(self, height: int, width: int) -> "Layout":
+        """The layout of a picture of this size in pixels."""
+        return _layout(self, self.tiling(height, width))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The image tokens of one picture and the place of every pooled patch among them. Shared: do not write into it."""
+
+    tiling: tuple[int, int] | None
+    tokens: np.ndarray  # int64 [t], IM_START .. IM_COL; add vocab_size for ids
+    positions: np.ndarray  # int64 [n, Q], index into tokens; -1 = a margin that another crop shows
+
+    @property
+    def crops(self) -> int:
+        """Crops n, the global view included."""
+        return len(self.positions)
+
+
+@lru_cache(maxsize=64)
+def _candidates(max_crops: int) -> np.ndarray:
+    sides = range(1, max_crops + 1)
+    pairs = [(rows, columns) for rows in sides for columns in sides if rows * columns <= max_crops]
+    return np.array(sorted(pairs, key=lambda pair: (pair[0] * pair[1], pair[0])), np.int32)
+
+
+@lru_cache(maxsize=65536)
+def select_tiling(height: int, width: int, window: int, max_crops: int) -> tuple[int, int]:
+    """Rows and columns that show a picture with the least enlargement, or else the least reduction.
+
+    Sizes are what is left of the picture without the shared margin and may be 0 or negative; float32 throughout and
+    infinite or negative scales are meant, since released models were trained so.
+    """
+    candidates = _candidates(max_crops)
+    with np.errstate(divide="ignore"):
+        scales = ((candidates * window).astype(np.float32) / np.array([height, width], np.float32)).min(axis=1)
+    if (scales < 1).all():
+        best = scales.argmax()
+    else:
+        best = np.where(scales < 1, np.float32(10e9), scales).argmin()
+    return int(candidates[best, 0]), int(candidates[best, 1])
+
+
+def _axis(geometry: Geometry, tiles: int) -> list[tuple[int, int]]:
+    """Per tile along an axis: first pooled patch that it shows, and how many. Inner margins belong to neighbours."""
+    left, right = geometry.margins
+    parts = []
+    for tile in range(tiles):
+        patches = geometry.side - (left if tile > 0 else 0) - (right if tile < tiles - 1 else 0)
+        parts.append((left // geometry.pooling_size if tile > 0 else 0, -(-patches // geometry.pooling_size)))
+    return parts
+
+
+def _block(rows: int, columns: int, use_col_tokens: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of one grid of patches, and the index of each patch [rows, columns] among them."""
+    grid = np.full((rows, columns + use_col_tokens), IM_PATCH, np.int64)
+    if use_col_tokens:
+        grid[:, -1] = IM_COL
+    where = 1 + np.arange(grid.size).reshape(grid.shape)[:, :columns]
+    return np.concatenate([[IM_START], grid.ravel(), [IM_END]]), where
+
+
+@lru_cache(maxsize=1024)
+def _layout(geometry: Geometry, tiling: tuple[int, int] | None) -> Layout:
+    side = geometry.pooled
+    tokens, where = _block(side, side, geometry.use_col_tokens)
+    if tiling is None:
+        return Layout(None, tokens, where.reshape(1, side * side))
+    row_parts, column_parts = _axis(geometry, tiling[0]), _axis(geometry, tiling[1])
+    rows, columns = sum(n for _, n in row_parts), sum(n for _, n in column_parts)
+    high_tokens, high_where = _block(rows, columns, geometry.use_col_tokens)
+    high_where = high_where + len(tokens)
+    positions = np.full((1 + len(row_parts) * len(column_parts), side, side), -1, np.int64)
+    positions[0] = where
+    y = 0
+    for i, (top, height) in enumerate(row_parts):
+        x = 0
+        for j, (left, width) in enumerate(column_parts):
+            crop = positions[1 + i * len(column_parts) + j]
+            crop[top : top + height, left : left + width] = high_where[y : y + height, x : x + width]
+            x += width
+        y += height
+    return Layout(tiling, np.concatenate([tokens, high_tokens]), positions.reshape(len(positions), side * side))

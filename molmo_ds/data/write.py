@@ -1,0 +1,271 @@
+"""Writer of webdataset tar shards with their index: reproducible bytes, temporary names, nothing overwritten silently.
+
+A shard `name-000000.tar` comes with `name-000000.tar.idx` (Energon's: N + 1 little-endian uint64 offsets of the samples)
+and `name-000000.tar.parquet` (the sidecar, one row per sample: SIDECAR below). The folder's `.nv-meta` holds Energon's
+`.info.json` and `split.yaml`, and `molmo_ds.json` (bytes of each tar, hash of each sidecar). See docs/data_format.md.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from molmo_ds import files
+
+BLOCK = 512  # tar's unit
+SIDECAR = pa.schema(
+    [
+        ("key", pa.string()),
+        ("part_names", pa.list_(pa.string())),  # "json", "jpg", "0.jpg", ... as they follow in the tar
+        ("part_offsets", pa.list_(pa.int64())),  # of the part's bytes in the tar
+        ("part_lengths", pa.list_(pa.int64())),
+        ("widths", pa.list_(pa.int32())),  # of the record's images in order, as stored; 0 = unreadable
+        ("heights", pa.list_(pa.int32())),
+        ("orientations", pa.list_(pa.int8())),  # EXIF, 1 = upright
+        ("sha256", pa.binary(32)),  # of the parts' bytes, one after another
+        ("text_length", pa.int32()),  # characters of the annotations
+    ]
+)
+_KEY = re.compile(r"[^./][^.]*$")
+_EXIF_ORIENTATION = 0x0112
+
+
+@dataclass
+class ShardIndex:
+    """What the sidecar and the .idx of one tar hold, while it is being gathered."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=lambda: [0])  # where each sample's first header starts, and the end
+
+    def add(self, key: str, parts: list[tuple[str, int, bytes]], start: int, end: int) -> None:
+        """One sample: parts are (name, offset of the bytes, bytes); ValueError if the record is not in our format."""
+        contents = {name: data for name, _, data in parts}
+        if len(contents) < len(parts):
+            raise ValueError(f"Sample '{key}' holds a part twice: {', '.join(name for name, _, _ in parts)}.")
+        record = parse_record(key, contents.get("json"), contents)
+        probes = [probe(contents[name]) for name in record["images"]]
+        self.rows.append(
+            {
+                "key": key,
+                "part_names": [name for name, _, _ in parts],
+                "part_offsets": [offset for _, offset, _ in parts],
+                "part_lengths": [len(data) for _, _, data in parts],
+                "widths": [p[0] for p in probes],
+                "heights": [p[1] for p in probes],
+                "orientations": [p[2] for p in probes],
+                "sha256": digest(data for _, _, data in parts),
+                "text_length": text_length(record["annotations"]),
+            }
+        )
+        self.offsets[-1] = start
+        self.offsets.append(end)
+
+    def save(self, tar: Path) -> None:
+        """Write `<tar>.idx` and `<tar>.parquet`."""
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(self.rows, SIDECAR), buffer, compression="zstd")
+        files.write_atomic(f"{tar}.parquet", buffer.getvalue())
+        files.write_atomic(f"{tar}.idx", np.asarray(self.offsets, "<u8").tobytes())
+
+
+def write_shards(
+    records: Iterable[tuple[str, dict[str, bytes]]],
+    out_dir: str | Path,
+    name: str = "shard",
+    samples_per_shard: int = 1000,
+    bytes_per_shard: int = 1 << 30,
+) -> list[Path]:
+    """Write (key, {part name: bytes}) samples as `out_dir/name-%06d.tar` with index and `.nv-meta`; returns the tars.
+
+    Raises ValueError for a key with a dot, a key seen before, a sample that is not in the record format, and a folder
+    that already holds shards of that name.
+    """
+    folder, seen, tars = Path(out_dir), set(), []
+    refuse_existing(folder, name)
+    samples = unique(records, seen)
+    for first in samples:
+        path = folder / f"{name}-{len(tars):06d}.tar"
+        write_shard(path, chain([first], samples), samples_per_shard, bytes_per_shard)
+        tars.append(path)
+    if not tars:
+        raise ValueError(f"There is no sample to write into {folder}.")
+    write_meta(folder)
+    return tars
+
+
+def refuse_existing(folder: Path, name: str) -> None:
+    """Make the folder; ValueError when it holds shards of that name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.glob(f"{name}-*.tar*")):
+        raise ValueError(f"{folder} already holds shards named {name}-*.tar; remove them or choose another folder.")
+
+
+def unique(records: Iterable[tuple[str, dict[str, bytes]]], seen: set[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """The records, with a ValueError at a key that `seen` holds."""
+    for key, parts in records:
+        if key in seen:
+            raise ValueError(f"Key '{key}' comes twice; give every sample a key of its own.")
+        seen.add(key)
+        yield key, parts
+
+
+def write_shard(
+    path: str | Path, samples: Iterator[tuple[str, dict[str, bytes]]], max_samples: int, max_bytes: int
+) -> int:
+    """Take samples until one of the limits is reached and write them as one tar with its index; returns their number."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    index, position = ShardIndex(), 0
+    try:
+        with open(temporary, "wb") as file:
+            for key, contents in samples:
+                if not _KEY.match(key):
+                    raise ValueError(f"'{key}' cannot be a key: webdataset splits names at dots; use letters, digits, - _ /.")
+                start, parts = position, []
+                for part in sorted(contents):
+                    head, data = header(f"{key}.{part}", len(contents[part])), contents[part]
+                    file.write(head + data + bytes(-len(data) % BLOCK))
+                    parts.append((part, position + len(head), data))
+                    position += len(head) + len(data) + -len(data) % BLOCK
+                index.add(key, parts, start, position)
+                if len(index.rows) >= max_samples or position >= max_bytes:
+                    break
+            file.write(bytes(2 * BLOCK))
+            file.flush()
+            os.fsync(file.fileno())
+        index.save(path)
+        files.publish(temporary, path)  # last: a tar under its final name has its index
+    finally:
+        temporary.unlink(missing_ok=True)
+    return len(index.rows)
+
+
+def header(name: str, length: int) -> bytes:
+    """A tar header that depends on nothing but name and length."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = length, 0o644
+    try:
+        return info.tobuf(tarfile.USTAR_FORMAT)
+    except (ValueError, UnicodeError) as error:
+        raise ValueError(f"'{name}' cannot be a name in a tar ({error}); use a shorter key.") from None
+
+
+def write_meta(folder: str | Path) -> None:
+    """Write `.nv-meta` for all indexed tars of a folder."""
+    folder = Path(folder)
+    shards = {}
+    for tar in sorted(folder.glob("*.tar")):
+        sidecar = Path(f"{tar}.parquet")
+        if not sidecar.is_file():
+            raise ValueError(f"{tar} has no index; run: python tools/make_shards.py index {folder}")
+        count = Path(f"{tar}.idx").stat().st_size // 8 - 1
+        hashed = hashlib.sha256(sidecar.read_bytes()).hexdigest()
+        shards[tar.name] = {"samples": count, "bytes": tar.stat().st_size, "sidecar_sha256": hashed}
+    meta = folder / ".nv-meta"
+    meta.mkdir(exist_ok=True)
+    counts = {name: shard["samples"] for name, shard in shards.items()}
+    for name, content in (
+        (".info.json", {"energon_version": "7.4.1", "shard_counts": counts}),
+        ("split.yaml", {"split_parts": {"train": list(shards), "val": [], "test": []}, "exclude": []}),
+        ("molmo_ds.json", {"version": 1, "shards": shards}),
+    ):
+        files.write_atomic(meta / name, json.dumps(content, indent=1).encode())
+
+
+def index_tar(path: str | Path) -> ShardIndex:
+    """Walk a local tar that somebody else wrote and gather its index.
+
+    Raises ValueError for a truncated tar, a corrupt header, a duplicate key or part, and records in another format;
+    unlike tarfile and webdataset, never takes a damaged header for the end.
+    """
+    path, index, seen = Path(path), ShardIndex(), set()
+    key, start, parts = None, 0, []
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                base, _, part = member.name.rpartition("/")
+                stem, _, part = part.partition(".")
+                if not member.isreg() or not part:
+                    continue
+                name = f"{base}/{stem}" if base else stem
+                if name != key:
+                    if key is not None:
+                        index.add(key, parts, start, member.offset)
+                    if name in seen:
+                        raise ValueError(f"Key '{name}' comes twice in {path}; sort or rename its members.")
+                    seen.add(name)
+                    key, start, parts = name, member.offset, []
+                parts.append((part.lower(), member.offset_data, tar.extractfile(member).read()))
+            end = tar.offset
+    except (tarfile.TarError, EOFError) as error:
+        raise ValueError(f"{path} is truncated or not an uncompressed tar ({error}); make it again.") from None
+    check_end(path, end)
+    if key is None:
+        raise ValueError(f"{path} holds no sample.")
+    index.add(key, parts, start, end)
+    return index
+
+
+def check_end(path: Path, end: int) -> None:
+    """ValueError unless the tar has its end mark at `end`, where the last member stops."""
+    block = files.read_range(str(path), end, end + BLOCK) if path.stat().st_size >= end + BLOCK else b""
+    if not block:
+        raise ValueError(f"{path} is truncated: it stops at byte {end} without an end mark; make or copy it again.")
+    if any(block):
+        raise ValueError(f"{path} has a corrupt header at byte {end}; make or copy it again.")
+
+
+def parse_record(key: str, data: bytes | None, parts: dict[str, Any]) -> dict[str, Any]:
+    """The sample's JSON as a dictionary with `images` and `annotations`; ValueError names the key and what is wrong."""
+    if data is None:
+        raise ValueError(f"Sample '{key}' has no .json part; see docs/data_format.md.")
+    try:
+        record = json.loads(data)
+    except ValueError as error:
+        raise ValueError(f"The JSON of sample '{key}' cannot be read: {error}.") from None
+    if not isinstance(record, dict) or not isinstance(record.get("annotations"), list):
+        raise ValueError(f"Sample '{key}' is not in the record format (no 'annotations'); see docs/data_format.md.")
+    images = record.setdefault("images", [])
+    missing = [name for name in images if name not in parts]
+    if missing:
+        raise ValueError(f"Sample '{key}' names the image {missing[0]}, but there is no member {key}.{missing[0]}.")
+    return record
+
+
+def probe(data: bytes) -> tuple[int, int, int]:
+    """Width, height and EXIF orientation from a picture's header; (0, 0, 1) when it cannot be read."""
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            orientation = picture.getexif().get(_EXIF_ORIENTATION, 1)
+            return picture.width, picture.height, orientation if orientation in range(1, 9) else 1
+    except (Image.DecompressionBombError, OSError, ValueError, SyntaxError):
+        return 0, 0, 1
+
+
+def digest(parts: Iterable[bytes]) -> bytes:
+    """sha256 of the parts, one after another."""
+    total = hashlib.sha256()
+    for data in parts:
+        total.update(data)
+    return total.digest()
+
+
+def text_length(value: Any) -> int:
+    """Characters of all strings inside a JSON value."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(text_length, value.values()))
+    return sum(map(text_length, value)) if isinstance(value, list) else 0
