@@ -47,7 +47,9 @@ def load_image(data: bytes) -> np.ndarray:
                 pixels = np.asarray(picture.convert("RGB"))
         except MemoryError:
             raise
-        except Exception as error:  # decoders raise anything on damaged bytes, which lie in memory: no I/O can fail here
+        except (
+            Exception
+        ) as error:  # decoders raise anything on damaged bytes, which lie in memory: no I/O can fail here
             raise BadSample(f"The picture cannot be decoded: {error}.") from None
     return np.ascontiguousarray(_turn(pixels, orientation), dtype=np.uint8)
 

@@ -107,7 +107,11 @@ class ImageProcessor:
         geometry = self.geometry
         real = torch.zeros(length)
         real[start : start + count] = 1
-        return real.unfold(0, geometry.image_size, geometry.window).unfold(1, geometry.patch_size, geometry.patch_size).sum(-1)
+        return (
+            real.unfold(0, geometry.image_size, geometry.window)
+            .unfold(1, geometry.patch_size, geometry.patch_size)
+            .sum(-1)
+        )
 
     def _resize(self, pixels: Tensor, height: int, width: int) -> tuple[Tensor, tuple[int, int, int, int]]:
         """Canvas [height, width, 3] (bytes, or float32 in 0..1) and the real part of it (top, left, height, width)."""
@@ -131,15 +135,16 @@ class ImageProcessor:
 
     def _interpolate(self, pixels: Tensor, height: int, width: int, mode: str, antialias: bool) -> Tensor:
         rows, columns = pixels.shape[:2]
-        if not self.config.exact:
+        if not self.config.exact and mode == "bilinear":
             # these strides, and no others, take torch's fast path for interleaved bytes
             image = pixels.as_strided((1, 3, rows, columns), (rows * columns * 3, 1, columns * 3, 3))
             return interpolate(image, (height, width), mode=mode, antialias=antialias)[0].permute(1, 2, 0)
         image = pixels.permute(2, 0, 1)[None].float()
-        if self.config.resize == "clip":
+        if mode == "bilinear" and antialias:
             out = interpolate(image / 255, (height, width), mode=mode, antialias=antialias).clamp(0, 1)
-        else:  # the reference resizes bytes here, so it rounds
-            out = interpolate(image, (height, width), mode=mode, antialias=antialias).round().clamp(0, 255) / 255
+        else:  # the reference rounds to bytes here; bicubic in bytes would also clip between its passes, 5/255 off
+            out = interpolate(image, (height, width), mode=mode, antialias=antialias).round().clamp(0, 255)
+            out = out / 255 if self.config.exact else out.to(torch.uint8)
         return out[0].permute(1, 2, 0)
 
     def _normalise(self, crops: Tensor) -> Tensor:

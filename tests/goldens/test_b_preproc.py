@@ -1,0 +1,153 @@
+"""Decoding, tilings, layouts, masks and pixels against the reference's, every case that B_preproc lists."""
+
+import functools
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from golden_files import folder, listed, read_json
+from safetensors.torch import load_file
+
+from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, TextConfig, VisionConfig
+from molmo_ds.data.decode import load_image
+from molmo_ds.data.images import ImageProcessor
+from molmo_ds.data.layout import IM_START, select_tiling
+
+META = "B_preproc/preproc.json"
+RESIZE = {"default": "clip", "siglip": "siglip", "dino": "dinov2", "metaclip": "metaclip"}
+BYTES = 1.01 / 255  # what the mode of bytes may differ from float32, before normalisation
+
+
+@functools.cache
+def meta() -> dict:
+    return read_json(META)
+
+
+@functools.cache
+def tensors(name: str) -> dict[str, torch.Tensor]:
+    return load_file(folder() / "B_preproc" / f"{name}.safetensors")
+
+
+def cases() -> list:
+    try:
+        return [pytest.param(case, id=case["id"]) for case in meta()["cases"]]
+    except (OSError, KeyError):
+        return [pytest.param(None, id=f"missing {META}")]
+
+
+def processor(case: dict, exact: bool = True) -> ImageProcessor:
+    """Our processor with the settings of a case, read from its own entry."""
+    changes = {
+        **case,
+        **meta()["geometries"].get(case["geom"], {}),
+        **case.get("geometry", {}),
+        **case.get("variation", {}),
+    }
+    size = changes["base_image_input_size"]
+    assert size[0] == size[1]
+    images = ImageConfig(
+        case["crop_mode"],
+        changes["max_crops"],
+        tuple(changes.get("overlap_margins", meta()["overlap_margins"])),
+        RESIZE[changes["resize"]],
+        changes.get("pad_value", 0.0),
+        changes.get("use_col_tokens", True),
+        legacy_image_mask=True,
+        exact=exact,
+    )
+    vision = VisionConfig(image_size=size[0], patch_size=meta()["image_patch_size"])
+    return ImageProcessor(MolmoConfig(TextConfig(), vision, ConnectorConfig(pooling_size=meta()["pooling"][0]), images))
+
+
+@functools.cache
+def picture(name: str) -> np.ndarray:
+    return load_image((folder() / "B_preproc" / meta()["inputs"][name]["file"]).read_bytes())
+
+
+@pytest.mark.parametrize("name", listed(META, "inputs"))
+def test_decoding(name: str) -> None:
+    want, pixels = meta()["inputs"][name], picture(name)
+    assert list(pixels.shape) == want["decoded_shape"]
+    assert hashlib.sha256(pixels.tobytes()).hexdigest() == want["decoded_sha256"]
+    assert int(pixels.sum(dtype=np.int64)) == want["decoded_sum"]
+
+
+def test_tilings() -> None:
+    rows = read_json("B_preproc/select_tiling.json")
+    assert rows
+    for row in rows:
+        got = select_tiling(row["h"] - row["margin"], row["w"] - row["margin"], row["window"], row["max_crops"])
+        assert list(got) == row["tiling"], row
+
+
+@pytest.mark.parametrize("case", cases())
+def test_case(case: dict | None) -> None:
+    assert case, f"{META} cannot be read"
+    exact = processor(case)
+    pixels = picture(case["image"])
+    if "raises" in case:
+        for one in (exact, processor(case, exact=False)):
+            with pytest.raises(ValueError, match="too narrow"):
+                one(pixels)
+        return
+    got = exact(pixels)
+    check_layout(case, got.layout)
+    assert exact.count_tokens(pixels.shape[1], pixels.shape[0]) == case["n_image_tokens"]
+    check_masks(case, got.masks)
+    check_pixels(case, got.images)
+    check_bytes(case, got.images, processor(case, exact=False)(pixels).images, exact)
+
+
+def check_layout(case: dict, layout) -> None:
+    want, ids = tensors("layouts"), meta()["token_ids"]
+    tokens = want[case["layout"] + ".tokens"].long() - ids["im_start"] + IM_START
+    assert layout.tokens.tolist() == tokens.tolist()
+    assert len(layout.tokens) == case["n_image_tokens"]
+    positions = want[case["layout"] + ".image_input_idx"].long()
+    assert layout.positions.tolist() == positions.where(positions >= 0, -1).tolist()
+    if "tiling" in case:
+        assert list(layout.tiling) == case["tiling"]
+
+
+def check_masks(case: dict, masks: torch.Tensor) -> None:
+    key = f"mask_x196|{case['image']}|{case['max_crops']}"
+    if case["crop_mode"] == "resize":  # the reference's own mask has a wrong shape there; ours is a share per patch
+        assert masks.shape == (1, case["pixels"]["shape"][1])
+        return
+    if "mask_rows" in case:
+        torch.testing.assert_close(masks, torch.tensor(case["mask_rows"]), atol=1e-6, rtol=0)
+    if "mask" not in case:
+        return
+    body, want = masks[:-1], case["mask"]
+    assert want["last_row_is_minus1"] and (masks[-1] == -1).all()
+    assert body.double().sum().item() == pytest.approx(want["sum_excl_last"], abs=1e-3)
+    assert [(body == 0).sum().item(), (body == 1).sum().item()] == [want["n_zero"], want["n_one"]]
+    assert ((body > 0) & (body < 1)).sum().item() == want["n_partial"]
+    if case["geom"] == "openai":
+        assert torch.equal((body * 196).round().to(torch.uint8), tensors("masks_and_small_pixels")[key])
+
+
+def check_pixels(case: dict, images: torch.Tensor) -> None:
+    want = case["pixels"]
+    assert list(images.shape) == want["shape"] and str(images.dtype) == f"torch.{want['dtype']}"
+    samples, row = tensors("pixel_samples"), want["samples_row"]
+    got = images.flatten()[samples["flat_idx"][row].long()]
+    torch.testing.assert_close(got, samples["value"][row].float(), atol=2e-5, rtol=0)
+    assert images.min().item() == pytest.approx(want["min"], abs=2e-5)
+    assert images.max().item() == pytest.approx(want["max"], abs=2e-5)
+    mean = 2e-5 * images[0].numel()
+    sums = images.double().sum((1, 2)).tolist()
+    assert sums == pytest.approx(want["per_crop_sum"], abs=mean)
+    assert sum(sums) == pytest.approx(want["sum"], abs=mean * len(images))
+    assert images.double().abs().sum().item() == pytest.approx(want["abs_sum"], abs=mean * len(images))
+    for key, value in tensors("masks_and_small_pixels").items():
+        if key == case["id"] + "|pixels_f16":
+            torch.testing.assert_close(images, value.float(), atol=2e-3, rtol=0)
+
+
+def check_bytes(case: dict, exact: torch.Tensor, crops: torch.Tensor, maker: ImageProcessor) -> None:
+    """The mode of bytes lies within a rounding step of float32."""
+    values = maker._normalise(crops.float() / 255)
+    std = maker._std.repeat(exact.shape[-1] // 3)
+    assert ((values - exact) * std).abs().max() <= BYTES
