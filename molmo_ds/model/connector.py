@@ -1,0 +1,106 @@
+"""The connector: features of a crop's patches become a few vectors of the decoder's width.
+
+Shapes: N crops, P patches of a crop on a g x g grid, Q windows of W patches, C ViT width, F = C x layers, D decoder
+width. Facts: allenai/molmo at 793fa38 (facts/molmo.md 5).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from molmo_ds.config import ConnectorConfig, TextConfig, VisionConfig
+from molmo_ds.model.vision import CARRIED, used_layers
+from molmo_ds.ops.pool_patches import gather_patches, pool_patches
+from molmo_ds.ops.swiglu import swiglu
+
+
+def windows_of(crops: int, grid: int, size: int, device: torch.device) -> Tensor:
+    """int64 [N * Q, size * size] into the N * P patches; -1 beyond the right and bottom edge of an uneven grid."""
+    side = -(-grid // size)
+    patches = torch.arange(crops * grid * grid, device=device).view(crops, grid, grid)
+    patches = F.pad(patches, (0, side * size - grid, 0, side * size - grid), value=-1)
+    return patches.view(crops, side, size, side, size).transpose(2, 3).reshape(-1, size * size)
+
+
+class Pooling(nn.Module):
+    """One query per window attends to the window's patches; no mask: what is missing is a zero vector, as released."""
+
+    def __init__(self, features: int, width: int, heads: int, query: str):
+        super().__init__()
+        self.head_dim, self.query = width // heads, query
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(features, width) for _ in range(3))
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, patches: Tensor, mean: Tensor, windows: Tensor) -> Tensor:
+        """patches [M, W, F], mean [M, F], windows [M, W] -> [M, C]."""
+        query = mean if self.query == "attention_meanq" else patches[:, 0]
+        q, k, v = self.q_proj(query), self.k_proj(patches), self.v_proj(patches)
+        q, k, v = (t.view(*t.shape[:-1], -1, self.head_dim) for t in (q, k, v))
+        return self.out_proj(pool_patches(q, k, v, windows).flatten(1))
+
+
+class GatedMLP(nn.Module):
+    """down(silu(gate) * up), without bias."""
+
+    def __init__(self, inputs: int, inner: int, outputs: int):
+        super().__init__()
+        self.gate_proj = nn.Linear(inputs, inner, bias=False)
+        self.up_proj = nn.Linear(inputs, inner, bias=False)
+        self.down_proj = nn.Linear(inner, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., inputs] -> [..., outputs]."""
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+
+
+class Connector(nn.Module):
+    """Padding embedding, pooling, projector."""
+
+    def __init__(self, vision: VisionConfig, connector: ConnectorConfig, text: TextConfig):
+        super().__init__()
+        used, width = used_layers(vision), vision.hidden_size
+        self.order = [used.index(i % vision.num_hidden_layers) for i in vision.feature_layers]
+        self.grid, self.size = vision.image_size // vision.patch_size, connector.pooling_size
+        self.padding, self.dropout = connector.padding_embed, connector.feature_dropout
+        features = width * len(self.order)
+        shape = {"none": (0, features), "pad_and_partial_pad": (2, features)}.get(self.padding, (features,))
+        self.pad_embed = None if self.padding == "none" else nn.Parameter(torch.empty(shape))
+        self.pooling = None
+        if connector.pooling != "stack":
+            self.pooling = Pooling(features, width, vision.num_attention_heads, connector.pooling)
+        inputs = features * self.size**2 if self.pooling is None else width
+        inner = connector.intermediate_size or text.intermediate_size
+        if connector.projector == "mlp":
+            self.projector: nn.Module = GatedMLP(inputs, inner, text.hidden_size)
+        else:
+            self.projector = nn.Linear(inputs, text.hidden_size, bias=False)
+
+    def forward(self, x: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The tower's tuple -> (input_ids, labels, loss_weights, position_ids, document_ids, branch_ids,
+        image_positions, image_features [N * Q, D])."""
+        *text, masks, positions = x[:CARRIED]
+        features = x[CARRIED:]
+        layers = [features[i] for i in self.order]
+        return *text, positions, self.project(layers, masks.view(torch.float32))
+
+    def project(self, layers: list[Tensor], masks: Tensor) -> Tensor:
+        """layers: tensors [N, S, C] in the order of the features; masks float32 [N, P] -> [N * Q, D]."""
+        windows = windows_of(len(masks), self.grid, self.size, masks.device)
+        shares, table = self.pad_shares(masks), self.pad_embed
+        if table is None:
+            table = layers[0].new_zeros(0, layers[0].shape[-1] * len(layers))
+        patches, mean = gather_patches(layers, shares, table.view(-1, table.shape[-1]), windows)
+        if self.dropout and self.training:
+            patches = F.dropout(patches, self.dropout)
+            mean = patches.mean(1)
+        pooled = patches.flatten(1) if self.pooling is None else self.pooling(patches, mean, windows)
+        return self.projector(pooled)
+
+    def pad_shares(self, masks: Tensor) -> Tensor:
+        """[N, P, kinds]: how much of each row of `pad_embed` is added to a patch; a mask of -1 counts as partial."""
+        none = masks == 0
+        if self.padding == "pad_and_partial_pad":
+            return torch.stack((none, (masks < 1) & ~none), -1).float()
+        if self.padding == "pad_embed":
+            return none[..., None].float()
+        return masks.clamp(min=0)[..., None] if self.padding == "regress" else masks.new_zeros(*masks.shape, 0)

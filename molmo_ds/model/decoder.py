@@ -1,0 +1,206 @@
+"""The decoder: Qwen2, Llama, OLMo, OLMo2 and OLMoE from one layer, with the embedding in front and the head behind.
+
+Shapes: B sequences, T tokens, D width, H heads, G key-value heads, d head width, E words of the head. The tuple between
+the rows is (labels, loss_weights viewed as int32, position_ids, document_ids, branch_ids, hidden [B, T, D]).
+Facts: allenai/molmo at 793fa38 (facts/molmo.md 6 and 8).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from molmo_ds.config import TextConfig
+from molmo_ds.model.connector import GatedMLP
+from molmo_ds.ops.experts import experts
+from molmo_ds.ops.rms_norm import rms_norm
+from molmo_ds.ops.rope import rope_table, rotate
+from molmo_ds.ops.splice import splice
+from molmo_ds.ops.tree_attention import AttentionPlan, attention_plan, tree_attention
+from molmo_ds.ops.weighted_cross_entropy import weighted_cross_entropy
+
+
+def once(owner: Tensor, key: object, build: Callable[[], Any]) -> Any:
+    """`build()`, kept on the tensor it belongs to: the layers of a forward share it and it dies with the batch."""
+    kept = owner.__dict__.setdefault("_molmo_ds", {})
+    if key not in kept:
+        kept[key] = build()
+    return kept[key]
+
+
+class Core:
+    """The attention between projections: a KV cache or sequence parallelism puts its own in `Attention.core`."""
+
+    def plan(self, document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype) -> Any:
+        """What `__call__` needs to know of the tokens' ids, both int [B, T]."""
+        return once(document_ids, ("plan", dtype), lambda: attention_plan(document_ids, branch_ids, dtype))
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, dropout_p: float) -> Tensor:
+        """q [B, H, T, d], k and v [B, G, T, d] -> [B, H, T, d]."""
+        return tree_attention(q, k, v, plan, dropout_p)
+
+
+class Norm(nn.Module):
+    """RMSNorm, or OLMo v1's LayerNorm without weights."""
+
+    def __init__(self, text: TextConfig, width: int | None = None):
+        super().__init__()
+        self.eps, width = text.rms_norm_eps, width or text.hidden_size
+        self.weight = nn.Parameter(torch.empty(width)) if text.norm_type == "rms" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        if self.weight is None:
+            return F.layer_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
+
+
+class Embed(nn.Module):
+    """Two embedding tables, and the image features added at their tokens."""
+
+    def __init__(self, text: TextConfig):
+        super().__init__()
+        self.embedding = nn.Parameter(torch.empty(text.embedding_size, text.hidden_size))
+        self.new_embedding = nn.Parameter(torch.empty(text.additional_vocab_size, text.hidden_size))
+        self.dropout = text.embedding_dropout
+
+    def forward(self, x: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The connector's tuple -> the tuple of this file."""
+        input_ids, *rest, positions, features = x
+        hidden = splice(input_ids, self.embedding, self.new_embedding, features, positions.flatten())
+        return *rest, F.dropout(hidden, self.dropout, self.training) if self.dropout else hidden
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention with rotary positions."""
+
+    def __init__(self, text: TextConfig):
+        super().__init__()
+        self.head_dim = text.head_dim or text.hidden_size // text.num_attention_heads
+        self.clip, self.dropout, self.core = text.clip_qkv, text.attention_dropout, Core()
+        queries, keys = text.num_attention_heads * self.head_dim, text.num_key_value_heads * self.head_dim
+        self.q_proj = nn.Linear(text.hidden_size, queries, bias=text.attention_bias)
+        self.k_proj = nn.Linear(text.hidden_size, keys, bias=text.attention_bias)
+        self.v_proj = nn.Linear(text.hidden_size, keys, bias=text.attention_bias)
+        self.o_proj = nn.Linear(queries, text.hidden_size, bias=False)
+        self.q_norm = Norm(text, queries) if text.qk_norm else None
+        self.k_norm = Norm(text, keys) if text.qk_norm else None
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, plan: Any) -> Tensor:
+        """[B, T, D] -> [B, T, D]; cos and sin [B, T, d]; plan as `core` made it."""
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        if self.clip is not None:
+            q, k, v = (t.clamp(-self.clip, self.clip) for t in (q, k, v))
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (t.view(*t.shape[:2], -1, self.head_dim).transpose(1, 2) for t in (q, k, v))
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        out = self.core(q, k, v, plan, self.dropout if self.training else 0.0)
+        return self.o_proj(out.transpose(1, 2).flatten(2))
+
+
+class Experts(nn.Module):
+    """The experts' weights, fused in three dimensions."""
+
+    def __init__(self, text: TextConfig):
+        super().__init__()
+        n, width, inner = text.num_experts, text.hidden_size, text.intermediate_size
+        self.top_k, self.normalise = text.num_experts_per_tok, text.norm_topk_prob
+        self.gate_up_proj = nn.Parameter(torch.empty(n, 2 * inner, width))
+        self.down_proj = nn.Parameter(torch.empty(n, width, inner))
+
+    def forward(self, x: Tensor, router_logits: Tensor) -> Tensor:
+        """x [R, D], router_logits float32 [R, n] -> [R, D]."""
+        return experts(x, router_logits, self.gate_up_proj, self.down_proj, self.top_k, self.normalise)
+
+
+class MoE(nn.Module):
+    """A router and its experts."""
+
+    def __init__(self, text: TextConfig):
+        super().__init__()
+        self.gate = nn.Linear(text.hidden_size, text.num_experts, bias=False)
+        self.experts = Experts(text)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        rows = x.reshape(-1, x.shape[-1])
+        return self.experts(rows, self.gate(rows).float()).view_as(x)
+
+
+class DecoderLayer(nn.Module):
+    """Attention and MLP, normalised in front (most) or behind (OLMo2), with response dropout on both branches."""
+
+    def __init__(self, text: TextConfig):
+        super().__init__()
+        self.theta, self.scaling, self.norm_after = text.rope_theta, text.rope_scaling, text.norm_after
+        self.dropout, self.response_dropout = text.residual_dropout, text.response_residual_dropout
+        self.self_attn = Attention(text)
+        width = text.hidden_size
+        self.mlp = MoE(text) if text.num_experts else GatedMLP(width, text.intermediate_size, width)
+        if text.norm_after:
+            self.post_attention_layernorm, self.post_feedforward_layernorm = Norm(text), Norm(text)
+        else:
+            self.input_layernorm, self.post_attention_layernorm = Norm(text), Norm(text)
+
+    def forward(self, x: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The tuple of this file."""
+        *ids, hidden = x
+        _, loss_weights, position_ids, document_ids, branch_ids = ids
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        plan = self.self_attn.core.plan(document_ids, branch_ids, dtype)
+        rope = self.self_attn.head_dim, self.theta, self.scaling
+        cos, sin = once(position_ids, str(rope), lambda: rope_table(position_ids, *rope))
+        return *ids, self.run(hidden, loss_weights, cos, sin, plan)
+
+    def run(self, hidden: Tensor, loss_weights: Tensor, cos: Tensor, sin: Tensor, plan: Any) -> Tensor:
+        """hidden [B, T, D] -> [B, T, D]."""
+        if self.norm_after:
+            out = self.post_attention_layernorm(self.self_attn(hidden, cos, sin, plan))
+            hidden = hidden + self.drop(out, loss_weights)
+            return hidden + self.drop(self.post_feedforward_layernorm(self.mlp(hidden)), loss_weights)
+        out = self.self_attn(self.input_layernorm(hidden), cos, sin, plan)
+        hidden = hidden + self.drop(out, loss_weights)
+        return hidden + self.drop(self.mlp(self.post_attention_layernorm(hidden)), loss_weights)
+
+    def drop(self, x: Tensor, loss_weights: Tensor) -> Tensor:
+        """Elementwise dropout of x [B, T, D] with one rate where a response is learnt and another elsewhere."""
+        if not self.training or not (self.dropout or self.response_dropout):
+            return x
+        learnt = loss_weights.view(torch.float32) > 0
+        keep = torch.where(learnt, 1 - self.response_dropout, 1 - self.dropout)[..., None]
+        return x * ((torch.rand_like(x, dtype=torch.float32) < keep) / keep).to(x.dtype)
+
+
+class LMHead(nn.Linear):
+    """Logits, or the loss without ever holding all of them; both in `forward`, where ZeRO-3 gathers the weight."""
+
+    def forward(self, x: Tensor, target: tuple[Tensor, Tensor, float] | None = None) -> Any:
+        """x [..., D] -> logits [..., E]; with (labels [R], loss_weights [R], z_loss) and x [R, D] -> three sums."""
+        if target is None:
+            return F.linear(x, self.weight)
+        labels, loss_weights, z_loss = target
+        return weighted_cross_entropy(x, self.weight, labels, loss_weights, z_loss)
+
+
+class Head(nn.Module):
+    """The last norm, the head and the loss."""
+
+    def __init__(self, text: TextConfig, z_loss: float):
+        super().__init__()
+        self.z_loss = z_loss
+        self.norm = Norm(text)
+        self.lm_head = LMHead(text.hidden_size, text.embedding_size, bias=False)
+
+    def forward(self, x: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """The tuple of this file -> (ce_sum, z_sum, accuracy_sum), float32 scalars; the loss is ce_sum + z_sum."""
+        labels, loss_weights, *_, hidden = x
+        weights = loss_weights.view(torch.float32).flatten()
+        return self.lm_head(self.norm(hidden).flatten(0, 1), (labels.flatten(), weights, self.z_loss))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [..., D] as the last layer leaves it -> [..., E]."""
+        return self.lm_head(self.norm(hidden))

@@ -1,0 +1,118 @@
+"""The network as one list of layers, the module made from it, and what the optimiser is told of its parameters.
+
+Shapes: B sequences, T tokens, D width, E words of the head. Names of `layer_list` are state-dict prefixes, and its rows
+are pipeline layers: each takes and returns one flat tuple of tensors, the first a batch's tensors.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from molmo_ds.batch import Batch
+from molmo_ds.config import MolmoConfig
+from molmo_ds.model import init
+from molmo_ds.model.connector import Connector
+from molmo_ds.model.decoder import DecoderLayer, Embed, Head
+from molmo_ds.model.vision import VisionEmbeddings, VisionLayer
+
+Row = tuple[str, type[nn.Module], tuple]
+CHECKPOINTING = ("none", "full", "one_in_two", "vision")
+
+
+def layer_list(config: MolmoConfig, z_loss: float = 1e-4) -> list[Row]:
+    """Rows (name, class, arguments) in the order in which they run."""
+    vision, text = config.vision, config.text
+    return [
+        ("vision.embeddings", VisionEmbeddings, (vision, config.images)),
+        *((f"vision.layers.{i}", VisionLayer, (vision, i)) for i in range(vision.num_hidden_layers)),
+        ("connector", Connector, (vision, config.connector, text)),
+        ("embed", Embed, (text,)),
+        *((f"layers.{i}", DecoderLayer, (text,)) for i in range(text.num_hidden_layers)),
+        ("head", Head, (text, z_loss)),
+    ]
+
+
+class Molmo(nn.Module):
+    """The whole network in one process' hands.
+
+    Args:
+        z_loss: factor of the z-loss.
+        checkpointing: which rows are computed again in the backward pass: none, full (every ViT block and decoder
+            layer), one_in_two (every second of them) or vision.
+    """
+
+    def __init__(self, config: MolmoConfig, z_loss: float = 1e-4, checkpointing: str = "none"):
+        super().__init__()
+        if checkpointing not in CHECKPOINTING:
+            raise ValueError(f"activation_checkpointing is '{checkpointing}'; use one of {', '.join(CHECKPOINTING)}.")
+        self.config, self.checkpointing = config, checkpointing
+        self.rows = []
+        for name, kind, arguments in layer_list(config, z_loss):
+            parent, layer = self, kind(*arguments)
+            *path, leaf = name.split(".")
+            for part in path:
+                if not hasattr(parent, part):
+                    parent.add_module(part, nn.ModuleList() if part == "layers" else nn.Module())
+                parent = getattr(parent, part)
+            parent.add_module(leaf, layer)
+            self.rows.append(name)
+        if config.text.tie_word_embeddings:
+            self.head.lm_head.weight = self.embed.embedding
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """(ce_sum, z_sum, accuracy_sum), float32 scalars weighted by `loss_weights`; the loss is ce_sum + z_sum."""
+        return self.head(self.body(batch))
+
+    def body(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Every row but the head: the decoder's tuple."""
+        x = batch.tensors()
+        for name in self.rows[:-1]:
+            layer = self.get_submodule(name)
+            again = torch.is_grad_enabled() and recomputed(name, self.checkpointing)
+            x = checkpoint(layer, x, use_reentrant=False) if again else layer(x)
+        return x
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Hidden states [B, T, D] behind the last norm."""
+        return self.head.norm(self.body(batch)[-1])
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Logits [B, T, E]."""
+        return self.head.logits(self.body(batch)[-1])
+
+    def reset_parameters(self, seed: int) -> None:
+        """First weights; on the meta device call `to_empty` before."""
+        init.reset_parameters(self, self.config, seed)
+
+
+def recomputed(name: str, checkpointing: str) -> bool:
+    """Whether the row `name` is computed again in the backward pass."""
+    if ".layers." not in f".{name}" or checkpointing == "none":
+        return False
+    if checkpointing == "vision":
+        return name.startswith("vision.")
+    return checkpointing == "full" or int(name.rpartition(".")[2]) % 2 == 0
+
+
+def component(name: str) -> str:
+    """The component ("connector", "vision" or "text") whose learning rate and clipping a parameter follows."""
+    first = name.partition(".")[0]
+    if name == "embed.new_embedding":
+        return "connector"
+    return first if first in ("connector", "vision") else "text"
+
+
+def decays(name: str) -> bool:
+    """Whether weight decay applies: not to embeddings, layer norms and layer scales; yes to biases and q/k norms."""
+    parts = name.split(".")
+    if parts[0] == "embed" or parts[-1] in ("class_embedding", "position_embedding", "layer_scale1", "layer_scale2"):
+        return False
+    return parts[-2] in ("q_norm", "k_norm") or "norm" not in parts[-2]
+
+
+def parameter_groups(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, str, bool]]:
+    """(name, parameter, component, decays) of every parameter, tied ones once."""
+    for name, parameter in model.named_parameters():
+        yield name, parameter, component(name), decays(name)

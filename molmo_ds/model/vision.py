@@ -1,0 +1,151 @@
+"""The vision tower: CLIP, SigLIP and DINOv2 from one pair of layers.
+
+Shapes: N crops, P patches of a crop, S = P + class token, D width, p patch side. The tuple between a tower's rows is
+(input_ids, labels, loss_weights, position_ids, document_ids, branch_ids, image_masks, image_positions, hidden,
+*features) with loss_weights and image_masks viewed as int32: a pipeline sends a gradient back for every float.
+Facts: allenai/molmo at 793fa38 (facts/molmo.md 5).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from molmo_ds.config import ImageConfig, VisionConfig
+from molmo_ds.ops.crops import normalise_patches
+from molmo_ds.ops.tree_attention import tree_attention
+
+CARRIED = 8  # tensors in front of `hidden`
+OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+PIXELS = {"clip": OPENAI, "metaclip": OPENAI, "dinov2": IMAGENET, "siglip": ((0.5,) * 3, (0.5,) * 3)}  # mean, deviation
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x * sigmoid(1.702 x), written with the fused silu."""
+    return F.silu(x * 1.702) * (1 / 1.702)
+
+
+def gelu_pytorch_tanh(x: Tensor) -> Tensor:
+    """GELU by the tanh formula."""
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "quick_gelu": quick_gelu,
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": gelu_pytorch_tanh,
+}
+
+
+def used_layers(vision: VisionConfig) -> list[int]:
+    """Indices (from 0) of the blocks whose outputs are features, ascending."""
+    return sorted({i % vision.num_hidden_layers for i in vision.feature_layers})
+
+
+class VisionEmbeddings(nn.Module):
+    """Crops to tokens: patch embedding, class token, positions, and CLIP's LayerNorm in front."""
+
+    def __init__(self, vision: VisionConfig, images: ImageConfig):
+        super().__init__()
+        width, kind = vision.hidden_size, vision.model_type
+        self.grid = vision.image_size // vision.patch_size
+        self.patch_size, self.pixels = vision.patch_size, PIXELS[images.resize]
+        self.class_tokens = 0 if kind == "siglip" else 1
+        positions = (vision.num_positions or self.grid**2) + self.class_tokens
+        if self.class_tokens:
+            self.class_embedding = nn.Parameter(torch.empty(width))
+        self.patch_embedding = nn.Linear(vision.patch_size**2 * 3, width, bias=kind != "clip")
+        self.position_embedding = nn.Parameter(torch.empty(positions, width))
+        self.pre_layernorm = nn.LayerNorm(width, vision.layer_norm_eps) if kind == "clip" else None
+
+    def forward(self, x: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """A batch's tensors -> the tuple of this file."""
+        *text, images, image_masks, image_positions = x
+        text[2] = text[2].view(torch.int32)
+        return *text, image_masks.view(torch.int32), image_positions, self.tokens(images)
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """uint8 [N, H, W, 3] or float [N, P, p * p * 3] -> [N, S, D]."""
+        if images.dtype == torch.uint8:
+            images = normalise_patches(images, *self.pixels, self.patch_size)
+        hidden = self.patch_embedding(images.to(self.patch_embedding.weight.dtype))
+        if self.class_tokens:
+            first = self.class_embedding.to(hidden.dtype).expand(len(hidden), 1, -1)
+            hidden = torch.cat((first, hidden), 1)
+        hidden = hidden + self.positions()
+        return hidden if self.pre_layernorm is None else self.pre_layernorm(hidden)
+
+    def positions(self) -> Tensor:
+        """The position table [S, D], resized (bicubic, antialiased) where its grid is not the crop's."""
+        table = self.position_embedding
+        side = round((len(table) - self.class_tokens) ** 0.5)
+        if side == self.grid:
+            return table
+        patches = table[self.class_tokens :].T.reshape(1, -1, side, side).float()
+        size = (self.grid, self.grid)
+        patches = F.interpolate(patches, size, mode="bicubic", align_corners=False, antialias=True)
+        return torch.cat((table[: self.class_tokens], patches.flatten(2)[0].T.to(table.dtype)))
+
+
+class VisionAttention(nn.Module):
+    """Every token of a crop sees every other."""
+
+    def __init__(self, vision: VisionConfig):
+        super().__init__()
+        width = vision.hidden_size
+        self.head_dim, self.dropout = width // vision.num_attention_heads, vision.attention_dropout
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, S, D] -> [N, S, D]."""
+        n, s, _ = x.shape
+        q, k, v = (f(x).view(n, s, -1, self.head_dim).transpose(1, 2) for f in (self.q_proj, self.k_proj, self.v_proj))
+        out = tree_attention(q, k, v, None, self.dropout if self.training else 0.0)
+        return self.out_proj(out.transpose(1, 2).reshape(n, s, -1))
+
+
+class VisionMLP(nn.Module):
+    """Two linear layers around an activation."""
+
+    def __init__(self, vision: VisionConfig):
+        super().__init__()
+        self.act = ACTIVATIONS[vision.hidden_act]
+        self.fc1 = nn.Linear(vision.hidden_size, vision.intermediate_size)
+        self.fc2 = nn.Linear(vision.intermediate_size, vision.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, S, D] -> [N, S, D]."""
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class VisionLayer(nn.Module):
+    """One block; its output joins the features where the connector wants it; behind the last of those it rests."""
+
+    def __init__(self, vision: VisionConfig, index: int):
+        super().__init__()
+        used = used_layers(vision)
+        self.is_feature, self.is_last, self.is_idle = index in used, index == used[-1], index > used[-1]
+        self.layer_norm1 = nn.LayerNorm(vision.hidden_size, vision.layer_norm_eps)
+        self.self_attn = VisionAttention(vision)
+        self.layer_norm2 = nn.LayerNorm(vision.hidden_size, vision.layer_norm_eps)
+        self.mlp = VisionMLP(vision)
+        scaled = vision.model_type == "dinov2"
+        self.layer_scale1 = nn.Parameter(torch.empty(vision.hidden_size)) if scaled else None
+        self.layer_scale2 = nn.Parameter(torch.empty(vision.hidden_size)) if scaled else None
+
+    def forward(self, x: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The tuple of this file; behind the last feature it no longer holds `hidden`."""
+        if self.is_idle:
+            return x
+        hidden = self.run(x[CARRIED])
+        features = x[CARRIED + 1 :] + ((hidden,) if self.is_feature else ())
+        return *x[:CARRIED], *(() if self.is_last else (hidden,)), *features
+
+    def run(self, hidden: Tensor) -> Tensor:
+        """[N, S, D] -> [N, S, D]."""
+        out = self.self_attn(self.layer_norm1(hidden))
+        hidden = hidden + (out if self.layer_scale1 is None else out * self.layer_scale1)
+        out = self.mlp(self.layer_norm2(hidden))
+        return hidden + (out if self.layer_scale2 is None else out * self.layer_scale2)
