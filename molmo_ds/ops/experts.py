@@ -30,14 +30,40 @@ def _torch(
     if normalise:
         shares = shares / shares.sum(-1, keepdim=True)
     expert, order = chosen.flatten().sort(stable=True)
-    token = order // top_k
-    ends = torch.bincount(expert, minlength=gate_up_proj.shape[0]).cumsum(0)
-    inner = swiglu(*_grouped(x.index_select(0, token), gate_up_proj, ends).chunk(2, -1))
-    out = _grouped(inner, down_proj, ends) * shares.flatten()[order, None].to(x.dtype)
-    return torch.zeros_like(x).index_add(0, token, out.to(x.dtype))
+    back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    ends = (expert[None] <= torch.arange(gate_up_proj.shape[0], device=x.device)[:, None]).sum(1, dtype=torch.int32)
+    inner = swiglu(*_grouped(_Spread.apply(x, order, back, top_k), gate_up_proj, ends).chunk(2, -1))
+    out = _grouped(inner, down_proj, ends).index_select(0, back).unflatten(0, (-1, top_k))
+    return (out * shares[..., None]).sum(1).to(x.dtype)
+
+
+class _Spread(torch.autograd.Function):
+    """A copy of each token for each of its experts, sorted by expert; the copies' gradients add up in a fixed order."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, order: Tensor, back: Tensor, top_k: int) -> Tensor:  # noqa: ANN001
+        ctx.save_for_backward(back)
+        ctx.top_k = top_k
+        return x.index_select(0, order // top_k)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN001
+        (back,) = ctx.saved_tensors
+        return grad.index_select(0, back).unflatten(0, (-1, ctx.top_k)).sum(1), None, None, None
 
 
 def _grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     # rows ends[e-1]:ends[e] of x [R, D] times weight[e] [O, D]
-    parts = x.tensor_split(ends[:-1].cpu())
+    device = x.device.type
+    if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        x, weight = x.to(dtype), weight.to(dtype)
+    if x.is_meta:
+        return x @ weight[0].T
+    aligned = all(size * x.element_size() % 16 == 0 for size in weight.shape[1:])  # what the grouped product asks
+    eager_cpu = device == "cpu" and not torch.compiler.is_compiling()
+    known = (torch.bfloat16, torch.float32) if eager_cpu else (torch.bfloat16,)
+    if aligned and x.dtype in known and hasattr(F, "grouped_mm"):
+        return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
+    parts = x.tensor_split(ends[:-1].long().cpu())
     return torch.cat([F.linear(part, w) for part, w in zip(parts, weight)])

@@ -1,6 +1,6 @@
 """Features of several ViT layers gathered into windows of patches, and the attention that pools a window.
 
-Shapes: N crops, P patches per crop, S = P + class tokens, D ViT width, L layers, F = L * D, K kinds of padding embedding,
+Shapes: N crops, P patches per crop, S = P + class tokens, D ViT width, L layers, F = L * D, K kinds of padding,
 M windows of W patches, H heads of width d.
 """
 

@@ -8,7 +8,7 @@ from molmo_ds.ops import dispatch
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x [..., D] / sqrt(mean(x^2) + eps), statistics in float32 (or wider), cast back to x's type, then * weight [D]."""
+    """x [..., D] / sqrt(mean(x^2) + eps) in float32 (or wider), cast back to x's type, then times weight [D]."""
     return dispatch.call("rms_norm", x, weight, eps)
 
 

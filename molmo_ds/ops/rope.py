@@ -34,10 +34,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 @dispatch.implements("rope", "torch")
 def _torch(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    half = x.shape[-1] // 2
-    cos, sin = cos[:, None, :, :half], sin[:, None, :, :half]
-    low, high = x[..., :half], x[..., half:]  # half precision times a float32 table is computed in float32
-    return torch.cat((low * cos - high * sin, high * cos + low * sin), -1).to(x.dtype)
+    low, high = x.chunk(2, -1)  # half precision times a float32 table is computed in float32
+    return (x * cos[:, None] + torch.cat((-high, low), -1) * sin[:, None]).to(x.dtype)
 
 
 def _scaled(frequency: Tensor, scaling: dict[str, Any] | None) -> Tensor:
