@@ -224,7 +224,7 @@ def _norms(text: TextConfig, attention: str, mlp: str) -> dict[str, str]:
 
 def _head(text: TextConfig, norm: str, head: str) -> Table:
     names = {} if text.norm_type == "layer" else {"norm.weight": norm + ".weight"}
-    names |= {} if text.tie_word_embeddings else {"lm_head.weight": head + ".weight"}
+    names["lm_head.weight"] = head + ".weight"
     return _pairs("head.", "", names)
 
 

@@ -1,0 +1,1 @@
+"""Released Hugging Face folders, both ways; model code to go with them."""

@@ -1,0 +1,256 @@
+"""Weights of others become ours: released folders, the reference's checkpoints, and backbones of transformers."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor
+from torch.nn import functional as F
+
+from molmo_ds.config import MolmoConfig, TextConfig, VisionConfig, from_dict, to_dict
+from molmo_ds.hub import configs
+from molmo_ds.model import names
+from molmo_ds.model.init import initialise
+from molmo_ds.model.molmo import Molmo
+from molmo_ds.model.tensor_files import SHARD, TensorFolder, new_folder, write_tensors
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "tokenizer.model",
+)  # fmt: skip
+IGNORED = ("rotary_emb.inv_freq", "position_ids")  # buffers that old releases saved
+
+
+def from_hub(source: str | Path, out: str | Path, changes: tuple[str, ...] = ()) -> MolmoConfig:
+    """A released folder (any Molmo, MolmoE included, or our export) -> a weights folder.
+
+    Args:
+        source: local folder, or a hub id where there is a network.
+        changes: `vision.num_hidden_layers=3` overrides, for what config.json does not say.
+
+    Raises ValueError with the key and both shapes for weights that do not fit; nothing is left behind then.
+    """
+    folder = find(source)
+    config = configs.override(configs.from_released(configs.read_json(folder)), changes)
+    return _convert(folder, TensorFolder(folder), config, Path(out))
+
+
+def from_reference(source: str | Path, out: str | Path, changes: tuple[str, ...] = ()) -> MolmoConfig:
+    """An unsharded checkpoint of the reference (config.yaml or model.yaml, and model.pt) -> a weights folder."""
+    folder = Path(source)
+    file = next((folder / name for name in ("config.yaml", "model.yaml") if (folder / name).is_file()), None)
+    if file is None:
+        raise ValueError(f"{folder} has no config.yaml; give an unsharded checkpoint of the reference.")
+    values = yaml.safe_load(file.read_text())
+    config = configs.override(configs.from_reference(values.get("model", values)), changes)
+    weights = TensorFolder(
+        folder if not (folder / "state_dict.safetensors").is_file() else folder / "state_dict.safetensors"
+    )
+    return _convert(folder, weights, config, Path(out))
+
+
+def backbones(
+    llm: tuple[str, str | Path],
+    vision: tuple[str, str | Path],
+    out: str | Path,
+    changes: tuple[str, ...] = (),
+    seed: int = 6198,
+) -> MolmoConfig:
+    """A fresh Molmo from folders of transformers: a language model and a vision tower -> a weights folder.
+
+    The connector and the extra embedding rows are initialised as `model.init` does. A head tied to the embedding
+    becomes a copy of it. With `text.embedding_size` above the folder's vocabulary the embedding's new rows are
+    initialised and the head's are zero. With `vision.num_positions` set to another grid, the position table is resized
+    once as the reference's converter does; without, the tower resizes it in every forward.
+
+    Args:
+        llm: (name, folder or hub id); the name's first word is the family: qwen2-7b, olmo2, llama3, ...
+        vision: (openai, metaclip, siglip or dinov2, folder or hub id).
+        changes: `text.embedding_size=1024` overrides.
+    """
+    text_folder, vision_folder = find(llm[1]), find(vision[1])
+    text = configs.text_config(configs.read_json(text_folder))
+    if not text.model_type.startswith(llm[0].split("-")[0].split("_")[0].lower().rstrip("0123456789.")):
+        raise ValueError(f"'{llm[0]}' does not fit {text_folder}, which holds a {text.model_type} model.")
+    tower, images = configs.vision_config(configs.read_json(vision_folder), vision[0])
+    config = configs.override(MolmoConfig(text, tower, images=images), changes)
+    shapes = shapes_of(config)
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        yield from _text(config.text, TensorFolder(text_folder), text_folder, config, seed)
+        yield from _vision(config.vision, TensorFolder(vision_folder), vision_folder)
+        for name, shape in shapes.items():
+            if name.startswith("connector.") or name == "embed.new_embedding":
+                yield name, _initial(name, shape, config, seed)
+
+    write_weights(out, config, _checked(tensors(), shapes), text_folder, len(shapes))
+    return config
+
+
+def write_weights(
+    out: str | Path, config: MolmoConfig, tensors: Iterator[tuple[str, Tensor]], tokenizer: Path | None, total: int,
+    shard_bytes: int = SHARD,
+) -> None:  # fmt: skip
+    """A weights folder: safetensors with our names, config.yaml, and the tokenizer's files if `tokenizer` has any."""
+    with new_folder(out) as folder:
+        write_tensors(folder, tensors, shard_bytes, total=total)
+        (folder / "config.yaml").write_text(yaml.safe_dump({"model": to_dict(config)}, sort_keys=False))
+        copy_tokenizer(tokenizer, folder / "tokenizer")
+
+
+def read_config(folder: Path) -> MolmoConfig:
+    """The MolmoConfig of a weights folder or a run, from its config.yaml."""
+    file = folder / "config.yaml"
+    if not file.is_file():
+        raise ValueError(f"{folder} has no config.yaml; give a weights folder or the checkpoint of a run.")
+    return from_dict(MolmoConfig, (yaml.safe_load(file.read_text()) or {}).get("model") or {})
+
+
+def find(source: str | Path) -> Path:
+    """A local folder, or the download of a hub id; ValueError if it is neither."""
+    if Path(source).is_dir():
+        return Path(source)
+    if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+        raise ValueError(f"There is no folder '{source}'.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.bin"]
+        return Path(snapshot_download(str(source), allow_patterns=patterns))
+    except Exception as error:  # the hub's client raises many kinds: no network, no such model, no permission
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"There is no folder '{source}', and it could not be downloaded: {reason}") from None
+
+
+def shapes_of(config: MolmoConfig) -> dict[str, list[int]]:
+    """Name -> shape of every tensor of a model, without making it."""
+    with torch.device("meta"):
+        return {name: list(p.shape) for name, p in Molmo(config).named_parameters(remove_duplicate=False)}
+
+
+def check(table: names.Table, folder: TensorFolder, shapes: dict[str, list[int]], source: Path) -> None:
+    """Compare keys and shapes of `folder` with what `table` and our `shapes` ask for; ValueError at the first."""
+    for rule in table:
+        ours = [torch.empty(shapes[name], device="meta") for name in rule.ours]
+        for key, want in zip(rule.theirs, rule.form.to_theirs(ours)):
+            if key not in folder:
+                raise ValueError(f"{source} has no tensor '{key}', which should have shape {list(want.shape)}.")
+            if folder.shape(key) != list(want.shape):
+                raise ValueError(
+                    f"Tensor '{key}' has shape {folder.shape(key)} and the configuration asks for {list(want.shape)}."
+                )
+
+
+def copy_tokenizer(source: Path | None, target: Path) -> None:
+    """Copy a tokenizer's files, if there are any."""
+    files = [source / name for name in TOKENIZER_FILES if (source / name).is_file()] if source else []
+    if files:
+        target.mkdir(exist_ok=True)
+    for file in files:
+        shutil.copyfile(file, target / file.name)
+
+
+def _convert(source: Path, folder: TensorFolder, config: MolmoConfig, out: Path) -> MolmoConfig:
+    if config.text.tie_word_embeddings:  # our models are never tied: servers want the head
+        config = configs.override(config, ("text.tie_word_embeddings=false",))
+    table, shapes = names.detect(config, folder.names()), shapes_of(config)
+    embedding = next(rule.theirs[0] for rule in table if rule.ours == ("embed.embedding",))
+    table = [
+        names.Rule(r.ours, (embedding,), r.form)
+        if r.ours == ("head.lm_head.weight",) and r.theirs[0] not in folder
+        else r
+        for r in table
+    ]
+    check(table, folder, shapes, source)
+    used = {key for rule in table for key in rule.theirs}
+    for key in folder.names():
+        if key not in used and not key.endswith(IGNORED):
+            raise ValueError(
+                f"{source} holds a tensor '{key}' {folder.shape(key)} that the configuration has no place for."
+            )
+    write_weights(out, config, names.to_ours(table, folder.read), source, len(shapes))
+    return config
+
+
+def _text(
+    text: TextConfig, folder: TensorFolder, source: Path, config: MolmoConfig, seed: int
+) -> Iterator[tuple[str, Tensor]]:
+    fused = "model.layers.0.mlp.experts.gate_up_proj" in folder
+    table = names.text_backbone(text, fused)
+    embedding = next(rule.theirs[0] for rule in table if rule.ours == ("embed.embedding",))
+
+    def read(key: str) -> Tensor:
+        if key == "lm_head.weight" and key not in folder:
+            key = embedding  # tied
+        if key not in folder:
+            raise ValueError(f"{source} has no tensor '{key}'.")
+        return folder.read(key)
+
+    for name, tensor in names.to_ours(table, read):
+        missing = text.embedding_size - len(tensor)
+        if name == "embed.embedding" and missing > 0:
+            rows = _initial(name, [missing, tensor.shape[1]], config, seed)
+            tensor = torch.cat((tensor, rows.to(tensor.dtype)))
+        elif name == "head.lm_head.weight" and missing > 0:
+            tensor = F.pad(tensor, (0, 0, 0, missing))
+        yield name, tensor
+
+
+def _vision(vision: VisionConfig, folder: TensorFolder, source: Path) -> Iterator[tuple[str, Tensor]]:
+    prefix = next((p for p in ("", "vision_model.", "dinov2.") if f"{p}embeddings.{_first(vision)}" in folder), "")
+
+    def read(key: str) -> Tensor:
+        if prefix + key not in folder and ".attention." in key:  # transformers below 5 nested DINOv2's attention
+            key = _old_dinov2(key)
+        if prefix + key not in folder:
+            raise ValueError(f"{source} has no tensor '{prefix + key}'.")
+        return folder.read(prefix + key)
+
+    for name, tensor in names.to_ours(names.vision_backbone(vision), read):
+        if name == "vision.embeddings.position_embedding":
+            tensor = resized_positions(tensor, vision)
+        yield name, tensor
+
+
+def resized_positions(table: Tensor, vision: VisionConfig) -> Tensor:
+    """Position table [(1 +) n, D] on the grid of `vision.num_positions`, by the formula of the reference's converter.
+
+    Bicubic without antialias, with the scale of (grid + 0.1) / old grid that transformers' DINOv2 once used.
+    """
+    first = 0 if vision.model_type == "siglip" else 1
+    old = round((len(table) - first) ** 0.5)
+    new = round((vision.num_positions or (vision.image_size // vision.patch_size) ** 2) ** 0.5)
+    if old == new or old * old != len(table) - first:
+        return table
+    patches = table[first:].T.reshape(1, -1, old, old).float()
+    scale = (new + 0.1) / old
+    patches = F.interpolate(patches, scale_factor=(scale, scale), mode="bicubic", align_corners=False)
+    assert patches.shape[-2:] == (new, new)
+    return torch.cat((table[:first], patches.flatten(2)[0].T.to(table.dtype)))
+
+
+def _first(vision: VisionConfig) -> str:
+    return "patch_embeddings.projection.weight" if vision.model_type == "dinov2" else "patch_embedding.weight"
+
+
+def _old_dinov2(key: str) -> str:
+    for new, old in (("q", "query"), ("k", "key"), ("v", "value")):
+        key = key.replace(f".attention.{new}_proj.", f".attention.attention.{old}.")
+    return key.replace(".attention.o_proj.", ".attention.output.dense.")
+
+
+def _initial(name: str, shape: list[int], config: MolmoConfig, seed: int) -> Tensor:
+    tensor = torch.empty(shape)
+    initialise(name, tensor, config, seed)
+    return tensor
+
+
+def _checked(tensors: Iterator[tuple[str, Tensor]], shapes: dict[str, list[int]]) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in tensors:
+        if list(tensor.shape) != shapes[name]:
+            raise ValueError(
+                f"Tensor '{name}' has shape {list(tensor.shape)} and the configuration asks for {shapes[name]}."
+            )
+        yield name, tensor
