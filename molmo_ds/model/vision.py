@@ -12,14 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from molmo_ds.config import ImageConfig, VisionConfig
+from molmo_ds.config import PIXEL_STATISTICS, ImageConfig, VisionConfig
 from molmo_ds.ops.crops import normalise_patches
 from molmo_ds.ops.tree_attention import tree_attention
 
 CARRIED = 8  # tensors in front of `hidden`
-OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-PIXELS = {"clip": OPENAI, "metaclip": OPENAI, "dinov2": IMAGENET, "siglip": ((0.5,) * 3, (0.5,) * 3)}  # mean, deviation
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -51,7 +48,7 @@ class VisionEmbeddings(nn.Module):
         super().__init__()
         width, kind = vision.hidden_size, vision.model_type
         self.grid = vision.image_size // vision.patch_size
-        self.patch_size, self.pixels = vision.patch_size, PIXELS[images.resize]
+        self.patch_size, self.pixels = vision.patch_size, PIXEL_STATISTICS[images.resize]
         self.class_tokens = 0 if kind == "siglip" else 1
         positions = (vision.num_positions or self.grid**2) + self.class_tokens
         if self.class_tokens:
