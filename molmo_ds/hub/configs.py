@@ -73,7 +73,7 @@ def from_reference(values: dict[str, Any]) -> MolmoConfig:
     What is missing takes the released models' values. Raises ValueError for what no released or trained Molmo uses.
     """
     get = lambda name, default=None: default if values.get(name) is None else values[name]  # noqa: E731
-    _refuse(values, "activation_type", ("swiglu",))
+    _refuse(values, "activation_type", ("swiglu", "llama_swiglu"))
     _refuse(values, "layer_norm_type", ("rms", "default"))
     for name in (
         "scale_logits",
