@@ -206,6 +206,7 @@ class RunConfig:
     compile: bool = False
     seed: int = 6198
     save_interval: int = 1000
+    async_save: bool = True  # the step waits for the copy to host memory only
     keep_checkpoints: int = 2
     keep_every: Optional[int] = None  # every Nth checkpoint stays
     log_interval: int = 10
