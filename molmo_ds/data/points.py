@@ -1,0 +1,42 @@
+"""Points in a picture as Molmo writes them: percent of width and height, one decimal, left to right."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+NONE = "There are none."
+
+
+def to_percent(points: Sequence[Sequence[float]], scale: float | None, size: tuple[int, int] | None) -> np.ndarray:
+    """Points [n, 2] (x, y) -> percent, rounded to one decimal, sorted by x and then y; duplicates stay.
+
+    `scale` is the value that means the far edge; None means pixels, and then `size` (width, height) is needed.
+    """
+    values = np.array(points, np.float64).reshape(-1, 2)
+    if scale is None and len(values):
+        if size is None:
+            raise ValueError("Points in pixels need the picture's size; give point_scale for a record without one.")
+        values = values / (np.array(size, np.float64) / 100)
+    elif len(values):
+        values = values * (100 / scale)
+    values = values.round(1)
+    return values[np.argsort(values[:, 0] * 10000 + values[:, 1], kind="stable")]
+
+
+def format_points(points: np.ndarray, alt: str, text: str | None = None) -> str:
+    """Sorted points in percent [n, 2] -> `<point ...>` for one, `<points ...>` for more; none is `There are none.`"""
+    text = alt if text is None else text
+    if len(points) == 0:
+        return NONE
+    if len(points) == 1:
+        (x, y) = points[0]
+        return f'<point x="{x:.1f}" y="{y:.1f}" alt="{alt}">{text}</point>'
+    places = " ".join(f'x{i}="{x:.1f}" y{i}="{y:.1f}"' for i, (x, y) in enumerate(points, start=1))
+    return f'<points {places} alt="{alt}">{text}</points>'
+
+
+def format_count(points: np.ndarray, label: str) -> str:
+    """The same as an answer to how many there are."""
+    if len(points) == 0:
+        return NONE
+    return f"Counting the {format_points(points, label)} shows a total of {len(points)}."

@@ -1,0 +1,143 @@
+"""Text to token ids and back: a transformers tokenizer folder with Molmo's image tokens behind its vocabulary."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer as FastTokenizer
+
+IMAGE_TOKENS = ("<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<|image|>")  # ids vocab_size + 0 .. 4
+FILLER = "|<EXTRA_TOKENS_{}>|"  # names of the ids between a tokenizer's last word and vocab_size, as released
+# Qwen2's way to split text into pieces: every digit alone
+_PIECES = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+class Tokenizer:
+    """The words of a tokenizer folder; ids run below `vocab_size`, image tokens from there on.
+
+    It reads `tokenizer.json` with the tokenizers library alone, since transformers costs a data worker 100 MB. Text
+    never yields a special token, whatever it contains: only this package places them.
+    """
+
+    def __init__(self, folder: str | Path, vocab_size: int):
+        self.folder, self.vocab_size = Path(folder), vocab_size
+        self._fast = _read(self.folder)
+        self.words = self._count_words()  # the filler fills up from here to vocab_size
+        self.eos = self._special("eos_token")
+        if self.eos is None:
+            raise ValueError(f"The tokenizer in {folder} has no eos_token; name one in its tokenizer_config.json.")
+        bos = self._special("bos_token")
+        self.bos = self.eos if bos is None else bos  # Qwen2 and OLMo have none: the end starts the next text
+        self.pad = self.eos
+        self.digest = hashlib.sha256(self._fast.to_str().encode()).hexdigest()
+        self._hidden = {token for token, entry in self._fast.get_added_tokens_decoder().items() if entry.special}
+        self._fast.encode_special_tokens = True  # special names inside a text are plain text
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, with nothing put before or behind."""
+        return self._fast.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids up to the first end; a leading start or end, special, image and filler ids are dropped."""
+        return self._fast.decode(list(self._words_of(ids)), skip_special_tokens=True)
+
+    def padded_words(self) -> list[str]:
+        """Names that complete the vocabulary, in order of their ids: filler up to vocab_size, then image tokens."""
+        return [FILLER.format(i) for i in range(self.vocab_size - self.words)] + list(IMAGE_TOKENS)
+
+    def name(self, token: int) -> str:
+        """One id as readable text, for pages that show tokens."""
+        if token >= self.vocab_size:
+            extra = token - self.vocab_size
+            return IMAGE_TOKENS[extra] if extra < len(IMAGE_TOKENS) else f"<{token}>"
+        return self._fast.decode([token], skip_special_tokens=False) if token < self.words else f"<{token}>"
+
+    def _words_of(self, ids: Iterable[int]) -> Iterator[int]:
+        for i, token in enumerate(ids):
+            token = int(token)
+            if token in (self.bos, self.eos):
+                if i == 0:
+                    continue
+                if token == self.eos:
+                    return
+            if 0 <= token < self.words and token not in self._hidden:
+                yield token
+
+    def _count_words(self) -> int:
+        start = self._fast.token_to_id(IMAGE_TOKENS[0])
+        if start == self.vocab_size:  # a released folder, with filler and image tokens in it
+            filler = self._fast.token_to_id(FILLER.format(0))
+            return start if filler is None else filler
+        words = self._fast.get_vocab_size(with_added_tokens=True)
+        if words > self.vocab_size:
+            raise ValueError(
+                f"The tokenizer in {self.folder} has {words} words and the model only {self.vocab_size};"
+                " set model.text.vocab_size (and embedding_size) to at least that."
+            )
+        return words
+
+    def _special(self, name: str) -> int | None:
+        for file in ("tokenizer_config.json", "special_tokens_map.json"):
+            path = self.folder / file
+            value = json.loads(path.read_text()).get(name) if path.is_file() else None
+            if value is not None:
+                content = value["content"] if isinstance(value, dict) else value
+                token = self._fast.token_to_id(content)
+                if token is None:
+                    raise ValueError(f"{path} names {content} as {name}, but the tokenizer does not know that word.")
+                return token
+        return None
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: str | Path) -> Tokenizer:
+    """Train byte-level BPE of at most `vocab_size` words, `<|endoftext|>` the last, and save a transformers folder.
+
+    Pieces and normalisation are Qwen2's. vocab_size must hold the 256 bytes and the end: at least 257.
+    """
+    if vocab_size < 257:
+        raise ValueError(f"A byte-level tokenizer needs at least 257 words, not {vocab_size}.")
+    fast = FastTokenizer(models.BPE())
+    fast.normalizer = normalizers.NFC()
+    fast.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    fast.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+    )
+    fast.train_from_iterator(texts, trainer)
+    fast.add_special_tokens([AddedToken("<|endoftext|>", special=True, normalized=False)])
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    fast.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": None,
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": None,
+        "clean_up_tokenization_spaces": False,
+        "add_prefix_space": False,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")
+    return Tokenizer(folder, vocab_size)
+
+
+def _read(folder: Path) -> FastTokenizer:
+    if not folder.is_dir():
+        raise ValueError(f"There is no tokenizer folder '{folder}'; set data.tokenizer to one that transformers saved.")
+    if (folder / "tokenizer.json").is_file():
+        return FastTokenizer.from_file(str(folder / "tokenizer.json"))
+    from transformers import AutoTokenizer  # older folders hold vocab.json and merges.txt, which transformers converts
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True).backend_tokenizer
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{folder} holds no tokenizer that transformers can read: {error}") from None
