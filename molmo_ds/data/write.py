@@ -1,7 +1,7 @@
 """Writer of webdataset tar shards with their index: reproducible bytes, temporary names, nothing overwritten silently.
 
-A shard `name-000000.tar` comes with `name-000000.tar.idx` (Energon's: N + 1 little-endian uint64 offsets of the samples)
-and `name-000000.tar.parquet` (the sidecar, one row per sample: SIDECAR below). The folder's `.nv-meta` holds Energon's
+A shard `name-000000.tar` comes with `name-000000.tar.idx` (Energon's: N + 1 little-endian uint64 sample offsets) and
+`name-000000.tar.parquet` (the sidecar, one row per sample: SIDECAR below). The folder's `.nv-meta` holds Energon's
 `.info.json` and `split.yaml`, and `molmo_ds.json` (bytes of each tar, hash of each sidecar). See docs/data_format.md.
 """
 
@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from molmo_ds import files
+from molmo_ds.data.decode import BadSample, read_size
 
 BLOCK = 512  # tar's unit
 SIDECAR = pa.schema(
@@ -39,7 +39,6 @@ SIDECAR = pa.schema(
     ]
 )
 _KEY = re.compile(r"[^./][^.]*$")
-_EXIF_ORIENTATION = 0x0112
 
 
 @dataclass
@@ -124,7 +123,7 @@ def unique(records: Iterable[tuple[str, dict[str, bytes]]], seen: set[str]) -> I
 def write_shard(
     path: str | Path, samples: Iterator[tuple[str, dict[str, bytes]]], max_samples: int, max_bytes: int
 ) -> int:
-    """Take samples until one of the limits is reached and write them as one tar with its index; returns their number."""
+    """Take samples until one of the limits is reached and write them as one indexed tar; returns how many."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     index, position = ShardIndex(), 0
@@ -132,7 +131,9 @@ def write_shard(
         with open(temporary, "wb") as file:
             for key, contents in samples:
                 if not _KEY.match(key):
-                    raise ValueError(f"'{key}' cannot be a key: webdataset splits names at dots; use letters, digits, - _ /.")
+                    raise ValueError(
+                        f"'{key}' cannot be a key: webdataset splits names at dots; use letters, digits, - _ /."
+                    )
                 start, parts = position, []
                 for part in sorted(contents):
                     head, data = header(f"{key}.{part}", len(contents[part])), contents[part]
@@ -245,12 +246,10 @@ def parse_record(key: str, data: bytes | None, parts: dict[str, Any]) -> dict[st
 
 
 def probe(data: bytes) -> tuple[int, int, int]:
-    """Width, height and EXIF orientation from a picture's header; (0, 0, 1) when it cannot be read."""
+    """Width, height and EXIF orientation from a picture's header; (0, 0, 1) when it is no picture that can be read."""
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            orientation = picture.getexif().get(_EXIF_ORIENTATION, 1)
-            return picture.width, picture.height, orientation if orientation in range(1, 9) else 1
-    except (Image.DecompressionBombError, OSError, ValueError, SyntaxError):
+        return read_size(data)
+    except BadSample:
         return 0, 0, 1
 
 

@@ -1,0 +1,138 @@
+"""The global order: which sample stands where, a pure function of (seed, source, epoch, lane, position).
+
+The stream is V lanes, V = the global batch; lane v yields sequence v of every step. Nothing here knows of ranks and
+workers, so they may change whenever a run starts again. A lane's state is a small dictionary that fits into JSON.
+"""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from molmo_ds.data.packing import Budget, choose
+
+BLOCK_CHUNKS = 8  # chunks whose samples are mixed with each other
+MOST_BAD = 1000  # bad samples of a lane before half of all is too many
+DRAWS = 256  # draws from the mixture that share one generator
+
+Reference = tuple[int, int, int]  # source, sample, epoch
+Size = Callable[[int, int, int], tuple[int, int] | None]  # (source, sample, epoch) -> (tokens, crops), None = bad
+
+
+def generator(*key: int | str) -> np.random.RandomState:
+    """A generator that is a pure function of its key. RandomState, because its stream never changes with NumPy."""
+    return np.random.RandomState(np.frombuffer(hashlib.sha256(repr(key).encode()).digest(), "<u4"))
+
+
+class Order:
+    """The samples of one source, dealt to the lanes anew in every epoch.
+
+    `bounds` (int64 [C + 1]) are the first samples of the chunks and the end. In each epoch the chunks are permuted and
+    dealt to the lanes like cards; a lane permutes its samples inside blocks of BLOCK_CHUNKS chunks. So each sample
+    appears once per epoch over all lanes, reads stay local, and a place is found without walking to it.
+    """
+
+    def __init__(self, name: str, bounds: np.ndarray, seed: int, lanes: int):
+        if len(bounds) - 1 < lanes:
+            raise ValueError(
+                f"Data set '{name}' has {bounds[-1]} samples, fewer than the {lanes} sequences of a global batch; "
+                "lower global_batch or give it more samples."
+            )
+        self.name, self.bounds, self.seed, self.lanes = name, bounds, seed, lanes
+        self._deals: dict[int, np.ndarray] = {}
+        self._starts: dict[tuple[int, int], np.ndarray] = {}
+        self._blocks: dict[int, tuple[tuple[int, int], np.ndarray]] = {}
+
+    def length(self, lane: int, epoch: int) -> int:
+        """Samples of a lane in an epoch."""
+        return int(self._block_starts(lane, epoch)[-1])
+
+    def at(self, lane: int, epoch: int, position: int) -> int:
+        """The sample at a position, 0 .. length - 1, of a lane's epoch."""
+        starts = self._block_starts(lane, epoch)
+        block = int(np.searchsorted(starts, position, side="right")) - 1
+        known, samples = self._blocks.get(lane, (None, None))
+        if known != (epoch, block):
+            samples = self._permuted(lane, epoch, block)
+            self._blocks[lane] = (epoch, block), samples
+        return int(samples[position - starts[block]])
+
+    def _dealt(self, lane: int, epoch: int) -> np.ndarray:
+        if epoch not in self._deals:
+            if len(self._deals) > 1:  # lanes are in the same epoch or in neighbouring ones
+                del self._deals[min(self._deals)]
+            chunks = len(self.bounds) - 1
+            self._deals[epoch] = generator(self.seed, self.name, epoch).permutation(chunks).astype(np.int32)
+        return self._deals[epoch][lane :: self.lanes]
+
+    def _block_starts(self, lane: int, epoch: int) -> np.ndarray:
+        if (lane, epoch) not in self._starts:
+            dealt = self._dealt(lane, epoch)
+            ends = np.cumsum(self.bounds[dealt + 1] - self.bounds[dealt])
+            last = np.minimum(np.arange(BLOCK_CHUNKS, len(dealt) + BLOCK_CHUNKS, BLOCK_CHUNKS), len(dealt)) - 1
+            self._starts = {key: value for key, value in self._starts.items() if key[0] != lane}
+            self._starts[lane, epoch] = np.concatenate([[0], ends[last]])
+        return self._starts[lane, epoch]
+
+    def _permuted(self, lane: int, epoch: int, block: int) -> np.ndarray:
+        dealt = self._dealt(lane, epoch)[block * BLOCK_CHUNKS : (block + 1) * BLOCK_CHUNKS]
+        samples = np.concatenate([np.arange(self.bounds[c], self.bounds[c + 1]) for c in dealt])
+        return samples[generator(self.seed, self.name, epoch, lane, block).permutation(len(samples))]
+
+
+class Lane:
+    """One sequence of every global batch: draws from the mixture, keeps a pool of references, packs from it.
+
+    `rates` (float [sources], sum 1) are the shares of samples. `size` tells tokens and crops of a sample, or None for
+    one that cannot be used. `state` is all there is to know: draws made, (epoch, position) per source, the pool as
+    [source, sample, epoch, tokens, crops], and how many samples were seen and found bad.
+    """
+
+    def __init__(self, lane: int, orders: list[Order], rates: np.ndarray, size: Size, budget: Budget):
+        self.lane, self.orders, self.size, self.budget = lane, orders, size, budget
+        self._edges = np.cumsum(rates)[:-1]
+        self._drawn: tuple[int, np.ndarray] = (-1, np.empty(0))
+        self.draws, self.places, self.pool = 0, [[0, 0] for _ in orders], []
+        self.seen, self.bad = 0, 0
+
+    def state(self) -> dict[str, Any]:
+        """A copy of the lane's state for a checkpoint; JSON."""
+        places, pool = [list(place) for place in self.places], [list(entry) for entry in self.pool]
+        return {"draws": self.draws, "places": places, "pool": pool, "seen": self.seen, "bad": self.bad}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self.draws, self.seen, self.bad = state["draws"], state["seen"], state["bad"]
+        self.places = [list(place) for place in state["places"]]
+        self.pool = [list(entry) for entry in state["pool"]]
+
+    def next(self) -> list[Reference]:
+        """The samples of the lane's next sequence, the oldest first."""
+        while len(self.pool) < self.budget.pool_size:
+            self._draw()
+        chosen = choose([entry[3:] for entry in self.pool], self.budget.tokens, self.budget.crops)
+        pack = [tuple(self.pool[i][:3]) for i in chosen]
+        taken = set(chosen)
+        self.pool = [entry for i, entry in enumerate(self.pool) if i not in taken]
+        return pack
+
+    def _draw(self) -> None:
+        block, index = divmod(self.draws, DRAWS)
+        if self._drawn[0] != block:
+            seed = self.orders[0].seed
+            self._drawn = block, generator(seed, "mixture", self.lane, block).random_sample(DRAWS)
+        source = int(np.searchsorted(self._edges, self._drawn[1][index], side="right"))
+        self.draws += 1
+        order, place = self.orders[source], self.places[source]
+        epoch, position = place
+        sample = order.at(self.lane, epoch, position)
+        self.places[source] = [epoch, position + 1] if position + 1 < order.length(self.lane, epoch) else [epoch + 1, 0]
+        size = self.size(source, sample, epoch)
+        self.seen += 1
+        if size is None:
+            self.bad += 1
+            if self.bad > MOST_BAD and self.bad > self.seen / 2:  # else a rotten source would be read for ever
+                raise ValueError(f"{self.bad} of {self.seen} samples cannot be used; tools/inspect_shards.py says why.")
+        else:
+            self.pool.append([source, sample, epoch, *size])

@@ -1,0 +1,262 @@
+"""The stream of batches of one rank: lanes dealt to worker processes, their states beside every step."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from molmo_ds.batch import Batch, Sample
+from molmo_ds.config import RunConfig, to_dict
+from molmo_ds.data.decode import BadSample
+from molmo_ds.data.lanes import Lane, Order, Reference, generator
+from molmo_ds.data.mixture import sample_rates
+from molmo_ds.data.packing import ROUND, Budget, merge, row
+from molmo_ds.data.sample import SampleBuilder
+from molmo_ds.data.shards import ShardSet
+
+log = logging.getLogger(__name__)
+FEWEST_SEEN = 10_000  # the share of bad samples is taken of at least this many
+
+Step = tuple[list[Batch], dict[int, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """What a worker hands over: one lane's next sequence (B = 1), the lane's state after it, and what was skipped."""
+
+    lane: int
+    row: Batch
+    state: dict[str, Any]
+    skipped: list[str]
+    references: list[tuple[str, int, int]]  # source, sample, epoch of each document
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A sentence for the user that a worker met instead of a sequence."""
+
+    kind: type[Exception]
+    sentence: str
+
+
+@dataclass
+class Mixture:
+    """The opened sources of a run: what every lane draws from. `stamp` is what must not change when a run goes on."""
+
+    names: list[str]
+    sets: list[Any]  # ShardSet, or anything with its len, bounds, fingerprint, record and read
+    orders: list[Order]
+    rates: list[float]
+    budget: Budget
+    builder: Any  # SampleBuilder
+    stamp: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, config: RunConfig, builder: Any = None, sets: dict[str, Any] | None = None) -> "Mixture":
+        """Open and check all sources; `builder` and `sets` (by name) replace those of the configuration in tests."""
+        data, lanes = config.data, config.global_batch
+        if sets is None:
+            missing = [name for name, source in data.sources.items() if not source.path]
+            if missing:
+                raise ValueError(f"data.sources.{missing[0]}.path is empty; give a folder, URL or glob of shards.")
+            sets = {name: ShardSet(source.path, lanes) for name, source in data.sources.items()}
+            for shards in sets.values():
+                shards.check()
+        rates = sample_rates(data, {name: len(shards) for name, shards in sets.items()})
+        used = [name for name, rate in rates.items() if rate > 0]
+        orders = [Order(name, sets[name].bounds, data.seed, lanes) for name in used]
+        builder = builder or SampleBuilder(config)
+        mixture = cls(used, [sets[n] for n in used], orders, [rates[n] for n in used], Budget.of(data), builder)
+        mixture.stamp = {
+            "global_batch": lanes,
+            "data.seed": data.seed,
+            "the sources and their rates": _hash([used, mixture.rates]),
+            "the shards' index": _hash([shards.fingerprint for shards in mixture.sets]),
+            "packing": _hash([data.packing, to_dict(mixture.budget)]),
+            "tokenizer, prompts or image settings": builder.fingerprint,
+        }
+        return mixture
+
+    def size(self, source: int, sample: int, epoch: int) -> tuple[int, int]:
+        """Tokens and crops of a sample, as `build` will make them; BadSample where it cannot be used."""
+        record = self.sets[source].record(sample)
+        tokens, crops = self.builder.size(record, self._generator(source, sample, epoch))
+        if crops > self.budget.crops:
+            raise ValueError(
+                f"Sample '{record['__key__']}' of '{self.names[source]}' has {crops} crops, but "
+                f"data.crops_per_sequence is {self.budget.crops}; raise it or lower model.images.max_crops."
+            )
+        return tokens, crops
+
+    def build(self, reference: Reference) -> Sample:
+        """Read, tokenise and decode a sample; BadSample where that fails on every try."""
+        source, sample, epoch = reference
+        record = self.sets[source].read(sample)
+        return self.builder.build(record, self._generator(*reference))
+
+    def describe(self, source: int, sample: int) -> str:
+        """Where a sample comes from, for a log."""
+        return f"sample {sample} of '{self.names[source]}'"
+
+    def _generator(self, source: int, sample: int, epoch: int) -> Any:
+        return generator(self.orders[source].seed, self.names[source], "sample", sample, epoch)
+
+
+class Sequences(IterableDataset):
+    """The sequences of `lanes` for ever, in the order of the lanes; inside a worker, those of the worker's lanes.
+
+    Worker w of W serves lanes w, w + W, ... of the rank, so that the loader, which asks the workers in turn, gets the
+    lanes in order; where the lanes do not divide evenly it yields None.
+    """
+
+    def __init__(self, mixture: Mixture, lanes: range, states: dict[int, dict[str, Any]], packing: str):
+        self.mixture, self.lanes, self.states, self.packing = mixture, lanes, states, packing
+
+    def __iter__(self) -> Iterator[Sequence | Failure | None]:
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        try:
+            mine = [_Sequencer(self.mixture, lane, self.packing) for lane in self.lanes[first::step]]
+            for sequencer in mine:
+                if sequencer.lane.lane in self.states:
+                    sequencer.lane.load(self.states[sequencer.lane.lane])
+            idle = [None] * (-(-len(self.lanes) // step) - len(mine))
+            while True:
+                for sequencer in mine:
+                    yield sequencer.next()
+                yield from idle
+        except (ValueError, OSError) as error:
+            yield Failure(ValueError if isinstance(error, ValueError) else OSError, str(error))
+
+
+class _Sequencer:
+    """One lane with what turns its references into tensors."""
+
+    def __init__(self, mixture: Mixture, lane: int, packing: str):
+        self.mixture, self.packing, self.skipped = mixture, packing, []
+        self.lane = Lane(lane, mixture.orders, mixture.rates, self._size, mixture.budget)
+
+    def next(self) -> Sequence:
+        samples: list[Sample] = []
+        while not samples:  # a sequence whose samples are all bad is left out
+            references = []
+            for reference in self.lane.next():
+                try:
+                    samples.append(self.mixture.build(reference))
+                except BadSample as error:
+                    self.lane.bad += 1
+                    self.skipped.append(f"{self.mixture.describe(*reference[:2])}: {error}")
+                else:
+                    references.append((self.mixture.names[reference[0]], *reference[1:]))
+        length = self.mixture.budget.tokens
+        if self.packing == "to_128":
+            length = min(length, -(-len(samples[0].input_ids) // ROUND) * ROUND)
+        skipped, self.skipped = self.skipped, []
+        state = self.lane.state() | {"stamp": self.mixture.stamp}
+        return Sequence(self.lane.lane, row(samples, length), state, skipped, references)
+
+    def _size(self, source: int, sample: int, epoch: int) -> tuple[int, int] | None:
+        try:
+            return self.mixture.size(source, sample, epoch)
+        except BadSample as error:
+            self.skipped.append(f"{self.mixture.describe(source, sample)}: {error}")
+            return None
+
+
+def build_stream(
+    config: RunConfig,
+    rank: int,
+    world_size: int,
+    lane_states: dict[int, dict[str, Any]] | None = None,
+    start_step: int = 0,
+) -> Iterator[Step]:
+    """For ever (micro_batches, lane_states after them) of one rank, from `start_step` on.
+
+    Rank r of R owns lanes [r V / R, (r + 1) V / R), V = global_batch. `lane_states` holds at least these lanes' states,
+    as an earlier stream on any number of ranks and workers gave them. Raises ValueError at once for sources that cannot
+    be opened, a batch that does not divide, and states of a different stream; later for too many bad samples and shards
+    that do not hold what their index says; OSError where reading keeps failing.
+    """
+    lanes = rank_lanes(config, rank, world_size)
+    mixture = Mixture.open(config)
+    check_states(mixture, lanes, lane_states, start_step)
+    return steps(config, sequences(config, mixture, lanes, lane_states or {}), lanes)
+
+
+def rank_lanes(config: RunConfig, rank: int, world_size: int) -> range:
+    """The lanes of a rank."""
+    if config.global_batch % (world_size * config.micro_batch):
+        raise ValueError(
+            f"global_batch={config.global_batch} must be a multiple of ranks x micro_batch = "
+            f"{world_size} x {config.micro_batch}."
+        )
+    count = config.global_batch // world_size
+    return range(rank * count, (rank + 1) * count)
+
+
+def check_states(mixture: Mixture, lanes: range, states: dict[int, dict[str, Any]] | None, start_step: int) -> None:
+    """ValueError when the states are missing or belong to another stream."""
+    advice = "start a new run from the checkpoint's weights with init_from=CHECKPOINT."
+    if not states and not start_step:
+        return
+    for lane in lanes:
+        stamp = (states or {}).get(lane, {}).get("stamp")
+        if stamp is None:
+            raise ValueError(f"The checkpoint of step {start_step} has no data state of lane {lane}; {advice}")
+        for what, now in mixture.stamp.items():
+            if stamp.get(what) != now:
+                was = stamp.get(what)
+                raise ValueError(f"Since the checkpoint {what} changed (from {was} to {now}); undo that, or {advice}")
+
+
+def sequences(
+    config: RunConfig, mixture: Mixture, lanes: range, states: dict[int, dict[str, Any]]
+) -> Iterator[Sequence]:
+    """The rank's sequences in lane order, made by worker processes ahead of time."""
+    workers = min(config.data.num_workers, len(lanes))  # a lane is served by one worker
+    dataset = Sequences(mixture, lanes, states, config.data.packing)
+    factor = config.data.prefetch_factor if workers else None
+    for item in DataLoader(dataset, None, num_workers=workers, prefetch_factor=factor, collate_fn=_as_it_is):
+        if isinstance(item, Failure):
+            raise item.kind(item.sentence)
+        if item is not None:
+            yield item
+
+
+def steps(config: RunConfig, stream: Iterator[Sequence], lanes: range) -> Iterator[Step]:
+    """Sequences gathered into steps of micro-batches; logs what was skipped and stops the run when it is too much."""
+    states: dict[int, dict[str, Any]] = {}
+    while True:
+        rows = []
+        for _ in lanes:
+            sequence = next(stream)
+            rows.append(sequence.row)
+            states[sequence.lane] = sequence.state
+            _report(config, sequence, states)
+        size = config.micro_batch
+        yield [merge(rows[i : i + size]) for i in range(0, len(rows), size)], dict(states)
+
+
+def _report(config: RunConfig, sequence: Sequence, states: dict[int, dict[str, Any]]) -> None:
+    if not sequence.skipped:
+        return
+    bad, seen = (sum(state[name] for state in states.values()) for name in ("bad", "seen"))
+    for what in sequence.skipped:
+        log.warning("skipped %s (%d of %d samples so far)", what, bad, seen)
+    if bad > config.data.max_bad_share * max(seen, FEWEST_SEEN):
+        raise ValueError(
+            f"{bad} of {seen} samples cannot be used, more than data.max_bad_share={config.data.max_bad_share} allows; "
+            f"the last: {sequence.skipped[-1]} Mend the data (tools/inspect_shards.py lists what is bad) or raise it."
+        )
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

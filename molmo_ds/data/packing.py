@@ -1,0 +1,111 @@
+"""Which samples share a sequence, and how their tensors become a Batch."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from molmo_ds.batch import Batch, Sample
+from molmo_ds.config import DataConfig
+
+SLACK = 512  # a sequence counts as full when less than 1 / SLACK of its tokens is free
+ROUND = 128  # of packing = to_128
+PACKINGS = ("pack", "to_max", "to_128")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a sequence may hold, and how many samples a lane chooses from."""
+
+    tokens: int
+    crops: int
+    pool_size: int
+
+    @classmethod
+    def of(cls, data: DataConfig) -> "Budget":
+        """The budget of a configuration; the padded modes hold one sample per sequence."""
+        if data.packing not in PACKINGS:
+            raise ValueError(f"data.packing is '{data.packing}'; it must be one of {', '.join(PACKINGS)}.")
+        if min(data.sequence_length, data.crops_per_sequence, data.pool_size) < 1:
+            raise ValueError("data.sequence_length, crops_per_sequence and pool_size must be at least 1.")
+        pool = data.pool_size if data.packing == "pack" else 1
+        return cls(data.sequence_length, data.crops_per_sequence, pool)
+
+
+def choose(sizes: list[list[int]], tokens: int, crops: int) -> list[int]:
+    """Indices of the samples, given as [tokens, crops] from old to new, that fill one sequence best.
+
+    The oldest is always taken, so none waits for ever. The rest of the token budget is a subset-sum problem under the
+    crop budget: `fewest[n]` is the fewest crops with which the samples looked at so far can make exactly n tokens.
+    Samples are looked at from old to new until the sequence is full, so that older ones go first. Deterministic.
+    """
+    room, spare = tokens - sizes[0][0], crops - sizes[0][1]
+    assert room >= 0 and spare >= 0, "one sample alone is over the budget"
+    fewest = np.full(room + 1, spare + 1, np.int32)
+    fewest[0] = 0
+    goal, history = room - tokens // SLACK, []
+    for index in range(1, len(sizes)):
+        if goal <= 0 or (history and int(fewest[max(goal, 0) :].min()) <= spare):
+            break
+        length, cost = sizes[index]
+        if length <= room and cost <= spare:
+            history.append((index, fewest))
+            wider = fewest.copy()
+            np.minimum(fewest[length:], fewest[: room + 1 - length] + np.int32(cost), out=wider[length:])
+            fewest = wider
+    left, chosen = int(np.flatnonzero(fewest <= spare)[-1]), [0]
+    for index, before in reversed(history):
+        if before[left] != fewest[left]:  # reached only with this one
+            chosen.append(index)
+            left -= sizes[index][0]
+        fewest = before
+    return sorted(chosen)
+
+
+def collate(packs: list[list[Sample]], sequence_length: int) -> Batch:
+    """One row of `sequence_length` tokens per pack, padded with zeros; document_ids count a row's samples from 1."""
+    return merge([row(pack, sequence_length) for pack in packs])
+
+
+def row(pack: list[Sample], sequence_length: int) -> Batch:
+    """One sequence as a Batch with B = 1, still without the blank crop: N may be 0."""
+    names = ("input_ids", "labels", "loss_weights", "position_ids", "branch_ids")
+    tokens = {name: torch.zeros(1, sequence_length, dtype=getattr(pack[0], name).dtype) for name in names}
+    documents = torch.zeros(1, sequence_length, dtype=torch.int32)
+    positions, start = [], 0
+    for number, sample in enumerate(pack, 1):
+        length = len(sample.input_ids)
+        assert start + length <= sequence_length, "the budget was not kept"
+        for name in names:
+            tokens[name][0, start : start + length] = getattr(sample, name)
+        documents[0, start : start + length] = number
+        positions.append(torch.where(sample.image_positions >= 0, sample.image_positions + start, -1))
+        start += length
+    images = torch.cat([sample.images for sample in pack])
+    masks = torch.cat([sample.image_masks for sample in pack])
+    return Batch(
+        **tokens, document_ids=documents, images=images, image_masks=masks, image_positions=torch.cat(positions)
+    )
+
+
+def merge(rows: list[Batch]) -> Batch:
+    """Batches under each other, padded to the longest; a blank crop is added where no row has a picture."""
+    length = max(row.input_ids.shape[1] for row in rows)
+    columns = ("input_ids", "labels", "loss_weights", "position_ids", "document_ids", "branch_ids")
+    tokens = {name: torch.cat([_pad(getattr(row, name), length) for row in rows]) for name in columns}
+    positions, above = [], 0
+    for row in rows:
+        old = row.image_positions
+        old_length = row.input_ids.shape[1]
+        moved = old + above * length + (old // old_length) * (length - old_length)
+        positions.append(torch.where(old >= 0, moved, -1))
+        above += row.input_ids.shape[0]
+    images = [torch.cat([getattr(row, name) for row in rows]) for name in ("images", "image_masks")]
+    images.append(torch.cat(positions))
+    if not len(images[0]):
+        images = [part.new_full((1, *part.shape[1:]), fill) for part, fill in zip(images, (0, 0, -1))]
+    return Batch(**tokens, images=images[0], image_masks=images[1], image_positions=images[2])
+
+
+def _pad(rows: torch.Tensor, length: int) -> torch.Tensor:
+    return torch.nn.functional.pad(rows, (0, length - rows.shape[1]))

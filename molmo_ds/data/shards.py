@@ -1,0 +1,224 @@
+"""Indexed reader of webdataset tars: one folder, URL or glob of shards as a sequence of records."""
+
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from molmo_ds import files
+from molmo_ds.data.decode import BadSample, upright_size
+from molmo_ds.data.write import digest, parse_record
+
+CHUNK_BYTES = 16 << 20  # one range request of remote storage
+CHUNKS_PER_LANE = 8  # at least, so that lanes get nearly the same number of samples
+OPEN_FILES = 64  # per process: descriptors of local tars
+OPEN_SIDECARS = 64
+OPEN_CHUNKS = 64  # remote chunks kept in temporary files on the local disk
+VIDEOS = ("mp4",)  # parts whose size is not in the index
+INDEX_HINT = "run: python tools/make_shards.py index"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar as `.nv-meta/molmo_ds.json` describes it."""
+
+    path: str
+    samples: int
+    bytes: int
+    sidecar_sha256: str
+
+
+class ShardSet:
+    """All samples of a data set by number, 0 .. len - 1, over its shards in the order of their names.
+
+    `path` is a folder, a URL of a folder (s3://, gs://, http(s)://), or a glob of local tars; each folder needs the
+    index of data/write.py. `lanes` (the global batch) bounds the size of the chunks. Raises ValueError for a folder
+    without an index and for tars that the index does not know; `check` compares the tars with it.
+    """
+
+    def __init__(self, path: str, lanes: int = 1):
+        self.path, self.shards = path, _find_shards(path)
+        counts = np.array([shard.samples for shard in self.shards], np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(counts)])
+        self.bounds = _chunk_bounds(self.starts, sum(shard.bytes for shard in self.shards), lanes)
+        content = json.dumps([[s.path.rsplit("/", 1)[-1], s.samples, s.sidecar_sha256] for s in self.shards])
+        self.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
+        self._remote = files.is_remote(path)
+        self._descriptors = _Recent(OPEN_FILES, os.close)
+        self._sidecars = _Recent(OPEN_SIDECARS)
+        self._chunks = _Recent(OPEN_CHUNKS, lambda chunk: os.close(chunk[0]))
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def check(self) -> None:
+        """Compare every tar's size with the index; ValueError names the first that is missing or differs."""
+        with ThreadPoolExecutor(16 if self._remote else 1) as pool:
+            for shard, size in zip(self.shards, pool.map(_size_or_none, (shard.path for shard in self.shards))):
+                hint = f"make or copy it again, or if it was meant to change {INDEX_HINT} {os.path.dirname(shard.path)}"
+                if size is None:
+                    raise ValueError(f"{shard.path} is missing, but the index lists it; {hint}")
+                if size != shard.bytes:
+                    what = "is truncated" if size < shard.bytes else "changed under its index"
+                    raise ValueError(f"{shard.path} {what}: {size} bytes, {shard.bytes} in the index; {hint}")
+
+    def record(self, index: int) -> dict[str, Any]:
+        """The JSON of a sample, with "__key__" and "sizes" ((width, height) of its upright pictures), without pixels.
+
+        Raises BadSample for a picture whose header could not be read when it was indexed, ValueError when the tar does
+        not hold what its index says, OSError when it cannot be read.
+        """
+        shard, row = self.locate(index)
+        return self._record(shard, row, self._parts(index, shard, row, ["json"])["json"])
+
+    def read(self, index: int) -> dict[str, Any]:
+        """Like `record`, plus "pixels": the encoded pictures in order. The bytes must match the index's hash."""
+        shard, row = self.locate(index)
+        parts = self._parts(index, shard, row, row["part_names"])
+        if digest(parts.values()) != row["sha256"]:
+            raise ValueError(
+                f"{shard.path} changed under its index: sample '{row['key']}' does not match its hash; copy the shard "
+                f"again, or if it was meant to change {INDEX_HINT} {os.path.dirname(shard.path)}"
+            )
+        record = self._record(shard, row, parts["json"])
+        record["pixels"] = [parts[name] for name in record["images"]]
+        return record
+
+    def parts(self, index: int) -> dict[str, bytes]:
+        """All members of a sample as they are in the tar."""
+        shard, row = self.locate(index)
+        return self._parts(index, shard, row, row["part_names"])
+
+    def locate(self, index: int) -> tuple[Shard, dict[str, Any]]:
+        """The shard of a sample and its row of the sidecar (columns: write.SIDECAR)."""
+        number = int(np.searchsorted(self.starts, index, side="right")) - 1
+        shard = self.shards[number]
+        table = self._sidecars.get(number, lambda: _read_sidecar(shard))
+        row = index - int(self.starts[number])
+        return shard, {name: table.column(name)[row].as_py() for name in table.column_names}
+
+    def _record(self, shard: Shard, row: dict[str, Any], data: bytes) -> dict[str, Any]:
+        try:
+            record = parse_record(row["key"], data, dict.fromkeys(row["part_names"]))
+        except ValueError as error:  # it could be parsed when it was indexed
+            raise ValueError(f"{shard.path} changed under its index: {error} Then {INDEX_HINT}") from None
+        record["__key__"] = row["key"]
+        for name, width in zip(record["images"], row["widths"]):
+            if not width and name.split(".")[-1] not in VIDEOS:
+                raise BadSample(f"{row['key']}.{name} in {shard.path} is no picture that can be read.")
+        turned = zip(row["widths"], row["heights"], row["orientations"])
+        record["sizes"] = [upright_size(*size) for size in turned]
+        return record
+
+    def _parts(self, index: int, shard: Shard, row: dict[str, Any], names: list[str]) -> dict[str, bytes]:
+        where = {n: (o, o + k) for n, o, k in zip(row["part_names"], row["part_offsets"], row["part_lengths"])}
+        start, stop = min(where[n][0] for n in names), max(where[n][1] for n in names)
+        data = memoryview(self._bytes(index, shard, start, stop))  # one read: the parts of a sample lie together
+        return {name: bytes(data[where[name][0] - start : where[name][1] - start]) for name in names}
+
+    def _bytes(self, index: int, shard: Shard, start: int, stop: int) -> bytes:
+        if not self._remote:
+            file = self._descriptors.get(shard.path, lambda: os.open(shard.path, os.O_RDONLY))
+            return files.retry(lambda: _pread(shard.path, file, start, stop, start), shard.path)
+        chunk = int(np.searchsorted(self.bounds, index, side="right")) - 1
+        file, first = self._chunks.get(chunk, lambda: self._fetch(chunk))
+        return _pread(shard.path, file, start, stop, start - first)
+
+    def _fetch(self, chunk: int) -> tuple[int, int]:
+        # one range request for the whole chunk; kept on disk, since a worker holds dozens and its memory should not
+        shard, row = self.locate(int(self.bounds[chunk]))
+        last = self.locate(int(self.bounds[chunk + 1]) - 1)[1]
+        start = min(row["part_offsets"])
+        stop = max(offset + length for offset, length in zip(last["part_offsets"], last["part_lengths"]))
+        data = files.read_range(shard.path, start, stop)
+        with tempfile.TemporaryFile() as file:
+            file.write(data)
+            file.flush()
+            return os.dup(file.fileno()), start
+
+
+class _Recent:
+    """The `size` things asked for last, made when asked for and closed when others take their place."""
+
+    def __init__(self, size: int, close: Callable[[Any], None] = lambda thing: None):
+        self._size, self._close, self._things = size, close, OrderedDict()
+
+    def get(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self._things:
+            self._things[key] = make()
+            if len(self._things) > self._size:
+                self._close(self._things.popitem(last=False)[1])
+        self._things.move_to_end(key)
+        return self._things[key]
+
+
+def _find_shards(path: str) -> list[Shard]:
+    if files.is_remote(path) or os.path.isdir(path):
+        return _read_meta(path, None if files.is_remote(path) else files.find(os.path.join(path, "*.tar")))
+    tars = files.find(path)
+    if not tars:
+        raise ValueError(f"There are no shards at {path}; give a folder, a URL of a folder or a glob of tars.")
+    folders = sorted({os.path.dirname(tar) or "." for tar in tars})
+    known = {os.path.realpath(shard.path): shard for folder in folders for shard in _read_meta(folder, None)}
+    for tar in tars:
+        if os.path.realpath(tar) not in known:
+            raise ValueError(f"{tar} is not in the index of its folder; {INDEX_HINT} {os.path.dirname(tar)}")
+    return [known[os.path.realpath(tar)] for tar in tars]
+
+
+def _read_meta(folder: str, tars: list[str] | None) -> list[Shard]:
+    name = files.join(folder, ".nv-meta/molmo_ds.json")
+    try:
+        content = json.loads(files.read(name))["shards"]
+    except FileNotFoundError:
+        raise ValueError(f"{folder} has no index ({name} is missing); {INDEX_HINT} {folder}") from None
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{name} is damaged; {INDEX_HINT} {folder}") from None
+    unknown = sorted({os.path.basename(tar) for tar in tars or []} - set(content))
+    if unknown:
+        raise ValueError(f"{folder} holds {unknown[0]}, which its index does not know; {INDEX_HINT} {folder}")
+    if not content:
+        raise ValueError(f"{folder} holds no shards.")
+    return [Shard(files.join(folder, tar), **content[tar]) for tar in sorted(content)]
+
+
+def _read_sidecar(shard: Shard) -> pa.Table:
+    name = shard.path + ".parquet"
+    try:
+        data = files.read(name)
+    except FileNotFoundError:
+        raise ValueError(f"{name} is missing; {INDEX_HINT} {os.path.dirname(shard.path)}") from None
+    if hashlib.sha256(data).hexdigest() != shard.sidecar_sha256:
+        raise ValueError(f"{name} is not the one that .nv-meta lists; {INDEX_HINT} {os.path.dirname(shard.path)}")
+    return pq.ParquetFile(io.BytesIO(data)).read(use_threads=False)  # this may be a forked worker
+
+
+def _chunk_bounds(starts: np.ndarray, size: int, lanes: int) -> np.ndarray:
+    # the first sample of each chunk, and the end; a chunk never crosses a shard
+    samples = int(starts[-1])
+    length = max(1, min(CHUNK_BYTES * samples // max(size, 1), samples // (CHUNKS_PER_LANE * lanes)))
+    firsts = [np.arange(start, stop, length) for start, stop in zip(starts[:-1], starts[1:])]
+    return np.concatenate([*firsts, [samples]]).astype(np.int64)
+
+
+def _pread(path: str, file: int, start: int, stop: int, offset: int) -> bytes:
+    data = os.pread(file, stop - start, offset)
+    files.check_length(path, data, start, stop)
+    return data
+
+
+def _size_or_none(path: str) -> int | None:
+    try:
+        return files.size(path)
+    except FileNotFoundError:
+        return None
