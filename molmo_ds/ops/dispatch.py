@@ -1,9 +1,13 @@
 """Which implementation of an op runs: the one seam between the network and its kernels."""
 
 import contextlib
+import functools
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
+
+import torch
 
 PREFERENCE = ("cuda", "triton", "torch")
 _table: dict[str, dict[str, tuple[Callable, Callable[..., bool]]]] = {}  # op -> name -> (function, usable)
@@ -44,3 +48,14 @@ def use(name: str | None) -> Iterator[None]:
         yield
     finally:
         _forced = before
+
+
+@functools.cache
+def _triton_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def on_gpu(*tensors: torch.Tensor) -> bool:
+    """Whether a Triton kernel can take these: on a GPU, single precision or less, Triton there."""
+    known = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
+    return all(t.is_cuda and t.dtype in known for t in tensors) and _triton_installed()

@@ -18,7 +18,7 @@ def gather_patches(
     layers: L tensors [N, S, D], joined along D in this order, class tokens (in front) left out. shares [N, P, K] and
     pad_embed [K, F]: shares @ pad_embed is added to a patch (K may be 0). windows int64 [M, W] indexes the N * P
     patches, -1 is a missing patch: a zero vector. The mean is over W, as in the reference; with `masked` over the
-    patches that are there. Every patch is used at most once (or the gradient is summed in no fixed order on a GPU).
+    patches that are there.
     """
     return dispatch.call("gather_patches", layers, shares, pad_embed, windows, masked)
 
@@ -58,3 +58,158 @@ def _pool_torch(q: Tensor, k: Tensor, v: Tensor, windows: Tensor, masked: bool) 
     if masked:
         share = torch.where(there, share, 0)
     return (share[..., None] * v.to(wide)).sum(1).to(q.dtype)
+
+
+@torch.library.custom_op("molmo_ds::gather_patches", mutates_args=())
+def _gather(
+    layers: list[Tensor], shares: Tensor, pad_embed: Tensor, windows: Tensor, masked: bool
+) -> tuple[Tensor, Tensor]:
+    from molmo_ds.ops import triton_kernels
+
+    features, means = _gather_shape(layers, shares, pad_embed, windows, masked)
+    rows, patches, width = layers[0].shape[1], shares.shape[1], layers[0].shape[2]
+    weights, block = _mean_weights(windows, masked), min(1024, 1 << (width - 1).bit_length())
+    shares, pad_embed, windows = shares.float().contiguous(), pad_embed.contiguous(), windows.contiguous()
+    for i, layer in enumerate(layers):
+        triton_kernels.gather_patches[(len(windows), -(-width // block))](
+            layer.contiguous(), shares, pad_embed, windows, weights, features, means,
+            patches, rows, width, means.shape[1], i * width, windows.shape[1], pad_embed.shape[0], block,
+        )  # fmt: skip
+    return features, means
+
+
+@_gather.register_fake
+def _gather_shape(
+    layers: list[Tensor], shares: Tensor, pad_embed: Tensor, windows: Tensor, masked: bool
+) -> tuple[Tensor, Tensor]:
+    width = sum(x.shape[2] for x in layers)
+    return layers[0].new_empty(*windows.shape, width), layers[0].new_empty(windows.shape[0], width)
+
+
+@torch.library.custom_op("molmo_ds::gather_patches_backward", mutates_args=())
+def _gather_backward(
+    of_features: Tensor, of_means: Tensor, windows: Tensor, masked: bool, count: int, sizes: list[int]
+) -> list[Tensor]:
+    from molmo_ds.ops import triton_kernels
+
+    crops, rows, width, patches = sizes
+    order = windows.flatten().sort(stable=True)
+    starts = torch.searchsorted(order[0], torch.arange(crops * patches + 1, device=windows.device))
+    weights, block = _mean_weights(windows, masked), min(1024, 1 << (width - 1).bit_length())
+    out = _gather_backward_shape(of_features, of_means, windows, masked, count, sizes)
+    of_features, of_means = of_features.contiguous(), of_means.contiguous()
+    for i in range(count):
+        triton_kernels.gather_patches_backward[(crops * rows, -(-width // block))](
+            of_features, of_means, weights, order[1], starts, out[i],
+            patches, rows, width, count * width, i * width, windows.shape[1], block,
+        )  # fmt: skip
+    return out
+
+
+@_gather_backward.register_fake
+def _gather_backward_shape(
+    of_features: Tensor, of_means: Tensor, windows: Tensor, masked: bool, count: int, sizes: list[int]
+) -> list[Tensor]:
+    return [of_features.new_empty(sizes[:3]) for _ in range(count)]
+
+
+def _gather_save(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN001
+    layers, shares, pad_embed, windows, masked = inputs
+    ctx.save_for_backward(shares, windows)
+    ctx.masked, ctx.count, ctx.dtype = masked, len(layers), pad_embed.dtype
+    ctx.sizes = [*layers[0].shape, shares.shape[1]]
+
+
+def _gather_gradients(ctx, of_features: Tensor, of_means: Tensor) -> tuple:  # noqa: ANN001
+    shares, windows = ctx.saved_tensors
+    layers = _gather_backward(of_features, of_means, windows, ctx.masked, ctx.count, ctx.sizes)
+    pad_embed = None
+    if ctx.needs_input_grad[2]:
+        flat = shares.flatten(0, 1).T.to(layers[0].dtype)
+        parts = [flat @ x[:, x.shape[1] - shares.shape[1] :].flatten(0, 1) for x in layers]
+        pad_embed = torch.cat(parts, -1).to(ctx.dtype)
+    return layers, None, pad_embed, None, None
+
+
+_gather.register_autograd(_gather_gradients, setup_context=_gather_save)
+
+
+@dispatch.implements("gather_patches", "triton", lambda layers, *rest: dispatch.on_gpu(*layers, *rest[:2]))
+def _gather_triton(
+    layers: list[Tensor], shares: Tensor, pad_embed: Tensor, windows: Tensor, masked: bool
+) -> tuple[Tensor, Tensor]:
+    return _gather(list(layers), shares, pad_embed, windows, masked)
+
+
+def _mean_weights(windows: Tensor, masked: bool) -> Tensor:
+    # float32 [M]: 1 / number of patches of the mean
+    if not masked:
+        return torch.full(windows.shape[:1], 1 / windows.shape[1], device=windows.device)
+    return 1 / (windows >= 0).sum(1).clamp(min=1).float()
+
+
+@torch.library.custom_op("molmo_ds::pool_patches", mutates_args=())
+def _pool(q: Tensor, k: Tensor, v: Tensor, windows: Tensor, masked: bool) -> Tensor:
+    from molmo_ds.ops import triton_kernels
+
+    q, k, v, out = (
+        q.contiguous(),
+        k.contiguous(),
+        v.contiguous(),
+        torch.empty_like(q, memory_format=torch.contiguous_format),
+    )
+    grid, constants = _pool_launch(k, masked)
+    triton_kernels.pool_patches[grid](q, k, v, windows.contiguous(), out, q.shape[2] ** -0.5, *constants)
+    return out
+
+
+@torch.library.custom_op("molmo_ds::pool_patches_backward", mutates_args=())
+def _pool_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, windows: Tensor, masked: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    from molmo_ds.ops import triton_kernels
+
+    grad, q, k, v = grad.contiguous(), q.contiguous(), k.contiguous(), v.contiguous()
+    out = _pool_backward_shape(grad, q, k, v, windows, masked)
+    grid, constants = _pool_launch(k, masked)
+    triton_kernels.pool_patches_backward[grid](
+        grad, q, k, v, windows.contiguous(), *out, q.shape[2] ** -0.5, *constants
+    )
+    return out
+
+
+def _pool_launch(k: Tensor, masked: bool) -> tuple[tuple[int, int], tuple]:
+    windows, size, heads, width = k.shape
+    padded, block = 1 << (size - 1).bit_length(), 1 << (width - 1).bit_length()
+    # keys and values of a program stay in registers: at most 4096 numbers each
+    together = max(1, min(1 << (heads - 1).bit_length(), 4096 // (padded * block)))
+    return (windows, -(-heads // together)), (width, heads, size, masked, padded, together, block)
+
+
+@_pool.register_fake
+def _pool_shape(q: Tensor, k: Tensor, v: Tensor, windows: Tensor, masked: bool) -> Tensor:
+    return q.new_empty(q.shape)
+
+
+@_pool_backward.register_fake
+def _pool_backward_shape(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, windows: Tensor, masked: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _pool_save(ctx, inputs: tuple, output: Tensor) -> None:  # noqa: ANN001
+    ctx.save_for_backward(*inputs[:4])
+    ctx.masked = inputs[4]
+
+
+def _pool_gradients(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN001
+    return *_pool_backward(grad, *ctx.saved_tensors, ctx.masked), None, None
+
+
+_pool.register_autograd(_pool_gradients, setup_context=_pool_save)
+
+
+@dispatch.implements("pool_patches", "triton", lambda q, k, v, *rest: dispatch.on_gpu(q, k, v))
+def _pool_triton(q: Tensor, k: Tensor, v: Tensor, windows: Tensor, masked: bool) -> Tensor:
+    return _pool(q, k, v, windows, masked)
