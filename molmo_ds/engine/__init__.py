@@ -1,0 +1,56 @@
+"""The only importer of deepspeed and accelerate: one protocol, and one function that builds what a strategy file asks."""
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from molmo_ds.batch import Batch
+from molmo_ds.config import RunConfig
+from molmo_ds.engine.launch import World
+
+
+class Engine(Protocol):
+    """What the loop knows of training; the same verbs whatever the strategy."""
+
+    step: int  # updates made so far
+    world: World
+    data_rank: int  # which part of the global batch this process reads ...
+    data_size: int  # ... of how many
+
+    def train_step(self, micro_batches: list[Batch]) -> dict[str, float]:
+        """One update from this rank's share of the global batch; the global means of the step."""
+
+    def eval_loss(self, micro_batches: list[Batch]) -> dict[str, float]:
+        """The same means without an update."""
+
+    def save(self, folder: str, data_state: dict[int, dict]) -> None:
+        """Write a checkpoint of this step below `folder`; `data_state` is this rank's lanes'.
+
+        With async_save it is complete some steps later; `close` waits for it. OSError if it could not be written.
+        """
+
+    def close(self) -> None:
+        """Wait until the last checkpoint is complete."""
+
+    def load(self, folder: str) -> dict[int, dict] | None:
+        """Go on from the newest whole checkpoint below `folder`: all lanes' states, None if there is no checkpoint."""
+
+    def full_state(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter, whole, on the CPU, fp32 where a master weight exists; all ranks must iterate together."""
+
+
+def build_engine(config: RunConfig, world: World | None = None) -> Engine:
+    """The engine that `config.strategy` asks for, with first weights (or those of `init_from`) in it.
+
+    Raises ValueError, in one sentence, for a strategy that cannot run.
+    """
+    from molmo_ds.engine import ds_config, launch
+
+    strategy = ds_config.read(config.strategy)
+    world = world or launch.start(config.timeout_seconds)
+    ds_config.refuse(strategy, config, world.size)
+    kind: Any = None
+    if strategy.engine == "zero":
+        from molmo_ds.engine.zero import ZeroEngine as kind
+    return kind(config, world, strategy)

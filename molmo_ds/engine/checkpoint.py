@@ -1,0 +1,262 @@
+"""Checkpoints as named pieces: any strategy at any number of ranks reads what another wrote, optimizer state included.
+
+A folder `checkpoints/step-00001000` holds per rank a safetensors file, whose tensors are called NAME|START|KEY (elements
+START and on of the flattened parameter NAME; KEY is "weight" or a state tensor of torch's optimizer), and a JSON file
+with shapes, scalars and data lanes; and manifest.json, written last, with sizes and checksums of all files.
+"""
+
+import json
+import logging
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from molmo_ds import config as configs
+from molmo_ds.config import MolmoConfig, RunConfig
+from molmo_ds.engine.fragments import Fragment
+from molmo_ds.engine.launch import World
+from molmo_ds.model import init
+from molmo_ds.model.tensor_files import TensorFolder, new_folder, write_tensors
+
+log = logging.getLogger(__name__)
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a piece lies."""
+
+    file: Path
+    start: int
+    size: int
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A whole checkpoint, opened; `pieces` and `shapes` by parameter name."""
+
+    path: Path
+    step: int
+    optimizer: str
+    pieces: dict[str, list[Stored]]
+    shapes: dict[str, tuple[int, ...]]
+    scalars: dict[str, float]
+    data_state: dict[int, dict]
+    handles: dict[Path, Any] = field(default_factory=dict)
+
+    def read(self, stored: Stored, name: str, key: str, first: int, last: int) -> Tensor:
+        """Elements [first, last) of the whole parameter, which this piece contains."""
+        if stored.file not in self.handles:
+            self.handles[stored.file] = safe_open(stored.file, "pt")
+        piece = self.handles[stored.file].get_slice(f"{name}|{stored.start}|{key}")
+        return piece[first - stored.start : last - stored.start]
+
+    def whole(self, name: str, key: str = "weight") -> Tensor:
+        """One parameter (or state tensor), put together."""
+        parts = sorted(self.pieces[name], key=lambda s: s.start)
+        flat = torch.cat([self.read(s, name, key, s.start, s.start + s.size) for s in parts])
+        return flat.view(self.shapes[name])
+
+
+def checksum(path: Path) -> int:
+    """CRC-32 of a file."""
+    value = 0
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 22):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def what_is_wrong(path: Path, part: int = 0, parts: int = 1) -> str | None:
+    """Why the checkpoint `path` is not whole, in a few words, or None; checks every `parts`-th file from `part` on."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        files = sorted(manifest["files"].items())
+    except FileNotFoundError:
+        return "manifest.json is missing, so the save did not finish"
+    except (ValueError, KeyError, OSError):
+        return "manifest.json cannot be read"
+    if manifest.get("format") != FORMAT:
+        return f"its format is {manifest.get('format')}, not {FORMAT}"
+    for name, facts in files[part::parts]:
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != facts["bytes"]:
+            return f"{name} has {file.stat().st_size} bytes instead of {facts['bytes']}"
+        if checksum(file) != facts["crc32"]:
+            return f"the checksum of {name} is wrong"
+    return None
+
+
+def steps(folder: str | Path) -> list[Path]:
+    """The checkpoint folders below `folder`, newest first, whole or not."""
+    return sorted((p for p in Path(folder).glob("step-*") if p.is_dir() and p.name[5:].isdigit()), reverse=True)
+
+
+def newest(folder: str, world: World) -> Found | None:
+    """The newest whole checkpoint below `folder`, the same on every rank; None if none was ever finished.
+
+    Damaged ones are passed over with a logged sentence. Raises ValueError if there are only damaged ones.
+    """
+    candidates = world.broadcast([p.name for p in steps(folder)])
+    for name in candidates:
+        path = Path(folder) / name
+        wrong = next((w for w in world.gather(what_is_wrong(path, world.rank, world.size)) if w), None)
+        if wrong is None:
+            return open_checkpoint(path)
+        if world.rank == 0:
+            log.warning("The checkpoint %s is damaged (%s); trying the one before.", path, wrong)
+    if candidates:
+        raise ValueError(
+            f"None of the {len(candidates)} checkpoints in {folder} is whole; delete that folder to start again, "
+            "or put a copy of a whole checkpoint there."
+        )
+    return None
+
+
+def open_checkpoint(path: Path) -> Found:
+    """Open a checkpoint that `what_is_wrong` found whole."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    pieces: dict[str, list[Stored]] = {}
+    shapes, scalars, lanes = {}, {}, {}
+    for name in manifest["files"]:
+        if not (name.startswith("rank-") and name.endswith(".json")):
+            continue
+        part = json.loads((path / name).read_text())
+        scalars |= part["scalars"]
+        lanes |= {int(lane): state for lane, state in part["lanes"].items()}
+        for piece in part["pieces"]:
+            stored = Stored(path / part["file"], piece["start"], piece["size"], tuple(piece["keys"]))
+            pieces.setdefault(piece["name"], []).append(stored)
+            shapes[piece["name"]] = tuple(piece["shape"])
+    return Found(path, manifest["step"], manifest["optimizer"], pieces, shapes, scalars, lanes)
+
+
+def state_keys(found: Found) -> tuple[set[str], set[str]]:
+    """Names of the optimizer's tensors and of its numbers."""
+    keys = {key for stored in found.pieces.values() for s in stored for key in s.keys}
+    return keys - {"weight"}, set(found.scalars)
+
+
+@torch.no_grad()
+def restore(found: Found, pieces: Iterable[Fragment], names: set[str], optimizer: str) -> None:
+    """Fill this rank's pieces. Nothing is left as it was: ValueError if anything has no counterpart.
+
+    Args:
+        names: all parameters of the model, on whichever rank.
+        optimizer: what optim.name is now.
+    """
+    if found.optimizer != optimizer:
+        raise ValueError(f"{found.path} was written with optim.name={found.optimizer}, not {optimizer}.")
+    if missing := sorted(names ^ set(found.shapes)):
+        raise ValueError(f"{found.path} belongs to another model: '{missing[0]}' is on one side only.")
+    for piece in pieces:
+        if tuple(piece.shape) != found.shapes[piece.name]:
+            shape = found.shapes[piece.name]
+            raise ValueError(f"{found.path}: {piece.name} has shape {shape}, and the model has {piece.shape}.")
+        for key, target in piece.tensors.items():
+            done, end = piece.start, piece.start + piece.size
+            for stored in sorted(found.pieces[piece.name], key=lambda s: s.start):
+                first, last = max(done, stored.start), min(end, stored.start + stored.size)
+                if first >= last or first > done or key not in stored.keys:
+                    continue
+                target[first - piece.start : last - piece.start] = found.read(stored, piece.name, key, first, last)
+                done = last
+            if done < end:
+                raise ValueError(
+                    f"{found.path} has no {key} for {piece.name}[{done}:{end}]; a component that was frozen there "
+                    "and is trained now has no optimizer state: start a new run with init_from."
+                )
+
+
+def find(path: str | Path) -> Path:
+    """The checkpoint or weights folder that a user means by a run's folder, its checkpoints, one step or weights.
+
+    Raises ValueError if there is none, or if none is whole.
+    """
+    path = Path(path)
+    if (path / "manifest.json").is_file():
+        candidates = [path]
+    else:
+        candidates = steps(path / "checkpoints") or steps(path)
+    if not candidates and (path / "config.yaml").is_file() and any(path.glob("*.safetensors")):
+        return path
+    for candidate in candidates:
+        wrong = what_is_wrong(candidate)
+        if wrong is None:
+            return candidate
+        log.warning("The checkpoint %s is damaged (%s).", candidate, wrong)
+    reason = "none of its checkpoints is whole" if candidates else "it holds neither checkpoints nor weights"
+    raise ValueError(f"{path} cannot be read: {reason}; give a run's folder, a checkpoint or a folder of weights.")
+
+
+def read_full_state(path: str | Path) -> Iterator[tuple[str, Tensor]]:
+    """(name, whole tensor on the CPU) of a checkpoint or weights folder, one at a time, without launching ranks."""
+    names, read = _reader(find(path))
+    for name in names:
+        yield name, read(name)
+
+
+def read_model_config(path: str | Path) -> MolmoConfig:
+    """The architecture saved with a checkpoint or weights folder."""
+    import yaml
+
+    values = yaml.safe_load((find(path) / "config.yaml").read_text())
+    return configs.from_dict(MolmoConfig, values["model"])
+
+
+def write_full_state(folder: str | Path, config: MolmoConfig | RunConfig, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Write weights only: safetensors shards and config.yaml, which `init_from`, generation and conversion read.
+
+    Raises ValueError if `folder` holds something already.
+    """
+    import yaml
+
+    with new_folder(folder) as temporary:
+        write_tensors(temporary, tensors)
+        if isinstance(config, RunConfig):
+            configs.save(config, temporary / "config.yaml")
+        else:
+            (temporary / "config.yaml").write_text(yaml.safe_dump({"model": configs.to_dict(config)}, sort_keys=False))
+
+
+def first_weights(config: RunConfig) -> Callable[[str, tuple[int, ...]], Tensor]:
+    """(name, shape) -> the whole tensor a run starts with: from `init_from`, or drawn as a function of seed and name."""
+    if config.init_from is None:
+
+        def draw(name: str, shape: tuple[int, ...]) -> Tensor:
+            tensor = torch.empty(shape)
+            init.initialise(name, tensor, config.model, config.seed)
+            return tensor
+
+        return draw
+    path = find(config.init_from)
+    names, read = _reader(path)
+
+    def look_up(name: str, shape: tuple[int, ...]) -> Tensor:
+        if name not in names:
+            raise ValueError(f"init_from={config.init_from} has no {name}; it belongs to another architecture.")
+        tensor = read(name)
+        if tuple(tensor.shape) != tuple(shape):
+            raise ValueError(
+                f"init_from={config.init_from}: {name} has shape {tuple(tensor.shape)}, and the model has {shape}."
+            )
+        return tensor
+
+    return look_up
+
+
+def _reader(path: Path) -> tuple[list[str], Callable[[str], Tensor]]:
+    if (path / "manifest.json").is_file():
+        found = open_checkpoint(path)
+        return list(found.pieces), found.whole
+    folder = TensorFolder(path)
+    return folder.names(), folder.read

@@ -1,0 +1,215 @@
+"""Strategy files: DeepSpeed's JSON plus one block `molmo_ds`; fills "auto" and refuses what cannot run, in one sentence."""
+
+import copy
+import difflib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from molmo_ds.config import RunConfig
+
+ENGINES = ("zero",)
+TOP_LEVEL = {
+    "molmo_ds", "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "optimizer",
+    "scheduler", "fp16", "bf16", "torch_autocast", "data_types", "zero_optimization", "gradient_clipping",
+    "steps_per_print", "communication_data_type", "prescale_gradients", "gradient_predivide_factor",
+    "sparse_gradients", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "wall_clock_breakdown",
+    "memory_breakdown", "dump_state", "flops_profiler", "activation_checkpointing", "aio", "comms_logger",
+    "tensorboard", "wandb", "csv_monitor", "comet", "pipeline", "checkpoint", "expert_parallel", "tensor_parallel",
+    "sequence_parallel_size", "data_efficiency", "compression_training", "compile", "autotuning", "zenflow",
+    "managed_gradient_accumulation", "gradient_allreduce_op", "seq_parallel_communication_data_type",
+    "graph_harvesting", "use_data_before_expert_parallelism", "disable_allgather", "timers", "train_step",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One file: `ds` goes to DeepSpeed, `ours` (engine, stages, sizes) does not."""
+
+    path: str
+    ds: dict[str, Any]
+    ours: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def engine(self) -> str:
+        """Which engine runs it."""
+        return self.ours.get("engine", "zero")
+
+    @property
+    def stage(self) -> int:
+        """The ZeRO stage."""
+        return self.ds.get("zero_optimization", {}).get("stage", 0)
+
+    @property
+    def name(self) -> str:
+        """The file's name without ending."""
+        return Path(self.path).stem
+
+
+def read(path: str) -> Strategy:
+    """Read a strategy file, `accelerate` = the DeepSpeed settings that `accelerate launch` was given.
+
+    Raises ValueError, naming the file, if it is not there, is not JSON, or has a key that DeepSpeed does not know
+    (which DeepSpeed itself would ignore without a word).
+    """
+    if path == "accelerate":
+        return Strategy(path, _from_accelerate())
+    file = Path(path)
+    if not file.is_file():
+        beside = Path(__file__).parents[2] / path
+        if not beside.is_file():
+            there = ", ".join(sorted(str(f) for f in file.parent.glob("*.json"))) or "none"
+            raise ValueError(f"There is no strategy file {path}; files beside it: {there}.")
+        file = beside
+    try:
+        values = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"The strategy file {file} is not JSON: {error}.") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"The strategy file {file} holds no JSON object; write DeepSpeed's settings in braces.")
+    for key in values:
+        if key not in TOP_LEVEL:
+            near = difflib.get_close_matches(key, TOP_LEVEL, n=1, cutoff=0.0)[0]
+            raise ValueError(f"The strategy file {file} has the unknown key '{key}'; the nearest one is '{near}'.")
+    ours = values.pop("molmo_ds", {})
+    return Strategy(str(file), values, ours)
+
+
+def _from_accelerate() -> dict[str, Any]:
+    import os
+
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
+        raise ValueError(
+            "strategy=accelerate needs `accelerate launch --use_deepspeed` or a YAML file of accelerate with "
+            "distributed_type: DEEPSPEED; otherwise name a file, for example strategy=ds_configs/zero3.json."
+        )
+    from accelerate.utils import DeepSpeedPlugin
+
+    return copy.deepcopy(DeepSpeedPlugin().deepspeed_config)
+
+
+def resolve(strategy: Strategy, config: RunConfig, world_size: int, on_gpu: bool) -> dict[str, Any]:
+    """DeepSpeed's configuration with every "auto" filled; `refuse` has passed.
+
+    Batch sizes, precision and clipping belong to the run: ours clips each component, so DeepSpeed's clipping is off.
+    Bucket sizes follow the decoder's width as Accelerate fills them.
+    """
+    ds = copy.deepcopy(strategy.ds)
+    width = config.model.text.hidden_size
+    replicas = data_parallel_size(strategy, world_size)
+    ds["train_micro_batch_size_per_gpu"] = config.micro_batch
+    ds["gradient_accumulation_steps"] = accumulation(config, replicas)
+    ds["train_batch_size"] = config.global_batch
+    ds["gradient_clipping"] = 0.0
+    for block in ("optimizer", "scheduler", "tensorboard", "wandb", "csv_monitor", "fp16"):
+        ds.pop(block, None)
+    zero = ds.setdefault("zero_optimization", {"stage": 0})
+    sizes = {
+        "reduce_bucket_size": width * width,
+        "stage3_prefetch_bucket_size": int(0.9 * width * width),
+        "stage3_param_persistence_threshold": 10 * width,
+        "stage3_gather_16bit_weights_on_model_save": False,
+    }
+    for key, value in sizes.items():
+        if zero.get(key) == "auto":
+            zero[key] = value
+    half = uses_bf16(config, on_gpu)
+    if ds.get("torch_autocast"):
+        ds["torch_autocast"] = {"dtype": "bfloat16", **ds["torch_autocast"], "enabled": half}
+        ds.pop("bf16", None)
+    else:
+        ds["bf16"] = {**ds.get("bf16", {}), "enabled": half}
+        if half and zero["stage"] > 0:
+            ds.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
+    ds.setdefault("zero_allow_untested_optimizer", True)
+    if not on_gpu:
+        ds.setdefault("zero_force_ds_cpu_optimizer", False)  # or a CPU Adam would be compiled for two minutes
+    ds["steps_per_print"] = 10**9
+    left = sorted(_autos(ds))
+    if left:
+        raise ValueError(f'{strategy.path} leaves {left[0]} on "auto", which the run cannot fill; write a value.')
+    return ds
+
+
+def uses_bf16(config: RunConfig, on_gpu: bool) -> bool:
+    """Whether the network computes in bf16 (with fp32 master weights)."""
+    if config.precision not in ("auto", "fp32", "bf16"):
+        raise ValueError(f"There is no precision '{config.precision}'; precision is auto, fp32 or bf16.")
+    return config.precision == "bf16" or (config.precision == "auto" and on_gpu)
+
+
+def data_parallel_size(strategy: Strategy, world_size: int) -> int:
+    """Ranks that read different samples: all, divided by stages, tensor- and sequence-parallel sizes."""
+    ours = strategy.ours
+    shared = ours.get("stages", 1) * ours.get("sequence_parallel_size", 1)
+    shared *= strategy.ds.get("tensor_parallel", {}).get("autotp_size", 1)
+    if world_size % shared:
+        raise ValueError(f"{strategy.path} divides the ranks by {shared}, and there are {world_size}; start more ranks.")
+    return world_size // shared
+
+
+def accumulation(config: RunConfig, replicas: int) -> int:
+    """Micro-steps of a step; ValueError if the global batch does not divide."""
+    per_micro_step = replicas * config.micro_batch
+    if config.global_batch % per_micro_step:
+        raise ValueError(
+            f"global_batch={config.global_batch} does not divide by {replicas} ranks x micro_batch="
+            f"{config.micro_batch}; choose a multiple of {per_micro_step}."
+        )
+    return config.global_batch // per_micro_step
+
+
+def refuse(strategy: Strategy, config: RunConfig, world_size: int) -> None:
+    """Raise ValueError, one sentence with the cause and what to do, for a combination that cannot run."""
+    ds, zero, path = strategy.ds, strategy.ds.get("zero_optimization", {}), strategy.path
+    stage = zero.get("stage", 0)
+    if strategy.engine not in ENGINES:
+        raise ValueError(f"{path}: there is no engine '{strategy.engine}'; molmo_ds.engine is {', '.join(ENGINES)}.")
+    if stage not in (0, 1, 2, 3):
+        raise ValueError(f"{path}: zero_optimization.stage is {stage!r}; it must be 0, 1, 2 or 3.")
+    if ds.get("fp16", {}).get("enabled") is True:
+        raise ValueError(f"{path} turns fp16 on, which needs a loss scale that this trainer does not keep; use bf16.")
+    for key, device in (("offload_param", 3), ("zero_hpz_partition_size", 3), ("offload_optimizer", 1)):
+        on = zero.get(key, {}).get("device", "none") != "none" if "offload" in key else zero.get(key, 1) > 1
+        if on and stage < device:
+            raise ValueError(f"{path}: {key} needs ZeRO stage {device} or higher, not {stage}; see ds_configs/.")
+    limit = ds.get("gradient_clipping", "auto")
+    if limit not in ("auto", 0, config.optim.max_grad_norm):
+        raise ValueError(
+            f"{path} sets gradient_clipping={limit} and the run clips each component to optim.max_grad_norm="
+            f'{config.optim.max_grad_norm}; write "auto" and set optim.max_grad_norm.'
+        )
+    for block, where in (("optimizer", "optim.*"), ("scheduler", "optim.*")):
+        values = ds.get(block, {}).get("params", {})
+        set_here = sorted(key for key, value in values.items() if value != "auto" and key != "torch_adam")
+        if set_here:
+            raise ValueError(f"{path} sets {block}.params.{set_here[0]}, which the run owns; use {where} instead.")
+    owned = {
+        "train_batch_size": config.global_batch,
+        "train_micro_batch_size_per_gpu": config.micro_batch,
+        "gradient_accumulation_steps": accumulation(config, data_parallel_size(strategy, world_size)),
+    }
+    for key, value in owned.items():
+        if ds.get(key, "auto") not in ("auto", value):
+            raise ValueError(
+                f'{path} sets {key}={ds[key]}, but global_batch and micro_batch make it {value}; write "auto".'
+            )
+
+
+def check_with_deepspeed(strategy: Strategy, ds: dict[str, Any]) -> None:
+    """Let DeepSpeed read the file before anything is built; ValueError with its first words if it will not."""
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    try:
+        DeepSpeedConfig(copy.deepcopy(ds))
+    except Exception as error:  # DeepSpeed raises AssertionError, ValueError, pydantic's errors and others
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = "; ".join(lines[1:3] if "validation error" in lines[0] and len(lines) > 2 else lines[:1])
+        raise ValueError(f"DeepSpeed refuses {strategy.path}: {reason or type(error).__name__}.") from None
+
+
+def _autos(node: Any, prefix: str = "") -> list[str]:
+    if isinstance(node, dict):
+        return [path for key, value in node.items() for path in _autos(value, f"{prefix}.{key}" if prefix else key)]
+    return [prefix] if node == "auto" else []

@@ -1,0 +1,53 @@
+"""One loss for every strategy: the mean over all weighted tokens of the global batch, and what a step counts."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from molmo_ds.batch import Batch
+
+COUNTS = ("weight", "tokens", "learnt_tokens", "positions", "crops", "documents")
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over the global batch of one step."""
+
+    weight: float  # of loss weights
+    tokens: float  # that are not padding
+    learnt_tokens: float
+    positions: float  # tokens and padding
+    crops: float  # that belong to a document
+    documents: float
+
+
+def scale(
+    micro_batches: list[Batch], replicas: int, group: dist.ProcessGroup | None, device: torch.device
+) -> tuple[list[Batch], Totals]:
+    """Divide every loss weight by the mean over ranks of their sum, with one all-reduce.
+
+    DeepSpeed averages gradients over `replicas` ranks; a sum over this rank's micro-batches (each backward pass with
+    `scale_wrt_gas=False`) is then the gradient of the global weighted mean, whatever the ranks, the accumulation and
+    the packing. A step in which nothing is learnt has weights 0 and not a division by 0.
+    """
+    counts = torch.stack([_counts(batch) for batch in micro_batches]).sum(0).to(device)
+    if replicas > 1:
+        dist.all_reduce(counts, group=group)
+    totals = Totals(*counts.tolist())
+    factor = replicas / totals.weight if totals.weight > 0 else 0.0
+    return [batch.replace(loss_weights=batch.loss_weights * factor) for batch in micro_batches], totals
+
+
+def _counts(batch: Batch) -> torch.Tensor:
+    real = batch.document_ids > 0
+    return torch.stack(
+        [
+            batch.loss_weights.double().sum(),
+            real.sum().double(),
+            (batch.loss_weights > 0).sum().double(),
+            torch.tensor(float(real.numel()), dtype=torch.float64, device=real.device),
+            (batch.image_positions >= 0).any(1).sum().double(),
+            batch.document_ids.amax(1).sum().double(),
+        ]
+    )

@@ -1,0 +1,177 @@
+"""ZeRO 0 to 3 through Accelerate's DeepSpeed integration."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from molmo_ds.batch import Batch
+from molmo_ds.config import RunConfig
+from molmo_ds.engine import checkpoint, ds_config, fragments, optim
+from molmo_ds.engine.checkpoint_writer import Writer
+from molmo_ds.engine.launch import World
+from molmo_ds.engine.weights import scale
+from molmo_ds.model.molmo import Molmo
+
+
+class ZeroEngine:
+    """Data parallel: every rank holds the network (its shards under ZeRO-3) and reads its own samples."""
+
+    def __init__(self, config: RunConfig, world: World, strategy: ds_config.Strategy) -> None:
+        self.config, self.world, self.strategy, self.step = config, world, strategy, 0
+        self.data_rank, self.data_size, self.data_group = world.rank, world.size, None
+        on_gpu = world.device.type == "cuda"
+        self.ds = ds_config.resolve(strategy, config, world.size, on_gpu)
+        ds_config.check_with_deepspeed(strategy, self.ds)
+        self.model = self.build_model()
+        frozen = optim.frozen_names(self.model, config.optim)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+        self.groups = optim.parameter_groups(self.model, config.optim)
+        if not self.groups:
+            raise ValueError("Every component is frozen; set optim.connector.freeze=false or another to train.")
+        optimizer = optim.build_optimizer([dict(group) for group in self.groups], config.optim)
+        self.engine = prepare(self.model, optimizer, self.ds, world)
+        self.set_weights(checkpoint.first_weights(config))
+        self.writer = Writer(config, world)
+
+    def build_model(self) -> nn.Module:
+        """The network on this rank's device; under ZeRO-3 each parameter is split as soon as it exists."""
+        import deepspeed
+
+        def build() -> Molmo:
+            return Molmo(self.config.model, self.config.optim.z_loss, self.config.activation_checkpointing)
+
+        if self.strategy.stage == 3:
+            with deepspeed.zero.Init(config_dict_or_path=self.ds):
+                return build()
+        with self.world.device:
+            return build()
+
+    def train_step(self, micro_batches: list[Batch]) -> dict[str, float]:
+        """One update; see the protocol. Every rank runs every module in every micro-step."""
+        self.step += 1
+        torch.manual_seed(dropout_seed(self.config.seed, self.step, self.data_rank))
+        self.engine.train()
+        scaled, totals = scale(micro_batches, self.data_size, self.data_group, self.world.device)
+        sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)
+        for i, batch in enumerate(scaled):
+            self.engine.set_gradient_accumulation_boundary(i == len(scaled) - 1)
+            losses = self.engine(batch.to(self.world.device))
+            self.engine.backward(losses[0] + losses[1], scale_wrt_gas=False)
+            sums += torch.stack([loss.detach().double() for loss in losses])
+        norms = self.clip_gradients()
+        self.set_learning_rates()
+        self.engine.step()
+        self.writer.poll()
+        dist.all_reduce(sums, group=self.data_group)
+        ce, z, accuracy = (sums / self.data_size).tolist()
+        rates = {part: optim.learning_rate(*self.schedule(part)) for part in optim.COMPONENTS}
+        return {
+            "loss": ce + z,
+            "ce_loss": ce,
+            "z_loss": z,
+            "accuracy": accuracy,
+            **{f"lr/{part}": rate for part, rate in rates.items()},
+            **{f"grad_norm/{part}": float(norm) for part, norm in norms.items()},
+            **vars(totals),
+        }
+
+    @torch.no_grad()
+    def eval_loss(self, micro_batches: list[Batch]) -> dict[str, float]:
+        """The global means of loss, z-loss and accuracy; see the protocol."""
+        self.engine.eval()
+        scaled, totals = scale(micro_batches, self.data_size, self.data_group, self.world.device)
+        sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)
+        for batch in scaled:
+            sums += torch.stack([loss.double() for loss in self.engine(batch.to(self.world.device))])
+        dist.all_reduce(sums, group=self.data_group)
+        ce, z, accuracy = (sums / self.data_size).tolist()
+        return {"loss": ce + z, "ce_loss": ce, "z_loss": z, "accuracy": accuracy, **vars(totals)}
+
+    def schedule(self, part: str) -> tuple:
+        """What `optim.learning_rate` takes for the current step."""
+        return self.config.optim, part, self.step, self.config.max_steps
+
+    def set_learning_rates(self) -> None:
+        """Give every optimizer group its component's rate."""
+        for group in self.engine.basic_optimizer.param_groups:
+            group["lr"] = optim.learning_rate(*self.schedule(group["component"]))
+
+    def clip_gradients(self) -> dict[str, Tensor]:
+        """Clip each component to its own norm over all ranks; the norms before."""
+        pieces, split = fragments.gradients(self.engine, self.groups)
+        limit = optim.norm_limit_used(self.config.optim, self.step)
+        return optim.clip(pieces, dist.all_reduce if split else lambda squares: None, limit)
+
+    def fragments(self) -> Iterator[fragments.Fragment]:
+        """What this rank holds of every parameter."""
+        return fragments.fragments(self.model, self.engine)
+
+    @torch.no_grad()
+    def set_weights(self, whole: Callable[[str, tuple[int, ...]], Tensor]) -> None:
+        """Fill every parameter from `whole(name, shape)`; each rank keeps its piece."""
+        for piece in self.fragments():
+            value = whole(piece.name, piece.shape).reshape(-1)
+            piece.tensors["weight"].copy_(value[piece.start : piece.start + piece.size])
+        fragments.publish(self.engine)
+
+    def save(self, folder: str, data_state: dict[int, dict]) -> None:
+        """Write a checkpoint; see the protocol."""
+        self.writer.save(folder, self.step, self.fragments(), data_state)
+
+    def load(self, folder: str) -> dict[int, dict] | None:
+        """Go on from the newest whole checkpoint; see the protocol."""
+        found = checkpoint.newest(folder, self.world)
+        if found is None:
+            return None
+        fragments.create_state(self.engine, *checkpoint.state_keys(found))
+        names = {name for name, _ in self.model.named_parameters()}
+        checkpoint.restore(found, self.fragments(), names, self.config.optim.name)
+        fragments.set_scalars(self.engine, found.scalars)
+        fragments.publish(self.engine)
+        self.step = found.step
+        return found.data_state
+
+    def close(self) -> None:
+        """Wait for the last checkpoint; see the protocol."""
+        self.writer.finish()
+
+    def full_state(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter, whole, on the CPU; see the protocol."""
+        pieces = {piece.name: piece for piece in self.fragments()}
+        for name, parameter in self.model.named_parameters():
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            piece = pieces.get(name)
+            buffer = torch.zeros(shape, dtype=torch.float32, device=self.world.device).view(-1)
+            if piece is not None and (not piece.whole or self.world.rank == 0):
+                buffer[piece.start : piece.start + piece.size] = piece.tensors["weight"]
+            dist.all_reduce(buffer)
+            yield name, buffer.view(shape).cpu()
+
+
+def prepare(model: nn.Module, optimizer: torch.optim.Optimizer, ds: dict[str, Any], world: World) -> Any:
+    """deepspeed.initialize by way of Accelerate; the DeepSpeed engine."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
+
+    AcceleratorState._reset_state()  # a second engine in one process (tests) has settings of its own
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    backend = "nccl" if world.device.type == "cuda" else "gloo"
+    accelerator = Accelerator(
+        deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=ds),
+        kwargs_handlers=[InitProcessGroupKwargs(backend=backend)],
+    )
+    assert accelerator.num_processes == world.size, "accelerate does not see the process group"
+    engine, _ = accelerator.prepare(model, optimizer)
+    return engine
+
+
+def dropout_seed(seed: int, step: int, data_rank: int) -> int:
+    """The state of the random generator is a function of the step, so a resumed run needs none saved."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {step} {data_rank}".encode()).digest()[:7], "big")

@@ -1,0 +1,66 @@
+"""Runs a function on several ranks: forked with the imports already made, which costs seconds less than a launcher."""
+
+import os
+import pickle
+import signal
+import socket
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import accelerate  # noqa: F401 (imported once, before the fork)
+import deepspeed  # noqa: F401
+import torch
+
+from molmo_ds.engine import launch
+from molmo_ds.engine.launch import World
+
+torch.set_num_threads(1)
+
+
+def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, timeout: float = 120) -> list[Any]:
+    """[function(world, *args) of each rank]; AssertionError with the first traceback, or when the time is over."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        children = [_fork(function, rank, ranks, port, args, Path(folder)) for rank in range(ranks)]
+        deadline = time.monotonic() + timeout
+        waiting = set(children)
+        failed = False
+        while waiting and time.monotonic() < deadline and not failed:
+            for child in list(waiting):
+                done, status = os.waitpid(child, os.WNOHANG)
+                if done:
+                    waiting.discard(child)
+                    failed = failed or status != 0
+            time.sleep(0.02)
+        time.sleep(0.3 if failed else 0)
+        for child in waiting:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        errors = [path.read_text() for path in sorted(Path(folder).glob("*.error"))]
+        assert not errors, errors[0]
+        assert not waiting and not failed, f"{ranks} ranks did not finish within {timeout} s or died"
+        return [pickle.loads((Path(folder) / f"{rank}.result").read_bytes()) for rank in range(ranks)]
+
+
+def _fork(function: Callable[..., Any], rank: int, ranks: int, port: int, args: tuple, folder: Path) -> int:
+    child = os.fork()
+    if child:
+        return child
+    try:
+        os.environ.update(
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        )
+        world: World = launch.start(timeout_seconds=60)
+        result = function(world, *args)
+        (folder / f"{rank}.result").write_bytes(pickle.dumps(result))
+        world.barrier()
+        os._exit(0)
+    except BaseException:
+        (folder / f"{rank}.error").write_text(traceback.format_exc())
+        os._exit(1)

@@ -1,0 +1,85 @@
+"""A micro model and made-up batches: unequal token counts, message trees, sequences without pictures."""
+
+from dataclasses import replace
+
+import torch
+
+from molmo_ds.batch import Batch
+from molmo_ds.config import (
+    ComponentConfig,
+    ConnectorConfig,
+    ImageConfig,
+    MolmoConfig,
+    OptimConfig,
+    RunConfig,
+    TextConfig,
+    VisionConfig,
+)
+
+MODEL = MolmoConfig(
+    TextConfig("qwen2", 96, 96, 8, 32, 48, 2, 4, 2, rope_theta=1e4, max_position_embeddings=64, initializer_range=0.2),
+    VisionConfig("clip", 28, 7, 16, 32, 3, 2, feature_layers=(-2, -3), initializer_range=0.2),
+    ConnectorConfig(initializer_range=0.2),
+    ImageConfig(crop_mode="resize", max_crops=1),
+)
+LENGTH, PATCHES, POOLED = 24, 16, 4
+
+
+def config(**changes) -> RunConfig:
+    """A run of the micro model with three learning rates; SGD without clipping unless `optim` says otherwise."""
+    optim = OptimConfig(
+        name="sgd",
+        connector=ComponentConfig(0.2, 2),
+        vision=ComponentConfig(0.05, 3),
+        text=ComponentConfig(0.1, 1),
+        max_grad_norm=0.0,
+    )
+    base = RunConfig(model=MODEL, optim=optim, global_batch=8, micro_batch=1, max_steps=20, async_save=False)
+    return replace(base, **changes)
+
+
+def sequence(step: int, lane: int) -> Batch:
+    """The packed sequence of one lane at one step: up to two documents, loss weights between 0 and 2."""
+    random = torch.Generator().manual_seed(1000 * step + lane)
+
+    def integers(low: int, high: int, *size: int) -> torch.Tensor:
+        return torch.randint(low, high, size, generator=random)
+
+    used = int(integers(6, LENGTH + 1, 1))
+    first = int(integers(5, used + 1, 1))
+    places = torch.arange(LENGTH)
+    documents = torch.where(places < first, 1, torch.where(places < used, 2, 0)).int()
+    branches = torch.where((documents > 0) & (places % 7 > 3), places // 7 % 2 + 1, 0).int()
+    weights = torch.rand(LENGTH, generator=random) * 2 * (documents > 0) * (torch.rand(LENGTH, generator=random) < 0.6)
+    crops = 0 if lane % 4 < 2 else 1 + lane % 2  # lanes 0, 1, 4, 5 have no picture
+    positions = torch.full((max(crops, 1), POOLED), -1)
+    if crops:
+        positions[0] = torch.arange(POOLED)
+    ids = integers(0, 96, LENGTH) * (documents > 0)
+    return Batch(
+        ids[None],
+        integers(0, 96, LENGTH)[None],
+        weights[None],
+        (places * (documents > 0))[None],
+        documents[None],
+        branches[None],
+        integers(0, 256, max(crops, 1), 28, 28, 3).to(torch.uint8),
+        torch.ones(max(crops, 1), PATCHES),
+        positions,
+    )
+
+
+def join(parts: list[Batch]) -> Batch:
+    """Several one-sequence batches as one."""
+    out = [torch.cat(tensors) for tensors in zip(*(part.tensors() for part in parts))]
+    offsets = torch.cat([torch.full((len(p.images), 1), i * LENGTH) for i, p in enumerate(parts)])
+    out[-1] = torch.where(out[-1] >= 0, out[-1] + offsets, -1)
+    return Batch(*out)
+
+
+def micro_batches(run: RunConfig, step: int, rank: int, size: int) -> list[Batch]:
+    """This rank's share of a step: lane l belongs to rank l // (global_batch / size)."""
+    per_rank = run.global_batch // size
+    lanes = range(rank * per_rank, (rank + 1) * per_rank)
+    parts = [sequence(step, lane) for lane in lanes]
+    return [join(parts[i : i + run.micro_batch]) for i in range(0, per_rank, run.micro_batch)]
