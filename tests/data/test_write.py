@@ -32,7 +32,13 @@ def test_webdataset_reads_the_shards(tmp_path: Path) -> None:
 def test_bytes_are_reproducible(tmp_path: Path) -> None:
     first, second = everything(make_shards(tmp_path / "a", 23)), everything(make_shards(tmp_path / "b", 23))
     assert first == second
-    names = {"s-000000.tar", "s-000000.tar.idx", "s-000000.tar.parquet", ".nv-meta/.info.json", ".nv-meta/molmo_ds.json"}
+    names = {
+        "s-000000.tar",
+        "s-000000.tar.idx",
+        "s-000000.tar.parquet",
+        ".nv-meta/.info.json",
+        ".nv-meta/molmo_ds.json",
+    }
     assert names <= set(first)
 
 

@@ -1,0 +1,51 @@
+"""Rates of a mixture."""
+
+import numpy as np
+import pytest
+
+from molmo_ds.config import DataConfig, SourceConfig
+from molmo_ds.data.mixture import sample_rates
+
+
+def rates(sizes: dict[str, int], groups: dict[str, float] | None = None, **sources: SourceConfig) -> dict[str, float]:
+    return sample_rates(DataConfig(sources=sources, group_rates=groups or {}), sizes)
+
+
+def test_square_root_of_size() -> None:
+    got = rates({"b": 900, "a": 100}, b=SourceConfig(), a=SourceConfig())
+    assert list(got) == ["a", "b"] and got == pytest.approx({"a": 0.25, "b": 0.75})
+    got = rates({"b": 900, "a": 100}, b=SourceConfig(size=100), a=SourceConfig())
+    assert got == pytest.approx({"a": 0.5, "b": 0.5})
+
+
+def test_groups_follow_the_references_rule() -> None:
+    # rate = group rate * sqrt(size) / sum of the group's sqrt, then normalised
+    sizes = {"cap": 712000, "vqa": 80000, "doc": 39000, "chart": 28000}
+    sources = {name: SourceConfig(group="demo" if name == "cap" else "academic") for name in sizes}
+    got = rates(sizes, {"demo": 0.3, "academic": 0.5}, **sources)
+    roots = np.sqrt([80000, 39000, 28000])
+    expected = dict(zip(("vqa", "doc", "chart"), 0.5 / 0.8 * roots / roots.sum())) | {"cap": 0.3 / 0.8}
+    assert got == pytest.approx(expected) and sum(got.values()) == pytest.approx(1)
+
+
+def test_named_rates() -> None:
+    got = rates({"a": 5, "b": 7}, a=SourceConfig(rate=3), b=SourceConfig(rate=1))
+    assert got == pytest.approx({"a": 0.75, "b": 0.25})
+    mixed = {"a": SourceConfig(rate=1, group="x"), "b": SourceConfig(rate=0, group="x"), "c": SourceConfig(group="y")}
+    assert rates({"a": 5, "b": 7, "c": 9}, **mixed) == pytest.approx({"a": 0.5, "b": 0, "c": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("sources", "groups", "sentence"),
+    [
+        ({}, {}, "There is no data set"),
+        ({"a": SourceConfig(rate=1), "b": SourceConfig()}, {}, "have a rate or none"),
+        ({"a": SourceConfig(rate=-1), "b": SourceConfig(rate=2)}, {}, "at least 0"),
+        ({"a": SourceConfig(rate=0)}, {}, "one above 0"),
+        ({"a": SourceConfig()}, {"wrong": 1.0}, "group_rates names"),
+        ({"a": SourceConfig()}, {"all": 0.0}, "All group_rates are 0"),
+    ],
+)
+def test_refusals(sources: dict[str, SourceConfig], groups: dict[str, float], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        rates({"a": 5, "b": 7}, groups, **sources)

@@ -1,0 +1,136 @@
+"""Which samples share a sequence, and the tensors that come of it."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from molmo_ds.batch import Batch, Sample
+from molmo_ds.config import DataConfig
+from molmo_ds.data.packing import SLACK, Budget, choose, collate, merge, row
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 60), st.integers(0, 4)).map(list), min_size=1, max_size=9),
+    st.integers(60, 130),
+    st.integers(4, 9),
+)
+def test_choice_is_the_best_that_holds_the_oldest(sizes: list[list[int]], tokens: int, crops: int) -> None:
+    chosen = choose(sizes, tokens, crops)
+    assert chosen[0] == 0 and chosen == sorted(set(chosen))
+
+    def total(subset: tuple[int, ...]) -> tuple[int, int]:
+        return sum(sizes[i][0] for i in subset), sum(sizes[i][1] for i in subset)
+
+    rest = range(1, len(sizes))
+    subsets = [(0, *s) for n in range(len(sizes)) for s in itertools.combinations(rest, n)]
+    allowed = [total(s)[0] for s in subsets if total(s)[0] <= tokens and total(s)[1] <= crops]
+    assert total(chosen)[0] <= tokens and total(chosen)[1] <= crops
+    assert tokens < SLACK  # so the goal is an exactly full sequence, and brute force has to agree
+    assert total(chosen)[0] == max(allowed)
+
+
+def test_older_samples_go_first() -> None:
+    assert choose([[50, 1]] * 6, 100, 9) == [0, 1]
+    assert choose([[40, 0], [70, 0], [60, 0], [60, 0]], 100, 9) == [0, 2]
+
+
+def mixture(count: int) -> list[list[int]]:
+    """Sizes like those of facts/data.md: 40 % captions, 40 % questions, 20 % text; crops of 1024x768-like pictures."""
+    draw, out = np.random.RandomState(1), []
+    for kind in draw.choice(3, count, p=(0.4, 0.4, 0.2)):
+        crops = int(draw.randint(7, 14))
+        words = (draw.normal(270, 60), draw.exponential(40) + 8, draw.lognormal(5.8, 0.7))[kind]
+        words = int(np.clip(words, 5, 2500))
+        out.append([words + 96 * crops, crops] if kind < 2 else [words, 0])
+    return out
+
+
+def test_fill_and_wait_at_the_mixture_of_the_facts() -> None:
+    sizes = mixture(6000)
+    mean_tokens, mean_crops = np.mean(sizes, axis=0)
+    length = 4096
+    slots = round(1.25 * length * mean_crops / mean_tokens)
+    pool, born, taken, packs, longest = [], 0, 0, 0, 0
+    while born < len(sizes):
+        while len(pool) < 48 and born < len(sizes):
+            pool.append((born, sizes[born]))
+            born += 1
+        chosen = set(choose([entry[1] for entry in pool], length, slots))
+        longest = max(longest, *(born - pool[i][0] for i in chosen))
+        taken += sum(pool[i][1][0] for i in chosen)
+        pool = [entry for i, entry in enumerate(pool) if i not in chosen]
+        packs += 1
+    assert taken / packs / length >= 0.99
+    assert longest <= 500
+
+
+def sample(length: int, crops: int, value: int) -> Sample:
+    positions = torch.arange(crops * 2).view(crops, 2)
+    if crops:
+        positions[-1, -1] = -1
+    return Sample(
+        input_ids=torch.full((length,), value),
+        labels=torch.full((length,), value + 1),
+        loss_weights=torch.full((length,), value / 10),
+        position_ids=torch.arange(length),
+        branch_ids=torch.full((length,), value % 3, dtype=torch.int32),
+        images=torch.full((crops, 4, 4, 3), value, dtype=torch.uint8),
+        image_masks=torch.full((crops, 9), float(value)),
+        image_positions=positions,
+    )
+
+
+def check_shapes(batch: Batch, rows: int, length: int, crops: int) -> None:
+    for name in ("input_ids", "labels", "loss_weights", "position_ids", "document_ids", "branch_ids"):
+        assert getattr(batch, name).shape == (rows, length), name
+    assert [len(getattr(batch, name)) for name in ("images", "image_masks", "image_positions")] == [crops] * 3
+    kinds = [tensor.dtype for tensor in batch.tensors()]
+    i64, i32, f32 = torch.int64, torch.int32, torch.float32
+    assert kinds == [i64, i64, f32, i64, i32, i32, torch.uint8, f32, i64]
+
+
+def test_collate_places_every_token_and_patch() -> None:
+    packs = [[sample(5, 2, 1), sample(3, 0, 2)], [sample(4, 1, 3)]]
+    batch = collate(packs, 10)
+    check_shapes(batch, 2, 10, 3)
+    assert batch.input_ids.tolist() == [[1] * 5 + [2] * 3 + [0] * 2, [3] * 4 + [0] * 6]
+    assert batch.labels.tolist() == [[2] * 5 + [3] * 3 + [0] * 2, [4] * 4 + [0] * 6]
+    assert batch.document_ids.tolist() == [[1] * 5 + [2] * 3 + [0] * 2, [1] * 4 + [0] * 6]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 0, 0], [0, 1, 2, 3] + [0] * 6]
+    assert batch.branch_ids.tolist() == [[1] * 5 + [2] * 3 + [0] * 2, [0] * 10]
+    assert torch.equal(batch.loss_weights > 0, batch.document_ids > 0)
+    assert batch.image_positions.tolist() == [[0, 1], [2, -1], [10, -1]]
+    assert batch.images[:, 0, 0, 0].tolist() == [1, 1, 3] and batch.image_masks[:, 0].tolist() == [1, 1, 3]
+
+
+def test_second_picture_of_a_row_moves_behind_the_first_document() -> None:
+    batch = collate([[sample(5, 1, 1), sample(5, 1, 2)]], 12)
+    assert batch.image_positions.tolist() == [[0, -1], [5, -1]]
+
+
+def test_rows_of_different_length_merge_as_if_made_together() -> None:
+    packs = [[sample(5, 2, 1)], [sample(4, 1, 3)], [sample(2, 0, 4)]]
+    merged = merge([row(packs[0], 5), row(packs[1], 8), row(packs[2], 2)])
+    for got, expected in zip(merged.tensors(), collate(packs, 8).tensors()):
+        assert torch.equal(got, expected)
+
+
+def test_a_batch_without_pictures_carries_one_blank_crop() -> None:
+    batch = collate([[sample(3, 0, 1)], [sample(2, 0, 2)]], 4)
+    check_shapes(batch, 2, 4, 1)
+    blank: tuple[Tensor, ...] = (batch.images, batch.image_masks, batch.image_positions)
+    assert [tensor.unique().tolist() for tensor in blank] == [[0], [0], [-1]]
+
+
+def test_budget_refusals() -> None:
+    assert Budget.of(DataConfig(packing="to_128", pool_size=48)).pool_size == 1
+    with pytest.raises(ValueError, match="data.packing is 'tight'"):
+        Budget.of(DataConfig(packing="tight"))
+    with pytest.raises(ValueError, match="at least 1"):
+        Budget.of(DataConfig(pool_size=0))
