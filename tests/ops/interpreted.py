@@ -1,0 +1,170 @@
+"""Triton kernels in Triton's interpreter on the CPU; test_triton.py runs this file in a process of its own."""
+
+import pytest
+import torch
+from ops_check import bits, errors
+from torch import Tensor
+
+from molmo_ds.ops import dispatch, weighted_cross_entropy
+from molmo_ds.ops.crops import normalise_patches
+from molmo_ds.ops.pool_patches import gather_patches, pool_patches
+from molmo_ds.ops.splice import splice
+
+LIMIT = 1e-5
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    # with these two, memory that torch.empty hands out is full of NaN
+    torch.manual_seed(1)
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    assert torch.empty(3).isnan().all()
+    assert torch.ones(2).new_empty(3).isnan().all()
+    # small chunks, so that a few rows already make several
+    monkeypatch.setitem(weighted_cross_entropy.CHUNK_ELEMENTS, "cpu", 16 * 97)
+
+
+def leaf(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*size).to(dtype).requires_grad_()
+
+
+def words(base: int, extra: int, repeated: int = 0) -> Tensor:
+    ids = torch.randint(0, base + extra, (2, 33))
+    ids[:, 3 : 3 + repeated] = base + 1  # the same extra word again and again, as image patches are
+    ids[:, 20:24] = 5
+    return ids
+
+
+def places(count: int, tokens: int) -> Tensor:
+    positions = torch.randperm(tokens)[:count]
+    positions[::4] = -1
+    return positions
+
+
+def windows(size: int, patches: int, shared: bool = False) -> Tensor:
+    out = torch.randperm(patches)[: patches // size * size].view(-1, size).clone()
+    out[torch.rand(out.shape) < 0.3] = -1
+    out[1] = -1  # a window without patches
+    if shared:
+        out[2, 0] = out[3, 0] = out[3, 1] = 5
+    return out
+
+
+def test_normalise_patches() -> None:
+    images = torch.randint(0, 256, (2, 28, 42, 3), dtype=torch.uint8)
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    with dispatch.use("triton"):
+        got = normalise_patches(images, mean, std, 14)
+    assert torch.equal(got, normalise_patches(images, mean, std, 14))
+
+
+@pytest.mark.parametrize("width", [1, 72, 1030])
+@pytest.mark.parametrize("stride_0", [False, True])
+def test_splice(width: int, stride_0: bool) -> None:
+    args = [words(50, 9, 12), leaf(50, width), leaf(9, width), leaf(11, width), places(11, 66)]
+    assert max(errors(splice, args, "triton", stride_0=stride_0)) <= LIMIT
+
+
+def test_splice_without_features_and_frozen_base() -> None:
+    base = torch.randn(50, 8)
+    args = [words(50, 9), base, leaf(9, 8), leaf(3, 8), torch.full((3,), -1)]
+    assert max(errors(splice, args, "triton")) <= LIMIT
+    with dispatch.use("triton"):
+        out = splice(words(50, 9), base.bfloat16(), leaf(9, 8, dtype=torch.bfloat16), leaf(3, 8), args[4])
+    assert out.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("size", "masked"), [(4, False), (4, True), (9, False), (9, True)])
+@pytest.mark.parametrize("shared", [False, True])
+def test_gather_patches(size: int, masked: bool, shared: bool) -> None:
+    # 2 crops of 30 patches behind 1 class token, width 20 (not a power of two), odd sizes throughout
+    where = windows(size, 60, shared)
+    args = [[leaf(2, 31, 20), leaf(2, 31, 20)], torch.rand(2, 30, 2), leaf(2, 40), where, masked]
+    assert max(errors(gather_patches, args, "triton")) <= LIMIT
+
+
+@pytest.mark.parametrize("kinds", [0, 1])
+def test_gather_patches_of_one_layer_without_class_token(kinds: int) -> None:
+    pad_embed = leaf(kinds, 7) if kinds else torch.zeros(0, 7)
+    args = [[leaf(3, 9, 7)], torch.rand(3, 9, kinds), pad_embed, windows(4, 27), False]
+    assert max(errors(gather_patches, args, "triton", stride_0=True)) <= LIMIT
+
+
+@pytest.mark.parametrize(("size", "masked"), [(4, False), (4, True), (9, False), (9, True)])
+@pytest.mark.parametrize(("heads", "width"), [(4, 64), (3, 18)])
+def test_pool_patches(size: int, masked: bool, heads: int, width: int) -> None:
+    where = windows(size, 60)
+    args = [leaf(len(where), heads, width), leaf(len(where), size, heads, width), leaf(len(where), size, heads, width)]
+    assert max(errors(pool_patches, [*args, where, masked], "triton")) <= LIMIT
+    assert max(errors(pool_patches, [*args, where, masked], "triton", stride_0=True)) <= LIMIT
+
+
+def loss(hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor, z_loss: float) -> tuple[Tensor, ...]:
+    ce, z, accuracy = weighted_cross_entropy.weighted_cross_entropy(hidden, weight, labels, weights, z_loss)
+    return ce + z, z.detach(), accuracy.detach()
+
+
+def loss_in_float64(
+    hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor, z_loss: float
+) -> tuple[Tensor, ...]:
+    ce, z, accuracy = weighted_cross_entropy.reference(hidden, weight, labels, weights, z_loss)
+    return ce + z, z.detach(), accuracy.detach()
+
+
+@pytest.mark.parametrize("words", [97, 96, 4100])  # not divisible by 16; divisible; more than one block
+def test_weighted_cross_entropy(words: int) -> None:
+    weights = torch.rand(45) * (torch.rand(45) > 0.4)
+    args = [leaf(45, 12), leaf(words, 12), torch.randint(0, words, (45,)), weights, 1e-2]
+    assert max(errors(loss, args, "triton", loss_in_float64)) <= LIMIT
+
+
+def test_likeliest_word_of_a_tie_is_the_first() -> None:
+    hidden, weight = torch.ones(2, 4), torch.ones(40, 4)
+    with dispatch.use("triton"):
+        right = loss(hidden, weight, torch.tensor([0, 7]), torch.ones(2), 0.0)[2]
+    assert right == 1
+
+
+def test_loss_of_no_rows() -> None:
+    args = [leaf(5, 12), leaf(97, 12), torch.randint(0, 97, (5,)), torch.zeros(5), 1e-2]
+    assert max(errors(loss, args, "triton", loss_in_float64)) == 0
+
+
+def cases() -> list[tuple]:
+    where = windows(4, 60, shared=True)
+    return [
+        (splice, [words(50, 9, 12), leaf(50, 24), leaf(9, 24), leaf(11, 24), places(11, 66)]),
+        (gather_patches, [[leaf(2, 31, 8), leaf(2, 31, 8)], torch.rand(2, 30, 2), leaf(2, 16), where, True]),
+        (pool_patches, [leaf(15, 2, 8), leaf(15, 4, 2, 8), leaf(15, 4, 2, 8), where, True]),
+        (lambda *args: loss(*args)[0], [leaf(20, 8), leaf(97, 8), torch.randint(0, 97, (20,)), torch.rand(20), 1e-2]),
+    ]
+
+
+def test_the_same_bits_twice() -> None:
+    for op, args in cases():
+        assert all(torch.equal(a, b) for a, b in zip(bits(op, args, "triton"), bits(op, args, "triton")))
+
+
+def test_compiled_without_graph_breaks() -> None:
+    for op, args in cases():
+        with dispatch.use("triton"):
+            compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
+            assert all(torch.equal(a, b) for a, b in zip(bits(op, args, "triton"), bits(compiled, args, "triton")))
+
+
+def test_opcheck() -> None:
+    where, ops = windows(4, 60), torch.ops.molmo_ds
+    torch.library.opcheck(ops.normalise_patches, (torch.zeros(1, 4, 4, 3, dtype=torch.uint8), [0.0] * 3, [1.0] * 3, 2))
+    torch.library.opcheck(ops.splice, (words(50, 9), leaf(50, 6), leaf(9, 6), leaf(11, 6), places(11, 66)))
+    torch.library.opcheck(
+        ops.gather_patches, ([leaf(2, 31, 8)], torch.rand(2, 30, 1), leaf(1, 8), where[:5].clone(), True)
+    )
+    torch.library.opcheck(ops.pool_patches, (leaf(15, 2, 8), leaf(15, 4, 2, 8), leaf(15, 4, 2, 8), where, False))
+    rows = (torch.randint(0, 33, (9,)), torch.rand(9), 0.0, [True, True], torch.float32)
+    # random gradients of ce and z would differ from each other, which the op forbids: its autograd is tested above
+    for kernel in (False, True):
+        torch.library.opcheck(
+            ops.weighted_cross_entropy,
+            (torch.randn(9, 4), torch.randn(33, 4), *rows, kernel),
+        )
