@@ -93,10 +93,11 @@ class Tokenizer:
         return None
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: str | Path) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: str | Path, pieces: str = _PIECES) -> Tokenizer:
     """Train byte-level BPE of at most `vocab_size` words, `<|endoftext|>` the last, and save a transformers folder.
 
-    Pieces and normalisation are Qwen2's. vocab_size must hold the 256 bytes and the end: at least 257.
+    `pieces`, a regular expression, cuts a text into what one word may span at most; by default it is Qwen2's, as is the
+    normalisation. vocab_size must hold the 256 bytes and the end: at least 257.
     """
     if vocab_size < 257:
         raise ValueError(f"A byte-level tokenizer needs at least 257 words, not {vocab_size}.")
@@ -104,7 +105,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: str | Path) -
     fast.normalizer = normalizers.NFC()
     fast.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_PIECES), "isolated"),
+            pre_tokenizers.Split(Regex(pieces), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
