@@ -18,12 +18,11 @@ from molmo_ds.data.layout import Geometry, Layout
 
 __all__ = ["BadSample", "Crops", "ImageProcessor", "load_frames", "load_image", "read_size", "upright_size"]
 
-# by images.resize: interpolation, antialias, whether the aspect ratio is kept and the rest padded
-_RESIZE = {
-    "clip": ("bilinear", True, True),
-    "siglip": ("bilinear", False, False),
-    "dinov2": ("bicubic", True, False),
-    "metaclip": ("bicubic", True, False),
+_INTERPOLATION = {  # by images.resize: mode, antialias
+    "clip": ("bilinear", True),
+    "siglip": ("bilinear", False),
+    "dinov2": ("bicubic", True),
+    "metaclip": ("bicubic", True),
 }
 
 
@@ -46,8 +45,10 @@ class ImageProcessor:
     """
 
     def __init__(self, config: MolmoConfig):
-        if config.images.resize not in _RESIZE:
-            raise ValueError(f"images.resize '{config.images.resize}' is unknown; choose of {', '.join(_RESIZE)}.")
+        if config.images.resize not in _INTERPOLATION:
+            raise ValueError(
+                f"images.resize '{config.images.resize}' is unknown; choose of {', '.join(_INTERPOLATION)}."
+            )
         if not 0 <= config.images.pad_value <= 1:
             raise ValueError(f"images.pad_value is {config.images.pad_value}; it must lie between 0 and 1.")
         self.config = config.images
@@ -98,49 +99,47 @@ class ImageProcessor:
         canvas, box = self._resize(pixels, height, width)
         tiles = canvas.unfold(0, size, geometry.window).unfold(1, size, geometry.window)  # [R, C, 3, S, S]
         crops.view(*tiling, size, size, 3).copy_(tiles.permute(0, 1, 3, 4, 2))
-        real_rows, real_columns = self._cover(height, box[0], box[2]), self._cover(width, box[1], box[3])
-        shares = real_rows[:, None, :, None] * real_columns[None, :, None, :]
-        masks.copy_(shares.reshape(masks.shape) / geometry.patch_size**2)
+        rows, columns = self._cover(tiling[0], box[0], box[2]), self._cover(tiling[1], box[1], box[3])
+        masks.copy_(torch.from_numpy(rows[:, None, :, None] * columns[None, :, None, :]).view(masks.shape))
 
-    def _cover(self, length: int, start: int, count: int) -> Tensor:
-        """Real pixels along an axis, per crop and patch: float32 [tiles, side]."""
+    def _cover(self, tiles: int, start: int, count: int) -> np.ndarray:
+        """Share of each patch that [start, start + count) covers along an axis: float32 [tiles, side]."""
         geometry = self.geometry
-        real = torch.zeros(length)
-        real[start : start + count] = 1
-        return (
-            real.unfold(0, geometry.image_size, geometry.window)
-            .unfold(1, geometry.patch_size, geometry.patch_size)
-            .sum(-1)
-        )
+        firsts = (np.arange(tiles) * geometry.window)[:, None] + np.arange(geometry.side) * geometry.patch_size
+        real = np.minimum(firsts + geometry.patch_size, start + count) - np.maximum(firsts, start)
+        return (real.clip(0) / geometry.patch_size).astype(np.float32)
 
     def _resize(self, pixels: Tensor, height: int, width: int) -> tuple[Tensor, tuple[int, int, int, int]]:
         """Canvas [height, width, 3] (bytes, or float32 in 0..1) and the real part of it (top, left, height, width)."""
-        mode, antialias, keep_aspect = _RESIZE[self.config.resize]
-        if not keep_aspect:
-            return self._interpolate(pixels, height, width, mode, antialias), (0, 0, height, width)
+        if self.config.resize != "clip":
+            return self.interpolate(pixels, height, width), (0, 0, height, width)
         h, w = fit(pixels.shape[0], pixels.shape[1], height, width)
         if not h or not w:
             raise BadSample(
                 f"A picture of {pixels.shape[1]} x {pixels.shape[0]} pixels is too narrow to be resized to"
                 f" {width} x {height}."
             )
-        resized = self._interpolate(pixels, h, w, mode, antialias)
+        resized = self.interpolate(pixels, h, w)
         top, left = (height - h) // 2, (width - w) // 2
         if (h, w) == (height, width):
             return resized, (0, 0, h, w)
         pad = self.config.pad_value if self.config.exact else round(self.config.pad_value * 255)
-        canvas = torch.full((height, width, 3), pad, dtype=resized.dtype)
+        canvas = torch.empty((height, width, 3), dtype=resized.dtype)
+        canvas[:top], canvas[top + h :] = pad, pad
+        canvas[:, :left], canvas[:, left + w :] = pad, pad
         canvas[top : top + h, left : left + w] = resized
         return canvas, (top, left, h, w)
 
-    def _interpolate(self, pixels: Tensor, height: int, width: int, mode: str, antialias: bool) -> Tensor:
+    def interpolate(self, pixels: Tensor, height: int, width: int) -> Tensor:
+        """uint8 [h, w, 3] -> [height, width, 3], bytes or (in the exact mode) float32 in 0..1."""
+        mode, antialias = _INTERPOLATION[self.config.resize]
         rows, columns = pixels.shape[:2]
         if not self.config.exact and mode == "bilinear":
             # these strides, and no others, take torch's fast path for interleaved bytes
             image = pixels.as_strided((1, 3, rows, columns), (rows * columns * 3, 1, columns * 3, 3))
             return interpolate(image, (height, width), mode=mode, antialias=antialias)[0].permute(1, 2, 0)
         image = pixels.permute(2, 0, 1)[None].float()
-        if mode == "bilinear" and antialias:
+        if self.config.resize == "clip":
             out = interpolate(image / 255, (height, width), mode=mode, antialias=antialias).clamp(0, 1)
         else:  # the reference rounds to bytes here; bicubic in bytes would also clip between its passes, 5/255 off
             out = interpolate(image, (height, width), mode=mode, antialias=antialias).round().clamp(0, 255)
