@@ -1,0 +1,135 @@
+"""Pictures of handwritten digits on photographs, and what is said of them: the quickstart's data set.
+
+The scans are scikit-learn's 1,797 digits (8 x 8 pixels), the grey backgrounds are cut from photographs that ship inside
+scikit-image's wheel. Scans and photographs are split before anything is composed: what a held-out picture shows was
+never trained on. A picture has 2 x 2 places; 2 to 4 of them hold a digit, jittered in place and size.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SIDE = 56  # of a picture, pixels
+CELL = SIDE // 2
+SIZES = (19, 26)  # of a digit's box, pixels, both included
+HELD_OUT = 0.25  # share of the scans
+PLACES = ("top left", "top right", "bottom left", "bottom right")
+PHOTOGRAPHS = {
+    "train": ("astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "grass.png", "moon.png"),
+    "heldout": ("rocket.jpg", "gravel.png", "motorcycle_left.png"),
+}
+STEP = 5  # points are annotated to the nearest 5 % of the picture, as a person's pointing would be
+
+
+def load_scans(split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scans of a split: number in the data set [n], ink 0..1 [n, 8, 8], digit [n]; the same split every time."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.images))
+    cut = int(len(order) * HELD_OUT)
+    ids = np.sort(order[:cut] if split == "heldout" else order[cut:])
+    return ids, (digits.images[ids] / 16).astype(np.float32), digits.target[ids]
+
+
+def load_photographs(split: str) -> list[np.ndarray]:
+    """Grey photographs of a split, float [height, width] in 0..255."""
+    import skimage.data
+
+    folder = Path(skimage.data.__file__).parent
+    return [np.asarray(Image.open(folder / name).convert("L"), np.float32) for name in PHOTOGRAPHS[split]]
+
+
+class Composer:
+    """Draws pictures of one split; `draw(rng)` returns the pixels and what they show."""
+
+    def __init__(self, split: str):
+        self.ids, self.scans, self.labels = load_scans(split)
+        self.photographs = load_photographs(split)
+        self.by_digit = [np.flatnonzero(self.labels == d) for d in range(10)]
+
+    def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, list[dict]]:
+        """Pixels uint8 [SIDE, SIDE] and one row per digit: digit, scan (id), place, box (left, top, right, bottom)."""
+        picture = self._background(rng)
+        shown = []
+        for place, digit in zip(*_layout(rng)):
+            scan = int(rng.choice(self.by_digit[digit]))
+            size = int(rng.integers(SIZES[0], SIZES[1] + 1))
+            left = CELL * (place % 2) + int(rng.integers(0, CELL - size + 1))
+            top = CELL * (place // 2) + int(rng.integers(0, CELL - size + 1))
+            ink = Image.fromarray(self.scans[scan]).resize((size, size), Image.Resampling.BICUBIC)
+            ink = np.clip(np.asarray(ink), 0, 1)
+            window = picture[top : top + size, left : left + size]
+            window += ink * (rng.uniform(200, 255) - window)
+            shown.append(
+                {"digit": int(digit), "scan": int(self.ids[scan]), "place": int(place),
+                 "box": [left, top, left + size, top + size]}
+            )  # fmt: skip
+        return picture.round().astype(np.uint8), shown
+
+    def _background(self, rng: np.random.Generator) -> np.ndarray:
+        photograph = self.photographs[rng.integers(len(self.photographs))]
+        span = int(rng.integers(SIDE, min(photograph.shape) // 2))
+        y, x = (int(rng.integers(0, n - span + 1)) for n in photograph.shape)
+        step = max(span // SIDE, 1)
+        cut = photograph[y : y + span : step, x : x + span : step][:SIDE, :SIDE]
+        cut = np.pad(cut, [(0, SIDE - n) for n in cut.shape], mode="reflect")
+        return cut * rng.uniform(0.2, 0.45)  # darker than any ink
+
+
+def _layout(rng: np.random.Generator) -> tuple[list[int], list[int]]:
+    """Places that hold a digit and the digits: one digit 1 to 3 times (equally likely), others around it."""
+    repeats = int(rng.integers(1, 4))
+    total = int(rng.integers(max(repeats, 2), 5))
+    kinds = rng.permutation(10)
+    others = rng.choice(kinds[1:3], total - repeats)
+    digits = rng.permutation(np.concatenate([np.full(repeats, kinds[0]), others])).tolist()
+    return rng.permutation(4)[:total].tolist(), digits
+
+
+def centre(box: list[int]) -> list[float]:
+    """The middle of a box in percent of the picture, to the nearest STEP."""
+    return [float(round((a + b) / 2 / SIDE * 100 / STEP) * STEP) for a, b in ((box[0], box[2]), (box[1], box[3]))]
+
+
+def captions(shown: list[dict], rng: np.random.Generator) -> list[dict]:
+    """The first stage: the same digits told of twice, in two orders."""
+    out = []
+    for _ in range(2):
+        parts = [f"the {PLACES[d['place']]} shows a {d['digit']}" for d in rng.permutation(np.array(shown, object))]
+        text = ", ".join(parts[:-1]) + f" and {parts[-1]}."
+        out.append({"style": "long_caption", "text": text[0].upper() + text[1:]})
+    return out
+
+
+def questions(shown: list[dict]) -> list[dict]:
+    """The second stage: every place that holds a digit is read, every digit that is shown is counted and pointed at."""
+    out = [
+        {"style": "vqa2", "question": f"Which digit is at the {PLACES[d['place']]}?", "answer": str(d["digit"])}
+        for d in shown
+    ]
+    for digit in sorted({d["digit"] for d in shown}):
+        points = [centre(d["box"]) for d in shown if d["digit"] == digit]
+        same = {"points": points, "point_scale": 100, "label": str(digit)}
+        out.append({"style": "point_count", "question": f"How many {digit}s are there?", **same})
+        out.append({"style": "pointing", "question": f"Point to the {digit}.", **same})
+    return out
+
+
+def records(split: str, stage: str, count: int, seed: int) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """`count` samples of one stage as (key, {extension: bytes}), ready for molmo_ds.data.write."""
+    composer = Composer(split)
+    for number in range(count):
+        rng = np.random.default_rng([seed, number])
+        picture, shown = composer.draw(rng)
+        about = captions(shown, rng) if stage == "captions" else questions(shown)
+        buffer = io.BytesIO()
+        Image.fromarray(picture).convert("RGB").save(buffer, "JPEG", quality=95)
+        row = {"images": ["jpg"], "annotations": about, "metadata": {"split": split, "digits": shown}}
+        yield f"{stage}-{number:06d}", {"jpg": buffer.getvalue(), "json": json.dumps(row).encode()}

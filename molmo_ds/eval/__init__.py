@@ -1,0 +1,1 @@
+"""Evaluation by generation: tasks, their scores, and the run over a checkpoint."""

@@ -1,0 +1,68 @@
+"""A checkpoint as something that answers: the network with its weights, and what turns questions into its input."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+
+from molmo_ds import config as configs
+from molmo_ds.batch import Batch, Sample
+from molmo_ds.config import MolmoConfig, RunConfig
+from molmo_ds.data.packing import collate
+from molmo_ds.data.sample import SampleBuilder
+from molmo_ds.engine import checkpoint
+from molmo_ds.model.generate import Options, generate
+from molmo_ds.model.molmo import Molmo
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """A model in eval mode on one device."""
+
+    model: Molmo
+    builder: SampleBuilder
+    device: torch.device
+
+    def batch(self, prompts: Sequence[Sample]) -> Batch:
+        """One row per prompt, padded on the right."""
+        return collate([[prompt] for prompt in prompts], max(len(p.input_ids) for p in prompts)).to(self.device)
+
+    def answer(self, prompts: Sequence[Sample], options: Options) -> list[str]:
+        """The texts that the model generates."""
+        tokenizer = self.builder.tokenizer
+        made = generate(self.model, self.batch(prompts), tokenizer.eos, options, tokenizer.decode)
+        return [text.strip() for text in made.texts(tokenizer.decode)]
+
+
+def load(path: str | Path, tokenizer: str | Path | None = None, device: str | None = None) -> Answerer:
+    """Read a run's folder, one of its checkpoints or a folder of weights.
+
+    Args:
+        tokenizer: folder; by default `tokenizer/` beside the weights, or the one that the run was trained with.
+        device: by default the first GPU, else the CPU; on a GPU the weights are bfloat16.
+
+    Raises ValueError if there is no whole checkpoint or no tokenizer.
+    """
+    folder = checkpoint.find(path)
+    values = yaml.safe_load((folder / "config.yaml").read_text())
+    known = {field.name for field in dataclasses.fields(RunConfig)}
+    if "data" in values:
+        config = configs.from_dict(RunConfig, {k: v for k, v in values.items() if k in known})
+    else:
+        config = RunConfig(model=configs.from_dict(MolmoConfig, values["model"]))
+    beside = folder / "tokenizer"
+    words = str(tokenizer or (beside if beside.is_dir() else config.data.tokenizer))
+    if not words:
+        raise ValueError(f"{folder} does not say which tokenizer it belongs to; name its folder with --tokenizer.")
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=words))
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with torch.device("meta"):
+        model = Molmo(config.model)
+    model.load_state_dict(dict(checkpoint.read_full_state(folder)), assign=True)
+    model = model.to(where, torch.bfloat16 if where.type == "cuda" else torch.float32)
+    return Answerer(model.eval(), SampleBuilder(config), where)

@@ -1,0 +1,89 @@
+"""Score of points named in a text, with the reference's reading of them (olmo/util.py, olmo/eval/evaluators.py)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+Point = tuple[float, float]
+Box = Sequence[float]  # left, top, right, bottom in pixels; right and bottom do not belong to it
+
+_CLICK = re.compile(r"Click\(([0-9]+\.[0-9]), ?([0-9]+\.[0-9])\)")
+_PLAIN = re.compile(r"\(([0-9]+\.[0-9]),? ?([0-9]+\.[0-9])\)")
+_TAG = re.compile(r'x\d*="\s*([0-9]+(?:\.[0-9]+)?)"\s+y\d*="\s*([0-9]+(?:\.[0-9]+)?)"')
+_SHORT = re.compile(r"(?:\d+|p)\s*=\s*([0-9]{3})\s*,\s*([0-9]{3})")  # per mille
+_LINE = r"\(\s*\d+(?:\.\d+)?\s*,\s*\d+(?:\.\d+)?\s*\)"
+_FORMAT = re.compile(rf"\s*(?:<points?\s.*?</points?>|{_LINE}(?:\s+{_LINE})*)\s*", re.DOTALL)
+
+
+def extract_points(text: str, width: float, height: float) -> list[Point]:
+    """Every point of the text in pixels of a width x height picture; beyond 100 % it is none."""
+    out = []
+    for pattern, whole in ((_CLICK, 100), (_PLAIN, 100), (_TAG, 100), (_SHORT, 1000)):
+        for x, y in pattern.findall(text):
+            x, y = float(x) * 100 / whole, float(y) * 100 / whole
+            if max(x, y) <= 100:
+                out.append((x / 100 * width, y / 100 * height))
+    return out
+
+
+def pointing_scores(
+    text: str, points: Sequence[Point], boxes: Sequence[Box], size: tuple[int, int]
+) -> dict[str, float]:
+    """precision, recall and f1 of the points in `text` against `points`, pixels of a picture of `size` (width, height).
+
+    Points are paired with the wanted ones so that the distances' sum is least; a pair counts when the rounded point
+    lies in the wanted one's box. Where nothing is to be found, everything is 1 if no point is given, else 0. A text
+    that is not wholly in a format of points scores 0.
+    """
+    given = extract_points(text, *size)
+    if not points:
+        return dict.fromkeys(("precision", "recall", "f1"), float(not given))
+    hits = 0
+    if given and _FORMAT.fullmatch(text):
+        distances = [[(a - c) ** 2 + (b - d) ** 2 for c, d in points] for a, b in given]
+        pairs = nearest_pairs([[value**0.5 for value in row] for row in distances])
+        hits = sum(_inside(given[i], boxes[j]) for i, j in pairs)
+    precision, recall = hits / max(len(given), 1), hits / len(points)
+    return {
+        "precision": precision,
+        "recall": recall,
+        "f1": 2 * precision * recall / (precision + recall) if hits else 0.0,
+    }
+
+
+def _inside(point: Point, box: Box) -> bool:
+    x, y = round(point[0]), round(point[1])
+    return box[0] <= x < box[2] and box[1] <= y < box[3]
+
+
+def nearest_pairs(costs: list[list[float]]) -> list[tuple[int, int]]:
+    """(row, column) pairs of least total cost, each row and column at most once (the Hungarian method)."""
+    if len(costs) > len(costs[0]):
+        return [(j, i) for i, j in nearest_pairs([list(column) for column in zip(*costs)])]
+    rows, columns = len(costs), len(costs[0])
+    row_price, column_price = [0.0] * (rows + 1), [0.0] * (columns + 1)
+    owner, before = [0] * (columns + 1), [0] * (columns + 1)  # 1-based; 0 = free
+    for row in range(1, rows + 1):
+        owner[0], column = row, 0
+        slack, used = [float("inf")] * (columns + 1), [False] * (columns + 1)
+        while owner[column]:
+            used[column], here, step, following = True, owner[column], float("inf"), 0
+            for j in range(1, columns + 1):
+                if used[j]:
+                    continue
+                reduced = costs[here - 1][j - 1] - row_price[here] - column_price[j]
+                if reduced < slack[j]:
+                    slack[j], before[j] = reduced, column
+                if slack[j] < step:
+                    step, following = slack[j], j
+            for j in range(columns + 1):
+                if used[j]:
+                    row_price[owner[j]] += step
+                    column_price[j] -= step
+                else:
+                    slack[j] -= step
+            column = following
+        while column:
+            owner[column], column = owner[before[column]], before[column]
+    return [(owner[j] - 1, j - 1) for j in range(1, columns + 1) if owner[j]]

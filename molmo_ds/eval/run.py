@@ -1,0 +1,87 @@
+"""Evaluates a checkpoint on shards: asks what the tasks ask, generates in batches, scores every answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.random import RandomState
+from tqdm import tqdm
+
+from molmo_ds.data.shards import ShardSet
+from molmo_ds.eval.load import Answerer
+from molmo_ds.eval.tasks import Annotation, Size, Task, mean, true_answer
+from molmo_ds.model.generate import Options
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question and what came of it."""
+
+    task: str
+    key: str  # of the sample in its shard
+    annotation: Annotation
+    size: Size
+    prediction: str
+    truth: str
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Question:
+    index: int
+    key: str
+    annotation: Annotation
+    size: Size
+
+
+def questions(shards: ShardSet, task: Task, limit: int | None = None) -> Iterator[_Question]:
+    """What a task asks of the first `limit` samples (None = all), sample by sample."""
+    for index in range(min(len(shards), limit or len(shards))):
+        record = shards.record(index)
+        for annotation in record["annotations"]:
+            if annotation.get("style") in task.styles:
+                yield _Question(index, record["__key__"], annotation, tuple(record["sizes"][0]))
+
+
+def evaluate(
+    answerer: Answerer, shards: ShardSet, tasks: Iterable[Task], limit: int | None = None, batch_size: int = 64
+) -> list[Asked]:
+    """Every question of the tasks with its answer and scores; greedy decoding, one progress bar."""
+    work = [(task, question) for task in tasks for question in questions(shards, task, limit)]
+    out = []
+    with tqdm(total=len(work), desc="evaluate", unit="question", dynamic_ncols=True) as bar:
+        while len(out) < len(work):
+            task = work[len(out)][0]
+            chunk = [question for one, question in work[len(out) : len(out) + batch_size] if one is task]
+            prompts = [
+                answerer.builder.prompt(
+                    shards.read(q.index)["pixels"], _unanswered(q.annotation), rng=RandomState(q.index)
+                )
+                for q in chunk
+            ]
+            texts = answerer.answer(prompts, Options(max_new_tokens=task.max_new_tokens))
+            for question, text in zip(chunk, texts):
+                truth = true_answer(question.annotation, question.size)
+                found = task.score(text, question.annotation, question.size)
+                out.append(Asked(task.name, question.key, question.annotation, question.size, text, truth, found))
+            bar.update(len(chunk))
+    return out
+
+
+def summarise(asked: list[Asked], tasks: Iterable[Task]) -> dict[str, dict[str, Any]]:
+    """Per task the number of questions, the mean scores, and those of the best constant answer."""
+    out = {}
+    for task in tasks:
+        mine = [one for one in asked if one.task == task.name]
+        if mine:
+            chance = task.chance([(one.annotation, one.size) for one in mine])
+            out[task.name] = {"questions": len(mine), "scores": mean([one.scores for one in mine]), "chance": chance}
+    return out
+
+
+def _unanswered(annotation: Annotation) -> Annotation:
+    # what the prompt is made from must not hold the answer
+    hidden = ("answer", "answers", "answer_index", "points", "text", "boxes")
+    return {name: value for name, value in annotation.items() if name not in hidden}
