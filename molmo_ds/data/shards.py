@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from molmo_ds import files
 from molmo_ds.data.decode import BadSample, upright_size
-from molmo_ds.data.write import digest, parse_record
+from molmo_ds.data.write import BLOCK, digest, parse_record
 
 CHUNK_BYTES = 16 << 20  # one range request of remote storage
 CHUNKS_PER_LANE = 8  # at least, so that lanes get nearly the same number of samples
@@ -99,6 +99,12 @@ class ShardSet:
         shard, row = self.locate(index)
         return self._parts(index, shard, row, row["part_names"])
 
+    def headers(self, index: int) -> dict[str, bytes]:
+        """The tar header in front of each member of a sample."""
+        shard, row = self.locate(index)
+        places = zip(row["part_names"], row["part_offsets"])
+        return {name: self._bytes(index, shard, offset - BLOCK, offset) for name, offset in places}
+
     def locate(self, index: int) -> tuple[Shard, dict[str, Any]]:
         """The shard of a sample and its row of the sidecar (columns: write.SIDECAR)."""
         number = int(np.searchsorted(self.starts, index, side="right")) - 1
@@ -138,7 +144,7 @@ class ShardSet:
         # one range request for the whole chunk; kept on disk, since a worker holds dozens and its memory should not
         shard, row = self.locate(int(self.bounds[chunk]))
         last = self.locate(int(self.bounds[chunk + 1]) - 1)[1]
-        start = min(row["part_offsets"])
+        start = min(row["part_offsets"]) - BLOCK
         stop = max(offset + length for offset, length in zip(last["part_offsets"], last["part_lengths"]))
         data = files.read_range(shard.path, start, stop)
         with tempfile.TemporaryFile() as file:
