@@ -1,4 +1,4 @@
-"""The only importer of deepspeed and accelerate: one protocol, and one function that builds what a strategy file asks."""
+"""The only importer of deepspeed and accelerate: one protocol, and what builds the engine of a strategy file."""
 
 from collections.abc import Iterator
 from typing import Any, Protocol

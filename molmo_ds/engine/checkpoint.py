@@ -1,7 +1,7 @@
-"""Checkpoints as named pieces: any strategy at any number of ranks reads what another wrote, optimizer state included.
+"""Checkpoints as named pieces: any strategy at any number of ranks reads what another wrote, optimizer state too.
 
-A folder `checkpoints/step-00001000` holds per rank a safetensors file, whose tensors are called NAME|START|KEY (elements
-START and on of the flattened parameter NAME; KEY is "weight" or a state tensor of torch's optimizer), and a JSON file
+A folder `checkpoints/step-00001000` holds per rank a safetensors file, whose tensors are called NAME|START|KEY (from
+element START on of the flattened parameter NAME; KEY is "weight" or a state tensor of the optimizer), and a JSON file
 with shapes, scalars and data lanes; and manifest.json, written last, with sizes and checksums of all files.
 """
 
@@ -213,7 +213,9 @@ def read_model_config(path: str | Path) -> MolmoConfig:
     return configs.from_dict(MolmoConfig, values["model"])
 
 
-def write_full_state(folder: str | Path, config: MolmoConfig | RunConfig, tensors: Iterable[tuple[str, Tensor]]) -> None:
+def write_full_state(
+    folder: str | Path, config: MolmoConfig | RunConfig, tensors: Iterable[tuple[str, Tensor]]
+) -> None:
     """Write weights only: safetensors shards and config.yaml, which `init_from`, generation and conversion read.
 
     Raises ValueError if `folder` holds something already.
@@ -229,13 +231,11 @@ def write_full_state(folder: str | Path, config: MolmoConfig | RunConfig, tensor
 
 
 def first_weights(config: RunConfig) -> Callable[[str, tuple[int, ...]], Tensor]:
-    """(name, shape) -> the whole tensor a run starts with: from `init_from`, or drawn as a function of seed and name."""
+    """(name, shape) -> the whole tensor a run starts with: of `init_from`, or a function of seed and name."""
     if config.init_from is None:
 
         def draw(name: str, shape: tuple[int, ...]) -> Tensor:
-            tensor = torch.empty(shape)
-            init.initialise(name, tensor, config.model, config.seed)
-            return tensor
+            return init.initial_parameter(config.model, name, shape, config.seed)
 
         return draw
     path = find(config.init_from)

@@ -1,4 +1,4 @@
-"""Strategy files: DeepSpeed's JSON plus one block `molmo_ds`; fills "auto" and refuses what cannot run, in one sentence."""
+"""Strategy files, DeepSpeed's JSON plus one block `molmo_ds`: fills "auto", refuses in one sentence what cannot run."""
 
 import copy
 import difflib
@@ -145,7 +145,7 @@ def data_parallel_size(strategy: Strategy, world_size: int) -> int:
     shared = ours.get("stages", 1) * ours.get("sequence_parallel_size", 1)
     shared *= strategy.ds.get("tensor_parallel", {}).get("autotp_size", 1)
     if world_size % shared:
-        raise ValueError(f"{strategy.path} divides the ranks by {shared}, and there are {world_size}; start more ranks.")
+        raise ValueError(f"{strategy.path} needs a multiple of {shared} ranks, and there are {world_size}.")
     return world_size // shared
 
 

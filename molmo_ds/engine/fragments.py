@@ -106,7 +106,7 @@ def _master(engine: Any, parameter: nn.Parameter) -> Tensor:
 
 
 def create_state(engine: Any, keys: set[str], scalars: set[str]) -> None:
-    """Make the optimizer's state tensors (zeros) before a checkpoint fills them; they are else made in the first step."""
+    """Make the optimizer's state tensors (zeros), which else appear in the first step, for a checkpoint to fill."""
     optimizer = engine.basic_optimizer
     for group in optimizer.param_groups:
         for flat in group["params"]:

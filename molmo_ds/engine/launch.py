@@ -1,8 +1,11 @@
 """One process of a run: its rank, its device, its process group, whoever started it."""
 
 import datetime
+import logging
 import os
 import socket
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +32,23 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
+    def largest(self, *values: int) -> list[int]:
+        """The largest of each value over all ranks."""
+        tensor = torch.tensor(values, device=self.device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return tensor.tolist()
+
+    def agree(self, check: Callable[[], None]) -> None:
+        """Run `check` on rank 0; what it raises as ValueError or OSError is raised on every rank."""
+        failure = None
+        if self.rank == 0:
+            try:
+                check()
+            except (ValueError, OSError) as error:
+                failure = error
+        if failure := self.broadcast(failure):
+            raise failure
+
     def broadcast(self, value: Any) -> Any:
         """Rank 0's picklable value."""
         box = [value]
@@ -42,8 +62,11 @@ def start(timeout_seconds: int = 600) -> World:
     On a CPU the backend is gloo, on a GPU NCCL. DeepSpeed's shared-memory collective is switched off first: it would be
     compiled for a minute at the first start and crashed in our trials.
     """
+    # deprecations of torch.distributed that DeepSpeed calls, once per collective
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     import deepspeed
 
+    deepspeed.utils.logger.setLevel(logging.WARNING)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if "RANK" not in os.environ:
         with socket.socket() as free:
@@ -56,19 +79,11 @@ def start(timeout_seconds: int = 600) -> World:
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     timeout = datetime.timedelta(seconds=timeout_seconds)
     # neither DEEPSPEED_TIMEOUT nor init_distributed(timeout=) reaches the groups that DeepSpeed makes later
     dist.distributed_c10d.default_pg_timeout = timeout
     if not dist.is_initialized():
         deepspeed.init_distributed("nccl" if on_gpu else "gloo", timeout=timeout, verbose=False)
     return World(dist.get_rank(), local_rank, dist.get_world_size(), device)
-
-
-def leave(world: World, code: int = 0) -> None:
-    """End this process without running destructors, which abort one launch in forty after a gloo group was used."""
-    import sys
-
-    world.barrier()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)

@@ -33,7 +33,7 @@ def frozen_names(model: Molmo, optim: OptimConfig) -> set[str]:
 
 
 def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict]:
-    """Optimizer groups, decayed and not, of each component, without parameters that need no gradient and without empty groups.
+    """Optimizer groups, decayed and not, of each component; frozen parameters are left out, and so are empty groups.
 
     Each group carries its "component" and its "names" (in the order of its parameters) beside what the optimizer needs.
     """
@@ -94,7 +94,9 @@ def norm_limit_used(optim: OptimConfig, step: int) -> float:
 
 
 @torch.no_grad()
-def clip(gradients: dict[str, list[Tensor]], squares_sum: Callable[[Tensor], object], limit: float) -> dict[str, Tensor]:
+def clip(
+    gradients: dict[str, list[Tensor]], squares_sum: Callable[[Tensor], object], limit: float
+) -> dict[str, Tensor]:
     """Scale each component's gradients in place so that its norm is at most `limit` (0 = leave them).
 
     Args:

@@ -1,0 +1,161 @@
+"""What a run tells of itself: console line, JSON lines and TensorBoard, written by rank 0 every log_interval steps."""
+
+import json
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from molmo_ds.config import MolmoConfig, RunConfig
+from molmo_ds.engine.launch import World
+from molmo_ds.model.vision import used_layers
+
+PEAK_FLOPS = {  # dense bf16 of one device, from NVIDIA's and AMD's data sheets
+    "A100": 312e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "GB200": 2500e12,
+    "L40S": 362e12, "L4": 121e12, "A10": 125e12, "4090": 165e12, "3090": 71e12, "MI250": 362e12, "MI300X": 1307e12,
+}  # fmt: skip
+SAMPLES = {"loss": "Train/Samples/train_loss", "lr/text": "Train/Samples/lr"}  # the names DeepSpeed's monitor uses
+
+
+def flops_per_token(config: MolmoConfig, length: int) -> float:
+    """Floating-point operations of training on one text token in a sequence of `length`, forward and backward.
+
+    Matrix products only, backward = twice forward, all components trained, attention over the causal half.
+    """
+    text = config.text
+    head = text.head_dim or text.hidden_size // text.num_attention_heads
+    queries, keys = text.num_attention_heads * head, text.num_key_value_heads * head
+    attention = text.hidden_size * (2 * queries + 2 * keys)
+    mlp = 3 * text.hidden_size * text.intermediate_size * (text.num_experts_per_tok or 1)
+    mlp += text.hidden_size * text.num_experts
+    scores = queries * length  # q k and p v, over half of the positions
+    return 6 * (text.num_hidden_layers * (attention + mlp + scores) + text.hidden_size * text.embedding_size)
+
+
+def flops_per_crop(config: MolmoConfig) -> float:
+    """The same for one crop through tower and connector."""
+    vision, connector, text = config.vision, config.connector, config.text
+    patches, width = (vision.image_size // vision.patch_size) ** 2, vision.hidden_size
+    tokens = patches + (vision.model_type != "siglip")
+    layer = 4 * width * width + 2 * width * vision.intermediate_size + 2 * tokens * width
+    layers = used_layers(vision)[-1] + 1
+    tower = patches * 3 * vision.patch_size**2 * width + layers * tokens * layer
+    pooled = -((-(vision.image_size // vision.patch_size) // connector.pooling_size) ** 2)
+    features, window = width * len(vision.feature_layers), connector.pooling_size**2
+    inner = connector.intermediate_size or text.intermediate_size
+    pooling = (
+        (features * width * (1 + 2 * window) + width * width + 2 * window * width)
+        if connector.pooling != "stack"
+        else 0
+    )
+    source = features * window if connector.pooling == "stack" else width
+    projector = (2 * source + text.hidden_size) * inner if connector.projector == "mlp" else source * text.hidden_size
+    return 6 * (tower + pooled * (pooling + projector))
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Dense bf16 operations per second that a device's maker states; None where unknown, as for every CPU."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((value for key, value in PEAK_FLOPS.items() if key in name), None)
+
+
+class Metrics:
+    """Collects each step's numbers; on rank 0 also writes them. Values of a line are those of its step, rates are means
+    since the line before."""
+
+    def __init__(self, config: RunConfig, world: World, first_step: int) -> None:
+        self.config, self.world = config, world
+        self.out = Path(config.out)
+        self.began = self.since = time.perf_counter()
+        self.sums: dict[str, float] = {}
+        self.trained, self.writer = 0.0, None
+        self.bar = tqdm(
+            total=config.max_steps, initial=first_step, desc="train", unit="step", disable=world.rank != 0,
+            mininterval=0.5, dynamic_ncols=True,
+        )  # fmt: skip
+        if world.rank == 0:
+            from torch.utils.tensorboard import SummaryWriter
+
+            forget_after(self.out / "log.jsonl", first_step)
+            self.log = open(self.out / "log.jsonl", "a", buffering=1)  # noqa: SIM115 (closed by close)
+            self.writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=first_step + 1)
+
+    def step(self, step: int, values: dict[str, float], waited: float, stepped: float, saving: float = 0.0) -> None:
+        """Take in one step: `waited` seconds for data, `stepped` for the update, `saving` for a checkpoint."""
+        self.trained += stepped
+        counts = {"steps": 1.0, "waited": waited, "stepped": stepped, "saving": saving}
+        counts |= {k: values[k] for k in ("tokens", "positions", "crops", "documents", "learnt_tokens")}
+        self.sums = {key: self.sums.get(key, 0.0) + value for key, value in counts.items()}
+        self.bar.update()
+        if step % self.config.log_interval == 0 or step == 1:
+            if self.world.rank == 0:
+                self._write(step, values | self._rates())
+            self.sums, self.since = {}, time.perf_counter()
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        self.bar.close()
+        if self.writer is not None:
+            self.writer.close()
+            self.log.close()
+
+    def _rates(self) -> dict[str, float]:
+        now, sums = time.perf_counter(), self.sums
+        wall = now - self.since
+        out = {
+            "tokens_per_second": sums["tokens"] / wall,
+            "crops_per_second": sums["crops"] / wall,
+            "documents_per_second": sums["documents"] / wall,
+            "step_seconds": wall / sums["steps"],
+            "data_wait_share": sums["waited"] / wall,
+            "save_share": sums["saving"] / wall,
+            "packing_fill": sums["tokens"] / sums["positions"],
+            "learnt_share": sums["learnt_tokens"] / max(sums["tokens"], 1.0),
+            "goodput": self.trained / (now - self.began),
+            "memory_bytes": float(self._memory()),
+        }
+        if peak := peak_flops(self.world.device):
+            model = self.config.model
+            flops = sums["tokens"] * flops_per_token(model, self.config.data.sequence_length)
+            flops += sums["crops"] * flops_per_crop(model)
+            out["mfu"] = flops / wall / (peak * self.world.size)
+        return out
+
+    def _memory(self) -> int:
+        if self.world.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.world.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def _write(self, step: int, values: dict[str, Any]) -> None:
+        self.log.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
+        for key, value in values.items():
+            self.writer.add_scalar(f"train/{key}", value, step)
+        for key, tag in SAMPLES.items():
+            self.writer.add_scalar(tag, values[key], step * self.config.global_batch)
+        norms = " ".join(f"{values[f'grad_norm/{part}']:.2f}" for part in ("connector", "vision", "text"))
+        self.bar.write(
+            f"step {step} loss {values['loss']:.4f} accuracy {values['accuracy']:.3f} norms {norms} "
+            f"lr {values['lr/text']:.2e} {values['tokens_per_second']:.0f} tokens/s fill {values['packing_fill']:.2f} "
+            f"wait {values['data_wait_share']:.0%}"
+        )
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Drop the lines of steps that a resumed run will make again, and a line that was cut off."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):
+            continue
+    new = path.with_suffix(".new")
+    new.write_text("".join(kept))
+    new.replace(path)

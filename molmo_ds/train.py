@@ -1,0 +1,177 @@
+"""One run: build, loop, save.
+
+deepspeed --module molmo_ds.train CONFIG.yaml key=value ...
+accelerate launch --use_deepspeed -m molmo_ds.train CONFIG.yaml key=value ...
+torchrun --nproc-per-node N -m molmo_ds.train CONFIG.yaml key=value ...
+python -m molmo_ds.train CONFIG.yaml key=value ...            (one process)
+"""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from molmo_ds import config as configs
+from molmo_ds.config import RunConfig
+
+log = logging.getLogger("molmo_ds")
+RUN_FILES = ("config.yaml", "checkpoints", "log.jsonl", "tensorboard", "DONE")
+IDENTITY = ("model", "data.sources", "data.seed", "data.packing", "optim.name", "global_batch", "seed", "init_from")
+
+
+def train(config: RunConfig) -> int:
+    """Train until max_steps, stop_after or a signal; the exit code (0, or 128 + the signal that ended it).
+
+    Raises ValueError or OSError, the same on every rank where that can be known, for what the user has to mend.
+    """
+    from molmo_ds.data.loader import build_stream
+    from molmo_ds.engine import build_engine, launch
+    from molmo_ds.engine.metrics import Metrics
+
+    world = launch.start(config.timeout_seconds)
+    world.agree(lambda: prepare_folder(config))
+    out, checkpoints = Path(config.out), str(Path(config.out) / "checkpoints")
+    going_on = config.resume and any((out / "checkpoints").glob("step-*"))
+    engine = build_engine(replace(config, init_from=None) if going_on else config, world)
+    data_state = engine.load(checkpoints) if config.resume else None
+    if engine.step:
+        log.info("resumed from step %d", engine.step)
+    stream = build_stream(config, engine.data_rank, engine.data_size, data_state, engine.step)
+    metrics = Metrics(config, world, engine.step)
+    asked = catch_signals()
+    last = min(config.max_steps, config.stop_after or config.max_steps)
+    saved, values, stopped_by = engine.step, {}, 0
+    while engine.step < last and not stopped_by:
+        began = time.perf_counter()
+        micro_batches, lane_states = next(stream)
+        arrived = time.perf_counter()
+        values = engine.train_step(micro_batches)
+        trained = time.perf_counter()
+        stopped_by, save_now = world.largest(asked["stop"], asked["save"])
+        if engine.step % config.save_interval == 0 or engine.step == last or stopped_by or save_now:
+            engine.save(checkpoints, lane_states)
+            saved, asked["save"] = engine.step, 0
+        metrics.step(engine.step, values, arrived - began, trained - arrived, time.perf_counter() - trained)
+    engine.close()
+    metrics.close()
+    assert saved == engine.step
+    if world.rank == 0 and engine.step >= config.max_steps:
+        (out / "DONE").write_text(json.dumps({"step": engine.step, "loss": values.get("loss")}) + "\n")
+    world.barrier()
+    return 128 + stopped_by if stopped_by else 0
+
+
+def prepare_folder(config: RunConfig) -> None:
+    """Make `out`, or refuse it where it holds something this run must not touch (ValueError)."""
+    if not config.out:
+        raise ValueError("out is empty; give the run a folder, for example out=runs/first.")
+    out = Path(config.out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out={out} is a file; give a folder.")
+    saved = out / "config.yaml"
+    if saved.exists() and (difference := difference_to(saved, config)):
+        if not config.overwrite:
+            raise ValueError(
+                f"{out} holds another run ({difference}); choose another out, or set overwrite=true to delete that run."
+            )
+        for name in RUN_FILES:
+            path = out / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    elif not saved.exists() and out.is_dir() and any((out / name).exists() for name in RUN_FILES):
+        raise ValueError(f"{out} holds files of a run but no config.yaml; choose another out.")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "DONE").unlink(missing_ok=True)
+    configs.save(config, out / "config.yaml.new")
+    os.replace(out / "config.yaml.new", saved)
+
+
+def difference_to(saved: Path, config: RunConfig) -> str:
+    """How the run whose config.yaml is `saved` differs from this one, or an empty string where this one goes on."""
+    if not config.resume:
+        return "resume=false"
+    import yaml
+
+    def flat(values: dict, prefix: str = "") -> dict:
+        out = {}
+        for key, value in values.items():
+            out |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
+        return out
+
+    try:
+        there = flat(yaml.safe_load(saved.read_text()))
+    except (yaml.YAMLError, AttributeError):
+        return "its config.yaml cannot be read"
+    here = flat(configs.to_dict(config))
+    for key in sorted(here.keys() | there.keys()):
+        known = key.startswith(tuple(f"{name}." for name in IDENTITY)) or key in IDENTITY
+        if known and here.get(key) != there.get(key):
+            return f"its {key} is {there.get(key)}, not {here.get(key)}"
+    return ""
+
+
+def catch_signals() -> dict[str, int]:
+    """SIGTERM and SIGINT ask for a checkpoint and the end, SIGUSR1 for a checkpoint, at the end of the step."""
+    asked = {"stop": 0, "save": 0}
+
+    def stop(number: int, frame: object) -> None:
+        asked["stop"] = number
+
+    def save(number: int, frame: object) -> None:
+        asked["save"] = 1
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGUSR1, save)
+    return asked
+
+
+def read_arguments(arguments: list[str]) -> RunConfig | None:
+    """A YAML file (optional, first) and key=value overrides; None if help was asked for."""
+    if any(argument in ("-h", "--help") for argument in arguments):
+        return None
+    kept = []
+    skip = False
+    for argument in arguments:
+        if skip or argument.startswith(("--local_rank", "--local-rank")):  # the deepspeed launcher adds it
+            skip = not skip and "=" not in argument
+            continue
+        kept.append(argument)
+    file = kept.pop(0) if kept and "=" not in kept[0] else None
+    return configs.load(file, kept)
+
+
+def print_help() -> None:
+    """Usage, and every setting with its default."""
+    print(__doc__)
+    print("Settings (defaults of the preset `tiny` apply to model.* unless preset=... says otherwise):")
+    for name, (kind, default) in configs.known_keys(RunConfig).items():
+        print(f"  {name} = {default!r}  ({kind})")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run from the command line; an error of the user's is one sentence and exit code 1."""
+    rank = int(os.environ.get("RANK", 0))
+    logging.basicConfig(level=logging.INFO if rank == 0 else logging.ERROR, format="%(message)s", stream=sys.stderr)
+    try:
+        config = read_arguments(sys.argv[1:] if arguments is None else arguments)
+        if config is None:
+            if rank == 0:
+                print_help()
+            return
+        code = train(config)
+    except (ValueError, OSError) as error:
+        time.sleep(2.0 if rank else 0.0)  # rank 0 says what all have seen; the launcher then ends the others
+        print(f"molmo_ds: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # destructors abort one launch in forty once a gloo group was used
+
+
+if __name__ == "__main__":
+    main()
