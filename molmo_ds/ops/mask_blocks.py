@@ -1,0 +1,121 @@
+"""Masked attention on the CPU: blocks of queries against only the keys that one of them sees.
+
+PyTorch's flash kernel for the CPU takes one mask and works through all of it; causal order, packing and message trees
+leave a half to a tenth of that to do. The heads of a group are folded into the queries, so keys are never repeated.
+
+Shapes: B sequences, H heads, G key-value heads, R = H / G, T tokens, d head width, t queries of a block, s its keys.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+BLOCK = 128  # queries; measured on an AMD EPYC core, 64 to 128 are alike and 256 is a tenth slower
+GAP = 32  # fewer unseen keys than this between two runs of keys are taken along
+WORTH = 0.8  # of the whole mask; above, one call for all is faster
+_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+@dataclass(frozen=True)
+class Block:
+    """Queries begin:end of one sequence and the keys they see."""
+
+    row: int
+    begin: int
+    end: int
+    keys: tuple[tuple[int, int], ...]  # runs, ascending
+    mask: Tensor  # [1, 1, R * t, s]
+
+
+def _blocks(mask: Tensor, group: int) -> list[Block] | None:
+    # kept on the mask, which the layers of a forward share; None where blocks do not pay
+    kept = mask.__dict__.setdefault("_molmo_ds_blocks", {})
+    if group not in kept:
+        kept[group] = _cut(mask, group)
+    return kept[group]
+
+
+def _cut(mask: Tensor, group: int) -> list[Block] | None:
+    rows, _, tokens, _ = mask.shape
+    spans, area = [], 0
+    for begin in range(0, tokens, BLOCK):
+        end = min(begin + BLOCK, tokens)
+        seen = (mask[:, 0, begin:end] == 0).any(1)  # [B, T]
+        for row in range(rows):
+            columns = seen[row].nonzero()[:, 0]
+            breaks = ((columns[1:] - columns[:-1]) > GAP).nonzero()[:, 0]
+            firsts = torch.cat((columns[:1], columns[breaks + 1])).tolist()
+            lasts = torch.cat((columns[breaks], columns[-1:])).tolist()
+            runs = tuple((a, b + 1) for a, b in zip(firsts, lasts))
+            spans.append((row, begin, end, runs))
+            area += (end - begin) * sum(b - a for a, b in runs)
+    if area > WORTH * rows * tokens * tokens:
+        return None
+    parts = (_join(mask[row, 0, begin:end], runs, 1) for row, begin, end, runs in spans)
+    return [Block(*span, part.repeat(group, 1)[None, None]) for span, part in zip(spans, parts)]
+
+
+def _join(x: Tensor, runs: tuple[tuple[int, int], ...], dim: int) -> Tensor:
+    parts = [x.narrow(dim, a, b - a) for a, b in runs]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+class _Blocks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, blocks):  # noqa: ANN001, ANN205
+        out = torch.empty_like(q)
+        sums = []
+        for block in blocks:
+            (folded,), (keys, values) = _gather(block, k.shape[1], (q,), (k, v))
+            part, lse = _forward(folded, keys, values, 0.0, False, attn_mask=block.mask)
+            out[block.row, :, block.begin : block.end] = part.reshape(q.shape[1], -1, q.shape[3])
+            sums.append(lse)
+        ctx.save_for_backward(q, k, v, out, *sums)
+        ctx.blocks = blocks
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, of_out):  # noqa: ANN001, ANN205
+        q, k, v, out, *sums = ctx.saved_tensors
+        of_q = torch.empty_like(q)
+        of_k, of_v = (torch.zeros_like(x, dtype=torch.float32) for x in (k, v))
+        for block, lse in zip(ctx.blocks, sums):
+            queries, keys = _gather(block, k.shape[1], (of_out, q, out), (k, v))
+            grad, folded, part = queries
+            a, b, c = _backward(grad, folded, *keys, part, lse, 0.0, False, attn_mask=block.mask)
+            of_q[block.row, :, block.begin : block.end] = a.reshape(q.shape[1], -1, q.shape[3])
+            at = 0
+            for first, last in block.keys:
+                of_k[block.row, :, first:last] += b[0, :, at : at + last - first]
+                of_v[block.row, :, first:last] += c[0, :, at : at + last - first]
+                at += last - first
+        return of_q, of_k.to(k.dtype), of_v.to(v.dtype), None
+
+
+def _gather(
+    block: Block, groups: int, queries: tuple[Tensor, ...], keys: tuple[Tensor, ...]
+) -> tuple[list[Tensor], list[Tensor]]:
+    # [B, H, T, d] -> [1, G, R * t, d]; [B, G, T, d] -> [1, G, s, d]
+    width = keys[0].shape[-1]
+    folded = [x[block.row, :, block.begin : block.end].reshape(1, groups, -1, width) for x in queries]
+    return folded, [_join(x[block.row][None], block.keys, 2) for x in keys]
+
+
+def usable(q: Tensor, k: Tensor, mask: Tensor, dropout_p: float) -> bool:
+    """Whether `attention` takes these and pays: a CPU, a mask of q's type with many keys that nobody sees."""
+    if dropout_p or q.device.type != "cpu" or q.shape[2] <= BLOCK or torch.compiler.is_compiling():
+        return False
+    known = q.dtype in (torch.float32, torch.bfloat16) and mask.dtype == q.dtype
+    return known and _blocks(mask, q.shape[1] // k.shape[1]) is not None
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """q [B, H, T, d], k and v [B, G, T, d], mask [B, 1, T, T] of 0 and -inf -> [B, H, T, d].
+
+    The layers of a forward should pass the same mask object: its blocks are kept on it.
+    """
+    return _Blocks.apply(q, k, v, _blocks(mask, q.shape[1] // k.shape[1]))
