@@ -1,0 +1,146 @@
+"""Tree attention as two flash-attention calls on varying lengths, merged by their log-sum-exp.
+
+The first call is causal inside every run of tokens (a prefix or a branch), the second lets the branches see their own
+document's prefix. Both backward passes are given the merged output and log-sum-exp. S tokens of all sequences, one
+after the other; H heads, G key-value heads, d head width.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Where the parts of one call lie: part i has queries starts_q[i] : starts_q[i + 1], keys likewise."""
+
+    starts_q: Tensor  # int32 [n + 1]
+    starts_k: Tensor
+    longest_q: int
+    longest_k: int
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The two calls; `branches` and `prefixes` are the second one's tokens (int64 indices into S)."""
+
+    runs: Lengths
+    tree: Lengths | None  # None without branches
+    branches: Tensor
+    prefixes: Tensor
+
+
+def segments(document_ids: Tensor, branch_ids: Tensor) -> Segments:
+    """Segments of document_ids and branch_ids, int [B, T]; copies the ids to the host. Padding is a run of its own."""
+    device = document_ids.device
+    sequence = torch.arange(len(document_ids))[:, None].expand(document_ids.shape)
+    keys = torch.stack((sequence, document_ids.cpu().long(), branch_ids.cpu().long()), -1).flatten(0, 1)
+    runs, length = torch.unique_consecutive(keys, dim=0, return_counts=True)
+    document = torch.unique_consecutive(runs[:, :2], dim=0, return_inverse=True)[1]
+    shared = (runs[:, 2] == 0) & (runs[:, 1] != 0)
+    behind = (runs[:, 2] != 0) & (runs[:, 1] != 0)
+    count = int(document[-1]) + 1
+    of_branches = torch.zeros(count, dtype=torch.int64).index_add_(0, document[behind], length[behind])
+    of_prefix = torch.zeros(count, dtype=torch.int64).index_add_(0, document[shared], length[shared])
+    both = (of_branches > 0) & (of_prefix > 0)
+    token_run = torch.repeat_interleave(torch.arange(len(runs)), length)
+    used = both[document[token_run]]
+    branches, prefixes = (used & behind[token_run]).nonzero()[:, 0], (used & shared[token_run]).nonzero()[:, 0]
+    tree = _lengths(of_branches[both], of_prefix[both], device) if both.any() else None
+    return Segments(_lengths(length, length, device), tree, branches.to(device), prefixes.to(device))
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, parts: Segments) -> Tensor:
+    """q [B, H, T, d], k and v [B, G, T, d] -> [B, H, T, d]; on a GPU in half precision, as flash attention asks."""
+    flat = [x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)]
+    return _Cascade.apply(*flat, parts).unflatten(0, (q.shape[0], q.shape[2])).transpose(1, 2)
+
+
+class _Cascade(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, parts: Segments) -> Tensor:
+        out, lse, *state = _forward(q, k, v, parts.runs, True)
+        states = [state]
+        if parts.tree is not None:
+            rows, keys = parts.branches, parts.prefixes
+            other, other_lse, *state = _forward(q[rows], k[keys], v[keys], parts.tree, False)
+            own, own_lse = out[rows], lse[:, rows]
+            merged = torch.logaddexp(own_lse, other_lse)
+            share = [(x - merged).exp().T[..., None] for x in (own_lse, other_lse)]
+            out[rows] = (own * share[0] + other * share[1]).to(out.dtype)
+            lse[:, rows] = merged
+            states.append(state)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.parts, ctx.states = parts, states
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse = ctx.saved_tensors
+        parts, grad = ctx.parts, grad.contiguous()
+        of_q, of_k, of_v = _backward(grad, q, k, v, out, lse, parts.runs, True, ctx.states[0])
+        if parts.tree is not None:
+            rows, keys = parts.branches, parts.prefixes
+            more = _backward(
+                grad[rows], q[rows], k[keys], v[keys], out[rows], lse[:, rows], parts.tree, False, ctx.states[1]
+            )
+            of_q[rows] += more[0]  # every index occurs once
+            of_k[keys] += more[1]
+            of_v[keys] += more[2]
+        return of_q, of_k, of_v, None
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, at: Lengths, causal: bool) -> tuple[Tensor, ...]:
+    # -> output [S, H, d], log-sum-exp [H, S], and what the backward pass wants back
+    if q.is_cuda:
+        result = aten._flash_attention_forward(
+            q, k, v, at.starts_q, at.starts_k, at.longest_q, at.longest_k, 0.0, causal, False
+        )
+        return result[:4]
+    parts = [aten._scaled_dot_product_flash_attention_for_cpu(*x, 0.0, causal) for x in _split(q, k, v, at)]
+    return torch.cat([_rows(o) for o, _ in parts]), torch.cat([lse[0] for _, lse in parts], 1)
+
+
+def _backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, at: Lengths, causal: bool, state: list
+) -> tuple[Tensor, Tensor, Tensor]:
+    if q.is_cuda:
+        return aten._flash_attention_backward(
+            grad, q, k, v, out, lse.contiguous(), at.starts_q, at.starts_k,
+            at.longest_q, at.longest_k, 0.0, causal, *state,
+        )  # fmt: skip
+    starts, grads = at.starts_q.tolist(), []
+    for i, (one_q, one_k, one_v) in enumerate(_split(q, k, v, at)):
+        rows = slice(starts[i], starts[i + 1])
+        one = [_heads(x[rows]) for x in (grad, out)]
+        part = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            one[0], one_q, one_k, one_v, one[1], lse[None, :, rows].contiguous(), 0.0, causal
+        )
+        grads.append([_rows(x) for x in part])
+    of_q, of_k, of_v = (torch.cat(x) for x in zip(*grads))
+    return of_q, *(x.unflatten(1, (k.shape[1], -1)).sum(2) for x in (of_k, of_v))
+
+
+def _split(q: Tensor, k: Tensor, v: Tensor, at: Lengths) -> list[list[Tensor]]:
+    # per part [1, H, s, d] each, key-value heads repeated: the CPU's operator takes neither lengths nor groups
+    group = q.shape[1] // k.shape[1]
+    sizes_q, sizes_k = at.starts_q.diff().tolist(), at.starts_k.diff().tolist()
+    rows = zip(q.split(sizes_q), *(x.repeat_interleave(group, 1).split(sizes_k) for x in (k, v)))
+    return [[_heads(x) for x in part] for part in rows]
+
+
+def _heads(x: Tensor) -> Tensor:
+    return x.transpose(0, 1)[None].contiguous()
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x[0].transpose(0, 1)
+
+
+def _lengths(q: Tensor, k: Tensor, device: torch.device) -> Lengths:
+    starts = [torch.nn.functional.pad(x.cumsum(0), (1, 0)).to(device, torch.int32) for x in (q, k)]
+    return Lengths(*starts, int(q.max()), int(k.max()))

@@ -1,0 +1,169 @@
+"""Tree attention: the rule, one document at a time, FlexAttention's blocks from runs, and the flash cascade."""
+
+import math
+
+import pytest
+import torch
+from ops_check import bits, errors
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
+
+from molmo_ds.ops import cascade, dispatch
+from molmo_ds.ops.tree_attention import _blocks, _rule, attention_plan, tree_attention, visible
+
+
+def ids(*documents: list[int], tokens: int) -> tuple[Tensor, Tensor]:
+    """Document and branch ids of one sequence from [prefix length, branch length, ...] lists, padded to `tokens`."""
+    document, branch = torch.zeros(tokens, dtype=torch.int32), torch.zeros(tokens, dtype=torch.int32)
+    at = 0
+    for d, lengths in enumerate(documents):
+        for b, length in enumerate(lengths):
+            document[at : at + length], branch[at : at + length] = d + 1, b
+            at += length
+    assert at <= tokens
+    return document, branch
+
+
+def batch(*sequences: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return torch.stack([d for d, _ in sequences]), torch.stack([b for _, b in sequences])
+
+
+# trees with one-token branches, a document without prefix, plain documents, padding, a whole sequence of one document
+TREES = batch(
+    ids([7, 3, 1, 5], [9], [4, 1, 1], tokens=37),
+    ids([0, 6, 2], [1], [12, 11], tokens=37),
+    ids([37], tokens=37),
+)
+
+
+def test_the_rule() -> None:
+    # prefix a b, branches c | d e, then a second document f and padding
+    document, branch = batch(ids([2, 1, 2], [1], tokens=7))
+    rows = ["a", "ab", "abc", "abd", "abde", "f", "p"]
+    seen = visible(document, branch)[0]
+    assert ["".join("abcdefp"[k] for k in range(7) if seen[q, k]) for q in range(7)] == rows
+
+
+def test_the_rule_inside_images() -> None:
+    document, branch = batch(ids([4, 2], tokens=7))
+    images = torch.tensor([[0, 1, 1, 0, 0, 0, 0]])
+    seen = visible(document, branch, images)[0]
+    assert ["".join("abcdefp"[k] for k in range(7) if seen[q, k]) for q in range(7)] == [
+        "a", "abc", "abc", "abcd", "abcde", "abcdef", "p",
+    ]  # fmt: skip
+
+
+def by_hand(q: Tensor, k: Tensor, v: Tensor, document: Tensor, branch: Tensor) -> Tensor:
+    """The rule in plain arithmetic."""
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])
+    return scores.masked_fill(~visible(document, branch)[:, None], -math.inf).softmax(-1) @ v
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, document: Tensor, branch: Tensor) -> Tensor:
+    return tree_attention(q, k, v, attention_plan(document, branch, q.dtype))
+
+
+def tensors(heads: int, groups: int, shape: tuple[int, int], width: int = 8) -> list[Tensor]:
+    torch.manual_seed(0)
+    sizes = [(shape[0], n, shape[1], width) for n in (heads, groups, groups)]
+    return [torch.randn(size).requires_grad_() for size in sizes]
+
+
+@pytest.mark.parametrize("by", ["torch", "cuda"])
+@pytest.mark.parametrize(("heads", "groups"), [(4, 2), (3, 3), (4, 1)])
+@pytest.mark.parametrize("stride_0", [False, True])
+def test_output_and_gradients(by: str, heads: int, groups: int, stride_0: bool) -> None:
+    # "cuda": the cascade through torch's flash attention of the CPU
+    document, branch = TREES
+    args = [*tensors(heads, groups, document.shape), document, branch]
+    if by == "cuda":  # there padding attends to the padding before it: leave it out
+        real = (document != 0)[:, None, :, None]
+        got = errors(lambda *a: attend(*a) * real, args, by, lambda *a: by_hand(*a) * real, stride_0)
+    else:
+        got = errors(attend, args, by, by_hand, stride_0)
+    assert max(got) <= 1e-5
+
+
+def test_cascade_without_branches_is_one_call() -> None:
+    document, branch = batch(ids([5], [6], tokens=11))
+    assert cascade.segments(document, branch).tree is None
+    args = [*tensors(2, 2, document.shape), document, branch]
+    assert max(errors(attend, args, "cuda", by_hand)) <= 1e-5
+
+
+@pytest.mark.parametrize("by", ["torch", "cuda"])
+def test_the_same_bits_twice(by: str) -> None:
+    args = [*tensors(4, 2, TREES[0].shape), *TREES]
+    assert all(torch.equal(a, b) for a, b in zip(bits(attend, args, by), bits(attend, args, by)))
+
+
+def test_without_a_plan_all_see_all() -> None:
+    q, k, v = tensors(2, 2, (3, 5))
+    want = (q @ k.transpose(2, 3) / math.sqrt(8)).softmax(-1) @ v
+    torch.testing.assert_close(tree_attention(q, k, v, None), want)
+
+
+LONG = batch(
+    ids([300, 40, 1, 130], [200, 60], tokens=900),
+    ids([0, 128], [128, 128], [256], tokens=900),
+    ids([600, 257], tokens=900),
+)
+PICTURES = torch.zeros(3, 900, dtype=torch.int32)
+PICTURES[0, 1:140], PICTURES[0, 140:290], PICTURES[2, 1:513] = 1, 2, 1
+
+
+@pytest.mark.parametrize("pictures", [None, PICTURES])
+@pytest.mark.parametrize("tokens", [900, 896])
+def test_blocks_from_runs(pictures: Tensor | None, tokens: int) -> None:
+    # the same blocks as torch finds by evaluating the rule for every pair of tokens
+    document, branch = (x[:, :tokens].contiguous() for x in LONG)
+    pictures = None if pictures is None else pictures[:, :tokens].contiguous()
+    got = _blocks(document, branch, pictures)
+    rule = _rule(document, branch, pictures)
+    want = create_block_mask(rule, 3, None, tokens, tokens, device="cpu", BLOCK_SIZE=128)
+    assert got.shape == want.shape
+    # ours may call a block partial that torch calls full (padding's diagonal), never the other way round
+    for name in ("kv", "full_kv", "q", "full_q"):
+        count, index = (getattr(want, f"{name}_{x}") for x in ("num_blocks", "indices"))
+        assert torch.equal(getattr(got, f"{name}_num_blocks"), count), name
+        mine = getattr(got, f"{name}_indices")
+        inside = torch.arange(index.shape[-1]) < count[..., None]
+        assert torch.equal(torch.where(inside, mine, -1), torch.where(inside, index, -1)), name
+    assert got.full_kv_num_blocks.sum() > 0
+
+
+@pytest.mark.parametrize("pictures", [None, PICTURES])
+def test_flex_attention_forward(pictures: Tensor | None) -> None:
+    # FlexAttention has no backward pass on a CPU
+    q, k, v = (x.detach() for x in tensors(4, 2, LONG[0].shape, 16))
+    want = tree_attention(q, k, v, attention_plan(*LONG, torch.float32, pictures))
+    with dispatch.use("triton"):
+        plan = attention_plan(*LONG, torch.float32, pictures)
+    assert plan.blocks is not None
+    got = tree_attention(q, k, v, plan)
+    assert ((got - want).norm() / want.norm()).item() <= 1e-5
+
+
+def test_cascade_refuses_pictures() -> None:
+    with dispatch.use("cuda"), pytest.raises(ValueError, match="both ways"):
+        attention_plan(*LONG, torch.float32, PICTURES)
+
+
+def test_plan_on_meta_and_compiled() -> None:
+    document, branch = (x.to("meta") for x in TREES)
+    q, k, v = (x.to("meta") for x in tensors(4, 2, document.shape))
+    assert tree_attention(q, k, v, attention_plan(document, branch, torch.float32)).shape == q.shape
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
+    args = [*tensors(4, 2, TREES[0].shape), *TREES]
+    assert max(errors(compiled, args, reference=by_hand)) <= 1e-5
+
+
+def test_dropout_drops() -> None:
+    q, k, v = tensors(4, 2, LONG[0].shape)
+    with dispatch.use("triton"):
+        plan = attention_plan(*LONG, torch.float32)
+    torch.manual_seed(0)
+    kept = tree_attention(q, k, v, plan, 0.5)
+    assert not torch.equal(kept, tree_attention(q, k, v, plan, 0.5))
