@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from molmo_ds.hub import configs
 from molmo_ds.model import names
 from molmo_ds.model.init import initialise
 from molmo_ds.model.molmo import Molmo
-from molmo_ds.model.tensor_files import SHARD, TensorFolder, new_folder, write_tensors
+from molmo_ds.model.tensor_files import INDEX, SHARD, TensorFolder, new_folder, write_tensors
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -89,6 +90,14 @@ def backbones(
     return config
 
 
+def consolidate(source: str | Path, out: str | Path) -> MolmoConfig:
+    """Any checkpoint of a run, whatever strategy wrote it -> a weights folder."""
+    config, tensors, tokenizer = open_checkpoint(Path(source))
+    shapes = shapes_of(config)
+    write_weights(out, config, _checked(tensors, shapes), tokenizer, len(shapes))
+    return config
+
+
 def write_weights(
     out: str | Path, config: MolmoConfig, tensors: Iterator[tuple[str, Tensor]], tokenizer: Path | None, total: int,
     shard_bytes: int = SHARD,
@@ -106,6 +115,38 @@ def read_config(folder: Path) -> MolmoConfig:
     if not file.is_file():
         raise ValueError(f"{folder} has no config.yaml; give a weights folder or the checkpoint of a run.")
     return from_dict(MolmoConfig, (yaml.safe_load(file.read_text()) or {}).get("model") or {})
+
+
+def open_checkpoint(path: Path) -> tuple[MolmoConfig, Iterator[tuple[str, Tensor]], Path | None]:
+    """(configuration, (our name, tensor) in any order, folder of the tokenizer or None) of a weights folder or a run.
+
+    A model whose head is tied to its embedding comes out untied.
+    """
+    if not path.is_dir():
+        raise ValueError(f"There is no folder '{path}'.")
+    if (path / INDEX).is_file():
+        folder = TensorFolder(path)
+        tensors = ((name, folder.read(name)) for name in folder.names())
+    else:
+        from molmo_ds.engine import checkpoint  # imports deepspeed
+
+        path = checkpoint.find(path)
+        tensors = checkpoint.read_full_state(path)
+    config = read_config(path)
+    words = (yaml.safe_load((path / "config.yaml").read_text()).get("data") or {}).get("tokenizer")
+    folders = [path / "tokenizer", *([Path(words)] if words else [])]
+    tokenizer = next((folder for folder in folders if folder.is_dir()), None)
+    if not config.text.tie_word_embeddings:
+        return config, tensors, tokenizer
+    return replace(config, text=replace(config.text, tie_word_embeddings=False)), _untied(tensors), tokenizer
+
+
+def _untied(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in tensors:
+        if name != "head.lm_head.weight":
+            yield name, tensor
+        if name == "embed.embedding":
+            yield "head.lm_head.weight", tensor
 
 
 def find(source: str | Path) -> Path:
@@ -154,7 +195,7 @@ def copy_tokenizer(source: Path | None, target: Path) -> None:
 
 def _convert(source: Path, folder: TensorFolder, config: MolmoConfig, out: Path) -> MolmoConfig:
     if config.text.tie_word_embeddings:  # our models are never tied: servers want the head
-        config = configs.override(config, ("text.tie_word_embeddings=false",))
+        config = replace(config, text=replace(config.text, tie_word_embeddings=False))
     table, shapes = names.detect(config, folder.names()), shapes_of(config)
     embedding = next(rule.theirs[0] for rule in table if rule.ours == ("embed.embedding",))
     table = [
@@ -248,9 +289,15 @@ def _initial(name: str, shape: list[int], config: MolmoConfig, seed: int) -> Ten
 
 
 def _checked(tensors: Iterator[tuple[str, Tensor]], shapes: dict[str, list[int]]) -> Iterator[tuple[str, Tensor]]:
+    missing = dict(shapes)
     for name, tensor in tensors:
-        if list(tensor.shape) != shapes[name]:
+        want = missing.pop(name, None)
+        if want is None:
             raise ValueError(
-                f"Tensor '{name}' has shape {list(tensor.shape)} and the configuration asks for {shapes[name]}."
+                f"There is a tensor '{name}' {list(tensor.shape)} that the configuration has no place for."
             )
+        if list(tensor.shape) != want:
+            raise ValueError(f"Tensor '{name}' has shape {list(tensor.shape)} and the configuration asks for {want}.")
         yield name, tensor
+    for name, want in missing.items():
+        raise ValueError(f"There is no tensor '{name}', which should have shape {want}.")

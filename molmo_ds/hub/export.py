@@ -1,0 +1,150 @@
+"""A checkpoint becomes a released-format folder: weights, configuration, model code, tokenizer and processor."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from molmo_ds.config import MolmoConfig, to_dict
+from molmo_ds.data.tokens import IMAGE_TOKENS, Tokenizer
+from molmo_ds.hub import configs
+from molmo_ds.hub.bundle import bundle
+from molmo_ds.hub.load import open_checkpoint, shapes_of
+from molmo_ds.model import names
+from molmo_ds.model.tensor_files import SHARD, new_folder, write_tensors
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PAD_EMBED = "model.vision_backbone.pad_embed"
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- if message['content'] is string -%}{%- set text = message['content'] -%}"
+    "{%- else -%}{%- set parts = message['content'] | selectattr('type', 'equalto', 'text') -%}"
+    "{%- set text = parts | map(attribute='text') | join(' ') -%}{%- endif -%}"
+    "{%- if not loop.first -%}{{ ' ' }}{%- endif -%}"
+    "{%- if message['role'] == 'user' -%}{{ 'User: ' + text + ' Assistant:' }}"
+    "{%- else -%}{{ text + eos_token }}{%- endif -%}"
+    "{%- endfor -%}"
+)
+
+
+def to_hub(
+    checkpoint: str | Path,
+    out: str | Path,
+    dtype: str | None = None,
+    tokenizer: str | Path | None = None,
+    shard_bytes: int = SHARD,
+) -> str | None:
+    """Write `out`, tensor by tensor; it loads in transformers with trust_remote_code, without this package.
+
+    Args:
+        checkpoint: a weights folder, or a checkpoint of a run whatever strategy wrote it.
+        dtype: fp32 or bf16; None keeps the checkpoint's.
+        tokenizer: a transformers tokenizer folder; None takes the checkpoint's.
+
+    Returns:
+        Why vLLM cannot serve the model, None if it can.
+
+    Raises ValueError where a tensor is missing or has another shape than the configuration asks for, where `out`
+    exists, and for an unknown dtype; nothing is left behind then.
+    """
+    if dtype not in (None, *DTYPES):
+        raise ValueError(f"There is no dtype '{dtype}'; use {' or '.join(DTYPES)}.")
+    config, tensors, words = open_checkpoint(Path(checkpoint))
+    words = Path(tokenizer) if tokenizer else words
+    with new_folder(out) as folder:
+        kinds: set[torch.dtype] = set()
+        count = sum(len(rule.theirs) for rule in names.released(config))
+        write_tensors(folder, _released(config, tensors, checkpoint, kinds), shard_bytes, DTYPES.get(dtype), count)
+        kind = DTYPES.get(dtype) or (kinds.pop() if len(kinds) == 1 else torch.float32)
+        values = configs.to_released(config, str(kind).removeprefix("torch."))
+        _write_json(folder / "config.json", values)
+        for name, source in bundle().items():
+            (folder / name).write_text(source)
+        if words is not None:
+            write_processor(folder, config, words)
+    return not_servable(config)
+
+
+def write_processor(folder: Path, config: MolmoConfig, tokenizer: Path) -> None:
+    """The tokenizer with all its special words, the processor's configuration, and how to end a text."""
+    from transformers import AddedToken, AutoTokenizer
+
+    ours = Tokenizer(tokenizer, config.text.vocab_size)
+    theirs = AutoTokenizer.from_pretrained(str(tokenizer), local_files_only=True)
+    missing = [
+        word for word in ours.padded_words() if theirs.convert_tokens_to_ids(word) is None or len(theirs) <= ours.words
+    ]
+    theirs.add_tokens([AddedToken(word, special=True, normalized=False) for word in missing], special_tokens=True)
+    for i, word in enumerate(IMAGE_TOKENS):
+        if theirs.convert_tokens_to_ids(word) != ours.vocab_size + i:
+            found = theirs.convert_tokens_to_ids(word)
+            raise ValueError(f"The tokenizer {tokenizer} gives {word} the id {found}, not {ours.vocab_size + i}.")
+    theirs.chat_template = CHAT_TEMPLATE
+    theirs.save_pretrained(folder)
+    images = {
+        "auto_map": {
+            "AutoImageProcessor": "image_preprocessing_molmo.MolmoImageProcessor",
+            "AutoProcessor": "preprocessing_molmo.MolmoProcessor",
+        },
+        "image_processor_type": "MolmoImageProcessor",
+        "processor_class": "MolmoProcessor",
+    }
+    from molmo_ds.hub.remote.image_preprocessing_molmo import MolmoImageProcessor
+
+    _write_json(folder / "preprocessor_config.json", MolmoImageProcessor(to_dict(config)).to_dict() | images)
+    processor = {"auto_map": images["auto_map"], "processor_class": "MolmoProcessor"}
+    _write_json(folder / "processor_config.json", processor)
+    ends = {"bos_token_id": ours.bos, "eos_token_id": ours.eos, "pad_token_id": ours.pad}
+    _write_json(folder / "generation_config.json", ends)
+
+
+def not_servable(config: MolmoConfig) -> str | None:
+    """Why vLLM's MolmoForCausalLM (0.33) cannot serve a model, None if it can."""
+    vision, text, connector = config.vision, config.text, config.connector
+    tower = (vision.model_type, vision.image_size, vision.patch_size, vision.hidden_size, vision.num_hidden_layers)
+    if tower != ("clip", 336, 14, 1024, 23) or (vision.num_attention_heads, vision.intermediate_size) != (16, 4096):
+        return "vLLM knows only the tower CLIP L/14 at 336 pixels with 23 layers"
+    if tuple(vision.feature_layers) != (-2, -9) or vision.hidden_act != "quick_gelu" or vision.num_positions:
+        return "vLLM takes CLIP's layers -2 and -9 and quick_gelu only"
+    if text.num_experts:
+        return "vLLM has no mixture-of-experts Molmo"
+    if text.norm_type != "rms" or text.rope_scaling or text.clip_qkv:
+        return "vLLM's Molmo has RMSNorm, plain rotary positions and no clipping of q, k and v"
+    if (connector.pooling, connector.projector, connector.pooling_size) != ("attention_meanq", "mlp", 2):
+        return "vLLM's Molmo pools 2 x 2 patches by attention_meanq and projects by an mlp"
+    if connector.padding_embed not in ("pad_and_partial_pad", "none") or connector.intermediate_size:
+        return "vLLM's Molmo has pad_and_partial_pad, and a connector as wide as the text's MLP"
+    return None
+
+
+def _released(
+    config: MolmoConfig, tensors: Iterator[tuple[str, Tensor]], source: str | Path, kinds: set[torch.dtype]
+) -> Iterator[tuple[str, Tensor]]:
+    """Our tensors in any order -> theirs; at most the parts of one of theirs are held."""
+    rule_of = {name: rule for rule in names.released(config) for name in rule.ours}
+    shapes, held = shapes_of(config), {}
+    for name, tensor in tensors:
+        if name not in rule_of:
+            raise ValueError(f"{source} holds a tensor '{name}' that the configuration has no place for.")
+        if list(tensor.shape) != shapes[name]:
+            message = f"has shape {list(tensor.shape)} and the configuration asks for {shapes[name]}"
+            raise ValueError(f"Tensor '{name}' of {source} {message}.")
+        rule = rule_of[name]
+        held[name] = tensor
+        kinds.add(tensor.dtype)
+        if all(part in held for part in rule.ours):
+            parts = [held.pop(part) for part in rule.ours]
+            yield from zip(rule.theirs, rule.form.to_theirs(parts))
+            for part in rule.ours:
+                del rule_of[part]
+    for name in rule_of:
+        raise ValueError(f"{source} has no tensor '{name}', which should have shape {shapes[name]}.")
+    if config.connector.padding_embed == "none":  # vLLM wants it all the same
+        width = config.vision.hidden_size * len(config.vision.feature_layers)
+        yield PAD_EMBED, torch.zeros(2, width, dtype=next(iter(kinds)))
+
+
+def _write_json(path: Path, values: dict) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n")

@@ -1,0 +1,65 @@
+"""Pictures to crops for transformers: the image processor that training used, with the released models' attributes."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from transformers import ImageProcessingMixin
+from transformers.processing_utils import ImagesKwargs
+
+from molmo_ds.config import PIXEL_STATISTICS
+from molmo_ds.config import MolmoConfig as Architecture
+from molmo_ds.data.images import Crops, ImageProcessor
+from molmo_ds.hub.remote.config_molmo import build
+
+
+class MolmoImageProcessor(ImageProcessingMixin):
+    """Crops as float32 patches, normalised as the released models' own processor does.
+
+    `molmo_ds` is the architecture as a dictionary; the other attributes repeat parts of it for servers that read them.
+    """
+
+    valid_kwargs = ImagesKwargs
+    model_input_names = ["images", "image_masks", "image_input_idx"]
+
+    def __init__(self, molmo_ds: dict[str, Any] | None = None, max_crops: int | None = None, **others: Any) -> None:
+        architecture = build(Architecture, molmo_ds or {})
+        images = dataclasses.replace(
+            architecture.images, exact=True, max_crops=max_crops or architecture.images.max_crops
+        )
+        self._crop = ImageProcessor(dataclasses.replace(architecture, images=images))
+        geometry = self._crop.geometry
+        own = {
+            "molmo_ds": molmo_ds or {},
+            "max_crops": geometry.max_crops,
+            "overlap_margins": list(geometry.margins),
+            "base_image_input_size": [geometry.image_size] * 2,
+            "image_token_length_h": geometry.pooled,
+            "image_token_length_w": geometry.pooled,
+            "image_patch_size": geometry.patch_size,
+            "image_padding_mask": True,
+            "do_normalize": True,
+            "image_mean": list(PIXEL_STATISTICS[images.resize][0]),
+            "image_std": list(PIXEL_STATISTICS[images.resize][1]),
+        }
+        super().__init__(**(others | own))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What preprocessor_config.json holds."""
+        crop, self._crop = self._crop, None
+        try:
+            return {key: value for key, value in super().to_dict().items() if key != "_crop"}
+        finally:
+            self._crop = crop
+
+    def crops(self, picture: Any, max_crops: int | None = None) -> Crops:
+        """One picture (PIL, or uint8 [height, width, 3]) -> its crops, masks and layout."""
+        if isinstance(picture, Image.Image):
+            picture = np.asarray(ImageOps.exif_transpose(picture.convert("RGB")))
+        elif isinstance(picture, torch.Tensor):
+            picture = picture.cpu().numpy()
+        if max_crops is not None and max_crops != self.max_crops:
+            return MolmoImageProcessor(self.molmo_ds, max_crops).crops(picture)
+        return self._crop(np.asarray(picture).astype(np.uint8))

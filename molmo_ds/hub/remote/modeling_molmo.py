@@ -1,0 +1,231 @@
+"""Molmo for transformers: the network of molmo_ds behind the interface of a causal language model.
+
+Shapes: B sequences, T tokens, n crops of a sequence, P patches per crop, Q pooled patches per crop, D width.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import ConversionOps, WeightConverter
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from molmo_ds.hub.remote.config_molmo import MolmoConfig
+from molmo_ds.model import names
+from molmo_ds.model.decoder import Core
+from molmo_ds.model.molmo import Molmo
+from molmo_ds.ops.rope import rope_table
+
+PICTURES = ("images", "image_masks", "image_input_idx")
+
+
+class Convert(ConversionOps):
+    """One rule of the rename tables, run by transformers while it loads or saves."""
+
+    def __init__(self, rule: names.Rule, forward: bool) -> None:
+        self.rule, self.forward = rule, forward
+
+    def convert(
+        self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **_: Any
+    ) -> dict[str, Tensor]:
+        """Patterns here are whole names."""
+        tensors = [input_dict[pattern] for pattern in source_patterns]
+        tensors = [t[0] if isinstance(t, list) else t for t in tensors]
+        form = self.rule.form
+        out = form.to_ours(tensors) if self.forward else form.to_theirs(tensors)
+        return {pattern: t.contiguous() for pattern, t in zip(target_patterns, out)}
+
+    @property
+    def reverse_op(self) -> "Convert":
+        return Convert(self.rule, not self.forward)
+
+
+class CachedCore(Core):
+    """Attention of one layer with transformers' cache; the plan is (mask [B, 1, T, S], cache)."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, plan: Any, dropout_p: float) -> Tensor:
+        """As in `Core`."""
+        mask, cache = plan
+        if cache is not None:
+            k, v = cache.update(k, v, self.index)
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout_p, enable_gqa=q.shape[1] != k.shape[1])
+
+
+class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
+    """Molmo with its head."""
+
+    config_class = MolmoConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    _no_split_modules = ["DecoderLayer", "VisionLayer"]
+    _supports_sdpa = True
+    _supports_cache_class = True
+    _skip_keys_device_placement = ["past_key_values"]
+
+    def __init__(self, config: MolmoConfig) -> None:
+        super().__init__(config)
+        self.model = Molmo(config.architecture())
+        for i, layer in enumerate(self.model.layers):
+            layer.self_attn.core = CachedCore(i)
+        register_checkpoint_conversion_mapping(type(self).__name__, conversions(config), overwrite=True)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # transformers calls this for what a checkpoint lacks; ours are whole
+        for name, parameter in module.named_parameters(recurse=False):
+            if name == "bias":
+                nn.init.zeros_(parameter)
+            elif parameter.ndim > 1:
+                nn.init.normal_(parameter, std=self.config.initializer_range)
+            else:
+                nn.init.ones_(parameter)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The head."""
+        return self.model.head.lm_head
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        images: Tensor | None = None,
+        image_masks: Tensor | None = None,
+        image_input_idx: Tensor | None = None,
+        past_key_values: Any = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **_: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits, and the loss with `labels` (-100 where nothing is learnt).
+
+        Args:
+            input_ids: int [B, T]; -1 is padding.
+            attention_mask: [B, S], 0 on padding; S counts cached tokens too.
+            images: float [B, n, P, patch * patch * 3], all -1 in crops that pad.
+            image_masks: float [B, n, P].
+            image_input_idx: int [B, n, Q], tokens to which pooled patches are added; below 0 = nowhere.
+        """
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if attention_mask is None:
+            attention_mask = F.pad((input_ids != -1).long(), (seen, 0), value=1)
+        if position_ids is None:
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, seen:]
+        hidden = self._embed(input_ids.clamp(min=0), images, image_masks, image_input_idx)
+        layer = self.model.layers[0]
+        cos, sin = rope_table(position_ids, layer.self_attn.head_dim, layer.theta, layer.scaling)
+        plan = _mask(attention_mask, hidden, seen), past_key_values if use_cache or seen else None
+        weights = torch.zeros(hidden.shape[:2], dtype=torch.int32, device=hidden.device)
+        for layer in self.model.layers:
+            hidden = layer.run(hidden, weights, cos, sin, plan)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.model.head.logits(hidden[:, kept])
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=plan[1])
+
+    def _embed(self, ids: Tensor, images: Tensor | None, masks: Tensor | None, places: Tensor | None) -> Tensor:
+        model = self.model
+        features = model.embed.new_embedding.new_zeros(1, self.config.hidden_size)
+        positions = torch.full((1,), -1, device=ids.device)
+        if images is not None and places is not None:
+            real = (places >= 0).flatten(2).any(-1)  # crops that only pad a batch
+            start = torch.arange(len(ids), device=ids.device)[:, None, None] * ids.shape[1]
+            positions = torch.where(places >= 0, places + start, -1)[real].flatten().long()
+            masks = torch.ones(images.shape[:3], device=ids.device) if masks is None else masks
+            if real.any():
+                features = self._features(images[real], masks[real].float())
+        dummies = [ids.new_zeros(1)] * 5
+        return model.embed((ids, *dummies, positions, features.to(model.embed.embedding.dtype)))[-1]
+
+    def _features(self, images: Tensor, masks: Tensor) -> Tensor:
+        """images [N, P, patch * patch * 3], masks [N, P] -> [N * Q, D]."""
+        model, places = self.model, masks.new_zeros(1, dtype=torch.int64)
+        dummies = [places, places, masks.new_zeros(1), *([places] * 3)]
+        x = (*dummies, images, masks.contiguous(), places)
+        for layer in (model.vision.embeddings, *model.vision.layers, model.connector):
+            x = layer(x)
+        return x[-1]
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        past_key_values: Any = None,
+        attention_mask: Tensor | None = None,
+        use_cache: bool = True,
+        logits_to_keep: int | None = None,
+        images: Tensor | None = None,
+        image_masks: Tensor | None = None,
+        image_input_idx: Tensor | None = None,
+        **_: Any,
+    ) -> dict[str, Any]:
+        """Only new tokens, once there is a cache; pictures go in with the prompt."""
+        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        inputs = {
+            "input_ids": input_ids[:, seen:],
+            "attention_mask": attention_mask,
+            "past_key_values": past_key_values,
+            "use_cache": use_cache,
+            "logits_to_keep": logits_to_keep or 0,
+        }
+        return inputs if seen else inputs | dict(zip(PICTURES, (images, image_masks, image_input_idx)))
+
+    @torch.no_grad()
+    def generate_from_batch(
+        self, batch: dict[str, Tensor], generation_config: GenerationConfig | None = None, **options: Any
+    ) -> Tensor:
+        """The released models' way to generate: prompt and answer ids [B, T + new] for a batch as `process` makes it.
+
+        Args:
+            batch: input_ids [B, T], -1 where padded on the right, and images, image_masks, image_input_idx [B, n, ...].
+            options: of `generate`, such as `tokenizer` (for stop_strings) and `use_cache`.
+        """
+        ids = batch["input_ids"].long()
+        mask = batch.get("attention_mask")
+        mask = (ids != -1) if mask is None else mask.bool()
+        pad = (~mask).sum(1) * ~mask[:, -1]  # padding moves to the left, where answers do not meet it
+        order = (torch.arange(ids.shape[1], device=ids.device) - pad[:, None]) % ids.shape[1]
+        pictures = {name: batch[name] for name in PICTURES if batch.get(name) is not None}
+        if "image_input_idx" in pictures:
+            places = pictures["image_input_idx"]
+            pictures["image_input_idx"] = torch.where(places >= 0, places + pad[:, None, None], places)
+        return self.generate(
+            ids.gather(1, order).clamp(min=0),
+            generation_config,
+            attention_mask=mask.gather(1, order).long(),
+            **pictures,
+            **options,
+        )
+
+
+def conversions(config: MolmoConfig) -> list[WeightConverter]:
+    """Released keys to the network's names, for transformers to load and (reversed) to save."""
+    return [
+        WeightConverter(
+            ["^" + key.replace(".", r"\.") for key in rule.theirs],
+            ["^model." + name.replace(".", r"\.") for name in rule.ours],
+            [Convert(rule, True)],
+        )
+        for rule in names.released(config.architecture())
+    ]
+
+
+def _mask(attention_mask: Tensor, hidden: Tensor, seen: int) -> Tensor:
+    """[B, 1, T, S], 0 or the lowest number: causal, no padding seen; padding sees itself."""
+    if attention_mask.ndim == 4:
+        return attention_mask
+    query = torch.arange(hidden.shape[1], device=hidden.device)[:, None] + seen
+    key = torch.arange(attention_mask.shape[1], device=hidden.device)
+    visible = ((query >= key) & attention_mask[:, None].bool()) | (query == key)
+    mask = torch.zeros(visible.shape, dtype=hidden.dtype, device=hidden.device)
+    return mask.masked_fill_(~visible, torch.finfo(hidden.dtype).min)[:, None]
