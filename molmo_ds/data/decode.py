@@ -9,6 +9,7 @@ from PIL import Image
 
 MAX_PIXELS = 89_478_485  # 256 MiB of RGB, where Pillow starts to speak of decompression bombs
 _ORIENTATION = 0x0112  # the EXIF tag
+_PNG_MARKS = (b"eXIf", b"exif", b"tiff:Orientation")  # of the chunks that may hold an orientation
 
 
 class BadSample(ValueError):
@@ -21,7 +22,7 @@ def read_size(data: bytes) -> tuple[int, int, int]:
     Raises BadSample where the bytes are no picture or would be larger than MAX_PIXELS.
     """
     with _open(data) as picture:
-        return picture.width, picture.height, _orientation(picture)
+        return picture.width, picture.height, _orientation(picture, data)
 
 
 def upright_size(width: int, height: int, orientation: int) -> tuple[int, int]:
@@ -37,7 +38,6 @@ def load_image(data: bytes) -> np.ndarray:
     a JPEG that ends early or has a corrupt middle never yields half a picture.
     """
     with _open(data) as picture:
-        orientation = _orientation(picture)
         try:
             if picture.format in ("JPEG", "MPO") and picture.mode == "RGB":
                 pixels = simplejpeg.decode_jpeg(data, "RGB")  # bit-equal to Pillow's, a third of its time
@@ -49,8 +49,9 @@ def load_image(data: bytes) -> np.ndarray:
             raise
         except (
             Exception
-        ) as error:  # decoders raise anything on damaged bytes, which lie in memory: no I/O can fail here
+        ) as error:  # decoders raise anything on damaged bytes; they lie in memory, so it is no I/O error
             raise BadSample(f"The picture cannot be decoded: {error}.") from None
+        orientation = _orientation(picture, data)  # not before: see there
     return np.ascontiguousarray(_turn(pixels, orientation), dtype=np.uint8)
 
 
@@ -62,12 +63,15 @@ def load_frames(data: bytes, frames: int) -> list[np.ndarray]:
     av = _av()
     try:
         with av.open(io.BytesIO(data)) as video:
-            pictures = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+            count = sum(1 for _ in video.decode(video=0))
+        wanted = np.linspace(0, count - 1, frames).round().astype(int).tolist()
+        with av.open(io.BytesIO(data)) as video:  # decoded twice, so that a long video does not fill the memory
+            kept = {i: f.to_ndarray(format="rgb24") for i, f in enumerate(video.decode(video=0)) if i in wanted}
     except av.error.FFmpegError as error:
         raise BadSample(f"The video cannot be decoded: {error}.") from None
-    if not pictures:
+    if not kept:
         raise BadSample("The video has no frame.")
-    return [pictures[i] for i in np.linspace(0, len(pictures) - 1, frames).round().astype(int)]
+    return [kept[i] for i in wanted]
 
 
 def _av() -> ModuleType:
@@ -92,7 +96,11 @@ def _open(data: bytes) -> Image.Image:
     return picture
 
 
-def _orientation(picture: Image.Image) -> int:
+def _orientation(picture: Image.Image, data: bytes) -> int:
+    # Pillow decodes a PNG to look for EXIF behind the pixels; a second decoding after one that failed raises nothing
+    # and leaves half a picture, so pixels come first wherever they are wanted
+    if picture.format == "PNG" and not any(mark in data for mark in _PNG_MARKS):
+        return 1
     try:
         value = picture.getexif().get(_ORIENTATION, 1)
     except Exception:  # a broken EXIF block is no reason to lose the picture

@@ -135,7 +135,10 @@ def _read(folder: Path) -> FastTokenizer:
     if not folder.is_dir():
         raise ValueError(f"There is no tokenizer folder '{folder}'; set data.tokenizer to one that transformers saved.")
     if (folder / "tokenizer.json").is_file():
-        return FastTokenizer.from_file(str(folder / "tokenizer.json"))
+        try:
+            return FastTokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from None
     from transformers import AutoTokenizer  # older folders hold vocab.json and merges.txt, which transformers converts
 
     try:

@@ -1,0 +1,350 @@
+"""Decoding of whole and broken files, layouts, crops and masks."""
+
+import dataclasses
+import io
+import struct
+import types
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from molmo_ds import presets
+from molmo_ds.config import PIXEL_STATISTICS, ConnectorConfig, ImageConfig, MolmoConfig, VisionConfig
+from molmo_ds.data import decode
+from molmo_ds.data.decode import BadSample, load_frames, load_image, read_size, upright_size
+from molmo_ds.data.images import ImageProcessor, fit
+from molmo_ds.data.layout import IM_COL, IM_END, IM_PATCH, IM_START, Geometry
+from molmo_ds.ops.crops import normalise_patches
+
+torch.set_num_threads(1)
+
+
+def scene(height: int, width: int) -> np.ndarray:
+    """Smooth colours that tell left from right and top from bottom, with a little noise."""
+    y, x = np.mgrid[:height, :width].astype(np.float64)
+    noise = np.random.RandomState(height + width).randint(0, 24, (height, width))
+    channels = [200 * x / width + noise, 200 * y / height + noise, 100 + 50 * np.sin(x / 9) + 50 * np.cos(y / 7)]
+    return np.stack(channels, axis=2).astype(np.uint8)
+
+
+def encode(picture: Image.Image, kind: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, kind, **options)
+    return out.getvalue()
+
+
+def processor(**images: object) -> ImageProcessor:
+    """Crops of 56 pixels, 14 per patch, margins of one patch."""
+    settings = {"overlap_margins": (1, 1), "max_crops": 6, **images}
+    return ImageProcessor(MolmoConfig(vision=VisionConfig(image_size=56), images=ImageConfig(**settings)))
+
+
+# decoding
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(Image.fromarray(scene(40, 64)), kind, exif=exif)
+    want = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data)).convert("RGB")))
+    got = load_image(data)
+    assert got.flags.c_contiguous and np.array_equal(got, want)
+    width, height, said = read_size(data)
+    assert (width, height, said) == (64, 40, orientation)
+    assert upright_size(width, height, said) == (got.shape[1], got.shape[0])
+
+
+def test_modes_become_rgb() -> None:
+    rgb = scene(30, 50)
+    grey, opaque = rgb[..., 0], Image.fromarray(rgb)
+    deep = Image.fromarray(grey.astype(np.uint16) * 256 + 37)
+    see_through = opaque.copy()
+    see_through.putalpha(Image.fromarray(255 - grey))
+    palette = opaque.quantize(64)
+    repeat = np.repeat(grey[..., None], 3, axis=2)
+    cases = {
+        "grey": (encode(Image.fromarray(grey), "PNG"), repeat),
+        "16 bit": (encode(deep, "PNG"), repeat),
+        "1 bit": (
+            encode(Image.fromarray(grey > 99), "PNG"),
+            np.repeat((grey > 99)[..., None] * np.uint8(255), 3, axis=2),
+        ),
+        "alpha is dropped": (encode(see_through, "PNG"), rgb),
+        "palette": (encode(palette, "PNG"), np.asarray(palette.convert("RGB"))),
+        "first frame": (encode(opaque.quantize(256), "GIF", save_all=True, append_images=[palette]), None),
+    }
+    for name, (data, want) in cases.items():
+        got = load_image(data)
+        assert got.shape == (30, 50, 3) and got.dtype == np.uint8, name
+        assert want is None or np.array_equal(got, want), name
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpegs_equal_pillow(mode: str, progressive: bool) -> None:
+    data = encode(Image.fromarray(scene(75, 93)).convert(mode), "JPEG", quality=85, progressive=progressive)
+    assert np.array_equal(load_image(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.5, 0.9, 0.98])
+def test_cut_pictures_are_refused(kind: str, share: float) -> None:
+    data = encode(Image.fromarray(scene(200, 300)), kind)
+    with pytest.raises(BadSample, match="picture cannot be"):
+        load_image(data[: int(len(data) * share)])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("junk", [b"\xff\xd9" * 32, bytes(range(64))])
+def test_corrupt_middle_is_refused(kind: str, junk: bytes) -> None:
+    data = bytearray(encode(Image.fromarray(scene(200, 300)), kind))
+    data[len(data) // 2 : len(data) // 2 + 64] = junk
+    with pytest.raises(BadSample, match="cannot be decoded"):
+        load_image(bytes(data))
+
+
+def test_no_picture_at_all() -> None:
+    for data in (b"", b"<html><body>404 Not Found</body></html>", bytes(1000)):
+        for function in (load_image, read_size):
+            with pytest.raises(BadSample, match="cannot be read"):
+                function(data)
+
+
+def test_exif_behind_the_pixels() -> None:
+    """PNG allows it; header and decoding must agree, and a broken file stays broken."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(Image.fromarray(scene(40, 64)), "PNG", exif=exif)
+    start = data.index(b"eXIf") - 4
+    end = start + 12 + struct.unpack(">I", data[start : start + 4])[0]
+    moved = data[:start] + data[end:-12] + data[start:end] + data[-12:]
+    assert moved.index(b"IDAT") < moved.index(b"eXIf")
+    assert load_image(moved).shape == (64, 40, 3) and read_size(moved) == (64, 40, 6)
+    broken = bytearray(moved)
+    broken[len(data) // 2 : len(data) // 2 + 32] = bytes(range(32))
+    with pytest.raises(BadSample, match="cannot be decoded"):
+        load_image(bytes(broken))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "TIFF"]), st.integers(0, 2**32 - 1))
+def test_damage_never_escapes(kind: str, seed: int) -> None:
+    """Any damaged file is a picture of some size or a BadSample, whatever the decoders raise."""
+    rng = np.random.RandomState(seed)
+    data = bytearray(encode(Image.fromarray(scene(24, 36)), kind))
+    for where in rng.randint(0, len(data), rng.randint(1, 9)):
+        data[where] = rng.randint(256)
+    try:
+        pixels = load_image(bytes(data))
+    except BadSample:
+        return
+    width, height, orientation = read_size(bytes(data))
+    assert pixels.shape == (*upright_size(width, height, orientation)[::-1], 3)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and has next to no pixels."""
+    out = b"\x89PNG\r\n\x1a\n"
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    for name, body in ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")):
+        out += struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    return out
+
+
+@pytest.mark.filterwarnings("error")  # Pillow warns of some sizes; users may have made warnings errors
+@pytest.mark.parametrize("size", [(30_000, 30_000), (12_000, 12_000), (2**31 - 1, 2**31 - 1)])
+def test_bombs_are_refused_unopened(size: tuple[int, int]) -> None:
+    for function in (load_image, read_size):
+        with pytest.raises(BadSample, match="pixels"):
+            function(png_header(*size))
+
+
+def test_very_long_pictures() -> None:
+    long = load_image(encode(Image.fromarray(scene(2, 2)).resize((30_000, 600)), "JPEG"))
+    crops = processor()(long)
+    assert crops.layout.tiling == (1, 6) and len(crops.images) == 7
+    for shape in ((1, 1000), (1000, 1)):
+        with pytest.raises(BadSample, match="too narrow"):
+            processor()(np.zeros((*shape, 3), np.uint8))
+        assert processor(resize="siglip")(np.zeros((*shape, 3), np.uint8)).images.shape[1:] == (56, 56, 3)
+
+
+def test_video_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Video:
+        def __init__(self, count: int):
+            self.count = count
+
+        def __enter__(self) -> "Video":
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            return
+
+        def decode(self, video: int) -> list:
+            frames = [np.full((4, 6, 3), i, np.uint8) for i in range(self.count)]
+            return [types.SimpleNamespace(to_ndarray=lambda format, f=f: f) for f in frames]
+
+    class BrokenVideo(Exception):
+        pass
+
+    def open_video(data: io.BytesIO) -> Video:
+        if data.read() == b"broken":
+            raise BrokenVideo("moov atom not found")
+        return Video(len(data.getvalue()))
+
+    fake = types.SimpleNamespace(open=open_video, error=types.SimpleNamespace(FFmpegError=BrokenVideo))
+    monkeypatch.setitem(__import__("sys").modules, "av", fake)
+    assert [f[0, 0, 0] for f in load_frames(b"." * 9, 3)] == [0, 4, 8]
+    assert [f[0, 0, 0] for f in load_frames(b"..", 4)] == [0, 0, 1, 1]
+    with pytest.raises(BadSample, match="moov"):
+        load_frames(b"broken", 3)
+    with pytest.raises(BadSample, match="no frame"):
+        load_frames(b"", 3)
+    monkeypatch.setitem(__import__("sys").modules, "av", None)  # as if it were not installed
+    with pytest.raises(ValueError, match="pip install av") as error:
+        load_frames(b"..", 4)
+    assert not isinstance(error.value, BadSample)
+
+
+# layouts
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    st.integers(3, 27), st.integers(0, 5), st.integers(0, 5), st.integers(1, 3), st.integers(1, 36), st.booleans(),
+    st.integers(1, 4000), st.integers(1, 4000),
+)  # fmt: skip
+def test_every_token_shows_one_patch(
+    side: int, left: int, right: int, pooling: int, max_crops: int, use_col: bool, height: int, width: int
+) -> None:
+    if left + right >= side:
+        left, right = 0, min(right, side - 1)
+    geometry = Geometry("overlap-and-resize-c2", max_crops, side * 14, 14, (left, right), pooling, use_col)
+    layout = geometry.layout(height, width)
+    rows, columns = layout.tiling
+    assert rows * columns <= max_crops and layout.crops == 1 + rows * columns
+    places = layout.positions[layout.positions >= 0]
+    assert sorted(places) == list(np.flatnonzero(layout.tokens == IM_PATCH))  # each image token exactly once
+    assert [(layout.tokens == kind).sum() for kind in (IM_START, IM_END)] == [2, 2]
+    pooled = geometry.pooled
+    lines = (
+        0 if not use_col else pooled + (len(layout.tokens) - pooled * (pooled + 1) - 4) // (1 + _length(layout, pooled))
+    )
+    assert (layout.tokens == IM_COL).sum() == lines
+    grid = layout.positions[1:].reshape(rows, columns, pooled, pooled)
+    ordered = grid.transpose(0, 2, 1, 3).reshape(rows * pooled, columns * pooled)
+    for line in ordered:  # reading order runs left to right across crops
+        kept = line[line >= 0]
+        assert (np.diff(kept) == 1).all()
+
+
+def _length(layout: object, pooled: int) -> int:
+    """Image tokens in one line of the high-resolution part."""
+    high = layout.tokens[layout.tokens.tolist().index(IM_END) + 2 :]
+    return high.tolist().index(IM_COL)
+
+
+def test_inner_margins_are_shown_once() -> None:
+    """Three tiles of 8 patches with margins 2 and 2: 6 + 4 + 6 patches, so 3 + 2 + 3 pooled ones."""
+    geometry = Geometry("overlap-and-resize-c2", 3, 8 * 14, 14, (2, 2), 2, True)
+    layout = geometry.layout(100, 100 + 8 * 14 * 2)
+    assert layout.tiling == (1, 3)
+    shown = [(crop.reshape(4, 4) >= 0).all(axis=0).tolist() for crop in layout.positions[1:]]
+    assert shown == [[True, True, True, False], [False, True, True, False], [False, True, True, True]]
+    assert len(layout.tokens) == (2 + 4 * 5) + (2 + 4 * (3 + 2 + 3 + 1))
+
+
+def test_count_tokens_needs_no_picture() -> None:
+    maker = ImageProcessor(presets.molmo_7b_d())
+    assert maker.count_tokens(1024, 768) == 2 + 12 * 13 + 2 + 28 * 37  # facts: 3 x 4 tiles, 1196 tokens
+    assert maker.layout(1024, 768, frame=True).crops == 1
+
+
+# crops
+
+
+@pytest.mark.parametrize("resize", list(PIXEL_STATISTICS))
+@pytest.mark.parametrize("exact", [False, True])
+def test_neighbouring_crops_overlap(resize: str, exact: bool) -> None:
+    maker = processor(resize=resize, exact=exact)
+    crops = maker(scene(84, 140))
+    assert crops.layout.tiling == (2, 3)
+    images = crops.images
+    if exact:
+        images = images.view(-1, 4, 4, 14, 14, 3).transpose(2, 3).reshape(-1, 56, 56, 3)
+    tiles = images[1:].view(2, 3, 56, 56, 3)
+    assert torch.equal(tiles[:, :-1, :, 28:], tiles[:, 1:, :, :28])
+    assert torch.equal(tiles[:-1, :, 28:], tiles[1:, :, :28])
+    red, green = tiles.float().mean((2, 3))[..., 0], tiles.float().mean((2, 3))[..., 1]
+    assert (red.diff(dim=1) > 0).all() and (green.diff(dim=0) > 0).all()  # left to right, top to bottom
+
+
+@pytest.mark.parametrize("resize", list(PIXEL_STATISTICS))
+def test_exact_crops_are_normalised_bytes(resize: str) -> None:
+    """A picture of a crop's own size is not changed by resizing, so both modes must say the same."""
+    settings = {"crop_mode": "resize", "resize": resize}
+    pixels = scene(56, 56)
+    crops, exact = processor(**settings)(pixels), processor(**settings, exact=True)(pixels)
+    assert torch.equal(crops.images[0], torch.from_numpy(pixels))
+    torch.testing.assert_close(normalise_patches(crops.images, *PIXEL_STATISTICS[resize], 14), exact.images)
+    assert torch.equal(crops.masks, torch.ones(1, 16))
+
+
+def test_masks_are_shares_of_real_pixels() -> None:
+    """Against the mean of a padded picture of ones, pixel by pixel."""
+    pixels = np.full((50, 171, 3), 255, np.uint8)
+    right, legacy = (processor(legacy_image_mask=flag)(pixels) for flag in (False, True))
+    rows, columns = right.layout.tiling
+    real = []
+    for tiles in ((1, 1), (rows, columns)):
+        height, width = (n * 28 + 28 for n in tiles)
+        h, w = fit(50, 171, height, width)
+        canvas = np.zeros((height, width))
+        canvas[(height - h) // 2 :][:h, (width - w) // 2 :][:, :w] = 1
+        for i in range(tiles[0]):
+            for j in range(tiles[1]):
+                crop = canvas[i * 28 : i * 28 + 56, j * 28 : j * 28 + 56]
+                real.append(crop.reshape(4, 14, 4, 14).mean((1, 3)).ravel())
+    want = torch.tensor(np.array(real), dtype=torch.float32)
+    assert 0 < want.mean() < 1
+    torch.testing.assert_close(right.masks, want)
+    torch.testing.assert_close(legacy.masks, torch.cat([want[1:], -torch.ones(1, 16)]))
+    padding = right.images.view(-1, 4, 14, 4, 14, 3).permute(0, 1, 3, 2, 4, 5).reshape(*want.shape, -1)[want == 0]
+    assert len(padding) and (padding == 0).all()
+
+
+def test_pictures_of_other_kinds() -> None:
+    pixels = scene(60, 80)
+    want = processor()(pixels)
+    view = np.ascontiguousarray(pixels[:, ::-1])[:, ::-1]  # negative strides
+    frozen = pixels.copy()
+    frozen.flags.writeable = False
+    for picture in (Image.fromarray(pixels), view, frozen):
+        assert torch.equal(processor()(picture).images, want.images)
+    for picture in (pixels[..., 0], pixels.astype(np.float32), pixels[:0]):
+        with pytest.raises(ValueError, match="uint8"):
+            processor()(picture)
+
+
+def test_settings_that_do_not_fit() -> None:
+    model = MolmoConfig(vision=VisionConfig(image_size=56), images=ImageConfig(overlap_margins=(1, 1)))
+    wrong = {
+        "resize 'lanczos'": {"resize": "lanczos"},
+        "pad_value": {"pad_value": 7.0},
+        "max_crops": {"max_crops": 37},
+        "overlap_margins": {"overlap_margins": (2, 2)},
+        "crop_mode": {"crop_mode": "tile"},
+    }
+    for words, change in wrong.items():
+        with pytest.raises(ValueError, match=words):
+            ImageProcessor(dataclasses.replace(model, images=dataclasses.replace(model.images, **change)))
+    with pytest.raises(ValueError, match="no multiple"):
+        ImageProcessor(MolmoConfig(vision=VisionConfig(image_size=57), connector=ConnectorConfig()))
+    assert decode.MAX_PIXELS == Image.MAX_IMAGE_PIXELS
