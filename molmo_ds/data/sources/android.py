@@ -1,0 +1,130 @@
+"""Android Control: the next action on a phone's screen, from a goal, from an instruction, or from both.
+
+Layout: the gzip TFRecords of gs://gresearch/android_control as allenai/molmo's olmo/hf_datasets/android_control.py
+reads them: one tf.train.Example per episode with goal, screenshots (PNG; one more than actions), their widths and
+heights, actions (JSON) and step_instructions; splits.json and test_subsplits.json list episodes.
+"""
+
+import gzip
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from molmo_ds.data.sources.source import Item, Picture, Row, Source, annotation, read_json
+
+_WORDS = {"navigate_home": "Navigate Home", "navigate_back": "Navigate Back", "wait": "Wait"}
+
+
+def android_control(row: Row, split: str) -> list[Item]:
+    """One item per screenshot with an action. Training shows all four ways of asking; evaluation asks one by one."""
+    items = []
+    for step, (action, low) in enumerate(zip(row["actions"], row["step_instructions"])):
+        size = row["screenshot_widths"][step], row["screenshot_heights"][step]
+        done, goal = action_text(json.loads(action), size), row["goal"]
+        asked = {
+            "ll": annotation("android_control", question=f"low_level: {low}", answer=done),
+            "hl_ll": annotation("android_control", question=f"high_level: {goal} low_level: {low}", answer=done),
+            "hl": annotation("android_control", question=f"high_level: {goal}", answer=done),
+            "hl_cot": annotation(
+                "android_control", question=f"high_level_cot: {goal}", answer=f"Plan: {low} Action: {done}"
+            ),
+        }
+        shown = (Picture(data=row["screenshots"][step]),)
+        known = {"episode_id": row["episode_id"][0], "step": step, "target_action": done}
+        if split == "train":
+            items.append(Item(shown, list(asked.values()), known))
+        else:
+            items += [Item(shown, [one], {**known, "mode": mode}) for mode, one in asked.items()]
+    return items
+
+
+def action_text(action: dict[str, Any], size: tuple[int, int]) -> str:
+    """An action in words; positions in percent of the screen's (width, height) with one decimal."""
+    kind = action["action_type"]
+    if kind in ("click", "long_press"):
+        x, y = round(action["x"] / size[0] * 100, 1), round(action["y"] / size[1] * 100, 1)
+        return f"{'Click' if kind == 'click' else 'Long Press'}({x}, {y})"
+    if kind == "open_app":
+        return f"Open App {action['app_name']}"
+    if kind == "scroll":
+        return f"Scroll {action['direction']}"
+    if kind == "input_text":
+        return f"Type {action['text']}"
+    if kind not in _WORDS:
+        raise ValueError(f"Android Control has an action '{kind}' that is not known; its layout has changed.")
+    return _WORDS[kind]
+
+
+def read_android_control(folder: Path, split: str) -> Iterator[Row]:
+    """Episodes of a split (test: its subsplit IDD) from android_control-*."""
+    wanted = set(read_json(folder, "splits.json")[split])
+    if split == "test":
+        wanted &= set(read_json(folder, "test_subsplits.json")["IDD"])
+    names = sorted(folder.glob("android_control-*"))
+    if not names:
+        raise FileNotFoundError(folder / "android_control-*")
+    for name in names:
+        with gzip.open(name) as file:
+            while head := file.read(12):  # length and its checksum; gzip has checksums of its own
+                length = struct.unpack("<Q", head[:8])[0]
+                row = parse_example(file.read(length + 4)[:length])
+                if row["episode_id"][0] in wanted:
+                    decode = ("actions", "step_instructions")
+                    yield {**row, "goal": row["goal"][0].decode(), **{k: [v.decode() for v in row[k]] for k in decode}}
+
+
+def parse_example(data: bytes) -> dict[str, list]:
+    """The bytes and integer features of a serialised tf.train.Example (floats are left out)."""
+    features = {}
+    for _, entries in _fields(data):  # Example.features
+        for _, entry in _fields(entries):  # Features.feature: a map, so (1, key) and (2, value)
+            pair = dict(_fields(entry))
+            for kind, values in _fields(pair[2]):
+                if kind == 1:  # BytesList
+                    features[pair[1].decode()] = [value for _, value in _fields(values)]
+                elif kind == 3:  # Int64List, packed or not
+                    found = [[v] if isinstance(v, int) else list(_varints(v)) for _, v in _fields(values)]
+                    features[pair[1].decode()] = [number for numbers in found for number in numbers]
+    return features
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
+    """(field number, value) of a protobuf message: integers for varints, bytes for the rest."""
+    position = 0
+    while position < len(data):
+        tag, position = _varint(data, position)
+        value, position = _varint(data, position) if tag & 7 in (0, 2) else (0, position)
+        if tag & 7 == 2:
+            value, position = data[position : position + value], position + value
+        elif tag & 7 in (1, 5):
+            width = 8 if tag & 7 == 1 else 4
+            value, position = data[position : position + width], position + width
+        yield tag >> 3, value
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[position]
+        value, shift, position = value | (byte & 127) << shift, shift + 7, position + 1
+        if byte < 128:
+            return value, position
+
+
+def _varints(data: bytes) -> Iterator[int]:
+    position = 0
+    while position < len(data):
+        value, position = _varint(data, position)
+        yield value
+
+
+SOURCES = [
+    Source(
+        *("android_control", "Apache-2.0", "allenai/molmo, olmo/hf_datasets/android_control.py", android_control),
+        read=read_android_control,
+        by_hand="copy https://console.cloud.google.com/storage/browser/gresearch/android_control into DIR: 20 files"
+        " android_control-000NN-of-00020, splits.json and test_subsplits.json",
+    ),
+]

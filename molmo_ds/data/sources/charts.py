@@ -1,0 +1,98 @@
+"""Charts, plots and tables: ChartQA, DVQA, FigureQA, PlotQA, TabMWP.
+
+Layouts: the card of HuggingFaceM4/ChartQA (human_or_machine: 0 human, 1 machine), and the official JSON of the others
+as the loaders of allenai/molmo read it. The reference takes 1 for human; here people's questions get the larger weight.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from molmo_ds.data.sources.source import Item, Row, Source, annotation, picture, read_json
+
+HUMAN, MACHINE = 7398, 20901  # questions of ChartQA's train split
+HUMAN_WEIGHT, MACHINE_WEIGHT = (2 * n / (HUMAN + MACHINE) for n in (MACHINE, HUMAN))  # both halves count alike
+
+
+def chart_qa(row: Row, split: str) -> list[Item]:
+    """Questions by people and by a program, in training weighted 1.4772 and 0.5228."""
+    human = row["human_or_machine"] in (0, "human")
+    weight = (HUMAN_WEIGHT if human else MACHINE_WEIGHT) if split == "train" else None
+    asked = annotation("chart_qa", question=row["query"], answers=list(row["label"]), weight=weight)
+    return [Item(picture(row["image"]), [asked], {"is_human": human})]
+
+
+def dv_qa(row: Row, split: str) -> list[Item]:
+    """Bar charts."""
+    asked = annotation("dv_qa", question=row["question"], answer=row["answer"])
+    return [Item(picture(f"images/{row['image']}"), [asked], {"image_id": row["image"]})]
+
+
+def figure_qa(row: Row, split: str, style: str = "figure_qa") -> list[Item]:
+    """Drawn figures; FigureQA's answers are 0 and 1, and its test splits have none."""
+    answer = None if row.get("answer") is None else str(row["answer"])
+    asked = annotation(style, question=row["question_string"], answer=answer)
+    return [Item(picture(row["image"]), [asked], {"image_id": row["image_index"]})]
+
+
+def plot_qa(row: Row, split: str) -> list[Item]:
+    """Plots of real statistics."""
+    return figure_qa(row, split, "plot_qa")
+
+
+def tab_mwp(row: Row, split: str) -> list[Item]:
+    """Mathematical word problems about a picture of a table, answered directly."""
+    asked = annotation("tabwmp_da", question=row["question"], answer=row["answer"])
+    return [Item(picture(row["image"]), [asked], {"example_id": row["example_id"]})]
+
+
+def read_figures(folder: Path, split: str) -> Iterator[Row]:
+    """FOLDER/qa_pairs.json and FOLDER/png/NUMBER.png, as both FigureQA and PlotQA have them."""
+    for row in read_json(folder, f"{split}/qa_pairs.json")["qa_pairs"]:
+        yield {**row, "image": f"{split}/png/{row['image_index']}.png"}
+
+
+def read_tab_mwp(folder: Path, split: str) -> Iterator[Row]:
+    """problems_SPLIT.json maps the number to the problem."""
+    theirs = "dev" if split == "validation" else split
+    for number, row in read_json(folder, f"problems_{theirs}.json").items():
+        yield {**row, "example_id": int(number), "image": f"tables/{number}.png"}
+
+
+_BUILDERS = "allenai/molmo, olmo/hf_datasets"
+
+SOURCES = [
+    Source(
+        *("chart_qa", "GPL-3.0", "card of HuggingFaceM4/ChartQA", chart_qa),
+        splits={"train": "train", "validation": "val", "test": "test"},
+        hub="HuggingFaceM4/ChartQA",
+    ),
+    Source(
+        *("dv_qa", "CC BY-NC 4.0*", f"{_BUILDERS}/dv_qa.py", dv_qa),
+        splits={"train": "train", "validation_easy": "val_easy", "validation_hard": "val_hard"},
+        group="image",
+        read=lambda folder, split: read_json(folder, f"{split.replace('validation', 'val')}_qa.json"),
+        by_hand="unpack pictures and annotations of https://github.com/kushalkafle/DVQA_dataset so that DIR holds"
+        " train_qa.json, val_easy_qa.json, val_hard_qa.json and images/",
+    ),
+    Source(
+        *("figure_qa", "Microsoft Research data licence*", f"{_BUILDERS}/figure_qa.py", figure_qa),
+        splits={"train": "train1", "validation1": "validation1", "validation2": "validation2"},
+        group="image",
+        read=lambda folder, split: read_figures(folder, "train1" if split == "train" else split),
+        by_hand="unpack the archives of https://www.microsoft.com/en-us/research/project/figureqa-dataset so that DIR"
+        " holds train1/, validation1/, validation2/, each with qa_pairs.json and png/",
+    ),
+    Source(
+        *("plot_qa", "CC BY 4.0*", f"{_BUILDERS}/plot_qa.py (rows); the folders are our own", plot_qa),
+        group="image",
+        read=read_figures,
+        confirmed=False,
+        by_hand="unpack pictures and questions (V1) of https://github.com/NiteshMethani/PlotQA so that DIR holds"
+        " train/, validation/, test/, each with qa_pairs.json and png/",
+    ),
+    Source(
+        *("tab_mwp", "CC BY-NC-SA 4.0*", f"{_BUILDERS}/tabmwp.py", tab_mwp),
+        read=read_tab_mwp,
+        by_hand="clone https://github.com/lupantech/PromptPG; DIR is its data/tabmwp",
+    ),
+]

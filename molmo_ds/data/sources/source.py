@@ -1,0 +1,86 @@
+"""What a public data set is: where it lies, under which terms, and the pure function from a row to items."""
+
+import difflib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+Row = Mapping[str, Any]
+
+
+class Picture(NamedTuple):
+    """One picture of a row: its bytes, a file below the data set's folder, or an address."""
+
+    data: bytes = b""
+    path: str = ""
+    url: str = ""
+    sha256: str = ""  # of the bytes behind the address, where it is published
+    letters: tuple[tuple[float, float, float, float, str], ...] = ()  # boxes (left, top, right, bottom) to write on
+    see_through: bool = False  # the letters stand beside tinted boxes instead of on them
+
+
+@dataclass(frozen=True)
+class Item:
+    """One record before its pictures are fetched: `annotations` and `metadata` as docs/data_format.md has them."""
+
+    pictures: tuple[Picture, ...]
+    annotations: list[dict[str, Any]]
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A public data set.
+
+    `adapt(row, split)` does no I/O; an empty list means that the row cannot be used. Rows that are equal in the column
+    `group` show the same picture: in training they become one record with several annotations.
+    """
+
+    name: str
+    licence: str  # of the annotations, a star where it was not checked; pictures stay their owners'
+    layout: str  # where the columns below were read
+    adapt: Callable[[Row, str], list[Item]]
+    splits: dict[str, str] = field(default_factory=lambda: {s: s for s in ("train", "validation", "test")})  # to theirs
+    hub: str = ""
+    configs: tuple[str, ...] = ()
+    url: str = ""  # column of the address, where pictures are published as addresses
+    sha256: str = ""  # column of their hashes
+    group: str = ""
+    by_hand: str = ""  # where to fetch it and where to put it, when no program may
+    read: Callable[[Path, str], Iterable[Row]] | None = None  # rows from the folder of a set fetched by hand
+    confirmed: bool = True  # the layout was seen in the card or in code that reads the data
+
+
+def picture(value: Any) -> tuple[Picture, ...]:
+    """An image column (bytes, an undecoded `datasets.Image`, a file name, an address) as pictures; none for None."""
+    if value is None:
+        return ()
+    if isinstance(value, Mapping):
+        return picture(value["bytes"] if value.get("bytes") else value.get("path"))
+    if isinstance(value, bytes):
+        return (Picture(data=value),)
+    return (Picture(url=value),) if value.startswith(("http://", "https://")) else (Picture(path=value),)
+
+
+def annotation(style: str, **known: Any) -> dict[str, Any]:
+    """An annotation without the keys whose value is None."""
+    return {"style": style, **{key: value for key, value in known.items() if value is not None}}
+
+
+def pairs(questions: Any) -> list[tuple[Any, Any]]:
+    """(question, answer) of a nested column, which parquet may hold as a list of structs or a struct of lists."""
+    if isinstance(questions, Mapping):
+        return list(zip(questions["question"], questions["answer"]))
+    return [(q["question"], q["answer"]) for q in questions]
+
+
+def read_json(folder: Path, name: str) -> Any:
+    """A JSON file of a data set fetched by hand; FileNotFoundError where it is not in its place."""
+    return json.loads((folder / name).read_text(encoding="utf-8"))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that looks most like it."""
+    return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]

@@ -1,0 +1,130 @@
+"""Questions about photographs: VQAv2, OK-VQA, A-OKVQA, TextVQA, TallyQA, CountBenchQA, RealWorldQA.
+
+Layouts: the cards of lmms-lab/textvqa and vikhyatk/CountBenchQA; the official JSON of VQAv2 and OK-VQA (visualqa.org,
+"Input Questions Format") and of TallyQA as the loaders of allenai/molmo read them; A-OKVQA and RealWorldQA as the same
+loaders read the hub's columns.
+"""
+
+import ast
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+from molmo_ds.data.sources.source import Item, Row, Source, annotation, picture, read_json
+
+COCO = "http://images.cocodataset.org/zips/"
+
+
+def vqa2(row: Row, split: str, style: str = "vqa2", answer: str = "answer") -> list[Item]:
+    """Ten people's answers; the test split has none."""
+    answers = [a[answer] for a in row["answers"]] if row.get("answers") else None
+    known = {"image_id": row["image_id"], "example_id": row["question_id"]}
+    return [Item(picture(row["image"]), [annotation(style, question=row["question"], answers=answers)], known)]
+
+
+def read_coco(folder: Path, split: str, questions: str, answers: str, years: dict[str, str]) -> Iterator[Row]:
+    """Questions joined with their answers, and the COCO file they ask about."""
+    year = years[split]
+    known = {}
+    if split != "test":
+        known = {a["question_id"]: a for a in read_json(folder, answers.format(year))["annotations"]}
+    for row in read_json(folder, questions.format(year))["questions"]:
+        name = f"{year}/COCO_{year}_{row['image_id']:012d}.jpg"
+        yield {**known.get(row["question_id"], {}), **row, "image": name}
+
+
+def a_okvqa(row: Row, split: str, direct: bool) -> list[Item]:
+    """Four options (`a_okvqa_mc`), or ten free answers (`a_okvqa_da`; the difficult ones are not evaluated)."""
+    known = {"example_id": row["question_id"]}
+    if not direct:
+        options, index = list(row["choices"]), row.get("correct_choice_idx")
+        asked = annotation("a_okvqa_mc", question=row["question"], options=options, answer_index=index)
+        return [Item(picture(row["image"]), [asked], known)]
+    if split != "train" and row["difficult_direct_answer"]:
+        return []
+    answers = row.get("direct_answers") or None
+    if isinstance(answers, str):  # the hub holds the list as text
+        answers = ast.literal_eval(answers)
+    return [Item(picture(row["image"]), [annotation("a_okvqa_da", question=row["question"], answers=answers)], known)]
+
+
+def text_vqa(row: Row, split: str) -> list[Item]:
+    """Reading in photographs."""
+    answers = list(row["answers"]) if split != "test" else None
+    known = {"image_id": row["image_id"], "example_id": row["question_id"], "image_url": row["flickr_300k_url"]}
+    return [Item(picture(row["image"]), [annotation("text_vqa", question=row["question"], answers=answers)], known)]
+
+
+def tally_qa(row: Row, split: str) -> list[Item]:
+    """Counting; `image` is FOLDER/FILE of COCO or Visual Genome."""
+    known = {"image_id": row["image_id"], "example_id": row["question_id"], "is_simple": row.get("issimple")}
+    asked = annotation("tally_qa", question=row["question"], answer=str(row["answer"]))
+    return [Item(picture(row["image"]), [asked], known)]
+
+
+def count_bench_qa(row: Row, split: str) -> list[Item]:
+    """Counting two to ten things; for evaluation, so the count is metadata."""
+    asked = annotation("point_count", question=row["question"])
+    return [Item(picture(row["image"]), [asked], {"count": row["number"]})]
+
+
+def real_world_qa(row: Row, split: str) -> list[Item]:
+    """Short answers, or letters of options that stand in the question."""
+    prompt = row["question"]
+    short = "single word or number" in prompt
+    style = "eval_short_answer" if short else "eval_multiple_choice"
+    asked = annotation(style, question=prompt.split("\n")[0] if short else prompt, answer=row["answer"])
+    kind = "short_answer" if short else "multiple_choice"
+    return [Item(picture(row["image"]), [asked], {"answer": row["answer"], "question_type": kind})]
+
+
+_LOADER = "allenai/molmo, olmo/data/academic_datasets.py"
+_OK_VQA = "allenai/molmo loader of HuggingFaceM4/OK-VQA (raw_answer); files named as VQA's"
+_A_OKVQA = "allenai/molmo, olmo/hf_datasets/a_okvqa.py; direct_answers may be a list or its text"
+_YEARS = {"train": "train2014", "validation": "val2014", "test": "test2015"}
+
+SOURCES = [
+    Source(
+        *("vqa2", "CC BY 4.0*", "visualqa.org; allenai/molmo, olmo/hf_datasets/vqa_v2.py", vqa2),
+        group="image_id",
+        read=functools.partial(
+            read_coco,
+            questions="v2_OpenEnded_mscoco_{}_questions.json",
+            answers="v2_mscoco_{}_annotations.json",
+            years=_YEARS,
+        ),
+        by_hand="unpack the Balanced Real Images questions and annotations of https://visualqa.org/download.html and"
+        f" {COCO}train2014.zip, val2014.zip, test2015.zip into one folder DIR",
+    ),
+    Source(
+        *("okvqa", "not stated", _OK_VQA, functools.partial(vqa2, style="okvqa", answer="raw_answer")),
+        splits={"train": "train", "validation": "validation"},
+        group="image_id",
+        read=functools.partial(
+            read_coco,
+            questions="OpenEnded_mscoco_{}_questions.json",
+            answers="mscoco_{}_annotations.json",
+            years=_YEARS,
+        ),
+        by_hand="unpack the questions and annotations (v1.1) of https://okvqa.allenai.org/download.html and"
+        f" {COCO}train2014.zip, val2014.zip into one folder DIR",
+    ),
+    *(
+        Source(name, "Apache-2.0*", _A_OKVQA, functools.partial(a_okvqa, direct=direct), hub="HuggingFaceM4/A-OKVQA")
+        for name, direct in (("a_okvqa_mc", False), ("a_okvqa_da", True))
+    ),
+    Source("text_vqa", "CC BY 4.0", "card of lmms-lab/textvqa", text_vqa, hub="lmms-lab/textvqa"),
+    Source(
+        *("tally_qa", "not stated", "allenai/molmo, olmo/hf_datasets/tally_qa.py", tally_qa),
+        splits={"train": "train", "test": "test"},
+        group="image",
+        read=lambda folder, split: read_json(folder, f"{split}.json"),
+        by_hand="unpack https://github.com/manoja328/tallyqa (tallyqa.zip), COCO's train2014.zip and val2014.zip from"
+        f" {COCO} and Visual Genome's two picture archives (VG_100K, VG_100K_2) into one folder DIR",
+    ),
+    Source(
+        *("count_bench_qa", "not stated", "card of vikhyatk/CountBenchQA", count_bench_qa, {"test": "test"}),
+        hub="vikhyatk/CountBenchQA",
+    ),
+    Source("real_world_qa", "CC BY-ND 4.0*", _LOADER, real_world_qa, {"test": "test"}, "xai-org/RealworldQA"),
+]
