@@ -47,9 +47,7 @@ def load_image(data: bytes) -> np.ndarray:
                 pixels = np.asarray(picture.convert("RGB"))
         except MemoryError:
             raise
-        except (
-            Exception
-        ) as error:  # decoders raise anything on damaged bytes; they lie in memory, so it is no I/O error
+        except Exception as error:  # decoders raise anything; the bytes lie in memory, so it is no I/O error
             raise BadSample(f"The picture cannot be decoded: {error}.") from None
         orientation = _orientation(picture, data)  # not before: see there
     return np.ascontiguousarray(_turn(pixels, orientation), dtype=np.uint8)

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from molmo_ds.data.decode import BadSample
+
 NONE = "There are none."
 
 
@@ -11,14 +13,21 @@ def to_percent(points: Sequence[Sequence[float]], scale: float | None, size: tup
     """Points [n, 2] (x, y) -> percent, rounded to one decimal, sorted by x and then y; duplicates stay.
 
     `scale` is the value that means the far edge; None means pixels, and then `size` (width, height) is needed.
+    Raises BadSample for anything that is no list of pairs of numbers.
     """
-    values = np.array(points, np.float64).reshape(-1, 2)
-    if scale is None and len(values):
-        if size is None:
-            raise ValueError("Points in pixels need the picture's size; give point_scale for a record without one.")
-        values = values / (np.array(size, np.float64) / 100)
-    elif len(values):
-        values = values * (100 / scale)
+    try:
+        values = np.array(points, np.float64)
+    except (TypeError, ValueError):
+        raise BadSample(f"Points must be pairs of numbers, not {points}.") from None
+    if len(values) == 0:
+        return values.reshape(0, 2)
+    if values.ndim != 2 or values.shape[1] != 2 or not np.isfinite(values).all():
+        raise BadSample(f"Points must be pairs of numbers, not {points}.")
+    if scale is None and size is None:
+        raise BadSample("Points in pixels need the picture's size; give point_scale for a sample without one.")
+    if scale is not None and not scale > 0:
+        raise BadSample(f"point_scale is {scale}; it must be above 0.")
+    values = values / (np.array(size, np.float64) / 100) if scale is None else values * (100 / scale)
     values = values.round(1)
     return values[np.argsort(values[:, 0] * 10000 + values[:, 1], kind="stable")]
 
