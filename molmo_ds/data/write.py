@@ -186,37 +186,45 @@ def write_meta(folder: str | Path) -> None:
 
 
 def index_tar(path: str | Path) -> ShardIndex:
-    """Walk a local tar that somebody else wrote and gather its index.
+    """Gather the index of a local tar that somebody else wrote; ValueError as `walk_tar`, and for a duplicate key."""
+    index, seen = ShardIndex(), set()
+    for key, parts, start, end in walk_tar(path):
+        if key in seen:
+            raise ValueError(f"Key '{key}' comes twice in {path}; sort or rename its members.")
+        seen.add(key)
+        index.add(key, parts, start, end)
+    if not seen:
+        raise ValueError(f"{path} holds no sample.")
+    return index
 
-    Raises ValueError for a truncated tar, a corrupt header, a duplicate key or part, and records in another format;
-    unlike tarfile and webdataset, never takes a damaged header for the end.
+
+def walk_tar(path: str | Path) -> Iterator[tuple[str, list[tuple[str, int, bytes]], int, int]]:
+    """The samples of a tar: key, parts (name, offset of the bytes, bytes), and where the sample starts and ends.
+
+    As webdataset does, neighbouring members whose paths agree up to the first dot are one sample. Raises ValueError for
+    a truncated tar and a corrupt header; unlike tarfile and webdataset, never takes a damaged header for the end.
     """
-    path, index, seen = Path(path), ShardIndex(), set()
+    path = Path(path)
     key, start, parts = None, 0, []
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                base, _, part = member.name.rpartition("/")
-                stem, _, part = part.partition(".")
+                folder, slash, name = member.name.rpartition("/")
+                stem, _, part = name.partition(".")
                 if not member.isreg() or not part:
                     continue
-                name = f"{base}/{stem}" if base else stem
-                if name != key:
-                    if key is not None:
-                        index.add(key, parts, start, member.offset)
-                    if name in seen:
-                        raise ValueError(f"Key '{name}' comes twice in {path}; sort or rename its members.")
-                    seen.add(name)
-                    key, start, parts = name, member.offset, []
+                if key not in (None, folder + slash + stem):
+                    yield key, parts, start, member.offset
+                    key = None
+                if key is None:
+                    key, start, parts = folder + slash + stem, member.offset, []
                 parts.append((part.lower(), member.offset_data, tar.extractfile(member).read()))
             end = tar.offset
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"{path} is truncated or not an uncompressed tar ({error}); make it again.") from None
     check_end(path, end)
-    if key is None:
-        raise ValueError(f"{path} holds no sample.")
-    index.add(key, parts, start, end)
-    return index
+    if key is not None:
+        yield key, parts, start, end
 
 
 def check_end(path: Path, end: int) -> None:

@@ -1,0 +1,147 @@
+"""tools/make_shards.py and tools/inspect_shards.py: from every source to the same record format."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import webdataset
+from stream_helpers import make_shards, picture, records
+
+from molmo_ds.data.shards import ShardSet
+from tools import inspect_shards
+from tools import make_shards as tool
+
+EXPECTED = [{"style": "vqa2", "question": f"which {i}?", "answer": f"the {i}"} for i in range(7)]
+
+
+def check(folder: Path, keys: list[str], names: str = "jpg") -> ShardSet:
+    shards = ShardSet(str(folder))
+    read = [shards.read(i) for i in range(len(shards))]
+    assert [record["__key__"] for record in read] == keys
+    assert [record["annotations"] for record in read] == [[annotation] for annotation in EXPECTED]
+    assert [record["pixels"] for record in read] == [[picture(i)] for i in range(7)]
+    assert all(record["images"] == [names] for record in read)
+    return shards
+
+
+def test_folder_jsonl_and_tars(tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    lines = []
+    for i, annotation in enumerate(EXPECTED):
+        (pictures / f"p.{i}.jpg").write_bytes(picture(i))
+        (pictures / f"p.{i}.json").write_text(json.dumps({"annotations": [annotation]}))
+        lines.append(
+            json.dumps({"images": [f"p.{i}.jpg"], "query": annotation["question"], "answer": annotation["answer"]})
+        )
+    (pictures / "all.jsonl").write_text("\n".join(lines))
+    tool.main(["folder", str(pictures), str(tmp_path / "a"), "--samples-per-shard", "3", "--workers", "2"])
+    check(tmp_path / "a", [f"p_{i}" for i in range(7)])
+    assert sorted(p.name for p in (tmp_path / "a").glob("*.tar")) == [f"shard-{i:06d}.tar" for i in range(3)]
+    tool.main(
+        [
+            "jsonl",
+            str(pictures / "all.jsonl"),
+            str(tmp_path / "b"),
+            "--style",
+            "vqa2",
+            "--map",
+            "question=query",
+            "--workers",
+            "1",
+        ]
+    )
+    check(tmp_path / "b", [f"{i:09d}" for i in range(7)])
+    tool.main(["tars", str(tmp_path / "a/*.tar"), str(tmp_path / "c"), "--workers", "1", "--samples-per-shard", "3"])
+    for path in sorted((tmp_path / "a").rglob("*")):  # nothing depends on the number of workers or the way
+        assert path.is_dir() or path.read_bytes() == (tmp_path / "c" / path.relative_to(tmp_path / "a")).read_bytes()
+
+
+@pytest.mark.parametrize("options", [[], ["--streaming"]])
+def test_hugging_face_data_set(tmp_path: Path, options: list[str]) -> None:
+    rows = {
+        "image": [{"bytes": picture(i), "path": None} for i in range(7)],
+        "query": [annotation["question"] for annotation in EXPECTED],
+        "label": [annotation["answer"] for annotation in EXPECTED],
+    }
+    features = datasets.Features(
+        {"image": datasets.Image(), "query": datasets.Value("string"), "label": datasets.Value("string")}
+    )
+    (tmp_path / "hf").mkdir()
+    datasets.Dataset.from_dict(rows, features).to_parquet(str(tmp_path / "hf" / "train.parquet"))
+    arguments = ["dataset", str(tmp_path / "hf"), str(tmp_path / "out"), "--style", "vqa2", "--workers", "1", *options]
+    tool.main([*arguments, "--map", "question=query", "answer=label"])
+    check(tmp_path / "out", [f"{i:09d}" for i in range(7)])
+
+
+def test_captions_of_other_tars(tmp_path: Path) -> None:
+    with webdataset.TarWriter(str(tmp_path / "old.tar")) as writer:
+        for i in range(3):
+            writer.write({"__key__": f"x/{i}", "jpg": picture(i), "txt": f"caption {i}"})
+    tool.main(["tars", str(tmp_path / "old.tar"), str(tmp_path / "out"), "--style", "long_caption", "--workers", "1"])
+    shards = ShardSet(str(tmp_path / "out"))
+    assert [shards.read(i)["annotations"] for i in range(3)] == [
+        [{"style": "long_caption", "text": f"caption {i}"}] for i in range(3)
+    ]
+
+
+def test_several_pictures_and_text_only(tmp_path: Path) -> None:
+    for i in range(2):
+        (tmp_path / f"{i}.jpg").write_bytes(picture(i))
+    two = {
+        "key": "two",
+        "images": ["0.jpg", "1.jpg"],
+        "annotations": [{"style": "vqa2", "question": "a", "answer": "b"}],
+    }
+    none = {"key": "none", "annotations": [{"style": "text_sft", "messages": ["a", "b"]}], "metadata": {"source": "me"}}
+    (tmp_path / "x.jsonl").write_text(json.dumps(two) + "\n\n" + json.dumps(none) + "\n")
+    tool.main(["jsonl", str(tmp_path / "x.jsonl"), str(tmp_path / "out"), "--workers", "1"])
+    shards = ShardSet(str(tmp_path / "out"))
+    assert shards.read(0)["images"] == ["0.jpg", "1.jpg"] and shards.read(0)["pixels"] == [picture(0), picture(1)]
+    assert shards.read(1)["images"] == [] and shards.read(1)["metadata"] == {"source": "me"}
+
+
+def test_indexing_in_place(tmp_path: Path) -> None:
+    make_shards(tmp_path, 9)
+    for path in [*tmp_path.glob("*.tar.*"), *(tmp_path / ".nv-meta").iterdir()]:
+        path.unlink()
+    with pytest.raises(ValueError, match="has no index"):
+        ShardSet(str(tmp_path))
+    tool.main(["index", str(tmp_path), "--workers", "1"])
+    shards = ShardSet(str(tmp_path))
+    assert [shards.parts(i) for i in range(9)] == [parts for _, parts in records(9)]
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ('{"images": ["0.jpg"], "words": "x"}', "has no 'annotations'; give --style"),
+        ('{"images": ["none.jpg"], "annotations": []}', "none.jpg"),
+        ("{", "Line 000000000 is not JSON"),
+        ('{"images": ["x.jsonl"], "annotations": []}', "neither JPEG, PNG, WebP nor MP4"),
+        ('{"key": "a", "annotations": []}\n{"key": "a", "annotations": []}', "Key 'a' comes twice"),
+    ],
+)
+def test_refusals_leave_no_data_set(tmp_path: Path, line: str, sentence: str) -> None:
+    (tmp_path / "0.jpg").write_bytes(picture(0))
+    (tmp_path / "x.jsonl").write_text(line)
+    with pytest.raises((ValueError, OSError), match=sentence):
+        tool.main(["jsonl", str(tmp_path / "x.jsonl"), str(tmp_path / "out"), "--workers", "1"])
+    assert not (tmp_path / "out/.nv-meta").exists()
+
+
+def test_inspection_prints_what_is_there_and_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_shards(tmp_path / "good", 12)
+    inspect_shards.main([str(tmp_path / "good")])
+    out = capsys.readouterr().out
+    assert "12" in out and "vqa2" in out and "which 0?" in out and "every member is sound" in out
+    tar = tmp_path / "good/s-000000.tar"
+    data = bytearray(tar.read_bytes())
+    data[520] ^= 1
+    tar.write_bytes(data)
+    run = [sys.executable, "tools/inspect_shards.py", str(tmp_path / "good")]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "FAULT" in done.stdout and "1 faults in" in done.stderr
