@@ -70,6 +70,14 @@ def tiny() -> MolmoConfig:
     )  # fmt: skip
 
 
+def reference_cpu() -> MolmoConfig:
+    """11.5 M parameters: the model whose training step was timed with the reference implementation on a CPU."""
+    return MolmoConfig(
+        TextConfig("qwen2", 8192, 8192, 128, 256, 704, 4, 8, 2, max_position_embeddings=1024),
+        VisionConfig("clip", 336, 14, 256, 1024, 4, 4, feature_layers=(-2, -3)),
+    )
+
+
 def tiny_moe() -> MolmoConfig:
     """`tiny` with 8 experts, top 2, in the OLMoE layout."""
     text = replace(
@@ -79,13 +87,16 @@ def tiny_moe() -> MolmoConfig:
     return replace(tiny(), text=text)
 
 
-PRESETS = {f.__name__: f for f in (molmo_7b_d, molmo_7b_o, molmo_72b, molmoe_1b, qwen2_1b5, qwen2_0b5, tiny, tiny_moe)}
+PRESETS = {
+    f.__name__: f
+    for f in (molmo_7b_d, molmo_7b_o, molmo_72b, molmoe_1b, qwen2_1b5, qwen2_0b5, reference_cpu, tiny, tiny_moe)
+}
 
 
 def get(name: str) -> MolmoConfig:
     """A preset by name, `molmo_7b_d` or with another tower `molmo_7b_d/siglip`; ValueError names those there are."""
     name, _, vision = name.partition("/")
-    if name not in PRESETS or (vision and (vision not in TOWERS or name.startswith("tiny"))):
+    if name not in PRESETS or (vision and (vision not in TOWERS or name.startswith(("tiny", "reference")))):
         raise ValueError(
             f"There is no preset '{name}/{vision}'; there are {', '.join(PRESETS)}, towers {', '.join(TOWERS)}."
         )
