@@ -7,7 +7,7 @@ M windows of W patches, H heads of width d.
 import torch
 from torch import Tensor
 
-from molmo_ds.ops import dispatch
+from molmo_ds.ops import cuda_library, dispatch
 
 
 def gather_patches(
@@ -149,32 +149,30 @@ def _mean_weights(windows: Tensor, masked: bool) -> Tensor:
 
 
 @torch.library.custom_op("molmo_ds::pool_patches", mutates_args=())
-def _pool(q: Tensor, k: Tensor, v: Tensor, windows: Tensor, masked: bool) -> Tensor:
+def _pool(q: Tensor, k: Tensor, v: Tensor, windows: Tensor, masked: bool, cuda: bool) -> Tensor:
+    q, k, v, windows = q.contiguous(), k.contiguous(), v.contiguous(), windows.contiguous()
+    if cuda:
+        return cuda_library.pool_patches(q, k, v, windows if masked else None)
     from molmo_ds.ops import triton_kernels
 
-    q, k, v, out = (
-        q.contiguous(),
-        k.contiguous(),
-        v.contiguous(),
-        torch.empty_like(q, memory_format=torch.contiguous_format),
-    )
+    out = torch.empty_like(q)
     grid, constants = _pool_launch(k, masked)
-    triton_kernels.pool_patches[grid](q, k, v, windows.contiguous(), out, q.shape[2] ** -0.5, *constants)
+    triton_kernels.pool_patches[grid](q, k, v, windows, out, q.shape[2] ** -0.5, *constants)
     return out
 
 
 @torch.library.custom_op("molmo_ds::pool_patches_backward", mutates_args=())
 def _pool_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, windows: Tensor, masked: bool
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, windows: Tensor, masked: bool, cuda: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    grad, q, k, v, windows = grad.contiguous(), q.contiguous(), k.contiguous(), v.contiguous(), windows.contiguous()
+    if cuda:
+        return cuda_library.pool_patches_backward(grad, q, k, v, windows if masked else None)
     from molmo_ds.ops import triton_kernels
 
-    grad, q, k, v = grad.contiguous(), q.contiguous(), k.contiguous(), v.contiguous()
-    out = _pool_backward_shape(grad, q, k, v, windows, masked)
+    out = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     grid, constants = _pool_launch(k, masked)
-    triton_kernels.pool_patches_backward[grid](
-        grad, q, k, v, windows.contiguous(), *out, q.shape[2] ** -0.5, *constants
-    )
+    triton_kernels.pool_patches_backward[grid](grad, q, k, v, windows, *out, q.shape[2] ** -0.5, *constants)
     return out
 
 
@@ -187,24 +185,24 @@ def _pool_launch(k: Tensor, masked: bool) -> tuple[tuple[int, int], tuple]:
 
 
 @_pool.register_fake
-def _pool_shape(q: Tensor, k: Tensor, v: Tensor, windows: Tensor, masked: bool) -> Tensor:
+def _pool_shape(q: Tensor, k: Tensor, v: Tensor, windows: Tensor, masked: bool, cuda: bool) -> Tensor:
     return q.new_empty(q.shape)
 
 
 @_pool_backward.register_fake
 def _pool_backward_shape(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, windows: Tensor, masked: bool
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, windows: Tensor, masked: bool, cuda: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 def _pool_save(ctx, inputs: tuple, output: Tensor) -> None:  # noqa: ANN001
     ctx.save_for_backward(*inputs[:4])
-    ctx.masked = inputs[4]
+    ctx.flags = inputs[4:]
 
 
 def _pool_gradients(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN001
-    return *_pool_backward(grad, *ctx.saved_tensors, ctx.masked), None, None
+    return *_pool_backward(grad, *ctx.saved_tensors, *ctx.flags), None, None, None
 
 
 _pool.register_autograd(_pool_gradients, setup_context=_pool_save)
@@ -212,4 +210,9 @@ _pool.register_autograd(_pool_gradients, setup_context=_pool_save)
 
 @dispatch.implements("pool_patches", "triton", lambda q, k, v, *rest: dispatch.on_gpu(q, k, v))
 def _pool_triton(q: Tensor, k: Tensor, v: Tensor, windows: Tensor, masked: bool) -> Tensor:
-    return _pool(q, k, v, windows, masked)
+    return _pool(q, k, v, windows, masked, False)
+
+
+@dispatch.implements("pool_patches", "cuda", lambda q, k, *rest: q.is_cuda and cuda_library.knows(q, k))
+def _pool_cuda(q: Tensor, k: Tensor, v: Tensor, windows: Tensor, masked: bool) -> Tensor:
+    return _pool(q, k, v, windows, masked, True)

@@ -160,7 +160,7 @@ def test_opcheck() -> None:
     torch.library.opcheck(
         ops.gather_patches, ([leaf(2, 31, 8)], torch.rand(2, 30, 1), leaf(1, 8), where[:5].clone(), True)
     )
-    torch.library.opcheck(ops.pool_patches, (leaf(15, 2, 8), leaf(15, 4, 2, 8), leaf(15, 4, 2, 8), where, False))
+    torch.library.opcheck(ops.pool_patches, (leaf(15, 2, 8), leaf(15, 4, 2, 8), leaf(15, 4, 2, 8), where, False, False))
     rows = (torch.randint(0, 33, (9,)), torch.rand(9), 0.0, [True, True], torch.float32)
     # random gradients of ce and z would differ from each other, which the op forbids: its autograd is tested above
     for kernel in (False, True):

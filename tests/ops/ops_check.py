@@ -1,4 +1,4 @@
-"""How the tests of the ops compare: every output and gradient with float64 of the plain reference, by relative error."""
+"""How the ops are compared with float64 of the plain reference: every output and gradient, by relative error."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Every Triton kernel compiles for sm_80 and sm_90 without a GPU, at the shapes of Molmo-7B-D, and spills no register."""
+"""Every Triton kernel compiles for sm_80 and sm_90 without a GPU, at shapes of Molmo-7B-D, and spills no register."""
 
 import os
 import re
