@@ -1,0 +1,13 @@
+"""Puts this folder on the path (ranks, synthetic, run_files) and makes what several tests share, once."""
+
+from pathlib import Path
+
+import pytest
+import run_files
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides of a run of a micro model over tiny shards; `out=...` is missing."""
+    folder: Path = tmp_path_factory.mktemp("tiny_run")
+    return run_files.make(folder)
