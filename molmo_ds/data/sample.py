@@ -109,7 +109,7 @@ class SampleBuilder:
 
     def _conversations(self, record: Record, rng: RandomState) -> list[Conversation]:
         sizes = record.get("sizes")
-        return self.prompts.conversations(record["annotations"], rng, tuple(sizes[0]) if sizes else None)
+        return self.prompts.conversations(record.get("annotations", []), rng, tuple(sizes[0]) if sizes else None)
 
     def _layouts(self, record: Record) -> list[Layout]:
         if _is_video(record):
