@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-PREFERENCE = ("cuda", "triton", "cpu", "torch")
+PREFERENCE = ("cuda", "triton", "torch")
 _table: dict[str, dict[str, tuple[Callable, Callable[..., bool]]]] = {}  # op -> name -> (function, usable)
 _forced: str | None = os.environ.get("MOLMO_DS_OPS")  # "torch" turns every kernel off
 
 
 def implements(op: str, name: str, usable: Callable[..., bool] = lambda *args: True) -> Callable:
-    """Register a function as the `name` ("torch", "cpu", "triton" or "cuda") version of `op`."""
+    """Register a function as the `name` ("torch", "triton" or "cuda") version of `op`."""
 
     def register(function: Callable) -> Callable:
         _table.setdefault(op, {})[name] = (function, usable)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from molmo_ds.ops import cascade, dispatch
+from molmo_ds.ops import cascade, dispatch, mask_blocks
 
 BLOCK = 128  # tokens on a side of FlexAttention's blocks
 
@@ -103,12 +103,25 @@ def _torch(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_
         return _flex(q, k, v, plan.blocks)
     if plan is not None and plan.segments is not None:
         return cascade.attention(q, k, v, plan.segments)
+    mask, lengths = (None, None) if plan is None else (plan.mask, plan.lengths)
+    short = lengths is not None and q.shape[0] * q.shape[2] <= mask_blocks.BLOCK * len(lengths)
+    if mask is not None and not short and mask_blocks.usable(q, k, mask, dropout_p):
+        return mask_blocks.attention(q, k, v, mask)
     group = q.shape[1] // k.shape[1]
     if group > 1:
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    if plan is None or plan.lengths is None:
-        return F.scaled_dot_product_attention(q, k, v, plan.mask if plan else None, dropout_p)
-    return _each_document(q, k, v, plan.mask, plan.lengths, dropout_p)
+    if lengths is None:
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout_p)
+    return _each_document(q, k, v, mask, lengths, dropout_p)
+
+
+def _has_blocks(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float) -> bool:
+    return plan is not None and plan.mask is not None and mask_blocks.usable(q, k, plan.mask, dropout_p)
+
+
+@dispatch.implements("tree_attention", "cpu", _has_blocks)
+def _cpu(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, dropout_p: float) -> Tensor:
+    return mask_blocks.attention(q, k, v, plan.mask)
 
 
 def _lengths(document_ids: Tensor) -> tuple[int, ...] | None:
@@ -120,7 +133,7 @@ def _lengths(document_ids: Tensor) -> tuple[int, ...] | None:
 
 
 def _each_document(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, lengths: tuple[int, ...], dropout_p: float) -> Tensor:
-    # the mask's empty blocks cost nothing
+    # for documents shorter than mask_blocks' blocks
     batch, heads, tokens, width = q.shape
     rows = [x.transpose(0, 1).reshape(1, heads, batch * tokens, width).split(lengths, 2) for x in (q, k, v)]
     out, at = [], 0

@@ -86,6 +86,13 @@ def test_output_and_gradients(by: str, heads: int, groups: int, stride_0: bool) 
     assert max(got) <= 1e-5
 
 
+@pytest.mark.parametrize("tokens", [300, 640])  # one long tree in blocks; with short documents behind it
+def test_long_trees(tokens: int) -> None:
+    document, branch = batch(ids([90, 60, 1, 100], *([20],) * ((tokens - 251) // 20), tokens=tokens))
+    args = [*tensors(4, 2, document.shape), document, branch]
+    assert max(errors(attend, args, "torch", by_hand)) <= 1e-5
+
+
 def test_cascade_without_branches_is_one_call() -> None:
     document, branch = batch(ids([5], [6], tokens=11))
     assert cascade.segments(document, branch).tree is None
