@@ -10,8 +10,10 @@ OUT/NAME-SPLIT. Kill it at any point and give the same command again. docs/datas
 
 import argparse
 import collections
+import contextlib
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -62,21 +64,21 @@ def main(argv: list[str] | None = None) -> int:
     if not args.names:
         parser.error("give the NAME of a data set, or --list")
     limits = Limits(workers=args.workers, per_host=args.per_host, attempts=args.attempts, timeout=args.timeout)
-    failed = 0
-    store = Store(args.out / "pictures")
     try:
-        for source in [sources.get(name) for name in args.names]:
-            try:
+        chosen, failed = [sources.get(name) for name in args.names], 0
+    except ValueError as error:
+        parser.error(str(error))
+    for source in chosen:
+        try:
+            with contextlib.closing(Store(args.out / "pictures")) if source.url else contextlib.nullcontext() as store:
                 one(source, args, store, limits)
-            except ValueError as error:
-                print(f"{source.name}: {error}", file=sys.stderr)
-                failed = 1
-    finally:
-        store.close()
+        except ValueError as error:
+            print(f"{source.name}: {error}", file=sys.stderr)
+            failed = 1
     return failed
 
 
-def one(source: Source, args: argparse.Namespace, store: Store, limits: Limits) -> None:
+def one(source: Source, args: argparse.Namespace, store: Store | None, limits: Limits) -> None:
     """Fetch and write one data set; ValueError where that cannot be done."""
     target = args.out / f"{source.name}-{args.split}"
     if target.exists() and not args.overwrite:
@@ -90,7 +92,11 @@ def one(source: Source, args: argparse.Namespace, store: Store, limits: Limits) 
             raise ValueError(f"There is no {folder}; give --from a file or folder.")
     rows = load(source, args.split, folder)
     if args.limit is not None:
-        rows = rows.select(range(min(args.limit, len(rows)))) if hasattr(rows, "select") else first(rows, args.limit)
+        rows = (
+            rows.select(range(min(args.limit, len(rows))))
+            if hasattr(rows, "select")
+            else list(itertools.islice(rows, args.limit))
+        )
     report = {}
     if source.url:
         report["pictures"] = fetch(requests(source, rows), store, limits, args.retry_permanent)
@@ -114,24 +120,23 @@ def one(source: Source, args: argparse.Namespace, store: Store, limits: Limits) 
         print(f"{path}: {report['records']} records" + "".join(f"; {n} dropped: {why}" for why, n in dropped.items()))
 
 
-def write(samples: Iterable, path: Path, source: Source, per_shard: int, dropped: Counter) -> int:
+def write(
+    samples: Iterator[tuple[str, dict[str, bytes]]], path: Path, source: Source, per_shard: int, dropped: Counter
+) -> int:
     """Write the shards under a temporary name and rename the folder when it is whole; returns the number of records."""
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    count = Counter()
+    head, count = list(itertools.islice(samples, 1)), Counter()
+    if not head:
+        why = ", ".join(f"{why} ({n})" for why, n in dropped.items()) or "there are no rows"
+        raise ValueError(f"there is no record to write: {why}. {source.by_hand}")
 
     def counted() -> Iterator[tuple[str, dict[str, bytes]]]:
-        for sample in samples:
+        for sample in itertools.chain(head, samples):
             count["records"] += 1
             yield sample
 
-    try:
-        write_shards(counted(), partial, source.name, per_shard)
-    except ValueError as error:
-        if count["records"]:
-            raise
-        why = ", ".join(f"{why} ({n})" for why, n in dropped.items()) or "there are no rows"
-        raise ValueError(f"there is no record to write: {why}. {source.by_hand}") from error
+    write_shards(counted(), partial, source.name, per_shard)
     shutil.rmtree(path, ignore_errors=True)
     os.replace(partial, path)
     return count["records"]
@@ -173,11 +178,6 @@ def take(rows: Iterable[Row], groups: list[list[int]]) -> Iterator[tuple[int, li
         yield from ((numbers[0], [rows[i] for i in numbers]) for numbers in groups)
 
 
-def first(rows: Iterable[Row], count: int) -> list[Row]:
-    """The first rows."""
-    return [row for _, row in zip(range(count), rows)]
-
-
 def records(
     source: Source,
     batches: Iterable[tuple[int, list[Row]]],
@@ -212,7 +212,7 @@ def merge(items: list[Item], most: int) -> list[Item]:
     return [Item(items[0].pictures, annotations[a:b], shared) for a, b in zip(bounds, bounds[1:])]
 
 
-def reader(store: Store, folder: Path | None) -> Callable[[Picture], bytes | None]:
+def reader(store: Store | None, folder: Path | None) -> Callable[[Picture], bytes | None]:
     """What gives a picture's bytes: the row itself, the store, or a file below `folder`."""
 
     def read(picture: Picture) -> bytes | None:

@@ -26,7 +26,12 @@ def load(source: Source, split: str, folder: Path | None = None) -> Sequence[Row
     import datasets
 
     if folder is None:
-        parts = [datasets.load_dataset(source.hub, name, split=theirs) for name in source.configs or (None,)]
+        try:
+            parts = [datasets.load_dataset(source.hub, name, split=theirs) for name in source.configs or (None,)]
+        except OSError as error:  # no network, or not there
+            raise ValueError(
+                f"{source.hub} cannot be had from the hub ({error}); give --from with its files."
+            ) from None
     else:
         names = _files(source, theirs, folder)
         parts = [datasets.load_dataset(LOADERS[names[0].suffix], data_files=[str(n) for n in names], split="train")]

@@ -1,6 +1,5 @@
 """What a public data set is: where it lies, under which terms, and the pure function from a row to items."""
 
-import difflib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -79,8 +78,3 @@ def pairs(questions: Any) -> list[tuple[Any, Any]]:
 def read_json(folder: Path, name: str) -> Any:
     """A JSON file of a data set fetched by hand; FileNotFoundError where it is not in its place."""
     return json.loads((folder / name).read_text(encoding="utf-8"))
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name that looks most like it."""
-    return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
