@@ -11,12 +11,11 @@ from molmo_ds.config import MolmoConfig, to_dict
 from molmo_ds.data.tokens import IMAGE_TOKENS, Tokenizer
 from molmo_ds.hub import configs
 from molmo_ds.hub.bundle import bundle
-from molmo_ds.hub.load import open_checkpoint, shapes_of
+from molmo_ds.hub.load import PAD_EMBED, open_checkpoint, shapes_of
 from molmo_ds.model import names
 from molmo_ds.model.tensor_files import SHARD, new_folder, write_tensors
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-PAD_EMBED = "model.vision_backbone.pad_embed"
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{%- if message['content'] is string -%}{%- set text = message['content'] -%}"
@@ -132,11 +131,11 @@ def _released(
             message = f"has shape {list(tensor.shape)} and the configuration asks for {shapes[name]}"
             raise ValueError(f"Tensor '{name}' of {source} {message}.")
         rule = rule_of[name]
-        held[name] = tensor
         kinds.add(tensor.dtype)
+        held[name] = tensor
+        del tensor  # references left in variables would keep a second tensor in memory
         if all(part in held for part in rule.ours):
-            parts = [held.pop(part) for part in rule.ours]
-            yield from zip(rule.theirs, rule.form.to_theirs(parts))
+            yield from zip(rule.theirs, rule.form.to_theirs([held.pop(part) for part in rule.ours]))
             for part in rule.ours:
                 del rule_of[part]
     for name in rule_of:

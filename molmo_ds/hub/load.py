@@ -22,6 +22,7 @@ TOKENIZER_FILES = (
     "merges.txt", "tokenizer.model",
 )  # fmt: skip
 IGNORED = ("rotary_emb.inv_freq", "position_ids")  # buffers that old releases saved
+PAD_EMBED = "model.vision_backbone.pad_embed"  # exported as zeros where a model has none
 
 
 def from_hub(source: str | Path, out: str | Path, changes: tuple[str, ...] = ()) -> MolmoConfig:
@@ -147,6 +148,7 @@ def _untied(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor
             yield name, tensor
         if name == "embed.embedding":
             yield "head.lm_head.weight", tensor
+        del tensor
 
 
 def find(source: str | Path) -> Path:
@@ -206,6 +208,7 @@ def _convert(source: Path, folder: TensorFolder, config: MolmoConfig, out: Path)
     ]
     check(table, folder, shapes, source)
     used = {key for rule in table for key in rule.theirs}
+    used |= {PAD_EMBED} if config.connector.padding_embed == "none" else set()
     for key in folder.names():
         if key not in used and not key.endswith(IGNORED):
             raise ValueError(
@@ -299,5 +302,6 @@ def _checked(tensors: Iterator[tuple[str, Tensor]], shapes: dict[str, list[int]]
         if list(tensor.shape) != want:
             raise ValueError(f"Tensor '{name}' has shape {list(tensor.shape)} and the configuration asks for {want}.")
         yield name, tensor
+        del tensor
     for name, want in missing.items():
         raise ValueError(f"There is no tensor '{name}', which should have shape {want}.")

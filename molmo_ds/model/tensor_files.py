@@ -97,9 +97,9 @@ def write_tensors(
     """
     where: dict[str, int] = {}
     shards: list[Path] = []
-    size, writer = 0, None
+    size, writer, bar = 0, None, tqdm(desc="tensors", total=total, leave=False)
     try:
-        for name, tensor in tqdm(tensors, "tensors", total, leave=False):
+        for name, tensor in tensors:
             assert name not in where, f"tensor '{name}' comes twice"
             cast = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
             tensor = tensor.detach().to("cpu", cast).contiguous()
@@ -111,7 +111,10 @@ def write_tensors(
             writer.add(name, tensor)
             where[name] = len(shards)
             size += tensor.nbytes
+            bar.update()
+            del tensor  # or it would live while the next one is made
     finally:
+        bar.close()
         if writer is not None:
             writer.close()
     final = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]

@@ -122,7 +122,6 @@ def test_what_vllm_cannot_serve() -> None:
 def test_position_table_of_the_converter() -> None:
     """The reference resizes DINOv2's table at conversion by (grid + 0.1) / old grid, bicubic, without antialias."""
 
-
     vision = TOWERS["dinov2"]  # 9 x 9 positions, 6 x 6 patches
     table = torch.randn(82, 32, generator=torch.Generator().manual_seed(1))
     assert resized_positions(table, vision) is table

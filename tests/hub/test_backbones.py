@@ -1,0 +1,186 @@
+"""Tiny random models of transformers, saved, converted by the real converter and compared with the original."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+import yaml
+from torch import Tensor
+
+from molmo_ds import presets
+from molmo_ds.batch import Batch
+from molmo_ds.hub import load
+from molmo_ds.hub.configs import text_config
+from molmo_ds.model.init import initialise
+from molmo_ds.model.molmo import Molmo
+from molmo_ds.model.tensor_files import TensorFolder
+
+SMALL = {
+    "hidden_size": 32, "intermediate_size": 44, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 200,
+    "max_position_embeddings": 256,
+}  # fmt: skip
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+TEXTS = {
+    "qwen2-7b": (transformers.Qwen2Config, {"num_key_value_heads": 2, "rms_norm_eps": 1e-6}),
+    "llama3": (
+        transformers.LlamaConfig,
+        {"num_key_value_heads": 2, "rope_parameters": LLAMA3, "tie_word_embeddings": True, "head_dim": 16},
+    ),
+    "olmo": (transformers.OlmoConfig, {"clip_qkv": 0.4}),
+    "olmo2": (transformers.Olmo2Config, {"rms_norm_eps": 1e-6}),
+    "olmoe": (transformers.OlmoeConfig, {"num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 16}),
+}
+EYE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 84}
+TOWERS = {
+    "openai": (transformers.CLIPVisionConfig, {"patch_size": 14, "hidden_act": "quick_gelu"}),
+    "metaclip": (transformers.CLIPVisionConfig, {"patch_size": 14, "hidden_act": "quick_gelu"}),
+    "siglip": (transformers.SiglipVisionConfig, {"patch_size": 14, "hidden_act": "gelu_pytorch_tanh"}),
+    "dinov2": (transformers.Dinov2Config, {"patch_size": 14, "mlp_ratio": 2}),
+}
+CHANGES = ("vision.image_size=84", "images.overlap_margins=[2,2]", "vision.feature_layers=[-1,-3]")
+
+
+def save(kind: type, settings: dict, folder: Path) -> transformers.PreTrainedModel:
+    """A random model, with norms and biases that are not ones and zeros, saved as transformers saves it."""
+    config = kind(**settings)
+    if kind in (transformers.CLIPVisionConfig, transformers.SiglipVisionConfig, transformers.Dinov2Config):
+        model = transformers.AutoModel.from_config(config)
+    else:
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    source = torch.Generator().manual_seed(len(folder.name))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(torch.randn(p.shape, generator=source) * 0.15 + (1.0 if "norm" in name and p.ndim == 1 else 0.0))
+    model.save_pretrained(folder, max_shard_size="20KB")
+    return model.eval()
+
+
+def converted(folder: Path) -> Molmo:
+    weights = TensorFolder(folder)
+    model = Molmo(load.read_config(folder))
+    model.load_state_dict({name: weights.read(name).float() for name in weights.names()})
+    return model.eval()
+
+
+def text_batch(ids: Tensor, model: Molmo) -> Batch:
+    """Plain text, two documents, and the blank crop that every batch without pictures has."""
+    b, t = ids.shape
+    zeros, vision = torch.zeros(b, t, dtype=torch.int32), model.config.vision
+    patches, pooled = (vision.image_size // vision.patch_size) ** 2, model.connector.size
+    side = -(-vision.image_size // vision.patch_size // pooled)
+    return Batch(
+        ids, ids, torch.ones(b, t), torch.arange(t).expand(b, t), zeros + 1, zeros,
+        torch.zeros(1, patches, vision.patch_size**2 * 3), torch.ones(1, patches),
+        torch.full((1, side * side), -1),
+    )  # fmt: skip
+
+
+def features(model: Molmo, pixels: Tensor) -> list[Tensor]:
+    """Block outputs [N, S, D] of the tower, deepest last, for pixels [N, 3, H, W]."""
+    n, c, h, w = pixels.shape
+    p = model.config.vision.patch_size
+    patches = pixels.view(n, c, h // p, p, w // p, p).permute(0, 2, 4, 3, 5, 1).reshape(n, -1, p * p * c)
+    hidden, out = model.vision.embeddings.tokens(patches), []
+    for layer in model.vision.layers:
+        hidden = layer.run(hidden)
+        out.append(hidden)
+    return out
+
+
+@pytest.mark.parametrize(("text", "tower"), list(zip(TEXTS, [*TOWERS, "openai"])))
+def test_against_transformers(text: str, tower: str, tmp_path: Path) -> None:
+    kind, settings = TEXTS[text]
+    llm = save(kind, {**SMALL, **settings}, tmp_path / text)
+    kind, settings = TOWERS[tower]
+    eye = save(kind, {**EYE, **settings}, tmp_path / tower)
+    pair = (text, tmp_path / text), (tower, tmp_path / tower)
+    config = load.backbones(*pair, tmp_path / "out", CHANGES)
+    assert config == load.read_config(tmp_path / "out")
+    model = converted(tmp_path / "out")
+    ids = torch.randint(0, 200, (2, 90), generator=torch.Generator().manual_seed(3))
+    pixels = torch.randn(2, 3, 84, 84, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        want = llm(input_ids=ids, use_cache=False).logits
+        got = model.logits(text_batch(ids, model))
+        states = eye(pixel_values=pixels, output_hidden_states=True).hidden_states
+        ours = features(model, pixels)
+    assert want.std() > 0.1
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    assert len(ours) == config.vision.num_hidden_layers == (3 if tower == "openai" else 4)
+    for i, one in enumerate(ours):  # transformers counts its embeddings as the first state
+        torch.testing.assert_close(one, states[i + 1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("backbones")
+    kind, settings = TEXTS["qwen2-7b"]
+    save(kind, {**SMALL, **settings}, root / "text")
+    kind, settings = TOWERS["openai"]
+    save(kind, {**EYE, **settings}, root / "eye")
+    return root / "text", root / "eye"
+
+
+def test_what_the_backbones_lack(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """Padding rows, the extra rows and the connector: drawn as a fresh model draws them, a head's padding is zero."""
+    changes = (*CHANGES, "text.embedding_size=256")
+    config = load.backbones(("qwen2-7b", folders[0]), ("openai", folders[1]), tmp_path / "out", changes, seed=5)
+    weights, source = TensorFolder(tmp_path / "out"), TensorFolder(folders[0])
+    assert (config.text.vocab_size, config.text.embedding_size, config.images.resize) == (200, 256, "clip")
+    embedding, head = weights.read("embed.embedding"), weights.read("head.lm_head.weight")
+    assert torch.equal(embedding[:200], source.read("model.embed_tokens.weight"))
+    assert embedding[200:].std() > 0.01 and not head[200:].any() and head[:200].any()
+    for name in ("embed.new_embedding", "connector.pooling.q_proj.weight", "connector.projector.gate_proj.weight"):
+        fresh = torch.empty(weights.shape(name))
+        initialise(name, fresh, config, 5)
+        assert torch.equal(weights.read(name), fresh) and 0.018 < fresh.std() < 0.022
+    assert not weights.read("connector.pad_embed").any() and not weights.read("connector.pooling.q_proj.bias").any()
+    assert set(weights.names()) == set(load.shapes_of(config))
+    assert set(yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())) == {"model"}
+
+
+def test_released_sizes_are_recognised() -> None:
+    """Published config.json values of the language models lead to the presets of the released Molmos."""
+    olmo2 = {
+        "model_type": "olmo2", "vocab_size": 100352, "hidden_size": 4096, "intermediate_size": 11008,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "rope_theta": 500000,
+        "rms_norm_eps": 1e-6, "max_position_embeddings": 4096, "attention_bias": False,
+    }  # fmt: skip
+    assert text_config(olmo2) == presets.get("molmo_7b_o").text
+    qwen2 = {
+        "model_type": "qwen2", "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944,
+        "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "rope_theta": 1000000.0,
+        "rms_norm_eps": 1e-6, "max_position_embeddings": 131072, "use_sliding_window": False,
+    }  # fmt: skip
+    assert replace(text_config(qwen2), max_position_embeddings=4096) == presets.get("molmo_7b_d").text
+
+
+def test_faults(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    text, eye = folders
+    out = tmp_path / "out"
+    faults = {
+        "'bert' is not supported": (("bert", make_config(tmp_path / "bert", "bert")), ("openai", eye), CHANGES),
+        "'olmo2' does not fit": (("olmo2", text), ("openai", eye), CHANGES),
+        "no vision tower 'eva'": (("qwen2", text), ("eva", eye), CHANGES),
+        "is a siglip model and the folder holds 'clip'": (("qwen2", text), ("siglip", eye), CHANGES),
+        "There is no folder": (("qwen2", tmp_path / "nowhere"), ("openai", eye), CHANGES),
+        r"has no tensor 'model.layers.2": (("qwen2", text), ("openai", eye), (*CHANGES, "text.num_hidden_layers=3")),
+        r"gate_proj.weight. has shape \[44, 32\] and the configuration asks for \[40, 32\]": (
+            ("qwen2", text), ("openai", eye), (*CHANGES, "text.intermediate_size=40"),
+        ),
+    }  # fmt: skip
+    for sentence, (llm, vision, changes) in faults.items():
+        with pytest.raises(ValueError, match=sentence):
+            load.backbones(llm, vision, out, changes)
+        assert not list(tmp_path.glob("*out*"))
+
+
+def make_config(folder: Path, kind: str) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(f'{{"model_type": "{kind}"}}')
+    return folder

@@ -1,0 +1,259 @@
+"""The convert tool: every released format in and out without changing a bit, and what it says when it cannot."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hub_models import random_state, tiny, weights_folder
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from molmo_ds.config import ConnectorConfig, MolmoConfig
+from molmo_ds.hub import export, load
+from molmo_ds.model import names
+from molmo_ds.model.tensor_files import INDEX, TensorFolder, write_tensors
+
+ROOT = Path(__file__).parent.parent.parent
+sys.path.insert(0, str(ROOT))
+from tools.convert import main  # noqa: E402
+
+TOWER = (
+    "vision.image_size=84", "vision.hidden_size=32", "vision.intermediate_size=64", "vision.num_hidden_layers=3",
+    "vision.num_attention_heads=2", "vision.feature_layers=[-1,-2]", "images.overlap_margins=[2,2]",
+    "images.max_crops=4", "images.exact=true",
+)  # fmt: skip
+
+
+def released(config: MolmoConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: t.contiguous() for key, t in names.to_theirs(names.released(config), state.__getitem__)}
+
+
+def released_folder(folder: Path, config: MolmoConfig, state: dict[str, Tensor], form: str) -> Path:
+    """A folder as Ai2 released it: no word about the tower, weights in one of four forms."""
+    folder.mkdir()
+    values = export.configs.to_released(config, "float32")
+    for name in ("molmo_ds", "auto_map"):
+        del values[name]
+    if config.text.num_experts:  # MolmoE's config.json speaks the reference's language
+        for name in ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "embedding_size"):
+            values.pop(name)
+        values |= {"embedding_size": 512, "attention_layer_norm": True, "qkv_bias": False, "mlp_ratio": 1}
+        values |= {"mlp_hidden_size": None, "max_position_embeddings": 4096, "architectures": ["OLMoForCausalLM"]}
+    (folder / "config.json").write_text(json.dumps(values))
+    state = released(config, state)
+    parts = [dict(list(state.items())[i::2]) for i in range(2)]
+    if form == "one":
+        save_file(state, folder / "model.safetensors")
+    elif form == "bin":
+        torch.save(state, folder / "pytorch_model.bin")
+    else:
+        end, index = ("safetensors", INDEX) if form == "shards" else ("bin", "pytorch_model.bin.index.json")
+        for i, part in enumerate(parts):
+            (save_file if form == "shards" else torch.save)(part, folder / f"part{i}.{end}")
+        where = {key: f"part{i}.{end}" for i, part in enumerate(parts) for key in part}
+        (folder / index).write_text(json.dumps({"weight_map": where}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("text", "form", "dtype"),
+    [("qwen2", "shards", torch.bfloat16), ("olmo2", "one", torch.float32), ("olmoe", "bin", torch.float32),
+     ("olmoe", "bins", torch.bfloat16), ("qwen2", "bin", torch.float32)],
+)  # fmt: skip
+def test_from_hub_and_back(
+    text: str, form: str, dtype: torch.dtype, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = tiny(text)
+    state = {name: t.to(dtype) for name, t in random_state(config).items()}
+    source = released_folder(tmp_path / "source", config, state, form)
+    assert main(["from-hub", str(source), str(tmp_path / "ours"), *TOWER]) == 0
+    assert load.read_config(tmp_path / "ours") == replace(
+        config,
+        text=replace(
+            config.text, max_position_embeddings=load.read_config(tmp_path / "ours").text.max_position_embeddings
+        ),
+    )
+    ours = TensorFolder(tmp_path / "ours")
+    assert set(ours.names()) == set(state)
+    for name in state:
+        assert ours.read(name).dtype == dtype and torch.equal(ours.read(name), state[name])
+    assert main(["to-hub", str(tmp_path / "ours"), str(tmp_path / "back"), "--shard-gb", "3e-5"]) == 0
+    assert "vLLM cannot serve it" in capsys.readouterr().out
+    shards = list((tmp_path / "back").glob("model-*.safetensors"))
+    index = json.loads((tmp_path / "back" / INDEX).read_text())["weight_map"]
+    back = {key: t for shard in shards for key, t in load_file(shard).items()}
+    want = released(config, state)
+    assert len(shards) > 3 and {shard.name for shard in shards} == set(index.values())
+    assert set(back) == set(want) == set(index)
+    assert all(back[key].dtype == dtype and torch.equal(back[key], want[key]) for key in want)
+    assert main(["from-hub", str(tmp_path / "back"), str(tmp_path / "again")]) == 0  # its own field says all
+    assert load.read_config(tmp_path / "again") == load.read_config(tmp_path / "ours")
+
+
+def test_dtypes(tmp_path: Path) -> None:
+    """bf16 is rounding to nearest; what bf16 gave comes back from fp32 unchanged."""
+    config = tiny()
+    state = random_state(config)
+    folder = weights_folder(tmp_path / "ours", config, state)
+    export.to_hub(folder, tmp_path / "half", "bf16")
+    load.from_hub(tmp_path / "half", tmp_path / "half_ours")
+    export.to_hub(tmp_path / "half_ours", tmp_path / "full", "fp32")
+    load.from_hub(tmp_path / "full", tmp_path / "full_ours")
+    half, full = TensorFolder(tmp_path / "half_ours"), TensorFolder(tmp_path / "full_ours")
+    for name in state:
+        assert torch.equal(half.read(name), state[name].bfloat16())
+        assert torch.equal(full.read(name), state[name].bfloat16().float())
+    kinds = [json.loads((tmp_path / name / "config.json").read_text())["torch_dtype"] for name in ("half", "full")]
+    assert kinds == ["bfloat16", "float32"]
+
+
+def test_from_reference(tmp_path: Path) -> None:
+    """config.yaml with the model under `model`, and model.pt; Llama blocks with separate projections."""
+    config = tiny("llama", "siglip", ConnectorConfig("attention", padding_embed="pad_embed"))
+    state = random_state(config)
+    folder = tmp_path / "reference"
+    folder.mkdir()
+    vision, text = config.vision, config.text
+    tower = {
+        "image_model_type": "siglip", "image_default_input_size": [98, 98], "image_patch_size": 14, "image_emb_dim": 32,
+        "image_num_heads": 2, "image_num_layers": 3, "image_mlp_dim": 64, "image_num_pos": 49, "image_norm_eps": 1e-6,
+        "image_mlp_activations": "gelu_pytorch_tanh", "resize_mode": "siglip",
+    }  # fmt: skip
+    model = {
+        "d_model": 32, "n_heads": 4, "n_kv_heads": 2, "n_layers": 2, "mlp_hidden_size": 88, "block_type": "llama",
+        "vocab_size": 512, "embedding_size": 512, "rope_theta": 1e6, "layer_norm_type": "rms", "layer_norm_eps": 1e-5,
+        "max_sequence_length": 4096, "vision_backbone": tower, "vit_layers": [-1, -3], "image_pooling_2d": "attention",
+        "image_projector": "mlp", "image_padding_embed": "pad_embed", "max_crops": 4, "overlap_margins": [2, 2],
+        "additional_vocab_size": 128, "activation_type": "llama_swiglu", "weight_tying": False,
+    }  # fmt: skip
+    (folder / "config.yaml").write_text(yaml.safe_dump({"run_name": "x", "model": model}))
+    theirs = dict(names.to_theirs(names.reference(config, "llama"), state.__getitem__))
+    torch.save({key: t.clone() for key, t in theirs.items()}, folder / "model.pt")
+    got = load.from_reference(folder, tmp_path / "ours", ("images.exact=true",))
+    assert got == replace(config, text=text, vision=vision)
+    ours = TensorFolder(tmp_path / "ours")
+    assert all(torch.equal(ours.read(name), state[name]) for name in state)
+
+
+def test_pad_embed_for_vllm(tmp_path: Path) -> None:
+    """A model without padding embedding is exported with zeros in its place, and comes back without it."""
+    config = tiny(connector=ConnectorConfig(padding_embed="none"))
+    state = random_state(config)
+    export.to_hub(weights_folder(tmp_path / "ours", config, state), tmp_path / "hub")
+    pad = TensorFolder(tmp_path / "hub").read(export.PAD_EMBED)
+    assert pad.shape == (2, 64) and not pad.any()
+    assert load.from_hub(tmp_path / "hub", tmp_path / "back") == config
+    assert set(TensorFolder(tmp_path / "back").names()) == set(state)
+
+
+def test_faults(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """One sentence, the key and both shapes; nothing is left behind."""
+    config = tiny()
+    state = random_state(config)
+    key = "model.transformer.blocks.1.att_proj.weight"
+
+    def broken(name: str, **changes: Tensor | None) -> Path:
+        folder = released_folder(tmp_path / name, config, state, "one")
+        weights = load_file(folder / "model.safetensors") | {k: t for k, t in changes.items() if t is not None}
+        save_file({k: t for k, t in weights.items() if changes.get(k, t) is not None}, folder / "model.safetensors")
+        return folder
+
+    def cut(name: str, where: int) -> Path:
+        folder = released_folder(tmp_path / name, config, state, "shards")
+        shard = folder / "part1.safetensors"
+        shard.write_bytes(shard.read_bytes()[:where])
+        return folder
+
+    other = released_folder(tmp_path / "other", config, state, "one")
+    (other / "config.json").write_text(json.dumps({"model_type": "llava", "hidden_size": 32}))
+    lost = released_folder(tmp_path / "lost", config, state, "shards")
+    (lost / "part0.safetensors").unlink()
+    torn = released_folder(tmp_path / "torn", config, state, "bin")
+    (torn / "pytorch_model.bin").write_bytes((torn / "pytorch_model.bin").read_bytes()[:-300])
+    (tmp_path / "empty").mkdir()
+    faults = {
+        f"has no tensor '{key}', which should have shape [64, 32]": broken("missing", **{key: None}),
+        f"'{key}' has shape [64, 31] and the configuration asks for [64, 32]": broken(
+            "shape", **{key: torch.ones(64, 31)}
+        ),
+        "holds a tensor 'model.extra' [3]": broken("extra", **{"model.extra": torch.ones(3)}),
+        "part1.safetensors is cut short": cut("data", -100),
+        "is cut short: its header": cut("header", 60),
+        "part0.safetensors, which is not there": lost,
+        "cannot be read as a PyTorch checkpoint": torn,
+        "type 'llava', which is not a released Molmo": other,
+        "has no config.json": tmp_path / "empty",
+        "There is no folder": tmp_path / "nowhere",
+    }
+    for sentence, folder in faults.items():
+        assert main(["from-hub", str(folder), str(tmp_path / "out"), *TOWER]) == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert sentence in error and error.startswith("convert: ") and error.endswith(".")
+        assert not list(tmp_path.glob("*out*"))
+    good = released_folder(tmp_path / "good", config, state, "one")
+    assert main(["from-hub", str(good), str(good), *TOWER]) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert main(["from-hub", str(good), str(tmp_path / "out"), "vision.depth=3"]) == 1
+    assert "There is no setting 'vision.depth'" in capsys.readouterr().err
+
+    ours = weights_folder(tmp_path / "ours", config, {k: t for k, t in state.items() if "layers.1.mlp.up" not in k})
+    assert main(["to-hub", str(ours), str(tmp_path / "out")]) == 1
+    sentence = "has no tensor 'layers.1.mlp.up_proj.weight', which should have shape [44, 32]"
+    assert sentence in capsys.readouterr().err and not list(tmp_path.glob("*out*"))
+
+
+def test_header_grows_beyond_its_room(tmp_path: Path) -> None:
+    """A shard is closed before its header is full, and readers of others take the padded headers."""
+    tensors = {f"a.rather.long.name.of.a.tensor.{i}": torch.full((2,), float(i)) for i in range(3000)}
+    tmp = tmp_path / "many"
+    tmp.mkdir()
+    write_tensors(tmp, tensors.items())
+    shards = sorted(tmp.glob("*.safetensors"))
+    assert len(shards) == 2
+    assert {k: float(t[0]) for s in shards for k, t in load_file(s).items()} == {
+        k: float(t[0]) for k, t in tensors.items()
+    }
+    length = struct.unpack("<Q", shards[0].read_bytes()[:8])[0]
+    assert length % 8 == 0
+
+
+MEMORY = """
+import sys, torch
+from molmo_ds.hub import export, load
+torch.set_num_threads(1)
+def peak():
+    return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024
+load.from_hub(sys.argv[1], sys.argv[2] + "/warm"), export.to_hub(sys.argv[2] + "/warm", sys.argv[2] + "/warm_hub")
+before = peak()
+export.to_hub(sys.argv[3], sys.argv[2] + "/hub", shard_bytes=24_000_000)
+load.from_hub(sys.argv[2] + "/hub", sys.argv[2] + "/back")
+print(peak() - before)
+"""
+
+
+def test_memory(tmp_path: Path) -> None:
+    """A model of 270 MB in shards of 24 MB, largest tensor 17 MB, goes both ways within one shard and one tensor."""
+    small, text = tiny(), tiny().text
+    config = replace(
+        small, text=replace(text, hidden_size=512, intermediate_size=4096, num_hidden_layers=9, num_attention_heads=8)
+    )
+    folder = tmp_path / "big"
+    shapes = load.shapes_of(config)
+    load.write_weights(folder, config, ((n, torch.full(s, 0.5)) for n, s in shapes.items()), None, len(shapes))
+    size = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+    assert size > 240e6
+    export.to_hub(weights_folder(tmp_path / "ours", small, random_state(small)), tmp_path / "small")
+    command = [sys.executable, "-c", MEMORY, str(tmp_path / "small"), str(tmp_path), str(folder)]
+    run = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) < 24e6 + 17e6
+    assert len(list((tmp_path / "hub").glob("model-*.safetensors"))) > 10
