@@ -239,21 +239,21 @@ print(peak() - before)
 
 
 def test_memory(tmp_path: Path) -> None:
-    """A model of 270 MB in shards of 24 MB, largest tensor 17 MB, goes both ways within one shard and one tensor."""
+    """A model of 130 MB in shards of 24 MB, largest tensor 8 MB, goes both ways within one shard and one tensor."""
     small, text = tiny(), tiny().text
     config = replace(
-        small, text=replace(text, hidden_size=512, intermediate_size=4096, num_hidden_layers=9, num_attention_heads=8)
+        small, text=replace(text, hidden_size=512, intermediate_size=2048, num_hidden_layers=8, num_attention_heads=8)
     )
     folder = tmp_path / "big"
     shapes = load.shapes_of(config)
     load.write_weights(folder, config, ((n, torch.full(s, 0.5)) for n, s in shapes.items()), None, len(shapes))
     size = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
-    assert size > 240e6
+    assert size > 120e6
     export.to_hub(weights_folder(tmp_path / "ours", small, random_state(small)), tmp_path / "small")
     command = [sys.executable, "-c", MEMORY, str(tmp_path / "small"), str(tmp_path), str(folder)]
     run = subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     assert run.returncode == 0, run.stderr
-    assert int(run.stdout) < 24e6 + 17e6
-    assert len(list((tmp_path / "hub").glob("model-*.safetensors"))) > 10
+    assert int(run.stdout) < 24e6 + 8.4e6
+    assert len(list((tmp_path / "hub").glob("model-*.safetensors"))) > 5
