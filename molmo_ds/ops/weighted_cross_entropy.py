@@ -189,9 +189,10 @@ def _rows_sharded(
     # as _rows_torch, for the words rank * V ... of this rank
     wide, index = logits.to(weights.dtype), torch.arange(len(logits), device=logits.device)
     top, first = wide.max(-1)
-    shares = wide.new_empty(dist.get_world_size(group), len(wide), 2)
+    shares = wide.new_empty(dist.get_world_size(group) * len(wide), 2)
     own = torch.stack((wide.logsumexp(-1), top), -1)
     dist.all_gather_into_tensor(shares, own, group=group)
+    shares = shares.view(-1, *own.shape)
     lse, winner = shares[..., 0].logsumexp(0), shares[..., 1].argmax(0)  # the lowest rank of equals, as argmax
     mine = labels - dist.get_rank(group) * wide.shape[1]
     here = (mine >= 0) & (mine < wide.shape[1])
