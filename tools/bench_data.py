@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import platform
+import sys
 import time
 from collections.abc import Callable
 from datetime import date
@@ -18,6 +19,9 @@ from tqdm import tqdm
 
 from molmo_ds import presets
 from molmo_ds.data.images import ImageProcessor, load_image
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # also when run as a script
+from tools import bench_stream  # noqa: E402
 
 Row = dict[str, str | float]
 
@@ -83,7 +87,18 @@ def bench_images(rounds: int) -> list[Row]:
     ]
 
 
-BENCHES: dict[str, Callable[[int], list[Row]]] = {"images": bench_images}
+def small_photos() -> list[bytes]:
+    """A few pictures of different shapes for streams that are compared, not timed."""
+    return [photo(seed, *size) for seed, size in enumerate(((120, 90), (64, 150), (200, 80), (56, 56)))]
+
+
+BENCHES: dict[str, Callable[[int], list[Row]]] = {
+    "images": bench_images,
+    "packing": bench_stream.bench_packing,
+    "exactness": lambda rounds: bench_stream.bench_exactness(small_photos()),
+    "resume": lambda rounds: bench_stream.bench_resume([photo(seed) for seed in range(4)], rounds),
+    "memory": lambda rounds: bench_stream.bench_memory([photo(seed) for seed in range(4)]),
+}
 
 
 def show(name: str, rows: list[Row]) -> None:

@@ -50,7 +50,7 @@ class ShardSet:
         self.path, self.shards = path, _find_shards(path)
         counts = np.array([shard.samples for shard in self.shards], np.int64)
         self.starts = np.concatenate([[0], np.cumsum(counts)])
-        self.bounds = _chunk_bounds(self.starts, sum(shard.bytes for shard in self.shards), lanes)
+        self.bounds = chunk_bounds(self.starts, sum(shard.bytes for shard in self.shards), lanes)
         content = json.dumps([[s.path.rsplit("/", 1)[-1], s.samples, s.sidecar_sha256] for s in self.shards])
         self.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
         self._remote = files.is_remote(path)
@@ -209,8 +209,8 @@ def _read_sidecar(shard: Shard) -> pa.Table:
     return pq.ParquetFile(io.BytesIO(data)).read(use_threads=False)  # this may be a forked worker
 
 
-def _chunk_bounds(starts: np.ndarray, size: int, lanes: int) -> np.ndarray:
-    # the first sample of each chunk, and the end; a chunk never crosses a shard
+def chunk_bounds(starts: np.ndarray, size: int, lanes: int) -> np.ndarray:
+    """The first sample of each chunk, and the end: about CHUNK_BYTES each, never across shards, enough for lanes."""
     samples = int(starts[-1])
     length = max(1, min(CHUNK_BYTES * samples // max(size, 1), samples // (CHUNKS_PER_LANE * lanes)))
     firsts = [np.arange(start, stop, length) for start, stop in zip(starts[:-1], starts[1:])]

@@ -12,6 +12,7 @@ from torch import Tensor
 from molmo_ds.batch import Batch, Sample
 from molmo_ds.config import DataConfig
 from molmo_ds.data.packing import SLACK, Budget, choose, collate, merge, row
+from tools.bench_stream import mixture, pack_all
 
 
 @settings(max_examples=200, deadline=None)
@@ -40,34 +41,13 @@ def test_older_samples_go_first() -> None:
     assert choose([[40, 0], [70, 0], [60, 0], [60, 0]], 100, 9) == [0, 2]
 
 
-def mixture(count: int) -> list[list[int]]:
-    """Sizes like those of facts/data.md: 40 % captions, 40 % questions, 20 % text; crops of 1024x768-like pictures."""
-    draw, out = np.random.RandomState(1), []
-    for kind in draw.choice(3, count, p=(0.4, 0.4, 0.2)):
-        crops = int(draw.randint(7, 14))
-        words = (draw.normal(270, 60), draw.exponential(40) + 8, draw.lognormal(5.8, 0.7))[kind]
-        words = int(np.clip(words, 5, 2500))
-        out.append([words + 96 * crops, crops] if kind < 2 else [words, 0])
-    return out
-
-
 def test_fill_and_wait_at_the_mixture_of_the_facts() -> None:
     sizes = mixture(6000)
-    mean_tokens, mean_crops = np.mean(sizes, axis=0)
-    length = 4096
-    slots = round(1.25 * length * mean_crops / mean_tokens)
-    pool, born, taken, packs, longest = [], 0, 0, 0, 0
-    while born < len(sizes):
-        while len(pool) < 48 and born < len(sizes):
-            pool.append((born, sizes[born]))
-            born += 1
-        chosen = set(choose([entry[1] for entry in pool], length, slots))
-        longest = max(longest, *(born - pool[i][0] for i in chosen))
-        taken += sum(pool[i][1][0] for i in chosen)
-        pool = [entry for i, entry in enumerate(pool) if i not in chosen]
-        packs += 1
-    assert taken / packs / length >= 0.99
-    assert longest <= 500
+    tokens, crops = np.mean(sizes, axis=0)
+    assert abs(tokens - 1082) < 40 and abs(crops - 8.2) < 0.2
+    row = pack_all(sizes, 4096, round(1.25 * 4096 * crops / tokens))
+    assert row["token fill"] >= 0.99
+    assert row["oldest wait"] <= 500
 
 
 def sample(length: int, crops: int, value: int) -> Sample:
