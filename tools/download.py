@@ -102,14 +102,14 @@ def one(source: Source, args: argparse.Namespace, store: Store | None, limits: L
         report["pictures"] = fetch(requests(source, rows), store, limits, args.retry_permanent)
         print(f"{source.name}: {describe(report['pictures'])}")
     groups = group(source, rows, args.split) if hasattr(rows, "__len__") else {}
-    outputs = {target: list(groups.values())}
+    outputs = {}
     if args.hold_out:
         if list(source.splits) != ["train"] or len(groups) <= args.hold_out:
             raise ValueError("--hold-out is for a data set with a training split only, and for a part of it.")
         # by name, so that a picture is held out whatever else the data set holds
         held = set(sorted(groups, key=lambda name: hashlib.sha256(repr(name).encode()).digest())[: args.hold_out])
-        outputs[target] = [numbers for name, numbers in groups.items() if name not in held]
-        outputs[args.out / f"{source.name}-validation"] = [groups[name] for name in groups if name in held]
+        outputs[args.out / f"{source.name}-validation"] = [groups.pop(name) for name in list(groups) if name in held]
+    outputs[target] = list(groups.values())
     for path, chosen in outputs.items():
         dropped: Counter = Counter()
         batches = tqdm(take(rows, chosen), total=len(chosen) or None, unit="record", desc=path.name)

@@ -264,7 +264,8 @@ async def attempt_once(session: aiohttp.ClientSession, request: Request, limits:
     try:
         if urlsplit(request.url).scheme not in ("http", "https"):
             return Outcome(cause="not a web address", permanent=True)
-        url = URL(request.url, encoded="%" in request.url)  # signed addresses must not be quoted again
+        plain = request.url.isascii() and " " not in request.url
+        url = URL(request.url, encoded=plain and "%" in request.url)  # a signed address must not be quoted again
         async with session.get(url, max_redirects=limits.max_redirects) as answer:
             if answer.status in (404, 410):
                 return Outcome(cause=f"HTTP {answer.status}", permanent=True, status=answer.status)

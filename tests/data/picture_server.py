@@ -64,6 +64,10 @@ class Server:
         await asyncio.sleep(0.05)
         return web.Response(body=picture(number))
 
+    async def on_signed(self, request, number, hit):
+        right = request.raw_path == "/signed/5?key=a%2Fb%2Bc%3D"
+        return web.Response(body=picture(number)) if right else web.Response(status=403)
+
     async def on_missing(self, request, number, hit):
         return web.Response(status=404, body=picture())  # some hosts send a picture with their 404
 
@@ -86,7 +90,7 @@ class Server:
         return web.Response(status=429, headers={"Retry-After": formatdate(time.time() + 86400, usegmt=True)})
 
     async def on_slow(self, request, number, hit):
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(3.0)
         return web.Response(body=picture())
 
     async def on_short(self, request, number, hit):

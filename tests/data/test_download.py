@@ -20,7 +20,7 @@ from PIL import Image
 from molmo_ds.data import download
 from molmo_ds.data.download import Limits, Outcome, Request, Store, describe, fetch, judge, refuses_ai
 
-QUICK = Limits(workers=8, per_host=4, attempts=3, timeout=0.6, backoff=0.01, max_wait=5, max_bytes=200_000)
+QUICK = Limits(workers=8, per_host=4, attempts=2, timeout=2.0, backoff=0.01, max_wait=5, max_bytes=200_000)
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def server() -> Iterator[Server]:
 
 
 def test_every_cause(server: Server, tmp_path: Path) -> None:
-    # case: (cause or None for success, permanent, requests the server sees with 3 attempts)
+    # case: (cause or None for success, permanent, requests the server sees with 2 attempts)
     expected = {
         "good": (None, None, 1),
         "redirect": (None, None, 1),
@@ -46,11 +46,11 @@ def test_every_cause(server: Server, tmp_path: Path) -> None:
         "large_hidden": ("too large", True, 1),
         "forbidden": ("HTTP 403", False, 1),
         "circle": ("too many redirects", False, QUICK.max_redirects),
-        "busy": ("HTTP 503", False, 3),
-        "slow": ("timeout", False, 3),
-        "short": ("short body", False, 3),
-        "short_no_length": ("damaged picture", False, 3),
-        "empty": ("short body", False, 3),
+        "busy": ("HTTP 503", False, 2),
+        "slow": ("timeout", False, 2),
+        "short": ("short body", False, 2),
+        "short_no_length": ("damaged picture", False, 2),
+        "empty": ("short body", False, 2),
     }
     requests = {case: Request(server.url(case)) for case in expected}
     store = Store(tmp_path / "store")
@@ -110,7 +110,7 @@ def test_retry_after(server: Server, tmp_path: Path) -> None:
     report = fetch([soon, *tomorrow], store, Limits(workers=8, per_host=1, attempts=3, backoff=0.01, max_wait=5))
     asked = [when for path, when in server.times if path == "/too_many"]
     assert len(asked) == 2
-    assert 1.0 <= asked[1] - asked[0] < 3.0
+    assert 1.0 <= asked[1] - asked[0] < 10.0
     assert store.read(soon) == picture(4)
     # a host that asks for a day is asked once; the rest waits for another run
     assert sum(server.hits[f"/come_tomorrow/{n}"] for n in range(6)) == 1
@@ -144,10 +144,11 @@ def test_hosts(server: Server, tmp_path: Path) -> None:
     polite = Limits(workers=50, per_host=2, attempts=2, backoff=0.01, host_failures=4)
     requests = [Request(server.url(f"lingering/{n}")) for n in range(12)]
     closed = [Request(f"http://127.0.0.1:1/{n}") for n in range(30)]  # nothing listens there
+    signed = [Request(server.url("signed/5?key=a%2Fb%2Bc%3D")), Request(server.url("good/6?name=two words"))]
     odd = [Request("ftp://example.org/a.jpg"), Request("http://[broken/a.jpg"), Request("")]
-    report = fetch([*requests, *closed, *odd], store, polite)
+    report = fetch([*requests, *closed, *signed, *odd], store, polite)
     assert server.peak == 2
-    assert report["reachable"] == 12
+    assert report["reachable"] == 14
     assert report["permanent"] == {"not a web address": 3}
     tries = store.log.execute("SELECT count(*) FROM attempts WHERE cause = 'no connection'").fetchone()[0]
     assert 4 <= tries <= 5  # then the host is left alone; two at a time may pass the limit by one
@@ -190,7 +191,7 @@ CHILD = """
 import sys
 from molmo_ds.data.download import Limits, Request, Store, fetch
 store = Store(sys.argv[1])
-fetch([Request(f"{sys.argv[2]}/{n}") for n in range(60)], store, Limits(workers=2, per_host=2))
+fetch([Request(f"{sys.argv[2]}/{n}") for n in range(200)], store, Limits(workers=2, per_host=2))
 """
 
 
@@ -206,18 +207,19 @@ def test_kill_and_resume(server: Server, tmp_path: Path) -> None:
         time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
     child.wait(10)
+    time.sleep(0.3)  # what the killed process had sent arrives
     first = server.hits.copy()
-    assert 25 <= len(first) < 60
+    assert 25 <= len(first) < 200
     (tmp_path / "partial" / "left-behind").write_bytes(b"half")
     store = Store(tmp_path)
-    requests = [Request(f"{url}/{n}") for n in range(60)]
+    requests = [Request(f"{url}/{n}") for n in range(200)]
     assert not list((tmp_path / "partial").iterdir())
-    kept = 60 - len(store.pending(requests))
+    kept = 200 - len(store.pending(requests))
     assert kept >= 20  # what had arrived is there; at most the two under way and the two behind them are lost
     report = fetch(requests, store, QUICK)
-    assert report["reachable"] == 60
-    assert sum(server.hits.values()) - sum(first.values()) == 60 - kept  # only what was missing is asked for
-    assert [store.read(r) for r in requests] == [picture(n) for n in range(60)]
+    assert report["reachable"] == 200
+    assert sum(server.hits.values()) - sum(first.values()) == 200 - kept  # only what was missing is asked for
+    assert [store.read(r) for r in requests] == [picture(n) for n in range(200)]
     store.close()
 
 

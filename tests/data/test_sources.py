@@ -153,24 +153,24 @@ def test_the_table_is_up_to_date() -> None:
 
 
 def test_the_command_killed_and_given_again(server: Server, tmp_path: Path) -> None:
-    rows = [{"image_url": server.url(f"lingering/{i}"), "caption": f"c{i}", "transcripts": []} for i in range(40)]
+    rows = [{"image_url": server.url(f"lingering/{i}"), "caption": f"c{i}", "transcripts": []} for i in range(120)]
     lines = "\n".join(json.dumps(row) for row in rows)
     (tmp_path / "rows.jsonl").write_text(lines)
     command = [sys.executable, "tools/download.py", "pixmo_cap", "--from", str(tmp_path / "rows.jsonl")]
     command += ["--out", str(tmp_path / "out"), "--workers", "2", "--samples-per-shard", "16"]
     environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "TQDM_DISABLE": "1", "PYTHONPATH": str(ROOT)}
     child = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while child.poll() is None and sum(server.hits[f"/lingering/{i}"] for i in range(40)) < 10:
+    while child.poll() is None and sum(server.hits[f"/lingering/{i}"] for i in range(120)) < 10:
         time.sleep(0.01)
     child.kill()
     child.wait(10)
     assert not (tmp_path / "out" / "pixmo_cap-train").exists()
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
-    assert "40 of 40 pictures (100.0 %)" in result.stdout
+    assert "120 of 120 pictures (100.0 %)" in result.stdout
     assert (
-        sum(server.hits[f"/lingering/{i}"] for i in range(40)) <= 40 + 4
+        sum(server.hits[f"/lingering/{i}"] for i in range(120)) <= 120 + 4
     )  # at most those under way are asked for twice
     records = read(tmp_path / "out" / "pixmo_cap-train")
-    assert [r["annotations"][0]["text"] for r in records] == [f"c{i}" for i in range(40)]
-    assert len(list((tmp_path / "out" / "pixmo_cap-train").glob("*.tar"))) == 3
+    assert [r["annotations"][0]["text"] for r in records] == [f"c{i}" for i in range(120)]
+    assert len(list((tmp_path / "out" / "pixmo_cap-train").glob("*.tar"))) == 8
