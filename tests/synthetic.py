@@ -38,6 +38,19 @@ def config(**changes) -> RunConfig:
     return replace(base, **changes)
 
 
+def adamw(**changes) -> RunConfig:
+    """The same under AdamW with clipping that acts and three learning rates."""
+    optim = replace(
+        config().optim,
+        name="adamw",
+        connector=ComponentConfig(1e-2, 2),
+        vision=ComponentConfig(3e-3, 3, weight_decay=0.1),
+        text=ComponentConfig(5e-3, 1),
+        max_grad_norm=0.5,
+    )
+    return config(optim=optim, **changes)
+
+
 def sequence(step: int, lane: int) -> Batch:
     """The packed sequence of one lane at one step: up to two documents, loss weights between 0 and 2."""
     random = torch.Generator().manual_seed(1000 * step + lane)
@@ -51,11 +64,14 @@ def sequence(step: int, lane: int) -> Batch:
     documents = torch.where(places < first, 1, torch.where(places < used, 2, 0)).int()
     branches = torch.where((documents > 0) & (places % 7 > 3), places // 7 % 2 + 1, 0).int()
     weights = torch.rand(LENGTH, generator=random) * 2 * (documents > 0) * (torch.rand(LENGTH, generator=random) < 0.6)
-    crops = 0 if lane % 4 < 2 else 1 + lane % 2  # lanes 0, 1, 4, 5 have no picture
+    crops = 0 if (lane + 4 * step) % 8 < 4 else 1 + lane % 2  # with two ranks one has no picture at all
+    if lane == 5:
+        weights = torch.zeros(LENGTH)  # a sequence of which nothing is learnt
     positions = torch.full((max(crops, 1), POOLED), -1)
     if crops:
         positions[0] = torch.arange(POOLED)
-    ids = integers(0, 96, LENGTH) * (documents > 0)
+    ids = integers(0, 104, LENGTH) * (documents > 0)
+    masks = integers(0, 3, max(crops, 1), PATCHES) / 2
     return Batch(
         ids[None],
         integers(0, 96, LENGTH)[None],
@@ -64,7 +80,7 @@ def sequence(step: int, lane: int) -> Batch:
         documents[None],
         branches[None],
         integers(0, 256, max(crops, 1), 28, 28, 3).to(torch.uint8),
-        torch.ones(max(crops, 1), PATCHES),
+        masks,
         positions,
     )
 

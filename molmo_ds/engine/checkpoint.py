@@ -158,10 +158,12 @@ def restore(found: Found, pieces: Iterable[Fragment], names: set[str], optimizer
         raise ValueError(f"{found.path} was written with optim.name={found.optimizer}, not {optimizer}.")
     if missing := sorted(names ^ set(found.shapes)):
         raise ValueError(f"{found.path} belongs to another model: '{missing[0]}' is on one side only.")
+    expected = {"weight"} | state_keys(found)[0]
     for piece in pieces:
         if tuple(piece.shape) != found.shapes[piece.name]:
             shape = found.shapes[piece.name]
             raise ValueError(f"{found.path}: {piece.name} has shape {shape}, and the model has {piece.shape}.")
+        assert not piece.trains or expected == set(piece.tensors), f"no place for the state of {piece.name}"
         for key, target in piece.tensors.items():
             done, end = piece.start, piece.start + piece.size
             for stored in sorted(found.pieces[piece.name], key=lambda s: s.start):

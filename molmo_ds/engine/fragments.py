@@ -21,7 +21,8 @@ class Fragment:
 
     `tensors` are 1-D views of equal length into live memory: "weight" (fp32 master, or the frozen weight) and the
     optimizer's state tensors by their torch names, once there are any. `scalars` are its other state, such as Adam's
-    step. `whole` is set where every rank holds the same piece, so that one of them is enough to save it.
+    step. `whole` is set where every rank holds the same piece, so that one of them is enough to save it; `trains` where
+    the optimizer owns it.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Fragment:
     tensors: dict[str, Tensor]
     scalars: dict[str, float]
     whole: bool
+    trains: bool
 
     @property
     def size(self) -> int:
@@ -58,12 +60,14 @@ def _fragment(name: str, parameter: nn.Parameter, engine: Any) -> Iterator[Fragm
         if not length:
             return
         if not parameter.requires_grad:
-            yield Fragment(name, shape, start, {"weight": parameter.ds_tensor.data.narrow(0, 0, length)}, {}, False)
+            yield Fragment(
+                name, shape, start, {"weight": parameter.ds_tensor.data.narrow(0, 0, length)}, {}, False, False
+            )
             return
         group, offset, _ = engine.optimizer.grad_position[engine.optimizer.get_param_id(parameter)]
         flat = engine.optimizer.fp32_partitioned_groups_flat[group]
         tensors, scalars = _state(optimizer, flat, offset, length)
-        yield Fragment(name, shape, start, tensors, scalars, False)
+        yield Fragment(name, shape, start, tensors, scalars, False, True)
         return
     shape = tuple(parameter.shape)
     if hasattr(parameter, "_hp_mapping"):  # ZeRO-1 and 2: one flat vector per group, cut into equal partitions
@@ -73,11 +77,11 @@ def _fragment(name: str, parameter: nn.Parameter, engine: Any) -> Iterator[Fragm
         flat = _flat_partitions(engine.optimizer)[mapping.param_group_index]
         address = mapping.hp_fragment_address
         tensors, scalars = _state(optimizer, flat, address.start, address.numel)
-        yield Fragment(name, shape, mapping.lp_fragment_address.start, tensors, scalars, False)
+        yield Fragment(name, shape, mapping.lp_fragment_address.start, tensors, scalars, False, True)
         return
     flat = _master(engine, parameter)  # ZeRO-0 or frozen
     tensors, scalars = _state(optimizer, flat, 0, parameter.numel())
-    yield Fragment(name, shape, 0, tensors, scalars, True)
+    yield Fragment(name, shape, 0, tensors, scalars, True, parameter.requires_grad)
 
 
 def _state(optimizer: torch.optim.Optimizer, flat: Tensor, start: int, length: int) -> tuple[dict, dict]:
@@ -90,9 +94,9 @@ def _state(optimizer: torch.optim.Optimizer, flat: Tensor, start: int, length: i
     return tensors, scalars
 
 
-def _flat_partitions(zero: Any) -> list[Tensor]:
+def _flat_partitions(zero: Any) -> list[Tensor] | None:
     bf16 = getattr(zero, "fp32_groups_flat_partition", None)
-    return zero.single_partition_of_fp32_groups if bf16 is None else bf16
+    return getattr(zero, "single_partition_of_fp32_groups", None) if bf16 is None else bf16
 
 
 def _master(engine: Any, parameter: nn.Parameter) -> Tensor:
@@ -107,15 +111,17 @@ def _master(engine: Any, parameter: nn.Parameter) -> Tensor:
 
 def create_state(engine: Any, keys: set[str], scalars: set[str]) -> None:
     """Make the optimizer's state tensors (zeros), which else appear in the first step, for a checkpoint to fill."""
-    optimizer = engine.basic_optimizer
-    for group in optimizer.param_groups:
-        for flat in group["params"]:
-            state = optimizer.state[flat]
-            for key in keys:
-                state.setdefault(key, torch.zeros_like(flat.data))
-            for key in scalars:
-                fused = group.get("fused") or group.get("capturable")
-                state.setdefault(key, torch.zeros((), dtype=torch.float32, device=flat.device if fused else "cpu"))
+    zero, state = engine.optimizer, engine.basic_optimizer.state
+    group = engine.basic_optimizer.param_groups[0]
+    on_device = group.get("fused") or group.get("capturable")
+    flats = getattr(zero, "fp32_partitioned_groups_flat", None) or _flat_partitions(zero)
+    if flats is None:
+        flats = [flat for group in engine.basic_optimizer.param_groups for flat in group["params"]]
+    for flat in flats:
+        for key in keys:
+            state[flat].setdefault(key, torch.zeros_like(flat.data))
+        for key in scalars:
+            state[flat].setdefault(key, torch.zeros((), device=flat.device if on_device else "cpu"))
 
 
 def set_scalars(engine: Any, values: dict[str, float]) -> None:

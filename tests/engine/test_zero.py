@@ -1,0 +1,136 @@
+"""ZeRO 0 to 3 train as one plain process does: losses, norms and weights, with unequal work on the ranks."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import synthetic
+import torch
+from ranks import run_ranks
+from torch import Tensor
+
+from molmo_ds.config import RunConfig
+from molmo_ds.engine import build_engine, optim
+from molmo_ds.engine.launch import World
+from molmo_ds.model.molmo import Molmo, component
+
+STEPS = 3
+CASES = [(f"zero{stage}", micro) for stage in range(4) for micro in (4, 1)]  # accumulation 1 and 4 on two ranks
+Run = tuple[list[dict[str, float]], dict[str, Tensor]]
+
+
+def plain(config: RunConfig) -> Run:
+    """The oracle: torch alone, no DeepSpeed and no engine; the loss is (sum w ce + sum w z) / sum w of all lanes."""
+    model = Molmo(config.model, config.optim.z_loss)
+    model.reset_parameters(config.seed)
+    model.embed.embedding.requires_grad_(False)
+    parts = {part: [] for part in optim.COMPONENTS}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parts[component(name)].append(parameter)
+    stepper = torch.optim.SGD([{"params": parameters, "lr": 0.0} for parameters in parts.values()])
+    log = []
+    for step in range(1, STEPS + 1):
+        lanes = [synthetic.sequence(step, lane) for lane in range(config.global_batch)]
+        total = sum(float(batch.loss_weights.double().sum()) for batch in lanes)
+        ce = z = accuracy = 0.0
+        for batch in lanes:
+            sums = model(batch)
+            ((sums[0] + sums[1]) / total).backward()
+            ce, z, accuracy = (a + float(b.detach()) / total for a, b in zip((ce, z, accuracy), sums))
+        values = {"loss": ce + z, "accuracy": accuracy}
+        for group, (part, parameters) in zip(stepper.param_groups, parts.items()):
+            group["lr"] = optim.learning_rate(config.optim, part, step, config.max_steps)
+            grads = [p.grad for p in parameters if p.grad is not None]
+            values[f"grad_norm/{part}"] = math.sqrt(sum(float((g.double() ** 2).sum()) for g in grads))
+            if config.optim.max_grad_norm:
+                torch.nn.utils.clip_grad_norm_(parameters, config.optim.max_grad_norm)
+        stepper.step()
+        stepper.zero_grad()
+        log.append(values)
+    return log, {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def through_engine(world: World, cases: list[tuple[str, int]], limit: float) -> dict[tuple[str, int], Run]:
+    """The same through the engine for each (strategy, micro-batch)."""
+    out = {}
+    for strategy, micro in cases:
+        config = sgd(limit, strategy=f"ds_configs/{strategy}.json", micro_batch=micro)
+        engine = build_engine(config, world)
+        log = []
+        for step in range(1, STEPS + 1):
+            log.append(engine.train_step(synthetic.micro_batches(config, step, world.rank, world.size)))
+        weights = dict(engine.full_state())
+        nothing = [
+            b.replace(loss_weights=b.loss_weights * 0)
+            for b in synthetic.micro_batches(config, 9, world.rank, world.size)
+        ]
+        assert engine.train_step(nothing)["loss"] == 0
+        for name, weight in engine.full_state():
+            assert torch.equal(weight, weights[name]), f"{name} moved in a step in which nothing is learnt"
+        held_out = engine.eval_loss(synthetic.micro_batches(config, 10, world.rank, world.size))["loss"]
+        out[strategy, micro] = [*log, {"loss": held_out}], weights
+    return out
+
+
+def sgd(limit: float, **changes) -> RunConfig:
+    """SGD, whose updates show an error of gradient scale that Adam would hide."""
+    base = synthetic.config(**changes)
+    return replace(base, optim=replace(base.optim, max_grad_norm=limit))
+
+
+LIMIT = 2.0  # some components are clipped at some steps and some are not
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Run:
+    return plain(sgd(LIMIT))
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict[tuple[int, str, int], Run]:
+    two = run_ranks(through_engine, 2, CASES, LIMIT, timeout=240)
+    one = run_ranks(through_engine, 1, [("zero3", 8), ("zero0", 2)], LIMIT)
+    for key, (log, _) in two[0].items():
+        assert log == two[1][key][0], "ranks log different numbers"
+    return {(size, *key): run for size, out in ((2, two[0]), (1, one[0])) for key, run in out.items()}
+
+
+KEYS = [(2, *case) for case in CASES] + [(1, "zero3", 8), (1, "zero0", 2)]
+
+
+def test_clipping_acts_on_some_components_only(oracle: Run) -> None:
+    norms = [values[f"grad_norm/{part}"] for values in oracle[0] for part in optim.COMPONENTS]
+    assert min(norms) < LIMIT < max(norms)
+
+
+@pytest.mark.parametrize("key", KEYS, ids=str)
+def test_losses_and_norms_equal_one_plain_process(runs: dict, oracle: Run, key: tuple) -> None:
+    for step, (ours, plain_values) in enumerate(zip(runs[key][0], oracle[0])):
+        for name, value in plain_values.items():
+            assert ours[name] == pytest.approx(value, rel=1e-5, abs=1e-6), (step, name)
+
+
+@pytest.mark.parametrize("key", KEYS, ids=str)
+def test_weights_equal_one_plain_process(runs: dict, oracle: Run, key: tuple) -> None:
+    weights = runs[key][1]
+    assert weights.keys() == oracle[1].keys()
+    for part in optim.COMPONENTS:
+        names = [name for name in weights if component(name) == part]
+        ours, plain_weights = (torch.cat([w[n].flatten().double() for n in names]) for w in (weights, oracle[1]))
+        assert (ours - plain_weights).norm() <= 1e-5 * plain_weights.norm()
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, oracle[1][name], atol=2e-6, rtol=1e-5, msg=name)
+
+
+def test_frozen_weights_stay_and_others_do_not(runs: dict) -> None:
+    start = Molmo(synthetic.MODEL)
+    start.reset_parameters(RunConfig.seed)
+    weights = runs[2, "zero3", 1][1]
+    still = {name for name, weight in start.named_parameters() if torch.equal(weight, weights[name])}
+    assert still == {"embed.embedding"} | {n for n in weights if n.startswith("vision.layers.2.")}
+
+
+def test_held_out_loss_is_the_same_everywhere(runs: dict) -> None:
+    losses = [run[0][-1]["loss"] for run in runs.values()]
+    assert max(losses) - min(losses) <= 1e-5 and losses[0] > 0.1
