@@ -139,6 +139,15 @@ def test_hash(server: Server, tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_stopped_write_leaves_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    monkeypatch.setattr(os, "replace", lambda source, target: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):  # where a kill would hit hardest: written, not yet renamed
+        store.put(picture(1))
+    assert not [p for p in (tmp_path / "objects").rglob("*") if p.is_file()]
+    store.close()
+
+
 def test_hosts(server: Server, tmp_path: Path) -> None:
     store = Store(tmp_path)
     polite = Limits(workers=50, per_host=2, attempts=2, backoff=0.01, host_failures=4)
