@@ -51,6 +51,10 @@ def build_engine(config: RunConfig, world: World | None = None) -> Engine:
     world = world or launch.start(config.timeout_seconds)
     ds_config.refuse(strategy, config, world.size)
     kind: Any = None
-    if strategy.engine == "zero":
+    if strategy.engine == "pipeline":
+        from molmo_ds.engine.pipeline import PipelineEngine as kind
+    elif strategy.engine == "sequence":
+        from molmo_ds.engine.sequence import SequenceEngine as kind
+    else:
         from molmo_ds.engine.zero import ZeroEngine as kind
     return kind(config, world, strategy)

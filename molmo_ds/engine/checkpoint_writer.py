@@ -28,8 +28,9 @@ log = logging.getLogger(__name__)
 class Writer:
     """One save at a time; `poll` after each step completes it, `finish` waits for it. All ranks call alike."""
 
-    def __init__(self, config: RunConfig, world: World) -> None:
+    def __init__(self, config: RunConfig, world: World, keeper: bool) -> None:
         self.config, self.world = config, world
+        self.keeper = keeper  # writes the pieces that several ranks hold alike
         self.thread: threading.Thread | None = None
         self.error: str | None = None
         self.target = Path()
@@ -49,7 +50,7 @@ class Writer:
         tensors, listed, scalars = {}, [], {}
         for piece in pieces:
             scalars |= piece.scalars
-            if piece.whole and self.world.rank != 0:
+            if piece.whole and not self.keeper:
                 continue
             entry = {"name": piece.name, "shape": piece.shape, "start": piece.start, "size": piece.size}
             listed.append({**entry, "keys": list(piece.tensors)})

@@ -9,7 +9,7 @@ from typing import Any
 
 from molmo_ds.config import RunConfig
 
-ENGINES = ("zero",)
+ENGINES = ("zero", "sequence", "pipeline")
 TOP_LEVEL = {
     "molmo_ds", "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "optimizer",
     "scheduler", "fp16", "bf16", "torch_autocast", "data_types", "zero_optimization", "gradient_clipping",
@@ -100,7 +100,8 @@ def resolve(strategy: Strategy, config: RunConfig, world_size: int, on_gpu: bool
     replicas = data_parallel_size(strategy, world_size)
     ds["train_micro_batch_size_per_gpu"] = config.micro_batch
     ds["gradient_accumulation_steps"] = accumulation(config, replicas)
-    ds["train_batch_size"] = config.global_batch
+    shared = sequence_size(strategy)  # DeepSpeed counts the ranks of a sequence group as replicas
+    ds["train_batch_size"] = config.global_batch * shared
     ds["gradient_clipping"] = 0.0
     for block in ("optimizer", "scheduler", "tensorboard", "wandb", "csv_monitor", "fp16"):
         ds.pop(block, None)
@@ -139,10 +140,15 @@ def uses_bf16(config: RunConfig, on_gpu: bool) -> bool:
     return config.precision == "bf16" or (config.precision == "auto" and on_gpu)
 
 
+def sequence_size(strategy: Strategy) -> int:
+    """Ranks that share a sequence without DeepSpeed's knowledge."""
+    return strategy.ours.get("sequence_parallel_size", 1)
+
+
 def data_parallel_size(strategy: Strategy, world_size: int) -> int:
     """Ranks that read different samples: all, divided by stages, tensor- and sequence-parallel sizes."""
     ours = strategy.ours
-    shared = ours.get("stages", 1) * ours.get("sequence_parallel_size", 1)
+    shared = ours.get("stages", 1) * sequence_size(strategy)
     shared *= strategy.ds.get("tensor_parallel", {}).get("autotp_size", 1)
     if world_size % shared:
         raise ValueError(f"{strategy.path} needs a multiple of {shared} ranks, and there are {world_size}.")
@@ -168,6 +174,7 @@ def refuse(strategy: Strategy, config: RunConfig, world_size: int) -> None:
         raise ValueError(f"{path}: there is no engine '{strategy.engine}'; molmo_ds.engine is {', '.join(ENGINES)}.")
     if stage not in (0, 1, 2, 3):
         raise ValueError(f"{path}: zero_optimization.stage is {stage!r}; it must be 0, 1, 2 or 3.")
+    _refuse_pairs(strategy, config, world_size)
     if ds.get("fp16", {}).get("enabled") is True:
         raise ValueError(f"{path} turns fp16 on, which needs a loss scale that this trainer does not keep; use bf16.")
     for key, device in (("offload_param", 3), ("zero_hpz_partition_size", 3), ("offload_optimizer", 1)):
@@ -197,12 +204,31 @@ def refuse(strategy: Strategy, config: RunConfig, world_size: int) -> None:
             )
 
 
-def check_with_deepspeed(strategy: Strategy, ds: dict[str, Any]) -> None:
+def _refuse_pairs(strategy: Strategy, config: RunConfig, world_size: int) -> None:
+    path, ours, text = strategy.path, strategy.ours, config.model.text
+    size = ours.get("sequence_parallel_size", 1)
+    if strategy.engine == "sequence":
+        heads, kv = text.num_attention_heads, text.num_key_value_heads
+        if size < 2 or heads % size or (kv % size and size % kv):
+            raise ValueError(
+                f"{path}: sequence_parallel_size={size} must be 2 or more and divide {heads} attention heads and "
+                f"{kv} key-value heads (or be a multiple of the latter)."
+            )
+    elif size > 1:
+        raise ValueError(f'{path}: sequence_parallel_size needs "engine": "sequence" in its molmo_ds block.')
+    if strategy.engine == "pipeline" and (strategy.stage != 1 or ours.get("stages", 1) < 2):
+        raise ValueError(
+            f"{path}: DeepSpeed's pipeline keeps whole gradients on each stage and clips wrongly without ZeRO, so it "
+            f"runs with ZeRO stage 1 (not {strategy.stage}) and 2 or more stages; see ds_configs/pipe_zero1.json."
+        )
+
+
+def check_with_deepspeed(strategy: Strategy, ds: dict[str, Any], grid: Any = None) -> None:
     """Let DeepSpeed read the file before anything is built; ValueError with its first words if it will not."""
     from deepspeed.runtime.config import DeepSpeedConfig
 
     try:
-        DeepSpeedConfig(copy.deepcopy(ds))
+        DeepSpeedConfig(copy.deepcopy(ds), mpu=grid)
     except Exception as error:  # DeepSpeed raises AssertionError, ValueError, pydantic's errors and others
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = "; ".join(lines[1:3] if "validation error" in lines[0] and len(lines) > 2 else lines[:1])

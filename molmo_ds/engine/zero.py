@@ -14,7 +14,7 @@ from molmo_ds.config import RunConfig
 from molmo_ds.engine import checkpoint, ds_config, fragments, optim
 from molmo_ds.engine.checkpoint_writer import Writer
 from molmo_ds.engine.launch import World
-from molmo_ds.engine.weights import scale
+from molmo_ds.engine.weights import Totals, scale
 from molmo_ds.model.molmo import Molmo
 
 
@@ -24,9 +24,13 @@ class ZeroEngine:
     def __init__(self, config: RunConfig, world: World, strategy: ds_config.Strategy) -> None:
         self.config, self.world, self.strategy, self.step = config, world, strategy, 0
         self.data_rank, self.data_size, self.data_group = world.rank, world.size, None
+        self.replicas, self.loss_group = world.size, None  # ranks over which gradients and losses are averaged
+        self.grid = None  # DeepSpeed's map of the ranks, where it has one
+        self.keeper = world.rank == 0  # saves what several ranks hold alike
+        self.arrange()
         on_gpu = world.device.type == "cuda"
         self.ds = ds_config.resolve(strategy, config, world.size, on_gpu)
-        ds_config.check_with_deepspeed(strategy, self.ds)
+        ds_config.check_with_deepspeed(strategy, self.ds, self.grid)
         self.model = self.build_model()
         frozen = optim.frozen_names(self.model, config.optim)
         for name, parameter in self.model.named_parameters():
@@ -35,9 +39,9 @@ class ZeroEngine:
         if not self.groups:
             raise ValueError("Every component is frozen; set optim.connector.freeze=false or another to train.")
         optimizer = optim.build_optimizer([dict(group) for group in self.groups], config.optim)
-        self.engine = prepare(self.model, optimizer, self.ds, world)
+        self.engine = self.prepare(optimizer)
         self.set_weights(checkpoint.first_weights(config))
-        self.writer = Writer(config, world)
+        self.writer = Writer(config, world, self.keeper)
 
     def build_model(self) -> nn.Module:
         """The network on this rank's device; under ZeRO-3 each parameter is split as soon as it exists."""
@@ -52,45 +56,51 @@ class ZeroEngine:
         with self.world.device:
             return build()
 
+    def prepare(self, optimizer: torch.optim.Optimizer) -> Any:
+        """The DeepSpeed engine around `self.model`."""
+        return prepare(self.model, optimizer, self.ds, self.world)
+
+    def arrange(self) -> None:
+        """Set the groups of ranks; every rank is a replica of its own here."""
+
+    def local(self, batch: Batch) -> Batch:
+        """This rank's part of a batch that its group shares: all of it here."""
+        return batch.to(self.world.device)
+
     def train_step(self, micro_batches: list[Batch]) -> dict[str, float]:
         """One update; see the protocol. Every rank runs every module in every micro-step."""
         self.step += 1
         torch.manual_seed(dropout_seed(self.config.seed, self.step, self.data_rank))
         self.engine.train()
-        scaled, totals = scale(micro_batches, self.data_size, self.data_group, self.world.device)
+        scaled, totals = scale(micro_batches, self.replicas, self.data_group, self.world.device)
         sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)
         for i, batch in enumerate(scaled):
             self.engine.set_gradient_accumulation_boundary(i == len(scaled) - 1)
-            losses = self.engine(batch.to(self.world.device))
+            losses = self.engine(self.local(batch))
             self.engine.backward(losses[0] + losses[1], scale_wrt_gas=False)
             sums += torch.stack([loss.detach().double() for loss in losses])
         norms = self.clip_gradients()
         self.set_learning_rates()
         self.engine.step()
         self.writer.poll()
-        dist.all_reduce(sums, group=self.data_group)
-        ce, z, accuracy = (sums / self.data_size).tolist()
-        rates = {part: optim.learning_rate(*self.schedule(part)) for part in optim.COMPONENTS}
-        return {
-            "loss": ce + z,
-            "ce_loss": ce,
-            "z_loss": z,
-            "accuracy": accuracy,
-            **{f"lr/{part}": rate for part, rate in rates.items()},
-            **{f"grad_norm/{part}": float(norm) for part, norm in norms.items()},
-            **vars(totals),
-        }
+        means = self.means(sums, totals)
+        rates = {f"lr/{part}": optim.learning_rate(*self.schedule(part)) for part in optim.COMPONENTS}
+        return means | rates | {f"grad_norm/{part}": float(norm) for part, norm in norms.items()}
 
     @torch.no_grad()
     def eval_loss(self, micro_batches: list[Batch]) -> dict[str, float]:
         """The global means of loss, z-loss and accuracy; see the protocol."""
         self.engine.eval()
-        scaled, totals = scale(micro_batches, self.data_size, self.data_group, self.world.device)
+        scaled, totals = scale(micro_batches, self.replicas, self.data_group, self.world.device)
         sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)
         for batch in scaled:
-            sums += torch.stack([loss.double() for loss in self.engine(batch.to(self.world.device))])
-        dist.all_reduce(sums, group=self.data_group)
-        ce, z, accuracy = (sums / self.data_size).tolist()
+            sums += torch.stack([loss.double() for loss in self.engine(self.local(batch))])
+        return self.means(sums, totals)
+
+    def means(self, sums: Tensor, totals: Totals) -> dict[str, float]:
+        """This rank's sums of (ce, z-loss, accuracy), float64 [3] -> the global means, and what the step counted."""
+        dist.all_reduce(sums, group=self.loss_group)
+        ce, z, accuracy = (sums / self.replicas).tolist()
         return {"loss": ce + z, "ce_loss": ce, "z_loss": z, "accuracy": accuracy, **vars(totals)}
 
     def schedule(self, part: str) -> tuple:
@@ -130,8 +140,7 @@ class ZeroEngine:
         if found is None:
             return None
         fragments.create_state(self.engine, *checkpoint.state_keys(found))
-        names = {name for name, _ in self.model.named_parameters()}
-        checkpoint.restore(found, self.fragments(), names, self.config.optim.name)
+        checkpoint.restore(found, self.fragments(), set(self.shapes()), self.config.optim.name)
         fragments.set_scalars(self.engine, found.scalars)
         fragments.publish(self.engine)
         self.step = found.step
@@ -141,14 +150,17 @@ class ZeroEngine:
         """Wait for the last checkpoint; see the protocol."""
         self.writer.finish()
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every parameter of the model, on whichever rank, with its whole shape."""
+        return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self.model.named_parameters()}
+
     def full_state(self) -> Iterator[tuple[str, Tensor]]:
         """Every parameter, whole, on the CPU; see the protocol."""
         pieces = {piece.name: piece for piece in self.fragments()}
-        for name, parameter in self.model.named_parameters():
-            shape = getattr(parameter, "ds_shape", parameter.shape)
+        for name, shape in self.shapes().items():
             piece = pieces.get(name)
             buffer = torch.zeros(shape, dtype=torch.float32, device=self.world.device).view(-1)
-            if piece is not None and (not piece.whole or self.world.rank == 0):
+            if piece is not None and (not piece.whole or self.keeper):
                 buffer[piece.start : piece.start + piece.size] = piece.tensors["weight"]
             dist.all_reduce(buffer)
             yield name, buffer.view(shape).cpu()

@@ -1,0 +1,159 @@
+"""Sequence parallelism over any ZeRO stage: a group of ranks shares each sequence (Ulysses) and its crops.
+
+Shapes: S ranks of a group, B sequences, T tokens, H heads, G key-value heads, d head width, N crops, Q pooled patches.
+Outside attention a rank holds T / S tokens; inside it holds all tokens of H / S heads, so the tree mask stays whole.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from molmo_ds.batch import Batch
+from molmo_ds.engine.zero import ZeroEngine
+from molmo_ds.model.decoder import Core, DecoderLayer, once
+from molmo_ds.ops.tree_attention import AttentionPlan, attention_plan, tree_attention
+
+Group = dist.ProcessGroup
+
+
+class SequenceEngine(ZeroEngine):
+    """ZeRO over all ranks; `sequence_parallel_size` neighbours read the same samples."""
+
+    def arrange(self) -> None:
+        """Make the groups: neighbours share a sequence, ranks at equal places in their groups share the data."""
+        size = self.strategy.ours["sequence_parallel_size"]
+        self.data_rank, self.place = divmod(self.world.rank, size)
+        self.data_size = self.world.size // size
+        neighbours = [dist.new_group(list(range(i * size, (i + 1) * size))) for i in range(self.data_size)]
+        across = [dist.new_group(list(range(i, self.world.size, size))) for i in range(size)]
+        self.sequence_group, self.data_group = neighbours[self.data_rank], across[self.place]
+
+    def build_model(self) -> nn.Module:
+        """The network with the gathering of features in front of the embedding and Ulysses in every decoder layer."""
+        model = super().build_model()
+        gather = GatherFeatures(self.sequence_group)
+        model.add_module("gather_features", gather)
+        model.rows.insert(model.rows.index("embed"), "gather_features")
+        for layer in model.modules():
+            if isinstance(layer, DecoderLayer):
+                layer.self_attn.core = Ulysses(self.sequence_group)
+        return model
+
+    def local(self, batch: Batch) -> Batch:
+        """This rank's tokens and crops of a batch that all ranks of the group hold; see `part`."""
+        return part(batch.to(self.world.device), self.place, dist.get_world_size(self.sequence_group))
+
+
+def part(batch: Batch, place: int, size: int) -> Batch:
+    """Tokens [place * t, (place + 1) * t) with t = T / size, padded up, and every size-th crop.
+
+    `image_positions` still point into the whole sequences; `GatherFeatures` makes them local. A rank without a crop of
+    its own gets a blank one, so that every rank runs the vision tower.
+    """
+    length = batch.input_ids.shape[1]
+    share = -(-length // size)
+
+    def tokens(x: Tensor) -> Tensor:
+        return F.pad(x, (0, share * size - length))[:, place * share : (place + 1) * share].contiguous()
+
+    def crops(x: Tensor, blank: int) -> Tensor:
+        short = -len(x) % size  # every rank holds equally many, since gathering needs equal shapes
+        fill = x.new_full((short, *x.shape[1:]), blank)
+        return torch.cat([x, fill])[place::size]
+
+    positions = batch.image_positions
+    rows, columns = positions.clamp(min=0) // length, positions.clamp(min=0) % length
+    padded = torch.where(positions >= 0, rows * share * size + columns, -1)
+    texts = (tokens(x) for x in batch.tensors()[:6])
+    return Batch(*texts, crops(batch.images, 0), crops(batch.image_masks, 1), crops(padded, -1))
+
+
+class GatherFeatures(nn.Module):
+    """All features of the group's crops on every rank; the gradient is summed back to the rank that made a feature."""
+
+    def __init__(self, group: Group) -> None:
+        super().__init__()
+        self.group = group
+
+    def forward(self, x: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The connector's tuple of this rank's crops -> of all crops, with positions among this rank's tokens."""
+        *text, positions, features = x
+        size, place = dist.get_world_size(self.group), dist.get_rank(self.group)
+        parts = [torch.empty_like(positions) for _ in range(size)]
+        dist.all_gather(parts, positions.contiguous(), group=self.group)
+        whole, share = torch.cat(parts), text[0].shape[1]
+        rows, columns = whole.clamp(min=0) // (share * size), whole.clamp(min=0) % (share * size)
+        here = (whole >= 0) & (columns // share == place)
+        local = torch.where(here, rows * share + columns % share, -1)
+        return *text, local, AllGather.apply(features, self.group)
+
+
+class Ulysses(Core):
+    """Exchanges tokens for heads around the attention between projections."""
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+
+    def plan(self, document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype) -> AttentionPlan:
+        """The plan of the whole sequences, from this rank's ids int [B, T / S]; once a forward."""
+
+        def build() -> AttentionPlan:
+            return attention_plan(*(self.whole(ids) for ids in (document_ids, branch_ids)), dtype)
+
+        return once(document_ids, ("plan", dtype), build)
+
+    def whole(self, ids: Tensor) -> Tensor:
+        """[B, T / S] -> [B, T]."""
+        parts = [torch.empty_like(ids) for _ in range(dist.get_world_size(self.group))]
+        dist.all_gather(parts, ids.contiguous(), group=self.group)
+        return torch.cat(parts, 1)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, plan: Any, dropout_p: float) -> Tensor:
+        """q [B, H, T / S, d], k and v [B, G, T / S, d] -> [B, H, T / S, d]."""
+        size = dist.get_world_size(self.group)
+        if k.shape[1] % size:  # fewer key-value heads than ranks: copies, until every rank has one
+            copies = size // k.shape[1]
+            k, v = (x.repeat_interleave(copies, 1) for x in (k, v))
+        q, k, v = (AllToAll.apply(x.contiguous(), 1, 2, self.group) for x in (q, k, v))
+        return AllToAll.apply(tree_attention(q, k, v, plan, dropout_p).contiguous(), 2, 1, self.group)
+
+
+class AllToAll(torch.autograd.Function):
+    """Cut along one dimension, exchange, join along another; its own inverse with the dimensions swapped."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cut: int, join: int, group: Group) -> Tensor:
+        """[.., S * a, .., b, ..] -> [.., a, .., S * b, ..] for a, b at `cut`, `join`."""
+        ctx.arguments = join, cut, group
+        given = torch.stack(x.chunk(dist.get_world_size(group), cut))
+        taken = torch.empty_like(given)
+        dist.all_to_all_single(taken, given, group=group)
+        return torch.cat(taken.unbind(), join)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple:
+        """The exchange the other way."""
+        return AllToAll.apply(gradient.contiguous(), *ctx.arguments), None, None, None
+
+
+class AllGather(torch.autograd.Function):
+    """[M, D] of each rank -> [S * M, D]; the gradient of a row is the sum over the ranks that used it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        """Every rank's rows, in the order of the ranks."""
+        ctx.group, ctx.rows = group, len(x)
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, x.contiguous(), group=group)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """Reduce-scatter, written as an all-reduce because gloo has nothing better."""
+        gradient = gradient.contiguous().clone()
+        dist.all_reduce(gradient, group=ctx.group)
+        place = dist.get_rank(ctx.group)
+        return gradient[place * ctx.rows : (place + 1) * ctx.rows], None
