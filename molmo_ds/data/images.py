@@ -61,18 +61,23 @@ class ImageProcessor:
         self._mean, self._std = (torch.tensor(values) for values in PIXEL_STATISTICS[self.config.resize])
 
     def layout(self, width: int, height: int, frame: bool = False) -> Layout:
-        """Crops and tokens of a picture that is not decoded yet; `frame` for one frame of a video."""
-        return (self.frame_geometry if frame else self.geometry).layout(height, width)
+        """Crops and tokens of a picture that is not decoded yet; `frame` for one frame of a video.
+
+        Raises BadSample for a picture of which resizing would leave nothing, as 1 x 1000 pixels with `clip`.
+        """
+        layout = (self.frame_geometry if frame else self.geometry).layout(height, width)
+        for tiling in {(1, 1), layout.tiling or (1, 1)} if self.config.resize == "clip" else ():
+            size = self.geometry.canvas(tiling)
+            if 0 in fit(height, width, *size):
+                raise BadSample(f"{width} x {height} pixels are too narrow to be resized to {size[1]} x {size[0]}.")
+        return layout
 
     def count_tokens(self, width: int, height: int) -> int:
         """Image tokens of a picture of this size in pixels."""
         return len(self.layout(width, height).tokens)
 
     def __call__(self, picture: np.ndarray | Image.Image, frame: bool = False) -> Crops:
-        """uint8 [height, width, 3] (or a PIL picture) -> Crops; a frame of a video becomes one resized crop.
-
-        Raises BadSample for a picture of which resizing would leave nothing, as 1 x 1000 pixels with `clip`.
-        """
+        """uint8 [height, width, 3] (or a PIL picture) -> Crops; a frame of a video becomes one resized crop."""
         if isinstance(picture, Image.Image):
             picture = np.asarray(picture.convert("RGB"))
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
@@ -95,7 +100,7 @@ class ImageProcessor:
     def _fill(self, pixels: Tensor, crops: Tensor, masks: Tensor, tiling: tuple[int, int]) -> None:
         """Resize once for `tiling` and cut the overlapping crops out, row by row."""
         geometry, size = self.geometry, self.geometry.image_size
-        height, width = (n * geometry.window + geometry.margin for n in tiling)
+        height, width = geometry.canvas(tiling)
         canvas, box = self._resize(pixels, height, width)
         tiles = canvas.unfold(0, size, geometry.window).unfold(1, size, geometry.window)  # [R, C, 3, S, S]
         crops.view(*tiling, size, size, 3).copy_(tiles.permute(0, 1, 3, 4, 2))
@@ -114,11 +119,6 @@ class ImageProcessor:
         if self.config.resize != "clip":
             return self.interpolate(pixels, height, width), (0, 0, height, width)
         h, w = fit(pixels.shape[0], pixels.shape[1], height, width)
-        if not h or not w:
-            raise BadSample(
-                f"A picture of {pixels.shape[1]} x {pixels.shape[0]} pixels is too narrow to be resized to"
-                f" {width} x {height}."
-            )
         resized = self.interpolate(pixels, h, w)
         top, left = (height - h) // 2, (width - w) // 2
         if (h, w) == (height, width):

@@ -68,6 +68,10 @@ class Geometry:
         """Pixels that neighbouring crops share."""
         return sum(self.margins) * self.patch_size
 
+    def canvas(self, tiling: tuple[int, int]) -> tuple[int, int]:
+        """Height and width in pixels of what is cut into these crops."""
+        return tiling[0] * self.window + self.margin, tiling[1] * self.window + self.margin
+
     def tiling(self, height: int, width: int) -> tuple[int, int] | None:
         """Rows and columns of high-resolution crops for a picture; None where it is one resized crop."""
         if self.crop_mode == "resize":

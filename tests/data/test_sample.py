@@ -255,6 +255,8 @@ def test_video(tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (got.branch_ids == 0).sum() == 1 + 3 * len(maker.images.layout(1, 1, frame=True).tokens)
     del film["num_frames"]
     assert maker.size(film, RandomState(0))[1] == sample_module.FRAMES
+    with pytest.raises(BadSample, match="num_frames"):
+        maker.size({**film, "num_frames": 0}, RandomState(0))
     with pytest.raises(BadSample, match="one video"):
         maker.size({**film, "images": ["0.mp4", "1.jpg"]}, RandomState(0))
 
@@ -275,6 +277,8 @@ def test_bad_pictures_and_a_stale_index(builder: SampleBuilder) -> None:
     with pytest.raises(ValueError, match="index them anew") as error:
         builder.build(stale, RandomState(0))
     assert not isinstance(error.value, BadSample)  # not to be skipped: the whole index may be wrong
+    with pytest.raises(BadSample, match="too narrow"):  # known before decoding
+        builder.size({"images": ["jpg"], "sizes": [(1000, 1)], "annotations": [COLOUR]}, RandomState(0))
     with pytest.raises(BadSample, match="no annotations"):
         builder.size({"images": [], "sizes": []}, RandomState(0))
 
