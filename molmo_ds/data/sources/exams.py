@@ -1,7 +1,7 @@
 """Tests made for pupils and students: ScienceQA, MMMU, MathVista.
 
-Layouts: the cards of lmms-lab/ScienceQA (the columns of derek-thomas/ScienceQA) and AI4Math/MathVista; MMMU as the
-loader of allenai/molmo reads the hub's columns. The reference shows ScienceQA's hint twice and never the question.
+Layouts: the cards of lmms-lab/ScienceQA (the columns of derek-thomas/ScienceQA), AI4Math/MathVista and MMMU/MMMU. The
+reference shows ScienceQA's hint twice and never the question.
 """
 
 import ast
@@ -58,12 +58,11 @@ def math_vista(row: Row, split: str) -> list[Item]:
     return [Item(picture(row["decoded_image"]), [asked], known)]
 
 
-_LOADER = "allenai/molmo, olmo/data/academic_datasets.py"
 _MMMU = {split: split for split in ("dev", "validation", "test")}
 _MATH_VISTA = {"validation": "testmini", "test": "test"}
 
 SOURCES = [
     Source("science_qa", "CC BY-SA 4.0", "card of lmms-lab/ScienceQA", science_qa, hub="derek-thomas/ScienceQA"),
-    Source("mmmu", "Apache-2.0*", _LOADER, mmmu, _MMMU, "MMMU/MMMU", tuple(_SUBJECTS.split())),
+    Source("mmmu", "Apache-2.0", "dataset card", mmmu, _MMMU, "MMMU/MMMU", tuple(_SUBJECTS.split())),
     Source("math_vista", "CC BY-SA 4.0", "card of AI4Math/MathVista", math_vista, _MATH_VISTA, "AI4Math/MathVista"),
 ]

@@ -1,8 +1,8 @@
 """Questions about photographs: VQAv2, OK-VQA, A-OKVQA, TextVQA, TallyQA, CountBenchQA, RealWorldQA.
 
-Layouts: the cards of lmms-lab/textvqa and vikhyatk/CountBenchQA; the official JSON of VQAv2 and OK-VQA (visualqa.org,
-"Input Questions Format") and of TallyQA as the loaders of allenai/molmo read them; A-OKVQA and RealWorldQA as the same
-loaders read the hub's columns.
+Layouts: the cards of lmms-lab/textvqa, vikhyatk/CountBenchQA and xai-org/RealworldQA; the official JSON of VQAv2 and
+OK-VQA (visualqa.org, "Input Questions Format") and of TallyQA as the loaders of allenai/molmo read them. A-OKVQA: the
+names of its official JSON; the hub's copy was not seen, and whether direct_answers is a list or its text there.
 """
 
 import ast
@@ -78,9 +78,8 @@ def real_world_qa(row: Row, split: str) -> list[Item]:
     return [Item(picture(row["image"]), [asked], {"answer": row["answer"], "question_type": kind})]
 
 
-_LOADER = "allenai/molmo, olmo/data/academic_datasets.py"
 _OK_VQA = "allenai/molmo loader of HuggingFaceM4/OK-VQA (raw_answer); files named as VQA's"
-_A_OKVQA = "allenai/molmo, olmo/hf_datasets/a_okvqa.py; direct_answers may be a list or its text"
+_A_OKVQA = "the official JSON, as allenai/molmo reads it; the hub's copy was not seen"
 _YEARS = {"train": "train2014", "validation": "val2014", "test": "test2015"}
 
 SOURCES = [
@@ -110,7 +109,11 @@ SOURCES = [
         f" {COCO}train2014.zip, val2014.zip into one folder DIR",
     ),
     *(
-        Source(name, "Apache-2.0*", _A_OKVQA, functools.partial(a_okvqa, direct=direct), hub="HuggingFaceM4/A-OKVQA")
+        Source(
+            *(name, "Apache-2.0*", _A_OKVQA, functools.partial(a_okvqa, direct=direct)),
+            hub="HuggingFaceM4/A-OKVQA",
+            confirmed=False,
+        )
         for name, direct in (("a_okvqa_mc", False), ("a_okvqa_da", True))
     ),
     Source("text_vqa", "CC BY 4.0", "card of lmms-lab/textvqa", text_vqa, hub="lmms-lab/textvqa"),
@@ -126,5 +129,5 @@ SOURCES = [
         *("count_bench_qa", "not stated", "card of vikhyatk/CountBenchQA", count_bench_qa, {"test": "test"}),
         hub="vikhyatk/CountBenchQA",
     ),
-    Source("real_world_qa", "CC BY-ND 4.0*", _LOADER, real_world_qa, {"test": "test"}, "xai-org/RealworldQA"),
+    Source("real_world_qa", "CC BY-ND 4.0", "dataset card", real_world_qa, {"test": "test"}, "xai-org/RealworldQA"),
 ]
