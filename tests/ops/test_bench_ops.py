@@ -1,0 +1,37 @@
+"""tools/bench_ops.py on a machine without a GPU: counted columns only, and they are counted right."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tools import bench_ops  # noqa: E402
+
+
+def rows(table: str) -> list[dict[str, str]]:
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
+    return [dict(zip(lines[0], line)) for line in lines[2:]]
+
+
+def test_counted_floors(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    table = bench_ops.main([])
+    assert capsys.readouterr().out.startswith("No GPU here")
+    found = rows(table)
+    for row in found:
+        assert {row[c] for c in ("eager", "compile", "library", "own", "floor/own", "rel error")} == {"-"}
+    splice = next(r for r in found if r["op"] == "splice")
+    # 16384 rows read and written and 7488 features read, of 3584 bf16 numbers
+    assert float(splice["GB"]) == pytest.approx((2 * 16384 + 7488) * 3584 * 2 / 1e9, abs=5e-4)
+    tree = next(r for r in found if r["op"] == "tree_attention")
+    # per document 1400 * 1401 / 2 pairs in the prefix, 12 branches of 110 * 1400 + 110 * 111 / 2; 64 tokens of padding
+    pairs = 6 * (1400 * 1401 // 2 + 12 * (110 * 1400 + 110 * 111 // 2)) + 64
+    assert float(tree["TF"]) == pytest.approx(4 * 128 * 28 * pairs / 1e12, abs=5e-3)
+    assert f"{pairs / 1e6:.1f} M" in tree["shape"]
+
+
+def test_unknown_op() -> None:
+    with pytest.raises(SystemExit):
+        bench_ops.main(["softmax"])

@@ -1,0 +1,379 @@
+"""Times every op against eager and compiled PyTorch on a GPU, and prints how far it is from the floor.
+
+    python tools/bench_ops.py                        all ops at shapes of Molmo-7B-D and at the 16k message tree
+    python tools/bench_ops.py splice --out table.md  some ops; the table into a file as well
+
+A row: milliseconds of the plain ops eager and compiled, of a library, of ours; spread of two timings; the bytes and
+flops that the op cannot avoid (counted from the shapes); the floor they give at this GPU's own copy and matrix rates;
+peak memory of ours; largest relative error of output and gradients against float64 at small, odd shapes. Without a GPU
+only the counted columns are printed, with the floor at rates measured on an H100 earlier.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import datetime
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from molmo_ds.ops import dispatch
+from molmo_ds.ops import weighted_cross_entropy as loss_file
+from molmo_ds.ops.crops import normalise_patches
+from molmo_ds.ops.experts import experts
+from molmo_ds.ops.pool_patches import gather_patches, pool_patches
+from molmo_ds.ops.rms_norm import rms_norm
+from molmo_ds.ops.rope import rope_table, rotate
+from molmo_ds.ops.splice import splice
+from molmo_ds.ops.swiglu import swiglu
+from molmo_ds.ops.tree_attention import _reach, attention_plan, tree_attention
+
+H100 = (3.0e12, 798e12)  # bytes/s copied, bf16 flop/s of an 8192-cubed product; facts of an earlier machine
+COLUMNS = (
+    "op", "shape", "pass", "eager", "compile", "library", "own", "by", "spread", "GB", "TF", "floor", "floor/own",
+    "peak MiB", "rel error",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op at one shape. `make(small)` gives its arguments (a leaf where a gradient is wanted) for `run`."""
+
+    op: str
+    shape: str
+    make: Callable[[bool], list[Any]]
+    run: Callable[..., Tensor | tuple[Tensor, ...]]
+    gigabytes: tuple[float, float]  # forward, forward and backward
+    teraflops: tuple[float, float] = (0.0, 0.0)
+    by: tuple[str, ...] = ("triton",)
+    library: Callable[..., Tensor] | None = None
+
+
+def leaf(*size: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """A bf16 tensor that wants a gradient, on the default device."""
+    return torch.randn(size).to(dtype).requires_grad_()
+
+
+def crops_case() -> Case:
+    n, side = 52, 336
+    pixels = n * side * side * 3
+    statistics = ((0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
+
+    def make(small: bool) -> list[Any]:
+        size = (2, 28, 42, 3) if small else (n, side, side, 3)
+        return [torch.randint(0, 256, size, dtype=torch.uint8), *statistics, 14]
+
+    return Case("normalise_patches", f"{n}x{side}x{side}", make, normalise_patches, (pixels * 5e-9, 0))
+
+
+def gather_case(size: int) -> Case:
+    n, patches, width, kinds = 52, 576, 1024, 2
+    windows, rows = n * patches // size, n * patches
+
+    def make(small: bool) -> list[Any]:
+        n_, p, d, m = (2, 36, 20, 7) if small else (n, patches, width, windows)
+        index = torch.randperm(n_ * p)[: m * size].view(m, size)
+        if small:
+            index[1], index[2, 1] = -1, -1
+        return [[leaf(n_, p + 1, d), leaf(n_, p + 1, d)], torch.rand(n_, p, kinds), leaf(kinds, 2 * d), index, False]
+
+    moved = (2 * rows + windows) * 2 * width * 2e-9  # layers in, features and means out; backward the other way
+    shape = f"{n}x{patches}x2x{width} windows of {size}"
+    return Case("gather_patches", shape, make, gather_patches, (moved, 2 * moved))
+
+
+def pool_case(size: int) -> Case:
+    windows, heads, width = 52 * 576 // size, 16, 64
+
+    def make(small: bool) -> list[Any]:
+        m, h, d = (7, 3, 24) if small else (windows, heads, width)
+        index = torch.arange(m * size).view(m, size)
+        if small:
+            index[1], index[2, 1] = -1, -1
+        return [leaf(m, h, d), leaf(m, size, h, d), leaf(m, size, h, d), index, True]
+
+    row = windows * heads * width * 2e-9
+    moved = (2 * row + 2 * size * row, 5 * row + 6 * size * row)  # q, out, k, v; then grad, q, k, v in and three out
+    return Case(
+        "pool_patches", f"{windows}x{heads}x{width} windows of {size}", make, pool_patches, moved, by=("triton", "cuda")
+    )
+
+
+def splice_case() -> Case:
+    tokens, width, base, extra, count = 16384, 3584, 152064, 128, 7488
+
+    def make(small: bool) -> list[Any]:
+        t, d, e, m = (66, 72, 50, 11) if small else (tokens, width, base, count)
+        ids = torch.randint(0, e, (1, t))
+        at = torch.randperm(t)[:m]
+        ids[0, at] = e + 2
+        at = torch.where(torch.arange(m) % 4 == 0, -1, at)
+        table = torch.randn(e, d).bfloat16()  # frozen, as in both recipes
+        return [ids, table, leaf(extra, d), leaf(m, d), at]
+
+    row = width * 2e-9
+    moved = (2 * tokens + count) * row
+    return Case(
+        "splice", f"{tokens}x{width}, {count} features", make, splice, (moved, moved + (tokens + 2 * count) * row)
+    )
+
+
+def loss_case() -> Case:
+    rows, width, words, share = 16384, 3584, 152064, 0.4
+
+    def make(small: bool) -> list[Any]:
+        r, d, v = (45, 12, 97) if small else (rows, width, words)
+        weights = (torch.arange(r) % 5 < 5 * share).float()
+        return [leaf(r, d), leaf(v, d), torch.randint(0, v, (r,)), weights, 1e-4]
+
+    def run(*args: Any) -> Tensor:
+        ce, z, _ = loss_file.weighted_cross_entropy(*args)
+        return ce + z
+
+    kept = rows * share
+    product = 2 * kept * width * words * 1e-12
+    logits = kept * words * 2e-9
+    shape = f"{int(kept)} of {rows} rows, {width}x{words}"
+    return Case("weighted_cross_entropy", shape, make, run, (2 * logits, 4 * logits), (product, 3 * product))
+
+
+def pointwise_cases() -> Iterator[Case]:
+    tokens, width, inner, heads = 16384, 3584, 18944, 28
+
+    def norm(small: bool) -> list[Any]:
+        return [leaf(5, 72), leaf(72), 1e-6] if small else [leaf(tokens, width), leaf(width), 1e-6]
+
+    def gate(small: bool) -> list[Any]:
+        size = (5, 72) if small else (tokens, inner)
+        return [leaf(*size), leaf(*size)]
+
+    def turn(small: bool) -> list[Any]:
+        t, h = (9, 3) if small else (tokens, heads)
+        return [leaf(1, h, t, 128), *rope_table(torch.arange(t)[None], 128, 1e6)]
+
+    one = tokens * width * 2e-9
+    yield Case("rms_norm", f"{tokens}x{width}", norm, rms_norm, (2 * one, 5 * one), by=())
+    one = tokens * inner * 2e-9
+    yield Case("swiglu", f"{tokens}x{inner}", gate, swiglu, (3 * one, 8 * one), by=())
+    one = tokens * heads * 128 * 2e-9
+    yield Case("rope", f"{heads}x{tokens}x128", turn, rotate, (2 * one, 4 * one), by=())
+
+
+def tree(small: bool) -> tuple[Tensor, Tensor]:
+    """Document and branch ids: six documents of a 1400-token picture and twelve answers of 110, in 16384 tokens."""
+    tokens, documents, prefix, branches, length = (261, 3, 60, 3, 9) if small else (16384, 6, 1400, 12, 110)
+    document, branch = torch.zeros(2, 1, tokens, dtype=torch.int32, device="cpu")
+    for d in range(documents):
+        start = d * (prefix + branches * length)
+        document[0, start : start + prefix + branches * length] = d + 1
+        for b in range(branches):
+            at = start + prefix + b * length
+            branch[0, at : at + length] = b + 1
+    return document, branch
+
+
+def attention_case() -> Case:
+    heads, groups, width = 28, 4, 128
+    document, branch = tree(False)
+    tokens = document.shape[1]
+    pairs = sum(int((end - start).clamp(min=0).sum()) for start, end in _reach(document, branch, None))
+
+    def make(small: bool) -> list[Any]:
+        t, h, g = (261, 4, 2) if small else (tokens, heads, groups)
+        ids = [x.to(torch.get_default_device()) for x in tree(small)]
+        sizes = [(1, n, t, width) for n in (h, g, g)]
+        return [*(leaf(*size) for size in sizes), attention_plan(*ids, torch.bfloat16)]
+
+    def causal(q: Tensor, k: Tensor, v: Tensor, _: Any) -> Tensor:  # what plain flash attention would do
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+    product = 4 * width * heads * pairs * 1e-12
+    moved = tokens * width * (2 * heads + 2 * groups) * 2e-9
+    shape = f"{heads}/{groups}x{tokens}x{width} tree of {pairs / 1e6:.1f} M pairs"
+    flops = (product, 3.5 * product)
+    return Case("tree_attention", shape, make, tree_attention, (moved, 3 * moved), flops, ("triton", "cuda"), causal)
+
+
+def experts_case() -> Case:
+    rows, width, count, inner, top = 16384, 2048, 64, 1024, 8
+
+    def make(small: bool) -> list[Any]:
+        r, d, e, i = (37, 16, 8, 8) if small else (rows, width, count, inner)
+        return [leaf(r, d), torch.randn(r, e), leaf(e, 2 * i, d), leaf(e, d, i), 2 if small else top, False]
+
+    product = 2 * rows * top * width * inner * 3 * 1e-12
+    moved = (count * width * inner * 3 + rows * top * (2 * width + 3 * inner)) * 2e-9
+    shape = f"{rows}x{width}, {top} of {count} experts of {inner}"
+    return Case("experts", shape, make, experts, (moved, 3 * moved), (product, 3 * product), by=())
+
+
+def cases() -> list[Case]:
+    """All of them."""
+    gathered = [f(size) for f in (gather_case, pool_case) for size in (4, 9)]
+    return [crops_case(), *gathered, splice_case(), loss_case(), attention_case(), experts_case(), *pointwise_cases()]
+
+
+def leaves(args: list[Any]) -> list[Tensor]:
+    """The arguments that want a gradient."""
+    flat = [x for a in args for x in (a if isinstance(a, list) else [a])]
+    return [x for x in flat if isinstance(x, Tensor) and x.requires_grad]
+
+
+def step(run: Callable[..., Any], args: list[Any], backward: bool) -> list[Tensor]:
+    """Outputs, and with `backward` the gradients of their sum of squares / 2."""
+    with contextlib.nullcontext() if backward else torch.no_grad():
+        out = run(*args)
+    out = list(out) if isinstance(out, tuple) else [out]
+    if not backward:
+        return out
+    return out + list(torch.autograd.grad(out, leaves(args), [x.detach() for x in out]))
+
+
+def milliseconds(function: Callable[[], Any], device: str) -> tuple[float, float]:
+    """Median of the better of two timings, and how much the other was worse; the L2 cache is emptied between runs."""
+    if device == "cuda":
+        from triton.testing import do_bench
+
+        times = [do_bench(function, warmup=50, rep=200, return_mode="median") for _ in range(2)]
+    else:
+        times = []
+        for _ in range(2):
+            start = time.perf_counter()
+            function()
+            times.append((time.perf_counter() - start) * 1e3)
+    return min(times), max(times) / min(times) - 1
+
+
+def relative_error(case: Case, by: str) -> float:
+    """Largest over output and gradients, at the small shape in float32 (flash attention: bf16), against float64."""
+
+    def wide(value: Any, dtype: torch.dtype) -> Any:
+        if isinstance(value, list):
+            return [wide(v, dtype) for v in value]
+        if dataclasses.is_dataclass(value):  # the attention's plan
+            return dataclasses.replace(value, mask=wide(value.mask, dtype))
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value.detach().to(dtype).requires_grad_(value.requires_grad)
+        return value
+
+    found = []
+    flash = case.op == "tree_attention" and by == "cuda" and torch.get_default_device().type == "cuda"
+    for name, dtype in ((by, torch.bfloat16 if flash else torch.float32), ("torch", torch.float64)):
+        torch.manual_seed(0)
+        with dispatch.use(name):
+            args = [wide(a, dtype) for a in case.make(True)]
+            found.append(step(case.run, args, bool(leaves(args))))
+    return max(((a.double() - b.double()).norm() / b.double().norm()).item() for a, b in zip(*found))
+
+
+def rates(device: str) -> tuple[float, float]:
+    """Bytes/s of a copy of 8 GB and flop/s of an 8192-cubed bf16 product, on this GPU now."""
+    source, target = torch.empty(2, 4 * 10**9, dtype=torch.uint8, device=device)
+    copy = 8e9 / (milliseconds(lambda: target.copy_(source), device)[0] / 1e3)
+    a, b = torch.randn(2, 8192, 8192, device=device).bfloat16()
+    return copy, 2 * 8192**3 / (milliseconds(lambda: a @ b, device)[0] / 1e3)
+
+
+def counted(case: Case, backward: bool, ceiling: tuple[float, float]) -> dict[str, str]:
+    """The columns that need no GPU."""
+    gigabytes, teraflops = case.gigabytes[backward], case.teraflops[backward]
+    floor = max(gigabytes * 1e9 / ceiling[0], teraflops * 1e12 / ceiling[1]) * 1e3
+    names = {"op": case.op, "shape": case.shape, "pass": "fwd+bwd" if backward else "fwd"}
+    return names | {"GB": f"{gigabytes:.3f}", "TF": f"{teraflops:.2f}", "floor": f"{floor:.3f}"}
+
+
+def measured(
+    case: Case, backward: bool, ceiling: tuple[float, float], device: str, small: bool
+) -> list[dict[str, str]]:
+    """A row for each own version (one without it for ops that have none)."""
+
+    def timed(by: str, run: Callable[..., Any]) -> tuple[float, float]:
+        torch.manual_seed(0)
+        with dispatch.use(by):
+            args = case.make(small)
+            return milliseconds(lambda: step(run, args, backward), device)
+
+    base = counted(case, backward, ceiling) | ({"shape": "small"} if small else {})
+    base["eager"] = f"{timed('torch', case.run)[0]:.3f}"
+    if not small:
+        torch._dynamo.reset()
+        base["compile"] = f"{timed('torch', torch.compile(case.run))[0]:.3f}"
+    if case.library is not None:
+        base["library"] = f"{timed('torch', case.library)[0]:.3f}"
+    rows = [] if case.by else [base]
+    for by in case.by:
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        own, spread = timed(by, case.run)
+        row = base | {"own": f"{own:.3f}", "by": by, "spread": f"{spread:.0%}"}
+        row["floor/own"] = f"{float(base['floor']) / own:.2f}"
+        row["rel error"] = f"{relative_error(case, by):.1e}"
+        if device == "cuda":
+            row["peak MiB"] = f"{torch.cuda.max_memory_allocated() / 2**20:.0f}"
+        rows.append(row)
+    return rows
+
+
+def usable(case: Case, device: str) -> Case:
+    """The case with the versions that run here: pool_patches in CUDA if it was built, FlexAttention on GPUs."""
+    from molmo_ds.ops import cuda_library
+
+    left_out = set()
+    if case.op == "pool_patches" and (device == "cpu" or cuda_library.load() is None):
+        left_out.add("cuda")
+    if case.op == "tree_attention" and device == "cpu":
+        left_out.add("triton")
+    return dataclasses.replace(case, by=tuple(by for by in case.by if by not in left_out))
+
+
+def main(arguments: list[str] | None = None) -> str:
+    """Prints and returns the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ops", nargs="*", help="names of ops; none = all")
+    parser.add_argument("--out", type=Path, help="also write the table here")
+    parser.add_argument("--small", action="store_true", help="tiny shapes, to try the tool itself; times mean nothing")
+    options = parser.parse_args(arguments)
+    chosen = [case for case in cases() if not options.ops or case.op in options.ops]
+    if not chosen:
+        parser.error(f"there is no such op; there are {', '.join(dict.fromkeys(c.op for c in cases()))}")
+    gpu = torch.cuda.is_available()
+    device = "cuda" if gpu else "cpu"
+    ceiling = rates(device) if gpu and not options.small else H100
+    where = f"{ceiling[0] / 1e12:.2f} TB/s, {ceiling[1] / 1e12:.0f} TFLOP/s"
+    if gpu:
+        import triton
+
+        head = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}, {where}"
+    else:
+        head = (
+            f"No GPU here ({platform.machine()} CPU): nothing is measured. GB, TF and floor are counted from shapes, "
+        )
+        head += f"the floor at {where} of an H100."
+    rows = []
+    with torch.device(device):
+        for case in tqdm(chosen, desc="ops"):
+            for backward in (False, True) if case.gigabytes[1] else (False,):
+                if gpu or options.small:
+                    rows += measured(usable(case, device), backward, ceiling, device, options.small)
+                else:
+                    rows.append(counted(case, backward, ceiling))
+    lines = [f"{head} {datetime.date.today()}. Milliseconds.", "", "| " + " | ".join(COLUMNS) + " |"]
+    lines.append("|" + "---|" * len(COLUMNS))
+    lines += ["| " + " | ".join(row.get(c, "-") for c in COLUMNS) + " |" for row in rows]
+    table = "\n".join(lines)
+    print(table)
+    if options.out:
+        options.out.write_text(table + "\n")
+    return table
+
+
+if __name__ == "__main__":
+    main()
