@@ -59,13 +59,14 @@ def qwen2_0b5(vision: str = "clip") -> MolmoConfig:
 
 
 def tiny() -> MolmoConfig:
-    """Trains from scratch on two CPU cores in minutes; the quickstart's model."""
+    """1.2 M parameters: trains from scratch on two CPU cores in minutes; the quickstart's model."""
     return MolmoConfig(
         TextConfig(
-            "qwen2", 512, 512, 128, 128, 352, 3, 4, 2, max_position_embeddings=1024, rope_theta=1e4
+            "qwen2", 512, 512, 128, 128, 352, 3, 4, 2,
+            max_position_embeddings=1024, rope_theta=1e4, initializer_range=0.06,
         ),
-        VisionConfig("clip", 56, 7, 128, 256, 3, 4, feature_layers=(-1, -2)),
-        ConnectorConfig(),
+        VisionConfig("clip", 56, 7, 96, 256, 3, 4, feature_layers=(-1, -2), initializer_range=0.06),
+        ConnectorConfig(initializer_range=0.06),
         ImageConfig(crop_mode="resize", max_crops=1, overlap_margins=(2, 2)),
     )  # fmt: skip
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 SIDE = 56  # of a picture, pixels
 CELL = SIDE // 2
-SIZES = (19, 26)  # of a digit's box, pixels, both included
+SIZES = (23, 27)  # of a digit's box, pixels, both included
 HELD_OUT = 0.25  # share of the scans
 PLACES = ("top left", "top right", "bottom left", "bottom right")
 PHOTOGRAPHS = {
@@ -55,7 +55,7 @@ class Composer:
         self.by_digit = [np.flatnonzero(self.labels == d) for d in range(10)]
 
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, list[dict]]:
-        """Pixels uint8 [SIDE, SIDE] and one row per digit: digit, scan (id), place, box (left, top, right, bottom)."""
+        """Pixels uint8 [SIDE, SIDE]; per digit, the subject first: digit, scan (its id), place, box (pixels)."""
         picture = self._background(rng)
         shown = []
         for place, digit in zip(*_layout(rng)):
@@ -84,13 +84,12 @@ class Composer:
 
 
 def _layout(rng: np.random.Generator) -> tuple[list[int], list[int]]:
-    """Places that hold a digit and the digits: one digit 1 to 3 times (equally likely), others around it."""
+    """Places that hold a digit, and the digits: the subject 1 to 3 times (equally likely) first, then others."""
     repeats = int(rng.integers(1, 4))
     total = int(rng.integers(max(repeats, 2), 5))
     kinds = rng.permutation(10)
     others = rng.choice(kinds[1:3], total - repeats)
-    digits = rng.permutation(np.concatenate([np.full(repeats, kinds[0]), others])).tolist()
-    return rng.permutation(4)[:total].tolist(), digits
+    return rng.permutation(4)[:total].tolist(), [int(kinds[0])] * repeats + others.tolist()
 
 
 def centre(box: list[int]) -> list[float]:
@@ -110,25 +109,56 @@ def captions(shown: list[dict], rng: np.random.Generator) -> list[dict]:
 
 def questions(shown: list[dict]) -> list[dict]:
     """The second stage: every place that holds a digit is read, every digit that is shown is counted and pointed at."""
-    out = [
-        {"style": "vqa2", "question": f"Which digit is at the {PLACES[d['place']]}?", "answer": str(d["digit"])}
-        for d in shown
+    digits = sorted({d["digit"] for d in shown})
+    return [
+        *(reading(d) for d in shown),
+        *(counting(digit, shown) for digit in digits),
+        *(pointing(digit, shown) for digit in digits),
     ]
-    for digit in sorted({d["digit"] for d in shown}):
-        points = [centre(d["box"]) for d in shown if d["digit"] == digit]
-        same = {"points": points, "point_scale": 100, "label": str(digit)}
-        out.append({"style": "point_count", "question": f"How many {digit}s are there?", **same})
-        out.append({"style": "pointing", "question": f"Point to the {digit}.", **same})
-    return out
 
 
-def records(split: str, stage: str, count: int, seed: int) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """`count` samples of one stage as (key, {extension: bytes}), ready for molmo_ds.data.write."""
+def examination(shown: list[dict], rng: np.random.Generator) -> list[dict]:
+    """One question of each kind about a held-out picture; boxes in pixels say what counts as pointed at."""
+    pointed = pointing(int(rng.choice(sorted({d["digit"] for d in shown}))), shown)
+    pointed["boxes"] = [d["box"] for d in shown if str(d["digit"]) == pointed["label"]]
+    return [reading(shown[rng.integers(len(shown))]), counting(shown[0]["digit"], shown), pointed]
+
+
+def reading(one: dict) -> dict:
+    """Which digit is where `one` is?"""
+    place = PLACES[one["place"]]
+    return {"style": "vqa2", "question": f"Which digit is at the {place}?", "answer": str(one["digit"])}
+
+
+def counting(digit: int, shown: list[dict]) -> dict:
+    """How many are there of a digit?"""
+    return {"style": "point_count", "question": f"How many {digit}s are there?", **_points(digit, shown)}
+
+
+def pointing(digit: int, shown: list[dict]) -> dict:
+    """Where are they?"""
+    return {"style": "pointing", "question": f"Point to the {digit}.", **_points(digit, shown)}
+
+
+def _points(digit: int, shown: list[dict]) -> dict:
+    points = [centre(d["box"]) for d in shown if d["digit"] == digit]
+    return {"points": points, "point_scale": 100, "label": str(digit)}
+
+
+def records(split: str, stage: str, count: int) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """`count` samples as (key, {extension: bytes}), ready for molmo_ds.data.write.
+
+    `stage` is captions, questions or examination. The same arguments give the same bytes; splits and stages differ in
+    every picture. metadata names the scans that a picture shows.
+    """
     composer = Composer(split)
     for number in range(count):
-        rng = np.random.default_rng([seed, number])
+        rng = np.random.default_rng([*f"{split} {stage}".encode(), number])
         picture, shown = composer.draw(rng)
-        about = captions(shown, rng) if stage == "captions" else questions(shown)
+        if stage == "captions":
+            about = captions(shown, rng)
+        else:
+            about = questions(shown) if stage == "questions" else examination(shown, rng)
         buffer = io.BytesIO()
         Image.fromarray(picture).convert("RGB").save(buffer, "JPEG", quality=95)
         row = {"images": ["jpg"], "annotations": about, "metadata": {"split": split, "digits": shown}}

@@ -1,0 +1,244 @@
+"""The quickstart's job: compose pictures, train in two stages, kill and resume once, examine, report."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import compose
+import report
+from numpy.random import RandomState
+from tqdm import tqdm
+
+from molmo_ds import config as configs
+from molmo_ds.data.prompts import PromptFormatter
+from molmo_ds.data.tokens import train_tokenizer
+from molmo_ds.data.write import write_shards
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+STRATEGY = HERE / "zero3.json"
+STEPS = 1450
+FIRST_STAGE = 0.4  # share of the steps
+PICTURES = {"captions": 10_000, "questions": 10_000, "examination": 300}
+OVERLAP = 10  # steps that are lost by the kill and made again: their losses must be the same
+PACKAGES = ("molmo_ds", "torch", "deepspeed", "accelerate", "transformers", "scikit-learn", "scikit-image")
+# what one word of the tokenizer may span: a piece of a point's tag, a coordinate, a digit, a word
+PIECES = r' ?<points? x1?="|" [xy]\d*="|" alt="|">|</points?>|\d+\.\d| ?\d| ?[A-Za-z_]+\d?:?|[^A-Za-z\d]'
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What the command line asks for; a folder belongs to one job."""
+
+    out: Path
+    ranks: int
+    steps: int
+
+    @property
+    def stages(self) -> dict[str, int]:
+        """Steps of the two training stages."""
+        first = max(1, round(self.steps * FIRST_STAGE))
+        return {"captions": first, "questions": max(2, self.steps - first)}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Do every part that is not done yet; a user's mistake is one sentence and exit code 1."""
+    began = time.time()
+    try:
+        job = read_arguments(arguments)
+        claim(job)
+        make_pictures(job)
+        make_tokenizer(job)
+        for stage in job.stages:
+            train(job, stage)
+        if not (job.out / "summary.json").exists():
+            report.write(job.out, job.stages, facts(job))
+    except (ValueError, OSError) as error:
+        sys.exit(f"quickstart: {error}")
+    report.show(job.out)
+    print(f"\nDone in {time.time() - began:.0f} s. Watch the curves, or ask about a picture of your own:")
+    here = Path(sys.executable).parent
+    print(f"  {here / 'tensorboard'} --logdir {job.out}")
+    print(f"  {sys.executable} {ROOT / 'tools/generate.py'} --checkpoint {job.out / 'questions'} \\")
+    print(f'      --image {job.out / "sample.png"} --style vqa2 "Which digit is at the top left?"')
+
+
+def read_arguments(arguments: list[str] | None) -> Job:
+    """The command line, with defaults for this machine."""
+    import torch
+
+    parser = argparse.ArgumentParser(prog="quickstart.sh", description=__doc__)
+    parser.add_argument("--out", default=str(ROOT / "runs/quickstart"), help="folder of the run (default: %(default)s)")
+    parser.add_argument("--ranks", type=int, default=torch.cuda.device_count() or 2, help="default: the GPUs, else 2")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of both stages together (default: %(default)s)")
+    given = parser.parse_args(arguments)
+    if given.steps < 3 or given.ranks < 1:
+        raise ValueError("--steps must be at least 3 and --ranks at least 1.")
+    if torch.cuda.is_available() and given.ranks > torch.cuda.device_count():
+        raise ValueError(f"--ranks {given.ranks} is more than the {torch.cuda.device_count()} GPUs of this machine.")
+    lanes = configs.load(HERE / "questions.yaml").global_batch
+    if lanes % given.ranks:
+        raise ValueError(f"--ranks must divide the {lanes} sequences of a step; {given.ranks} does not.")
+    return Job(Path(given.out).absolute(), given.ranks, given.steps)
+
+
+def claim(job: Job) -> None:
+    """Note in the folder which job it belongs to; ValueError if it holds another one or something else."""
+    note, wanted = job.out / "job.json", {"ranks": job.ranks, "steps": job.steps}
+    if note.exists():
+        there = json.loads(note.read_text())
+        if there != wanted:
+            raise ValueError(f"{job.out} holds another run ({there}, now {wanted}); name another folder with --out.")
+    elif job.out.exists() and any(job.out.iterdir()):
+        raise ValueError(f"{job.out} holds other files; name another folder with --out.")
+    else:
+        job.out.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps(wanted) + "\n")
+
+
+def make_pictures(job: Job) -> None:
+    """Shards of both stages and of the examination; a set that was cut short is made again."""
+    counts = {stage: min(count, 40 * job.steps) for stage, count in PICTURES.items()}
+    missing = [stage for stage in counts if not (job.out / "data" / stage / ".nv-meta").exists()]
+    if not missing:
+        return
+    with tqdm(total=sum(counts[s] for s in missing), desc="compose", unit="picture", dynamic_ncols=True) as bar:
+        for stage in missing:
+            shutil.rmtree(job.out / "data" / stage, ignore_errors=True)
+            split = "heldout" if stage == "examination" else "train"
+            write_shards(
+                _counted(compose.records(split, stage, counts[stage]), bar), job.out / "data" / stage, "digits"
+            )
+
+
+def _counted(items: Iterator, bar: tqdm) -> Iterator:
+    for item in items:
+        yield item
+        bar.update()
+
+
+def make_tokenizer(job: Job) -> None:
+    """A byte-level tokenizer trained on what the first pictures of both stages say."""
+    folder = job.out / "tokenizer"
+    if (folder / "tokenizer_config.json").exists():
+        return
+    texts = []
+    for stage in job.stages:
+        config = configs.load(HERE / f"{stage}.yaml")
+        formatter = PromptFormatter(config.data.prompts)
+        for number, (_, parts) in enumerate(compose.records("train", stage, 1000)):
+            about = json.loads(parts["json"])["annotations"]
+            texts += [m for c in formatter.conversations(about, RandomState(number)) for m in c.messages]
+    train_tokenizer(texts, config.model.text.vocab_size, folder, PIECES)
+
+
+def train(job: Job, stage: str) -> None:
+    """One training stage; the second is killed in its middle and goes on from its checkpoint."""
+    run, steps = job.out / stage, job.stages[stage]
+    if (run / "DONE").exists():
+        return
+    run.mkdir(exist_ok=True)
+    settings = [
+        f"out={run}", f"strategy={STRATEGY}", f"data.tokenizer={job.out / 'tokenizer'}", f"max_steps={steps}",
+        f"data.sources.{stage}.path={job.out / 'data' / stage}", f"save_interval={max(1, steps // 2)}",
+    ]  # fmt: skip
+    if stage == "questions":
+        settings.append(f"init_from={job.out / 'captions'}")
+    per_rank = configs.load(HERE / f"{stage}.yaml").global_batch // job.ranks
+    settings.append(f"micro_batch={per_rank}")
+    with tqdm(total=steps, desc=f"train on {stage}", unit="step", dynamic_ncols=True) as bar:
+        killed = run / "killed.jsonl"  # the log as it was when the run was killed
+        if stage == "questions" and not killed.exists():
+            launch(job, stage, settings, bar, kill_at=min(steps, steps // 2 + OVERLAP))
+            shutil.copy(run / "log.jsonl", killed)
+        launch(job, stage, settings, bar)
+
+
+def launch(job: Job, stage: str, settings: list[str], bar: tqdm, kill_at: int | None = None) -> None:
+    """Train with the deepspeed launcher until it ends, or kill -9 all its processes once step `kill_at` is logged."""
+    run = job.out / stage
+    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(job.ranks)]
+    command += [
+        "--master_port",
+        str(_free_port()),
+        "--module",
+        "molmo_ds.train",
+        str(HERE / f"{stage}.yaml"),
+        *settings,
+    ]
+    threads = max(1, len(os.sched_getaffinity(0)) // job.ranks)
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(threads),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    began = time.time()
+    with open(run / "console.log", "ab") as console:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=console, stderr=console, start_new_session=True
+        )
+    try:
+        while process.poll() is None:
+            time.sleep(0.2)
+            step = _show(run, bar)
+            if kill_at is not None and step >= kill_at and _checkpoints(run):
+                break
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    _show(run, bar)
+    with open(job.out / "seconds.jsonl", "a") as seconds:
+        seconds.write(json.dumps({"stage": stage, "seconds": time.time() - began}) + "\n")
+    if kill_at is None and not (run / "DONE").exists():
+        lines = (run / "console.log").read_text(errors="replace").splitlines()
+        said = [line for line in lines if "molmo_ds: " in line] or lines
+        raise ValueError(f"training on {stage} stopped ({said[-1].strip()}); all it said is in {run / 'console.log'}.")
+
+
+def _show(run: Path, bar: tqdm) -> int:
+    rows = report.read_log(run / "log.jsonl")
+    if rows:
+        bar.n = rows[-1]["step"]
+        bar.set_postfix_str(f"loss {rows[-1]['loss']:.3f}, {rows[-1]['tokens_per_second']:.0f} tokens/s")
+    return bar.n
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    return list((run / "checkpoints").glob("step-*/manifest.json"))
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def facts(job: Job) -> dict:
+    """What the summary says of the machine and the set-up."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
+    return {
+        "steps": sum(job.stages.values()),
+        "ranks": job.ranks,
+        "strategy": json.loads(STRATEGY.read_text())["zero_optimization"] | {"file": str(STRATEGY.relative_to(ROOT))},
+        "device": f"{platform.machine()} {device}",
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+    }
+
+
+if __name__ == "__main__":
+    main()
