@@ -33,9 +33,10 @@ def rewrite(source: str, module: str) -> tuple[str, list[str]]:
     tree, lines, needed = ast.parse(source), source.splitlines(), []
     cuts = [(node.lineno - len(_decorators(node)), node.end_lineno, []) for node in _fast(tree)]
     gone = {line for start, end, _ in cuts for line in range(start, end + 1)}
+    used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and n.lineno not in gone}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom) and node.lineno not in gone:
-            text, modules = _imports(node)
+            text, modules = _imports(node, used)
             needed += modules
             if text is not None:
                 cuts.append((node.lineno, node.end_lineno, [" " * node.col_offset + line for line in text]))
@@ -57,11 +58,13 @@ def source_of(module: str) -> str:
     return Path(importlib.util.find_spec(module).origin).read_text()
 
 
-def _imports(node: ast.Import | ast.ImportFrom) -> tuple[list[str] | None, list[str]]:
-    """New lines (None to keep the old) and the package's modules among what is imported."""
+def _imports(node: ast.Import | ast.ImportFrom, used: set[str]) -> tuple[list[str] | None, list[str]]:
+    """New lines (None to keep the old) and the package's modules among what is imported and used."""
     if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "molmo_ds":
         text, modules = [], []
         for alias in node.names:
+            if (alias.asname or alias.name) not in used:  # only kernels wanted it
+                continue
             whole = f"{node.module}.{alias.name}"
             is_module = importlib.util.find_spec(node.module).submodule_search_locations is not None
             modules.append(whole if is_module else node.module)
@@ -70,7 +73,7 @@ def _imports(node: ast.Import | ast.ImportFrom) -> tuple[list[str] | None, list[
                 text += [f"from .{file_of(whole)} import __name__ as _", f"from . import {file_of(whole)} as {name}"]
             else:
                 text.append(f"from .{file_of(node.module)} import {alias.name}" + f" as {name}" * (name != alias.name))
-        return text, modules
+        return text or ["pass"] * (node.col_offset > 0), modules
     package = node.names[0].name if isinstance(node, ast.Import) else node.module
     if package.split(".")[0] in KNOWN:
         return None, []

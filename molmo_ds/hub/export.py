@@ -27,6 +27,24 @@ CHAT_TEMPLATE = (
     "{%- endfor -%}"
 )
 
+CARD = """---
+library_name: transformers
+pipeline_tag: image-text-to-text
+---
+A Molmo trained or converted with molmo_ds. It needs torch, transformers >= 5 and Pillow:
+
+```python
+from PIL import Image
+from transformers import AutoModelForCausalLM, AutoProcessor
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)
+processor = AutoProcessor.from_pretrained("FOLDER", trust_remote_code=True)
+inputs = processor(text="Describe this image.", images=Image.open("picture.jpg"), return_tensors="pt")
+output = model.generate(**inputs, max_new_tokens=200)
+print(processor.decode(output[0, inputs["input_ids"].shape[1] :]))
+```
+"""
+
 
 def to_hub(
     checkpoint: str | Path,
@@ -61,6 +79,7 @@ def to_hub(
         _write_json(folder / "config.json", values)
         for name, source in bundle().items():
             (folder / name).write_text(source)
+        (folder / "README.md").write_text(CARD)
         if words is not None:
             write_processor(folder, config, words)
     return not_servable(config)

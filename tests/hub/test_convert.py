@@ -15,7 +15,8 @@ from hub_models import random_state, tiny, weights_folder
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from molmo_ds.config import ConnectorConfig, MolmoConfig
+from molmo_ds.config import ConnectorConfig, DataConfig, MolmoConfig, RunConfig, save
+from molmo_ds.data.tokens import Tokenizer
 from molmo_ds.hub import export, load
 from molmo_ds.model import names
 from molmo_ds.model.tensor_files import INDEX, TensorFolder, write_tensors
@@ -140,6 +141,24 @@ def test_from_reference(tmp_path: Path) -> None:
     assert got == replace(config, text=text, vision=vision)
     ours = TensorFolder(tmp_path / "ours")
     assert all(torch.equal(ours.read(name), state[name]) for name in state)
+
+
+def test_tokenizer_of_a_run(tmp_path: Path, tokenizer: Path) -> None:
+    """A run's config.yaml names the tokenizer; the export completes it and says how a text ends."""
+    config = tiny("olmo2")
+    folder = weights_folder(tmp_path / "ours", config, random_state(config))
+    save(RunConfig(model=config, data=DataConfig(tokenizer=str(tokenizer))), folder / "config.yaml")
+    export.to_hub(folder, tmp_path / "hub")
+    words = Tokenizer(tmp_path / "hub", 500)
+    assert (words.words, words.eos) == (300, 299)
+    from_file = json.loads((tmp_path / "hub" / "tokenizer.json").read_text())["added_tokens"]
+    ids = {entry["content"]: entry["id"] for entry in from_file}
+    assert ids["|<EXTRA_TOKENS_0>|"] == 300 and ids["<im_start>"] == 500 and ids["<|image|>"] == 504
+    ends = json.loads((tmp_path / "hub" / "generation_config.json").read_text())
+    assert ends == {"bos_token_id": 299, "eos_token_id": 299, "pad_token_id": 299}
+    export.to_hub(folder, tmp_path / "again", tokenizer=tmp_path / "hub")  # a complete tokenizer stays as it is
+    for name in ("tokenizer.json", "generation_config.json", "preprocessor_config.json"):
+        assert (tmp_path / "again" / name).read_text() == (tmp_path / "hub" / name).read_text()
 
 
 def test_pad_embed_for_vllm(tmp_path: Path) -> None:
