@@ -100,11 +100,12 @@ class ImageProcessor:
     def _fill(self, pixels: Tensor, crops: Tensor, masks: Tensor, tiling: tuple[int, int]) -> None:
         """Resize once for `tiling` and cut the overlapping crops out, row by row."""
         geometry, size = self.geometry, self.geometry.image_size
-        height, width = geometry.canvas(tiling)
-        canvas, box = self._resize(pixels, height, width)
-        tiles = canvas.unfold(0, size, geometry.window).unfold(1, size, geometry.window)  # [R, C, 3, S, S]
-        crops.view(*tiling, size, size, 3).copy_(tiles.permute(0, 1, 3, 4, 2))
-        rows, columns = self._cover(tiling[0], box[0], box[2]), self._cover(tiling[1], box[1], box[3])
+        canvas = crops[0] if tiling == (1, 1) else torch.empty((*geometry.canvas(tiling), 3), dtype=crops.dtype)
+        top, left, height, width = self._resize(pixels, canvas)
+        if tiling != (1, 1):
+            tiles = canvas.unfold(0, size, geometry.window).unfold(1, size, geometry.window)  # [R, C, 3, S, S]
+            crops.view(*tiling, size, size, 3).copy_(tiles.permute(0, 1, 3, 4, 2))
+        rows, columns = self._cover(tiling[0], top, height), self._cover(tiling[1], left, width)
         masks.copy_(torch.from_numpy(rows[:, None, :, None] * columns[None, :, None, :]).view(masks.shape))
 
     def _cover(self, tiles: int, start: int, count: int) -> np.ndarray:
@@ -114,21 +115,16 @@ class ImageProcessor:
         real = np.minimum(firsts + geometry.patch_size, start + count) - np.maximum(firsts, start)
         return (real.clip(0) / geometry.patch_size).astype(np.float32)
 
-    def _resize(self, pixels: Tensor, height: int, width: int) -> tuple[Tensor, tuple[int, int, int, int]]:
-        """Canvas [height, width, 3] (bytes, or float32 in 0..1) and the real part of it (top, left, height, width)."""
-        if self.config.resize != "clip":
-            return self.interpolate(pixels, height, width), (0, 0, height, width)
-        h, w = fit(pixels.shape[0], pixels.shape[1], height, width)
-        resized = self.interpolate(pixels, h, w)
+    def _resize(self, pixels: Tensor, canvas: Tensor) -> tuple[int, int, int, int]:
+        """Fill a canvas [height, width, 3] and say which part of it is real: (top, left, height, width)."""
+        height, width = canvas.shape[:2]
+        h, w = fit(pixels.shape[0], pixels.shape[1], height, width) if self.config.resize == "clip" else (height, width)
         top, left = (height - h) // 2, (width - w) // 2
-        if (h, w) == (height, width):
-            return resized, (0, 0, h, w)
         pad = self.config.pad_value if self.config.exact else round(self.config.pad_value * 255)
-        canvas = torch.empty((height, width, 3), dtype=resized.dtype)
         canvas[:top], canvas[top + h :] = pad, pad
         canvas[:, :left], canvas[:, left + w :] = pad, pad
-        canvas[top : top + h, left : left + w] = resized
-        return canvas, (top, left, h, w)
+        canvas[top : top + h, left : left + w] = self.interpolate(pixels, h, w)
+        return top, left, h, w
 
     def interpolate(self, pixels: Tensor, height: int, width: int) -> Tensor:
         """uint8 [h, w, 3] -> [height, width, 3], bytes or (in the exact mode) float32 in 0..1."""
@@ -140,7 +136,7 @@ class ImageProcessor:
             return interpolate(image, (height, width), mode=mode, antialias=antialias)[0].permute(1, 2, 0)
         image = pixels.permute(2, 0, 1)[None].float()
         if self.config.resize == "clip":
-            out = interpolate(image / 255, (height, width), mode=mode, antialias=antialias).clamp(0, 1)
+            out = interpolate(image.div_(255), (height, width), mode=mode, antialias=antialias).clamp_(0, 1)
         else:  # the reference rounds to bytes here; bicubic in bytes would also clip between its passes, 5/255 off
             out = interpolate(image, (height, width), mode=mode, antialias=antialias).round().clamp(0, 255)
             out = out / 255 if self.config.exact else out.to(torch.uint8)
@@ -148,7 +144,7 @@ class ImageProcessor:
 
     def _normalise(self, crops: Tensor) -> Tensor:
         geometry, n = self.geometry, len(crops)
-        patches = ((crops - self._mean) / self._std).view(
+        patches = crops.sub_(self._mean).div_(self._std).view(
             n, geometry.side, geometry.patch_size, geometry.side, geometry.patch_size, 3
         )
         return patches.transpose(2, 3).reshape(n, *self.crop_shape)
