@@ -11,6 +11,7 @@ from torch import Tensor
 
 SOURCE = Path(__file__).parent / "csrc"
 LIBRARY = SOURCE / "build" / "libmolmo_ds.so"
+_BUILT = LIBRARY.is_file()
 TARGETS = ("arch=compute_80,code=sm_80", "arch=compute_90a,code=sm_90a", "arch=compute_80,code=compute_80")
 
 
@@ -56,10 +57,10 @@ def pool_patches_backward(
 
 
 def knows(q: Tensor, k: Tensor) -> bool:
-    """Whether the kernels are there and made for this type and shape."""
+    """Whether the kernels were there when this process began and are made for this type and shape."""
     width = q.shape[-1]
     typed = q.dtype in (torch.float32, torch.bfloat16) and q.dtype == k.dtype
-    return typed and k.shape[1] in (4, 9) and width * q.element_size() % 16 == 0 and width <= 128 and load() is not None
+    return typed and k.shape[1] in (4, 9) and width * q.element_size() % 16 == 0 and width <= 128 and _BUILT
 
 
 def _pointers(*tensors: Tensor | None) -> list[int | None]:

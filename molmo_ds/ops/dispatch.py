@@ -1,7 +1,6 @@
 """Which implementation of an op runs: the one seam between the network and its kernels."""
 
 import contextlib
-import functools
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
@@ -12,6 +11,9 @@ import torch
 PREFERENCE = ("cuda", "triton", "torch")
 _table: dict[str, dict[str, tuple[Callable, Callable[..., bool]]]] = {}  # op -> name -> (function, usable)
 _forced: str | None = os.environ.get("MOLMO_DS_OPS")  # "torch" turns every kernel off
+if _forced not in (None, "", *PREFERENCE):
+    raise ValueError(f"MOLMO_DS_OPS is '{_forced}'; set it to one of {', '.join(PREFERENCE)} or leave it out.")
+_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def implements(op: str, name: str, usable: Callable[..., bool] = lambda *args: True) -> Callable:
@@ -50,12 +52,7 @@ def use(name: str | None) -> Iterator[None]:
         _forced = before
 
 
-@functools.cache
-def _triton_installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
 def on_gpu(*tensors: torch.Tensor) -> bool:
     """Whether a Triton kernel can take these: on a GPU, single precision or less, Triton there."""
     known = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
-    return all(t.is_cuda and t.dtype in known for t in tensors) and _triton_installed()
+    return all(t.is_cuda and t.dtype in known for t in tensors) and _TRITON
