@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import io
 import json
+import os
 import platform
 import sys
 import time
@@ -101,12 +102,20 @@ BENCHES: dict[str, Callable[[int], list[Row]]] = {
 }
 
 
+def machine() -> str:
+    """The processor's name and the number of its cores."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
 def show(name: str, rows: list[Row]) -> None:
     """Print rows that share their columns as a table."""
     cells = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
     lines = [list(rows[0]), *cells]
     widths = [max(len(line[i]) for line in lines) for i in range(len(rows[0]))]
-    print(f"\n{name} ({platform.machine()}, {date.today()}, one thread)")
+    print(f"\n{name} ({machine()}, {date.today()}, one thread)")
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)))
 
