@@ -37,6 +37,12 @@ class Tokenizer:
         self._hidden = {token for token, entry in self._fast.get_added_tokens_decoder().items() if entry.special}
         self._fast.encode_special_tokens = True  # special names inside a text are plain text
 
+    def __reduce__(self) -> tuple:
+        return Tokenizer, (
+            self.folder,
+            self.vocab_size,
+        )  # pickling the library's own object loses encode_special_tokens
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text, with nothing put before or behind."""
         return self._fast.encode(text, add_special_tokens=False).ids

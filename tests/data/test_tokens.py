@@ -1,6 +1,7 @@
 """Ids of text and of image tokens, against transformers' own reading of the same folders."""
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,7 @@ def test_names_of_special_tokens_are_plain_text(tokenizer: Tokenizer) -> None:
     for text in ("<|endoftext|>", "<im_patch>", "<|image|>"):
         ids = tokenizer.encode(text)
         assert len(ids) > 1 and tokenizer.eos not in ids and tokenizer.decode(ids) == text
+        assert pickle.loads(pickle.dumps(tokenizer)).encode(text) == ids  # as a spawned worker gets it
 
 
 def test_decode_drops_what_is_not_text(tokenizer: Tokenizer) -> None:
