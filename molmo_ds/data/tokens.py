@@ -41,7 +41,7 @@ class Tokenizer:
         return Tokenizer, (
             self.folder,
             self.vocab_size,
-        )  # pickling the library's own object loses encode_special_tokens
+        )  # the pickled library object forgets encode_special_tokens
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, with nothing put before or behind."""
