@@ -134,7 +134,7 @@ def parse_answer(text: str) -> str:
     if "Answer:" in text:
         return text.split("Answer:")[1].strip()
     if "\n" in text.strip():
-        lines = [line.strip() for line in text.strip().split("\n")]
+        lines = [" ".join(line.split()) for line in text.strip().split("\n")]
         return max(lines, key=lines.count)
     return " ".join(text.split())
 

@@ -1,0 +1,93 @@
+"""Asks a trained model about pictures: python tools/generate.py --checkpoint RUN --image a.jpg "How many dogs?"
+
+The checkpoint is a run's folder, one of its checkpoints or a folder of weights. The answer appears as it is made.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from molmo_ds.data.decode import BadSample, load_image
+from molmo_ds.eval.load import load
+from molmo_ds.eval.pointing import extract_points
+from molmo_ds.model.generate import Options, generate, stream_text
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Load, ask, print; an error of the user's is one sentence and exit code 1."""
+    given = read_arguments(arguments)
+    try:
+        options = Options(
+            given.max_new_tokens,
+            given.temperature,
+            given.top_k,
+            given.top_p,
+            given.beams,
+            given.seed,
+            tuple(given.stop),
+        )
+        pictures = [load_image(read(path)) for path in given.image]
+        answerer = load(given.checkpoint, given.tokenizer, given.device)
+        prompt = answerer.batch([answerer.builder.prompt(pictures, given.question, given.style)])
+        tokenizer, text = answerer.builder.tokenizer, ""
+        if given.beams > 1:
+            made = generate(answerer.model, prompt, tokenizer.eos, options, tokenizer.decode)
+            pieces = iter(made.texts(tokenizer.decode))
+        else:
+            pieces = stream_text(answerer.model, prompt, tokenizer.eos, options, tokenizer.decode)
+        for piece in pieces:
+            text += piece
+            print(piece, end="", flush=True)
+        print()
+        if given.draw:
+            draw_points(pictures[0], text, given.draw)
+    except (ValueError, OSError, BadSample) as error:
+        sys.exit(f"generate: {error}")
+
+
+def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("question")
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--image", action="append", default=[], help="may be given several times")
+    parser.add_argument("--style", default="demo", help="as in training, for example vqa2, pointing, point_count")
+    parser.add_argument("--tokenizer", help="its folder, where the checkpoint does not know it")
+    parser.add_argument("--device", help="default: a GPU if there is one")
+    parser.add_argument("--max-new-tokens", type=int, default=448)
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--top-k", type=int, default=0)
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--beams", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stop", action="append", default=[])
+    parser.add_argument("--draw", help="write the first picture with the points of the answer to this file")
+    given = parser.parse_args(arguments)
+    if given.draw and not given.image:
+        parser.error("--draw needs a picture; give one with --image.")
+    return given
+
+
+def read(path: str) -> bytes:
+    """A file's bytes; ValueError names one that is not there."""
+    if not Path(path).is_file():
+        raise ValueError(f"There is no picture {path}.")
+    return Path(path).read_bytes()
+
+
+def draw_points(picture: np.ndarray, text: str, path: str) -> None:
+    """Write the picture (uint8 [height, width, 3]) with a ring around every point of the text."""
+    image = Image.fromarray(picture)
+    scale = max(1, 448 // max(image.size))
+    image = image.resize((image.width * scale, image.height * scale))
+    pen, radius = ImageDraw.Draw(image), max(4, max(image.size) // 60)
+    for x, y in extract_points(text, *image.size):
+        pen.ellipse((x - radius, y - radius, x + radius, y + radius), outline=(255, 40, 120), width=3)
+    image.save(path)
+
+
+if __name__ == "__main__":
+    main()
