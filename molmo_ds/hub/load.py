@@ -164,7 +164,7 @@ def find(source: str | Path) -> Path:
         return Path(snapshot_download(str(source), allow_patterns=patterns))
     except Exception as error:  # the hub's client raises many kinds: no network, no such model, no permission
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"There is no folder '{source}', and it could not be downloaded: {reason}") from None
+        raise ValueError(f"There is no folder '{source}', and it could not be downloaded: {reason}.") from None
 
 
 def shapes_of(config: MolmoConfig) -> dict[str, list[int]]:

@@ -15,6 +15,7 @@ from hub_models import random_state, tiny, weights_folder
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from molmo_ds import presets
 from molmo_ds.config import ConnectorConfig, DataConfig, MolmoConfig, RunConfig, save
 from molmo_ds.data.tokens import Tokenizer
 from molmo_ds.hub import export, load
@@ -276,3 +277,41 @@ def test_memory(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     assert int(run.stdout) < 24e6 + 8.4e6
     assert len(list((tmp_path / "hub").glob("model-*.safetensors"))) > 5
+
+
+def test_released_configurations() -> None:
+    """The published numbers of the four models lead to their presets (facts of the released config.json files)."""
+    same = {"model_type": "molmo", "layer_norm_type": "rms", "max_position_embeddings": 4096, "weight_tying": False}
+    qwen = {"vocab_size": 152064, "embedding_size": 152064, "qkv_bias": True, "rope_theta": 1e6}
+    wide = {"hidden_size": 8192, "num_attention_heads": 64, "num_key_value_heads": 8, "num_hidden_layers": 80}
+    wide |= {"intermediate_size": 59136, "layer_norm_eps": 1e-5}
+    small = {"hidden_size": 3584, "num_attention_heads": 28, "num_key_value_heads": 4, "num_hidden_layers": 28}
+    small |= {"intermediate_size": 37888, "layer_norm_eps": 1e-6}
+    olmo = {"hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": None, "num_hidden_layers": 32}
+    olmo |= {"intermediate_size": 22016, "vocab_size": 100278, "embedding_size": 100352, "attention_layer_norm": True}
+    olmo |= {"norm_after": True, "rope_theta": 500000, "layer_norm_eps": 1e-6, "qkv_bias": False, "clip_qkv": None}
+    tower = {
+        "image_model_type": "openai", "image_default_input_size": [336, 336], "image_patch_size": 14,
+        "image_emb_dim": 1024, "image_num_heads": 16, "image_num_layers": 23, "image_mlp_dim": 4096,
+        "image_num_pos": 577, "image_norm_eps": 1e-5, "image_mlp_activations": "quick_gelu", "resize_mode": "default",
+    }  # fmt: skip
+    moe = {
+        "model_type": "molmo", "d_model": 2048, "n_heads": 16, "n_kv_heads": None, "n_layers": 16, "mlp_ratio": 1,
+        "block_type": "moe", "moe_num_experts": 64, "moe_top_k": 8, "vocab_size": 50280, "embedding_size": 50304,
+        "attention_layer_norm": True, "layer_norm_eps": 1e-5, "layer_norm_type": "rms", "rope_theta": 10000.0,
+        "max_sequence_length": 4096, "vision_backbone": tower, "vit_layers": [-2, -9], "weight_tying": False,
+        "image_pooling_2d": "attention-meanq", "image_padding_embed": "pad_and_partial_pad", "qkv_bias": False,
+    }  # fmt: skip
+    read = {
+        "molmo_7b_d": same | qwen | small,
+        "molmo_72b": same | qwen | wide,
+        "molmo_7b_o": same | olmo,
+        "molmoe_1b": moe,
+    }
+    for preset, values in read.items():
+        assert export.configs.from_released(values) == presets.get(preset), preset
+    for preset in read:  # what we write is read again, with and without our own field
+        values = export.configs.to_released(presets.get(preset), "bfloat16")
+        assert export.configs.from_released(values) == presets.get(preset)
+        del values["molmo_ds"]
+        assert export.configs.from_released(values) == presets.get(preset), preset
