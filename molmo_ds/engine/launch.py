@@ -59,15 +59,17 @@ class World:
 def start(timeout_seconds: int = 600) -> World:
     """Join the process group that deepspeed, accelerate, torchrun or nobody (one rank) prepared.
 
-    On a CPU the backend is gloo, on a GPU NCCL. DeepSpeed's shared-memory collective is switched off first: it would be
-    compiled for a minute at the first start and crashed in our trials.
+    On a CPU the backend is gloo, on a GPU NCCL. DeepSpeed's shared-memory collective is switched off: it would be
+    compiled for a minute at the first start, and it crashed in our trials.
     """
     # deprecations of torch.distributed that DeepSpeed calls, once per collective
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed says in every process that it found no other
     import deepspeed
 
-    deepspeed.utils.logger.setLevel(logging.WARNING)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    deepspeed.ops.__compatible_ops__ = {}  # no op of its own, and no compilers tried at each start
     if "RANK" not in os.environ:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

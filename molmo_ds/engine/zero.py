@@ -176,6 +176,7 @@ def prepare(model: nn.Module, optimizer: torch.optim.Optimizer, ds: dict[str, An
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     backend = "nccl" if world.device.type == "cuda" else "gloo"
     accelerator = Accelerator(
+        gradient_accumulation_steps=ds["gradient_accumulation_steps"],
         deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=ds),
         kwargs_handlers=[InitProcessGroupKwargs(backend=backend)],
     )
