@@ -54,15 +54,6 @@ def size(path: str) -> int:
     return retry(lambda: int(filesystem(path).size(path)), path)
 
 
-def exists(path: str) -> bool:
-    """Whether there is a file; a server that cannot be asked is an OSError, never 'no'."""
-    try:
-        size(path)
-    except FileNotFoundError:
-        return False
-    return True
-
-
 def read(path: str) -> bytes:
     """A whole file."""
     return retry(lambda: _fetch(path, None, None), path)

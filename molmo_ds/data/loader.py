@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from molmo_ds.batch import Batch, Sample
@@ -220,7 +221,10 @@ def sequences(
     workers = min(config.data.num_workers, len(lanes))  # a lane is served by one worker
     dataset = Sequences(mixture, lanes, states, config.data.packing)
     factor = config.data.prefetch_factor if workers else None
-    for item in DataLoader(dataset, None, num_workers=workers, prefetch_factor=factor, collate_fn=_as_it_is):
+    # a generator of its own: the loader draws from it, and torch's global one belongs to the model
+    own = torch.Generator()
+    loader = DataLoader(dataset, None, num_workers=workers, prefetch_factor=factor, collate_fn=_as_it_is, generator=own)
+    for item in loader:
         if isinstance(item, Failure):
             raise item.kind(item.sentence)
         if item is not None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.utils.data import default_collate
 
 from molmo_ds.batch import Batch, Sample
 from molmo_ds.config import DataConfig
@@ -81,7 +82,8 @@ def row(pack: list[Sample], sequence_length: int) -> Batch:
         documents[0, start : start + length] = number
         positions.append(torch.where(sample.image_positions >= 0, sample.image_positions + start, -1))
         start += length
-    images = torch.cat([sample.images for sample in pack])
+    crops = [crop for sample in pack for crop in sample.images]
+    images = default_collate(crops) if crops else pack[0].images  # in a worker straight into shared memory: one copy
     masks = torch.cat([sample.image_masks for sample in pack])
     return Batch(
         **tokens, document_ids=documents, images=images, image_masks=masks, image_positions=torch.cat(positions)
@@ -100,11 +102,15 @@ def merge(rows: list[Batch]) -> Batch:
         moved = old + above * length + (old // old_length) * (length - old_length)
         positions.append(torch.where(old >= 0, moved, -1))
         above += row.input_ids.shape[0]
-    images = [torch.cat([getattr(row, name) for row in rows]) for name in ("images", "image_masks")]
+    images = [_join([getattr(row, name) for row in rows]) for name in ("images", "image_masks")]
     images.append(torch.cat(positions))
     if not len(images[0]):
         images = [part.new_full((1, *part.shape[1:]), fill) for part, fill in zip(images, (0, 0, -1))]
     return Batch(**tokens, images=images[0], image_masks=images[1], image_positions=images[2])
+
+
+def _join(parts: list[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)  # crops are megabytes: no copy without need
 
 
 def _pad(rows: torch.Tensor, length: int) -> torch.Tensor:

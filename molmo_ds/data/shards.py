@@ -185,9 +185,11 @@ def _find_shards(path: str) -> list[Shard]:
 def _read_meta(folder: str, tars: list[str] | None) -> list[Shard]:
     name = files.join(folder, ".nv-meta/molmo_ds.json")
     try:
-        content = json.loads(files.read(name))["shards"]
+        data = files.read(name)
     except FileNotFoundError:
         raise ValueError(f"{folder} has no index ({name} is missing); {INDEX_HINT} {folder}") from None
+    try:
+        content = json.loads(data)["shards"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{name} is damaged; {INDEX_HINT} {folder}") from None
     unknown = sorted({os.path.basename(tar) for tar in tars or []} - set(content))

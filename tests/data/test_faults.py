@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from shard_server import ShardServer, serve
@@ -195,6 +196,22 @@ def test_http_reads_each_chunk_once_by_range(server: ShardServer, sound: Path) -
     ranges = [asked for path, asked, _, _ in server.log if path.endswith(".tar")]
     assert len(ranges) == len(local.bounds) - 1 and all(ranges)
     assert remote.fingerprint == local.fingerprint
+
+
+def test_any_store_of_fsspec_is_read(sound: Path) -> None:
+    store, local = fsspec.filesystem("memory"), opened(sound)
+    for path in sound.rglob("*"):
+        if path.is_file():
+            store.pipe(f"/shards/{path.relative_to(sound)}", path.read_bytes())
+    remote = opened("memory://shards")
+    assert [remote.read(i) for i in range(COUNT)] == [local.read(i) for i in range(COUNT)]
+    store.pipe("/shards/s-000001.tar", b"short")
+    with pytest.raises(ValueError, match="memory://shards/s-000001.tar is truncated: 5 bytes"):
+        opened("memory://shards")
+    with pytest.raises(ValueError, match="gs://bucket/.*cannot be opened.*gcsfs"):
+        opened("gs://bucket/shards")
+    with pytest.raises(ValueError, match="what://shards.*cannot be opened"):
+        opened("what://shards")
 
 
 @pytest.mark.parametrize("fault", ["drop", "stall", "503", "429"])

@@ -89,6 +89,12 @@ def test_stream_is_what_its_parts_say(config: RunConfig, mixture: Mixture) -> No
         assert all(torch.equal(a, b) for a, b in zip(got.tensors(), expected.tensors()))
 
 
+def test_stream_leaves_the_global_generator_alone(config: RunConfig, mixture: Mixture) -> None:
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    replay(config, mixture, 1, 2, 1)
+    assert torch.equal(torch.get_rng_state(), before[0]) and np.random.get_state()[1].tolist() == before[1]
+
+
 def test_state_is_small_json(config: RunConfig, mixture: Mixture) -> None:
     _, states = replay(config, mixture, 2, 0, 3)
     assert sorted(states) == list(range(8))
