@@ -86,6 +86,10 @@ def from_reference(values: dict[str, Any]) -> MolmoConfig:
         _refuse(values, name, (False,))
     moe = get("block_type") == "moe"
     heads, width = values["n_heads"], values["d_model"]
+    half = int(get("mlp_hidden_size", get("mlp_ratio", 4) * width)) // 2
+    inner = (
+        int(get("mlp_ratio", 4) * width) // 2 if moe else half
+    )  # experts know no mlp_hidden_size, the connector does
     norm = "rms" if get("layer_norm_type", "rms") == "rms" else "layer"
     if norm == "layer" and get("layer_norm_with_affine", False):
         raise ValueError("layer_norm_type 'default' with layer_norm_with_affine is not supported; no Molmo uses it.")
@@ -95,7 +99,7 @@ def from_reference(values: dict[str, Any]) -> MolmoConfig:
         embedding_size=get("embedding_size", values["vocab_size"]),
         additional_vocab_size=get("additional_vocab_size", 128),
         hidden_size=width,
-        intermediate_size=get("mlp_hidden_size", get("mlp_ratio", 4) * width) // 2,
+        intermediate_size=inner,
         num_hidden_layers=values["n_layers"],
         num_attention_heads=heads,
         num_key_value_heads=get("n_kv_heads", heads),
@@ -123,6 +127,7 @@ def from_reference(values: dict[str, Any]) -> MolmoConfig:
         projector=get("image_projector", "mlp"),
         # released config.json files do not name it; a reference configuration that leaves it out has none
         padding_embed=get("image_padding_embed", "none" if "image_padding_embed" in values else "pad_and_partial_pad"),
+        intermediate_size=half if half != inner else None,
         feature_dropout=get("image_feature_dropout", 0.0),
         initializer_range=get("initializer_range", 0.02),
     )
@@ -177,7 +182,8 @@ def to_released(config: MolmoConfig, dtype: str) -> dict[str, Any]:
     if text.num_experts:
         values |= {
             "block_type": "moe", "d_model": text.hidden_size, "n_heads": text.num_attention_heads,
-            "n_kv_heads": text.num_key_value_heads, "n_layers": text.num_hidden_layers, "mlp_hidden_size": width,
+            "n_kv_heads": text.num_key_value_heads, "n_layers": text.num_hidden_layers, "mlp_hidden_size": None,
+            "mlp_ratio": width // text.hidden_size if width % text.hidden_size == 0 else width / text.hidden_size,
             "moe_num_experts": text.num_experts, "moe_top_k": text.num_experts_per_tok,
             "additional_vocab_size": text.additional_vocab_size, "include_bias": False,
         }  # fmt: skip
