@@ -1,0 +1,192 @@
+"""Trains tiny models under every strategy and in one plain process, and tables how far losses and weights are apart.
+
+    python tools/compare_strategies.py --ranks 2 [--strategies zero3 zero3_sp] [--families qwen2] [--steps 20] [--write]
+
+Every global batch holds unequal token counts and loss weights, packed documents, message trees, and for some ranks no
+picture. --write replaces the table of that number of ranks in docs/parallelism.md. Takes the batches of tests/.
+"""
+
+import argparse
+import math
+import platform
+import re
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+import synthetic  # noqa: E402
+from ranks import run_ranks  # noqa: E402
+
+from molmo_ds.config import MolmoConfig, RunConfig  # noqa: E402
+from molmo_ds.engine import build_engine, ds_config, optim  # noqa: E402
+from molmo_ds.engine.launch import World  # noqa: E402
+from molmo_ds.model.molmo import Molmo, component  # noqa: E402
+
+LANES = 16  # sequences of a global batch
+Cell = tuple[str, str, str, int, str]  # family, strategy, optimizer, accumulation, precision
+Run = tuple[list[float], dict[str, Tensor]]
+
+
+def family(name: str) -> MolmoConfig:
+    """The micro model with the decoder of a family."""
+    model = synthetic.MODEL
+    olmo = replace(model.text, attention_bias=False, qk_norm=True, num_key_value_heads=4)
+    texts = {
+        "qwen2": model.text,
+        "olmo2": replace(olmo, model_type="olmo2", norm_after=True),
+        "olmoe": replace(olmo, model_type="olmoe", num_experts=4, num_experts_per_tok=2, intermediate_size=24),
+    }
+    return replace(model, text=texts[name])
+
+
+def run_config(cell: Cell, data_size: int, steps: int) -> RunConfig:
+    """The run of a cell on `data_size` replicas; no clipping under SGD, clipping that acts under AdamW."""
+    name, strategy, optimizer, accumulation, precision = cell
+    base = synthetic.config() if optimizer == "sgd" else synthetic.adamw()
+    return replace(
+        base,
+        model=family(name),
+        strategy=f"ds_configs/{strategy}.json",
+        precision=precision,
+        global_batch=LANES,
+        micro_batch=max(1, LANES // data_size // accumulation),
+        max_steps=steps,
+    )
+
+
+def plain(config: RunConfig) -> Run:
+    """The measure: torch alone in one process, one sequence after the other."""
+    model = Molmo(config.model, config.optim.z_loss)
+    model.reset_parameters(config.seed)
+    model.embed.embedding.requires_grad_(False)
+    groups = optim.parameter_groups(model, config.optim)
+    stepper, losses = optim.build_optimizer(groups, config.optim), []
+    for step in range(1, config.max_steps + 1):
+        lanes = [synthetic.sequence(step, lane) for lane in range(config.global_batch)]
+        total = sum(float(batch.loss_weights.double().sum()) for batch in lanes)
+        losses.append(0.0)
+        for batch in lanes:
+            ce, z, _ = model(batch)
+            ((ce + z) / total).backward()
+            losses[-1] += float((ce + z).detach()) / total
+        for part in optim.COMPONENTS:
+            grads = [p.grad for n, p in model.named_parameters() if component(n) == part and p.grad is not None]
+            norm = math.sqrt(sum(float((g.double() ** 2).sum()) for g in grads))
+            if config.optim.max_grad_norm:
+                torch._foreach_mul_(grads, min(1.0, config.optim.max_grad_norm / (norm + 1e-6)))
+        for group in stepper.param_groups:
+            group["lr"] = optim.learning_rate(config.optim, group["component"], step, config.max_steps)
+        stepper.step()
+        stepper.zero_grad()
+    return losses, {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def under_strategies(world: World, cells: list[Cell], steps: int) -> dict[Cell, Run | str]:
+    """Losses and weights of each cell through the engine, or the sentence with which it is refused."""
+    out: dict[Cell, Run | str] = {}
+    for cell in tqdm(cells, disable=world.rank > 0, desc=f"{world.size} ranks"):
+        try:
+            strategy = ds_config.read(f"ds_configs/{cell[1]}.json")
+            config = run_config(cell, ds_config.data_parallel_size(strategy, world.size), steps)
+            engine = build_engine(config, world)
+        except ValueError as error:
+            out[cell] = str(error)
+            continue
+        losses = []
+        for step in range(1, steps + 1):
+            batches = synthetic.micro_batches(config, step, engine.data_rank, engine.data_size)
+            losses.append(engine.train_step(batches)["loss"])
+        out[cell] = losses, dict(engine.full_state())
+    return out
+
+
+def difference(ours: Run, reference: Run) -> tuple[float, float]:
+    """Largest |loss difference| and largest relative difference of a weight tensor.
+
+    A tensor's difference is divided by its norm, but at least by that of a tensor of its size drawn with deviation
+    0.02 (biases start at zero). Biases of keys are left out: softmax does not see them, so their exact gradient is zero
+    and Adam turns its rounding into steps of full length.
+    """
+    weights = 0.0
+    for name, right in reference[1].items():
+        if not name.endswith("k_proj.bias"):
+            norm = max(float(right.double().norm()), 0.02 * math.sqrt(right.numel()))
+            weights = max(weights, float((ours[1][name].double() - right.double()).norm()) / norm)
+    return max(abs(a - b) for a, b in zip(ours[0], reference[0], strict=True)), weights
+
+
+def table(results: dict[Cell, Run | str], steps: int) -> list[str]:
+    """Markdown rows, the worst of the accumulations in each."""
+    lines = [
+        "| strategy | decoder | SGD loss | SGD weights | AdamW loss | AdamW weights |",
+        "|---|---|---|---|---|---|",
+    ]
+    references: dict[tuple, Run] = {}
+    for strategy, name, precision in dict.fromkeys((c[1], c[0], c[4]) for c in results):
+        here = {
+            cell: run for cell, run in results.items() if (cell[1], cell[0], cell[4]) == (strategy, name, precision)
+        }
+        if refusal := next((run for run in here.values() if isinstance(run, str)), None):
+            lines.append(f"| {strategy} | {name} | refused: {refusal} | | | |")
+            continue
+        row = []
+        for optimizer in ("sgd", "adamw"):
+            pairs = []
+            for cell, run in here.items():
+                if cell[2] == optimizer:
+                    key = name, optimizer
+                    references[key] = references.get(key) or plain(run_config((*cell[:4], "fp32"), 1, steps))
+                    pairs.append(difference(run, references[key]))
+            row += [f"{max(values):.1e}" for values in zip(*pairs)] or ["", ""]
+        lines.append(f"| {strategy}{' in bf16' * (precision == 'bf16')} | {name} | {' | '.join(row)} |")
+    return lines
+
+
+def write(ranks: int, lines: list[str]) -> None:
+    """Put the lines between the markers of this number of ranks in docs/parallelism.md."""
+    page = ROOT / "docs/parallelism.md"
+    begin, end = f"<!-- equality at {ranks} ranks -->", f"<!-- end of equality at {ranks} ranks -->"
+    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.S)
+    body = "\n".join([begin, *lines, end])
+    page.write_text(pattern.sub(lambda _: body, page.read_text()))
+
+
+def main() -> None:
+    """Run the cells, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, default=2)
+    everything = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
+    parser.add_argument("--strategies", nargs="+", default=everything, choices=everything)
+    parser.add_argument("--families", nargs="+", default=["qwen2", "olmo2", "olmoe"])
+    parser.add_argument("--optimizers", nargs="+", default=["sgd", "adamw"])
+    parser.add_argument("--accumulations", nargs="+", type=int, default=[1, 4])
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--write", action="store_true", help="into docs/parallelism.md")
+    arguments = parser.parse_args()
+    cells = [
+        (name, strategy, optimizer, accumulation, arguments.precision)
+        for strategy in arguments.strategies
+        for name in arguments.families
+        for optimizer in arguments.optimizers
+        for accumulation in arguments.accumulations
+    ]
+    began = time.strftime("%Y-%m-%d")
+    results = run_ranks(under_strategies, arguments.ranks, cells, arguments.steps, timeout=3600)[0]
+    command = f"python tools/compare_strategies.py {' '.join(sys.argv[1:])}"
+    machine = f"{platform.machine()} CPU, {torch.get_num_threads()} thread per rank, torch {torch.__version__}"
+    lines = [f"`{command}`, {began}, {machine}:", "", *table(results, arguments.steps)]
+    print("\n".join(lines))
+    if arguments.write:
+        write(arguments.ranks, lines)
+
+
+if __name__ == "__main__":
+    main()
