@@ -214,7 +214,7 @@ def text_config(values: dict[str, Any]) -> TextConfig:
         rope_theta=float(rope.get("rope_theta") or values.get("rope_theta") or 1e4),
         rope_scaling=None if scaling.get("rope_type", scaling.get("type", "default")) == "default" else scaling,
         norm_type="layer" if kind == "olmo" else "rms",
-        rms_norm_eps=values.get("rms_norm_eps", 1e-5),
+        rms_norm_eps=values.get("rms_norm_eps", 1e-6 if kind in ("qwen2", "llama") else 1e-5),
         attention_bias=kind == "qwen2",
         qk_norm=kind in ("olmo2", "olmoe"),
         norm_after=kind == "olmo2",
@@ -237,14 +237,20 @@ def vision_config(values: dict[str, Any], name: str) -> tuple[VisionConfig, Imag
     if resize not in presets.TOWERS:
         raise ValueError(f"There is no vision tower '{name}'; use openai, metaclip, siglip or dinov2.")
     base = presets.TOWERS[resize]
-    values = values.get("vision_config") or values
-    kind = str(values.get("model_type")).removesuffix("_vision_model")
+    part = values.get("vision_config")
+    kind = str(values.get("model_type") if part is None else part.get("model_type") or values.get("model_type"))
+    kind = kind.removesuffix("_vision_model")
     if kind != base.model_type:
         raise ValueError(f"The vision tower '{name}' is a {base.model_type} model and the folder holds '{kind}'.")
-    if kind == "dinov2" and values.get("use_swiglu_ffn"):
+    from transformers import AutoConfig  # files on the hub leave out what is its default
+
+    defaults = AutoConfig.for_model(kind if kind == "dinov2" else kind + "_vision_model").to_dict()
+    values = defaults | (values if part is None else part)
+    if values.get("use_swiglu_ffn"):
         raise ValueError("DINOv2 giant (use_swiglu_ffn) is not supported; use DINOv2 large, base or small.")
     layers, size, patch = values["num_hidden_layers"], values["image_size"], values["patch_size"]
-    crop = base.image_size if kind == "dinov2" else size  # DINOv2's table is of 518 pixels; crops stay at 336
+    # crops are as large as Molmo's, whatever the tower saw: SigLIP's 384 pixels hold 27 patches as 378 do
+    crop, table = base.image_size, (size // patch) ** 2
     vision = VisionConfig(
         model_type=kind,
         image_size=crop,
@@ -255,7 +261,7 @@ def vision_config(values: dict[str, Any], name: str) -> tuple[VisionConfig, Imag
         num_attention_heads=values["num_attention_heads"],
         hidden_act=values["hidden_act"],
         layer_norm_eps=values["layer_norm_eps"],
-        num_positions=None if crop == size else (size // patch) ** 2,
+        num_positions=None if table == (crop // patch) ** 2 else table,
         feature_layers=base.feature_layers,
     )
     return vision, ImageConfig(resize=resize)

@@ -12,7 +12,7 @@ from torch import Tensor
 from molmo_ds import presets
 from molmo_ds.batch import Batch
 from molmo_ds.hub import load
-from molmo_ds.hub.configs import text_config
+from molmo_ds.hub.configs import text_config, vision_config
 from molmo_ds.model.init import initialise
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.model.tensor_files import TensorFolder
@@ -158,6 +158,20 @@ def test_released_sizes_are_recognised() -> None:
         "rms_norm_eps": 1e-6, "max_position_embeddings": 131072, "use_sliding_window": False,
     }  # fmt: skip
     assert replace(text_config(qwen2), max_position_embeddings=4096) == presets.get("molmo_7b_d").text
+    clip = {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
+    clip |= {"num_attention_heads": 16, "image_size": 336, "patch_size": 14, "hidden_act": "quick_gelu"}
+    clip |= {"layer_norm_eps": 1e-5}
+    assert vision_config({"vision_config": clip}, "openai")[0] == presets.TOWERS["clip"]
+    assert vision_config(clip, "metaclip")[0] == presets.TOWERS["metaclip"]
+    assert (
+        vision_config(clip | {"image_size": 224}, "metaclip")[0].num_positions == 256
+    )  # as published: resized to 24 x 24
+    siglip = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
+    siglip |= {"image_size": 384, "patch_size": 14}  # published without what is transformers' default
+    assert vision_config({"model_type": "siglip", "vision_config": siglip}, "siglip")[0] == presets.TOWERS["siglip"]
+    dino = {"model_type": "dinov2", "hidden_size": 1024, "mlp_ratio": 4, "num_hidden_layers": 24, "patch_size": 14}
+    dino |= {"num_attention_heads": 16, "image_size": 518, "hidden_act": "gelu", "layer_norm_eps": 1e-6}
+    assert vision_config(dino, "dinov2")[0] == presets.TOWERS["dinov2"]
 
 
 def test_faults(folders: tuple[Path, Path], tmp_path: Path) -> None:
