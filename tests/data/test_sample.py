@@ -303,6 +303,10 @@ def test_prompts_of_a_user(builder: SampleBuilder) -> None:
     chat = builder.prompt([image], ["Hi", "Hello.", "Which colour?"], style="vqa2").input_ids
     assert words.decode(chat[:-1]) == " User: vqa2: Hi Assistant: Hello."  # decoding stops at the first end
     assert len(builder.prompt([], "No picture").images) == 0
+    named = [i for i in range(60) if RandomState(i).random() <= 0.1]  # a demo style, then named in the prompt
+    for seed in (0, *named[:2], 1):
+        text = builder.prompt([], "Where?", "user_qa", RandomState(seed)).input_ids
+        assert words.decode(text) == f" User: {'user_qa: ' if seed in named else ''}Where? Assistant:"
     with pytest.raises(ValueError, match="make it shorter"):
         builder.prompt([image], "on and on " * 4096)
 
