@@ -1,0 +1,212 @@
+"""A run from the command line: three launchers alike, killed and resumed exactly, and the user's mistakes."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import run_files
+
+from molmo_ds import config as configs
+from molmo_ds.config import RunConfig
+from molmo_ds.train import main, read_arguments
+
+BIN = Path(sys.executable).parent
+ROOT = Path(__file__).parents[1]
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def launcher(name: str, ranks: int = 2) -> list[str]:
+    """The words before the overrides."""
+    module, port, count = "molmo_ds.train", free_port(), str(ranks)
+    return {
+        "python": [sys.executable, "-m", module],
+        "deepspeed": [BIN / "deepspeed", "--num_accelerators", count, "--master_port", port, "--module", module],
+        "torchrun": [BIN / "torchrun", "--nproc-per-node", count, "--master-port", port, "-m", module],
+        "accelerate": [
+            BIN / "accelerate", "launch", "--config_file", ROOT / "ds_configs/accelerate/zero3.yaml",
+            "--num_processes", count, "--main_process_port", port, "-m", module,
+        ],
+    }[name]  # fmt: skip
+
+
+def start(words: list, **options) -> subprocess.Popen:
+    """A process (its own group) whose output is kept."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    return subprocess.Popen(
+        [str(word) for word in words], cwd=ROOT, env=environment, start_new_session=True, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen, timeout: float = 120) -> tuple[int, str]:
+    """(exit code, output); everything of its group is ended if it takes too long."""
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        pytest.fail(f"still running after {timeout} s:\n{output[-3000:]}")
+    return process.returncode, output
+
+
+def losses(out: Path) -> dict[int, float]:
+    """Step -> loss of log.jsonl; every step once."""
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1)), "steps are missing or repeated"
+    return {line["step"]: line["loss"] for line in lines}
+
+
+@pytest.fixture(scope="module")
+def launched(tiny_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two steps by each launcher on two ranks, and by python alone."""
+    outs = {}
+    for name in ("python", "deepspeed", "torchrun", "accelerate"):
+        outs[name] = tmp_path_factory.mktemp(name) / "out"
+        code, output = finish(start([*launcher(name), *tiny_run, "max_steps=2", f"out={outs[name]}"]))
+        assert code == 0, output[-3000:]
+    return outs
+
+
+def test_launchers_give_the_same_losses(launched: dict[str, Path]) -> None:
+    alone, *two_ranks = (losses(out) for out in launched.values())
+    assert len(alone) == 2 and alone[1] != alone[2]
+    assert two_ranks[0] == two_ranks[1] == two_ranks[2]
+    assert two_ranks[0] == pytest.approx(alone, abs=1e-5)
+
+
+def test_what_a_run_leaves(launched: dict[str, Path], tiny_run: list[str]) -> None:
+    out = launched["deepspeed"]
+    assert json.loads((out / "DONE").read_text()) == {"step": 2, "loss": losses(out)[2]}
+    assert configs.load(out / "config.yaml") == configs.load(None, [*tiny_run, "max_steps=2", f"out={out}"])
+    assert list((out / "tensorboard").glob("events.*"))
+    line = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
+    assert line["lr/text"] == pytest.approx(1e-4) and line["tokens"] > 100
+    assert 0.3 < line["packing_fill"] <= 1 and 0 <= line["data_wait_share"] < 1 and line["memory_bytes"] > 1e8
+    assert (out / "checkpoints" / "latest").read_text() == "step-00000002\n"
+
+
+def test_killed_at_random_moments_and_resumed(launched: dict[str, Path], tiny_run: list[str], tmp_path: Path) -> None:
+    """kill -9 of a run at random moments; the losses are those of a run that was left alone."""
+    words = [*launcher("python"), *tiny_run, "max_steps=6", "save_interval=1", "strategy=ds_configs/zero1.json"]
+    code, output = finish(start([*words, f"out={tmp_path / 'alone'}"]))
+    assert code == 0, output[-3000:]
+    whole = losses(tmp_path / "alone")
+    draw, kills, out = random.Random(20261122), 0, tmp_path / "killed"
+    while not (out / "DONE").exists():
+        process = start([*words, f"out={out}"])
+        if kills < 3:
+            deadline = time.monotonic() + 60
+            before = (out / "checkpoints").exists() and len(losses_so_far(out))
+            while len(losses_so_far(out)) <= before and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+            time.sleep(draw.random() * 0.3)
+            os.killpg(process.pid, signal.SIGKILL)
+            kills += 1
+            process.communicate()
+        else:
+            code, output = finish(process)
+            assert code == 0, output[-3000:]
+    assert losses(out) == whole
+
+
+def losses_so_far(out: Path) -> list[str]:
+    """Lines of the log of a run that is going on."""
+    return (out / "log.jsonl").read_text().splitlines() if (out / "log.jsonl").exists() else []
+
+
+def test_sigterm_saves_and_ends(tiny_run: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = [*launcher("python"), *tiny_run, "max_steps=500", "save_interval=500", "strategy=ds_configs/zero1.json"]
+    process = start([*words, f"out={out}"])
+    deadline = time.monotonic() + 60
+    while len(losses_so_far(out)) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    code, output = finish(process)
+    assert code == 128 + signal.SIGTERM, output[-3000:]
+    step = int((out / "checkpoints" / "latest").read_text().strip()[5:])
+    assert step == len(losses(out)) < 500
+    assert not (out / "DONE").exists()
+
+
+def sentence(words: list[str]) -> str:
+    """What a run that must fail says: one sentence, exit code 1, no traceback."""
+    code, output = finish(start([*launcher("python"), *words]))
+    said = [line for line in output.splitlines() if line.startswith("molmo_ds: ")]
+    assert code == 1 and len(said) == 1 and "Traceback" not in output, output[-3000:]
+    return said[0]
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_folder_of_another_run_is_left_alone(launched: dict[str, Path], tiny_run: list[str]) -> None:
+    out = launched["python"]
+    before = tree(out)
+    said = sentence([*tiny_run, "global_batch=8", f"out={out}"])
+    assert f"{out} holds another run (its global_batch is 4, not 8)" in said and "overwrite=true" in said
+    assert tree(out) == before
+
+
+def test_fewer_samples_than_ranks_can_use(tiny_run: list[str], tmp_path: Path) -> None:
+    said = sentence([*tiny_run, "global_batch=64", f"out={tmp_path / 'out'}"])
+    assert "samples" in said and "64" in said
+
+
+def test_a_truncated_shard(tiny_run: list[str], tmp_path: Path) -> None:
+    import shutil
+
+    folder = next(w.partition("=")[2] for w in tiny_run if w.startswith("data.sources.grey.path"))
+    shards = shutil.copytree(folder, tmp_path / "shards")
+    tar = sorted(shards.glob("*.tar"))[0]
+    tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
+    said = sentence([*tiny_run, f"data.sources.grey.path={shards}", f"out={tmp_path / 'out'}"])
+    assert str(tar) in said
+
+
+def test_every_checkpoint_damaged(launched: dict[str, Path], tiny_run: list[str], tmp_path: Path) -> None:
+    import shutil
+
+    out = shutil.copytree(launched["python"], tmp_path / "out")
+    for checkpoint in (out / "checkpoints").glob("step-*"):
+        file = checkpoint / "rank-00000.safetensors"
+        file.write_bytes(file.read_bytes()[:1000])
+    before = tree(out / "checkpoints")
+    said = sentence([*tiny_run, "max_steps=3", f"out={out}"])
+    assert "None of the 1 checkpoints" in said and str(out) in said
+    assert tree(out / "checkpoints") == before
+
+
+def test_help_names_every_setting(capsys: pytest.CaptureFixture) -> None:
+    main(["--help"])
+    said = capsys.readouterr().out
+    for name, (_, default) in configs.known_keys(RunConfig).items():
+        assert f"  {name} = {default!r}" in said
+
+
+def test_arguments_that_launchers_add() -> None:
+    assert read_arguments(["--local_rank=1", "seed=3"]).seed == 3
+    assert read_arguments(["--local_rank", "1", "seed=3", "max_steps=4"]).max_steps == 4
+    with pytest.raises(ValueError, match="nearest one is 'optim.text.lr'"):
+        read_arguments(["optim.text.lrr=1"])
+    with pytest.raises(ValueError, match="no configuration file"):
+        read_arguments(["nothing.yaml"])
+
+
+def test_run_files_are_what_they_say() -> None:
+    parts = [part for _, part in run_files.records()]
+    assert sum("png" not in part for part in parts) == 8 and len(parts) == 40
