@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
-import multiprocessing
+import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from molmo_ds import presets
 from molmo_ds.config import DataConfig, ImageConfig, RunConfig, SourceConfig
 from molmo_ds.data.checks import identical, replay
 from molmo_ds.data.lanes import Lane
-from molmo_ds.data.loader import Mixture, rank_lanes, sequences, steps
+from molmo_ds.data.loader import Mixture, Sequence, rank_lanes, sequences, steps
 from molmo_ds.data.packing import choose
 from molmo_ds.data.shards import ShardSet, chunk_bounds
 from molmo_ds.data.tokens import train_tokenizer
@@ -198,52 +199,40 @@ def bench_resume(photos: list[bytes], rounds: int) -> list[Row]:
 def bench_memory(photos: list[bytes]) -> list[Row]:
     """Resident memory of a data worker, measured in a fresh process that does nothing else."""
     with tempfile.TemporaryDirectory() as folder:
-        config = large_run(Path(folder), photos, 1)
-        code = f"from tools.bench_stream import worker_memory; worker_memory({str(folder)!r})"
-        command = [sys.executable, "-c", code]
-        del config
-        done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True)
+        large_run(Path(folder), photos, 1)
+        code = f"from tools.bench_stream import worker_memory; worker_memory({folder!r})"
+        root = Path(__file__).parents[1]
+        done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def worker_memory(folder: str) -> None:
-    """Print, as JSON, what a worker with a pool of 48 and 12 crops holds while it runs."""
-    interpreter = rss("self")
-    config = RunConfig()
+    """Print, as JSON, what serving a lane takes: pool of 48, 12 crops, prefetch_factor finished sequences kept."""
+    bare = memory()
     data = DataConfig(
         sources={"photos": SourceConfig(path=f"{folder}/shards")},
-        tokenizer=f"{folder}/tokenizer", sequence_length=4096, crops_per_sequence=39, num_workers=1,
+        tokenizer=f"{folder}/tokenizer", sequence_length=4096, crops_per_sequence=39, num_workers=0,
     )  # fmt: skip
-    config = dataclasses.replace(config, model=presets.molmo_7b_d(), data=data, global_batch=2)
-    lanes = rank_lanes(config, 0, 1)
-    stream = sequences(config, Mixture.open(config), lanes, {})
-    peak, pool = {"Rss": 0, "Pss": 0, "Shmem": 0}, 0
-    for number in range(40):
-        sequence = next(stream)
-        pool = len(sequence.state["pool"])
-        (worker,) = multiprocessing.active_children()
-        if number % 4 == 3:
-            found = rss(str(worker.pid))
-            peak = {name: max(peak[name], found[name]) for name in peak}
+    config = dataclasses.replace(RunConfig(), model=presets.molmo_7b_d(), data=data, global_batch=1)
+    stream = sequences(config, Mixture.open(config), rank_lanes(config, 0, 1), {})
+    kept: deque[Sequence] = deque(maxlen=data.prefetch_factor)
+    for _ in range(60):
+        kept.append(next(stream))
+    peak, held = most_memory(), sum(t.nbytes for sequence in kept for t in sequence.row.tensors()) / 1e6
     rows = [
-        {"what": "interpreter with its imports", "RSS MB": interpreter["Rss"], "above it MB": 0.0, "pool left": 0},
-        {"what": "worker, pool 48, 12 crops", "RSS MB": peak["Rss"], "above it MB": peak["Rss"] - interpreter["Rss"],
-         "pool left": pool},
-        {"what": "of which sequences", "RSS MB": peak["Shmem"], "above it MB": peak["Shmem"], "pool left": pool},
-    ]  # fmt: skip
+        {"what": "Python with the imports", "peak RSS MB": bare, "above it MB": 0.0},
+        {"what": "serving a lane", "peak RSS MB": peak, "above it MB": peak - bare},
+        {"what": f"  of which {len(kept)} finished sequences", "peak RSS MB": held, "above it MB": held},
+    ]
     print(json.dumps(rows))
 
 
-def rss(process: str) -> dict[str, float]:
-    """Rss, Pss and Shmem of a process in MB."""
-    lines = [line.split() for line in Path(f"/proc/{process}/smaps").read_text().splitlines()]
-    totals = {"Rss": 0.0, "Pss": 0.0, "Shmem": 0.0}
-    shared = False
-    for line in lines:
-        if not line[0].endswith(":"):
-            shared = len(line) > 5 and ("/dev/shm" in line[5] or "torch_" in line[5])
-        elif line[0] in ("Rss:", "Pss:"):
-            totals[line[0][:-1]] += int(line[1]) / 1024
-            if line[0] == "Rss:" and shared:
-                totals["Shmem"] += int(line[1]) / 1024
-    return totals
+def memory() -> float:
+    """What this process holds in memory, in MB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 1e6
+
+
+def most_memory() -> float:
+    """The most that this process has held in memory, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
