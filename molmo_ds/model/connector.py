@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from molmo_ds.config import ConnectorConfig, TextConfig, VisionConfig
+from molmo_ds.model.linear import Linear
 from molmo_ds.model.vision import CARRIED, used_layers
 from molmo_ds.ops.pool_patches import gather_patches, pool_patches
 from molmo_ds.ops.swiglu import swiglu
@@ -28,8 +29,8 @@ class Pooling(nn.Module):
     def __init__(self, features: int, width: int, heads: int, query: str):
         super().__init__()
         self.head_dim, self.query = width // heads, query
-        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(features, width) for _ in range(3))
-        self.out_proj = nn.Linear(width, width)
+        self.q_proj, self.k_proj, self.v_proj = (Linear(features, width) for _ in range(3))
+        self.out_proj = Linear(width, width)
 
     def forward(self, patches: Tensor, mean: Tensor, windows: Tensor) -> Tensor:
         """patches [M, W, F], mean [M, F], windows [M, W] -> [M, C]."""
@@ -44,9 +45,9 @@ class GatedMLP(nn.Module):
 
     def __init__(self, inputs: int, inner: int, outputs: int):
         super().__init__()
-        self.gate_proj = nn.Linear(inputs, inner, bias=False)
-        self.up_proj = nn.Linear(inputs, inner, bias=False)
-        self.down_proj = nn.Linear(inner, outputs, bias=False)
+        self.gate_proj = Linear(inputs, inner, bias=False)
+        self.up_proj = Linear(inputs, inner, bias=False)
+        self.down_proj = Linear(inner, outputs, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] -> [..., outputs]."""
@@ -73,7 +74,7 @@ class Connector(nn.Module):
         if connector.projector == "mlp":
             self.projector: nn.Module = GatedMLP(inputs, inner, text.hidden_size)
         else:
-            self.projector = nn.Linear(inputs, text.hidden_size, bias=False)
+            self.projector = Linear(inputs, text.hidden_size, bias=False)
 
     def forward(self, x: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The tower's tuple -> (input_ids, labels, loss_weights, position_ids, document_ids, branch_ids,

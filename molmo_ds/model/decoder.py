@@ -14,7 +14,9 @@ from torch.nn import functional as F
 
 from molmo_ds.config import TextConfig
 from molmo_ds.model.connector import GatedMLP
+from molmo_ds.model.linear import Linear
 from molmo_ds.ops.experts import experts
+from molmo_ds.ops.linear import linear
 from molmo_ds.ops.rms_norm import rms_norm
 from molmo_ds.ops.rope import rope_table, rotate
 from molmo_ds.ops.splice import splice
@@ -81,10 +83,10 @@ class Attention(nn.Module):
         self.head_dim = text.head_dim or text.hidden_size // text.num_attention_heads
         self.clip, self.dropout, self.core = text.clip_qkv, text.attention_dropout, Core()
         queries, keys = text.num_attention_heads * self.head_dim, text.num_key_value_heads * self.head_dim
-        self.q_proj = nn.Linear(text.hidden_size, queries, bias=text.attention_bias)
-        self.k_proj = nn.Linear(text.hidden_size, keys, bias=text.attention_bias)
-        self.v_proj = nn.Linear(text.hidden_size, keys, bias=text.attention_bias)
-        self.o_proj = nn.Linear(queries, text.hidden_size, bias=False)
+        self.q_proj = Linear(text.hidden_size, queries, bias=text.attention_bias)
+        self.k_proj = Linear(text.hidden_size, keys, bias=text.attention_bias)
+        self.v_proj = Linear(text.hidden_size, keys, bias=text.attention_bias)
+        self.o_proj = Linear(queries, text.hidden_size, bias=False)
         self.q_norm = Norm(text, queries) if text.qk_norm else None
         self.k_norm = Norm(text, keys) if text.qk_norm else None
 
@@ -121,7 +123,7 @@ class MoE(nn.Module):
 
     def __init__(self, text: TextConfig):
         super().__init__()
-        self.gate = nn.Linear(text.hidden_size, text.num_experts, bias=False)
+        self.gate = Linear(text.hidden_size, text.num_experts, bias=False)
         self.experts = Experts(text)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -181,7 +183,7 @@ class LMHead(nn.Linear):
     def forward(self, x: Tensor, target: tuple[Tensor, Tensor, float] | None = None) -> Any:
         """x [..., D] -> logits [..., E]; with (labels [R], loss_weights [R], z_loss) and x [R, D] -> three sums."""
         if target is None:
-            return F.linear(x, self.weight)
+            return linear(x, self.weight)
         labels, loss_weights, z_loss = target
         return weighted_cross_entropy(x, self.weight, labels, loss_weights, z_loss)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from molmo_ds.config import PIXEL_STATISTICS, ImageConfig, VisionConfig
+from molmo_ds.model.linear import Linear
 from molmo_ds.ops.crops import normalise_patches
 from molmo_ds.ops.tree_attention import tree_attention
 
@@ -53,7 +54,7 @@ class VisionEmbeddings(nn.Module):
         positions = (vision.num_positions or self.grid**2) + self.class_tokens
         if self.class_tokens:
             self.class_embedding = nn.Parameter(torch.empty(width))
-        self.patch_embedding = nn.Linear(vision.patch_size**2 * 3, width, bias=kind != "clip")
+        self.patch_embedding = Linear(vision.patch_size**2 * 3, width, bias=kind != "clip")
         self.position_embedding = nn.Parameter(torch.empty(positions, width))
         self.pre_layernorm = nn.LayerNorm(width, vision.layer_norm_eps) if kind == "clip" else None
 
@@ -93,7 +94,7 @@ class VisionAttention(nn.Module):
         super().__init__()
         width = vision.hidden_size
         self.head_dim, self.dropout = width // vision.num_attention_heads, vision.attention_dropout
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (Linear(width, width) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, S, D] -> [N, S, D]."""
@@ -109,8 +110,8 @@ class VisionMLP(nn.Module):
     def __init__(self, vision: VisionConfig):
         super().__init__()
         self.act = ACTIVATIONS[vision.hidden_act]
-        self.fc1 = nn.Linear(vision.hidden_size, vision.intermediate_size)
-        self.fc2 = nn.Linear(vision.intermediate_size, vision.hidden_size)
+        self.fc1 = Linear(vision.hidden_size, vision.intermediate_size)
+        self.fc2 = Linear(vision.intermediate_size, vision.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, S, D] -> [N, S, D]."""

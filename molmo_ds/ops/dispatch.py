@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-PREFERENCE = ("cuda", "triton", "torch")
+PREFERENCE = ("cuda", "triton", "cpu", "torch")
 _table: dict[str, dict[str, tuple[Callable, Callable[..., bool]]]] = {}  # op -> name -> (function, usable)
 _forced: str | None = os.environ.get("MOLMO_DS_OPS")  # "torch" turns every kernel off
 if _forced not in (None, "", *PREFERENCE):
@@ -17,7 +17,7 @@ _TRITON = importlib.util.find_spec("triton") is not None
 
 
 def implements(op: str, name: str, usable: Callable[..., bool] = lambda *args: True) -> Callable:
-    """Register a function as the `name` ("torch", "triton" or "cuda") version of `op`."""
+    """Register a function as the `name` ("torch", "cpu", "triton" or "cuda") version of `op`."""
 
     def register(function: Callable) -> Callable:
         _table.setdefault(op, {})[name] = (function, usable)
@@ -34,6 +34,11 @@ def call(op: str, *args: Any) -> Any:
             if name == _forced or usable(*args):
                 return function(*args)
     raise AssertionError(f"no implementation of {op} takes these arguments")
+
+
+def allows(name: str) -> bool:
+    """Whether `name` may run: nothing else is forced."""
+    return _forced in (None, name)
 
 
 def implementations(op: str) -> list[str]:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from molmo_ds.ops import dispatch
+from molmo_ds.ops.linear import product
 
 CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**28}  # logits held at once
 
@@ -145,13 +146,14 @@ def _chunks(
     step = max(16, CHUNK_ELEMENTS[hidden.device.type] // len(weight))
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         head = weight.to(dtype)
-        buffer = head.new_empty(min(step, len(kept)), len(head))
+        on_cpu = hidden.device.type == "cpu"
+        buffer = None if on_cpu else head.new_empty(min(step, len(kept)), len(head))
         for chunk in kept.split(step):
             x = hidden[chunk].to(dtype)
-            logits = torch.mm(x, head.T, out=buffer[: len(chunk)])
+            logits = product(x, head) if on_cpu else torch.mm(x, head.T, out=buffer[: len(chunk)])
             total += rows(logits, labels[chunk], loss_weights[chunk].to(wide.dtype), z_loss, any(needs)).sum(0)
             if needs[0]:
-                of_hidden[chunk] = (logits @ head).to(hidden.dtype)
+                of_hidden[chunk] = product(logits, head.T).to(hidden.dtype)
             if needs[1]:
                 _add_product(of_weight, logits.T, x)
     return total, of_hidden, of_weight.to(weight.dtype)
@@ -210,12 +212,12 @@ def _rows_sharded(
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    if total.dtype == a.dtype:
+    if total.dtype == a.dtype and a.is_cuda:
         total.addmm_(a, b)
     elif a.is_cuda:
         total += torch.mm(a, b, out_dtype=total.dtype)
     else:
-        total += a @ b
+        total += product(a, b.T)
 
 
 def _sums_type(hidden: Tensor) -> Tensor:

@@ -48,4 +48,4 @@ def test_an_unknown_name_in_the_environment() -> None:
     code = "import molmo_ds.ops.dispatch"
     environment = {**os.environ, "MOLMO_DS_OPS": "numba"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
-    assert "ValueError: MOLMO_DS_OPS is 'numba'; set it to one of cuda, triton, torch" in done.stderr
+    assert "ValueError: MOLMO_DS_OPS is 'numba'; set it to one of cuda, triton, cpu, torch" in done.stderr
