@@ -48,6 +48,8 @@ def tree_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, 
 
     Dropout of the shares needs the whole mask: on a GPU it is slow.
     """
+    if plan is not None and dropout_p and plan.mask is None:
+        plan = _plan_mask(plan.document_ids, plan.branch_ids, q.dtype, plan.image_ids)
     return dispatch.call("tree_attention", q, k, v, plan, dropout_p)
 
 
@@ -97,31 +99,46 @@ def _plan_segments(
 
 @dispatch.implements("tree_attention", "torch")
 def _torch(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float) -> Tensor:
-    if plan is not None and dropout_p and plan.mask is None:
-        plan = _plan_mask(plan.document_ids, plan.branch_ids, q.dtype, plan.image_ids)
-    if plan is not None and plan.blocks is not None:
-        return _flex(q, k, v, plan.blocks)
-    if plan is not None and plan.segments is not None:
-        return cascade.attention(q, k, v, plan.segments)
-    mask, lengths = (None, None) if plan is None else (plan.mask, plan.lengths)
-    short = lengths is not None and q.shape[0] * q.shape[2] <= mask_blocks.BLOCK * len(lengths)
-    if mask is not None and not short and mask_blocks.usable(q, k, mask, dropout_p):
-        return mask_blocks.attention(q, k, v, mask)
     group = q.shape[1] // k.shape[1]
     if group > 1:
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    if lengths is None:
-        return F.scaled_dot_product_attention(q, k, v, mask, dropout_p)
-    return _each_document(q, k, v, mask, lengths, dropout_p)
+    if plan is None or plan.lengths is None or torch.compiler.is_compiling():  # lengths would be compiled in
+        return F.scaled_dot_product_attention(q, k, v, None if plan is None else plan.mask, dropout_p)
+    return _each_document(q, k, v, plan.mask, plan.lengths, dropout_p)
 
 
-def _has_blocks(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float) -> bool:
-    return plan is not None and plan.mask is not None and mask_blocks.usable(q, k, plan.mask, dropout_p)
+def _long(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float) -> bool:
+    # documents shorter than the blocks of mask_blocks run one by one in less time
+    if plan is None or plan.mask is None:
+        return False
+    short = plan.lengths is not None and q.shape[0] * q.shape[2] <= mask_blocks.BLOCK * len(plan.lengths)
+    return not short and mask_blocks.usable(q, k, plan.mask, dropout_p)
 
 
-@dispatch.implements("tree_attention", "cpu", _has_blocks)
-def _cpu(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, dropout_p: float) -> Tensor:
+@dispatch.implements("tree_attention", "cpu", _long)
+def _cpu(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float) -> Tensor:
     return mask_blocks.attention(q, k, v, plan.mask)
+
+
+@dispatch.implements("tree_attention", "triton", lambda q, k, v, plan, p: plan is not None and plan.blocks is not None)
+def _flex(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float) -> Tensor:
+    if plan is None or plan.blocks is None:  # the plan decides, also where a name is forced
+        return _torch(q, k, v, plan, dropout_p)
+    plain = torch.compiler.is_compiling() or not q.is_cuda  # on a CPU there is only its eager forward pass
+    run = flex_attention if plain else _compiled()
+    return run(q, k, v, block_mask=plan.blocks, enable_gqa=q.shape[1] != k.shape[1])
+
+
+@functools.cache
+def _compiled() -> Callable[..., Tensor]:
+    return torch.compile(flex_attention, dynamic=False)
+
+
+@dispatch.implements("tree_attention", "cuda", lambda q, k, v, plan, p: plan is not None and plan.segments is not None)
+def _cascade(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float) -> Tensor:
+    if plan is None or plan.segments is None:
+        return _torch(q, k, v, plan, dropout_p)
+    return cascade.attention(q, k, v, plan.segments)
 
 
 def _lengths(document_ids: Tensor) -> tuple[int, ...] | None:
@@ -184,14 +201,3 @@ def _blocks(document_ids: Tensor, branch_ids: Tensor, image_ids: Tensor | None) 
         sparse += [chosen.sum(-1, dtype=torch.int32), chosen.int().argsort(dim=-1, descending=True, stable=True).int()]
     rule = _rule(document_ids, branch_ids, image_ids)
     return BlockMask.from_kv_blocks(*sparse, BLOCK_SIZE=BLOCK, mask_mod=rule, seq_lengths=(tokens, tokens))
-
-
-@functools.cache
-def _compiled() -> Callable[..., Tensor]:
-    return torch.compile(flex_attention, dynamic=False)
-
-
-def _flex(q: Tensor, k: Tensor, v: Tensor, blocks: BlockMask) -> Tensor:
-    plain = torch.compiler.is_compiling() or not q.is_cuda  # on a CPU there is only its eager forward pass
-    run = flex_attention if plain else _compiled()
-    return run(q, k, v, block_mask=blocks, enable_gqa=q.shape[1] != k.shape[1])

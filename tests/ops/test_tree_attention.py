@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from ops_check import bits, errors
+from ops_check import bits, error, errors
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 from torch.nn.attention.flex_attention import create_block_mask
 
 from molmo_ds.ops import cascade, dispatch
@@ -175,3 +176,17 @@ def test_dropout_drops() -> None:
     torch.manual_seed(0)
     kept = tree_attention(q, k, v, plan, 0.5)
     assert not torch.equal(kept, tree_attention(q, k, v, plan, 0.5))
+
+
+@pytest.mark.parametrize("by", ["torch", "triton"])
+def test_the_next_batch_does_not_recompile(by: str) -> None:
+    counter = CompileCounter()
+    compiled = torch.compile(lambda *args: tree_attention(*args) + 1, fullgraph=True, backend=counter)
+    q, k, v = (x.detach() for x in tensors(4, 2, (3, 37)))
+    for first in (1, 2, 5):
+        document = TREES[0].clone()
+        document[:, :first] = 9
+        with dispatch.use(by):
+            plan = attention_plan(document, TREES[1], torch.float32)
+            assert error(compiled(q, k, v, plan), tree_attention(q, k, v, plan) + 1) <= 1e-5
+    assert counter.frame_count == 1
