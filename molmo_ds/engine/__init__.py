@@ -51,7 +51,12 @@ def build_engine(config: RunConfig, world: World | None = None) -> Engine:
     world = world or launch.start(config.timeout_seconds)
     ds_config.refuse(strategy, config, world.size)
     kind: Any = None
-    if strategy.engine == "pipeline":
+    experts = ds_config.expert_size(strategy) > 1
+    if experts and strategy.engine == "pipeline":
+        from molmo_ds.engine.expert import ExpertPipelineEngine as kind
+    elif experts:
+        from molmo_ds.engine.expert import ExpertEngine as kind
+    elif strategy.engine == "pipeline":
         from molmo_ds.engine.pipeline import PipelineEngine as kind
     elif strategy.engine == "sequence":
         from molmo_ds.engine.sequence import SequenceEngine as kind

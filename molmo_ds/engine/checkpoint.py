@@ -7,6 +7,7 @@ with shapes, scalars and data lanes; and manifest.json, written last, with sizes
 
 import json
 import logging
+import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,13 +20,14 @@ from torch import Tensor
 
 from molmo_ds import config as configs
 from molmo_ds.config import MolmoConfig, RunConfig
-from molmo_ds.engine.fragments import Fragment
+from molmo_ds.engine.fragments import Fragment, runs
 from molmo_ds.engine.launch import World
 from molmo_ds.model import init
 from molmo_ds.model.tensor_files import TensorFolder, new_folder, write_tensors
 
 log = logging.getLogger(__name__)
 FORMAT = 1
+FROZEN = "a component that was frozen there and is trained now has no optimizer state: start a new run with init_from."
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Stored:
     start: int
     size: int
     keys: tuple[str, ...]
+    stride: tuple[int, ...] = ()  # as in fragments.runs
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Found:
     handles: dict[Path, Any] = field(default_factory=dict)
 
     def read(self, stored: Stored, name: str, key: str, first: int, last: int) -> Tensor:
-        """Elements [first, last) of the whole parameter, which this piece contains."""
+        """Elements [first, last) of the whole parameter, which this piece (without stride) contains."""
         if stored.file not in self.handles:
             self.handles[stored.file] = safe_open(stored.file, "pt")
         piece = self.handles[stored.file].get_slice(f"{name}|{stored.start}|{key}")
@@ -60,9 +63,15 @@ class Found:
 
     def whole(self, name: str, key: str = "weight") -> Tensor:
         """One parameter (or state tensor), put together."""
-        parts = sorted(self.pieces[name], key=lambda s: s.start)
-        flat = torch.cat([self.read(s, name, key, s.start, s.start + s.size) for s in parts])
-        return flat.view(self.shapes[name])
+        parts = [s for s in self.pieces[name] if key in s.keys]
+        pieces = [self.read(s, name, key, s.start, s.start + s.size) for s in parts]
+        if sum(s.size for s in parts) != math.prod(self.shapes[name]):
+            raise ValueError(f"{self.path} has no whole {key} for {name}; {FROZEN}")
+        flat = torch.empty(self.shapes[name], dtype=pieces[0].dtype)
+        for stored, piece in zip(parts, pieces):
+            for first, here, length in runs(stored.start, stored.size, stored.stride):
+                flat.view(-1)[first : first + length] = piece[here : here + length]
+        return flat
 
 
 def checksum(path: Path) -> int:
@@ -134,7 +143,8 @@ def open_checkpoint(path: Path) -> Found:
         scalars |= part["scalars"]
         lanes |= {int(lane): state for lane, state in part["lanes"].items()}
         for piece in part["pieces"]:
-            stored = Stored(path / part["file"], piece["start"], piece["size"], tuple(piece["keys"]))
+            stride = tuple(piece.get("stride", ()))
+            stored = Stored(path / part["file"], piece["start"], piece["size"], tuple(piece["keys"]), stride)
             pieces.setdefault(piece["name"], []).append(stored)
             shapes[piece["name"]] = tuple(piece["shape"])
     return Found(path, manifest["step"], manifest["optimizer"], pieces, shapes, scalars, lanes)
@@ -165,6 +175,11 @@ def restore(found: Found, pieces: Iterable[Fragment], names: set[str], optimizer
             raise ValueError(f"{found.path}: {piece.name} has shape {shape}, and the model has {piece.shape}.")
         assert not piece.trains or expected == set(piece.tensors), f"no place for the state of {piece.name}"
         for key, target in piece.tensors.items():
+            if piece.stride or any(stored.stride for stored in found.pieces[piece.name]):
+                flat = found.whole(piece.name, key).view(-1)
+                for first, here, length in piece.runs():
+                    target[here : here + length] = flat[first : first + length]
+                continue
             done, end = piece.start, piece.start + piece.size
             for stored in sorted(found.pieces[piece.name], key=lambda s: s.start):
                 first, last = max(done, stored.start), min(end, stored.start + stored.size)
@@ -173,10 +188,7 @@ def restore(found: Found, pieces: Iterable[Fragment], names: set[str], optimizer
                 target[first - piece.start : last - piece.start] = found.read(stored, piece.name, key, first, last)
                 done = last
             if done < end:
-                raise ValueError(
-                    f"{found.path} has no {key} for {piece.name}[{done}:{end}]; a component that was frozen there "
-                    "and is trained now has no optimizer state: start a new run with init_from."
-                )
+                raise ValueError(f"{found.path} has no {key} for {piece.name}[{done}:{end}]; {FROZEN}")
 
 
 def find(path: str | Path) -> Path:

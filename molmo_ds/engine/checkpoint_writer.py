@@ -53,7 +53,7 @@ class Writer:
             if piece.whole and not self.keeper:
                 continue
             entry = {"name": piece.name, "shape": piece.shape, "start": piece.start, "size": piece.size}
-            listed.append({**entry, "keys": list(piece.tensors)})
+            listed.append({**entry, "stride": piece.stride, "keys": list(piece.tensors)})
             for key, tensor in piece.tensors.items():
                 copy = tensor.detach().to("cpu", copy=True)
                 tensors[f"{piece.name}|{piece.start}|{key}"] = copy

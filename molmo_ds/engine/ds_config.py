@@ -103,6 +103,8 @@ def resolve(strategy: Strategy, config: RunConfig, world_size: int, on_gpu: bool
     shared = sequence_size(strategy)  # DeepSpeed counts the ranks of a sequence group as replicas
     ds["train_batch_size"] = config.global_batch * shared
     ds["gradient_clipping"] = 0.0
+    if expert_size(strategy) > 1:
+        ds["expert_parallel"] = _experts(ds["expert_parallel"], config)
     for block in ("optimizer", "scheduler", "tensorboard", "wandb", "csv_monitor", "fp16"):
         ds.pop(block, None)
     zero = ds.setdefault("zero_optimization", {"stage": 0})
@@ -143,6 +145,31 @@ def uses_bf16(config: RunConfig, on_gpu: bool) -> bool:
 def sequence_size(strategy: Strategy) -> int:
     """Ranks that share a sequence without DeepSpeed's knowledge."""
     return strategy.ours.get("sequence_parallel_size", 1)
+
+
+def expert_size(strategy: Strategy) -> int:
+    """Ranks over which the experts are spread."""
+    block = strategy.ds.get("expert_parallel", {})
+    return block.get("autoep_size", 1) if block.get("enabled") else 1
+
+
+def _experts(block: dict[str, Any], config: RunConfig) -> dict[str, Any]:
+    # what AutoEP cannot guess about our layers, and guesses wrongly without a word
+    text = config.model.text
+    known = {
+        "moe_layer_pattern": r"(.*\.)?(layers\.\d+|layer)\.mlp",
+        "router_pattern": "gate",
+        "expert_pattern": "experts",
+        "expert_w1": "gate_up_proj",
+        "expert_w2": "down_proj",
+        "expert_w3": None,
+        "has_shared_experts": False,
+        "score_func": "softmax",
+        "score_apply": "post",
+        "top_k": text.num_experts_per_tok,
+        "route_norm": text.norm_topk_prob,
+    }
+    return {**known, **{key: value for key, value in block.items() if value != "auto"}}
 
 
 def data_parallel_size(strategy: Strategy, world_size: int) -> int:

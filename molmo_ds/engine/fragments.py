@@ -17,8 +17,9 @@ from molmo_ds.engine.optim import COMPONENTS
 
 @dataclass(frozen=True)
 class Fragment:
-    """A contiguous piece of one flattened parameter.
+    """A piece of one flattened parameter, from element `start` on.
 
+    It is contiguous, unless `stride` says otherwise: see `runs`.
     `tensors` are 1-D views of equal length into live memory: "weight" (fp32 master, or the frozen weight) and the
     optimizer's state tensors by their torch names, once there are any. `scalars` are its other state, such as Adam's
     step. `whole` is set where every rank holds the same piece, so that one of them is enough to save it; `trains` where
@@ -32,11 +33,34 @@ class Fragment:
     scalars: dict[str, float]
     whole: bool
     trains: bool
+    stride: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:
         """Elements of this piece."""
         return self.tensors["weight"].numel()
+
+    def runs(self) -> list[tuple[int, int, int]]:
+        """Its contiguous stretches; see the function `runs`."""
+        return runs(self.start, self.size, self.stride)
+
+
+def runs(start: int, size: int, stride: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    """(first element of the whole, first element of the piece, length) of each contiguous stretch of a piece.
+
+    Args:
+        stride: () for one stretch; (width, distance, phase) for a piece of a shard that holds `width` elements out of
+            every `distance`, and which begins `phase` elements behind the beginning of such a stretch.
+    """
+    if not stride:
+        return [(start, 0, size)]
+    width, distance, phase = stride
+    out, done = [], 0
+    while done < size:
+        length = min(width - phase, size - done)
+        out.append((start, done, length))
+        start, done, phase = start + distance - phase, done + length, 0
+    return out
 
 
 def fragments(module: nn.Module, engine: Any) -> Iterator[Fragment]:

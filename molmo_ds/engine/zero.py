@@ -127,7 +127,8 @@ class ZeroEngine:
         """Fill every parameter from `whole(name, shape)`; each rank keeps its piece."""
         for piece in self.fragments():
             value = whole(piece.name, piece.shape).reshape(-1)
-            piece.tensors["weight"].copy_(value[piece.start : piece.start + piece.size])
+            for first, here, length in piece.runs():
+                piece.tensors["weight"][here : here + length] = value[first : first + length]
         fragments.publish(self.engine)
 
     def save(self, folder: str, data_state: dict[int, dict]) -> None:
@@ -156,12 +157,15 @@ class ZeroEngine:
 
     def full_state(self) -> Iterator[tuple[str, Tensor]]:
         """Every parameter, whole, on the CPU; see the protocol."""
-        pieces = {piece.name: piece for piece in self.fragments()}
+        pieces: dict[str, list[fragments.Fragment]] = {}
+        for piece in self.fragments():
+            pieces.setdefault(piece.name, []).append(piece)
         for name, shape in self.shapes().items():
-            piece = pieces.get(name)
             buffer = torch.zeros(shape, dtype=torch.float32, device=self.world.device).view(-1)
-            if piece is not None and (not piece.whole or self.keeper):
-                buffer[piece.start : piece.start + piece.size] = piece.tensors["weight"]
+            for piece in pieces.get(name, ()):
+                if not piece.whole or self.keeper:
+                    for first, here, length in piece.runs():
+                        buffer[first : first + length] = piece.tensors["weight"][here : here + length]
             dist.all_reduce(buffer)
             yield name, buffer.view(shape).cpu()
 
