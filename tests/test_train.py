@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import run_files
+from ranks import Forked
 
 from molmo_ds import config as configs
 from molmo_ds.config import RunConfig
@@ -19,6 +20,7 @@ from molmo_ds.train import main, read_arguments
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[1]
+KILLS = int(os.environ.get("TORTURE_KILLS", 3))
 
 
 def free_port() -> str:
@@ -31,7 +33,6 @@ def launcher(name: str, ranks: int = 2) -> list[str]:
     """The words before the overrides."""
     module, port, count = "molmo_ds.train", free_port(), str(ranks)
     return {
-        "python": [sys.executable, "-m", module],
         "deepspeed": [BIN / "deepspeed", "--num_accelerators", count, "--master_port", port, "--module", module],
         "torchrun": [BIN / "torchrun", "--nproc-per-node", count, "--master-port", port, "-m", module],
         "accelerate": [
@@ -72,7 +73,12 @@ def losses(out: Path) -> dict[int, float]:
 def launched(tiny_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Two steps by each launcher on two ranks, and by python alone."""
     outs = {}
-    for name in ("python", "deepspeed", "torchrun", "accelerate"):
+    outs["python"] = tmp_path_factory.mktemp("python") / "out"
+    code, output = Forked(
+        [*tiny_run, "max_steps=2", f"out={outs['python']}"], outs["python"].with_suffix(".txt")
+    ).finish()
+    assert code == 0, output[-3000:]
+    for name in ("deepspeed", "torchrun", "accelerate"):
         outs[name] = tmp_path_factory.mktemp(name) / "out"
         code, output = finish(start([*launcher(name), *tiny_run, "max_steps=2", f"out={outs[name]}"]))
         assert code == 0, output[-3000:]
@@ -99,26 +105,26 @@ def test_what_a_run_leaves(launched: dict[str, Path], tiny_run: list[str]) -> No
 
 def test_killed_at_random_moments_and_resumed(launched: dict[str, Path], tiny_run: list[str], tmp_path: Path) -> None:
     """kill -9 of a run at random moments; the losses are those of a run that was left alone."""
-    words = [*launcher("python"), *tiny_run, "max_steps=6", "save_interval=1", "strategy=ds_configs/zero1.json"]
-    code, output = finish(start([*words, f"out={tmp_path / 'alone'}"]))
+    words = [*tiny_run, "max_steps=6", "save_interval=1", "strategy=ds_configs/zero1.json"]
+    code, output = Forked([*words, f"out={tmp_path / 'alone'}"], tmp_path / "alone.txt").finish()
     assert code == 0, output[-3000:]
     whole = losses(tmp_path / "alone")
-    draw, kills, out = random.Random(20261122), 0, tmp_path / "killed"
-    while not (out / "DONE").exists():
-        process = start([*words, f"out={out}"])
-        if kills < 3:
-            deadline = time.monotonic() + 60
-            before = (out / "checkpoints").exists() and len(losses_so_far(out))
-            while len(losses_so_far(out)) <= before and process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.01)
-            time.sleep(draw.random() * 0.3)
-            os.killpg(process.pid, signal.SIGKILL)
-            kills += 1
-            process.communicate()
-        else:
-            code, output = finish(process)
-            assert code == 0, output[-3000:]
+    draw, out = random.Random(20261122), tmp_path / "killed"
+    for _ in range(KILLS):
+        run = Forked([*words, f"out={out}"], tmp_path / "killed.txt")
+        wait_for_steps(run, out, draw.randrange(1, 5))
+        time.sleep(draw.random() * 0.3)
+        run.kill(signal.SIGKILL)
+    code, output = Forked([*words, f"out={out}"], tmp_path / "killed.txt").finish()
+    assert code == 0, output[-3000:]
     assert losses(out) == whole
+
+
+def wait_for_steps(run: Forked, out: Path, steps: int, timeout: float = 60) -> None:
+    """Until the log has so many lines, or the run has ended."""
+    deadline = time.monotonic() + timeout
+    while len(losses_so_far(out)) < steps and run.running() and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def losses_so_far(out: Path) -> list[str]:
@@ -126,24 +132,27 @@ def losses_so_far(out: Path) -> list[str]:
     return (out / "log.jsonl").read_text().splitlines() if (out / "log.jsonl").exists() else []
 
 
-def test_sigterm_saves_and_ends(tiny_run: list[str], tmp_path: Path) -> None:
+def test_sigusr1_saves_and_sigterm_saves_and_ends(tiny_run: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    words = [*launcher("python"), *tiny_run, "max_steps=500", "save_interval=500", "strategy=ds_configs/zero1.json"]
-    process = start([*words, f"out={out}"])
-    deadline = time.monotonic() + 60
-    while len(losses_so_far(out)) < 2 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    code, output = finish(process)
+    words = [*tiny_run, "max_steps=500", "save_interval=500", "strategy=ds_configs/zero1.json"]
+    run = Forked([*words, f"out={out}"], tmp_path / "said.txt")
+    wait_for_steps(run, out, 2)
+    run.kill(signal.SIGUSR1)
+    deadline = time.monotonic() + 30
+    while not (out / "checkpoints" / "latest").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    early = int((out / "checkpoints" / "latest").read_text().strip()[5:])
+    run.kill(signal.SIGTERM)
+    code, output = run.finish()
     assert code == 128 + signal.SIGTERM, output[-3000:]
     step = int((out / "checkpoints" / "latest").read_text().strip()[5:])
-    assert step == len(losses(out)) < 500
+    assert early < step == len(losses(out)) < 500
     assert not (out / "DONE").exists()
 
 
-def sentence(words: list[str]) -> str:
+def sentence(words: list[str], folder: Path) -> str:
     """What a run that must fail says: one sentence, exit code 1, no traceback."""
-    code, output = finish(start([*launcher("python"), *words]))
+    code, output = Forked(words, folder / "said.txt").finish()
     said = [line for line in output.splitlines() if line.startswith("molmo_ds: ")]
     assert code == 1 and len(said) == 1 and "Traceback" not in output, output[-3000:]
     return said[0]
@@ -154,16 +163,16 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_a_folder_of_another_run_is_left_alone(launched: dict[str, Path], tiny_run: list[str]) -> None:
+def test_a_folder_of_another_run_is_left_alone(launched: dict[str, Path], tiny_run: list[str], tmp_path: Path) -> None:
     out = launched["python"]
     before = tree(out)
-    said = sentence([*tiny_run, "global_batch=8", f"out={out}"])
+    said = sentence([*tiny_run, "global_batch=8", f"out={out}"], tmp_path)
     assert f"{out} holds another run (its global_batch is 4, not 8)" in said and "overwrite=true" in said
     assert tree(out) == before
 
 
 def test_fewer_samples_than_ranks_can_use(tiny_run: list[str], tmp_path: Path) -> None:
-    said = sentence([*tiny_run, "global_batch=64", f"out={tmp_path / 'out'}"])
+    said = sentence([*tiny_run, "global_batch=64", f"out={tmp_path / 'out'}"], tmp_path)
     assert "samples" in said and "64" in said
 
 
@@ -174,7 +183,7 @@ def test_a_truncated_shard(tiny_run: list[str], tmp_path: Path) -> None:
     shards = shutil.copytree(folder, tmp_path / "shards")
     tar = sorted(shards.glob("*.tar"))[0]
     tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
-    said = sentence([*tiny_run, f"data.sources.grey.path={shards}", f"out={tmp_path / 'out'}"])
+    said = sentence([*tiny_run, f"data.sources.grey.path={shards}", f"out={tmp_path / 'out'}"], tmp_path)
     assert str(tar) in said
 
 
@@ -186,7 +195,7 @@ def test_every_checkpoint_damaged(launched: dict[str, Path], tiny_run: list[str]
         file = checkpoint / "rank-00000.safetensors"
         file.write_bytes(file.read_bytes()[:1000])
     before = tree(out / "checkpoints")
-    said = sentence([*tiny_run, "max_steps=3", f"out={out}"])
+    said = sentence([*tiny_run, "max_steps=3", f"out={out}"], tmp_path)
     assert "None of the 1 checkpoints" in said and str(out) in said
     assert tree(out / "checkpoints") == before
 
