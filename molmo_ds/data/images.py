@@ -144,9 +144,8 @@ class ImageProcessor:
 
     def _normalise(self, crops: Tensor) -> Tensor:
         geometry, n = self.geometry, len(crops)
-        patches = crops.sub_(self._mean).div_(self._std).view(
-            n, geometry.side, geometry.patch_size, geometry.side, geometry.patch_size, 3
-        )
+        crops.sub_(self._mean).div_(self._std)
+        patches = crops.view(n, geometry.side, geometry.patch_size, geometry.side, geometry.patch_size, 3)
         return patches.transpose(2, 3).reshape(n, *self.crop_shape)
 
 
