@@ -38,12 +38,16 @@ def tiny(text: str = "qwen2", tower: str = "clip", connector: ConnectorConfig | 
 
 
 def random_state(config: MolmoConfig, seed: int = 0) -> dict[str, Tensor]:
-    """Every tensor of a model, all of them random, norms included, so that nothing can be swapped unnoticed."""
+    """Every tensor of a model, all of them random, norms included, so that nothing can be swapped unnoticed.
+
+    Matrices are small enough for float32 to hold logits to 5e-6; with twice the size rounding alone makes 5e-5.
+    """
     with torch.device("meta"):
         shapes = {name: p.shape for name, p in Molmo(config).named_parameters()}
     source = torch.Generator().manual_seed(seed)
     return {
-        name: torch.randn(shape, generator=source) * 0.2 + (1.0 if name.endswith("norm.weight") else 0.0)
+        name: torch.randn(shape, generator=source) * (0.1 if len(shape) > 1 else 0.2)
+        + (1.0 if name.endswith("norm.weight") else 0.0)
         for name, shape in shapes.items()
     }
 

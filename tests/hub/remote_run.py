@@ -65,6 +65,15 @@ def run(folder: Path) -> dict:
     with torch.no_grad():
         seen["logits"] = model(**inputs).logits
         seen["text_logits"] = model(**processor(text=question, return_tensors="pt")).logits
+    called = []  # device maps move tensors in hooks, so every layer must be called
+    kinds = ("DecoderLayer", "VisionLayer", "Connector", "Embed")
+    layers = [m for m in model.modules() if type(m).__name__ in kinds]
+    hooks = [m.register_forward_pre_hook(lambda m, _: called.append(type(m).__name__)) for m in layers]
+    with torch.no_grad():
+        model(**inputs)
+    seen["called"] = {kind: called.count(kind) for kind in kinds}
+    for hook in hooks:
+        hook.remove()
     output = model.generate(**inputs, max_new_tokens=8, do_sample=False)
     seen["greedy"] = output[0, inputs["input_ids"].shape[1] :]
     seen["answer"] = processor.decode(seen["greedy"])

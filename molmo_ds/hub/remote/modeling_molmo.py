@@ -17,7 +17,6 @@ from molmo_ds.hub.remote.config_molmo import MolmoConfig
 from molmo_ds.model import names
 from molmo_ds.model.decoder import Core
 from molmo_ds.model.molmo import Molmo
-from molmo_ds.ops.rope import rope_table
 
 PICTURES = ("images", "image_masks", "image_input_idx")
 
@@ -44,16 +43,21 @@ class Convert(ConversionOps):
 
 
 class CachedCore(Core):
-    """Attention of one layer with transformers' cache; the plan is (mask [B, 1, T, S], cache)."""
+    """Attention of one layer with transformers' cache."""
 
     def __init__(self, index: int) -> None:
         self.index = index
+        self.mask: Tensor | None = None  # bool [B, 1, T, S], set for the time of a forward pass
+        self.cache: Any = None
+
+    def plan(self, document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype) -> None:
+        """Nothing: the mask is made once for all layers."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, plan: Any, dropout_p: float) -> Tensor:
         """As in `Core`."""
-        mask, cache = plan
-        if cache is not None:
-            k, v = cache.update(k, v, self.index)
+        if self.cache is not None:
+            k, v = self.cache.update(k, v, self.index)
+        mask = F.pad(self.mask.to(q.device), (0, k.shape[2] - self.mask.shape[3]))  # static caches have room to spare
         return F.scaled_dot_product_attention(q, k, v, mask, dropout_p, enable_gqa=q.shape[1] != k.shape[1])
 
 
@@ -121,18 +125,26 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
         if position_ids is None:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, seen:]
         hidden = self._embed(input_ids.clamp(min=0), images, image_masks, image_input_idx)
-        layer = self.model.layers[0]
-        cos, sin = rope_table(position_ids, layer.self_attn.head_dim, layer.theta, layer.scaling)
-        plan = _mask(attention_mask, hidden, seen), past_key_values if use_cache or seen else None
-        weights = torch.zeros(hidden.shape[:2], dtype=torch.int32, device=hidden.device)
-        for layer in self.model.layers:
-            hidden = layer.run(hidden, weights, cos, sin, plan)
+        cache = past_key_values if use_cache or seen else None
+        hidden = self._decode(hidden, position_ids, _mask(attention_mask, hidden.shape[1], seen), cache)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.model.head.logits(hidden[:, kept])
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=plan[1])
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+
+    def _decode(self, hidden: Tensor, position_ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
+        none = torch.zeros_like(position_ids, dtype=torch.int32)
+        x = (none, none, position_ids, none, none, hidden)  # a device map moves it along: each layer is called
+        try:
+            for layer in self.model.layers:
+                layer.self_attn.core.mask, layer.self_attn.core.cache = mask, cache
+                x = layer(x)
+        finally:
+            for layer in self.model.layers:
+                layer.self_attn.core.mask = layer.self_attn.core.cache = None
+        return x[-1]
 
     def _embed(self, ids: Tensor, images: Tensor | None, masks: Tensor | None, places: Tensor | None) -> Tensor:
         model = self.model
@@ -220,12 +232,8 @@ def conversions(config: MolmoConfig) -> list[WeightConverter]:
     ]
 
 
-def _mask(attention_mask: Tensor, hidden: Tensor, seen: int) -> Tensor:
-    """[B, 1, T, S], 0 or the lowest number: causal, no padding seen; padding sees itself."""
-    if attention_mask.ndim == 4:
-        return attention_mask
-    query = torch.arange(hidden.shape[1], device=hidden.device)[:, None] + seen
-    key = torch.arange(attention_mask.shape[1], device=hidden.device)
-    visible = ((query >= key) & attention_mask[:, None].bool()) | (query == key)
-    mask = torch.zeros(visible.shape, dtype=hidden.dtype, device=hidden.device)
-    return mask.masked_fill_(~visible, torch.finfo(hidden.dtype).min)[:, None]
+def _mask(attention_mask: Tensor, tokens: int, seen: int) -> Tensor:
+    """bool [B, 1, T, S]: causal, no padding seen; padding sees itself."""
+    query = torch.arange(tokens, device=attention_mask.device)[:, None] + seen
+    key = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    return (((query >= key) & attention_mask[:, None].bool()) | (query == key))[:, None]

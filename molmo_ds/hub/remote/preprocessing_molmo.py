@@ -21,7 +21,9 @@ INPUTS = ("input_ids", "attention_mask", "images", "image_input_idx", "image_mas
 class MolmoProcessor(ProcessorMixin):
     """An image processor and a tokenizer that holds the image tokens."""
 
-    attributes = ["image_processor", "tokenizer"]
+    attributes = ["image_processor", "tokenizer"]  # this and the two names below are for transformers 4
+    image_processor_class = "AutoImageProcessor"
+    tokenizer_class = "AutoTokenizer"
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
         # chat_template is named here because transformers reloads only what __init__ names
