@@ -118,8 +118,7 @@ def draw(asked: list[Asked], shards: ShardSet, path: Path) -> None:
 
 
 def _short(one: Asked) -> str:
-    if one.task == "short_answer":
-        return one.prediction
     points = " ".join(f"({x:.0f}, {y:.0f})" for x, y in extract_points(one.prediction, 100, 100))
     total = one.prediction.rpartition("a total of ")[2] if one.task == "counting" else ""
-    return f"{points} {total}".strip() or one.prediction[:36]
+    text = f"{points} {total}".strip() if points else one.prediction
+    return "".join(c if c.isprintable() else " " for c in text)[:34]

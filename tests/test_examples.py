@@ -1,0 +1,155 @@
+"""The examples: the digits' split and their records, and the quickstart itself, three steps long on two ranks."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from molmo_ds import config as configs
+from molmo_ds.data.decode import load_image
+from molmo_ds.data.shards import ShardSet
+from molmo_ds.eval.tasks import TASKS, true_answer
+
+ROOT = Path(__file__).parents[1]
+DIGITS = ROOT / "examples/digits"
+STAGES = {"captions": "train", "questions": "train", "examination": "heldout"}
+
+
+@pytest.fixture(scope="module")
+def compose() -> Iterator:
+    sys.path.insert(0, str(DIGITS))
+    import compose
+
+    yield compose
+    sys.path.remove(str(DIGITS))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a quickstart of three steps and what it printed."""
+    out = tmp_path_factory.mktemp("quickstart") / "run"
+    command = [sys.executable, str(DIGITS / "quickstart.py"), "--out", str(out), "--steps", "3", "--ranks", "2"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    consoles = "\n".join(p.read_text(errors="replace")[-3000:] for p in out.glob("*/console.log"))
+    assert done.returncode == 0, done.stderr[-3000:] + consoles
+    return out, done.stdout
+
+
+def test_no_scan_and_no_photograph_is_in_both_splits(compose):
+    train, held_out = (set(compose.load_scans(split)[0].tolist()) for split in ("train", "heldout"))
+    assert not train & held_out
+    assert train | held_out == set(range(1797))
+    assert not set(compose.PHOTOGRAPHS["train"]) & set(compose.PHOTOGRAPHS["heldout"])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_pictures_show_scans_of_their_split_only(compose, stage: str):
+    allowed = set(compose.load_scans(STAGES[stage])[0].tolist())
+    shown = set()
+    for _, parts in compose.records(STAGES[stage], stage, 300):
+        shown |= {digit["scan"] for digit in json.loads(parts["json"])["metadata"]["digits"]}
+    assert shown <= allowed
+    assert len(shown) > 250
+
+
+def test_the_digits_said_are_those_drawn(compose):
+    ids, scans, labels = compose.load_scans("train")
+    by_id = {int(i): (scan, int(label)) for i, scan, label in zip(ids, scans, labels)}
+    for _, parts in compose.records("train", "questions", 50):
+        picture = load_image(parts["jpg"])[..., 0].astype(np.float64)
+        for digit in json.loads(parts["json"])["metadata"]["digits"]:
+            scan, label = by_id[digit["scan"]]
+            left, top, right, bottom = digit["box"]
+            assert label == digit["digit"]
+            assert digit["place"] == (left >= compose.CELL) + 2 * (top >= compose.CELL)
+            rows = np.linspace(0, 7, bottom - top).round().astype(int)
+            ink = scan[rows][:, np.linspace(0, 7, right - left).round().astype(int)]
+            assert np.corrcoef(ink.ravel(), picture[top:bottom, left:right].ravel())[0, 1] > 0.6
+
+
+def test_records_are_the_same_every_time_and_differ_between_stages(compose):
+    first, again, other = (
+        [parts["jpg"] for _, parts in compose.records("train", stage, 5)]
+        for stage in ("captions", "captions", "questions")
+    )
+    assert first == again
+    assert not set(first) & set(other)
+
+
+def test_true_answers_of_the_examination_score_one(compose):
+    size = (compose.SIDE, compose.SIDE)
+    for _, parts in compose.records("heldout", "examination", 100):
+        for annotation in json.loads(parts["json"])["annotations"]:
+            task = next(t for t in TASKS.values() if annotation["style"] in t.styles)
+            assert set(task.score(true_answer(annotation, size), annotation, size).values()) == {1.0}
+
+
+def test_counts_asked_are_balanced(compose):
+    counts = [
+        len(annotation["points"])
+        for _, parts in compose.records("heldout", "examination", 600)
+        for annotation in json.loads(parts["json"])["annotations"]
+        if annotation["style"] == "point_count"
+    ]
+    assert set(counts) == {1, 2, 3}
+    assert max(np.bincount(counts)) / len(counts) < 0.4  # expected 1/3, deviation 0.02
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "examples").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_load(recipe: Path):
+    assert (ROOT / configs.load(recipe).strategy).is_file()
+
+
+@pytest.mark.parametrize("script", ["examples/quickstart.sh", "tools/setup_venv.sh", "tests/run.sh", ".ci/run"])
+def test_scripts_parse_and_can_be_run(script: str):
+    subprocess.run(["bash", "-n", str(ROOT / script)], check=True)
+    assert os.access(ROOT / script, os.X_OK)
+
+
+def test_quickstart_reports_what_it_measured(finished: tuple[Path, str]):
+    out, printed = finished
+    summary = json.loads((out / "summary.json").read_text())
+    assert {"reading_accuracy", "counting_accuracy", "counting_within_1", "pointing_f1", "train_seconds"} <= set(
+        summary
+    )
+    assert {"tokens_per_second", "packing_fill", "steps", "ranks", "strategy", "versions", "chance"} <= set(summary)
+    assert (summary["steps"], summary["ranks"], summary["strategy"]["stage"]) == (3, 2, 3)
+    assert 0.5 < summary["packing_fill"] <= 1
+    assert "tensorboard" in printed and "generate.py" in printed and "reading_accuracy" in printed
+    assert (out / "predictions.png").stat().st_size > 10_000
+    assert list((out / "captions/tensorboard").iterdir())
+
+
+def test_quickstart_was_killed_and_went_on_exactly(finished: tuple[Path, str]):
+    again = json.loads((finished[0] / "summary.json").read_text())["resume"]
+    assert again["resumed_from_step"] == 1
+    assert again["steps_made_twice"] >= 1
+    assert again["largest_difference_of_loss"] == 0.0
+
+
+def test_quickstart_wrote_shards_of_held_out_scans_for_the_examination(finished: tuple[Path, str], compose):
+    held_out = set(compose.load_scans("heldout")[0].tolist())
+    for stage in STAGES:
+        shards = ShardSet(str(finished[0] / "data" / stage))
+        shown = {d["scan"] for i in range(len(shards)) for d in shards.record(i)["metadata"]["digits"]}
+        assert shown <= held_out if stage == "examination" else not shown & held_out
+
+
+def test_a_second_quickstart_reuses_and_another_is_refused(finished: tuple[Path, str]):
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, str(DIGITS / "quickstart.py"), "--out", str(finished[0]), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    before = {p: p.stat().st_mtime_ns for p in finished[0].rglob("*") if p.is_file()}
+    again = run("--steps", "3")
+    assert again.returncode == 0 and "reading_accuracy" in again.stdout
+    other = run("--steps", "4")
+    assert other.returncode == 1 and "holds another run" in other.stderr and "Traceback" not in other.stderr
+    assert before == {p: p.stat().st_mtime_ns for p in finished[0].rglob("*") if p.is_file()}
