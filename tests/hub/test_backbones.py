@@ -55,7 +55,10 @@ def save(kind: type, settings: dict, folder: Path) -> transformers.PreTrainedMod
     source = torch.Generator().manual_seed(len(folder.name))
     with torch.no_grad():
         for name, p in model.named_parameters():
-            p.copy_(torch.randn(p.shape, generator=source) * 0.15 + (1.0 if "norm" in name and p.ndim == 1 else 0.0))
+            p.copy_(
+                torch.randn(p.shape, generator=source) * 0.15
+                + (1.0 if ("norm" in name and p.ndim == 1) or "lambda" in name else 0.0)
+            )
     model.save_pretrained(folder, max_shard_size="20KB")
     return model.eval()
 
