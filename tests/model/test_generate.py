@@ -1,0 +1,224 @@
+"""Generation: the cache changes nothing, and every way of choosing tokens does what it says."""
+
+from dataclasses import replace
+
+import pytest
+import tiny_models
+import torch
+from tiny_models import FAMILIES, document, pack
+from torch import Tensor
+
+from molmo_ds.batch import Batch
+from molmo_ds.model.generate import Options, Session, choose, cut, generate, stream, stream_text
+from molmo_ds.model.molmo import Molmo
+
+EOS = 5
+NEVER = tiny_models.WORDS + 1  # has an embedding and no logit
+
+
+def prompts() -> Batch:
+    """Three prompts of 12, 4 and 8 tokens, the second without a picture."""
+    return pack([[document(2, [])], [document(0, [], seed=1)], [document(1, [], seed=2)]])
+
+
+def decode(ids: list[int]) -> str:
+    return "".join(chr(ord("a") + i % 26) for i in ids)
+
+
+def extended(batch: Batch, row: int, ids: list[int]) -> Batch:
+    """One prompt of `batch` and more tokens, as a batch of its own without padding."""
+    length = int((batch.document_ids[row] != 0).sum())
+    tokens = torch.tensor([*batch.input_ids[row, :length].tolist(), *ids])[None]
+    start = row * batch.input_ids.shape[1]
+    mine = ((batch.image_positions >= start) & (batch.image_positions < start + batch.input_ids.shape[1])).any(1)
+    keep = mine if mine.any() else torch.zeros_like(mine).index_fill(0, torch.tensor([0]), True)
+    positions = batch.image_positions[keep] - start if mine.any() else torch.full_like(batch.image_positions[keep], -1)
+    same = torch.ones_like(tokens, dtype=torch.int32)
+    return Batch(
+        tokens, tokens, torch.zeros(tokens.shape), torch.arange(tokens.shape[1])[None], same, same * 0,
+        batch.images[keep], batch.image_masks[keep], positions,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def greedy_without_cache(model: Molmo, batch: Batch, row: int, steps: int) -> list[int]:
+    ids: list[int] = []
+    while len(ids) < steps and EOS not in ids:
+        ids.append(int(model.logits(extended(batch, row, ids))[0, -1].argmax()))
+    return ids[: ids.index(EOS)] if EOS in ids else ids
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_cache_gives_the_logits_of_the_whole_sequence(family: str) -> None:
+    model, batch = tiny_models.model(family), prompts()
+    ids = torch.randint(0, tiny_models.WORDS, (3, 4), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        with Session(model, batch, 4) as session:
+            logits = [session.first(), *(session.next(ids[:, i]) for i in range(4))]
+        for row in range(3):
+            whole = model.logits(extended(batch, row, ids[row].tolist()))[0, -5:]
+            torch.testing.assert_close(torch.stack([step[row] for step in logits]), whole, atol=2e-5, rtol=0)
+
+
+def test_a_session_puts_the_cores_back_even_after_an_error() -> None:
+    model = tiny_models.model()
+    before = [layer.self_attn.core for layer in model.layers]
+    with pytest.raises(RuntimeError, match="stop here"), Session(model, prompts(), 2):
+        raise RuntimeError("stop here")
+    assert [layer.self_attn.core for layer in model.layers] == before
+    tokens = stream(model, prompts(), EOS)
+    next(tokens)
+    tokens.close()
+    assert [layer.self_attn.core for layer in model.layers] == before
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_in_a_padded_batch_is_greedy_alone(family: str) -> None:
+    model, batch = tiny_models.model(family), prompts()
+    out = generate(model, batch, EOS, Options(max_new_tokens=12))
+    for row in range(3):
+        assert out.ids(row) == greedy_without_cache(model, batch, row, 12)
+
+
+def test_rows_that_ended_drop_out_and_stay_ended() -> None:
+    model, same = tiny_models.model(), document(2, [])
+    batch = pack([[same], [document(0, [], seed=1)], [same], [same], [document(1, [], seed=2)]])
+    free = generate(model, batch, eos=NEVER, options=Options(max_new_tokens=10))
+    ends = sorted({int(free.token_ids[row, 0, 2]) for row in range(5)})  # tokens that end rows early
+    sizes: list[int] = []
+    hook = model.embed.register_forward_hook(lambda _, args, __: sizes.append(len(args[0][0])))
+    for eos in ends:
+        out = generate(model, batch, eos, Options(max_new_tokens=10))
+        for row in range(5):
+            ids = free.token_ids[row, 0].tolist()
+            expected = ids[: ids.index(eos)] if eos in ids else ids
+            assert out.ids(row) == expected
+            assert set(out.token_ids[row, 0, len(expected) :].tolist()) <= {eos}
+    hook.remove()
+    assert len(set(sizes)) > 1  # a smaller batch was run
+
+
+def test_scores_are_the_log_probabilities() -> None:
+    model, batch = tiny_models.model(), prompts()
+    for options in (Options(max_new_tokens=5), Options(max_new_tokens=5, beams=3)):
+        out = generate(model, batch, EOS, options)
+        for row in range(3):
+            for beam in range(options.beams):
+                ids = out.ids(row, beam)
+                ids = ids + [EOS] * (len(ids) < out.token_ids.shape[-1])
+                with torch.no_grad():
+                    logs = model.logits(extended(batch, row, ids))[0].log_softmax(-1)[-len(ids) - 1 : -1]
+                score = float(logs.gather(1, torch.tensor(ids)[:, None]).sum())
+                assert float(out.scores[row, beam]) == pytest.approx(score, abs=1e-4)
+
+
+def test_beams_find_the_best_of_all_sequences() -> None:
+    model = tiny_models.model(vocab_size=8, embedding_size=8)
+    batch = prompts()
+    batch = batch.replace(input_ids=batch.input_ids % 8)
+    out = generate(model, batch, EOS, Options(max_new_tokens=2, beams=8))  # wide enough to see every pair
+    for row in range(3):
+        with torch.no_grad():
+            first = model.logits(extended(batch, row, []))[0, -1].log_softmax(-1)
+            second = [model.logits(extended(batch, row, [i]))[0, -1].log_softmax(-1) for i in range(8)]
+        table = {(i, j): float(first[i] + second[i][j]) for i in range(8) for j in range(8) if i != EOS}
+        table[EOS, EOS] = float(first[EOS])
+        best = sorted(table, key=table.get, reverse=True)[:8]
+        assert [tuple(ids) for ids in out.token_ids[row].tolist()] == best
+        assert out.scores[row].tolist() == pytest.approx([table[pair] for pair in best], abs=1e-4)
+
+
+def test_sampling_follows_the_distribution() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).expand(40_000, -1)
+    chance = torch.rand(40_000, generator=torch.Generator().manual_seed(0))
+
+    def shares(**options: float) -> Tensor:
+        return torch.bincount(choose(logits, Options(**options), chance), minlength=4) / 40_000
+
+    exact = (logits[0] / 0.7).softmax(-1)
+    torch.testing.assert_close(shares(temperature=0.7), exact, atol=0.01, rtol=0)
+    top_two = torch.cat((exact[:2] / exact[:2].sum(), torch.zeros(2)))
+    torch.testing.assert_close(shares(temperature=0.7, top_k=2), top_two, atol=0.01, rtol=0)
+    assert exact[0] < 0.8 < exact[:2].sum()
+    torch.testing.assert_close(shares(temperature=0.7, top_p=0.8), top_two, atol=0.01, rtol=0)
+    assert shares(temperature=0.7, top_p=float(exact[0]) - 0.01)[0] == 1
+    edge = choose(logits[:2], Options(temperature=1.0, top_k=2), torch.tensor([0.0, 1 - 2**-24]))
+    assert edge.tolist() == [0, 1]  # never a word that was ruled out
+
+
+def test_sampling_is_repeatable_and_top_1_is_greedy() -> None:
+    model, batch = tiny_models.model(), prompts()
+    options = Options(max_new_tokens=8, temperature=1.5, seed=1)
+    first, again = (generate(model, batch, EOS, options).token_ids for _ in range(2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, generate(model, batch, EOS, replace(options, seed=2)).token_ids)
+    greedy = generate(model, batch, EOS, Options(max_new_tokens=8)).token_ids
+    assert torch.equal(generate(model, batch, EOS, replace(options, top_k=1)).token_ids, greedy)
+
+
+def test_a_row_that_drops_out_leaves_the_draws_of_the_others_alone() -> None:
+    model, batch = tiny_models.model(), prompts()
+    options = Options(max_new_tokens=8, temperature=1.0, seed=4)
+    free = generate(model, batch, NEVER, options)
+    eos = int(free.token_ids[0, 0, 1])
+    short = generate(model, batch, eos, options)
+    for row in range(3):
+        ids = free.token_ids[row, 0].tolist()
+        assert short.ids(row) == (ids[: ids.index(eos)] if eos in ids else ids)
+
+
+def test_stop_strings() -> None:
+    model, batch = tiny_models.model(), prompts()
+    free = generate(model, batch, NEVER, Options(max_new_tokens=10))
+    whole = free.texts(decode)
+    stop = whole[0][3:5]
+    out = generate(model, batch, NEVER, Options(max_new_tokens=10, stop=(stop,)), decode)
+    assert out.texts(decode) == [cut(text, (stop,)) for text in whole]
+    assert stop not in out.texts(decode)[0]
+    assert len(out.texts(decode)[0]) == whole[0].index(stop)
+    with pytest.raises(ValueError, match="need `decode`"):
+        generate(model, batch, EOS, Options(stop=("x",)))
+
+
+def test_the_stream_is_the_answer_in_pieces() -> None:
+    model, prompt = tiny_models.model(), pack([[document(1, [])]])
+    text = generate(model, prompt, NEVER, Options(max_new_tokens=12)).texts(decode)[0]
+    assert list(stream_text(model, prompt, NEVER, Options(max_new_tokens=12), decode)) == list(text)
+    stop = (text[6:8],)
+    pieces = list(stream_text(model, prompt, NEVER, Options(max_new_tokens=12, stop=stop), decode))
+    assert "".join(pieces) == cut(text, stop)
+
+    def in_bytes(ids: list[int]) -> str:  # two tokens make a character
+        return bytes(b for i in range(len(ids)) for b in ("é".encode()[i % 2],)).decode(errors="replace")
+
+    pieces = list(stream_text(model, prompt, NEVER, Options(max_new_tokens=5), in_bytes))
+    assert pieces[:2] == ["é", "é"] and "\ufffd" not in "".join(pieces[:2])
+
+
+def test_ranks_may_agree_to_go_on() -> None:
+    model, batch = tiny_models.model(), prompts()
+    eos = int(generate(model, batch, NEVER, Options(max_new_tokens=1)).token_ids[0, 0, 0])
+    asked: list[bool] = []
+
+    def others_need_six(done: bool) -> bool:
+        asked.append(done)
+        return done and len(asked) >= 6
+
+    alone = generate(model, pack([[document(2, [])]]), eos, Options(max_new_tokens=9))
+    together = generate(model, pack([[document(2, [])]]), eos, Options(max_new_tokens=9), all_done=others_need_six)
+    assert alone.token_ids.shape[-1] == 1 and together.token_ids.shape[-1] == 6
+    assert alone.ids(0) == together.ids(0) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 0}, "at least 1"),
+        ({"temperature": -1.0}, "not negative"),
+        ({"top_p": 0.0}, "top_p lies above 0"),
+        ({"beams": 2, "temperature": 1.0}, "does not sample"),
+    ],
+)
+def test_wrong_options(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Options(**options)
