@@ -12,7 +12,7 @@ import numpy as np
 
 from molmo_ds.data.packing import Budget, choose
 
-BLOCK_CHUNKS = 8  # chunks whose samples are mixed with each other
+BLOCK_CHUNKS = 4  # chunks whose samples are mixed with each other
 MOST_BAD = 1000  # bad samples of a lane before half of all is too many
 DRAWS = 256  # draws from the mixture that share one generator
 

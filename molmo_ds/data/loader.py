@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from molmo_ds.batch import Batch, Sample
 from molmo_ds.config import RunConfig, to_dict
 from molmo_ds.data.decode import BadSample
-from molmo_ds.data.lanes import Lane, Order, Reference, generator
+from molmo_ds.data.lanes import BLOCK_CHUNKS, Lane, Order, Reference, generator
 from molmo_ds.data.mixture import sample_rates
 from molmo_ds.data.packing import ROUND, Budget, merge, row
 from molmo_ds.data.sample import SampleBuilder
@@ -121,7 +121,10 @@ class Sequences(IterableDataset):
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         try:
-            mine = [_Sequencer(self.mixture, lane, self.packing) for lane in self.lanes[first::step]]
+            owned = self.lanes[first::step]
+            for shards in self.mixture.sets:  # the blocks that the lanes are in, and those that their pools come from
+                shards.serve(2 * BLOCK_CHUNKS * len(owned))
+            mine = [_Sequencer(self.mixture, lane, self.packing) for lane in owned]
             for sequencer in mine:
                 if sequencer.lane.lane in self.states:
                     sequencer.lane.load(self.states[sequencer.lane.lane])

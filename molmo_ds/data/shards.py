@@ -19,11 +19,11 @@ from molmo_ds import files
 from molmo_ds.data.decode import BadSample, upright_size
 from molmo_ds.data.write import BLOCK, digest, parse_record
 
-CHUNK_BYTES = 16 << 20  # one range request of remote storage
+CHUNK_BYTES = 8 << 20  # one range request of remote storage
 CHUNKS_PER_LANE = 8  # at least, so that lanes get nearly the same number of samples
-OPEN_FILES = 64  # per process: descriptors of local tars
-OPEN_SIDECARS = 64
-OPEN_CHUNKS = 64  # remote chunks kept in temporary files on the local disk
+OPEN_FILES = 16  # per data set and process: local tars
+OPEN_SIDECARS = 8
+PLACE = 1 << 30  # bytes between chunks in the sparse temporary file that keeps remote ones
 VIDEOS = ("mp4",)  # parts whose size is not in the index
 INDEX_HINT = "run: python tools/make_shards.py index"
 
@@ -54,9 +54,16 @@ class ShardSet:
         content = json.dumps([[s.path.rsplit("/", 1)[-1], s.samples, s.sidecar_sha256] for s in self.shards])
         self.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
         self._remote = files.is_remote(path)
-        self._descriptors = _Recent(OPEN_FILES, os.close)
+        self.serve(64)
+
+    def serve(self, chunks: int) -> None:
+        """Forget what is kept, and keep up to `chunks` chunks from now on; every worker process calls it first."""
+        self._files = _Recent(OPEN_FILES, os.close)
         self._sidecars = _Recent(OPEN_SIDECARS)
-        self._chunks = _Recent(OPEN_CHUNKS, lambda chunk: os.close(chunk[0]))
+        self._chunks = _Recent(chunks, self._release)
+        self._free = list(range(chunks, -1, -1))
+        # unlinked, so that it goes with the process; on disk, since a worker's memory should stay small
+        self._spool = tempfile.TemporaryFile() if self._remote else None  # noqa: SIM115
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -107,11 +114,32 @@ class ShardSet:
 
     def locate(self, index: int) -> tuple[Shard, dict[str, Any]]:
         """The shard of a sample and its row of the sidecar (columns: write.SIDECAR)."""
-        number = int(np.searchsorted(self.starts, index, side="right")) - 1
-        shard = self.shards[number]
-        table = self._sidecars.get(number, lambda: _read_sidecar(shard))
-        row = index - int(self.starts[number])
-        return shard, {name: table.column(name)[row].as_py() for name in table.column_names}
+        chunk = self._chunk(index)
+        row = index - chunk.first
+        return chunk.shard, {name: chunk.rows.column(name)[row].as_py() for name in chunk.rows.column_names}
+
+    def _chunk(self, index: int) -> "_Chunk":
+        number = int(np.searchsorted(self.bounds, index, side="right")) - 1
+        return self._chunks.get(number, lambda: self._load(number))
+
+    def _release(self, chunk: "_Chunk") -> None:
+        if chunk.place >= 0:
+            self._free.append(chunk.place)
+
+    def _load(self, number: int) -> "_Chunk":
+        first, stop = (int(bound) for bound in self.bounds[number : number + 2])
+        place = int(np.searchsorted(self.starts, first, side="right")) - 1
+        shard, start = self.shards[place], int(self.starts[place])
+        sidecar = self._sidecars.get(place, lambda: _read_sidecar(shard))
+        rows = sidecar.take(np.arange(first - start, stop - start))  # a copy: the shard's whole table need not stay
+        if self._spool is None:
+            return _Chunk(shard, first, rows)
+        begin = min(rows.column("part_offsets")[0].as_py()) - BLOCK
+        ends = zip(rows.column("part_offsets")[-1].as_py(), rows.column("part_lengths")[-1].as_py())
+        data = files.read_range(shard.path, begin, max(offset + length for offset, length in ends))
+        chunk = _Chunk(shard, first, rows, begin, self._free.pop())
+        os.pwrite(self._spool.fileno(), data, chunk.place * PLACE)
+        return chunk
 
     def _record(self, shard: Shard, row: dict[str, Any], data: bytes) -> dict[str, Any]:
         try:
@@ -133,24 +161,22 @@ class ShardSet:
         return {name: bytes(data[where[name][0] - start : where[name][1] - start]) for name in names}
 
     def _bytes(self, index: int, shard: Shard, start: int, stop: int) -> bytes:
-        if not self._remote:
-            file = self._descriptors.get(shard.path, lambda: os.open(shard.path, os.O_RDONLY))
-            return files.retry(lambda: _pread(shard.path, file, start, stop, start), shard.path)
-        chunk = int(np.searchsorted(self.bounds, index, side="right")) - 1
-        file, first = self._chunks.get(chunk, lambda: self._fetch(chunk))
-        return _pread(shard.path, file, start, stop, start - first)
+        if self._spool is not None:
+            chunk = self._chunk(index)
+            return _pread(shard.path, self._spool.fileno(), start, stop, chunk.place * PLACE + start - chunk.begin)
+        file = self._files.get(shard.path, lambda: os.open(shard.path, os.O_RDONLY))
+        return files.retry(lambda: _pread(shard.path, file, start, stop, start), shard.path)
 
-    def _fetch(self, chunk: int) -> tuple[int, int]:
-        # one range request for the whole chunk; kept on disk, since a worker holds dozens and its memory should not
-        shard, row = self.locate(int(self.bounds[chunk]))
-        last = self.locate(int(self.bounds[chunk + 1]) - 1)[1]
-        start = min(row["part_offsets"]) - BLOCK
-        stop = max(offset + length for offset, length in zip(last["part_offsets"], last["part_lengths"]))
-        data = files.read_range(shard.path, start, stop)
-        with tempfile.TemporaryFile() as file:
-            file.write(data)
-            file.flush()
-            return os.dup(file.fileno()), start
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Neighbouring samples of one shard: their rows of the sidecar and, of a remote one, where their bytes are kept."""
+
+    shard: Shard
+    first: int
+    rows: pa.Table
+    begin: int = 0  # in the tar
+    place: int = -1  # in the spool
 
 
 class _Recent:

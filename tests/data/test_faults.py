@@ -272,3 +272,16 @@ def test_io_errors_of_a_worker_reach_the_run_as_one_sentence(folder: Path, worke
     config = run_config({"x": folder}, global_batch=2)
     with pytest.raises(ValueError, match=f"^{tar} changed under its index: [^\n]*$"):
         replay(config, Mixture.open(config, FakeBuilder()), 1, workers, 30)
+
+
+def test_remote_chunks_beyond_what_is_kept_are_fetched_again(server: ShardServer, sound: Path) -> None:
+    remote, local = opened(server.url), opened(sound)
+    remote.serve(3)
+    server.log.clear()
+    for chunk in (0, 1, 2, 0, 3, 1, 4, 0):
+        index = int(remote.bounds[chunk])
+        assert remote.read(index) == local.read(index)
+    fetched = [asked for path, asked, _, _ in server.log if path.endswith(".tar")]
+    assert len(fetched) == 7  # chunks 0 1 2 3 1 4 0
+    assert fetched[4] == fetched[1] and fetched[6] == fetched[0] and len(set(fetched)) == 5
+    assert [remote.read(i) for i in range(COUNT)] == [local.read(i) for i in range(COUNT)]

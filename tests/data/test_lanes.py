@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from molmo_ds.data.lanes import Lane, Order
+from molmo_ds.data.lanes import BLOCK_CHUNKS, Lane, Order
 from molmo_ds.data.packing import Budget
 
 LAYOUTS = [(1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 3), (8, 1)]  # ranks x workers
@@ -117,8 +117,8 @@ def test_epochs_and_lanes_differ_and_neighbours_mix() -> None:
     assert first != second and set(first) != set(second)
     steps = np.abs(np.diff(first))
     assert np.mean(steps == 1) < 0.1  # neighbours in a shard are seldom neighbours in the stream
-    blocks = [{sample // 10 for sample in first[i : i + 80]} for i in range(0, 400, 80)]
-    assert all(len(block) == 8 for block in blocks)  # yet reads stay within 8 chunks at a time
+    blocks = [{sample // 10 for sample in first[i : i + 40]} for i in range(0, 400, 40)]
+    assert all(len(block) == BLOCK_CHUNKS == 4 for block in blocks)  # yet reads stay within 4 chunks at a time
 
 
 def test_fewer_samples_than_lanes_is_refused() -> None:
