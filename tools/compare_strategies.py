@@ -179,7 +179,10 @@ def main() -> None:
         for accumulation in arguments.accumulations
     ]
     began = time.strftime("%Y-%m-%d")
-    results = run_ranks(under_strategies, arguments.ranks, cells, arguments.steps, timeout=3600)[0]
+    results: dict[Cell, Run | str] = {}
+    for strategy in arguments.strategies:  # a launch for each, since DeepSpeed keeps groups of ranks in globals
+        here = [cell for cell in cells if cell[1] == strategy]
+        results |= run_ranks(under_strategies, arguments.ranks, here, arguments.steps, timeout=3600)[0]
     command = f"python tools/compare_strategies.py {' '.join(sys.argv[1:])}"
     machine = f"{platform.machine()} CPU, {torch.get_num_threads()} thread per rank, torch {torch.__version__}"
     lines = [f"`{command}`, {began}, {machine}:", "", *table(results, arguments.steps)]

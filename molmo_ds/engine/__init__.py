@@ -52,7 +52,11 @@ def build_engine(config: RunConfig, world: World | None = None) -> Engine:
     ds_config.refuse(strategy, config, world.size)
     kind: Any = None
     experts = ds_config.expert_size(strategy) > 1
-    if experts and strategy.engine == "pipeline":
+    if experts and ds_config.tensor_size(strategy) > 1:
+        from molmo_ds.engine.tensor import ExpertTensorEngine as kind
+    elif ds_config.tensor_size(strategy) > 1:
+        from molmo_ds.engine.tensor import TensorEngine as kind
+    elif experts and strategy.engine == "pipeline":
         from molmo_ds.engine.expert import ExpertPipelineEngine as kind
     elif experts:
         from molmo_ds.engine.expert import ExpertEngine as kind

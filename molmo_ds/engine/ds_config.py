@@ -100,11 +100,13 @@ def resolve(strategy: Strategy, config: RunConfig, world_size: int, on_gpu: bool
     replicas = data_parallel_size(strategy, world_size)
     ds["train_micro_batch_size_per_gpu"] = config.micro_batch
     ds["gradient_accumulation_steps"] = accumulation(config, replicas)
-    shared = sequence_size(strategy)  # DeepSpeed counts the ranks of a sequence group as replicas
+    shared = sequence_size(strategy) * tensor_size(strategy)  # DeepSpeed counts the ranks of a group as replicas
     ds["train_batch_size"] = config.global_batch * shared
     ds["gradient_clipping"] = 0.0
     if expert_size(strategy) > 1:
         ds["expert_parallel"] = _experts(ds["expert_parallel"], config)
+    if tensor_size(strategy) > 1:  # engine/tensor.py splits, so AutoTP shall match nothing
+        ds["tensor_parallel"]["partition_config"] = {"use_default_specs": False, "layer_specs": []}
     for block in ("optimizer", "scheduler", "tensorboard", "wandb", "csv_monitor", "fp16"):
         ds.pop(block, None)
     zero = ds.setdefault("zero_optimization", {"stage": 0})
@@ -153,6 +155,11 @@ def expert_size(strategy: Strategy) -> int:
     return block.get("autoep_size", 1) if block.get("enabled") else 1
 
 
+def tensor_size(strategy: Strategy) -> int:
+    """Ranks that share the decoder's heads and columns."""
+    return strategy.ds.get("tensor_parallel", {}).get("autotp_size", 1)
+
+
 def _experts(block: dict[str, Any], config: RunConfig) -> dict[str, Any]:
     # what AutoEP cannot guess about our layers, and guesses wrongly without a word
     text = config.model.text
@@ -176,7 +183,7 @@ def data_parallel_size(strategy: Strategy, world_size: int) -> int:
     """Ranks that read different samples: all, divided by stages, tensor- and sequence-parallel sizes."""
     ours = strategy.ours
     shared = ours.get("stages", 1) * sequence_size(strategy)
-    shared *= strategy.ds.get("tensor_parallel", {}).get("autotp_size", 1)
+    shared *= tensor_size(strategy)
     if world_size % shared:
         raise ValueError(f"{strategy.path} needs a multiple of {shared} ranks, and there are {world_size}.")
     return world_size // shared

@@ -6,11 +6,13 @@ experts [r * n / S, (r + 1) * n / S) of S ranks: w1 and w3 are the two halves of
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch import nn
 
 from molmo_ds.engine import fragments, optim
 from molmo_ds.engine.pipeline import PipelineEngine
@@ -18,32 +20,55 @@ from molmo_ds.engine.zero import ZeroEngine
 from molmo_ds.model.decoder import MoE
 
 
-class WithExperts:
-    """What expert parallelism adds to an engine."""
+class Regrouped:
+    """An engine whose optimizer is built after DeepSpeed has replaced layers, in groups finer than the components."""
 
     def prepare(self, _: torch.optim.Optimizer) -> Any:
-        """The DeepSpeed engine; the optimizer is built once AutoEP has replaced the layers."""
+        """The DeepSpeed engine, with the optimizer's groups in `groups`."""
 
         def build(_: Any) -> torch.optim.Optimizer:
-            self.groups = split_groups(optim.parameter_groups(self.model, self.config.optim))
+            self.groups = split_groups(optim.parameter_groups(self.model, self.config.optim), self.marks)
             return optim.build_optimizer([dict(group) for group in self.groups], self.config.optim)
 
+        return super().prepare(build)
+
+    def marks(self, parameter: nn.Parameter, name: str) -> dict[str, Any]:
+        """What the group of a parameter carries beside its component's settings."""
+        return {}
+
+    shapes = PipelineEngine.shapes  # of the network as one process has it
+
+
+class WithExperts(Regrouped):
+    """What expert parallelism adds to an engine."""
+
+    def prepare(self, optimizer: torch.optim.Optimizer) -> Any:
+        """The DeepSpeed engine; AutoEP must have replaced every layer of experts."""
         expected = sum(isinstance(module, MoE) for module in self.model.modules())
-        engine = super().prepare(build)
+        engine = super().prepare(optimizer)
         replaced = sum(getattr(module, "_is_autoep_layer", False) for module in self.model.modules())
         assert replaced == expected, f"AutoEP replaced {replaced} of {expected} layers of experts"
         return engine
 
-    shapes = PipelineEngine.shapes  # of the network as one process has it
+    def marks(self, parameter: nn.Parameter, name: str) -> dict[str, Any]:
+        """Experts stand in groups of their own, as DeepSpeed wants them."""
+        moe = {"moe": True, "name": parameter.group_name} if hasattr(parameter, "group_name") else {}
+        return super().marks(parameter, name) | moe
 
     def fragments(self) -> Iterator[fragments.Fragment]:
         """What this rank holds, under our names."""
         from deepspeed.utils import groups
 
         text, size = self.config.model.text, self.ds["expert_parallel"]["autoep_size"]
-        first = groups._get_expert_parallel_rank(f"ep_size_{size}") * (text.num_experts // size)
+        name = f"ep_size_{size}"
+        first = groups._get_expert_parallel_rank(name) * (text.num_experts // size)
+        copy = dist.get_rank(groups._get_expert_data_parallel_group(name)) > 0
         for piece in super().fragments():
-            yield ours(piece, first, text.num_experts)
+            piece = ours(piece, first, text.num_experts)
+            if ".mlp.experts." in piece.name:
+                yield replace(piece, whole=piece.whole and copy)
+            else:
+                yield replace(piece, whole=piece.whole and not self.keeper)
 
 
 class Direct(ZeroEngine):
@@ -81,13 +106,15 @@ def ours(piece: fragments.Fragment, first: int, experts: int) -> fragments.Fragm
     return replace(piece, name=f"{prefix}.gate_up_proj", shape=shape, start=start, stride=(block, 2 * block, phase))
 
 
-def split_groups(groups: list[dict]) -> list[dict]:
-    """Optimizer groups with the experts in groups of their own, as DeepSpeed wants them."""
+def split_groups(groups: list[dict], marks: Callable[[nn.Parameter, str], dict[str, Any]]) -> list[dict]:
+    """The optimizer's groups, cut by `marks`, which their parts carry."""
     out = []
     for group in groups:
-        for name in sorted({getattr(p, "group_name", "") for p in group["params"]}):
-            chosen = [(p, n) for p, n in zip(group["params"], group["names"]) if getattr(p, "group_name", "") == name]
-            params, names = (list(column) for column in zip(*chosen))
-            marks = {"moe": True, "name": name} if name else {}
-            out.append({**group, "params": params, "names": names, **marks})
+        parts: dict[tuple, dict] = {}
+        for parameter, name in zip(group["params"], group["names"]):
+            marked = marks(parameter, name)
+            part = parts.setdefault(tuple(marked.items()), {**group, **marked, "params": [], "names": []})
+            part["params"].append(parameter)
+            part["names"].append(name)
+        out += parts.values()
     return out

@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from molmo_ds.engine.optim import COMPONENTS
-
 
 @dataclass(frozen=True)
 class Fragment:
@@ -183,7 +181,7 @@ def gradients(engine: Any, groups: list[dict]) -> tuple[dict[str, list[Tensor]],
     Returns:
         Component -> pieces; and whether the pieces of all ranks together are the gradient (else each rank holds all).
     """
-    zero, pieces = engine.optimizer, {part: [] for part in COMPONENTS}
+    zero, pieces = engine.optimizer, {group["component"]: [] for group in groups}
     if hasattr(zero, "fp32_partitioned_groups_flat"):
         for i, flat in enumerate(zero.fp32_partitioned_groups_flat):
             part = groups[zero.sub_group_to_group_id[i]]["component"]

@@ -1,0 +1,188 @@
+"""Tensor parallelism of the decoder: each rank of a group holds some heads and some columns of every MLP.
+
+The shards are built as a smaller decoder, so no rank ever holds the whole; two hooks per branch add the partial sums.
+DeepSpeed's AutoTP makes the groups but splits nothing: its layers know no norm over all heads (OLMo2, OLMoE).
+Shapes: S ranks of a group, D width, H * d the width of all queries or keys.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from molmo_ds.config import MolmoConfig
+from molmo_ds.engine import ds_config, fragments, optim
+from molmo_ds.engine.expert import Direct, Regrouped, WithExperts
+from molmo_ds.model.decoder import DecoderLayer, MoE, Norm
+from molmo_ds.model.molmo import Molmo
+
+COLUMNS = re.compile(r"layers\.\d+\.(self_attn\.[qkv]_(proj|norm)|mlp\.(gate|up)_proj)\.(weight|bias)")
+ROWS = re.compile(r"layers\.\d+\.(self_attn\.o|mlp\.down)_proj\.weight")
+
+
+class WithTensors(Regrouped):
+    """What tensor parallelism adds to an engine."""
+
+    def arrange(self) -> None:
+        """Neighbours share the data and the decoder; DeepSpeed's own groups."""
+        from deepspeed.utils import groups
+
+        self.shards = self.strategy.ds["tensor_parallel"]["autotp_size"]
+        groups._init_tp_mesh_device(tensor_model_parallel_size=self.shards)
+        self.tensor_group, self.data_group = groups.get_tensor_model_parallel_group(), groups.get_data_parallel_group()
+        self.data_rank, self.place = divmod(self.world.rank, self.shards)
+        self.replicas = self.data_size = self.world.size // self.shards
+        self.loss_group = self.data_group
+
+    def build_model(self) -> nn.Module:
+        """The network with this rank's share of the decoder."""
+        import deepspeed
+
+        def build() -> Molmo:
+            config = shard(self.config.model, self.shards)
+            return Molmo(config, self.config.optim.z_loss, self.config.activation_checkpointing)
+
+        if self.strategy.stage == 3:
+            with deepspeed.zero.Init(config_dict_or_path=self.ds, data_parallel_group=self.data_group):
+                model = build()
+        else:
+            with self.world.device:
+                model = build()
+        model.config = self.config.model
+        for layer in model.modules():
+            if isinstance(layer, DecoderLayer):
+                join(layer, self.tensor_group)
+        return model
+
+    def prepare(self, optimizer: torch.optim.Optimizer) -> Any:
+        """The DeepSpeed engine, without AutoTP's comparison of the first batch, which knows no Batch."""
+        engine = super().prepare(optimizer)
+        engine.first_dataloader_check.remove()
+        return engine
+
+    def marks(self, parameter: nn.Parameter, name: str) -> dict[str, Any]:
+        """Whether ranks of a group hold different parts, or all the same parameter."""
+        marks = super().marks(parameter, name)
+        return marks | {"sharded": bool(COLUMNS.fullmatch(name) or ROWS.fullmatch(name) or "moe" in marks)}
+
+    def clip_gradients(self) -> dict[str, Tensor]:
+        """Clip as elsewhere; what all ranks of a group hold counts once."""
+        pieces, _ = fragments.gradients(self.engine, self.groups)
+        other = [{**group, "component": "sharded" if group["sharded"] else group["component"]} for group in self.groups]
+        same, _ = fragments.gradients(self.engine, other)
+
+        def add(squares: Tensor) -> None:
+            for i, part in enumerate(optim.COMPONENTS):
+                for piece in same.get(part, ()):
+                    squares[i] -= piece.double().square().sum() * (1 - 1 / self.shards)
+            dist.all_reduce(squares)
+
+        return optim.clip(pieces, add, optim.norm_limit_used(self.config.optim, self.step))
+
+    def fragments(self) -> Iterator[fragments.Fragment]:
+        """What this rank holds, in places of the whole parameters; one rank saves what several hold."""
+        for piece in super().fragments():
+            name, shape, shards = piece.name, piece.shape, self.shards
+            if COLUMNS.fullmatch(name):
+                start = piece.start + self.place * math.prod(shape)
+                piece = replace(piece, shape=(shape[0] * shards, *shape[1:]), start=start)
+            elif ROWS.fullmatch(name):
+                row, phase = divmod(piece.start, shape[1])
+                start = (row * shards + self.place) * shape[1] + phase
+                stride = (shape[1], shape[1] * shards, phase)
+                piece = replace(piece, shape=(shape[0], shape[1] * shards), start=start, stride=stride)
+            elif ".mlp.experts." not in name or ds_config.expert_size(self.strategy) == 1:
+                copy = self.world.rank > 0 if piece.whole else self.place > 0
+                yield replace(piece, whole=copy)
+                continue
+            yield replace(piece, whole=piece.whole and self.data_rank > 0)
+
+
+class TensorEngine(WithTensors, Direct):
+    """Tensor parallelism over ZeRO 1, 2 or 3."""
+
+
+class ExpertTensorEngine(WithTensors, WithExperts, Direct):
+    """Expert parallelism over the same ranks as tensor and data parallelism."""
+
+
+def shard(config: MolmoConfig, shards: int) -> MolmoConfig:
+    """The network of which one rank holds a share of the decoder; the rest keeps its size."""
+    text = config.text
+    heads, keys = text.num_attention_heads // shards, text.num_key_value_heads // shards
+    width = text.head_dim or text.hidden_size // text.num_attention_heads
+    inner = text.intermediate_size if text.num_experts else text.intermediate_size // shards
+    small = replace(text, num_attention_heads=heads, num_key_value_heads=keys, head_dim=width, intermediate_size=inner)
+    projector = config.connector.intermediate_size or text.intermediate_size
+    return replace(config, text=small, connector=replace(config.connector, intermediate_size=projector))
+
+
+def join(layer: DecoderLayer, group: dist.ProcessGroup) -> None:
+    """Make the layer's output the sum over the group, and its gradients those of the whole layer."""
+
+    def take(module: nn.Module, inputs: tuple) -> tuple:
+        return Take.apply(inputs[0], group), *inputs[1:]
+
+    def add(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+        return Add.apply(output, group)
+
+    for branch in (layer.self_attn, layer.mlp):
+        if not isinstance(branch, MoE):
+            branch.register_forward_pre_hook(take)
+            branch.register_forward_hook(add)
+    attention = layer.self_attn
+    if attention.q_norm is not None:
+        attention.q_norm, attention.k_norm = (SharedNorm(n, group) for n in (attention.q_norm, attention.k_norm))
+
+
+class SharedNorm(nn.Module):
+    """RMSNorm over a width of which each rank of a group holds a part."""
+
+    def __init__(self, norm: Norm, group: dist.ProcessGroup) -> None:
+        super().__init__()
+        self.weight, self.eps, self.group = norm.weight, norm.eps, group
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., H * d / S] -> the same; the mean of squares is that of all H * d."""
+        wide = x.float()
+        squares = Take.apply(Add.apply(wide.square().mean(-1, keepdim=True), self.group), self.group)
+        out = wide * torch.rsqrt(squares / dist.get_world_size(self.group) + self.eps)
+        return self.weight * out.to(x.dtype)
+
+
+class Take(torch.autograd.Function):
+    """What all ranks of a group read: the gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        """x itself."""
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """The sum over the group."""
+        gradient = gradient.contiguous().clone()
+        dist.all_reduce(gradient, group=ctx.group)
+        return gradient, None
+
+
+class Add(torch.autograd.Function):
+    """The sum over a group of what each rank made; each gets the gradient of the sum."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        """The sum."""
+        total = x.contiguous().clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """The gradient itself."""
+        return gradient, None
