@@ -36,7 +36,10 @@ def errors(
         wanted = _tuple((reference or op)(*wide))
     torch.manual_seed(seed)
     pairs = [(g, w) for g, w in zip(got, wanted) if w.requires_grad]
-    slopes = [torch.ones(()).expand(g.shape) if stride_0 else torch.randn(g.shape) for g, _ in pairs]
+    slopes = [
+        torch.ones((), device=g.device).expand(g.shape) if stride_0 else torch.randn(g.shape, device=g.device)
+        for g, _ in pairs
+    ]
     found = _gradients([g for g, _ in pairs], args, [s.to(g.dtype) for s, (g, _) in zip(slopes, pairs)])
     right = _gradients([w for _, w in pairs], wide, [s.double() for s in slopes])
     assert len(found) == len(right)

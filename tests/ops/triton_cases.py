@@ -1,4 +1,6 @@
-"""Triton kernels in Triton's interpreter on the CPU; test_triton.py runs this file in a process of its own."""
+"""The Triton kernels, on a GPU or in Triton's interpreter on the CPU; test_triton.py runs this file in a process."""
+
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,16 +15,21 @@ from molmo_ds.ops.splice import splice
 LIMIT = 1e-5
 
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @pytest.fixture(autouse=True)
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # with these two, memory that torch.empty hands out is full of NaN
     torch.manual_seed(1)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
-    assert torch.empty(3).isnan().all()
-    assert torch.ones(2).new_empty(3).isnan().all()
     # small chunks, so that a few rows already make several
-    monkeypatch.setitem(weighted_cross_entropy.CHUNK_ELEMENTS, "cpu", 16 * 97)
+    monkeypatch.setitem(weighted_cross_entropy.CHUNK_ELEMENTS, DEVICE, 16 * 97)
+    with torch.device(DEVICE):
+        assert torch.empty(3).isnan().all()
+        assert torch.ones(2).new_empty(3).isnan().all()
+        yield
 
 
 def leaf(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
