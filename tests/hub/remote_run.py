@@ -122,6 +122,10 @@ def run(folder: Path) -> dict:
     }
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Hi"}]}]
     seen["chat"] = processor.apply_chat_template(chat)
+    chat[0]["content"][0]["image"] = small
+    talk = processor.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors="pt")
+    plain = processor(text="Hi", images=small, return_tensors="pt")
+    seen["chat_inputs"] = all(torch.equal(talk[key], plain[key]) for key in plain) and set(talk) == set(plain)
     chat += [{"role": "assistant", "content": "Yes."}, {"role": "user", "content": "And?"}]
     seen["chat_turns"] = processor.tokenizer.apply_chat_template(chat, tokenize=False)
 

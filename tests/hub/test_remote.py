@@ -123,6 +123,7 @@ def test_what_servers_read(name: str, seen: dict, root: Path) -> None:
     words = ("<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<|image|>")
     assert got["vocab"] == {word: first + i for i, word in enumerate(words)}
     assert got["chat"] == "User: Hi Assistant:"
+    assert got["chat_inputs"]
     assert got["chat_turns"] == "User: Hi Assistant: Yes.<|endoftext|> User: And? Assistant:"
     assert got["max_crops"][0] > 5 and got["array"][0] == 2 and got["tokens"][0] == 299
     values = json.loads((root / name / "config.json").read_text())

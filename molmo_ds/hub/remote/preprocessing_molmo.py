@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers.image_utils import load_image
 
 from molmo_ds.hub.remote.image_preprocessing_molmo import MolmoImageProcessor
 
@@ -136,6 +137,34 @@ class MolmoProcessor(ProcessorMixin):
             for one, picture in zip(texts, pictures)
         ]  # fmt: skip
         return BatchFeature(collate(rows, self.tokenizer.pad_token_id or 0))
+
+    def apply_chat_template(
+        self,
+        conversation: list[Any],
+        chat_template: str | None = None,
+        tokenize: bool = False,
+        return_dict: bool = True,
+        return_tensors: str | None = "pt",
+        **_: Any,
+    ) -> Any:
+        """A conversation (or a list of them) in transformers' form as text, or with `tokenize` as model inputs.
+
+        Its pictures (PIL, arrays, paths or URLs) go to the beginning, where the model expects them.
+        """
+        many = isinstance(conversation[0], list)
+        talks = conversation if many else [conversation]
+        template = chat_template or self.chat_template or self.tokenizer.chat_template
+        texts = [self.tokenizer.apply_chat_template(talk, chat_template=template, tokenize=False) for talk in talks]
+        if not tokenize:
+            return texts if many else texts[0]
+        parts = [
+            [part for turn in talk if not isinstance(turn["content"], str) for part in turn["content"]]
+            for talk in talks
+        ]
+        found = [[part.get("image", part.get("url")) for part in row if part["type"] == "image"] for row in parts]
+        pictures = [[load_image(one) if isinstance(one, str) else one for one in row] for row in found]
+        inputs = self(text=texts, images=pictures, message_format="none", return_tensors=return_tensors)
+        return inputs if return_dict else inputs["input_ids"]
 
     def decode(self, *args: Any, **options: Any) -> str:
         """As the tokenizer's, special tokens skipped unless asked for."""
