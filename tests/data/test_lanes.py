@@ -140,3 +140,23 @@ def test_rates_are_kept() -> None:
     expected = np.array([0.6, 0.3, 0.1]) * lane.draws
     # five standard deviations of a binomial
     assert np.all(np.abs(counts - expected) < 5 * np.sqrt(expected * (1 - expected / lane.draws)))
+
+
+def test_going_on_costs_the_same_after_ten_million_samples() -> None:
+    asked = []
+
+    def counted(source: int, sample: int, epoch: int) -> tuple[int, int]:
+        asked.append(sample)
+        return 20 + sample % 180, 1
+
+    orders = [Order("large", bounds(12_000_000, 40), 0, 8)]
+    early = Lane(3, orders, np.ones(1), counted, Budget(400, 8, 48))
+    early.next()
+    assert len(asked) == 48
+    late = Lane(3, [Order("large", bounds(12_000_000, 40), 0, 8)], np.ones(1), counted, Budget(400, 8, 48))
+    place = 10_000_000 // 8
+    late.load({"draws": place, "places": [[0, place]], "pool": early.state()["pool"], "seen": place, "bad": 0})
+    asked.clear()
+    late.next()
+    assert 0 < len(asked) < 48  # only what refills the pool: nothing of the ten million is walked over
+    assert asked[0] == orders[0].at(3, 0, place)
