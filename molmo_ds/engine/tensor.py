@@ -54,6 +54,8 @@ class WithTensors(Regrouped):
             with self.world.device:
                 model = build()
         model.config = self.config.model
+        for name, parameter in model.named_parameters():
+            parameter.tensor_model_parallel = splits(name)  # AutoEP averages others over the group
         for layer in model.modules():
             if isinstance(layer, DecoderLayer):
                 join(layer, self.tensor_group)
@@ -68,7 +70,7 @@ class WithTensors(Regrouped):
     def marks(self, parameter: nn.Parameter, name: str) -> dict[str, Any]:
         """Whether ranks of a group hold different parts, or all the same parameter."""
         marks = super().marks(parameter, name)
-        return marks | {"sharded": bool(COLUMNS.fullmatch(name) or ROWS.fullmatch(name) or "moe" in marks)}
+        return marks | {"sharded": splits(name) or "moe" in marks}
 
     def clip_gradients(self) -> dict[str, Tensor]:
         """Clip as elsewhere; what all ranks of a group hold counts once."""
@@ -109,6 +111,11 @@ class TensorEngine(WithTensors, Direct):
 
 class ExpertTensorEngine(WithTensors, WithExperts, Direct):
     """Expert parallelism over the same ranks as tensor and data parallelism."""
+
+
+def splits(name: str) -> bool:
+    """Whether ranks of a group hold different parts of a parameter."""
+    return bool(COLUMNS.fullmatch(name) or ROWS.fullmatch(name))
 
 
 def shard(config: MolmoConfig, shards: int) -> MolmoConfig:
