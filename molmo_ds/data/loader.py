@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -223,10 +224,15 @@ def sequences(
     """The rank's sequences in lane order, made by worker processes ahead of time."""
     workers = min(config.data.num_workers, len(lanes))  # a lane is served by one worker
     dataset = Sequences(mixture, lanes, states, config.data.packing)
-    factor = config.data.prefetch_factor if workers else None
-    # a generator of its own: the loader draws from it, and torch's global one belongs to the model
-    own = torch.Generator()
-    loader = DataLoader(dataset, None, num_workers=workers, prefetch_factor=factor, collate_fn=_as_it_is, generator=own)
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=config.data.prefetch_factor if workers else None,
+        collate_fn=_as_it_is,
+        worker_init_fn=_outlive_signals,
+        generator=torch.Generator(),  # the loader draws from it, and torch's global one belongs to the model
+    )
     for item in loader:
         if isinstance(item, Failure):
             raise item.kind(item.sentence)
@@ -259,6 +265,13 @@ def _report(config: RunConfig, sequence: Sequence, states: dict[int, dict[str, A
             f"{bad} of {seen} samples cannot be used, more than data.max_bad_share={config.data.max_bad_share} allows; "
             f"the last: {sequence.skipped[-1]} Mend the data (tools/inspect_shards.py lists what is bad) or raise it."
         )
+
+
+def _outlive_signals(worker: int) -> None:
+    """Schedulers signal all processes of a job, but a rank needs its workers until it has saved; it ends them itself."""
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))  # a second one ends it
 
 
 def _as_it_is(item: Any) -> Any:

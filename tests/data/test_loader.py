@@ -1,8 +1,13 @@
 """The stream of batches: the same on any number of ranks and workers, stopped and resumed anywhere."""
 
 import dataclasses
+import itertools
 import json
 import logging
+import multiprocessing
+import os
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +19,7 @@ from molmo_ds import presets
 from molmo_ds.config import ImageConfig, RunConfig
 from molmo_ds.data.checks import identical, replay
 from molmo_ds.data.lanes import generator
-from molmo_ds.data.loader import Mixture, build_stream, check_states, rank_lanes
+from molmo_ds.data.loader import Mixture, build_stream, check_states, rank_lanes, sequences, steps
 from molmo_ds.data.packing import collate, merge
 from molmo_ds.data.shards import ShardSet
 from molmo_ds.data.tokens import train_tokenizer
@@ -75,8 +80,6 @@ def test_comparison_can_fail(whole: list) -> None:
 
 def test_stream_is_what_its_parts_say(config: RunConfig, mixture: Mixture) -> None:
     """Every document of a batch equals the sample built by hand from the shard."""
-    from molmo_ds.data.loader import sequences
-
     stream = sequences(config, mixture, rank_lanes(config, 0, 1), {})
     for _ in range(6):
         sequence = next(stream)
@@ -93,6 +96,24 @@ def test_stream_leaves_the_global_generator_alone(config: RunConfig, mixture: Mi
     before = torch.get_rng_state(), np.random.get_state()[1].tolist()
     replay(config, mixture, 1, 2, 1)
     assert torch.equal(torch.get_rng_state(), before[0]) and np.random.get_state()[1].tolist() == before[1]
+
+
+def test_workers_outlive_the_signals_of_a_scheduler(config: RunConfig, mixture: Mixture, whole: list) -> None:
+    two = with_data(config, num_workers=2)
+    stream = steps(two, sequences(two, mixture, rank_lanes(two, 0, 1), {}), rank_lanes(two, 0, 1))
+    batches = [next(stream)[0]]
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker, number in itertools.product(workers, (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM)):
+        os.kill(worker.pid, number)
+    batches += [next(stream)[0] for _ in range(STEPS - 1)]
+    assert identical(batches, whole)
+    began = time.monotonic()
+    stream.close()
+    del stream
+    for worker in workers:
+        worker.join(10)
+    assert not any(worker.is_alive() for worker in workers) and time.monotonic() - began < 10
 
 
 def test_state_is_small_json(config: RunConfig, mixture: Mixture) -> None:
