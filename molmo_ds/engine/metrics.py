@@ -85,8 +85,14 @@ class Metrics:
             self.log = open(self.out / "log.jsonl", "a", buffering=1)  # noqa: SIM115 (closed by close)
             self.writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=first_step + 1)
 
+    def beat(self) -> None:
+        """Show whoever watches from outside (tools/launch.py) that a step has ended."""
+        if self.world.rank == 0:
+            (self.out / "heartbeat").touch()
+
     def step(self, step: int, values: dict[str, float], waited: float, stepped: float, saving: float = 0.0) -> None:
         """Take in one step: `waited` seconds for data, `stepped` for the update, `saving` for a checkpoint."""
+        self.beat()
         self.trained += stepped
         counts = {"steps": 1.0, "waited": waited, "stepped": stepped, "saving": saving}
         counts |= {k: values[k] for k in ("tokens", "positions", "crops", "documents", "learnt_tokens")}

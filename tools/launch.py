@@ -1,0 +1,355 @@
+"""Keeps one run going: starts the deepspeed launcher on the hosts that answer, watches the run, starts it again.
+
+    python tools/launch.py --hosts host1:8,host2:8 CONFIG.yaml key=value ...
+    python tools/launch.py --hosts hostfile CONFIG.yaml key=value ...        (lines `host1 slots=8`)
+    python tools/launch.py --hosts localhost:2 CONFIG.yaml key=value ...     (no ssh)
+
+It believes only what the run writes on storage that all hosts share: OUT/DONE when it is finished, OUT/heartbeat after
+each step. It leaves its own files, and a line in events.jsonl for whatever happens, in OUT/launch/.
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from molmo_ds import config as configs  # noqa: E402
+from molmo_ds.config import RunConfig  # noqa: E402
+from molmo_ds.engine import ds_config  # noqa: E402
+from molmo_ds.train import read_arguments  # noqa: E402
+
+SSH = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=3", "-o", "ServerAliveInterval=3", "-o", "ServerAliveCountMax=2"]
+MARK = "MOLMO_DS_SUPERVISED"  # every process of a run has it in its environment, with the run's folder as its value
+EXPORTED = "OMP_NUM_THREADS,NCCL_*,GLOO_*,MOLMO_DS_*,HF_*,CUDA_*,LD_LIBRARY_PATH,TRITON_*,TORCH_*"
+
+
+@dataclass(frozen=True)
+class Host:
+    """A machine and how many ranks it takes."""
+
+    name: str
+    slots: int
+
+    @property
+    def here(self) -> bool:
+        """Whether it is this machine, reached without ssh."""
+        return self.name in ("localhost", "127.0.0.1")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds after which silence is a fault, and what to do then."""
+
+    start: float  # from the launcher's start to the first heartbeat
+    stall: float  # between two heartbeats, or 5 times the longest gap of this try where that is more
+    probe: float  # between two looks at the hosts
+    tries: int  # starts in a row without a new checkpoint before giving up
+    backoff: float  # pause after the first of them, doubled each time up to a minute
+
+
+class Supervisor:
+    """One run and everything that was started for it."""
+
+    def __init__(self, config: RunConfig, hosts: list[Host], limits: Limits, exported: str) -> None:
+        self.config, self.hosts, self.limits = config, hosts, limits
+        self.out = Path(config.out).absolute()
+        self.folder = self.out / "launch"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = open(self.folder / "lock", "w")  # noqa: SIM115 (held until this process ends)
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"Another tools/launch.py looks after {self.out}; stop it first.") from None
+        configs.save(config, self.folder / "config.yaml")
+        lines = [f"{name}={value}\n" for name, value in os.environ.items() if wanted(name, exported)]
+        own = Path(os.environ.get("DS_ENV_FILE", ".deepspeed_env"))
+        lines += own.read_text().splitlines(keepends=True) if own.is_file() else []
+        (self.folder / "environment").write_text("".join(lines) + f"{MARK}={self.out}\n")
+        self.process: subprocess.Popen | None = None
+        self.count = 0
+
+    def say(self, event: str, **facts: Any) -> None:
+        """Tell people and events.jsonl."""
+        with open(self.folder / "events.jsonl", "a") as stream:
+            stream.write(json.dumps({"time": time.time(), "event": event, **facts}) + "\n")
+        values = " ".join(f"{key}={value}" for key, value in facts.items())
+        print(f"launch: {time.strftime('%H:%M:%S')} {event} {values}", file=sys.stderr, flush=True)
+
+    def run(self) -> None:
+        """Start and start again until the run is done. Raises ValueError where that is hopeless."""
+        failed, reached = 0, self.saved()
+        while not self.done():
+            answering = alive(self.hosts)
+            self.signal(answering, signal.SIGKILL)  # what an earlier try, or supervisor, left behind
+            used, reason = usable(answering, self.config), "no host answers"
+            if used:
+                self.start(used)
+                reason = self.watch(used)
+                self.signal([host for host in used if host in alive(used)], signal.SIGKILL)
+                self.end_launcher()
+                if reason is None:
+                    break
+            failed = 1 if self.saved() > reached else failed + 1
+            reached = self.saved()
+            self.say("fault", reason=reason, step=reached)
+            if failed >= self.limits.tries:
+                raise ValueError(f"{failed} starts in a row brought no new checkpoint; the last one ended: {reason}.")
+            time.sleep(min(60.0, self.limits.backoff * 2 ** (failed - 1)))
+        self.say("done", step=self.config.max_steps)
+
+    def start(self, hosts: list[Host]) -> None:
+        """Write the hostfile and start the launcher, on a port of its own."""
+        self.count += 1
+        hostfile = self.folder / "hostfile"
+        local = len(hosts) == 1 and hosts[0].here
+        port = free_port() if local else 20000 + (os.getpid() * 37 + self.count * 101) % 10000
+        words = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", "--master_port", str(port)]
+        if local:
+            words += ["--hostfile", os.devnull, "--num_accelerators", str(hosts[0].slots)]
+        else:
+            hostfile.write_text("".join(f"{host.name} slots={host.slots}\n" for host in hosts))
+            words += ["--hostfile", str(hostfile), "--force_multi"]
+        words += ["--module", "molmo_ds.train", str(self.folder / "config.yaml")]
+        environment = {
+            **os.environ,
+            MARK: str(self.out),
+            "DS_ENV_FILE": str(self.folder / "environment"),
+            "PDSH_SSH_ARGS_APPEND": " ".join(SSH),
+        }
+        self.say("start", hosts=",".join(f"{host.name}:{host.slots}" for host in hosts), port=port)
+        self.process = subprocess.Popen(words, env=environment, start_new_session=True, stdin=subprocess.DEVNULL)
+
+    def watch(self, hosts: list[Host]) -> str | None:
+        """Wait until the run is done (None) or something is wrong (what)."""
+        began = last = looked = time.monotonic()
+        beat, longest, first = self.heartbeat(), 0.0, True
+        while True:
+            time.sleep(0.2)
+            if self.done():
+                self.wait_for_launcher(60)
+                return None
+            code = self.process.poll()
+            if code is not None:
+                time.sleep(1.0)  # for storage that shows new files late
+                return None if self.done() else f"the launcher ended with code {code}"
+            now = time.monotonic()
+            if (new := self.heartbeat()) != beat:
+                longest = longest if first else max(longest, now - last)
+                beat, last, first = new, now, False
+            if first and now - began > self.limits.start:
+                return f"no step within {self.limits.start:.0f} s"
+            if not first and now - last > max(self.limits.stall, 5 * longest):
+                return f"no step for {now - last:.0f} s"
+            if now - looked > self.limits.probe:
+                lost = [host for host in hosts if host not in alive(hosts)]
+                if lost and (lost := [host for host in lost if host not in alive(lost)]):
+                    return f"{lost[0].name} does not answer"
+                looked = time.monotonic()
+
+    def heartbeat(self) -> int:
+        """When the last step ended, in nanoseconds of whatever clock the storage has; 0 before the first."""
+        try:
+            return (self.out / "heartbeat").stat().st_mtime_ns
+        except OSError:
+            return 0
+
+    def saved(self) -> int:
+        """The step of the newest checkpoint, 0 if there is none."""
+        try:
+            return int((self.out / "checkpoints" / "latest").read_text().strip()[5:])
+        except (OSError, ValueError):
+            return 0
+
+    def done(self) -> bool:
+        """Whether the run itself says that it made all its steps."""
+        try:
+            return json.loads((self.out / "DONE").read_text())["step"] >= self.config.max_steps
+        except (OSError, ValueError, KeyError):
+            return False
+
+    def signal(self, hosts: list[Host], number: int, ranks_only: bool = False) -> None:
+        """Send a signal to every process of this run on these hosts and on this machine, and to nobody else's."""
+        words = [sys.executable, str(Path(__file__).resolve()), "--signal", str(int(number)), str(self.out)]
+        words += ["--ranks-only"] if ranks_only else []
+        command = f"cd {shlex.quote(os.getcwd())} && {shlex.join(words)}"
+        remote = [subprocess.Popen(["ssh", *SSH, host.name, command]) for host in hosts if not host.here]
+        signal_run(str(self.out), number, ranks_only)
+        for process in remote:
+            wait(process, 30)
+
+    def wait_for_launcher(self, seconds: float) -> None:
+        """Until the launcher has ended, or so long."""
+        wait(self.process, seconds, kill=False)
+
+    def end_launcher(self) -> None:
+        """The launcher had its chance; SIGTERM would make it kill by name on every host."""
+        if self.process is not None:
+            wait(self.process, 0)
+
+    def stop(self, number: int) -> None:
+        """Let the ranks save and end, then end what is left."""
+        self.say("stopping", signal=number)
+        self.signal(alive(self.hosts), signal.SIGTERM, ranks_only=True)
+        if self.process is not None:
+            self.wait_for_launcher(max(60.0, self.limits.stall))
+        self.signal(alive(self.hosts), signal.SIGKILL)
+        self.end_launcher()
+
+
+def wait(process: subprocess.Popen, seconds: float, kill: bool = True) -> bool:
+    """Whether it ended in time; else it is killed."""
+    try:
+        process.wait(seconds)
+        return True
+    except subprocess.TimeoutExpired:
+        if kill:
+            process.kill()
+            process.wait()
+        return False
+
+
+def wanted(name: str, exported: str) -> bool:
+    """Whether a variable is in a comma-separated list of names and PREFIX_*."""
+    return any(name == item or (item.endswith("*") and name.startswith(item[:-1])) for item in exported.split(","))
+
+
+def read_hosts(text: str) -> list[Host]:
+    """`host1:8,host2:8`, or a hostfile. ValueError where neither is meant."""
+    if Path(text).is_file():
+        lines = [line.partition("#")[0].split() for line in Path(text).read_text().splitlines()]
+        items = [(line[0], line[1].partition("slots=")[2] if len(line) > 1 else "1") for line in lines if line]
+    else:
+        items = [(name, slots or "1") for name, _, slots in (item.partition(":") for item in text.split(","))]
+    if not items or not all(name and slots.isdigit() and int(slots) > 0 for name, slots in items):
+        raise ValueError(f"--hosts {text} is neither a hostfile nor a list such as host1:8,host2:8.")
+    hosts = [Host(name, int(slots)) for name, slots in items]
+    if len(hosts) > 1 and any(host.here for host in hosts):
+        raise ValueError("localhost cannot be one of several hosts; give this machine's name as the others know it.")
+    return hosts
+
+
+def alive(hosts: list[Host]) -> list[Host]:
+    """Those that answer by ssh within some seconds, asked all at once."""
+    asked = {host: subprocess.Popen(["ssh", *SSH, host.name, "true"]) for host in hosts if not host.here}
+    deadline = time.monotonic() + 6
+    answers = {host: wait(process, max(0.0, deadline - time.monotonic())) for host, process in asked.items()}
+    return [host for host in hosts if host.here or (answers[host] and asked[host].returncode == 0)]
+
+
+def usable(hosts: list[Host], config: RunConfig) -> list[Host]:
+    """As many of the hosts, from the first on, as the strategy and the global batch allow.
+
+    Raises ValueError if hosts are there and no number of them will do.
+    """
+    strategy, why = ds_config.read(config.strategy), None
+    for count in range(len(hosts), 0, -1):
+        try:
+            ds_config.refuse(strategy, config, sum(host.slots for host in hosts[:count]))
+            return hosts[:count]
+        except ValueError as error:
+            why = why or error
+    if why:
+        raise why
+    return []
+
+
+def signal_run(out: str, number: int, ranks_only: bool) -> None:
+    """Signal this machine's processes of the run in `out`; after SIGKILL wait until they are gone."""
+    deadline = time.monotonic() + 10
+    while members := marked(out):
+        for pid, (parent, is_rank) in members.items():
+            if ranks_only and not (is_rank and not members.get(parent, (0, False))[1]):  # its loaders end with it
+                continue
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue
+        if number != signal.SIGKILL or time.monotonic() > deadline:
+            return
+        time.sleep(0.1)
+
+
+def marked(out: str) -> dict[int, tuple[int, bool]]:
+    """Process -> (its parent, whether it is a rank or a rank's child) of the run in `out`, on this machine."""
+    members = {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit() or int(folder.name) == os.getpid():
+            continue
+        try:
+            variables = (folder / "environ").read_bytes().split(b"\0")
+            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+        except OSError:  # gone, or somebody else's
+            continue
+        if f"{MARK}={out}".encode() in variables and state != "Z":
+            members[int(folder.name)] = int(parent), any(v.startswith(b"RANK=") for v in variables)
+    return members
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def check(config: RunConfig) -> None:
+    """Refuse what cannot be started again and again (ValueError)."""
+    if not config.out:
+        raise ValueError("out is empty; give the run a folder that all hosts see, for example out=runs/first.")
+    if config.stop_after is not None:
+        raise ValueError("stop_after ends a run without DONE, so it would be started again; leave it out.")
+    if not config.resume:
+        raise ValueError("resume=false would begin anew after each fault; leave it out.")
+
+
+def main() -> None:
+    """Read the command line and supervise."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hosts", help="host1:8,host2:8, or a hostfile, or localhost:2")
+    parser.add_argument("--start", type=float, default=900, help="seconds until the first step (default 900)")
+    parser.add_argument("--stall", type=float, default=25, help="seconds without a step that are a fault (default 25)")
+    parser.add_argument("--probe", type=float, default=10, help="seconds between two looks at the hosts (default 10)")
+    parser.add_argument("--tries", type=int, default=5, help="starts in a row without a new checkpoint (default 5)")
+    parser.add_argument("--backoff", type=float, default=1, help="seconds after a fault, doubled each time (default 1)")
+    parser.add_argument("--export", default=EXPORTED, help=f"variables that all hosts get (default {EXPORTED})")
+    parser.add_argument("--signal", type=int, help=argparse.SUPPRESS)  # what a supervisor runs on the other hosts
+    parser.add_argument("--ranks-only", action="store_true", help=argparse.SUPPRESS)
+    arguments, words = parser.parse_known_args()
+    if arguments.signal is not None:
+        signal_run(words[0], arguments.signal, arguments.ranks_only)
+        return
+    if not arguments.hosts:
+        parser.error("--hosts is missing, for example --hosts localhost:2")
+    config = read_arguments(words)
+    check(config)
+    limits = Limits(arguments.start, arguments.stall, arguments.probe, arguments.tries, arguments.backoff)
+    supervisor = Supervisor(config, read_hosts(arguments.hosts), limits, arguments.export)
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    try:
+        supervisor.run()
+    except KeyboardInterrupt as interrupt:
+        number = int(interrupt.args[0]) if interrupt.args else signal.SIGINT
+        supervisor.stop(number)
+        sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"launch: {error}")
