@@ -102,7 +102,8 @@ class Mixture:
 
     def describe(self, source: int, sample: int) -> str:
         """Where a sample comes from, for a log."""
-        return f"sample {sample} of '{self.names[source]}'"
+        shard, row = self.sets[source].locate(sample)
+        return f"'{row['key']}' of {shard.path}"
 
     def _generator(self, source: int, sample: int, epoch: int) -> Any:
         return generator(self.orders[source].seed, self.names[source], "sample", sample, epoch)
@@ -268,7 +269,7 @@ def _report(config: RunConfig, sequence: Sequence, states: dict[int, dict[str, A
 
 
 def _outlive_signals(worker: int) -> None:
-    """Schedulers signal all processes of a job, but a rank needs its workers until it has saved; it ends them itself."""
+    """Schedulers signal all processes of a job, but a rank needs its workers until it has saved, and then ends them."""
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))  # a second one ends it

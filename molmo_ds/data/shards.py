@@ -149,7 +149,7 @@ class ShardSet:
         record["__key__"] = row["key"]
         for name, width in zip(record["images"], row["widths"]):
             if not width and name.split(".")[-1] not in VIDEOS:
-                raise BadSample(f"{row['key']}.{name} in {shard.path} is no picture that can be read.")
+                raise BadSample(f"Its {name} is no picture that can be read.")
         turned = zip(row["widths"], row["heights"], row["orientations"])
         record["sizes"] = [upright_size(*size) for size in turned]
         return record
