@@ -21,7 +21,7 @@ from molmo_ds.config import RunConfig
 
 log = logging.getLogger("molmo_ds")
 RUN_FILES = ("config.yaml", "checkpoints", "log.jsonl", "tensorboard", "DONE")
-IDENTITY = ("model", "data.sources", "data.seed", "data.packing", "optim.name", "global_batch", "seed", "init_from")
+IDENTITY = ("model", "optim.name", "global_batch", "seed", "init_from")  # the stream tells whether the data changed
 
 
 def train(config: RunConfig) -> int:
@@ -30,21 +30,22 @@ def train(config: RunConfig) -> int:
     Raises ValueError or OSError, the same on every rank where that can be known, for what the user has to mend.
     """
     from molmo_ds.data.loader import build_stream
-    from molmo_ds.engine import build_engine, launch
+    from molmo_ds.engine import build_engine, checkpoint, launch
     from molmo_ds.engine.metrics import Metrics
 
     world = launch.start(config.timeout_seconds)
-    world.agree(lambda: prepare_folder(config))
+    world.agree(lambda: check_folder(config))
     out, checkpoints = Path(config.out), str(Path(config.out) / "checkpoints")
-    going_on = config.resume and any((out / "checkpoints").glob("step-*"))
+    going_on = config.resume and bool(checkpoint.steps(checkpoints))
     engine = build_engine(replace(config, init_from=None) if going_on else config, world)
     data_state = engine.load(checkpoints) if config.resume else None
     if engine.step:
         log.info("resumed from step %d", engine.step)
     stream = build_stream(config, engine.data_rank, engine.data_size, data_state, engine.step)
+    last = min(config.max_steps, config.stop_after or config.max_steps)
+    world.agree(lambda: claim_folder(config, finished=engine.step >= last))
     metrics = Metrics(config, world, engine.step)
     asked = catch_signals()
-    last = min(config.max_steps, config.stop_after or config.max_steps)
     saved, values, stopped_by = engine.step, {}, 0
     while engine.step < last and not stopped_by:
         began = time.perf_counter()
@@ -60,34 +61,43 @@ def train(config: RunConfig) -> int:
     engine.close()
     metrics.close()
     assert saved == engine.step
-    if world.rank == 0 and engine.step >= config.max_steps:
+    if world.rank == 0 and engine.step >= config.max_steps and not (out / "DONE").exists():
         (out / "DONE").write_text(json.dumps({"step": engine.step, "loss": values.get("loss")}) + "\n")
     world.barrier()
     return 128 + stopped_by if stopped_by else 0
 
 
-def prepare_folder(config: RunConfig) -> None:
-    """Make `out`, or refuse it where it holds something this run must not touch (ValueError)."""
+def check_folder(config: RunConfig) -> None:
+    """Refuse an `out` that holds something this run must not touch (ValueError)."""
     if not config.out:
         raise ValueError("out is empty; give the run a folder, for example out=runs/first.")
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"out={out} is a file; give a folder.")
-    saved = out / "config.yaml"
-    if saved.exists() and (difference := difference_to(saved, config)):
-        if not config.overwrite:
-            raise ValueError(
-                f"{out} holds another run ({difference}); choose another out, or set overwrite=true to delete that run."
-            )
+    begun = (out / "log.jsonl").exists() or any((out / "checkpoints").glob("step-*"))
+    if not begun:
+        return
+    if not (out / "config.yaml").exists():
+        raise ValueError(f"{out} holds files of a run but no config.yaml; choose another out.")
+    difference = difference_to(out / "config.yaml", config)
+    if difference and not config.overwrite:
+        raise ValueError(
+            f"{out} holds another run ({difference}); choose another out, or set overwrite=true to delete that run."
+        )
+    if difference:
         for name in RUN_FILES:
             path = out / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    elif not saved.exists() and out.is_dir() and any((out / name).exists() for name in RUN_FILES):
-        raise ValueError(f"{out} holds files of a run but no config.yaml; choose another out.")
+
+
+def claim_folder(config: RunConfig, finished: bool) -> None:
+    """Make `out` and write the resolved configuration into it, once all that can be refused has been accepted."""
+    out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "DONE").unlink(missing_ok=True)
+    if not finished:
+        (out / "DONE").unlink(missing_ok=True)
     configs.save(config, out / "config.yaml.new")
-    os.replace(out / "config.yaml.new", saved)
+    os.replace(out / "config.yaml.new", out / "config.yaml")
 
 
 def difference_to(saved: Path, config: RunConfig) -> str:

@@ -34,9 +34,7 @@ torch.set_num_threads(1)
 
 def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, timeout: float = 120) -> list[Any]:
     """[function(world, *args) of each rank]; AssertionError with the first traceback, or when the time is over."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         children = [_fork(function, rank, ranks, port, args, Path(folder)) for rank in range(ranks)]
         deadline = time.monotonic() + timeout
@@ -59,15 +57,29 @@ def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, timeout: flo
         return [pickle.loads((Path(folder) / f"{rank}.result").read_bytes()) for rank in range(ranks)]
 
 
-class Forked:
-    """`molmo_ds.train.main(arguments)` alone in a forked process, as `python -m molmo_ds.train` would run it."""
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
-    def __init__(self, arguments: list[str], said: Path) -> None:
+
+def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
+    """What a launcher tells a rank."""
+    values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return {name: str(value) for name, value in values.items()}
+
+
+class Forked:
+    """`molmo_ds.train.main(arguments)` in a forked process, as python or a launcher would run it."""
+
+    def __init__(self, arguments: list[str], said: Path, environment: dict[str, str] | None = None) -> None:
         self.said, self.code = said, None
         self.pid = os.fork()
         if self.pid:
             return
         gc.freeze()
+        os.environ.update(environment or {})
         output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
             os.dup2(output, stream)
@@ -113,9 +125,7 @@ def _fork(function: Callable[..., Any], rank: int, ranks: int, port: int, args: 
         return child
     gc.freeze()  # DeepSpeed collects garbage for each engine; what was imported is none
     try:
-        os.environ.update(
-            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-        )
+        os.environ.update(rank_environment(rank, ranks, port))
         world: World = launch.start(timeout_seconds=60)
         result = function(world, *args)
         (folder / f"{rank}.result").write_bytes(pickle.dumps(result))

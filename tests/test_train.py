@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import run_files
-from ranks import Forked
+from ranks import Forked, free_port, rank_environment
 
 from molmo_ds import config as configs
 from molmo_ds.config import RunConfig
@@ -23,15 +22,9 @@ ROOT = Path(__file__).parents[1]
 KILLS = int(os.environ.get("TORTURE_KILLS", 3))
 
 
-def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
-
-
 def launcher(name: str, ranks: int = 2) -> list[str]:
     """The words before the overrides."""
-    module, port, count = "molmo_ds.train", free_port(), str(ranks)
+    module, port, count = "molmo_ds.train", str(free_port()), str(ranks)
     return {
         "deepspeed": [BIN / "deepspeed", "--num_accelerators", count, "--master_port", port, "--module", module],
         "torchrun": [BIN / "torchrun", "--nproc-per-node", count, "--master-port", port, "-m", module],
@@ -103,21 +96,33 @@ def test_what_a_run_leaves(launched: dict[str, Path], tiny_run: list[str]) -> No
     assert (out / "checkpoints" / "latest").read_text() == "step-00000002\n"
 
 
-def test_killed_at_random_moments_and_resumed(launched: dict[str, Path], tiny_run: list[str], tmp_path: Path) -> None:
-    """kill -9 of a run at random moments; the losses are those of a run that was left alone."""
-    words = [*tiny_run, "max_steps=6", "save_interval=1", "strategy=ds_configs/zero1.json"]
-    code, output = Forked([*words, f"out={tmp_path / 'alone'}"], tmp_path / "alone.txt").finish()
-    assert code == 0, output[-3000:]
-    whole = losses(tmp_path / "alone")
-    draw, out = random.Random(20261122), tmp_path / "killed"
+def two_ranks(words: list[str], folder: Path) -> list[Forked]:
+    """A run on two ranks."""
+    port = free_port()
+    return [Forked(words, folder / f"said{rank}.txt", rank_environment(rank, 2, port)) for rank in range(2)]
+
+
+def test_killed_at_random_moments_and_resumed(tiny_run: list[str], tmp_path: Path) -> None:
+    """kill -9 of a two-rank run at random moments; the losses are those of a run that was left alone."""
+    words = [*tiny_run, "max_steps=6", "save_interval=1"]
+    whole, out = tmp_path / "alone", tmp_path / "killed"
+    for rank in two_ranks([*words, f"out={whole}"], tmp_path):
+        code, output = rank.finish()
+        assert code == 0, output[-3000:]
+    draw = random.Random(20261122)
     for _ in range(KILLS):
-        run = Forked([*words, f"out={out}"], tmp_path / "killed.txt")
-        wait_for_steps(run, out, draw.randrange(1, 5))
+        ranks = two_ranks([*words, f"out={out}"], tmp_path)
+        wait_for_steps(ranks[0], out, draw.randrange(1, 6))
         time.sleep(draw.random() * 0.3)
-        run.kill(signal.SIGKILL)
-    code, output = Forked([*words, f"out={out}"], tmp_path / "killed.txt").finish()
-    assert code == 0, output[-3000:]
-    assert losses(out) == whole
+        draw.shuffle(ranks)
+        for rank in ranks:  # what a launcher does when one has died
+            rank.kill(signal.SIGKILL)
+            time.sleep(draw.random() * 0.1)
+    for rank in two_ranks([*words, f"out={out}"], tmp_path):
+        code, output = rank.finish()
+        assert code == 0, output[-3000:]
+    assert losses(out) == losses(whole) and len(losses(out)) == 6
+    assert (out / "DONE").exists()
 
 
 def wait_for_steps(run: Forked, out: Path, steps: int, timeout: float = 60) -> None:

@@ -93,10 +93,11 @@ def resolve(strategy: Strategy, config: RunConfig, world_size: int, on_gpu: bool
     """DeepSpeed's configuration with every "auto" filled; `refuse` has passed.
 
     Batch sizes, precision and clipping belong to the run: ours clips each component, so DeepSpeed's clipping is off.
-    Bucket sizes follow the decoder's width as Accelerate fills them.
+    Bucket sizes follow the decoder's width as Accelerate fills them, but are never tiny.
     """
     ds = copy.deepcopy(strategy.ds)
     width = config.model.text.hidden_size
+    bucket = max(width * width, 1 << 19)
     replicas = data_parallel_size(strategy, world_size)
     ds["train_micro_batch_size_per_gpu"] = config.micro_batch
     ds["gradient_accumulation_steps"] = accumulation(config, replicas)
@@ -111,8 +112,8 @@ def resolve(strategy: Strategy, config: RunConfig, world_size: int, on_gpu: bool
         ds.pop(block, None)
     zero = ds.setdefault("zero_optimization", {"stage": 0})
     sizes = {
-        "reduce_bucket_size": width * width,
-        "stage3_prefetch_bucket_size": int(0.9 * width * width),
+        "reduce_bucket_size": bucket,
+        "stage3_prefetch_bucket_size": int(0.9 * bucket),
         "stage3_param_persistence_threshold": 10 * width,
         "stage3_gather_16bit_weights_on_model_save": False,
     }

@@ -66,6 +66,8 @@ def start(timeout_seconds: int = 600) -> World:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed says in every process that it found no other
+        # without it DeepSpeed starts numactl for every bucket of gradients that ZeRO-3 reduces
+        os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.ERROR)
