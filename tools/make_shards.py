@@ -81,7 +81,7 @@ def write(args: argparse.Namespace) -> None:
 
 
 def dataset_rows(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows with undecoded pictures; keys count the rows."""
+    """Rows with undecoded pictures and the names of their classes; keys count the rows."""
     import datasets
 
     if (Path(args.source) / "dataset_info.json").is_file() or (Path(args.source) / "dataset_dict.json").is_file():
@@ -94,8 +94,9 @@ def dataset_rows(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]
         if isinstance(inner, datasets.Image):
             undecoded = datasets.Image(decode=False)
             data = data.cast_column(name, undecoded if inner is feature else datasets.List(undecoded))
+    classes = {name: f for name, f in (data.features or {}).items() if isinstance(f, datasets.ClassLabel)}
     for i, row in enumerate(data):
-        yield f"{i:09d}", row
+        yield f"{i:09d}", row | {name: feature.int2str(row[name]) for name, feature in classes.items()}
 
 
 def lines(path: str) -> Iterator[tuple[str, str]]:

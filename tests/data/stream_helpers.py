@@ -37,7 +37,7 @@ def records(count: int, name: str = "s", first: int = 0) -> Iterator[tuple[str, 
 
 def make_shards(folder: Path, count: int, name: str = "s", samples_per_shard: int = 20) -> Path:
     write_shards(records(count, name), folder, name, samples_per_shard)
-    return folder
+    return Path(folder)
 
 
 class FakeBuilder:

@@ -2,7 +2,11 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +138,23 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="already holds shards"):
         make_shards(tmp_path, 6)
     assert everything(tmp_path) == before
+
+
+def test_a_killed_writer_leaves_only_whole_shards(tmp_path: Path) -> None:
+    code = "from stream_helpers import make_shards; import sys; make_shards(sys.argv[1], 10**6, samples_per_shard=4)"
+    path = f"{Path(__file__).parent}:{Path(__file__).parents[2]}"
+    writer = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=os.environ | {"PYTHONPATH": path})
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("*.tar"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    writer.kill()
+    writer.wait()
+    tars = sorted(tmp_path.glob("*.tar"))
+    assert len(tars) >= 3
+    for tar in tars:
+        assert index_tar(tar).offsets == np.fromfile(f"{tar}.idx", "<u8").tolist()
+    with pytest.raises(ValueError, match="has no index"):
+        ShardSet(str(tmp_path))
 
 
 def test_an_interrupted_shard_leaves_no_tar(tmp_path: Path) -> None:

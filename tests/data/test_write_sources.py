@@ -77,6 +77,23 @@ def test_hugging_face_data_set(tmp_path: Path, options: list[str]) -> None:
     check(tmp_path / "out", [f"{i:09d}" for i in range(7)])
 
 
+def test_lists_of_pictures_and_classes_of_a_data_set(tmp_path: Path) -> None:
+    rows = {
+        "images": [[{"bytes": picture(0), "path": None}, {"bytes": picture(1), "path": None}], []],
+        "label": [1, 0],
+        "question": ["which?", "and now?"],
+    }
+    label = datasets.ClassLabel(names=["cat", "dog"])
+    features = {"images": datasets.List(datasets.Image()), "label": label, "question": datasets.Value("string")}
+    datasets.Dataset.from_dict(rows, datasets.Features(features)).save_to_disk(str(tmp_path / "hf"))
+    arguments = ["dataset", str(tmp_path / "hf"), str(tmp_path / "out"), "--style", "user_qa", "--workers", "1"]
+    tool.main([*arguments, "--map", "answer=label"])
+    shards = ShardSet(str(tmp_path / "out"))
+    assert shards.read(0)["images"] == ["0.jpg", "1.jpg"] and shards.read(0)["pixels"] == [picture(0), picture(1)]
+    assert [shards.read(i)["annotations"][0]["answer"] for i in (0, 1)] == ["dog", "cat"]
+    assert shards.read(1)["images"] == []
+
+
 def test_captions_of_other_tars(tmp_path: Path) -> None:
     with webdataset.TarWriter(str(tmp_path / "old.tar")) as writer:
         for i in range(3):
