@@ -43,7 +43,7 @@ def _cut(mask: Tensor, group: int) -> list[Block] | None:
     spans, area = [], 0
     for begin in range(0, tokens, BLOCK):
         end = min(begin + BLOCK, tokens)
-        seen = (mask[:, 0, begin:end] == 0).any(1)  # [B, T]
+        seen = mask[:, 0, begin:end].amax(1) == 0  # [B, T]
         for row in range(rows):
             columns = seen[row].nonzero()[:, 0]
             breaks = ((columns[1:] - columns[:-1]) > GAP).nonzero()[:, 0]
