@@ -28,7 +28,7 @@ def weighted_cross_entropy(
 
     hidden [R, D] times the head weight [V, D] gives the logits, in autocast's type where that is on; labels [R];
     loss_weights float [R], rows of weight 0 cost nothing. The gradients are computed in the forward pass, for the sum
-    of the first two results: both must enter the loss with one factor (RuntimeError otherwise).
+    of the first two results: both must enter the loss with one factor, and backward runs once (RuntimeError otherwise).
 
     Rows may be split over ranks as they are (sequence parallelism): sums and head gradient add up. With `group` the
     words are split (tensor parallelism): rank i of the group passes rows i * V ... of the whole head and the same
@@ -95,7 +95,8 @@ def _save(ctx, inputs: tuple, output: tuple[Tensor, ...]) -> None:  # noqa: ANN0
 def _gradients(ctx, of_sums: Tensor, *unused: None) -> tuple[Tensor | None, ...]:  # noqa: ANN001
     if ctx.z_loss:
         torch._assert_async(of_sums[0] == of_sums[1], "use ce_sum + z_sum: the two sums share one gradient")
-    grads = [g * of_sums[0].to(g.dtype) if need else None for g, need in zip(ctx.saved_tensors, ctx.needs)]
+    scale = torch.mul if torch.compiler.is_compiling() else Tensor.mul_  # in place: the head's gradient is large
+    grads = [scale(g, of_sums[0].to(g.dtype)) if need else None for g, need in zip(ctx.saved_tensors, ctx.needs)]
     return *grads, None, None, None, None, None, None
 
 

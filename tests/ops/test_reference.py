@@ -236,8 +236,14 @@ def test_the_two_losses_share_a_gradient() -> None:
         (ce + 2 * z).backward()
     hidden, weight, *rest = rows()
     ce, z, _ = weighted_cross_entropy(hidden, weight, *rest)
+    loss = 3 * (ce + z)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="inplace"):
+        loss.backward()
+    plain = [x.detach().requires_grad_() for x in (hidden, weight)]
+    ce, z, _ = loss_file.reference(*plain, *rest)
     (3 * (ce + z)).backward()
-    ce, z, _ = loss_file.reference(*(x.detach().requires_grad_() for x in (hidden, weight)), *rest)
+    assert max(error(a.grad, b.grad) for a, b in zip((hidden, weight), plain)) <= LIMIT
     frozen = weighted_cross_entropy(hidden.detach(), weight.detach(), *rest)
     assert not frozen[0].requires_grad
     torch.testing.assert_close(frozen[0], ce.detach())
