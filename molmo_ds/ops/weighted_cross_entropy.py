@@ -213,12 +213,26 @@ def _rows_sharded(
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    if total.dtype == a.dtype and a.is_cuda:
-        total.addmm_(a, b)
-    elif a.is_cuda:
-        total += torch.mm(a, b, out_dtype=total.dtype)
-    else:
+    if not a.is_cuda:
         total += product(a, b.T)
+    elif total.dtype == a.dtype:
+        total.addmm_(a, b)
+    elif _adds_to_float32():
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+    else:
+        total += torch.mm(a, b, out_dtype=total.dtype)
+
+
+@functools.cache
+def _adds_to_float32() -> bool:
+    # whether this PyTorch adds a product of half precision to a float32 matrix; older ones want one type for all
+    half = torch.zeros(8, 8, dtype=torch.bfloat16, device="cuda")
+    total = half.float()
+    try:
+        torch.addmm(total, half, half, out_dtype=torch.float32, out=total)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _sums_type(hidden: Tensor) -> Tensor:
