@@ -1,6 +1,7 @@
 """What a run tells of itself: console line, JSON lines and TensorBoard, written by rank 0 every log_interval steps."""
 
 import json
+import math
 import resource
 import time
 from pathlib import Path
@@ -43,7 +44,7 @@ def flops_per_crop(config: MolmoConfig) -> float:
     layer = 4 * width * width + 2 * width * vision.intermediate_size + 2 * tokens * width
     layers = used_layers(vision)[-1] + 1
     tower = patches * 3 * vision.patch_size**2 * width + layers * tokens * layer
-    pooled = -((-(vision.image_size // vision.patch_size) // connector.pooling_size) ** 2)
+    pooled = math.ceil(vision.image_size // vision.patch_size / connector.pooling_size) ** 2
     features, window = width * len(vision.feature_layers), connector.pooling_size**2
     inner = connector.intermediate_size or text.intermediate_size
     pooling = (

@@ -1,0 +1,133 @@
+"""Strategy files: what is filled in, and one sentence for each that cannot run."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import synthetic
+
+from molmo_ds.config import RunConfig
+from molmo_ds.engine import ds_config
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "ds_configs").glob("*.json"))
+ZERO3 = json.loads((ROOT / "ds_configs/zero3.json").read_text())
+
+
+def run(**changes) -> RunConfig:
+    return replace(RunConfig(global_batch=8, micro_batch=1, out="x"), **changes)
+
+
+def write(folder: Path, values: object) -> str:
+    path = folder / "mine.json"
+    path.write_text(values if isinstance(values, str) else json.dumps(values))
+    return str(path)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_file_is_filled_and_taken_by_deepspeed(path: Path) -> None:
+    strategy = ds_config.read(str(path))
+    ds = ds_config.resolve(strategy, run(), 8, on_gpu=True)
+    assert '"auto"' not in json.dumps(ds) and "molmo_ds" not in ds
+    assert ds["gradient_clipping"] == 0.0, "DeepSpeed must not clip: each component is clipped to its own norm"
+    assert ds["bf16"]["enabled"] and ds["train_micro_batch_size_per_gpu"] == 1
+    assert not ds_config.resolve(strategy, run(), 8, on_gpu=False)["bf16"]["enabled"]
+
+
+def test_sizes_follow_the_run() -> None:
+    strategy = ds_config.read("ds_configs/zero3.json")
+    config = run(global_batch=24, micro_batch=3, model=synthetic.MODEL)
+    ds = ds_config.resolve(strategy, config, 2, on_gpu=False)
+    assert (ds["train_batch_size"], ds["gradient_accumulation_steps"]) == (24, 4)
+    ds_config.check_with_deepspeed(strategy, ds_config.resolve(strategy, config, 1, on_gpu=False))
+    wide = replace(config.model.text, hidden_size=4096)
+    zero = ds_config.resolve(strategy, replace(config, model=replace(config.model, text=wide)), 2, True)
+    zero = zero["zero_optimization"]
+    assert zero["reduce_bucket_size"] == 4096**2 and zero["stage3_param_persistence_threshold"] == 40960
+
+
+def test_a_deepspeed_users_own_file(tmp_path: Path) -> None:
+    own = {
+        **ZERO3,
+        "optimizer": {
+            "type": "AdamW",
+            "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"},
+        },
+        "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": "auto"}},
+        "fp16": {"enabled": "auto"},
+        "wall_clock_breakdown": False,
+    }
+    strategy = ds_config.read(write(tmp_path, own))
+    ds_config.refuse(strategy, run(), 2)
+    ds = ds_config.resolve(strategy, run(), 2, on_gpu=False)
+    assert "optimizer" not in ds and "scheduler" not in ds and ds["wall_clock_breakdown"] is False
+
+
+def test_autocast_instead_of_bf16_weights(tmp_path: Path) -> None:
+    strategy = ds_config.read(write(tmp_path, {**ZERO3, "torch_autocast": {"enabled": "auto"}}))
+    ds = ds_config.resolve(strategy, run(), 2, on_gpu=True)
+    assert ds["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"} and "bf16" not in ds
+
+
+def zero(**changes) -> dict:
+    return {**ZERO3, "zero_optimization": {**ZERO3["zero_optimization"], **changes}}
+
+
+REFUSED = {
+    "unknown key": (
+        {**ZERO3, "zero_optimisation": {}},
+        "unknown key 'zero_optimisation'; the nearest one is 'zero_opt",
+    ),
+    "not JSON": ('{"a": 1,}', "is not JSON"),
+    "no object": ("[1]", "no JSON object"),
+    "stage": (zero(stage=4), "must be 0, 1, 2 or 3"),
+    "fp16": ({**ZERO3, "fp16": {"enabled": True}}, "use bf16"),
+    "offload": (zero(stage=2, offload_param={"device": "cpu"}), "offload_param needs ZeRO stage 3"),
+    "offload of nothing": (zero(stage=0, offload_optimizer={"device": "cpu"}), "offload_optimizer needs ZeRO stage 1"),
+    "hpz": (zero(stage=1, zero_hpz_partition_size=2), "zero_hpz_partition_size needs ZeRO stage 3"),
+    "clipping": ({**ZERO3, "gradient_clipping": 5.0}, "optim.max_grad_norm"),
+    "optimizer": ({**ZERO3, "optimizer": {"type": "Adam", "params": {"lr": 1e-3}}}, "optimizer.params.lr"),
+    "batch": ({**ZERO3, "train_batch_size": 9}, "train_batch_size=9"),
+    "engine": ({**ZERO3, "molmo_ds": {"engine": "warp"}}, "there is no engine 'warp'"),
+    "stages": ({**ZERO3, "molmo_ds": {"engine": "pipeline", "stages": 2}}, "ZeRO stage 1"),
+    "ranks": ({**ZERO3, "tensor_parallel": {"autotp_size": 3}}, "multiple of 3 ranks"),
+    "auto": ({**ZERO3, "communication_data_type": "auto"}, 'leaves communication_data_type on "auto"'),
+    "DeepSpeed": (zero(overlap_comm="sometimes"), "DeepSpeed refuses"),
+    "DeepSpeed's own": (zero(no_such_setting=1), "DeepSpeed refuses"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_one_sentence_for_what_cannot_run(tmp_path: Path, name: str) -> None:
+    values, words = REFUSED[name]
+    with pytest.raises(ValueError) as caught:
+        strategy = ds_config.read(write(tmp_path, values))
+        ds_config.refuse(strategy, run(), 2)
+        ds_config.check_with_deepspeed(
+            strategy, ds_config.resolve(strategy, run(global_batch=4, micro_batch=4), 1, True)
+        )
+    said = str(caught.value)
+    assert words in said and "\n" not in said and "mine.json" in said
+
+
+def test_missing_file_and_batch_that_does_not_divide() -> None:
+    with pytest.raises(ValueError, match="no strategy file ds_configs/zero9.json; files beside it: ds_configs/"):
+        ds_config.read("ds_configs/zero9.json")
+    with pytest.raises(ValueError, match="choose a multiple of 6"):
+        ds_config.refuse(ds_config.read("ds_configs/zero1.json"), run(micro_batch=2), 3)
+    with pytest.raises(ValueError, match="precision is auto, fp32 or bf16"):
+        ds_config.uses_bf16(run(precision="fp8"), True)
+
+
+def test_accelerates_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED", raising=False)
+    with pytest.raises(ValueError, match="accelerate launch --use_deepspeed"):
+        ds_config.read("accelerate")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    strategy = ds_config.read("accelerate")
+    assert strategy.stage == 2
+    ds_config.refuse(strategy, run(), 2)
+    ds = ds_config.resolve(strategy, run(), 2, on_gpu=False)
+    assert ds["zero_optimization"]["stage"] == 2 and ds["train_batch_size"] == 8

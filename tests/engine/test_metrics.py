@@ -1,0 +1,123 @@
+"""What a run logs: operations counted as torch counts them, rates from known times, a log that forgets lost steps."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import synthetic
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from molmo_ds.batch import Batch
+from molmo_ds.config import RunConfig, TextConfig, VisionConfig
+from molmo_ds.engine import metrics
+from molmo_ds.engine.launch import World
+from molmo_ds.model.molmo import Molmo
+
+ALONE = World(0, 0, 1, torch.device("cpu"))
+
+
+def full_batch(crops: int, length: int, pooled: int) -> Batch:
+    """One sequence without padding, one document, every token learnt."""
+    places = torch.arange(length)[None]
+    positions = torch.full((crops, pooled), -1)
+    positions[:, 0] = torch.arange(crops)
+    return Batch(
+        places % 90,
+        places % 90,
+        torch.ones(1, length),
+        places,
+        torch.ones(1, length, dtype=torch.int32),
+        torch.zeros(1, length, dtype=torch.int32),
+        torch.zeros(crops, 28, 28, 3, dtype=torch.uint8),
+        torch.ones(crops, synthetic.PATCHES),
+        positions,
+    )
+
+
+def test_operations_are_those_of_a_forward_pass() -> None:
+    """Linear layers are counted while they run; attention and the head, which are fused ops, by hand."""
+    config, crops, length = synthetic.MODEL, 3, 40
+    model = Molmo(config)
+    model.reset_parameters(0)
+    counted = []
+
+    def count(layer: torch.nn.Linear, inputs: tuple, output: torch.Tensor) -> None:
+        counted.append(2 * layer.weight.numel() * inputs[0].numel() // layer.in_features)
+
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.register_forward_hook(count)
+    with torch.no_grad():
+        model(full_batch(crops, length, synthetic.POOLED))  # the head is a Linear too
+    text, vision = config.text, config.vision
+    text_scores = text.num_hidden_layers * 2 * 2 * text.hidden_size * length * length // 2  # q k and p v, causal
+    patches = synthetic.PATCHES + 1
+    vision_scores = crops * 2 * 2 * 2 * vision.hidden_size * patches * patches  # two of three blocks are used
+    pooling_scores = crops * synthetic.POOLED * 2 * 2 * vision.hidden_size * 4  # one query, four keys
+    ours = length * metrics.flops_per_token(config, length) + crops * metrics.flops_per_crop(config)
+    assert ours == 3 * (sum(counted) + text_scores + vision_scores + pooling_scores)
+
+
+def test_operations_of_experts() -> None:
+    """Two of four experts run for each token, and the router."""
+    dense = replace(synthetic.MODEL, text=replace(synthetic.MODEL.text, intermediate_size=96))
+    experts = replace(synthetic.MODEL, text=replace(synthetic.MODEL.text, num_experts=4, num_experts_per_tok=2))
+    router = 6 * 2 * 32 * 4
+    assert metrics.flops_per_token(experts, 40) == metrics.flops_per_token(dense, 40) + router
+
+
+def test_operations_of_a_released_model() -> None:
+    """6 x parameters x tokens, the rule of thumb, for Molmo-7B-D's decoder: 7.07e9 parameters in products."""
+    config = replace(synthetic.MODEL, text=TextConfig(), vision=VisionConfig())
+    attention = 3584 * (2 * 3584 + 2 * 512)
+    parameters = 28 * (attention + 3 * 3584 * 18944) + 3584 * 152064
+    assert metrics.flops_per_token(config, 0) == 6 * parameters
+
+
+def step_values(step: int, tokens: float) -> dict[str, float]:
+    values = {name: 0.5 for part in ("connector", "vision", "text") for name in (f"lr/{part}", f"grad_norm/{part}")}
+    counts = {"tokens": tokens, "positions": 2 * tokens, "crops": 4.0, "documents": 3.0, "learnt_tokens": tokens / 4}
+    return {"loss": 1.0 / step, "ce_loss": 1.0 / step, "z_loss": 0.0, "accuracy": 0.25, **values, **counts}
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [100.0]
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_lines_and_events(tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "peak_flops", lambda device: 1e9)
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    config: RunConfig = synthetic.config(out=str(tmp_path), log_interval=2)
+    log = metrics.Metrics(config, ALONE, first_step=2)
+    for step in (3, 4):
+        clock[0] += 2.0
+        log.step(step, step_values(step, 100.0), waited=0.5, stepped=1.0, saving=0.2)
+    log.close()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 4]
+    line = lines[-1]
+    assert line["loss"] == 0.25 and line["tokens_per_second"] == 50 and line["crops_per_second"] == 2
+    assert line["step_seconds"] == 2 and line["data_wait_share"] == 0.25 and line["packing_fill"] == 0.5
+    assert line["learnt_share"] == 0.25 and line["goodput"] == 0.5 and line["save_share"] == pytest.approx(0.1)
+    flops = 200 * metrics.flops_per_token(config.model, config.data.sequence_length)
+    flops += 8 * metrics.flops_per_crop(config.model)
+    assert line["mfu"] == pytest.approx(flops / 4.0 / 1e9)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {f"train/{name}" for name in ("loss", "z_loss", "accuracy", "tokens_per_second", "mfu")} <= tags
+    assert {f"train/{kind}/{part}" for kind in ("lr", "grad_norm") for part in ("connector", "vision", "text")} <= tags
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(4, 0.25)]
+    assert [e.step for e in events.Scalars("Train/Samples/train_loss")] == [4 * config.global_batch]
+
+
+def test_other_ranks_write_nothing(tmp_path: Path) -> None:
+    log = metrics.Metrics(synthetic.config(out=str(tmp_path)), World(1, 1, 2, torch.device("cpu")), 0)
+    log.step(1, step_values(1, 10.0), 0.0, 0.0)
+    log.close()
+    assert not list(tmp_path.iterdir())
