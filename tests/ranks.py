@@ -30,6 +30,7 @@ from molmo_ds.engine import launch
 from molmo_ds.engine.launch import World
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for launch.start: threads of several ranks that wait by spinning
 
 
 def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, timeout: float = 120) -> list[Any]:
