@@ -7,6 +7,7 @@ picture. --write replaces the table of that number of ranks in docs/parallelism.
 """
 
 import argparse
+import copy
 import math
 import platform
 import re
@@ -16,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from deepspeed.utils import groups
 from torch import Tensor
 from tqdm import tqdm
 
@@ -32,6 +34,7 @@ from molmo_ds.model.molmo import Molmo, component  # noqa: E402
 LANES = 16  # sequences of a global batch
 Cell = tuple[str, str, str, int, str]  # family, strategy, optimizer, accumulation, precision
 Run = tuple[list[float], dict[str, Tensor]]
+GROUPS = {name: value for name, value in vars(groups).items() if name.isupper() or name == "mpu"}
 
 
 def family(name: str) -> MolmoConfig:
@@ -61,37 +64,44 @@ def run_config(cell: Cell, data_size: int, steps: int) -> RunConfig:
     )
 
 
-def plain(config: RunConfig) -> Run:
-    """The measure: torch alone in one process, one sequence after the other."""
+def fresh_groups() -> None:
+    """Forget the groups of ranks that DeepSpeed keeps in globals, so that one process can hold the next strategy."""
+    vars(groups).update({name: copy.copy(value) for name, value in GROUPS.items()})
+
+
+def plain(config: RunConfig) -> tuple[list[float], list[dict[str, float]], dict[str, Tensor]]:
+    """The measure: torch alone in one process, one sequence after the other; losses, gradient norms, weights."""
     model = Molmo(config.model, config.optim.z_loss)
     model.reset_parameters(config.seed)
     model.embed.embedding.requires_grad_(False)
-    groups = optim.parameter_groups(model, config.optim)
-    stepper, losses = optim.build_optimizer(groups, config.optim), []
+    stepper = optim.build_optimizer(optim.parameter_groups(model, config.optim), config.optim)
+    losses, norms = [], []
     for step in range(1, config.max_steps + 1):
         lanes = [synthetic.sequence(step, lane) for lane in range(config.global_batch)]
         total = sum(float(batch.loss_weights.double().sum()) for batch in lanes)
         losses.append(0.0)
+        norms.append({})
         for batch in lanes:
             ce, z, _ = model(batch)
             ((ce + z) / total).backward()
             losses[-1] += float((ce + z).detach()) / total
         for part in optim.COMPONENTS:
             grads = [p.grad for n, p in model.named_parameters() if component(n) == part and p.grad is not None]
-            norm = math.sqrt(sum(float((g.double() ** 2).sum()) for g in grads))
+            norms[-1][part] = norm = math.sqrt(sum(float((g.double() ** 2).sum()) for g in grads))
             if config.optim.max_grad_norm:
                 torch._foreach_mul_(grads, min(1.0, config.optim.max_grad_norm / (norm + 1e-6)))
         for group in stepper.param_groups:
             group["lr"] = optim.learning_rate(config.optim, group["component"], step, config.max_steps)
         stepper.step()
         stepper.zero_grad()
-    return losses, {name: parameter.detach() for name, parameter in model.named_parameters()}
+    return losses, norms, {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
 def under_strategies(world: World, cells: list[Cell], steps: int) -> dict[Cell, Run | str]:
     """Losses and weights of each cell through the engine, or the sentence with which it is refused."""
     out: dict[Cell, Run | str] = {}
     for cell in tqdm(cells, disable=world.rank > 0, desc=f"{world.size} ranks"):
+        fresh_groups()
         try:
             strategy = ds_config.read(f"ds_configs/{cell[1]}.json")
             config = run_config(cell, ds_config.data_parallel_size(strategy, world.size), steps)
@@ -142,7 +152,7 @@ def table(results: dict[Cell, Run | str], steps: int) -> list[str]:
             for cell, run in here.items():
                 if cell[2] == optimizer:
                     key = name, optimizer
-                    references[key] = references.get(key) or plain(run_config((*cell[:4], "fp32"), 1, steps))
+                    references[key] = references.get(key) or plain(run_config((*cell[:4], "fp32"), 1, steps))[::2]
                     pairs.append(difference(run, references[key]))
             row += [f"{max(values):.1e}" for values in zip(*pairs)] or ["", ""]
         lines.append(f"| {strategy}{' in bf16' * (precision == 'bf16')} | {name} | {' | '.join(row)} |")
@@ -180,7 +190,7 @@ def main() -> None:
     ]
     began = time.strftime("%Y-%m-%d")
     results: dict[Cell, Run | str] = {}
-    for strategy in arguments.strategies:  # a launch for each, since DeepSpeed keeps groups of ranks in globals
+    for strategy in arguments.strategies:
         here = [cell for cell in cells if cell[1] == strategy]
         results |= run_ranks(under_strategies, arguments.ranks, here, arguments.steps, timeout=3600)[0]
     command = f"python tools/compare_strategies.py {' '.join(sys.argv[1:])}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from molmo_ds.config import RunConfig
+from molmo_ds.engine import refusals
 
 ENGINES = ("zero", "sequence", "pipeline")
 TOP_LEVEL = {
@@ -129,8 +130,7 @@ def resolve(strategy: Strategy, config: RunConfig, world_size: int, on_gpu: bool
         if half and zero["stage"] > 0:
             ds.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
     ds.setdefault("zero_allow_untested_optimizer", True)
-    if not on_gpu:
-        ds.setdefault("zero_force_ds_cpu_optimizer", False)  # or a CPU Adam would be compiled for two minutes
+    ds.setdefault("zero_force_ds_cpu_optimizer", False)  # ours is torch's, also where it is offloaded
     ds["steps_per_print"] = 10**9
     left = sorted(_autos(ds))
     if left:
@@ -240,22 +240,9 @@ def refuse(strategy: Strategy, config: RunConfig, world_size: int) -> None:
 
 
 def _refuse_pairs(strategy: Strategy, config: RunConfig, world_size: int) -> None:
-    path, ours, text = strategy.path, strategy.ours, config.model.text
-    size = ours.get("sequence_parallel_size", 1)
-    if strategy.engine == "sequence":
-        heads, kv = text.num_attention_heads, text.num_key_value_heads
-        if size < 2 or heads % size or (kv % size and size % kv):
-            raise ValueError(
-                f"{path}: sequence_parallel_size={size} must be 2 or more and divide {heads} attention heads and "
-                f"{kv} key-value heads (or be a multiple of the latter)."
-            )
-    elif size > 1:
-        raise ValueError(f'{path}: sequence_parallel_size needs "engine": "sequence" in its molmo_ds block.')
-    if strategy.engine == "pipeline" and (strategy.stage != 1 or ours.get("stages", 1) < 2):
-        raise ValueError(
-            f"{path}: DeepSpeed's pipeline keeps whole gradients on each stage and clips wrongly without ZeRO, so it "
-            f"runs with ZeRO stage 1 (not {strategy.stage}) and 2 or more stages; see ds_configs/pipe_zero1.json."
-        )
+    for wrong, reason in refusals.pairs(strategy, config.model.text, world_size):
+        if wrong:
+            raise ValueError(f"{strategy.path}: {reason}.")
 
 
 def check_with_deepspeed(strategy: Strategy, ds: dict[str, Any], grid: Any = None) -> None:

@@ -159,11 +159,12 @@ def publish(engine: Any) -> None:
     zero = engine.optimizer
     if hasattr(zero, "fp32_partitioned_groups_flat"):
         zero._partition_all_parameters()
+        for parameter in engine.module.parameters():
+            parameter.ds_secondary_tensor = None  # hpZ's copy within a node; DeepSpeed forgets those of frozen ones
         for group in range(len(zero.fp16_groups)):
             zero._reassign_or_swap_out_partitioned_parameters(group)
         if zero.persistent_parameters:  # small ones that ZeRO-3 keeps gathered
             zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
-        zero.invalidate_secondary_tensor()
     elif hasattr(zero, "update_lp_params"):
         zero.update_lp_params()
     else:

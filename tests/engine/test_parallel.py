@@ -1,0 +1,160 @@
+"""Pipeline, sequence, expert and tensor parallelism train as one plain process does, and read each other's files."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import synthetic
+import torch
+from ranks import run_ranks
+from torch import Tensor
+
+from molmo_ds.batch import Batch
+from molmo_ds.config import RunConfig
+from molmo_ds.engine import build_engine, checkpoint
+from molmo_ds.engine.launch import World
+from molmo_ds.model.molmo import component
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+from compare_strategies import difference, family, fresh_groups, plain  # noqa: E402
+
+STEPS, LIMIT = 2, 2.0  # the limit clips some components at some steps
+Case = tuple[str, str, int, str]  # decoder, strategy, micro-batch, activation checkpointing
+TWO: list[Case] = [
+    ("qwen2", "zero3_sp", 1, "none"),
+    ("olmo2", "zero3_sp", 2, "full"),
+    ("olmo2", "zero3_tp", 2, "none"),
+    ("olmoe", "zero2_ep", 1, "none"),
+    ("olmoe", "zero3_ep", 2, "full"),
+    ("qwen2", "pipe_zero1", 2, "one_in_two"),
+    ("olmoe", "pipe_zero1", 1, "vision"),
+]
+FOUR: list[Case] = [
+    ("qwen2", "sp4", 2, "none"),  # two key-value heads on four ranks
+    ("qwen2", "pipe_zero1", 1, "full"),
+    ("olmoe", "pipe_zero1_ep", 2, "none"),
+    ("olmoe", "zero3_ep_tp", 2, "none"),
+    ("qwen2", "zero3_tp", 2, "full"),
+]
+CHAIN = ["zero3", "pipe_zero1", "zero3_sp", "zero3_ep", "zero3_tp", "zero3"]  # one step each, the files handed on
+
+
+def sgd(case: Case, folder: str = "") -> RunConfig:
+    """SGD, whose updates show an error of gradient scale that Adam would hide, with clipping."""
+    path = f"{folder}/sp4.json" if case[1] == "sp4" else f"ds_configs/{case[1]}.json"
+    base = synthetic.config(model=family(case[0]), strategy=path, micro_batch=case[2], activation_checkpointing=case[3])
+    return replace(base, optim=replace(base.optim, max_grad_norm=LIMIT), max_steps=STEPS)
+
+
+def odd(batch: Batch) -> Batch:
+    """The first 17 tokens of each sequence, which two or four ranks cannot share evenly."""
+    length = batch.input_ids.shape[1]
+    texts = (x[:, :17] for x in batch.tensors()[:6])
+    positions = batch.image_positions
+    shorter = torch.where(positions >= 0, positions - positions // length * (length - 17), -1)
+    return Batch(*texts, batch.images, batch.image_masks, shorter)
+
+
+def train(world: World, cases: list[Case], folder: str) -> dict[Case, tuple]:
+    """(log, weights, held-out loss, the same with odd lengths) of each case."""
+    return {case: train_one(world, sgd(case, folder)) for case in cases}
+
+
+def train_one(world: World, config: RunConfig) -> tuple:
+    """One of them."""
+    fresh_groups()
+    engine = build_engine(config, world)
+
+    def batches(step: int) -> list[Batch]:
+        return synthetic.micro_batches(config, step, engine.data_rank, engine.data_size)
+
+    log = [engine.train_step(batches(step)) for step in range(1, STEPS + 1)]
+    weights = dict(engine.full_state())
+    held_out, shorter = (engine.eval_loss(x)["loss"] for x in (batches(10), [odd(b) for b in batches(10)]))
+    return log, weights, held_out, shorter
+
+
+def hand_on(world: World, folder: str) -> tuple[list[float], dict[str, Tensor]]:
+    """Losses and weights of a run under AdamW that changes its strategy after every step."""
+    losses = []
+    for step, strategy in enumerate(CHAIN, 1):
+        fresh_groups()
+        config = synthetic.adamw(model=family("olmoe"), strategy=f"ds_configs/{strategy}.json", max_steps=len(CHAIN))
+        engine = build_engine(config, world)
+        assert (engine.load(folder) is None) == (step == 1) and engine.step == step - 1
+        batches = synthetic.micro_batches(config, step, engine.data_rank, engine.data_size)
+        losses.append(engine.train_step(batches)["loss"])
+        engine.save(folder, {})
+        engine.close()
+        weights = dict(engine.full_state())
+    return losses, weights
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("parallel")
+    values = json.loads((ROOT / "ds_configs/zero3_sp.json").read_text())
+    values["molmo_ds"]["sequence_parallel_size"] = 4
+    values["zero_optimization"] = {"stage": 2}
+    (folder / "sp4.json").write_text(json.dumps(values))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path) -> dict[tuple[int, Case], tuple]:
+    two, four = run_ranks(train, 2, TWO, str(folder), timeout=240), run_ranks(train, 4, FOUR, str(folder), timeout=240)
+    for ranks in (two, four):
+        for case, (log, *_) in ranks[0].items():
+            assert all(other[case][0] == log for other in ranks), "ranks log different numbers"
+    return {(n, case): run for n, ranks in ((2, two), (4, four)) for case, run in ranks[0].items()}
+
+
+@pytest.fixture(scope="module")
+def oracles() -> dict[str, tuple]:
+    return {name: plain(sgd((name, "zero0", 8, "none"))) for name in ("qwen2", "olmo2", "olmoe")}
+
+
+KEYS = [(2, case) for case in TWO] + [(4, case) for case in FOUR]
+
+
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: f"{key[0]}-" + "-".join(map(str, key[1])))
+def test_equals_one_plain_process(runs: dict, oracles: dict, key: tuple) -> None:
+    log, weights, held_out, odd_loss = runs[key]
+    losses, norms, expected = oracles[key[1][0]]
+    for values, loss, parts in zip(log, losses, norms, strict=True):
+        assert values["loss"] == pytest.approx(loss, abs=1e-5)
+        for part, norm in parts.items():
+            assert values[f"grad_norm/{part}"] == pytest.approx(norm, rel=1e-5), part
+    assert weights.keys() == expected.keys()
+    for part in ("connector", "vision", "text"):
+        names = [name for name in weights if component(name) == part]
+        mine, theirs = (torch.cat([w[n].flatten().double() for n in names]) for w in (weights, expected))
+        assert (mine - theirs).norm() <= 1e-5 * theirs.norm()
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, expected[name], atol=3e-6, rtol=1e-5, msg=name)
+    same = [run for (_, case), run in runs.items() if case[0] == key[1][0]]
+    assert max(abs(run[2] - held_out) for run in same) <= 1e-5
+    assert max(abs(run[3] - odd_loss) for run in same) <= 1e-5 and odd_loss != held_out
+
+
+def test_clipping_acts_on_some_only(oracles: dict) -> None:
+    norms = [norm for oracle in oracles.values() for parts in oracle[1] for norm in parts.values()]
+    assert min(norms) < LIMIT < max(norms)
+
+
+def test_checkpoints_pass_from_strategy_to_strategy(tmp_path: Path) -> None:
+    config = synthetic.adamw(model=family("olmoe"), max_steps=len(CHAIN))
+    losses, _, expected = plain(config)
+    ours, weights = run_ranks(hand_on, 2, str(tmp_path), timeout=240)[0]
+    loss, weight = difference((ours, weights), (losses, expected))
+    assert loss <= 1e-5 and weight <= 3e-5
+    never = [name for name, stored in expected.items() if not stored.abs().max()]
+    assert not never, f"{never} hold nothing that could be wrong"
+    for found in checkpoint.steps(tmp_path):  # a strided checkpoint is read without ranks as well
+        stored = dict(checkpoint.read_full_state(found))
+        assert {name: w.shape for name, w in stored.items()} == {name: w.shape for name, w in weights.items()}
+    last = dict(checkpoint.read_full_state(tmp_path))
+    assert all(torch.equal(last[name], weight) for name, weight in weights.items())
