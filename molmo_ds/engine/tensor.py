@@ -37,7 +37,7 @@ class WithTensors(Regrouped):
         self.tensor_group, self.data_group = groups.get_tensor_model_parallel_group(), groups.get_data_parallel_group()
         self.data_rank, self.place = divmod(self.world.rank, self.shards)
         self.replicas = self.data_size = self.world.size // self.shards
-        self.loss_group = self.data_group
+        self.loss_group, self.stream = self.data_group, self.data_rank  # all of a group drop the same
 
     def build_model(self) -> nn.Module:
         """The network with this rank's share of the decoder."""

@@ -27,6 +27,7 @@ class ZeroEngine:
         self.replicas, self.loss_group = world.size, None  # ranks over which gradients and losses are averaged
         self.grid = None  # DeepSpeed's map of the ranks, where it has one
         self.keeper = world.rank == 0  # saves what several ranks hold alike
+        self.stream = world.rank  # whose random numbers drop out
         self.arrange()
         on_gpu = world.device.type == "cuda"
         self.ds = ds_config.resolve(strategy, config, world.size, on_gpu)
@@ -70,7 +71,7 @@ class ZeroEngine:
     def train_step(self, micro_batches: list[Batch]) -> dict[str, float]:
         """One update; see the protocol. Every rank runs every module in every micro-step."""
         self.step += 1
-        torch.manual_seed(dropout_seed(self.config.seed, self.step, self.data_rank))
+        torch.manual_seed(dropout_seed(self.config.seed, self.step, self.stream))
         self.engine.train()
         scaled, totals = scale(micro_batches, self.replicas, self.data_group, self.world.device)
         sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)
@@ -189,6 +190,6 @@ def prepare(model: nn.Module, optimizer: torch.optim.Optimizer, ds: dict[str, An
     return engine
 
 
-def dropout_seed(seed: int, step: int, data_rank: int) -> int:
+def dropout_seed(seed: int, step: int, stream: int) -> int:
     """The state of the random generator is a function of the step, so a resumed run needs none saved."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {step} {data_rank}".encode()).digest()[:7], "big")
+    return int.from_bytes(hashlib.sha256(f"{seed} {step} {stream}".encode()).digest()[:7], "big")
