@@ -84,7 +84,8 @@ def start(timeout_seconds: int = 600) -> World:
     if on_gpu:
         torch.cuda.set_device(device)
     elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        beside = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE", 1)  # torchrun's, deepspeed's
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(beside)))
     timeout = datetime.timedelta(seconds=timeout_seconds)
     # neither DEEPSPEED_TIMEOUT nor init_distributed(timeout=) reaches the groups that DeepSpeed makes later
     dist.distributed_c10d.default_pg_timeout = timeout
