@@ -215,4 +215,6 @@ def _pool_triton(q: Tensor, k: Tensor, v: Tensor, windows: Tensor, masked: bool)
 
 @dispatch.implements("pool_patches", "cuda", lambda q, k, *rest: q.is_cuda and cuda_library.knows(q, k))
 def _pool_cuda(q: Tensor, k: Tensor, v: Tensor, windows: Tensor, masked: bool) -> Tensor:
+    if not (q.is_cuda and cuda_library.knows(q, k)):  # asked for by name, but not built or not made for this shape
+        return (_pool_triton if dispatch.on_gpu(q, k, v) else _pool_torch)(q, k, v, windows, masked)
     return _pool(q, k, v, windows, masked, True)

@@ -10,7 +10,7 @@ import torch
 from ops_check import errors
 from torch import Tensor
 
-from molmo_ds.ops import cuda_library
+from molmo_ds.ops import cuda_library, dispatch
 from molmo_ds.ops.pool_patches import pool_patches
 
 CODE = cuda_library.SOURCE / "pool_patches.cu"
@@ -65,6 +65,13 @@ def test_arithmetic(on_host: Path, dtype: torch.dtype, width: int, masked: bool,
 def test_unknown_windows_are_refused(on_host: Path) -> None:
     with pytest.raises(RuntimeError, match="code -1"):
         cuda_library.pool_patches(torch.ones(1, 1, 4), torch.ones(1, 5, 1, 4), torch.ones(1, 5, 1, 4), None, on_host)
+
+
+def test_asking_for_it_by_name_works_without_it() -> None:
+    args = [torch.randn(2, 1, 3), torch.randn(2, 5, 1, 3), torch.randn(2, 5, 1, 3), torch.zeros(2, 5).long(), False]
+    with dispatch.use("cuda"):
+        got = pool_patches(*args)
+    assert torch.equal(got, pool_patches(*args))
 
 
 def test_nvcc(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -8,6 +8,7 @@ from ops_check import bits, error, errors
 from ranks import run_ranks
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from molmo_ds.ops import weighted_cross_entropy as loss_file
@@ -211,6 +212,26 @@ def total_by_hand(*args: object) -> tuple[Tensor, ...]:
 def test_weighted_cross_entropy(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(loss_file.CHUNK_ELEMENTS, "cpu", chunk)
     assert max(errors(total, rows(), reference=total_by_hand)) <= LIMIT
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the size of the largest tensor that an operator returned."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        out = function(*args, **(kwargs or {}))
+        sizes = [x.numel() for x in torch.utils._pytree.tree_leaves(out) if isinstance(x, Tensor)]
+        self.numbers = max([self.numbers, *sizes])
+        return out
+
+
+def test_the_loss_holds_the_logits_of_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(loss_file.CHUNK_ELEMENTS, "cpu", 20 * 500)
+    hidden, weight, labels, weights, z_loss = rows(count=400, words=500)
+    with torch.no_grad(), Largest() as largest:
+        loss_file._chunks(hidden, weight, labels, weights, z_loss, [True, True], torch.float32, loss_file._rows_torch)
+    assert largest.numbers == 20 * 500  # hidden has 2,400 numbers, the head 3,000, all logits would have 200,000
 
 
 def test_the_loss_reference_is_torchs_cross_entropy() -> None:
