@@ -131,7 +131,7 @@ class ShardSet:
         place = int(np.searchsorted(self.starts, first, side="right")) - 1
         shard, start = self.shards[place], int(self.starts[place])
         sidecar = self._sidecars.get(place, lambda: _read_sidecar(shard))
-        rows = sidecar.take(np.arange(first - start, stop - start))  # a copy: the shard's whole table need not stay
+        rows = _copied(sidecar.slice(first - start, stop - first))  # so that the shard's whole table need not stay
         if self._spool is None:
             return _Chunk(shard, first, rows)
         begin = min(rows.column("part_offsets")[0].as_py()) - BLOCK
@@ -235,6 +235,13 @@ def _read_sidecar(shard: Shard) -> pa.Table:
     if hashlib.sha256(data).hexdigest() != shard.sidecar_sha256:
         raise ValueError(f"{name} is not the one that .nv-meta lists; {INDEX_HINT} {os.path.dirname(shard.path)}")
     return pq.ParquetFile(io.BytesIO(data)).read(use_threads=False)  # this may be a forked worker
+
+
+def _copied(table: pa.Table) -> pa.Table:
+    sink = pa.BufferOutputStream()  # take() would load Arrow's compute kernels, 40 MB
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return pa.ipc.open_stream(sink.getvalue()).read_all()
 
 
 def chunk_bounds(starts: np.ndarray, size: int, lanes: int) -> np.ndarray:
