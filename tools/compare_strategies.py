@@ -73,7 +73,9 @@ def plain(config: RunConfig) -> tuple[list[float], list[dict[str, float]], dict[
     """The measure: torch alone in one process, one sequence after the other; losses, gradient norms, weights."""
     model = Molmo(config.model, config.optim.z_loss)
     model.reset_parameters(config.seed)
-    model.embed.embedding.requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        still = getattr(config.optim, component(name)).freeze or name == "embed.embedding"
+        parameter.requires_grad_(not still)
     stepper = optim.build_optimizer(optim.parameter_groups(model, config.optim), config.optim)
     losses, norms = [], []
     for step in range(1, config.max_steps + 1):
@@ -88,7 +90,7 @@ def plain(config: RunConfig) -> tuple[list[float], list[dict[str, float]], dict[
         for part in optim.COMPONENTS:
             grads = [p.grad for n, p in model.named_parameters() if component(n) == part and p.grad is not None]
             norms[-1][part] = norm = math.sqrt(sum(float((g.double() ** 2).sum()) for g in grads))
-            if config.optim.max_grad_norm:
+            if grads and config.optim.max_grad_norm:
                 torch._foreach_mul_(grads, min(1.0, config.optim.max_grad_norm / (norm + 1e-6)))
         for group in stepper.param_groups:
             group["lr"] = optim.learning_rate(config.optim, group["component"], step, config.max_steps)

@@ -19,7 +19,8 @@ def pairs(strategy: Any, text: TextConfig, world: int) -> Iterator[tuple[bool, s
     experts = block.get("autoep_size", 1) if block.get("enabled") else 1
     heads, keys, number = text.num_attention_heads, text.num_key_value_heads, text.num_experts
     hpz = zero.get("zero_hpz_partition_size", 1)
-    offloads = any(zero.get(key, {}).get("device", "none") != "none" for key in ("offload_param", "offload_optimizer"))
+    devices = {zero.get(key, {}).get("device", "none") for key in ("offload_param", "offload_optimizer")}
+    offloads = devices != {"none"}
     quantised = any(zero.get(f"zero_quantized_{what}") for what in ("weights", "gradients"))
 
     unknown = sorted(set(ours) - {"engine", "stages", "sequence_parallel_size"})
@@ -78,6 +79,10 @@ def pairs(strategy: Any, text: TextConfig, world: int) -> Iterator[tuple[bool, s
         yield offloads, "tensor-parallel ranks do not offload; use ds_configs/zero3_tp.json or zero3_offload.json"
         own = sorted(set(ds["tensor_parallel"]) - {"autotp_size"})
         yield bool(own), f"our decoder splits itself, so tensor_parallel takes autotp_size only; leave {own} out"
+    yield (
+        "nvme" in devices,
+        "checkpoints and clipping need the optimizer's state in memory, not on NVMe; use ds_configs/zero3_offload.json",
+    )
     yield (
         hpz > 1 and bool(world % hpz),
         f"zero_hpz_partition_size={hpz} does not divide {world} ranks; use the number of GPUs of a node",
