@@ -185,6 +185,16 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Adapters beside the linear layers of some components, of which all else is then frozen."""
+
+    components: tuple[str, ...] = ()  # of connector, vision, text
+    rank: int = 16
+    alpha: float = 32.0  # the adapter's output is multiplied by alpha / rank
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One run; saved resolved beside its checkpoints, and enough to run again."""
 
@@ -192,6 +202,7 @@ class RunConfig:
     model: MolmoConfig = field(default_factory=MolmoConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     strategy: str = "ds_configs/zero3.json"
     init_from: Optional[str] = None  # a checkpoint whose weights (nothing else) start this run
     out: str = ""  # (required) folder of this run
@@ -202,14 +213,16 @@ class RunConfig:
     global_batch: int = 8  # sequences per step = lanes
     micro_batch: int = 1  # sequences per rank and micro-step
     precision: str = "auto"  # fp32 | bf16 | auto (bf16 on a GPU)
-    activation_checkpointing: str = "none"  # none | full | one_in_two | vision
-    compile: bool = False
+    activation_checkpointing: str = "none"  # none | full | one_in_two | vision | offload (full, inputs kept on the CPU)
+    compile: bool = False  # torch.compile of ViT blocks and decoder layers
     seed: int = 6198
     save_interval: int = 1000
     async_save: bool = True  # the step waits for the copy to host memory only
     keep_checkpoints: int = 2
     keep_every: Optional[int] = None  # every Nth checkpoint stays
     log_interval: int = 10
+    profile_steps: tuple[int, ...] = ()  # steps to be timed by phase and traced, into out/profile
+    wandb: Optional[str] = None  # project of Weights & Biases to log to (WANDB_MODE=offline works)
     timeout_seconds: int = 600
     check_collectives: bool = False
 

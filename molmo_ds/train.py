@@ -21,7 +21,7 @@ from molmo_ds.config import RunConfig
 
 log = logging.getLogger("molmo_ds")
 RUN_FILES = ("config.yaml", "checkpoints", "log.jsonl", "tensorboard", "DONE")
-IDENTITY = ("model", "optim.name", "global_batch", "seed", "init_from")  # the stream tells whether the data changed
+IDENTITY = ("model", "lora", "optim.name", "global_batch", "seed", "init_from")  # the stream tells if the data changed
 
 
 def train(config: RunConfig) -> int:

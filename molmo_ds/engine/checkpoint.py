@@ -22,7 +22,7 @@ from molmo_ds import config as configs
 from molmo_ds.config import MolmoConfig, RunConfig
 from molmo_ds.engine.fragments import Fragment, runs
 from molmo_ds.engine.launch import World
-from molmo_ds.model import init
+from molmo_ds.model import init, lora
 from molmo_ds.model.tensor_files import TensorFolder, new_folder, write_tensors
 
 log = logging.getLogger(__name__)
@@ -246,16 +246,18 @@ def write_full_state(
 
 def first_weights(config: RunConfig) -> Callable[[str, tuple[int, ...]], Tensor]:
     """(name, shape) -> the whole tensor a run starts with: of `init_from`, or a function of seed and name."""
+
+    def draw(name: str, shape: tuple[int, ...]) -> Tensor:
+        return init.initial_parameter(config.model, name, shape, config.seed)
+
     if config.init_from is None:
-
-        def draw(name: str, shape: tuple[int, ...]) -> Tensor:
-            return init.initial_parameter(config.model, name, shape, config.seed)
-
         return draw
     path = find(config.init_from)
     names, read = _reader(path)
 
     def look_up(name: str, shape: tuple[int, ...]) -> Tensor:
+        if ".lora_" in name:
+            return draw(name, shape)
         if name not in names:
             raise ValueError(f"init_from={config.init_from} has no {name}; it belongs to another architecture.")
         tensor = read(name)
@@ -270,7 +272,10 @@ def first_weights(config: RunConfig) -> Callable[[str, tuple[int, ...]], Tensor]
 
 def _reader(path: Path) -> tuple[list[str], Callable[[str], Tensor]]:
     if (path / "manifest.json").is_file():
+        import yaml
+
         found = open_checkpoint(path)
-        return list(found.pieces), found.whole
+        alpha = yaml.safe_load((path / "config.yaml").read_text()).get("lora", {}).get("alpha", 0.0)
+        return lora.merged(found.pieces, found.whole, alpha)
     folder = TensorFolder(path)
     return folder.names(), folder.read

@@ -9,15 +9,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from molmo_ds.config import ComponentConfig, OptimConfig
+from molmo_ds.config import ComponentConfig, LoraConfig, OptimConfig
+from molmo_ds.model.lora import is_base
 from molmo_ds.model.molmo import Molmo, component, decays
 from molmo_ds.model.vision import used_layers
 
 COMPONENTS = ("connector", "vision", "text")
 
 
-def frozen_names(model: Molmo, optim: OptimConfig) -> set[str]:
-    """Parameters that stay as they are: frozen components, the base embedding, ViT blocks whose output nobody reads.
+def frozen_names(model: Molmo, optim: OptimConfig, lora: LoraConfig | None = None) -> set[str]:
+    """Parameters that stay as they are: frozen components, the base embedding, ViT blocks whose output nobody reads,
+    and what has an adapter.
 
     The reference leaves those blocks in the optimizer without a gradient, which skips them: the same thing.
     """
@@ -29,6 +31,7 @@ def frozen_names(model: Molmo, optim: OptimConfig) -> set[str]:
         if getattr(optim, component(name)).freeze
         or (optim.freeze_embedding and name == "embed.embedding")
         or name.startswith(unused)
+        or (lora is not None and is_base(name, lora))
     }
 
 

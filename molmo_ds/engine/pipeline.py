@@ -10,14 +10,13 @@ from deepspeed.pipe import LayerSpec, PipelineModule
 from deepspeed.runtime.pipe import schedule
 from deepspeed.runtime.utils import partition_balanced
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from molmo_ds.batch import Batch
 from molmo_ds.config import RunConfig
 from molmo_ds.engine import optim
 from molmo_ds.engine.weights import scale
 from molmo_ds.engine.zero import ZeroEngine, dropout_seed
-from molmo_ds.model.molmo import Molmo, component, layer_list, recomputed
+from molmo_ds.model.molmo import Molmo, component, layer_list, run_row
 
 
 class PipelineEngine(ZeroEngine):
@@ -128,13 +127,11 @@ class Row(nn.Module):
 
     def __init__(self, name: str, kind: type[nn.Module], arguments: tuple, checkpointing: str) -> None:
         super().__init__()
-        self.name, self.layer, self.again = name, kind(*arguments), recomputed(name, checkpointing)
+        self.name, self.layer, self.checkpointing = name, kind(*arguments), checkpointing
 
     def forward(self, x: tuple[Tensor, ...]) -> Any:
         """The row's own tuple."""
-        if self.again and torch.is_grad_enabled():
-            return checkpoint(self.layer, x, use_reentrant=False)
-        return self.layer(x)
+        return run_row(self.layer, self.name, x, self.checkpointing)
 
 
 def balance(rows: list[tuple], config: RunConfig, stages: int) -> list[int]:

@@ -15,6 +15,7 @@ from molmo_ds.engine import checkpoint, ds_config, fragments, optim
 from molmo_ds.engine.checkpoint_writer import Writer
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.weights import Totals, scale
+from molmo_ds.model import lora
 from molmo_ds.model.molmo import Molmo
 
 
@@ -33,7 +34,7 @@ class ZeroEngine:
         self.ds = ds_config.resolve(strategy, config, world.size, on_gpu)
         ds_config.check_with_deepspeed(strategy, self.ds, self.grid)
         self.model = self.build_model()
-        frozen = optim.frozen_names(self.model, config.optim)
+        frozen = optim.frozen_names(self.model, config.optim, config.lora)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name not in frozen)
         self.groups = optim.parameter_groups(self.model, config.optim)
@@ -49,7 +50,9 @@ class ZeroEngine:
         import deepspeed
 
         def build() -> Molmo:
-            return Molmo(self.config.model, self.config.optim.z_loss, self.config.activation_checkpointing)
+            model = Molmo(self.config.model, self.config.optim.z_loss, self.config.activation_checkpointing)
+            lora.adapt(model, self.config.lora)
+            return model
 
         if self.strategy.stage == 3:
             with deepspeed.zero.Init(config_dict_or_path=self.ds):
@@ -157,18 +160,24 @@ class ZeroEngine:
         return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self.model.named_parameters()}
 
     def full_state(self) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter, whole, on the CPU; see the protocol."""
+        """Every parameter, whole, on the CPU, adapters merged; see the protocol."""
         pieces: dict[str, list[fragments.Fragment]] = {}
         for piece in self.fragments():
             pieces.setdefault(piece.name, []).append(piece)
-        for name, shape in self.shapes().items():
-            buffer = torch.zeros(shape, dtype=torch.float32, device=self.world.device).view(-1)
+        shapes = self.shapes()
+
+        def whole(name: str) -> Tensor:
+            buffer = torch.zeros(shapes[name], dtype=torch.float32, device=self.world.device).view(-1)
             for piece in pieces.get(name, ()):
                 if not piece.whole or self.keeper:
                     for first, here, length in piece.runs():
                         buffer[first : first + length] = piece.tensors["weight"][here : here + length]
             dist.all_reduce(buffer)
-            yield name, buffer.view(shape).cpu()
+            return buffer.view(shapes[name]).cpu()
+
+        names, read = lora.merged(shapes, whole, self.config.lora.alpha)
+        for name in names:
+            yield name, read(name)
 
 
 def prepare(model: nn.Module, optimizer: torch.optim.Optimizer, ds: dict[str, Any], world: World) -> Any:

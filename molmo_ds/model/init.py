@@ -21,6 +21,8 @@ def initial_parameter(config: MolmoConfig, name: str, shape: Sequence[int], seed
         return drawn.fill_(constant)
     source = torch.Generator().manual_seed(_seed(name, seed))
     vision = config.vision
+    if name.endswith("lora_A.weight"):
+        return drawn.uniform_(-(drawn.shape[1] ** -0.5), drawn.shape[1] ** -0.5, generator=source)
     if name == "connector.projector.weight":
         return nn.init.xavier_uniform_(drawn, generator=source)
     if name.startswith("vision.") and ".mlp." in name:
@@ -45,7 +47,7 @@ def reset_parameters(model: nn.Module, config: MolmoConfig, seed: int) -> None:
 
 def _constant(name: str) -> float | None:
     module, _, leaf = name.rpartition(".")
-    if leaf in ("bias", "pad_embed"):
+    if leaf in ("bias", "pad_embed") or module.endswith("lora_B"):
         return 0.0
     if "norm" in module.rpartition(".")[2] or leaf.startswith("layer_scale"):
         return 1.0

@@ -4,6 +4,7 @@ Shapes: B sequences, T tokens, D width, E words of the head. Names of `layer_lis
 are pipeline layers: each takes and returns one flat tuple of tensors, the first a batch's tensors.
 """
 
+import contextlib
 from collections.abc import Iterator
 
 import torch
@@ -15,10 +16,10 @@ from molmo_ds.config import MolmoConfig
 from molmo_ds.model import init
 from molmo_ds.model.connector import Connector
 from molmo_ds.model.decoder import DecoderLayer, Embed, Head
-from molmo_ds.model.vision import VisionEmbeddings, VisionLayer
+from molmo_ds.model.vision import CARRIED, VisionEmbeddings, VisionLayer
 
 Row = tuple[str, type[nn.Module], tuple]
-CHECKPOINTING = ("none", "full", "one_in_two", "vision")
+CHECKPOINTING = ("none", "full", "one_in_two", "vision", "offload")
 
 
 def layer_list(config: MolmoConfig, z_loss: float = 1e-4) -> list[Row]:
@@ -40,7 +41,7 @@ class Molmo(nn.Module):
     Args:
         z_loss: factor of the z-loss.
         checkpointing: which rows are computed again in the backward pass: none, full (every ViT block and decoder
-            layer), one_in_two (every second of them) or vision.
+            layer), one_in_two (every second of them), vision, or offload (full; what waits is kept on the CPU).
     """
 
     def __init__(self, config: MolmoConfig, z_loss: float = 1e-4, checkpointing: str = "none"):
@@ -69,9 +70,7 @@ class Molmo(nn.Module):
         """Every row but the head: the decoder's tuple."""
         x = batch.tensors()
         for name in self.rows[:-1]:
-            layer = self.get_submodule(name)
-            again = torch.is_grad_enabled() and recomputed(name, self.checkpointing)
-            x = checkpoint(layer, x, use_reentrant=False) if again else layer(x)
+            x = run_row(self.get_submodule(name), name, x, self.checkpointing)
         return x
 
     def hidden(self, batch: Batch) -> Tensor:
@@ -87,13 +86,24 @@ class Molmo(nn.Module):
         init.reset_parameters(self, self.config, seed)
 
 
+def run_row(layer: nn.Module, name: str, x: tuple[Tensor, ...], checkpointing: str) -> tuple[Tensor, ...]:
+    """layer(x) for the row `name`, computed again in the backward pass if `checkpointing` says so."""
+    if not torch.is_grad_enabled() or not recomputed(name, checkpointing):
+        return layer(x)
+    at = CARRIED if name.startswith("vision.") else len(x) - 1  # hidden, the one tensor that is made anew by each row
+    before, after = x[:at], x[at + 1 :]
+    on_cpu = torch.autograd.graph.save_on_cpu(pin_memory=x[at].is_cuda)
+    with on_cpu if checkpointing == "offload" else contextlib.nullcontext():
+        return checkpoint(lambda hidden: layer((*before, hidden, *after)), x[at], use_reentrant=False)
+
+
 def recomputed(name: str, checkpointing: str) -> bool:
     """Whether the row `name` is computed again in the backward pass."""
     if ".layers." not in f".{name}" or checkpointing == "none":
         return False
     if checkpointing == "vision":
         return name.startswith("vision.")
-    return checkpointing == "full" or int(name.rpartition(".")[2]) % 2 == 0
+    return checkpointing in ("full", "offload") or int(name.rpartition(".")[2]) % 2 == 0
 
 
 def component(name: str) -> str:

@@ -102,14 +102,14 @@ def _torch(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_
     group = q.shape[1] // k.shape[1]
     if group > 1:
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    if plan is None or plan.lengths is None or torch.compiler.is_compiling():  # lengths would be compiled in
+    if plan is None or torch.compiler.is_compiling() or plan.lengths is None:  # lengths would be compiled in
         return F.scaled_dot_product_attention(q, k, v, None if plan is None else plan.mask, dropout_p)
     return _each_document(q, k, v, plan.mask, plan.lengths, dropout_p)
 
 
 def _long(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float) -> bool:
     # documents shorter than the blocks of mask_blocks run one by one in less time
-    if plan is None or plan.mask is None:
+    if plan is None or plan.mask is None or torch.compiler.is_compiling():  # lengths would be compiled in
         return False
     short = plan.lengths is not None and q.shape[0] * q.shape[2] <= mask_blocks.BLOCK * len(plan.lengths)
     return not short and mask_blocks.usable(q, k, plan.mask, dropout_p)

@@ -123,8 +123,28 @@ def test_checkpointing_changes_no_gradient(mode: str) -> None:
     twice = {name for name, n in calls.items() if n == 2}
     vision, text = ({f"{p}layers.{i}" for i in range(n)} for p, n in (("vision.", 3), ("", 2)))
     even = {name for name in vision | text if int(name[-1]) % 2 == 0}
-    expected = {"full": vision | text, "vision": vision, "one_in_two": even}[mode]
+    expected = {"full": vision | text, "offload": vision | text, "vision": vision, "one_in_two": even}[mode]
     assert twice <= expected and expected - twice <= {"vision.layers.2"}  # which rests: nothing to compute again
+
+
+def test_offloading_parks_one_tensor_per_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for the backward pass of a layer is its hidden input, once, and it goes through save_on_cpu."""
+    parked: list[torch.Size] = []
+
+    class Parking(torch.autograd.graph.saved_tensors_hooks):
+        def __init__(self, pin_memory: bool) -> None:
+            super().__init__(lambda x: (parked.append(x.shape), x.clone())[1], lambda x: x)
+
+    monkeypatch.setattr(torch.autograd.graph, "save_on_cpu", Parking)
+    made, sample = tiny_models.model(checkpointing="offload").train(), batch()
+    seen: list[torch.Size] = []
+    for name in made.rows:
+        if "layers" in name:
+            made.get_submodule(name).register_forward_pre_hook(
+                lambda module, x: seen.append(x[0][8 if type(module).__name__ == "VisionLayer" else -1].shape)
+            )
+    made(sample)
+    assert parked == seen and len(parked) == 5
 
 
 def test_first_weights_are_a_function_of_seed_and_name() -> None:

@@ -1,0 +1,49 @@
+"""LoRA: adapters beside the linear layers of a component, which alone learn there, and their merging.
+
+peft is not used for training: its wrapper renames each weight it wraps (`q_proj.base_layer.weight`), and checkpoints,
+first weights, component rules and released names all go by name. Here the base keeps its name and peft's `lora_A` and
+`lora_B` stand beside it. Experts, the head and the embeddings have no adapter.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from molmo_ds.config import LoraConfig
+from molmo_ds.model.linear import Linear
+from molmo_ds.model.molmo import component
+
+
+def adapt(model: nn.Module, lora: LoraConfig) -> None:
+    """Give every Linear of `lora.components` an adapter. ValueError for an unknown component or a rank below 1."""
+    for part in lora.components:
+        if part not in ("connector", "vision", "text"):
+            raise ValueError(f"lora.components has '{part}'; choose of connector, vision and text.")
+    if lora.components and (lora.rank < 1 or lora.alpha <= 0 or not 0 <= lora.dropout < 1):
+        raise ValueError("lora.rank must be 1 or more, lora.alpha above 0 and lora.dropout in [0, 1).")
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Linear) and component(f"{name}.weight") in lora.components:
+            module.adapt(lora.rank, lora.alpha, lora.dropout)
+
+
+def is_base(name: str, lora: LoraConfig) -> bool:
+    """Whether the parameter belongs to an adapted component and is no adapter."""
+    return component(name) in lora.components and ".lora_" not in name
+
+
+def merged(
+    names: Iterable[str], read: Callable[[str], Tensor], alpha: float
+) -> tuple[list[str], Callable[[str], Tensor]]:
+    """The names without adapters, and a reader that adds alpha / rank * B @ A to the weights that have one."""
+    names = list(names)
+    adapted = {name.removesuffix("lora_A.weight") for name in names if name.endswith(".lora_A.weight")}
+
+    def whole(name: str) -> Tensor:
+        weight, stem = read(name), name.removesuffix("weight")
+        if name == stem or stem not in adapted:
+            return weight
+        down, up = (read(f"{stem}lora_{side}.weight").double() for side in "AB")
+        return torch.addmm(weight.double(), up, down, alpha=alpha / len(down)).to(weight.dtype)
+
+    return [name for name in names if ".lora_" not in name], whole
