@@ -85,22 +85,25 @@ CASES = [
 
 @pytest.mark.parametrize("capability", [80, 90])
 def test_kernels_compile_without_spills(capability: int, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    covered, spilled = set(), []
+    covered, spilled, narrow = set(), [], []
     with capsys.disabled():
-        print(f"\nsm_{capability}: kernel, constants, registers, stack, shared bytes, local bytes")
+        print(f"\nsm_{capability}: kernel, constants, registers, stack, shared bytes, local bytes, loads of 16 bytes")
         for name, types, constants, warps in CASES:
-            registers, stack, shared, local = usage(name, types, constants, warps, capability, tmp_path)
-            print(f"  {name:26s} {registers:4d} {stack:4d} {shared:6d} {local:4d}  {constants}")
+            registers, stack, shared, local, wide = usage(name, types, constants, warps, capability, tmp_path)
+            print(f"  {name:26s} {registers:4d} {stack:4d} {shared:6d} {local:4d} {wide:4d}  {constants}")
             covered.add(name)
             if stack or local:
                 spilled.append(name)
+            if not wide and name != "normalise_patches":  # which reads lines of 42 bytes
+                narrow.append(name)
     kernels = {n for n, k in vars(triton_kernels).items() if isinstance(k, triton.JITFunction) and n[0] != "_"}
     assert covered == kernels
     assert not spilled
+    assert not narrow
 
 
 def usage(name: str, types: dict, constants: dict, warps: int, capability: int, folder: Path) -> tuple[int, ...]:
-    """Registers, stack, shared and local memory of one compiled kernel."""
+    """Registers, stack, shared and local memory of one compiled kernel, and how many loads move 16 bytes at once."""
     kernel = getattr(triton_kernels, name)
     signature = {n: "constexpr" if n in constants else types[n] for n in kernel.arg_names}
     aligned = {"D", "F", "V", "stride", "column"}
@@ -116,4 +119,5 @@ def usage(name: str, types: dict, constants: dict, warps: int, capability: int, 
     out = subprocess.run([tool, "-res-usage", folder / "kernel.cubin"], capture_output=True, text=True, check=True)
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", out.stdout)
     assert found, out.stdout
-    return tuple(map(int, found.groups()))
+    wide = re.findall(r"ld\.global\S*\.(?:v4\.[bf]32|v8\.b16|v2\.b64)", compiled.asm["ptx"])
+    return *map(int, found.groups()), len(wide)

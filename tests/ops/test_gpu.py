@@ -6,7 +6,7 @@ from ops_check import bits, errors
 from test_tree_attention import LONG, PICTURES, by_hand
 from torch import Tensor
 
-from molmo_ds.ops import cuda_library, dispatch
+from molmo_ds.ops import cuda_library
 from molmo_ds.ops import weighted_cross_entropy as loss_file
 from molmo_ds.ops.experts import experts
 from molmo_ds.ops.pool_patches import pool_patches
@@ -61,7 +61,9 @@ def test_pool_patches(by: str, dtype: torch.dtype, limit: float, masked: bool) -
         windows = torch.randint(-2, 9, (1001, size), device="cuda")
         args = [leaf(1001, 16, width, dtype=dtype)]
         args += [leaf(1001, size, 16, width, dtype=dtype) for _ in range(2)]
-        assert max(errors(pool_patches, [*args, windows, masked], by)) <= limit
+        found, plain = (max(errors(pool_patches, [*args, windows, masked], one)) for one in (by, "torch"))
+        assert found <= limit
+        assert dtype == torch.float32 or found <= 1.5 * plain
         runs = [bits(pool_patches, [*args, windows, masked], by) for _ in range(2)]
         assert all(torch.equal(a, b) for a, b in zip(*runs))
 
@@ -85,9 +87,8 @@ def test_weighted_cross_entropy_in_half_precision() -> None:
         ce, z, _ = loss_file.reference(*args)
         return ce + z
 
-    assert max(errors(total, args, "triton", plain)) <= 1e-2
-    with dispatch.use("torch"):
-        assert max(errors(total, args, "torch", plain)) <= 1e-2
+    found, eager = (max(errors(total, args, by, plain)) for by in ("triton", "torch"))
+    assert found <= min(1e-2, 1.5 * eager)
 
 
 def test_experts_in_half_precision() -> None:
