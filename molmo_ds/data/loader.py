@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -78,6 +79,7 @@ class Mixture:
             "data.seed": data.seed,
             "the sources and their rates": _hash([used, mixture.rates]),
             "the shards' index": _hash([shards.fingerprint for shards in mixture.sets]),
+            "the order of samples": _hash([BLOCK_CHUNKS, *(np.asarray(sets[n].bounds).tolist() for n in used)]),
             "packing": _hash([data.packing, to_dict(mixture.budget)]),
             "tokenizer, prompts or image settings": builder.fingerprint,
         }
