@@ -73,7 +73,8 @@ def launched(tiny_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> d
     assert code == 0, output[-3000:]
     for name in ("deepspeed", "torchrun", "accelerate"):
         outs[name] = tmp_path_factory.mktemp(name) / "out"
-        code, output = finish(start([*launcher(name), *tiny_run, "max_steps=2", f"out={outs[name]}"]))
+        extra = ["strategy=accelerate"] if name == "accelerate" else []
+        code, output = finish(start([*launcher(name), *tiny_run, "max_steps=2", f"out={outs[name]}", *extra]))
         assert code == 0, output[-3000:]
     return outs
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from molmo_ds.batch import Batch
 from molmo_ds.config import RunConfig
-from molmo_ds.engine import checkpoint, ds_config, fragments, optim
+from molmo_ds.engine import checkpoint, collectives, ds_config, fragments, optim
 from molmo_ds.engine.checkpoint_writer import Writer
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.weights import Totals, scale
@@ -42,6 +42,7 @@ class ZeroEngine:
             raise ValueError("Every component is frozen; set optim.connector.freeze=false or another to train.")
         optimizer = optim.build_optimizer([dict(group) for group in self.groups], config.optim)
         self.engine = self.prepare(optimizer)
+        self.watch = collectives.check(config.timeout_seconds) if config.check_collectives else None
         self.set_weights(checkpoint.first_weights(config))
         self.writer = Writer(config, world, self.keeper)
 
@@ -76,6 +77,8 @@ class ZeroEngine:
         self.step += 1
         torch.manual_seed(dropout_seed(self.config.seed, self.step, self.stream))
         self.engine.train()
+        if self.watch is not None:
+            self.watch.where = f"in step {self.step}"
         scaled, totals = scale(micro_batches, self.replicas, self.data_group, self.world.device)
         sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)
         for i, batch in enumerate(scaled):

@@ -131,3 +131,17 @@ def test_accelerates_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     ds_config.refuse(strategy, run(), 2)
     ds = ds_config.resolve(strategy, run(), 2, on_gpu=False)
     assert ds["zero_optimization"]["stage"] == 2 and ds["train_batch_size"] == 8
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "ds_configs/accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_its_files(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `accelerate launch --config_file` hands to its processes is what strategy=accelerate reads."""
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    assert config.distributed_type == "DEEPSPEED"
+    file = config.deepspeed_config["deepspeed_config_file"]
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(ROOT / file))
+    seen = ds_config.resolve(ds_config.read("accelerate"), run(), 2, on_gpu=True)
+    assert seen == ds_config.resolve(ds_config.read(file), run(), 2, on_gpu=True)
