@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 
 import pytest
+import synthetic
 import torch
-from ops_check import bits, errors
+from ops_check import bits, error, errors
 from torch import Tensor
 
+from molmo_ds.model.molmo import Molmo
 from molmo_ds.ops import dispatch, weighted_cross_entropy
 from molmo_ds.ops.crops import normalise_patches
 from molmo_ds.ops.pool_patches import gather_patches, pool_patches
@@ -175,3 +177,34 @@ def test_opcheck() -> None:
             ops.weighted_cross_entropy,
             (torch.randn(9, 4), torch.randn(33, 4), *rows, kernel),
         )
+
+
+def test_a_whole_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    # loss and every gradient with the kernels against plain PyTorch; attention apart, FlexAttention needs a GPU
+    monkeypatch.setitem(dispatch._table, "attention_plan", {"torch": dispatch._table["attention_plan"]["torch"]})
+    run = []
+
+    def counted(op: str, *args: object) -> object:
+        if "triton" in dispatch._table[op]:
+            run.append(op)
+        return call(op, *args)
+
+    call = dispatch.call
+    monkeypatch.setattr(dispatch, "call", counted)
+    found = {}
+    for by in ("torch", "triton"):
+        model = Molmo(synthetic.MODEL)
+        model.reset_parameters(0)
+        with torch.device("cpu"):
+            batch = synthetic.sequence(0, 0).to(DEVICE)
+        with dispatch.use(by):
+            ce, z, accuracy = model.to(DEVICE)(batch)
+            (ce + z).backward()
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        found[by] = {"ce": ce, "z": z, "accuracy": accuracy, **gradients}
+    kernels = {"normalise_patches", "gather_patches", "pool_patches", "splice", "weighted_cross_entropy"}
+    assert kernels <= set(run)
+    assert found["torch"].keys() == found["triton"].keys()
+    assert len(found["torch"]) > 40
+    for name, value in found["torch"].items():
+        assert error(found["triton"][name], value) <= LIMIT, name
