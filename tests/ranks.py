@@ -20,6 +20,7 @@ import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
 import deepspeed.runtime.zero.stage3  # noqa: F401
 import torch
 import torch._inductor.compile_fx
+import torch.utils.tensorboard  # noqa: F401
 import transformers.integrations  # noqa: F401
 
 import molmo_ds.data.loader  # noqa: F401
