@@ -27,7 +27,7 @@ import synthetic  # noqa: E402
 from ranks import run_ranks  # noqa: E402
 
 from molmo_ds.config import MolmoConfig, RunConfig  # noqa: E402
-from molmo_ds.engine import build_engine, ds_config, optim  # noqa: E402
+from molmo_ds.engine import build_engine, ds_config, optim, sequence, tensor  # noqa: E402, F401 (before the fork)
 from molmo_ds.engine.launch import World  # noqa: E402
 from molmo_ds.model.molmo import Molmo, component  # noqa: E402
 
@@ -161,10 +161,16 @@ def table(results: dict[Cell, Run | str], steps: int) -> list[str]:
     return lines
 
 
-def write(ranks: int, lines: list[str]) -> None:
-    """Put the lines between the markers of this number of ranks in docs/parallelism.md."""
+def cpu() -> str:
+    """The processor's name."""
+    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return f"{len(names)} cores of {names[0]}" if names else platform.machine()
+
+
+def write(where: str, lines: list[str]) -> None:
+    """Put the lines between the markers `equality at {where}` in docs/parallelism.md."""
     page = ROOT / "docs/parallelism.md"
-    begin, end = f"<!-- equality at {ranks} ranks -->", f"<!-- end of equality at {ranks} ranks -->"
+    begin, end = f"<!-- equality at {where} -->", f"<!-- end of equality at {where} -->"
     pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.S)
     body = "\n".join([begin, *lines, end])
     page.write_text(pattern.sub(lambda _: body, page.read_text()))
@@ -196,11 +202,11 @@ def main() -> None:
         here = [cell for cell in cells if cell[1] == strategy]
         results |= run_ranks(under_strategies, arguments.ranks, here, arguments.steps, timeout=3600)[0]
     command = f"python tools/compare_strategies.py {' '.join(sys.argv[1:])}"
-    machine = f"{platform.machine()} CPU, {torch.get_num_threads()} thread per rank, torch {torch.__version__}"
+    machine = f"{cpu()}, {torch.get_num_threads()} thread per rank, torch {torch.__version__}"
     lines = [f"`{command}`, {began}, {machine}:", "", *table(results, arguments.steps)]
     print("\n".join(lines))
     if arguments.write:
-        write(arguments.ranks, lines)
+        write(f"{arguments.ranks} ranks{' in bf16' * (arguments.precision == 'bf16')}", lines)
 
 
 if __name__ == "__main__":

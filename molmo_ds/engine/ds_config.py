@@ -240,6 +240,7 @@ def refuse(strategy: Strategy, config: RunConfig, world_size: int) -> None:
 
 
 def _refuse_pairs(strategy: Strategy, config: RunConfig, world_size: int) -> None:
+    data_parallel_size(strategy, world_size)
     for wrong, reason in refusals.pairs(strategy, config.model.text, world_size):
         if wrong:
             raise ValueError(f"{strategy.path}: {reason}.")
