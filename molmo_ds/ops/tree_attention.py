@@ -1,8 +1,10 @@
 """Attention over packed message trees.
 
 A query sees a key of the same document, not behind itself, that lies in the shared prefix (branch 0) or in its own
-branch. The tokens of a document stand together, its prefix first, then branch after branch. With `image_ids` the tokens
-of one image also see those behind them. Shapes: B sequences, H heads, G key-value heads, T tokens, d head width.
+branch. On GPUs the ids must ascend: document after document, in each its prefix, then its branches; padding last.
+With `image_ids` the tokens of one image also see those behind them.
+
+Shapes: B sequences, H heads, G key-value heads, T tokens, d head width.
 """
 
 import functools
@@ -17,6 +19,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from molmo_ds.ops import cascade, dispatch, mask_blocks
 
 BLOCK = 128  # tokens on a side of FlexAttention's blocks
+UNORDERED = "Document and branch ids must ascend: documents, in each the prefix, then its branches, padding last."
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ def _plan_mask(document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype, ima
 def _plan_blocks(
     document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype, image_ids: Tensor | None
 ) -> AttentionPlan:
+    torch._assert_async(_ascend(document_ids, branch_ids), UNORDERED)
     plan = AttentionPlan(document_ids, branch_ids, image_ids)
     return replace(plan, blocks=_blocks(document_ids, branch_ids, image_ids))
 
@@ -94,6 +98,8 @@ def _plan_segments(
 ) -> AttentionPlan:
     if image_ids is not None:
         raise ValueError("The cascade cannot attend inside an image both ways; unset MOLMO_DS_OPS=cuda.")
+    if not _ascend(document_ids, branch_ids):
+        raise ValueError(UNORDERED)
     return AttentionPlan(document_ids, branch_ids, segments=cascade.segments(document_ids, branch_ids))
 
 
@@ -160,6 +166,15 @@ def _each_document(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, lengths: tuple
         out.append(F.scaled_dot_product_attention(one_q, one_k, one_v, part, dropout_p))
         at += length
     return torch.cat(out, 2).view(heads, batch, tokens, width).transpose(0, 1)
+
+
+def _ascend(document_ids: Tensor, branch_ids: Tensor) -> Tensor:
+    # bool: whether every run of equal ids is whole, which intervals and segments take for granted
+    last = torch.iinfo(document_ids.dtype).max
+    document = document_ids.masked_fill(document_ids == 0, last)
+    step = document.diff(dim=1)
+    same_branch = (branch_ids.diff(dim=1) >= 0) | (document_ids[:, 1:] == 0)
+    return ((step > 0) | ((step == 0) & same_branch)).all()
 
 
 def _reach(document_ids: Tensor, branch_ids: Tensor, image_ids: Tensor | None) -> list[tuple[Tensor, Tensor]]:

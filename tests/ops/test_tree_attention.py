@@ -155,6 +155,23 @@ def test_flex_attention_forward(pictures: Tensor | None) -> None:
     assert ((got - want).norm() / want.norm()).item() <= 1e-5
 
 
+@pytest.mark.parametrize(
+    ("document", "branch"),
+    [
+        ([1, 1, 1], [0, 1, 0]),
+        ([1, 1, 1], [0, 2, 1]),
+        ([2, 1, 1], [0, 0, 0]),
+        ([1, 2, 1], [0, 0, 0]),
+        ([1, 0, 2], [0, 0, 0]),
+    ],
+)
+def test_unordered_ids_are_refused(document: list[int], branch: list[int]) -> None:
+    ids = [torch.tensor([x], dtype=torch.int32) for x in (document, branch)]
+    for by, refusal in (("triton", RuntimeError), ("cuda", ValueError)):
+        with dispatch.use(by), pytest.raises(refusal, match="must ascend"):
+            attention_plan(*ids, torch.float32)
+
+
 def test_cascade_refuses_pictures() -> None:
     with dispatch.use("cuda"), pytest.raises(ValueError, match="both ways"):
         attention_plan(*LONG, torch.float32, PICTURES)
@@ -184,8 +201,8 @@ def test_the_next_batch_does_not_recompile(by: str) -> None:
     compiled = torch.compile(lambda *args: tree_attention(*args) + 1, fullgraph=True, backend=counter)
     q, k, v = (x.detach() for x in tensors(4, 2, (3, 37)))
     for first in (1, 2, 5):
-        document = TREES[0].clone()
-        document[:, :first] = 9
+        document = TREES[0] * 2
+        document[:, :first] = 1
         with dispatch.use(by):
             plan = attention_plan(document, TREES[1], torch.float32)
             assert error(compiled(q, k, v, plan), tree_attention(q, k, v, plan) + 1) <= 1e-5
