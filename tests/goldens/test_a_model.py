@@ -11,11 +11,16 @@ from molmo_ds.model.molmo import Molmo
 from molmo_ds.model.vision import CARRIED
 
 CASES = [(kind, batch) for kind in model_kinds() for batch in listed(f"A_model/{kind}/meta.json", "batches")]
-ATOL = 1e-4  # hidden states have a deviation of about 1; measured on the copy here: 3.5e-5
+ATOL = 1e-4  # measured on the copy here: 1.2e-5 for hidden states and logits
 
 
 def close(ours: Tensor, golden: Tensor, atol: float = ATOL) -> None:
     torch.testing.assert_close(ours, golden, atol=atol, rtol=0)
+
+
+def close_residual(ours: Tensor, golden: Tensor) -> None:
+    """For what is not normalised yet and reaches 50: the reference's own rounding there is 5e-5, by float64."""
+    close(ours, golden, max(ATOL, 3e-6 * float(golden.abs().max())))
 
 
 class Taps:
@@ -50,12 +55,12 @@ def test_activations_and_logits(goldens, kind: str, name: str) -> None:
         close(logits[0, valid - len(last) : valid], last)
 
     if "out.embeds_plus_image" in golden:
-        close(taps.out["embed"][-1][seen], golden["out.embeds_plus_image"][seen])
-        close(taps.out["layers.0"][-1][seen], golden["out.hidden_before_block_1"][seen])
+        close_residual(taps.out["embed"][-1][seen], golden["out.embeds_plus_image"][seen])
+        close_residual(taps.out["layers.0"][-1][seen], golden["out.hidden_before_block_1"][seen])
         images = read_tensors(f"A_model/{kind}/images.safetensors")["in.images"]
         real = real_crops(images)
         projected = taps.out["connector"][-1].view(*golden["in.image_input_idx"][real].shape, -1)
-        close(projected, golden["out.image_features_projected"][real])
+        close_residual(projected, golden["out.image_features_projected"][real])
         features = taps.out[tower][CARRIED:]
         features = torch.cat([features[i] for i in model.connector.order], -1)[:, -images.shape[2] :]
         close(features[real.nonzero()[:, 0] == 1], golden["out.vit_features_concat_example1"][real[1]])
