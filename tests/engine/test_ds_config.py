@@ -91,7 +91,7 @@ REFUSED = {
     "batch": ({**ZERO3, "train_batch_size": 9}, "train_batch_size=9"),
     "engine": ({**ZERO3, "molmo_ds": {"engine": "warp"}}, "there is no engine 'warp'"),
     "stages": ({**ZERO3, "molmo_ds": {"engine": "pipeline", "stages": 2}}, "ZeRO stage 1"),
-    "ranks": ({**ZERO3, "tensor_parallel": {"autotp_size": 3}}, "multiple of 3 ranks"),
+    "ranks": ({**zero(stage=1), "molmo_ds": {"engine": "pipeline", "stages": 3}}, "multiple of 3 ranks"),
     "auto": ({**ZERO3, "communication_data_type": "auto"}, 'leaves communication_data_type on "auto"'),
     "DeepSpeed": (zero(overlap_comm="sometimes"), "DeepSpeed refuses"),
     "DeepSpeed's own": (zero(no_such_setting=1), "DeepSpeed refuses"),
