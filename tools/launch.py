@@ -91,17 +91,20 @@ class Supervisor:
         while not self.done():
             answering = alive(self.hosts)
             self.signal(answering, signal.SIGKILL)  # what an earlier try, or supervisor, left behind
-            used, reason = usable(answering, self.config), "no host answers"
-            if used:
+            used = usable(answering, self.config)
+            if not used:
+                self.say("fault", reason=(reason := "no host answers"), step=self.saved())
+            else:
                 self.start(used)
                 reason = self.watch(used)
+                if reason is not None:
+                    self.say("fault", reason=reason, step=self.saved())
                 self.signal([host for host in used if host in alive(used)], signal.SIGKILL)
                 self.end_launcher()
                 if reason is None:
                     break
             failed = 1 if self.saved() > reached else failed + 1
             reached = self.saved()
-            self.say("fault", reason=reason, step=reached)
             if failed >= self.limits.tries:
                 raise ValueError(f"{failed} starts in a row brought no new checkpoint; the last one ended: {reason}.")
             time.sleep(min(60.0, self.limits.backoff * 2 ** (failed - 1)))

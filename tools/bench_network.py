@@ -1,0 +1,272 @@
+"""Counts the bytes that each strategy sends over the network per step, on a laboratory of two hosts (tests/multinode).
+
+    python tools/bench_network.py [--strategies zero1 zero3] [--rate 100mbit] [--write]
+
+Each host is a network namespace of this machine; the kernel counts what its network card sends, headers and all. Needs
+root and iproute2. --write replaces the table between the markers in docs/parallelism.md.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/multinode")]
+import ranks  # noqa: E402
+import synthetic  # noqa: E402
+from lab import Lab, missing  # noqa: E402
+
+from molmo_ds.config import RunConfig  # noqa: E402
+from molmo_ds.engine import build_engine, ds_config, launch, optim  # noqa: E402
+from molmo_ds.model.molmo import Molmo  # noqa: E402
+
+STRATEGIES = [
+    "zero0",
+    "zero1",
+    "zero2",
+    "zero3",
+    "zero3, nothing kept",
+    "pipe_zero1",
+    "zero3_sp",
+    "zero3_tp",
+    "zero3_ep",
+]
+KEEP_NOTHING = {
+    "stage3_max_live_parameters": 0,
+    "stage3_max_reuse_distance": 0,
+    "stage3_prefetch_bucket_size": 0,
+    "stage3_param_persistence_threshold": 0,
+}
+LANES, STEPS, WIDTH = 8, 3, 128
+CLONE_NEWNET = 0x40000000
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A strategy on two hosts."""
+
+    strategy: str
+    slots: int
+    accumulation: int
+
+    def config(self, folder: Path) -> RunConfig:
+        """The run; OLMoE's decoder for experts, Qwen2's else."""
+        text = replace(
+            synthetic.MODEL.text, hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_key_value_heads=4,
+            initializer_range=0.02,
+        )  # fmt: skip
+        if "_ep" in self.strategy:
+            experts = {"num_experts": 4, "num_experts_per_tok": 2, "intermediate_size": WIDTH}
+            text = replace(text, model_type="olmoe", attention_bias=False, qk_norm=True, **experts)
+        model = replace(synthetic.MODEL, text=text)
+        path = ROOT / f"ds_configs/{self.strategy.partition(',')[0]}.json"
+        if "," in self.strategy:
+            values = json.loads(path.read_text())
+            values["zero_optimization"] |= KEEP_NOTHING
+            path = folder / "keeps_nothing.json"
+            path.write_text(json.dumps(values))
+        size = ds_config.data_parallel_size(ds_config.read(str(path)), 2 * self.slots)
+        micro_batch = LANES // size // self.accumulation
+        return synthetic.adamw(model=model, strategy=str(path), global_batch=LANES, micro_batch=micro_batch)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a cell did per step."""
+
+    sent: float  # bytes that a host sent, mean of both
+    seconds: float  # of a step
+    slow: float  # the same at the limited rate
+
+
+def sent() -> int:
+    """Bytes that this namespace's card has sent."""
+    shown = subprocess.run(["ip", "-s", "-j", "link", "show", "eth0"], capture_output=True, check=True).stdout
+    return int(json.loads(shown)[0]["stats64"]["tx"]["bytes"])
+
+
+def measure(world: launch.World, config: RunConfig, rate: str) -> Seen:
+    """Some steps at full speed, which are counted, and some at the limited rate."""
+    engine = build_engine(config, world)
+
+    def steps(first: int) -> float:
+        world.barrier()
+        began = time.perf_counter()
+        for step in range(first, first + STEPS):
+            engine.train_step(synthetic.micro_batches(config, step, engine.data_rank, engine.data_size))
+        world.barrier()
+        return (time.perf_counter() - began) / STEPS
+
+    steps(0)
+    before = sent()
+    fast = steps(STEPS)
+    bytes_sent = (sent() - before) / STEPS
+    if world.local_rank == 0:
+        shape = ["root", "tbf", "rate", rate, "burst", "64kb", "latency", "400ms"]
+        subprocess.run(["tc", "qdisc", "replace", "dev", "eth0", *shape], check=True)
+    slow = steps(2 * STEPS)
+    if world.local_rank == 0:
+        subprocess.run(["tc", "qdisc", "del", "dev", "eth0", "root"], check=True)
+    return Seen(sum(world.gather(bytes_sent)) / world.size, fast, slow)
+
+
+def run(lab: Lab, cell: Cell, rate: str, folder: Path) -> Seen | str:
+    """Fork the ranks into the hosts' networks; what rank 0 saw, or why it could not run."""
+    try:
+        config = cell.config(folder)
+    except ValueError as error:
+        return str(error)
+    count, port, children = 2 * cell.slots, 20000 + int(time.time()) % 10000, []
+    result = folder / "result.json"
+    result.unlink(missing_ok=True)
+    for rank in range(count):
+        host = f"host{1 + rank // cell.slots}"
+        child = os.fork()
+        if not child:
+            try:
+                with open(f"/proc/{lab.inner[host]}/ns/net") as namespace:
+                    if ctypes.CDLL(None).setns(namespace.fileno(), CLONE_NEWNET):
+                        raise OSError("setns failed")
+                os.environ |= ranks.rank_environment(rank, count, port) | {"GLOO_SOCKET_IFNAME": "eth0"}
+                os.environ |= {"MASTER_ADDR": lab.address("host1"), "LOCAL_RANK": str(rank % cell.slots)}
+                world = launch.start(timeout_seconds=120)
+                seen = measure(world, config, rate)
+                if rank == 0:
+                    result.write_text(json.dumps(vars(seen)))
+                world.barrier()
+                os._exit(0)
+            except BaseException as error:
+                print(f"{cell}: {type(error).__name__}: {error}", file=sys.stderr)
+                os._exit(1)
+        children.append(child)
+    deadline = time.monotonic() + 300
+    while children and time.monotonic() < deadline:
+        ended = [child for child in children if os.waitpid(child, os.WNOHANG)[0]]
+        children = [child for child in children if child not in ended]
+        time.sleep(0.05)
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    return Seen(**json.loads(result.read_text())) if result.exists() else "failed"
+
+
+def sizes(config: RunConfig) -> tuple[int, int]:
+    """(all parameters, those that learn)."""
+    with torch.device("meta"):
+        model = Molmo(config.model)
+    frozen = optim.frozen_names(model, config.optim)
+    every = {name: p.numel() for name, p in model.named_parameters()}
+    return sum(every.values()), sum(size for name, size in every.items() if name not in frozen)
+
+
+def theory(cell: Cell, config: RunConfig) -> float | None:
+    """Bytes that a host sends per step by ring collectives in rank order, where gloo reduce-scatters by all-reduce.
+
+    Of N ranks on two hosts one link of the ring leaves each host, and carries (N - 1) / N of what is gathered and twice
+    that of what is reduced. A pipeline sends the hidden states of each micro-batch forth and their gradients back.
+    """
+    every, learns = sizes(config)
+    share = (2 * cell.slots - 1) / (2 * cell.slots)
+    reduce, gather = 2 * share * learns, share * every
+    times = cell.accumulation
+    if cell.strategy.startswith("pipe"):
+        return 4.0 * LANES * synthetic.LENGTH * WIDTH
+    elements = {
+        "zero0": reduce,
+        "zero1": reduce + share * learns,
+        "zero2": times * reduce + share * learns,
+        "zero3": times * (reduce + gather),
+        "zero3, nothing kept": times * (reduce + 2 * gather),
+    }.get(cell.strategy)
+    if cell.strategy == "zero3_sp":
+        # per layer, forward and backward: q, k, v and the output, half of each rank's share (when the two ranks of a
+        # group are on two hosts; else nothing of it leaves the host)
+        text, across = config.model.text, cell.slots == 1
+        heads = 2 * WIDTH + 2 * text.num_key_value_heads * WIDTH // text.num_attention_heads
+        exchanged = 2 * text.num_hidden_layers * LANES * synthetic.LENGTH / 2 * heads / 2
+        elements = times * (reduce + gather) + (exchanged if across else 0)
+    return 4.0 * elements if elements is not None else None
+
+
+def table(rows: dict[Cell, Seen | str], folder: Path, rate: str) -> list[str]:
+    """Markdown, in units of 4 bytes per parameter."""
+    lines = [
+        f"| strategy | 2 x 1 | theory | 2 x 1, 4 micro-steps | theory | 2 x 2 | theory | step | step at {rate} |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for strategy in dict.fromkeys(cell.strategy for cell in rows):
+        row = [strategy]
+        for slots, accumulation in ((1, 1), (1, 4), (2, 1)):
+            cell = Cell(strategy, slots, accumulation)
+            seen = rows.get(cell)
+            if not isinstance(seen, Seen):
+                row += [seen or "", ""]
+                continue
+            config = cell.config(folder)
+            unit = 4 * sizes(config)[0]
+            expected = theory(cell, config)
+            row += [f"{seen.sent / unit:.3f}", "" if expected is None else f"{expected / unit:.3f}"]
+        first = rows[Cell(strategy, 1, 1)]
+        row += [f"{1e3 * t:.0f} ms" for t in (first.seconds, first.slow)] if isinstance(first, Seen) else ["", ""]
+        lines.append(f"| {' | '.join(row)} |")
+    return lines
+
+
+def write(lines: list[str]) -> None:
+    """Put the lines between the markers in docs/parallelism.md."""
+    page = ROOT / "docs/parallelism.md"
+    begin, end = "<!-- bytes on the wire -->", "<!-- end of bytes on the wire -->"
+    body = "\n".join([begin, *lines, end])
+    text = page.read_text()
+    if begin in text:
+        page.write_text(re.sub(re.escape(begin) + ".*?" + re.escape(end), lambda _: body, text, flags=re.S))
+    else:
+        page.write_text(f"{text.rstrip()}\n\n## Bytes on the wire\n\n{body}\n")
+
+
+def main() -> None:
+    """Run the cells, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--strategies", nargs="+", default=STRATEGIES, choices=STRATEGIES)
+    parser.add_argument("--rate", default="100mbit")
+    parser.add_argument("--write", action="store_true", help="into docs/parallelism.md")
+    arguments = parser.parse_args()
+    if why := missing():
+        raise ValueError(f"There can be no laboratory here: {why}.")
+    cells = [Cell(name, *shape) for name in arguments.strategies for shape in ((1, 1), (1, 4), (2, 1))]
+    began = time.strftime("%Y-%m-%d")
+    with tempfile.TemporaryDirectory() as temporary, Lab(Path(temporary) / "lab", 2) as lab:
+        folder = Path(temporary)
+        rows = {cell: run(lab, cell, arguments.rate, folder) for cell in tqdm(cells, desc="bench_network")}
+        every, learns = sizes(cells[0].config(folder))
+        experts = sizes(Cell("zero3_ep", 1, 1).config(folder))[0]
+        lines = [
+            f"`python tools/bench_network.py {' '.join(sys.argv[1:])}`, {began}, {platform.machine()} CPU, gloo, fp32, "
+            f"{every:,} parameters ({experts:,} with experts), of which {learns / every:.0%} learn, {LANES} sequences "
+            f"of {synthetic.LENGTH} tokens; in units of 4 bytes per parameter, per host and step:",
+            "",
+            *table(rows, folder, arguments.rate),
+        ]
+    print("\n".join(lines))
+    if arguments.write:
+        write(lines)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"bench_network: {error}")
