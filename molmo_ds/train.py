@@ -20,7 +20,7 @@ from molmo_ds import config as configs
 from molmo_ds.config import RunConfig
 
 log = logging.getLogger("molmo_ds")
-RUN_FILES = ("config.yaml", "checkpoints", "log.jsonl", "tensorboard", "DONE")
+RUN_FILES = ("config.yaml", "checkpoints", "log.jsonl", "tensorboard", "profile", "DONE")
 IDENTITY = ("model", "lora", "optim.name", "global_batch", "seed", "init_from")  # the stream tells if the data changed
 
 
@@ -30,7 +30,7 @@ def train(config: RunConfig) -> int:
     Raises ValueError or OSError, the same on every rank where that can be known, for what the user has to mend.
     """
     from molmo_ds.data.loader import build_stream
-    from molmo_ds.engine import build_engine, checkpoint, launch
+    from molmo_ds.engine import build_engine, checkpoint, launch, profile
     from molmo_ds.engine.metrics import Metrics
 
     world = launch.start(config.timeout_seconds)
@@ -51,13 +51,14 @@ def train(config: RunConfig) -> int:
         began = time.perf_counter()
         micro_batches, lane_states = next(stream)
         arrived = time.perf_counter()
-        values = engine.train_step(micro_batches)
+        with profile.watch(engine, config, arrived - began) as phases:
+            values = engine.train_step(micro_batches)
         trained = time.perf_counter()
         stopped_by, save_now = world.largest(asked["stop"], asked["save"])
         if engine.step % config.save_interval == 0 or engine.step == last or stopped_by or save_now:
             engine.save(checkpoints, lane_states)
             saved, asked["save"] = engine.step, 0
-        metrics.step(engine.step, values, arrived - began, trained - arrived, time.perf_counter() - trained)
+        metrics.step(engine.step, values | phases, arrived - began, trained - arrived, time.perf_counter() - trained)
     engine.close()
     metrics.close()
     assert saved == engine.step

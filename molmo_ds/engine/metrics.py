@@ -1,5 +1,7 @@
-"""What a run tells of itself: console line, JSON lines and TensorBoard, written by rank 0 every log_interval steps."""
+"""What a run tells of itself every log_interval steps, by rank 0: a console line, JSON lines, TensorBoard and W&B."""
 
+import hashlib
+import importlib.util
 import json
 import math
 import resource
@@ -7,9 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from tqdm import tqdm
 
+from molmo_ds import config as configs
 from molmo_ds.config import MolmoConfig, RunConfig
 from molmo_ds.engine.launch import World
 from molmo_ds.model.vision import used_layers
@@ -18,7 +22,8 @@ PEAK_FLOPS = {  # dense bf16 of one device, from NVIDIA's and AMD's data sheets
     "A100": 312e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "GB200": 2500e12,
     "L40S": 362e12, "L4": 121e12, "A10": 125e12, "4090": 165e12, "3090": 71e12, "MI250": 362e12, "MI300X": 1307e12,
 }  # fmt: skip
-SAMPLES = {"loss": "Train/Samples/train_loss", "lr/text": "Train/Samples/lr"}  # the names DeepSpeed's monitor uses
+SAMPLES = {"loss": "Train/Samples/train_loss", "lr/text": "Train/Samples/lr"}  # DeepSpeed's monitor, by samples
+STEPS = {"loss": "train_loss", "lr/text": "learning_rate", "grad_norm": "grad_norm"}  # accelerate's examples, by steps
 
 
 def flops_per_token(config: MolmoConfig, length: int) -> float:
@@ -65,6 +70,11 @@ def peak_flops(device: torch.device) -> float | None:
     return next((value for key, value in PEAK_FLOPS.items() if key in name), None)
 
 
+def process_age() -> float:
+    """Seconds since this process started."""
+    return time.time() - psutil.Process().create_time()
+
+
 class Metrics:
     """Collects each step's numbers; on rank 0 also writes them. Values of a line are those of its step, rates are means
     since the line before."""
@@ -72,9 +82,12 @@ class Metrics:
     def __init__(self, config: RunConfig, world: World, first_step: int) -> None:
         self.config, self.world = config, world
         self.out = Path(config.out)
-        self.began = self.since = time.perf_counter()
+        self.since = time.perf_counter()
+        self.began = self.since - process_age()  # so that imports and building lower the goodput
         self.sums: dict[str, float] = {}
-        self.trained, self.writer = 0.0, None
+        self.trained, self.writer, self.wandb = 0.0, None, None
+        if config.wandb and importlib.util.find_spec("wandb") is None:
+            raise ValueError(f"wandb={config.wandb} needs the package: pip install wandb, or leave wandb unset.")
         self.bar = tqdm(
             total=config.max_steps, initial=first_step, desc="train", unit="step", disable=world.rank != 0,
             mininterval=0.5, dynamic_ncols=True,
@@ -85,6 +98,12 @@ class Metrics:
             forget_after(self.out / "log.jsonl", first_step)
             self.log = open(self.out / "log.jsonl", "a", buffering=1)  # noqa: SIM115 (closed by close)
             self.writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=first_step + 1)
+            if config.wandb:
+                import wandb
+
+                name = str(self.out.resolve())
+                run = {"name": self.out.name, "id": hashlib.sha256(name.encode()).hexdigest()[:16], "resume": "allow"}
+                self.wandb = wandb.init(project=config.wandb, dir=config.out, config=configs.to_dict(config), **run)
 
     def beat(self) -> None:
         """Show whoever watches from outside (tools/launch.py) that a step has ended."""
@@ -96,10 +115,10 @@ class Metrics:
         self.beat()
         self.trained += stepped
         counts = {"steps": 1.0, "waited": waited, "stepped": stepped, "saving": saving}
-        counts |= {k: values[k] for k in ("tokens", "positions", "crops", "documents", "learnt_tokens")}
+        counts |= {k: values[k] for k in ("tokens", "positions", "crops", "documents", "images", "learnt_tokens")}
         self.sums = {key: self.sums.get(key, 0.0) + value for key, value in counts.items()}
         self.bar.update()
-        if step % self.config.log_interval == 0 or step == 1:
+        if step % self.config.log_interval == 0 or step == 1 or step in self.config.profile_steps:
             if self.world.rank == 0:
                 self._write(step, values | self._rates())
             self.sums, self.since = {}, time.perf_counter()
@@ -110,12 +129,15 @@ class Metrics:
         if self.writer is not None:
             self.writer.close()
             self.log.close()
+        if self.wandb is not None:
+            self.wandb.finish()
 
     def _rates(self) -> dict[str, float]:
         now, sums = time.perf_counter(), self.sums
         wall = now - self.since
         out = {
             "tokens_per_second": sums["tokens"] / wall,
+            "images_per_second": sums["images"] / wall,
             "crops_per_second": sums["crops"] / wall,
             "documents_per_second": sums["documents"] / wall,
             "step_seconds": wall / sums["steps"],
@@ -139,12 +161,18 @@ class Metrics:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def _write(self, step: int, values: dict[str, Any]) -> None:
+        parts = [values[f"grad_norm/{part}"] for part in ("connector", "vision", "text")]
+        values = {**values, "grad_norm": math.hypot(*parts)}
         self.log.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
         for key, value in values.items():
             self.writer.add_scalar(f"train/{key}", value, step)
         for key, tag in SAMPLES.items():
             self.writer.add_scalar(tag, values[key], step * self.config.global_batch)
-        norms = " ".join(f"{values[f'grad_norm/{part}']:.2f}" for part in ("connector", "vision", "text"))
+        for key, tag in STEPS.items():
+            self.writer.add_scalar(tag, values[key], step)
+        if self.wandb is not None:
+            self.wandb.log({f"train/{key}": value for key, value in values.items()}, step=step)
+        norms = " ".join(f"{norm:.2f}" for norm in parts)
         self.bar.write(
             f"step {step} loss {values['loss']:.4f} accuracy {values['accuracy']:.3f} norms {norms} "
             f"lr {values['lr/text']:.2e} {values['tokens_per_second']:.0f} tokens/s fill {values['packing_fill']:.2f} "

@@ -87,7 +87,7 @@ class PipelineEngine(ZeroEngine):
         """One update; see the protocol."""
         self.step += 1
         torch.manual_seed(dropout_seed(self.config.seed, self.step, self.world.rank))
-        scaled, totals = scale(micro_batches, self.replicas, self.data_group, self.world.device)
+        scaled, totals = scale(micro_batches, self.replicas, self.data_group, self.world.device, self.config.model)
         self.sums.zero_()
         self.engine.train_batch(data_iter=self.feed(scaled))
         self.writer.poll()
@@ -98,7 +98,7 @@ class PipelineEngine(ZeroEngine):
     @torch.no_grad()
     def eval_loss(self, micro_batches: list[Batch]) -> dict[str, float]:
         """The global means without an update; see the protocol."""
-        scaled, totals = scale(micro_batches, self.replicas, self.data_group, self.world.device)
+        scaled, totals = scale(micro_batches, self.replicas, self.data_group, self.world.device, self.config.model)
         self.sums.zero_()
         self.engine.eval_batch(self.feed(scaled), num_micro_batches=len(scaled), bcast_loss=False)
         return self.means(self.sums.clone(), totals)

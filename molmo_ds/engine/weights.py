@@ -6,8 +6,9 @@ import torch
 import torch.distributed as dist
 
 from molmo_ds.batch import Batch
+from molmo_ds.config import MolmoConfig
 
-COUNTS = ("weight", "tokens", "learnt_tokens", "positions", "crops", "documents")
+COUNTS = ("weight", "tokens", "learnt_tokens", "positions", "crops", "documents", "images")
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,15 @@ class Totals:
     positions: float  # tokens and padding
     crops: float  # that belong to a document
     documents: float
+    images: float  # pictures, by the tokens they begin with; a frame of a video counts as a picture shown once does
 
 
 def scale(
-    micro_batches: list[Batch], replicas: int, group: dist.ProcessGroup | None, device: torch.device
+    micro_batches: list[Batch],
+    replicas: int,
+    group: dist.ProcessGroup | None,
+    device: torch.device,
+    model: MolmoConfig,
 ) -> tuple[list[Batch], Totals]:
     """Divide every loss weight by the mean over ranks of their sum, with one all-reduce.
 
@@ -31,7 +37,7 @@ def scale(
     `scale_wrt_gas=False`) is then the gradient of the global weighted mean, whatever the ranks, the accumulation and
     the packing. A step in which nothing is learnt has weights 0 and not a division by 0.
     """
-    counts = torch.stack([_counts(batch) for batch in micro_batches]).sum(0).to(device)
+    counts = torch.stack([_counts(batch, model) for batch in micro_batches]).sum(0).to(device)
     if replicas > 1:
         dist.all_reduce(counts, group=group)
     totals = Totals(*counts.tolist())
@@ -39,8 +45,9 @@ def scale(
     return [batch.replace(loss_weights=batch.loss_weights * factor) for batch in micro_batches], totals
 
 
-def _counts(batch: Batch) -> torch.Tensor:
+def _counts(batch: Batch, model: MolmoConfig) -> torch.Tensor:
     real = batch.document_ids > 0
+    views = 1 if model.images.crop_mode == "resize" else 2  # the whole picture, and its crops
     return torch.stack(
         [
             batch.loss_weights.double().sum(),
@@ -49,5 +56,6 @@ def _counts(batch: Batch) -> torch.Tensor:
             torch.tensor(float(real.numel()), dtype=torch.float64, device=real.device),
             (batch.image_positions >= 0).any(1).sum().double(),
             batch.document_ids.amax(1).sum().double(),
+            (batch.input_ids == model.text.vocab_size).sum().double() / views,
         ]
     )

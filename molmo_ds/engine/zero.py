@@ -13,6 +13,7 @@ from molmo_ds.batch import Batch
 from molmo_ds.config import RunConfig
 from molmo_ds.engine import checkpoint, collectives, ds_config, fragments, optim
 from molmo_ds.engine.checkpoint_writer import Writer
+from molmo_ds.engine.compiled import compile_layers
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.weights import Totals, scale
 from molmo_ds.model import lora
@@ -34,6 +35,8 @@ class ZeroEngine:
         self.ds = ds_config.resolve(strategy, config, world.size, on_gpu)
         ds_config.check_with_deepspeed(strategy, self.ds, self.grid)
         self.model = self.build_model()
+        if config.compile:
+            compile_layers(self.model)
         frozen = optim.frozen_names(self.model, config.optim, config.lora)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name not in frozen)
@@ -79,7 +82,7 @@ class ZeroEngine:
         self.engine.train()
         if self.watch is not None:
             self.watch.where = f"in step {self.step}"
-        scaled, totals = scale(micro_batches, self.replicas, self.data_group, self.world.device)
+        scaled, totals = scale(micro_batches, self.replicas, self.data_group, self.world.device, self.config.model)
         sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)
         for i, batch in enumerate(scaled):
             self.engine.set_gradient_accumulation_boundary(i == len(scaled) - 1)
@@ -98,7 +101,7 @@ class ZeroEngine:
     def eval_loss(self, micro_batches: list[Batch]) -> dict[str, float]:
         """The global means of loss, z-loss and accuracy; see the protocol."""
         self.engine.eval()
-        scaled, totals = scale(micro_batches, self.replicas, self.data_group, self.world.device)
+        scaled, totals = scale(micro_batches, self.replicas, self.data_group, self.world.device, self.config.model)
         sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)
         for batch in scaled:
             sums += torch.stack([loss.double() for loss in self.engine(self.local(batch))])

@@ -1,8 +1,10 @@
 """What a run logs: operations counted as torch counts them, rates from known times, a log that forgets lost steps."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import synthetic
@@ -78,7 +80,14 @@ def test_operations_of_a_released_model() -> None:
 
 def step_values(step: int, tokens: float) -> dict[str, float]:
     values = {name: 0.5 for part in ("connector", "vision", "text") for name in (f"lr/{part}", f"grad_norm/{part}")}
-    counts = {"tokens": tokens, "positions": 2 * tokens, "crops": 4.0, "documents": 3.0, "learnt_tokens": tokens / 4}
+    counts = {
+        "tokens": tokens,
+        "positions": 2 * tokens,
+        "crops": 4.0,
+        "documents": 3.0,
+        "images": 2.0,
+        "learnt_tokens": tokens / 4,
+    }
     return {"loss": 1.0 / step, "ce_loss": 1.0 / step, "z_loss": 0.0, "accuracy": 0.25, **values, **counts}
 
 
@@ -91,6 +100,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_lines_and_events(tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "peak_flops", lambda device: 1e9)
+    monkeypatch.setattr(metrics, "process_age", lambda: 4.0)
     (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
     config: RunConfig = synthetic.config(out=str(tmp_path), log_interval=2)
     log = metrics.Metrics(config, ALONE, first_step=2)
@@ -102,8 +112,14 @@ def test_lines_and_events(tmp_path: Path, clock: list[float], monkeypatch: pytes
     assert [line["step"] for line in lines] == [1, 2, 4]
     line = lines[-1]
     assert line["loss"] == 0.25 and line["tokens_per_second"] == 50 and line["crops_per_second"] == 2
+    assert line["images_per_second"] == 1
     assert line["step_seconds"] == 2 and line["data_wait_share"] == 0.25 and line["packing_fill"] == 0.5
-    assert line["learnt_share"] == 0.25 and line["goodput"] == 0.5 and line["save_share"] == pytest.approx(0.1)
+    assert (
+        line["learnt_share"] == 0.25
+        and line["goodput"] == 0.25
+        and line["images_per_second"] == 1
+        and line["save_share"] == pytest.approx(0.1)
+    )
     flops = 200 * metrics.flops_per_token(config.model, config.data.sequence_length)
     flops += 8 * metrics.flops_per_crop(config.model)
     assert line["mfu"] == pytest.approx(flops / 4.0 / 1e9)
@@ -113,6 +129,9 @@ def test_lines_and_events(tmp_path: Path, clock: list[float], monkeypatch: pytes
     assert {f"train/{name}" for name in ("loss", "z_loss", "accuracy", "tokens_per_second", "mfu")} <= tags
     assert {f"train/{kind}/{part}" for kind in ("lr", "grad_norm") for part in ("connector", "vision", "text")} <= tags
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(4, 0.25)]
+    assert [(e.step, e.value) for e in events.Scalars("train_loss")] == [(4, 0.25)], "accelerate's tag"
+    assert events.Scalars("learning_rate")[0].value == 0.5
+    assert events.Scalars("train/grad_norm")[0].value == pytest.approx(0.75**0.5)
     assert [e.step for e in events.Scalars("Train/Samples/train_loss")] == [4 * config.global_batch]
 
 
@@ -121,3 +140,23 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     log.step(1, step_values(1, 10.0), 0.0, 0.0)
     log.close()
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same numbers go to the package, of which this stands in for what we call; without it there is a sentence."""
+    config = synthetic.config(out=str(tmp_path), log_interval=1, wandb="molmo")
+    absent = {"wandb": None}
+    monkeypatch.setattr(metrics.importlib.util, "find_spec", absent.get)
+    with pytest.raises(ValueError, match="wandb=molmo needs the package: pip install wandb"):
+        metrics.Metrics(config, ALONE, 0)
+    absent["wandb"] = "there"
+    runs, lines, ended = [], [], []
+    run = SimpleNamespace(log=lambda values, step: lines.append((step, values)), finish=lambda: ended.append(True))
+    wandb = SimpleNamespace(init=lambda **settings: (runs.append(settings), run)[1])
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for first in (0, 1):
+        log = metrics.Metrics(config, ALONE, first)
+        log.step(first + 1, step_values(first + 1, 10.0), 0.0, 0.0)
+        log.close()
+    assert [(step, values["train/loss"]) for step, values in lines] == [(1, 1.0), (2, 0.5)] and len(ended) == 2
+    assert runs[0]["project"] == "molmo" and runs[0]["config"]["wandb"] == "molmo" and runs[0] == runs[1]

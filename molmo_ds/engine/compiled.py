@@ -1,0 +1,50 @@
+"""torch.compile of ViT blocks and decoder layers: one compile for all layers of a kind.
+
+What is compiled is the class's method with the layer as an argument, so that equal layers share it: `run` of the whole
+layer, or under ZeRO-3 its attention and MLP one by one, each gathered as one (a "leaf" module): DeepSpeed's hooks
+inside a graph would cut it at every projection, and its leaf modules take tensors, not tuples of them. Decoder shapes
+are static, since packing fixes B and T. The number of crops N is marked as dynamic; torch would make a second version
+for N = 1, so a lone crop runs twice and the copy is dropped. Training and evaluation are two compiles.
+"""
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from molmo_ds.model.decoder import DecoderLayer, MoE
+from molmo_ds.model.vision import VisionLayer
+
+BACKEND = "inductor"
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Compile every ViT block and decoder layer below `model`; parameters keep their names."""
+    from deepspeed.utils import set_z3_leaf_module
+
+    split = any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+    made: dict[type, Callable[..., Tensor]] = {}
+    for layer in [module for module in model.modules() if isinstance(module, (DecoderLayer, VisionLayer))]:
+        for part in (layer.self_attn, layer.mlp) if split else (layer,):
+            kind, name = type(part), "forward" if split else "run"
+            if kind is MoE:  # AutoEP has a way of its own with these
+                continue
+            if kind not in made:
+                run = torch.compile(getattr(kind, name), backend=BACKEND)
+                made[kind] = _many_crops(run) if isinstance(layer, VisionLayer) else run
+            setattr(part, name, types.MethodType(made[kind], part))
+            if split:
+                set_z3_leaf_module(part, True)
+
+
+def _many_crops(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def padded(layer: Any, hidden: Tensor) -> Tensor:
+        crops = len(hidden)
+        if crops == 1:
+            hidden = hidden.repeat(2, 1, 1)
+        torch._dynamo.mark_dynamic(hidden, 0)
+        return run(layer, hidden)[:crops]
+
+    return padded
