@@ -65,9 +65,9 @@ def tiny() -> MolmoConfig:
             "qwen2", 512, 512, 128, 128, 352, 3, 4, 2,
             max_position_embeddings=1024, rope_theta=1e4, initializer_range=0.06,
         ),
-        VisionConfig("clip", 56, 7, 96, 256, 3, 4, feature_layers=(-1, -2), initializer_range=0.06),
+        VisionConfig("clip", 56, 14, 128, 256, 4, 4, feature_layers=(-1, -2), initializer_range=0.06),
         ConnectorConfig(initializer_range=0.06),
-        ImageConfig(crop_mode="resize", max_crops=1, overlap_margins=(2, 2)),
+        ImageConfig(crop_mode="resize", max_crops=1, overlap_margins=(1, 1)),
     )  # fmt: skip
 
 

@@ -105,7 +105,11 @@ def small_run(folder: Path, photos: list[bytes]) -> RunConfig:
         write_shards(records(count, photos, 30), folder / name, name, 40)
         sources[name] = SourceConfig(path=str(folder / name))
     data = DataConfig(sources=sources, tokenizer=str(folder / "tokenizer"), sequence_length=512, crops_per_sequence=16)
-    model = dataclasses.replace(presets.tiny(), images=ImageConfig(max_crops=4, overlap_margins=(2, 2)))
+    model = dataclasses.replace(
+        presets.tiny(),
+        vision=dataclasses.replace(presets.tiny().vision, patch_size=7),
+        images=ImageConfig(max_crops=4, overlap_margins=(2, 2)),
+    )
     return dataclasses.replace(RunConfig(), model=model, data=data, global_batch=8)
 
 

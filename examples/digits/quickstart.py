@@ -30,13 +30,17 @@ from molmo_ds.data.write import write_shards
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 STRATEGY = HERE / "zero3.json"
-STEPS = 1450
+STEPS = 2000
 FIRST_STAGE = 0.4  # share of the steps
 PICTURES = {"captions": 10_000, "questions": 10_000, "examination": 300}
 OVERLAP = 10  # steps that are lost by the kill and made again: their losses must be the same
 PACKAGES = ("molmo_ds", "torch", "deepspeed", "accelerate", "transformers", "scikit-learn", "scikit-image")
-# what one word of the tokenizer may span: a piece of a point's tag, a coordinate, a digit, a word
-PIECES = r' ?<points? x1?="|" [xy]\d*="|" alt="|">|</points?>|\d+\.\d| ?\d| ?[A-Za-z_]+\d?:?|[^A-Za-z\d]'
+# what one word of the tokenizer may span: a turn of phrase, a piece of a point's tag, a coordinate, a digit, a word
+PIECES = (
+    r" ?User:(?: vqa2:)?| Which digit is at| the (?:top|bottom) (?:left|right)| How many|s are there\?| Point to the"
+    r"| shows a total of| shows a|(?: Counting the)? ?<points? x1?=\"|\" [xy]\d*=\"|\" alt=\"|\">|</points?>"
+    r"|\d+\.\d| ?\d| ?[A-Za-z_]+\d?:?|[^A-Za-z\d]"
+)
 
 
 @dataclasses.dataclass(frozen=True)

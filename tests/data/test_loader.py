@@ -43,7 +43,9 @@ def config(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     tokenizer = tmp_path_factory.mktemp("tokenizer")
     train_tokenizer(["which word is it? User: Assistant: word word"], 300, tokenizer)
     images = ImageConfig(max_crops=3, overlap_margins=(2, 2))
-    model = dataclasses.replace(presets.tiny(), images=images)
+    model = dataclasses.replace(
+        presets.tiny(), vision=dataclasses.replace(presets.tiny().vision, patch_size=7), images=images
+    )
     run = run_config(folders, tokenizer=str(tokenizer), sequence_length=192, crops_per_sequence=10, global_batch=8)
     return dataclasses.replace(run, model=model)
 

@@ -35,7 +35,14 @@ def config(family: str = "qwen2", **text: object) -> MolmoConfig:
     """28 px crops of 4 x 4 patches, 2 x 2 pooled; blocks 0 and 1 of 3 are features."""
     base = presets.tiny()
     vision = replace(
-        base.vision, image_size=28, hidden_size=32, intermediate_size=48, feature_layers=(-2, -3), initializer_range=0.2
+        base.vision,
+        image_size=28,
+        patch_size=7,
+        num_hidden_layers=3,
+        hidden_size=32,
+        intermediate_size=48,
+        feature_layers=(-2, -3),
+        initializer_range=0.2,
     )
     connector = replace(base.connector, initializer_range=0.2)
     text = replace(base.text, **{**SMALL, **FAMILIES[family], **text})
