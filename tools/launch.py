@@ -22,14 +22,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE)]
+from signal_run import MARK, signal_run  # noqa: E402
+
 from molmo_ds import config as configs  # noqa: E402
 from molmo_ds.config import RunConfig  # noqa: E402
 from molmo_ds.engine import ds_config  # noqa: E402
 from molmo_ds.train import read_arguments  # noqa: E402
 
-SSH = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=3", "-o", "ServerAliveInterval=3", "-o", "ServerAliveCountMax=2"]
-MARK = "MOLMO_DS_SUPERVISED"  # every process of a run has it in its environment, with the run's folder as its value
+SSH = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=12", "-o", "ServerAliveInterval=3", "-o", "ServerAliveCountMax=2"]
 EXPORTED = "OMP_NUM_THREADS,NCCL_*,GLOO_*,MOLMO_DS_*,HF_*,CUDA_*,LD_LIBRARY_PATH,TRITON_*,TORCH_*"
 
 
@@ -87,27 +89,28 @@ class Supervisor:
 
     def run(self) -> None:
         """Start and start again until the run is done. Raises ValueError where that is hopeless."""
-        failed, reached = 0, self.saved()
-        while not self.done():
+        failed, reached, reason = 0, self.saved(), ""
+        while True:
             answering = alive(self.hosts)
-            self.signal(answering, signal.SIGKILL)  # what an earlier try, or supervisor, left behind
-            used = usable(answering, self.config)
-            if not used:
-                self.say("fault", reason=(reason := "no host answers"), step=self.saved())
-            else:
-                self.start(used)
-                reason = self.watch(used)
-                if reason is not None:
-                    self.say("fault", reason=reason, step=self.saved())
-                self.signal([host for host in used if host in alive(used)], signal.SIGKILL)
-                self.end_launcher()
-                if reason is None:
-                    break
-            failed = 1 if self.saved() > reached else failed + 1
-            reached = self.saved()
+            self.signal(answering, signal.SIGKILL)  # what this try, an earlier one or another supervisor left behind
+            self.end_launcher()
+            if self.done():
+                break
             if failed >= self.limits.tries:
                 raise ValueError(f"{failed} starts in a row brought no new checkpoint; the last one ended: {reason}.")
-            time.sleep(min(60.0, self.limits.backoff * 2 ** (failed - 1)))
+            if failed:
+                time.sleep(min(60.0, self.limits.backoff * 2 ** (failed - 1)))
+            used = usable(answering, self.config)
+            if not used:
+                self.say("waiting", reason="no host answers")
+                time.sleep(5)
+                continue
+            self.start(used)
+            reason = self.watch(used)
+            if reason is not None:
+                failed = 1 if self.saved() > reached else failed + 1
+                reached = self.saved()
+                self.say("fault", reason=reason, step=reached)
         self.say("done", step=self.config.max_steps)
 
     def start(self, hosts: list[Host]) -> None:
@@ -154,9 +157,8 @@ class Supervisor:
             if not first and now - last > max(self.limits.stall, 5 * longest):
                 return f"no step for {now - last:.0f} s"
             if now - looked > self.limits.probe:
-                lost = [host for host in hosts if host not in alive(hosts)]
-                if lost and (lost := [host for host in lost if host not in alive(lost)]):
-                    return f"{lost[0].name} does not answer"
+                if lost := set(hosts) - set(alive(hosts)):
+                    return f"{lost.pop().name} does not answer"
                 looked = time.monotonic()
 
     def heartbeat(self) -> int:
@@ -182,9 +184,8 @@ class Supervisor:
 
     def signal(self, hosts: list[Host], number: int, ranks_only: bool = False) -> None:
         """Send a signal to every process of this run on these hosts and on this machine, and to nobody else's."""
-        words = [sys.executable, str(Path(__file__).resolve()), "--signal", str(int(number)), str(self.out)]
-        words += ["--ranks-only"] if ranks_only else []
-        command = f"cd {shlex.quote(os.getcwd())} && {shlex.join(words)}"
+        words = [sys.executable, "-S", str(HERE / "signal_run.py"), str(int(number)), str(self.out)]
+        command = shlex.join(words + ["--ranks-only"] * ranks_only)
         remote = [subprocess.Popen(["ssh", *SSH, host.name, command]) for host in hosts if not host.here]
         signal_run(str(self.out), number, ranks_only)
         for process in remote:
@@ -244,7 +245,7 @@ def read_hosts(text: str) -> list[Host]:
 def alive(hosts: list[Host]) -> list[Host]:
     """Those that answer by ssh within some seconds, asked all at once."""
     asked = {host: subprocess.Popen(["ssh", *SSH, host.name, "true"]) for host in hosts if not host.here}
-    deadline = time.monotonic() + 6
+    deadline = time.monotonic() + 15  # a machine that computes hard takes its time
     answers = {host: wait(process, max(0.0, deadline - time.monotonic())) for host, process in asked.items()}
     return [host for host in hosts if host.here or (answers[host] and asked[host].returncode == 0)]
 
@@ -264,38 +265,6 @@ def usable(hosts: list[Host], config: RunConfig) -> list[Host]:
     if why:
         raise why
     return []
-
-
-def signal_run(out: str, number: int, ranks_only: bool) -> None:
-    """Signal this machine's processes of the run in `out`; after SIGKILL wait until they are gone."""
-    deadline = time.monotonic() + 10
-    while members := marked(out):
-        for pid, (parent, is_rank) in members.items():
-            if ranks_only and not (is_rank and not members.get(parent, (0, False))[1]):  # its loaders end with it
-                continue
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                continue
-        if number != signal.SIGKILL or time.monotonic() > deadline:
-            return
-        time.sleep(0.1)
-
-
-def marked(out: str) -> dict[int, tuple[int, bool]]:
-    """Process -> (its parent, whether it is a rank or a rank's child) of the run in `out`, on this machine."""
-    members = {}
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit() or int(folder.name) == os.getpid():
-            continue
-        try:
-            variables = (folder / "environ").read_bytes().split(b"\0")
-            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
-        except OSError:  # gone, or somebody else's
-            continue
-        if f"{MARK}={out}".encode() in variables and state != "Z":
-            members[int(folder.name)] = int(parent), any(v.startswith(b"RANK=") for v in variables)
-    return members
 
 
 def free_port() -> int:
@@ -325,12 +294,7 @@ def main() -> None:
     parser.add_argument("--tries", type=int, default=5, help="starts in a row without a new checkpoint (default 5)")
     parser.add_argument("--backoff", type=float, default=1, help="seconds after a fault, doubled each time (default 1)")
     parser.add_argument("--export", default=EXPORTED, help=f"variables that all hosts get (default {EXPORTED})")
-    parser.add_argument("--signal", type=int, help=argparse.SUPPRESS)  # what a supervisor runs on the other hosts
-    parser.add_argument("--ranks-only", action="store_true", help=argparse.SUPPRESS)
     arguments, words = parser.parse_known_args()
-    if arguments.signal is not None:
-        signal_run(words[0], arguments.signal, arguments.ranks_only)
-        return
     if not arguments.hosts:
         parser.error("--hosts is missing, for example --hosts localhost:2")
     config = read_arguments(words)

@@ -11,7 +11,7 @@ import subprocess
 import time
 from pathlib import Path
 
-TOOLS = ("unshare", "nsenter", "ip", "tc", "ssh", "ssh-keygen", "pdsh", "/usr/sbin/sshd")
+TOOLS = ("unshare", "nsenter", "setpriv", "ps", "ip", "tc", "ssh", "ssh-keygen", "pdsh", "/usr/sbin/sshd")
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 SSHD = """
 ListenAddress {address}:22
@@ -167,7 +167,11 @@ class Lab:
     def _begin(self, name: str, command: list[str]) -> None:
         log = open(self.folder / f"{name}.log", "wb")  # noqa: SIM115 (the process keeps it)
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=self.environment()
+            ["setpriv", "--pdeathsig", "KILL", *command],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=self.environment(),
         )
         log.close()
         self.outer[name] = process

@@ -135,7 +135,7 @@ def test_a_run_survives_what_happens_to_hosts(
     last = run.events("start")[3:]
     assert [event["hosts"] for event in last] == ["host1:1,host2:1"] * 2 + ["host2:1"]
     assert all(seconds < DETECTED for _, seconds in seen.values()), seen
-    assert seen["killed"][0].startswith("the launcher ended") and seen["stopped"][0].startswith("no step for")
+    assert seen["stopped"][0].startswith("no step for")  # nothing else tells
     losses = {line["step"]: line["loss"] for line in run.steps()}
     assert list(losses) == list(range(1, STEPS + 1))
     assert losses == pytest.approx(alone, abs=1e-5) and losses[STEPS] < losses[1] - 0.3

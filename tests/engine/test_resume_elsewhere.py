@@ -1,0 +1,86 @@
+"""One run under AdamW that changes its strategy at every step and its number of ranks in between: 4, 3, 1, 2, 4."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import synthetic
+from ranks import run_ranks
+from torch import Tensor
+
+from molmo_ds.config import RunConfig
+from molmo_ds.engine import build_engine, checkpoint, ds_config
+from molmo_ds.engine.launch import World
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+from compare_strategies import difference, family, fresh_groups, plain  # noqa: E402
+
+LEGS = [  # ranks, and strategies of one step each
+    (4, ["pipe_zero1_ep", "zero3_ep_tp", "zero2_ep"]),
+    (3, ["zero3", "zero1"]),
+    (1, ["zero2", "zero0"]),
+    (2, ["pipe_zero1", "zero3_ep"]),
+    (4, ["zero3_sp", "pipe_zero1", "zero3_tp", "zero1"]),
+]
+STEPS = sum(len(names) for _, names in LEGS)
+BATCH = 12  # divides by 1, 2, 3 and 4
+
+
+def config(strategy: str, ranks: int) -> RunConfig:
+    """Three learning rates, a decay of one component, clipping that acts."""
+    path = f"ds_configs/{strategy}.json"
+    size = ds_config.data_parallel_size(ds_config.read(path), ranks)
+    sizes = {"global_batch": BATCH, "micro_batch": BATCH // size // (1 if BATCH // size % 2 else 2)}
+    return synthetic.adamw(model=family("olmoe"), strategy=path, max_steps=STEPS, keep_checkpoints=STEPS, **sizes)
+
+
+def leg(world: World, folder: str, names: list[str], done: int) -> tuple[list[float], dict[str, Tensor]]:
+    """Losses of the steps after `done`, and the weights behind them."""
+    losses, weights = [], {}
+    for step, strategy in enumerate(names, done + 1):
+        fresh_groups()
+        run = config(strategy, world.size)
+        engine = build_engine(run, world)
+        lanes = engine.load(folder)
+        assert engine.step == step - 1 and (lanes is None) == (step == 1)
+        assert lanes is None or lanes == {lane: {"seen": step - 1} for lane in range(BATCH)}
+        batches = synthetic.micro_batches(run, step, engine.data_rank, engine.data_size)
+        losses.append(engine.train_step(batches)["loss"])
+        share = BATCH // engine.data_size
+        engine.save(folder, {engine.data_rank * share + i: {"seen": step} for i in range(share)})
+        engine.close()
+        weights = dict(engine.full_state())
+    return losses, weights
+
+
+def test_a_run_that_changes_its_strategy_and_size(tmp_path: Path) -> None:
+    losses: list[float] = []
+    for ranks, names in LEGS:
+        some, weights = run_ranks(leg, ranks, str(tmp_path), names, len(losses), timeout=400)[0]
+        losses += some
+    expected, _, reference = plain(config("zero0", 1))
+    assert len(losses) == STEPS
+    loss, weight = difference((losses, weights), (expected, reference))
+    assert loss <= 1e-5 and weight <= 1e-4, (loss, weight)  # a wrong rate, decay or Adam step of a group is 1e-2 off
+
+
+def test_what_is_missing_is_an_error(tmp_path: Path) -> None:
+    """A checkpoint whose manifest agrees, but in which a piece or a state tensor is not described, is refused."""
+    run_ranks(leg, 1, str(tmp_path), ["zero1"], 0)
+    path = next(tmp_path.glob("step-*"))
+    part = json.loads((path / "rank-00000.json").read_text())
+    whole = part["pieces"]
+    for pieces, said in (
+        ([piece for piece in whole if piece["name"] != "head.norm.weight"], "head.norm.weight"),
+        ([{**p, "keys": ["weight"]} if p["name"] == "head.norm.weight" else p for p in whole], "no optimizer state"),
+    ):
+        (path / "rank-00000.json").write_text(json.dumps({**part, "pieces": pieces}))
+        manifest = json.loads((path / "manifest.json").read_text())
+        file = path / "rank-00000.json"
+        manifest["files"][file.name] = {"bytes": file.stat().st_size, "crc32": checkpoint.checksum(file)}
+        (path / "manifest.json").write_text(json.dumps(manifest))
+        assert checkpoint.what_is_wrong(path) is None
+        with pytest.raises(AssertionError, match=said):
+            run_ranks(leg, 1, str(tmp_path), ["zero2"], 1)
+    assert (tmp_path / "latest").read_text() == "step-00000001\n"
