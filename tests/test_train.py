@@ -44,7 +44,7 @@ def start(words: list, **options) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def finish(process: subprocess.Popen, timeout: float = 120) -> tuple[int, str]:
+def finish(process: subprocess.Popen, timeout: float = 240) -> tuple[int, str]:
     """(exit code, output); everything of its group is ended if it takes too long."""
     try:
         output, _ = process.communicate(timeout=timeout)

@@ -15,6 +15,8 @@ CHECKED = (
     "all_reduce", "all_reduce_coalesced", "reduce", "reduce_scatter", "reduce_scatter_tensor", "broadcast",
     "all_gather", "all_gather_into_tensor", "all_gather_coalesced", "all_to_all_single", "all_to_all",
 )  # fmt: skip
+OURS = ("all_reduce", "all_gather", "all_to_all_single")  # of torch, called by the engines themselves
+UNEVEN = ("all_to_all_single", "all_to_all")  # experts send as many rows as the router says
 
 
 class MismatchError(RuntimeError):
@@ -34,7 +36,11 @@ class Watch:
         """Raise MismatchError if another rank of the group does not come to the same collective in time."""
         ranks = tuple(dist.get_process_group_ranks(group or dist.group.WORLD))
         number = self.counts[ranks] = self.counts.get(ranks, 0) + 1
-        shape = "" if tensor is None else f" of {tensor.numel()} x {str(tensor.dtype).removeprefix('torch.')}"
+        shape = (
+            ""
+            if tensor is None or name in UNEVEN
+            else f" of {tensor.numel()} x {str(tensor.dtype).removeprefix('torch.')}"
+        )
         mine, rank = f"{name}{shape} {self.where}", dist.get_rank()
         key = f"{'-'.join(map(str, ranks))}/{number}"
         self.store.set(f"{key}/{rank}", mine)
@@ -72,8 +78,8 @@ def check(timeout_seconds: float) -> Watch:
 
         return call
 
-    # DeepSpeed's go through its backend; our own are torch's all_reduce
-    for owner, names in ((comm.cdb, CHECKED), (dist, ("all_reduce",))):
+    # DeepSpeed's go through its backend, and some of them from there through torch's once more
+    for owner, names in ((comm.cdb, CHECKED), (dist, OURS)):
         for name in names:
             function = getattr(owner, name)
             plain = getattr(function, "unwatched", function)  # an earlier engine's watch is replaced
