@@ -88,7 +88,8 @@ def words(tiny_run: list[str]) -> list[str]:
 def alone(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
     """Losses of the same run on one rank that nothing happens to."""
     folder = tmp_path_factory.mktemp("alone")
-    code, output = Forked([*words, f"out={folder / 'out'}"], folder / "said.txt").finish(timeout=400)
+    run = Forked([*words, "micro_batch=4", f"out={folder / 'out'}"], folder / "said.txt")
+    code, output = run.finish(timeout=400)
     assert code == 0, output[-3000:]
     lines = (folder / "out" / "log.jsonl").read_text().splitlines()
     return {line["step"]: line["loss"] for line in map(json.loads, lines)}
