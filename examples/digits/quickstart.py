@@ -70,6 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
             train(job, stage)
         if not (job.out / "summary.json").exists():
             report.write(job.out, job.stages, facts(job))
+    except KeyboardInterrupt:
+        sys.exit("quickstart: stopped; the same command goes on from here.")
     except (ValueError, OSError) as error:
         sys.exit(f"quickstart: {error}")
     report.show(job.out)
@@ -90,8 +92,8 @@ def read_arguments(arguments: list[str] | None) -> Job:
     parser.add_argument("--ranks", type=int, default=gpus or 2, help="processes (default: the GPUs up to 8, else 2)")
     parser.add_argument("--steps", type=int, default=STEPS, help="of both stages together (default: %(default)s)")
     given = parser.parse_args(arguments)
-    if given.steps < 3 or given.ranks < 1:
-        raise ValueError("--steps must be at least 3 and --ranks at least 1.")
+    if given.steps < 10:
+        raise ValueError("--steps must be at least 10.")
     if torch.cuda.is_available() and given.ranks > torch.cuda.device_count():
         raise ValueError(f"--ranks {given.ranks} is more than the {torch.cuda.device_count()} GPUs of this machine.")
     if given.ranks not in (1, 2, 4, 8):
@@ -166,7 +168,7 @@ def train(job: Job, stage: str) -> None:
     with tqdm(total=steps, desc=f"train on {stage}", unit="step", dynamic_ncols=True) as bar:
         killed = run / "killed.jsonl"  # the log as it was when the run was killed
         if stage == "questions" and not killed.exists():
-            launch(job, stage, settings, bar, kill_at=min(steps, steps // 2 + OVERLAP))
+            launch(job, stage, settings, bar, kill_at=steps // 2 + min(OVERLAP, steps // 4))
             shutil.copy(run / "log.jsonl", killed)
         launch(job, stage, settings, bar)
 
@@ -195,7 +197,7 @@ def launch(job: Job, stage: str, settings: list[str], bar: tqdm, kill_at: int | 
         )
     try:
         while process.poll() is None:
-            time.sleep(0.2)
+            time.sleep(0.1)
             step = _show(run, bar)
             if kill_at is not None and step >= kill_at and _checkpoints(run):
                 break
