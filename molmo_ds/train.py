@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
@@ -178,6 +179,9 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         time.sleep(2.0 if rank else 0.0)  # rank 0 says what all have seen; the launcher then ends the others
         print(f"molmo_ds: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
+    except Exception:  # ours to mend; without destructors, which may wait for a rank that is gone
+        traceback.print_exc()
         os._exit(1)
     sys.stdout.flush()
     sys.stderr.flush()
