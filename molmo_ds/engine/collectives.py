@@ -5,6 +5,7 @@ costs a round trip to the store per collective, the run ends with a sentence tha
 """
 
 import datetime
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ CHECKED = (
 )  # fmt: skip
 OURS = ("all_reduce", "all_gather", "all_to_all_single")  # of torch, called by the engines themselves
 UNEVEN = ("all_to_all_single", "all_to_all")  # experts send as many rows as the router says
+WATCHES = itertools.count()
 
 
 class MismatchError(RuntimeError):
@@ -27,7 +29,8 @@ class Watch:
     """Numbers the collectives of each group and compares the descriptions of equal numbers."""
 
     def __init__(self, timeout_seconds: float) -> None:
-        self.store = dist.PrefixStore("check_collectives", dist.distributed_c10d._get_default_store())
+        # a second engine of the process must not read the first one's keys
+        self.store = dist.PrefixStore(f"check_collectives/{next(WATCHES)}", dist.distributed_c10d._get_default_store())
         self.timeout = datetime.timedelta(seconds=timeout_seconds)
         self.counts: dict[tuple[int, ...], int] = {}
         self.where = "before the first step"
