@@ -39,6 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             pieces = stream_text(answerer.model, prompt, tokenizer.eos, options, tokenizer.decode)
         for piece in pieces:
+            piece = piece if text else piece.lstrip()  # answers begin with a space
             text += piece
             print(piece, end="", flush=True)
         print()
