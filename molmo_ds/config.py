@@ -222,7 +222,7 @@ class RunConfig:
     keep_every: Optional[int] = None  # every Nth checkpoint stays
     log_interval: int = 10
     profile_steps: tuple[int, ...] = ()  # steps to be timed by phase and traced, into out/profile
-    wandb: Optional[str] = None  # project of Weights & Biases to log to (WANDB_MODE=offline works)
+    wandb: Optional[str] = None  # project of Weights & Biases to log to (WANDB_MODE=offline keeps it local)
     timeout_seconds: int = 600
     check_collectives: bool = False
 

@@ -98,6 +98,9 @@ class Metrics:
             forget_after(self.out / "log.jsonl", first_step)
             self.log = open(self.out / "log.jsonl", "a", buffering=1)  # noqa: SIM115 (closed by close)
             self.writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=first_step + 1)
+            # apart, because what a resumed run makes again is counted in samples here
+            first_sample = first_step * config.global_batch + 1
+            self.by_samples = SummaryWriter(str(self.out / "tensorboard" / "samples"), purge_step=first_sample)
             if config.wandb:
                 import wandb
 
@@ -128,6 +131,7 @@ class Metrics:
         self.bar.close()
         if self.writer is not None:
             self.writer.close()
+            self.by_samples.close()
             self.log.close()
         if self.wandb is not None:
             self.wandb.finish()
@@ -167,7 +171,7 @@ class Metrics:
         for key, value in values.items():
             self.writer.add_scalar(f"train/{key}", value, step)
         for key, tag in SAMPLES.items():
-            self.writer.add_scalar(tag, values[key], step * self.config.global_batch)
+            self.by_samples.add_scalar(tag, values[key], step * self.config.global_batch)
         for key, tag in STEPS.items():
             self.writer.add_scalar(tag, values[key], step)
         if self.wandb is not None:

@@ -132,7 +132,22 @@ def test_lines_and_events(tmp_path: Path, clock: list[float], monkeypatch: pytes
     assert [(e.step, e.value) for e in events.Scalars("train_loss")] == [(4, 0.25)], "accelerate's tag"
     assert events.Scalars("learning_rate")[0].value == 0.5
     assert events.Scalars("train/grad_norm")[0].value == pytest.approx(0.75**0.5)
-    assert [e.step for e in events.Scalars("Train/Samples/train_loss")] == [4 * config.global_batch]
+    by_samples = EventAccumulator(str(tmp_path / "tensorboard" / "samples"))
+    by_samples.Reload()
+    assert [e.step for e in by_samples.Scalars("Train/Samples/train_loss")] == [4 * config.global_batch]
+
+
+def test_a_resumed_run_forgets_only_what_it_makes_again(tmp_path: Path) -> None:
+    config = synthetic.config(out=str(tmp_path), log_interval=1)
+    for first in (0, 2):  # three steps, then again from the second checkpoint on
+        log = metrics.Metrics(config, ALONE, first)
+        for step in range(first + 1, first + 4):
+            log.step(step, step_values(step, 10.0), 0.0, 0.0)
+        log.close()
+    for folder, tag, unit in (("", "train/loss", 1), ("samples", "Train/Samples/train_loss", config.global_batch)):
+        events = EventAccumulator(str(tmp_path / "tensorboard" / folder))
+        events.Reload()
+        assert [e.step for e in events.Scalars(tag)] == [unit * step for step in (1, 2, 3, 4, 5)]
 
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
