@@ -59,7 +59,7 @@ def qwen2_0b5(vision: str = "clip") -> MolmoConfig:
 
 
 def tiny() -> MolmoConfig:
-    """1.2 M parameters: trains from scratch on two CPU cores in minutes; the quickstart's model."""
+    """1.6 M parameters: trains from scratch on two CPU cores in minutes; the quickstart's model."""
     return MolmoConfig(
         TextConfig(
             "qwen2", 512, 512, 128, 128, 352, 3, 4, 2,
