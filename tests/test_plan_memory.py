@@ -1,4 +1,4 @@
-"""The planned bytes are those that torch allocates: a model of 46 MB, trained on two ranks on the CPU, within 10 % (ZeRO-3: 15 %)."""
+"""The planned bytes are those torch allocates: 46 MB of weights, two ranks, on the CPU, within 10 % (ZeRO-3: 15 %)."""
 
 import sys
 import time
