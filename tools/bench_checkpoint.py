@@ -1,6 +1,6 @@
 """How long a save holds the training up: asynchronous beside synchronous, on the same engine in one run.
 
-    python tools/bench_checkpoint.py [--ranks 2] [--strategy zero1] [--width 512] [--rounds 5] [--folder DIR]
+    python tools/bench_checkpoint.py [--ranks 2] [--strategies zero1 zero3] [--width 512] [--rounds 5] [--folder DIR]
 
 Stall: seconds that Engine.save keeps the loop from going on. Behind an asynchronous save the steps go on while a thread
 writes; what that costs them is the last column. Takes the batches of tests/.
@@ -54,8 +54,7 @@ def saves(world: World, config: RunConfig, rounds: int, folder: str) -> dict[str
 
     for _ in tqdm(range(rounds + 1), disable=world.rank > 0, desc="saves"):
         for kind in ("sync", "async"):
-            for _ in range(3):
-                step("step")
+            step("step")
             engine.writer.config = replace(config, async_save=kind == "async")
             world.barrier()
             began = time.perf_counter()
@@ -75,15 +74,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--strategies", nargs="+", default=["zero1", "zero3"])
-    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", default=None, help="a folder on the disk to be measured (default: a temporary one)")
     arguments = parser.parse_args()
     print(f"`python tools/bench_checkpoint.py {' '.join(sys.argv[1:])}`, {time.strftime('%Y-%m-%d')}, ", end="")
     print(f"{platform.machine()} CPU, torch {torch.__version__}, medians of {arguments.rounds}:\n")
-    print(
-        "| strategy | state | synchronous | asynchronous | share | written after | step | step meanwhile |"
-    )
+    print("| strategy | state | synchronous | asynchronous | share | written after | step | step meanwhile |")
     print("|---|---|---|---|---|---|---|---|")
     for strategy in arguments.strategies:
         config = run_config(strategy, arguments.width)

@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -24,9 +23,10 @@ import torch
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/multinode")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/multinode"), str(ROOT / "tools")]
 import ranks  # noqa: E402
 import synthetic  # noqa: E402
+from compare_strategies import fresh_groups  # noqa: E402
 from lab import Lab, missing  # noqa: E402
 
 from molmo_ds.config import RunConfig  # noqa: E402
@@ -50,7 +50,7 @@ KEEP_NOTHING = {
     "stage3_prefetch_bucket_size": 0,
     "stage3_param_persistence_threshold": 0,
 }
-LANES, STEPS, WIDTH = 8, 3, 128
+LANES, STEPS, WIDTH = 8, 2, 128
 CLONE_NEWNET = 0x40000000
 
 
@@ -76,6 +76,7 @@ class Cell:
         if "," in self.strategy:
             values = json.loads(path.read_text())
             values["zero_optimization"] |= KEEP_NOTHING
+            folder.mkdir(exist_ok=True)
             path = folder / "keeps_nothing.json"
             path.write_text(json.dumps(values))
         size = ds_config.data_parallel_size(ds_config.read(str(path)), 2 * self.slots)
@@ -123,17 +124,12 @@ def measure(world: launch.World, config: RunConfig, rate: str) -> Seen:
     return Seen(sum(world.gather(bytes_sent)) / world.size, fast, slow)
 
 
-def run(lab: Lab, cell: Cell, rate: str, folder: Path) -> Seen | str:
-    """Fork the ranks into the hosts' networks; what rank 0 saw, or why it could not run."""
-    try:
-        config = cell.config(folder)
-    except ValueError as error:
-        return str(error)
-    count, port, children = 2 * cell.slots, 20000 + int(time.time()) % 10000, []
-    result = folder / "result.json"
-    result.unlink(missing_ok=True)
+def run(lab: Lab, cells: list[Cell], rate: str, folder: Path) -> dict[Cell, Seen | str]:
+    """Fork the ranks into the hosts' networks, once for cells of equal slots; what was seen, or why not."""
+    slots = cells[0].slots
+    count, port, children, result = 2 * slots, 20000 + int(time.time()) % 10000, [], folder / f"seen-{slots}.jsonl"
     for rank in range(count):
-        host = f"host{1 + rank // cell.slots}"
+        host = f"host{1 + rank // slots}"
         child = os.fork()
         if not child:
             try:
@@ -141,26 +137,27 @@ def run(lab: Lab, cell: Cell, rate: str, folder: Path) -> Seen | str:
                     if ctypes.CDLL(None).setns(namespace.fileno(), CLONE_NEWNET):
                         raise OSError("setns failed")
                 os.environ |= ranks.rank_environment(rank, count, port) | {"GLOO_SOCKET_IFNAME": "eth0"}
-                os.environ |= {"MASTER_ADDR": lab.address("host1"), "LOCAL_RANK": str(rank % cell.slots)}
-                world = launch.start(timeout_seconds=120)
-                seen = measure(world, config, rate)
-                if rank == 0:
-                    result.write_text(json.dumps(vars(seen)))
+                os.environ |= {"MASTER_ADDR": lab.address("host1"), "LOCAL_RANK": str(rank % slots)}
+                world = launch.start(timeout_seconds=300)
+                for cell in tqdm(cells, desc=f"2 x {slots}", disable=rank > 0):
+                    fresh_groups()
+                    try:
+                        seen = vars(measure(world, cell.config(folder / str(rank)), rate))
+                    except ValueError as error:
+                        seen = str(error)
+                    if rank == 0:
+                        with open(result, "a") as stream:
+                            stream.write(json.dumps([cell.strategy, cell.accumulation, seen]) + "\n")
                 world.barrier()
                 os._exit(0)
             except BaseException as error:
-                print(f"{cell}: {type(error).__name__}: {error}", file=sys.stderr)
+                print(f"rank {rank}: {type(error).__name__}: {error}", file=sys.stderr)
                 os._exit(1)
         children.append(child)
-    deadline = time.monotonic() + 300
-    while children and time.monotonic() < deadline:
-        ended = [child for child in children if os.waitpid(child, os.WNOHANG)[0]]
-        children = [child for child in children if child not in ended]
-        time.sleep(0.05)
     for child in children:
-        os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    return Seen(**json.loads(result.read_text())) if result.exists() else "failed"
+    lines = map(json.loads, result.read_text().splitlines()) if result.exists() else ()
+    return {Cell(name, slots, times): x if isinstance(x, str) else Seen(**x) for name, times, x in lines}
 
 
 def sizes(config: RunConfig) -> tuple[int, int]:
@@ -207,7 +204,9 @@ def table(rows: dict[Cell, Seen | str], folder: Path, rate: str) -> list[str]:
         f"| strategy | 2 x 1 | theory | 2 x 1, 4 micro-steps | theory | 2 x 2 | theory | step | step at {rate} |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for strategy in dict.fromkeys(cell.strategy for cell in rows):
+    for strategy in STRATEGIES:
+        if not any(cell.strategy == strategy for cell in rows):
+            continue
         row = [strategy]
         for slots, accumulation in ((1, 1), (1, 4), (2, 1)):
             cell = Cell(strategy, slots, accumulation)
@@ -219,7 +218,7 @@ def table(rows: dict[Cell, Seen | str], folder: Path, rate: str) -> list[str]:
             unit = 4 * sizes(config)[0]
             expected = theory(cell, config)
             row += [f"{seen.sent / unit:.3f}", "" if expected is None else f"{expected / unit:.3f}"]
-        first = rows[Cell(strategy, 1, 1)]
+        first = rows.get(Cell(strategy, 1, 1))
         row += [f"{1e3 * t:.0f} ms" for t in (first.seconds, first.slow)] if isinstance(first, Seen) else ["", ""]
         lines.append(f"| {' | '.join(row)} |")
     return lines
@@ -250,7 +249,9 @@ def main() -> None:
     began = time.strftime("%Y-%m-%d")
     with tempfile.TemporaryDirectory() as temporary, Lab(Path(temporary) / "lab", 2) as lab:
         folder = Path(temporary)
-        rows = {cell: run(lab, cell, arguments.rate, folder) for cell in tqdm(cells, desc="bench_network")}
+        rows: dict[Cell, Seen | str] = {}
+        for slots in (1, 2):
+            rows |= run(lab, [cell for cell in cells if cell.slots == slots], arguments.rate, folder)
         every, learns = sizes(cells[0].config(folder))
         experts = sizes(Cell("zero3_ep", 1, 1).config(folder))[0]
         lines = [

@@ -1,7 +1,6 @@
 """A run on a laboratory of two hosts, by the real deepspeed launcher under tools/launch.py, through every fault."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -69,8 +68,8 @@ class Supervised:
 
     def stop(self) -> int:
         """What a scheduler does; the exit code."""
-        os.kill(self.process.pid, signal.SIGTERM)
-        return self.process.wait(120)
+        self.lab.kill("head", ("tools/launch.py", "--hosts"), signal.SIGTERM)  # self.process is nsenter, in front of it
+        return self.process.wait(200)
 
     def end(self) -> None:
         """Whatever happened; the laboratory ends the rest."""
