@@ -121,6 +121,8 @@ def resolve(strategy: Strategy, config: RunConfig, world_size: int, on_gpu: bool
     for key, value in sizes.items():
         if zero.get(key) == "auto":
             zero[key] = value
+    if expert_size(strategy) > 1:  # a prefetch mixes two groups of ranks, in an order that differs between ranks
+        zero["stage3_prefetch_bucket_size"] = 0
     half = uses_bf16(config, on_gpu)
     if ds.get("torch_autocast"):
         ds["torch_autocast"] = {"dtype": "bfloat16", **ds["torch_autocast"], "enabled": half}
