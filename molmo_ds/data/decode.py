@@ -61,6 +61,8 @@ def load_frames(data: bytes, frames: int) -> list[np.ndarray]:
     av = _av()
     try:
         with av.open(io.BytesIO(data)) as video:
+            if not video.streams.video:  # a file cut short may open all the same
+                raise BadSample("The video has no frame.")
             count = sum(1 for _ in video.decode(video=0))
         wanted = np.linspace(0, count - 1, frames).round().astype(int).tolist()
         with av.open(io.BytesIO(data)) as video:  # decoded twice, so that a long video does not fill the memory

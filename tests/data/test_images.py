@@ -191,6 +191,10 @@ def test_video_frames(monkeypatch: pytest.MonkeyPatch) -> None:
             frames = [np.full((4, 6, 3), i, np.uint8) for i in range(self.count)]
             return [types.SimpleNamespace(to_ndarray=lambda format, f=f: f) for f in frames]
 
+        @property
+        def streams(self) -> types.SimpleNamespace:
+            return types.SimpleNamespace(video=[0])
+
     class BrokenVideo(Exception):
         pass
 
