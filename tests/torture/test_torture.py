@@ -22,7 +22,7 @@ import pytest
 from ranks import Forked, free_port, rank_environment
 
 KILLS = int(os.environ.get("TORTURE_KILLS", 5))
-STEPS = 12 + 4 * KILLS  # enough that the kills are spread over the run
+STEPS = 24 + 8 * KILLS  # enough that the kills are spread over the run, also where a step takes 10 ms
 EXACT = ("loss", "ce_loss", "z_loss", "accuracy", "tokens", "learnt_tokens", "positions", "crops", "documents",
          "weight", "grad_norm/text", "grad_norm/vision", "grad_norm/connector")  # fmt: skip
 
@@ -35,7 +35,7 @@ def manifest(out: Path) -> bool:
 # a moment is (what of the run's files is waited for, longest random pause behind it in seconds)
 MOMENTS: dict[str, tuple[Callable[[Path], object], float]] = {
     "resume": (lambda out: True, 4.0),
-    "step": (lambda out: (out / "heartbeat").exists(), 0.2),
+    "step": (lambda out: (out / "heartbeat").exists(), 0.05),
     "save": (lambda out: any(out.glob("checkpoints/step-*.partial")), 0.01),
     "files": (lambda out: any(out.glob("checkpoints/step-*.partial/*.sums")), 0.002),
     "rename": (manifest, 0.001),
@@ -130,8 +130,11 @@ def test_killed_at_random_moments(words: list[str], alone: Path, tmp_path: Path)
         name = names[i % len(names)] if i < len(names) else draw.choice(names)
         seen, pause = MOMENTS[name]
         run = Run(words, out)
-        met = (name == "resume" or run.goes_on(draw.randrange(1, 4))) and run.wait(partial(seen, out))
-        time.sleep(draw.random() * pause)
+        if name == "resume":  # at the latest behind the first step, however fast the machine is
+            met = run.wait((out / "heartbeat").exists, timeout=draw.random() * pause) or run.running()
+        else:
+            met = run.goes_on(draw.randrange(1, 4)) and run.wait(partial(seen, out))
+            time.sleep(draw.random() * pause)
         run.kill(draw)
         assert met, f"{name}: the run ended first: {run.ranks[0].said.read_text()[-3000:]}"
         done[name] += 1
