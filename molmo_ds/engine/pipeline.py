@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from molmo_ds.batch import Batch
 from molmo_ds.config import RunConfig
-from molmo_ds.engine import optim
 from molmo_ds.engine.weights import scale
 from molmo_ds.engine.zero import ZeroEngine, dropout_seed
 from molmo_ds.model.molmo import Molmo, component, layer_list, run_row
@@ -91,9 +90,7 @@ class PipelineEngine(ZeroEngine):
         self.sums.zero_()
         self.engine.train_batch(data_iter=self.feed(scaled))
         self.writer.poll()
-        rates = {f"lr/{part}": optim.learning_rate(*self.schedule(part)) for part in optim.COMPONENTS}
-        norms = {f"grad_norm/{part}": float(norm) for part, norm in self.norms.items()}
-        return self.means(self.sums.clone(), totals) | rates | norms
+        return self.report(self.sums.clone(), totals, self.norms)
 
     @torch.no_grad()
     def eval_loss(self, micro_batches: list[Batch]) -> dict[str, float]:

@@ -93,9 +93,7 @@ class ZeroEngine:
         self.set_learning_rates()
         self.engine.step()
         self.writer.poll()
-        means = self.means(sums, totals)
-        rates = {f"lr/{part}": optim.learning_rate(*self.schedule(part)) for part in optim.COMPONENTS}
-        return means | rates | {f"grad_norm/{part}": float(norm) for part, norm in norms.items()}
+        return self.report(sums, totals, norms)
 
     @torch.no_grad()
     def eval_loss(self, micro_batches: list[Batch]) -> dict[str, float]:
@@ -106,6 +104,11 @@ class ZeroEngine:
         for batch in scaled:
             sums += torch.stack([loss.double() for loss in self.engine(self.local(batch))])
         return self.means(sums, totals)
+
+    def report(self, sums: Tensor, totals: Totals, norms: dict[str, Tensor]) -> dict[str, float]:
+        """What an update returns: `means`, and of each component the rate and the norm before clipping."""
+        rates = {f"lr/{part}": optim.learning_rate(*self.schedule(part)) for part in optim.COMPONENTS}
+        return self.means(sums, totals) | rates | {f"grad_norm/{part}": float(norm) for part, norm in norms.items()}
 
     def means(self, sums: Tensor, totals: Totals) -> dict[str, float]:
         """This rank's sums of (ce, z-loss, accuracy), float64 [3] -> the global means, and what the step counted."""
