@@ -87,6 +87,7 @@ class PipelineEngine(ZeroEngine):
         self.step += 1
         torch.manual_seed(dropout_seed(self.config.seed, self.step, self.world.rank))
         scaled, totals = scale(micro_batches, self.replicas, self.data_group, self.world.device, self.config.model)
+        assert len(scaled) == self.ds_accumulation(), "a pipeline's step has as many micro-batches as it was built for"
         self.sums.zero_()
         self.engine.train_batch(data_iter=self.feed(scaled))
         self.writer.poll()

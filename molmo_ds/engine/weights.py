@@ -31,18 +31,23 @@ def scale(
     device: torch.device,
     model: MolmoConfig,
 ) -> tuple[list[Batch], Totals]:
-    """Divide every loss weight by the mean over ranks of their sum, with one all-reduce.
+    """Divide every loss weight by the mean over ranks of their sum, with one all-gather.
 
     DeepSpeed averages gradients over `replicas` ranks; a sum over this rank's micro-batches (each backward pass with
     `scale_wrt_gas=False`) is then the gradient of the global weighted mean, whatever the ranks, the accumulation and
-    the packing. A step in which nothing is learnt has weights 0 and not a division by 0.
+    the packing. A step in which nothing is learnt has weights 0 and not a division by 0. A rank with fewer
+    micro-batches than another (it needs one) runs its last one again with weights 0, or the others would wait for it.
     """
-    counts = torch.stack([_counts(batch, model) for batch in micro_batches]).sum(0).to(device)
-    if replicas > 1:
-        dist.all_reduce(counts, group=group)
-    totals = Totals(*counts.tolist())
+    sums = torch.stack([_counts(batch, model) for batch in micro_batches]).sum(0)
+    mine = torch.cat([sums, sums.new_tensor([len(micro_batches)])]).to(device)
+    every = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(every, mine, group=group)
+    counts = torch.stack(every).cpu()
+    totals, most = Totals(*counts[:, :-1].sum(0).tolist()), int(counts[:, -1].max())
     factor = replicas / totals.weight if totals.weight > 0 else 0.0
-    return [batch.replace(loss_weights=batch.loss_weights * factor) for batch in micro_batches], totals
+    scaled = [batch.replace(loss_weights=batch.loss_weights * factor) for batch in micro_batches]
+    idle = scaled[-1].replace(loss_weights=torch.zeros_like(scaled[-1].loss_weights))
+    return scaled + [idle] * (most - len(scaled)), totals
 
 
 def _counts(batch: Batch, model: MolmoConfig) -> torch.Tensor:

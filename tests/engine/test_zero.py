@@ -9,6 +9,7 @@ import torch
 from ranks import run_ranks
 from torch import Tensor
 
+from molmo_ds.batch import Batch
 from molmo_ds.config import RunConfig
 from molmo_ds.engine import build_engine, optim
 from molmo_ds.engine.launch import World
@@ -61,7 +62,7 @@ def through_engine(world: World, cases: list[tuple[str, int]], limit: float) -> 
         engine = build_engine(config, world)
         log = []
         for step in range(1, STEPS + 1):
-            log.append(engine.train_step(synthetic.micro_batches(config, step, world.rank, world.size)))
+            log.append(engine.train_step(share(config, step, world, uneven=micro == 1 and step == 2)))
         weights = dict(engine.full_state())
         nothing = [
             b.replace(loss_weights=b.loss_weights * 0)
@@ -73,6 +74,15 @@ def through_engine(world: World, cases: list[tuple[str, int]], limit: float) -> 
         held_out = engine.eval_loss(synthetic.micro_batches(config, 10, world.rank, world.size))["loss"]
         out[strategy, micro] = [*log, {"loss": held_out}], weights
     return out
+
+
+def share(config: RunConfig, step: int, world: World, uneven: bool) -> list[Batch]:
+    """This rank's micro-batches; if `uneven`, the last rank leaves half of its own to the first one."""
+    every = [synthetic.micro_batches(config, step, rank, world.size) for rank in range(world.size)]
+    if uneven and world.size > 1:
+        half = len(every[-1]) // 2
+        every[0], every[-1] = every[0] + every[-1][half:], every[-1][:half]
+    return every[world.rank]
 
 
 def sgd(limit: float, **changes) -> RunConfig:
