@@ -1,11 +1,11 @@
 """Trains tiny models under every strategy and in one plain process, and tables how far losses and weights are apart.
 
-    python tools/compare_strategies.py --ranks 2 [--strategies zero3 zero3_sp] [--families qwen2] [--steps 20] [--write]
+    python tools/compare_strategies.py --ranks 2 [--strategies zero3 zero3_sp] [--families qwen2] [--write "2 ranks"]
 
 Every global batch holds unequal token counts and loss weights, packed documents, message trees, and for some ranks no
 picture. Two rows tell what the others mean: how far the plain process is from itself when its first weights are
 rounded otherwise (what must be allowed), and when its gradients are 1 % too large (what must be seen). --write replaces
-the table of that number of ranks in docs/parallelism.md. Takes the batches of tests/.
+the table of that name in docs/parallelism.md. Takes the batches of tests/.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import copy
 import math
 import platform
 import re
+import shlex
 import sys
 import time
 from dataclasses import replace
@@ -52,7 +53,7 @@ def family(name: str) -> MolmoConfig:
     texts = {
         "qwen2": model.text,
         "llama": replace(plain, model_type="llama", rope_scaling={**scaling, "original_max_position_embeddings": 16}),
-        "olmo": replace(plain, model_type="olmo", norm_type="layer", clip_qkv=1.0),
+        "olmo": replace(plain, model_type="olmo", norm_type="layer", clip_qkv=4.0),
         "olmo2": replace(olmo, model_type="olmo2", norm_after=True),
         "olmoe": replace(olmo, model_type="olmoe", num_experts=4, num_experts_per_tok=2, intermediate_size=24),
     }
@@ -239,7 +240,7 @@ def main() -> None:
     parser.add_argument("--accumulations", nargs="+", type=int, default=[1, 4])
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--write", action="store_true", help="into docs/parallelism.md")
+    parser.add_argument("--write", metavar="NAME", help="replace the table `equality at NAME` in docs/parallelism.md")
     arguments = parser.parse_args()
     cells = [
         (name, strategy, optimizer, accumulation, arguments.precision)
@@ -258,12 +259,12 @@ def main() -> None:
         names = [(name, optimizer) for name in arguments.families for optimizer in arguments.optimizers]
         here = [(name, strategy, optimizer, times, "bf16") for name, optimizer in names for strategy, times in BF16]
         noise = run_ranks(under_strategies, 1, here, arguments.steps, timeout=3600)[0]
-    command = f"python tools/compare_strategies.py {' '.join(sys.argv[1:])}"
+    command = f"python tools/compare_strategies.py {shlex.join(sys.argv[1:])}"
     machine = f"{cpu()}, {torch.get_num_threads()} thread per rank, torch {torch.__version__}"
     lines = [f"`{command}`, {began}, {machine}:", "", *table(results, noise, arguments.steps)]
     print("\n".join(lines))
     if arguments.write:
-        write(f"{arguments.ranks} ranks{' in bf16' * (arguments.precision == 'bf16')}", lines)
+        write(arguments.write, lines)
 
 
 if __name__ == "__main__":
