@@ -14,6 +14,7 @@ import math
 import platform
 import re
 import shlex
+import statistics
 import sys
 import time
 from dataclasses import replace
@@ -179,13 +180,14 @@ def table(results: dict[Cell, Run | str], noise: dict[Cell, Run | str], steps: i
             references[name, optimizer] = reference = plain(config)[::2]
             if noise:
                 pairs = [difference(run, reference) for c, run in noise.items() if (c[0], c[2]) == (name, optimizer)]
-                allowed[name, optimizer] = max(loss for loss, _ in pairs)
-                first += [f"{max(values):.1e}" for values in zip(*pairs)]
+                spreads = [(statistics.mean(values), statistics.stdev(values)) for values in zip(*pairs)]
+                allowed[name, optimizer] = spreads[0][0] + 3 * spreads[0][1]
+                first += [f"{mean:.1e} +- {deviation:.1e}" for mean, deviation in spreads]
                 continue
             allowed[name, optimizer] = ALLOWED
             first += [f"{x:.1e}" for x in difference(plain(config, rounding=1e-7)[::2], reference)]
             second += [f"{x:.1e}" for x in difference(plain(config, too_large=0.01)[::2], reference)]
-        what = f"in bf16, the largest of {len(BF16)} runs" if noise else "first weights rounded otherwise"
+        what = f"{len(BF16)} runs in bf16" if noise else "first weights rounded otherwise"
         lines.append(f"| one process, {what} | {name} | {' | '.join(first)} |")
         if second:
             lines.append(f"| one process, gradients 1 % too large | {name} | {' | '.join(second)} |")
@@ -208,7 +210,7 @@ def table(results: dict[Cell, Run | str], noise: dict[Cell, Run | str], steps: i
                 over += [f"{strategy} {name}"] * (loss > allowed[name, optimizer])
         lines.append(f"| {strategy}{''.join(f', {n} micro-steps' for n in fewer)} | {name} | {' | '.join(row)} |")
     if "sgd" in optimizers:
-        limit = "that of one process in bf16" if noise else f"{ALLOWED:.0e}"
+        limit = "what one process in bf16 has at three deviations" if noise else f"{ALLOWED:.0e}"
         above = ", ".join(over) or "none"
         lines += ["", f"Loss differences under SGD: at most {worst:.2f} times {limit}; above it: {above}."]
     return lines
