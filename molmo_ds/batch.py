@@ -45,6 +45,14 @@ class Batch:
     images: Tensor  # uint8 [N, height, width, 3] or float32 [N, P, patch * patch * 3]
     image_masks: Tensor  # float32 [N, P]
     image_positions: Tensor  # int64 [N, Q], index into the flattened [B * T] tokens, -1 = nowhere
+    # int64 [R], the flattened tokens whose weight is not 0, at least one; found where it is not given. It is found on
+    # the CPU, where a batch is made: the loss then learns how many rows there are without waiting for a GPU.
+    learnt_rows: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.learnt_rows is None:
+            rows = self.loss_weights.flatten().nonzero()[:, 0]
+            object.__setattr__(self, "learnt_rows", rows if len(rows) else rows.new_zeros(1))
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The fields in order; `Batch(*tensors)` is the inverse."""
@@ -55,5 +63,10 @@ class Batch:
         return Batch(*(t.to(device, non_blocking=non_blocking) for t in self.tensors()))
 
     def replace(self, **tensors: Tensor) -> "Batch":
-        """A copy with some fields replaced."""
-        return dataclasses.replace(self, **tensors)
+        """A copy with some fields replaced; with `loss_weights` the learnt rows are looked for again."""
+        rows = None if "loss_weights" in tensors else self.learnt_rows
+        return dataclasses.replace(self, **({"learnt_rows": rows} | tensors))
+
+    def weighted(self, factor: Tensor | float) -> "Batch":
+        """A copy whose loss weights are multiplied by a number, which may lie on their device."""
+        return self.replace(loss_weights=self.loss_weights * factor, learnt_rows=self.learnt_rows)

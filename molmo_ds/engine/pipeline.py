@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from molmo_ds.batch import Batch
 from molmo_ds.config import RunConfig
-from molmo_ds.engine.weights import scale
+from molmo_ds.engine.weights import fill
 from molmo_ds.engine.zero import ZeroEngine, dropout_seed
 from molmo_ds.model.molmo import Molmo, component, layer_list, run_row
 
@@ -78,28 +78,29 @@ class PipelineEngine(ZeroEngine):
         self.sums += torch.stack([x.detach().double() for x in outputs])
         return outputs[0] + outputs[1]
 
-    def feed(self, batches: list[Batch]) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
-        """(arguments of the first row, a label that nobody reads) of each micro-batch."""
-        return iter([(batch.tensors(), batch.labels) for batch in batches])
+    def feed(self, batches: list[Batch], factor: Tensor) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+        """(arguments of the first row, a label that nobody reads) of each micro-batch, weights times `factor`."""
+        return ((self.local(batch).weighted(factor).tensors(), batch.labels) for batch in batches)
 
     def train_step(self, micro_batches: list[Batch]) -> dict[str, float]:
         """One update; see the protocol."""
         self.step += 1
         torch.manual_seed(dropout_seed(self.config.seed, self.step, self.world.rank))
-        scaled, totals = scale(micro_batches, self.replicas, self.data_group, self.world.device, self.config.model)
-        assert len(scaled) == self.ds_accumulation(), "a pipeline's step has as many micro-batches as it was built for"
+        factor, counts = self.scale(micro_batches)
         self.sums.zero_()
-        self.engine.train_batch(data_iter=self.feed(scaled))
+        micro_batches = fill(micro_batches, self.ds_accumulation())
+        self.engine.train_batch(data_iter=self.feed(micro_batches, factor))
         self.writer.poll()
-        return self.report(self.sums.clone(), totals, self.norms)
+        return self.report(self.sums.clone(), counts, self.norms)
 
     @torch.no_grad()
     def eval_loss(self, micro_batches: list[Batch]) -> dict[str, float]:
         """The global means without an update; see the protocol."""
-        scaled, totals = scale(micro_batches, self.replicas, self.data_group, self.world.device, self.config.model)
+        factor, counts = self.scale(micro_batches)
         self.sums.zero_()
-        self.engine.eval_batch(self.feed(scaled), num_micro_batches=len(scaled), bcast_loss=False)
-        return self.means(self.sums.clone(), totals)
+        micro_batches = fill(micro_batches, *self.world.largest(len(micro_batches)))
+        self.engine.eval_batch(self.feed(micro_batches, factor), num_micro_batches=len(micro_batches), bcast_loss=False)
+        return self.means(self.sums.clone(), counts, {})
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every parameter of the model, on whichever stage, with its shape."""

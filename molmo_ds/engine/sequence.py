@@ -44,7 +44,7 @@ class SequenceEngine(ZeroEngine):
 
     def local(self, batch: Batch) -> Batch:
         """This rank's tokens and crops of a batch that all ranks of the group hold; see `part`."""
-        return part(batch.to(self.world.device), self.place, dist.get_world_size(self.sequence_group))
+        return part(batch, self.place, dist.get_world_size(self.sequence_group)).to(self.world.device)
 
 
 def part(batch: Batch, place: int, size: int) -> Batch:

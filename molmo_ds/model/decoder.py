@@ -1,7 +1,8 @@
 """The decoder: Qwen2, Llama, OLMo, OLMo2 and OLMoE from one layer, with the embedding in front and the head behind.
 
 Shapes: B sequences, T tokens, D width, H heads, G key-value heads, d head width, E words of the head. The tuple between
-the rows is (labels, loss_weights viewed as int32, position_ids, document_ids, branch_ids, hidden [B, T, D]).
+the rows is (labels, loss_weights viewed as int32, position_ids, document_ids, branch_ids, learnt_rows, hidden
+[B, T, D]).
 Facts: allenai/molmo at 793fa38 (facts/molmo.md 6 and 8).
 """
 
@@ -150,7 +151,7 @@ class DecoderLayer(nn.Module):
     def forward(self, x: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The tuple of this file."""
         *ids, hidden = x
-        _, loss_weights, position_ids, document_ids, branch_ids = ids
+        _, loss_weights, position_ids, document_ids, branch_ids, _ = ids
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         plan = self.self_attn.core.plan(document_ids, branch_ids, dtype)
@@ -199,9 +200,10 @@ class Head(nn.Module):
 
     def forward(self, x: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """The tuple of this file -> (ce_sum, z_sum, accuracy_sum), float32 scalars; the loss is ce_sum + z_sum."""
-        labels, loss_weights, *_, hidden = x
-        weights = loss_weights.view(torch.float32).flatten()
-        return self.lm_head(self.norm(hidden).flatten(0, 1), (labels.flatten(), weights, self.z_loss))
+        labels, loss_weights, *_, rows, hidden = x
+        weights = loss_weights.view(torch.float32).take(rows)
+        hidden = self.norm(hidden.flatten(0, 1).index_select(0, rows))
+        return self.lm_head(hidden, (labels.take(rows), weights, self.z_loss))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., D] as the last layer leaves it -> [..., E]."""

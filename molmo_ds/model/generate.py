@@ -138,7 +138,7 @@ class Session:
         ids = tokens[:, None]
         nothing, none = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.int32)
         features = self.model.embed.new_embedding.new_zeros(1, self.model.config.text.hidden_size)
-        x = (ids, nothing, none, self.position, none + 1, none, torch.full_like(ids[:1], -1), features)
+        x = (ids, nothing, none, self.position, none + 1, none, ids[:0, 0], torch.full_like(ids[:1], -1), features)
         for row in (self.model.embed, *self.model.layers):
             x = row(x)
         self.size += 1

@@ -1,8 +1,8 @@
 """The vision tower: CLIP, SigLIP and DINOv2 from one pair of layers.
 
 Shapes: N crops, P patches of a crop, S = P + class token, D width, p patch side. The tuple between a tower's rows is
-(input_ids, labels, loss_weights, position_ids, document_ids, branch_ids, image_masks, image_positions, hidden,
-*features) with loss_weights and image_masks viewed as int32: a pipeline sends a gradient back for every float.
+(input_ids, labels, loss_weights, position_ids, document_ids, branch_ids, learnt_rows, image_masks, image_positions,
+hidden, *features) with loss_weights and image_masks viewed as int32: a pipeline sends a gradient back for every float.
 Facts: allenai/molmo at 793fa38 (facts/molmo.md 5).
 """
 
@@ -17,7 +17,7 @@ from molmo_ds.model.linear import Linear
 from molmo_ds.ops.crops import normalise_patches
 from molmo_ds.ops.tree_attention import tree_attention
 
-CARRIED = 8  # tensors in front of `hidden`
+CARRIED = 9  # tensors in front of `hidden`
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -60,9 +60,9 @@ class VisionEmbeddings(nn.Module):
 
     def forward(self, x: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """A batch's tensors -> the tuple of this file."""
-        *text, images, image_masks, image_positions = x
+        *text, images, image_masks, image_positions, learnt_rows = x
         text[2] = text[2].view(torch.int32)
-        return *text, image_masks.view(torch.int32), image_positions, self.tokens(images)
+        return *text, learnt_rows, image_masks.view(torch.int32), image_positions, self.tokens(images)
 
     def tokens(self, images: Tensor) -> Tensor:
         """uint8 [N, H, W, 3] or float [N, P, p * p * 3] -> [N, S, D]."""

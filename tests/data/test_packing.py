@@ -72,7 +72,7 @@ def check_shapes(batch: Batch, rows: int, length: int, crops: int) -> None:
     assert [len(getattr(batch, name)) for name in ("images", "image_masks", "image_positions")] == [crops] * 3
     kinds = [tensor.dtype for tensor in batch.tensors()]
     i64, i32, f32 = torch.int64, torch.int32, torch.float32
-    assert kinds == [i64, i64, f32, i64, i32, i32, torch.uint8, f32, i64]
+    assert kinds == [i64, i64, f32, i64, i32, i32, torch.uint8, f32, i64, i64]
 
 
 def test_collate_places_every_token_and_patch() -> None:
@@ -92,6 +92,16 @@ def test_collate_places_every_token_and_patch() -> None:
 def test_second_picture_of_a_row_moves_behind_the_first_document() -> None:
     batch = collate([[sample(5, 1, 1), sample(5, 1, 2)]], 12)
     assert batch.image_positions.tolist() == [[0, -1], [5, -1]]
+
+
+def test_learnt_rows() -> None:
+    one = sample(5, 0, 1)
+    one.loss_weights[[0, 3]] = 0
+    batch = collate([[one], [sample(2, 0, 2)]], 6)
+    assert batch.learnt_rows.tolist() == [1, 2, 4, 6, 7]
+    assert batch.weighted(0.0).learnt_rows.tolist() == [1, 2, 4, 6, 7]
+    nothing = batch.replace(loss_weights=batch.loss_weights * 0)
+    assert nothing.learnt_rows.tolist() == [0] and nothing.loss_weights[0, 0] == 0
 
 
 def test_rows_of_different_length_merge_as_if_made_together() -> None:

@@ -73,7 +73,7 @@ def odd(batch: Batch) -> Batch:
 
 
 def edges(config: RunConfig, rank: int, size: int) -> list[Batch]:
-    """A step whose first sequence holds the frames of a video and whose last one is empty."""
+    """A step whose first sequence holds the frames of a video and whose last one is empty, or left out if it can be."""
     parts = [synthetic.sequence(20, lane) for lane in range(config.global_batch)]
     first, last = parts[0], parts[-1]
     positions = torch.full((5, synthetic.POOLED), -1)
@@ -86,7 +86,8 @@ def edges(config: RunConfig, rank: int, size: int) -> list[Batch]:
     parts[-1] = Batch(*(x * 0 for x in last.tensors()[:8]), torch.full_like(last.image_positions, -1))
     share = config.global_batch // size
     mine = parts[rank * share : (rank + 1) * share]
-    return [synthetic.join(mine[i : i + config.micro_batch]) for i in range(0, share, config.micro_batch)]
+    mine = mine[:-1] if rank == size - 1 and config.micro_batch == 1 else mine
+    return [synthetic.join(mine[i : i + config.micro_batch]) for i in range(0, len(mine), config.micro_batch)]
 
 
 def train(world: World, cases: list[Case], folder: str) -> dict[Case, tuple]:

@@ -10,6 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from molmo_ds.model.decoder import DecoderLayer
 from molmo_ds.model.init import initial_parameter
 from molmo_ds.model.molmo import CHECKPOINTING, Molmo
+from molmo_ds.model.vision import CARRIED
 from molmo_ds.ops.rope import rope_table
 
 
@@ -141,7 +142,7 @@ def test_offloading_parks_one_tensor_per_row(monkeypatch: pytest.MonkeyPatch) ->
     for name in made.rows:
         if "layers" in name:
             made.get_submodule(name).register_forward_pre_hook(
-                lambda module, x: seen.append(x[0][8 if type(module).__name__ == "VisionLayer" else -1].shape)
+                lambda module, x: seen.append(x[0][CARRIED if type(module).__name__ == "VisionLayer" else -1].shape)
             )
     made(sample)
     assert parked == seen and len(parked) == 5
