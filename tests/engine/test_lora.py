@@ -12,7 +12,7 @@ from ranks import run_ranks
 from torch import Tensor
 
 from molmo_ds.batch import Batch
-from molmo_ds.config import LoraConfig, RunConfig
+from molmo_ds.config import ComponentConfig, LoraConfig, RunConfig
 from molmo_ds.engine import build_engine, checkpoint
 from molmo_ds.engine.launch import World
 from molmo_ds.model import lora
@@ -23,7 +23,7 @@ from compare_strategies import difference, family, fresh_groups, plain  # noqa: 
 
 STEPS, LIMIT = 3, 1.0  # the limit clips some components at some steps
 BOTH, TEXT = LoraConfig(("vision", "text"), rank=3, alpha=24.0), LoraConfig(("text",), rank=3, alpha=24.0)
-Case = tuple[str, str, int, str]  # decoder ("still": nothing but its adapters learns), strategy, micro-batch, recomputed
+Case = tuple[str, str, int, str]  # decoder ("still": nothing else learns), strategy, micro-batch, recomputed
 TWO: list[Case] = [
     ("qwen2", "zero1", 1, "none"),
     ("qwen2", "zero3", 2, "full"),
@@ -52,8 +52,8 @@ def sgd(case: Case) -> RunConfig:
     model, strategy = family("qwen2" if case[0] == "still" else case[0]), f"ds_configs/{case[1]}.json"
     run = synthetic.config(model=model, strategy=strategy, micro_batch=case[2], activation_checkpointing=case[3])
     still = case[0] == "still"
-    parts = {part: replace(getattr(run.optim, part), freeze=still) for part in ("connector", "vision")}
-    optim = replace(run.optim, max_grad_norm=LIMIT, **parts)
+    connector, vision = ComponentConfig(0.2, 2, freeze=still), ComponentConfig(1.0, 0, freeze=still)
+    optim = replace(run.optim, max_grad_norm=LIMIT, connector=connector, vision=vision, text=ComponentConfig(0.5, 1))
     return replace(run, optim=optim, lora=TEXT if still else BOTH, max_steps=STEPS, check_collectives=True)
 
 
@@ -166,7 +166,7 @@ def test_what_the_equality_rests_on(oracles: dict) -> None:
         for name, weight in weights.items():  # an adapter's A begins to move at the second step only
             moved = float((weight - begun[name]).abs().max())
             if ".lora_" in name and not name.startswith("vision.layers.2."):
-                assert moved > 3e-4, f"{name} moves too little to be compared"
+                assert moved > 1e-4, f"{name} moves too little to be compared"
             elif lora.is_base(name, TEXT if decoder == "still" else BOTH):
                 assert moved == 0, name
 
