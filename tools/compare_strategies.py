@@ -33,6 +33,7 @@ from ranks import run_ranks  # noqa: E402
 from molmo_ds.config import MolmoConfig, RunConfig  # noqa: E402
 from molmo_ds.engine import build_engine, ds_config, optim, sequence, tensor  # noqa: E402, F401 (before the fork)
 from molmo_ds.engine.launch import World  # noqa: E402
+from molmo_ds.model import lora  # noqa: E402
 from molmo_ds.model.molmo import Molmo, component  # noqa: E402
 
 LANES = 16  # sequences of a global batch
@@ -97,11 +98,12 @@ def plain(
         too_large: relative error of the gradients.
     """
     model = Molmo(config.model, config.optim.z_loss)
+    lora.adapt(model, config.lora)
     model.reset_parameters(config.seed)
     noise = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
         still = getattr(config.optim, component(name)).freeze or name == "embed.embedding"
-        parameter.requires_grad_(not still)
+        parameter.requires_grad_(not still and not lora.is_base(name, config.lora))
         if rounding:
             parameter.data *= 1 + rounding * torch.randn(parameter.shape, generator=noise)
     stepper = optim.build_optimizer(optim.parameter_groups(model, config.optim), config.optim)

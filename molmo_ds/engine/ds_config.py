@@ -246,12 +246,6 @@ def _refuse_pairs(strategy: Strategy, config: RunConfig, world_size: int) -> Non
     for wrong, reason in refusals.pairs(strategy, config.model.text, world_size):
         if wrong:
             raise ValueError(f"{strategy.path}: {reason}.")
-    parallel = strategy.engine == "pipeline" or expert_size(strategy) > 1 or tensor_size(strategy) > 1
-    if config.lora.components and parallel:
-        raise ValueError(
-            f"{strategy.path}: LoRA's adapters are not split over stages, experts or tensor-parallel ranks; unset "
-            "lora.components or use ZeRO, such as strategy=ds_configs/zero3.json."
-        )
 
 
 def check_with_deepspeed(strategy: Strategy, ds: dict[str, Any], grid: Any = None) -> None:

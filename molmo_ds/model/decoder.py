@@ -6,6 +6,7 @@ the rows is (labels, loss_weights viewed as int32, position_ids, document_ids, b
 Facts: allenai/molmo at 793fa38 (facts/molmo.md 6 and 8).
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,13 +25,24 @@ from molmo_ds.ops.splice import splice
 from molmo_ds.ops.tree_attention import AttentionPlan, attention_plan, tree_attention
 from molmo_ds.ops.weighted_cross_entropy import weighted_cross_entropy
 
+STORAGES = itertools.count()  # an address is used again, a number is not
 
-def once(owner: Tensor, key: object, build: Callable[[], Any]) -> Any:
-    """`build()`, kept on the tensor it belongs to: the layers of a forward share it and it dies with the batch."""
-    kept = owner.__dict__.setdefault("_molmo_ds", {})
-    if key not in kept:
-        kept[key] = build()
-    return kept[key]
+
+def once(key: object, build: Callable[..., Any], *ids: Tensor) -> Any:
+    """`build(*ids)`, which the layers of a forward share: kept on the first storage of `ids`, with which it dies.
+
+    The storage, because hooks (ZeRO-3's) put a new tensor object with the same storage in front of every layer. A
+    change of the ids in place builds anew. `build` gets copies: what it makes would else keep its own storage alive.
+    """
+    storages = [x.untyped_storage() for x in ids]
+    for storage in storages:
+        if not hasattr(storage, "_molmo_ds"):
+            storage._molmo_ds = next(STORAGES), {}
+    contents = [(s._molmo_ds[0], 0 if x.is_inference() else x._version) for s, x in zip(storages, ids)]
+    key, kept = (key, *((x.storage_offset(), x.shape, x.stride()) for x in ids)), storages[0]._molmo_ds[1]
+    if key not in kept or kept[key][0] != contents:
+        kept[key] = contents, build(*(x.clone() for x in ids))
+    return kept[key][1]
 
 
 class Core:
@@ -38,7 +50,7 @@ class Core:
 
     def plan(self, document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype) -> Any:
         """What `__call__` needs to know of the tokens' ids, both int [B, T]."""
-        return once(document_ids, ("plan", dtype), lambda: attention_plan(document_ids, branch_ids, dtype))
+        return once(("plan", dtype), lambda *ids: attention_plan(*ids, dtype), document_ids, branch_ids)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, dropout_p: float) -> Tensor:
         """q [B, H, T, d], k and v [B, G, T, d] -> [B, H, T, d]."""
@@ -156,7 +168,7 @@ class DecoderLayer(nn.Module):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         plan = self.self_attn.core.plan(document_ids, branch_ids, dtype)
         rope = self.self_attn.head_dim, self.theta, self.scaling
-        cos, sin = once(position_ids, str(rope), lambda: rope_table(position_ids, *rope))
+        cos, sin = once(str(rope), lambda ids: rope_table(ids, *rope), position_ids)
         return *ids, self.run(hidden, loss_weights, cos, sin, plan)
 
     def run(self, hidden: Tensor, loss_weights: Tensor, cos: Tensor, sin: Tensor, plan: Any) -> Tensor:

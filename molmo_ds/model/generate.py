@@ -72,7 +72,7 @@ class CachedCore(Core):
         """The prompt's own plan, then masks [B, 1, 1, S] of what a new token sees."""
         if self.session.size == 0:
             return super().plan(document_ids, branch_ids, dtype)
-        return once(document_ids, "cached", lambda: self.session.mask(dtype))
+        return once("cached", lambda _: self.session.mask(dtype), document_ids)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, plan: object, dropout_p: float) -> Tensor:
         """As in `Core`."""

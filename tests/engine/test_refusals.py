@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import synthetic
 
-from molmo_ds.config import RunConfig, TextConfig
+from molmo_ds.config import LoraConfig, RunConfig, TextConfig
 from molmo_ds.engine import ds_config
 from molmo_ds.engine.pipeline import balance
 from molmo_ds.model.molmo import layer_list
@@ -121,7 +121,14 @@ def test_stages_that_learn_nothing() -> None:
     names = [name for name, _, _ in rows]
     assert balance(rows, frozen, 2)[1] > names.index("connector"), "a frozen tower is no stage of its own"
     text = replace(config, optim=replace(config.optim, text=still))
-    with pytest.raises(ValueError, match=r"learns nothing.*zero3\.json"):
-        balance(rows, text, 3)
-    with pytest.raises(ValueError, match=r"cannot fill 30 pipeline stages"):
+    assert balance(rows, text, 3)[2] <= names.index("embed"), "a frozen decoder neither"
+    both = replace(text, optim=replace(text.optim, vision=still))
+    assert balance(rows, both, 2) == [0, names.index("embed"), len(rows)]
+    adapters = replace(
+        both, optim=replace(both.optim, connector=still, text=config.optim.text), lora=LoraConfig(("text",))
+    )
+    assert balance(rows, adapters, 2) == [0, names.index("layers.1"), len(rows)], "the head has no adapter"
+    with pytest.raises(ValueError, match="2 layers that learn cannot fill 3 pipeline stages"):
+        balance(rows, adapters, 3)
+    with pytest.raises(ValueError, match="cannot fill 30 pipeline stages"):
         balance(rows, config, 30)
