@@ -87,7 +87,8 @@ def backbones(
             if name.startswith("connector.") or name == "embed.new_embedding":
                 yield name, initial_parameter(config, name, shape, seed)
 
-    write_weights(out, config, _checked(tensors(), shapes), text_folder, len(shapes))
+    source = f"{text_folder} with {vision_folder}"
+    write_weights(out, config, checked(tensors(), shapes, source), text_folder, len(shapes))
     return config
 
 
@@ -95,7 +96,7 @@ def consolidate(source: str | Path, out: str | Path) -> MolmoConfig:
     """Any checkpoint of a run, whatever strategy wrote it -> a weights folder."""
     config, tensors, tokenizer = open_checkpoint(Path(source))
     shapes = shapes_of(config)
-    write_weights(out, config, _checked(tensors, shapes), tokenizer, len(shapes))
+    write_weights(out, config, checked(tensors, shapes, source), tokenizer, len(shapes))
     return config
 
 
@@ -172,17 +173,27 @@ def shapes_of(config: MolmoConfig) -> dict[str, list[int]]:
         return {name: list(p.shape) for name, p in Molmo(config).named_parameters(remove_duplicate=False)}
 
 
-def check(table: names.Table, folder: TensorFolder, shapes: dict[str, list[int]], source: Path) -> None:
-    """Compare keys and shapes of `folder` with what `table` and our `shapes` ask for; ValueError at the first."""
-    for rule in table:
-        ours = [torch.empty(shapes[name], device="meta") for name in rule.ours]
-        for key, want in zip(rule.theirs, rule.form.to_theirs(ours)):
-            if key not in folder:
-                raise ValueError(f"{source} has no tensor '{key}', which should have shape {list(want.shape)}.")
-            if folder.shape(key) != list(want.shape):
-                raise ValueError(
-                    f"Tensor '{key}' has shape {folder.shape(key)} and the configuration asks for {list(want.shape)}."
-                )
+def compare(source: str | Path, name: str, shape: list[int] | None, want: list[int] | None) -> None:
+    """ValueError unless the shape of a tensor of `source` is what the configuration asks for; None = no such tensor."""
+    if want is None:
+        raise ValueError(f"{source} holds a tensor '{name}' {shape} that the configuration has no place for.")
+    if shape is None:
+        raise ValueError(f"{source} has no tensor '{name}', which should have shape {want}.")
+    if shape != want:
+        raise ValueError(f"{source}: tensor '{name}' has shape {shape} and the configuration asks for {want}.")
+
+
+def checked(
+    tensors: Iterator[tuple[str, Tensor]], shapes: dict[str, list[int]], source: str | Path
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors, which must be those of `shapes`; ValueError at the first that is not, or at the end is missing."""
+    missing = dict(shapes)
+    for name, tensor in tensors:
+        compare(source, name, list(tensor.shape), missing.pop(name, None))
+        yield name, tensor
+        del tensor  # or it would live while the next one is made
+    for name, want in missing.items():
+        compare(source, name, None, want)
 
 
 def copy_tokenizer(source: Path | None, target: Path) -> None:
@@ -202,14 +213,15 @@ def _convert(source: Path, folder: TensorFolder, config: MolmoConfig, out: Path)
     if head.theirs[0] not in folder:  # tied
         embedding = next(rule.theirs for rule in table if rule.ours == ("embed.embedding",))
         table = [replace(rule, theirs=embedding) if rule is head else rule for rule in table]
-    check(table, folder, shapes, source)
+    for rule in table:
+        wanted = rule.form.to_theirs([torch.empty(shapes[name], device="meta") for name in rule.ours])
+        for key, want in zip(rule.theirs, wanted):
+            compare(source, key, folder.shape(key) if key in folder else None, list(want.shape))
     used = {key for rule in table for key in rule.theirs}
     used |= {PAD_EMBED} if config.connector.padding_embed == "none" else set()
     for key in folder.names():
         if key not in used and not key.endswith(IGNORED):
-            raise ValueError(
-                f"{source} holds a tensor '{key}' {folder.shape(key)} that the configuration has no place for."
-            )
+            compare(source, key, folder.shape(key), None)
     write_weights(out, config, names.to_ours(table, folder.read), source, len(shapes))
     return config
 
@@ -268,19 +280,3 @@ def _old_dinov2(key: str) -> str:
     for new, old in (("q", "query"), ("k", "key"), ("v", "value")):
         key = key.replace(f".attention.{new}_proj.", f".attention.attention.{old}.")
     return key.replace(".attention.o_proj.", ".attention.output.dense.")
-
-
-def _checked(tensors: Iterator[tuple[str, Tensor]], shapes: dict[str, list[int]]) -> Iterator[tuple[str, Tensor]]:
-    missing = dict(shapes)
-    for name, tensor in tensors:
-        want = missing.pop(name, None)
-        if want is None:
-            raise ValueError(
-                f"There is a tensor '{name}' {list(tensor.shape)} that the configuration has no place for."
-            )
-        if list(tensor.shape) != want:
-            raise ValueError(f"Tensor '{name}' has shape {list(tensor.shape)} and the configuration asks for {want}.")
-        yield name, tensor
-        del tensor
-    for name, want in missing.items():
-        raise ValueError(f"There is no tensor '{name}', which should have shape {want}.")
