@@ -7,6 +7,7 @@ Facts: allenai/molmo at 793fa38 (facts/molmo.md 5).
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -25,15 +26,10 @@ def quick_gelu(x: Tensor) -> Tensor:
     return F.silu(x * 1.702) * (1 / 1.702)
 
 
-def gelu_pytorch_tanh(x: Tensor) -> Tensor:
-    """GELU by the tanh formula."""
-    return F.gelu(x, approximate="tanh")
-
-
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "quick_gelu": quick_gelu,
     "gelu": F.gelu,
-    "gelu_pytorch_tanh": gelu_pytorch_tanh,
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
 }
 
 
