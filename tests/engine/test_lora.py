@@ -21,7 +21,7 @@ from molmo_ds.model.molmo import Molmo, component
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 from compare_strategies import difference, family, fresh_groups, plain  # noqa: E402
 
-STEPS, LIMIT = 3, 1.0  # the limit clips some components at some steps
+STEPS, LIMIT = 3, 1.1  # the limit clips some components at some steps
 BOTH, TEXT = LoraConfig(("vision", "text"), rank=3, alpha=24.0), LoraConfig(("text",), rank=3, alpha=24.0)
 Case = tuple[str, str, int, str]  # decoder ("still": nothing else learns), strategy, micro-batch, recomputed
 TWO: list[Case] = [
@@ -179,7 +179,7 @@ def test_equal_at_the_start_and_merged_at_the_end(runs: dict, folder: Path, key:
     assert weights.keys() == begun.keys(), "the adapters are no weights of their own outside the run"
     assert start == pytest.approx(held_out(model), abs=1e-5)
     model.load_state_dict(weights)
-    assert after == pytest.approx(held_out(model), abs=1e-5) and abs(after - start) > 1e-3
+    assert after == pytest.approx(held_out(model), abs=1e-5) and abs(after - start) > 1e-4
     moved = {name for name in weights if not torch.equal(weights[name], begun[name])}
     # block 2 of the tower is behind the features; an adapter changes weights, not biases
     adapted = ("text",) if decoder == "still" else ("vision", "text")
