@@ -12,54 +12,69 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-NAMES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 HEADER = 1 << 18  # bytes kept free for a shard's header, which is only known once the shard is full
 SHARD = 5 * 10**9  # bytes
 INDEX = "model.safetensors.index.json"
 
 
 class TensorFolder:
-    """The tensors of a folder (or of one file) by name; nothing but names and shapes is held.
+    """The tensors of a folder (or of one file) by name; nothing but the headers is held.
 
     Raises ValueError in one sentence for a folder without weights, a file that is cut short, a name that is not there.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._entries: dict[str, tuple[Path, list[int]]] = {}  # name -> file, shape
-        self._open: tuple[Path, dict[str, Tensor]] | None = None  # the .bin file read last
+        self._safe: dict[str, tuple[Path, str, list[int], int]] = {}  # name -> file, dtype, shape, offset in the file
+        self._bin: dict[str, Path] = {}
+        self._open: tuple[Path, dict[str, Tensor]] | None = None
         for file in _files(self.path):
-            self._entries |= {name: (file, shape) for name, shape in _shapes(file).items()}
+            if file.suffix == ".safetensors":
+                self._safe |= _header(file)
+            else:
+                self._bin |= dict.fromkeys(_load(file), file)
 
     def names(self) -> list[str]:
         """All names, in the order of the files."""
-        return list(self._entries)
+        return [*self._safe, *self._bin]
 
     def __contains__(self, name: str) -> bool:
-        return name in self._entries
+        return name in self._safe or name in self._bin
 
     def shape(self, name: str) -> list[int]:
-        """A tensor's shape, without reading it."""
-        return self._entries[name][1]
+        """A tensor's shape, without reading it from a safetensors file."""
+        return list(self._safe[name][2]) if name in self._safe else list(self.read(name).shape)
 
     def read(self, name: str) -> Tensor:
-        """One tensor, as mapped memory of its file (copied on write)."""
-        if name not in self._entries:
+        """One tensor; of a safetensors file an own copy, of a .bin file mapped memory."""
+        if name in self._bin:
+            file = self._bin[name]
+            if self._open is None or self._open[0] != file:
+                self._open = (file, _load(file))
+            return self._open[1][name]
+        if name not in self._safe:
             raise ValueError(f"{self.path} has no tensor '{name}'.")
-        file = self._entries[name][0]
-        if file.suffix == ".safetensors":
-            with safe_open(file, "pt") as tensors:  # opened for each, or all that was read would stay in memory
-                return tensors.get_tensor(name)
-        if self._open is None or self._open[0] != file:
-            self._open = (file, _load(file))
-        return self._open[1][name]
+        file, dtype, shape, offset = self._safe[name]
+        tensor = torch.empty(shape, dtype=DTYPES[dtype])
+        if tensor.numel():
+            with open(file, "rb", buffering=0) as stream:
+                stream.seek(offset)
+                view = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+                done = 0
+                while done < len(view):
+                    count = stream.readinto(view[done : done + (1 << 30)])
+                    if not count:
+                        raise ValueError(f"{file} ends inside tensor '{name}'; copy the file again.")
+                    done += count
+        return tensor
 
 
 def write_tensors(
@@ -181,19 +196,30 @@ def _files(path: Path) -> list[Path]:
     raise ValueError(f"{path} holds no weights: no {INDEX}, model.safetensors, pytorch_model.bin or model.pt.")
 
 
-def _shapes(file: Path) -> dict[str, list[int]]:
-    if file.suffix != ".safetensors":
-        return {name: list(tensor.shape) for name, tensor in _load(file).items()}
-    try:
-        with safe_open(file, "pt") as tensors:
-            slices = {name: tensors.get_slice(name) for name in tensors.offset_keys()}
-    except SafetensorError as error:
-        reason = "is not a safetensors file" if "JSON" in str(error) else "is cut short: its header asks for more bytes"
-        raise ValueError(f"{file} {reason} ({error}); copy the file again.") from None
-    for name, tensor in slices.items():
-        if tensor.get_dtype() not in NAMES.values():
-            raise ValueError(f"{file}: tensor '{name}' has type {tensor.get_dtype()}, which is not supported.")
-    return {name: tensor.get_shape() for name, tensor in slices.items()}
+def _header(file: Path) -> dict[str, tuple[Path, str, list[int], int]]:
+    size = file.stat().st_size
+    with open(file, "rb") as stream:
+        start = stream.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        if 8 + length > size:
+            raise ValueError(
+                f"{file} is cut short: its header does not fit into its {size} bytes; copy the file again."
+            )
+        try:
+            entries = json.loads(stream.read(length))
+        except ValueError:
+            raise ValueError(f"{file} is not a safetensors file; its header cannot be read.") from None
+    entries.pop("__metadata__", None)
+    out = {}
+    for name, entry in entries.items():
+        first, last = entry["data_offsets"]
+        if 8 + length + last > size:
+            message = f"tensor '{name}' {entry['shape']} needs {8 + length + last} bytes and there are {size}"
+            raise ValueError(f"{file} is cut short: {message}; copy the file again.")
+        if entry["dtype"] not in DTYPES:
+            raise ValueError(f"{file}: tensor '{name}' has type {entry['dtype']}, which is not supported.")
+        out[name] = (file, entry["dtype"], entry["shape"], 8 + length + first)
+    return out
 
 
 def _load(file: Path) -> dict[str, Tensor]:
