@@ -67,10 +67,10 @@ class Launch:
         return lambda *args, **kwargs: None
 
 
-def stand_in(q: Tensor, k: Tensor, v: Tensor, block_mask: object, enable_gqa: bool) -> Tensor:
+def stand_in(q: Tensor, k: Tensor, v: Tensor, block_mask: object, scale: float, enable_gqa: bool) -> Tensor:
     """FlexAttention, which knows no meta device."""
     assert block_mask is not None
-    return F.scaled_dot_product_attention(q, k, v, enable_gqa=enable_gqa)
+    return F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=enable_gqa)
 
 
 @pytest.fixture(params=["torch", "triton"])
