@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,22 @@ class Batch:
     def tensors(self) -> tuple[Tensor, ...]:
         """The fields in order; `Batch(*tensors)` is the inverse."""
         return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """(T, N)."""
+        return self.input_ids.shape[1], len(self.images)
+
+    def padded(self, tokens: int, crops: int) -> "Batch":
+        """The same batch with T = tokens and N = crops: padding behind each sequence, blank crops behind the others."""
+        length, more = self.input_ids.shape[1], crops - len(self.images)
+        *texts, images, masks, positions = self.tensors()
+        texts = [functional.pad(x, (0, tokens - length)) for x in texts]
+        positions = torch.where(positions >= 0, positions + positions // length * (tokens - length), -1)
+        if more:
+            images, masks = (torch.cat((x, x.new_zeros(more, *x.shape[1:]))) for x in (images, masks))
+            positions = torch.cat((positions, positions.new_full((more, positions.shape[1]), -1)))
+        return Batch(*texts, images, masks, positions)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
         """The same batch on another device."""

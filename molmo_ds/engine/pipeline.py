@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from deepspeed.pipe import LayerSpec, PipelineModule
+from deepspeed.pipe import DualPipeVModule, LayerSpec, PipelineModule
 from deepspeed.runtime.pipe import schedule
 from deepspeed.runtime.utils import partition_balanced
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from molmo_ds.batch import Batch
 from molmo_ds.config import RunConfig
 from molmo_ds.engine.weights import scale
-from molmo_ds.engine.zero import ZeroEngine, dropout_seed
+from molmo_ds.engine.zero import ZeroEngine
 from molmo_ds.model.molmo import Molmo, component, layer_list, run_row
 
 
@@ -23,14 +23,15 @@ class PipelineEngine(ZeroEngine):
 
     def arrange(self) -> None:
         """Lay the stages over the ranks as DeepSpeed does: a stage's data group are neighbours."""
-        stages = self.strategy.ours["stages"]
+        stages, self.folded = self.strategy.ours["stages"], self.strategy.folded
         self.rows = layer_list(self.config.model, self.config.optim.z_loss)
-        self.bounds = balance(self.rows, self.config, stages)
+        self.bounds = balance(self.rows, self.config, stages * (2 if self.folded else 1))
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)
         specs = [
             LayerSpec(Row, name, kind, args, self.config.activation_checkpointing) for name, kind, args in self.rows
         ]
-        self.module = Stages(specs, self.bounds, num_stages=stages, loss_fn=self.take_loss, dynamic_shape=True)
+        kind = FoldedStages if self.folded else Stages
+        self.module = kind(specs, self.bounds, num_stages=stages, loss_fn=self.take_loss, dynamic_shape=not self.folded)
         self.grid = grid = self.module.mpu()
         self.data_rank, self.data_size = grid.get_data_parallel_rank(), grid.get_data_parallel_world_size()
         self.data_group, self.keeper = grid.get_data_parallel_group(), self.data_rank == 0
@@ -41,10 +42,10 @@ class PipelineEngine(ZeroEngine):
         return self.config.global_batch // (self.data_size * self.config.micro_batch)
 
     def build_model(self) -> nn.Module:
-        """This stage's rows under the names they have in Molmo."""
+        """This rank's rows under the names they have in Molmo."""
         stage = nn.Module()
         stage.config = self.config.model
-        for row in self.module.forward_funcs:
+        for row in (layer for layer in self.module.children() if isinstance(layer, Row)):
             parent, (*path, leaf) = stage, row.name.split(".")
             for part in path:
                 if not hasattr(parent, part):
@@ -63,6 +64,8 @@ class PipelineEngine(ZeroEngine):
         # its own norm makes one collective per parameter group, and stages differ in their groups: it would hang
         nothing = torch.zeros((), device=self.world.device)
         engine.optimizer.scaled_global_norm = lambda *_: nothing
+        # its buffers are used again for tensors of another type, and stages that receive both ways (3 or more) crashed
+        engine._allocate_or_extend_buffers = lambda _, shape, dtype: torch.empty(shape, dtype=dtype, device=engine.device)
         steps = engine._INSTRUCTION_MAP[schedule.OptimizerStep]
 
         def step(pipeline: Any) -> None:
@@ -79,13 +82,23 @@ class PipelineEngine(ZeroEngine):
         return outputs[0] + outputs[1]
 
     def feed(self, batches: list[Batch]) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
-        """(arguments of the first row, a label that nobody reads) of each micro-batch."""
-        return iter([(batch.tensors(), batch.labels) for batch in batches])
+        """(arguments of the first row, a label that nobody reads) of each micro-batch.
+
+        DualPipeV's micro-batches have one shape, which its ranks exchange before the first of them: each step's are
+        padded to the largest of that step, whatever the next step's will be.
+        """
+        if self.folded:
+            nothing = batches[0].replace(loss_weights=torch.zeros_like(batches[0].loss_weights))
+            batches = batches + [nothing] * (len(self.bounds) - 1 - len(batches))  # it runs no fewer; evaluation may
+            self.engine.reset_activation_shape()
+        self.engine.micro_batches = len(batches)
+        tokens, crops = (max(sizes) for sizes in zip(*(batch.sizes for batch in batches)))
+        read = (batch.padded(tokens, crops) if self.folded else batch for batch in batches)  # where there is data
+        return ((batch.tensors(), batch.labels) for batch in read)
 
     def train_step(self, micro_batches: list[Batch]) -> dict[str, float]:
         """One update; see the protocol."""
-        self.step += 1
-        torch.manual_seed(dropout_seed(self.config.seed, self.step, self.world.rank))
+        self.begin_step()
         scaled, totals = scale(micro_batches, self.replicas, self.data_group, self.world.device, self.config.model)
         self.sums.zero_()
         self.engine.train_batch(data_iter=self.feed(scaled))
@@ -97,7 +110,7 @@ class PipelineEngine(ZeroEngine):
         """The global means without an update; see the protocol."""
         scaled, totals = scale(micro_batches, self.replicas, self.data_group, self.world.device, self.config.model)
         self.sums.zero_()
-        self.engine.eval_batch(self.feed(scaled), num_micro_batches=len(scaled), bcast_loss=False)
+        self.engine.eval_batch(self.feed(scaled), bcast_loss=False)
         return self.means(self.sums.clone(), totals)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -117,6 +130,10 @@ class Stages(PipelineModule):
         stage = self._topo.get_coord(self.global_rank).pipe
         self.parts = self.bounds
         self._set_bounds(self.bounds[stage], self.bounds[stage + 1])
+
+
+class FoldedStages(DualPipeVModule, Stages):
+    """DualPipeV's module: rank r of P holds parts r and 2P - 1 - r of our 2P, so the first has data and loss."""
 
 
 class Row(nn.Module):
