@@ -65,7 +65,9 @@ class PipelineEngine(ZeroEngine):
         nothing = torch.zeros((), device=self.world.device)
         engine.optimizer.scaled_global_norm = lambda *_: nothing
         # its buffers are used again for tensors of another type, and stages that receive both ways (3 or more) crashed
-        engine._allocate_or_extend_buffers = lambda _, shape, dtype: torch.empty(shape, dtype=dtype, device=engine.device)
+        engine._allocate_or_extend_buffers = lambda _, shape, dtype: torch.empty(
+            shape, dtype=dtype, device=engine.device
+        )
         steps = engine._INSTRUCTION_MAP[schedule.OptimizerStep]
 
         def step(pipeline: Any) -> None:
