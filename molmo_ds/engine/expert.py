@@ -45,9 +45,7 @@ class WithExperts(Regrouped):
     def prepare(self, optimizer: torch.optim.Optimizer) -> Any:
         """The DeepSpeed engine; AutoEP must have replaced every layer of experts."""
         expected = sum(isinstance(module, MoE) for module in self.model.modules())
-        if (
-            not expected
-        ):  # AutoEP looks for the pattern also where a stage holds none, and would raise on that rank only
+        if not expected:  # of a pipeline's stage; AutoEP would miss the pattern and raise on that rank only
             self.ds["expert_parallel"]["moe_layer_pattern"] = None
         engine = super().prepare(optimizer)
         replaced = sum(getattr(module, "_is_autoep_layer", False) for module in self.model.modules())

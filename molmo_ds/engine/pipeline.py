@@ -64,10 +64,8 @@ class PipelineEngine(ZeroEngine):
         # its own norm makes one collective per parameter group, and stages differ in their groups: it would hang
         nothing = torch.zeros((), device=self.world.device)
         engine.optimizer.scaled_global_norm = lambda *_: nothing
-        # its buffers are used again for tensors of another type, and stages that receive both ways (3 or more) crashed
-        engine._allocate_or_extend_buffers = lambda _, shape, dtype: torch.empty(
-            shape, dtype=dtype, device=engine.device
-        )
+        # it gives a buffer again for another type, which crashes a stage that receives from both sides
+        engine._allocate_or_extend_buffers = lambda _, shape, dtype: nothing.new_empty(shape, dtype=dtype)
         steps = engine._INSTRUCTION_MAP[schedule.OptimizerStep]
 
         def step(pipeline: Any) -> None:
