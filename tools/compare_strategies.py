@@ -135,7 +135,7 @@ def difference(ours: Run, reference: Run) -> tuple[float, float]:
 
 
 def table(results: dict[Cell, Run | str], steps: int) -> list[str]:
-    """Markdown rows, the worst of the accumulations in each."""
+    """Markdown rows, the worst of the accumulations in each, or of those that the strategy does not refuse."""
     lines = [
         "| strategy | decoder | SGD loss | SGD weights | AdamW loss | AdamW weights |",
         "|---|---|---|---|---|---|",
@@ -145,13 +145,14 @@ def table(results: dict[Cell, Run | str], steps: int) -> list[str]:
         here = {
             cell: run for cell, run in results.items() if (cell[1], cell[0], cell[4]) == (strategy, name, precision)
         }
-        if refusal := next((run for run in here.values() if isinstance(run, str)), None):
-            lines.append(f"| {strategy} | {name} | refused: {refusal} | | | |")
+        legal = {cell: run for cell, run in here.items() if not isinstance(run, str)}
+        if not legal:
+            lines.append(f"| {strategy} | {name} | refused: {next(iter(here.values()))} | | | |")
             continue
         row = []
         for optimizer in ("sgd", "adamw"):
             pairs = []
-            for cell, run in here.items():
+            for cell, run in legal.items():
                 if cell[2] == optimizer:
                     key = name, optimizer
                     references[key] = references.get(key) or plain(run_config((*cell[:4], "fp32"), 1, steps))[::2]
