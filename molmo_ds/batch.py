@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,27 @@ class Batch:
     def tensors(self) -> tuple[Tensor, ...]:
         """The fields in order; `Batch(*tensors)` is the inverse."""
         return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """(T, N, R)."""
+        return self.input_ids.shape[1], len(self.images), len(self.learnt_rows)
+
+    def padded(self, tokens: int, crops: int, rows: int = 0) -> "Batch":
+        """The same batch with T = tokens, N = crops and R at least `rows`: padding behind each sequence, blank crops
+        behind the others, and rows of weight 0 behind those that are learnt."""
+        length, more = self.input_ids.shape[1], crops - len(self.images)
+        *texts, images, masks, positions, _ = self.tensors()
+        texts = [functional.pad(x, (0, tokens - length)) for x in texts]
+        positions = torch.where(positions >= 0, positions + positions // length * (tokens - length), -1)
+        if more:
+            images, masks = (torch.cat((x, x.new_zeros(more, *x.shape[1:]))) for x in (images, masks))
+            positions = torch.cat((positions, positions.new_full((more, positions.shape[1]), -1)))
+        batch = Batch(*texts, images, masks, positions)
+        if (lacking := rows - len(batch.learnt_rows)) <= 0:
+            return batch
+        still = (batch.loss_weights.flatten() == 0).nonzero()[:lacking, 0]
+        return batch.replace(learnt_rows=torch.cat((batch.learnt_rows, still)))
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
         """The same batch on another device."""

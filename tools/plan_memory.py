@@ -127,14 +127,18 @@ def plan(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool = True)
     if stages > 1:
         from molmo_ds.engine.pipeline import balance
 
-        bounds = balance(layer_list(config.model), config, stages)
+        bounds = balance(layer_list(config.model), config, stages * (2 if strategy.folded else 1))
     replicas = world // stages // tensors  # over which ZeRO splits
     tokens, crops = -(-config.data.sequence_length // sequence), -(-config.data.crops_per_sequence // sequence)
     kept, inputs = layer_bytes(config, model, dtype, tokens, crops * config.micro_batch)
     micro_steps = ds["gradient_accumulation_steps"]
     out = []
     for index in range(stages):
-        mine = rows[bounds[index] : bounds[index + 1]]
+        flying = dict.fromkeys(rows[bounds[index] : bounds[index + 1]], min(stages - index, micro_steps))
+        if strategy.folded:  # DualPipeV's two parts of a rank
+            flying = dict.fromkeys(flying, 2 * stages - index)
+            flying |= dict.fromkeys(rows[bounds[-2 - index] : bounds[-1 - index]], index + 1)
+        mine = list(flying)  # and of how many micro-batches each row's activations are held
         sizes = {"trained": [0, 0], "frozen": [0, 0], "largest": 0}
         for name, parameter in network.named_parameters():
             if any(name.startswith(row + ".") for row in mine):
@@ -145,9 +149,8 @@ def plan(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool = True)
                 of[1] += -(-count // split)
                 sizes["largest"] = max(sizes["largest"], count)
         out.append(_rank(config, zero, stage, sizes, dtype, replicas))
-        flying = min(stages - index, micro_steps)  # micro-batches whose activations a stage holds
         acts, largest = _activations(config, model, mine, kept, inputs)
-        out[-1].activations = flying * sum(acts.values()) + largest
+        out[-1].activations = sum(flying[row] * size for row, size in acts.items()) + largest
         grown = dict.fromkeys(mine, 0.0)
         if stage < 3:  # ZeRO-3 has its place for gradients from the start
             for name, parameter in network.named_parameters():
@@ -160,7 +163,7 @@ def plan(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool = True)
         for row in reversed(mine):
             done += grown[row]
             out[-1].backward = max(out[-1].backward, held + done)
-            held -= flying * acts.get(row, 0.0)
+            held -= flying[row] * acts.get(row, 0.0)
         if stage == 3:
             out[-1].backward += out[-1].gradients
         if "head" in mine:

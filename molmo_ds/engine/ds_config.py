@@ -43,6 +43,11 @@ class Strategy:
         return self.ds.get("zero_optimization", {}).get("stage", 0)
 
     @property
+    def folded(self) -> bool:
+        """Whether a pipeline's stages lie on the ranks in a V, two on each, as DualPipeV runs them."""
+        return self.ours.get("schedule") == "dualpipev"
+
+    @property
     def name(self) -> str:
         """The file's name without ending."""
         return Path(self.path).stem
@@ -243,7 +248,7 @@ def refuse(strategy: Strategy, config: RunConfig, world_size: int) -> None:
 
 def _refuse_pairs(strategy: Strategy, config: RunConfig, world_size: int) -> None:
     data_parallel_size(strategy, world_size)
-    for wrong, reason in refusals.pairs(strategy, config.model.text, world_size):
+    for wrong, reason in refusals.pairs(strategy, config, world_size):
         if wrong:
             raise ValueError(f"{strategy.path}: {reason}.")
 

@@ -49,6 +49,8 @@ class WithExperts(Regrouped):
         """The DeepSpeed engine; AutoEP must have replaced every layer of experts."""
         expected = sum(isinstance(module, MoE) for module in self.model.modules())
         DeepSpeedZeroOptimizer._configure_moe_settings = configure
+        if not expected:  # of a pipeline's stage; AutoEP would miss the pattern and raise on that rank only
+            self.ds["expert_parallel"]["moe_layer_pattern"] = None
         engine = super().prepare(optimizer)
         replaced = sum(getattr(module, "_is_autoep_layer", False) for module in self.model.modules())
         assert replaced == expected, f"AutoEP replaced {replaced} of {expected} layers of experts"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from deepspeed.pipe import LayerSpec, PipelineModule
+from deepspeed.pipe import DualPipeVModule, LayerSpec, PipelineModule
 from deepspeed.runtime.pipe import schedule
 from deepspeed.runtime.utils import partition_balanced
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from molmo_ds.batch import Batch
 from molmo_ds.config import LoraConfig, RunConfig
 from molmo_ds.engine import optim
 from molmo_ds.engine.weights import fill
-from molmo_ds.engine.zero import ZeroEngine, dropout_seed
+from molmo_ds.engine.zero import ZeroEngine
 from molmo_ds.model import lora
 from molmo_ds.model.molmo import Molmo, layer_list, run_row
 
@@ -24,15 +24,16 @@ class PipelineEngine(ZeroEngine):
 
     def arrange(self) -> None:
         """Lay the stages over the ranks as DeepSpeed does: a stage's data group are neighbours."""
-        stages = self.strategy.ours["stages"]
+        stages, self.folded = self.strategy.ours["stages"], self.strategy.folded
         self.rows = layer_list(self.config.model, self.config.optim.z_loss)
-        self.bounds = balance(self.rows, self.config, stages)
+        self.bounds = balance(self.rows, self.config, stages * (2 if self.folded else 1))
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)
         specs = [
             LayerSpec(Row, name, kind, args, self.config.activation_checkpointing, self.config.lora)
             for name, kind, args in self.rows
         ]
-        self.module = Stages(specs, self.bounds, num_stages=stages, loss_fn=self.take_loss, dynamic_shape=True)
+        kind = FoldedStages if self.folded else Stages
+        self.module = kind(specs, self.bounds, num_stages=stages, loss_fn=self.take_loss, dynamic_shape=not self.folded)
         self.grid = grid = self.module.mpu()
         self.data_rank, self.data_size = grid.get_data_parallel_rank(), grid.get_data_parallel_world_size()
         self.data_group, self.keeper = grid.get_data_parallel_group(), self.data_rank == 0
@@ -43,10 +44,10 @@ class PipelineEngine(ZeroEngine):
         return self.config.global_batch // (self.data_size * self.config.micro_batch)
 
     def build_model(self) -> nn.Module:
-        """This stage's rows under the names they have in Molmo."""
+        """This rank's rows under the names they have in Molmo."""
         stage = nn.Module()
         stage.config = self.config.model
-        for row in self.module.forward_funcs:
+        for row in (layer for layer in self.module.children() if isinstance(layer, Row)):
             parent, (*path, leaf) = stage, row.name.split(".")
             for part in path:
                 if not hasattr(parent, part):
@@ -65,6 +66,8 @@ class PipelineEngine(ZeroEngine):
         # its own norm makes one collective per parameter group, and stages differ in their groups: it would hang
         nothing = torch.zeros((), device=self.world.device)
         engine.optimizer.scaled_global_norm = lambda *_: nothing
+        # it gives a buffer again for another type, which crashes a stage that receives from both sides
+        engine._allocate_or_extend_buffers = lambda _, shape, dtype: nothing.new_empty(shape, dtype=dtype)
         steps = engine._INSTRUCTION_MAP[schedule.OptimizerStep]
 
         def step(pipeline: Any) -> None:
@@ -81,13 +84,21 @@ class PipelineEngine(ZeroEngine):
         return outputs[0] + outputs[1]
 
     def feed(self, batches: list[Batch], factor: Tensor) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
-        """(arguments of the first row, a label that nobody reads) of each micro-batch, weights times `factor`."""
+        """(arguments of the first row, a label that nobody reads) of each micro-batch, weights times `factor`.
+
+        DualPipeV's micro-batches have one shape, which its ranks exchange before the first of them: each step's are
+        padded to the largest of that step, whatever the next step's will be.
+        """
+        self.engine.micro_batches = len(batches)
+        if self.folded:
+            self.engine.reset_activation_shape()
+            sizes = [max(sizes) for sizes in zip(*(batch.sizes for batch in batches))]
+            batches = (batch.padded(*sizes) for batch in batches)  # one by one, where there is data
         return ((self.local(batch).weighted(factor).tensors(), batch.labels) for batch in batches)
 
     def train_step(self, micro_batches: list[Batch]) -> dict[str, float]:
         """One update; see the protocol."""
-        self.step += 1
-        torch.manual_seed(dropout_seed(self.config.seed, self.step, self.world.rank))
+        self.begin_step()
         factor, counts = self.scale(micro_batches)
         self.sums.zero_()
         micro_batches = fill(micro_batches, self.ds_accumulation())
@@ -100,8 +111,9 @@ class PipelineEngine(ZeroEngine):
         """The global means without an update; see the protocol."""
         factor, counts = self.scale(micro_batches)
         self.sums.zero_()
-        micro_batches = fill(micro_batches, *self.world.largest(len(micro_batches)))
-        self.engine.eval_batch(self.feed(micro_batches, factor), num_micro_batches=len(micro_batches), bcast_loss=False)
+        fewest = len(self.bounds) - 1 if self.folded else 1  # that DualPipeV runs
+        micro_batches = fill(micro_batches, max(fewest, *self.world.largest(len(micro_batches))))
+        self.engine.eval_batch(self.feed(micro_batches, factor), bcast_loss=False)
         return self.means(self.sums.clone(), counts, {})
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -120,6 +132,10 @@ class Stages(PipelineModule):
         stage = self._topo.get_coord(self.global_rank).pipe
         self.parts = self.bounds
         self._set_bounds(self.bounds[stage], self.bounds[stage + 1])
+
+
+class FoldedStages(DualPipeVModule, Stages):
+    """DualPipeV's module: rank r of P holds parts r and 2P - 1 - r of our 2P, so the first has data and loss."""
 
 
 class Row(nn.Module):

@@ -75,13 +75,17 @@ class ZeroEngine:
         """This rank's part of a batch that its group shares: all of it here."""
         return batch.to(self.world.device)
 
-    def train_step(self, micro_batches: list[Batch]) -> dict[str, float]:
-        """One update; see the protocol. Every rank runs every module in every micro-step."""
+    def begin_step(self) -> None:
+        """Count the step, give it its random numbers, and let check_collectives name it."""
         self.step += 1
         torch.manual_seed(dropout_seed(self.config.seed, self.step, self.stream))
-        self.engine.train()
         if self.watch is not None:
             self.watch.where = f"in step {self.step}"
+
+    def train_step(self, micro_batches: list[Batch]) -> dict[str, float]:
+        """One update; see the protocol. Every rank runs every module in every micro-step."""
+        self.begin_step()
+        self.engine.train()
         factor, counts = self.scale(micro_batches)
         sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)
         micro_batches = fill(micro_batches, self.ds["gradient_accumulation_steps"])

@@ -118,6 +118,19 @@ def test_a_batch_without_pictures_carries_one_blank_crop() -> None:
     assert [tensor.unique().tolist() for tensor in blank] == [[0], [0], [-1]]
 
 
+def test_padded_as_if_packed_into_longer_rows() -> None:
+    packs = [[sample(5, 2, 1)], [sample(4, 1, 3)], [sample(2, 0, 4)]]
+    longer, expected = collate(packs, 8).padded(11, 5, 20), collate(packs, 11)
+    check_shapes(longer, 3, 11, 5)
+    for got, tensor in zip(longer.tensors()[:-1], expected.tensors()):
+        assert torch.equal(got[:3], tensor)  # three rows, three crops
+    learnt = len(expected.learnt_rows)
+    assert torch.equal(longer.learnt_rows[:learnt], expected.learnt_rows) and len(longer.learnt_rows) == 20
+    assert learnt < 20 and not longer.loss_weights.take(longer.learnt_rows[learnt:]).any()
+    blank: tuple[Tensor, ...] = (longer.images[3:], longer.image_masks[3:], longer.image_positions[3:])
+    assert [tensor.unique().tolist() for tensor in blank] == [[0], [0], [-1]]
+
+
 def test_budget_refusals() -> None:
     assert Budget.of(DataConfig(packing="to_128", pool_size=48)).pool_size == 1
     with pytest.raises(ValueError, match="data.packing is 'tight'"):

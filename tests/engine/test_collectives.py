@@ -51,6 +51,24 @@ def test_a_mismatch_is_a_sentence_on_both_ranks() -> None:
     assert all(run[name][1] < 20 for run in (first, second) for name in ("size", "kind", "other_verb"))
 
 
+def mistake_of_a_pipeline(world: World) -> str:
+    """What each rank is told behind a step."""
+    import deepspeed
+
+    config = synthetic.config(strategy="ds_configs/pipe_dualpipev.json", check_collectives=True)
+    engine = build_engine(config, world)
+    engine.train_step(synthetic.micro_batches(config, 1, 0, 1))
+    with pytest.raises(collectives.MismatchError) as caught:
+        deepspeed.comm.all_reduce(torch.zeros(3 + world.rank))
+    return str(caught.value)
+
+
+def test_a_pipeline_names_its_step() -> None:
+    first, _ = run_ranks(mistake_of_a_pipeline, 2)
+    sides = "all_reduce of 3 x float32 in step 1", "all_reduce of 4 x float32 in step 1"
+    assert all(side in first for side in sides)
+
+
 def plain_loss(world: World) -> float:
     config = synthetic.config(strategy="ds_configs/zero3.json")
     engine = build_engine(config, world)

@@ -34,6 +34,10 @@ REFUSED: dict[str, tuple[str, dict, TextConfig, int, str]] = {
     "pipeline and tensors": ("pipe_zero1", SPLIT, DENSE, 4, "zero3_tp.json"),
     "pipeline and offload": ("pipe_zero1", {"zero_optimization": OFFLOAD}, DENSE, 4, "zero3_offload.json"),
     "pipeline and tied": ("pipe_zero1", {}, replace(DENSE, tie_word_embeddings=True), 4, "tie_word_embeddings=false"),
+    "schedule without pipeline": ("zero3", {"molmo_ds": {"schedule": "dualpipev"}}, DENSE, 4, '"engine": "pipeline"'),
+    "unknown schedule": ("pipe_zero1", {"molmo_ds": {"schedule": "zigzag"}}, DENSE, 4, "write dualpipev"),
+    "DualPipeV of few micro-batches": ("pipe_dualpipev", {"molmo_ds": {"stages": 4}}, DENSE, 16, "needs 8 micro"),
+    "DualPipeV and tied": ("pipe_dualpipev", {}, replace(DENSE, tie_word_embeddings=True), 4, "=false"),
     "pipeline over odd ranks": ("pipe_zero1", {}, DENSE, 3, "multiple of 2"),
     "sequence over too many heads": (
         "zero3_sp",
