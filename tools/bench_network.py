@@ -39,10 +39,16 @@ STRATEGIES = [
     "zero2",
     "zero3",
     "zero3, nothing kept",
-    "pipe_zero1",
+    "zero3_hpz",
+    "zero3_hpz, nothing kept",
+    "zero3_offload",
     "zero3_sp",
     "zero3_tp",
+    "zero2_ep",
     "zero3_ep",
+    "zero3_ep_tp",
+    "pipe_zero1",
+    "pipe_zero1_ep",
 ]
 KEEP_NOTHING = {
     "stage3_max_live_parameters": 0,

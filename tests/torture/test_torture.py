@@ -22,8 +22,8 @@ import pytest
 from ranks import Forked, free_port, rank_environment
 
 KILLS = int(os.environ.get("TORTURE_KILLS", 5))
-STRATEGIES = os.environ.get("TORTURE_STRATEGIES", "zero3,zero1").split(",")  # they add in other orders: no two are equal
-STEPS = 24 + 8 * -(-KILLS // len(STRATEGIES))  # enough that the kills are spread over the run, also where a step takes 10 ms
+STRATEGIES = os.environ.get("TORTURE_STRATEGIES", "zero3,zero1").split(",")  # kills are dealt out in turn
+STEPS = 24 + 8 * -(-KILLS // len(STRATEGIES))  # enough that kills are spread over the run, also of steps of 10 ms
 EXACT = ("loss", "ce_loss", "z_loss", "accuracy", "tokens", "learnt_tokens", "positions", "crops", "documents",
          "weight", "grad_norm/text", "grad_norm/vision", "grad_norm/connector")  # fmt: skip
 
@@ -103,7 +103,7 @@ def strategy(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def words(tiny_run: list[str], strategy: str) -> list[str]:
-    cheap = [f"strategy=ds_configs/{strategy}.json", "micro_batch=2", "timeout_seconds=60"]  # a step of some milliseconds
+    cheap = [f"strategy=ds_configs/{strategy}.json", "micro_batch=2", "timeout_seconds=60"]
     return [*tiny_run, *cheap, f"max_steps={STEPS}", "save_interval=1", "keep_checkpoints=3"]
 
 
@@ -148,7 +148,8 @@ def test_killed_at_random_moments(strategy: str, words: list[str], alone: Path, 
             assert (line["step"], *(line[key] for key in EXACT)) == whole[line["step"]]
     assert not (out / "DONE").exists(), "the run was over before the last kill"
     went_on = complete(words, out, alone)
-    print(f"{strategy}: {sum(done.values())} kills ({', '.join(f'{n} {name}' for name, n in done.items())}), last from {went_on}")
+    kinds = ", ".join(f"{n} {name}" for name, n in done.items())
+    print(f"{strategy}: {sum(done.values())} kills ({kinds}), last from {went_on}")
 
 
 @contextmanager
