@@ -256,7 +256,7 @@ def table(rows: dict[Cell, Seen | str], folder: Path, rate: str) -> list[str]:
                 continue
             config = cell.config(folder)
             unit = 4 * total(config)[0]
-            row += [f"{seen.sent / unit:.3f}", f"{theory(cell, config) / unit:.3f}"]
+            row += [f"{seen.sent / unit:.4f}", f"{theory(cell, config) / unit:.4f}"]
         first = rows.get(Cell(strategy, 1, 1))
         where, first = ("", first) if isinstance(first, Seen) else (" on 2 x 2", rows[Cell(strategy, 2, 1)])
         row += [f"{1e3 * t:.0f} ms{where}" for t in (first.seconds, first.slow)]
