@@ -294,8 +294,9 @@ def main() -> None:
             rows |= run(lab, [cell for cell in cells if cell.slots == slots], arguments.rate, folder)
         every, learns = total(Cell("zero3", 1, 1).config(folder))
         experts = total(Cell("zero3_ep", 1, 1).config(folder))[0]
+        command = " ".join(["python", "tools/bench_network.py", *sys.argv[1:]])
         lines = [
-            f"`{' '.join(['python', 'tools/bench_network.py', *sys.argv[1:]])}`, {began}, {platform.machine()} CPU, gloo, fp32, "
+            f"`{command}`, {began}, {platform.machine()} CPU, gloo, fp32, "
             f"{every:,} parameters ({experts:,} with experts), of which {learns / every:.0%} learn, {LANES} sequences "
             f"of {synthetic.LENGTH} tokens; in units of 4 bytes per parameter, per host and step:",
             "",
