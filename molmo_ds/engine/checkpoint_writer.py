@@ -18,7 +18,7 @@ from torch import Tensor
 
 from molmo_ds import config as configs
 from molmo_ds.config import RunConfig
-from molmo_ds.engine import checkpoint
+from molmo_ds.engine import checkpoint, nvme
 from molmo_ds.engine.fragments import Fragment
 from molmo_ds.engine.launch import World
 
@@ -28,9 +28,10 @@ log = logging.getLogger(__name__)
 class Writer:
     """One save at a time; `poll` after each step completes it, `finish` waits for it. All ranks call alike."""
 
-    def __init__(self, config: RunConfig, world: World, keeper: bool) -> None:
+    def __init__(self, config: RunConfig, world: World, keeper: bool, scratch: Path | None = None) -> None:
         self.config, self.world = config, world
         self.keeper = keeper  # writes the pieces that several ranks hold alike
+        self.scratch = scratch  # where copies go that shall not fill the host's memory
         self.thread: threading.Thread | None = None
         self.error: str | None = None
         self.target = Path()
@@ -55,8 +56,7 @@ class Writer:
             entry = {"name": piece.name, "shape": piece.shape, "start": piece.start, "size": piece.size}
             listed.append({**entry, "stride": piece.stride, "keys": list(piece.tensors)})
             for key, tensor in piece.tensors.items():
-                copy = tensor.detach().to("cpu", copy=True)
-                tensors[f"{piece.name}|{piece.start}|{key}"] = copy
+                tensors[f"{piece.name}|{piece.start}|{key}"] = nvme.copied(tensor, self.scratch)
         name = f"rank-{self.world.rank:05d}"
         facts = {"file": f"{name}.safetensors", "pieces": listed, "scalars": scalars, "lanes": lanes}
         self._raise_if_failed(self.world.broadcast(self.error))  # else the folder exists

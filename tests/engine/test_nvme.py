@@ -1,0 +1,164 @@
+"""ZeRO-3 with weights and state on NVMe trains as one plain process does, with one sub-group in memory at a time."""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import synthetic
+import torch
+from deepspeed.ops.op_builder import AsyncIOBuilder
+from ranks import run_ranks
+
+from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, RunConfig, TextConfig, VisionConfig
+from molmo_ds.engine import build_engine, fragments, nvme
+from molmo_ds.engine.launch import World
+from molmo_ds.model.molmo import component
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+from compare_strategies import fresh_groups, plain  # noqa: E402
+
+# DeepSpeed swaps what has 1 MiB or more on a rank: of two ranks 2,048 x 256 fp32 numbers, and all of the tower together
+MODEL = MolmoConfig(
+    TextConfig("qwen2", 2048, 2048, 8, 256, 2048, 2, 4, 2, rope_theta=1e4, max_position_embeddings=64),
+    VisionConfig("clip", 28, 7, 128, 512, 3, 2, feature_layers=(-2, -3)),
+    ConnectorConfig(),
+    ImageConfig(crop_mode="resize", max_crops=1),
+)
+STEPS = 4
+
+
+def sgd(strategy: str) -> RunConfig:
+    """SGD, whose updates show an error of gradient scale, with clipping that acts on some components."""
+    base = synthetic.config(model=MODEL, strategy=strategy, micro_batch=2, max_steps=STEPS)
+    return replace(base, optim=replace(base.optim, max_grad_norm=0.5))
+
+
+def adamw(strategy: str) -> RunConfig:
+    """AdamW with three learning rates and clipping."""
+    return synthetic.adamw(model=MODEL, strategy=strategy, micro_batch=2, max_steps=STEPS)
+
+
+class Watched:
+    """Counts how many elements of swapped fp32 state are in memory whenever a piece is handed out."""
+
+    def __init__(self) -> None:
+        self.most, self.real = 0, fragments.fragments
+
+    def __call__(self, module, engine, changed=False):
+        for piece in self.real(module, engine, changed):
+            self.most = max(self.most, held(engine.optimizer))
+            yield piece
+        assert held(engine.optimizer) == 0, "a sub-group was left in memory"
+
+
+def swapped(zero) -> list[int]:
+    """The sub-groups of state on NVMe; none under another strategy."""
+    groups = range(len(getattr(zero, "fp16_groups", ())))
+    return [i for i in groups if zero._swappable_optimizer_subgroup(i)]
+
+
+def held(zero) -> int:
+    """Elements of their weights that are in memory."""
+    return sum(zero.fp32_partitioned_groups_flat[i].numel() for i in swapped(zero))
+
+
+def step(engine, run: RunConfig, number: int) -> dict[str, float]:
+    return engine.train_step(synthetic.micro_batches(run, number, engine.data_rank, engine.data_size))
+
+
+def train(world: World, strategy: str, folder: str) -> dict:
+    """SGD from the first weights; AdamW: save, resume, over ZeRO-1 and back."""
+    out, watched = {}, Watched()
+    with mock.patch.object(fragments, "fragments", watched):
+        run = sgd(strategy)
+        engine = build_engine(run, world)
+        zero = engine.engine.optimizer
+        sizes = [zero.fp16_partitioned_groups_flat_numel[i] for i in swapped(zero)]
+        weights = {name: p.ds_tensor.final_location == "nvme" for name, p in engine.model.named_parameters()}
+        out["sizes"], out["on NVMe"] = sizes, [name for name, there in weights.items() if there]
+        out["parts"] = {engine.groups[zero.sub_group_to_group_id[i]]["component"] for i in swapped(zero)}
+        out["sgd"] = [step(engine, run, n) for n in range(1, STEPS + 1)], dict(engine.full_state())
+        run = adamw(strategy)
+
+        def begin(strategy: str, at: int):
+            fresh_groups()
+            engine = build_engine(replace(run, strategy=strategy), world)
+            assert (engine.load(folder) is None) == (at == 0) and engine.step == at
+            return engine
+
+        engine = begin(strategy, 0)
+        log = [step(engine, run, 1)]
+        engine.save(folder, {})
+        first = step(engine, run, 2), dict(engine.full_state())
+        engine = begin(strategy, 1)
+        again = step(engine, run, 2), dict(engine.full_state())
+        out["bitwise"] = first[0] == again[0] and all(torch.equal(w, again[1][n]) for n, w in first[1].items())
+        log.append(again[0])
+        for number, at in ((3, "ds_configs/zero1.json"), (4, strategy)):
+            engine.save(folder, {})
+            engine.close()
+            engine = begin(at, number - 1)
+            log.append(step(engine, run, number))
+        out["adamw"] = log, dict(engine.full_state())
+        out["most"] = watched.most
+    return out
+
+
+def built() -> None:
+    """Skip where the op cannot be made; elsewhere it must load, here, so that all forked ranks find it made."""
+    if not shutil.which("c++") or not AsyncIOBuilder().is_compatible():
+        pytest.skip("the op of DeepSpeed for NVMe needs libaio-dev and a C++ compiler")
+    assert nvme._build() is None
+
+
+@pytest.fixture(scope="module")
+def strategy(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """zero3_nvme with small sub-groups, in a folder of its own."""
+    built()
+    folder = tmp_path_factory.mktemp("nvme")
+    values = json.loads((ROOT / "ds_configs/zero3_nvme.json").read_text())
+    zero = values["zero_optimization"]
+    zero["sub_group_size"] = 300_000
+    for key in ("offload_param", "offload_optimizer"):
+        zero[key]["nvme_path"] = str(folder)
+    (folder / "nvme.json").write_text(json.dumps(values))
+    return str(folder / "nvme.json")
+
+
+@pytest.fixture(scope="module")
+def run(strategy: str, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    ranks = run_ranks(train, 2, strategy, str(tmp_path_factory.mktemp("saved")), timeout=240)
+    for name in ("sgd", "adamw"):
+        assert ranks[0][name][0] == ranks[1][name][0], "ranks log different numbers"
+    return ranks[0]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_equals_one_plain_process(run: dict, name: str) -> None:
+    config = {"sgd": sgd, "adamw": adamw}[name]("ds_configs/zero0.json")
+    (log, weights), (losses, norms, expected) = run[name], plain(config)
+    limit = config.optim.max_grad_norm
+    assert min(n for parts in norms for n in parts.values()) < limit < max(n for parts in norms for n in parts.values())
+    for values, loss, parts in zip(log, losses, norms, strict=True):
+        assert values["loss"] == pytest.approx(loss, abs=1e-5)
+        for part, norm in parts.items():
+            assert values[f"grad_norm/{part}"] == pytest.approx(norm, rel=1e-5 if name == "sgd" else 1e-3), part
+    for part in ("connector", "vision", "text"):
+        names = [n for n in weights if component(n) == part and not n.endswith("k_proj.bias")]
+        mine, theirs = (torch.cat([w[n].flatten().double() for n in names]) for w in (weights, expected))
+        assert (mine - theirs).norm() <= 1e-5 * theirs.norm(), part
+
+
+def test_goes_on_bitwise(run: dict) -> None:
+    assert run["bitwise"]
+
+
+def test_one_sub_group_is_in_memory(run: dict) -> None:
+    assert run["parts"] == {"connector", "vision", "text"}, "no state of some component is on NVMe"
+    assert {"embed.embedding", "head.lm_head.weight"} <= set(run["on NVMe"]), "frozen and trained weights"
+    assert run["most"] == max(run["sizes"]) and sum(run["sizes"]) > 4 * run["most"]
