@@ -37,11 +37,16 @@ def prepare(ds: dict[str, Any], path: str, out: str, world: World) -> Path | Non
     blocks = [block for block in blocks if block.get("device") == "nvme"]
     if not blocks:
         return None
-    mine = f"molmo_ds-{hashlib.sha256(os.path.abspath(out).encode()).hexdigest()[:8]}-{world.rank}"
+    mine = folder_name(out, world.rank)
     failures = world.gather(next(filter(None, (_failure(block, mine) for block in blocks)), None))
     if failure := next(filter(None, failures), None):
         raise ValueError(f"{path}: {failure}.")
     return Path(blocks[-1]["nvme_path"])
+
+
+def folder_name(out: str, rank: int) -> str:
+    """What a rank of the run that writes into `out` calls its folder on NVMe."""
+    return f"molmo_ds-{hashlib.sha256(os.path.abspath(out).encode()).hexdigest()[:8]}-{rank}"
 
 
 def _failure(block: dict[str, Any], mine: str) -> str | None:
@@ -70,7 +75,7 @@ def _build() -> str | None:
         AsyncIOBuilder().load(verbose=False)
     except Exception as error:  # RuntimeError, CalledProcessError, OSError: whatever a compiler does
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        return f"DeepSpeed's op for NVMe cannot be built ({reason[0]}); install the packages libaio-dev, g++ and ninja"
+        return f"DeepSpeed's op for NVMe cannot be built ({reason[0]}); install libaio-dev, g++ and ninja-build"
     return None
 
 

@@ -14,7 +14,7 @@ from deepspeed.ops.op_builder import AsyncIOBuilder
 from ranks import run_ranks
 
 from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, RunConfig, TextConfig, VisionConfig
-from molmo_ds.engine import build_engine, fragments, nvme
+from molmo_ds.engine import build_engine, checkpoint, fragments, nvme
 from molmo_ds.engine.launch import World
 from molmo_ds.model.molmo import component
 
@@ -24,9 +24,9 @@ from compare_strategies import fresh_groups, plain  # noqa: E402
 
 # DeepSpeed swaps what has 1 MiB or more on a rank: of two ranks 2,048 x 256 fp32 numbers, and all of the tower together
 MODEL = MolmoConfig(
-    TextConfig("qwen2", 2048, 2048, 8, 256, 2048, 2, 4, 2, rope_theta=1e4, max_position_embeddings=64),
-    VisionConfig("clip", 28, 7, 128, 512, 3, 2, feature_layers=(-2, -3)),
-    ConnectorConfig(),
+    TextConfig("qwen2", 2048, 2048, 8, 256, 2048, 2, 4, 2, rope_theta=1e4, initializer_range=0.06),
+    VisionConfig("clip", 28, 7, 192, 768, 3, 2, feature_layers=(-2, -3), initializer_range=0.06),
+    ConnectorConfig(initializer_range=0.06),
     ImageConfig(crop_mode="resize", max_crops=1),
 )
 STEPS = 4
@@ -35,7 +35,7 @@ STEPS = 4
 def sgd(strategy: str) -> RunConfig:
     """SGD, whose updates show an error of gradient scale, with clipping that acts on some components."""
     base = synthetic.config(model=MODEL, strategy=strategy, micro_batch=2, max_steps=STEPS)
-    return replace(base, optim=replace(base.optim, max_grad_norm=0.5))
+    return replace(base, optim=replace(base.optim, max_grad_norm=7.0))
 
 
 def adamw(strategy: str) -> RunConfig:
@@ -82,7 +82,11 @@ def train(world: World, strategy: str, folder: str) -> dict:
         weights = {name: p.ds_tensor.final_location == "nvme" for name, p in engine.model.named_parameters()}
         out["sizes"], out["on NVMe"] = sizes, [name for name, there in weights.items() if there]
         out["parts"] = {engine.groups[zero.sub_group_to_group_id[i]]["component"] for i in swapped(zero)}
-        out["sgd"] = [step(engine, run, n) for n in range(1, STEPS + 1)], dict(engine.full_state())
+        log = []
+        for number in range(1, STEPS + 1):  # what an evaluation reads ahead must not stay in the step's way
+            log.append(step(engine, run, number))
+            engine.eval_loss(synthetic.micro_batches(run, 10, engine.data_rank, engine.data_size))
+        out["sgd"] = log, dict(engine.full_state())
         run = adamw(strategy)
 
         def begin(strategy: str, at: int):
@@ -106,6 +110,17 @@ def train(world: World, strategy: str, folder: str) -> dict:
             log.append(step(engine, run, number))
         out["adamw"] = log, dict(engine.full_state())
         out["most"] = watched.most
+    return out
+
+
+def complaints(world: World, cases: dict[str, str]) -> dict[str, str]:
+    """What building an engine under each strategy file raises on this rank."""
+    out = {}
+    for name, path in cases.items():
+        broken = mock.patch.object(AsyncIOBuilder, "load", side_effect=RuntimeError("no compiler\nand more"))
+        with broken if name == "op" and world.rank == 1 else mock.patch.dict({}), pytest.raises(ValueError) as error:
+            build_engine(sgd(path), world)
+        out[name] = str(error.value)
     return out
 
 
@@ -142,16 +157,19 @@ def run(strategy: str, tmp_path_factory: pytest.TempPathFactory) -> dict:
 def test_equals_one_plain_process(run: dict, name: str) -> None:
     config = {"sgd": sgd, "adamw": adamw}[name]("ds_configs/zero0.json")
     (log, weights), (losses, norms, expected) = run[name], plain(config)
-    limit = config.optim.max_grad_norm
-    assert min(n for parts in norms for n in parts.values()) < limit < max(n for parts in norms for n in parts.values())
+    seen, limit = [norm for parts in norms for norm in parts.values()], config.optim.max_grad_norm
+    assert limit < max(seen) and (name == "adamw" or min(seen) < limit), "clipping must act, on some only"
     for values, loss, parts in zip(log, losses, norms, strict=True):
         assert values["loss"] == pytest.approx(loss, abs=1e-5)
         for part, norm in parts.items():
-            assert values[f"grad_norm/{part}"] == pytest.approx(norm, rel=1e-5 if name == "sgd" else 1e-3), part
+            assert values[f"grad_norm/{part}"] == pytest.approx(norm, rel=1e-5 if name == "sgd" else 1e-4), part
+    first = {n: checkpoint.first_weights(config)(n, tuple(w.shape)) for n, w in weights.items()}
     for part in ("connector", "vision", "text"):
         names = [n for n in weights if component(n) == part and not n.endswith("k_proj.bias")]
-        mine, theirs = (torch.cat([w[n].flatten().double() for n in names]) for w in (weights, expected))
+        mine, theirs, start = (torch.cat([w[n].flatten().double() for n in names]) for w in (weights, expected, first))
         assert (mine - theirs).norm() <= 1e-5 * theirs.norm(), part
+        # beside how far the run moved them; Adam makes full steps of the rounding of small gradients
+        assert (mine - theirs).norm() <= (1e-4 if name == "sgd" else 2e-3) * (theirs - start).norm(), part
 
 
 def test_goes_on_bitwise(run: dict) -> None:
@@ -162,3 +180,24 @@ def test_one_sub_group_is_in_memory(run: dict) -> None:
     assert run["parts"] == {"connector", "vision", "text"}, "no state of some component is on NVMe"
     assert {"embed.embedding", "head.lm_head.weight"} <= set(run["on NVMe"]), "frozen and trained weights"
     assert run["most"] == max(run["sizes"]) and sum(run["sizes"]) > 4 * run["most"]
+
+
+def test_what_cannot_be_used_is_said_on_every_rank(strategy: str, tmp_path: Path) -> None:
+    def written(name: str, place: str | None) -> str:
+        values = json.loads(Path(strategy).read_text())
+        values["zero_optimization"]["offload_optimizer"]["nvme_path"] = place
+        (tmp_path / f"{name}.json").write_text(json.dumps(values))
+        return str(tmp_path / f"{name}.json")
+
+    only_first = nvme.folder_name(sgd(strategy).out, 1)
+    (tmp_path / only_first).write_text("a file, where rank 1 wants its folder")
+    places = {"missing": str(tmp_path / "none"), "blocked": str(tmp_path), "unnamed": None}
+    cases = {name: written(name, place) for name, place in places.items()} | {"op": strategy}
+    mine, other = run_ranks(complaints, 2, cases)
+    assert mine == other
+    assert f"nvme_path={tmp_path}/none is not there; create that folder" in mine["missing"]
+    assert f"nvme_path={tmp_path} cannot be written to directly (File exists)" in mine["blocked"]
+    assert "has no nvme_path" in mine["unnamed"]
+    assert "cannot be built (no compiler); install libaio-dev, g++" in mine["op"]
+    for name, sentence in mine.items():
+        assert sentence.startswith(cases[name]) and sentence.endswith(".") and "\n" not in sentence
