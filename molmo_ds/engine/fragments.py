@@ -192,7 +192,7 @@ def gradients(engine: Any, groups: list[dict]) -> tuple[dict[str, list[Tensor]],
     """
     zero, pieces = engine.optimizer, {group["component"]: [] for group in groups}
     if hasattr(zero, "fp32_partitioned_groups_flat"):
-        swapped = nvme.gradients(zero) if zero.swap_optimizer else ()
+        swapped = nvme.gradients(zero) if nvme.used(zero) else ()
         for i, flat in enumerate(zero.fp32_partitioned_groups_flat):
             part = groups[zero.sub_group_to_group_id[i]]["component"]
             if swapped:

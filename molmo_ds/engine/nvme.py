@@ -79,6 +79,11 @@ def _build() -> str | None:
     return None
 
 
+def used(zero: Any) -> bool:
+    """Whether DeepSpeed's optimizer keeps state or weights on NVMe."""
+    return getattr(zero, "swap_optimizer", False) or getattr(zero, "params_in_nvme_and_cpu", False)
+
+
 def parts(named: Named, engine: Any, changed: bool) -> Iterator[tuple[Named, AbstractContextManager]]:
     """The parameters, together with the context inside which this rank's pieces of them are in memory.
 
@@ -89,7 +94,7 @@ def parts(named: Named, engine: Any, changed: bool) -> Iterator[tuple[Named, Abs
         changed: whether the pieces are written to, and shall be written back.
     """
     zero = engine.optimizer
-    if not (getattr(zero, "swap_optimizer", False) or getattr(zero, "params_in_nvme_and_cpu", False)):
+    if not used(zero):
         yield named, nullcontext()
         return
     settle(zero)
@@ -160,7 +165,7 @@ def hand_over(engine: Any) -> None:
         zero.norm_for_param_grads[zero.get_param_id(zero.fp16_groups[i][0])] = gradient.norm()  # is it finite?
         if zero._swappable_optimizer_subgroup(i):
             zero.optimizer_swapper.swap_params_info[flat.ds_id].unswapped_gradients = {0: gradient}
-        else:
+        elif zero.offload_optimizer:
             flat.grad.copy_(gradient)
 
 

@@ -133,7 +133,13 @@ class ZeroEngine:
         """Clip each component to its own norm over all ranks; the norms before."""
         pieces, split = fragments.gradients(self.engine, self.groups)
         limit = optim.norm_limit_used(self.config.optim, self.step)
-        return optim.clip(pieces, dist.all_reduce if split else lambda squares: None, limit)
+        return optim.clip(pieces, self.sum_over_ranks if split else lambda squares: None, limit)
+
+    def sum_over_ranks(self, squares: Tensor) -> None:
+        """Sum a tensor in place; offloaded gradients lie on the CPU, where NCCL sums nothing."""
+        there = squares.to(self.world.device)
+        dist.all_reduce(there)
+        squares.copy_(there)
 
     def fragments(self, changed: bool = False) -> Iterator[fragments.Fragment]:
         """What this rank holds of every parameter; see fragments.fragments."""

@@ -71,8 +71,8 @@ def step(engine, run: RunConfig, number: int) -> dict[str, float]:
     return engine.train_step(synthetic.micro_batches(run, number, engine.data_rank, engine.data_size))
 
 
-def train(world: World, strategy: str, folder: str) -> dict:
-    """SGD from the first weights; AdamW: save, resume, over ZeRO-1 and back."""
+def train(world: World, strategy: str, weights_alone: str, folder: str) -> dict:
+    """SGD from the first weights, also with the state in memory; AdamW: save, resume, over ZeRO-1 and back."""
     out, watched = {}, Watched()
     with mock.patch.object(fragments, "fragments", watched):
         run = sgd(strategy)
@@ -87,6 +87,9 @@ def train(world: World, strategy: str, folder: str) -> dict:
             log.append(step(engine, run, number))
             engine.eval_loss(synthetic.micro_batches(run, 10, engine.data_rank, engine.data_size))
         out["sgd"] = log, dict(engine.full_state())
+        fresh_groups()
+        engine = build_engine(sgd(weights_alone), world)
+        out["weights alone"] = [step(engine, run, number) for number in (1, 2)]
         run = adamw(strategy)
 
         def begin(strategy: str, at: int):
@@ -142,12 +145,15 @@ def strategy(tmp_path_factory: pytest.TempPathFactory) -> str:
     for key in ("offload_param", "offload_optimizer"):
         zero[key]["nvme_path"] = str(folder)
     (folder / "nvme.json").write_text(json.dumps(values))
+    zero["offload_optimizer"] = {"device": "cpu"}
+    (folder / "weights.json").write_text(json.dumps(values))
     return str(folder / "nvme.json")
 
 
 @pytest.fixture(scope="module")
 def run(strategy: str, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    ranks = run_ranks(train, 2, strategy, str(tmp_path_factory.mktemp("saved")), timeout=240)
+    alone = strategy.replace("nvme.json", "weights.json")
+    ranks = run_ranks(train, 2, strategy, alone, str(tmp_path_factory.mktemp("saved")), timeout=240)
     for name in ("sgd", "adamw"):
         assert ranks[0][name][0] == ranks[1][name][0], "ranks log different numbers"
     return ranks[0]
@@ -170,6 +176,11 @@ def test_equals_one_plain_process(run: dict, name: str) -> None:
         assert (mine - theirs).norm() <= 1e-5 * theirs.norm(), part
         # beside how far the run moved them; Adam makes full steps of the rounding of small gradients
         assert (mine - theirs).norm() <= (1e-4 if name == "sgd" else 2e-3) * (theirs - start).norm(), part
+
+
+def test_weights_alone_on_nvme(run: dict) -> None:
+    for values, expected in zip(run["weights alone"], run["sgd"][0]):
+        assert values == pytest.approx(expected, rel=1e-5, abs=1e-9)
 
 
 def test_goes_on_bitwise(run: dict) -> None:
