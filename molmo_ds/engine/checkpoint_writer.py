@@ -13,13 +13,12 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from molmo_ds import config as configs
 from molmo_ds.config import RunConfig
-from molmo_ds.engine import checkpoint
+from molmo_ds.engine import checkpoint, nvme
 from molmo_ds.engine.fragments import Fragment
 from molmo_ds.engine.launch import World
 
@@ -29,9 +28,10 @@ log = logging.getLogger(__name__)
 class Writer:
     """One save at a time; `poll` after each step completes it, `finish` waits for it. All ranks call alike."""
 
-    def __init__(self, config: RunConfig, world: World, keeper: bool) -> None:
+    def __init__(self, config: RunConfig, world: World, keeper: bool, scratch: Path | None = None) -> None:
         self.config, self.world = config, world
         self.keeper = keeper  # writes the pieces that several ranks hold alike
+        self.scratch = scratch  # where copies go that shall not fill the host's memory
         self.thread: threading.Thread | None = None
         self.error: str | None = None
         self.target = Path()
@@ -59,7 +59,7 @@ class Writer:
             for key, tensor in piece.tensors.items():
                 where = f"{piece.name}|{piece.start}|{key}"
                 if where not in self.buffers:
-                    self.buffers[where] = torch.empty(tensor.shape, dtype=tensor.dtype)
+                    self.buffers[where] = nvme.buffer(tensor, self.scratch)
                 tensors[where] = self.buffers[where].copy_(tensor.detach())
         name = f"rank-{self.world.rank:05d}"
         facts = {"file": f"{name}.safetensors", "pieces": listed, "scalars": scalars, "lanes": lanes}

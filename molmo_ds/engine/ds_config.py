@@ -3,12 +3,16 @@
 import copy
 import difflib
 import json
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from molmo_ds.config import RunConfig
+import torch
+
+from molmo_ds.config import MolmoConfig, RunConfig
 from molmo_ds.engine import refusals
+from molmo_ds.model.molmo import Molmo
 
 ENGINES = ("zero", "sequence", "pipeline")
 TOP_LEVEL = {
@@ -126,6 +130,11 @@ def resolve(strategy: Strategy, config: RunConfig, world_size: int, on_gpu: bool
     for key, value in sizes.items():
         if zero.get(key) == "auto":
             zero[key] = value
+    for block in (zero.get("offload_param", {}), zero.get("offload_optimizer", {})):
+        if block.get("nvme_path") == "auto":
+            block["nvme_path"] = tempfile.gettempdir()
+        if block.get("buffer_size") == "auto":
+            block["buffer_size"] = -(-_largest(config.model) // world_size)
     if expert_size(strategy) > 1:  # a prefetch mixes two groups of ranks, in an order that differs between ranks
         zero["stage3_prefetch_bucket_size"] = 0
     half = uses_bf16(config, on_gpu)
@@ -143,6 +152,11 @@ def resolve(strategy: Strategy, config: RunConfig, world_size: int, on_gpu: bool
     if left:
         raise ValueError(f'{strategy.path} leaves {left[0]} on "auto", which the run cannot fill; write a value.')
     return ds
+
+
+def _largest(model: MolmoConfig) -> int:
+    with torch.device("meta"):
+        return max(parameter.numel() for parameter in Molmo(model).parameters())
 
 
 def uses_bf16(config: RunConfig, on_gpu: bool) -> bool:

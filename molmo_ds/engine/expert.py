@@ -61,7 +61,7 @@ class WithExperts(Regrouped):
         moe = {"moe": True, "name": parameter.group_name} if hasattr(parameter, "group_name") else {}
         return super().marks(parameter, name) | moe
 
-    def fragments(self) -> Iterator[fragments.Fragment]:
+    def fragments(self, changed: bool = False) -> Iterator[fragments.Fragment]:
         """What this rank holds, under our names."""
         from deepspeed.utils import groups
 
@@ -69,7 +69,7 @@ class WithExperts(Regrouped):
         name = f"ep_size_{size}"
         first = groups._get_expert_parallel_rank(name) * (text.num_experts // size)
         copy = dist.get_rank(groups._get_expert_data_parallel_group(name)) > 0
-        for piece in super().fragments():
+        for piece in super().fragments(changed):
             piece = ours(piece, first, text.num_experts)
             if ".mlp.experts." in piece.name:
                 yield replace(piece, whole=piece.whole and copy)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from molmo_ds.engine import nvme
+
 
 @dataclass(frozen=True)
 class Fragment:
@@ -61,22 +63,26 @@ def runs(start: int, size: int, stride: tuple[int, ...]) -> list[tuple[int, int,
     return out
 
 
-def fragments(module: nn.Module, engine: Any) -> Iterator[Fragment]:
-    """Every piece this rank holds, in the order of the model's parameters.
+def fragments(module: nn.Module, engine: Any, changed: bool = False) -> Iterator[Fragment]:
+    """Every piece this rank holds, in the order of the model's parameters; of what lies on NVMe by sub-group.
 
     Args:
         module: the model, whose parameter names are the names of the pieces.
         engine: what deepspeed.initialize returned for it.
+        changed: whether the pieces are written to. One from NVMe is in memory only until the next is asked for.
     """
-    for name, parameter in module.named_parameters():
-        yield from _fragment(re.sub(r"_orig_mod\.", "", name), parameter, engine)
+    named = ((re.sub(r"_orig_mod\.", "", name), parameter) for name, parameter in module.named_parameters())
+    for part, inside in nvme.parts(named, engine, changed):
+        with inside:
+            for name, parameter in part:
+                yield from _fragment(name, parameter, engine)
 
 
 def _fragment(name: str, parameter: nn.Parameter, engine: Any) -> Iterator[Fragment]:
     optimizer = engine.basic_optimizer
     if hasattr(parameter, "ds_id"):  # ZeRO-3: rank r holds elements [r * size, (r + 1) * size), the last ones padded
         shape, total = tuple(parameter.ds_shape), parameter.ds_numel
-        length = parameter.ds_tensor.numel()
+        length = parameter.ds_tensor.ds_numel
         start = engine.optimizer._get_param_partition_rank(parameter) * length
         length = max(0, min(length, total - start))
         if not length:
@@ -139,9 +145,10 @@ def create_state(engine: Any, keys: set[str], scalars: set[str]) -> None:
     flats = getattr(zero, "fp32_partitioned_groups_flat", None) or _flat_partitions(zero)
     if flats is None:
         flats = [flat for group in engine.basic_optimizer.param_groups for flat in group["params"]]
-    for flat in flats:
-        for key in keys:
-            state[flat].setdefault(key, torch.zeros_like(flat.data))
+    for i, flat in enumerate(flats):
+        with nvme.sub_group(zero, i, changed=True):
+            for key in keys:
+                state[flat].setdefault(key, torch.zeros_like(flat.data))
         for key in scalars:
             state[flat].setdefault(key, torch.zeros((), device=flat.device if on_device else "cpu"))
 
@@ -162,7 +169,8 @@ def publish(engine: Any) -> None:
         for parameter in engine.module.parameters():
             parameter.ds_secondary_tensor = None  # hpZ's copy within a node; DeepSpeed forgets those of frozen ones
         for group in range(len(zero.fp16_groups)):
-            zero._reassign_or_swap_out_partitioned_parameters(group)
+            with nvme.sub_group(zero, group, changed=False):
+                zero._reassign_or_swap_out_partitioned_parameters(group)
         if zero.persistent_parameters:  # small ones that ZeRO-3 keeps gathered
             zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
     elif hasattr(zero, "update_lp_params"):
@@ -184,9 +192,13 @@ def gradients(engine: Any, groups: list[dict]) -> tuple[dict[str, list[Tensor]],
     """
     zero, pieces = engine.optimizer, {group["component"]: [] for group in groups}
     if hasattr(zero, "fp32_partitioned_groups_flat"):
+        swapped = nvme.gradients(zero) if nvme.used(zero) else ()
         for i, flat in enumerate(zero.fp32_partitioned_groups_flat):
             part = groups[zero.sub_group_to_group_id[i]]["component"]
-            pieces[part] += [flat.grad] if zero.offload_optimizer else zero.averaged_gradients[i]
+            if swapped:
+                pieces[part].append(swapped[i])
+            else:
+                pieces[part] += [flat.grad] if zero.offload_optimizer else zero.averaged_gradients[i]
         return pieces, True
     if hasattr(zero, "fp32_groups_gradient_flat_partition"):
         for group, flat in zip(groups, zero.fp32_groups_gradient_flat_partition):

@@ -89,10 +89,10 @@ def pairs(strategy: Any, config: RunConfig, world: int) -> Iterator[tuple[bool, 
         yield offloads, "tensor-parallel ranks do not offload; use ds_configs/zero3_tp.json or zero3_offload.json"
         own = sorted(set(ds["tensor_parallel"]) - {"autotp_size"})
         yield bool(own), f"our decoder splits itself, so tensor_parallel takes autotp_size only; leave {own} out"
-    yield (
-        "nvme" in devices,
-        "checkpoints and clipping need the optimizer's state in memory, not on NVMe; use ds_configs/zero3_offload.json",
-    )
+    ahead = any(zero.get("offload_optimizer", {}).get(f"pipeline_{what}") for what in ("read", "write"))
+    yield "nvme" in devices and stage != 3, "only ZeRO-3 keeps anything on NVMe; use ds_configs/zero3_nvme.json"
+    yield "nvme" in devices and hpz > 1, "hpZ's second copy does not go to NVMe; use ds_configs/zero3_nvme.json"
+    yield ahead, "swapping ahead (pipeline_read, pipeline_write) was never tried; leave both out"
     yield (
         hpz > 1 and bool(world % hpz),
         f"zero_hpz_partition_size={hpz} does not divide {world} ranks; use the number of GPUs of a node",

@@ -93,9 +93,9 @@ class WithTensors(Regrouped):
 
         return optim.clip(pieces, add, optim.norm_limit_used(self.config.optim, self.step))
 
-    def fragments(self) -> Iterator[fragments.Fragment]:
+    def fragments(self, changed: bool = False) -> Iterator[fragments.Fragment]:
         """What this rank holds, in places of the whole parameters; one rank saves what several hold."""
-        for piece in super().fragments():
+        for piece in super().fragments(changed):
             name, shape, shards = piece.name, piece.shape, self.shards
             if COLUMNS.fullmatch(name):
                 start = piece.start + self.place * math.prod(shape)

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from molmo_ds.batch import Batch
 from molmo_ds.config import RunConfig
-from molmo_ds.engine import checkpoint, collectives, ds_config, fragments, optim
+from molmo_ds.engine import checkpoint, collectives, ds_config, fragments, nvme, optim
 from molmo_ds.engine.checkpoint_writer import Writer
 from molmo_ds.engine.compiled import compile_layers
 from molmo_ds.engine.launch import World
@@ -34,6 +35,7 @@ class ZeroEngine:
         on_gpu = world.device.type == "cuda"
         self.ds = ds_config.resolve(strategy, config, world.size, on_gpu)
         ds_config.check_with_deepspeed(strategy, self.ds, self.grid)
+        self.scratch = nvme.prepare(self.ds, strategy.path, config.out, world)  # a folder on NVMe, where that is used
         self.model = self.build_model()
         if config.compile:
             compile_layers(self.model)
@@ -47,7 +49,7 @@ class ZeroEngine:
         self.engine = self.prepare(optimizer)
         self.watch = collectives.check(config.timeout_seconds) if config.check_collectives else None
         self.set_weights(checkpoint.first_weights(config))
-        self.writer = Writer(config, world, self.keeper)
+        self.writer = Writer(config, world, self.keeper, self.scratch)
 
     def build_model(self) -> nn.Module:
         """The network on this rank's device; under ZeRO-3 each parameter is split as soon as it exists."""
@@ -90,12 +92,14 @@ class ZeroEngine:
         sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)
         micro_batches = fill(micro_batches, self.ds["gradient_accumulation_steps"])
         for i, batch in enumerate(micro_batches):
-            self.engine.set_gradient_accumulation_boundary(i == len(micro_batches) - 1)
+            self.engine.set_gradient_accumulation_boundary(i == len(micro_batches) - 1 and not self.scratch)
             losses = self.engine(self.local(batch).weighted(factor))
             self.engine.backward(losses[0] + losses[1], scale_wrt_gas=False)
             sums += torch.stack([loss.detach().double() for loss in losses])
         norms = self.clip_gradients()
         self.set_learning_rates()
+        if self.scratch:
+            nvme.hand_over(self.engine)
         self.engine.step()
         self.writer.poll()
         return self.report(sums, counts, norms)
@@ -143,16 +147,22 @@ class ZeroEngine:
         """Clip each component to its own norm over all ranks; the norms before."""
         pieces, split = fragments.gradients(self.engine, self.groups)
         limit = optim.norm_limit_used(self.config.optim, self.step)
-        return optim.clip(pieces, dist.all_reduce if split else lambda squares: None, limit)
+        return optim.clip(pieces, self.sum_over_ranks if split else lambda squares: None, limit)
 
-    def fragments(self) -> Iterator[fragments.Fragment]:
-        """What this rank holds of every parameter."""
-        return fragments.fragments(self.model, self.engine)
+    def sum_over_ranks(self, squares: Tensor) -> None:
+        """Sum a tensor in place; offloaded gradients lie on the CPU, where NCCL sums nothing."""
+        there = squares.to(self.world.device)
+        dist.all_reduce(there)
+        squares.copy_(there)
+
+    def fragments(self, changed: bool = False) -> Iterator[fragments.Fragment]:
+        """What this rank holds of every parameter; see fragments.fragments."""
+        return fragments.fragments(self.model, self.engine, changed)
 
     @torch.no_grad()
     def set_weights(self, whole: Callable[[str, tuple[int, ...]], Tensor]) -> None:
         """Fill every parameter from `whole(name, shape)`; each rank keeps its piece."""
-        for piece in self.fragments():
+        for piece in self.fragments(changed=True):
             value = whole(piece.name, piece.shape).reshape(-1)
             for first, here, length in piece.runs():
                 piece.tensors["weight"][here : here + length] = value[first : first + length]
@@ -168,7 +178,7 @@ class ZeroEngine:
         if found is None:
             return None
         fragments.create_state(self.engine, *checkpoint.state_keys(found))
-        checkpoint.restore(found, self.fragments(), set(self.shapes()), self.config.optim.name)
+        checkpoint.restore(found, self.fragments(changed=True), set(self.shapes()), self.config.optim.name)
         fragments.set_scalars(self.engine, found.scalars)
         fragments.publish(self.engine)
         self.step = found.step
@@ -186,6 +196,9 @@ class ZeroEngine:
         """Every parameter, whole, on the CPU, adapters merged; see the protocol."""
         pieces: dict[str, list[fragments.Fragment]] = {}
         for piece in self.fragments():
+            if self.scratch:
+                weight = piece.tensors["weight"]
+                piece = replace(piece, tensors={"weight": nvme.buffer(weight, self.scratch).copy_(weight)})
             pieces.setdefault(piece.name, []).append(piece)
         shapes = self.shapes()
 

@@ -71,7 +71,15 @@ REFUSED: dict[str, tuple[str, dict, TextConfig, int, str]] = {
     "tensors with a preset": ("zero3_tp", {"tensor_parallel": {"preset_model": "qwen2"}}, DENSE, 4, "autotp_size only"),
     "hpZ over odd ranks": ("zero3_hpz", {}, DENSE, 3, "does not divide 3 ranks"),
     "hpZ under ZeRO-2": ("zero3_hpz", {"zero_optimization": {"stage": 2}}, DENSE, 4, "stage 3"),
-    "NVMe": ("zero3", {"zero_optimization": {"offload_param": {"device": "nvme"}}}, DENSE, 4, "zero3_offload.json"),
+    "NVMe under ZeRO-2": ("zero3_nvme", {"zero_optimization": {"stage": 2}}, DENSE, 4, "zero3_nvme.json"),
+    "NVMe and hpZ": ("zero3_nvme", {"zero_optimization": {"zero_hpz_partition_size": 2}}, DENSE, 4, "zero3_nvme.json"),
+    "NVMe swapped ahead": (
+        "zero3_nvme",
+        {"zero_optimization": {"offload_optimizer": {"pipeline_read": True}}},
+        DENSE,
+        4,
+        "leave both out",
+    ),
     "offload under ZeRO-0": ("zero0", {"zero_optimization": OFFLOAD}, DENSE, 4, "stage 1"),
 }
 
