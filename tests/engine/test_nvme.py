@@ -129,8 +129,8 @@ def complaints(world: World, cases: dict[str, str]) -> dict[str, str]:
 
 def built() -> None:
     """Skip where the op cannot be made; elsewhere it must load, here, so that all forked ranks find it made."""
-    if not shutil.which("c++") or not AsyncIOBuilder().is_compatible():
-        pytest.skip("the op of DeepSpeed for NVMe needs libaio-dev and a C++ compiler")
+    if not (shutil.which("c++") and shutil.which("ninja") and AsyncIOBuilder().is_compatible()):
+        pytest.skip("the op of DeepSpeed for NVMe needs libaio-dev, g++ and ninja-build")
     assert nvme._build() is None
 
 
