@@ -25,11 +25,16 @@ from molmo_ds.ops.weighted_cross_entropy import weighted_cross_entropy
 
 
 def once(owner: Tensor, key: object, build: Callable[[], Any]) -> Any:
-    """`build()`, kept on the tensor it belongs to: the layers of a forward share it and it dies with the batch."""
-    kept = owner.__dict__.setdefault("_molmo_ds", {})
-    if key not in kept:
-        kept[key] = build()
-    return kept[key]
+    """`build()`, kept with the memory of the tensor it belongs to: the layers share it and it dies with the batch.
+
+    Not on the tensor itself: ZeRO-3 hands every layer an alias of its own. What is built must not hold `owner`, or
+    neither would ever be freed.
+    """
+    kept = owner.untyped_storage().__dict__.setdefault("_molmo_ds", {})
+    place = key, owner.storage_offset(), owner.shape
+    if place not in kept:
+        kept[place] = build()
+    return kept[place]
 
 
 class Core:
@@ -37,7 +42,7 @@ class Core:
 
     def plan(self, document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype) -> Any:
         """What `__call__` needs to know of the tokens' ids, both int [B, T]."""
-        return once(document_ids, ("plan", dtype), lambda: attention_plan(document_ids, branch_ids, dtype))
+        return once(document_ids, ("plan", dtype), lambda: attention_plan(document_ids.clone(), branch_ids, dtype))
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, dropout_p: float) -> Tensor:
         """q [B, H, T, d], k and v [B, G, T, d] -> [B, H, T, d]."""
