@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,49 @@ class Batch:
     images: Tensor  # uint8 [N, height, width, 3] or float32 [N, P, patch * patch * 3]
     image_masks: Tensor  # float32 [N, P]
     image_positions: Tensor  # int64 [N, Q], index into the flattened [B * T] tokens, -1 = nowhere
+    # int64 [R], the flattened tokens whose weight is not 0, at least one; found where it is not given. It is found on
+    # the CPU, where a batch is made: the loss then learns how many rows there are without waiting for a GPU.
+    learnt_rows: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.learnt_rows is None:
+            rows = self.loss_weights.flatten().nonzero()[:, 0]
+            object.__setattr__(self, "learnt_rows", rows if len(rows) else rows.new_zeros(1))
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The fields in order; `Batch(*tensors)` is the inverse."""
         return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """(T, N, R)."""
+        return self.input_ids.shape[1], len(self.images), len(self.learnt_rows)
+
+    def padded(self, tokens: int, crops: int, rows: int = 0) -> "Batch":
+        """The same batch with T = tokens, N = crops and R at least `rows`: padding behind each sequence, blank crops
+        behind the others, and rows of weight 0 behind those that are learnt."""
+        length, more = self.input_ids.shape[1], crops - len(self.images)
+        *texts, images, masks, positions, _ = self.tensors()
+        texts = [functional.pad(x, (0, tokens - length)) for x in texts]
+        positions = torch.where(positions >= 0, positions + positions // length * (tokens - length), -1)
+        if more:
+            images, masks = (torch.cat((x, x.new_zeros(more, *x.shape[1:]))) for x in (images, masks))
+            positions = torch.cat((positions, positions.new_full((more, positions.shape[1]), -1)))
+        batch = Batch(*texts, images, masks, positions)
+        if (lacking := rows - len(batch.learnt_rows)) <= 0:
+            return batch
+        still = (batch.loss_weights.flatten() == 0).nonzero()[:lacking, 0]
+        return batch.replace(learnt_rows=torch.cat((batch.learnt_rows, still)))
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
         """The same batch on another device."""
         return Batch(*(t.to(device, non_blocking=non_blocking) for t in self.tensors()))
 
     def replace(self, **tensors: Tensor) -> "Batch":
-        """A copy with some fields replaced."""
-        return dataclasses.replace(self, **tensors)
+        """A copy with some fields replaced; with `loss_weights` the learnt rows are looked for again."""
+        rows = None if "loss_weights" in tensors else self.learnt_rows
+        return dataclasses.replace(self, **({"learnt_rows": rows} | tensors))
+
+    def weighted(self, factor: Tensor | float) -> "Batch":
+        """A copy whose loss weights are multiplied by a number, which may lie on their device."""
+        return self.replace(loss_weights=self.loss_weights * factor, learnt_rows=self.learnt_rows)

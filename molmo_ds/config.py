@@ -195,12 +195,22 @@ class LoraConfig:
 
 
 @dataclass(frozen=True)
+class HeldOutConfig:
+    """Data that is not trained on, whose loss is logged; packed and prompted as the training data is."""
+
+    sources: dict[str, SourceConfig] = field(default_factory=dict)  # empty = none
+    interval: int = 1000  # steps between two evaluations; one more at the end
+    batches: int = 8  # global batches of each, every time the same
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One run; saved resolved beside its checkpoints, and enough to run again."""
 
     preset: str = "tiny"  # a function of presets.py; model.* overrides it
     model: MolmoConfig = field(default_factory=MolmoConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     strategy: str = "ds_configs/zero3.json"

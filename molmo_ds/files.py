@@ -33,8 +33,8 @@ def join(folder: str, name: str) -> str:
 
 
 def filesystem(path: str) -> Any:
-    """The fsspec file system of a URL; ValueError names the package that is missing for it."""
-    protocol = path.split("://")[0]
+    """The fsspec file system of a path or URL; ValueError names the package that is missing for it."""
+    protocol = path.split("://")[0] if is_remote(path) else "file"
     options: dict[str, Any] = {}
     if protocol in ("http", "https"):
         import aiohttp
@@ -49,8 +49,6 @@ def filesystem(path: str) -> Any:
 
 def size(path: str) -> int:
     """Bytes of a file."""
-    if not is_remote(path):
-        return os.stat(path).st_size
     return retry(lambda: int(filesystem(path).size(path)), path)
 
 
@@ -65,11 +63,7 @@ def read_range(path: str, start: int, stop: int) -> bytes:
 
 
 def _fetch(path: str, start: int | None, stop: int | None) -> bytes:
-    if is_remote(path):
-        data = filesystem(path).cat_file(path, start=start, end=stop)
-    else:
-        with open(path, "rb", buffering=0) as file:
-            data = file.read() if start is None else os.pread(file.fileno(), stop - start, start)
+    data = filesystem(path).cat_file(path, start=start, end=stop)
     if start is not None:
         check_length(path, data, start, stop)
     return data

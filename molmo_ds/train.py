@@ -1,4 +1,4 @@
-"""One run: build, loop, save.
+"""One run: build, loop, evaluate, save.
 
 deepspeed --module molmo_ds.train CONFIG.yaml key=value ...
 accelerate launch --use_deepspeed -m molmo_ds.train CONFIG.yaml key=value ...
@@ -14,11 +14,20 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
 
 from molmo_ds import config as configs
 from molmo_ds.config import RunConfig
+
+if TYPE_CHECKING:
+    from molmo_ds.data.loader import Step
+    from molmo_ds.engine import Engine
+    from molmo_ds.engine.metrics import Metrics
 
 log = logging.getLogger("molmo_ds")
 RUN_FILES = ("config.yaml", "checkpoints", "log.jsonl", "tensorboard", "profile", "DONE")
@@ -43,6 +52,9 @@ def train(config: RunConfig) -> int:
     if engine.step:
         log.info("resumed from step %d", engine.step)
     stream = build_stream(config, engine.data_rank, engine.data_size, data_state, engine.step)
+    aside = held_out_run(config)
+    if aside:
+        build_stream(aside, engine.data_rank, engine.data_size)  # refused now rather than at the first evaluation
     last = min(config.max_steps, config.stop_after or config.max_steps)
     world.agree(lambda: claim_folder(config, finished=engine.step >= last))
     metrics = Metrics(config, world, engine.step)
@@ -55,11 +67,14 @@ def train(config: RunConfig) -> int:
         with profile.watch(engine, config, arrived - began) as phases:
             values = engine.train_step(micro_batches)
         trained = time.perf_counter()
+        if aside and (engine.step % config.held_out.interval == 0 or engine.step == last):
+            values |= held_out(engine, build_stream(aside, engine.data_rank, engine.data_size), metrics)
+        evaluated = time.perf_counter()
         stopped_by, save_now = world.largest(asked["stop"], asked["save"])
         if engine.step % config.save_interval == 0 or engine.step == last or stopped_by or save_now:
             engine.save(checkpoints, lane_states)
             saved, asked["save"] = engine.step, 0
-        metrics.step(engine.step, values | phases, arrived - began, trained - arrived, time.perf_counter() - trained)
+        metrics.step(engine.step, values | phases, arrived - began, trained - arrived, time.perf_counter() - evaluated)
     engine.close()
     metrics.close()
     assert saved == engine.step
@@ -67,6 +82,26 @@ def train(config: RunConfig) -> int:
         (out / "DONE").write_text(json.dumps({"step": engine.step, "loss": values.get("loss")}) + "\n")
     world.barrier()
     return 128 + stopped_by if stopped_by else 0
+
+
+def held_out_run(config: RunConfig) -> RunConfig | None:
+    """This run with the held-out sources in place of its own; None without any."""
+    if not config.held_out.sources:
+        return None
+    if config.held_out.interval < 1 or config.held_out.batches < 1:
+        raise ValueError("held_out.interval and held_out.batches must be 1 or more.")
+    return replace(config, data=replace(config.data, sources=config.held_out.sources, group_rates={}))
+
+
+def held_out(engine: "Engine", stream: "Iterator[Step]", metrics: "Metrics") -> dict[str, float]:
+    """held_out/NAME: the weighted means over the first batches of the stream."""
+    seen = []
+    for _ in tqdm(range(metrics.config.held_out.batches), "held out", leave=False, disable=engine.world.rank > 0):
+        seen.append(engine.eval_loss(next(stream)[0]))
+        metrics.beat()
+    weight = max(sum(values["weight"] for values in seen), 1e-9)
+    names = ("loss", "ce_loss", "z_loss", "accuracy")
+    return {f"held_out/{name}": sum(v[name] * v["weight"] for v in seen) / weight for name in names}
 
 
 def check_folder(config: RunConfig) -> None:

@@ -1,4 +1,7 @@
-"""A micro model and made-up batches: unequal token counts, message trees, sequences without pictures."""
+"""A micro model and made-up batches: unequal token counts, message trees, sequences without pictures.
+
+Tokens lie as the collator writes them: documents ascend, in each the prefix comes first and then its branches.
+"""
 
 from dataclasses import replace
 
@@ -22,7 +25,7 @@ MODEL = MolmoConfig(
     ConnectorConfig(initializer_range=0.2),
     ImageConfig(crop_mode="resize", max_crops=1),
 )
-LENGTH, PATCHES, POOLED = 24, 16, 4
+LENGTH, PREFIX, PATCHES, POOLED = 24, 5, 16, 4
 
 
 def config(**changes) -> RunConfig:
@@ -62,7 +65,9 @@ def sequence(step: int, lane: int) -> Batch:
     first = int(integers(5, used + 1, 1))
     places = torch.arange(LENGTH)
     documents = torch.where(places < first, 1, torch.where(places < used, 2, 0)).int()
-    branches = torch.where((documents > 0) & (places % 7 > 3), places // 7 % 2 + 1, 0).int()
+    inside = (places - first * (documents == 2)) * (documents > 0)
+    behind = inside - PREFIX  # branches of 4 tokens, the last one shorter
+    branches = torch.where(behind < 0, 0, behind // 4 + 1).int()
     weights = torch.rand(LENGTH, generator=random) * 2 * (documents > 0) * (torch.rand(LENGTH, generator=random) < 0.6)
     crops = 0 if (lane + 4 * step) % 8 < 4 else 1 + lane % 2  # with two ranks one has no picture at all
     if lane == 5:
@@ -76,7 +81,7 @@ def sequence(step: int, lane: int) -> Batch:
         ids[None],
         integers(0, 96, LENGTH)[None],
         weights[None],
-        (places * (documents > 0))[None],
+        torch.where(behind < 0, inside, PREFIX + behind % 4)[None],
         documents[None],
         branches[None],
         integers(0, 256, max(crops, 1), 28, 28, 3).to(torch.uint8),
@@ -87,7 +92,7 @@ def sequence(step: int, lane: int) -> Batch:
 
 def join(parts: list[Batch]) -> Batch:
     """Several one-sequence batches as one."""
-    out = [torch.cat(tensors) for tensors in zip(*(part.tensors() for part in parts))]
+    out = [torch.cat(tensors) for tensors in zip(*(part.tensors()[:-1] for part in parts))]
     offsets = torch.cat([torch.full((len(p.images), 1), i * LENGTH) for i, p in enumerate(parts)])
     out[-1] = torch.where(out[-1] >= 0, out[-1] + offsets, -1)
     return Batch(*out)

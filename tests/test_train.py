@@ -11,11 +11,15 @@ from pathlib import Path
 
 import pytest
 import run_files
+import torch
 from ranks import Forked, free_port, rank_environment
 
 from molmo_ds import config as configs
 from molmo_ds.config import RunConfig
-from molmo_ds.train import main, read_arguments
+from molmo_ds.data.loader import build_stream
+from molmo_ds.engine import checkpoint
+from molmo_ds.model.molmo import Molmo
+from molmo_ds.train import held_out_run, main, read_arguments
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[1]
@@ -126,6 +130,30 @@ def test_killed_at_random_moments_and_resumed(tiny_run: list[str], tmp_path: Pat
     assert (out / "DONE").exists()
 
 
+def test_held_out_losses_are_those_of_the_network_and_change_nothing(tiny_run: list[str], tmp_path: Path) -> None:
+    words = [*tiny_run, "keep_checkpoints=9"]
+    source = next(w for w in words if w.startswith("data.sources.grey.path=")).partition("=")[2]
+    aside = [f"held_out.sources.other.path={source}", "held_out.interval=2", "held_out.batches=3"]
+    for name, more in (("alone", []), ("watched", aside)):
+        for rank in two_ranks([*words, *more, f"out={tmp_path / name}"], tmp_path):
+            code, output = rank.finish()
+            assert code == 0, output[-3000:]
+    assert losses(tmp_path / "alone") == losses(tmp_path / "watched")
+    lines = [json.loads(line) for line in (tmp_path / "watched" / "log.jsonl").read_text().splitlines()]
+    seen = {line["step"]: line["held_out/loss"] for line in lines if "held_out/loss" in line}
+    config = configs.load(tmp_path / "watched" / "config.yaml")
+    model, expected = Molmo(config.model, config.optim.z_loss), {}
+    stream = build_stream(held_out_run(config), 0, 1)
+    batches = [batch for _ in range(3) for batch in next(stream)[0]]
+    total = sum(float(batch.loss_weights.double().sum()) for batch in batches)
+    for step in (2, 4):
+        model.load_state_dict(dict(checkpoint.read_full_state(tmp_path / f"watched/checkpoints/step-{step:08d}")))
+        with torch.no_grad():
+            sums = [model(batch)[:2] for batch in batches]
+        expected[step] = sum(float(ce + z) for ce, z in sums) / total
+    assert seen == pytest.approx(expected, rel=1e-5) and abs(seen[2] - seen[4]) > 1e-3
+
+
 def wait_for_steps(run: Forked, out: Path, steps: int, timeout: float = 60) -> None:
     """Until the log has so many lines, or the run has ended."""
     deadline = time.monotonic() + timeout
@@ -197,8 +225,8 @@ def test_every_checkpoint_damaged(launched: dict[str, Path], tiny_run: list[str]
     import shutil
 
     out = shutil.copytree(launched["python"], tmp_path / "out")
-    for checkpoint in (out / "checkpoints").glob("step-*"):
-        file = checkpoint / "rank-00000.safetensors"
+    for saved in (out / "checkpoints").glob("step-*"):
+        file = saved / "rank-00000.safetensors"
         file.write_bytes(file.read_bytes()[:1000])
     before = tree(out / "checkpoints")
     said = sentence([*tiny_run, "max_steps=3", f"out={out}"], tmp_path)

@@ -30,7 +30,7 @@ from compare_strategies import fresh_groups  # noqa: E402
 from lab import Lab, missing  # noqa: E402
 
 from molmo_ds.config import RunConfig  # noqa: E402
-from molmo_ds.engine import build_engine, ds_config, launch, optim  # noqa: E402
+from molmo_ds.engine import build_engine, ds_config, launch, optim, tensor  # noqa: E402
 from molmo_ds.model.molmo import Molmo  # noqa: E402
 
 STRATEGIES = [
@@ -39,10 +39,16 @@ STRATEGIES = [
     "zero2",
     "zero3",
     "zero3, nothing kept",
-    "pipe_zero1",
+    "zero3_hpz",
+    "zero3_hpz, nothing kept",
+    "zero3_offload",
     "zero3_sp",
     "zero3_tp",
+    "zero2_ep",
     "zero3_ep",
+    "zero3_ep_tp",
+    "pipe_zero1",
+    "pipe_zero1_ep",
 ]
 KEEP_NOTHING = {
     "stage3_max_live_parameters": 0,
@@ -50,7 +56,7 @@ KEEP_NOTHING = {
     "stage3_prefetch_bucket_size": 0,
     "stage3_param_persistence_threshold": 0,
 }
-LANES, STEPS, WIDTH = 8, 2, 128
+LANES, STEPS, WIDTH = 8, 2, 256
 CLONE_NEWNET = 0x40000000
 
 
@@ -90,7 +96,7 @@ class Seen:
 
     sent: float  # bytes that a host sent, mean of both
     seconds: float  # of a step
-    slow: float  # the same at the limited rate
+    slow: float  # the same at the limited rate, 0 with several micro-steps
 
 
 def sent() -> int:
@@ -100,7 +106,7 @@ def sent() -> int:
 
 
 def measure(world: launch.World, config: RunConfig, rate: str) -> Seen:
-    """Some steps at full speed, which are counted, and some at the limited rate."""
+    """Some steps at full speed, which are counted, and then some at the limited rate."""
     engine = build_engine(config, world)
 
     def steps(first: int) -> float:
@@ -115,6 +121,8 @@ def measure(world: launch.World, config: RunConfig, rate: str) -> Seen:
     before = sent()
     fast = steps(STEPS)
     bytes_sent = (sent() - before) / STEPS
+    if ds_config.accumulation(config, engine.data_size) > 1:
+        return Seen(sum(world.gather(bytes_sent)) / world.size, fast, 0.0)
     if world.local_rank == 0:
         shape = ["root", "tbf", "rate", rate, "burst", "64kb", "latency", "400ms"]
         subprocess.run(["tc", "qdisc", "replace", "dev", "eth0", *shape], check=True)
@@ -160,42 +168,73 @@ def run(lab: Lab, cells: list[Cell], rate: str, folder: Path) -> dict[Cell, Seen
     return {Cell(name, slots, times): x if isinstance(x, str) else Seen(**x) for name, times, x in lines}
 
 
-def sizes(config: RunConfig) -> tuple[int, int]:
-    """(all parameters, those that learn)."""
+def sizes(config: RunConfig) -> dict[str, tuple[int, int]]:
+    """(all parameters, those that learn) of the experts, of what tensor parallelism splits, and of the rest."""
     with torch.device("meta"):
         model = Molmo(config.model)
     frozen = optim.frozen_names(model, config.optim)
-    every = {name: p.numel() for name, p in model.named_parameters()}
-    return sum(every.values()), sum(size for name, size in every.items() if name not in frozen)
+    out = dict.fromkeys(("experts", "split", "rest"), (0, 0))
+    for name, p in model.named_parameters():
+        kind = "experts" if ".mlp.experts." in name else "split" if tensor.splits(name) else "rest"
+        out[kind] = out[kind][0] + p.numel(), out[kind][1] + p.numel() * (name not in frozen)
+    return out
 
 
-def theory(cell: Cell, config: RunConfig) -> float | None:
-    """Bytes that a host sends per step by ring collectives in rank order, where gloo reduce-scatters by all-reduce.
+def total(config: RunConfig) -> tuple[int, int]:
+    """(all parameters, those that learn)."""
+    every, learns = zip(*sizes(config).values())
+    return sum(every), sum(learns)
 
-    Of N ranks on two hosts one link of the ring leaves each host, and carries (N - 1) / N of what is gathered and twice
-    that of what is reduced. A pipeline sends the hidden states of each micro-batch forth and their gradients back.
+
+def theory(cell: Cell, config: RunConfig) -> float:
+    """Bytes that a host sends per step, where each of two hosts has half of the ranks.
+
+    Gradients and weights: ranks that hold the same parameters form a ring in rank order, of which one link leaves each
+    host; over it go (n - 1) / n of what n ranks gather and twice that of what they reduce (gloo reduce-scatters by
+    all-reduce), so that R rings of n ranks with 1 / R of the parameters each send as much as one ring.
+    ZeRO 1 and 2 gather what learns once per step, ZeRO 3 every weight in every micro-step, twice if it keeps none; only
+    ZeRO 1 and 0 reduce once per step. hpZ gathers once per step what has changed, if its ranks share a host.
+    Activations leave a host only where it has one rank of each group of two (2 x 1), but between stages always:
+    - pipeline: hidden states forth and their gradients back; forth also 28 bytes per token (labels, positions, loss
+      weights, documents, branches) and 1 KB per micro-batch that says their shapes;
+    - sequence: per layer, forth and back, half of q, k, v and the output of each rank's half of the tokens;
+    - tensor: per layer two all-reduces forth and two back of all tokens, or one and one without the MLP;
+    - experts: per layer all-to-alls to the experts and from them, forth and back, of each rank's half of the tokens,
+      top_k times, of which half belongs to the other rank's experts if the router is fair;
+    - experts and tensor: each rank sends half of the assignments to experts and gathers all outputs, whose gradients,
+      and those of the router's choice and of the layer's input, are all-reduced, as is the gradient of every
+      parameter that both ranks hold whole.
     """
-    every, learns = sizes(config)
-    share = (2 * cell.slots - 1) / (2 * cell.slots)
-    reduce, gather = 2 * share * learns, share * every
-    times = cell.accumulation
-    if cell.strategy.startswith("pipe"):
-        return 4.0 * LANES * synthetic.LENGTH * WIDTH
-    elements = {
-        "zero0": reduce,
-        "zero1": reduce + share * learns,
-        "zero2": times * reduce + share * learns,
-        "zero3": times * (reduce + gather),
-        "zero3, nothing kept": times * (reduce + 2 * gather),
-    }.get(cell.strategy)
-    if cell.strategy == "zero3_sp":
-        # per layer, forward and backward: q, k, v and the output, half of each rank's share (when the two ranks of a
-        # group are on two hosts; else nothing of it leaves the host)
-        text, across = config.model.text, cell.slots == 1
-        heads = 2 * WIDTH + 2 * text.num_key_value_heads * WIDTH // text.num_attention_heads
-        exchanged = 2 * text.num_hidden_layers * LANES * synthetic.LENGTH / 2 * heads / 2
-        elements = times * (reduce + gather) + (exchanged if across else 0)
-    return 4.0 * elements if elements is not None else None
+    strategy, text = ds_config.read(config.strategy), config.model.text
+    tensors, experts = ds_config.tensor_size(strategy), ds_config.expert_size(strategy)
+    ranks, times, tokens, one = 2 * cell.slots, cell.accumulation, LANES * synthetic.LENGTH, cell.slots == 1
+    if stages := strategy.ours.get("stages"):
+        assert stages == 2, "a stage is a host"
+        links = ds_config.data_parallel_size(strategy, ranks)
+        return 4.0 * tokens * WIDTH + (28 * tokens + 1024 * times * links) / 2
+    zero, stage = strategy.ds["zero_optimization"], strategy.stage
+    kept = zero.get("stage3_max_live_parameters", 1) > 0
+    hpz = 1 < zero.get("zero_hpz_partition_size", 1) <= cell.slots
+    elements = 0.0
+    for kind, (every, learns) in sizes(config).items():
+        rings = experts if kind == "experts" else tensors
+        members, parts = ranks // rings, 1 if kind == "rest" else rings
+        share = rings / parts * (members - 1) / members
+        gathers = 0 if stage == 0 else 1 if stage < 3 or hpz else times * (1 if kept else 2)
+        elements += share * gathers * (learns if stage < 3 or hpz else every)
+        elements += share * 2 * learns * (times if stage > 1 else 1)
+    if one:
+        row, layers, top_k = tokens * WIDTH, text.num_hidden_layers, text.num_experts_per_tok
+        if ds_config.sequence_size(strategy) > 1:
+            heads = 2 * WIDTH + 2 * text.num_key_value_heads * WIDTH // text.num_attention_heads
+            elements += layers * 2 * tokens / 2 * heads / 2
+        if tensors > 1:
+            elements += layers * row * (4 if experts == 1 else 2)
+        if experts > 1:
+            elements += layers * row * top_k
+        if tensors > 1 and experts > 1:
+            elements += layers * row * (1 + 3 * top_k / 2) + times * sizes(config)["rest"][1]
+    return 4.0 * elements
 
 
 def table(rows: dict[Cell, Seen | str], folder: Path, rate: str) -> list[str]:
@@ -212,14 +251,15 @@ def table(rows: dict[Cell, Seen | str], folder: Path, rate: str) -> list[str]:
             cell = Cell(strategy, slots, accumulation)
             seen = rows.get(cell)
             if not isinstance(seen, Seen):
-                row += [seen or "", ""]
+                print(f"{strategy}, 2 x {slots}: {seen}", file=sys.stderr)
+                row += ["-", "-"]
                 continue
             config = cell.config(folder)
-            unit = 4 * sizes(config)[0]
-            expected = theory(cell, config)
-            row += [f"{seen.sent / unit:.3f}", "" if expected is None else f"{expected / unit:.3f}"]
+            unit = 4 * total(config)[0]
+            row += [f"{seen.sent / unit:.4f}", f"{theory(cell, config) / unit:.4f}"]
         first = rows.get(Cell(strategy, 1, 1))
-        row += [f"{1e3 * t:.0f} ms" for t in (first.seconds, first.slow)] if isinstance(first, Seen) else ["", ""]
+        where, first = ("", first) if isinstance(first, Seen) else (" on 2 x 2", rows[Cell(strategy, 2, 1)])
+        row += [f"{1e3 * t:.0f} ms{where}" for t in (first.seconds, first.slow)]
         lines.append(f"| {' | '.join(row)} |")
     return lines
 
@@ -252,10 +292,11 @@ def main() -> None:
         rows: dict[Cell, Seen | str] = {}
         for slots in (1, 2):
             rows |= run(lab, [cell for cell in cells if cell.slots == slots], arguments.rate, folder)
-        every, learns = sizes(cells[0].config(folder))
-        experts = sizes(Cell("zero3_ep", 1, 1).config(folder))[0]
+        every, learns = total(Cell("zero3", 1, 1).config(folder))
+        experts = total(Cell("zero3_ep", 1, 1).config(folder))[0]
+        command = " ".join(["python", "tools/bench_network.py", *sys.argv[1:]])
         lines = [
-            f"`python tools/bench_network.py {' '.join(sys.argv[1:])}`, {began}, {platform.machine()} CPU, gloo, fp32, "
+            f"`{command}`, {began}, {platform.machine()} CPU, gloo, fp32, "
             f"{every:,} parameters ({experts:,} with experts), of which {learns / every:.0%} learn, {LANES} sequences "
             f"of {synthetic.LENGTH} tokens; in units of 4 bytes per parameter, per host and step:",
             "",

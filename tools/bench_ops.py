@@ -3,17 +3,23 @@
     python tools/bench_ops.py                        all ops at shapes of Molmo-7B-D and at the 16k message tree
     python tools/bench_ops.py splice --out table.md  some ops; the table into a file as well
 
-A row: milliseconds of the plain ops eager and compiled, of a library, of ours; spread of two timings; the bytes and
-flops that the op cannot avoid (counted from the shapes); the floor they give at this GPU's own copy and matrix rates;
-peak memory of ours; largest relative error of output and gradients against float64 at small, odd shapes. Without a GPU
-only the counted columns are printed, with the floor at rates measured on an H100 earlier.
+A row: milliseconds of the plain ops eager and compiled, of a library (Liger where it is installed, else PyTorch's own),
+of ours; spread of two timings; the bytes and flops that the op cannot avoid (counted from the shapes); the floor they
+give at this GPU's own copy and matrix rates; peak memory of ours, arguments included; largest relative error of output
+and gradients against float64 at small, odd shapes, in float32 / bfloat16, with a ! where it is above 1e-5 / above 1e-2
+or 1.5 times the plain version's. Without a GPU only the counted columns are printed, with the floor at rates measured
+on an H100 earlier.
 """
 
 import argparse
 import contextlib
 import dataclasses
 import datetime
+import functools
+import importlib.util
+import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -41,6 +47,8 @@ COLUMNS = (
     "op", "shape", "pass", "eager", "compile", "library", "own", "by", "spread", "GB", "TF", "floor", "floor/own",
     "peak MiB", "rel error",
 )  # fmt: skip
+LIMITS = (1e-5, 1e-2)  # of the relative error in float32 and bfloat16
+LIGER = importlib.util.find_spec("liger_kernel") is not None
 
 
 @dataclass(frozen=True)
@@ -53,8 +61,9 @@ class Case:
     run: Callable[..., Tensor | tuple[Tensor, ...]]
     gigabytes: tuple[float, float]  # forward, forward and backward
     teraflops: tuple[float, float] = (0.0, 0.0)
-    by: tuple[str, ...] = ("triton",)
-    library: Callable[..., Tensor] | None = None
+    by: tuple[str, ...] = ("triton",)  # none: ours is the plain version, compiled where the run asks for it
+    library: tuple[str, Callable[..., Tensor]] | None = None
+    plain: Callable[..., Tensor] | None = None  # where the plain version that ops/ has is not what one would write
 
 
 def leaf(*size: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -100,10 +109,14 @@ def pool_case(size: int) -> Case:
             index[1], index[2, 1] = -1, -1
         return [leaf(m, h, d), leaf(m, size, h, d), leaf(m, size, h, d), index, True]
 
+    def library(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> Tensor:
+        return F.scaled_dot_product_attention(q[:, :, None], k.transpose(1, 2), v.transpose(1, 2))[:, :, 0]
+
     row = windows * heads * width * 2e-9
     moved = (2 * row + 2 * size * row, 5 * row + 6 * size * row)  # q, out, k, v; then grad, q, k, v in and three out
+    shape = f"{windows}x{heads}x{width} windows of {size}"
     return Case(
-        "pool_patches", f"{windows}x{heads}x{width} windows of {size}", make, pool_patches, moved, by=("triton", "cuda")
+        "pool_patches", shape, make, pool_patches, moved, by=("triton", "cuda"), library=("torch SDPA", library)
     )
 
 
@@ -127,22 +140,34 @@ def splice_case() -> Case:
 
 
 def loss_case() -> Case:
-    rows, width, words, share = 16384, 3584, 152064, 0.4
+    rows, width, words = 6553, 3584, 152064  # 0.4 of 16384 tokens are learnt
 
     def make(small: bool) -> list[Any]:
         r, d, v = (45, 12, 97) if small else (rows, width, words)
-        weights = (torch.arange(r) % 5 < 5 * share).float()
-        return [leaf(r, d), leaf(v, d), torch.randint(0, v, (r,)), weights, 1e-4]
+        return [leaf(r, d), leaf(v, d), torch.randint(0, v, (r,)), torch.rand(r), 1e-4]
 
     def run(*args: Any) -> Tensor:
         ce, z, _ = loss_file.weighted_cross_entropy(*args)
         return ce + z
 
-    kept = rows * share
-    product = 2 * kept * width * words * 1e-12
-    logits = kept * words * 2e-9
-    shape = f"{int(kept)} of {rows} rows, {width}x{words}"
-    return Case("weighted_cross_entropy", shape, make, run, (2 * logits, 4 * logits), (product, 3 * product))
+    def plain(hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor, z_loss: float) -> Tensor:
+        logits = (hidden @ weight.T).float()
+        z = z_loss * logits.logsumexp(-1) ** 2
+        return (weights * (F.cross_entropy(logits, labels, reduction="none") + z)).sum()
+
+    def liger(hidden: Tensor, weight: Tensor, labels: Tensor, _: Tensor, z_loss: float) -> Tensor:
+        from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
+
+        # it knows no weights of tokens, and returns the loss first
+        return LigerFusedLinearCrossEntropyFunction.apply(hidden, weight, labels, None, None, -100, z_loss, 0.0, "sum")[
+            0
+        ]
+
+    product = 2 * rows * width * words * 1e-12
+    logits = rows * words * 2e-9
+    shape, library = f"{rows} rows, {width}x{words}", ("Liger", liger) if LIGER else None
+    floors = (2 * logits, 4 * logits), (product, 3 * product)
+    return Case("weighted_cross_entropy", shape, make, run, *floors, library=library, plain=plain)
 
 
 def pointwise_cases() -> Iterator[Case]:
@@ -157,14 +182,35 @@ def pointwise_cases() -> Iterator[Case]:
 
     def turn(small: bool) -> list[Any]:
         t, h = (9, 3) if small else (tokens, heads)
-        return [leaf(1, h, t, 128), *rope_table(torch.arange(t)[None], 128, 1e6)]
+        x = torch.randn(1, t, h, 128).bfloat16().transpose(1, 2).requires_grad_()  # as the projections leave it
+        return [x, *rope_table(torch.arange(t)[None], 128, 1e6)]
 
+    def liger_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+
+        return LigerRMSNormFunction.apply(x, weight, eps, 0.0, "llama", False)
+
+    def liger_gate(gate: Tensor, up: Tensor) -> Tensor:
+        from liger_kernel.ops.swiglu import LigerSiLUMulFunction
+
+        return LigerSiLUMulFunction.apply(gate, up)
+
+    def liger_turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        from liger_kernel.ops.rope import LigerRopeFunction
+
+        return LigerRopeFunction.apply(x, x[:, :1].detach(), cos, sin)[0]  # queries and keys, in place; here one head
+
+    def torch_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], weight, eps)
+
+    libraries = [("Liger", f) if LIGER else None for f in (liger_norm, liger_gate, liger_turn)]
+    libraries[0] = libraries[0] or ("torch", torch_norm)
     one = tokens * width * 2e-9
-    yield Case("rms_norm", f"{tokens}x{width}", norm, rms_norm, (2 * one, 5 * one), by=())
+    yield Case("rms_norm", f"{tokens}x{width}", norm, rms_norm, (2 * one, 5 * one), by=(), library=libraries[0])
     one = tokens * inner * 2e-9
-    yield Case("swiglu", f"{tokens}x{inner}", gate, swiglu, (3 * one, 8 * one), by=())
+    yield Case("swiglu", f"{tokens}x{inner}", gate, swiglu, (3 * one, 8 * one), by=(), library=libraries[1])
     one = tokens * heads * 128 * 2e-9
-    yield Case("rope", f"{heads}x{tokens}x128", turn, rotate, (2 * one, 4 * one), by=())
+    yield Case("rope", f"{heads}x{tokens}x128", turn, rotate, (2 * one, 4 * one), by=(), library=libraries[2])
 
 
 def tree(small: bool) -> tuple[Tensor, Tensor]:
@@ -198,8 +244,8 @@ def attention_case() -> Case:
     product = 4 * width * heads * pairs * 1e-12
     moved = tokens * width * (2 * heads + 2 * groups) * 2e-9
     shape = f"{heads}/{groups}x{tokens}x{width} tree of {pairs / 1e6:.1f} M pairs"
-    flops = (product, 3.5 * product)
-    return Case("tree_attention", shape, make, tree_attention, (moved, 3 * moved), flops, ("triton", "cuda"), causal)
+    flops, library = (product, 3.5 * product), ("torch flash, causal", causal)
+    return Case("tree_attention", shape, make, tree_attention, (moved, 3 * moved), flops, ("triton", "cuda"), library)
 
 
 def experts_case() -> Case:
@@ -209,10 +255,17 @@ def experts_case() -> Case:
         r, d, e, i = (37, 16, 8, 8) if small else (rows, width, count, inner)
         return [leaf(r, d), torch.randn(r, e), leaf(e, 2 * i, d), leaf(e, d, i), 2 if small else top, False]
 
+    def liger(x: Tensor, router: Tensor, gate_up: Tensor, down: Tensor, k: int, _: bool) -> Tensor:
+        from liger_kernel.ops.fused_moe import LigerFusedMoEFunction
+
+        shares, chosen = router.softmax(-1).topk(k, -1)
+        return LigerFusedMoEFunction.apply(x, gate_up, down, chosen.int(), shares)
+
     product = 2 * rows * top * width * inner * 3 * 1e-12
     moved = (count * width * inner * 3 + rows * top * (2 * width + 3 * inner)) * 2e-9
     shape = f"{rows}x{width}, {top} of {count} experts of {inner}"
-    return Case("experts", shape, make, experts, (moved, 3 * moved), (product, 3 * product), by=())
+    library = ("Liger", liger) if LIGER else None
+    return Case("experts", shape, make, experts, (moved, 3 * moved), (product, 3 * product), by=(), library=library)
 
 
 def cases() -> list[Case]:
@@ -238,7 +291,7 @@ def step(run: Callable[..., Any], args: list[Any], backward: bool) -> list[Tenso
 
 
 def milliseconds(function: Callable[[], Any], device: str) -> tuple[float, float]:
-    """Median of the better of two timings, and how much the other was worse; the L2 cache is emptied between runs."""
+    """Median of the better of two timings, and how much the other was worse; the L2 is overwritten between runs."""
     if device == "cuda":
         from triton.testing import do_bench
 
@@ -252,8 +305,8 @@ def milliseconds(function: Callable[[], Any], device: str) -> tuple[float, float
     return min(times), max(times) / min(times) - 1
 
 
-def relative_error(case: Case, by: str) -> float:
-    """Largest over output and gradients, at the small shape in float32 (flash attention: bf16), against float64."""
+def relative_error(case: Case, by: str, dtype: torch.dtype) -> float:
+    """Largest over output and gradients, at the small shape in `dtype`, against float64 of the same arguments."""
 
     def wide(value: Any, dtype: torch.dtype) -> Any:
         if isinstance(value, list):
@@ -265,13 +318,25 @@ def relative_error(case: Case, by: str) -> float:
         return value
 
     found = []
-    flash = case.op == "tree_attention" and by == "cuda" and torch.get_default_device().type == "cuda"
-    for name, dtype in ((by, torch.bfloat16 if flash else torch.float32), ("torch", torch.float64)):
+    for name, kind in ((by, dtype), ("torch", torch.float64)):
         torch.manual_seed(0)
         with dispatch.use(name):
-            args = [wide(a, dtype) for a in case.make(True)]
+            args = [wide(a, kind) for a in case.make(True)]
             found.append(step(case.run, args, bool(leaves(args))))
     return max(((a.double() - b.double()).norm() / b.double().norm()).item() for a, b in zip(*found))
+
+
+@functools.cache
+def errors(case: Case, by: str, device: str) -> str:
+    """The cell: float32 / bfloat16, with a mark where a limit is missed."""
+    single = half = "-"
+    if device == "cpu" or by != "cuda" or case.op != "tree_attention":  # flash attention
+        found = relative_error(case, by, torch.float32)
+        single = f"{found:.1e}" + "!" * (found > LIMITS[0])
+    if device == "cuda" or by != "triton":  # the interpreter cuts numbers off where a GPU rounds them
+        found, plain = (relative_error(case, name, torch.bfloat16) for name in (by, "torch"))
+        half = f"{found:.1e}" + "!" * (found > min(LIMITS[1], 1.5 * plain))
+    return f"{single} / {half}"
 
 
 def rates(device: str) -> tuple[float, float]:
@@ -293,43 +358,50 @@ def counted(case: Case, backward: bool, ceiling: tuple[float, float]) -> dict[st
 def measured(
     case: Case, backward: bool, ceiling: tuple[float, float], device: str, small: bool
 ) -> list[dict[str, str]]:
-    """A row for each own version (one without it for ops that have none)."""
+    """A row for each own version; ops without one have a row for the plain version. What fails is told and left out."""
 
-    def timed(by: str, run: Callable[..., Any]) -> tuple[float, float]:
+    def timed(by: str, run: Callable[..., Any]) -> tuple[float, float, float] | None:
         torch.manual_seed(0)
-        with dispatch.use(by):
-            args = case.make(small)
-            return milliseconds(lambda: step(run, args, backward), device)
+        try:
+            with dispatch.use(by):
+                args = case.make(small)
+                times = milliseconds(lambda: step(run, args, backward), device)
+                if device == "cpu":
+                    return *times, 0.0
+                torch.cuda.reset_peak_memory_stats()
+                step(run, args, backward)
+                return *times, torch.cuda.max_memory_allocated() / 2**20
+        except Exception as error:  # one that runs out of memory must not end the others
+            tqdm.write(f"{case.op}, {by} {getattr(run, '__name__', run)}: {type(error).__name__}: {error}", sys.stderr)
+            return None
 
-    base = counted(case, backward, ceiling) | ({"shape": "small"} if small else {})
-    base["eager"] = f"{timed('torch', case.run)[0]:.3f}"
-    if not small:
-        torch._dynamo.reset()
-        base["compile"] = f"{timed('torch', torch.compile(case.run))[0]:.3f}"
-    if case.library is not None:
-        base["library"] = f"{timed('torch', case.library)[0]:.3f}"
-    rows = [] if case.by else [base]
-    for by in case.by:
-        if device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        own, spread = timed(by, case.run)
-        row = base | {"own": f"{own:.3f}", "by": by, "spread": f"{spread:.0%}"}
-        row["floor/own"] = f"{float(base['floor']) / own:.2f}"
-        row["rel error"] = f"{relative_error(case, by):.1e}"
-        if device == "cuda":
-            row["peak MiB"] = f"{torch.cuda.max_memory_allocated() / 2**20:.0f}"
+    base, plain = counted(case, backward, ceiling) | ({"shape": "small"} if small else {}), case.plain or case.run
+    torch._dynamo.reset()
+    others = {"eager": plain, "compile": torch.compile(plain)} | ({"library": case.library[1]} if case.library else {})
+    for column, function in others.items():
+        found = timed("torch", function)
+        base[column] = f"{found[0]:.3f}" if found else "failed"
+    if case.library:
+        base["library"] += f" ({case.library[0]})"
+    rows = []
+    for by in case.by or ("torch",):
+        row = base | {"by": by, "own": "failed"}
+        if found := timed(by, case.run):
+            row |= {"own": f"{found[0]:.3f}", "spread": f"{found[1]:.0%}", "peak MiB": f"{found[2]:.0f}"}
+            row |= {"floor/own": f"{float(base['floor']) / found[0]:.2f}", "rel error": errors(case, by, device)}
         rows.append(row)
     return rows
 
 
 def usable(case: Case, device: str) -> Case:
-    """The case with the versions that run here: pool_patches in CUDA if it was built, FlexAttention on GPUs."""
+    """The case with the versions that run here: pool_patches in CUDA if it was built, FlexAttention on GPUs, Triton on
+    GPUs or interpreted."""
     from molmo_ds.ops import cuda_library
 
     left_out = set()
     if case.op == "pool_patches" and (device == "cpu" or cuda_library.load() is None):
         left_out.add("cuda")
-    if case.op == "tree_attention" and device == "cpu":
+    if device == "cpu" and (case.op == "tree_attention" or os.environ.get("TRITON_INTERPRET") != "1"):
         left_out.add("triton")
     return dataclasses.replace(case, by=tuple(by for by in case.by if by not in left_out))
 
@@ -357,21 +429,21 @@ def main(arguments: list[str] | None = None) -> str:
             f"No GPU here ({platform.machine()} CPU): nothing is measured. GB, TF and floor are counted from shapes, "
         )
         head += f"the floor at {where} of an H100."
-    rows = []
+    tiny = "Tiny shapes: the times mean nothing. " if options.small else ""
+    lines = [f"{head} {datetime.date.today()}. {tiny}Milliseconds.", "", "| " + " | ".join(COLUMNS) + " |"]
+    lines.append("|" + "---|" * len(COLUMNS))
     with torch.device(device):
         for case in tqdm(chosen, desc="ops"):
             for backward in (False, True) if case.gigabytes[1] else (False,):
                 if gpu or options.small:
-                    rows += measured(usable(case, device), backward, ceiling, device, options.small)
+                    rows = measured(usable(case, device), backward, ceiling, device, options.small)
                 else:
-                    rows.append(counted(case, backward, ceiling))
-    lines = [f"{head} {datetime.date.today()}. Milliseconds.", "", "| " + " | ".join(COLUMNS) + " |"]
-    lines.append("|" + "---|" * len(COLUMNS))
-    lines += ["| " + " | ".join(row.get(c, "-") for c in COLUMNS) + " |" for row in rows]
+                    rows = [counted(case, backward, ceiling)]
+                lines += ["| " + " | ".join(row.get(c, "-") for c in COLUMNS) + " |" for row in rows]
+            if options.out:  # as far as it came, should time run out
+                options.out.write_text("\n".join(lines) + "\n")
     table = "\n".join(lines)
     print(table)
-    if options.out:
-        options.out.write_text(table + "\n")
     return table
 
 

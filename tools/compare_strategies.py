@@ -1,9 +1,11 @@
 """Trains tiny models under every strategy and in one plain process, and tables how far losses and weights are apart.
 
-    python tools/compare_strategies.py --ranks 2 [--strategies zero3 zero3_sp] [--families qwen2] [--steps 20] [--write]
+    python tools/compare_strategies.py --ranks 2 [--strategies zero3 zero3_sp] [--families qwen2] [--write "2 ranks"]
 
 Every global batch holds unequal token counts and loss weights, packed documents, message trees, and for some ranks no
-picture. --write replaces the table of that number of ranks in docs/parallelism.md. Takes the batches of tests/.
+picture. Two rows tell what the others mean: how far the plain process is from itself when its first weights are
+rounded otherwise (what must be allowed), and when its gradients are 1 % too large (what must be seen). --write replaces
+the table of that name in docs/parallelism.md. Takes the batches of tests/.
 """
 
 import argparse
@@ -11,6 +13,8 @@ import copy
 import math
 import platform
 import re
+import shlex
+import statistics
 import sys
 import time
 from dataclasses import replace
@@ -29,9 +33,14 @@ from ranks import run_ranks  # noqa: E402
 from molmo_ds.config import MolmoConfig, RunConfig  # noqa: E402
 from molmo_ds.engine import build_engine, ds_config, optim, sequence, tensor  # noqa: E402, F401 (before the fork)
 from molmo_ds.engine.launch import World  # noqa: E402
+from molmo_ds.model import lora  # noqa: E402
 from molmo_ds.model.molmo import Molmo, component  # noqa: E402
 
 LANES = 16  # sequences of a global batch
+SGD_RATE = 0.25  # of synthetic.config's rates, whose 20 steps without clipping amplify rounding tenfold
+SHOWN = {"sgd": "SGD", "adamw": "AdamW"}
+BF16 = [(strategy, times) for strategy in ("zero1", "zero2", "zero3") for times in (1, 2, 4, 8, 16)]
+ALLOWED = 1e-5  # loss difference under SGD in fp32
 Cell = tuple[str, str, str, int, str]  # family, strategy, optimizer, accumulation, precision
 Run = tuple[list[float], dict[str, Tensor]]
 GROUPS = {name: value for name, value in vars(groups).items() if name.isupper() or name == "mpu"}
@@ -40,9 +49,13 @@ GROUPS = {name: value for name, value in vars(groups).items() if name.isupper() 
 def family(name: str) -> MolmoConfig:
     """The micro model with the decoder of a family."""
     model = synthetic.MODEL
-    olmo = replace(model.text, attention_bias=False, qk_norm=True, num_key_value_heads=4)
+    plain = replace(model.text, attention_bias=False)
+    olmo = replace(plain, qk_norm=True, num_key_value_heads=4)
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     texts = {
         "qwen2": model.text,
+        "llama": replace(plain, model_type="llama", rope_scaling={**scaling, "original_max_position_embeddings": 16}),
+        "olmo": replace(plain, model_type="olmo", norm_type="layer", clip_qkv=4.0),
         "olmo2": replace(olmo, model_type="olmo2", norm_after=True),
         "olmoe": replace(olmo, model_type="olmoe", num_experts=4, num_experts_per_tok=2, intermediate_size=24),
     }
@@ -53,8 +66,14 @@ def run_config(cell: Cell, data_size: int, steps: int) -> RunConfig:
     """The run of a cell on `data_size` replicas; no clipping under SGD, clipping that acts under AdamW."""
     name, strategy, optimizer, accumulation, precision = cell
     base = synthetic.config() if optimizer == "sgd" else synthetic.adamw()
+    settings = base.optim
+    if optimizer == "sgd":
+        parts = {part: getattr(settings, part) for part in optim.COMPONENTS}
+        slower = {part: replace(value, lr=SGD_RATE * value.lr) for part, value in parts.items()}
+        settings = replace(settings, **slower)
     return replace(
         base,
+        optim=settings,
         model=family(name),
         strategy=f"ds_configs/{strategy}.json",
         precision=precision,
@@ -69,13 +88,24 @@ def fresh_groups() -> None:
     vars(groups).update({name: copy.copy(value) for name, value in GROUPS.items()})
 
 
-def plain(config: RunConfig) -> tuple[list[float], list[dict[str, float]], dict[str, Tensor]]:
-    """The measure: torch alone in one process, one sequence after the other; losses, gradient norms, weights."""
+def plain(
+    config: RunConfig, rounding: float = 0.0, too_large: float = 0.0
+) -> tuple[list[float], list[dict[str, float]], dict[str, Tensor]]:
+    """The measure: torch alone in one process, one sequence after the other; losses, gradient norms, weights.
+
+    Args:
+        rounding: relative error of the first weights.
+        too_large: relative error of the gradients.
+    """
     model = Molmo(config.model, config.optim.z_loss)
+    lora.adapt(model, config.lora)
     model.reset_parameters(config.seed)
+    noise = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
         still = getattr(config.optim, component(name)).freeze or name == "embed.embedding"
-        parameter.requires_grad_(not still)
+        parameter.requires_grad_(not still and not lora.is_base(name, config.lora))
+        if rounding:
+            parameter.data *= 1 + rounding * torch.randn(parameter.shape, generator=noise)
     stepper = optim.build_optimizer(optim.parameter_groups(model, config.optim), config.optim)
     losses, norms = [], []
     for step in range(1, config.max_steps + 1):
@@ -85,7 +115,7 @@ def plain(config: RunConfig) -> tuple[list[float], list[dict[str, float]], dict[
         norms.append({})
         for batch in lanes:
             ce, z, _ = model(batch)
-            ((ce + z) / total).backward()
+            ((ce + z) * ((1 + too_large) / total)).backward()
             losses[-1] += float((ce + z).detach()) / total
         for part in optim.COMPONENTS:
             grads = [p.grad for n, p in model.named_parameters() if component(n) == part and p.grad is not None]
@@ -134,30 +164,57 @@ def difference(ours: Run, reference: Run) -> tuple[float, float]:
     return max(abs(a - b) for a, b in zip(ours[0], reference[0], strict=True)), weights
 
 
-def table(results: dict[Cell, Run | str], steps: int) -> list[str]:
-    """Markdown rows, the worst of the accumulations in each."""
-    lines = [
-        "| strategy | decoder | SGD loss | SGD weights | AdamW loss | AdamW weights |",
-        "|---|---|---|---|---|---|",
-    ]
+def table(results: dict[Cell, Run | str], noise: dict[Cell, Run | str], steps: int) -> list[str]:
+    """Markdown rows, the worst of the accumulations in each; the rows that explain the others come first.
+
+    Args:
+        noise: bf16 cells of one process, empty in fp32.
+    """
+    optimizers = [name for name in SHOWN if any(cell[2] == name for cell in results)]
+    heads = [f"{SHOWN[name]} loss | {SHOWN[name]} weights" for name in optimizers]
+    lines = [f"| strategy | decoder | {' | '.join(heads)} |", "|---|---|" + "---|---|" * len(optimizers)]
     references: dict[tuple, Run] = {}
-    for strategy, name, precision in dict.fromkeys((c[1], c[0], c[4]) for c in results):
-        here = {
-            cell: run for cell, run in results.items() if (cell[1], cell[0], cell[4]) == (strategy, name, precision)
-        }
-        if refusal := next((run for run in here.values() if isinstance(run, str)), None):
-            lines.append(f"| {strategy} | {name} | refused: {refusal} | | | |")
+    allowed: dict[tuple, float] = {}
+    for name in dict.fromkeys(cell[0] for cell in results):
+        first, second = [], []
+        for optimizer in optimizers:
+            config = run_config((name, "zero0", optimizer, 1, "fp32"), 1, steps)
+            references[name, optimizer] = reference = plain(config)[::2]
+            if noise:
+                pairs = [difference(run, reference) for c, run in noise.items() if (c[0], c[2]) == (name, optimizer)]
+                spreads = [(statistics.mean(values), statistics.stdev(values)) for values in zip(*pairs)]
+                allowed[name, optimizer] = spreads[0][0] + 3 * spreads[0][1]
+                first += [f"{mean:.1e} +- {deviation:.1e}" for mean, deviation in spreads]
+                continue
+            allowed[name, optimizer] = ALLOWED
+            first += [f"{x:.1e}" for x in difference(plain(config, rounding=1e-7)[::2], reference)]
+            second += [f"{x:.1e}" for x in difference(plain(config, too_large=0.01)[::2], reference)]
+        what = f"{len(BF16)} runs in bf16" if noise else "first weights rounded otherwise"
+        lines.append(f"| one process, {what} | {name} | {' | '.join(first)} |")
+        if second:
+            lines.append(f"| one process, gradients 1 % too large | {name} | {' | '.join(second)} |")
+    worst, over = 0.0, []
+    for strategy, name in dict.fromkeys((cell[1], cell[0]) for cell in results):
+        here = {cell: run for cell, run in results.items() if (cell[1], cell[0]) == (strategy, name)}
+        legal = {cell: run for cell, run in here.items() if not isinstance(run, str)}
+        if not legal:
+            lines.append(f"| {strategy} | {name} | refused: {next(iter(here.values()))} |" + " |" * len(optimizers))
             continue
-        row = []
-        for optimizer in ("sgd", "adamw"):
-            pairs = []
-            for cell, run in here.items():
-                if cell[2] == optimizer:
-                    key = name, optimizer
-                    references[key] = references.get(key) or plain(run_config((*cell[:4], "fp32"), 1, steps))[::2]
-                    pairs.append(difference(run, references[key]))
-            row += [f"{max(values):.1e}" for values in zip(*pairs)] or ["", ""]
-        lines.append(f"| {strategy}{' in bf16' * (precision == 'bf16')} | {name} | {' | '.join(row)} |")
+        row, fewer = [], sorted({cell[3] for cell in legal}) if len(legal) < len(here) else []
+        for optimizer in optimizers:
+            pairs = [
+                difference(run, references[name, optimizer]) for cell, run in legal.items() if cell[2] == optimizer
+            ]
+            row += [f"{max(values):.1e}" for values in zip(*pairs)]
+            if optimizer == "sgd":
+                loss = max(loss for loss, _ in pairs)
+                worst = max(worst, loss / allowed[name, optimizer])
+                over += [f"{strategy} {name}"] * (loss > allowed[name, optimizer])
+        lines.append(f"| {strategy}{''.join(f', {n} micro-steps' for n in fewer)} | {name} | {' | '.join(row)} |")
+    if "sgd" in optimizers:
+        limit = "what one process in bf16 has at three deviations" if noise else f"{ALLOWED:.0e}"
+        above = ", ".join(over) or "none"
+        lines += ["", f"Loss differences under SGD: at most {worst:.2f} times {limit}; above it: {above}."]
     return lines
 
 
@@ -182,12 +239,12 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2)
     everything = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
     parser.add_argument("--strategies", nargs="+", default=everything, choices=everything)
-    parser.add_argument("--families", nargs="+", default=["qwen2", "olmo2", "olmoe"])
+    parser.add_argument("--families", nargs="+", default=["qwen2", "llama", "olmo", "olmo2", "olmoe"])
     parser.add_argument("--optimizers", nargs="+", default=["sgd", "adamw"])
     parser.add_argument("--accumulations", nargs="+", type=int, default=[1, 4])
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--write", action="store_true", help="into docs/parallelism.md")
+    parser.add_argument("--write", metavar="NAME", help="replace the table `equality at NAME` in docs/parallelism.md")
     arguments = parser.parse_args()
     cells = [
         (name, strategy, optimizer, accumulation, arguments.precision)
@@ -201,12 +258,17 @@ def main() -> None:
     for strategy in arguments.strategies:
         here = [cell for cell in cells if cell[1] == strategy]
         results |= run_ranks(under_strategies, arguments.ranks, here, arguments.steps, timeout=3600)[0]
-    command = f"python tools/compare_strategies.py {' '.join(sys.argv[1:])}"
+    noise: dict[Cell, Run | str] = {}
+    if arguments.precision == "bf16":
+        names = [(name, optimizer) for name in arguments.families for optimizer in arguments.optimizers]
+        here = [(name, strategy, optimizer, times, "bf16") for name, optimizer in names for strategy, times in BF16]
+        noise = run_ranks(under_strategies, 1, here, arguments.steps, timeout=3600)[0]
+    command = f"python tools/compare_strategies.py {shlex.join(sys.argv[1:])}"
     machine = f"{cpu()}, {torch.get_num_threads()} thread per rank, torch {torch.__version__}"
-    lines = [f"`{command}`, {began}, {machine}:", "", *table(results, arguments.steps)]
+    lines = [f"`{command}`, {began}, {machine}:", "", *table(results, noise, arguments.steps)]
     print("\n".join(lines))
     if arguments.write:
-        write(f"{arguments.ranks} ranks{' in bf16' * (arguments.precision == 'bf16')}", lines)
+        write(arguments.write, lines)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@
     python tools/convert.py backbones --llm qwen2-7b=SRC --vision openai=SRC OUT [KEY=VALUE ...]
     python tools/convert.py consolidate CHECKPOINT OUT               a run's checkpoint -> weights folder
     python tools/convert.py to-hub CHECKPOINT OUT [--dtype bf16] [--tokenizer FOLDER]
+    python tools/convert.py to-peft CHECKPOINT OUT                   a run's LoRA adapters -> peft's format
+    python tools/convert.py from-peft ADAPTERS OUT --base WEIGHTS    merged into their base -> weights folder
 
 KEY=VALUE changes the architecture, for example vision.num_hidden_layers=3 (docs/hub.md).
 """
@@ -12,7 +14,7 @@ KEY=VALUE changes the architecture, for example vision.num_hidden_layers=3 (docs
 import argparse
 import sys
 
-from molmo_ds.hub import export, load
+from molmo_ds.hub import adapters, export, load
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,6 +30,11 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--dtype", choices=tuple(export.DTYPES), help="default: as in the checkpoint")
     command.add_argument("--tokenizer", help="transformers tokenizer folder; default: the checkpoint's")
     command.add_argument("--shard-gb", type=float, default=5.0, help="largest shard in GB")
+    for name in ("to-peft", "from-peft"):
+        command = commands.add_parser(name)
+        command.add_argument("source", help="checkpoint, or peft's folder")
+        command.add_argument("out", help="new folder")
+    command.add_argument("--base", required=True, help="weights folder or run below the adapters")
     command = commands.add_parser("backbones")
     command.add_argument(
         "--llm", required=True, metavar="NAME=SRC", help="qwen2-7b, olmo2, olmoe, olmo, llama = folder"
@@ -51,6 +58,10 @@ def main(argv: list[str] | None = None) -> int:
             load.from_reference(args.source, args.out, tuple(args.changes))
         elif args.command == "consolidate":
             load.consolidate(args.source, args.out)
+        elif args.command == "to-peft":
+            adapters.to_peft(args.source, args.out)
+        elif args.command == "from-peft":
+            adapters.from_peft(args.source, args.base, args.out)
         elif args.command == "to-hub":
             reason = export.to_hub(args.source, args.out, args.dtype, args.tokenizer, int(args.shard_gb * 1e9))
             print("vLLM can serve it." if reason is None else f"vLLM cannot serve it: {reason}.")

@@ -17,6 +17,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import zipfile
@@ -32,9 +33,9 @@ from molmo_ds.data.decode import BadSample, load_image, read_size
 from molmo_ds.data.download import Limits, Request, Store, describe, fetch
 from molmo_ds.data.sources import Item, Picture, Row, Source
 from molmo_ds.data.sources.diagrams import write_letters
-from molmo_ds.data.sources.rows import load
 from molmo_ds.data.write import write_shards
 
+LOADERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
 MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp"}
 
 
@@ -90,7 +91,7 @@ def one(source: Source, args: argparse.Namespace, store: Store | None, limits: L
         folder = unpack(folder, args.out) if folder.suffix == ".zip" else folder
         if not folder.exists():
             raise ValueError(f"There is no {folder}; give --from a file or folder.")
-    rows = load(source, args.split, folder)
+    rows = load_rows(source, args.split, folder)
     if args.limit is not None:
         rows = (
             rows.select(range(min(args.limit, len(rows))))
@@ -118,6 +119,63 @@ def one(source: Source, args: argparse.Namespace, store: Store | None, limits: L
         report["dropped"] = dict(dropped)
         (path / "report.json").write_text(json.dumps(report, indent=1))
         print(f"{path}: {report['records']} records" + "".join(f"; {n} dropped: {why}" for why, n in dropped.items()))
+
+
+def load_rows(source: Source, split: str, folder: Path | None = None) -> Sequence[Row] | Iterator[Row]:
+    """The rows of a split; pictures stay encoded. Those of a set that is not grouped may come one after another.
+
+    `folder` is a file or folder of parquet or JSON files in the published columns (for a set fetched by hand: the DIR
+    of its instructions). Raises ValueError for an unknown split, a set that has to be fetched by hand, missing files.
+    """
+    theirs = source.splits.get(split)
+    if theirs is None:
+        raise ValueError(f"{source.name} has no split '{split}'; it has {', '.join(source.splits)}.")
+    if folder is None and not source.hub:
+        raise ValueError(f"{source.name} has to be fetched by hand: {source.by_hand}; then give --from DIR.")
+    if folder is not None and source.read:
+        rows = checked(source, source.read, folder, split)
+        return list(rows) if source.group else rows
+    import datasets
+
+    if folder is None:
+        try:
+            parts = [datasets.load_dataset(source.hub, name, split=theirs) for name in source.configs or (None,)]
+        except OSError as error:  # no network, or not there
+            raise ValueError(
+                f"{source.hub} cannot be had from the hub ({error}); give --from with its files."
+            ) from None
+    else:
+        names = split_files(source, theirs, folder)
+        parts = [datasets.load_dataset(LOADERS[names[0].suffix], data_files=[str(n) for n in names], split="train")]
+    rows = datasets.concatenate_datasets(parts)
+    for column, feature in rows.features.items():
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(column, datasets.Image(decode=False))
+    return rows
+
+
+def checked(source: Source, read: Callable[[Path, str], Iterable[Row]], folder: Path, split: str) -> Iterator[Row]:
+    try:
+        yield from read(folder, split)
+    except FileNotFoundError as error:
+        raise ValueError(f"{error.filename or error} is missing. For {source.name}: {source.by_hand}.") from None
+
+
+def split_files(source: Source, theirs: str, folder: Path) -> list[Path]:
+    """The files of one split (and configuration), told by their paths; a single file is the split."""
+    if folder.is_file():
+        return [folder]
+    names = [path for suffix in LOADERS for path in sorted(folder.rglob(f"*{suffix}"))]
+    found = [path for path in names if speaks_of(theirs, path.relative_to(folder))]
+    if not found:
+        raise ValueError(f"{folder} has no parquet or JSON file of split '{theirs}' for {source.name}.")
+    if len(source.configs) == 1:
+        found = [path for path in found if speaks_of(source.configs[0], path.relative_to(folder))] or found
+    return [path for path in found if path.suffix == found[0].suffix]
+
+
+def speaks_of(word: str, path: Path) -> bool:
+    return re.search(rf"(^|[^a-z]){re.escape(word)}([^a-z]|$)", str(path.with_suffix(""))) is not None
 
 
 def write(

@@ -9,21 +9,31 @@ python tools/make_shards.py index FOLDER
 
 import argparse
 import functools
+import io
+import json
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+import tarfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from tqdm import tqdm
 
 from molmo_ds import files
-from molmo_ds.data import convert
 from molmo_ds.data.shards import ShardSet
-from molmo_ds.data.write import index_tar, write_meta
+from molmo_ds.data.write import BLOCK, ShardIndex, refuse_existing, unique, write_meta, write_shard
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".mp4")
+Sample = tuple[str, dict[str, bytes]]  # key, parts
+MAGIC = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"RIFF", "webp"))
+PICTURES = ("jpg", "jpeg", "png", "webp", "mp4")
+FIELDS = ("question", "answer", "answers", "text", "options", "answer_index", "points", "point_scale", "label")
+FIELDS += ("messages", "weight", "unlabelled", "inline_points")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -59,22 +69,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def write(args: argparse.Namespace) -> None:
     """Write the shards of one source and say what became of it."""
-    mapping = convert.Mapping(args.style, tuple(tuple(item.split("=", 1)) for item in args.map), args.image)
+    mapping = Mapping(args.style, tuple(tuple(item.split("=", 1)) for item in args.map), args.image)
     if args.kind == "dataset":
-        items, one = dataset_rows(args), functools.partial(convert.from_dataset, mapping=mapping)
+        items, one = dataset_rows(args), functools.partial(from_dataset, mapping=mapping)
     elif args.kind == "jsonl":
         root = args.root or str(Path(args.source).parent)
-        items, one = lines(args.source), functools.partial(convert.from_line, mapping=mapping, root=root)
+        items, one = lines(args.source), functools.partial(from_line, mapping=mapping, root=root)
     elif args.kind == "folder":
-        items, one = pictures(Path(args.source)), functools.partial(convert.from_file, mapping=mapping)
+        items, one = pictures(Path(args.source)), functools.partial(from_file, mapping=mapping)
     else:
         tars = [Path(tar) for tar in files.find(args.source)]
         if not tars:
             raise ValueError(f"There are no tars at {args.source}.")
-        items, one = convert.members(tars), functools.partial(convert.from_members, mapping=mapping)
+        items, one = members(tars), functools.partial(from_members, mapping=mapping)
     out = Path(args.out)
     with tqdm(unit=" samples", desc=f"shards in {out}") as bar:
-        for count in convert.write_parallel(items, one, out, args.name, args.samples_per_shard, args.workers):
+        for count in write_parallel(items, one, out, args.name, args.samples_per_shard, args.workers):
             bar.update(count)
     shards = ShardSet(str(out))
     print(f"{len(shards)} samples in {len(shards.shards)} shards; look at them: python tools/inspect_shards.py {out}")
@@ -112,7 +122,7 @@ def pictures(folder: Path) -> Iterator[tuple[str, str]]:
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}.")
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in PICTURES:
+        if path.suffix.lower().removeprefix(".") in PICTURES:
             yield str(path.relative_to(folder).with_suffix("")).replace(".", "_"), str(path)
 
 
@@ -127,6 +137,206 @@ def index(source: str, workers: int) -> None:
             found.save(tar)
     write_meta(folder)
     print(f"{len(ShardSet(str(folder)))} samples in {len(tars)} shards of {folder} are indexed.")
+
+
+def index_tar(path: str | Path) -> ShardIndex:
+    """Gather the index of a local tar that somebody else wrote; ValueError as `walk_tar`, and for a duplicate key."""
+    index, seen = ShardIndex(), set()
+    for key, parts, start, end in walk_tar(path):
+        if key in seen:
+            raise ValueError(f"Key '{key}' comes twice in {path}; sort or rename its members.")
+        seen.add(key)
+        index.add(key, parts, start, end)
+    if not seen:
+        raise ValueError(f"{path} holds no sample.")
+    return index
+
+
+def walk_tar(path: str | Path) -> Iterator[tuple[str, list[tuple[str, int, bytes]], int, int]]:
+    """The samples of a tar: key, parts (name, offset of the bytes, bytes), and where the sample starts and ends.
+
+    As webdataset does, neighbouring members whose paths agree up to the first dot are one sample. Raises ValueError for
+    a truncated tar and a corrupt header; unlike tarfile and webdataset, never takes a damaged header for the end.
+    """
+    path = Path(path)
+    key, start, parts = None, 0, []
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                folder, slash, name = member.name.rpartition("/")
+                stem, _, part = name.partition(".")
+                if not member.isreg() or not part:
+                    continue
+                if key not in (None, folder + slash + stem):
+                    yield key, parts, start, member.offset
+                    key = None
+                if key is None:
+                    key, start, parts = folder + slash + stem, member.offset, []
+                parts.append((part.lower(), member.offset_data, tar.extractfile(member).read()))
+            end = tar.offset
+    except (tarfile.TarError, EOFError) as error:
+        raise ValueError(f"{path} is truncated or not an uncompressed tar ({error}); make it again.") from None
+    check_end(path, end)
+    if key is not None:
+        yield key, parts, start, end
+
+
+def check_end(path: Path, end: int) -> None:
+    """ValueError unless the tar has its end mark at `end`, where the last member stops."""
+    block = files.read_range(str(path), end, end + BLOCK) if path.stat().st_size >= end + BLOCK else b""
+    if not block:
+        raise ValueError(f"{path} is truncated: it stops at byte {end} without an end mark; make or copy it again.")
+    if any(block):
+        raise ValueError(f"{path} has a corrupt header at byte {end}; make or copy it again.")
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """How a row without `annotations` becomes one annotation: its style, and field -> column (default: the same)."""
+
+    style: str = ""
+    columns: tuple[tuple[str, str], ...] = ()
+    image: str = "image"
+
+    def annotation(self, key: str, row: dict[str, Any]) -> dict[str, Any]:
+        """One annotation; ValueError when the row has none of the fields or there is no style."""
+        taken = {column for _, column in self.columns}
+        columns = {field: field for field in FIELDS if field not in taken} | dict(self.columns)
+        found = {field: row[name] for field, name in columns.items() if row.get(name) is not None}
+        if not found or not self.style:
+            raise ValueError(
+                f"Row '{key}' has no 'annotations'; give --style and say which columns to use, for example "
+                f"--map question=query answer=label (the row has: {', '.join(row)})."
+            )
+        return {"style": self.style} | found
+
+
+def sample(key: str, row: dict[str, Any], pictures: list[bytes], mapping: Mapping) -> Sample:
+    """A row and its encoded pictures as one sample in the record format (docs/data_format.md)."""
+    names = [extension(key, data) for data in pictures]
+    if len(pictures) > 1:
+        names = [f"{i}.{name}" for i, name in enumerate(names)]
+    annotations = row.get("annotations")
+    record: dict[str, Any] = {"images": names}
+    record["annotations"] = [mapping.annotation(key, row)] if annotations is None else annotations
+    record |= {name: row[name] for name in ("metadata", "num_frames") if row.get(name) is not None}
+    data = json.dumps(record, ensure_ascii=False, default=plain).encode()
+    return key.replace(".", "_"), dict(zip(names, pictures)) | {"json": data}
+
+
+def extension(key: str, data: bytes) -> str:
+    """jpg, png, webp or mp4 by the first bytes; ValueError for anything else."""
+    for magic, name in MAGIC:
+        if data.startswith(magic):
+            return name
+    if data[4:8] == b"ftyp":
+        return "mp4"
+    raise ValueError(f"A picture of '{key}' is neither JPEG, PNG, WebP nor MP4 (it starts with {data[:8]!r}).")
+
+
+def from_dataset(item: tuple[str, dict[str, Any]], mapping: Mapping) -> Sample:
+    """A row of a Hugging Face data set whose pictures were not decoded; others than JPEG, PNG, WebP become PNG."""
+    key, row = item
+    values = row.get(mapping.image, row.get("images")) or []
+    pictures = [encoded(value) for value in (values if isinstance(values, list) else [values])]
+    rest = {name: value for name, value in row.items() if name not in (mapping.image, "images")}
+    return sample(key, rest, pictures, mapping)
+
+
+def from_line(item: tuple[str, str], mapping: Mapping, root: str) -> Sample:
+    """A line of JSON: `images` (or the image column) are paths below `root`; `key` is optional."""
+    key, line = item
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"Line {key} is not JSON: {error}.") from None
+    paths = row.get("images", row.get(mapping.image)) or []
+    paths = paths if isinstance(paths, list) else [paths]
+    return sample(str(row.pop("key", key)), row, [Path(root, path).read_bytes() for path in paths], mapping)
+
+
+def from_file(item: tuple[str, str], mapping: Mapping) -> Sample:
+    """A picture with `STEM.json` (a record, a list of annotations, named columns) or `STEM.txt` (a text) beside it."""
+    key, path = item
+    beside = Path(path)
+    if beside.with_suffix(".json").is_file():
+        row = json.loads(beside.with_suffix(".json").read_text())
+        row = {"annotations": row} if isinstance(row, list) else row
+    elif beside.with_suffix(".txt").is_file():
+        row = {"text": beside.with_suffix(".txt").read_text().strip()}
+    else:
+        raise ValueError(f"{path} has neither a .json nor a .txt file beside it; see docs/data_format.md.")
+    return sample(key, row, [beside.read_bytes()], mapping)
+
+
+def from_members(item: Sample, mapping: Mapping) -> Sample:
+    """A sample of another tar: pictures in the order of their names, annotations from .json, else a text from .txt."""
+    key, parts = item
+    row = json.loads(parts["json"]) if "json" in parts else {}
+    if "txt" in parts and "annotations" not in row:
+        row |= {"text": parts["txt"].decode().strip()}
+    named = row.pop("images", None)
+    names = named if named else sorted(name for name in parts if name.split(".")[-1] in PICTURES)
+    return sample(key, row, [parts[name] for name in names], mapping)
+
+
+def members(tars: Iterable[Path]) -> Iterator[Sample]:
+    """The samples of tars as (key, {part: bytes}); ValueError where one is damaged."""
+    for path in tars:
+        for key, parts, _, _ in walk_tar(path):
+            yield key.strip("./"), {name: data for name, _, data in parts}
+
+
+def write_parallel(
+    items: Iterable[Any], convert: Callable[[Any], Sample], out_dir: Path, name: str, per_shard: int, workers: int
+) -> Iterator[int]:
+    """Convert items and write `per_shard` of them per tar in worker processes; yields how many samples have landed.
+
+    The shards do not depend on `workers`. Raises what `write.write_shards` raises; then the folder has no `.nv-meta`
+    and is not taken for a data set.
+    """
+    refuse_existing(out_dir, name)
+    items, seen, pending, number = iter(items), set(), deque(), 0
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        while True:
+            batch = list(islice(items, per_shard))
+            if batch:
+                path = out_dir / f"{name}-{number:06d}.tar"
+                pending.append(pool.submit(write_one, path, batch, convert))
+                number += 1
+            while pending and (not batch or len(pending) > 2 * workers):  # bounds what waits in memory
+                yield landed(pending.popleft(), seen)
+            if not batch:
+                break
+    if not number:
+        raise ValueError(f"There is no sample to write into {out_dir}.")
+    write_meta(out_dir)
+
+
+def write_one(path: Path, batch: list[Any], convert: Callable[[Any], Sample]) -> list[str]:
+    keys: set[str] = set()
+    write_shard(path, unique(map(convert, batch), keys), len(batch) + 1, 1 << 62)
+    return sorted(keys)
+
+
+def landed(future: "Future[list[str]]", seen: set[str]) -> int:
+    keys = future.result()
+    for _ in unique(((key, {}) for key in keys), seen):
+        pass
+    return len(keys)
+
+
+def encoded(value: Any) -> bytes:
+    data = value.get("bytes") or Path(value["path"]).read_bytes() if isinstance(value, dict) else value
+    if any(data.startswith(magic) for magic, _ in MAGIC):
+        return data
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(data)).convert("RGB").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 if __name__ == "__main__":

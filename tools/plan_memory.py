@@ -9,7 +9,6 @@ torch's own count of allocations (tests/test_plan_memory.py). CUDA's context, NC
 fragmentation come on top.
 """
 
-import itertools
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
@@ -63,6 +62,7 @@ class Row:
     groups: Counter = field(default_factory=Counter)  # shards by optimizer group, which DeepSpeed updates one by one
     kept: float = 0.0  # for the backward pass
     again: float = 0.0  # made anew in the backward pass
+    flying: int = 1  # micro-batches for which it is kept
 
 
 def saved_bytes(run, inputs: tuple, own: nn.Module) -> float:  # noqa: ANN001
@@ -126,17 +126,23 @@ def plan(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool = True)
     if stages > 1:
         from molmo_ds.engine.pipeline import balance
 
-        bounds = balance(layer_list(config.model), config, stages)
+        bounds = balance(layer_list(config.model), config, stages * (2 if strategy.folded else 1))
     steps = ds_config.accumulation(config, ds_config.data_parallel_size(strategy, world))
     out = []
-    for index, (first, last) in enumerate(itertools.pairwise(bounds)):
-        mine = rows[first:last]
+    for index in range(stages):
+        mine = rows[bounds[index] : bounds[index + 1]]
+        for row in mine:
+            row.flying = 2 * stages - index if strategy.folded else min(stages - index, steps)
+        if strategy.folded:  # DualPipeV's second part of a rank
+            second = rows[bounds[-2 - index] : bounds[-1 - index]]
+            for row in second:
+                row.flying = index + 1
+            mine += second
         made = _held(config, strategy, world, on_gpu, mine)
-        flying = min(stages - index, steps)  # micro-batches whose activations a stage holds
-        made.activations = flying * sum(row.kept for row in mine)
+        made.activations = sum(row.flying * row.kept for row in mine)
         if mine[-1].name == "head":
             made.logits = _loss(config, strategy, on_gpu, mine[-1])
-        made.peak = _peak(made, strategy, mine, flying, steps, _dtype(config, on_gpu).itemsize)
+        made.peak = _peak(made, strategy, mine, steps, _dtype(config, on_gpu).itemsize)
         out.append(made)
     return out
 
@@ -232,7 +238,7 @@ def _loss(config: RunConfig, strategy: Strategy, on_gpu: bool, head: Row) -> flo
     return of_head + size * rows * text.hidden_size + wide * chunk
 
 
-def _peak(made: Plan, strategy: Strategy, rows: list[Row], flying: int, steps: int, size: int) -> float:
+def _peak(made: Plan, strategy: Strategy, rows: list[Row], steps: int, size: int) -> float:
     # gradients grow while activations shrink; ZeRO-3 has its place for gradients from the start
     steady = made.weights + made.optimizer + (made.gradients if strategy.stage == 3 else 0.0)
     whole = sum(row.trained for row in rows)
@@ -243,7 +249,7 @@ def _peak(made: Plan, strategy: Strategy, rows: list[Row], flying: int, steps: i
         done = min(done + per_parameter * row.trained, max(made.gradients, done))
         flow = row.again + 2 * size * row.largest  # the layer once more; a gradient, and its copy on the way to others
         most = max(most, waiting + flow + done)
-        waiting -= flying * row.kept
+        waiting -= row.flying * row.kept
     return max(steady + made.gathered + most, made.weights + made.optimizer + made.gradients + made.update)
 
 

@@ -1,7 +1,6 @@
 """Bytes of a picture or a video to upright uint8 RGB, or one sentence why not."""
 
 import io
-from types import ModuleType
 
 import numpy as np
 import simplejpeg
@@ -58,7 +57,12 @@ def load_frames(data: bytes, frames: int) -> list[np.ndarray]:
 
     Raises ValueError where the package `av` is missing, BadSample where the bytes are no video.
     """
-    av = _av()
+    try:
+        import av
+    except ImportError:
+        raise ValueError(
+            "Videos need the package av: pip install av, or store frames as pictures (KEY.0.jpg, ...)."
+        ) from None
     try:
         with av.open(io.BytesIO(data)) as video:
             if not video.streams.video:  # a file cut short may open all the same
@@ -72,16 +76,6 @@ def load_frames(data: bytes, frames: int) -> list[np.ndarray]:
     if not kept:
         raise BadSample("The video has no frame.")
     return [kept[i] for i in wanted]
-
-
-def _av() -> ModuleType:
-    try:
-        import av
-    except ImportError:
-        raise ValueError(
-            "Videos need the package av: pip install av, or store frames as pictures (KEY.0.jpg, ...)."
-        ) from None
-    return av
 
 
 def _open(data: bytes) -> Image.Image:

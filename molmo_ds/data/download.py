@@ -18,9 +18,9 @@ import os
 import random
 import sqlite3
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -73,8 +73,7 @@ class Outcome(NamedTuple):
 
 @dataclass
 class _Host:
-    queue: deque[Request] = field(default_factory=deque)
-    servers: int = 0
+    turn: asyncio.Semaphore
     not_before: float = 0.0
     refused: int = 0  # attempts without an answer since the last one
 
@@ -206,11 +205,11 @@ def describe(report: dict) -> str:
 
 
 class _Run:
-    """One run of `fetch`: a queue per host, so that a slow host holds up nobody else."""
+    """One run of `fetch`: requests wait for their host's turn first, so that a slow host holds up nobody else."""
 
     def __init__(self, store: Store, limits: Limits, bar: tqdm) -> None:
         self.store, self.limits, self.bar = store, limits, bar
-        self.hosts: dict[str, _Host] = collections.defaultdict(_Host)
+        self.hosts: dict[str, _Host] = collections.defaultdict(lambda: _Host(asyncio.Semaphore(limits.per_host)))
         self.slots = asyncio.Semaphore(limits.workers)
         self.window = asyncio.Semaphore(200 * limits.workers)  # addresses that wait in memory
 
@@ -224,20 +223,15 @@ class _Run:
         async with session, asyncio.TaskGroup() as group:
             for request in todo:
                 await self.window.acquire()
-                host = self.hosts[_host(request.url)]
-                host.queue.append(request)
-                if host.servers < self.limits.per_host:
-                    host.servers += 1
-                    group.create_task(self.serve(session, host))
-
-    async def serve(self, session: aiohttp.ClientSession, host: _Host) -> None:
-        while host.queue:
-            await self.one(session, host, host.queue.popleft())
-            self.window.release()
-            self.bar.update()
-        host.servers -= 1
+                group.create_task(self.one(session, self.hosts[_host(request.url)], request))
 
     async def one(self, session: aiohttp.ClientSession, host: _Host, request: Request) -> None:
+        async with host.turn:
+            await self.attempts(session, host, request)
+        self.window.release()
+        self.bar.update()
+
+    async def attempts(self, session: aiohttp.ClientSession, host: _Host, request: Request) -> None:
         for attempt in range(self.limits.attempts):
             wait = host.not_before - time.monotonic()
             if wait > self.limits.max_wait:

@@ -38,14 +38,6 @@ class Sequence:
     references: list[tuple[str, int, int]]  # source, sample, epoch of each document
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A sentence for the user that a worker met instead of a sequence."""
-
-    kind: type[Exception]
-    sentence: str
-
-
 @dataclass
 class Mixture:
     """The opened sources of a run: what every lane draws from. `stamp` is what must not change when a run goes on."""
@@ -121,7 +113,7 @@ class Sequences(IterableDataset):
     def __init__(self, mixture: Mixture, lanes: range, states: dict[int, dict[str, Any]], packing: str):
         self.mixture, self.lanes, self.states, self.packing = mixture, lanes, states, packing
 
-    def __iter__(self) -> Iterator[Sequence | Failure | None]:
+    def __iter__(self) -> Iterator[Sequence | Exception | None]:
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         try:
@@ -137,8 +129,8 @@ class Sequences(IterableDataset):
                 for sequencer in mine:
                     yield sequencer.next()
                 yield from idle
-        except (ValueError, OSError) as error:
-            yield Failure(ValueError if isinstance(error, ValueError) else OSError, str(error))
+        except (ValueError, OSError) as error:  # handed over, since the loader would put a traceback into its sentence
+            yield (ValueError if isinstance(error, ValueError) else OSError)(str(error))
 
 
 class _Sequencer:
@@ -237,8 +229,8 @@ def sequences(
         generator=torch.Generator(),  # the loader draws from it, and torch's global one belongs to the model
     )
     for item in loader:
-        if isinstance(item, Failure):
-            raise item.kind(item.sentence)
+        if isinstance(item, Exception):
+            raise item
         if item is not None:
             yield item
 

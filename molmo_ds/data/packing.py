@@ -92,26 +92,16 @@ def row(pack: list[Sample], sequence_length: int) -> Batch:
 
 def merge(rows: list[Batch]) -> Batch:
     """Batches under each other, padded to the longest; a blank crop is added where no row has a picture."""
-    length = max(row.input_ids.shape[1] for row in rows)
-    columns = ("input_ids", "labels", "loss_weights", "position_ids", "document_ids", "branch_ids")
-    tokens = {name: torch.cat([_pad(getattr(row, name), length) for row in rows]) for name in columns}
-    positions, above = [], 0
+    length = max(row.sizes[0] for row in rows)
+    moved, above = [], 0
     for row in rows:
-        old = row.image_positions
-        old_length = row.input_ids.shape[1]
-        moved = old + above * length + (old // old_length) * (length - old_length)
-        positions.append(torch.where(old >= 0, moved, -1))
-        above += row.input_ids.shape[0]
-    images = [_join([getattr(row, name) for row in rows]) for name in ("images", "image_masks")]
-    images.append(torch.cat(positions))
-    if not len(images[0]):
-        images = [part.new_full((1, *part.shape[1:]), fill) for part, fill in zip(images, (0, 0, -1))]
-    return Batch(**tokens, images=images[0], image_masks=images[1], image_positions=images[2])
+        row = row.padded(length, len(row.images))
+        positions = row.image_positions
+        moved.append(row.replace(image_positions=torch.where(positions >= 0, positions + above, -1)))
+        above += row.input_ids.numel()
+    batch = Batch(*(_join(list(parts)) for parts in zip(*(row.tensors()[:-1] for row in moved))))
+    return batch.padded(length, max(1, len(batch.images)))
 
 
 def _join(parts: list[torch.Tensor]) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)  # crops are megabytes: no copy without need
-
-
-def _pad(rows: torch.Tensor, length: int) -> torch.Tensor:
-    return torch.nn.functional.pad(rows, (0, length - rows.shape[1]))

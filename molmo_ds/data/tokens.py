@@ -37,11 +37,8 @@ class Tokenizer:
         self._hidden = {token for token, entry in self._fast.get_added_tokens_decoder().items() if entry.special}
         self._fast.encode_special_tokens = True  # special names inside a text are plain text
 
-    def __reduce__(self) -> tuple:
-        return Tokenizer, (
-            self.folder,
-            self.vocab_size,
-        )  # the pickled library object forgets encode_special_tokens
+    def __reduce__(self) -> tuple:  # the pickled library object forgets encode_special_tokens
+        return Tokenizer, (self.folder, self.vocab_size)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, with nothing put before or behind."""

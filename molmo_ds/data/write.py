@@ -185,57 +185,6 @@ def write_meta(folder: str | Path) -> None:
         files.write_atomic(meta / name, json.dumps(content, indent=1).encode())
 
 
-def index_tar(path: str | Path) -> ShardIndex:
-    """Gather the index of a local tar that somebody else wrote; ValueError as `walk_tar`, and for a duplicate key."""
-    index, seen = ShardIndex(), set()
-    for key, parts, start, end in walk_tar(path):
-        if key in seen:
-            raise ValueError(f"Key '{key}' comes twice in {path}; sort or rename its members.")
-        seen.add(key)
-        index.add(key, parts, start, end)
-    if not seen:
-        raise ValueError(f"{path} holds no sample.")
-    return index
-
-
-def walk_tar(path: str | Path) -> Iterator[tuple[str, list[tuple[str, int, bytes]], int, int]]:
-    """The samples of a tar: key, parts (name, offset of the bytes, bytes), and where the sample starts and ends.
-
-    As webdataset does, neighbouring members whose paths agree up to the first dot are one sample. Raises ValueError for
-    a truncated tar and a corrupt header; unlike tarfile and webdataset, never takes a damaged header for the end.
-    """
-    path = Path(path)
-    key, start, parts = None, 0, []
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                folder, slash, name = member.name.rpartition("/")
-                stem, _, part = name.partition(".")
-                if not member.isreg() or not part:
-                    continue
-                if key not in (None, folder + slash + stem):
-                    yield key, parts, start, member.offset
-                    key = None
-                if key is None:
-                    key, start, parts = folder + slash + stem, member.offset, []
-                parts.append((part.lower(), member.offset_data, tar.extractfile(member).read()))
-            end = tar.offset
-    except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{path} is truncated or not an uncompressed tar ({error}); make it again.") from None
-    check_end(path, end)
-    if key is not None:
-        yield key, parts, start, end
-
-
-def check_end(path: Path, end: int) -> None:
-    """ValueError unless the tar has its end mark at `end`, where the last member stops."""
-    block = files.read_range(str(path), end, end + BLOCK) if path.stat().st_size >= end + BLOCK else b""
-    if not block:
-        raise ValueError(f"{path} is truncated: it stops at byte {end} without an end mark; make or copy it again.")
-    if any(block):
-        raise ValueError(f"{path} has a corrupt header at byte {end}; make or copy it again.")
-
-
 def parse_record(key: str, data: bytes | None, parts: dict[str, Any]) -> dict[str, Any]:
     """The sample's JSON as a dictionary with `images` and `annotations`; ValueError names the key and what is wrong."""
     if data is None:

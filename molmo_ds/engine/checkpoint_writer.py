@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -34,6 +35,7 @@ class Writer:
         self.thread: threading.Thread | None = None
         self.error: str | None = None
         self.target = Path()
+        self.buffers: dict[str, Tensor] = {}  # copies of the state; a new one at each save costs more than the copying
         self.stall = 0.0  # seconds that the last save held the training up
 
     def save(self, folder: str, step: int, pieces: Iterable[Fragment], lanes: dict[int, dict]) -> None:
@@ -55,8 +57,10 @@ class Writer:
             entry = {"name": piece.name, "shape": piece.shape, "start": piece.start, "size": piece.size}
             listed.append({**entry, "stride": piece.stride, "keys": list(piece.tensors)})
             for key, tensor in piece.tensors.items():
-                copy = tensor.detach().to("cpu", copy=True)
-                tensors[f"{piece.name}|{piece.start}|{key}"] = copy
+                where = f"{piece.name}|{piece.start}|{key}"
+                if where not in self.buffers:
+                    self.buffers[where] = torch.empty(tensor.shape, dtype=tensor.dtype)
+                tensors[where] = self.buffers[where].copy_(tensor.detach())
         name = f"rank-{self.world.rank:05d}"
         facts = {"file": f"{name}.safetensors", "pieces": listed, "scalars": scalars, "lanes": lanes}
         self._raise_if_failed(self.world.broadcast(self.error))  # else the folder exists

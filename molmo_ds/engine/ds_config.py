@@ -43,6 +43,11 @@ class Strategy:
         return self.ds.get("zero_optimization", {}).get("stage", 0)
 
     @property
+    def folded(self) -> bool:
+        """Whether a pipeline's stages lie on the ranks in a V, two on each, as DualPipeV runs them."""
+        return self.ours.get("schedule") == "dualpipev"
+
+    @property
     def name(self) -> str:
         """The file's name without ending."""
         return Path(self.path).stem
@@ -243,15 +248,9 @@ def refuse(strategy: Strategy, config: RunConfig, world_size: int) -> None:
 
 def _refuse_pairs(strategy: Strategy, config: RunConfig, world_size: int) -> None:
     data_parallel_size(strategy, world_size)
-    for wrong, reason in refusals.pairs(strategy, config.model.text, world_size):
+    for wrong, reason in refusals.pairs(strategy, config, world_size):
         if wrong:
             raise ValueError(f"{strategy.path}: {reason}.")
-    parallel = strategy.engine == "pipeline" or expert_size(strategy) > 1 or tensor_size(strategy) > 1
-    if config.lora.components and parallel:
-        raise ValueError(
-            f"{strategy.path}: LoRA's adapters are not split over stages, experts or tensor-parallel ranks; unset "
-            "lora.components or use ZeRO, such as strategy=ds_configs/zero3.json."
-        )
 
 
 def check_with_deepspeed(strategy: Strategy, ds: dict[str, Any], grid: Any = None) -> None:

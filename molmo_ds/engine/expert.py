@@ -12,12 +12,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import nn
 
 from molmo_ds.engine import fragments, optim
 from molmo_ds.engine.pipeline import PipelineEngine
 from molmo_ds.engine.zero import ZeroEngine
 from molmo_ds.model.decoder import MoE
+
+CONFIGURE = DeepSpeedZeroOptimizer._configure_moe_settings
 
 
 class Regrouped:
@@ -45,6 +48,9 @@ class WithExperts(Regrouped):
     def prepare(self, optimizer: torch.optim.Optimizer) -> Any:
         """The DeepSpeed engine; AutoEP must have replaced every layer of experts."""
         expected = sum(isinstance(module, MoE) for module in self.model.modules())
+        DeepSpeedZeroOptimizer._configure_moe_settings = configure
+        if not expected:  # of a pipeline's stage; AutoEP would miss the pattern and raise on that rank only
+            self.ds["expert_parallel"]["moe_layer_pattern"] = None
         engine = super().prepare(optimizer)
         replaced = sum(getattr(module, "_is_autoep_layer", False) for module in self.model.modules())
         assert replaced == expected, f"AutoEP replaced {replaced} of {expected} layers of experts"
@@ -87,6 +93,13 @@ class ExpertEngine(WithExperts, Direct):
 
 class ExpertPipelineEngine(WithExperts, PipelineEngine):
     """Expert parallelism inside the stages of a pipeline, with ZeRO 1."""
+
+
+def configure(zero: DeepSpeedZeroOptimizer) -> None:
+    """DeepSpeed's settings of ZeRO 1 and 2 for experts; it refuses a model whose experts are all frozen."""
+    zero.has_moe_layers = any(zero.is_moe_group(group) for group in zero.optimizer.param_groups)
+    if zero.has_moe_layers:
+        CONFIGURE(zero)
 
 
 def ours(piece: fragments.Fragment, first: int, experts: int) -> fragments.Fragment:

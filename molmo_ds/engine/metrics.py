@@ -121,7 +121,8 @@ class Metrics:
         counts |= {k: values[k] for k in ("tokens", "positions", "crops", "documents", "images", "learnt_tokens")}
         self.sums = {key: self.sums.get(key, 0.0) + value for key, value in counts.items()}
         self.bar.update()
-        if step % self.config.log_interval == 0 or step == 1 or step in self.config.profile_steps:
+        due = step % self.config.log_interval == 0 or step == 1 or step in self.config.profile_steps
+        if due or "held_out/loss" in values:
             if self.world.rank == 0:
                 self._write(step, values | self._rates())
             self.sums, self.since = {}, time.perf_counter()
@@ -168,17 +169,19 @@ class Metrics:
         parts = [values[f"grad_norm/{part}"] for part in ("connector", "vision", "text")]
         values = {**values, "grad_norm": math.hypot(*parts)}
         self.log.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
-        for key, value in values.items():
-            self.writer.add_scalar(f"train/{key}", value, step)
+        tagged = {key if key.startswith("held_out/") else f"train/{key}": value for key, value in values.items()}
+        for tag, value in tagged.items():
+            self.writer.add_scalar(tag, value, step)
         for key, tag in SAMPLES.items():
             self.by_samples.add_scalar(tag, values[key], step * self.config.global_batch)
         for key, tag in STEPS.items():
             self.writer.add_scalar(tag, values[key], step)
         if self.wandb is not None:
-            self.wandb.log({f"train/{key}": value for key, value in values.items()}, step=step)
+            self.wandb.log(tagged, step=step)
         norms = " ".join(f"{norm:.2f}" for norm in parts)
+        held_out = f" held out {values['held_out/loss']:.4f}" if "held_out/loss" in values else ""
         self.bar.write(
-            f"step {step} loss {values['loss']:.4f} accuracy {values['accuracy']:.3f} norms {norms} "
+            f"step {step} loss {values['loss']:.4f}{held_out} accuracy {values['accuracy']:.3f} norms {norms} "
             f"lr {values['lr/text']:.2e} {values['tokens_per_second']:.0f} tokens/s fill {values['packing_fill']:.2f} "
             f"wait {values['data_wait_share']:.0%}"
         )

@@ -1,21 +1,22 @@
 """DeepSpeed's pipeline over the rows of `layer_list`: stages of balanced cost, times data parallelism, with ZeRO-1."""
 
-import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from deepspeed.pipe import LayerSpec, PipelineModule
+from deepspeed.pipe import DualPipeVModule, LayerSpec, PipelineModule
 from deepspeed.runtime.pipe import schedule
 from deepspeed.runtime.utils import partition_balanced
 from torch import Tensor, nn
 
 from molmo_ds.batch import Batch
-from molmo_ds.config import RunConfig
-from molmo_ds.engine.weights import scale
-from molmo_ds.engine.zero import ZeroEngine, dropout_seed
-from molmo_ds.model.molmo import Molmo, component, layer_list, run_row
+from molmo_ds.config import LoraConfig, RunConfig
+from molmo_ds.engine import optim
+from molmo_ds.engine.weights import fill
+from molmo_ds.engine.zero import ZeroEngine
+from molmo_ds.model import lora
+from molmo_ds.model.molmo import Molmo, layer_list, run_row
 
 
 class PipelineEngine(ZeroEngine):
@@ -23,14 +24,16 @@ class PipelineEngine(ZeroEngine):
 
     def arrange(self) -> None:
         """Lay the stages over the ranks as DeepSpeed does: a stage's data group are neighbours."""
-        stages = self.strategy.ours["stages"]
+        stages, self.folded = self.strategy.ours["stages"], self.strategy.folded
         self.rows = layer_list(self.config.model, self.config.optim.z_loss)
-        self.bounds = balance(self.rows, self.config, stages)
+        self.bounds = balance(self.rows, self.config, stages * (2 if self.folded else 1))
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)
         specs = [
-            LayerSpec(Row, name, kind, args, self.config.activation_checkpointing) for name, kind, args in self.rows
+            LayerSpec(Row, name, kind, args, self.config.activation_checkpointing, self.config.lora)
+            for name, kind, args in self.rows
         ]
-        self.module = Stages(specs, self.bounds, num_stages=stages, loss_fn=self.take_loss, dynamic_shape=True)
+        kind = FoldedStages if self.folded else Stages
+        self.module = kind(specs, self.bounds, num_stages=stages, loss_fn=self.take_loss, dynamic_shape=not self.folded)
         self.grid = grid = self.module.mpu()
         self.data_rank, self.data_size = grid.get_data_parallel_rank(), grid.get_data_parallel_world_size()
         self.data_group, self.keeper = grid.get_data_parallel_group(), self.data_rank == 0
@@ -41,10 +44,10 @@ class PipelineEngine(ZeroEngine):
         return self.config.global_batch // (self.data_size * self.config.micro_batch)
 
     def build_model(self) -> nn.Module:
-        """This stage's rows under the names they have in Molmo."""
+        """This rank's rows under the names they have in Molmo."""
         stage = nn.Module()
         stage.config = self.config.model
-        for row in self.module.forward_funcs:
+        for row in (layer for layer in self.module.children() if isinstance(layer, Row)):
             parent, (*path, leaf) = stage, row.name.split(".")
             for part in path:
                 if not hasattr(parent, part):
@@ -63,6 +66,8 @@ class PipelineEngine(ZeroEngine):
         # its own norm makes one collective per parameter group, and stages differ in their groups: it would hang
         nothing = torch.zeros((), device=self.world.device)
         engine.optimizer.scaled_global_norm = lambda *_: nothing
+        # it gives a buffer again for another type, which crashes a stage that receives from both sides
+        engine._allocate_or_extend_buffers = lambda _, shape, dtype: nothing.new_empty(shape, dtype=dtype)
         steps = engine._INSTRUCTION_MAP[schedule.OptimizerStep]
 
         def step(pipeline: Any) -> None:
@@ -78,32 +83,42 @@ class PipelineEngine(ZeroEngine):
         self.sums += torch.stack([x.detach().double() for x in outputs])
         return outputs[0] + outputs[1]
 
-    def feed(self, batches: list[Batch]) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
-        """(arguments of the first row, a label that nobody reads) of each micro-batch."""
-        return iter([(batch.tensors(), batch.labels) for batch in batches])
+    def feed(self, batches: list[Batch], factor: Tensor) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+        """(arguments of the first row, a label that nobody reads) of each micro-batch, weights times `factor`.
+
+        DualPipeV's micro-batches have one shape, which its ranks exchange before the first of them: each step's are
+        padded to the largest of that step, whatever the next step's will be.
+        """
+        self.engine.micro_batches = len(batches)
+        if self.folded:
+            self.engine.reset_activation_shape()
+            sizes = [max(sizes) for sizes in zip(*(batch.sizes for batch in batches))]
+            batches = (batch.padded(*sizes) for batch in batches)  # one by one, where there is data
+        return ((self.local(batch).weighted(factor).tensors(), batch.labels) for batch in batches)
 
     def train_step(self, micro_batches: list[Batch]) -> dict[str, float]:
         """One update; see the protocol."""
-        self.step += 1
-        torch.manual_seed(dropout_seed(self.config.seed, self.step, self.world.rank))
-        scaled, totals = scale(micro_batches, self.replicas, self.data_group, self.world.device, self.config.model)
+        self.begin_step()
+        factor, counts = self.scale(micro_batches)
         self.sums.zero_()
-        self.engine.train_batch(data_iter=self.feed(scaled))
+        micro_batches = fill(micro_batches, self.ds_accumulation())
+        self.engine.train_batch(data_iter=self.feed(micro_batches, factor))
         self.writer.poll()
-        return self.report(self.sums.clone(), totals, self.norms)
+        return self.report(self.sums.clone(), counts, self.norms)
 
     @torch.no_grad()
     def eval_loss(self, micro_batches: list[Batch]) -> dict[str, float]:
         """The global means without an update; see the protocol."""
-        scaled, totals = scale(micro_batches, self.replicas, self.data_group, self.world.device, self.config.model)
+        factor, counts = self.scale(micro_batches)
         self.sums.zero_()
-        self.engine.eval_batch(self.feed(scaled), num_micro_batches=len(scaled), bcast_loss=False)
-        return self.means(self.sums.clone(), totals)
+        fewest = len(self.bounds) - 1 if self.folded else 1  # that DualPipeV runs
+        micro_batches = fill(micro_batches, max(fewest, *self.world.largest(len(micro_batches))))
+        self.engine.eval_batch(self.feed(micro_batches, factor), bcast_loss=False)
+        return self.means(self.sums.clone(), counts, {})
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every parameter of the model, on whichever stage, with its shape."""
-        with torch.device("meta"):
-            return {name: tuple(p.shape) for name, p in Molmo(self.config.model).named_parameters()}
+        return {name: tuple(p.shape) for name, p in without_memory(self.config).named_parameters()}
 
 
 class Stages(PipelineModule):
@@ -119,58 +134,60 @@ class Stages(PipelineModule):
         self._set_bounds(self.bounds[stage], self.bounds[stage + 1])
 
 
+class FoldedStages(DualPipeVModule, Stages):
+    """DualPipeV's module: rank r of P holds parts r and 2P - 1 - r of our 2P, so the first has data and loss."""
+
+
 class Row(nn.Module):
     """A row of `layer_list`, computed again in the backward pass where the run asks for it."""
 
-    def __init__(self, name: str, kind: type[nn.Module], arguments: tuple, checkpointing: str) -> None:
+    def __init__(
+        self, name: str, kind: type[nn.Module], arguments: tuple, checkpointing: str, adapters: LoraConfig
+    ) -> None:
         super().__init__()
         self.name, self.layer, self.checkpointing = name, kind(*arguments), checkpointing
+        lora.adapt(self.layer, adapters, f"{name}.")
 
     def forward(self, x: tuple[Tensor, ...]) -> Any:
         """The row's own tuple."""
         return run_row(self.layer, self.name, x, self.checkpointing)
 
 
+def without_memory(config: RunConfig) -> Molmo:
+    """The network as one process has it, adapters included, on the meta device."""
+    with torch.device("meta"):
+        model = Molmo(config.model)
+        lora.adapt(model, config.lora)
+    return model
+
+
 def balance(rows: list[tuple], config: RunConfig, stages: int) -> list[int]:
     """stages + 1 bounds that make the dearest stage as cheap as can be, by counted products per packed sequence.
 
-    No cut falls in front of the first row that learns: what passes between stages must carry a gradient.
+    A row in which nothing learns shares a stage with the one in front of it, or, before the first that learns, with
+    that: what passes between stages must carry a gradient, and DeepSpeed's stages need something to optimise.
     """
-    vision, data = config.model.vision, config.data
+    vision, data, network = config.model.vision, config.data, without_memory(config)
+    frozen = optim.frozen_names(network, config.optim, config.lora)
     crops, tokens = data.crops_per_sequence, data.sequence_length
     patches = (vision.image_size // vision.patch_size) ** 2
-    costs, learns = [], []
-    with torch.device("meta"):
-        for name, kind, arguments in rows:
-            layer = kind(*arguments)
-            weights = {n: p for n, p in layer.named_parameters() if p.dim() > 1 and "embedding" not in n}
-            seen = (
-                crops * patches
-                if name.startswith("vision.")
-                else crops * patches // 4
-                if name == "connector"
-                else tokens
-            )
-            routed = [
-                p.numel() * (config.model.text.num_experts_per_tok / len(p)) for p in weights.values() if p.dim() == 3
-            ]
-            dense = [p.numel() for p in weights.values() if p.dim() == 2]
-            costs.append(int(seen * (sum(dense) + sum(routed))))
-            parts = {component(f"{name}.{n}") for n, _ in layer.named_parameters()}
-            learns.append(any(not getattr(config.optim, part).freeze for part in parts))
-    first = learns.index(True) if True in learns else 0
-    joined = [sum(costs[: first + 1]), *costs[first + 1 :]]
-    if len(joined) < stages:
+    rows_of = {"vision": crops * patches, "connector": crops * patches // 4}
+    costs, starts, begun = [0], [0], False  # of the parts that may stand alone
+    for i, (name, *_) in enumerate(rows):
+        parameters = dict(network.get_submodule(name).named_parameters(name))
+        learns = bool(parameters.keys() - frozen)
+        if learns and begun:
+            costs.append(0)
+            starts.append(i)
+        begun = begun or learns
+        weights = [p for n, p in parameters.items() if p.dim() > 1 and "embedding" not in n]
+        seen = rows_of.get(name.partition(".")[0], tokens)
+        routed = [p.numel() * (config.model.text.num_experts_per_tok / len(p)) for p in weights if p.dim() == 3]
+        costs[-1] += int(seen * (sum(p.numel() for p in weights if p.dim() == 2) + sum(routed)))
+    if len(costs) < stages:
         raise ValueError(
-            f"{len(joined)} layers cannot fill {stages} pipeline stages; use a strategy with fewer stages."
+            f"{len(costs)} layers that learn cannot fill {stages} pipeline stages; use a strategy with fewer stages."
         )
-    unit = max(1, math.ceil(sum(joined) / 10**6))
-    cuts = partition_balanced([max(1, cost // unit) for cost in joined], stages)
-    bounds = [0, *(cut + first for cut in cuts[1:])]
-    for start, stop in itertools.pairwise(bounds):
-        if not any(learns[start:stop]):
-            raise ValueError(
-                f"The pipeline stage with {rows[start][0]} to {rows[stop - 1][0]} learns nothing, which DeepSpeed's "
-                "pipeline cannot run; unfreeze a component or use strategy=ds_configs/zero3.json."
-            )
-    return bounds
+    unit = max(1, math.ceil(sum(costs) / 10**6))
+    cuts = partition_balanced([max(1, cost // unit) for cost in costs], stages)
+    return [[*starts, len(rows)][cut] for cut in cuts]

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
-from molmo_ds.config import TextConfig
+from molmo_ds.config import RunConfig
 
 
-def pairs(strategy: Any, text: TextConfig, world: int) -> Iterator[tuple[bool, str]]:
+def pairs(strategy: Any, config: RunConfig, world: int) -> Iterator[tuple[bool, str]]:
     """(whether it is so, what is wrong and what to use instead), plain slips first.
 
     Args:
@@ -17,16 +17,20 @@ def pairs(strategy: Any, text: TextConfig, world: int) -> Iterator[tuple[bool, s
     kind, stages, sequence = strategy.engine, ours.get("stages", 1), ours.get("sequence_parallel_size", 1)
     block, tensors = ds.get("expert_parallel", {}), ds.get("tensor_parallel", {}).get("autotp_size", 1)
     experts = block.get("autoep_size", 1) if block.get("enabled") else 1
+    text, schedule = config.model.text, ours.get("schedule")
     heads, keys, number = text.num_attention_heads, text.num_key_value_heads, text.num_experts
     hpz = zero.get("zero_hpz_partition_size", 1)
     devices = {zero.get(key, {}).get("device", "none") for key in ("offload_param", "offload_optimizer")}
     offloads = devices != {"none"}
     quantised = any(zero.get(f"zero_quantized_{what}") for what in ("weights", "gradients"))
 
-    unknown = sorted(set(ours) - {"engine", "stages", "sequence_parallel_size"})
-    yield bool(unknown), f"molmo_ds has no setting {unknown[:1]}; it has engine, stages and sequence_parallel_size"
+    known = ("engine", "stages", "schedule", "sequence_parallel_size")
+    unknown = sorted(set(ours) - set(known))
+    yield bool(unknown), f"molmo_ds has no setting {unknown[:1]}; it has {', '.join(known)}"
     yield "sequence_parallel_size" in ds, "write sequence_parallel_size inside the molmo_ds block, not beside it"
     yield stages > 1 and kind != "pipeline", 'stages needs "engine": "pipeline" in its molmo_ds block'
+    yield bool(schedule) and kind != "pipeline", 'schedule needs "engine": "pipeline" in its molmo_ds block'
+    yield schedule not in (None, "dualpipev"), f"there is no schedule {schedule!r}; write dualpipev or leave it out"
     yield sequence > 1 and kind != "sequence", 'sequence_parallel_size needs "engine": "sequence" in its molmo_ds block'
     alone = block.get("enabled") and experts < 2
     yield bool(alone), "autoep_size must be 2 or more; without expert parallelism leave expert_parallel out"
@@ -45,6 +49,12 @@ def pairs(strategy: Any, text: TextConfig, world: int) -> Iterator[tuple[bool, s
         yield (
             text.tie_word_embeddings,
             "tied embeddings would be two tensors on two stages; set model.text.tie_word_embeddings=false",
+        )
+        micro_steps = config.global_batch * stages // (world * config.micro_batch)
+        yield (
+            strategy.folded and micro_steps < 2 * stages,
+            f"DualPipeV on {stages} stages needs {2 * stages} micro-batches in a step, and global_batch="
+            f"{config.global_batch} makes {micro_steps}; raise it or use ds_configs/pipe_zero1.json",
         )
     if kind == "sequence":
         yield (

@@ -44,7 +44,7 @@ class SequenceEngine(ZeroEngine):
 
     def local(self, batch: Batch) -> Batch:
         """This rank's tokens and crops of a batch that all ranks of the group hold; see `part`."""
-        return part(batch.to(self.world.device), self.place, dist.get_world_size(self.sequence_group))
+        return part(batch, self.place, dist.get_world_size(self.sequence_group)).to(self.world.device)
 
 
 def part(batch: Batch, place: int, size: int) -> Batch:
@@ -100,10 +100,10 @@ class Ulysses(Core):
     def plan(self, document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype) -> AttentionPlan:
         """The plan of the whole sequences, from this rank's ids int [B, T / S]; once a forward."""
 
-        def build() -> AttentionPlan:
-            return attention_plan(*(self.whole(ids) for ids in (document_ids, branch_ids)), dtype)
+        def build(*ids: Tensor) -> AttentionPlan:
+            return attention_plan(*(self.whole(x) for x in ids), dtype)
 
-        return once(document_ids, ("plan", dtype), build)
+        return once(("plan", dtype), build, document_ids, branch_ids)
 
     def whole(self, ids: Tensor) -> Tensor:
         """[B, T / S] -> [B, T]."""

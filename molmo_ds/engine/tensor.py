@@ -18,11 +18,14 @@ from torch import Tensor, nn
 from molmo_ds.config import MolmoConfig
 from molmo_ds.engine import ds_config, fragments, optim
 from molmo_ds.engine.expert import Direct, Regrouped, WithExperts
+from molmo_ds.model import lora
 from molmo_ds.model.decoder import DecoderLayer, MoE, Norm
+from molmo_ds.model.linear import Linear
 from molmo_ds.model.molmo import Molmo
 
-COLUMNS = re.compile(r"layers\.\d+\.(self_attn\.[qkv]_(proj|norm)|mlp\.(gate|up)_proj)\.(weight|bias)")
-ROWS = re.compile(r"layers\.\d+\.(self_attn\.o|mlp\.down)_proj\.weight")
+IN, OUT = r"layers\.\d+\.(self_attn\.[qkv]|mlp\.(gate|up))_proj", r"layers\.\d+\.(self_attn\.o|mlp\.down)_proj"
+COLUMNS = re.compile(rf"({IN}(\.lora_B)?|layers\.\d+\.self_attn\.[qk]_norm)\.(weight|bias)")
+ROWS = re.compile(rf"{OUT}(\.lora_A)?\.weight")
 
 
 class WithTensors(Regrouped):
@@ -45,7 +48,9 @@ class WithTensors(Regrouped):
 
         def build() -> Molmo:
             config = shard(self.config.model, self.shards)
-            return Molmo(config, self.config.optim.z_loss, self.config.activation_checkpointing)
+            model = Molmo(config, self.config.optim.z_loss, self.config.activation_checkpointing)
+            lora.adapt(model, self.config.lora)
+            return model
 
         if self.strategy.stage == 3:
             with deepspeed.zero.Init(config_dict_or_path=self.ds, data_parallel_group=self.data_group):
@@ -56,9 +61,11 @@ class WithTensors(Regrouped):
         model.config = self.config.model
         for name, parameter in model.named_parameters():
             parameter.tensor_model_parallel = splits(name)  # AutoEP averages others over the group
-        for layer in model.modules():
+        for name, layer in model.named_modules():
             if isinstance(layer, DecoderLayer):
                 join(layer, self.tensor_group)
+            elif splits(f"{name}.weight") and isinstance(layer, Linear) and layer.lora_scale:
+                join_adapter(layer, self.tensor_group, bool(ROWS.fullmatch(f"{name}.weight")))
         return model
 
     def prepare(self, optimizer: torch.optim.Optimizer) -> Any:
@@ -147,6 +154,30 @@ def join(layer: DecoderLayer, group: dist.ProcessGroup) -> None:
         attention.q_norm, attention.k_norm = (SharedNorm(n, group) for n in (attention.q_norm, attention.k_norm))
 
 
+def join_adapter(layer: Linear, group: dist.ProcessGroup, rows: bool) -> None:
+    """Make the gradients of an adapter, one matrix of which every rank holds whole, those of the whole layer."""
+    size = dist.get_world_size(group)
+
+    def once(module: nn.Module, inputs: tuple) -> tuple:  # the branch adds the gradients of its input over the group
+        return (Scale.apply(inputs[0], 1, 1 / size),)
+
+    def take(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+        return Take.apply(output, group)
+
+    def add(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+        return Add.apply(output, group)
+
+    def share(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:  # the branch adds its output
+        return Scale.apply(output, 1 / size, 1)
+
+    if rows:
+        layer.lora_A.register_forward_hook(add)
+        layer.lora_B.register_forward_hook(share)
+    else:
+        layer.lora_A.register_forward_pre_hook(once)
+        layer.lora_A.register_forward_hook(take)
+
+
 class SharedNorm(nn.Module):
     """RMSNorm over a width of which each rank of a group holds a part."""
 
@@ -160,6 +191,21 @@ class SharedNorm(nn.Module):
         squares = Take.apply(Add.apply(wide.square().mean(-1, keepdim=True), self.group), self.group)
         out = wide * torch.rsqrt(squares / dist.get_world_size(self.group) + self.eps)
         return self.weight * out.to(x.dtype)
+
+
+class Scale(torch.autograd.Function):
+    """A product with a number, and another number for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, forward: float, backward: float) -> Tensor:
+        """x times `forward`."""
+        ctx.factor = backward
+        return x * forward
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient times `backward`."""
+        return gradient * ctx.factor, None, None
 
 
 class Take(torch.autograd.Function):

@@ -1,27 +1,16 @@
 """One loss for every strategy: the mean over all weighted tokens of the global batch, and what a step counts."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from molmo_ds.batch import Batch
 from molmo_ds.config import MolmoConfig
 
+# sums over the global batch of one step: loss weights; tokens that are not padding; positions = tokens and padding;
+# crops that belong to a document; images = pictures, by the tokens they begin with (a frame of a video counts as a
+# picture shown once does)
 COUNTS = ("weight", "tokens", "learnt_tokens", "positions", "crops", "documents", "images")
-
-
-@dataclass(frozen=True)
-class Totals:
-    """Sums over the global batch of one step."""
-
-    weight: float  # of loss weights
-    tokens: float  # that are not padding
-    learnt_tokens: float
-    positions: float  # tokens and padding
-    crops: float  # that belong to a document
-    documents: float
-    images: float  # pictures, by the tokens they begin with; a frame of a video counts as a picture shown once does
 
 
 def scale(
@@ -30,22 +19,31 @@ def scale(
     group: dist.ProcessGroup | None,
     device: torch.device,
     model: MolmoConfig,
-) -> tuple[list[Batch], Totals]:
-    """Divide every loss weight by the mean over ranks of their sum, with one all-reduce.
+) -> tuple[Tensor, Tensor]:
+    """The factor of every loss weight, and COUNTS, both float64 on `device` and not waited for; one all-reduce.
 
-    DeepSpeed averages gradients over `replicas` ranks; a sum over this rank's micro-batches (each backward pass with
-    `scale_wrt_gas=False`) is then the gradient of the global weighted mean, whatever the ranks, the accumulation and
-    the packing. A step in which nothing is learnt has weights 0 and not a division by 0.
+    DeepSpeed averages gradients over `replicas` ranks; with weights divided by the mean over ranks of their sum, a sum
+    over this rank's micro-batches (each backward pass with `scale_wrt_gas=False`) is then the gradient of the global
+    weighted mean, whatever the ranks, the accumulation and the packing. A step in which nothing is learnt has the
+    factor 0 and not a division by 0.
     """
-    counts = torch.stack([_counts(batch, model) for batch in micro_batches]).sum(0).to(device)
+    counts = torch.stack([_counts(batch, model) for batch in micro_batches]).sum(0).to(device, non_blocking=True)
     if replicas > 1:
         dist.all_reduce(counts, group=group)
-    totals = Totals(*counts.tolist())
-    factor = replicas / totals.weight if totals.weight > 0 else 0.0
-    return [batch.replace(loss_weights=batch.loss_weights * factor) for batch in micro_batches], totals
+    return torch.where(counts[0] > 0, replicas / counts[0], 0.0), counts
 
 
-def _counts(batch: Batch, model: MolmoConfig) -> torch.Tensor:
+def fill(micro_batches: list[Batch], steps: int) -> list[Batch]:
+    """As many micro-batches as every rank runs in a step; the last one again, with weights 0, where there are fewer.
+
+    A collective that one rank comes to less often than the others would hang them.
+    """
+    assert 0 < len(micro_batches) <= steps, f"{len(micro_batches)} micro-batches in a step of {steps}"
+    idle = micro_batches[-1].replace(loss_weights=torch.zeros_like(micro_batches[-1].loss_weights))
+    return micro_batches + [idle] * (steps - len(micro_batches))
+
+
+def _counts(batch: Batch, model: MolmoConfig) -> Tensor:
     real = batch.document_ids > 0
     views = 1 if model.images.crop_mode == "resize" else 2  # the whole picture, and its crops
     return torch.stack(

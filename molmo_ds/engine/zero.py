@@ -15,7 +15,7 @@ from molmo_ds.engine import checkpoint, collectives, ds_config, fragments, optim
 from molmo_ds.engine.checkpoint_writer import Writer
 from molmo_ds.engine.compiled import compile_layers
 from molmo_ds.engine.launch import World
-from molmo_ds.engine.weights import Totals, scale
+from molmo_ds.engine.weights import COUNTS, fill, scale
 from molmo_ds.model import lora
 from molmo_ds.model.molmo import Molmo
 
@@ -75,46 +75,60 @@ class ZeroEngine:
         """This rank's part of a batch that its group shares: all of it here."""
         return batch.to(self.world.device)
 
-    def train_step(self, micro_batches: list[Batch]) -> dict[str, float]:
-        """One update; see the protocol. Every rank runs every module in every micro-step."""
+    def begin_step(self) -> None:
+        """Count the step, give it its random numbers, and let check_collectives name it."""
         self.step += 1
         torch.manual_seed(dropout_seed(self.config.seed, self.step, self.stream))
-        self.engine.train()
         if self.watch is not None:
             self.watch.where = f"in step {self.step}"
-        scaled, totals = scale(micro_batches, self.replicas, self.data_group, self.world.device, self.config.model)
+
+    def train_step(self, micro_batches: list[Batch]) -> dict[str, float]:
+        """One update; see the protocol. Every rank runs every module in every micro-step."""
+        self.begin_step()
+        self.engine.train()
+        factor, counts = self.scale(micro_batches)
         sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)
-        for i, batch in enumerate(scaled):
-            self.engine.set_gradient_accumulation_boundary(i == len(scaled) - 1)
-            losses = self.engine(self.local(batch))
+        micro_batches = fill(micro_batches, self.ds["gradient_accumulation_steps"])
+        for i, batch in enumerate(micro_batches):
+            self.engine.set_gradient_accumulation_boundary(i == len(micro_batches) - 1)
+            losses = self.engine(self.local(batch).weighted(factor))
             self.engine.backward(losses[0] + losses[1], scale_wrt_gas=False)
             sums += torch.stack([loss.detach().double() for loss in losses])
         norms = self.clip_gradients()
         self.set_learning_rates()
         self.engine.step()
         self.writer.poll()
-        return self.report(sums, totals, norms)
+        return self.report(sums, counts, norms)
 
     @torch.no_grad()
     def eval_loss(self, micro_batches: list[Batch]) -> dict[str, float]:
         """The global means of loss, z-loss and accuracy; see the protocol."""
         self.engine.eval()
-        scaled, totals = scale(micro_batches, self.replicas, self.data_group, self.world.device, self.config.model)
+        factor, counts = self.scale(micro_batches)
         sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)
-        for batch in scaled:
-            sums += torch.stack([loss.double() for loss in self.engine(self.local(batch))])
-        return self.means(sums, totals)
+        for batch in fill(micro_batches, *self.world.largest(len(micro_batches))):
+            sums += torch.stack([loss.double() for loss in self.engine(self.local(batch).weighted(factor))])
+        return self.means(sums, counts, {})
 
-    def report(self, sums: Tensor, totals: Totals, norms: dict[str, Tensor]) -> dict[str, float]:
+    def scale(self, micro_batches: list[Batch]) -> tuple[Tensor, Tensor]:
+        """`weights.scale` over the ranks whose losses are averaged."""
+        return scale(micro_batches, self.replicas, self.data_group, self.world.device, self.config.model)
+
+    def report(self, sums: Tensor, counts: Tensor, norms: dict[str, Tensor]) -> dict[str, float]:
         """What an update returns: `means`, and of each component the rate and the norm before clipping."""
         rates = {f"lr/{part}": optim.learning_rate(*self.schedule(part)) for part in optim.COMPONENTS}
-        return self.means(sums, totals) | rates | {f"grad_norm/{part}": float(norm) for part, norm in norms.items()}
+        return self.means(sums, counts, norms) | rates
 
-    def means(self, sums: Tensor, totals: Totals) -> dict[str, float]:
-        """This rank's sums of (ce, z-loss, accuracy), float64 [3] -> the global means, and what the step counted."""
+    def means(self, sums: Tensor, counts: Tensor, norms: dict[str, Tensor]) -> dict[str, float]:
+        """This rank's sums of (ce, z-loss, accuracy), float64 [3] -> the global means, what the step counted and norms.
+
+        Here a step waits for the device, and nowhere else.
+        """
         dist.all_reduce(sums, group=self.loss_group)
-        ce, z, accuracy = (sums / self.replicas).tolist()
-        return {"loss": ce + z, "ce_loss": ce, "z_loss": z, "accuracy": accuracy, **vars(totals)}
+        found = torch.cat((sums / self.replicas, counts, *(norm.view(1).to(sums) for norm in norms.values())))
+        names = ("ce_loss", "z_loss", "accuracy", *COUNTS, *(f"grad_norm/{part}" for part in norms))
+        values = dict(zip(names, found.tolist(), strict=True))
+        return {"loss": values["ce_loss"] + values["z_loss"], **values}
 
     def schedule(self, part: str) -> tuple:
         """What `optim.learning_rate` takes for the current step."""

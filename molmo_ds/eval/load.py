@@ -12,7 +12,7 @@ import yaml
 
 from molmo_ds import config as configs
 from molmo_ds.batch import Batch, Sample
-from molmo_ds.config import MolmoConfig, RunConfig
+from molmo_ds.config import RunConfig
 from molmo_ds.data.packing import collate
 from molmo_ds.data.sample import SampleBuilder
 from molmo_ds.engine import checkpoint
@@ -51,10 +51,7 @@ def load(path: str | Path, tokenizer: str | Path | None = None, device: str | No
     folder = checkpoint.find(path)
     values = yaml.safe_load((folder / "config.yaml").read_text())
     known = {field.name for field in dataclasses.fields(RunConfig)}
-    if "data" in values:
-        config = configs.from_dict(RunConfig, {k: v for k, v in values.items() if k in known})
-    else:
-        config = RunConfig(model=configs.from_dict(MolmoConfig, values["model"]))
+    config = configs.from_dict(RunConfig, {k: v for k, v in values.items() if k in known})
     beside = folder / "tokenizer"
     words = str(tokenizer or (beside if beside.is_dir() else config.data.tokenizer))
     if not words:

@@ -17,10 +17,12 @@ from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, TextConfi
 OWN = "molmo_ds"  # the field of config.json that holds the MolmoConfig
 TOWERS = {"openai": "clip", "clip": "clip", "siglip": "siglip", "dino": "dinov2", "dinov2": "dinov2"}
 RESIZES = {"default": "clip", "siglip": "siglip", "dino": "dinov2", "dinov2": "dinov2", "metaclip": "metaclip"}
-PADDED = (
-    presets.molmo_7b_o(),
-    presets.molmoe_1b(),
-)  # tokenizers smaller than their embedding: special ids lie inside it
+PADDED = (presets.molmo_7b_o(), presets.molmoe_1b())  # words fewer than embedding rows: special ids lie inside it
+UNUSED = ("scale_logits", "normalize_input_embeds", "moe_shared_expert", "moe_interleave", "include_bias", "alibi")
+SHARED = (  # fields of TextConfig that a released config.json calls the same
+    "vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "max_position_embeddings", "initializer_range", "rope_theta", "norm_after", "clip_qkv",
+)  # fmt: skip
 
 
 def read_json(folder: Path, name: str = "config.json") -> dict[str, Any]:
@@ -75,21 +77,13 @@ def from_reference(values: dict[str, Any]) -> MolmoConfig:
     get = lambda name, default=None: default if values.get(name) is None else values[name]  # noqa: E731
     _refuse(values, "activation_type", ("swiglu", "llama_swiglu"))
     _refuse(values, "layer_norm_type", ("rms", "default"))
-    for name in (
-        "scale_logits",
-        "normalize_input_embeds",
-        "moe_shared_expert",
-        "moe_interleave",
-        "include_bias",
-        "alibi",
-    ):
+    for name in UNUSED:
         _refuse(values, name, (False,))
     moe = get("block_type") == "moe"
     heads, width = values["n_heads"], values["d_model"]
     half = int(get("mlp_hidden_size", get("mlp_ratio", 4) * width)) // 2
-    inner = (
-        int(get("mlp_ratio", 4) * width) // 2 if moe else half
-    )  # experts know no mlp_hidden_size, the connector does
+    # experts know no mlp_hidden_size, the connector does
+    inner = int(get("mlp_ratio", 4) * width) // 2 if moe else half
     norm = "rms" if get("layer_norm_type", "rms") == "rms" else "layer"
     if norm == "layer" and get("layer_norm_with_affine", False):
         raise ValueError("layer_norm_type 'default' with layer_norm_with_affine is not supported; no Molmo uses it.")
@@ -157,25 +151,15 @@ def to_released(config: MolmoConfig, dtype: str) -> dict[str, Any]:
             "AutoModelForCausalLM": "modeling_molmo.MolmoForCausalLM",
         },
         "model_type": "molmo",
+        **{name: getattr(text, name) for name in SHARED},
         "attention_layer_norm": text.qk_norm,
-        "clip_qkv": text.clip_qkv,
-        "embedding_size": text.embedding_size,
-        "hidden_size": text.hidden_size,
-        "initializer_range": text.initializer_range,
         "intermediate_size": width,
         "layer_norm_eps": text.rms_norm_eps,
         "layer_norm_type": "rms" if text.norm_type == "rms" else "default",
-        "max_position_embeddings": text.max_position_embeddings,
-        "norm_after": text.norm_after,
-        "num_attention_heads": text.num_attention_heads,
-        "num_hidden_layers": text.num_hidden_layers,
-        "num_key_value_heads": text.num_key_value_heads,
         "qkv_bias": text.attention_bias,
-        "rope_theta": text.rope_theta,
         "tie_word_embeddings": False,
         "use_cache": True,
         "use_position_ids": True,
-        "vocab_size": text.vocab_size,
         "weight_tying": text.tie_word_embeddings,
         "torch_dtype": dtype,
     }

@@ -1,6 +1,7 @@
 """A checkpoint becomes a released-format folder: weights, configuration, model code, tokenizer and processor."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from molmo_ds.config import MolmoConfig, to_dict
 from molmo_ds.data.tokens import IMAGE_TOKENS, Tokenizer
 from molmo_ds.hub import configs
 from molmo_ds.hub.bundle import bundle
-from molmo_ds.hub.load import PAD_EMBED, open_checkpoint, shapes_of
+from molmo_ds.hub.load import PAD_EMBED, checked, open_checkpoint, shapes_of
 from molmo_ds.model import names
 from molmo_ds.model.tensor_files import SHARD, new_folder, write_tensors
 
@@ -26,24 +27,6 @@ CHAT_TEMPLATE = (
     "{%- else -%}{{ text + eos_token }}{%- endif -%}"
     "{%- endfor -%}"
 )
-
-CARD = """---
-library_name: transformers
-pipeline_tag: image-text-to-text
----
-A Molmo trained or converted with molmo_ds. It needs torch, transformers >= 5 and Pillow:
-
-```python
-from PIL import Image
-from transformers import AutoModelForCausalLM, AutoProcessor
-
-model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)
-processor = AutoProcessor.from_pretrained("FOLDER", trust_remote_code=True)
-inputs = processor(text="Describe this image.", images=Image.open("picture.jpg"), return_tensors="pt")
-output = model.generate(**inputs, max_new_tokens=200)
-print(processor.decode(output[0, inputs["input_ids"].shape[1] :]))
-```
-"""
 
 
 def to_hub(
@@ -79,7 +62,7 @@ def to_hub(
         _write_json(folder / "config.json", values)
         for name, source in bundle().items():
             (folder / name).write_text(source)
-        (folder / "README.md").write_text(CARD)
+        shutil.copyfile(Path(__file__).with_name("remote") / "README.md", folder / "README.md")
         if words is not None:
             write_processor(folder, config, words)
     return not_servable(config)
@@ -142,23 +125,14 @@ def _released(
 ) -> Iterator[tuple[str, Tensor]]:
     """Our tensors in any order -> theirs; at most the parts of one of theirs are held."""
     rule_of = {name: rule for rule in names.released(config) for name in rule.ours}
-    shapes, held = shapes_of(config), {}
-    for name, tensor in tensors:
-        if name not in rule_of:
-            raise ValueError(f"{source} holds a tensor '{name}' that the configuration has no place for.")
-        if list(tensor.shape) != shapes[name]:
-            message = f"has shape {list(tensor.shape)} and the configuration asks for {shapes[name]}"
-            raise ValueError(f"Tensor '{name}' of {source} {message}.")
+    held = {}
+    for name, tensor in checked(tensors, shapes_of(config), source):
         rule = rule_of[name]
         kinds.add(tensor.dtype)
         held[name] = tensor
         del tensor  # references left in variables would keep a second tensor in memory
         if all(part in held for part in rule.ours):
             yield from zip(rule.theirs, rule.form.to_theirs([held.pop(part) for part in rule.ours]))
-            for part in rule.ours:
-                del rule_of[part]
-    for name in rule_of:
-        raise ValueError(f"{source} has no tensor '{name}', which should have shape {shapes[name]}.")
     if config.connector.padding_embed == "none":  # vLLM wants it all the same
         width = config.vision.hidden_size * len(config.vision.feature_layers)
         yield PAD_EMBED, torch.zeros(2, width, dtype=next(iter(kinds)))

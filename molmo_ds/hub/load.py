@@ -10,12 +10,12 @@ import yaml
 from torch import Tensor
 from torch.nn import functional as F
 
-from molmo_ds.config import MolmoConfig, TextConfig, VisionConfig, from_dict, to_dict
+from molmo_ds.config import MolmoConfig, VisionConfig, from_dict, to_dict
 from molmo_ds.hub import configs
 from molmo_ds.model import names
-from molmo_ds.model.init import initialise
+from molmo_ds.model.init import initial_parameter
 from molmo_ds.model.molmo import Molmo
-from molmo_ds.model.tensor_files import INDEX, SHARD, TensorFolder, new_folder, write_tensors
+from molmo_ds.model.tensor_files import INDEX, TensorFolder, new_folder, write_tensors
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -81,13 +81,14 @@ def backbones(
     shapes = shapes_of(config)
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
-        yield from _text(config.text, TensorFolder(text_folder), text_folder, config, seed)
-        yield from _vision(config.vision, TensorFolder(vision_folder), vision_folder)
+        yield from _text(config, TensorFolder(text_folder), seed)
+        yield from _vision(config.vision, TensorFolder(vision_folder))
         for name, shape in shapes.items():
             if name.startswith("connector.") or name == "embed.new_embedding":
-                yield name, _initial(name, shape, config, seed)
+                yield name, initial_parameter(config, name, shape, seed)
 
-    write_weights(out, config, _checked(tensors(), shapes), text_folder, len(shapes))
+    source = f"{text_folder} with {vision_folder}"
+    write_weights(out, config, checked(tensors(), shapes, source), text_folder, len(shapes))
     return config
 
 
@@ -95,17 +96,16 @@ def consolidate(source: str | Path, out: str | Path) -> MolmoConfig:
     """Any checkpoint of a run, whatever strategy wrote it -> a weights folder."""
     config, tensors, tokenizer = open_checkpoint(Path(source))
     shapes = shapes_of(config)
-    write_weights(out, config, _checked(tensors, shapes), tokenizer, len(shapes))
+    write_weights(out, config, checked(tensors, shapes, source), tokenizer, len(shapes))
     return config
 
 
 def write_weights(
-    out: str | Path, config: MolmoConfig, tensors: Iterator[tuple[str, Tensor]], tokenizer: Path | None, total: int,
-    shard_bytes: int = SHARD,
-) -> None:  # fmt: skip
+    out: str | Path, config: MolmoConfig, tensors: Iterator[tuple[str, Tensor]], tokenizer: Path | None, total: int
+) -> None:
     """A weights folder: safetensors with our names, config.yaml, and the tokenizer's files if `tokenizer` has any."""
     with new_folder(out) as folder:
-        write_tensors(folder, tensors, shard_bytes, total=total)
+        write_tensors(folder, tensors, total=total)
         (folder / "config.yaml").write_text(yaml.safe_dump({"model": to_dict(config)}, sort_keys=False))
         copy_tokenizer(tokenizer, folder / "tokenizer")
 
@@ -173,17 +173,27 @@ def shapes_of(config: MolmoConfig) -> dict[str, list[int]]:
         return {name: list(p.shape) for name, p in Molmo(config).named_parameters(remove_duplicate=False)}
 
 
-def check(table: names.Table, folder: TensorFolder, shapes: dict[str, list[int]], source: Path) -> None:
-    """Compare keys and shapes of `folder` with what `table` and our `shapes` ask for; ValueError at the first."""
-    for rule in table:
-        ours = [torch.empty(shapes[name], device="meta") for name in rule.ours]
-        for key, want in zip(rule.theirs, rule.form.to_theirs(ours)):
-            if key not in folder:
-                raise ValueError(f"{source} has no tensor '{key}', which should have shape {list(want.shape)}.")
-            if folder.shape(key) != list(want.shape):
-                raise ValueError(
-                    f"Tensor '{key}' has shape {folder.shape(key)} and the configuration asks for {list(want.shape)}."
-                )
+def compare(source: str | Path, name: str, shape: list[int] | None, want: list[int] | None) -> None:
+    """ValueError unless the shape of a tensor of `source` is what the configuration asks for; None = no such tensor."""
+    if want is None:
+        raise ValueError(f"{source} holds a tensor '{name}' {shape} that the configuration has no place for.")
+    if shape is None:
+        raise ValueError(f"{source} has no tensor '{name}', which should have shape {want}.")
+    if shape != want:
+        raise ValueError(f"{source}: tensor '{name}' has shape {shape} and the configuration asks for {want}.")
+
+
+def checked(
+    tensors: Iterator[tuple[str, Tensor]], shapes: dict[str, list[int]], source: str | Path
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors, which must be those of `shapes`; ValueError at the first that is not, or at the end is missing."""
+    missing = dict(shapes)
+    for name, tensor in tensors:
+        compare(source, name, list(tensor.shape), missing.pop(name, None))
+        yield name, tensor
+        del tensor  # or it would live while the next one is made
+    for name, want in missing.items():
+        compare(source, name, None, want)
 
 
 def copy_tokenizer(source: Path | None, target: Path) -> None:
@@ -199,57 +209,48 @@ def _convert(source: Path, folder: TensorFolder, config: MolmoConfig, out: Path)
     if config.text.tie_word_embeddings:  # our models are never tied: servers want the head
         config = replace(config, text=replace(config.text, tie_word_embeddings=False))
     table, shapes = names.detect(config, folder.names()), shapes_of(config)
-    embedding = next(rule.theirs[0] for rule in table if rule.ours == ("embed.embedding",))
-    table = [
-        names.Rule(r.ours, (embedding,), r.form)
-        if r.ours == ("head.lm_head.weight",) and r.theirs[0] not in folder
-        else r
-        for r in table
-    ]
-    check(table, folder, shapes, source)
+    head = next(rule for rule in table if rule.ours == ("head.lm_head.weight",))
+    if head.theirs[0] not in folder:  # tied
+        embedding = next(rule.theirs for rule in table if rule.ours == ("embed.embedding",))
+        table = [replace(rule, theirs=embedding) if rule is head else rule for rule in table]
+    for rule in table:
+        wanted = rule.form.to_theirs([torch.empty(shapes[name], device="meta") for name in rule.ours])
+        for key, want in zip(rule.theirs, wanted):
+            compare(source, key, folder.shape(key) if key in folder else None, list(want.shape))
     used = {key for rule in table for key in rule.theirs}
     used |= {PAD_EMBED} if config.connector.padding_embed == "none" else set()
     for key in folder.names():
         if key not in used and not key.endswith(IGNORED):
-            raise ValueError(
-                f"{source} holds a tensor '{key}' {folder.shape(key)} that the configuration has no place for."
-            )
+            compare(source, key, folder.shape(key), None)
     write_weights(out, config, names.to_ours(table, folder.read), source, len(shapes))
     return config
 
 
-def _text(
-    text: TextConfig, folder: TensorFolder, source: Path, config: MolmoConfig, seed: int
-) -> Iterator[tuple[str, Tensor]]:
+def _text(config: MolmoConfig, folder: TensorFolder, seed: int) -> Iterator[tuple[str, Tensor]]:
     fused = "model.layers.0.mlp.experts.gate_up_proj" in folder
-    table = names.text_backbone(text, fused)
-    embedding = next(rule.theirs[0] for rule in table if rule.ours == ("embed.embedding",))
+    table = names.text_backbone(config.text, fused)
 
     def read(key: str) -> Tensor:
-        if key == "lm_head.weight" and key not in folder:
-            key = embedding  # tied
-        if key not in folder:
-            raise ValueError(f"{source} has no tensor '{key}'.")
-        return folder.read(key)
+        tied = key == "lm_head.weight" and key not in folder
+        return folder.read("model.embed_tokens.weight" if tied else key)
 
     for name, tensor in names.to_ours(table, read):
-        missing = text.embedding_size - len(tensor)
+        missing = config.text.embedding_size - len(tensor)
         if name == "embed.embedding" and missing > 0:
-            rows = _initial(name, [missing, tensor.shape[1]], config, seed)
+            rows = initial_parameter(config, name, [missing, tensor.shape[1]], seed)
             tensor = torch.cat((tensor, rows.to(tensor.dtype)))
         elif name == "head.lm_head.weight" and missing > 0:
             tensor = F.pad(tensor, (0, 0, 0, missing))
         yield name, tensor
 
 
-def _vision(vision: VisionConfig, folder: TensorFolder, source: Path) -> Iterator[tuple[str, Tensor]]:
-    prefix = next((p for p in ("", "vision_model.", "dinov2.") if f"{p}embeddings.{_first(vision)}" in folder), "")
+def _vision(vision: VisionConfig, folder: TensorFolder) -> Iterator[tuple[str, Tensor]]:
+    first = "patch_embeddings.projection.weight" if vision.model_type == "dinov2" else "patch_embedding.weight"
+    prefix = next((p for p in ("", "vision_model.", "dinov2.") if f"{p}embeddings.{first}" in folder), "")
 
     def read(key: str) -> Tensor:
         if prefix + key not in folder and ".attention." in key:  # transformers below 5 nested DINOv2's attention
             key = _old_dinov2(key)
-        if prefix + key not in folder:
-            raise ValueError(f"{source} has no tensor '{prefix + key}'.")
         return folder.read(prefix + key)
 
     for name, tensor in names.to_ours(names.vision_backbone(vision), read):
@@ -275,33 +276,7 @@ def resized_positions(table: Tensor, vision: VisionConfig) -> Tensor:
     return torch.cat((table[:first], patches.flatten(2)[0].T.to(table.dtype)))
 
 
-def _first(vision: VisionConfig) -> str:
-    return "patch_embeddings.projection.weight" if vision.model_type == "dinov2" else "patch_embedding.weight"
-
-
 def _old_dinov2(key: str) -> str:
     for new, old in (("q", "query"), ("k", "key"), ("v", "value")):
         key = key.replace(f".attention.{new}_proj.", f".attention.attention.{old}.")
     return key.replace(".attention.o_proj.", ".attention.output.dense.")
-
-
-def _initial(name: str, shape: list[int], config: MolmoConfig, seed: int) -> Tensor:
-    tensor = torch.empty(shape)
-    initialise(name, tensor, config, seed)
-    return tensor
-
-
-def _checked(tensors: Iterator[tuple[str, Tensor]], shapes: dict[str, list[int]]) -> Iterator[tuple[str, Tensor]]:
-    missing = dict(shapes)
-    for name, tensor in tensors:
-        want = missing.pop(name, None)
-        if want is None:
-            raise ValueError(
-                f"There is a tensor '{name}' {list(tensor.shape)} that the configuration has no place for."
-            )
-        if list(tensor.shape) != want:
-            raise ValueError(f"Tensor '{name}' has shape {list(tensor.shape)} and the configuration asks for {want}.")
-        yield name, tensor
-        del tensor
-    for name, want in missing.items():
-        raise ValueError(f"There is no tensor '{name}', which should have shape {want}.")

@@ -78,7 +78,7 @@ class Connector(nn.Module):
 
     def forward(self, x: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The tower's tuple -> (input_ids, labels, loss_weights, position_ids, document_ids, branch_ids,
-        image_positions, image_features [N * Q, D])."""
+        learnt_rows, image_positions, image_features [N * Q, D])."""
         *text, masks, positions = x[:CARRIED]
         features = x[CARRIED:]
         layers = [features[i] for i in self.order]

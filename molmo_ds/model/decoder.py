@@ -1,10 +1,12 @@
 """The decoder: Qwen2, Llama, OLMo, OLMo2 and OLMoE from one layer, with the embedding in front and the head behind.
 
 Shapes: B sequences, T tokens, D width, H heads, G key-value heads, d head width, E words of the head. The tuple between
-the rows is (labels, loss_weights viewed as int32, position_ids, document_ids, branch_ids, hidden [B, T, D]).
+the rows is (labels, loss_weights viewed as int32, position_ids, document_ids, branch_ids, learnt_rows, hidden
+[B, T, D]).
 Facts: allenai/molmo at 793fa38 (facts/molmo.md 6 and 8).
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -23,18 +25,24 @@ from molmo_ds.ops.splice import splice
 from molmo_ds.ops.tree_attention import AttentionPlan, attention_plan, tree_attention
 from molmo_ds.ops.weighted_cross_entropy import weighted_cross_entropy
 
+STORAGES = itertools.count()  # an address is used again, a number is not
 
-def once(owner: Tensor, key: object, build: Callable[[], Any]) -> Any:
-    """`build()`, kept with the memory of the tensor it belongs to: the layers share it and it dies with the batch.
 
-    Not on the tensor itself: ZeRO-3 hands every layer an alias of its own. What is built must not hold `owner`, or
-    neither would ever be freed.
+def once(key: object, build: Callable[..., Any], *ids: Tensor) -> Any:
+    """`build(*ids)`, which the layers of a forward share: kept on the first storage of `ids`, with which it dies.
+
+    The storage, because hooks (ZeRO-3's) put a new tensor object with the same storage in front of every layer. A
+    change of the ids in place builds anew. `build` gets copies: what it makes would else keep its own storage alive.
     """
-    kept = owner.untyped_storage().__dict__.setdefault("_molmo_ds", {})
-    place = key, owner.storage_offset(), owner.shape
-    if place not in kept:
-        kept[place] = build()
-    return kept[place]
+    storages = [x.untyped_storage() for x in ids]
+    for storage in storages:
+        if not hasattr(storage, "_molmo_ds"):
+            storage._molmo_ds = next(STORAGES), {}
+    contents = [(s._molmo_ds[0], 0 if x.is_inference() else x._version) for s, x in zip(storages, ids)]
+    key, kept = (key, *((x.storage_offset(), x.shape, x.stride()) for x in ids)), storages[0]._molmo_ds[1]
+    if key not in kept or kept[key][0] != contents:
+        kept[key] = contents, build(*(x.clone() for x in ids))
+    return kept[key][1]
 
 
 class Core:
@@ -42,7 +50,7 @@ class Core:
 
     def plan(self, document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype) -> Any:
         """What `__call__` needs to know of the tokens' ids, both int [B, T]."""
-        return once(document_ids, ("plan", dtype), lambda: attention_plan(document_ids.clone(), branch_ids, dtype))
+        return once(("plan", dtype), lambda *ids: attention_plan(*ids, dtype), document_ids, branch_ids)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, dropout_p: float) -> Tensor:
         """q [B, H, T, d], k and v [B, G, T, d] -> [B, H, T, d]."""
@@ -155,12 +163,12 @@ class DecoderLayer(nn.Module):
     def forward(self, x: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The tuple of this file."""
         *ids, hidden = x
-        _, loss_weights, position_ids, document_ids, branch_ids = ids
+        _, loss_weights, position_ids, document_ids, branch_ids, _ = ids
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         plan = self.self_attn.core.plan(document_ids, branch_ids, dtype)
         rope = self.self_attn.head_dim, self.theta, self.scaling
-        cos, sin = once(position_ids, str(rope), lambda: rope_table(position_ids, *rope))
+        cos, sin = once(str(rope), lambda ids: rope_table(ids, *rope), position_ids)
         return *ids, self.run(hidden, loss_weights, cos, sin, plan)
 
     def run(self, hidden: Tensor, loss_weights: Tensor, cos: Tensor, sin: Tensor, plan: Any) -> Tensor:
@@ -204,9 +212,10 @@ class Head(nn.Module):
 
     def forward(self, x: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """The tuple of this file -> (ce_sum, z_sum, accuracy_sum), float32 scalars; the loss is ce_sum + z_sum."""
-        labels, loss_weights, *_, hidden = x
-        weights = loss_weights.view(torch.float32).flatten()
-        return self.lm_head(self.norm(hidden).flatten(0, 1), (labels.flatten(), weights, self.z_loss))
+        labels, loss_weights, *_, rows, hidden = x
+        weights = loss_weights.view(torch.float32).take(rows)
+        hidden = self.norm(hidden.flatten(0, 1).index_select(0, rows))
+        return self.lm_head(hidden, (labels.take(rows), weights, self.z_loss))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., D] as the last layer leaves it -> [..., E]."""

@@ -72,7 +72,7 @@ class CachedCore(Core):
         """The prompt's own plan, then masks [B, 1, 1, S] of what a new token sees."""
         if self.session.size == 0:
             return super().plan(document_ids, branch_ids, dtype)
-        return once(document_ids, "cached", lambda: self.session.mask(dtype))
+        return once("cached", lambda _: self.session.mask(dtype), document_ids)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, plan: object, dropout_p: float) -> Tensor:
         """As in `Core`."""
@@ -138,7 +138,7 @@ class Session:
         ids = tokens[:, None]
         nothing, none = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.int32)
         features = self.model.embed.new_embedding.new_zeros(1, self.model.config.text.hidden_size)
-        x = (ids, nothing, none, self.position, none + 1, none, torch.full_like(ids[:1], -1), features)
+        x = (ids, nothing, none, self.position, none + 1, none, ids[:0, 0], torch.full_like(ids[:1], -1), features)
         for row in (self.model.embed, *self.model.layers):
             x = row(x)
         self.size += 1

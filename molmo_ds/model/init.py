@@ -33,16 +33,11 @@ def initial_parameter(config: MolmoConfig, name: str, shape: Sequence[int], seed
     return drawn.normal_(0.0, part.initializer_range, generator=source)
 
 
-def initialise(name: str, tensor: Tensor, config: MolmoConfig, seed: int) -> None:
-    """Fill `tensor`, the whole parameter called `name`, in place."""
-    with torch.no_grad():
-        tensor.copy_(initial_parameter(config, name, tensor.shape, seed))
-
-
 def reset_parameters(model: nn.Module, config: MolmoConfig, seed: int) -> None:
     """Initialise every parameter of a whole model (on the meta device: call `to_empty` first)."""
-    for name, parameter in model.named_parameters():
-        initialise(name, parameter, config, seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(initial_parameter(config, name, parameter.shape, seed))
 
 
 def _constant(name: str) -> float | None:

@@ -2,7 +2,7 @@
 
 peft is not used for training: its wrapper renames each weight it wraps (`q_proj.base_layer.weight`), and checkpoints,
 first weights, component rules and released names all go by name. Here the base keeps its name and peft's `lora_A` and
-`lora_B` stand beside it. Experts, the head and the embeddings have no adapter.
+`lora_B` stand beside it. Experts and their router, the head and the embeddings have no adapter.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,15 +15,19 @@ from molmo_ds.model.linear import Linear
 from molmo_ds.model.molmo import component
 
 
-def adapt(model: nn.Module, lora: LoraConfig) -> None:
-    """Give every Linear of `lora.components` an adapter. ValueError for an unknown component or a rank below 1."""
+def adapt(model: nn.Module, lora: LoraConfig, prefix: str = "") -> None:
+    """Give every Linear of `lora.components` an adapter; `prefix` stands before the names if `model` is but one row.
+
+    Raises ValueError for an unknown component or a rank below 1.
+    """
     for part in lora.components:
         if part not in ("connector", "vision", "text"):
             raise ValueError(f"lora.components has '{part}'; choose of connector, vision and text.")
     if lora.components and (lora.rank < 1 or lora.alpha <= 0 or not 0 <= lora.dropout < 1):
         raise ValueError("lora.rank must be 1 or more, lora.alpha above 0 and lora.dropout in [0, 1).")
     for name, module in list(model.named_modules()):
-        if isinstance(module, Linear) and component(f"{name}.weight") in lora.components:
+        router = name.endswith("mlp.gate")  # what AutoEP puts in its place has none
+        if isinstance(module, Linear) and component(f"{prefix}{name}") in lora.components and not router:
             module.adapt(lora.rank, lora.alpha, lora.dropout)
 
 

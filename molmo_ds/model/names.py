@@ -78,22 +78,23 @@ DOWN_PER_EXPERT = Form(
 )  # [D, I] each <-> [E, D, I]
 
 
-def reference(config: MolmoConfig, block: str | None = None) -> Table:
+def reference(config: MolmoConfig, block: str | None = None, head: str = "transformer.ff_out") -> Table:
     """Keys of the reference's own checkpoints.
 
     Args:
         block: its `block_type`: sequential (fused q|k|v and up|gate), llama (separate) or moe; None takes moe for
-            experts and sequential for the rest.
+            experts and sequential for the rest. "olmoe" spells blocks OLMo's way, as the released MolmoE does.
     """
     text, block = config.text, block or ("moe" if config.text.num_experts else "sequential")
+    attention, mlp = ("attn.", "mlp.") if block == "olmoe" else ("", "")
     table = _reference_vision(config.vision) + _reference_connector(config)
     table += _pairs("embed.", "transformer.wte.", {"embedding": "embedding", "new_embedding": "new_embedding"})
     for i in range(text.num_hidden_layers):
         ours, theirs = f"layers.{i}.", f"transformer.blocks.{i}."
-        table += _attention(text, ours + "self_attn.", theirs, fused=block != "llama")
-        table += _pairs(ours, theirs, _norms(text, "attn_norm", "ff_norm"))
-        table += _reference_mlp(text, ours + "mlp.", theirs, block)
-    return table + _head(text, "transformer.ln_f", "transformer.ff_out")
+        table += _attention(text, ours + "self_attn.", theirs + attention, fused=block != "llama")
+        table += _pairs(ours, theirs, _norms(text, attention + "attn_norm", mlp + "ff_norm"))
+        table += _reference_mlp(text, ours + "mlp.", theirs + mlp, block)
+    return table + _head(text, "transformer.ln_f", head)
 
 
 def released(config: MolmoConfig, head: str = "lm_head") -> Table:
@@ -102,21 +103,7 @@ def released(config: MolmoConfig, head: str = "lm_head") -> Table:
     Args:
         head: MolmoE only; `transformer.ff_out` is the other spelling of the head that readers should try.
     """
-    if not config.text.num_experts:
-        return [replace(rule, theirs=tuple("model." + key for key in rule.theirs)) for rule in reference(config)]
-    text = config.text
-    table = _reference_vision(config.vision) + _reference_connector(config)
-    table += _pairs("embed.", "transformer.wte.", {"embedding": "embedding", "new_embedding": "new_embedding"})
-    for i in range(text.num_hidden_layers):
-        ours, theirs = f"layers.{i}.", f"transformer.blocks.{i}."
-        table += _attention(text, ours + "self_attn.", theirs + "attn.", fused=True)
-        table += _pairs(ours, theirs, _norms(text, "attn.attn_norm", "mlp.ff_norm"))
-        table += _experts(text, ours + "mlp.", theirs + "mlp.")
-    table += _head(text, "transformer.ln_f", head)
-    return [
-        replace(rule, theirs=tuple(k if k.startswith("lm_head") else "model." + k for k in rule.theirs))
-        for rule in table
-    ]
+    return _behind_model(reference(config, "olmoe", head) if config.text.num_experts else reference(config))
 
 
 def text_backbone(text: TextConfig, fused_experts: bool = False) -> Table:
@@ -166,8 +153,7 @@ def vision_backbone(vision: VisionConfig) -> Table:
         table += _affine("vision.embeddings.", "", {"pre_layernorm": "pre_layrnorm"})
     attention = "attention." if dino else "self_attn."
     names = {f"self_attn.{p}_proj": f"{attention}{p}_proj" for p in "qkv"} | {
-        "mlp.fc1": "mlp.fc1",
-        "mlp.fc2": "mlp.fc2",
+        f"mlp.fc{i}": f"mlp.fc{i}" for i in (1, 2)
     }
     names["self_attn.out_proj"] = "attention.o_proj" if dino else "self_attn.out_proj"
     names |= {f"layer_norm{i}": f"norm{i}" if dino else f"layer_norm{i}" for i in (1, 2)}
@@ -195,8 +181,7 @@ def detect(config: MolmoConfig, keys: Collection[str]) -> Table:
     """The table, of all spellings of the reference and of the released folders, that misses fewest of `keys`."""
     tables = [released(config), reference(config)]
     if config.text.num_experts:
-        plain = [replace(r, theirs=tuple("model." + key for key in r.theirs)) for r in reference(config)]
-        tables += [released(config, "transformer.ff_out"), plain]
+        tables += [released(config, "transformer.ff_out"), _behind_model(reference(config))]
     else:
         tables += [reference(config, "llama")]
     keys = set(keys)
@@ -204,6 +189,11 @@ def detect(config: MolmoConfig, keys: Collection[str]) -> Table:
 
 
 MLP = ("gate", "up", "down")
+
+
+def _behind_model(table: Table) -> Table:
+    moved = [tuple(key if key.startswith("lm_head") else "model." + key for key in rule.theirs) for rule in table]
+    return [replace(rule, theirs=theirs) for rule, theirs in zip(table, moved)]
 
 
 def _pairs(ours: str, theirs: str, names: dict[str, str]) -> Table:
@@ -243,6 +233,8 @@ def _attention(text: TextConfig, ours: str, theirs: str, fused: bool) -> Table:
 
 
 def _reference_mlp(text: TextConfig, ours: str, theirs: str, block: str) -> Table:
+    if block == "olmoe":
+        return _experts(text, ours, theirs)
     if block == "moe":
         e, d, mlp = text.num_experts, text.hidden_size, theirs + "ffn.experts.mlp."
         return [
@@ -252,9 +244,8 @@ def _reference_mlp(text: TextConfig, ours: str, theirs: str, block: str) -> Tabl
         ]
     table = _pairs(ours, theirs, {"down_proj.weight": "ff_out.weight"})
     if block == "llama":
-        return table + _pairs(
-            ours, theirs, {"gate_proj.weight": "ff_proj1.weight", "up_proj.weight": "ff_proj2.weight"}
-        )
+        names = {"gate_proj.weight": "ff_proj1.weight", "up_proj.weight": "ff_proj2.weight"}
+        return table + _pairs(ours, theirs, names)
     half = text.intermediate_size  # up comes first, unlike in most fusions
     return table + [
         Rule((ours + "up_proj.weight", ours + "gate_proj.weight"), (theirs + "ff_proj.weight",), rows(half, half))

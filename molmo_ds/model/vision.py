@@ -1,12 +1,13 @@
 """The vision tower: CLIP, SigLIP and DINOv2 from one pair of layers.
 
 Shapes: N crops, P patches of a crop, S = P + class token, D width, p patch side. The tuple between a tower's rows is
-(input_ids, labels, loss_weights, position_ids, document_ids, branch_ids, image_masks, image_positions, hidden,
-*features) with loss_weights and image_masks viewed as int32: a pipeline sends a gradient back for every float.
+(input_ids, labels, loss_weights, position_ids, document_ids, branch_ids, learnt_rows, image_masks, image_positions,
+hidden, *features) with loss_weights and image_masks viewed as int32: a pipeline sends a gradient back for every float.
 Facts: allenai/molmo at 793fa38 (facts/molmo.md 5).
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from molmo_ds.model.linear import Linear
 from molmo_ds.ops.crops import normalise_patches
 from molmo_ds.ops.tree_attention import tree_attention
 
-CARRIED = 8  # tensors in front of `hidden`
+CARRIED = 9  # tensors in front of `hidden`
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -25,15 +26,10 @@ def quick_gelu(x: Tensor) -> Tensor:
     return F.silu(x * 1.702) * (1 / 1.702)
 
 
-def gelu_pytorch_tanh(x: Tensor) -> Tensor:
-    """GELU by the tanh formula."""
-    return F.gelu(x, approximate="tanh")
-
-
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "quick_gelu": quick_gelu,
     "gelu": F.gelu,
-    "gelu_pytorch_tanh": gelu_pytorch_tanh,
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
 }
 
 
@@ -60,9 +56,9 @@ class VisionEmbeddings(nn.Module):
 
     def forward(self, x: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """A batch's tensors -> the tuple of this file."""
-        *text, images, image_masks, image_positions = x
+        *text, images, image_masks, image_positions, learnt_rows = x
         text[2] = text[2].view(torch.int32)
-        return *text, image_masks.view(torch.int32), image_positions, self.tokens(images)
+        return *text, learnt_rows, image_masks.view(torch.int32), image_positions, self.tokens(images)
 
     def tokens(self, images: Tensor) -> Tensor:
         """uint8 [N, H, W, 3] or float [N, P, p * p * 3] -> [N, S, D]."""

@@ -50,6 +50,5 @@ def _torch(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], patc
     n, height, width, channels = images.shape
     rows, columns = height // patch_size, width // patch_size
     patches = images.view(n, rows, patch_size, columns, patch_size, channels).transpose(2, 3).float()
-    middle = torch.tensor(mean, device=images.device)
-    scale = torch.tensor(std, device=images.device)
+    middle, scale = (torch.stack([torch.full((), x, device=images.device) for x in xs]) for xs in (mean, std))
     return ((patches / 255 - middle) / scale).reshape(n, rows * columns, patch_size * patch_size * channels)

@@ -58,12 +58,12 @@ def _grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x, weight = x.to(dtype), weight.to(dtype)
-    if x.is_meta:
-        return x @ weight[0].T
     aligned = all(size * x.element_size() % 16 == 0 for size in weight.shape[1:])  # what the grouped product asks
     eager_cpu = device == "cpu" and not torch.compiler.is_compiling()
     known = (torch.bfloat16, torch.float32) if eager_cpu else (torch.bfloat16,)
     if aligned and x.dtype in known and hasattr(F, "grouped_mm"):
         return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
-    parts = x.tensor_split(ends[:-1].long().cpu())
+    if x.is_meta:
+        return x @ weight[0].T
+    parts = x.tensor_split(ends[:-1].long().cpu())  # on a GPU the one place where a step may wait: float32, odd sizes
     return torch.cat([F.linear(part, w) for part, w in zip(parts, weight)])

@@ -19,6 +19,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from molmo_ds.ops import cascade, dispatch, mask_blocks
 
 BLOCK = 128  # tokens on a side of FlexAttention's blocks
+NARROWEST = 16  # heads that its kernels take
 UNORDERED = "Document and branch ids must ascend: documents, in each the prefix, then its branches, padding last."
 
 
@@ -131,8 +132,11 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p
     if plan is None or plan.blocks is None:  # the plan decides, also where a name is forced
         return _torch(q, k, v, plan, dropout_p)
     plain = torch.compiler.is_compiling() or not q.is_cuda  # on a CPU there is only its eager forward pass
-    run = flex_attention if plain else _compiled()
-    return run(q, k, v, block_mask=plan.blocks, enable_gqa=q.shape[1] != k.shape[1])
+    run, width = flex_attention if plain else _compiled(), q.shape[3]
+    if width < NARROWEST:
+        q, k, v = (F.pad(x, (0, NARROWEST - width)) for x in (q, k, v))
+    out = run(q, k, v, block_mask=plan.blocks, scale=width**-0.5, enable_gqa=q.shape[1] != k.shape[1])
+    return out[..., :width]
 
 
 @functools.cache

@@ -27,8 +27,9 @@ def weighted_cross_entropy(
     """Three float32 sums over the rows: w * ce, w * z_loss * logsumexp^2, and w where the likeliest word is the label.
 
     hidden [R, D] times the head weight [V, D] gives the logits, in autocast's type where that is on; labels [R];
-    loss_weights float [R], rows of weight 0 cost nothing. The gradients are computed in the forward pass, for the sum
-    of the first two results: both must enter the loss with one factor, and backward runs once (RuntimeError otherwise).
+    loss_weights float [R]; a row of weight 0 costs as much as another: leave it out. The gradients are computed in the
+    forward pass, for the sum of the first two results: both must enter the loss with one factor, and backward runs once
+    (RuntimeError otherwise).
 
     Rows may be split over ranks as they are (sequence parallelism): sums and head gradient add up. With `group` the
     words are split (tensor parallelism): rank i of the group passes rows i * V ... of the whole head and the same
@@ -141,17 +142,16 @@ def _chunks(
 ) -> tuple[Tensor, Tensor, Tensor]:
     wide = _sums_type(hidden)
     total = wide.new_zeros(3)
-    of_hidden = torch.zeros_like(hidden) if needs[0] else hidden.new_empty(0)
+    of_hidden = torch.empty_like(hidden) if needs[0] else hidden.new_empty(0)
     of_weight = torch.zeros_like(weight, dtype=wide.dtype) if needs[1] else weight.new_empty(0)
-    kept = loss_weights.nonzero()[:, 0]
     step = max(16, CHUNK_ELEMENTS[hidden.device.type] // len(weight))
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         head = weight.to(dtype)
         on_cpu = hidden.device.type == "cpu"
-        buffer = None if on_cpu else head.new_empty(min(step, len(kept)), len(head))
-        for chunk in kept.split(step):
+        buffer = None if on_cpu else head.new_empty(min(step, len(hidden)), len(head))
+        for chunk in (slice(start, start + step) for start in range(0, len(hidden), step)):
             x = hidden[chunk].to(dtype)
-            logits = product(x, head) if on_cpu else torch.mm(x, head.T, out=buffer[: len(chunk)])
+            logits = product(x, head) if on_cpu else torch.mm(x, head.T, out=buffer[: len(x)])
             total += rows(logits, labels[chunk], loss_weights[chunk].to(wide.dtype), z_loss, any(needs)).sum(0)
             if needs[0]:
                 of_hidden[chunk] = product(logits, head.T).to(hidden.dtype)

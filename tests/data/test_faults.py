@@ -14,10 +14,12 @@ from shard_server import ShardServer, serve
 from stream_helpers import FakeBuilder, make_shards, records, run_config
 
 from molmo_ds import files
-from molmo_ds.data.checks import identical, inspect, replay
+from molmo_ds.data.checks import identical, replay
 from molmo_ds.data.loader import Mixture
 from molmo_ds.data.shards import ShardSet
-from molmo_ds.data.write import index_tar, write_meta, write_shards
+from molmo_ds.data.write import write_meta, write_shards
+from tools.inspect_shards import inspect
+from tools.make_shards import index_tar
 
 COUNT = 30
 

@@ -72,7 +72,7 @@ def check_shapes(batch: Batch, rows: int, length: int, crops: int) -> None:
     assert [len(getattr(batch, name)) for name in ("images", "image_masks", "image_positions")] == [crops] * 3
     kinds = [tensor.dtype for tensor in batch.tensors()]
     i64, i32, f32 = torch.int64, torch.int32, torch.float32
-    assert kinds == [i64, i64, f32, i64, i32, i32, torch.uint8, f32, i64]
+    assert kinds == [i64, i64, f32, i64, i32, i32, torch.uint8, f32, i64, i64]
 
 
 def test_collate_places_every_token_and_patch() -> None:
@@ -94,6 +94,16 @@ def test_second_picture_of_a_row_moves_behind_the_first_document() -> None:
     assert batch.image_positions.tolist() == [[0, -1], [5, -1]]
 
 
+def test_learnt_rows() -> None:
+    one = sample(5, 0, 1)
+    one.loss_weights[[0, 3]] = 0
+    batch = collate([[one], [sample(2, 0, 2)]], 6)
+    assert batch.learnt_rows.tolist() == [1, 2, 4, 6, 7]
+    assert batch.weighted(0.0).learnt_rows.tolist() == [1, 2, 4, 6, 7]
+    nothing = batch.replace(loss_weights=batch.loss_weights * 0)
+    assert nothing.learnt_rows.tolist() == [0] and nothing.loss_weights[0, 0] == 0
+
+
 def test_rows_of_different_length_merge_as_if_made_together() -> None:
     packs = [[sample(5, 2, 1)], [sample(4, 1, 3)], [sample(2, 0, 4)]]
     merged = merge([row(packs[0], 5), row(packs[1], 8), row(packs[2], 2)])
@@ -105,6 +115,19 @@ def test_a_batch_without_pictures_carries_one_blank_crop() -> None:
     batch = collate([[sample(3, 0, 1)], [sample(2, 0, 2)]], 4)
     check_shapes(batch, 2, 4, 1)
     blank: tuple[Tensor, ...] = (batch.images, batch.image_masks, batch.image_positions)
+    assert [tensor.unique().tolist() for tensor in blank] == [[0], [0], [-1]]
+
+
+def test_padded_as_if_packed_into_longer_rows() -> None:
+    packs = [[sample(5, 2, 1)], [sample(4, 1, 3)], [sample(2, 0, 4)]]
+    longer, expected = collate(packs, 8).padded(11, 5, 20), collate(packs, 11)
+    check_shapes(longer, 3, 11, 5)
+    for got, tensor in zip(longer.tensors()[:-1], expected.tensors()):
+        assert torch.equal(got[:3], tensor)  # three rows, three crops
+    learnt = len(expected.learnt_rows)
+    assert torch.equal(longer.learnt_rows[:learnt], expected.learnt_rows) and len(longer.learnt_rows) == 20
+    assert learnt < 20 and not longer.loss_weights.take(longer.learnt_rows[learnt:]).any()
+    blank: tuple[Tensor, ...] = (longer.images[3:], longer.image_masks[3:], longer.image_positions[3:])
     assert [tensor.unique().tolist() for tensor in blank] == [[0], [0], [-1]]
 
 

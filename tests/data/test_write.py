@@ -17,7 +17,8 @@ from PIL import Image
 from stream_helpers import make_shards, picture, records
 
 from molmo_ds.data.shards import ShardSet
-from molmo_ds.data.write import index_tar, write_meta, write_shards
+from molmo_ds.data.write import write_meta, write_shards
+from tools.make_shards import index_tar
 
 SAMPLE = {"json": b'{"images": [], "annotations": [{"style": "text", "text": "hello"}]}'}
 

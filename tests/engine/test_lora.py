@@ -1,5 +1,7 @@
-"""LoRA under ZeRO: equal at start, the base stays, every strategy alike, merged wherever weights leave the run."""
+"""LoRA under every strategy: equal at start, the base stays, all train alike, merged wherever weights leave the run."""
 
+import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,40 +9,91 @@ import pytest
 import synthetic
 import torch
 from ranks import run_ranks
+from torch import Tensor
 
-from molmo_ds.config import LoraConfig, RunConfig
-from molmo_ds.engine import build_engine, checkpoint, ds_config
+from molmo_ds.batch import Batch
+from molmo_ds.config import ComponentConfig, LoraConfig, RunConfig
+from molmo_ds.engine import build_engine, checkpoint
 from molmo_ds.engine.launch import World
+from molmo_ds.hub import adapters
 from molmo_ds.model import lora
 from molmo_ds.model.molmo import Molmo, component
 
-LORA = LoraConfig(("vision", "text"), rank=3, alpha=6.0)
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+from compare_strategies import difference, family, fresh_groups, plain  # noqa: E402
+
+STEPS, LIMIT = 3, 1.1  # the limit clips some components at some steps
+BOTH, TEXT = LoraConfig(("vision", "text"), rank=3, alpha=24.0), LoraConfig(("text",), rank=3, alpha=24.0)
+Case = tuple[str, str, int, str]  # decoder ("still": nothing else learns), strategy, micro-batch, recomputed
+TWO: list[Case] = [
+    ("qwen2", "zero3", 2, "full"),
+    ("qwen2", "zero3_sp", 2, "none"),
+    ("qwen2", "pipe_zero1", 2, "full"),
+    ("still", "pipe_zero1", 1, "none"),
+    ("qwen2", "zero3_tp", 2, "none"),
+    ("olmoe", "zero2_ep", 2, "none"),
+    ("olmoe", "zero3_ep", 1, "full"),
+]
+FOUR: list[Case] = [
+    ("qwen2", "zero3_tp", 2, "full"),
+    ("olmoe", "pipe_zero1_ep", 2, "none"),
+    ("olmoe", "zero3_ep_tp", 2, "none"),
+]
+# one step each, under AdamW, the files handed on
+CHAINS = {
+    2: ["zero3", "zero3_tp", "zero3_tp", "pipe_zero1", "pipe_zero1", "zero2_ep", "zero3_ep", "zero3_ep"],
+    4: ["pipe_zero1_ep", "pipe_zero1_ep", "zero3_ep_tp", "zero3_ep_tp"],
+}
 
 
-def run(stage: int, **changes) -> RunConfig:
-    return synthetic.config(strategy=f"ds_configs/zero{stage}.json", lora=LORA, **changes)
+def sgd(case: Case) -> RunConfig:
+    """SGD, whose updates show an error of gradient scale that Adam would hide, with clipping."""
+    model, strategy = family("qwen2" if case[0] == "still" else case[0]), f"ds_configs/{case[1]}.json"
+    run = synthetic.config(model=model, strategy=strategy, micro_batch=case[2], activation_checkpointing=case[3])
+    still = case[0] == "still"
+    connector, vision = ComponentConfig(0.2, 2, freeze=still), ComponentConfig(1.0, 0, freeze=still)
+    optim = replace(run.optim, max_grad_norm=LIMIT, connector=connector, vision=vision, text=ComponentConfig(0.5, 1))
+    return replace(run, optim=optim, lora=TEXT if still else BOTH, max_steps=STEPS, check_collectives=True)
 
 
-def train(world: World, stages: list[int], folder: str) -> dict[int, tuple]:
-    """Held-out loss at the start, two losses, merged weights and held-out loss, and the third step after a resume."""
+def adamw(strategy: str, steps: int) -> RunConfig:
+    return synthetic.adamw(model=family("olmoe"), strategy=f"ds_configs/{strategy}.json", lora=BOTH, max_steps=steps)
+
+
+def train(world: World, cases: list[Case], folder: str) -> dict[Case, tuple]:
+    """Held-out loss at the start, the log of each step, merged weights, held-out loss."""
     out = {}
-    for stage in stages:
-        config, where = run(stage), f"{folder}/{world.size}-{stage}"
+    for case in cases:
+        fresh_groups()
+        config = sgd(case)
         engine = build_engine(config, world)
 
-        def batches(step: int, config: RunConfig = config) -> list:
-            return synthetic.micro_batches(config, step, world.rank, world.size)
+        def batches(step: int, config: RunConfig = config, engine=engine) -> list[Batch]:  # noqa: ANN001
+            return synthetic.micro_batches(config, step, engine.data_rank, engine.data_size)
 
         start = engine.eval_loss(batches(10))["loss"]
-        losses = [engine.train_step(batches(step))["loss"] for step in (1, 2)]
+        log = [engine.train_step(batches(step)) for step in range(1, STEPS + 1)]
         weights, held_out = dict(engine.full_state()), engine.eval_loss(batches(10))["loss"]
-        engine.save(where, {})
+        engine.save(f"{folder}/{world.size}-{'-'.join(map(str, case))}", {})
         engine.close()
-        losses.append(engine.train_step(batches(3))["loss"])
-        again = build_engine(config, world)
-        again.load(where)
-        out[stage] = start, losses, weights, held_out, again.train_step(batches(3))["loss"]
+        out[case] = start, log, weights, held_out
     return out
+
+
+def hand_on(world: World, folder: str) -> tuple[list[float], dict[str, Tensor]]:
+    """Losses and merged weights of a run that changes its strategy between steps."""
+    losses, chain = [], CHAINS[world.size]
+    for step, strategy in enumerate(chain, 1):
+        fresh_groups()
+        config = adamw(strategy, len(chain))
+        engine = build_engine(config, world)
+        assert (engine.load(folder) is None) == (step == 1) and engine.step == step - 1
+        batches = synthetic.micro_batches(config, step, engine.data_rank, engine.data_size)
+        losses.append(engine.train_step(batches)["loss"])
+        engine.save(folder, {})
+        engine.close()
+        weights = dict(engine.full_state())
+    return losses, weights
 
 
 @pytest.fixture(scope="module")
@@ -49,54 +102,131 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(folder: Path) -> list[tuple]:
-    one, two = run_ranks(train, 1, [0], str(folder)), run_ranks(train, 2, [1, 3], str(folder), timeout=180)
-    return [one[0][0], two[0][1], two[0][3]]
+def runs(folder: Path) -> dict[tuple[int, Case], tuple]:
+    ranks = {n: run_ranks(train, n, cases, str(folder), timeout=240) for n, cases in ((2, TWO), (4, FOUR))}
+    for outs in ranks.values():
+        for case, (_, log, *_) in outs[0].items():
+            assert all(other[case][1] == log for other in outs), "ranks log different numbers"
+    return {(n, case): run for n, outs in ranks.items() for case, run in outs[0].items()}
 
 
-def held_out(weights: dict[str, torch.Tensor]) -> float:
-    """The loss of a network without adapters on what the engines were held out from."""
-    model = Molmo(synthetic.MODEL)
-    model.load_state_dict(weights)
+@pytest.fixture(scope="module")
+def oracles() -> dict[str, tuple]:
+    return {name: plain(sgd((name, "zero0", 8, "none"))) for name in ("qwen2", "still", "olmoe")}
+
+
+KEYS = [(2, case) for case in TWO] + [(4, case) for case in FOUR]
+each = pytest.mark.parametrize("key", KEYS, ids=lambda key: f"{key[0]}-" + "-".join(map(str, key[1])))
+
+
+def stored(folder: Path, key: tuple[int, Case]) -> dict[str, Tensor]:
+    """Base and adapters as the run saved them."""
+    found = checkpoint.open_checkpoint(checkpoint.find(folder / "-".join(map(str, (key[0], *key[1])))))
+    return {name: found.whole(name) for name in found.shapes}
+
+
+def held_out(model: Molmo) -> float:
+    """The loss on what the engines were held out from."""
     lanes = [synthetic.sequence(10, lane) for lane in range(8)]
     total = sum(float(batch.loss_weights.double().sum()) for batch in lanes)
     with torch.no_grad():
         return sum(float(sum(model(batch)[:2])) for batch in lanes) / total
 
 
-def test_strategies_agree_and_resume(runs: list[tuple]) -> None:
-    for _, losses, weights, _, resumed in runs:
-        assert losses == pytest.approx(runs[0][1], abs=1e-5) and losses[0] != losses[1]
-        assert resumed == pytest.approx(losses[2], abs=1e-6)
-        for name, weight in weights.items():
-            torch.testing.assert_close(weight, runs[0][2][name], atol=2e-6, rtol=1e-5, msg=name)
+def first(decoder: str) -> Molmo:
+    """A network without adapters as the runs begin."""
+    model = Molmo(sgd((decoder, "zero0", 8, "none")).model)
+    model.reset_parameters(RunConfig.seed)
+    return model
 
 
-def test_equal_at_the_start_and_merged_at_the_end(runs: list[tuple]) -> None:
-    first = Molmo(synthetic.MODEL)
-    first.reset_parameters(RunConfig.seed)
-    first = first.state_dict()
-    for start, _, weights, after, _ in runs:
-        assert weights.keys() == first.keys(), "the adapters are no weights of their own outside the run"
-        assert start == pytest.approx(held_out(first), abs=1e-5)
-        assert after == pytest.approx(held_out(weights), abs=1e-5) and abs(after - start) > 1e-3
-        moved = {name for name in weights if not torch.equal(weights[name], first[name])}
-        # connector: trained whole; block 2 of the tower is behind the features; an adapter changes weights, not biases
-        linear = {n for n in first if n.endswith("_proj.weight") or ".fc" in n or "patch_embedding" in n}
-        linear = {n for n in linear if n.endswith(".weight") and not n.startswith("vision.layers.2.")}
-        expected = {n for n in first if component(n) == "connector"} | linear
-        assert moved <= expected and {n for n in linear if component(n) != "connector"} <= moved
+@each
+def test_equals_one_plain_process(runs: dict, oracles: dict, folder: Path, key: tuple) -> None:
+    losses, norms, expected = oracles[key[1][0]]
+    for values, loss, parts in zip(runs[key][1], losses, norms, strict=True):
+        assert values["loss"] == pytest.approx(loss, abs=1e-5)
+        for part, norm in parts.items():
+            assert values[f"grad_norm/{part}"] == pytest.approx(norm, rel=1e-5), part
+    weights = stored(folder, key)
+    assert weights.keys() == expected.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, expected[name], atol=3e-6, rtol=1e-5, msg=name)
 
 
-def test_checkpoint_without_ranks_is_merged(runs: list[tuple], folder: Path) -> None:
-    for name, weight in checkpoint.read_full_state(folder / "2-3"):
-        assert torch.equal(weight, runs[2][2][name]), name
-    config = run(0, init_from=str(folder / "2-3"))
-    whole = checkpoint.first_weights(config)
-    name = "layers.0.mlp.down_proj"
-    assert torch.equal(whole(f"{name}.weight", (32, 48)), runs[2][2][f"{name}.weight"])
+def test_what_the_equality_rests_on(oracles: dict) -> None:
+    limited = [norm for oracle in oracles.values() for parts in oracle[1] for norm in parts.values()]
+    assert min(n for n in limited if n) < LIMIT < max(limited), "clipping must act on some only"
+    for decoder, (_, _, weights) in oracles.items():
+        model = first(decoder)
+        lora.adapt(model, TEXT if decoder == "still" else BOTH)
+        model.reset_parameters(RunConfig.seed)
+        begun = model.state_dict()
+        assert not any(".mlp.gate.lora_" in name for name in weights), "the router has no adapter"
+        for name, weight in weights.items():  # an adapter's A begins to move at the second step only
+            moved = float((weight - begun[name]).abs().max())
+            if ".lora_" in name and not name.startswith("vision.layers.2."):
+                assert moved > 1e-4, f"{name} moves too little to be compared"
+            elif lora.is_base(name, TEXT if decoder == "still" else BOTH):
+                assert moved == 0, name
+
+
+@each
+def test_equal_at_the_start_and_merged_at_the_end(runs: dict, folder: Path, key: tuple) -> None:
+    start, _, weights, after = runs[key]
+    model, decoder = first(key[1][0]), key[1][0]
+    begun = {name: weight.clone() for name, weight in model.state_dict().items()}
+    assert weights.keys() == begun.keys(), "the adapters are no weights of their own outside the run"
+    assert start == pytest.approx(held_out(model), abs=1e-5)
+    model.load_state_dict(weights)
+    assert after == pytest.approx(held_out(model), abs=1e-5) and abs(after - start) > 1e-4
+    moved = {name for name in weights if not torch.equal(weights[name], begun[name])}
+    # block 2 of the tower is behind the features; an adapter changes weights, not biases
+    adapted = ("text",) if decoder == "still" else ("vision", "text")
+    linear = {n for n in begun if n.endswith("_proj.weight") or ".fc" in n or "patch_embedding" in n}
+    linear = {n for n in linear if n.endswith(".weight") and not n.startswith("vision.layers.2.")}
+    linear = {n for n in linear if component(n) in adapted}
+    whole = {n for n in begun if component(n) == "connector" and decoder != "still"}
+    assert linear <= moved <= linear | whole
+    path = folder / "-".join(map(str, (key[0], *key[1])))
+    for name, weight in checkpoint.read_full_state(path):  # without launching ranks
+        assert torch.equal(weight, weights[name]), name
+
+
+def test_a_run_begins_with_merged_weights(runs: dict, folder: Path) -> None:
+    config = replace(sgd(TWO[0]), init_from=str(folder / "2-qwen2-zero3-2-full"))
+    whole, name = checkpoint.first_weights(config), "layers.0.mlp.down_proj"
+    assert torch.equal(whole(f"{name}.weight", (32, 48)), runs[2, TWO[0]][2][f"{name}.weight"])
     down, up = whole(f"{name}.lora_A.weight", (3, 48)), whole(f"{name}.lora_B.weight", (32, 3))
     assert up.abs().sum() == 0 < down.abs().sum()
+
+
+def test_adapters_in_the_format_of_peft(runs: dict, folder: Path, tmp_path: Path) -> None:
+    import peft
+
+    case = ("still", "pipe_zero1", 1, "none")
+    adapters.to_peft(folder / "2-still-pipe_zero1-1-none", tmp_path / "adapters")
+    exported = torch.nn.Module()  # the class that transformers loads keeps the network in `model`
+    exported.model = first("still")
+    wrapped = peft.PeftModel.from_pretrained(exported, tmp_path / "adapters")
+    assert sum(".lora_A." in name for name, _ in wrapped.named_parameters()) == 2 * 7
+    assert held_out(wrapped.base_model.model.model) == pytest.approx(runs[2, case][3], abs=1e-5)
+
+    checkpoint.write_full_state(tmp_path / "base", sgd(case).model, first("still").state_dict().items())
+    wrapped.save_pretrained(tmp_path / "again")
+    adapters.from_peft(tmp_path / "again", tmp_path / "base", tmp_path / "merged")
+    for name, weight in checkpoint.read_full_state(tmp_path / "merged"):
+        assert torch.equal(weight, runs[2, case][2][name]), name
+    with pytest.raises(ValueError, match="the connector learnt as well"):
+        adapters.to_peft(folder / "2-qwen2-zero3-2-full", tmp_path / "other")
+
+
+@pytest.mark.parametrize("ranks", CHAINS)
+def test_checkpoints_pass_from_strategy_to_strategy(tmp_path: Path, ranks: int) -> None:
+    losses, _, expected = plain(adamw("zero0", len(CHAINS[ranks])))
+    names, read = lora.merged(expected, expected.__getitem__, BOTH.alpha)
+    ours, weights = run_ranks(hand_on, ranks, str(tmp_path), timeout=240)[0]
+    loss, weight = difference((ours, weights), (losses, {name: read(name) for name in names}))
+    assert math.isfinite(loss) and loss <= 1e-5 and weight <= 1e-4
 
 
 def test_mistakes() -> None:
@@ -105,6 +235,4 @@ def test_mistakes() -> None:
         ({"rank": 0}, "lora.rank must be 1 or more"),
     ):
         with pytest.raises(ValueError, match=words):
-            lora.adapt(Molmo(synthetic.MODEL), replace(LORA, **changes))
-    with pytest.raises(ValueError, match="adapters are not split .* strategy=ds_configs/zero3.json"):
-        ds_config.refuse(ds_config.read("ds_configs/zero3_tp.json"), run(3), 2)
+            lora.adapt(Molmo(synthetic.MODEL), replace(BOTH, **changes))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from molmo_ds.batch import Batch
 from molmo_ds.config import RunConfig
+from molmo_ds.data.packing import merge
 from molmo_ds.engine import build_engine, checkpoint
 from molmo_ds.engine.launch import World
 from molmo_ds.model.molmo import component
@@ -32,6 +33,9 @@ TWO: list[Case] = [
     ("qwen2", "pipe_zero1", 2, "one_in_two"),
     ("olmoe", "pipe_zero1", 1, "vision"),
     ("frozen", "pipe_zero1", 2, "none"),
+    ("qwen2", "pipe_dualpipev", 1, "one_in_two"),
+    ("olmoe", "pipe_dualpipev", 2, "full"),
+    ("frozen", "pipe_dualpipev", 2, "none"),
     ("qwen2", "zero3_offload", 4, "none"),
     ("qwen2", "zero3_hpz", 2, "none"),
 ]
@@ -39,15 +43,27 @@ FOUR: list[Case] = [
     ("qwen2", "sp4", 2, "none"),  # two key-value heads on four ranks
     ("qwen2", "pipe_zero1", 1, "full"),
     ("olmoe", "pipe_zero1_ep", 2, "none"),
+    ("qwen2", "pipe4", 2, "none"),  # stages that receive from both sides
+    ("qwen2", "dualpipev4", 1, "full"),  # each of 8 stages holds a row or two
+    ("olmoe", "dualpipev_ep", 1, "none"),  # the first two ranks hold no experts
     ("olmoe", "zero3_ep_tp", 2, "none"),
     ("qwen2", "zero3_tp", 2, "full"),
 ]
+SHARED = {"engine": "sequence", "sequence_parallel_size": 4}
+STAGES = {"engine": "pipeline", "stages": 4}
+MADE = {  # a file of ds_configs/, and what stands in place of its blocks
+    "sp4": ("zero3_sp", {"molmo_ds": SHARED, "zero_optimization": {"stage": 2}}),
+    "pipe4": ("pipe_zero1", {"molmo_ds": STAGES}),
+    "dualpipev4": ("pipe_dualpipev", {"molmo_ds": {**STAGES, "schedule": "dualpipev"}}),
+    "dualpipev_ep": ("pipe_dualpipev", {"expert_parallel": {"enabled": True, "autoep_size": 2}}),
+}
 CHAIN = [
     "zero3",
     "pipe_zero1",
     "zero3_sp",
     "zero3_ep",
     "zero3_offload",
+    "pipe_dualpipev",
     "zero3_tp",
     "zero3_hpz",
 ]  # one step each, the files handed on
@@ -55,7 +71,7 @@ CHAIN = [
 
 def sgd(case: Case, folder: str = "") -> RunConfig:
     """SGD, whose updates show an error of gradient scale that Adam would hide, with clipping."""
-    path = f"{folder}/sp4.json" if case[1] == "sp4" else f"ds_configs/{case[1]}.json"
+    path = f"{folder}/{case[1]}.json" if case[1] in MADE else f"ds_configs/{case[1]}.json"
     model = family("qwen2" if case[0] == "frozen" else case[0])
     base = synthetic.config(model=model, strategy=path, micro_batch=case[2], activation_checkpointing=case[3])
     base = replace(base, check_collectives=True)
@@ -73,7 +89,7 @@ def odd(batch: Batch) -> Batch:
 
 
 def edges(config: RunConfig, rank: int, size: int) -> list[Batch]:
-    """A step whose first sequence holds the frames of a video and whose last one is empty."""
+    """A step whose first sequence holds the frames of a video and whose last one is empty, or left out if it can be."""
     parts = [synthetic.sequence(20, lane) for lane in range(config.global_batch)]
     first, last = parts[0], parts[-1]
     positions = torch.full((5, synthetic.POOLED), -1)
@@ -86,7 +102,8 @@ def edges(config: RunConfig, rank: int, size: int) -> list[Batch]:
     parts[-1] = Batch(*(x * 0 for x in last.tensors()[:8]), torch.full_like(last.image_positions, -1))
     share = config.global_batch // size
     mine = parts[rank * share : (rank + 1) * share]
-    return [synthetic.join(mine[i : i + config.micro_batch]) for i in range(0, share, config.micro_batch)]
+    mine = mine[:-1] if rank == size - 1 and config.micro_batch == 1 else mine
+    return [synthetic.join(mine[i : i + config.micro_batch]) for i in range(0, len(mine), config.micro_batch)]
 
 
 def train(world: World, cases: list[Case], folder: str) -> dict[Case, tuple]:
@@ -105,7 +122,9 @@ def train_one(world: World, config: RunConfig) -> tuple:
     log = [engine.train_step(batches(step)) for step in range(1, STEPS + 1)]
     draw, weights = torch.rand(2).tolist(), dict(engine.full_state())
     last = edges(config, engine.data_rank, engine.data_size)
-    held_out = [engine.eval_loss(x)["loss"] for x in (batches(10), [odd(b) for b in batches(10)])]
+    others = [odd(b) for b in batches(10)], batches(10) + [odd(b) for b in batches(11)]  # more, of two lengths
+    held_out = [engine.eval_loss(x)["loss"] for x in (batches(10), *others)]
+    assert engine.eval_loss([merge(batches(10))])["loss"] == pytest.approx(held_out[0], abs=1e-5), "one micro-batch"
     held_out += [engine.train_step(last)["loss"], engine.eval_loss(last)["loss"]]
     return log, weights, held_out, draw
 
@@ -129,10 +148,9 @@ def hand_on(world: World, folder: str) -> tuple[list[float], dict[str, Tensor]]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("parallel")
-    values = json.loads((ROOT / "ds_configs/zero3_sp.json").read_text())
-    values["molmo_ds"]["sequence_parallel_size"] = 4
-    values["zero_optimization"] = {"stage": 2}
-    (folder / "sp4.json").write_text(json.dumps(values))
+    for name, (base, blocks) in MADE.items():
+        values = json.loads((ROOT / f"ds_configs/{base}.json").read_text()) | blocks
+        (folder / f"{name}.json").write_text(json.dumps(values))
     return folder
 
 
@@ -172,7 +190,7 @@ def test_equals_one_plain_process(runs: dict, oracles: dict, key: tuple) -> None
     for name, weight in weights.items():
         torch.testing.assert_close(weight, expected[name], atol=3e-6, rtol=1e-5, msg=name)
     same = [run for (_, case), run in runs.items() if case[0] == key[1][0]]
-    assert all(other[2] == pytest.approx(held_out, abs=1e-5) for other in same) and len(set(held_out)) == 4
+    assert all(other[2] == pytest.approx(held_out, abs=1e-5) for other in same) and len(set(held_out)) == 5
 
 
 def test_clipping_acts_on_some_only(oracles: dict) -> None:

@@ -1,7 +1,6 @@
-"""Phases and traces of the steps asked for, and compiled layers, which compute the same and compile once."""
+"""Phases and traces of the steps asked for."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,7 @@ import torch
 from ranks import run_ranks
 from torch import nn
 
-from molmo_ds.config import RunConfig
-from molmo_ds.engine import build_engine, compiled, profile
+from molmo_ds.engine import build_engine, profile
 from molmo_ds.engine.launch import World
 
 
@@ -85,34 +83,3 @@ def test_phases_exclude_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     clock._add()
     seconds = {name: value for name, value in clock.seconds.items() if value}
     assert seconds == {"other": 8, "decoder": 6, "connector": 3, "backward": 11}
-
-
-def steps(world: World, cases: list[tuple[int, bool]]) -> list[tuple]:
-    """(losses, weights, graphs compiled, graph breaks) of three steps, one of them with a lone crop."""
-    from torch._dynamo.utils import counters
-
-    compiled.BACKEND, out = "aot_eager", []
-    for stage, compiles in cases:
-        torch._dynamo.reset()
-        counters.clear()
-        config: RunConfig = replace(
-            synthetic.config(strategy=f"ds_configs/zero{stage}.json", global_batch=2, micro_batch=2), compile=compiles
-        )
-        engine = build_engine(config, world)
-        losses = [engine.train_step(synthetic.micro_batches(config, step, 0, 1))["loss"] for step in (1, 2, 3)]
-        crops = [len(synthetic.micro_batches(config, step, 0, 1)[0].images) for step in (1, 2, 3)]
-        assert len(set(crops)) > 1, "the number of crops must vary"
-        breaks = dict(counters["graph_break"])
-        out.append((losses, dict(engine.full_state()), counters["stats"]["unique_graphs"], breaks))
-    return out
-
-
-def test_compiled_layers_compute_the_same_and_compile_once() -> None:
-    plain, *fast = run_ranks(steps, 1, [(1, False), (1, True), (3, True)], timeout=240)[0]
-    assert plain[2] == 0
-    # a ViT block and a decoder layer; under ZeRO-3 the attention and the MLP of each
-    for expected, (losses, weights, graphs, breaks) in zip((2, 4), fast):
-        assert losses == pytest.approx(plain[0], abs=1e-5)
-        assert graphs == expected and not breaks
-        for name, weight in weights.items():
-            torch.testing.assert_close(weight, plain[1][name], atol=2e-6, rtol=1e-5, msg=name)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import synthetic
 
-from molmo_ds.config import RunConfig, TextConfig
+from molmo_ds.config import LoraConfig, RunConfig, TextConfig
 from molmo_ds.engine import ds_config
 from molmo_ds.engine.pipeline import balance
 from molmo_ds.model.molmo import layer_list
@@ -34,6 +34,10 @@ REFUSED: dict[str, tuple[str, dict, TextConfig, int, str]] = {
     "pipeline and tensors": ("pipe_zero1", SPLIT, DENSE, 4, "zero3_tp.json"),
     "pipeline and offload": ("pipe_zero1", {"zero_optimization": OFFLOAD}, DENSE, 4, "zero3_offload.json"),
     "pipeline and tied": ("pipe_zero1", {}, replace(DENSE, tie_word_embeddings=True), 4, "tie_word_embeddings=false"),
+    "schedule without pipeline": ("zero3", {"molmo_ds": {"schedule": "dualpipev"}}, DENSE, 4, '"engine": "pipeline"'),
+    "unknown schedule": ("pipe_zero1", {"molmo_ds": {"schedule": "zigzag"}}, DENSE, 4, "write dualpipev"),
+    "DualPipeV of few micro-batches": ("pipe_dualpipev", {"molmo_ds": {"stages": 4}}, DENSE, 16, "needs 8 micro"),
+    "DualPipeV and tied": ("pipe_dualpipev", {}, replace(DENSE, tie_word_embeddings=True), 4, "=false"),
     "pipeline over odd ranks": ("pipe_zero1", {}, DENSE, 3, "multiple of 2"),
     "sequence over too many heads": (
         "zero3_sp",
@@ -121,7 +125,14 @@ def test_stages_that_learn_nothing() -> None:
     names = [name for name, _, _ in rows]
     assert balance(rows, frozen, 2)[1] > names.index("connector"), "a frozen tower is no stage of its own"
     text = replace(config, optim=replace(config.optim, text=still))
-    with pytest.raises(ValueError, match=r"learns nothing.*zero3\.json"):
-        balance(rows, text, 3)
-    with pytest.raises(ValueError, match=r"cannot fill 30 pipeline stages"):
+    assert balance(rows, text, 3)[2] <= names.index("embed"), "a frozen decoder neither"
+    both = replace(text, optim=replace(text.optim, vision=still))
+    assert balance(rows, both, 2) == [0, names.index("embed"), len(rows)]
+    adapters = replace(
+        both, optim=replace(both.optim, connector=still, text=config.optim.text), lora=LoraConfig(("text",))
+    )
+    assert balance(rows, adapters, 2) == [0, names.index("layers.1"), len(rows)], "the head has no adapter"
+    with pytest.raises(ValueError, match="2 layers that learn cannot fill 3 pipeline stages"):
+        balance(rows, adapters, 3)
+    with pytest.raises(ValueError, match="cannot fill 30 pipeline stages"):
         balance(rows, config, 30)

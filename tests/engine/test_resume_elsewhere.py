@@ -1,4 +1,7 @@
-"""One run under AdamW that changes its strategy at every step and its number of ranks in between: 4, 3, 1, 2, 4."""
+"""One run under AdamW that changes its strategy at every step and its number of ranks in between: 4, 3, 1, 2, 4.
+
+Whatever strategy wrote a checkpoint, it is read whole without ranks (tools/convert.py consolidate) bit by bit.
+"""
 
 import json
 import sys
@@ -6,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import synthetic
+import torch
 from ranks import run_ranks
 from torch import Tensor
 
@@ -35,9 +39,9 @@ def config(strategy: str, ranks: int) -> RunConfig:
     return synthetic.adamw(model=family("olmoe"), strategy=path, max_steps=STEPS, keep_checkpoints=STEPS, **sizes)
 
 
-def leg(world: World, folder: str, names: list[str], done: int) -> tuple[list[float], dict[str, Tensor]]:
-    """Losses of the steps after `done`, and the weights behind them."""
-    losses, weights = [], {}
+def leg(world: World, folder: str, names: list[str], done: int) -> tuple[list[float], list[dict[str, Tensor]]]:
+    """Losses of the steps after `done`, and the weights behind each of them."""
+    losses, weights = [], []
     for step, strategy in enumerate(names, done + 1):
         fresh_groups()
         run = config(strategy, world.size)
@@ -50,7 +54,7 @@ def leg(world: World, folder: str, names: list[str], done: int) -> tuple[list[fl
         share = BATCH // engine.data_size
         engine.save(folder, {engine.data_rank * share + i: {"seen": step} for i in range(share)})
         engine.close()
-        weights = dict(engine.full_state())
+        weights.append(dict(engine.full_state()))
     return losses, weights
 
 
@@ -58,10 +62,14 @@ def test_a_run_that_changes_its_strategy_and_size(tmp_path: Path) -> None:
     losses: list[float] = []
     for ranks, names in LEGS:
         some, weights = run_ranks(leg, ranks, str(tmp_path), names, len(losses), timeout=400)[0]
+        for step, (strategy, there) in enumerate(zip(names, weights, strict=True), len(losses) + 1):
+            whole = dict(checkpoint.read_full_state(tmp_path / f"step-{step:08d}"))
+            assert whole.keys() == there.keys(), strategy
+            assert all(torch.equal(tensor, there[name]) for name, tensor in whole.items()), strategy
         losses += some
     expected, _, reference = plain(config("zero0", 1))
     assert len(losses) == STEPS
-    loss, weight = difference((losses, weights), (expected, reference))
+    loss, weight = difference((losses, weights[-1]), (expected, reference))
     assert loss <= 1e-5 and weight <= 1e-4, (loss, weight)  # a wrong rate, decay or Adam step of a group is 1e-2 off
 
 

@@ -9,6 +9,7 @@ import torch
 from ranks import run_ranks
 from torch import Tensor
 
+from molmo_ds.batch import Batch
 from molmo_ds.config import RunConfig
 from molmo_ds.engine import build_engine, optim
 from molmo_ds.engine.launch import World
@@ -32,7 +33,7 @@ def plain(config: RunConfig) -> Run:
     stepper = torch.optim.SGD([{"params": parameters, "lr": 0.0} for parameters in parts.values()])
     log = []
     for step in range(1, STEPS + 1):
-        lanes = [synthetic.sequence(step, lane) for lane in range(config.global_batch)]
+        lanes = [synthetic.sequence(step, lane) for lane in range(config.global_batch - 2 * (step == 2))]
         total = sum(float(batch.loss_weights.double().sum()) for batch in lanes)
         ce = z = accuracy = 0.0
         for batch in lanes:
@@ -61,7 +62,7 @@ def through_engine(world: World, cases: list[tuple[str, int]], limit: float) -> 
         engine = build_engine(config, world)
         log = []
         for step in range(1, STEPS + 1):
-            log.append(engine.train_step(synthetic.micro_batches(config, step, world.rank, world.size)))
+            log.append(engine.train_step(share(config, step, world)))
         weights = dict(engine.full_state())
         nothing = [
             b.replace(loss_weights=b.loss_weights * 0)
@@ -73,6 +74,20 @@ def through_engine(world: World, cases: list[tuple[str, int]], limit: float) -> 
         held_out = engine.eval_loss(synthetic.micro_batches(config, 10, world.rank, world.size))["loss"]
         out[strategy, micro] = [*log, {"loss": held_out}], weights
     return out
+
+
+def share(config: RunConfig, step: int, world: World) -> list[Batch]:
+    """This rank's micro-batches; in step 2 without those that hold but lanes 6 and 7, or without weights for these."""
+    made = synthetic.micro_batches(config, step, world.rank, world.size)
+    if step != 2 or world.rank < world.size - 1:
+        return made
+    whole, left = divmod(2, config.micro_batch)
+    made = made[: len(made) - whole]
+    if left:
+        weights = made[-1].loss_weights.clone()
+        weights[-left:] = 0
+        made[-1] = made[-1].replace(loss_weights=weights)
+    return made
 
 
 def sgd(limit: float, **changes) -> RunConfig:

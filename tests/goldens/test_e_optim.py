@@ -107,7 +107,7 @@ def split_rows(batch: Batch) -> list[Batch]:
         mine = owner == i
         assert torch.isin(batch.image_positions[mine] // length, torch.tensor([i, -1])).all()
         positions = torch.where(batch.image_positions[mine] < 0, -1, batch.image_positions[mine] - i * length)
-        rows = [t[i : i + 1] for t in batch.tensors()[:-3]]
+        rows = [t[i : i + 1] for t in batch.tensors()[:6]]
         out.append(Batch(*rows, batch.images[mine], batch.image_masks[mine], positions))
     return out
 

@@ -13,7 +13,7 @@ from molmo_ds import presets
 from molmo_ds.batch import Batch
 from molmo_ds.hub import load
 from molmo_ds.hub.configs import text_config, vision_config
-from molmo_ds.model.init import initialise
+from molmo_ds.model.init import initial_parameter
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.model.tensor_files import TensorFolder
 
@@ -139,8 +139,7 @@ def test_what_the_backbones_lack(folders: tuple[Path, Path], tmp_path: Path) -> 
     assert torch.equal(embedding[:200], source.read("model.embed_tokens.weight"))
     assert embedding[200:].std() > 0.01 and not head[200:].any() and head[:200].any()
     for name in ("embed.new_embedding", "connector.pooling.q_proj.weight", "connector.projector.gate_proj.weight"):
-        fresh = torch.empty(weights.shape(name))
-        initialise(name, fresh, config, 5)
+        fresh = initial_parameter(config, name, weights.shape(name), 5)
         assert torch.equal(weights.read(name), fresh) and 0.018 < fresh.std() < 0.022
     assert not weights.read("connector.pad_embed").any() and not weights.read("connector.pooling.q_proj.bias").any()
     assert set(weights.names()) == set(load.shapes_of(config))

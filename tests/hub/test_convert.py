@@ -1,23 +1,29 @@
 """The convert tool: every released format in and out without changing a bit, and what it says when it cannot."""
 
 import json
+import math
 import os
 import struct
 import subprocess
 import sys
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import synthetic
 import torch
 import yaml
 from hub_models import random_state, tiny, weights_folder
+from ranks import run_ranks
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from molmo_ds import presets
 from molmo_ds.config import ConnectorConfig, DataConfig, MolmoConfig, RunConfig, save
 from molmo_ds.data.tokens import Tokenizer
+from molmo_ds.engine import build_engine
+from molmo_ds.engine.launch import World
 from molmo_ds.hub import export, load
 from molmo_ds.model import names
 from molmo_ds.model.tensor_files import INDEX, TensorFolder, write_tensors
@@ -277,6 +283,49 @@ def test_memory(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     assert int(run.stdout) < 24e6 + 8.4e6
     assert len(list((tmp_path / "hub").glob("model-*.safetensors"))) > 5
+
+
+CONSOLIDATE = """
+import sys, threading, time, torch
+from molmo_ds.engine import checkpoint
+from tools.convert import main
+torch.set_num_threads(1)
+def held():
+    return int(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1]) * 1024
+def watch():
+    while True:
+        peak[0] = max(peak[0], held())
+        time.sleep(0.0005)
+before = held()
+peak = [before]
+threading.Thread(target=watch, daemon=True).start()
+code = main(["consolidate", *sys.argv[1:]])
+print(code, peak[0] - before)
+"""
+
+
+def save_first(world: World, run: RunConfig, folder: str) -> dict[str, int]:
+    """A checkpoint of first weights; the checksum of each tensor."""
+    engine = build_engine(run, world)
+    engine.save(folder, {})
+    engine.close()
+    return {name: zlib.crc32(tensor.numpy()) for name, tensor in engine.full_state()}
+
+
+def test_consolidate_holds_one_tensor(tmp_path: Path) -> None:
+    """A checkpoint of 70 MB of two ranks, largest tensor 4.2 MB: the pieces of one tensor and the whole are held."""
+    text = replace(synthetic.MODEL.text, hidden_size=512, intermediate_size=2048, num_hidden_layers=4)
+    run = synthetic.config(model=replace(synthetic.MODEL, text=text), strategy="ds_configs/zero3.json")
+    sums = run_ranks(save_first, 2, run, str(tmp_path / "run"))[0]
+    command = [sys.executable, "-c", CONSOLIDATE, str(tmp_path / "run"), str(tmp_path / "out")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    code, peak = done.stdout.split()[-2:]
+    whole = TensorFolder(tmp_path / "out")
+    assert sum(4 * math.prod(whole.shape(name)) for name in sums) > 65e6
+    assert code == "0" and int(peak) < 4 * 4.2e6, peak
+    assert {name: zlib.crc32(whole.read(name).numpy()) for name in whole.names()} == sums
 
 
 def test_released_configurations() -> None:

@@ -1,4 +1,4 @@
-"""tools/bench_step.py times what it says: equal learnt tokens as trees and alone, and a step that runs."""
+"""tools/bench_step.py times what it says: equal learnt tokens as trees and alone, and steps that run."""
 
 import sys
 from pathlib import Path
@@ -30,9 +30,69 @@ def test_the_reference_step_has_its_shape() -> None:
         assert sum(p.numel() for p in bench_step.Molmo(config).parameters()) == 11_508_480
 
 
-def test_main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    arguments = "--preset tiny --sequences 1 --tokens 64 --crops 1 --steps 1 --device cpu"
-    monkeypatch.setattr(sys, "argv", ["bench_step.py", *arguments.split()])
-    bench_step.main()
+def test_main(capsys: pytest.CaptureFixture) -> None:
+    bench_step.main("--preset=tiny --sequences=1 --tokens=64 --crops=1 --steps=1 --device=cpu".split())  # noqa: SIM905
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3 and "tokens per CPU-second" in lines[1] and lines[2].startswith("ops torch")
+
+
+def table(text: str) -> list[dict[str, str]]:
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
+
+
+def test_the_end_to_end_table_of_a_gpu_runs_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    compiled = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list) -> object:
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr("molmo_ds.engine.compiled.BACKEND", backend)
+    # the first version that is tried does not fit into memory, nor does it with its vision tower computed again
+    tried: list[str] = []
+    measure = bench_step.measure
+
+    def measured(*args) -> bench_step.Measured:  # noqa: ANN002
+        tried.append(args[-1])
+        if len(tried) < 3:
+            raise torch.OutOfMemoryError("too large")
+        return measure(*args)
+
+    monkeypatch.setattr(bench_step, "measure", measured)
+    out = tmp_path / "table.md"
+    bench_step.main(["--end-to-end", "--small", "--device", "cpu", "--steps", "1", "--out", str(out)])
+    printed = capsys.readouterr().out
+    rows = table(printed)
+    assert printed.endswith(out.read_text()) and len(rows) == 2 * len(bench_step.VERSIONS) == 12
+    assert tried == ["none", "vision", "full"] + ["none"] * 11 and rows[0]["computed again"] == "full"
+    assert compiled and bench_step.dispatch._forced is None
+    for row in rows:
+        seconds = float(row["ms a step"]) / 1e3
+        annotations = 8 if row["step"].startswith("2 x 64") else 12
+        assert float(row["annotations/s"]) == pytest.approx(annotations / seconds, rel=0.01)
+        # prefix of 9 tokens; 4 branches of 13 in 64, or two pictures with 6 branches of 11 in 160
+        trees, alone = (2 * 61, 8 * 22) if annotations == 8 else (2 * 75, 12 * 20)
+        tokens = alone if row["version"].startswith("padded") else trees
+        assert float(row["tokens/s"]) == pytest.approx(tokens / seconds, rel=0.01)
+        assert row["MFU"] == row["waits"] == "-"
+    plain = float(rows[0]["ms a step"])
+    assert all(
+        float(r["times plain, eager"]) == pytest.approx(plain / float(r["ms a step"]), abs=0.01) for r in rows[:6]
+    )
+
+
+def test_without_a_gpu_the_end_to_end_table_says_so(capsys: pytest.CaptureFixture) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU: see the test above")
+    bench_step.main(["--end-to-end", "--only", "2304"])
+    printed = capsys.readouterr().out
+    rows = table(printed)
+    assert "No GPU here: nothing is measured" in printed and len(rows) == 6
+    assert all(row[c] == "-" for row in rows for c in ("ms a step", "tokens/s", "MFU", "waits"))
+    # 4 rows of 1873 + 4 * 107 tokens; as many crops as 4 * 13
+    model = presets.qwen2_1b5()
+    wanted = 4 * 2301 * bench_step.flops_per_token(model, 2304) + 52 * bench_step.flops_per_crop(model)
+    assert float(rows[0]["TF"]) == pytest.approx(wanted / 1e12, abs=0.1)

@@ -126,6 +126,18 @@ def test_bytes_and_floats_are_the_same_picture() -> None:
     torch.testing.assert_close(model.logits(batch), model.logits(batch.replace(images=patches)), atol=1e-5, rtol=0)
 
 
+def test_only_learnt_tokens_reach_the_head() -> None:
+    model = tiny_models.model()
+    batch = pack([[document(1, [5, 6])], [document(0, [9], seed=1)]], length=40)
+    *ids, hidden = (x.detach() for x in model.body(batch))
+    wanted = model.head((*ids, hidden))
+    hidden.flatten(0, 1)[batch.loss_weights.flatten() == 0] = torch.nan
+    got = model.head((*ids, hidden.requires_grad_()))
+    assert torch.equal(torch.stack(got), torch.stack(wanted)) and bool(wanted[0].isfinite())
+    (got[0] + got[1]).backward()
+    assert torch.equal(hidden.grad.norm(dim=-1) > 0, batch.loss_weights > 0)
+
+
 def test_groups() -> None:
     model = tiny_models.model("olmo2")
     groups = {name: (part, decayed) for name, _, part, decayed in parameter_groups(model)}

@@ -13,6 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from molmo_ds.model.decoder import Core, DecoderLayer
 from molmo_ds.model.init import initial_parameter
 from molmo_ds.model.molmo import CHECKPOINTING, Molmo
+from molmo_ds.model.vision import CARRIED
 from molmo_ds.ops.rope import rope_table
 
 
@@ -144,7 +145,7 @@ def test_offloading_parks_one_tensor_per_row(monkeypatch: pytest.MonkeyPatch) ->
     for name in made.rows:
         if "layers" in name:
             made.get_submodule(name).register_forward_pre_hook(
-                lambda module, x: seen.append(x[0][8 if type(module).__name__ == "VisionLayer" else -1].shape)
+                lambda module, x: seen.append(x[0][CARRIED if type(module).__name__ == "VisionLayer" else -1].shape)
             )
     made(sample)
     assert parked == seen and len(parked) == 5
@@ -203,10 +204,10 @@ def test_layers_compile_without_graph_breaks_and_once() -> None:
 def test_what_layers_share_follows_aliases_and_dies_with_the_batch() -> None:
     """ZeRO-3 gives each layer a detached alias of the ids: one plan for all, freed without the garbage collector."""
     ids = torch.ones(1, 8, dtype=torch.int32)
-    core = Core()
-    plan = core.plan(ids, ids * 0, torch.float32)
-    assert core.plan(ids.detach(), ids * 0, torch.float32) is plan
-    assert core.plan(ids[:, :4], ids[:, :4] * 0, torch.float32) is not plan
+    core, branches = Core(), ids * 0
+    plan = core.plan(ids, branches, torch.float32)
+    assert core.plan(ids.detach(), branches.detach(), torch.float32) is plan
+    assert core.plan(ids[:, :4], branches[:, :4], torch.float32) is not plan
     mask = weakref.ref(plan.mask)
     gc.disable()
     try:

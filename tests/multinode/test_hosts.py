@@ -5,15 +5,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import lab
 import pytest
-from ranks import Forked
+from conftest import losses
 
 ROOT = Path(__file__).parents[2]
-STEPS = 60
 DETECTED = 30  # seconds from a fault to its detection
 
 pytestmark = pytest.mark.skipif(bool(lab.missing()), reason=lab.missing() or "it can run")
@@ -78,28 +77,6 @@ class Supervised:
             self.process.wait()
 
 
-@pytest.fixture(scope="module")
-def words(tiny_run: list[str]) -> list[str]:
-    return [*tiny_run, "strategy=ds_configs/zero1.json", f"max_steps={STEPS}", "save_interval=2", "timeout_seconds=20"]
-
-
-@pytest.fixture(scope="module")
-def alone(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
-    """Losses of the same run on one rank that nothing happens to."""
-    folder = tmp_path_factory.mktemp("alone")
-    run = Forked([*words, "micro_batch=4", f"out={folder / 'out'}"], folder / "said.txt")
-    code, output = run.finish(timeout=400)
-    assert code == 0, output[-3000:]
-    lines = (folder / "out" / "log.jsonl").read_text().splitlines()
-    return {line["step"]: line["loss"] for line in map(json.loads, lines)}
-
-
-@pytest.fixture(scope="module")
-def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[lab.Lab]:
-    with lab.Lab(tmp_path_factory.mktemp("lab"), 2) as hosts:
-        yield hosts
-
-
 def rank_of(laboratory: lab.Lab, host: str, number: signal.Signals) -> Callable[[], object]:
     """Signal one rank on a host."""
     return lambda: laboratory.kill(host, ("molmo_ds.train", "--local_rank="), number)
@@ -136,7 +113,7 @@ def test_a_run_survives_what_happens_to_hosts(
     assert [event["hosts"] for event in last] == ["host1:1,host2:1"] * 2 + ["host2:1"]
     assert all(seconds < DETECTED for _, seconds in seen.values()), seen
     assert seen["stopped"][0].startswith("no step for")  # nothing else tells
-    losses = {line["step"]: line["loss"] for line in run.steps()}
-    assert list(losses) == list(range(1, STEPS + 1))
-    assert losses == pytest.approx(alone, abs=1e-5) and losses[STEPS] < losses[1] - 0.3
-    assert json.loads((out / "DONE").read_text())["step"] == STEPS
+    steps = len(alone)
+    assert [line["step"] for line in run.steps()] == list(range(1, steps + 1))
+    assert losses(out) == pytest.approx(alone, abs=1e-5) and alone[steps] < alone[1] - 0.3
+    assert json.loads((out / "DONE").read_text())["step"] == steps

@@ -91,3 +91,21 @@ def test_one_supervisor_for_a_run(tmp_path: Path) -> None:
     assert not again.done(), "the run of an older configuration was done, this one is not"
     (tmp_path / "run/DONE").write_text('{"step": 30000, "loss": 1.0}\n')
     assert again.done()
+
+
+def test_pauses_grow_until_it_gives_up_or_a_checkpoint_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, limits = RunConfig(out=str(tmp_path / "run")), launch.Limits(1, 1, 1, tries=4, backoff=20)
+    supervisor, pauses, starts = launch.Supervisor(config, [Host("localhost", 1)], limits, ""), [], []
+
+    def watch(hosts: list[Host]) -> str:
+        if len(starts) == 3:
+            (tmp_path / "run/checkpoints").mkdir()
+            (tmp_path / "run/checkpoints/latest").write_text("step-00000002\n")
+        return f"fault {len(starts)}"
+
+    monkeypatch.setattr(launch.time, "sleep", pauses.append)
+    monkeypatch.setattr(supervisor, "start", starts.append)
+    monkeypatch.setattr(supervisor, "watch", watch)
+    with pytest.raises(ValueError, match="4 starts in a row brought no new checkpoint; the last one ended: fault 6"):
+        supervisor.run()
+    assert pauses == [20, 40, 20, 40, 60] and starts == [[Host("localhost", 1)]] * 6

@@ -1,5 +1,6 @@
 """The CUDA C++ kernels: their arithmetic as plain C++ on the CPU, and what nvcc makes of them."""
 
+import itertools
 import re
 import shutil
 import subprocess
@@ -86,9 +87,12 @@ def test_nvcc(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     triton = pytest.importorskip("triton", reason="Triton's wheel brings cuobjdump, which reads the register counts")
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     out = subprocess.run([tool, "-res-usage", library], capture_output=True, text=True, check=True).stdout
-    found = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", out)
+    parts = re.split(r"arch = sm_(\d+)", out)[1:]
+    usage = r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)"
+    found = [(on, *f) for on, part in zip(parts[::2], parts[1::2]) for f in re.findall(usage, part)]
     assert len(found) == 2 * 24  # forward and backward, two types, windows of 4 and 9, three numbers of lanes, two GPUs
     with capsys.disabled():
-        for name in ("forward", "backward"):
-            print(f"\n{name}: at most {max(int(f[1]) for f in found if name in f[0])} registers, nothing spilled")
-    assert not [f for f in found if int(f[2]) or int(f[4])]
+        for name, on in itertools.product(("forward", "backward"), ("80", "90")):
+            most = [max(int(f[i]) for f in found if name in f[1] and f[0] == on) for i in (2, 3, 4, 5)]
+            print("\nsm_{} {}: at most {} registers, {} stack, {} shared, {} local bytes".format(on, name, *most))
+    assert not [f for f in found if int(f[3]) or int(f[5])]

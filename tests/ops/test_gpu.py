@@ -1,12 +1,14 @@
 """What only a GPU can show: attention's backward passes, the CUDA kernels, and half precision, against float64."""
 
 import pytest
+import synthetic
 import torch
 from ops_check import bits, errors
 from test_tree_attention import LONG, PICTURES, by_hand
 from torch import Tensor
 
-from molmo_ds.ops import cuda_library
+from molmo_ds.model.molmo import Molmo
+from molmo_ds.ops import cuda_library, dispatch
 from molmo_ds.ops import weighted_cross_entropy as loss_file
 from molmo_ds.ops.experts import experts
 from molmo_ds.ops.pool_patches import pool_patches
@@ -96,3 +98,25 @@ def test_experts_in_half_precision() -> None:
     logits = torch.randn(301, 8, device="cuda")
     args = [leaf(301, 64), logits, leaf(8, 64, 64), leaf(8, 64, 32), 2, False]
     assert max(errors(experts, args)) <= 1e-2
+
+
+@pytest.mark.parametrize("by", [None, "torch"])
+def test_a_forward_and_backward_pass_waits_for_nothing(by: str | None) -> None:
+    # tests/model/test_no_host_sync.py says the same of the code; here it is the device that says so
+    model = Molmo(synthetic.MODEL).cuda().train()
+    model.reset_parameters(0)
+
+    def step() -> None:
+        with torch.autocast("cuda", torch.bfloat16):
+            ce, z, _ = model(synthetic.sequence(0, 0).to("cuda"))
+        (ce + z).backward()
+
+    with dispatch.use(by):
+        step()  # compiles
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            with pytest.raises(RuntimeError, match="synchronizing"):
+                model.embed.embedding.sum().item()
+            step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

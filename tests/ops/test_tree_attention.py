@@ -143,10 +143,10 @@ def test_blocks_from_runs(pictures: Tensor | None, tokens: int) -> None:
     assert got.full_kv_num_blocks.sum() > 0
 
 
-@pytest.mark.parametrize("pictures", [None, PICTURES])
-def test_flex_attention_forward(pictures: Tensor | None) -> None:
+@pytest.mark.parametrize(("pictures", "width"), [(None, 16), (PICTURES, 16), (None, 8)])
+def test_flex_attention_forward(pictures: Tensor | None, width: int) -> None:
     # FlexAttention has no backward pass on a CPU
-    q, k, v = (x.detach() for x in tensors(4, 2, LONG[0].shape, 16))
+    q, k, v = (x.detach() for x in tensors(4, 2, LONG[0].shape, width))
     want = tree_attention(q, k, v, attention_plan(*LONG, torch.float32, pictures))
     with dispatch.use("triton"):
         plan = attention_plan(*LONG, torch.float32, pictures)

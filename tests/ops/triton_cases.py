@@ -1,6 +1,8 @@
 """The Triton kernels, on a GPU or in Triton's interpreter on the CPU; test_triton.py runs this file in a process."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import synthetic
@@ -14,9 +16,10 @@ from molmo_ds.ops.crops import normalise_patches
 from molmo_ds.ops.pool_patches import gather_patches, pool_patches
 from molmo_ds.ops.splice import splice
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tools import bench_ops  # noqa: E402
+
 LIMIT = 1e-5
-
-
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -177,6 +180,31 @@ def test_opcheck() -> None:
             ops.weighted_cross_entropy,
             (torch.randn(9, 4), torch.randn(33, 4), *rows, kernel),
         )
+
+
+def test_the_benchmark_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    # every path of tools/bench_ops.py at tiny shapes, with a clock that says 2 ms and 1.5 times that
+    run: list[object] = []
+
+    def clock(function: Callable[[], object], device: str) -> tuple[float, float]:
+        run.append(function())
+        return 2.0, 0.5
+
+    monkeypatch.setattr(bench_ops, "milliseconds", clock)
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    table = bench_ops.main(["--small"])
+    names, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    found = [dict(zip(names, row, strict=True)) for row in rows]
+    assert names[:7] == ["op", "shape", "pass", "eager", "compile", "library", "own"]
+    assert len(found) == 23 and len(run) == 3 * 23 + sum(row["library"] != "-" for row in found)
+    for row in found:
+        assert row["eager"] == row["compile"] == row["own"] == "2.000" and row["spread"] == "50%", row
+        assert row["library"] in ("-", "2.000 (torch)", "2.000 (torch SDPA)", "2.000 (torch flash, causal)"), row
+        assert float(row["floor/own"]) == round(float(row["floor"]) / 2, 2)
+        single, half = row["rel error"].split(" / ")
+        assert float(single) <= LIMIT and (half == "-" if row["by"] == "triton" else float(half) <= 1e-2), row
+    own = {row["op"]: row["by"] for row in found}
+    assert [own[op] for op in ("splice", "tree_attention", "swiglu")] == ["triton", "cuda", "torch"]
 
 
 def test_a_whole_network(monkeypatch: pytest.MonkeyPatch) -> None:

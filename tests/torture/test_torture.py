@@ -1,6 +1,6 @@
 """A real run on two ranks, killed at random moments, on a full disk, with damaged checkpoints: as if left alone.
 
-TORTURE_KILLS=50 python -m pytest tests/torture        (5 kills unless told otherwise)
+TORTURE_KILLS=50 TORTURE_STRATEGIES=zero3 python -m pytest tests/torture        (5 kills, dealt out to two, unless told)
 """
 
 import errno
@@ -22,7 +22,8 @@ import pytest
 from ranks import Forked, free_port, rank_environment
 
 KILLS = int(os.environ.get("TORTURE_KILLS", 5))
-STEPS = 24 + 8 * KILLS  # enough that the kills are spread over the run, also where a step takes 10 ms
+STRATEGIES = os.environ.get("TORTURE_STRATEGIES", "zero3,zero1").split(",")  # kills are dealt out in turn
+STEPS = 24 + 8 * -(-KILLS // len(STRATEGIES))  # enough that kills are spread over the run, also of steps of 10 ms
 EXACT = ("loss", "ce_loss", "z_loss", "accuracy", "tokens", "learnt_tokens", "positions", "crops", "documents",
          "weight", "grad_norm/text", "grad_norm/vision", "grad_norm/connector")  # fmt: skip
 
@@ -95,9 +96,14 @@ def curve(out: Path) -> list[tuple]:
     return [(line["step"], *(line[key] for key in EXACT)) for line in logged]
 
 
+@pytest.fixture(scope="module", params=STRATEGIES)
+def strategy(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def words(tiny_run: list[str]) -> list[str]:
-    cheap = ["strategy=ds_configs/zero1.json", "micro_batch=2", "timeout_seconds=60"]  # a step of some milliseconds
+def words(tiny_run: list[str], strategy: str) -> list[str]:
+    cheap = [f"strategy=ds_configs/{strategy}.json", "micro_batch=2", "timeout_seconds=60"]
     return [*tiny_run, *cheap, f"max_steps={STEPS}", "save_interval=1", "keep_checkpoints=3"]
 
 
@@ -123,10 +129,10 @@ def complete(words: list[str], out: Path, alone: Path) -> int:
     return int(said.partition("resumed from step ")[2].split()[0]) if "resumed from" in said else 0
 
 
-def test_killed_at_random_moments(words: list[str], alone: Path, tmp_path: Path) -> None:
+def test_killed_at_random_moments(strategy: str, words: list[str], alone: Path, tmp_path: Path) -> None:
     out, draw, whole = tmp_path / "out", random.Random(20261122), {point[0]: point for point in curve(alone)}
     done, names = dict.fromkeys(MOMENTS, 0), list(MOMENTS)
-    for i in range(KILLS):
+    for i in range(STRATEGIES.index(strategy), KILLS, len(STRATEGIES)):
         name = names[i % len(names)] if i < len(names) else draw.choice(names)
         seen, pause = MOMENTS[name]
         run = Run(words, out)
@@ -142,7 +148,8 @@ def test_killed_at_random_moments(words: list[str], alone: Path, tmp_path: Path)
             assert (line["step"], *(line[key] for key in EXACT)) == whole[line["step"]]
     assert not (out / "DONE").exists(), "the run was over before the last kill"
     went_on = complete(words, out, alone)
-    print(f"{sum(done.values())} kills ({', '.join(f'{n} {name}' for name, n in done.items())}), last from {went_on}")
+    kinds = ", ".join(f"{n} {name}" for name, n in done.items())
+    print(f"{strategy}: {sum(done.values())} kills ({kinds}), last from {went_on}")
 
 
 @contextmanager
@@ -169,6 +176,7 @@ def fill(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES[:1], scope="module")
 def test_disk_full_during_a_save(words: list[str], alone: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with small_disk(out / "checkpoints") as small:
@@ -200,6 +208,7 @@ def flip(path: Path) -> None:
     path.write_bytes(blob)
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES[-1:], scope="module")
 def test_damaged_checkpoints_are_passed_over(words: list[str], alone: Path, tmp_path: Path) -> None:
     out = shutil.copytree(alone, tmp_path / "out")
     (out / "DONE").unlink()

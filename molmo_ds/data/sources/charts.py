@@ -7,7 +7,7 @@ as the loaders of allenai/molmo read it. The reference takes 1 for human; here p
 from collections.abc import Iterator
 from pathlib import Path
 
-from molmo_ds.data.sources.source import Item, Row, Source, annotation, picture, read_json
+from molmo_ds.data.sources.source import Item, Row, Source, annotation, asks, picture, read_json
 
 HUMAN, MACHINE = 7398, 20901  # questions of ChartQA's train split
 HUMAN_WEIGHT, MACHINE_WEIGHT = (2 * n / (HUMAN + MACHINE) for n in (MACHINE, HUMAN))  # both halves count alike
@@ -19,30 +19,6 @@ def chart_qa(row: Row, split: str) -> list[Item]:
     weight = (HUMAN_WEIGHT if human else MACHINE_WEIGHT) if split == "train" else None
     asked = annotation("chart_qa", question=row["query"], answers=list(row["label"]), weight=weight)
     return [Item(picture(row["image"]), [asked], {"is_human": human})]
-
-
-def dv_qa(row: Row, split: str) -> list[Item]:
-    """Bar charts."""
-    asked = annotation("dv_qa", question=row["question"], answer=row["answer"])
-    return [Item(picture(f"images/{row['image']}"), [asked], {"image_id": row["image"]})]
-
-
-def figure_qa(row: Row, split: str, style: str = "figure_qa") -> list[Item]:
-    """Drawn figures; FigureQA's answers are 0 and 1, and its test splits have none."""
-    answer = None if row.get("answer") is None else str(row["answer"])
-    asked = annotation(style, question=row["question_string"], answer=answer)
-    return [Item(picture(row["image"]), [asked], {"image_id": row["image_index"]})]
-
-
-def plot_qa(row: Row, split: str) -> list[Item]:
-    """Plots of real statistics."""
-    return figure_qa(row, split, "plot_qa")
-
-
-def tab_mwp(row: Row, split: str) -> list[Item]:
-    """Mathematical word problems about a picture of a table, answered directly."""
-    asked = annotation("tabwmp_da", question=row["question"], answer=row["answer"])
-    return [Item(picture(row["image"]), [asked], {"example_id": row["example_id"]})]
 
 
 def read_figures(folder: Path, split: str) -> Iterator[Row]:
@@ -67,7 +43,7 @@ SOURCES = [
         hub="HuggingFaceM4/ChartQA",
     ),
     Source(
-        *("dv_qa", "CC BY-NC 4.0*", f"{_BUILDERS}/dv_qa.py", dv_qa),
+        *("dv_qa", "CC BY-NC 4.0*", f"{_BUILDERS}/dv_qa.py", asks("dv_qa", "images/{image}", image_id="image")),
         splits={"train": "train", "validation_easy": "val_easy", "validation_hard": "val_hard"},
         group="image",
         read=lambda folder, split: read_json(folder, f"{split.replace('validation', 'val')}_qa.json"),
@@ -75,7 +51,8 @@ SOURCES = [
         " train_qa.json, val_easy_qa.json, val_hard_qa.json and images/",
     ),
     Source(
-        *("figure_qa", "Microsoft Research data licence*", f"{_BUILDERS}/figure_qa.py", figure_qa),
+        *("figure_qa", "Microsoft Research data licence*", f"{_BUILDERS}/figure_qa.py"),
+        asks("figure_qa", question="question_string", image_id="image_index"),  # its answers are 0 and 1
         splits={"train": "train1", "validation1": "validation1", "validation2": "validation2"},
         group="image",
         read=lambda folder, split: read_figures(folder, "train1" if split == "train" else split),
@@ -83,7 +60,8 @@ SOURCES = [
         " holds train1/, validation1/, validation2/, each with qa_pairs.json and png/",
     ),
     Source(
-        *("plot_qa", "CC BY 4.0*", f"{_BUILDERS}/plot_qa.py (rows); the folders are our own", plot_qa),
+        *("plot_qa", "CC BY 4.0*", f"{_BUILDERS}/plot_qa.py (rows); the folders are our own"),
+        asks("plot_qa", question="question_string", image_id="image_index"),
         group="image",
         read=read_figures,
         confirmed=False,
@@ -91,7 +69,8 @@ SOURCES = [
         " train/, validation/, test/, each with qa_pairs.json and png/",
     ),
     Source(
-        *("tab_mwp", "CC BY-NC-SA 4.0*", f"{_BUILDERS}/tabmwp.py", tab_mwp),
+        *("tab_mwp", "CC BY-NC-SA 4.0*", f"{_BUILDERS}/tabmwp.py"),
+        asks("tabwmp_da", example_id="example_id"),  # word problems, answered directly
         read=read_tab_mwp,
         by_hand="clone https://github.com/lupantech/PromptPG; DIR is its data/tabmwp",
     ),

@@ -9,31 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from molmo_ds.data.sources.source import Item, Row, Source, annotation, picture, read_json
+from molmo_ds.data.sources.source import Row, Source, asks, read_json
 
 _HELD_OUT = 1024  # ST-VQA has no validation split; the reference draws this many with this seed
 _SEED = 63069
-
-
-def _ask(style: str, row: Row, image: object, example_id: object) -> list[Item]:
-    answers = list(row["answers"]) if row.get("answers") else None
-    asked = annotation(style, question=row["question"], answers=answers)
-    return [Item(picture(image), [asked], {"example_id": example_id})]
-
-
-def doc_qa(row: Row, split: str) -> list[Item]:
-    """Scanned documents."""
-    return _ask("doc_qa", row, row["image"], row["questionId"])
-
-
-def info_qa(row: Row, split: str) -> list[Item]:
-    """Infographics."""
-    return _ask("info_qa", row, f"images/{row['image_local_name']}", row["questionId"])
-
-
-def st_qa(row: Row, split: str) -> list[Item]:
-    """Words in photographs."""
-    return _ask("st_qa", row, row["file_path"], row["question_id"])
 
 
 def read_info_qa(folder: Path, split: str) -> Iterable[Row]:
@@ -55,15 +34,21 @@ _TERMS = "terms of the Robust Reading Competition"
 _LOADER = "allenai/molmo, olmo/data/academic_datasets.py"
 
 SOURCES = [
-    Source("doc_qa", _TERMS, f"{_LOADER}; card of lmms-lab/DocVQA", doc_qa, hub="HuggingFaceM4/DocumentVQA"),
     Source(
-        *("info_qa", _TERMS, _LOADER, info_qa),
+        *("doc_qa", _TERMS, f"{_LOADER}; card of lmms-lab/DocVQA"),
+        asks("doc_qa", answer="answers", example_id="questionId"),
+        hub="HuggingFaceM4/DocumentVQA",
+    ),
+    Source(
+        *("info_qa", _TERMS, _LOADER),
+        asks("info_qa", "images/{image_local_name}", answer="answers", example_id="questionId"),
         read=read_info_qa,
         by_hand="register at https://rrc.cvc.uab.es/?ch=17 (task 3) and unpack so that DIR holds images/ and"
         " infographicsVQA_train_v1.0.json, infographicsVQA_val_v1.0_withQT.json, infographicsVQA_test_v1.0.json",
     ),
     Source(
-        *("st_qa", _TERMS, _LOADER, st_qa),
+        *("st_qa", _TERMS, _LOADER),
+        asks("st_qa", "file_path", answer="answers", example_id="question_id"),
         read=read_st_qa,
         by_hand="register at https://rrc.cvc.uab.es/?ch=11 (task 3) and unpack so that DIR holds train_task_3.json,"
         " test_task_3.json and the pictures under the paths that these files give",

@@ -79,14 +79,6 @@ def clocks(row: Row, split: str) -> list[Item]:
     return [Item((Picture(path=f"images/{row['example_id']}.png"),), [asked], known)]
 
 
-_TRAIN = {"train": "train"}
-_ALL = {"train": "train", "validation": "validation", "test": "test"}
-_CARD = "dataset card"
-_LOADER = "allenai/molmo, olmo/data/pixmo_datasets.py"
-_by_url = functools.partial(
-    Source, licence="ODC-BY-1.0", splits=_TRAIN, url="image_url", sha256="image_sha256", group="image_url"
-)
-
 _PICTURES = {"url": "image_url", "group": "image_url"}
 _HASHED = {**_PICTURES, "sha256": "image_sha256"}
 _TRAIN = {"train": "train"}

@@ -1,7 +1,7 @@
 """What a public data set is: where it lies, under which terms, and the pure function from a row to items."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,6 +66,27 @@ def picture(value: Any) -> tuple[Picture, ...]:
 def annotation(style: str, **known: Any) -> dict[str, Any]:
     """An annotation without the keys whose value is None."""
     return {"style": style, **{key: value for key, value in known.items() if value is not None}}
+
+
+def asks(
+    style: str, image: str = "image", question: str = "question", answer: str = "answer", **known: str
+) -> Callable[[Row, str], list[Item]]:
+    """The adapter of rows with one question about one picture, by their columns; `known` are those of the metadata.
+
+    `image` may also be a path around a column, images/{file}. An answer that is a list is several people's; outside of
+    the training split it may be missing.
+    """
+
+    def adapt(row: Row, split: str) -> list[Item]:
+        said = row[answer] if split == "train" else row.get(answer)
+        if isinstance(said, Sequence) and not isinstance(said, str):
+            asked = annotation(style, question=row[question], answers=list(said) or None)
+        else:
+            asked = annotation(style, question=row[question], answer=None if said is None else str(said))
+        shown = picture(image.format_map(row) if "{" in image else row[image])
+        return [Item(shown, [asked], {name: row[column] for name, column in known.items()})]
+
+    return adapt
 
 
 def pairs(questions: Any) -> list[tuple[Any, Any]]:

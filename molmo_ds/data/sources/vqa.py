@@ -22,13 +22,14 @@ def vqa2(row: Row, split: str, style: str = "vqa2", answer: str = "answer") -> l
     return [Item(picture(row["image"]), [annotation(style, question=row["question"], answers=answers)], known)]
 
 
-def read_coco(folder: Path, split: str, questions: str, answers: str, years: dict[str, str]) -> Iterator[Row]:
-    """Questions joined with their answers, and the COCO file they ask about."""
-    year = years[split]
+def read_coco(folder: Path, split: str, version: str) -> Iterator[Row]:
+    """Questions joined with their answers, and the COCO file they ask about; `version` begins the files' names."""
+    year = {"train": "train2014", "validation": "val2014", "test": "test2015"}[split]
     known = {}
     if split != "test":
-        known = {a["question_id"]: a for a in read_json(folder, answers.format(year))["annotations"]}
-    for row in read_json(folder, questions.format(year))["questions"]:
+        answers = read_json(folder, f"{version}mscoco_{year}_annotations.json")["annotations"]
+        known = {a["question_id"]: a for a in answers}
+    for row in read_json(folder, f"{version}OpenEnded_mscoco_{year}_questions.json")["questions"]:
         name = f"{year}/COCO_{year}_{row['image_id']:012d}.jpg"
         yield {**known.get(row["question_id"], {}), **row, "image": name}
 
@@ -80,18 +81,12 @@ def real_world_qa(row: Row, split: str) -> list[Item]:
 
 _OK_VQA = "allenai/molmo loader of HuggingFaceM4/OK-VQA (raw_answer); files named as VQA's"
 _A_OKVQA = "the official JSON, as allenai/molmo reads it; the hub's copy was not seen"
-_YEARS = {"train": "train2014", "validation": "val2014", "test": "test2015"}
 
 SOURCES = [
     Source(
         *("vqa2", "CC BY 4.0*", "visualqa.org; allenai/molmo, olmo/hf_datasets/vqa_v2.py", vqa2),
         group="image_id",
-        read=functools.partial(
-            read_coco,
-            questions="v2_OpenEnded_mscoco_{}_questions.json",
-            answers="v2_mscoco_{}_annotations.json",
-            years=_YEARS,
-        ),
+        read=functools.partial(read_coco, version="v2_"),
         by_hand="unpack the Balanced Real Images questions and annotations of https://visualqa.org/download.html and"
         f" {COCO}train2014.zip, val2014.zip, test2015.zip into one folder DIR",
     ),
@@ -99,12 +94,7 @@ SOURCES = [
         *("okvqa", "not stated", _OK_VQA, functools.partial(vqa2, style="okvqa", answer="raw_answer")),
         splits={"train": "train", "validation": "validation"},
         group="image_id",
-        read=functools.partial(
-            read_coco,
-            questions="OpenEnded_mscoco_{}_questions.json",
-            answers="mscoco_{}_annotations.json",
-            years=_YEARS,
-        ),
+        read=functools.partial(read_coco, version=""),
         by_hand="unpack the questions and annotations (v1.1) of https://okvqa.allenai.org/download.html and"
         f" {COCO}train2014.zip, val2014.zip into one folder DIR",
     ),

@@ -1,0 +1,84 @@
+"""Compiled layers compute the same and compile once per kind, whatever the number of crops, also around collectives."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import synthetic
+import torch
+from ranks import run_ranks
+
+from molmo_ds.config import LoraConfig, RunConfig
+from molmo_ds.engine import build_engine, compiled
+from molmo_ds.engine.launch import World
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+from compare_strategies import family, fresh_groups  # noqa: E402
+
+Case = tuple[str, str, bool]  # strategy, backend ("" = not compiled), adapters
+STEPS = (1, 2, 3)
+
+
+def train(world: World, decoder: str, cases: list[Case]) -> list[tuple]:
+    """(losses, held-out loss, weights, graphs after each step and the evaluation, graph breaks) of each case."""
+    from torch._dynamo.utils import counters
+
+    torch._inductor.config.compile_threads = 1  # no pool of processes beside the ranks
+    out = []
+    for strategy, compiled.BACKEND, adapters in cases:
+        torch._dynamo.reset()
+        counters.clear()
+        fresh_groups()
+        config: RunConfig = synthetic.config(
+            model=family(decoder), strategy=f"ds_configs/{strategy}.json", global_batch=2, micro_batch=2,
+            compile=bool(compiled.BACKEND), lora=LoraConfig(("text",), rank=3) if adapters else LoraConfig(),
+        )  # fmt: skip
+        engine = build_engine(config, world)
+        batches = {step: synthetic.micro_batches(config, step, engine.data_rank, engine.data_size) for step in STEPS}
+        assert len({len(batch.images) for (batch,) in batches.values()}) > 1, "the number of crops must vary"
+        losses, graphs = [], []
+        for step in STEPS:
+            losses.append(engine.train_step(batches[step])["loss"])
+            graphs.append(counters["stats"]["unique_graphs"])
+        held_out = engine.eval_loss(batches[1])["loss"]
+        graphs.append(counters["stats"]["unique_graphs"])
+        out.append((losses, held_out, dict(engine.full_state()), graphs, dict(counters["graph_break"])))
+    return out
+
+
+def check(runs: list[tuple], graphs: int) -> None:
+    """The first is not compiled, the others make `graphs` graphs in training and as many in evaluation."""
+    plain, *fast = runs
+    assert plain[3] == [0] * 4
+    for losses, held_out, weights, made, breaks in fast:
+        assert [*losses, held_out] == pytest.approx([*plain[0], plain[1]], abs=1e-5)
+        assert made == [graphs] * 3 + [2 * graphs] and not breaks, "compiled again, or cut in pieces"
+        for name, weight in weights.items():
+            torch.testing.assert_close(weight, plain[2][name], atol=3e-6, rtol=1e-5, msg=name)
+
+
+def test_a_graph_for_each_kind_of_layer() -> None:
+    cases = [("zero1", "", False), ("zero1", "aot_eager", False)]
+    check(run_ranks(train, 1, "qwen2", cases)[0], 2)  # a ViT block and a decoder layer
+
+
+def test_under_zero3_a_graph_for_each_attention_and_mlp() -> None:
+    check(run_ranks(train, 1, "qwen2", [("zero3", "", False), ("zero3", "aot_eager", False)])[0], 4)
+
+
+@pytest.mark.parametrize(("decoder", "strategy", "adapters"), [
+    ("qwen2", "zero3_sp", False),
+    ("olmo2", "zero3_tp", False),  # whose norm over all heads is a collective between two projections
+    ("qwen2", "zero3_tp", True),
+])  # fmt: skip
+def test_collectives_are_part_of_the_graph(decoder: str, strategy: str, adapters: bool) -> None:
+    cases = [(strategy, "", adapters), (strategy, "aot_eager", adapters)]
+    for rank in run_ranks(train, 2, decoder, cases, timeout=240):
+        check(rank, 4)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler (g++), which inductor needs on a CPU")
+def test_by_inductor() -> None:
+    cases = [("zero1", "", False), ("zero1", "inductor", False)]
+    check(run_ranks(train, 1, "qwen2", cases, timeout=400)[0], 2)

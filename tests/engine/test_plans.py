@@ -1,0 +1,60 @@
+"""Plans of attention and rotary tables are built once per micro-batch and stage, not per layer."""
+
+from dataclasses import replace
+
+import pytest
+import synthetic
+import torch
+from ranks import run_ranks
+
+from molmo_ds.engine import build_engine, sequence
+from molmo_ds.engine.launch import World
+from molmo_ds.model import decoder
+from molmo_ds.model.decoder import DecoderLayer
+
+CASES = [("zero0", "none"), ("zero3", "none"), ("zero3", "full"), ("zero3_sp", "full"), ("pipe_zero1", "full")]
+MODEL = replace(synthetic.MODEL, text=replace(synthetic.MODEL.text, num_hidden_layers=3))
+
+
+def counts(world: World, cases: list[tuple[str, str]]) -> dict:
+    """(micro-batches, decoder layers here, builds of an update, builds of an evaluation) of each case."""
+    built: list[str] = []
+    for module, name in ((decoder, "attention_plan"), (sequence, "attention_plan"), (decoder, "rope_table")):
+        made = getattr(module, name)
+        setattr(module, name, lambda *x, name=name, made=made: (built.append(name), made(*x))[1])
+    out = {}
+    for strategy, checkpointing in cases:
+        config = synthetic.config(
+            model=MODEL, strategy=f"ds_configs/{strategy}.json", micro_batch=2, activation_checkpointing=checkpointing
+        )
+        engine = build_engine(config, world)
+        layers, builds = sum(isinstance(m, DecoderLayer) for m in engine.model.modules()), []
+        for run in (engine.train_step, engine.eval_loss):
+            batches = synthetic.micro_batches(config, 1, engine.data_rank, engine.data_size)
+            built.clear()
+            run(batches)
+            builds.append({name: built.count(name) for name in ("attention_plan", "rope_table")})
+        out[strategy, checkpointing] = len(batches), layers, *builds
+    return out
+
+
+@pytest.fixture(scope="module")
+def runs() -> list[dict]:
+    return run_ranks(counts, 2, CASES, timeout=180)
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_built_once(runs: list[dict], case: tuple[str, str]) -> None:
+    ranks = [run[case] for run in runs]
+    assert max(layers for _, layers, *_ in ranks) >= 2, "one layer shares nothing"
+    for micro_batches, layers, *builds in ranks:
+        assert micro_batches == {"pipe_zero1": 4, "zero3_sp": 4}.get(case[0], 2)
+        expected = micro_batches if layers else 0
+        assert builds == [{"attention_plan": expected, "rope_table": expected}] * 2
+
+
+def test_torch_keeps_what_is_put_on_a_storage() -> None:
+    """Which `once` relies on: one Python object per storage, as long as it lives."""
+    x = torch.arange(3)
+    x.untyped_storage().mark = 1
+    assert x.detach()[1:].untyped_storage().mark == 1 and not hasattr(x.clone().untyped_storage(), "mark")

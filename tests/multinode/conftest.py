@@ -1,0 +1,36 @@
+"""A laboratory of two hosts, a run for it, and the losses of that run where nothing happens."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import lab
+import pytest
+from ranks import Forked
+
+
+@pytest.fixture(scope="module")
+def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[lab.Lab]:
+    with lab.Lab(tmp_path_factory.mktemp("lab"), 2) as hosts:
+        yield hosts
+
+
+@pytest.fixture(scope="session")
+def words(tiny_run: list[str]) -> list[str]:
+    """Overrides of a run, all but `out`, that a test may stop early."""
+    return [*tiny_run, "strategy=ds_configs/zero3.json", "max_steps=60", "save_interval=2", "timeout_seconds=20"]
+
+
+@pytest.fixture(scope="session")
+def alone(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    """Step -> loss of the same run on one rank that nothing happens to."""
+    folder = tmp_path_factory.mktemp("alone")
+    run = Forked([*words, "micro_batch=4", f"out={folder / 'out'}"], folder / "said.txt")
+    code, output = run.finish(timeout=400)
+    assert code == 0, output[-3000:]
+    return losses(folder / "out")
+
+
+def losses(out: Path) -> dict[int, float]:
+    """Step -> loss in the log of a run."""
+    return {line["step"]: line["loss"] for line in map(json.loads, (out / "log.jsonl").read_text().splitlines())}

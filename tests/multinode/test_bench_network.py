@@ -1,0 +1,22 @@
+"""What tools/bench_network.py says that a strategy must send, beside what the kernel counts that it sends."""
+
+import sys
+from pathlib import Path
+
+import lab
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+import bench_network  # noqa: E402
+from bench_network import Cell  # noqa: E402
+
+pytestmark = pytest.mark.skipif(bool(lab.missing()), reason=lab.missing() or "it can run")
+
+
+def test_bytes_are_those_of_theory(laboratory: lab.Lab, tmp_path: Path) -> None:
+    cells = [Cell(name, 1, 1) for name in ("zero1", "zero3", "zero3_tp", "zero3_ep", "pipe_zero1")]
+    seen = bench_network.run(laboratory, cells, "10gbit", tmp_path)
+    assert list(seen) == cells
+    for cell in cells:
+        expected = bench_network.theory(cell, cell.config(tmp_path))
+        assert expected < seen[cell].sent < 1.06 * expected, cell  # headers and very small messages come on top
