@@ -101,7 +101,8 @@ def test_every_strategy_has_a_plan(capsys: pytest.CaptureFixture, tmp_path: Path
     hosts.write_text("one slots=8\ntwo slots=8  # the second\n")
     for path in sorted((ROOT / "ds_configs").glob("*.json")):
         preset = "molmoe_1b" if "_ep" in path.stem else "molmo_7b_d"
-        plan_memory.main([preset, str(path), str(hosts), "activation_checkpointing=full"])
+        settings = "activation_checkpointing=full", "global_batch=32"  # four micro-batches of two stages
+        plan_memory.main([preset, str(path), str(hosts), *settings])
         said = capsys.readouterr().out.splitlines()
         numbers = [float(word) for word in said[-1].split()]
         assert "16 GPUs" in said[0] and numbers[1] >= 0 and 1 < numbers[7] < 400, path
