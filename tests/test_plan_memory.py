@@ -1,7 +1,12 @@
-"""The planned bytes are those torch allocates: 46 MB of weights, two ranks, on the CPU, within 10 % (ZeRO-3: 15 %)."""
+"""The planned bytes are those torch allocates: two ranks, on the CPU, within 10 %.
 
+`python tests/test_plan_memory.py` measures every case and prints the table of docs/seeing.md.
+"""
+
+import gc
+import itertools
 import sys
-import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,15 +29,27 @@ MODEL = MolmoConfig(
     ConnectorConfig(),
     ImageConfig(crop_mode="resize", max_crops=1),
 )
-CASES = [("zero1", "none"), ("zero3", "none"), ("zero3", "full")]
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": False, "intermediate_size": 256}
+STRATEGIES = ["zero0", "zero1", "zero2", "zero3", "zero3_offload", "zero3_hpz", "zero3_sp", "zero3_tp", "pipe_zero1"]
+STRATEGIES += ["zero2_ep", "zero3_ep"]  # with a model that has experts
+CASES: dict[str, dict] = {name: {} for name in STRATEGIES} | {
+    "zero3 full": {"activation_checkpointing": "full"},
+    "zero1 4 micro-steps": {"global_batch": 8},
+    "zero3 4 micro-steps": {"global_batch": 8},
+    "zero1 bf16": {"precision": "bf16"},  # the profiler misses that old gradients are freed: docs/seeing.md
+    "zero3 bf16": {"precision": "bf16"},
+}
+TESTED = ["zero1", "zero3", "zero3 full", "zero3_tp", "zero3_ep", "pipe_zero1"]
 TOKENS, CROPS, PATCHES = 512, 8, 64
 
 
-def run(case: tuple[str, str]) -> RunConfig:
-    strategy, again = case
+def run(case: str) -> RunConfig:
+    """The run of a case: the first word names the strategy."""
+    path, changes = f"ds_configs/{case.split()[0]}.json", dict(CASES[case])
     data = DataConfig(sequence_length=TOKENS, crops_per_sequence=CROPS)
-    path = f"ds_configs/{strategy}.json"
-    return synthetic.adamw(model=MODEL, strategy=path, global_batch=2, data=data, activation_checkpointing=again)
+    text = replace(MODEL.text, **EXPERTS) if "_ep" in path else MODEL.text
+    changes.setdefault("global_batch", ds_config.data_parallel_size(ds_config.read(path), 2))
+    return synthetic.adamw(model=replace(MODEL, text=text), strategy=path, data=data, **changes)
 
 
 def full_batch() -> Batch:
@@ -43,32 +60,40 @@ def full_batch() -> Batch:
     return Batch(ids, ids, torch.ones(1, TOKENS), ids, one, one * 0, *pictures, positions)
 
 
-def measure(world: World, case: tuple[str, str]) -> int:
-    """The most bytes of tensors that torch's CPU allocator held at once in the second step, by the profiler's count."""
+def measure(world: World, config: RunConfig) -> int:
+    """The most bytes of tensors that a rank held at once in the second step.
+
+    What exists before the step is counted tensor by tensor, what the step adds by the profiler: from the start it would
+    be too much, since it does not see what a thread of gloo is the last to let go.
+    """
+    micro_steps = ds_config.accumulation(config, ds_config.data_parallel_size(ds_config.read(config.strategy), 2))
+    engine = build_engine(config, world)
+    engine.train_step([full_batch() for _ in range(micro_steps)])
+    tensors = [x for x in gc.get_objects() if isinstance(x, torch.Tensor) and x.device.type == "cpu"]
+    before = sum({x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in tensors}.values())
+    del tensors
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as trace:
-        engine = build_engine(run(case), world)
-        engine.train_step([full_batch()])
-        second = time.time_ns()
-        engine.train_step([full_batch()])
+        engine.train_step([full_batch() for _ in range(micro_steps)])
     events = trace.profiler.kineto_results.events()
-    held, peak = 0, 0
-    for at, change in sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"):
-        held += change
-        peak = max(peak, held) if at > second else peak
-    return peak
+    changes = [change for _, change in sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")]
+    return before + max(itertools.accumulate(changes))
 
 
-@pytest.fixture(scope="module")
-def peaks() -> list[int]:
-    """Of each case, in processes of its own: an earlier engine that is freed would count as negative."""
-    return [max(run_ranks(measure, 2, case, timeout=200)) for case in CASES]
+def compared(case: str) -> list[tuple[float, float]]:
+    """(planned, measured) bytes of each pipeline stage, or of the mean rank; here a host is the device's memory.
+
+    The mean, because an untrained router sends one rank more tokens than the even share that is planned for.
+    """
+    config = run(case)
+    plans = plan_memory.plan(config, ds_config.read(config.strategy), 2, on_gpu=False)
+    peaks = run_ranks(measure, 2, config, timeout=300)
+    return list(zip([made.peak + made.host for made in plans], peaks if len(plans) > 1 else [sum(peaks) / 2]))
 
 
-@pytest.mark.parametrize("index", range(len(CASES)), ids=lambda index: "-".join(CASES[index]))
-def test_planned_peak_is_the_measured_one(peaks: list[int], index: int) -> None:
-    config = run(CASES[index])
-    planned = plan_memory.plan(config, ds_config.read(config.strategy), 2, on_gpu=False)[0]
-    assert planned.peak == pytest.approx(peaks[index], rel=0.15 if config.strategy.endswith("zero3.json") else 0.1)
+@pytest.mark.parametrize("case", TESTED)
+def test_planned_peak_is_the_measured_one(case: str) -> None:
+    for planned, measured in compared(case):
+        assert planned == pytest.approx(measured, rel=0.1)
 
 
 def test_every_strategy_has_a_plan(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
@@ -76,7 +101,8 @@ def test_every_strategy_has_a_plan(capsys: pytest.CaptureFixture, tmp_path: Path
     hosts.write_text("one slots=8\ntwo slots=8  # the second\n")
     for path in sorted((ROOT / "ds_configs").glob("*.json")):
         preset = "molmoe_1b" if "_ep" in path.stem else "molmo_7b_d"
-        plan_memory.main([preset, str(path), str(hosts), "activation_checkpointing=full"])
+        settings = "activation_checkpointing=full", "global_batch=32"  # four micro-batches of two stages
+        plan_memory.main([preset, str(path), str(hosts), *settings])
         said = capsys.readouterr().out.splitlines()
         numbers = [float(word) for word in said[-1].split()]
         assert "16 GPUs" in said[0] and numbers[1] >= 0 and 1 < numbers[7] < 400, path
@@ -96,3 +122,9 @@ def test_shards_of_a_released_model() -> None:
     assert trained > 7e9 and still > 5e8
     steady = made.weights + made.gradients + made.optimizer
     assert steady == pytest.approx((18 * trained + 2 * still) / 16, rel=1e-3)
+
+
+if __name__ == "__main__":
+    for case in sys.argv[1:] or CASES:
+        for planned, measured in compared(case):
+            print(f"| {case} | {planned / 1e6:.0f} | {measured / 1e6:.0f} | {100 * (planned / measured - 1):+.1f} % |")

@@ -10,7 +10,8 @@ fragmentation come on top.
 """
 
 import sys
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from molmo_ds.engine.ds_config import Strategy
 from molmo_ds.model import lora
 from molmo_ds.model.connector import GatedMLP
 from molmo_ds.model.decoder import DecoderLayer, MoE
-from molmo_ds.model.molmo import Molmo, layer_list, recomputed
+from molmo_ds.model.molmo import Molmo, component, decays, layer_list, recomputed
 from molmo_ds.model.vision import VisionLayer, used_layers
 from molmo_ds.ops import dispatch
 from molmo_ds.ops.rope import rope_table
@@ -37,20 +38,31 @@ class Plan:
     """Bytes on one GPU, and on the host per GPU."""
 
     weights: float = 0.0  # that the network computes with, or their shards
-    gathered: float = 0.0  # whole parameters that ZeRO-3 holds between uses, and buckets
+    gathered: float = 0.0  # whole parameters that ZeRO-3 holds between uses, the buffer of a gather, the bucket
     gradients: float = 0.0
     optimizer: float = 0.0  # fp32 weights and AdamW's two moments
-    activations: float = 0.0  # what waits for the backward pass, and the largest layer's working memory
+    activations: float = 0.0  # what waits for the backward pass when the forward pass ends
     logits: float = 0.0  # one chunk, and the gradients that the loss computes ahead
-    backward: float = 0.0  # the most that activations and gradients take together while one turns into the other
     update: float = 0.0  # working memory of the optimizer's step, when no activations are held
     host: float = 0.0  # on the CPU, of what is offloaded
+    peak: float = 0.0  # the most at any moment: end of the forward pass, a row's backward pass, or the update
 
-    @property
-    def peak(self) -> float:
-        """The larger of the backward pass and the update."""
-        steady = self.weights + self.optimizer
-        return steady + max(self.backward + self.logits + self.gathered, self.gradients + self.update)
+
+@dataclass
+class Row:
+    """One row of `layer_list`, as one rank holds it: numbers of parameters, bytes of activations."""
+
+    name: str
+    trained: int = 0
+    frozen: int = 0
+    trained_shard: int = 0  # of one rank of those over which ZeRO splits
+    frozen_shard: int = 0
+    largest: int = 0  # parameter
+    split: int = 0  # parameters of which a rank holds a part, so that ZeRO-3 must gather them
+    groups: Counter = field(default_factory=Counter)  # shards by optimizer group, which DeepSpeed updates one by one
+    kept: float = 0.0  # for the backward pass
+    again: float = 0.0  # made anew in the backward pass
+    flying: int = 1  # micro-batches for which it is kept
 
 
 def saved_bytes(run, inputs: tuple, own: nn.Module) -> float:  # noqa: ANN001
@@ -108,12 +120,41 @@ def layer_bytes(config: RunConfig, model, dtype: torch.dtype, tokens: int, crops
 
 def plan(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool = True) -> list[Plan]:
     """One plan per pipeline stage (one without a pipeline), each for its fullest rank."""
-    ds = ds_config.resolve(strategy, config, world, on_gpu)
-    zero, stage = ds["zero_optimization"], strategy.stage
-    dtype = torch.bfloat16 if ds_config.uses_bf16(config, on_gpu) else torch.float32
-    tensors, experts = ds_config.tensor_size(strategy), ds_config.expert_size(strategy)
-    sequence, stages = ds_config.sequence_size(strategy), strategy.ours.get("stages", 1)
-    model = config.model
+    stages = strategy.ours.get("stages", 1)
+    rows = _rows(config, strategy, world, on_gpu)
+    bounds = [0, len(rows)]
+    if stages > 1:
+        from molmo_ds.engine.pipeline import balance
+
+        bounds = balance(layer_list(config.model), config, stages * (2 if strategy.folded else 1))
+    steps = ds_config.accumulation(config, ds_config.data_parallel_size(strategy, world))
+    out = []
+    for index in range(stages):
+        mine = rows[bounds[index] : bounds[index + 1]]
+        for row in mine:
+            row.flying = 2 * stages - index if strategy.folded else min(stages - index, steps)
+        if strategy.folded:  # DualPipeV's second part of a rank
+            second = rows[bounds[-2 - index] : bounds[-1 - index]]
+            for row in second:
+                row.flying = index + 1
+            mine += second
+        made = _held(config, strategy, world, on_gpu, mine)
+        made.activations = sum(row.flying * row.kept for row in mine)
+        if mine[-1].name == "head":
+            made.logits = _loss(config, strategy, on_gpu, mine[-1])
+        made.peak = _peak(made, strategy, mine, steps, _dtype(config, on_gpu).itemsize)
+        out.append(made)
+    return out
+
+
+def _dtype(config: RunConfig, on_gpu: bool) -> torch.dtype:
+    return torch.bfloat16 if ds_config.uses_bf16(config, on_gpu) else torch.float32
+
+
+def _rows(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool) -> list[Row]:
+    # every row of the network with its parameters and activations on one rank
+    experts, tensors = ds_config.expert_size(strategy), ds_config.tensor_size(strategy)
+    model, sequence = config.model, ds_config.sequence_size(strategy)
     if tensors > 1:
         from molmo_ds.engine.tensor import shard
 
@@ -122,118 +163,94 @@ def plan(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool = True)
         network = Molmo(model, config.optim.z_loss)
         lora.adapt(network, config.lora)
     frozen = optim.frozen_names(network, config.optim, config.lora)
-    rows = [name for name, *_ in layer_list(model)]
-    bounds = [0, len(rows)]
-    if stages > 1:
-        from molmo_ds.engine.pipeline import balance
-
-        bounds = balance(layer_list(config.model), config, stages * (2 if strategy.folded else 1))
-    replicas = world // stages // tensors  # over which ZeRO splits
+    replicas = world // strategy.ours.get("stages", 1) // tensors  # over which ZeRO splits
+    rows = {name: Row(name) for name, *_ in layer_list(model)}
+    for name, parameter in network.named_parameters():
+        row = next(row for row in rows.values() if name.startswith(row.name + "."))
+        spread = experts if ".mlp.experts." in name else 1
+        count = parameter.numel() // spread
+        shard_of = -(-count // (replicas // spread))
+        row.largest, row.split = max(row.largest, count), row.split + (count if shard_of < count else 0)
+        if name in frozen:
+            row.frozen, row.frozen_shard = row.frozen + count, row.frozen_shard + shard_of
+        else:
+            row.trained, row.trained_shard = row.trained + count, row.trained_shard + shard_of
+            row.groups[component(name), decays(name), spread] += shard_of
     tokens, crops = -(-config.data.sequence_length // sequence), -(-config.data.crops_per_sequence // sequence)
-    kept, inputs = layer_bytes(config, model, dtype, tokens, crops * config.micro_batch)
-    micro_steps = ds["gradient_accumulation_steps"]
-    out = []
-    for index in range(stages):
-        flying = dict.fromkeys(rows[bounds[index] : bounds[index + 1]], min(stages - index, micro_steps))
-        if strategy.folded:  # DualPipeV's two parts of a rank
-            flying = dict.fromkeys(flying, 2 * stages - index)
-            flying |= dict.fromkeys(rows[bounds[-2 - index] : bounds[-1 - index]], index + 1)
-        mine = list(flying)  # and of how many micro-batches each row's activations are held
-        sizes = {"trained": [0, 0], "frozen": [0, 0], "largest": 0}
-        for name, parameter in network.named_parameters():
-            if any(name.startswith(row + ".") for row in mine):
-                count = parameter.numel() // (experts if ".mlp.experts." in name else 1)
-                split = replicas // experts if ".mlp.experts." in name else replicas
-                of = sizes["frozen" if name in frozen else "trained"]
-                of[0] += count
-                of[1] += -(-count // split)
-                sizes["largest"] = max(sizes["largest"], count)
-        out.append(_rank(config, zero, stage, sizes, dtype, replicas))
-        acts, largest = _activations(config, model, mine, kept, inputs)
-        out[-1].activations = sum(flying[row] * size for row, size in acts.items()) + largest
-        grown = dict.fromkeys(mine, 0.0)
-        if stage < 3:  # ZeRO-3 has its place for gradients from the start
-            for name, parameter in network.named_parameters():
-                row = next((row for row in mine if name.startswith(row + ".")), None)
-                if row and name not in frozen:
-                    part = replicas if stage == 2 else experts if ".mlp.experts." in name else 1
-                    grown[row] += parameter.numel() * (4 if stage == 2 else dtype.itemsize) / part
-        out[-1].backward = out[-1].activations + (sum(grown.values()) if micro_steps > 1 or stage == 3 else 0.0)
-        held, done = out[-1].activations, 0.0
-        for row in reversed(mine):
-            done += grown[row]
-            out[-1].backward = max(out[-1].backward, held + done)
-            held -= flying[row] * acts.get(row, 0.0)
-        if stage == 3:
-            out[-1].backward += out[-1].gradients
-        if "head" in mine:
-            words = model.text.embedding_size * (0 if "head.lm_head.weight" in frozen else 1)
-            chunk = min(
-                config.micro_batch * tokens * model.text.embedding_size, CHUNK_ELEMENTS["cuda" if on_gpu else "cpu"]
-            )
-            out[-1].logits = dtype.itemsize * (words + config.micro_batch * tokens) * model.text.hidden_size
-            out[-1].logits += chunk * (4 + dtype.itemsize)
-    return out
+    kept, inputs = layer_bytes(config, model, _dtype(config, on_gpu), tokens, crops * config.micro_batch)
+    behind = used_layers(model.vision)[-1]
+    for row in rows.values():
+        kind, _, number = row.name.partition(".")
+        resting = kind == "vision" and (number == "embeddings" or int(number.split(".")[-1]) > behind)
+        if kind not in kept or resting or (kind == "vision" and config.optim.vision.freeze):
+            continue
+        row.kept = kept[kind]
+        if recomputed(row.name, config.activation_checkpointing):
+            row.kept, row.again = 0 if config.activation_checkpointing == "offload" else inputs[kind], kept[kind]
+        if row.name == "layers.0":
+            row.kept += inputs["shared"]
+    return list(rows.values())
 
 
-def _rank(config: RunConfig, zero: dict, stage: int, sizes: dict, dtype: torch.dtype, replicas: int) -> Plan:
-    # what DeepSpeed holds, by ZeRO stage
-    (trained, shard), (frozen, frozen_shard) = sizes["trained"], sizes["frozen"]
-    size, half, moments = dtype.itemsize, dtype != torch.float32, 8 if config.optim.name == "adamw" else 0
+def _held(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool, rows: list[Row]) -> Plan:
+    # what DeepSpeed holds from step to step, by ZeRO stage
+    zero = ds_config.resolve(strategy, config, world, on_gpu)["zero_optimization"]
+    dtype, stage, adamw = _dtype(config, on_gpu), strategy.stage, config.optim.name == "adamw"
+    size, moments = dtype.itemsize, 8 if adamw else 0
+    trained, frozen = sum(row.trained for row in rows), sum(row.frozen for row in rows)
+    shard, largest = sum(row.trained_shard for row in rows), max(row.largest for row in rows)
+    group = max(sum((row.groups for row in rows), Counter()).values(), default=0)
     bucket = zero.get("reduce_bucket_size", 500_000_000)
     off = {key: zero.get(key, {}).get("device", "none") != "none" for key in ("offload_optimizer", "offload_param")}
-    made = Plan()
+    roots = (1 if on_gpu else 2) * adamw  # AdamW's sqrt(v), and on the CPU also its quotient, of what one call updates
     if stage == 0:
-        made.weights, made.gradients = size * (trained + frozen), size * trained
-        made.optimizer = trained * (moments + (8 if half else 0))  # fp32 weights and their gradients
-        made.update = 4 * trained if moments else 0
+        made = Plan(size * (trained + frozen), 0.0, size * trained)
+        made.optimizer = trained * (moments + (8 if dtype != torch.float32 else 0))  # fp32 weights and their gradients
+        made.update = 4 * roots * (trained if on_gpu else largest)  # the fused form takes all, the other one by one
         return made
-    state, gradients = shard * (4 + moments), 4 * shard
+    made = Plan(size * (trained + frozen), size * min(bucket, trained), 4 * (trained if stage == 1 else shard))
+    made.optimizer, made.update = shard * (4 + moments), 4 * group * (1 + roots)  # a group's gradients in one piece
     if stage == 3:
-        made.weights = size * (shard + frozen_shard)
-        live = min(trained + frozen, int(zero.get("stage3_max_live_parameters", 1e9)))
-        made.gathered = size * max(live, sizes["largest"]) + size * sizes["largest"]
-        made.gathered += 2 * size * bucket  # gradients on their way
-        if (hpz := zero.get("zero_hpz_partition_size", 1)) > 1:
-            made.weights += size * (trained + frozen) / hpz
-    else:
-        made.weights = size * (trained + frozen)
-        made.gathered = size * min(bucket, trained)
-        gradients = size * trained if stage == 1 else gradients
-        made.update = 4 * shard  # this rank's gradients, in one piece
-    made.update += 4 * shard if moments else 0
+        made.weights = size * (shard + sum(row.frozen_shard for row in rows))
+        # reuse within max_live parameters keeps them; one gather more fills a flat buffer before it is cut up
+        split = sum(row.split for row in rows)
+        live = min(split, max(int(zero.get("stage3_max_live_parameters", 1e9)), largest))
+        flat = min(split, zero.get("stage3_prefetch_bucket_size", 50_000_000) + largest)
+        made.gathered = size * (bucket + live + flat)
+        if (hpz := zero.get("zero_hpz_partition_size", 1)) > 1:  # a copy split within a node, made at the release
+            made.weights += size * (frozen + max(0, trained - live)) / hpz
     if off["offload_optimizer"]:
-        made.host, state, gradients, made.update = state + gradients, 0, 0, 0
+        made.host, made.optimizer, made.gradients, made.update = made.optimizer + made.gradients, 0.0, 0.0, 0.0
+        made.host += 4 * shard if stage == 3 else 0  # beside the averaged gradients a flat copy for the optimizer
     if off["offload_param"]:
-        made.host, made.weights = made.host + made.weights, 0
-    made.optimizer, made.gradients = state, gradients
+        made.host, made.weights = made.host + made.weights, 0.0
     return made
 
 
-def _activations(  # noqa: ANN202
-    config: RunConfig,
-    model,  # noqa: ANN001
-    mine: list[str],
-    kept: dict,
-    inputs: dict,
-):
-    # bytes that each row keeps, and what the largest row that is computed again needs while it is
-    total, largest = {}, 0.0
-    behind = used_layers(model.vision)[-1]
-    for name in mine:
-        kind = name.partition(".")[0]
-        if kind not in kept or name == "vision.embeddings" or (kind == "vision" and int(name.split(".")[-1]) > behind):
-            continue
-        if kind == "vision" and config.optim.vision.freeze:
-            continue
-        again = recomputed(name, config.activation_checkpointing)
-        if again:
-            largest = max(largest, kept[kind])
-        parked = config.activation_checkpointing == "offload"
-        total[name] = (0 if parked else inputs[kind]) if again else kept[kind]
-        if name == "layers.0":
-            total[name] += inputs["shared"]
-    return total, largest
+def _loss(config: RunConfig, strategy: Strategy, on_gpu: bool, head: Row) -> float:
+    # the loss computes gradients of the hidden states and (in fp32) of the head, chunk of logits after chunk
+    size, text = _dtype(config, on_gpu).itemsize, config.model.text
+    rows = config.micro_batch * -(-config.data.sequence_length // ds_config.sequence_size(strategy))
+    chunk = min(rows * text.embedding_size, CHUNK_ELEMENTS["cuda" if on_gpu else "cpu"])
+    half = size < 4
+    wide = size if on_gpu else size + 4 * (1 + half)  # on the CPU also exp(logits), and of bf16 a copy in fp32
+    of_head = 0 if head.frozen else (4 + size * half) * text.embedding_size * text.hidden_size
+    return of_head + size * rows * text.hidden_size + wide * chunk
+
+
+def _peak(made: Plan, strategy: Strategy, rows: list[Row], steps: int, size: int) -> float:
+    # gradients grow while activations shrink; ZeRO-3 has its place for gradients from the start
+    steady = made.weights + made.optimizer + (made.gradients if strategy.stage == 3 else 0.0)
+    whole = sum(row.trained for row in rows)
+    per_parameter = made.gradients / whole if whole and strategy.stage < 3 else 0.0
+    done = made.gradients if steps > 1 and strategy.stage < 3 else 0.0  # of earlier micro-steps
+    waiting, most = made.activations, made.activations + made.logits + done
+    for row in reversed(rows):
+        done = min(done + per_parameter * row.trained, max(made.gradients, done))
+        flow = row.again + 2 * size * row.largest  # the layer once more; a gradient, and its copy on the way to others
+        most = max(most, waiting + flow + done)
+        waiting -= row.flying * row.kept
+    return max(steady + made.gathered + most, made.weights + made.optimizer + made.gradients + made.update)
 
 
 def read_hosts(text: str) -> int:

@@ -1,5 +1,8 @@
 """Precision, dropout, first weights and activation checkpointing."""
 
+import gc
+import weakref
+
 import pytest
 import tiny_models
 import torch
@@ -7,7 +10,7 @@ from tiny_models import FAMILIES, document, pack
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from molmo_ds.model.decoder import DecoderLayer
+from molmo_ds.model.decoder import Core, DecoderLayer
 from molmo_ds.model.init import initial_parameter
 from molmo_ds.model.molmo import CHECKPOINTING, Molmo
 from molmo_ds.model.vision import CARRIED
@@ -196,3 +199,19 @@ def test_layers_compile_without_graph_breaks_and_once() -> None:
         compiles.append(counter.frame_count)
     assert compiles[0] > 0 and len(set(compiles)) == 1  # the second and third batch compiled nothing
     torch._dynamo.reset()
+
+
+def test_what_layers_share_follows_aliases_and_dies_with_the_batch() -> None:
+    """ZeRO-3 gives each layer a detached alias of the ids: one plan for all, freed without the garbage collector."""
+    ids = torch.ones(1, 8, dtype=torch.int32)
+    core, branches = Core(), ids * 0
+    plan = core.plan(ids, branches, torch.float32)
+    assert core.plan(ids.detach(), branches.detach(), torch.float32) is plan
+    assert core.plan(ids[:, :4], branches[:, :4], torch.float32) is not plan
+    mask = weakref.ref(plan.mask)
+    gc.disable()
+    try:
+        del plan, ids
+        assert mask() is None
+    finally:
+        gc.enable()
