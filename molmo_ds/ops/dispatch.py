@@ -41,11 +41,6 @@ def allows(name: str) -> bool:
     return _forced in (None, name)
 
 
-def implementations(op: str) -> list[str]:
-    """The fast versions there are, to parametrize a test over."""
-    return [name for name in _table[op] if name != "torch"]
-
-
 @contextlib.contextmanager
 def use(name: str | None) -> Iterator[None]:
     """Force one implementation inside the block (tests and benchmarks)."""

@@ -136,7 +136,7 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _decode(self, hidden: Tensor, position_ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
         none = torch.zeros_like(position_ids, dtype=torch.int32)
-        x = (none, none, position_ids, none, none, hidden)  # a device map moves it along: each layer is called
+        x = (none, none, position_ids, none, none, none, hidden)  # a device map moves it along: each layer is called
         try:
             for layer in self.model.layers:
                 layer.self_attn.core.mask, layer.self_attn.core.cache = mask, cache
@@ -157,14 +157,14 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
             masks = torch.ones(images.shape[:3], device=ids.device) if masks is None else masks
             if real.any():
                 features = self._features(images[real], masks[real].float())
-        dummies = [ids.new_zeros(1)] * 5
+        dummies = [ids.new_zeros(1)] * 6
         return model.embed((ids, *dummies, positions, features.to(model.embed.embedding.dtype)))[-1]
 
     def _features(self, images: Tensor, masks: Tensor) -> Tensor:
         """images [N, P, patch * patch * 3], masks [N, P] -> [N * Q, D]."""
         model, places = self.model, masks.new_zeros(1, dtype=torch.int64)
         dummies = [places, places, masks.new_zeros(1), *([places] * 3)]
-        x = (*dummies, images, masks.contiguous(), places)
+        x = (*dummies, images, masks.contiguous(), places, places)
         for layer in (model.vision.embeddings, *model.vision.layers, model.connector):
             x = layer(x)
         return x[-1]
