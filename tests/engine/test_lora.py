@@ -51,8 +51,8 @@ def sgd(case: Case) -> RunConfig:
     model, strategy = family("qwen2" if case[0] == "still" else case[0]), f"ds_configs/{case[1]}.json"
     run = synthetic.config(model=model, strategy=strategy, micro_batch=case[2], activation_checkpointing=case[3])
     still = case[0] == "still"
-    connector, vision = ComponentConfig(0.2, 2, freeze=still), ComponentConfig(1.0, 0, freeze=still)
-    optim = replace(run.optim, max_grad_norm=LIMIT, connector=connector, vision=vision, text=ComponentConfig(0.5, 1))
+    connector, vision = ComponentConfig(0.2, 2, freeze=still), ComponentConfig(0.5, 0, freeze=still)
+    optim = replace(run.optim, max_grad_norm=LIMIT, connector=connector, vision=vision, text=ComponentConfig(0.3, 1))
     return replace(run, optim=optim, lora=TEXT if still else BOTH, max_steps=STEPS, check_collectives=True)
 
 
