@@ -5,6 +5,7 @@ layer, or under ZeRO-3 its attention and MLP one by one, each gathered as one (a
 inside a graph would cut it at every projection, and its leaf modules take tensors, not tuples of them. Decoder shapes
 are static, since packing fixes B and T. The number of crops N is marked as dynamic; torch would make a second version
 for N = 1, so a lone crop runs twice and the copy is dropped. Training and evaluation are two compiles.
+Collectives inside attention (sequence and tensor parallelism, adapters) are part of the graph.
 """
 
 import types

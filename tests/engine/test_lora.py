@@ -51,8 +51,8 @@ def sgd(case: Case) -> RunConfig:
     model, strategy = family("qwen2" if case[0] == "still" else case[0]), f"ds_configs/{case[1]}.json"
     run = synthetic.config(model=model, strategy=strategy, micro_batch=case[2], activation_checkpointing=case[3])
     still = case[0] == "still"
-    connector, vision = ComponentConfig(0.2, 2, freeze=still), ComponentConfig(1.0, 0, freeze=still)
-    optim = replace(run.optim, max_grad_norm=LIMIT, connector=connector, vision=vision, text=ComponentConfig(0.5, 1))
+    connector, vision = ComponentConfig(0.2, 2, freeze=still), ComponentConfig(0.3, 0, freeze=still)
+    optim = replace(run.optim, max_grad_norm=LIMIT, connector=connector, vision=vision, text=ComponentConfig(0.2, 1))
     return replace(run, optim=optim, lora=TEXT if still else BOTH, max_steps=STEPS, check_collectives=True)
 
 
@@ -165,7 +165,7 @@ def test_what_the_equality_rests_on(oracles: dict) -> None:
         for name, weight in weights.items():  # an adapter's A begins to move at the second step only
             moved = float((weight - begun[name]).abs().max())
             if ".lora_" in name and not name.startswith("vision.layers.2."):
-                assert moved > 1e-4, f"{name} moves too little to be compared"
+                assert moved > 4e-5, f"{name} moves too little to be compared"
             elif lora.is_base(name, TEXT if decoder == "still" else BOTH):
                 assert moved == 0, name
 
