@@ -3,8 +3,8 @@
     python tools/bench_ops.py                        all ops at shapes of Molmo-7B-D and at the 16k message tree
     python tools/bench_ops.py splice --out table.md  some ops; the table into a file as well
 
-A row: milliseconds of the plain ops eager and compiled, of a library (Liger where it is installed, else PyTorch's own),
-of ours; spread of two timings; the bytes and flops that the op cannot avoid (counted from the shapes); the floor they
+A row: milliseconds of the plain ops eager and compiled, of a library (Liger, flash-attn or PyTorch), of ours; spread of
+two timings; the bytes and flops that the op cannot avoid (counted from the shapes); the floor they
 give at this GPU's own copy and matrix rates; peak memory of ours, arguments included; largest relative error of output
 and gradients against float64 at small, odd shapes, in float32 / bfloat16, with a ! where it is above 1e-5 / above 1e-2
 or 1.5 times the plain version's. Without a GPU only the counted columns are printed, with the floor at rates measured
@@ -48,7 +48,7 @@ COLUMNS = (
     "peak MiB", "rel error",
 )  # fmt: skip
 LIMITS = (1e-5, 1e-2)  # of the relative error in float32 and bfloat16
-LIGER = importlib.util.find_spec("liger_kernel") is not None
+LIGER, FLASH = (importlib.util.find_spec(name) is not None for name in ("liger_kernel", "flash_attn"))
 
 
 @dataclass(frozen=True)
@@ -239,12 +239,16 @@ def attention_case() -> Case:
         return [*(leaf(*size) for size in sizes), attention_plan(*ids, torch.bfloat16)]
 
     def causal(q: Tensor, k: Tensor, v: Tensor, _: Any) -> Tensor:  # what plain flash attention would do
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        if not FLASH:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        from flash_attn import flash_attn_func
+
+        return flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)), causal=True).transpose(1, 2)
 
     product = 4 * width * heads * pairs * 1e-12
     moved = tokens * width * (2 * heads + 2 * groups) * 2e-9
     shape = f"{heads}/{groups}x{tokens}x{width} tree of {pairs / 1e6:.1f} M pairs"
-    flops, library = (product, 3.5 * product), ("torch flash, causal", causal)
+    flops, library = (product, 3.5 * product), ("flash-attn, causal" if FLASH else "torch flash, causal", causal)
     return Case("tree_attention", shape, make, tree_attention, (moved, 3 * moved), flops, ("triton", "cuda"), library)
 
 
