@@ -76,6 +76,12 @@ def test_collectives_are_part_of_the_graph(decoder: str, strategy: str, adapters
         check(rank, 4)
 
 
+def test_a_stage_compiles_the_kinds_it_holds() -> None:
+    first, last = run_ranks(train, 2, "qwen2", [("pipe_zero1", "", False), ("pipe_zero1", "aot_eager", False)])
+    check(first, 2)
+    check(last, 1)  # decoder layers only
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler (g++), which inductor needs on a CPU")
 def test_by_inductor() -> None:
     cases = [("zero1", "", False), ("zero1", "inductor", False)]
