@@ -69,7 +69,10 @@ def pairs(strategy: Any, config: RunConfig, world: int) -> Iterator[tuple[bool, 
         ranks = world // stages
         yield not number, "a dense model has no experts to spread; use ds_configs/zero3.json"
         yield bool(number % experts), f"autoep_size={experts} does not divide {number} experts; use a divisor of both"
-        yield bool(ranks % experts), f"autoep_size={experts} does not divide the {ranks} ranks that share a stage"
+        yield (
+            bool(ranks % experts),
+            f"autoep_size={experts} does not divide the {ranks} ranks that share a stage; use a divisor or other ranks",
+        )
         yield stage == 0, "experts need ZeRO, which keeps them in groups of their own; use ds_configs/zero2_ep.json"
         yield (
             hpz > 1,
