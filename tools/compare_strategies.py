@@ -193,12 +193,12 @@ def table(results: dict[Cell, Run | str], noise: dict[Cell, Run | str], steps: i
         lines.append(f"| one process, {what} | {name} | {' | '.join(first)} |")
         if second:
             lines.append(f"| one process, gradients 1 % too large | {name} | {' | '.join(second)} |")
-    worst, over = 0.0, []
+    worst, over, refused = 0.0, [], {}
     for strategy, name in dict.fromkeys((cell[1], cell[0]) for cell in results):
         here = {cell: run for cell, run in results.items() if (cell[1], cell[0]) == (strategy, name)}
         legal = {cell: run for cell, run in here.items() if not isinstance(run, str)}
         if not legal:
-            lines.append(f"| {strategy} | {name} | refused: {next(iter(here.values()))} |" + " |" * len(optimizers))
+            refused.setdefault((strategy, next(iter(here.values()))), []).append(name)
             continue
         row, fewer = [], sorted({cell[3] for cell in legal}) if len(legal) < len(here) else []
         for optimizer in optimizers:
@@ -211,6 +211,7 @@ def table(results: dict[Cell, Run | str], noise: dict[Cell, Run | str], steps: i
                 worst = max(worst, loss / allowed[name, optimizer])
                 over += [f"{strategy} {name}"] * (loss > allowed[name, optimizer])
         lines.append(f"| {strategy}{''.join(f', {n} micro-steps' for n in fewer)} | {name} | {' | '.join(row)} |")
+    lines += [f"| {row[0]} | {', '.join(names)} | refused: {row[1]} |" for row, names in refused.items()]
     if "sgd" in optimizers:
         limit = "what one process in bf16 has at three deviations" if noise else f"{ALLOWED:.0e}"
         above = ", ".join(over) or "none"
