@@ -21,6 +21,7 @@ from molmo_ds.model.molmo import Molmo, component
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 from compare_strategies import difference, family, fresh_groups, plain  # noqa: E402
+from handing_on import hand_on  # noqa: E402
 
 STEPS, LIMIT = 3, 1.5  # the limit clips some components at some steps
 BOTH, TEXT = LoraConfig(("vision", "text"), rank=3, alpha=24.0), LoraConfig(("text",), rank=3, alpha=24.0)
@@ -78,22 +79,6 @@ def train(world: World, cases: list[Case], folder: str) -> dict[Case, tuple]:
         engine.close()
         out[case] = start, log, weights, held_out
     return out
-
-
-def hand_on(world: World, folder: str) -> tuple[list[float], dict[str, Tensor]]:
-    """Losses and merged weights of a run that changes its strategy between steps."""
-    losses, chain = [], CHAINS[world.size]
-    for step, strategy in enumerate(chain, 1):
-        fresh_groups()
-        config = adamw(strategy, len(chain))
-        engine = build_engine(config, world)
-        assert (engine.load(folder) is None) == (step == 1) and engine.step == step - 1
-        batches = synthetic.micro_batches(config, step, engine.data_rank, engine.data_size)
-        losses.append(engine.train_step(batches)["loss"])
-        engine.save(folder, {})
-        engine.close()
-        weights = dict(engine.full_state())
-    return losses, weights
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +209,8 @@ def test_adapters_in_the_format_of_peft(runs: dict, folder: Path, tmp_path: Path
 def test_checkpoints_pass_from_strategy_to_strategy(tmp_path: Path, ranks: int) -> None:
     losses, _, expected = plain(adamw("zero0", len(CHAINS[ranks])))
     names, read = lora.merged(expected, expected.__getitem__, BOTH.alpha)
-    ours, weights = run_ranks(hand_on, ranks, str(tmp_path), timeout=240)[0]
+    runs = [adamw(strategy, len(CHAINS[ranks])) for strategy in CHAINS[ranks]]
+    ours, weights = run_ranks(hand_on, ranks, str(tmp_path), runs, timeout=240)[0]
     loss, weight = difference((ours, weights), (losses, {name: read(name) for name in names}))
     assert math.isfinite(loss) and loss <= 1e-5 and weight <= 1e-4
 

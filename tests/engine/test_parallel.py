@@ -9,7 +9,6 @@ import pytest
 import synthetic
 import torch
 from ranks import run_ranks
-from torch import Tensor
 
 from molmo_ds.batch import Batch
 from molmo_ds.config import RunConfig
@@ -21,6 +20,7 @@ from molmo_ds.model.molmo import component
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 from compare_strategies import difference, family, fresh_groups, plain  # noqa: E402
+from handing_on import hand_on  # noqa: E402
 
 STEPS, LIMIT = 2, 2.0  # the limit clips some components at some steps
 Case = tuple[str, str, int, str]  # decoder, strategy, micro-batch, activation checkpointing
@@ -129,22 +129,6 @@ def train_one(world: World, config: RunConfig) -> tuple:
     return log, weights, held_out, draw
 
 
-def hand_on(world: World, folder: str) -> tuple[list[float], dict[str, Tensor]]:
-    """Losses and weights of a run under AdamW that changes its strategy after every step."""
-    losses = []
-    for step, strategy in enumerate(CHAIN, 1):
-        fresh_groups()
-        config = synthetic.adamw(model=family("olmoe"), strategy=f"ds_configs/{strategy}.json", max_steps=len(CHAIN))
-        engine = build_engine(config, world)
-        assert (engine.load(folder) is None) == (step == 1) and engine.step == step - 1
-        batches = synthetic.micro_batches(config, step, engine.data_rank, engine.data_size)
-        losses.append(engine.train_step(batches)["loss"])
-        engine.save(folder, {})
-        engine.close()
-        weights = dict(engine.full_state())
-    return losses, weights
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("parallel")
@@ -201,7 +185,8 @@ def test_clipping_acts_on_some_only(oracles: dict) -> None:
 def test_checkpoints_pass_from_strategy_to_strategy(tmp_path: Path) -> None:
     config = synthetic.adamw(model=family("olmoe"), max_steps=len(CHAIN))
     losses, _, expected = plain(config)
-    ours, weights = run_ranks(hand_on, 2, str(tmp_path), timeout=240)[0]
+    runs = [replace(config, strategy=f"ds_configs/{strategy}.json") for strategy in CHAIN]
+    ours, weights = run_ranks(hand_on, 2, str(tmp_path), runs, timeout=240)[0]
     loss, weight = difference((ours, weights), (losses, expected))
     assert loss <= 1e-5 and weight <= 3e-5
     for found in checkpoint.steps(tmp_path):  # a strided checkpoint is read without ranks as well
