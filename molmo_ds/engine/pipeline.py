@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from molmo_ds.batch import Batch
 from molmo_ds.config import LoraConfig, RunConfig
-from molmo_ds.engine import optim
+from molmo_ds.engine import ds_config, optim
 from molmo_ds.engine.weights import fill
 from molmo_ds.engine.zero import ZeroEngine
 from molmo_ds.model import lora
@@ -37,11 +37,8 @@ class PipelineEngine(ZeroEngine):
         self.grid = grid = self.module.mpu()
         self.data_rank, self.data_size = grid.get_data_parallel_rank(), grid.get_data_parallel_world_size()
         self.data_group, self.keeper = grid.get_data_parallel_group(), self.data_rank == 0
-        self.replicas = self.data_size * self.ds_accumulation()  # DeepSpeed averages over micro-batches as well
-
-    def ds_accumulation(self) -> int:
-        """Micro-batches of a step."""
-        return self.config.global_batch // (self.data_size * self.config.micro_batch)
+        # DeepSpeed averages over micro-batches as well
+        self.replicas = self.data_size * ds_config.accumulation(self.config, self.data_size)
 
     def build_model(self) -> nn.Module:
         """This rank's rows under the names they have in Molmo."""
@@ -101,7 +98,7 @@ class PipelineEngine(ZeroEngine):
         self.begin_step()
         factor, counts = self.scale(micro_batches)
         self.sums.zero_()
-        micro_batches = fill(micro_batches, self.ds_accumulation())
+        micro_batches = fill(micro_batches, self.ds["gradient_accumulation_steps"])
         self.engine.train_batch(data_iter=self.feed(micro_batches, factor))
         self.writer.poll()
         return self.report(self.sums.clone(), counts, self.norms)

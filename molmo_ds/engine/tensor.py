@@ -18,10 +18,8 @@ from torch import Tensor, nn
 from molmo_ds.config import MolmoConfig
 from molmo_ds.engine import ds_config, fragments, optim
 from molmo_ds.engine.expert import Direct, Regrouped, WithExperts
-from molmo_ds.model import lora
 from molmo_ds.model.decoder import DecoderLayer, MoE, Norm
 from molmo_ds.model.linear import Linear
-from molmo_ds.model.molmo import Molmo
 
 IN, OUT = r"layers\.\d+\.(self_attn\.[qkv]|mlp\.(gate|up))_proj", r"layers\.\d+\.(self_attn\.o|mlp\.down)_proj"
 COLUMNS = re.compile(rf"({IN}(\.lora_B)?|layers\.\d+\.self_attn\.[qk]_norm)\.(weight|bias)")
@@ -44,20 +42,7 @@ class WithTensors(Regrouped):
 
     def build_model(self) -> nn.Module:
         """The network with this rank's share of the decoder."""
-        import deepspeed
-
-        def build() -> Molmo:
-            config = shard(self.config.model, self.shards)
-            model = Molmo(config, self.config.optim.z_loss, self.config.activation_checkpointing)
-            lora.adapt(model, self.config.lora)
-            return model
-
-        if self.strategy.stage == 3:
-            with deepspeed.zero.Init(config_dict_or_path=self.ds, data_parallel_group=self.data_group):
-                model = build()
-        else:
-            with self.world.device:
-                model = build()
+        model = self.network(shard(self.config.model, self.shards), self.data_group)
         model.config = self.config.model
         for name, parameter in model.named_parameters():
             parameter.tensor_model_parallel = splits(name)  # AutoEP averages others over the group

@@ -39,6 +39,8 @@ def fill(micro_batches: list[Batch], steps: int) -> list[Batch]:
     A collective that one rank comes to less often than the others would hang them.
     """
     assert 0 < len(micro_batches) <= steps, f"{len(micro_batches)} micro-batches in a step of {steps}"
+    if len(micro_batches) == steps:
+        return micro_batches
     idle = micro_batches[-1].replace(loss_weights=torch.zeros_like(micro_batches[-1].loss_weights))
     return micro_batches + [idle] * (steps - len(micro_batches))
 

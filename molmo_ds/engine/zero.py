@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from molmo_ds.batch import Batch
-from molmo_ds.config import RunConfig
+from molmo_ds.config import MolmoConfig, RunConfig
 from molmo_ds.engine import checkpoint, collectives, ds_config, fragments, nvme, optim
 from molmo_ds.engine.checkpoint_writer import Writer
 from molmo_ds.engine.compiled import compile_layers
@@ -53,18 +53,19 @@ class ZeroEngine:
 
     def build_model(self) -> nn.Module:
         """The network on this rank's device; under ZeRO-3 each parameter is split as soon as it exists."""
+        return self.network(self.config.model)
+
+    def network(self, model: MolmoConfig, group: dist.ProcessGroup | None = None) -> Molmo:
+        """A network of that shape with the run's adapters; ZeRO-3 splits it over `group`, None = over all ranks."""
         import deepspeed
 
-        def build() -> Molmo:
-            model = Molmo(self.config.model, self.config.optim.z_loss, self.config.activation_checkpointing)
-            lora.adapt(model, self.config.lora)
-            return model
-
+        place: Any = self.world.device
         if self.strategy.stage == 3:
-            with deepspeed.zero.Init(config_dict_or_path=self.ds):
-                return build()
-        with self.world.device:
-            return build()
+            place = deepspeed.zero.Init(config_dict_or_path=self.ds, data_parallel_group=group)
+        with place:
+            network = Molmo(model, self.config.optim.z_loss, self.config.activation_checkpointing)
+            lora.adapt(network, self.config.lora)
+        return network
 
     def prepare(self, optimizer: torch.optim.Optimizer) -> Any:
         """The DeepSpeed engine around `self.model`."""
