@@ -250,22 +250,37 @@ def test_header_grows_beyond_its_room(tmp_path: Path) -> None:
     assert length % 8 == 0
 
 
-MEMORY = """
-import sys, torch
-from molmo_ds.hub import export, load
+# Memory of the process's own: pages of mapped files, which VmHWM counts too, come and go as the kernel likes. A fixed
+# threshold makes malloc give every tensor back when it is freed.
+WATCHED = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+WATCH = """
+import sys, threading, time, torch
 torch.set_num_threads(1)
-def peak():
-    return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024
+def held():
+    return int(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1]) * 1024
+def watch():
+    while True:
+        peak[0] = max(peak[0], held())
+        time.sleep(0.0005)
+def watched():
+    threading.Thread(target=watch, daemon=True).start()
+    peak[0] = held()
+    return peak[0]
+peak = [0]
+"""
+
+MEMORY = """
+from molmo_ds.hub import export, load
 load.from_hub(sys.argv[1], sys.argv[2] + "/warm"), export.to_hub(sys.argv[2] + "/warm", sys.argv[2] + "/warm_hub")
-before = peak()
+before = watched()
 export.to_hub(sys.argv[3], sys.argv[2] + "/hub", shard_bytes=24_000_000)
 load.from_hub(sys.argv[2] + "/hub", sys.argv[2] + "/back")
-print(peak() - before)
+print(peak[0] - before)
 """
 
 
 def test_memory(tmp_path: Path) -> None:
-    """A model of 130 MB in shards of 24 MB, largest tensor 8 MB, goes both ways within one shard and one tensor."""
+    """A model of 130 MB in shards of 24 MB, largest tensor 8.4 MB: that tensor and the parts it is made of are held."""
     small, text = tiny(), tiny().text
     config = replace(
         small, text=replace(text, hidden_size=512, intermediate_size=2048, num_hidden_layers=8, num_attention_heads=8)
@@ -276,29 +291,16 @@ def test_memory(tmp_path: Path) -> None:
     size = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
     assert size > 120e6
     export.to_hub(weights_folder(tmp_path / "ours", small, random_state(small)), tmp_path / "small")
-    command = [sys.executable, "-c", MEMORY, str(tmp_path / "small"), str(tmp_path), str(folder)]
-    run = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    command = [sys.executable, "-c", WATCH + MEMORY, str(tmp_path / "small"), str(tmp_path), str(folder)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, env=WATCHED)
     assert run.returncode == 0, run.stderr
-    assert int(run.stdout) < 24e6 + 8.4e6
+    assert int(run.stdout) < 2.5 * 8.4e6
     assert len(list((tmp_path / "hub").glob("model-*.safetensors"))) > 5
 
 
 CONSOLIDATE = """
-import sys, threading, time, torch
-from molmo_ds.engine import checkpoint
 from tools.convert import main
-torch.set_num_threads(1)
-def held():
-    return int(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1]) * 1024
-def watch():
-    while True:
-        peak[0] = max(peak[0], held())
-        time.sleep(0.0005)
-before = held()
-peak = [before]
-threading.Thread(target=watch, daemon=True).start()
+before = watched()
 code = main(["consolidate", *sys.argv[1:]])
 print(code, peak[0] - before)
 """
@@ -317,14 +319,13 @@ def test_consolidate_holds_one_tensor(tmp_path: Path) -> None:
     text = replace(synthetic.MODEL.text, hidden_size=512, intermediate_size=2048, num_hidden_layers=4)
     run = synthetic.config(model=replace(synthetic.MODEL, text=text), strategy="ds_configs/zero3.json")
     sums = run_ranks(save_first, 2, run, str(tmp_path / "run"))[0]
-    command = [sys.executable, "-c", CONSOLIDATE, str(tmp_path / "run"), str(tmp_path / "out")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, env=environment)
+    command = [sys.executable, "-c", WATCH + CONSOLIDATE, str(tmp_path / "run"), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, env=WATCHED)
     assert done.returncode == 0, done.stderr
     code, peak = done.stdout.split()[-2:]
     whole = TensorFolder(tmp_path / "out")
     assert sum(4 * math.prod(whole.shape(name)) for name in sums) > 65e6
-    assert code == "0" and int(peak) < 4 * 4.2e6, peak
+    assert code == "0" and int(peak) < 3 * 4.2e6, peak
     assert {name: zlib.crc32(whole.read(name).numpy()) for name in whole.names()} == sums
 
 
