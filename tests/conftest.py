@@ -6,6 +6,11 @@ import pytest
 import run_files
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs DeepSpeed's NVMe op comes last: run.sh compiles it meanwhile, which takes minutes."""
+    items.sort(key=lambda item: item.path.name == "test_nvme.py")
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Overrides of a run of a micro model over tiny shards; `out=...` is missing."""

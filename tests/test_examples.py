@@ -31,9 +31,9 @@ def compose() -> Iterator:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder of a quickstart of 30 steps and what it printed."""
+    """The folder of a quickstart of 16 steps and what it printed."""
     out = tmp_path_factory.mktemp("quickstart") / "run"
-    command = [sys.executable, str(DIGITS / "quickstart.py"), "--out", str(out), "--steps", "30", "--ranks", "2"]
+    command = [sys.executable, str(DIGITS / "quickstart.py"), "--out", str(out), "--steps", "16", "--ranks", "2"]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=500, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
@@ -120,7 +120,7 @@ def test_quickstart_reports_what_it_measured(finished: tuple[Path, str]):
         summary
     )
     assert {"tokens_per_second", "packing_fill", "steps", "ranks", "strategy", "versions", "chance"} <= set(summary)
-    assert (summary["steps"], summary["ranks"], summary["strategy"]["stage"]) == (30, 2, 3)
+    assert (summary["steps"], summary["ranks"], summary["strategy"]["stage"]) == (16, 2, 3)
     assert 0.5 < summary["packing_fill"] <= 1
     assert "tensorboard" in printed and "generate.py" in printed and "reading_accuracy" in printed
     assert (out / "predictions.png").stat().st_size > 10_000
@@ -129,7 +129,7 @@ def test_quickstart_reports_what_it_measured(finished: tuple[Path, str]):
 
 def test_quickstart_was_killed_and_went_on_exactly(finished: tuple[Path, str]):
     again = json.loads((finished[0] / "summary.json").read_text())["resume"]
-    assert again["resumed_from_step"] == 9  # half of the second stage
+    assert again["resumed_from_step"] == 5  # half of the second stage
     assert again["steps_made_twice"] >= 1
     assert again["largest_difference_of_loss"] == 0.0
 
@@ -148,7 +148,7 @@ def test_a_second_quickstart_reuses_and_another_is_refused(finished: tuple[Path,
         return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
     before = {p: p.stat().st_mtime_ns for p in finished[0].rglob("*") if p.is_file()}
-    again = run("--steps", "30")
+    again = run("--steps", "16")
     assert again.returncode == 0 and "reading_accuracy" in again.stdout
     other = run("--steps", "40")
     assert other.returncode == 1 and "holds another run" in other.stderr and "Traceback" not in other.stderr

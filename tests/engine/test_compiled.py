@@ -24,7 +24,7 @@ def train(world: World, decoder: str, cases: list[Case]) -> list[tuple]:
     """(losses, held-out loss, weights, graphs after each step and the evaluation, graph breaks) of each case."""
     from torch._dynamo.utils import counters
 
-    torch._inductor.config.compile_threads = 1  # no pool of processes beside the ranks
+    torch._inductor.config.compile_threads = 2 // world.size  # no pool of processes beside several ranks
     out = []
     for strategy, compiled.BACKEND, adapters in cases:
         torch._dynamo.reset()

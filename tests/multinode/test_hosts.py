@@ -45,12 +45,18 @@ class Supervised:
             assert not ended and not late, f"{what} is not seen in {timeout} s:\n{self.said.read_text()[-4000:]}"
             time.sleep(0.02)
 
-    def wait_for_steps(self, starts: int) -> int:
-        """Until the try of that number has made two steps; the last step."""
+    def wait_for_steps(self, starts: int) -> None:
+        """Until the try of that number has made two steps and saved one."""
         self.wait(f"start {starts}", lambda: len(self.events("start")) >= starts)
         began = self.events("start")[starts - 1]["time"]
         self.wait(f"steps of start {starts}", lambda: len([s for s in self.steps() if s["time"] > began]) >= 2)
-        return self.steps()[-1]["step"]
+        first = [s for s in self.steps() if s["time"] > began][0]["step"]
+        self.wait(f"a checkpoint of start {starts}", lambda: self.saved() >= first)
+
+    def saved(self) -> int:
+        """The step of the newest checkpoint, 0 where there is none."""
+        latest = self.out / "checkpoints/latest"
+        return int(latest.read_text()[5:]) if latest.exists() else 0
 
     def steps(self) -> list[dict]:
         """Whole lines of the log."""
@@ -109,6 +115,8 @@ def test_a_run_survives_what_happens_to_hosts(
     finally:
         run.end()
     print({name: f"{reason}, {seconds:.1f} s" for name, (reason, seconds) in seen.items()})
+    saved = [event["step"] for event in run.events("fault")]
+    assert 0 < saved[0] < saved[1] < saved[2] < saved[3], saved  # each try went on from a checkpoint of the one before
     last = run.events("start")[3:]
     assert [event["hosts"] for event in last] == ["host1:1,host2:1"] * 2 + ["host2:1"]
     assert all(seconds < DETECTED for _, seconds in seen.values()), seen
