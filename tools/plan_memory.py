@@ -142,7 +142,7 @@ def plan(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool = True)
         made.activations = sum(row.flying * row.kept for row in mine)
         if mine[-1].name == "head":
             made.logits = _loss(config, strategy, on_gpu, mine[-1])
-        made.peak = _peak(made, strategy, mine, steps, _dtype(config, on_gpu).itemsize)
+        made.peak = _peak(made, strategy, mine, steps, _dtype(config, on_gpu))
         out.append(made)
     return out
 
@@ -205,8 +205,11 @@ def _held(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool, rows:
     roots = (1 if on_gpu else 2) * adamw  # AdamW's sqrt(v), and on the CPU also its quotient, of what one call updates
     if stage == 0:
         made = Plan(size * (trained + frozen), 0.0, size * trained)
-        made.optimizer = trained * (moments + (8 if dtype != torch.float32 else 0))  # fp32 weights and their gradients
-        made.update = 4 * roots * (trained if on_gpu else largest)  # the fused form takes all, the other one by one
+        half = 4 * trained * (dtype != torch.float32)  # fp32 weights, and in the update their gradients
+        made.optimizer = moments * trained + half
+        made.update = half + 4 * roots * (
+            trained if on_gpu else largest
+        )  # the fused form takes all, the other one by one
         return made
     made = Plan(size * (trained + frozen), size * min(bucket, trained), 4 * (trained if stage == 1 else shard))
     made.optimizer, made.update = shard * (4 + moments), 4 * group * (1 + roots)  # a group's gradients in one piece
@@ -238,12 +241,13 @@ def _loss(config: RunConfig, strategy: Strategy, on_gpu: bool, head: Row) -> flo
     return of_head + size * rows * text.hidden_size + wide * chunk
 
 
-def _peak(made: Plan, strategy: Strategy, rows: list[Row], steps: int, size: int) -> float:
-    # gradients grow while activations shrink; ZeRO-3 has its place for gradients from the start
-    steady = made.weights + made.optimizer + (made.gradients if strategy.stage == 3 else 0.0)
+def _peak(made: Plan, strategy: Strategy, rows: list[Row], steps: int, dtype: torch.dtype) -> float:
+    # gradients grow while activations shrink; ZeRO-3, and in bf16 ZeRO-1, has a place for them from the start
+    size, placed = dtype.itemsize, strategy.stage == 3 or (strategy.stage == 1 and dtype == torch.bfloat16)
+    steady = made.weights + made.optimizer + (made.gradients if placed else 0.0)
     whole = sum(row.trained for row in rows)
-    per_parameter = made.gradients / whole if whole and strategy.stage < 3 else 0.0
-    done = made.gradients if steps > 1 and strategy.stage < 3 else 0.0  # of earlier micro-steps
+    per_parameter = made.gradients / whole if whole and not placed else 0.0
+    done = made.gradients if steps > 1 and not placed else 0.0  # of earlier micro-steps
     waiting, most = made.activations, made.activations + made.logits + done
     for row in reversed(rows):
         done = min(done + per_parameter * row.trained, max(made.gradients, done))
