@@ -49,6 +49,7 @@ STRATEGIES = [
     "zero3_ep_tp",
     "pipe_zero1",
     "pipe_zero1_ep",
+    "pipe_dualpipev",
 ]
 KEEP_NOTHING = {
     "stage3_max_live_parameters": 0,
@@ -196,7 +197,8 @@ def theory(cell: Cell, config: RunConfig) -> float:
     ZeRO 1 and 0 reduce once per step. hpZ gathers once per step what has changed, if its ranks share a host.
     Activations leave a host only where it has one rank of each group of two (2 x 1), but between stages always:
     - pipeline: hidden states forth and their gradients back; forth also 28 bytes per token (labels, positions, loss
-      weights, documents, branches) and 1 KB per micro-batch that says their shapes;
+      weights, documents, branches) and 1 KB per micro-batch that says their shapes; DualPipeV, whose first and last
+      part are on the first host and the two others on the second, crosses twice and says the shapes once;
     - sequence: per layer, forth and back, half of q, k, v and the output of each rank's half of the tokens;
     - tensor: per layer two all-reduces forth and two back of all tokens, or one and one without the MLP;
     - experts: per layer all-to-alls to the experts and from them, forth and back, of each rank's half of the tokens,
@@ -211,7 +213,8 @@ def theory(cell: Cell, config: RunConfig) -> float:
     if stages := strategy.ours.get("stages"):
         assert stages == 2, "a stage is a host"
         links = ds_config.data_parallel_size(strategy, ranks)
-        return 4.0 * tokens * WIDTH + (28 * tokens + 1024 * times * links) / 2
+        crossing = 4.0 * tokens * WIDTH + 28 * tokens / 2
+        return 2 * crossing if strategy.folded else crossing + 1024 * times * links / 2
     zero, stage = strategy.ds["zero_optimization"], strategy.stage
     kept = zero.get("stage3_max_live_parameters", 1) > 0
     hpz = 1 < zero.get("zero_hpz_partition_size", 1) <= cell.slots
@@ -257,9 +260,12 @@ def table(rows: dict[Cell, Seen | str], folder: Path, rate: str) -> list[str]:
             config = cell.config(folder)
             unit = 4 * total(config)[0]
             row += [f"{seen.sent / unit:.4f}", f"{theory(cell, config) / unit:.4f}"]
-        first = rows.get(Cell(strategy, 1, 1))
-        where, first = ("", first) if isinstance(first, Seen) else (" on 2 x 2", rows[Cell(strategy, 2, 1)])
-        row += [f"{1e3 * t:.0f} ms{where}" for t in (first.seconds, first.slow)]
+        timed = [(slots, rows.get(Cell(strategy, slots, 1))) for slots in (1, 2)]
+        timed = [(" on 2 x 2" * (slots > 1), seen) for slots, seen in timed if isinstance(seen, Seen)]
+        row += [f"{1e3 * t:.0f} ms{where}" for where, seen in timed[:1] for t in (seen.seconds, seen.slow)] or [
+            "-",
+            "-",
+        ]
         lines.append(f"| {' | '.join(row)} |")
     return lines
 

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.skipif(bool(lab.missing()), reason=lab.missing() or "it
 
 def test_bytes_are_those_of_theory(laboratory: lab.Lab, tmp_path: Path) -> None:
     cells = [Cell(name, 1, 1) for name in ("zero1", "zero3", "zero3_tp", "zero3_ep", "pipe_zero1")]
+    cells.append(Cell("pipe_dualpipev", 1, 4))
     seen = bench_network.run(laboratory, cells, "10gbit", tmp_path)
     assert list(seen) == cells
     for cell in cells:
