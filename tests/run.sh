@@ -8,11 +8,11 @@ if (($# == 0)); then  # beside the other tests, which leave cores idle: a compil
     op='from deepspeed.ops.op_builder import AsyncIOBuilder; AsyncIOBuilder().load(verbose=False)'
     $python -c "$op" >/dev/null 2>&1 &
     said=$(mktemp)
-    $python -m pytest -q tests/multinode/test_hosts.py >"$said" 2>&1 &
+    $python -m pytest -q -rs --timeout 600 tests/multinode/test_hosts.py >"$said" 2>&1 &
     hosts=$!
     set -- --ignore tests/multinode/test_hosts.py
 fi
-$python -m pytest -q "$@" || code=$?
+$python -m pytest -q -rs --timeout 600 "$@" || code=$?
 if [[ -n ${said:-} ]]; then
     wait "$hosts" || code=$?
     cat "$said"

@@ -11,7 +11,6 @@ import ctypes
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/multinode"), str(ROOT / "tools")]
 import ranks  # noqa: E402
 import synthetic  # noqa: E402
-from compare_strategies import fresh_groups  # noqa: E402
+from compare_strategies import fresh_groups, write  # noqa: E402
 from lab import Lab, missing  # noqa: E402
 
 from molmo_ds.config import RunConfig  # noqa: E402
@@ -270,18 +269,6 @@ def table(rows: dict[Cell, Seen | str], folder: Path, rate: str) -> list[str]:
     return lines
 
 
-def write(lines: list[str]) -> None:
-    """Put the lines between the markers in docs/parallelism.md."""
-    page = ROOT / "docs/parallelism.md"
-    begin, end = "<!-- bytes on the wire -->", "<!-- end of bytes on the wire -->"
-    body = "\n".join([begin, *lines, end])
-    text = page.read_text()
-    if begin in text:
-        page.write_text(re.sub(re.escape(begin) + ".*?" + re.escape(end), lambda _: body, text, flags=re.S))
-    else:
-        page.write_text(f"{text.rstrip()}\n\n## Bytes on the wire\n\n{body}\n")
-
-
 def main() -> None:
     """Run the cells, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -310,7 +297,7 @@ def main() -> None:
         ]
     print("\n".join(lines))
     if arguments.write:
-        write(lines)
+        write("bytes on the wire", lines)
 
 
 if __name__ == "__main__":

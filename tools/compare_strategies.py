@@ -225,13 +225,17 @@ def cpu() -> str:
     return f"{len(names)} cores of {names[0]}" if names else platform.machine()
 
 
-def write(where: str, lines: list[str]) -> None:
-    """Put the lines between the markers `equality at {where}` in docs/parallelism.md."""
+def write(table: str, lines: list[str]) -> None:
+    """Put the lines between the markers of a table in docs/parallelism.md. ValueError if it has no such markers."""
     page = ROOT / "docs/parallelism.md"
-    begin, end = f"<!-- equality at {where} -->", f"<!-- end of equality at {where} -->"
+    begin, end = f"<!-- {table} -->", f"<!-- end of {table} -->"
     pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.S)
-    body = "\n".join([begin, *lines, end])
-    page.write_text(pattern.sub(lambda _: body, page.read_text()))
+    text, found = pattern.subn(lambda _: "\n".join([begin, *lines, end]), page.read_text())
+    if not found:
+        raise ValueError(
+            f"{page} has no line '{begin}' with '{end}' behind it; write both where the table shall stand."
+        )
+    page.write_text(text)
 
 
 def main() -> None:
@@ -269,7 +273,7 @@ def main() -> None:
     lines = [f"`{command}`, {began}, {machine}:", "", *table(results, noise, arguments.steps)]
     print("\n".join(lines))
     if arguments.write:
-        write(arguments.write, lines)
+        write(f"equality at {arguments.write}", lines)
 
 
 if __name__ == "__main__":
