@@ -18,12 +18,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from molmo_ds import config as configs
-from molmo_ds.config import MolmoConfig, RunConfig
+from molmo_ds.config import RunConfig
 from molmo_ds.engine.fragments import Fragment, runs
 from molmo_ds.engine.launch import World
 from molmo_ds.model import init, lora
-from molmo_ds.model.tensor_files import TensorFolder, new_folder, write_tensors
+from molmo_ds.model.tensor_files import TensorFolder
 
 log = logging.getLogger(__name__)
 FORMAT = 1
@@ -217,31 +216,6 @@ def read_full_state(path: str | Path) -> Iterator[tuple[str, Tensor]]:
     names, read = _reader(find(path))
     for name in names:
         yield name, read(name)
-
-
-def read_model_config(path: str | Path) -> MolmoConfig:
-    """The architecture saved with a checkpoint or weights folder."""
-    import yaml
-
-    values = yaml.safe_load((find(path) / "config.yaml").read_text())
-    return configs.from_dict(MolmoConfig, values["model"])
-
-
-def write_full_state(
-    folder: str | Path, config: MolmoConfig | RunConfig, tensors: Iterable[tuple[str, Tensor]]
-) -> None:
-    """Write weights only: safetensors shards and config.yaml, which `init_from`, generation and conversion read.
-
-    Raises ValueError if `folder` holds something already.
-    """
-    import yaml
-
-    with new_folder(folder) as temporary:
-        write_tensors(temporary, tensors)
-        if isinstance(config, RunConfig):
-            configs.save(config, temporary / "config.yaml")
-        else:
-            (temporary / "config.yaml").write_text(yaml.safe_dump({"model": configs.to_dict(config)}, sort_keys=False))
 
 
 def first_weights(config: RunConfig) -> Callable[[str, tuple[int, ...]], Tensor]:

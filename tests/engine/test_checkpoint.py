@@ -13,6 +13,7 @@ from ranks import run_ranks
 from molmo_ds.config import RunConfig
 from molmo_ds.engine import build_engine, checkpoint
 from molmo_ds.engine.launch import World
+from molmo_ds.hub import load
 
 HALF, STEPS = 2, 4
 BATCH = 12  # divides by 1, 2, 3 and 4 ranks
@@ -138,10 +139,10 @@ def test_full_state_without_ranks(folder: Path, written: dict) -> None:
 
 def test_weights_alone_start_a_run(folder: Path, written: dict, tmp_path: Path) -> None:
     source = folder / "zero3-2"
-    checkpoint.write_full_state(tmp_path / "weights", synthetic.MODEL, checkpoint.read_full_state(source))
-    assert checkpoint.read_model_config(tmp_path / "weights") == synthetic.MODEL
+    load.consolidate(source, tmp_path / "weights")
+    assert load.read_config(tmp_path / "weights") == synthetic.MODEL
     with pytest.raises(ValueError, match="exists already"):
-        checkpoint.write_full_state(tmp_path / "weights", synthetic.MODEL, [])
+        load.consolidate(source, tmp_path / "weights")
     read = checkpoint.first_weights(config("zero1", init_from=str(tmp_path / "weights")))
     for name, tensor in checkpoint.read_full_state(source):
         assert torch.equal(read(name, tuple(tensor.shape)), tensor)

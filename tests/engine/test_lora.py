@@ -15,7 +15,7 @@ from molmo_ds.batch import Batch
 from molmo_ds.config import ComponentConfig, LoraConfig, RunConfig
 from molmo_ds.engine import build_engine, checkpoint
 from molmo_ds.engine.launch import World
-from molmo_ds.hub import adapters
+from molmo_ds.hub import adapters, load
 from molmo_ds.model import lora
 from molmo_ds.model.molmo import Molmo, component
 
@@ -196,7 +196,8 @@ def test_adapters_in_the_format_of_peft(runs: dict, folder: Path, tmp_path: Path
     assert sum(".lora_A." in name for name, _ in wrapped.named_parameters()) == 2 * 7
     assert held_out(wrapped.base_model.model.model) == pytest.approx(runs[2, case][3], abs=1e-5)
 
-    checkpoint.write_full_state(tmp_path / "base", sgd(case).model, first("still").state_dict().items())
+    base = first("still").state_dict()
+    load.write_weights(tmp_path / "base", sgd(case).model, iter(base.items()), None, len(base))
     wrapped.save_pretrained(tmp_path / "again")
     adapters.from_peft(tmp_path / "again", tmp_path / "base", tmp_path / "merged")
     for name, weight in checkpoint.read_full_state(tmp_path / "merged"):

@@ -13,8 +13,8 @@ from ranks import run_ranks
 from molmo_ds.batch import Batch
 from molmo_ds.config import ComponentConfig, OptimConfig, RunConfig
 from molmo_ds.engine import build_engine, optim
-from molmo_ds.engine.checkpoint import write_full_state
 from molmo_ds.engine.launch import World
+from molmo_ds.hub.load import write_weights
 from molmo_ds.model import names
 from molmo_ds.model.molmo import Molmo
 
@@ -124,7 +124,8 @@ def run_config(weights: Path, settings: OptimConfig, **others) -> RunConfig:
 def golden_weights(goldens, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The d_qwen2 weights as a folder that init_from reads."""
     folder = tmp_path_factory.mktemp("golden") / "weights"
-    write_full_state(folder, read_config("d_qwen2"), load_model("d_qwen2").state_dict().items())
+    state = load_model("d_qwen2").state_dict()
+    write_weights(folder, read_config("d_qwen2"), iter(state.items()), None, len(state))
     return folder
 
 
