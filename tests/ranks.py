@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -22,6 +23,7 @@ import torch
 import torch._inductor.compile_fx
 import torch.utils.tensorboard  # noqa: F401
 import transformers.integrations  # noqa: F401
+from tqdm import tqdm
 
 import molmo_ds.data.loader  # noqa: F401
 import molmo_ds.engine.metrics  # noqa: F401
@@ -31,6 +33,7 @@ from molmo_ds.engine import launch
 from molmo_ds.engine.launch import World
 
 torch.set_num_threads(1)
+tqdm.set_lock(threading.RLock())  # tqdm's own is one for all forks: a rank killed with it would stop all later ones
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for launch.start: threads of several ranks that wait by spinning
 
 

@@ -107,7 +107,10 @@ def test_recipes_load(recipe: Path):
     assert (ROOT / configs.load(recipe).strategy).is_file()
 
 
-@pytest.mark.parametrize("script", ["examples/quickstart.sh", "tools/setup_venv.sh", "tests/run.sh", "tests/precompiled/c++", ".ci/run"])
+SCRIPTS = ["examples/quickstart.sh", "tools/setup_venv.sh", "tests/run.sh", "tests/precompiled/c++", ".ci/run"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_scripts_parse_and_can_be_run(script: str):
     subprocess.run(["bash", "-n", str(ROOT / script)], check=True)
     assert os.access(ROOT / script, os.X_OK)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 from ranks import Forked, free_port, rank_environment
+from tqdm import tqdm
 
 KILLS = int(os.environ.get("TORTURE_KILLS", 5))
 STRATEGIES = os.environ.get("TORTURE_STRATEGIES", "zero3,zero1").split(",")  # kills are dealt out in turn
@@ -127,6 +128,17 @@ def complete(words: list[str], out: Path, alone: Path) -> int:
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["latest", *names]
     said = (out.with_name(f"{out.name}-rank0.txt")).read_text()
     return int(said.partition("resumed from step ")[2].split()[0]) if "resumed from" in said else 0
+
+
+def test_a_killed_rank_leaves_no_lock() -> None:
+    """What a killed rank holds must be its own: tqdm's lock, unless ranks.py changed it, would stop all ranks after it."""
+    rank = os.fork()
+    if not rank:
+        tqdm.get_lock().acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(rank, 0)
+    assert tqdm.get_lock().acquire(timeout=1)
+    tqdm.get_lock().release()
 
 
 def test_killed_at_random_moments(strategy: str, words: list[str], alone: Path, tmp_path: Path) -> None:
