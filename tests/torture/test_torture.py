@@ -131,7 +131,7 @@ def complete(words: list[str], out: Path, alone: Path) -> int:
 
 
 def test_a_killed_rank_leaves_no_lock() -> None:
-    """What a killed rank holds must be its own: tqdm's lock, unless ranks.py changed it, would stop all ranks after it."""
+    """What a killed rank holds is its own: tqdm's lock, had ranks.py not changed it, would stop all ranks after it."""
     rank = os.fork()
     if not rank:
         tqdm.get_lock().acquire()
