@@ -259,12 +259,12 @@ def table(rows: dict[Cell, Seen | str], folder: Path, rate: str) -> list[str]:
             config = cell.config(folder)
             unit = 4 * total(config)[0]
             row += [f"{seen.sent / unit:.4f}", f"{theory(cell, config) / unit:.4f}"]
-        timed = [(slots, rows.get(Cell(strategy, slots, 1))) for slots in (1, 2)]
-        timed = [(" on 2 x 2" * (slots > 1), seen) for slots, seen in timed if isinstance(seen, Seen)]
-        row += [f"{1e3 * t:.0f} ms{where}" for where, seen in timed[:1] for t in (seen.seconds, seen.slow)] or [
-            "-",
-            "-",
-        ]
+        times = ["-", "-"]
+        for slots, where in ((2, " on 2 x 2"), (1, "")):  # the last one counts
+            seen = rows.get(Cell(strategy, slots, 1))
+            if isinstance(seen, Seen):
+                times = [f"{1e3 * seconds:.0f} ms{where}" for seconds in (seen.seconds, seen.slow)]
+        row += times
         lines.append(f"| {' | '.join(row)} |")
     return lines
 

@@ -232,9 +232,7 @@ def write(table: str, lines: list[str]) -> None:
     pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.S)
     text, found = pattern.subn(lambda _: "\n".join([begin, *lines, end]), page.read_text())
     if not found:
-        raise ValueError(
-            f"{page} has no line '{begin}' with '{end}' behind it; write both where the table shall stand."
-        )
+        raise ValueError(f"{page} has no '{begin}' with '{end}' behind it; write both where the table shall stand.")
     page.write_text(text)
 
 
@@ -277,4 +275,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"compare_strategies: {error}")

@@ -205,11 +205,9 @@ def _held(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool, rows:
     roots = (1 if on_gpu else 2) * adamw  # AdamW's sqrt(v), and on the CPU also its quotient, of what one call updates
     if stage == 0:
         made = Plan(size * (trained + frozen), 0.0, size * trained)
-        half = 4 * trained * (dtype != torch.float32)  # fp32 weights, and in the update their gradients
-        made.optimizer = moments * trained + half
-        made.update = half + 4 * roots * (
-            trained if on_gpu else largest
-        )  # the fused form takes all, the other one by one
+        whole = 4 * trained * (dtype != torch.float32)  # fp32 weights, and in the update their gradients
+        updated = trained if on_gpu else largest  # the fused form takes all, the other one by one
+        made.optimizer, made.update = moments * trained + whole, whole + 4 * roots * updated
         return made
     made = Plan(size * (trained + frozen), size * min(bucket, trained), 4 * (trained if stage == 1 else shard))
     made.optimizer, made.update = shard * (4 + moments), 4 * group * (1 + roots)  # a group's gradients in one piece

@@ -20,5 +20,4 @@ def hand_on(world: World, folder: str, configs: list[RunConfig]) -> tuple[list[f
         losses.append(engine.train_step(batches)["loss"])
         engine.save(folder, {})
         engine.close()
-        weights = dict(engine.full_state())
-    return losses, weights
+    return losses, dict(engine.full_state())

@@ -23,18 +23,8 @@ class Supervised:
 
     def __init__(self, laboratory: lab.Lab, hosts: str, words: list[str], out: Path) -> None:
         self.lab, self.out = laboratory, out
-        command = [
-            sys.executable,
-            ROOT / "tools/launch.py",
-            "--hosts",
-            hosts,
-            "--stall",
-            "10",
-            "--probe",
-            "3",
-            "--backoff",
-            "0.1",
-        ]
+        patience = ["--stall", "10", "--probe", "3", "--backoff", "0.1"]
+        command = [sys.executable, ROOT / "tools/launch.py", "--hosts", hosts, *patience]
         command = laboratory.words("head", [*command, *words, f"out={out}"])
         environment = {**laboratory.environment(), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
         self.said = out.with_suffix(f".{hosts.replace(':', '-')}.txt")
@@ -61,7 +51,7 @@ class Supervised:
         self.wait(f"start {starts}", lambda: len(self.events("start")) >= starts)
         began = self.events("start")[starts - 1]["time"]
         self.wait(f"steps of start {starts}", lambda: len([s for s in self.steps() if s["time"] > began]) >= 2)
-        first = [s for s in self.steps() if s["time"] > began][0]["step"]
+        first = next(s["step"] for s in self.steps() if s["time"] > began)
         self.wait(f"a checkpoint of start {starts}", lambda: self.saved() >= first)
 
     def saved(self) -> int:
