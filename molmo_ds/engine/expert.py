@@ -30,6 +30,7 @@ class Regrouped:
         """The DeepSpeed engine, with the optimizer's groups in `groups`."""
 
         def build(_: Any) -> torch.optim.Optimizer:
+            self.order.watch(self.model.named_parameters())  # DeepSpeed has replaced some
             self.groups = split_groups(optim.parameter_groups(self.model, self.config.optim), self.marks)
             return optim.build_optimizer([dict(group) for group in self.groups], self.config.optim)
 

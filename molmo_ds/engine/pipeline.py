@@ -27,7 +27,7 @@ class PipelineEngine(ZeroEngine):
         stages, self.folded = self.strategy.ours["stages"], self.strategy.folded
         self.rows = layer_list(self.config.model, self.config.optim.z_loss)
         self.bounds = balance(self.rows, self.config, stages * (2 if self.folded else 1))
-        self.sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)
+        self.sums: list[Tensor] = []  # of each micro-batch, on the rank that has the loss
         specs = [
             LayerSpec(Row, name, kind, args, self.config.activation_checkpointing, self.config.lora)
             for name, kind, args in self.rows
@@ -39,6 +39,10 @@ class PipelineEngine(ZeroEngine):
         self.data_group, self.keeper = grid.get_data_parallel_group(), self.data_rank == 0
         # DeepSpeed averages over micro-batches as well
         self.replicas = self.data_size * ds_config.accumulation(self.config, self.data_size)
+
+    def part_of_network(self) -> tuple[int, int]:
+        """(stage, stages)."""
+        return self.grid.get_stage_id(), self.strategy.ours["stages"]
 
     def build_model(self) -> nn.Module:
         """This rank's rows under the names they have in Molmo."""
@@ -77,7 +81,7 @@ class PipelineEngine(ZeroEngine):
 
     def take_loss(self, outputs: tuple[Tensor, Tensor, Tensor], _: Tensor) -> Tensor:
         """What the last stage differentiates; the three sums are kept for the log."""
-        self.sums += torch.stack([x.detach().double() for x in outputs])
+        self.sums.append(torch.stack([x.detach().double() for x in outputs]))
         return outputs[0] + outputs[1]
 
     def feed(self, batches: list[Batch], factor: Tensor) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
@@ -97,21 +101,23 @@ class PipelineEngine(ZeroEngine):
         """One update; see the protocol."""
         self.begin_step()
         factor, counts = self.scale(micro_batches)
-        self.sums.zero_()
+        self.sums.clear()
         micro_batches = fill(micro_batches, self.ds["gradient_accumulation_steps"])
         self.engine.train_batch(data_iter=self.feed(micro_batches, factor))
+        self.order.end_pass()
         self.writer.poll()
-        return self.report(self.sums.clone(), counts, self.norms)
+        return self.report(self.sums, counts, self.norms)
 
     @torch.no_grad()
     def eval_loss(self, micro_batches: list[Batch]) -> dict[str, float]:
         """The global means without an update; see the protocol."""
         factor, counts = self.scale(micro_batches)
-        self.sums.zero_()
+        self.sums.clear()
         fewest = len(self.bounds) - 1 if self.folded else 1  # that DualPipeV runs
         micro_batches = fill(micro_batches, max(fewest, *self.world.largest(len(micro_batches))))
+        nothing = torch.zeros(3, dtype=torch.float64, device=self.world.device)  # of a rank without the loss
         self.engine.eval_batch(self.feed(micro_batches, factor), bcast_loss=False)
-        return self.means(self.sums.clone(), counts, {})
+        return self.means(torch.stack([*self.sums, nothing]).sum(0), counts, {})
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every parameter of the model, on whichever stage, with its shape."""

@@ -1,6 +1,7 @@
 """ZeRO 0 to 3 through Accelerate's DeepSpeed integration."""
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,6 +16,7 @@ from molmo_ds.config import MolmoConfig, RunConfig
 from molmo_ds.engine import checkpoint, collectives, ds_config, fragments, nvme, optim
 from molmo_ds.engine.checkpoint_writer import Writer
 from molmo_ds.engine.compiled import compile_layers
+from molmo_ds.engine.gradient_order import GradientOrder
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.weights import COUNTS, fill, scale
 from molmo_ds.model import lora
@@ -32,6 +34,8 @@ class ZeroEngine:
         self.keeper = world.rank == 0  # saves what several ranks hold alike
         self.stream = world.rank  # whose random numbers drop out
         self.arrange()
+        self.order = GradientOrder(self.loss_group, world.device, *self.part_of_network())
+        self.not_finite: list[int] = []  # the micro-batches of this rank's last step whose loss is not finite
         on_gpu = world.device.type == "cuda"
         self.ds = ds_config.resolve(strategy, config, world.size, on_gpu)
         ds_config.check_with_deepspeed(strategy, self.ds, self.grid)
@@ -45,6 +49,7 @@ class ZeroEngine:
         self.groups = optim.parameter_groups(self.model, config.optim)
         if not self.groups:
             raise ValueError("Every component is frozen; set optim.connector.freeze=false or another to train.")
+        self.order.watch(self.model.named_parameters())
         optimizer = optim.build_optimizer([dict(group) for group in self.groups], config.optim)
         self.engine = self.prepare(optimizer)
         self.watch = collectives.check(config.timeout_seconds) if config.check_collectives else None
@@ -74,6 +79,10 @@ class ZeroEngine:
     def arrange(self) -> None:
         """Set the groups of ranks; every rank is a replica of its own here."""
 
+    def part_of_network(self) -> tuple[int, int]:
+        """(which, of how many): the part of the network that this rank trains; the whole here."""
+        return 0, 1
+
     def local(self, batch: Batch) -> Batch:
         """This rank's part of a batch that its group shares: all of it here."""
         return batch.to(self.world.device)
@@ -90,13 +99,15 @@ class ZeroEngine:
         self.begin_step()
         self.engine.train()
         factor, counts = self.scale(micro_batches)
-        sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)
         micro_batches = fill(micro_batches, self.ds["gradient_accumulation_steps"])
+        sums = []
         for i, batch in enumerate(micro_batches):
             self.engine.set_gradient_accumulation_boundary(i == len(micro_batches) - 1 and not self.scratch)
             losses = self.engine(self.local(batch).weighted(factor))
+            self.order.compare_before(losses[0] + losses[1])
             self.engine.backward(losses[0] + losses[1], scale_wrt_gas=False)
-            sums += torch.stack([loss.detach().double() for loss in losses])
+            self.order.end_pass()
+            sums.append(torch.stack([loss.detach().double() for loss in losses]))
         norms = self.clip_gradients()
         self.set_learning_rates()
         if self.scratch:
@@ -119,20 +130,34 @@ class ZeroEngine:
         """`weights.scale` over the ranks whose losses are averaged."""
         return scale(micro_batches, self.replicas, self.data_group, self.world.device, self.config.model)
 
-    def report(self, sums: Tensor, counts: Tensor, norms: dict[str, Tensor]) -> dict[str, float]:
-        """What an update returns: `means`, and of each component the rate and the norm before clipping."""
-        rates = {f"lr/{part}": optim.learning_rate(*self.schedule(part)) for part in optim.COMPONENTS}
-        return self.means(sums, counts, norms) | rates
+    def report(self, sums: list[Tensor], counts: Tensor, norms: dict[str, Tensor]) -> dict[str, float]:
+        """What an update returns: `means`, and of each component the rate and the norm before clipping.
 
-    def means(self, sums: Tensor, counts: Tensor, norms: dict[str, Tensor]) -> dict[str, float]:
+        Args:
+            sums: (ce, z-loss, accuracy), float64 [3], of each micro-batch whose loss this rank has.
+        """
+        total = sum(sums, torch.zeros(3, dtype=torch.float64, device=self.world.device))
+        values = self.means(total, counts, norms, self.order.fingerprint())
+        if not all(map(math.isfinite, values.values())):
+            self.not_finite = [i for i, losses in enumerate(sums) if not losses.isfinite().all()]
+        rates = {f"lr/{part}": optim.learning_rate(*self.schedule(part)) for part in optim.COMPONENTS}
+        return values | rates
+
+    def means(
+        self, sums: Tensor, counts: Tensor, norms: dict[str, Tensor], order: Tensor | None = None
+    ) -> dict[str, float]:
         """This rank's sums of (ce, z-loss, accuracy), float64 [3] -> the global means, what the step counted and norms.
 
-        Here a step waits for the device, and nowhere else.
+        Here a step waits for the device, and nowhere else. `order` is this rank's fingerprint of the gradients' order.
         """
-        dist.all_reduce(sums, group=self.loss_group)
-        found = torch.cat((sums / self.replicas, counts, *(norm.view(1).to(sums) for norm in norms.values())))
+        summed = sums if order is None else torch.cat((sums, order))
+        dist.all_reduce(summed, group=self.loss_group)
+        norm_values = [norm.view(1).to(sums) for norm in norms.values()]
+        found = torch.cat((summed[:3] / self.replicas, counts, *norm_values, summed[3:])).tolist()
         names = ("ce_loss", "z_loss", "accuracy", *COUNTS, *(f"grad_norm/{part}" for part in norms))
-        values = dict(zip(names, found.tolist(), strict=True))
+        values = dict(zip(names, found))
+        if order is not None:
+            self.order.check(found[len(names) :])
         return {"loss": values["ce_loss"] + values["z_loss"], **values}
 
     def schedule(self, part: str) -> tuple:

@@ -1,10 +1,13 @@
 """x times a weight matrix, by whichever library has the faster product on this CPU.
 
 PyTorch multiplies float32 matrices with MKL, which leaves half of an AMD processor's AVX-512 unused; oneDNN, also in
-PyTorch, does not. Shapes: R rows, K inputs, N outputs.
+PyTorch, does not. Which of the two runs depends on sizes, and sizes differ between ranks; the autograd graph must not:
+one Function holds both, so that a weight and its bias get their gradients in one order on every rank (ZeRO-2 adds
+gradients in the order in which they come). Shapes: R rows, K inputs, N outputs.
 """
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,11 +24,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return dispatch.call("linear", x, weight, bias)
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """a [R, K] @ b.T for b [N, K], outside autograd; either may be a transposed view."""
-    if dispatch.allows("cpu") and _usable(a, b, None):
-        return _onednn(a, b)
-    return a @ b.T
+def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a [R, K] @ b.T + bias for b [N, K] and bias [N], outside autograd; a and b may be transposed views."""
+    if dispatch.allows("cpu") and _onednn_is_faster(a, b):
+        return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+    return F.linear(a, b, bias)
 
 
 @dispatch.implements("linear", "torch")
@@ -33,41 +36,43 @@ def _torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
+def _usable(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    # of types and devices alone, which the configuration decides: sizes choose inside the Function
+    known = x.device.type == "cpu" and x.dtype == torch.float32 and weight.dtype == torch.float32
+    return known and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+
+
+def _onednn_is_faster(a: Tensor, b: Tensor) -> bool:
+    rows = a.shape[0]
+    large = rows >= ROWS and rows * b.numel() >= PRODUCT
+    return large and _usable(a, b, None) and _has_onednn()
+
+
 @functools.cache
-def _is_faster() -> bool:
+def _has_onednn() -> bool:
     there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     return there and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
-def _usable(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
-        return False
-    rows = x.numel() // max(x.shape[-1], 1)
-    large = rows >= ROWS and rows * weight.numel() >= PRODUCT
-    return large and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling() and _is_faster()
-
-
-def _onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    # a [R, K], b [N, K] -> a @ b.T + bias
-    return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
-
-
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias):  # noqa: ANN001, ANN205
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _onednn(x, weight, bias)
+        return product(x, weight, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, of_out):  # noqa: ANN001, ANN205
+    def backward(ctx: Any, of_out: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        of_x = _onednn(of_out, weight.T) if needs[0] else None
-        of_weight = _onednn(of_out.T, x.T) if needs[1] else None
-        return of_x, of_weight, of_out.sum(0) if needs[2] else None
+        of_x = product(of_out, weight.T) if needs[0] else None
+        of_weight = product(of_out.T, x.T) if needs[1] else None
+        of_bias = of_out.sum(0) if needs[2] else None
+        return of_x, of_weight, of_bias
 
 
 @dispatch.implements("linear", "cpu", _usable)
 def _cpu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
+    rows = x.reshape(-1, x.shape[-1])
+    run = _Linear.apply if torch.is_grad_enabled() else product
+    return run(rows, weight, bias).view(*x.shape[:-1], -1)

@@ -27,14 +27,16 @@ def weighted_cross_entropy(
     """Three float32 sums over the rows: w * ce, w * z_loss * logsumexp^2, and w where the likeliest word is the label.
 
     hidden [R, D] times the head weight [V, D] gives the logits, in autocast's type where that is on; labels [R];
-    loss_weights float [R]; a row of weight 0 costs as much as another: leave it out. The gradients are computed in the
-    forward pass, for the sum of the first two results: both must enter the loss with one factor, and backward runs once
+    loss_weights float [R]. A row of weight 0 is not learnt, whatever its label (an image token, padding): it is never
+    looked up, but costs as much as another, so leave it out. A label beyond the head's words with a weight is a
+    ValueError (on a GPU an assertion, since nothing waits for it). The gradients are computed in the forward pass, for the sum of the first two results: both must enter the loss with one factor, and backward runs once
     (RuntimeError otherwise).
 
     Rows may be split over ranks as they are (sequence parallelism): sums and head gradient add up. With `group` the
     words are split (tensor parallelism): rank i of the group passes rows i * V ... of the whole head and the same
     hidden, labels and weights as the others; all get the whole sums and the whole gradient of hidden.
     """
+    labels = _looked_up(labels, loss_weights, len(weight) * (1 if group is None else dist.get_world_size(group)))
     grad = torch.is_grad_enabled()
     needs = (grad and hidden.requires_grad, grad and weight.requires_grad)
     device = hidden.device.type
@@ -45,11 +47,28 @@ def weighted_cross_entropy(
     return dispatch.call("weighted_cross_entropy", hidden, weight, labels, loss_weights, z_loss, needs, dtype)
 
 
+def _looked_up(labels: Tensor, loss_weights: Tensor, words: int) -> Tensor:
+    # the labels with 0 where nothing is learnt; what is left lies in the head
+    labels = torch.where(loss_weights != 0, labels, 0)
+    inside = ((labels >= 0) & (labels < words)).all()
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        if not inside:
+            row = int(((labels < 0) | (labels >= words)).nonzero()[0])
+            raise ValueError(
+                f"The label {int(labels[row])} of row {row} has a loss weight, but the head knows the words 0 to "
+                f"{words - 1}; give tokens that are not learnt the weight 0, or the model a larger embedding_size."
+            )
+    else:
+        torch._assert_async(inside, f"a label with a loss weight is not among the head's {words} words")
+    return labels
+
+
 def reference(
     hidden: Tensor, weight: Tensor, labels: Tensor, loss_weights: Tensor, z_loss: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same in plain torch, all logits at once: what the tests compare with."""
     logits = hidden @ weight.T
+    labels = torch.where(loss_weights != 0, labels, 0)
     lse = logits.logsumexp(-1)
     ce = lse - logits.gather(-1, labels[:, None])[:, 0]
     right = (logits.argmax(-1) == labels).to(loss_weights.dtype)
