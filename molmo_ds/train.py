@@ -8,6 +8,7 @@ python -m molmo_ds.train CONFIG.yaml key=value ...            (one process)
 
 import json
 import logging
+import math
 import os
 import shutil
 import signal
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("molmo_ds")
 RUN_FILES = ("config.yaml", "checkpoints", "log.jsonl", "tensorboard", "profile", "DONE")
+SHOWN_SAMPLES = 8  # in the sentence about a step that is not finite
 IDENTITY = ("model", "lora", "optim.name", "global_batch", "seed", "init_from")  # the stream tells if the data changed
 
 
@@ -66,6 +68,7 @@ def train(config: RunConfig) -> int:
         arrived = time.perf_counter()
         with profile.watch(engine, config, arrived - began) as phases:
             values = engine.train_step(micro_batches)
+        check_finite(engine, values, stream.samples)
         trained = time.perf_counter()
         if aside and (engine.step % config.held_out.interval == 0 or engine.step == last):
             values |= held_out(engine, build_stream(aside, engine.data_rank, engine.data_size), metrics)
@@ -82,6 +85,30 @@ def train(config: RunConfig) -> int:
         (out / "DONE").write_text(json.dumps({"step": engine.step, "loss": values.get("loss")}) + "\n")
     world.barrier()
     return 128 + stopped_by if stopped_by else 0
+
+
+def check_finite(engine: "Engine", values: dict[str, float], samples: list[list[tuple[str, int, int]]]) -> None:
+    """NotFiniteError, on every rank, where a loss or a gradient norm is not finite: nothing of it may be saved.
+
+    Args:
+        values: what the update returned.
+        samples: (source, number, epoch) of the samples in each of this rank's micro-batches.
+    """
+    from molmo_ds.engine.faults import NotFiniteError
+
+    wrong = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+    if not wrong:
+        return
+    blamed = [name for i in engine.not_finite if i < len(samples) for name in samples[i]]
+    everyone = list(dict.fromkeys(name for names in engine.world.gather(blamed) for name in names))
+    shown = ", ".join(f"{source} {number}" for source, number, _ in everyone[:SHOWN_SAMPLES])
+    more = f" and {len(everyone) - SHOWN_SAMPLES} more" if len(everyone) > SHOWN_SAMPLES else ""
+    where = f"; samples (source, number) in the micro-batches it came from: {shown}{more}" if shown else ""
+    raise NotFiniteError(
+        f"Step {engine.step} is not finite ({', '.join(wrong)}){where}. The run ends here and saves nothing of it; "
+        "the checkpoints before it are whole. Look at those samples, lower the learning rate, or start from an "
+        "earlier checkpoint."
+    )
 
 
 def held_out_run(config: RunConfig) -> RunConfig | None:
@@ -202,6 +229,8 @@ def print_help() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run from the command line; an error of the user's is one sentence and exit code 1."""
+    from molmo_ds.engine.faults import TrainingFault
+
     rank = int(os.environ.get("RANK", 0))
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.ERROR, format="%(message)s", stream=sys.stderr)
     try:
@@ -211,7 +240,7 @@ def main(arguments: list[str] | None = None) -> None:
                 print_help()
             return
         code = train(config)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, TrainingFault) as error:
         time.sleep(2.0 if rank else 0.0)  # rank 0 says what all have seen; the launcher then ends the others
         print(f"molmo_ds: {error}", file=sys.stderr, flush=True)
         os._exit(1)

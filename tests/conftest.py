@@ -6,6 +6,11 @@ import pytest
 import run_files
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """--examples N: how many examples the tests over random draws take; few in the suite, hundreds by hand."""
+    parser.addoption("--examples", type=int, default=2)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What needs DeepSpeed's NVMe op comes last: run.sh compiles it meanwhile, which takes minutes."""
     items.sort(key=lambda item: item.path.name == "test_nvme.py")

@@ -19,7 +19,7 @@ from molmo_ds import presets
 from molmo_ds.config import DataConfig, ImageConfig, RunConfig, SourceConfig
 from molmo_ds.data.checks import identical, replay
 from molmo_ds.data.lanes import Lane
-from molmo_ds.data.loader import Mixture, Sequence, rank_lanes, sequences, steps
+from molmo_ds.data.loader import Mixture, Sequence, Steps, rank_lanes, sequences
 from molmo_ds.data.packing import choose
 from molmo_ds.data.shards import ShardSet, chunk_bounds
 from molmo_ds.data.tokens import train_tokenizer
@@ -175,7 +175,7 @@ def first_batch(config: RunConfig, virtual: Virtual, states: dict[int, dict[str,
     """Seconds from nothing but open shards to the first global batch, on one rank in this process."""
     start = time.perf_counter()
     opened, lanes = Mixture.open(config, sets={"photos": virtual}), rank_lanes(config, 0, 1)
-    next(steps(config, sequences(config, opened, lanes, states or {}), lanes))
+    next(Steps(config, sequences(config, opened, lanes, states or {}), lanes))
     return time.perf_counter() - start
 
 

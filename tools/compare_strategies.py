@@ -17,6 +17,7 @@ import shlex
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import synthetic  # noqa: E402
 from ranks import run_ranks  # noqa: E402
 
+from molmo_ds.batch import Batch  # noqa: E402
 from molmo_ds.config import MolmoConfig, RunConfig  # noqa: E402
 from molmo_ds.engine import build_engine, ds_config, optim, sequence, tensor  # noqa: E402, F401 (before the fork)
 from molmo_ds.engine.launch import World  # noqa: E402
@@ -89,13 +91,17 @@ def fresh_groups() -> None:
 
 
 def plain(
-    config: RunConfig, rounding: float = 0.0, too_large: float = 0.0
+    config: RunConfig,
+    rounding: float = 0.0,
+    too_large: float = 0.0,
+    lanes: Callable[[int], list[Batch]] | None = None,
 ) -> tuple[list[float], list[dict[str, float]], dict[str, Tensor]]:
     """The measure: torch alone in one process, one sequence after the other; losses, gradient norms, weights.
 
     Args:
         rounding: relative error of the first weights.
         too_large: relative error of the gradients.
+        lanes: the sequences of a step, each a batch of its own; None = those of synthetic.py.
     """
     model = Molmo(config.model, config.optim.z_loss)
     lora.adapt(model, config.lora)
@@ -109,11 +115,14 @@ def plain(
     stepper = optim.build_optimizer(optim.parameter_groups(model, config.optim), config.optim)
     losses, norms = [], []
     for step in range(1, config.max_steps + 1):
-        lanes = [synthetic.sequence(step, lane) for lane in range(config.global_batch)]
-        total = sum(float(batch.loss_weights.double().sum()) for batch in lanes)
+        if lanes is None:
+            sequences = [synthetic.sequence(step, lane) for lane in range(config.global_batch)]
+        else:
+            sequences = lanes(step)
+        total = sum(float(batch.loss_weights.double().sum()) for batch in sequences) or math.inf
         losses.append(0.0)
         norms.append({})
-        for batch in lanes:
+        for batch in sequences:
             ce, z, _ = model(batch)
             ((ce + z) * ((1 + too_large) / total)).backward()
             losses[-1] += float((ce + z).detach()) / total

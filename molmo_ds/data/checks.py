@@ -7,7 +7,7 @@ import torch
 
 from molmo_ds.batch import Batch
 from molmo_ds.config import RunConfig
-from molmo_ds.data.loader import Mixture, check_states, rank_lanes, sequences, steps
+from molmo_ds.data.loader import Mixture, Steps, check_states, rank_lanes, sequences
 
 States = dict[int, dict[str, Any]]
 GlobalBatch = list[Batch]  # the micro-batches of all ranks, in lane order
@@ -31,7 +31,7 @@ def replay(
     for rank in range(ranks):
         lanes = rank_lanes(config, rank, ranks)
         check_states(mixture, lanes, states, start_step)
-        streams.append(steps(config, sequences(config, mixture, lanes, states or {}), lanes))
+        streams.append(Steps(config, sequences(config, mixture, lanes, states or {}), lanes))
     batches, after = [], dict(states or {})
     for _ in range(count):
         batches.append([])

@@ -173,7 +173,7 @@ def build_stream(
     world_size: int,
     lane_states: dict[int, dict[str, Any]] | None = None,
     start_step: int = 0,
-) -> Iterator[Step]:
+) -> "Steps":
     """For ever (micro_batches, lane_states after them) of one rank, from `start_step` on.
 
     Rank r of R owns lanes [r V / R, (r + 1) V / R), V = global_batch. `lane_states` holds at least these lanes' states,
@@ -184,7 +184,7 @@ def build_stream(
     lanes = rank_lanes(config, rank, world_size)
     mixture = Mixture.open(config)
     check_states(mixture, lanes, lane_states, start_step)
-    return steps(config, sequences(config, mixture, lanes, lane_states or {}), lanes)
+    return Steps(config, sequences(config, mixture, lanes, lane_states or {}), lanes)
 
 
 def rank_lanes(config: RunConfig, rank: int, world_size: int) -> range:
@@ -235,18 +235,31 @@ def sequences(
             yield item
 
 
-def steps(config: RunConfig, stream: Iterator[Sequence], lanes: range) -> Iterator[Step]:
-    """Sequences gathered into steps of micro-batches; logs what was skipped and stops the run when it is too much."""
-    states: dict[int, dict[str, Any]] = {}
-    while True:
-        rows = []
-        for _ in lanes:
-            sequence = next(stream)
-            rows.append(sequence.row)
-            states[sequence.lane] = sequence.state
-            _report(config, sequence, states)
-        size = config.micro_batch
-        yield [merge(rows[i : i + size]) for i in range(0, len(rows), size)], dict(states)
+class Steps(Iterator[Step]):
+    """Sequences gathered into steps of micro-batches; logs what was skipped and stops the run when it is too much.
+
+    `samples` names, for each micro-batch of the last step, the samples (source, number, epoch) that it was made of.
+    """
+
+    def __init__(self, config: RunConfig, stream: Iterator[Sequence], lanes: range) -> None:
+        self.config = config
+        self.stream = stream
+        self.lanes = lanes
+        self.states: dict[int, dict[str, Any]] = {}
+        self.samples: list[list[tuple[str, int, int]]] = []
+
+    def __next__(self) -> Step:
+        """(micro_batches, lane_states after them)."""
+        found = []
+        for _ in self.lanes:
+            sequence = next(self.stream)
+            self.states[sequence.lane] = sequence.state
+            found.append(sequence)
+            _report(self.config, sequence, self.states)
+        size = self.config.micro_batch
+        parts = [found[i : i + size] for i in range(0, len(found), size)]
+        self.samples = [[name for sequence in part for name in sequence.references] for part in parts]
+        return [merge([sequence.row for sequence in part]) for part in parts], dict(self.states)
 
 
 def _report(config: RunConfig, sequence: Sequence, states: dict[int, dict[str, Any]]) -> None:

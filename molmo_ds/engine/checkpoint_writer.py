@@ -105,6 +105,9 @@ class Writer:
 
     def _write(self, partial: Path, name: str, tensors: dict[str, Tensor], facts: dict) -> None:
         try:
+            for where, tensor in tensors.items():
+                if not tensor.isfinite().all():
+                    raise ValueError(f"{where.partition('|')[0]} holds a number that is not finite")
             save_file(tensors, partial / f"{name}.safetensors")
             (partial / f"{name}.json").write_text(json.dumps(facts))
             sums = {}

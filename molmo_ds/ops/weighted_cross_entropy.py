@@ -28,9 +28,11 @@ def weighted_cross_entropy(
 
     hidden [R, D] times the head weight [V, D] gives the logits, in autocast's type where that is on; labels [R];
     loss_weights float [R]. A row of weight 0 is not learnt, whatever its label (an image token, padding): it is never
-    looked up, but costs as much as another, so leave it out. A label beyond the head's words with a weight is a
-    ValueError (on a GPU an assertion, since nothing waits for it). The gradients are computed in the forward pass, for the sum of the first two results: both must enter the loss with one factor, and backward runs once
-    (RuntimeError otherwise).
+    looked up, but costs as much as another, so leave it out. A label beyond the head's words that has a weight is a
+    ValueError (on a GPU an assertion, since nothing waits for it).
+
+    The gradients are computed in the forward pass, for the sum of the first two results: both must enter the loss with
+    one factor, and backward runs once (RuntimeError otherwise).
 
     Rows may be split over ranks as they are (sequence parallelism): sums and head gradient add up. With `group` the
     words are split (tensor parallelism): rank i of the group passes rows i * V ... of the whole head and the same

@@ -19,7 +19,7 @@ from molmo_ds import presets
 from molmo_ds.config import ImageConfig, RunConfig
 from molmo_ds.data.checks import identical, replay
 from molmo_ds.data.lanes import generator
-from molmo_ds.data.loader import Mixture, build_stream, check_states, rank_lanes, sequences, steps
+from molmo_ds.data.loader import Mixture, Steps, build_stream, check_states, rank_lanes, sequences
 from molmo_ds.data.packing import collate, merge
 from molmo_ds.data.shards import ShardSet
 from molmo_ds.data.tokens import train_tokenizer
@@ -102,7 +102,7 @@ def test_stream_leaves_the_global_generator_alone(config: RunConfig, mixture: Mi
 
 def test_workers_outlive_the_signals_of_a_scheduler(config: RunConfig, mixture: Mixture, whole: list) -> None:
     two = with_data(config, num_workers=2)
-    stream = steps(two, sequences(two, mixture, rank_lanes(two, 0, 1), {}), rank_lanes(two, 0, 1))
+    stream = Steps(two, sequences(two, mixture, rank_lanes(two, 0, 1), {}), rank_lanes(two, 0, 1))
     batches = [next(stream)[0]]
     workers = multiprocessing.active_children()
     assert len(workers) == 2
