@@ -194,8 +194,12 @@ def test_experts(normalise: bool, width: int) -> None:
 
 
 def rows(count: int = 45, words: int = 33) -> list:
+    # where nothing is learnt the label may be anything: an image token, which lies beyond the head, or -1
     weights = torch.rand(count) * (torch.rand(count) > 0.4)
-    return [leaf(count, 6), leaf(words, 6), torch.randint(0, words, (count,)), weights, 1e-2]
+    labels = torch.randint(0, words, (count,))
+    still = weights == 0
+    labels[still] = torch.tensor([-1, words, words + 7, 2**40])[torch.randint(0, 4, (int(still.sum()),))]
+    return [leaf(count, 6), leaf(words, 6), labels, weights, 1e-2]
 
 
 def total(*args: object) -> tuple[Tensor, ...]:
@@ -229,6 +233,7 @@ class Largest(TorchDispatchMode):
 def test_the_loss_holds_the_logits_of_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(loss_file.CHUNK_ELEMENTS, "cpu", 20 * 500)
     hidden, weight, labels, weights, z_loss = rows(count=400, words=500)
+    labels = torch.where(weights > 0, labels, 0)
     with torch.no_grad(), Largest() as largest:
         loss_file._chunks(hidden, weight, labels, weights, z_loss, [True, True], torch.float32, loss_file._rows_torch)
     assert largest.numbers == 20 * 500  # hidden has 2,400 numbers, the head 3,000, all logits would have 200,000
@@ -238,6 +243,7 @@ def test_the_loss_reference_is_torchs_cross_entropy() -> None:
     hidden, weight, labels, weights, z_loss = rows()
     logits = hidden @ weight.T
     ce, z, accuracy = loss_file.reference(hidden, weight, labels, weights, z_loss)
+    labels = torch.where(weights > 0, labels, 0)
     torch.testing.assert_close(ce, (F.cross_entropy(logits, labels, reduction="none") * weights).sum())
     torch.testing.assert_close(z, (z_loss * logits.exp().sum(-1).log() ** 2 * weights).sum())
     assert accuracy == weights[logits.argmax(-1) == labels].sum()
@@ -249,6 +255,15 @@ def test_the_loss_of_rows_without_weight() -> None:
     none = [x[:0].detach().requires_grad_(x.is_floating_point()) for x in some]
     none[1] = some[1]
     assert max(errors(total, [*none, weights[:0], z_loss], reference=total_by_hand)) == 0
+
+
+def test_a_label_beyond_the_head_that_is_learnt_is_a_sentence() -> None:
+    for label in (-1, 33):
+        hidden, weight, labels, weights, z_loss = rows()
+        labels[7] = label
+        weights[7] = 0.5
+        with pytest.raises(ValueError, match=f"label {label} of row 7 has a loss weight.*words 0 to 32"):
+            weighted_cross_entropy(hidden, weight, labels, weights, z_loss)
 
 
 def test_the_two_losses_share_a_gradient() -> None:
@@ -284,6 +299,7 @@ def test_under_autocast() -> None:
     wanted = torch.autograd.grad(exact[0] + exact[1], (hidden, weight))
     assert max(map(error, (ce, z, of_hidden, of_weight), (*exact[:2], *wanted))) <= 1e-2
     logits = (hidden.bfloat16() @ weight.bfloat16().T).float()
+    labels = torch.where(weights > 0, labels, 0)
     assert ce.item() == pytest.approx((F.cross_entropy(logits, labels, reduction="none") * weights).sum().item())
 
 
