@@ -3,9 +3,9 @@
 A collective that one rank skips or calls with another size hangs the others until a time-out. With this check, which
 costs a round trip to the store per collective, the run ends with a sentence that names both sides instead.
 
-torch's own check (TORCH_DISTRIBUTED_DEBUG=DETAIL) names the same mistakes and knows that experts exchange unlike numbers
-of rows, but it counts sends and receives too: it stops every pipeline of more than two stages, whose middle stages send
-twice as often, at the first collective of all ranks (torch 2.13 with gloo: "Sequence number: 793vs 830").
+torch's own check (TORCH_DISTRIBUTED_DEBUG=DETAIL) names the same mistakes and knows that experts exchange unlike
+numbers of rows, but it counts sends and receives too: it stops every pipeline of more than two stages, whose middle
+stages send twice as often, at the first collective of all ranks (torch 2.13, gloo: "Sequence number: 793vs 830").
 """
 
 import datetime
