@@ -1,11 +1,16 @@
 """Bytes of a picture or a video to upright uint8 RGB, or one sentence why not."""
 
+import functools
 import io
+import warnings
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+# The formats that are read (MPO as JPEG): not those that start a program, as EPS does. Common ones first
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "ICO", "DIB", "PPM", "PSD", "QOI", "PCX")
+FORMATS += ("SGI", "SUN", "XBM", "TGA")
 MAX_PIXELS = 89_478_485  # 256 MiB of RGB, where Pillow starts to speak of decompression bombs
 _ORIENTATION = 0x0112  # the EXIF tag
 _PNG_MARKS = (b"eXIf", b"exif", b"tiff:Orientation")  # of the chunks that may hold an orientation
@@ -30,26 +35,57 @@ def upright_size(width: int, height: int, orientation: int) -> tuple[int, int]:
 
 
 def load_image(data: bytes) -> np.ndarray:
-    """Encoded picture -> uint8 [height, width, 3], EXIF orientation applied.
+    """Encoded picture -> uint8 [height, width, 3], EXIF orientation applied; other modes as `to_rgb` converts them.
 
-    Alpha is dropped without compositing, palettes, grey, 1-bit and CMYK become RGB as Pillow converts them (the
-    reference does so too); 16-bit grey keeps its high byte. Raises BadSample for anything that is not a whole picture:
-    a JPEG that ends early or has a corrupt middle never yields half a picture.
+    Raises BadSample for anything that is not a whole picture: a JPEG that ends early or has a corrupt middle never
+    yields half a picture.
     """
     with _open(data) as picture:
         try:
             if picture.format in ("JPEG", "MPO") and picture.mode == "RGB":
                 pixels = simplejpeg.decode_jpeg(data, "RGB")  # bit-equal to Pillow's, a third of its time
-            elif picture.mode.startswith("I"):
-                pixels = np.repeat((np.asarray(picture).astype(np.int64) >> 8).clip(0, 255)[..., None], 3, axis=2)
             else:
-                pixels = np.asarray(picture.convert("RGB"))
-        except MemoryError:
+                pixels = to_rgb(picture)
+        except (MemoryError, BadSample):
             raise
         except Exception as error:  # decoders raise anything; the bytes lie in memory, so it is no I/O error
             raise BadSample(f"The picture cannot be decoded: {error}.") from None
         orientation = _orientation(picture, data)  # not before: see there
     return np.ascontiguousarray(_turn(pixels, orientation), dtype=np.uint8)
+
+
+def to_pixels(picture: Image.Image) -> np.ndarray:
+    """An opened picture -> uint8 [height, width, 3], as `load_image` makes them of its file.
+
+    Raises BadSample where it cannot be decoded, or has pixels of which nobody knows which value is white.
+    """
+    try:
+        pixels = to_rgb(picture)
+    except (MemoryError, BadSample):
+        raise
+    except Exception as error:  # see load_image
+        raise BadSample(f"The picture cannot be decoded: {error}.") from None
+    return np.ascontiguousarray(_turn(pixels, _orientation(picture)), dtype=np.uint8)
+
+
+def to_rgb(picture: Image.Image) -> np.ndarray:
+    """A picture of any mode -> uint8 [height, width, 3], not yet turned.
+
+    16-bit grey keeps its high byte. Alpha and transparent colours are dropped without compositing; palettes, grey,
+    1-bit, CMYK, YCbCr and HSV become RGB as Pillow converts them (the reference does so too). Raises BadSample for
+    floats and 32-bit integers, whose white is not defined; ValueError where Pillow knows no way (LAB).
+    """
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        values = np.asarray(picture)
+        if picture.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
+            raise BadSample(
+                f"The picture's pixels are {'floats' if picture.mode == 'F' else '32-bit integers'}, of which nobody says"
+                " which is white; store it with 8 or 16 bits."
+            )
+        return np.repeat((values.astype(np.int64) >> 8)[..., None], 3, axis=2).astype(np.uint8)
+    if picture.mode in ("La", "RGBa"):  # premultiplied: Pillow goes by the plain mode only
+        picture = picture.convert({"La": "LA", "RGBa": "RGBA"}[picture.mode])
+    return np.asarray(picture.convert("RGB"))
 
 
 def load_frames(data: bytes, frames: int) -> list[np.ndarray]:
@@ -78,11 +114,22 @@ def load_frames(data: bytes, frames: int) -> list[np.ndarray]:
     return [kept[i] for i in wanted]
 
 
+@functools.cache
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
 def _open(data: bytes) -> Image.Image:
     try:
-        picture = Image.open(io.BytesIO(data))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below
+            picture = Image.open(io.BytesIO(data), formats=_formats())
     except MemoryError:
         raise
+    except UnidentifiedImageError:  # its words name an address in memory
+        what = f"it begins with {data[:8]!r}" if data else "it is empty"
+        raise BadSample(f"The picture cannot be read: {what}, as no known format does.") from None
     except Exception as error:  # see load_image
         raise BadSample(f"The picture cannot be read: {error}.") from None
     if picture.width * picture.height > MAX_PIXELS:
@@ -90,10 +137,10 @@ def _open(data: bytes) -> Image.Image:
     return picture
 
 
-def _orientation(picture: Image.Image, data: bytes) -> int:
+def _orientation(picture: Image.Image, data: bytes | None = None) -> int:
     # Pillow decodes a PNG to look for EXIF behind the pixels; a second decoding after one that failed raises nothing
     # and leaves half a picture, so pixels come first wherever they are wanted
-    if picture.format == "PNG" and not any(mark in data for mark in _PNG_MARKS):
+    if picture.format == "PNG" and data is not None and not any(mark in data for mark in _PNG_MARKS):
         return 1
     try:
         value = picture.getexif().get(_ORIENTATION, 1)

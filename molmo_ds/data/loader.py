@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from molmo_ds.batch import Batch, Sample
 from molmo_ds.config import RunConfig, to_dict
 from molmo_ds.data.decode import BadSample
-from molmo_ds.data.lanes import BLOCK_CHUNKS, Lane, Order, Reference, generator
+from molmo_ds.data.lanes import BLOCK_CHUNKS, Lane, Order, Reference, RottenSource, generator
 from molmo_ds.data.mixture import sample_rates
 from molmo_ds.data.packing import ROUND, Budget, merge, row
 from molmo_ds.data.sample import SampleBuilder
@@ -36,6 +36,7 @@ class Sequence:
     state: dict[str, Any]
     skipped: list[str]
     references: list[tuple[str, int, int]]  # source, sample, epoch of each document
+    cut: str = ""  # the lane's last sample that lost tokens to the sequence's length, and how many
 
 
 @dataclass
@@ -94,6 +95,10 @@ class Mixture:
         record = self.sets[source].read(sample)
         return self.builder.build(record, self._generator(*reference))
 
+    def cut(self) -> int:
+        """Tokens that the sequence's length cost the sample that `build` made last."""
+        return getattr(self.builder, "cut", 0)
+
     def describe(self, source: int, sample: int) -> str:
         """Where a sample comes from, for a log."""
         shard, row = self.sets[source].locate(sample)
@@ -137,14 +142,17 @@ class _Sequencer:
     """One lane with what turns its references into tensors."""
 
     def __init__(self, mixture: Mixture, lane: int, packing: str):
-        self.mixture, self.packing, self.skipped = mixture, packing, []
+        self.mixture = mixture
+        self.packing = packing
+        self.skipped: list[str] = []
+        self.cut = ""
         self.lane = Lane(lane, mixture.orders, mixture.rates, self._size, mixture.budget)
 
     def next(self) -> Sequence:
         samples: list[Sample] = []
         while not samples:  # a sequence whose samples are all bad is left out
             references = []
-            for reference in self.lane.next():
+            for reference in self._draw():
                 try:
                     samples.append(self.mixture.build(reference))
                 except BadSample as error:
@@ -152,12 +160,27 @@ class _Sequencer:
                     self.skipped.append(f"{self.mixture.describe(*reference[:2])}: {error}")
                 else:
                     references.append((self.mixture.names[reference[0]], *reference[1:]))
+                    self._count_cut(reference)
         length = self.mixture.budget.tokens
         if self.packing == "to_128":
             length = min(length, -(-len(samples[0].input_ids) // ROUND) * ROUND)
-        skipped, self.skipped = self.skipped, []
         state = self.lane.state() | {"stamp": self.mixture.stamp}
-        return Sequence(self.lane.lane, row(samples, length), state, skipped, references)
+        made = Sequence(self.lane.lane, row(samples, length), state, self.skipped, references, self.cut)
+        self.skipped = []
+        return made
+
+    def _draw(self) -> list[Reference]:
+        try:
+            return self.lane.next()
+        except RottenSource as error:
+            raise ValueError(f"{error} The last: {self.skipped[-1]}") from None
+
+    def _count_cut(self, reference: Reference) -> None:
+        cut = self.mixture.cut()
+        if cut:
+            self.lane.cut_samples += 1
+            self.lane.cut_tokens += cut
+            self.cut = f"{cut} tokens of {self.mixture.describe(*reference[:2])}"
 
     def _size(self, source: int, sample: int, epoch: int) -> tuple[int, int] | None:
         try:
@@ -236,23 +259,53 @@ def sequences(
 
 
 def steps(config: RunConfig, stream: Iterator[Sequence], lanes: range) -> Iterator[Step]:
-    """Sequences gathered into steps of micro-batches; logs what was skipped and stops the run when it is too much."""
+    """Sequences gathered into steps of micro-batches; logs what was skipped or cut, and stops the run when it is too much.
+
+    What was cut is said at the first sample, whenever its number has doubled, and at the end.
+    """
     states: dict[int, dict[str, Any]] = {}
-    while True:
-        rows = []
-        for _ in lanes:
-            sequence = next(stream)
-            rows.append(sequence.row)
-            states[sequence.lane] = sequence.state
-            _report(config, sequence, states)
-        size = config.micro_batch
-        yield [merge(rows[i : i + size]) for i in range(0, len(rows), size)], dict(states)
+    told = 0
+    last = ""
+    try:
+        while True:
+            rows = []
+            for _ in lanes:
+                sequence = next(stream)
+                rows.append(sequence.row)
+                states[sequence.lane] = sequence.state
+                last = sequence.cut or last
+                _report(config, sequence, states)
+            if _total(states, "cut_samples") >= max(1, 2 * told):
+                told = _report_cut(config, states, last)
+            size = config.micro_batch
+            yield [merge(rows[i : i + size]) for i in range(0, len(rows), size)], dict(states)
+    finally:
+        if _total(states, "cut_samples") > told:
+            _report_cut(config, states, last)
+
+
+def _total(states: dict[int, dict[str, Any]], name: str) -> int:
+    return sum(state.get(name, 0) for state in states.values())
+
+
+def _report_cut(config: RunConfig, states: dict[int, dict[str, Any]], last: str) -> int:
+    samples = _total(states, "cut_samples")
+    log.warning(
+        "%d of %d samples were cut at data.sequence_length=%d and lost %d tokens so far; the last: %s",
+        samples,
+        _total(states, "seen"),
+        config.data.sequence_length,
+        _total(states, "cut_tokens"),
+        last,
+    )
+    return samples
 
 
 def _report(config: RunConfig, sequence: Sequence, states: dict[int, dict[str, Any]]) -> None:
     if not sequence.skipped:
         return
-    bad, seen = (sum(state[name] for state in states.values()) for name in ("bad", "seen"))
+    bad = _total(states, "bad")
+    seen = _total(states, "seen")
     for what in sequence.skipped:
         log.warning("skipped %s (%d of %d samples so far)", what, bad, seen)
     if bad > config.data.max_bad_share * max(seen, FEWEST_SEEN):

@@ -17,14 +17,14 @@ import pyarrow.parquet as pq
 
 from molmo_ds import files
 from molmo_ds.data.decode import BadSample, upright_size
-from molmo_ds.data.write import BLOCK, digest, parse_record
+from molmo_ds.data.record import VIDEOS, annotations, parse_record
+from molmo_ds.data.write import BLOCK, digest
 
 CHUNK_BYTES = 8 << 20  # one range request of remote storage
 CHUNKS_PER_LANE = 8  # at least, so that lanes get nearly the same number of samples
 OPEN_FILES = 16  # per data set and process: local tars
 OPEN_SIDECARS = 8
 PLACE = 1 << 30  # bytes between chunks in the sparse temporary file that keeps remote ones
-VIDEOS = ("mp4",)  # parts whose size is not in the index
 INDEX_HINT = "run: python tools/make_shards.py index"
 
 
@@ -82,8 +82,9 @@ class ShardSet:
     def record(self, index: int) -> dict[str, Any]:
         """The JSON of a sample, with "__key__" and "sizes" ((width, height) of its upright pictures), without pixels.
 
-        Raises BadSample for a picture whose header could not be read when it was indexed, ValueError when the tar does
-        not hold what its index says, OSError when it cannot be read.
+        Keys of annotations that are null are left out. Raises BadSample for an annotation that is no object and for a
+        picture whose header could not be read when it was indexed, ValueError when the tar does not hold what its index
+        says, OSError when it cannot be read.
         """
         shard, row = self.locate(index)
         return self._record(shard, row, self._parts(index, shard, row, ["json"])["json"])
@@ -144,9 +145,12 @@ class ShardSet:
     def _record(self, shard: Shard, row: dict[str, Any], data: bytes) -> dict[str, Any]:
         try:
             record = parse_record(row["key"], data, dict.fromkeys(row["part_names"]))
+        except BadSample:
+            raise
         except ValueError as error:  # it could be parsed when it was indexed
             raise ValueError(f"{shard.path} changed under its index: {error} Then {INDEX_HINT}") from None
         record["__key__"] = row["key"]
+        record["annotations"] = annotations(record)
         for name, width in zip(record["images"], row["widths"]):
             if not width and name.split(".")[-1] not in VIDEOS:
                 raise BadSample(f"Its {name} is no picture that can be read.")

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from molmo_ds import files
 from molmo_ds.data.decode import BadSample, read_size
+from molmo_ds.data.record import parse_record, text_length
 
 BLOCK = 512  # tar's unit
 SIDECAR = pa.schema(
@@ -185,23 +186,6 @@ def write_meta(folder: str | Path) -> None:
         files.write_atomic(meta / name, json.dumps(content, indent=1).encode())
 
 
-def parse_record(key: str, data: bytes | None, parts: dict[str, Any]) -> dict[str, Any]:
-    """The sample's JSON as a dictionary with `images` and `annotations`; ValueError names the key and what is wrong."""
-    if data is None:
-        raise ValueError(f"Sample '{key}' has no .json part; see docs/data_format.md.")
-    try:
-        record = json.loads(data)
-    except ValueError as error:
-        raise ValueError(f"The JSON of sample '{key}' cannot be read: {error}.") from None
-    if not isinstance(record, dict) or not isinstance(record.get("annotations"), list):
-        raise ValueError(f"Sample '{key}' is not in the record format (no 'annotations'); see docs/data_format.md.")
-    images = record.setdefault("images", [])
-    missing = [name for name in images if name not in parts]
-    if missing:
-        raise ValueError(f"Sample '{key}' names the image {missing[0]}, but there is no member {key}.{missing[0]}.")
-    return record
-
-
 def probe(data: bytes) -> tuple[int, int, int]:
     """Width, height and EXIF orientation from a picture's header; (0, 0, 1) when it is no picture that can be read."""
     try:
@@ -216,12 +200,3 @@ def digest(parts: Iterable[bytes]) -> bytes:
     for data in parts:
         total.update(data)
     return total.digest()
-
-
-def text_length(value: Any) -> int:
-    """Characters of all strings inside a JSON value."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, dict):
-        return sum(map(text_length, value.values()))
-    return sum(map(text_length, value)) if isinstance(value, list) else 0
