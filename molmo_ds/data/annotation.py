@@ -1,6 +1,6 @@
 """One annotation of a record, checked once for everybody: types, ranges, finite numbers, forms of a conversation.
 
-What is null is absent. So is NaN where a text, a list or a truth value is expected, since tables hold it in empty cells.
+What is null is absent. So is NaN where a text, a list or a truth value is expected: tables hold it in empty cells.
 """
 
 import math
@@ -105,7 +105,7 @@ def present(value: Any) -> dict[str, Any]:
 
 
 def at(number: int, count: int) -> str:
-    """What names annotation `number`, from 0, of `count` before a sentence about it; nothing where it is the only one."""
+    """What names annotation `number`, from 0, of `count` before a sentence about it; nothing for the only one."""
     return f"annotation {number + 1} of {count}: " if count > 1 else ""
 
 

@@ -56,8 +56,20 @@ def shown(value: Any) -> str:
         return "null"
     text = ascii(value) if isinstance(value, (str, bytes)) else repr(value)
     text = text if len(text) <= 60 else text[:57] + "..."
-    kinds = {str: "the text ", bool: "", int: "the number ", float: "the number ", list: "the list ", dict: "the object "}
+    kinds = {
+        str: "the text ",
+        bool: "",
+        int: "the number ",
+        float: "the number ",
+        list: "the list ",
+        dict: "the object ",
+    }
     return kinds.get(type(value), f"of type {type(value).__name__}: ") + text
+
+
+def is_plain(text: str) -> bool:
+    """Whether a name is Unicode without control characters, so that it can be printed and stand in a table."""
+    return not any(ord(letter) < 32 or ord(letter) == 127 or 0xD800 <= ord(letter) < 0xE000 for letter in text)
 
 
 def _turn(i: int, turn: dict[str, Any]) -> str:

@@ -88,6 +88,17 @@ def to_rgb(picture: Image.Image) -> np.ndarray:
     return np.asarray(picture.convert("RGB"))
 
 
+def count_pictures(data: bytes) -> int:
+    """Frames of an animation or pages of a file, of which `load_image` takes the first."""
+    with _open(data) as picture:
+        try:
+            return int(getattr(picture, "n_frames", 1))
+        except MemoryError:
+            raise
+        except Exception as error:  # see load_image
+            raise BadSample(f"The picture cannot be decoded: {error}.") from None
+
+
 def load_frames(data: bytes, frames: int) -> list[np.ndarray]:
     """Encoded video -> `frames` evenly spaced uint8 [height, width, 3]; a shorter video repeats its frames.
 

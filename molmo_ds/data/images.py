@@ -16,7 +16,16 @@ from molmo_ds.config import PIXEL_STATISTICS, MolmoConfig
 from molmo_ds.data.decode import BadSample, load_frames, load_image, read_size, to_pixels, upright_size
 from molmo_ds.data.layout import Geometry, Layout
 
-__all__ = ["BadSample", "Crops", "ImageProcessor", "load_frames", "load_image", "read_size", "to_pixels", "upright_size"]
+__all__ = [
+    "BadSample",
+    "Crops",
+    "ImageProcessor",
+    "load_frames",
+    "load_image",
+    "read_size",
+    "to_pixels",
+    "upright_size",
+]
 
 _INTERPOLATION = {  # by images.resize: mode, antialias
     "clip": ("bilinear", True),

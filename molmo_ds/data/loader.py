@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from molmo_ds.batch import Batch, Sample
 from molmo_ds.config import RunConfig, to_dict
+from molmo_ds.data.bad_share import too_many
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.lanes import BLOCK_CHUNKS, Lane, Order, Reference, RottenSource, generator
 from molmo_ds.data.mixture import sample_rates
@@ -22,7 +23,7 @@ from molmo_ds.data.sample import SampleBuilder
 from molmo_ds.data.shards import ShardSet
 
 log = logging.getLogger(__name__)
-FEWEST_SEEN = 10_000  # the share of bad samples is taken of at least this many
+
 
 Step = tuple[list[Batch], dict[int, dict[str, Any]]]
 
@@ -308,7 +309,7 @@ def _report(config: RunConfig, sequence: Sequence, states: dict[int, dict[str, A
     seen = _total(states, "seen")
     for what in sequence.skipped:
         log.warning("skipped %s (%d of %d samples so far)", what, bad, seen)
-    if bad > config.data.max_bad_share * max(seen, FEWEST_SEEN):
+    if too_many(bad, seen, config.data.max_bad_share):
         raise ValueError(
             f"{bad} of {seen} samples cannot be used, more than data.max_bad_share={config.data.max_bad_share} allows; "
             f"the last: {sequence.skipped[-1]} Mend the data (tools/inspect_shards.py lists what is bad) or raise it."

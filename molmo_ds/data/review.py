@@ -22,6 +22,24 @@ class Review:
     without_style: int = 0
     unread: dict[str, int] = field(default_factory=dict)
 
+    def merge(self, other: "Review") -> None:
+        """Add the counts of another."""
+        self.unanswered += other.unanswered
+        self.without_style += other.without_style
+        for key, count in other.unread.items():
+            self.unread[key] = self.unread.get(key, 0) + count
+
+    def sentences(self) -> list[str]:
+        """The counts in words, those above 0."""
+        out = []
+        if self.unanswered:
+            out.append(f"{self.unanswered} annotations without an answer, which training skips")
+        if self.without_style:
+            out.append(f"{self.without_style} annotations without a style, for prompts.system_prompt=none only")
+        return out + [
+            f"{count} annotations with a key that nobody reads, '{key}'" for key, count in self.unread.items()
+        ]
+
     def add(self, record: Record) -> None:
         """Look at one record (with `sizes`); BadSample says in a sentence why no training can use it."""
         given = annotations(record)

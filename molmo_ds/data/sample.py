@@ -21,7 +21,7 @@ from molmo_ds.data.decode import load_frames, load_image, to_pixels
 from molmo_ds.data.images import ImageProcessor
 from molmo_ds.data.layout import Layout
 from molmo_ds.data.prompts import PromptFormatter
-from molmo_ds.data.record import FRAMES, Record, check_pictures, count_frames, first_size, is_video
+from molmo_ds.data.record import Record, check_pictures, count_frames, first_size, is_video
 from molmo_ds.data.tokens import Tokenizer
 from molmo_ds.data.tree import Tree, ask, learn
 

@@ -200,7 +200,7 @@ class _Recent:
 
 def _find_shards(path: str) -> list[Shard]:
     if files.is_remote(path) or os.path.isdir(path):
-        return _read_meta(path, None if files.is_remote(path) else files.find(os.path.join(path, "*.tar")))
+        return _read_meta(path, None if files.is_remote(path) else _tars(path))
     tars = files.find(path)
     if not tars:
         raise ValueError(f"There are no shards at {path}; give a folder, a URL of a folder or a glob of tars.")
@@ -210,6 +210,10 @@ def _find_shards(path: str) -> list[Shard]:
         if os.path.realpath(tar) not in known:
             raise ValueError(f"{tar} is not in the index of its folder; {INDEX_HINT} {os.path.dirname(tar)}")
     return [known[os.path.realpath(tar)] for tar in tars]
+
+
+def _tars(folder: str) -> list[str]:
+    return [tar for tar in files.find(os.path.join(folder, "*.tar")) if os.path.isfile(tar)]
 
 
 def _read_meta(folder: str, tars: list[str] | None) -> list[Shard]:
