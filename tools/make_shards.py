@@ -122,9 +122,8 @@ def write(args: argparse.Namespace) -> None:
         tell(outcome.faults)
     shards = ShardSet(str(out))
     said = "; ".join(["", *summary(outcome, items.passed)])
-    print(
-        f"{len(shards)} samples in {len(shards.shards)} shards{said}; look at them: python tools/inspect_shards.py {out}"
-    )
+    look = f"look at them: python tools/inspect_shards.py {out}"
+    print(f"{len(shards)} samples in {len(shards.shards)} shards{said}; {look}")
 
 
 def origin(args: argparse.Namespace, mapping: Mapping) -> DataSet | Folder | Lines | Tars:

@@ -85,8 +85,8 @@ def _turn(i: int, turn: dict[str, Any]) -> str:
         raise BadSample(f"{where} has the {speaker} {shown(turn[speaker])}; it must be one of {', '.join(ROLES)}.")
     if ROLES[role] != i % 2:
         raise BadSample(
-            f"{where} is the {NAMES[ROLES[role]]}'s where the {NAMES[i % 2]}'s is due; user and assistant must alternate,"
-            " the user first."
+            f"{where} is the {NAMES[ROLES[role]]}'s where the {NAMES[i % 2]}'s is due; user and assistant must"
+            " alternate, the user first."
         )
     for name in CALLS:
         if turn.get(name):

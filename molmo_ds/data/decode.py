@@ -78,10 +78,8 @@ def to_rgb(picture: Image.Image) -> np.ndarray:
     if picture.mode == "F" or picture.mode.startswith("I"):
         values = np.asarray(picture)
         if picture.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
-            raise BadSample(
-                f"The picture's pixels are {'floats' if picture.mode == 'F' else '32-bit integers'}, of which nobody says"
-                " which is white; store it with 8 or 16 bits."
-            )
+            kind = "floats" if picture.mode == "F" else "32-bit integers"
+            raise BadSample(f"Its pixels are {kind}, of which nobody says which is white; store it with 8 or 16 bits.")
         return np.repeat((values.astype(np.int64) >> 8)[..., None], 3, axis=2).astype(np.uint8)
     if picture.mode in ("La", "RGBa"):  # premultiplied: Pillow goes by the plain mode only
         picture = picture.convert({"La": "LA", "RGBa": "RGBA"}[picture.mode])

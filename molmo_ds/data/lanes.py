@@ -90,8 +90,8 @@ class Lane:
 
     `rates` (float [sources], sum 1) are the shares of samples. `size` tells tokens and crops of a sample, or None for
     one that cannot be used. `state` is all there is to know: draws made, (epoch, position) per source, the pool as
-    [source, sample, epoch, tokens, crops], how many samples were seen and found bad, and how many samples and tokens were
-    cut at the sequence's length.
+    [source, sample, epoch, tokens, crops], how many samples were seen and found bad, and how many samples and tokens
+    were cut at the sequence's length.
     """
 
     def __init__(self, lane: int, orders: list[Order], rates: np.ndarray, size: Size, budget: Budget):

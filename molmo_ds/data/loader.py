@@ -260,7 +260,7 @@ def sequences(
 
 
 def steps(config: RunConfig, stream: Iterator[Sequence], lanes: range) -> Iterator[Step]:
-    """Sequences gathered into steps of micro-batches; logs what was skipped or cut, and stops the run when it is too much.
+    """Sequences gathered into steps of micro-batches; logs what was skipped or cut, and stops where it is too much.
 
     What was cut is said at the first sample, whenever its number has doubled, and at the end.
     """

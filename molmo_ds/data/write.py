@@ -51,7 +51,7 @@ class ShardIndex:
     offsets: list[int] = field(default_factory=lambda: [0])  # where each sample's first header starts, and the end
 
     def add(self, key: str, parts: list[tuple[str, int, bytes]], start: int, end: int) -> Record:
-        """One sample: parts are (name, offset of the bytes, bytes); returns its record with the pictures' upright sizes.
+        """One sample: parts are (name, offset of the bytes, bytes); returns its record with its pictures' sizes.
 
         Raises ValueError where the record is not in our format.
         """

@@ -55,8 +55,8 @@ class Plan:
 def convert(items: Iterable[Item | Fault], mapping: Mapping, plan: Plan, outcome: Outcome) -> Iterator[int]:
     """Make shards of all items and publish them at the end; yields how many rows are done, and adds to `outcome`.
 
-    The shards do not depend on the number of workers. Raises ValueError, and leaves nothing behind, where more rows than
-    `max_bad_share` allows cannot be used, where no sample is left, and for what `Staging` refuses.
+    The shards do not depend on the number of workers. Raises ValueError, and leaves nothing behind, where more rows
+    than `max_bad_share` allows cannot be used, where no sample is left, and for what `Staging` refuses.
     """
     staging = Staging(plan.out, plan.name)
     try:
@@ -77,8 +77,8 @@ def check(outcome: Outcome, plan: Plan) -> None:
     bad = len(outcome.faults)
     if too_many(bad, outcome.seen, plan.max_bad_share) or (bad > MOST_BAD and bad > outcome.seen / 2):
         raise ValueError(
-            f"{bad} of {outcome.seen} rows cannot be used, more than --max-bad-share {plan.max_bad_share} (of 10,000 rows"
-            f" at least) allows; nothing was written. The first: {outcome.faults[0]}"
+            f"{bad} of {outcome.seen} rows cannot be used, more than --max-bad-share {plan.max_bad_share} (of 10,000"
+            f" rows at least) allows; nothing was written. The first: {outcome.faults[0]}"
         )
     if not outcome.samples:
         why = f": none of {bad} rows can be used. The first: {outcome.faults[0]}" if bad else "."

@@ -57,7 +57,7 @@ class RowItem:
 
 @dataclass(frozen=True)
 class FileItem:
-    """A picture of a folder with `STEM.json` (a record, a list of annotations, named columns) or `STEM.txt` (a text)."""
+    """A picture of a folder with `STEM.json` (a record, annotations, named columns) or `STEM.txt` (a text)."""
 
     where: str
     key: str
@@ -77,7 +77,7 @@ class FileItem:
 
 @dataclass(frozen=True)
 class MemberItem:
-    """The members of one key of a tar: pictures in the order of their names, annotations from .json, a text from .txt."""
+    """The members of one key of a tar: pictures in the order of their names, and .json or .txt as in a folder."""
 
     where: str
     key: str

@@ -95,7 +95,7 @@ class DataSet:
         lost = [name for name, feature in features.items() if name not in taken and _is_image(feature)]
         if lost:
             raise ValueError(
-                f"{self.source} has pictures or other bytes in the column{'s' * (len(lost) > 1)} {', '.join(lost)}, which would be lost;"
+                f"{self.source} has pictures or other bytes in {', '.join(lost)}, which would be lost;"
                 f" say --image {' '.join(lost)}, or --without {' '.join(lost)} to leave them out."
             )
 
@@ -133,8 +133,8 @@ class Lines:
                 return
             first = text.lstrip().split("\n", 1)[0]
             raise ValueError(
-                f"{self.path} begins like a JSON list ({shown(first[:40])}) but is none: {error}; give one object a line,"
-                " or one list of objects."
+                f"{self.path} begins like a JSON list ({shown(first[:40])}) but is none: {error}; give one object a"
+                " line, or one list of objects."
             ) from None
         for i, row in enumerate(rows if isinstance(rows, list) else [rows]):
             yield self._row(i, f"{self.path} row {i + 1}", row)

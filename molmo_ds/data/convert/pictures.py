@@ -96,7 +96,7 @@ def to_text(data: bytes, where: str) -> str:
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         raise BadSample(
-            f"{where} is not UTF-8 (byte {error.start} is 0x{byte:02x}); save it as UTF-8, or say: iconv -f latin1 -t utf8."
+            f"{where} is not UTF-8 (byte {error.start} is 0x{byte:02x}); save it as UTF-8 (iconv -f latin1 -t utf8)."
         ) from None
 
 

@@ -128,7 +128,7 @@ def _review(record: Row, pictures: list[bytes], mapping: Mapping, notes: Notes) 
 
 
 def refuse_lost_pictures(row: Row, left_out: set[str], taken: set[str]) -> None:
-    """BadSample where a row seems to have another picture than those `taken` (files' names), in a column not left out."""
+    """BadSample where a row seems to have more pictures than those `taken` (files' names), in a column not left out."""
     for name, value in row.items():
         if name in left_out or name in (*KEPT, *FIELDS):
             continue

@@ -10,7 +10,7 @@ from molmo_ds import files
 from molmo_ds.data.conversation import is_plain
 from molmo_ds.data.convert.foreign import WHAT, is_foreign
 from molmo_ds.data.decode import BadSample
-from molmo_ds.data.record import VIDEOS
+from molmo_ds.data.record import VIDEOS, read_json
 from molmo_ds.data.review import Review
 from molmo_ds.data.write import BLOCK, ShardIndex
 
@@ -144,8 +144,9 @@ def examine_tar(path: str | Path) -> Indexed:
             for name, size in zip(record["images"], record["sizes"]):
                 if 0 in size and name.split(".")[-1] not in VIDEOS:
                     raise BadSample(f"Its {name} is no picture that can be read.")
+            read_json(next(data for name, _, data in parts if name == "json"), once=True)
             found.review.add(record)
-        except BadSample as error:
+        except ValueError as error:  # of which BadSample is one
             found.faults.append(f"{path}: sample '{key}': {error}")
     if not seen:
         raise ValueError(f"{path} holds no sample.")
