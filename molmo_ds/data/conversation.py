@@ -33,7 +33,8 @@ def read_messages(value: Any) -> tuple[list[str], int | None]:
     if all(isinstance(turn, str) for turn in value):
         return without_marks(value) if value else ([], None)
     if not all(isinstance(turn, dict) for turn in value):
-        odd = next(turn for turn in value if not isinstance(turn, dict))
+        kind = dict if any(isinstance(turn, dict) for turn in value) else str
+        odd = next(turn for turn in value if not isinstance(turn, kind))
         raise BadSample(f"'messages' holds {shown(odd)}, but must be {FORMS}.")
     texts = [_turn(i, {key: part for key, part in turn.items() if part is not None}) for i, turn in enumerate(value)]
     first, pictures = without_marks(texts)
