@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from molmo_ds.data.decode import BadSample, load_image
+from molmo_ds.data.decode import BadSample, load_frames, load_image
 from molmo_ds.data.record import VIDEOS, read_json
 from molmo_ds.data.review import Review
 from molmo_ds.data.shards import ShardSet
@@ -117,7 +117,9 @@ def look(record: dict[str, Any], report: Report, decode: bool) -> None:
     report.without_picture += not record["images"]
     report.pictures += len(record["images"])
     for name, data in zip(record["images"], record["pixels"]):
-        if decode and name.split(".")[-1] not in VIDEOS:
+        if decode and name.split(".")[-1] in VIDEOS:
+            load_frames(data, 1)
+        elif decode:
             load_image(data)
     report.review.add(record)
 

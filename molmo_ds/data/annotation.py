@@ -4,7 +4,6 @@ What is null is absent. So is NaN where a text, a list or a truth value is expec
 """
 
 import math
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from molmo_ds.data.decode import BadSample
 HEAVIEST = 1e6  # weights are float32 in a batch, where more would drown every other token
 NUMBERS = ("weight", "points", "point_scale", "answer_index")  # keys whose NaN is a fault, not an empty cell
 INLINE_POINT = "<|POINT|>"  # stands in an answer where `inline_points` go
-LISTS_OF_TEXTS = ("answers", "options")
 EXPECTED = {
     "style": "a text",
     "question": "a text",
@@ -138,6 +136,9 @@ def _conversation(known: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sentence(error: ValidationError, known: dict[str, Any]) -> str:
-    keys: Sequence[str] = list(dict.fromkeys(str(one["loc"][0]) for one in error.errors()))
-    texts = {"messages": "texts without lone surrogates", **EXPECTED}
-    return "; ".join(f"'{key}' is {shown(known[key])}, but must be {texts[key]}" for key in keys) + "."
+    out = []
+    for key in dict.fromkeys(str(one["loc"][0]) for one in error.errors()):
+        surrogate = any(one["type"] == "value_error" and one["loc"][0] == key for one in error.errors())
+        expected = "Unicode without lone surrogates" if surrogate else EXPECTED[key]
+        out.append(f"'{key}' is {shown(known[key])}, but must be {expected}")
+    return "; ".join(out) + "."

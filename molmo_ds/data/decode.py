@@ -3,6 +3,7 @@
 import functools
 import io
 import warnings
+from types import ModuleType
 
 import numpy as np
 import simplejpeg
@@ -102,12 +103,7 @@ def load_frames(data: bytes, frames: int) -> list[np.ndarray]:
 
     Raises ValueError where the package `av` is missing, BadSample where the bytes are no video.
     """
-    try:
-        import av
-    except ImportError:
-        raise ValueError(
-            "Videos need the package av: pip install av, or store frames as pictures (KEY.0.jpg, ...)."
-        ) from None
+    av = _av()
     try:
         with av.open(io.BytesIO(data)) as video:
             if not video.streams.video:  # a file cut short may open all the same
@@ -116,11 +112,37 @@ def load_frames(data: bytes, frames: int) -> list[np.ndarray]:
         wanted = np.linspace(0, count - 1, frames).round().astype(int).tolist()
         with av.open(io.BytesIO(data)) as video:  # decoded twice, so that a long video does not fill the memory
             kept = {i: f.to_ndarray(format="rgb24") for i, f in enumerate(video.decode(video=0)) if i in wanted}
-    except av.error.FFmpegError as error:
+    except (MemoryError, BadSample):
+        raise
+    except Exception as error:  # see load_image
         raise BadSample(f"The video cannot be decoded: {error}.") from None
     if not kept:
         raise BadSample("The video has no frame.")
     return [kept[i] for i in wanted]
+
+
+def check_video(data: bytes) -> None:
+    """Decode the first frame of a video; errors as of `load_frames`, but a video that is cut later passes."""
+    av = _av()
+    try:
+        with av.open(io.BytesIO(data)) as video:
+            frame = next(video.decode(video=0), None) if video.streams.video else None
+    except MemoryError:
+        raise
+    except Exception as error:  # see load_image
+        raise BadSample(f"The video cannot be decoded: {error}.") from None
+    if frame is None:
+        raise BadSample("The video has no frame.")
+
+
+def _av() -> ModuleType:
+    try:
+        import av
+    except ImportError:
+        raise ValueError(
+            "Videos need the package av: pip install av, or store frames as pictures (KEY.0.jpg, ...)."
+        ) from None
+    return av
 
 
 @functools.cache

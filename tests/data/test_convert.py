@@ -1,5 +1,6 @@
 """tools/make_shards.py on other people's data: nothing is lost, learnt or overwritten without a word."""
 
+import functools
 import io
 import json
 import os
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import av
 import datasets
 import numpy as np
 import pytest
@@ -32,6 +34,17 @@ datasets.disable_progress_bars()
 def encoded(kind: str, mode: str = "RGB") -> bytes:
     out = io.BytesIO()
     Image.open(io.BytesIO(picture(1))).convert(mode).save(out, kind)
+    return out.getvalue()
+
+
+@functools.cache
+def film() -> bytes:
+    out = io.BytesIO()
+    with av.open(out, "w", format="mp4") as file:
+        stream = file.add_stream("mpeg4", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        file.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 48, 3), np.uint8), format="rgb24")))
+        file.mux(stream.encode())
     return out.getvalue()
 
 
@@ -98,6 +111,8 @@ BAD_ROWS = [
     (good(annotations=[{"style": "vqa2", "question": "Which?", "answer": None}]), "nothing to learn.*--questions"),
     (good(num_frames=0, image="a.mp4"), "num_frames is 0"),
     (good(num_frames=True, image="a.mp4"), "num_frames is True"),
+    (good(image="cut.mp4"), "The video cannot be decoded|The video has no frame"),
+    (good(image=["a.mp4", "a.jpg"]), "one video or pictures, not both"),
     ({"img": "a.jpg", "annotations": [VQA]}, "column 'img' seems to hold a picture .*--image img"),
     (good(second="b.jpg"), "column 'second' seems to hold a picture"),
     ({"image": "a.jpg", "words": "x"}, "has no 'annotations'; give --style"),
@@ -111,7 +126,8 @@ BAD_ROWS = [
 def test_a_bad_row_is_skipped_and_named(
     tmp_path: Path, row: Any, sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "a.mp4").write_bytes(b"\0\0\0\x18ftypisom" + bytes(100))
+    (tmp_path / "a.mp4").write_bytes(film())
+    (tmp_path / "cut.mp4").write_bytes(film()[:100])
     path = lines(tmp_path, good(key="first"), row, good(key="last"))
     made = jsonl(path, tmp_path / "out")
     assert [record["__key__"] for record in made] == ["first", "last"]

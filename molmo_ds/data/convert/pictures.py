@@ -1,6 +1,7 @@
 """Bytes of any picture to what shards hold: JPEG, PNG, WebP and MP4 as they are, every other format as PNG."""
 
 import errno
+import importlib.util
 import io
 from collections import Counter
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from molmo_ds.data.conversation import is_plain
-from molmo_ds.data.decode import BadSample, count_pictures, load_image, read_size
+from molmo_ds.data.decode import BadSample, check_video, count_pictures, load_image, read_size
 
 SUFFIXES = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pbm", "pnm")
 SUFFIXES += (
@@ -47,6 +48,10 @@ def as_part(data: bytes, notes: Counter[str], decode: bool = True) -> tuple[str,
     if not data:
         raise BadSample("A picture is empty (0 bytes).")
     if data[4:8] == b"ftyp" and data[8:12] not in STILLS:
+        if decode and importlib.util.find_spec("av") is not None:
+            check_video(data)
+        else:
+            notes["videos that were not decoded (that needs the package av)"] += 1
         return "mp4", data
     kind = next((kind for magic, kind in MAGIC if data.startswith(magic)), None)
     kind = "webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else kind
