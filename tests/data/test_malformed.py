@@ -133,7 +133,7 @@ def test_lines(tmp_path: Path, number: int, capsys: pytest.CaptureFixture[str]) 
     for i in range(3):
         (tmp_path / f"{i}.bin").write_bytes(a_picture(rng))
     rows = [json.dumps(a_row(rng)).encode() for _ in range(8)]
-    rows = [row if rng.randint(12) else row[: rng.randint(1, len(row))] + b"\xe9" for row in rows]
+    rows = [row if rng.randint(12) else row[: rng.randint(1, len(row) + 1)] + b"\xe9" for row in rows]
     (tmp_path / "rows.jsonl").write_bytes(b"\n".join(rows))
     out = tmp_path / "out"
     run = [
