@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -34,13 +35,18 @@ def pointing_scores(
 
     Points are paired with the wanted ones so that the distances' sum is least; a pair counts when the rounded point
     lies in the wanted one's box. Where nothing is to be found, everything is 1 if no point is given, else 0. A text
-    that is not wholly in a format of points scores 0.
+    that is not wholly in a format of points scores 0. ValueError where there is not one box per point, or a box holds no
+    pixel of the picture, so that nothing could be right.
     """
+    if len(points) != len(boxes):
+        raise ValueError(f"There are {len(points)} points and {len(boxes)} boxes; give one box per point.")
+    for box in boxes:
+        _check(box, size)
     given = extract_points(text, *size)
     if not points:
         return dict.fromkeys(("precision", "recall", "f1"), float(not given))
     hits = 0
-    if given and _FORMAT.fullmatch(text):
+    if given and in_format(text):
         distances = [[(a - c) ** 2 + (b - d) ** 2 for c, d in points] for a, b in given]
         pairs = nearest_pairs([[value**0.5 for value in row] for row in distances])
         hits = sum(_inside(given[i], boxes[j]) for i, j in pairs)
@@ -50,6 +56,22 @@ def pointing_scores(
         "recall": recall,
         "f1": 2 * precision * recall / (precision + recall) if hits else 0.0,
     }
+
+
+def in_format(text: str) -> bool:
+    """Whether a text is points and nothing else: one tag, or coordinates in brackets."""
+    return _FORMAT.fullmatch(text) is not None
+
+
+def _check(box: Box, size: tuple[int, int]) -> None:
+    numbers = isinstance(box, list | tuple) and len(box) == 4
+    if not numbers or not all(isinstance(n, int | float) and math.isfinite(n) for n in box):
+        raise ValueError(f"A box is {box!r}; it is left, top, right and bottom in pixels.")
+    spans = ((box[0], box[2], size[0]), (box[1], box[3], size[1]))
+    for first, end, length in spans:
+        pixel = max(math.ceil(first), 0)
+        if pixel >= end or pixel > length:  # a point on the far edge rounds to the length
+            raise ValueError(f"The box {list(box)} holds no pixel of a picture of {size[0]} x {size[1]}.")
 
 
 def _inside(point: Point, box: Box) -> bool:
