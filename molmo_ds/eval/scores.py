@@ -54,9 +54,9 @@ def true_answers(target: object) -> list[str]:
     answers = [target] if isinstance(target, str) else target
     if not isinstance(answers, list | tuple) or not answers:
         raise ValueError(f"The true answer is {target!r}; a score needs a text or a list of at least one text.")
-    wrong = next((answer for answer in answers if not isinstance(answer, str)), None)
-    if wrong is not None:
-        raise ValueError(f"Among the true answers is {wrong!r}; write every answer as a text.")
+    wrong = [answer for answer in answers if not isinstance(answer, str)]
+    if wrong:
+        raise ValueError(f"Among the true answers is {wrong[0]!r}; write every answer as a text.")
     return list(answers)
 
 
@@ -142,7 +142,9 @@ def select_mc_option(prediction: str, options: Sequence[str]) -> int:
 def multiple_choice_score(target: int, prediction: str, options: Sequence[str]) -> bool:
     """Whether the option that is meant has the index `target`; ValueError where no option has it."""
     if isinstance(target, bool) or not isinstance(target, int) or not 0 <= target < len(options):
-        raise ValueError(f"The true option has the index {target!r}; with {len(options)} options it is 0 to below that.")
+        raise ValueError(
+            f"The true option has the index {target!r}; with {len(options)} options it is 0 to below that."
+        )
     return select_mc_option(prediction, options) == target
 
 
@@ -221,7 +223,9 @@ def mmmu_score(target: str | Sequence[str], response: str, options: Sequence[str
     letters = [chr(ord("A") + i) for i in range(len(texts))]
     impossible = next((answer for answer in answers if answer not in letters), None)
     if impossible is not None:
-        raise ValueError(f"The true option is {impossible!r}, and the options are called {', '.join(letters) or 'none'}.")
+        raise ValueError(
+            f"The true option is {impossible!r}, and the options are called {', '.join(letters) or 'none'}."
+        )
     return float(_parse_choice(response, dict(zip(letters, texts)), rng) in answers)
 
 
