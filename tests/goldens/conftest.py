@@ -5,12 +5,15 @@ from pathlib import Path
 import golden_files
 import pytest
 
+PARTS = ("A_model", "B_preproc", "D_metrics", "E_optim")
+
 
 @pytest.fixture(scope="session")
 def goldens() -> Path:
     """The golden folder, which must exist; what is missing in it is named by the test that reads it."""
     path = golden_files.folder()
     assert path.is_dir(), f"there is no golden folder {path}"
+    assert any((path / part).is_dir() for part in PARTS), f"{path} holds none of {', '.join(PARTS)}"
     return path
 
 
