@@ -6,8 +6,10 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from molmo_ds.data.pixels import colours, orientation, turn
+
+_fast_jpeg = getattr(simplejpeg, "decode_jpeg", None)  # an exported folder does without it
 MAX_PIXELS = 89_478_485  # 256 MiB of RGB, where Pillow starts to speak of decompression bombs
-_ORIENTATION = 0x0112  # the EXIF tag
 _PNG_MARKS = (b"eXIf", b"exif", b"tiff:Orientation")  # of the chunks that may hold an orientation
 
 
@@ -32,24 +34,21 @@ def upright_size(width: int, height: int, orientation: int) -> tuple[int, int]:
 def load_image(data: bytes) -> np.ndarray:
     """Encoded picture -> uint8 [height, width, 3], EXIF orientation applied.
 
-    Alpha is dropped without compositing, palettes, grey, 1-bit and CMYK become RGB as Pillow converts them (the
-    reference does so too); 16-bit grey keeps its high byte. Raises BadSample for anything that is not a whole picture:
-    a JPEG that ends early or has a corrupt middle never yields half a picture.
+    Colours become RGB as `pixels.to_pixels` says, and as in the reference. Raises BadSample for anything that is not a
+    whole picture: a JPEG that ends early or has a corrupt middle never yields half a picture.
     """
     with _open(data) as picture:
         try:
-            if picture.format in ("JPEG", "MPO") and picture.mode == "RGB":
-                pixels = simplejpeg.decode_jpeg(data, "RGB")  # bit-equal to Pillow's, a third of its time
-            elif picture.mode.startswith("I"):
-                pixels = np.repeat((np.asarray(picture).astype(np.int64) >> 8).clip(0, 255)[..., None], 3, axis=2)
+            if _fast_jpeg is not None and picture.format in ("JPEG", "MPO") and picture.mode == "RGB":
+                pixels = _fast_jpeg(data, "RGB")  # bit-equal to Pillow's, a third of its time
             else:
-                pixels = np.asarray(picture.convert("RGB"))
+                pixels = colours(picture)
         except MemoryError:
             raise
         except Exception as error:  # decoders raise anything; the bytes lie in memory, so it is no I/O error
             raise BadSample(f"The picture cannot be decoded: {error}.") from None
-        orientation = _orientation(picture, data)  # not before: see there
-    return np.ascontiguousarray(_turn(pixels, orientation), dtype=np.uint8)
+        upright = turn(pixels, _orientation(picture, data))  # not before the pixels: see there
+    return np.ascontiguousarray(upright, dtype=np.uint8)
 
 
 def load_frames(data: bytes, frames: int) -> list[np.ndarray]:
@@ -95,17 +94,4 @@ def _orientation(picture: Image.Image, data: bytes) -> int:
     # and leaves half a picture, so pixels come first wherever they are wanted
     if picture.format == "PNG" and not any(mark in data for mark in _PNG_MARKS):
         return 1
-    try:
-        value = picture.getexif().get(_ORIENTATION, 1)
-    except Exception:  # a broken EXIF block is no reason to lose the picture
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    # EXIF: 5..8 swap the axes; then rows and columns may run backwards
-    if orientation >= 5:
-        pixels = pixels.transpose(1, 0, 2)
-    rows = -1 if orientation in (3, 4, 7, 8) else 1
-    columns = -1 if orientation in (2, 3, 6, 7) else 1
-    return pixels[::rows, ::columns]
+    return orientation(picture)

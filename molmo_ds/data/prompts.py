@@ -5,7 +5,6 @@ order of annotations.
 """
 
 from collections import Counter
-from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any
 
@@ -15,6 +14,7 @@ from molmo_ds.config import PromptConfig
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.points import format_count, format_points, to_percent
 from molmo_ds.data.templates import LONG_CAPTION, POINT_COUNT, POINTING
+from molmo_ds.data.turns import Conversation, speak
 
 Annotation = dict[str, Any]
 SAME_AS = {"eval_short_answer": "vqa2", "eval_multiple_choice": "a_okvqa_mc"}  # styles that only evaluation uses
@@ -22,14 +22,6 @@ DEMO_STYLES = ("point_count", "pointing", "user_qa", "long_caption")  # spoken a
 BARE_STYLES = ("android_control", "demo")  # never with a style
 TEMPLATES = {"long_caption": LONG_CAPTION, "pointing": POINTING, "point_count": POINT_COUNT}
 INLINE_POINT = "<|POINT|>"  # stands in an answer where `inline_points` go
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """One branch of a sample: user, assistant, user, ... texts with their spaces, and the weight of what is learnt."""
-
-    messages: list[str]
-    weight: float
 
 
 class PromptFormatter:
@@ -84,7 +76,8 @@ class PromptFormatter:
                 turns.append(self._answer(style, annotation, rng, size))
         answer = turns[1] if len(turns) > 1 and not inference else None
         turns[0] = self._with_system_prompt(style, turns[0], answer, rng)
-        return [self._speak(i, turn) for i, turn in enumerate(turns)]
+        config = self.config
+        return [speak(i, turn, config.message_format, config.always_start_with_space) for i, turn in enumerate(turns)]
 
     def _question(self, style: str, annotation: Annotation, rng: RandomState) -> str:
         question = annotation.get("question")
@@ -154,11 +147,6 @@ class PromptFormatter:
         if rng.random() <= 0.1:
             return ""
         return str((len(answer) + int(rng.normal(scale=25))) // 15)
-
-    def _speak(self, i: int, turn: str) -> str:
-        if self.config.message_format == "role" and i % 2 == 0:
-            turn = f"User: {turn} Assistant:"
-        return " " + turn if i > 0 or self.config.always_start_with_space else turn
 
 
 def _letters(options: list[Any]) -> str:

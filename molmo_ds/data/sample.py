@@ -19,6 +19,7 @@ from molmo_ds.config import RunConfig
 from molmo_ds.data.decode import BadSample, load_frames, load_image
 from molmo_ds.data.images import ImageProcessor
 from molmo_ds.data.layout import Layout
+from molmo_ds.data.pixels import to_pixels
 from molmo_ds.data.prompts import Annotation, PromptFormatter
 from molmo_ds.data.tokens import Tokenizer
 from molmo_ds.data.tree import Tree, ask, learn
@@ -142,9 +143,7 @@ def _is_video(record: Record) -> bool:
 
 
 def _to_array(picture: Picture) -> np.ndarray:
-    if isinstance(picture, bytes):
-        return load_image(picture)
-    return np.asarray(picture.convert("RGB")) if isinstance(picture, Image.Image) else picture
+    return load_image(picture) if isinstance(picture, bytes) else to_pixels(picture)
 
 
 def _checked_sizes(record: Record, pictures: list[np.ndarray]) -> list[tuple[int, int]]:

@@ -6,8 +6,8 @@ import numpy as np
 
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.layout import IMAGE, Layout
-from molmo_ds.data.prompts import Conversation
-from molmo_ds.data.tokens import IMAGE_TOKENS, Tokenizer
+from molmo_ds.data.tokens import IMAGE_TOKENS, Words
+from molmo_ds.data.turns import Conversation
 
 PLACE = IMAGE_TOKENS[IMAGE]  # stands in a user's text where a picture goes
 
@@ -42,7 +42,7 @@ class _Branch:
     places: list[int]  # where pictures begin, if the text says where
 
 
-def learn(tokenizer: Tokenizer, conversations: list[Conversation], layouts: list[Layout], limit: int) -> Tree:
+def learn(tokenizer: Words, conversations: list[Conversation], layouts: list[Layout], limit: int) -> Tree:
     """A tree to learn from, of at most `limit` tokens; what is longer loses its end.
 
     A branch's last token is a label only, since nothing would see it. Its first token is predicted at the prefix's end,
@@ -53,7 +53,7 @@ def learn(tokenizer: Tokenizer, conversations: list[Conversation], layouts: list
     placed = any(branch.places for branch in branches)
     if placed and len(branches) > 1:
         raise BadSample(f"{PLACE} may stand in a sample's text only if it has one annotation, not {len(branches)}.")
-    ids, starts = _prefix(tokenizer, () if placed else layouts)
+    ids, starts = prefix(tokenizer, () if placed else layouts)
     labels, weights, lengths = [*ids[1:], branches[0].tokens[0]], [0.0] * len(ids), [len(ids)]
     weights[-1] = branches[0].weights[0]
     for branch in branches:
@@ -71,10 +71,10 @@ def learn(tokenizer: Tokenizer, conversations: list[Conversation], layouts: list
     return Tree(ids[:limit], labels[:limit], weights[:limit], lengths, starts)
 
 
-def ask(tokenizer: Tokenizer, messages: list[str], layouts: list[Layout], limit: int) -> Tree:
+def ask(tokenizer: Words, messages: list[str], layouts: list[Layout], limit: int) -> Tree:
     """A prompt, the user's turn last: nothing is learnt and nothing cut; ValueError where it is longer than `limit`."""
     branch = _branch(tokenizer, Conversation(messages, 0.0), layouts)
-    ids, starts = _prefix(tokenizer, () if branch.places else layouts)
+    ids, starts = prefix(tokenizer, () if branch.places else layouts)
     starts += [len(ids) + place for place in branch.places]
     _check_room(starts, layouts, limit)
     lengths = [len(ids), len(branch.tokens)]
@@ -84,7 +84,8 @@ def ask(tokenizer: Tokenizer, messages: list[str], layouts: list[Layout], limit:
     return Tree(ids, [0] * len(ids), [0.0] * len(ids), lengths, starts)
 
 
-def _prefix(tokenizer: Tokenizer, layouts: list[Layout] | tuple[()]) -> tuple[list[int], list[int]]:
+def prefix(tokenizer: Words, layouts: list[Layout] | tuple[()]) -> tuple[list[int], list[int]]:
+    """(ids of the beginning and of pictures, where the tokens of each picture begin)."""
     ids, starts = [tokenizer.bos], []
     for layout in layouts:
         starts.append(len(ids))
@@ -92,7 +93,7 @@ def _prefix(tokenizer: Tokenizer, layouts: list[Layout] | tuple[()]) -> tuple[li
     return ids, starts
 
 
-def _branch(tokenizer: Tokenizer, conversation: Conversation, layouts: list[Layout]) -> _Branch:
+def _branch(tokenizer: Words, conversation: Conversation, layouts: list[Layout]) -> _Branch:
     tokens, weights, places = [], [], []
     for i, message in enumerate(conversation.messages):
         if i % 2:
@@ -114,7 +115,7 @@ def _branch(tokenizer: Tokenizer, conversation: Conversation, layouts: list[Layo
     return _Branch(tokens, weights, places)
 
 
-def _picture(tokenizer: Tokenizer, layout: Layout) -> list[int]:
+def _picture(tokenizer: Words, layout: Layout) -> list[int]:
     return (layout.tokens + tokenizer.vocab_size).tolist()
 
 
