@@ -6,13 +6,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from numpy.random import RandomState
 from tqdm import tqdm
 
 from molmo_ds.data.shards import ShardSet
 from molmo_ds.eval.load import Answerer
 from molmo_ds.eval.tasks import Annotation, Size, Task, has_truth, mean, true_answer
-from molmo_ds.model.generate import Options
+from molmo_ds.model.generate import Options, warn_of_cuts
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def evaluate(
     for task, question in work:
         _scored(task, question, "?")
     out = []
+    ended: list[bool] = []
     with tqdm(total=len(work), desc="evaluate", unit="question", dynamic_ncols=True) as bar:
         while len(out) < len(work):
             task = work[len(out)][0]
@@ -68,9 +70,11 @@ def evaluate(
                 )
                 for q in chunk
             ]
-            texts = answerer.answer(prompts, Options(max_new_tokens=task.max_new_tokens))
+            texts, cuts = answerer.answer(prompts, Options(max_new_tokens=task.max_new_tokens))
+            ended += cuts.tolist()
             out += [_scored(task, question, text) for question, text in zip(chunk, texts)]
             bar.update(len(chunk))
+    warn_of_cuts(answerer.model, torch.tensor(ended, dtype=torch.bool))
     return out
 
 
