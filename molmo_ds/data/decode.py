@@ -9,11 +9,13 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from molmo_ds.data.pixels import colours, orientation, turn
+
+_fast_jpeg = getattr(simplejpeg, "decode_jpeg", None)  # an exported folder does without it
 # The formats that are read (MPO as JPEG): not those that start a program, as EPS does. Common ones first
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "ICO", "DIB", "PPM", "PSD", "QOI", "PCX")
 FORMATS += ("SGI", "SUN", "XBM", "TGA")
 MAX_PIXELS = 89_478_485  # 256 MiB of RGB, where Pillow starts to speak of decompression bombs
-_ORIENTATION = 0x0112  # the EXIF tag
 _PNG_MARKS = (b"eXIf", b"exif", b"tiff:Orientation")  # of the chunks that may hold an orientation
 
 
@@ -36,55 +38,23 @@ def upright_size(width: int, height: int, orientation: int) -> tuple[int, int]:
 
 
 def load_image(data: bytes) -> np.ndarray:
-    """Encoded picture -> uint8 [height, width, 3], EXIF orientation applied; other modes as `to_rgb` converts them.
+    """Encoded picture -> uint8 [height, width, 3], EXIF orientation applied.
 
-    Raises BadSample for anything that is not a whole picture: a JPEG that ends early or has a corrupt middle never
-    yields half a picture.
+    Colours become RGB as `pixels.to_pixels` says, and as in the reference. Raises BadSample for anything that is not a
+    whole picture: a JPEG that ends early or has a corrupt middle never yields half a picture.
     """
     with _open(data) as picture:
         try:
-            if picture.format in ("JPEG", "MPO") and picture.mode == "RGB":
-                pixels = simplejpeg.decode_jpeg(data, "RGB")  # bit-equal to Pillow's, a third of its time
+            if _fast_jpeg is not None and picture.format in ("JPEG", "MPO") and picture.mode == "RGB":
+                pixels = _fast_jpeg(data, "RGB")  # bit-equal to Pillow's, a third of its time
             else:
-                pixels = to_rgb(picture)
-        except (MemoryError, BadSample):
+                pixels = colours(picture)
+        except MemoryError:
             raise
         except Exception as error:  # decoders raise anything; the bytes lie in memory, so it is no I/O error
             raise BadSample(f"The picture cannot be decoded: {error}.") from None
-        orientation = _orientation(picture, data)  # not before: see there
-    return np.ascontiguousarray(_turn(pixels, orientation), dtype=np.uint8)
-
-
-def to_pixels(picture: Image.Image) -> np.ndarray:
-    """An opened picture -> uint8 [height, width, 3], as `load_image` makes them of its file.
-
-    Raises BadSample where it cannot be decoded, or has pixels of which nobody knows which value is white.
-    """
-    try:
-        pixels = to_rgb(picture)
-    except (MemoryError, BadSample):
-        raise
-    except Exception as error:  # see load_image
-        raise BadSample(f"The picture cannot be decoded: {error}.") from None
-    return np.ascontiguousarray(_turn(pixels, _orientation(picture)), dtype=np.uint8)
-
-
-def to_rgb(picture: Image.Image) -> np.ndarray:
-    """A picture of any mode -> uint8 [height, width, 3], not yet turned.
-
-    16-bit grey keeps its high byte. Alpha and transparent colours are dropped without compositing; palettes, grey,
-    1-bit, CMYK, YCbCr and HSV become RGB as Pillow converts them (the reference does so too). Raises BadSample for
-    floats and 32-bit integers, whose white is not defined; ValueError where Pillow knows no way (LAB).
-    """
-    if picture.mode == "F" or picture.mode.startswith("I"):
-        values = np.asarray(picture)
-        if picture.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
-            kind = "floats" if picture.mode == "F" else "32-bit integers"
-            raise BadSample(f"Its pixels are {kind}, of which nobody says which is white; store it with 8 or 16 bits.")
-        return np.repeat((values.astype(np.int64) >> 8)[..., None], 3, axis=2).astype(np.uint8)
-    if picture.mode in ("La", "RGBa"):  # premultiplied: Pillow goes by the plain mode only
-        picture = picture.convert({"La": "LA", "RGBa": "RGBA"}[picture.mode])
-    return np.asarray(picture.convert("RGB"))
+        upright = turn(pixels, _orientation(picture, data))  # not before the pixels: see there
+    return np.ascontiguousarray(upright, dtype=np.uint8)
 
 
 def count_pictures(data: bytes) -> int:
@@ -168,22 +138,9 @@ def _open(data: bytes) -> Image.Image:
     return picture
 
 
-def _orientation(picture: Image.Image, data: bytes | None = None) -> int:
+def _orientation(picture: Image.Image, data: bytes) -> int:
     # Pillow decodes a PNG to look for EXIF behind the pixels; a second decoding after one that failed raises nothing
     # and leaves half a picture, so pixels come first wherever they are wanted
-    if picture.format == "PNG" and data is not None and not any(mark in data for mark in _PNG_MARKS):
+    if picture.format == "PNG" and not any(mark in data for mark in _PNG_MARKS):
         return 1
-    try:
-        value = picture.getexif().get(_ORIENTATION, 1)
-    except Exception:  # a broken EXIF block is no reason to lose the picture
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    # EXIF: 5..8 swap the axes; then rows and columns may run backwards
-    if orientation >= 5:
-        pixels = pixels.transpose(1, 0, 2)
-    rows = -1 if orientation in (3, 4, 7, 8) else 1
-    columns = -1 if orientation in (2, 3, 6, 7) else 1
-    return pixels[::rows, ::columns]
+    return orientation(picture)

@@ -5,7 +5,6 @@ order of annotations.
 """
 
 from collections import Counter
-from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any
 
@@ -16,20 +15,12 @@ from molmo_ds.data.annotation import INLINE_POINT, Annotation, at, read_annotati
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.points import format_count, format_points, to_percent
 from molmo_ds.data.templates import LONG_CAPTION, POINT_COUNT, POINTING
+from molmo_ds.data.turns import Conversation, speak
 
 SAME_AS = {"eval_short_answer": "vqa2", "eval_multiple_choice": "a_okvqa_mc"}  # styles that only evaluation uses
 DEMO_STYLES = ("point_count", "pointing", "user_qa", "long_caption")  # spoken as a user would: rarely with a style
 BARE_STYLES = ("android_control", "demo")  # never with a style
 TEMPLATES = {"long_caption": LONG_CAPTION, "pointing": POINTING, "point_count": POINT_COUNT}
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """One branch of a sample: user, assistant, user, ... texts with their spaces, and the weight of what is learnt."""
-
-    messages: list[str]
-    weight: float
-    pictures: int | None = None  # that the text says it begins with
 
 
 class PromptFormatter:
@@ -102,7 +93,8 @@ class PromptFormatter:
             raise BadSample("An answer is empty, so there is nothing to learn; leave the annotation out.")
         answer = turns[1] if len(turns) > 1 and not inference else None
         turns[0] = self._with_system_prompt(style, turns[0], answer, rng)
-        return [self._speak(i, turn) for i, turn in enumerate(turns)]
+        config = self.config
+        return [speak(i, turn, config.message_format, config.always_start_with_space) for i, turn in enumerate(turns)]
 
     def _question(self, style: str, annotation: Annotation, rng: RandomState) -> str:
         question = annotation.question
@@ -174,11 +166,6 @@ class PromptFormatter:
         if rng.random() <= 0.1:
             return ""
         return str((len(answer) + int(rng.normal(scale=25))) // 15)
-
-    def _speak(self, i: int, turn: str) -> str:
-        if self.config.message_format == "role" and i % 2 == 0:
-            turn = f"User: {turn} Assistant:"
-        return " " + turn if i > 0 or self.config.always_start_with_space else turn
 
 
 def _letters(options: list[str]) -> str:

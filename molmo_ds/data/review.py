@@ -7,9 +7,10 @@ from numpy.random import RandomState
 from molmo_ds.config import PromptConfig
 from molmo_ds.data.annotation import KEYS, Annotation, at, read_annotation
 from molmo_ds.data.decode import BadSample
-from molmo_ds.data.prompts import Conversation, PromptFormatter
+from molmo_ds.data.prompts import PromptFormatter
 from molmo_ds.data.record import Record, annotations, check_pictures, count_frames, first_size, is_video
 from molmo_ds.data.tree import check_places
+from molmo_ds.data.turns import Conversation
 
 _ANSWERS = ("text", "answer", "answers", "points", "inline_points")
 

@@ -17,9 +17,10 @@ from PIL import Image
 from molmo_ds.batch import Sample
 from molmo_ds.config import RunConfig
 from molmo_ds.data.annotation import Annotation, read_annotation
-from molmo_ds.data.decode import load_frames, load_image, to_pixels
+from molmo_ds.data.decode import load_frames, load_image
 from molmo_ds.data.images import ImageProcessor
 from molmo_ds.data.layout import Layout
+from molmo_ds.data.pixels import to_pixels
 from molmo_ds.data.prompts import PromptFormatter
 from molmo_ds.data.record import Record, check_pictures, count_frames, first_size, is_video
 from molmo_ds.data.tokens import Tokenizer
@@ -131,9 +132,7 @@ def _pictures(record: Record) -> list[np.ndarray]:
 
 
 def _to_array(picture: Picture) -> np.ndarray:
-    if isinstance(picture, bytes):
-        return load_image(picture)
-    return to_pixels(picture) if isinstance(picture, Image.Image) else picture
+    return load_image(picture) if isinstance(picture, bytes) else to_pixels(picture)
 
 
 def _checked_sizes(record: Record, pictures: list[np.ndarray]) -> list[tuple[int, int]]:

@@ -7,8 +7,8 @@ import numpy as np
 from molmo_ds.data.conversation import PLACE
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.layout import Layout
-from molmo_ds.data.prompts import Conversation
-from molmo_ds.data.tokens import Tokenizer
+from molmo_ds.data.tokens import Words
+from molmo_ds.data.turns import Conversation
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class _Branch:
     places: list[int]  # where pictures begin, if the text says where
 
 
-def learn(tokenizer: Tokenizer, conversations: list[Conversation], layouts: list[Layout], limit: int) -> Tree:
+def learn(tokenizer: Words, conversations: list[Conversation], layouts: list[Layout], limit: int) -> Tree:
     """A tree to learn from, of at most `limit` tokens; what is longer loses its end.
 
     A branch's last token is a label only, since nothing would see it. Its first token is predicted at the prefix's end,
@@ -52,7 +52,7 @@ def learn(tokenizer: Tokenizer, conversations: list[Conversation], layouts: list
     check_places(conversations, len(layouts))
     branches = [_branch(tokenizer, conversation, layouts) for conversation in conversations]
     placed = any(branch.places for branch in branches)
-    ids, starts = _prefix(tokenizer, () if placed else layouts)
+    ids, starts = prefix(tokenizer, () if placed else layouts)
     labels, weights, lengths = [*ids[1:], branches[0].tokens[0]], [0.0] * len(ids), [len(ids)]
     weights[-1] = branches[0].weights[0]
     for branch in branches:
@@ -84,13 +84,13 @@ def check_places(conversations: list[Conversation], pictures: int) -> None:
         raise BadSample(f"The text places {counts[0]} of {pictures} pictures; place all of them or none.")
 
 
-def ask(tokenizer: Tokenizer, messages: list[str], layouts: list[Layout], limit: int) -> Tree:
+def ask(tokenizer: Words, messages: list[str], layouts: list[Layout], limit: int) -> Tree:
     """A prompt, the user's turn last: nothing is learnt and nothing cut; ValueError where it is longer than `limit`."""
     conversation = Conversation(messages, 0.0)
     if layouts:  # without one the words of a user stay words
         check_places([conversation], len(layouts))
     branch = _branch(tokenizer, conversation, layouts)
-    ids, starts = _prefix(tokenizer, () if branch.places else layouts)
+    ids, starts = prefix(tokenizer, () if branch.places else layouts)
     starts += [len(ids) + place for place in branch.places]
     _check_room(starts, layouts, limit)
     lengths = [len(ids), len(branch.tokens)]
@@ -100,7 +100,8 @@ def ask(tokenizer: Tokenizer, messages: list[str], layouts: list[Layout], limit:
     return Tree(ids, [0] * len(ids), [0.0] * len(ids), lengths, starts)
 
 
-def _prefix(tokenizer: Tokenizer, layouts: list[Layout] | tuple[()]) -> tuple[list[int], list[int]]:
+def prefix(tokenizer: Words, layouts: list[Layout] | tuple[()]) -> tuple[list[int], list[int]]:
+    """(ids of the beginning and of pictures, where the tokens of each picture begin)."""
     ids, starts = [tokenizer.bos], []
     for layout in layouts:
         starts.append(len(ids))
@@ -108,7 +109,7 @@ def _prefix(tokenizer: Tokenizer, layouts: list[Layout] | tuple[()]) -> tuple[li
     return ids, starts
 
 
-def _branch(tokenizer: Tokenizer, conversation: Conversation, layouts: list[Layout]) -> _Branch:
+def _branch(tokenizer: Words, conversation: Conversation, layouts: list[Layout]) -> _Branch:
     tokens, weights, places = [], [], []
     for i, message in enumerate(conversation.messages):
         if i % 2:
@@ -126,7 +127,7 @@ def _branch(tokenizer: Tokenizer, conversation: Conversation, layouts: list[Layo
     return _Branch(tokens, weights, places)
 
 
-def _picture(tokenizer: Tokenizer, layout: Layout) -> list[int]:
+def _picture(tokenizer: Words, layout: Layout) -> list[int]:
     return (layout.tokens + tokenizer.vocab_size).tolist()
 
 

@@ -10,7 +10,7 @@ import yaml
 from torch import Tensor
 from torch.nn import functional as F
 
-from molmo_ds.config import MolmoConfig, VisionConfig, from_dict, to_dict
+from molmo_ds.config import MolmoConfig, PromptConfig, VisionConfig, from_dict, to_dict
 from molmo_ds.hub import configs
 from molmo_ds.model import names
 from molmo_ds.model.init import initial_parameter
@@ -140,6 +140,17 @@ def open_checkpoint(path: Path) -> tuple[MolmoConfig, Iterator[tuple[str, Tensor
     if not config.text.tie_word_embeddings:
         return config, tensors, tokenizer
     return replace(config, text=replace(config.text, tie_word_embeddings=False)), _untied(tensors), tokenizer
+
+
+def prompt_form(path: Path) -> dict[str, str | bool]:
+    """`message_format` and `always_start_with_space` that a run's prompts had; a folder of weights says nothing."""
+    if not (path / INDEX).is_file():
+        from molmo_ds.engine import checkpoint  # imports deepspeed
+
+        path = checkpoint.find(path)
+    values = (yaml.safe_load((path / "config.yaml").read_text()).get("data") or {}).get("prompts") or {}
+    usual = PromptConfig()
+    return {name: values.get(name, getattr(usual, name)) for name in ("message_format", "always_start_with_space")}
 
 
 def _untied(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
