@@ -134,7 +134,12 @@ def from_reference(values: dict[str, Any]) -> MolmoConfig:
         use_col_tokens=get("use_col_tokens", True),
     )
     layers = get("vit_layers")
-    return MolmoConfig(text, replace(vision, feature_layers=tuple(layers)) if layers else vision, connector, images)
+    return MolmoConfig(
+        text=text,
+        vision=replace(vision, feature_layers=tuple(layers)) if layers else vision,
+        connector=connector,
+        images=images,
+    )
 
 
 def to_released(config: MolmoConfig, dtype: str) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def backbones(
     if not text.model_type.startswith(llm[0].split("-")[0].split("_")[0].lower().rstrip("0123456789.")):
         raise ValueError(f"'{llm[0]}' does not fit {text_folder}, which holds a {text.model_type} model.")
     tower, images = configs.vision_config(configs.read_json(vision_folder), vision[0])
-    config = configs.override(MolmoConfig(text, tower, images=images), changes)
+    config = configs.override(MolmoConfig(text=text, vision=tower, images=images), changes)
     shapes = shapes_of(config)
 
     def tensors() -> Iterator[tuple[str, Tensor]]:

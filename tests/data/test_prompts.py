@@ -14,9 +14,15 @@ from molmo_ds.data.prompts import PromptFormatter
 from molmo_ds.data.templates import LONG_CAPTION, POINT_COUNT, POINTING
 
 SFT = PromptFormatter(PromptConfig())
-BARE = PromptFormatter(PromptConfig("none", "none", "none", always_start_with_space=False))
-CAPTIONER = PromptFormatter(PromptConfig("none", "none", "style_and_length"))
-STYLE = PromptFormatter(PromptConfig("none", "role", "style", always_start_with_space=False))
+BARE = PromptFormatter(
+    PromptConfig(prompt_templates="none", message_format="none", system_prompt="none", always_start_with_space=False)
+)
+CAPTIONER = PromptFormatter(
+    PromptConfig(prompt_templates="none", message_format="none", system_prompt="style_and_length")
+)
+STYLE = PromptFormatter(
+    PromptConfig(prompt_templates="none", message_format="role", system_prompt="style", always_start_with_space=False)
+)
 
 
 class Draws:

@@ -137,7 +137,7 @@ def test_stages_that_learn_nothing() -> None:
     both = replace(text, optim=replace(text.optim, vision=still))
     assert balance(rows, both, 2) == [0, names.index("embed"), len(rows)]
     adapters = replace(
-        both, optim=replace(both.optim, connector=still, text=config.optim.text), lora=LoraConfig(("text",))
+        both, optim=replace(both.optim, connector=still, text=config.optim.text), lora=LoraConfig(components=("text",))
     )
     assert balance(rows, adapters, 2) == [0, names.index("layers.1"), len(rows)], "the head has no adapter"
     with pytest.raises(ValueError, match="2 layers that learn cannot fill 3 pipeline stages"):

@@ -124,7 +124,7 @@ def test_dtypes(tmp_path: Path) -> None:
 
 def test_from_reference(tmp_path: Path) -> None:
     """config.yaml with the model under `model`, and model.pt; Llama blocks with separate projections."""
-    config = tiny("llama", "siglip", ConnectorConfig("attention", padding_embed="pad_embed"))
+    config = tiny("llama", "siglip", ConnectorConfig(pooling="attention", padding_embed="pad_embed"))
     state = random_state(config)
     folder = tmp_path / "reference"
     folder.mkdir()
