@@ -1,5 +1,6 @@
 """Model shapes as functions: the released models, smaller relatives, and the tiny ones that tests and examples use."""
 
+import difflib
 from dataclasses import replace
 
 from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, TextConfig, VisionConfig
@@ -225,13 +226,17 @@ PRESETS = {
     f.__name__: f
     for f in (molmo_7b_d, molmo_7b_o, molmo_72b, molmoe_1b, qwen2_1b5, qwen2_0b5, reference_cpu, tiny, tiny_moe)
 }
+ONE_TOWER = ("reference_cpu", "tiny", "tiny_moe")  # made as they are
 
 
 def get(name: str) -> MolmoConfig:
     """A preset by name, `molmo_7b_d` or with another tower `molmo_7b_d/siglip`; ValueError names those there are."""
-    name, _, vision = name.partition("/")
-    if name not in PRESETS or (vision and (vision not in TOWERS or name.startswith(("tiny", "reference")))):
+    known = [*PRESETS, *(f"{preset}/{tower}" for preset in PRESETS if preset not in ONE_TOWER for tower in TOWERS)]
+    if name not in known:
+        best = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
         raise ValueError(
-            f"There is no preset '{name}/{vision}'; there are {', '.join(PRESETS)}, towers {', '.join(TOWERS)}."
+            f"There is no preset '{name}'; the nearest one is '{best}', there are {', '.join(PRESETS)}, and behind a / "
+            f"the towers {', '.join(TOWERS)}."
         )
-    return PRESETS[name](vision) if vision else PRESETS[name]()
+    preset, _, vision = name.partition("/")
+    return PRESETS[preset](vision) if vision else PRESETS[preset]()

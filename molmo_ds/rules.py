@@ -186,10 +186,14 @@ def _asked_for(config: RunConfig, name: str) -> bool:
 
 
 def short_warmups(config: RunConfig) -> list[str]:
-    """Keys of default warm-ups that a short run does not finish: legal, and worth a word."""
+    """A sentence where a short run does not finish the default warm-up: legal, and worth a word."""
     end = config.optim.t_max or config.max_steps
     parts = {name: getattr(config.optim, name) for name in COMPONENTS}
-    return [f"optim.{name}.warmup_steps={p.warmup_steps}" for name, p in parts.items() if p.warmup_steps > end]
+    late = {name: part for name, part in parts.items() if part.warmup_steps > end and not part.freeze}
+    if not late:
+        return []
+    keys = ", ".join(f"optim.{name}.warmup_steps={part.warmup_steps}" for name, part in late.items())
+    return [f"The rate never reaches its peak: {keys} and only {end} steps; set shorter warm-ups."]
 
 
 def rates(sources: dict[str, SourceConfig], group_rates: dict[str, float], at: str) -> Rows:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,10 @@ class Setting:
     @property
     def is_text(self) -> bool:
         """Whether it is any text."""
-        return str in _inside(self.hint) and not self.choices
+        hint = self.hint
+        while typing.get_origin(hint) in (typing.Annotated, typing.Union, types.UnionType):
+            hint = typing.get_args(hint)[0]
+        return hint is str
 
 
 @lru_cache
@@ -81,30 +84,37 @@ def comments(kind: type) -> dict[str, str]:
     return out
 
 
-def legal(hint: Any, inside: bool = False) -> str:
-    """What a value of this type may be, in words; `inside` = what an entry of the list or dictionary may be."""
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+def legal(hint: Any) -> str:
+    """What a value of this type may be, in words."""
+    origin = typing.get_origin(hint)
+    parts = typing.get_args(hint)
     if origin is typing.Annotated:
-        limits = _limits(parts[1:])
-        return legal(parts[0], inside) + (f" {limits}" if limits and not inside else "")
+        return f"{legal(parts[0])} {_limits(parts[1:])}".rstrip()
     if origin in (typing.Union, types.UnionType):
-        return legal(parts[0], inside) + " or null"
+        return f"{legal(parts[0])}, or null"
     if origin is Literal:
-        words = [str(part) for part in parts]
-        return f"{', '.join(words[:-1])} or {words[-1]}"
+        return f"{', '.join(parts[:-1])} or {parts[-1]}"
     if origin is tuple:
-        count = "a list, each" if parts[-1] is Ellipsis else f"a list of {len(parts)}, each"
-        return legal(parts[0]) if inside else f"{count} {legal(parts[0])}"
+        number = "" if parts[-1] is Ellipsis else f" of {len(parts)}"
+        return f"a list{number}, each {legal(parts[0])}"
     if origin is dict:
-        return legal(parts[1]) if inside else f"a block of names, each {legal(parts[1])}"
-    return {
-        bool: "true or false", int: "a whole number", float: "a number", str: "a text", Any: "a value",
-    }[hint]  # fmt: skip
+        return f"a block of names, each {legal(parts[1])}"
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Any: "a value"}
+    return words[hint]
+
+
+def entry(hint: Any) -> Any:
+    """The type of the entries of a list or dictionary."""
+    inner = next(one for one in _inside(hint) if typing.get_origin(one) in (tuple, dict))
+    parts = typing.get_args(inner)
+    return parts[0] if typing.get_origin(inner) is tuple else parts[1]
 
 
 def _limits(extras: tuple[Any, ...]) -> str:
     low = next((e.ge for e in extras if isinstance(e, Ge)), None)
     above = next((e.gt for e in extras if isinstance(e, Gt)), None)
+    if any(isinstance(e, MinLen) for e in extras):
+        return "(one at least)"
     high = next((e.le for e in extras if isinstance(e, Le)), None)
     below = next((e.lt for e in extras if isinstance(e, Lt)), None)
     if above is not None:
@@ -118,7 +128,7 @@ def _limits(extras: tuple[Any, ...]) -> str:
 
 def _inside(hint: Any) -> list[Any]:
     """A type and every type within it."""
-    return [hint, *(part for inner in typing.get_args(hint) for part in _inside(inner) if inner is not None)]
+    return [hint, *(part for inner in typing.get_args(hint) for part in _inside(inner))]
 
 
 def help_text(kind: type) -> str:

@@ -1,22 +1,24 @@
 """YAML and dotted overrides become a RunConfig and back; the only importer of omegaconf."""
 
 import contextlib
+import dataclasses
 import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from molmo_ds import presets, rules
 from molmo_ds.config import MolmoConfig, RunConfig
-from molmo_ds.setting_list import Setting, legal, settings
+from molmo_ds.setting_list import Setting, entry, legal, settings
 
+NOTHING = ("", "null", "~")
 ERRORS = (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, OSError, ValueError, TypeError, KeyError)
 
 
@@ -26,8 +28,7 @@ def load(path: str | Path | None = None, overrides: list[str] | tuple[str, ...] 
     Raises ValueError with a sentence for every mistake: the key, its value and what it may be, for an unknown key the
     nearest right one.
     """
-    given = read_yaml(path) if path is not None else {}
-    given = _merge(given, _read_overrides(overrides))
+    given = _read(path, overrides)
     preset = given.get("preset", RunConfig.preset)
     mistakes = []
     try:
@@ -37,7 +38,7 @@ def load(path: str | Path | None = None, overrides: list[str] | tuple[str, ...] 
         model = MolmoConfig()
     base = to_dict(RunConfig(model=model))
     try:
-        config = _validate(RunConfig, _merge(base, given))
+        config = _validate(RunConfig, _over(base, given))
     except ValidationError as error:
         raise ValueError(rules.together(mistakes + _sentences(error, RunConfig))) from None
     mistakes += [sentence for wrong, sentence in rules.run(config) if wrong]
@@ -46,7 +47,7 @@ def load(path: str | Path | None = None, overrides: list[str] | tuple[str, ...] 
     return config
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
+def read_yaml(path: str | Path) -> DictConfig:
     """A YAML file of settings; ValueError names the file, and the line where it cannot be read."""
     file = Path(path).expanduser()
     if not file.is_file():
@@ -61,41 +62,42 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except ERRORS as error:
         reason = "it is no text in UTF-8" if isinstance(error, UnicodeDecodeError) else _first_line(error)
         raise ValueError(f"{path} is not YAML: {reason}.") from None
+    if not given:
+        raise ValueError(f"{path} is empty; write lines such as `max_steps: 1000`, or leave the file out.")
     if not OmegaConf.is_dict(given):
         raise ValueError(f"{path} holds no settings; write lines such as `max_steps: 1000`, not a list.")
-    return _plain(given, str(path))
-
-
-def _read_overrides(overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
-    words = [word.removeprefix("--") for word in overrides]
-    for word in words:
-        key, separator, _ = word.partition("=")
-        if not separator or not all(key.split(".")):
-            raise ValueError(f"'{word}' is not an override; write key=value, for example model.vision.hidden_size=64.")
-    given: dict[str, Any] = {}
-    for word in words:
-        try:
-            given = _merge(given, _plain(OmegaConf.from_dotlist([word]), word))
-        except ERRORS as error:
-            raise ValueError(f"The override '{word}' cannot be read: {_first_line(error)}.") from None
     return given
 
 
-def _merge(base: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """`given` over `base`, block by block."""
-    both = {key: _merge(base[key], given[key]) for key in given if _is_block(base.get(key)) and _is_block(given[key])}
-    return base | given | both
-
-
-def _is_block(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
-def _plain(given: Any, where: str) -> dict[str, Any]:
+def _read(path: str | Path | None, overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    given = OmegaConf.create() if path is None else read_yaml(path)
+    for word in overrides:
+        line = _as_yaml(word)
+        try:
+            given = OmegaConf.merge(given, OmegaConf.from_dotlist([line]))
+        except ERRORS as error:
+            raise ValueError(f"The override '{word}' cannot be read: {_first_line(error)}.") from None
     try:
         return OmegaConf.to_container(given, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise ValueError(f"{where} has a value that cannot be read: {_first_line(error)}.") from None
+    except ERRORS as error:
+        raise ValueError(f"The configuration has a value that cannot be read: {_first_line(error)}.") from None
+
+
+def _as_yaml(word: str) -> str:
+    key, separator, value = word.removeprefix("--").partition("=")
+    keys = key.split(".")
+    if not separator or not all(keys):
+        raise ValueError(f"'{word}' is not an override; write key=value, for example model.vision.hidden_size=64.")
+    setting = _setting_of(keys, settings(RunConfig))
+    if setting is not None and setting.is_text and value not in NOTHING and value[0] not in "'\"":
+        value = json.dumps(value)  # a text as it stands: 007 is no number, and what follows # no comment
+    return f"{key}={value}"
+
+
+def _over(base: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """`given` over `base`, block by block."""
+    blocks = [key for key in given if isinstance(base.get(key), dict) and isinstance(given[key], dict)]
+    return base | given | {key: _over(base[key], given[key]) for key in blocks}
 
 
 def _first_line(error: BaseException) -> str:
@@ -109,7 +111,7 @@ def save(config: Any, path: str | Path) -> None:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain dictionaries, lists and numbers."""
-    return _adapter(type(config)).dump_python(config, mode="json")
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def from_dict(kind: type, values: dict[str, Any]) -> Any:
@@ -149,13 +151,15 @@ def _validate(kind: type, values: dict[str, Any]) -> Any:
 
 def _sentences(error: ValidationError, kind: type) -> list[str]:
     """One sentence per mistake, each key once."""
-    known = {setting.name: setting for setting in settings(kind)}
+    known = settings(kind)
     said: dict[str, str] = {}
     for mistake in error.errors():
         keys = [str(part) for part in mistake["loc"]]
         key = ".".join(keys)
         if mistake["type"] == "unexpected_keyword_argument":
-            said[key] = f"There is no setting '{key}'; the nearest one is '{nearest(key, known)}'."
+            said[key] = (
+                f"There is no setting '{key}'; the nearest one is '{nearest(key, [one.name for one in known])}'."
+            )
             continue
         setting = _setting_of(keys, known)
         if setting is not None:
@@ -165,9 +169,9 @@ def _sentences(error: ValidationError, kind: type) -> list[str]:
     return list(said.values())
 
 
-def _setting_of(keys: list[str], known: dict[str, Setting]) -> Setting | None:
+def _setting_of(keys: list[str], known: Iterable[Setting]) -> Setting | None:
     """The setting that a place belongs to, which may lie inside its list or dictionary."""
-    for setting in known.values():
+    for setting in known:
         if len(keys) >= setting.depth and all(p in ("<name>", k) for p, k in zip(setting.name.split("."), keys)):
             return setting
     return None
@@ -179,10 +183,11 @@ def _wrong_value(keys: list[str], mistake: Any, setting: Setting) -> str:
     value = mistake["input"]
     if mistake["type"] == "value_error":  # of a check of our own
         return f"{key} is {_shown(value)}: {mistake['ctx']['error']}."
-    spot = f"{key}[{inside[0]}]" if inside and mistake["type"] != "missing" else key
-    sentence = (
-        f"{spot} is {_shown(value)}; {'each' if spot != key else 'it'} must be {legal(setting.hint, spot != key)}"
-    )
+    if inside and mistake["type"] not in ("missing", "too_long"):  # an entry of a list or dictionary
+        spot = f"{key}[{inside[0]}]" if inside[0].isdigit() else f"{key}.{inside[0]}"
+        sentence = f"{spot} is {_shown(value)}; it must be {legal(entry(setting.hint))}"
+    else:
+        sentence = f"{key} is {_shown(value)}; it must be {legal(setting.hint)}"
     if setting.choices and isinstance(value, str):
         sentence += f"; the nearest is {difflib.get_close_matches(value, setting.choices, n=1, cutoff=0.0)[0]}"
     if setting.is_text and isinstance(value, int | float) and not isinstance(value, bool):
@@ -196,10 +201,10 @@ def _shown(value: Any) -> str:
     return text if len(text) < 80 else text[:76] + " ..."
 
 
-def nearest(key: str, known: dict[str, Setting]) -> str:
+def nearest(key: str, known: list[str]) -> str:
     """The known key that was meant, most likely: one with the same last word, else the most similar."""
     last = key.rsplit(".", 1)[-1]
     words = sorted({name.rsplit(".", 1)[-1] for name in known})
     word = difflib.get_close_matches(last, words, n=1, cutoff=0.75)
     same = [name for name in known if word and name.rsplit(".", 1)[-1] == word[0]]
-    return difflib.get_close_matches(key, same or list(known), n=1, cutoff=0.0)[0]
+    return difflib.get_close_matches(key, same or known, n=1, cutoff=0.0)[0]

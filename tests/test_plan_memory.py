@@ -135,7 +135,7 @@ def test_every_strategy_has_a_plan(capsys: pytest.CaptureFixture, tmp_path: Path
 
 def test_shards_of_a_released_model() -> None:
     """Molmo-7B-D in ZeRO-3 over 16 GPUs: 2 + 4 + 12 bytes per trained parameter and 2 per frozen one, by hand."""
-    config = RunConfig(model=plan_memory.configs.load(None, ["preset=molmo_7b_d"]).model, global_batch=16)
+    config = RunConfig(model=plan_memory.settings.load(None, ["preset=molmo_7b_d"]).model, global_batch=16)
     made = plan_memory.plan(config, ds_config.read(config.strategy), 16)[0]
     with torch.device("meta"):
         network = plan_memory.Molmo(config.model)

@@ -14,7 +14,7 @@ import run_files
 import torch
 from ranks import Forked, free_port, rank_environment
 
-from molmo_ds import config as configs
+from molmo_ds import settings
 from molmo_ds.config import RunConfig
 from molmo_ds.data.loader import build_stream
 from molmo_ds.engine import checkpoint
@@ -93,7 +93,7 @@ def test_launchers_give_the_same_losses(launched: dict[str, Path]) -> None:
 def test_what_a_run_leaves(launched: dict[str, Path], tiny_run: list[str]) -> None:
     out = launched["deepspeed"]
     assert json.loads((out / "DONE").read_text()) == {"step": 2, "loss": losses(out)[2]}
-    assert configs.load(out / "config.yaml") == configs.load(None, [*tiny_run, "max_steps=2", f"out={out}"])
+    assert settings.load(out / "config.yaml") == settings.load(None, [*tiny_run, "max_steps=2", f"out={out}"])
     assert list((out / "tensorboard").glob("events.*"))
     line = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
     assert line["lr/text"] == pytest.approx(1e-4) and line["tokens"] > 100
@@ -141,7 +141,7 @@ def test_held_out_losses_are_those_of_the_network_and_change_nothing(tiny_run: l
     assert losses(tmp_path / "alone") == losses(tmp_path / "watched")
     lines = [json.loads(line) for line in (tmp_path / "watched" / "log.jsonl").read_text().splitlines()]
     seen = {line["step"]: line["held_out/loss"] for line in lines if "held_out/loss" in line}
-    config = configs.load(tmp_path / "watched" / "config.yaml")
+    config = settings.load(tmp_path / "watched" / "config.yaml")
     model, expected = Molmo(config.model, config.optim.z_loss), {}
     stream = build_stream(held_out_run(config), 0, 1)
     batches = [batch for _ in range(3) for batch in next(stream)[0]]
@@ -237,7 +237,7 @@ def test_every_checkpoint_damaged(launched: dict[str, Path], tiny_run: list[str]
 def test_help_names_every_setting(capsys: pytest.CaptureFixture) -> None:
     main(["--help"])
     said = capsys.readouterr().out
-    for name, (_, default) in configs.known_keys(RunConfig).items():
+    for name, (_, default) in settings.known_keys(RunConfig).items():
         assert f"  {name} = {default!r}" in said
 
 

@@ -26,7 +26,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 from signal_run import MARK, signal_run  # noqa: E402
 
-from molmo_ds import config as configs  # noqa: E402
+from molmo_ds import settings  # noqa: E402
 from molmo_ds.config import RunConfig  # noqa: E402
 from molmo_ds.engine import ds_config  # noqa: E402
 from molmo_ds.train import read_arguments  # noqa: E402
@@ -72,7 +72,7 @@ class Supervisor:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ValueError(f"Another tools/launch.py looks after {self.out}; stop it first.") from None
-        configs.save(config, self.folder / "config.yaml")
+        settings.save(config, self.folder / "config.yaml")
         lines = [f"{name}={value}\n" for name, value in os.environ.items() if wanted(name, exported)]
         own = Path(os.environ.get("DS_ENV_FILE", ".deepspeed_env"))
         lines += own.read_text().splitlines(keepends=True) if own.is_file() else []

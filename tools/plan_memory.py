@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
-from molmo_ds import config as configs
+from molmo_ds import settings
 from molmo_ds.config import RunConfig
 from molmo_ds.engine import ds_config, optim
 from molmo_ds.engine.ds_config import Strategy
@@ -275,7 +275,7 @@ def main(arguments: list[str]) -> None:
     preset, path, hosts, *overrides = arguments
     world = read_hosts(hosts)
     given = [word for word in overrides if word.startswith("global_batch=")] or [f"global_batch={world}"]
-    config: RunConfig = configs.load(None, [f"preset={preset}", f"strategy={path}", *overrides, *given])
+    config: RunConfig = settings.load(None, [f"preset={preset}", f"strategy={path}", *overrides, *given])
     strategy = ds_config.read(path)
     ds_config.refuse(strategy, config, world)
     fields = ("weights", "gathered", "gradients", "optimizer", "activations", "logits", "peak", "host")

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from molmo_ds import config as configuration
+from molmo_ds import settings
 from molmo_ds.batch import Batch
 from molmo_ds.config import RunConfig, SourceConfig
 from molmo_ds.data.loader import Mixture, Sequence, rank_lanes, sequences
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--documents", type=int, default=8, help="of them, documents to show in full")
     args = parser.parse_args(argv)
     base = [] if args.config else ["preset=molmo_7b_d"]
-    config = configuration.load(args.config, base + args.overrides)
+    config = settings.load(args.config, base + args.overrides)
     with tempfile.TemporaryDirectory() as folder:
         data = dataclasses.replace(
             config.data,

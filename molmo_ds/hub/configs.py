@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from molmo_ds import presets
-from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, TextConfig, VisionConfig, from_dict, to_dict
+from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, TextConfig, VisionConfig
+from molmo_ds.settings import from_dict, to_dict
 
 OWN = "molmo_ds"  # the field of config.json that holds the MolmoConfig
 TOWERS = {"openai": "clip", "clip": "clip", "siglip": "siglip", "dino": "dinov2", "dinov2": "dinov2"}

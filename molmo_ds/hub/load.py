@@ -10,12 +10,13 @@ import yaml
 from torch import Tensor
 from torch.nn import functional as F
 
-from molmo_ds.config import MolmoConfig, VisionConfig, from_dict, to_dict
+from molmo_ds.config import MolmoConfig, VisionConfig
 from molmo_ds.hub import configs
 from molmo_ds.model import names
 from molmo_ds.model.init import initial_parameter
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.model.tensor_files import INDEX, TensorFolder, new_folder, write_tensors
+from molmo_ds.settings import from_dict, to_dict
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
