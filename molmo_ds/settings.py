@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-from molmo_ds import presets, rules
+from molmo_ds import config, presets, rules
 from molmo_ds.config import MolmoConfig, RunConfig
 from molmo_ds.setting_list import Setting, entry, legal, settings
 
@@ -38,13 +38,13 @@ def load(path: str | Path | None = None, overrides: list[str] | tuple[str, ...] 
         model = MolmoConfig()
     base = to_dict(RunConfig(model=model))
     try:
-        config = _validate(RunConfig, _over(base, given))
+        made = _validate(RunConfig, _over(base, given))
     except ValidationError as error:
         raise ValueError(rules.together(mistakes + _sentences(error, RunConfig))) from None
-    mistakes += [sentence for wrong, sentence in rules.run(config) if wrong]
+    mistakes += [sentence for wrong, sentence in rules.run(made) if wrong]
     if mistakes:
         raise ValueError(rules.together(mistakes))
-    return config
+    return made
 
 
 def read_yaml(path: str | Path) -> DictConfig:
@@ -69,10 +69,15 @@ def read_yaml(path: str | Path) -> DictConfig:
     return given
 
 
-def _read(path: str | Path | None, overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
+def changed(made: Any, overrides: list[str] | tuple[str, ...]) -> Any:
+    """A dataclass of settings with `a.b=value` overrides; ValueError as of `from_dict`."""
+    return from_dict(type(made), _over(to_dict(made), _read(None, overrides, type(made))))
+
+
+def _read(path: str | Path | None, overrides: list[str] | tuple[str, ...], kind: type = RunConfig) -> dict[str, Any]:
     given = OmegaConf.create() if path is None else read_yaml(path)
     for word in overrides:
-        line = _as_yaml(word)
+        line = _as_yaml(word, kind)
         try:
             given = OmegaConf.merge(given, OmegaConf.from_dotlist([line]))
         except ERRORS as error:
@@ -83,12 +88,12 @@ def _read(path: str | Path | None, overrides: list[str] | tuple[str, ...]) -> di
         raise ValueError(f"The configuration has a value that cannot be read: {_first_line(error)}.") from None
 
 
-def _as_yaml(word: str) -> str:
+def _as_yaml(word: str, kind: type) -> str:
     key, separator, value = word.removeprefix("--").partition("=")
     keys = key.split(".")
     if not separator or not all(keys):
         raise ValueError(f"'{word}' is not an override; write key=value, for example model.vision.hidden_size=64.")
-    setting = _setting_of(keys, settings(RunConfig))
+    setting = _setting_of(keys, settings(kind))
     if setting is not None and setting.is_text and value not in NOTHING and value[0] not in "'\"":
         value = json.dumps(value)  # a text as it stands: 007 is no number, and what follows # no comment
     return f"{key}={value}"
@@ -104,14 +109,14 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-def save(config: Any, path: str | Path) -> None:
+def save(made: Any, path: str | Path) -> None:
     """Write a dataclass as YAML that `load` (or `from_dict`) reads back."""
-    Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    Path(path).write_text(yaml.safe_dump(to_dict(made), sort_keys=False))
 
 
-def to_dict(config: Any) -> dict[str, Any]:
+def to_dict(made: Any) -> dict[str, Any]:
     """Plain dictionaries, lists and numbers."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    return json.loads(json.dumps(dataclasses.asdict(made)))
 
 
 def from_dict(kind: type, values: dict[str, Any]) -> Any:
@@ -131,12 +136,12 @@ def from_dict(kind: type, values: dict[str, Any]) -> Any:
 
 
 @contextlib.contextmanager
-def in_sentences(kind: type, what: str) -> Iterator[None]:
-    """Whatever a dataclass of settings refuses inside the block is said in sentences about `what`."""
+def in_sentences(what: str) -> Iterator[None]:
+    """What a dataclass of settings refuses inside the block is said in sentences about `what`, a file for example."""
     try:
         yield
     except ValidationError as error:
-        raise ValueError(f"{what}: {rules.together(_sentences(error, kind))}") from None
+        raise ValueError(f"{what}: {rules.together(_sentences(error, getattr(config, error.title)))}") from None
 
 
 @lru_cache

@@ -255,9 +255,3 @@ def test_equal_generators_draw_equal_prompts() -> None:
             [" User: vqa2: Q Assistant:", f" {answer}"],
         ]
         assert [c.messages for c in got] == [want[i] for i in order]
-
-
-def test_unknown_settings() -> None:
-    for name in ("prompt_templates", "message_format", "system_prompt"):
-        with pytest.raises(ValueError, match=f"prompts.{name} is 'x'"):
-            PromptFormatter(dataclasses.replace(PromptConfig(), **{name: "x"}))

@@ -116,8 +116,6 @@ def test_missing_file_and_batch_that_does_not_divide() -> None:
         ds_config.read("ds_configs/zero9.json")
     with pytest.raises(ValueError, match="choose a multiple of 6"):
         ds_config.refuse(ds_config.read("ds_configs/zero1.json"), run(micro_batch=2), 3)
-    with pytest.raises(ValueError, match="precision is auto, fp32 or bf16"):
-        ds_config.uses_bf16(run(precision="fp8"), True)
 
 
 def test_accelerates_settings(monkeypatch: pytest.MonkeyPatch) -> None:
