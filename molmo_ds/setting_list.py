@@ -91,9 +91,10 @@ def legal(hint: Any) -> str:
     if origin is typing.Annotated:
         return f"{legal(parts[0])} {_limits(parts[1:])}".rstrip()
     if origin in (typing.Union, types.UnionType):
-        return f"{legal(parts[0])}, or null"
+        words = ["null" if part is types.NoneType else legal(part) for part in parts]
+        return ", or ".join(dict.fromkeys(words))
     if origin is Literal:
-        return f"{', '.join(parts[:-1])} or {parts[-1]}"
+        return " or ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
     if origin is tuple:
         number = "" if parts[-1] is Ellipsis else f" of {len(parts)}"
         return f"a list{number}, each {legal(parts[0])}"

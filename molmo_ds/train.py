@@ -187,6 +187,10 @@ def read_arguments(arguments: list[str]) -> RunConfig | None:
     for argument in arguments:
         if skip or argument.startswith(("--local_rank", "--local-rank")):  # the deepspeed launcher adds it
             skip = not skip and "=" not in argument
+        elif argument.startswith("-") and "=" not in argument:
+            raise ValueError(
+                f"There is no option {argument}; write settings as key=value, and see --help for their list."
+            )
         elif "=" not in argument or (argument.endswith((".yaml", ".yml")) and Path(argument).is_file()):
             files.append(argument)
         else:

@@ -81,7 +81,7 @@ REFUSED = {
     ),
     "not JSON": ('{"a": 1,}', "is not JSON"),
     "no object": ("[1]", "no JSON object"),
-    "stage": (zero(stage=4), "must be 0, 1, 2 or 3"),
+    "stage": (zero(stage=4), "must be a whole number from 0 to 3"),
     "fp16": ({**ZERO3, "fp16": {"enabled": True}}, "use bf16"),
     "offload": (zero(stage=2, offload_param={"device": "cpu"}), "offload_param needs ZeRO stage 3"),
     "offload of nothing": (zero(stage=0, offload_optimizer={"device": "cpu"}), "offload_optimizer needs ZeRO stage 1"),
@@ -93,7 +93,7 @@ REFUSED = {
     "stages": ({**ZERO3, "molmo_ds": {"engine": "pipeline", "stages": 2}}, "ZeRO stage 1"),
     "ranks": ({**zero(stage=1), "molmo_ds": {"engine": "pipeline", "stages": 3}}, "multiple of 3 ranks"),
     "auto": ({**ZERO3, "communication_data_type": "auto"}, 'leaves communication_data_type on "auto"'),
-    "DeepSpeed": (zero(overlap_comm="sometimes"), "DeepSpeed refuses"),
+    "DeepSpeed": (zero(leaf_module="sometimes"), "DeepSpeed refuses"),
     "DeepSpeed's own": (zero(no_such_setting=1), "DeepSpeed refuses"),
 }
 
