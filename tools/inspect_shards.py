@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
+from molmo_ds.config import home
 from molmo_ds.data.decode import BadSample, load_image
 from molmo_ds.data.shards import VIDEOS, ShardSet
 
@@ -32,7 +33,7 @@ class Report:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("path", help="folder, URL or glob of indexed shards")
+    parser.add_argument("path", type=home, help="folder, URL or glob of indexed shards")
     parser.add_argument("--samples", type=int, default=3, help="records to print")
     parser.add_argument("--no-decode", action="store_true", help="do not decode the pictures")
     args = parser.parse_args(argv)

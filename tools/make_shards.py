@@ -8,6 +8,7 @@ python tools/make_shards.py index FOLDER
 """
 
 import argparse
+import glob
 import functools
 import io
 import json
@@ -47,15 +48,17 @@ def main(argv: list[str] | None = None) -> None:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=["dataset", "folder", "jsonl", "tars", "index"])
-    parser.add_argument("source", help="name or folder of a data set, folder, file, or glob of tars")
-    parser.add_argument("out", nargs="?", help="folder of the shards")
+    parser.add_argument("source", type=files.home, help="name or folder of a data set, folder, file, or glob of tars")
+    parser.add_argument("out", nargs="?", type=files.home, help="folder of the shards")
     parser.add_argument("--name", default="shard", help="shards are called NAME-000000.tar, ...")
     parser.add_argument("--samples-per-shard", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--style", default="", help="style of rows that have no annotations of their own")
     parser.add_argument("--map", nargs="*", default=[], help="field=column, for example question=query")
     parser.add_argument("--image", default="image", help="column of the picture or pictures")
-    parser.add_argument("--root", default="", help="folder of the pictures that JSON lines name; default: the file's")
+    parser.add_argument(
+        "--root", type=files.home, default="", help="folder of the pictures named in JSON lines; default: theirs"
+    )
     parser.add_argument("--subset", default=None, help="configuration of a hub data set")
     parser.add_argument("--split", default="train")
     parser.add_argument("--streaming", action="store_true", help="do not download the data set first")
@@ -98,6 +101,8 @@ def dataset_rows(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]
         data = datasets.load_from_disk(args.source)
         data = data[args.split] if isinstance(data, datasets.DatasetDict) else data
     else:
+        if Path(args.source).is_dir() and glob.has_magic(args.source):
+            raise ValueError(f"datasets takes the brackets or stars in {args.source} for a pattern; rename the folder.")
         data = datasets.load_dataset(args.source, args.subset, split=args.split, streaming=args.streaming)
     for name, feature in (data.features or {}).items():
         inner = getattr(feature, "feature", feature)

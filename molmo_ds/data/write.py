@@ -5,6 +5,7 @@ A shard `name-000000.tar` comes with `name-000000.tar.idx` (Energon's: N + 1 lit
 `.info.json` and `split.yaml`, and `molmo_ds.json` (bytes of each tar, hash of each sidecar). See docs/data_format.md.
 """
 
+import glob
 import hashlib
 import io
 import json
@@ -107,7 +108,7 @@ def write_shards(
 def refuse_existing(folder: Path, name: str) -> None:
     """Make the folder; ValueError when it holds shards of that name."""
     folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.glob(f"{name}-*.tar*")):
+    if any(folder.glob(f"{glob.escape(name)}-*.tar*")):
         raise ValueError(f"{folder} already holds shards named {name}-*.tar; remove them or choose another folder.")
 
 
