@@ -8,8 +8,8 @@ python tools/make_shards.py index FOLDER
 """
 
 import argparse
-import glob
 import functools
+import glob
 import io
 import json
 import sys
