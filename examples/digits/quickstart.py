@@ -163,17 +163,19 @@ def train(job: Job, stage: str) -> None:
     ]  # fmt: skip
     if stage == "questions":
         words.append(f"init_from={job.out / 'captions'}")
-    per_rank = settings.load(HERE / f"{stage}.yaml").global_batch // job.ranks
-    words.append(f"micro_batch={per_rank}")
+    recipe = settings.load(HERE / f"{stage}.yaml")
+    words.append(f"micro_batch={recipe.global_batch // job.ranks}")
+    for name in ("connector", "vision", "text"):  # a trial of few steps has a shorter warm-up
+        words.append(f"optim.{name}.warmup_steps={min(getattr(recipe.optim, name).warmup_steps, steps)}")
     with tqdm(total=steps, desc=f"train on {stage}", unit="step", dynamic_ncols=True) as bar:
         killed = run / "killed.jsonl"  # the log as it was when the run was killed
         if stage == "questions" and not killed.exists():
-            launch(job, stage, settings, bar, kill_at=steps // 2 + min(OVERLAP, steps // 4))
+            launch(job, stage, words, bar, kill_at=steps // 2 + min(OVERLAP, steps // 4))
             shutil.copy(run / "log.jsonl", killed)
-        launch(job, stage, settings, bar)
+        launch(job, stage, words, bar)
 
 
-def launch(job: Job, stage: str, settings: list[str], bar: tqdm, kill_at: int | None = None) -> None:
+def launch(job: Job, stage: str, words: list[str], bar: tqdm, kill_at: int | None = None) -> None:
     """Train with the deepspeed launcher until it ends, or kill -9 all its processes once step `kill_at` is logged."""
     run = job.out / stage
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(job.ranks)]
@@ -183,7 +185,7 @@ def launch(job: Job, stage: str, settings: list[str], bar: tqdm, kill_at: int | 
         "--module",
         "molmo_ds.train",
         str(HERE / f"{stage}.yaml"),
-        *settings,
+        *words,
     ]
     threads = max(1, len(os.sched_getaffinity(0)) // job.ranks)
     environment = os.environ | {
