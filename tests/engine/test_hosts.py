@@ -18,7 +18,7 @@ GOOD = {
     "byte order mark": b"\xef\xbb\xbfone slots=8\ntwo slots=4\n",
 }
 BAD = {  # content, what the sentence holds
-    "colon": (b"one:8\n", "line 1: 'one:8' is no name of a host; write `name slots=8` a line, for example `one slots=8`"),
+    "colon": (b"one:8\n", "line 1: 'one:8' is no name of a host; write `name slots=8` a line, for example `one slots"),
     "OpenMPI": (b"one slots=8\ntwo max_slots=16 slots=8\n", "line 2: 'max_slots=16' is not read"),
     "MPICH": (b"one:8 slots=8\n", "line 1: 'one:8' is no name of a host"),
     "no slots": (b"one slots=8\n\ntwo\n", "line 3: `two` says slots 0 times"),
