@@ -11,6 +11,7 @@ OUT/NAME-SPLIT. Kill it at any point and give the same command again. docs/datas
 import argparse
 import collections
 import contextlib
+import glob
 import hashlib
 import io
 import itertools
@@ -35,6 +36,7 @@ from molmo_ds.data.review import Review
 from molmo_ds.data.sources import Item, Picture, Row, Source
 from molmo_ds.data.sources.diagrams import write_letters
 from molmo_ds.data.write import write_shards
+from molmo_ds.files import local
 
 LOADERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
 MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp"}
@@ -45,9 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="data sets; see --list")
     parser.add_argument("--list", action="store_true", help="print the table of docs/datasets.md")
-    parser.add_argument("--out", type=Path, default=Path("data"))
+    parser.add_argument("--out", type=local, default=Path("data"))
     parser.add_argument(
-        "--from", dest="folder", type=Path, help="local file, zip or folder; may hold a folder per NAME"
+        "--from", dest="folder", type=local, help="local file, zip or folder; may hold a folder per NAME"
     )
     parser.add_argument("--split", default="train")
     parser.add_argument("--hold-out", type=int, default=0, help="records of a set without validation that become one")
@@ -60,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--timeout", type=float, default=Limits.timeout)
     parser.add_argument("--retry-permanent", action="store_true", help="ask again for what was gone for good")
     parser.add_argument("--overwrite", action="store_true", help="write shards that are there already once more")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     if args.list:
         print(table())
         return 0
@@ -148,7 +150,11 @@ def load_rows(source: Source, split: str, folder: Path | None = None) -> Sequenc
             ) from None
     else:
         names = split_files(source, theirs, folder)
-        parts = [datasets.load_dataset(LOADERS[names[0].suffix], data_files=[str(n) for n in names], split="train")]
+        parts = [
+            datasets.load_dataset(
+                LOADERS[names[0].suffix], data_files=[glob.escape(str(n)) for n in names], split="train"
+            )
+        ]
     rows = datasets.concatenate_datasets(parts)
     for column, feature in rows.features.items():
         if isinstance(feature, datasets.Image):

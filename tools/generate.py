@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from molmo_ds.config import home
 from molmo_ds.data.decode import BadSample, load_image
 from molmo_ds.data.prompts import BARE_STYLES
 from molmo_ds.eval.load import load
@@ -68,10 +69,10 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("question")
-    parser.add_argument("--checkpoint", required=True)
-    parser.add_argument("--image", action="append", default=[], help="may be given several times")
+    parser.add_argument("--checkpoint", type=home, required=True)
+    parser.add_argument("--image", type=home, action="append", default=[], help="may be given several times")
     parser.add_argument("--style", default="demo", help="as in training, for example vqa2, pointing, point_count")
-    parser.add_argument("--tokenizer", help="its folder, where the checkpoint does not know it")
+    parser.add_argument("--tokenizer", type=home, help="its folder, where the checkpoint does not know it")
     parser.add_argument("--device", help="default: a GPU if there is one")
     parser.add_argument("--max-new-tokens", type=int, default=448)
     parser.add_argument("--temperature", type=float, default=0.0)
@@ -80,7 +81,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--beams", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stop", action="append", default=[])
-    parser.add_argument("--draw", help="write the first picture with the points of the answer to this file")
+    parser.add_argument("--draw", type=home, help="write the first picture with the points of the answer to this file")
     given = parser.parse_args(arguments)
     if given.draw and not given.image:
         parser.error("--draw needs a picture; give one with --image.")

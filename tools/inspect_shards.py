@@ -13,6 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from molmo_ds.config import home
 from molmo_ds.data.decode import BadSample, load_frames, load_image
 from molmo_ds.data.record import VIDEOS, read_json
 from molmo_ds.data.review import Review
@@ -37,7 +38,7 @@ class Report:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("path", help="folder, URL or glob of indexed shards")
+    parser.add_argument("path", type=home, help="folder, URL or glob of indexed shards")
     parser.add_argument("--samples", type=int, default=3, help="records to print")
     parser.add_argument("--no-decode", action="store_true", help="do not decode the pictures")
     args = parser.parse_args(argv)

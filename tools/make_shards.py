@@ -48,8 +48,8 @@ def main(argv: list[str] | None = None) -> None:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=["dataset", "folder", "jsonl", "tars", "index"])
-    parser.add_argument("source", help="name or folder of a data set, folder, file, or glob of tars")
-    parser.add_argument("out", nargs="?", help="folder of the shards")
+    parser.add_argument("source", type=files.home, help="name or folder of a data set, folder, file, or glob of tars")
+    parser.add_argument("out", nargs="?", type=files.home, help="folder of the shards")
     parser.add_argument("--name", help="shards are called NAME-000000.tar, ... (default shard)")
     parser.add_argument("--samples-per-shard", type=int, help="default 1000")
     parser.add_argument("--workers", type=int, default=4)
@@ -62,7 +62,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--no-decode", action="store_true", help="do not decode every picture once to see if it is whole"
     )
-    parser.add_argument("--root", help="folder of the pictures that rows name; default: the file's")
+    parser.add_argument("--root", type=files.home, help="folder of the pictures that rows name; default: the file's")
     parser.add_argument("--subset", help="configuration of a hub data set")
     parser.add_argument("--split", help="default train")
     parser.add_argument("--streaming", action="store_true", help="do not download the data set first")

@@ -21,13 +21,14 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from molmo_ds import config as configuration
+from molmo_ds import settings
 from molmo_ds.batch import Batch
-from molmo_ds.config import RunConfig, SourceConfig
+from molmo_ds.config import RunConfig, SourceConfig, home
 from molmo_ds.data.decode import load_image
 from molmo_ds.data.loader import Mixture, Sequence, rank_lanes, sequences
 from molmo_ds.data.shards import ShardSet
 from molmo_ds.data.tokens import train_tokenizer
+from molmo_ds.files import local
 
 STYLE = (Path(__file__).parent / "visualize.css").read_text()
 HUES = (212, 152, 28, 282, 340, 188, 60, 250)  # one per document of a sequence, again and again
@@ -53,18 +54,21 @@ class Page:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", help="folder, URL or glob of indexed shards")
-    parser.add_argument("out", type=Path, help="HTML file to write")
+    parser.add_argument("dataset", type=home, help="folder, URL or glob of indexed shards")
+    parser.add_argument("out", type=local, help="HTML file to write")
     parser.add_argument("overrides", nargs="*", help="settings of the run, key=value")
-    parser.add_argument("--config", help="config.yaml of a run")
-    parser.add_argument("--tokenizer", help="folder of a tokenizer")
+    parser.add_argument("--config", type=home, help="config.yaml of a run")
+    parser.add_argument("--tokenizer", type=home, help="folder of a tokenizer")
     parser.add_argument("--sequences", type=int, default=16, help="packed sequences to draw")
     parser.add_argument("--documents", type=int, default=8, help="of them, documents to show in full")
-    args = parser.parse_args(argv)
+    args, more = parser.parse_known_intermixed_args(argv)
+    wrong = [word for word in args.overrides + more if "=" not in word]
+    if wrong:
+        parser.error(f"'{wrong[0]}' is neither an option nor key=value")
     if args.sequences < 1 or args.documents < 0:
         parser.error("--sequences must be at least 1 and --documents at least 0")
     base = [] if args.config else ["preset=molmo_7b_d"]
-    config = configuration.load(args.config, base + args.overrides)
+    config = settings.load(args.config, base + args.overrides + more)
     with tempfile.TemporaryDirectory() as folder:
         data = dataclasses.replace(
             config.data,

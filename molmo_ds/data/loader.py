@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from molmo_ds.batch import Batch, Sample
-from molmo_ds.config import RunConfig, to_dict
+from molmo_ds.config import RunConfig
 from molmo_ds.data.bad_share import too_many
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.lanes import BLOCK_CHUNKS, Lane, Order, Reference, RottenSource, generator
@@ -21,6 +21,7 @@ from molmo_ds.data.mixture import sample_rates
 from molmo_ds.data.packing import ROUND, Budget, merge, row
 from molmo_ds.data.sample import SampleBuilder
 from molmo_ds.data.shards import ShardSet
+from molmo_ds.settings import to_dict
 
 log = logging.getLogger(__name__)
 

@@ -27,14 +27,6 @@ class PromptFormatter:
     """Annotations to conversations under one PromptConfig."""
 
     def __init__(self, config: PromptConfig):
-        known = {
-            "prompt_templates": ("none", "uber_model"),
-            "message_format": ("none", "role"),
-            "system_prompt": ("none", "style", "style_and_length", "demo_or_style"),
-        }
-        for name, values in known.items():
-            if getattr(config, name) not in values:
-                raise ValueError(f"prompts.{name} is '{getattr(config, name)}'; choose of {', '.join(values)}.")
         self.config = config
 
     def conversations(

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from molmo_ds import files
+from molmo_ds.config import home
 from molmo_ds.data.decode import BadSample, upright_size
 from molmo_ds.data.record import VIDEOS, annotations, parse_record
 from molmo_ds.data.write import BLOCK, digest
@@ -47,13 +48,14 @@ class ShardSet:
     """
 
     def __init__(self, path: str, lanes: int = 1):
-        self.path, self.shards = path, _find_shards(path)
+        self.path = home(path)
+        self.shards = _find_shards(self.path)
         counts = np.array([shard.samples for shard in self.shards], np.int64)
         self.starts = np.concatenate([[0], np.cumsum(counts)])
         self.bounds = chunk_bounds(self.starts, sum(shard.bytes for shard in self.shards), lanes)
         content = json.dumps([[s.path.rsplit("/", 1)[-1], s.samples, s.sidecar_sha256] for s in self.shards])
         self.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
-        self._remote = files.is_remote(path)
+        self._remote = files.is_remote(self.path)
         self.serve(64)
 
     def serve(self, chunks: int) -> None:

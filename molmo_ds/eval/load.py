@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from molmo_ds import config as configs
+from molmo_ds import settings
 from molmo_ds.batch import Batch, Sample
 from molmo_ds.config import RunConfig
 from molmo_ds.data.packing import collate
@@ -53,7 +53,7 @@ def load(path: str | Path, tokenizer: str | Path | None = None, device: str | No
     folder = checkpoint.find(path)
     values = yaml.safe_load((folder / "config.yaml").read_text())
     known = {field.name for field in dataclasses.fields(RunConfig)}
-    config = configs.from_dict(RunConfig, {k: v for k, v in values.items() if k in known})
+    config = settings.from_dict(RunConfig, {k: v for k, v in values.items() if k in known})
     beside = folder / "tokenizer"
     words = str(tokenizer or (beside if beside.is_dir() else config.data.tokenizer))
     if not words:

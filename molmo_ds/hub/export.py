@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from molmo_ds.config import MolmoConfig, to_dict
+from molmo_ds.config import MolmoConfig
 from molmo_ds.data.tokens import IMAGE_TOKENS, Tokenizer
 from molmo_ds.hub import configs
 from molmo_ds.hub.bundle import bundle
 from molmo_ds.hub.load import PAD_EMBED, checked, open_checkpoint, prompt_form, shapes_of
 from molmo_ds.model import names
 from molmo_ds.model.tensor_files import SHARD, new_folder, write_tensors
+from molmo_ds.settings import to_dict
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

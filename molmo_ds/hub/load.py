@@ -10,12 +10,13 @@ import yaml
 from torch import Tensor
 from torch.nn import functional as F
 
-from molmo_ds.config import MolmoConfig, PromptConfig, VisionConfig, from_dict, to_dict
+from molmo_ds.config import MolmoConfig, PromptConfig, VisionConfig
 from molmo_ds.hub import configs
 from molmo_ds.model import names
 from molmo_ds.model.init import initial_parameter
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.model.tensor_files import INDEX, TensorFolder, new_folder, write_tensors
+from molmo_ds.settings import from_dict, to_dict
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -77,7 +78,7 @@ def backbones(
     if not text.model_type.startswith(llm[0].split("-")[0].split("_")[0].lower().rstrip("0123456789.")):
         raise ValueError(f"'{llm[0]}' does not fit {text_folder}, which holds a {text.model_type} model.")
     tower, images = configs.vision_config(configs.read_json(vision_folder), vision[0])
-    config = configs.override(MolmoConfig(text, tower, images=images), changes)
+    config = configs.override(MolmoConfig(text=text, vision=tower, images=images), changes)
     shapes = shapes_of(config)
 
     def tensors() -> Iterator[tuple[str, Tensor]]:

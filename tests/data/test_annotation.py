@@ -14,7 +14,8 @@ from molmo_ds.data.decode import BadSample
 from molmo_ds.data.prompts import PromptFormatter
 from molmo_ds.data.review import Review
 
-PLAIN = PromptFormatter(PromptConfig("none", "none", "none", always_start_with_space=False))
+BARE = {"prompt_templates": "none", "message_format": "none", "system_prompt": "none"}
+PLAIN = PromptFormatter(PromptConfig(**BARE, always_start_with_space=False))
 ASK = {"style": "vqa2", "question": "Which?", "answer": "a boat"}
 CHOICE = {"style": "a_okvqa_mc", "question": "Which?", "options": ["cat", "dog"], "answer_index": 1}
 POINT = {"style": "pointing", "label": "boat", "points": [[10, 20]], "point_scale": 100}

@@ -45,8 +45,8 @@ def make(tokenizer: Path, sequence_length: int = 600, images: dict | None = None
     """Crops of 56 pixels, at most 3 and the global view; no shuffling unless asked."""
     crops = {"max_crops": 3, "overlap_margins": (1, 1), **(images or {})}
     model = c.MolmoConfig(
-        c.TextConfig(vocab_size=VOCAB, embedding_size=VOCAB),
-        c.VisionConfig(image_size=56),
+        text=c.TextConfig(vocab_size=VOCAB, embedding_size=VOCAB),
+        vision=c.VisionConfig(image_size=56),
         images=c.ImageConfig(**crops),
     )
     prompt = c.PromptConfig(**{"shuffle_messages": False, **prompts})

@@ -1,5 +1,6 @@
 """What training makes of samples that it cannot use or must cut: counted skips, numbers that are said, no traceback."""
 
+import dataclasses
 import html
 import json
 import logging
@@ -49,8 +50,8 @@ def sample(key: str, record: dict[str, Any]) -> tuple[str, dict[str, bytes]]:
 def run(tmp_path: Path, **data: Any) -> c.RunConfig:
     train_tokenizer(["Which? a boat User: Assistant: vqa2:"] * 9, 300, tmp_path / "words")
     model = c.MolmoConfig(
-        c.TextConfig(vocab_size=400, embedding_size=400),
-        c.VisionConfig(image_size=56),
+        text=c.TextConfig(vocab_size=400, embedding_size=400),
+        vision=c.VisionConfig(image_size=56),
         images=c.ImageConfig(max_crops=2, overlap_margins=(1, 1)),
     )
     stream = {"sequence_length": 200, "crops_per_sequence": 6, "pool_size": 4, "num_workers": 0, "max_bad_share": 1.0}
@@ -75,7 +76,7 @@ def test_every_bad_sample_is_a_counted_skip(rotten: c.RunConfig, caplog: pytest.
     assert sum(state["bad"] for state in states.values()) == len(caplog.records)
     assert all(batch.loss_weights.isfinite().all() for step in batches for batch in step)
     with pytest.raises(ValueError, match=r"\d+ of \d+ samples cannot be used, more than data.max_bad_share=0.0 allows"):
-        strict = c.dataclasses.replace(rotten, data=c.dataclasses.replace(rotten.data, max_bad_share=0.0))
+        strict = dataclasses.replace(rotten, data=dataclasses.replace(rotten.data, max_bad_share=0.0))
         replay(strict, mixture, 1, 0, 12)
 
 
@@ -116,7 +117,7 @@ def test_what_is_cut_is_counted_and_said(tmp_path: Path, caplog: pytest.LogCaptu
     made = [{"annotations": [{"style": "x", "question": "Q", "text": text}]} for text in texts]
     write_shards([sample(f"k{i}", record) for i, record in enumerate(made)], tmp_path / "shards")
     config = run(tmp_path, packing="to_max")
-    free = Mixture.open(c.dataclasses.replace(config, data=c.dataclasses.replace(config.data, sequence_length=4000)))
+    free = Mixture.open(dataclasses.replace(config, data=dataclasses.replace(config.data, sequence_length=4000)))
     limit = config.data.sequence_length
     shards = ShardSet(config.data.sources["x"].path)
     lengths = [free.builder.size(shards.record(i), RandomState(0))[0] for i in range(3)]

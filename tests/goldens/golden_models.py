@@ -79,7 +79,12 @@ def model_config(reference: dict[str, Any]) -> MolmoConfig:
         use_col_tokens=reference["use_col_tokens"],
         exact=True,
     )
-    return MolmoConfig(text, vision_config(reference["vision_backbone"], reference["vit_layers"]), connector, images)
+    return MolmoConfig(
+        text=text,
+        vision=vision_config(reference["vision_backbone"], reference["vit_layers"]),
+        connector=connector,
+        images=images,
+    )
 
 
 @cache

@@ -84,7 +84,13 @@ def test_connector(name: str) -> None:
         padding_embed=meta["image_padding_embed"] or "none",
     )
     connector = Connector(vision, config, text)
-    fill(connector, "connector.", names.reference(MolmoConfig(text, vision, config)), golden, BACKBONE)
+    fill(
+        connector,
+        "connector.",
+        names.reference(MolmoConfig(text=text, vision=vision, connector=config)),
+        golden,
+        BACKBONE,
+    )
     features, masks = golden["in.features"], golden["in.image_masks"]
     assert features.shape[-1] == layers * width
     split = list(features.flatten(0, 1).split(width, -1))  # joined in the order of the feature layers

@@ -56,7 +56,9 @@ def processor(case: dict, exact: bool = True) -> ImageProcessor:
         legacy_image_mask=True,
         exact=exact,
     )
-    return ImageProcessor(MolmoConfig(TextConfig(), vision, ConnectorConfig(pooling_size=pooling), images))
+    return ImageProcessor(
+        MolmoConfig(text=TextConfig(), vision=vision, connector=ConnectorConfig(pooling_size=pooling), images=images)
+    )
 
 
 @functools.cache

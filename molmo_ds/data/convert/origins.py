@@ -3,6 +3,7 @@
 Each yields items to be made samples of, and faults of what cannot even become one; `passed` counts what is passed over.
 """
 
+import glob
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -65,6 +66,10 @@ class DataSet:
 
         folder = Path(self.source)
         if not any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json", "state.json")):
+            if folder.is_dir() and glob.has_magic(self.source):
+                raise ValueError(
+                    f"datasets takes the brackets or stars in {self.source} for a pattern; rename the folder."
+                )
             return datasets.load_dataset(self.source, self.subset, split=self.split, streaming=self.streaming)
         data = datasets.load_from_disk(self.source)
         if not isinstance(data, datasets.DatasetDict):
