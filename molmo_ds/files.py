@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import fsspec
 
+from molmo_ds.config import home
+
 ATTEMPTS = 5  # tries before a failing read is raised
 FIRST_DELAY = 0.5  # seconds before the second try; doubles with each further try
 LONGEST_DELAY = 60.0  # also caps what a server's Retry-After can ask for
@@ -115,8 +117,16 @@ def _delay(error: Exception, attempt: int) -> float:
 
 
 def find(path: str) -> list[str]:
-    """The local files that a glob matches, sorted."""
-    return sorted(glob.glob(path))
+    """The local file of this name, or those that its last part matches as a glob, sorted; folders are no patterns."""
+    if os.path.exists(path):
+        return [path]
+    folder, pattern = os.path.split(path)
+    return sorted(glob.glob(os.path.join(glob.escape(folder), pattern)))
+
+
+def local(text: str) -> Path:
+    """A path as somebody writes it: `~` is the home folder."""
+    return Path(home(text))
 
 
 def write_atomic(path: str | Path, data: bytes) -> None:

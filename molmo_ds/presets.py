@@ -1,20 +1,53 @@
 """Model shapes as functions: the released models, smaller relatives, and the tiny ones that tests and examples use."""
 
+import difflib
 from dataclasses import replace
 
 from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, TextConfig, VisionConfig
 
 CLIP = VisionConfig()
-SIGLIP = VisionConfig("siglip", 378, 14, 1152, 4304, 27, 16, "gelu_pytorch_tanh", 1e-6, feature_layers=(-3, -9))
-DINOV2 = VisionConfig(
-    "dinov2", 336, 14, 1024, 4096, 24, 16, "gelu", 1e-6, num_positions=37 * 37, feature_layers=(-3, -9)
+SIGLIP = VisionConfig(
+    model_type="siglip",
+    image_size=378,
+    patch_size=14,
+    hidden_size=1152,
+    intermediate_size=4304,
+    num_hidden_layers=27,
+    num_attention_heads=16,
+    hidden_act="gelu_pytorch_tanh",
+    layer_norm_eps=1e-6,
+    feature_layers=(-3, -9),
 )
-METACLIP = VisionConfig("clip", 336, 14, 1024, 4096, 24, 16, "quick_gelu", 1e-5, feature_layers=(-3, -9))
+DINOV2 = VisionConfig(
+    model_type="dinov2",
+    image_size=336,
+    patch_size=14,
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    hidden_act="gelu",
+    layer_norm_eps=1e-6,
+    num_positions=37 * 37,
+    feature_layers=(-3, -9),
+)
+METACLIP = VisionConfig(
+    model_type="clip",
+    image_size=336,
+    patch_size=14,
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    hidden_act="quick_gelu",
+    layer_norm_eps=1e-5,
+    feature_layers=(-3, -9),
+)
 TOWERS = {"clip": CLIP, "siglip": SIGLIP, "dinov2": DINOV2, "metaclip": METACLIP}
 
 
 def _molmo(text: TextConfig, vision: str) -> MolmoConfig:
-    return MolmoConfig(text, TOWERS[vision], ConnectorConfig(), ImageConfig(resize=vision))
+    return MolmoConfig(text=text, vision=TOWERS[vision], connector=ConnectorConfig(), images=ImageConfig(resize=vision))
 
 
 def molmo_7b_d(vision: str = "clip") -> MolmoConfig:
@@ -25,66 +58,167 @@ def molmo_7b_d(vision: str = "clip") -> MolmoConfig:
 def molmo_7b_o(vision: str = "clip") -> MolmoConfig:
     """Molmo-7B-O-0924: OLMo-7B-1024-preview, which has the OLMo2 layout."""
     text = TextConfig(
-        "olmo2", 100278, 100352, 128, 4096, 11008, 32, 32, 32,
-        rope_theta=5e5, attention_bias=False, qk_norm=True, norm_after=True,
-    )  # fmt: skip
+        model_type="olmo2",
+        vocab_size=100278,
+        embedding_size=100352,
+        additional_vocab_size=128,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        rope_theta=5e5,
+        attention_bias=False,
+        qk_norm=True,
+        norm_after=True,
+    )
     return _molmo(text, vision)
 
 
 def molmo_72b(vision: str = "clip") -> MolmoConfig:
     """Molmo-72B-0924: Qwen2-72B."""
-    text = TextConfig("qwen2", 152064, 152064, 128, 8192, 29568, 80, 64, 8, rms_norm_eps=1e-5)
+    text = TextConfig(
+        model_type="qwen2",
+        vocab_size=152064,
+        embedding_size=152064,
+        additional_vocab_size=128,
+        hidden_size=8192,
+        intermediate_size=29568,
+        num_hidden_layers=80,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        rms_norm_eps=1e-5,
+    )
     return _molmo(text, vision)
 
 
 def molmoe_1b(vision: str = "clip") -> MolmoConfig:
     """MolmoE-1B-0924: OLMoE with 64 experts, top 8; the only 1B of the family that was released."""
     text = TextConfig(
-        "olmoe", 50280, 50304, 128, 2048, 1024, 16, 16, 16,
-        rope_theta=1e4, rms_norm_eps=1e-5, attention_bias=False, qk_norm=True, num_experts=64, num_experts_per_tok=8,
-    )  # fmt: skip
+        model_type="olmoe",
+        vocab_size=50280,
+        embedding_size=50304,
+        additional_vocab_size=128,
+        hidden_size=2048,
+        intermediate_size=1024,
+        num_hidden_layers=16,
+        num_attention_heads=16,
+        num_key_value_heads=16,
+        rope_theta=1e4,
+        rms_norm_eps=1e-5,
+        attention_bias=False,
+        qk_norm=True,
+        num_experts=64,
+        num_experts_per_tok=8,
+    )
     return _molmo(text, vision)
 
 
 def qwen2_1b5(vision: str = "clip") -> MolmoConfig:
     """A small-budget relative on Qwen2-1.5B (never released as a Molmo)."""
-    text = TextConfig("qwen2", 151936, 151936, 128, 1536, 8960, 28, 12, 2)
+    text = TextConfig(
+        model_type="qwen2",
+        vocab_size=151936,
+        embedding_size=151936,
+        additional_vocab_size=128,
+        hidden_size=1536,
+        intermediate_size=8960,
+        num_hidden_layers=28,
+        num_attention_heads=12,
+        num_key_value_heads=2,
+    )
     return _molmo(text, vision)
 
 
 def qwen2_0b5(vision: str = "clip") -> MolmoConfig:
     """A small-budget relative on Qwen2-0.5B (never released as a Molmo)."""
-    text = TextConfig("qwen2", 151936, 151936, 128, 896, 4864, 24, 14, 2)
+    text = TextConfig(
+        model_type="qwen2",
+        vocab_size=151936,
+        embedding_size=151936,
+        additional_vocab_size=128,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+    )
     return _molmo(text, vision)
 
 
 def tiny() -> MolmoConfig:
     """1.6 M parameters: trains from scratch on two CPU cores in minutes; the quickstart's model."""
     return MolmoConfig(
-        TextConfig(
-            "qwen2", 512, 512, 128, 128, 352, 3, 4, 2,
-            max_position_embeddings=1024, rope_theta=1e4, initializer_range=0.06,
+        text=TextConfig(
+            model_type="qwen2",
+            vocab_size=512,
+            embedding_size=512,
+            additional_vocab_size=128,
+            hidden_size=128,
+            intermediate_size=352,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=1024,
+            rope_theta=1e4,
+            initializer_range=0.06,
         ),
-        VisionConfig("clip", 56, 14, 128, 256, 4, 4, feature_layers=(-1, -2), initializer_range=0.06),
-        ConnectorConfig(initializer_range=0.06),
-        ImageConfig(crop_mode="resize", max_crops=1, overlap_margins=(1, 1)),
-    )  # fmt: skip
+        vision=VisionConfig(
+            model_type="clip",
+            image_size=56,
+            patch_size=14,
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            feature_layers=(-1, -2),
+            initializer_range=0.06,
+        ),
+        connector=ConnectorConfig(initializer_range=0.06),
+        images=ImageConfig(crop_mode="resize", max_crops=1, overlap_margins=(1, 1)),
+    )
 
 
 def reference_cpu() -> MolmoConfig:
     """11.5 M parameters: the model whose training step was timed with the reference implementation on a CPU."""
     return MolmoConfig(
-        TextConfig("qwen2", 8192, 8192, 128, 256, 704, 4, 8, 2, max_position_embeddings=1024),
-        VisionConfig("clip", 336, 14, 256, 1024, 4, 4, feature_layers=(-2, -3)),
+        text=TextConfig(
+            model_type="qwen2",
+            vocab_size=8192,
+            embedding_size=8192,
+            additional_vocab_size=128,
+            hidden_size=256,
+            intermediate_size=704,
+            num_hidden_layers=4,
+            num_attention_heads=8,
+            num_key_value_heads=2,
+            max_position_embeddings=1024,
+        ),
+        vision=VisionConfig(
+            model_type="clip",
+            image_size=336,
+            patch_size=14,
+            hidden_size=256,
+            intermediate_size=1024,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            feature_layers=(-2, -3),
+        ),
     )
 
 
 def tiny_moe() -> MolmoConfig:
     """`tiny` with 8 experts, top 2, in the OLMoE layout."""
     text = replace(
-        tiny().text, model_type="olmoe", num_experts=8, num_experts_per_tok=2, intermediate_size=64,
-        num_key_value_heads=4, attention_bias=False, qk_norm=True,
-    )  # fmt: skip
+        tiny().text,
+        model_type="olmoe",
+        num_experts=8,
+        num_experts_per_tok=2,
+        intermediate_size=64,
+        num_key_value_heads=4,
+        attention_bias=False,
+        qk_norm=True,
+    )
     return replace(tiny(), text=text)
 
 
@@ -92,13 +226,17 @@ PRESETS = {
     f.__name__: f
     for f in (molmo_7b_d, molmo_7b_o, molmo_72b, molmoe_1b, qwen2_1b5, qwen2_0b5, reference_cpu, tiny, tiny_moe)
 }
+ONE_TOWER = ("reference_cpu", "tiny", "tiny_moe")  # made as they are
 
 
 def get(name: str) -> MolmoConfig:
     """A preset by name, `molmo_7b_d` or with another tower `molmo_7b_d/siglip`; ValueError names those there are."""
-    name, _, vision = name.partition("/")
-    if name not in PRESETS or (vision and (vision not in TOWERS or name.startswith(("tiny", "reference")))):
+    known = [*PRESETS, *(f"{preset}/{tower}" for preset in PRESETS if preset not in ONE_TOWER for tower in TOWERS)]
+    if name not in known:
+        best = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
         raise ValueError(
-            f"There is no preset '{name}/{vision}'; there are {', '.join(PRESETS)}, towers {', '.join(TOWERS)}."
+            f"There is no preset '{name}'; the nearest one is '{best}', there are {', '.join(PRESETS)}, and behind a / "
+            f"the towers {', '.join(TOWERS)}."
         )
-    return PRESETS[name](vision) if vision else PRESETS[name]()
+    preset, _, vision = name.partition("/")
+    return PRESETS[preset](vision) if vision else PRESETS[preset]()

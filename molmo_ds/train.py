@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from molmo_ds import config as configs
+from molmo_ds import rules, setting_list, settings
 from molmo_ds.config import RunConfig
 
 if TYPE_CHECKING:
@@ -42,9 +42,13 @@ def train(config: RunConfig) -> int:
     Raises ValueError or OSError, the same on every rank where that can be known, for what the user has to mend.
     """
     from molmo_ds.data.loader import build_stream
-    from molmo_ds.engine import build_engine, checkpoint, launch, profile
+    from molmo_ds.engine import build_engine, checkpoint, ds_config, launch, launchers, profile
     from molmo_ds.engine.metrics import Metrics
 
+    rules.refuse(rules.training(config))
+    strategy = ds_config.read(config.strategy)
+    for sentence in [*rules.short_warmups(config), *launchers.ignored(strategy, config)]:
+        log.warning(sentence)  # main shows those of rank 0 only
     world = launch.start(config.timeout_seconds)
     world.agree(lambda: check_folder(config))
     out, checkpoints = Path(config.out), str(Path(config.out) / "checkpoints")
@@ -78,6 +82,7 @@ def train(config: RunConfig) -> int:
             engine.save(checkpoints, lane_states)
             saved, asked["save"] = engine.step, 0
         metrics.step(engine.step, values | phases, arrived - began, trained - arrived, time.perf_counter() - evaluated)
+    stream.close()
     engine.close()
     metrics.close()
     assert saved == engine.step
@@ -115,8 +120,6 @@ def held_out_run(config: RunConfig) -> RunConfig | None:
     """This run with the held-out sources in place of its own; None without any."""
     if not config.held_out.sources:
         return None
-    if config.held_out.interval < 1 or config.held_out.batches < 1:
-        raise ValueError("held_out.interval and held_out.batches must be 1 or more.")
     return replace(config, data=replace(config.data, sources=config.held_out.sources, group_rates={}))
 
 
@@ -133,8 +136,6 @@ def held_out(engine: "Engine", stream: "Iterator[Step]", metrics: "Metrics") -> 
 
 def check_folder(config: RunConfig) -> None:
     """Refuse an `out` that holds something this run must not touch (ValueError)."""
-    if not config.out:
-        raise ValueError("out is empty; give the run a folder, for example out=runs/first.")
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"out={out} is a file; give a folder.")
@@ -160,7 +161,7 @@ def claim_folder(config: RunConfig, finished: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if not finished:
         (out / "DONE").unlink(missing_ok=True)
-    configs.save(config, out / "config.yaml.new")
+    settings.save(config, out / "config.yaml.new")
     os.replace(out / "config.yaml.new", out / "config.yaml")
 
 
@@ -180,7 +181,7 @@ def difference_to(saved: Path, config: RunConfig) -> str:
         there = flat(yaml.safe_load(saved.read_text()))
     except (yaml.YAMLError, AttributeError):
         return "its config.yaml cannot be read"
-    here = flat(configs.to_dict(config))
+    here = flat(settings.to_dict(config))
     for key in sorted(here.keys() | there.keys()):
         known = key.startswith(tuple(f"{name}." for name in IDENTITY)) or key in IDENTITY
         if known and here.get(key) != there.get(key):
@@ -205,26 +206,33 @@ def catch_signals() -> dict[str, int]:
 
 
 def read_arguments(arguments: list[str]) -> RunConfig | None:
-    """A YAML file (optional, first) and key=value overrides; None if help was asked for."""
+    """A YAML file (optional) and key=value overrides in any order; None if help was asked for."""
     if any(argument in ("-h", "--help") for argument in arguments):
         return None
-    kept = []
+    files = []
+    overrides = []
     skip = False
     for argument in arguments:
         if skip or argument.startswith(("--local_rank", "--local-rank")):  # the deepspeed launcher adds it
             skip = not skip and "=" not in argument
-            continue
-        kept.append(argument)
-    file = kept.pop(0) if kept and "=" not in kept[0] else None
-    return configs.load(file, kept)
+        elif argument.startswith("-") and "=" not in argument:
+            raise ValueError(
+                f"There is no option {argument}; write settings as key=value, and see --help for their list."
+            )
+        elif "=" not in argument or (argument.endswith((".yaml", ".yml")) and Path(argument).is_file()):
+            files.append(argument)
+        else:
+            overrides.append(argument)
+    if len(files) > 1:
+        raise ValueError(f"'{files[1]}' is no key=value, and {files[0]} is the configuration file; give one file.")
+    return settings.load(files[0] if files else None, overrides)
 
 
 def print_help() -> None:
-    """Usage, and every setting with its default."""
+    """Usage, and every setting with its default, what it may be, and its comment."""
     print(__doc__)
     print("Settings (defaults of the preset `tiny` apply to model.* unless preset=... says otherwise):")
-    for name, (kind, default) in configs.known_keys(RunConfig).items():
-        print(f"  {name} = {default!r}  ({kind})")
+    print(setting_list.help_text(RunConfig))
 
 
 def main(arguments: list[str] | None = None) -> None:

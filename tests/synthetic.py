@@ -20,10 +20,33 @@ from molmo_ds.config import (
 )
 
 MODEL = MolmoConfig(
-    TextConfig("qwen2", 96, 96, 8, 32, 48, 2, 4, 2, rope_theta=1e4, max_position_embeddings=64, initializer_range=0.2),
-    VisionConfig("clip", 28, 7, 16, 32, 3, 2, feature_layers=(-2, -3), initializer_range=0.2),
-    ConnectorConfig(initializer_range=0.2),
-    ImageConfig(crop_mode="resize", max_crops=1),
+    text=TextConfig(
+        model_type="qwen2",
+        vocab_size=96,
+        embedding_size=96,
+        additional_vocab_size=8,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        rope_theta=1e4,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+    ),
+    vision=VisionConfig(
+        model_type="clip",
+        image_size=28,
+        patch_size=7,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        feature_layers=(-2, -3),
+        initializer_range=0.2,
+    ),
+    connector=ConnectorConfig(initializer_range=0.2),
+    images=ImageConfig(crop_mode="resize", max_crops=1),
 )
 LENGTH, PREFIX, PATCHES, POOLED = 24, 5, 16, 4
 
@@ -32,9 +55,9 @@ def config(**changes) -> RunConfig:
     """A run of the micro model with three learning rates; SGD without clipping unless `optim` says otherwise."""
     optim = OptimConfig(
         name="sgd",
-        connector=ComponentConfig(0.2, 2),
-        vision=ComponentConfig(0.05, 3),
-        text=ComponentConfig(0.1, 1),
+        connector=ComponentConfig(lr=0.2, warmup_steps=2),
+        vision=ComponentConfig(lr=0.05, warmup_steps=3),
+        text=ComponentConfig(lr=0.1, warmup_steps=1),
         max_grad_norm=0.0,
     )
     base = RunConfig(model=MODEL, optim=optim, global_batch=8, micro_batch=1, max_steps=20, async_save=False)
@@ -46,9 +69,9 @@ def adamw(**changes) -> RunConfig:
     optim = replace(
         config().optim,
         name="adamw",
-        connector=ComponentConfig(1e-2, 2),
-        vision=ComponentConfig(3e-3, 3, weight_decay=0.1),
-        text=ComponentConfig(5e-3, 1),
+        connector=ComponentConfig(lr=1e-2, warmup_steps=2),
+        vision=ComponentConfig(lr=3e-3, warmup_steps=3, weight_decay=0.1),
+        text=ComponentConfig(lr=5e-3, warmup_steps=1),
         max_grad_norm=0.5,
     )
     return config(optim=optim, **changes)

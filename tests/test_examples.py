@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from molmo_ds import config as configs
+from molmo_ds import settings
 from molmo_ds.data.decode import load_image
 from molmo_ds.data.shards import ShardSet
 from molmo_ds.eval.tasks import TASKS, true_answer
@@ -104,7 +104,7 @@ def test_counts_asked_are_balanced(compose):
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "examples").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_recipes_load(recipe: Path):
-    assert (ROOT / configs.load(recipe).strategy).is_file()
+    assert (ROOT / settings.load(recipe).strategy).is_file()
 
 
 SCRIPTS = ["examples/quickstart.sh", "tools/setup_venv.sh", "tests/run.sh", "tests/precompiled/c++", ".ci/run"]

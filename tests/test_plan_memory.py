@@ -25,10 +25,30 @@ sys.path.insert(0, str(ROOT / "tools"))
 import plan_memory  # noqa: E402
 
 MODEL = MolmoConfig(
-    TextConfig("qwen2", 4096, 4096, 128, 256, 1024, 8, 8, 4, rope_theta=1e4),
-    VisionConfig("clip", 56, 7, 128, 512, 4, 4, feature_layers=(-1, -2)),
-    ConnectorConfig(),
-    ImageConfig(crop_mode="resize", max_crops=1),
+    text=TextConfig(
+        model_type="qwen2",
+        vocab_size=4096,
+        embedding_size=4096,
+        additional_vocab_size=128,
+        hidden_size=256,
+        intermediate_size=1024,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        rope_theta=1e4,
+    ),
+    vision=VisionConfig(
+        model_type="clip",
+        image_size=56,
+        patch_size=7,
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        feature_layers=(-1, -2),
+    ),
+    connector=ConnectorConfig(),
+    images=ImageConfig(crop_mode="resize", max_crops=1),
 )
 EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": False, "intermediate_size": 256}
 STRATEGIES = ["zero0", "zero1", "zero2", "zero3", "zero3_offload", "zero3_hpz", "zero3_sp", "zero3_tp", "pipe_zero1"]
@@ -115,7 +135,7 @@ def test_every_strategy_has_a_plan(capsys: pytest.CaptureFixture, tmp_path: Path
 
 def test_shards_of_a_released_model() -> None:
     """Molmo-7B-D in ZeRO-3 over 16 GPUs: 2 + 4 + 12 bytes per trained parameter and 2 per frozen one, by hand."""
-    config = RunConfig(model=plan_memory.configs.load(None, ["preset=molmo_7b_d"]).model, global_batch=16)
+    config = RunConfig(model=plan_memory.settings.load(None, ["preset=molmo_7b_d"]).model, global_batch=16)
     made = plan_memory.plan(config, ds_config.read(config.strategy), 16)[0]
     with torch.device("meta"):
         network = plan_memory.Molmo(config.model)

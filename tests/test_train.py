@@ -14,7 +14,7 @@ import run_files
 import torch
 from ranks import Forked, free_port, rank_environment
 
-from molmo_ds import config as configs
+from molmo_ds import setting_list, settings
 from molmo_ds.config import RunConfig
 from molmo_ds.data.loader import build_stream
 from molmo_ds.engine import checkpoint
@@ -93,7 +93,7 @@ def test_launchers_give_the_same_losses(launched: dict[str, Path]) -> None:
 def test_what_a_run_leaves(launched: dict[str, Path], tiny_run: list[str]) -> None:
     out = launched["deepspeed"]
     assert json.loads((out / "DONE").read_text()) == {"step": 2, "loss": losses(out)[2]}
-    assert configs.load(out / "config.yaml") == configs.load(None, [*tiny_run, "max_steps=2", f"out={out}"])
+    assert settings.load(out / "config.yaml") == settings.load(None, [*tiny_run, "max_steps=2", f"out={out}"])
     assert list((out / "tensorboard").glob("events.*"))
     line = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
     assert line["lr/text"] == pytest.approx(1e-4) and line["tokens"] > 100
@@ -141,7 +141,7 @@ def test_held_out_losses_are_those_of_the_network_and_change_nothing(tiny_run: l
     assert losses(tmp_path / "alone") == losses(tmp_path / "watched")
     lines = [json.loads(line) for line in (tmp_path / "watched" / "log.jsonl").read_text().splitlines()]
     seen = {line["step"]: line["held_out/loss"] for line in lines if "held_out/loss" in line}
-    config = configs.load(tmp_path / "watched" / "config.yaml")
+    config = settings.load(tmp_path / "watched" / "config.yaml")
     model, expected = Molmo(config.model, config.optim.z_loss), {}
     stream = build_stream(held_out_run(config), 0, 1)
     batches = [batch for _ in range(3) for batch in next(stream)[0]]
@@ -237,8 +237,10 @@ def test_every_checkpoint_damaged(launched: dict[str, Path], tiny_run: list[str]
 def test_help_names_every_setting(capsys: pytest.CaptureFixture) -> None:
     main(["--help"])
     said = capsys.readouterr().out
-    for name, (_, default) in configs.known_keys(RunConfig).items():
-        assert f"  {name} = {default!r}" in said
+    for setting in setting_list.settings(RunConfig):
+        assert f"  {setting.name} = {setting.default!r}" in said
+    assert "packing = 'pack'  (pack, to_max or to_128)" in said, "choices"
+    assert "max_bad_share = 0.001  (a number from 0 to 1)  undecodable samples above" in said, "range and comment"
 
 
 def test_arguments_that_launchers_add() -> None:
@@ -248,6 +250,18 @@ def test_arguments_that_launchers_add() -> None:
         read_arguments(["optim.text.lrr=1"])
     with pytest.raises(ValueError, match="no configuration file"):
         read_arguments(["nothing.yaml"])
+
+
+def test_words_in_any_order(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("seed: 5\nmax_steps: 7\n")
+    orders = (["--seed=3", str(file), "wandb=null"], ["--wandb=null", "seed=3", str(file)], [str(file), "seed=3"])
+    assert len({read_arguments(words).seed for words in orders}) == 1
+    assert read_arguments(orders[0]) == read_arguments(orders[1]) == read_arguments(orders[2])
+    with pytest.raises(ValueError, match="give one file"):
+        read_arguments([str(file), "other.yaml"])
+    with pytest.raises(ValueError, match="no option --deepspeed_config"):
+        read_arguments(["--deepspeed_config", "ds.json"])
 
 
 def test_run_files_are_what_they_say() -> None:

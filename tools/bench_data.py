@@ -126,7 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHES)}; none = all")
     parser.add_argument("--rounds", type=int, default=10, help="the best round counts")
     parser.add_argument("--json", type=Path, help="write the rows there")
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     unknown = sorted(set(given.names) - set(BENCHES))
     if unknown:
         raise SystemExit(f"There is no bench {', '.join(unknown)}; there are {', '.join(BENCHES)}.")

@@ -179,7 +179,7 @@ def main(arguments: list[str] | None = None) -> str:
     parser.add_argument("ops", nargs="*", help="names of ops; none = all")
     parser.add_argument("--out", type=Path, help="also write the table here")
     parser.add_argument("--small", action="store_true", help="tiny shapes, to try the tool itself; times mean nothing")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     chosen = [case for case in cases() if not options.ops or case.op in options.ops]
     if not chosen:
         parser.error(f"there is no such op; there are {', '.join(dict.fromkeys(c.op for c in cases()))}")

@@ -37,7 +37,7 @@ from molmo_ds.model.molmo import Molmo
 from molmo_ds.ops import dispatch
 
 REFERENCE = 908  # tokens per CPU-second: allenai/molmo 793fa38 at the reference_cpu step, one AMD EPYC thread, fp32
-OPTIM = OptimConfig(connector=ComponentConfig(2e-4), vision=ComponentConfig(6e-6), text=ComponentConfig(2e-5))
+OPTIM = OptimConfig(connector=ComponentConfig(lr=2e-4), vision=ComponentConfig(lr=6e-6), text=ComponentConfig(lr=2e-5))
 PLAIN = "plain PyTorch, eager"
 VERSIONS = (  # name, kernels, layers compiled, message trees
     (PLAIN, "torch", False, True),

@@ -14,6 +14,7 @@ KEY=VALUE changes the architecture, for example vision.num_hidden_layers=3 (docs
 import argparse
 import sys
 
+from molmo_ds.config import home
 from molmo_ds.hub import adapters, export, load
 
 
@@ -23,18 +24,18 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True)
     for name in ("from-hub", "from-reference", "consolidate", "to-hub"):
         command = commands.add_parser(name)
-        command.add_argument("source", help="folder, or hub id for from-hub")
-        command.add_argument("out", help="new folder")
+        command.add_argument("source", type=home, help="folder, or hub id for from-hub")
+        command.add_argument("out", type=home, help="new folder")
         if name.startswith("from"):
             command.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="changes of the architecture")
     command.add_argument("--dtype", choices=tuple(export.DTYPES), help="default: as in the checkpoint")
-    command.add_argument("--tokenizer", help="transformers tokenizer folder; default: the checkpoint's")
+    command.add_argument("--tokenizer", type=home, help="transformers tokenizer folder; default: the checkpoint's")
     command.add_argument("--shard-gb", type=float, default=5.0, help="largest shard in GB")
     for name in ("to-peft", "from-peft"):
         command = commands.add_parser(name)
-        command.add_argument("source", help="checkpoint, or peft's folder")
-        command.add_argument("out", help="new folder")
-    command.add_argument("--base", required=True, help="weights folder or run below the adapters")
+        command.add_argument("source", type=home, help="checkpoint, or peft's folder")
+        command.add_argument("out", type=home, help="new folder")
+    command.add_argument("--base", type=home, required=True, help="weights folder or run below the adapters")
     command = commands.add_parser("backbones")
     command.add_argument(
         "--llm", required=True, metavar="NAME=SRC", help="qwen2-7b, olmo2, olmoe, olmo, llama = folder"
@@ -43,14 +44,26 @@ def parser() -> argparse.ArgumentParser:
         "--vision", required=True, metavar="NAME=SRC", help="openai, metaclip, siglip, dinov2 = folder"
     )
     command.add_argument("--seed", type=int, default=6198, help="of the connector and the new embedding rows")
-    command.add_argument("out", help="new folder")
+    command.add_argument("out", type=home, help="new folder")
     command.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="changes of the architecture")
     return top
 
 
+def read_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Options and KEY=VALUE in any order."""
+    top = parser()
+    args, more = top.parse_known_args(argv)
+    wrong = [word for word in more if "=" not in word or "changes" not in args]
+    if wrong:
+        top.error(f"unrecognized arguments: {' '.join(wrong)}")
+    if more:
+        args.changes += more
+    return args
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; 1 and a sentence on the standard error where it fails."""
-    args = parser().parse_args(argv)
+    args = read_arguments(argv)
     try:
         if args.command == "from-hub":
             load.from_hub(args.source, args.out, tuple(args.changes))
@@ -79,7 +92,7 @@ def pair(text: str) -> tuple[str, str]:
     name, equals, source = text.partition("=")
     if not (name and equals and source):
         raise ValueError(f"'{text}' is not NAME=SRC, for example qwen2-7b=Qwen/Qwen2-7B.")
-    return name, source
+    return name, home(source)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ OUT/NAME-SPLIT. Kill it at any point and give the same command again. docs/datas
 import argparse
 import collections
 import contextlib
+import glob
 import hashlib
 import io
 import itertools
@@ -29,23 +30,26 @@ from PIL import Image
 from tqdm import tqdm
 
 from molmo_ds.data import sources
-from molmo_ds.data.decode import BadSample, load_image, read_size
+from molmo_ds.data.decode import BadSample, load_image, read_size, upright_size
 from molmo_ds.data.download import Limits, Request, Store, describe, fetch
+from molmo_ds.data.review import Review
 from molmo_ds.data.sources import Item, Picture, Row, Source
 from molmo_ds.data.sources.diagrams import write_letters
 from molmo_ds.data.write import write_shards
+from molmo_ds.files import local
 
 LOADERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
 MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp"}
+TOLD = 50  # rows and annotations of a kind that are printed when they are dropped
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="data sets; see --list")
     parser.add_argument("--list", action="store_true", help="print the table of docs/datasets.md")
-    parser.add_argument("--out", type=Path, default=Path("data"))
+    parser.add_argument("--out", type=local, default=Path("data"))
     parser.add_argument(
-        "--from", dest="folder", type=Path, help="local file, zip or folder; may hold a folder per NAME"
+        "--from", dest="folder", type=local, help="local file, zip or folder; may hold a folder per NAME"
     )
     parser.add_argument("--split", default="train")
     parser.add_argument("--hold-out", type=int, default=0, help="records of a set without validation that become one")
@@ -58,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--timeout", type=float, default=Limits.timeout)
     parser.add_argument("--retry-permanent", action="store_true", help="ask again for what was gone for good")
     parser.add_argument("--overwrite", action="store_true", help="write shards that are there already once more")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     if args.list:
         print(table())
         return 0
@@ -146,7 +150,11 @@ def load_rows(source: Source, split: str, folder: Path | None = None) -> Sequenc
             ) from None
     else:
         names = split_files(source, theirs, folder)
-        parts = [datasets.load_dataset(LOADERS[names[0].suffix], data_files=[str(n) for n in names], split="train")]
+        parts = [
+            datasets.load_dataset(
+                LOADERS[names[0].suffix], data_files=[glob.escape(str(n)) for n in names], split="train"
+            )
+        ]
     rows = datasets.concatenate_datasets(parts)
     for column, feature in rows.features.items():
         if isinstance(feature, datasets.Image):
@@ -245,16 +253,13 @@ def records(
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Samples for `write_shards`; `dropped` counts what gave none."""
     for number, rows in batches:
-        try:
-            items = [item for row in rows for item in source.adapt(row, args.split)]
-        except KeyError as error:
-            raise ValueError(f"the rows have no column {error}; they have {', '.join(rows[0])}.") from None
+        items = adapted(source, rows, args.split, dropped)
         if not items:
             dropped["no usable annotation"] += 1
         if source.group and args.split == "train" and items:
             items = merge(items, args.max_annotations)
         for k, item in enumerate(items):
-            sample = encode(item, read)
+            sample = encode(item, read, dropped)
             if isinstance(sample, str):
                 dropped[sample] += 1
             else:
@@ -284,8 +289,28 @@ def reader(store: Store | None, folder: Path | None) -> Callable[[Picture], byte
     return read
 
 
-def encode(item: Item, read: Callable[[Picture], bytes | None]) -> dict[str, bytes] | str:
-    """The parts of a sample (docs/data_format.md), or why there is none."""
+def adapted(source: Source, rows: list[Row], split: str, dropped: Counter) -> list[Item]:
+    """The items of rows; a row whose columns hold what the adapter does not expect is counted and told."""
+    items: list[Item] = []
+    for row in rows:
+        try:
+            items += source.adapt(row, split)
+        except KeyError as error:
+            raise ValueError(f"the rows have no column {error}; they have {', '.join(row)}.") from None
+        except (TypeError, ValueError, AttributeError, IndexError, SyntaxError) as error:
+            tell("row that cannot be read", f"{type(error).__name__}: {error} in {str(row)[:200]}", dropped)
+    return items
+
+
+def tell(what: str, why: str, dropped: Counter) -> None:
+    """Count what is dropped, and print why of the first ones."""
+    dropped[what] += 1
+    if dropped[what] <= TOLD:
+        print(f"dropped a {what}: {why}", file=sys.stderr)
+
+
+def encode(item: Item, read: Callable[[Picture], bytes | None], dropped: Counter) -> dict[str, bytes] | str:
+    """The parts of a sample (docs/data_format.md), or why there is none; annotations that no training can use go."""
     parts = {}
     for n, picture in enumerate(item.pictures):
         data = read(picture)
@@ -296,8 +321,20 @@ def encode(item: Item, read: Callable[[Picture], bytes | None]) -> dict[str, byt
         except BadSample:
             return "picture cannot be read"
         parts[kind if len(item.pictures) == 1 else f"{n}.{kind}"] = data
-    record = {"images": list(parts), "annotations": item.annotations, "metadata": item.metadata}
-    return {**parts, "json": json.dumps(record, ensure_ascii=False).encode()}
+    record = {"images": list(parts), "annotations": [], "metadata": item.metadata}
+    sizes = [upright_size(*read_size(data)) for data in parts.values()]
+    for annotation in item.annotations:
+        try:
+            Review().add(record | {"annotations": [annotation], "sizes": sizes})
+            record["annotations"].append(annotation)
+        except BadSample as error:
+            tell("annotation that cannot be used", str(error), dropped)
+    if not record["annotations"]:
+        return "no usable annotation"
+    try:
+        return {**parts, "json": json.dumps(record, ensure_ascii=False, allow_nan=False).encode()}
+    except ValueError as error:  # NaN, or half a character
+        return f"metadata that JSON cannot hold ({error})"
 
 
 def part(data: bytes, picture: Picture) -> tuple[str, bytes]:

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from molmo_ds.config import home
 from molmo_ds.data.decode import BadSample, load_image
+from molmo_ds.data.prompts import BARE_STYLES
 from molmo_ds.eval.load import load
 from molmo_ds.eval.pointing import extract_points
-from molmo_ds.model.generate import Options, generate, stream_text
+from molmo_ds.model.generate import Options, generate, room, stream_text, warn_of_cuts
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -29,13 +31,22 @@ def main(arguments: list[str] | None = None) -> None:
             given.seed,
             tuple(given.stop),
         )
-        pictures = [load_image(read(path)) for path in given.image]
+        if not given.question.strip() and given.style in BARE_STYLES:
+            raise ValueError("The question is empty; write one, or name a --style that needs none, as long_caption.")
+        pictures = [read_picture(path) for path in given.image]
         answerer = load(given.checkpoint, given.tokenizer, given.device)
         prompt = answerer.batch([answerer.builder.prompt(pictures, given.question, given.style)])
+        places = int(room(answerer.model, prompt))
+        if places < given.max_new_tokens:
+            known = answerer.model.config.text.max_position_embeddings
+            say(
+                f"the answer ends after {places} of {given.max_new_tokens} tokens, at the model's last position {known}."
+            )
         tokenizer, text = answerer.builder.tokenizer, ""
         if given.beams > 1:
             made = generate(answerer.model, prompt, tokenizer.eos, options, tokenizer.decode)
             pieces = iter(made.texts(tokenizer.decode))
+            warn_of_cuts(answerer.model, made.cut)
         else:
             pieces = stream_text(answerer.model, prompt, tokenizer.eos, options, tokenizer.decode)
         for piece in pieces:
@@ -45,18 +56,23 @@ def main(arguments: list[str] | None = None) -> None:
         print()
         if given.draw:
             draw_points(pictures[0], text, given.draw)
-    except (ValueError, OSError, BadSample) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"generate: {error}")
+
+
+def say(sentence: str) -> None:
+    """A note beside the answer."""
+    print(f"generate: {sentence}", file=sys.stderr, flush=True)
 
 
 def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("question")
-    parser.add_argument("--checkpoint", required=True)
-    parser.add_argument("--image", action="append", default=[], help="may be given several times")
+    parser.add_argument("--checkpoint", type=home, required=True)
+    parser.add_argument("--image", type=home, action="append", default=[], help="may be given several times")
     parser.add_argument("--style", default="demo", help="as in training, for example vqa2, pointing, point_count")
-    parser.add_argument("--tokenizer", help="its folder, where the checkpoint does not know it")
+    parser.add_argument("--tokenizer", type=home, help="its folder, where the checkpoint does not know it")
     parser.add_argument("--device", help="default: a GPU if there is one")
     parser.add_argument("--max-new-tokens", type=int, default=448)
     parser.add_argument("--temperature", type=float, default=0.0)
@@ -65,18 +81,21 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--beams", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stop", action="append", default=[])
-    parser.add_argument("--draw", help="write the first picture with the points of the answer to this file")
+    parser.add_argument("--draw", type=home, help="write the first picture with the points of the answer to this file")
     given = parser.parse_args(arguments)
     if given.draw and not given.image:
         parser.error("--draw needs a picture; give one with --image.")
     return given
 
 
-def read(path: str) -> bytes:
-    """A file's bytes; ValueError names one that is not there."""
-    if not Path(path).is_file():
+def read_picture(path: str) -> np.ndarray:
+    """A picture's pixels, uint8 [height, width, 3]; ValueError names one that is not there or cannot be read."""
+    if not Path(path).expanduser().is_file():
         raise ValueError(f"There is no picture {path}.")
-    return Path(path).read_bytes()
+    try:
+        return load_image(Path(path).expanduser().read_bytes())
+    except BadSample as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def draw_points(picture: np.ndarray, text: str, path: str) -> None:

@@ -9,11 +9,15 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from tqdm import tqdm
 
-from molmo_ds.data.decode import BadSample, load_image
-from molmo_ds.data.shards import VIDEOS, ShardSet
+from molmo_ds.config import home
+from molmo_ds.data.decode import BadSample, load_frames, load_image
+from molmo_ds.data.record import VIDEOS, read_json
+from molmo_ds.data.review import Review
+from molmo_ds.data.shards import ShardSet
 
 SHOWN = 50  # faults that are printed
 
@@ -26,13 +30,15 @@ class Report:
     pictures: int = 0
     bytes: int = 0
     characters: int = 0
+    without_picture: int = 0
     styles: dict[str, int] = field(default_factory=dict)
+    review: Review = field(default_factory=Review)
     faults: list[str] = field(default_factory=list)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("path", help="folder, URL or glob of indexed shards")
+    parser.add_argument("path", type=home, help="folder, URL or glob of indexed shards")
     parser.add_argument("--samples", type=int, default=3, help="records to print")
     parser.add_argument("--no-decode", action="store_true", help="do not decode the pictures")
     args = parser.parse_args(argv)
@@ -46,6 +52,10 @@ def main(argv: list[str] | None = None) -> None:
     print(f"  characters  {report.characters:>12,}   of annotations")
     for style, count in sorted(report.styles.items(), key=lambda item: -item[1]):
         print(f"  style {style:<24} {count:>10,}")
+    for sentence in report.review.sentences():
+        print(f"  {sentence}")
+    if report.without_picture:
+        print(f"  {report.without_picture} samples without a picture")
     for i in range(0, len(shards), max(1, len(shards) // max(1, args.samples)))[: args.samples]:
         print_record(shards, i)
     for fault in report.faults[:SHOWN]:
@@ -72,7 +82,7 @@ def inspect(shards: ShardSet, decode: bool = True) -> Iterator[Report]:
     """Compare every member of every sample with the index; yields the same, growing report after each sample.
 
     Told, not raised: damaged headers, bytes that do not match their hash, shards that cannot be read, keys that come
-    twice and, with `decode`, pictures that cannot be decoded.
+    twice, annotations that training cannot use and, with `decode`, pictures that cannot be decoded.
     """
     report, keys = Report(), set()
     for index in range(len(shards)):
@@ -90,18 +100,29 @@ def inspect(shards: ShardSet, decode: bool = True) -> Iterator[Report]:
                 if not sound(header, f"{row['key']}.{part}", length):
                     report.faults.append(f"{where} has a damaged header before its member {part}.")
             record = shards.read(index)
-            for annotation in record["annotations"]:
-                style = str(annotation.get("style"))
-                report.styles[style] = report.styles.get(style, 0) + 1
-            for name, data in zip(record["images"], record["pixels"]):
-                report.pictures += 1
-                if decode and name.split(".")[-1] not in VIDEOS:
-                    load_image(data)
+            look(record, report, decode)
+            read_json(shards.parts(index)["json"], once=True)
         except BadSample as error:
             report.faults.append(f"{where}: {error}")
         except (ValueError, OSError) as error:
-            report.faults.append(str(error))
+            known = str(error).startswith(shard.path)
+            report.faults.append(str(error) if known else f"{where}: {error}.")
         yield report
+
+
+def look(record: dict[str, Any], report: Report, decode: bool) -> None:
+    """Count one sample; BadSample where training could not use it."""
+    for annotation in record["annotations"]:
+        style = str(annotation.get("style"))
+        report.styles[style] = report.styles.get(style, 0) + 1
+    report.without_picture += not record["images"]
+    report.pictures += len(record["images"])
+    for name, data in zip(record["images"], record["pixels"]):
+        if decode and name.split(".")[-1] in VIDEOS:
+            load_frames(data, 1)
+        elif decode:
+            load_image(data)
+    report.review.add(record)
 
 
 def sound(header: bytes, name: str, length: int) -> bool:

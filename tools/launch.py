@@ -26,26 +26,14 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 from signal_run import MARK, signal_run  # noqa: E402
 
-from molmo_ds import config as configs  # noqa: E402
+from molmo_ds import settings  # noqa: E402
 from molmo_ds.config import RunConfig  # noqa: E402
 from molmo_ds.engine import ds_config  # noqa: E402
+from molmo_ds.engine.hosts import Host, read_hosts, refuse_unknown  # noqa: E402
 from molmo_ds.train import read_arguments  # noqa: E402
 
 SSH = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=12", "-o", "ServerAliveInterval=3", "-o", "ServerAliveCountMax=2"]
 EXPORTED = "OMP_NUM_THREADS,NCCL_*,GLOO_*,MOLMO_DS_*,HF_*,CUDA_*,LD_LIBRARY_PATH,TRITON_*,TORCH_*"
-
-
-@dataclass(frozen=True)
-class Host:
-    """A machine and how many ranks it takes."""
-
-    name: str
-    slots: int
-
-    @property
-    def here(self) -> bool:
-        """Whether it is this machine, reached without ssh."""
-        return self.name in ("localhost", "127.0.0.1")
 
 
 @dataclass(frozen=True)
@@ -72,7 +60,7 @@ class Supervisor:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ValueError(f"Another tools/launch.py looks after {self.out}; stop it first.") from None
-        configs.save(config, self.folder / "config.yaml")
+        settings.save(config, self.folder / "config.yaml")
         lines = [f"{name}={value}\n" for name, value in os.environ.items() if wanted(name, exported)]
         own = Path(os.environ.get("DS_ENV_FILE", ".deepspeed_env"))
         lines += own.read_text().splitlines(keepends=True) if own.is_file() else []
@@ -227,21 +215,6 @@ def wanted(name: str, exported: str) -> bool:
     return any(name == item or (item.endswith("*") and name.startswith(item[:-1])) for item in exported.split(","))
 
 
-def read_hosts(text: str) -> list[Host]:
-    """`host1:8,host2:8`, or a hostfile. ValueError where neither is meant."""
-    if Path(text).is_file():
-        lines = [line.partition("#")[0].split() for line in Path(text).read_text().splitlines()]
-        items = [(line[0], line[1].partition("slots=")[2] if len(line) > 1 else "1") for line in lines if line]
-    else:
-        items = [(name, slots or "1") for name, _, slots in (item.partition(":") for item in text.split(","))]
-    if not items or not all(name and slots.isdigit() and int(slots) > 0 for name, slots in items):
-        raise ValueError(f"--hosts {text} is neither a hostfile nor a list such as host1:8,host2:8.")
-    hosts = [Host(name, int(slots)) for name, slots in items]
-    if len(hosts) > 1 and any(host.here for host in hosts):
-        raise ValueError("localhost cannot be one of several hosts; give this machine's name as the others know it.")
-    return hosts
-
-
 def alive(hosts: list[Host]) -> list[Host]:
     """Those that answer by ssh within some seconds, asked all at once."""
     asked = {host: subprocess.Popen(["ssh", *SSH, host.name, "true"]) for host in hosts if not host.here}
@@ -287,6 +260,7 @@ def check(config: RunConfig) -> None:
 def main() -> None:
     """Read the command line and supervise."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.allow_abbrev = False  # the rest are settings
     parser.add_argument("--hosts", help="host1:8,host2:8, or a hostfile, or localhost:2")
     parser.add_argument("--start", type=float, default=900, help="seconds until the first step (default 900)")
     parser.add_argument("--stall", type=float, default=25, help="seconds without a step that are a fault (default 25)")
@@ -297,10 +271,14 @@ def main() -> None:
     arguments, words = parser.parse_known_args()
     if not arguments.hosts:
         parser.error("--hosts is missing, for example --hosts localhost:2")
+    hosts = read_hosts(arguments.hosts)
     config = read_arguments(words)
+    if config is None:
+        parser.error("--help comes from this tool; the settings of a run are in python -m molmo_ds.train --help")
     check(config)
+    refuse_unknown(hosts)
     limits = Limits(arguments.start, arguments.stall, arguments.probe, arguments.tries, arguments.backoff)
-    supervisor = Supervisor(config, read_hosts(arguments.hosts), limits, arguments.export)
+    supervisor = Supervisor(config, hosts, limits, arguments.export)
 
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt(number)

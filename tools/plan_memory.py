@@ -9,6 +9,7 @@ torch's own count of allocations (tests/test_plan_memory.py). CUDA's context, NC
 fragmentation come on top.
 """
 
+import re
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
@@ -18,10 +19,11 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
-from molmo_ds import config as configs
+from molmo_ds import settings
 from molmo_ds.config import RunConfig
 from molmo_ds.engine import ds_config, optim
 from molmo_ds.engine.ds_config import Strategy
+from molmo_ds.engine.hosts import read_hosts
 from molmo_ds.model import lora
 from molmo_ds.model.connector import GatedMLP
 from molmo_ds.model.decoder import DecoderLayer, MoE
@@ -255,27 +257,39 @@ def _peak(made: Plan, strategy: Strategy, rows: list[Row], steps: int, dtype: to
     return max(steady + made.gathered + most, made.weights + made.optimizer + made.gradients + made.update)
 
 
-def read_hosts(text: str) -> int:
-    """The number of GPUs of a DeepSpeed hostfile, or the number itself."""
-    if text.isdigit():
-        return int(text)
-    if not Path(text).is_file():
-        raise ValueError(f"There is no hostfile {text}; give a file with lines `name slots=8`, or a number of GPUs.")
-    lines = [line.split("#")[0].split() for line in Path(text).read_text().splitlines()]
-    slots = [word.removeprefix("slots=") for words in lines for word in words if word.startswith("slots=")]
-    if not slots or not all(slot.isdigit() for slot in slots):
-        raise ValueError(f"{text} names no slots; write lines `name slots=8`.")
-    return sum(map(int, slots))
+def count_gpus(text: str) -> int:
+    """The number of GPUs of a hostfile or of a list host1:8,host2:8, or the number itself."""
+    if not Path(text).expanduser().is_file():
+        if re.fullmatch(r"-?[0-9]+", text):
+            if int(text) < 1:
+                raise ValueError(f"{text} is no number of GPUs; give 1 or more, or a hostfile.")
+            return int(text)
+        if ":" not in text:
+            raise ValueError(
+                f"There is no hostfile {text}; give a file with lines `name slots=8`, or a number of GPUs."
+            )
+    return sum(host.slots for host in read_hosts(text))
+
+
+def read_arguments(arguments: list[str]) -> tuple[list[str], RunConfig, int]:
+    """PRESET, STRATEGY and HOSTFILE, the configuration, and the number of GPUs; key=value may stand anywhere."""
+    overrides = [word.removeprefix("--") for word in arguments if "=" in word]
+    words = [word for word in arguments if "=" not in word]
+    if len(words) != 3 or any(word.startswith("-") for word in words[:2]):
+        sys.exit(__doc__)
+    given = dict(word.split("=", 1) for word in overrides)
+    for name in given.keys() & {"preset", "strategy"}:
+        raise ValueError(f"{name}={given[name]} says twice what {name.upper()} says; leave it out.")
+    world = count_gpus(words[2])
+    micro = given.get("micro_batch", "1")
+    if "global_batch" not in given and micro.isdigit():
+        overrides.append(f"global_batch={world * max(1, int(micro))}")
+    return words, settings.load(None, [f"preset={words[0]}", f"strategy={words[1]}", *overrides]), world
 
 
 def main(arguments: list[str]) -> None:
     """Print the table; one line per pipeline stage."""
-    if len(arguments) < 3:
-        sys.exit(__doc__)
-    preset, path, hosts, *overrides = arguments
-    world = read_hosts(hosts)
-    given = [word for word in overrides if word.startswith("global_batch=")] or [f"global_batch={world}"]
-    config: RunConfig = configs.load(None, [f"preset={preset}", f"strategy={path}", *overrides, *given])
+    (preset, path, _), config, world = read_arguments(arguments)
     strategy = ds_config.read(path)
     ds_config.refuse(strategy, config, world)
     fields = ("weights", "gathered", "gradients", "optimizer", "activations", "logits", "peak", "host")

@@ -21,12 +21,14 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from molmo_ds import config as configuration
+from molmo_ds import settings
 from molmo_ds.batch import Batch
-from molmo_ds.config import RunConfig, SourceConfig
+from molmo_ds.config import RunConfig, SourceConfig, home
+from molmo_ds.data.decode import load_image
 from molmo_ds.data.loader import Mixture, Sequence, rank_lanes, sequences
 from molmo_ds.data.shards import ShardSet
 from molmo_ds.data.tokens import train_tokenizer
+from molmo_ds.files import local
 
 STYLE = (Path(__file__).parent / "visualize.css").read_text()
 HUES = (212, 152, 28, 282, 340, 188, 60, 250)  # one per document of a sequence, again and again
@@ -52,16 +54,21 @@ class Page:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", help="folder, URL or glob of indexed shards")
-    parser.add_argument("out", type=Path, help="HTML file to write")
+    parser.add_argument("dataset", type=home, help="folder, URL or glob of indexed shards")
+    parser.add_argument("out", type=local, help="HTML file to write")
     parser.add_argument("overrides", nargs="*", help="settings of the run, key=value")
-    parser.add_argument("--config", help="config.yaml of a run")
-    parser.add_argument("--tokenizer", help="folder of a tokenizer")
+    parser.add_argument("--config", type=home, help="config.yaml of a run")
+    parser.add_argument("--tokenizer", type=home, help="folder of a tokenizer")
     parser.add_argument("--sequences", type=int, default=16, help="packed sequences to draw")
     parser.add_argument("--documents", type=int, default=8, help="of them, documents to show in full")
-    args = parser.parse_args(argv)
+    args, more = parser.parse_known_intermixed_args(argv)
+    wrong = [word for word in args.overrides + more if "=" not in word]
+    if wrong:
+        parser.error(f"'{wrong[0]}' is neither an option nor key=value")
+    if args.sequences < 1 or args.documents < 0:
+        parser.error("--sequences must be at least 1 and --documents at least 0")
     base = [] if args.config else ["preset=molmo_7b_d"]
-    config = configuration.load(args.config, base + args.overrides)
+    config = settings.load(args.config, base + args.overrides + more)
     with tempfile.TemporaryDirectory() as folder:
         data = dataclasses.replace(
             config.data,
@@ -77,7 +84,11 @@ def main(argv: list[str] | None = None) -> None:
         drawn = list(tqdm(itertools.islice(stream, args.sequences), total=args.sequences, desc="sequences"))
         page = Page(mixture, drawn, args.documents)
         args.out.write_text(render(page, config, args.dataset))
-    print(f"{args.out} ({args.out.stat().st_size / 1e6:.1f} MB) shows {len(drawn)} sequences of {args.dataset}")
+    skipped = [what for sequence in drawn for what in sequence.skipped]
+    samples, tokens = cut_of(drawn)
+    said = f"; {len(skipped)} samples skipped, the first {skipped[0]}" if skipped else ""
+    said += f"; {samples} samples cut by {tokens} tokens at data.sequence_length" if samples else ""
+    print(f"{args.out} ({args.out.stat().st_size / 1e6:.1f} MB) shows {len(drawn)} sequences of {args.dataset}{said}")
 
 
 def train(dataset: str, folder: str, config: RunConfig) -> str:
@@ -124,10 +135,17 @@ def figures(page: Page, config: RunConfig) -> str:
         (f"{used / docs:,.0f}", "tokens per document"),
         (f"{learnt / used:.1%}", "of tokens are learnt"),
         (f"{skipped}", "samples skipped"),
+        (f"{cut_of(page.drawn)[0]}", "samples cut at the sequence's length"),
     )
     return (
         '<div class="figures">' + "".join(f"<div><b>{n}</b><span>{what}</span></div>" for n, what in cells) + "</div>"
     )
+
+
+def cut_of(drawn: list[Sequence]) -> tuple[int, int]:
+    """Samples, and tokens of them, that were cut at the sequence's length."""
+    last = {sequence.lane: sequence.state for sequence in drawn}
+    return tuple(sum(state[name] for state in last.values()) for name in ("cut_samples", "cut_tokens"))
 
 
 def packing_row(sequence: Sequence, config: RunConfig) -> str:
@@ -179,6 +197,8 @@ def attention_maps(page: Page) -> Iterator[str]:
     for number, row in enumerate(rows[:3]):
         yield attention_map(row, 0, row.input_ids.shape[1] - 1, f"sequence {number}")
     widest = max(rows, key=lambda row: int(row.branch_ids.max()))
+    if not int(widest.branch_ids.max()):  # cut before the first word: there is no branch to magnify
+        return
     tree = widest.document_ids[0, int(widest.branch_ids[0].argmax())]
     inside = (widest.document_ids[0] == tree).nonzero()[:, 0]
     first = int(inside[(widest.branch_ids[0][inside] > 0).nonzero()[0, 0]])
@@ -250,11 +270,10 @@ def document(page: Page, sequence: Sequence, number: int, where: str) -> str:
 
 
 def photo(data: bytes) -> str:
-    """A picture as stored, made smaller."""
-    with Image.open(io.BytesIO(data)) as picture:
-        upright = picture.convert("RGB")
-        upright.thumbnail((360, 360))
-        return img(np.asarray(upright), "JPEG")
+    """A picture as training sees it, made smaller."""
+    upright = Image.fromarray(load_image(data))
+    upright.thumbnail((360, 360))
+    return img(np.asarray(upright), "JPEG")
 
 
 def crop(row: Batch, index: int, builder: object) -> str:

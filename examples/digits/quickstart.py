@@ -22,7 +22,7 @@ import report
 from numpy.random import RandomState
 from tqdm import tqdm
 
-from molmo_ds import config as configs
+from molmo_ds import settings
 from molmo_ds.data.prompts import PromptFormatter
 from molmo_ds.data.tokens import train_tokenizer
 from molmo_ds.data.write import write_shards
@@ -143,7 +143,7 @@ def make_tokenizer(job: Job) -> None:
         return
     texts = []
     for stage in job.stages:
-        config = configs.load(HERE / f"{stage}.yaml")
+        config = settings.load(HERE / f"{stage}.yaml")
         formatter = PromptFormatter(config.data.prompts)
         for number, (_, parts) in enumerate(compose.records("train", stage, 1000)):
             about = json.loads(parts["json"])["annotations"]
@@ -157,23 +157,25 @@ def train(job: Job, stage: str) -> None:
     if (run / "DONE").exists():
         return
     run.mkdir(exist_ok=True)
-    settings = [
+    words = [
         f"out={run}", f"strategy={STRATEGY}", f"data.tokenizer={job.out / 'tokenizer'}", f"max_steps={steps}",
         f"data.sources.{stage}.path={job.out / 'data' / stage}", f"save_interval={max(1, steps // 2)}",
     ]  # fmt: skip
     if stage == "questions":
-        settings.append(f"init_from={job.out / 'captions'}")
-    per_rank = configs.load(HERE / f"{stage}.yaml").global_batch // job.ranks
-    settings.append(f"micro_batch={per_rank}")
+        words.append(f"init_from={job.out / 'captions'}")
+    recipe = settings.load(HERE / f"{stage}.yaml")
+    words.append(f"micro_batch={recipe.global_batch // job.ranks}")
+    for name in ("connector", "vision", "text"):  # a trial of few steps has a shorter warm-up
+        words.append(f"optim.{name}.warmup_steps={min(getattr(recipe.optim, name).warmup_steps, steps)}")
     with tqdm(total=steps, desc=f"train on {stage}", unit="step", dynamic_ncols=True) as bar:
         killed = run / "killed.jsonl"  # the log as it was when the run was killed
         if stage == "questions" and not killed.exists():
-            launch(job, stage, settings, bar, kill_at=steps // 2 + min(OVERLAP, steps // 4))
+            launch(job, stage, words, bar, kill_at=steps // 2 + min(OVERLAP, steps // 4))
             shutil.copy(run / "log.jsonl", killed)
-        launch(job, stage, settings, bar)
+        launch(job, stage, words, bar)
 
 
-def launch(job: Job, stage: str, settings: list[str], bar: tqdm, kill_at: int | None = None) -> None:
+def launch(job: Job, stage: str, words: list[str], bar: tqdm, kill_at: int | None = None) -> None:
     """Train with the deepspeed launcher until it ends, or kill -9 all its processes once step `kill_at` is logged."""
     run = job.out / stage
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(job.ranks)]
@@ -183,7 +185,7 @@ def launch(job: Job, stage: str, settings: list[str], bar: tqdm, kill_at: int | 
         "--module",
         "molmo_ds.train",
         str(HERE / f"{stage}.yaml"),
-        *settings,
+        *words,
     ]
     threads = max(1, len(os.sched_getaffinity(0)) // job.ranks)
     environment = os.environ | {

@@ -1,13 +1,21 @@
 """Bytes of a picture or a video to upright uint8 RGB, or one sentence why not."""
 
+import functools
 import io
+import warnings
+from types import ModuleType
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from molmo_ds.data.pixels import colours, orientation, turn
+
+_fast_jpeg = getattr(simplejpeg, "decode_jpeg", None)  # an exported folder does without it
+# The formats that are read (MPO as JPEG): not those that start a program, as EPS does. Common ones first
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "ICO", "DIB", "PPM", "PSD", "QOI", "PCX")
+FORMATS += ("SGI", "SUN", "XBM", "TGA")
 MAX_PIXELS = 89_478_485  # 256 MiB of RGB, where Pillow starts to speak of decompression bombs
-_ORIENTATION = 0x0112  # the EXIF tag
 _PNG_MARKS = (b"eXIf", b"exif", b"tiff:Orientation")  # of the chunks that may hold an orientation
 
 
@@ -32,24 +40,32 @@ def upright_size(width: int, height: int, orientation: int) -> tuple[int, int]:
 def load_image(data: bytes) -> np.ndarray:
     """Encoded picture -> uint8 [height, width, 3], EXIF orientation applied.
 
-    Alpha is dropped without compositing, palettes, grey, 1-bit and CMYK become RGB as Pillow converts them (the
-    reference does so too); 16-bit grey keeps its high byte. Raises BadSample for anything that is not a whole picture:
-    a JPEG that ends early or has a corrupt middle never yields half a picture.
+    Colours become RGB as `pixels.to_pixels` says, and as in the reference. Raises BadSample for anything that is not a
+    whole picture: a JPEG that ends early or has a corrupt middle never yields half a picture.
     """
     with _open(data) as picture:
         try:
-            if picture.format in ("JPEG", "MPO") and picture.mode == "RGB":
-                pixels = simplejpeg.decode_jpeg(data, "RGB")  # bit-equal to Pillow's, a third of its time
-            elif picture.mode.startswith("I"):
-                pixels = np.repeat((np.asarray(picture).astype(np.int64) >> 8).clip(0, 255)[..., None], 3, axis=2)
+            if _fast_jpeg is not None and picture.format in ("JPEG", "MPO") and picture.mode == "RGB":
+                pixels = _fast_jpeg(data, "RGB")  # bit-equal to Pillow's, a third of its time
             else:
-                pixels = np.asarray(picture.convert("RGB"))
+                pixels = colours(picture)
         except MemoryError:
             raise
         except Exception as error:  # decoders raise anything; the bytes lie in memory, so it is no I/O error
             raise BadSample(f"The picture cannot be decoded: {error}.") from None
-        orientation = _orientation(picture, data)  # not before: see there
-    return np.ascontiguousarray(_turn(pixels, orientation), dtype=np.uint8)
+        upright = turn(pixels, _orientation(picture, data))  # not before the pixels: see there
+    return np.ascontiguousarray(upright, dtype=np.uint8)
+
+
+def count_pictures(data: bytes) -> int:
+    """Frames of an animation or pages of a file, of which `load_image` takes the first."""
+    with _open(data) as picture:
+        try:
+            return int(getattr(picture, "n_frames", 1))
+        except MemoryError:
+            raise
+        except Exception as error:  # see load_image
+            raise BadSample(f"The picture cannot be decoded: {error}.") from None
 
 
 def load_frames(data: bytes, frames: int) -> list[np.ndarray]:
@@ -57,12 +73,7 @@ def load_frames(data: bytes, frames: int) -> list[np.ndarray]:
 
     Raises ValueError where the package `av` is missing, BadSample where the bytes are no video.
     """
-    try:
-        import av
-    except ImportError:
-        raise ValueError(
-            "Videos need the package av: pip install av, or store frames as pictures (KEY.0.jpg, ...)."
-        ) from None
+    av = _av()
     try:
         with av.open(io.BytesIO(data)) as video:
             if not video.streams.video:  # a file cut short may open all the same
@@ -71,18 +82,55 @@ def load_frames(data: bytes, frames: int) -> list[np.ndarray]:
         wanted = np.linspace(0, count - 1, frames).round().astype(int).tolist()
         with av.open(io.BytesIO(data)) as video:  # decoded twice, so that a long video does not fill the memory
             kept = {i: f.to_ndarray(format="rgb24") for i, f in enumerate(video.decode(video=0)) if i in wanted}
-    except av.error.FFmpegError as error:
+    except (MemoryError, BadSample):
+        raise
+    except Exception as error:  # see load_image
         raise BadSample(f"The video cannot be decoded: {error}.") from None
     if not kept:
         raise BadSample("The video has no frame.")
     return [kept[i] for i in wanted]
 
 
-def _open(data: bytes) -> Image.Image:
+def check_video(data: bytes) -> None:
+    """Decode the first frame of a video; errors as of `load_frames`, but a video that is cut later passes."""
+    av = _av()
     try:
-        picture = Image.open(io.BytesIO(data))
+        with av.open(io.BytesIO(data)) as video:
+            frame = next(video.decode(video=0), None) if video.streams.video else None
     except MemoryError:
         raise
+    except Exception as error:  # see load_image
+        raise BadSample(f"The video cannot be decoded: {error}.") from None
+    if frame is None:
+        raise BadSample("The video has no frame.")
+
+
+def _av() -> ModuleType:
+    try:
+        import av
+    except ImportError:
+        raise ValueError(
+            "Videos need the package av: pip install av, or store frames as pictures (KEY.0.jpg, ...)."
+        ) from None
+    return av
+
+
+@functools.cache
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below
+            picture = Image.open(io.BytesIO(data), formats=_formats())
+    except MemoryError:
+        raise
+    except UnidentifiedImageError:  # its words name an address in memory
+        what = f"it begins with {data[:8]!r}" if data else "it is empty"
+        raise BadSample(f"The picture cannot be read: {what}, as no known format does.") from None
     except Exception as error:  # see load_image
         raise BadSample(f"The picture cannot be read: {error}.") from None
     if picture.width * picture.height > MAX_PIXELS:
@@ -95,17 +143,4 @@ def _orientation(picture: Image.Image, data: bytes) -> int:
     # and leaves half a picture, so pixels come first wherever they are wanted
     if picture.format == "PNG" and not any(mark in data for mark in _PNG_MARKS):
         return 1
-    try:
-        value = picture.getexif().get(_ORIENTATION, 1)
-    except Exception:  # a broken EXIF block is no reason to lose the picture
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    # EXIF: 5..8 swap the axes; then rows and columns may run backwards
-    if orientation >= 5:
-        pixels = pixels.transpose(1, 0, 2)
-    rows = -1 if orientation in (3, 4, 7, 8) else 1
-    columns = -1 if orientation in (2, 3, 6, 7) else 1
-    return pixels[::rows, ::columns]
+    return orientation(picture)

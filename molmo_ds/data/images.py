@@ -15,8 +15,18 @@ from torch.nn.functional import interpolate
 from molmo_ds.config import PIXEL_STATISTICS, MolmoConfig
 from molmo_ds.data.decode import BadSample, load_frames, load_image, read_size, upright_size
 from molmo_ds.data.layout import Geometry, Layout
+from molmo_ds.data.pixels import to_pixels
 
-__all__ = ["BadSample", "Crops", "ImageProcessor", "load_frames", "load_image", "read_size", "upright_size"]
+__all__ = [
+    "BadSample",
+    "Crops",
+    "ImageProcessor",
+    "load_frames",
+    "load_image",
+    "read_size",
+    "to_pixels",
+    "upright_size",
+]
 
 _INTERPOLATION = {  # by images.resize: mode, antialias
     "clip": ("bilinear", True),
@@ -79,7 +89,7 @@ class ImageProcessor:
     def __call__(self, picture: np.ndarray | Image.Image, frame: bool = False) -> Crops:
         """uint8 [height, width, 3] (or a PIL picture) -> Crops; a frame of a video becomes one resized crop."""
         if isinstance(picture, Image.Image):
-            picture = np.asarray(picture.convert("RGB"))
+            picture = to_pixels(picture)
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
             raise ValueError(f"A picture is uint8 [height, width, 3], not {picture.dtype} {list(picture.shape)}.")
         pixels = torch.from_numpy(picture if picture.flags.c_contiguous and picture.flags.writeable else picture.copy())

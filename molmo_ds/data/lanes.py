@@ -25,6 +25,10 @@ def generator(*key: int | str) -> np.random.RandomState:
     return np.random.RandomState(np.frombuffer(hashlib.sha256(repr(key).encode()).digest(), "<u4"))
 
 
+class RottenSource(ValueError):
+    """So many samples cannot be used that going on would mean to read for ever."""
+
+
 class Order:
     """The samples of one source, dealt to the lanes anew in every epoch.
 
@@ -86,7 +90,8 @@ class Lane:
 
     `rates` (float [sources], sum 1) are the shares of samples. `size` tells tokens and crops of a sample, or None for
     one that cannot be used. `state` is all there is to know: draws made, (epoch, position) per source, the pool as
-    [source, sample, epoch, tokens, crops], and how many samples were seen and found bad.
+    [source, sample, epoch, tokens, crops], how many samples were seen and found bad, and how many samples and tokens
+    were cut at the sequence's length.
     """
 
     def __init__(self, lane: int, orders: list[Order], rates: np.ndarray, size: Size, budget: Budget):
@@ -95,15 +100,20 @@ class Lane:
         self._drawn: tuple[int, np.ndarray] = (-1, np.empty(0))
         self.draws, self.places, self.pool = 0, [[0, 0] for _ in orders], []
         self.seen, self.bad = 0, 0
+        self.cut_samples = 0
+        self.cut_tokens = 0
 
     def state(self) -> dict[str, Any]:
         """A copy of the lane's state for a checkpoint; JSON."""
         places, pool = [list(place) for place in self.places], [list(entry) for entry in self.pool]
-        return {"draws": self.draws, "places": places, "pool": pool, "seen": self.seen, "bad": self.bad}
+        counts = {"seen": self.seen, "bad": self.bad, "cut_samples": self.cut_samples, "cut_tokens": self.cut_tokens}
+        return {"draws": self.draws, "places": places, "pool": pool} | counts
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken."""
         self.draws, self.seen, self.bad = state["draws"], state["seen"], state["bad"]
+        self.cut_samples = state.get("cut_samples", 0)  # states of before 2026-11-28 do not have it
+        self.cut_tokens = state.get("cut_tokens", 0)
         self.places = [list(place) for place in state["places"]]
         self.pool = [list(entry) for entry in state["pool"]]
 
@@ -132,7 +142,9 @@ class Lane:
         self.seen += 1
         if size is None:
             self.bad += 1
-            if self.bad > MOST_BAD and self.bad > self.seen / 2:  # else a rotten source would be read for ever
-                raise ValueError(f"{self.bad} of {self.seen} samples cannot be used; tools/inspect_shards.py says why.")
+            if self.bad > MOST_BAD and self.bad > self.seen / 2:
+                raise RottenSource(
+                    f"{self.bad} of {self.seen} samples cannot be used; tools/inspect_shards.py says why."
+                )
         else:
             self.pool.append([source, sample, epoch, *size])

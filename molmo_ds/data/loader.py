@@ -13,16 +13,18 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from molmo_ds.batch import Batch, Sample
-from molmo_ds.config import RunConfig, to_dict
+from molmo_ds.config import RunConfig
+from molmo_ds.data.bad_share import too_many
 from molmo_ds.data.decode import BadSample
-from molmo_ds.data.lanes import BLOCK_CHUNKS, Lane, Order, Reference, generator
+from molmo_ds.data.lanes import BLOCK_CHUNKS, Lane, Order, Reference, RottenSource, generator
 from molmo_ds.data.mixture import sample_rates
 from molmo_ds.data.packing import ROUND, Budget, merge, row
 from molmo_ds.data.sample import SampleBuilder
 from molmo_ds.data.shards import ShardSet
+from molmo_ds.settings import to_dict
 
 log = logging.getLogger(__name__)
-FEWEST_SEEN = 10_000  # the share of bad samples is taken of at least this many
+
 
 Step = tuple[list[Batch], dict[int, dict[str, Any]]]
 
@@ -36,6 +38,7 @@ class Sequence:
     state: dict[str, Any]
     skipped: list[str]
     references: list[tuple[str, int, int]]  # source, sample, epoch of each document
+    cut: str = ""  # the lane's last sample that lost tokens to the sequence's length, and how many
 
 
 @dataclass
@@ -94,6 +97,10 @@ class Mixture:
         record = self.sets[source].read(sample)
         return self.builder.build(record, self._generator(*reference))
 
+    def cut(self) -> int:
+        """Tokens that the sequence's length cost the sample that `build` made last."""
+        return getattr(self.builder, "cut", 0)
+
     def describe(self, source: int, sample: int) -> str:
         """Where a sample comes from, for a log."""
         shard, row = self.sets[source].locate(sample)
@@ -137,14 +144,17 @@ class _Sequencer:
     """One lane with what turns its references into tensors."""
 
     def __init__(self, mixture: Mixture, lane: int, packing: str):
-        self.mixture, self.packing, self.skipped = mixture, packing, []
+        self.mixture = mixture
+        self.packing = packing
+        self.skipped: list[str] = []
+        self.cut = ""
         self.lane = Lane(lane, mixture.orders, mixture.rates, self._size, mixture.budget)
 
     def next(self) -> Sequence:
         samples: list[Sample] = []
         while not samples:  # a sequence whose samples are all bad is left out
             references = []
-            for reference in self.lane.next():
+            for reference in self._draw():
                 try:
                     samples.append(self.mixture.build(reference))
                 except BadSample as error:
@@ -152,12 +162,27 @@ class _Sequencer:
                     self.skipped.append(f"{self.mixture.describe(*reference[:2])}: {error}")
                 else:
                     references.append((self.mixture.names[reference[0]], *reference[1:]))
+                    self._count_cut(reference)
         length = self.mixture.budget.tokens
         if self.packing == "to_128":
             length = min(length, -(-len(samples[0].input_ids) // ROUND) * ROUND)
-        skipped, self.skipped = self.skipped, []
         state = self.lane.state() | {"stamp": self.mixture.stamp}
-        return Sequence(self.lane.lane, row(samples, length), state, skipped, references)
+        made = Sequence(self.lane.lane, row(samples, length), state, self.skipped, references, self.cut)
+        self.skipped = []
+        return made
+
+    def _draw(self) -> list[Reference]:
+        try:
+            return self.lane.next()
+        except RottenSource as error:
+            raise ValueError(f"{error} The last: {self.skipped[-1]}") from None
+
+    def _count_cut(self, reference: Reference) -> None:
+        cut = self.mixture.cut()
+        if cut:
+            self.lane.cut_samples += 1
+            self.lane.cut_tokens += cut
+            self.cut = f"{cut} tokens of {self.mixture.describe(*reference[:2])}"
 
     def _size(self, source: int, sample: int, epoch: int) -> tuple[int, int] | None:
         try:
@@ -236,9 +261,10 @@ def sequences(
 
 
 class Steps(Iterator[Step]):
-    """Sequences gathered into steps of micro-batches; logs what was skipped and stops the run when it is too much.
+    """Sequences gathered into steps of micro-batches; logs what was skipped or cut, and stops where it is too much.
 
-    `samples` names, for each micro-batch of the last step, the samples (source, number, epoch) that it was made of.
+    What was cut is said at the first sample, whenever its number has doubled, and by `close`. `samples` names, for each
+    micro-batch of the last step, the samples (source, number, epoch) that it was made of.
     """
 
     def __init__(self, config: RunConfig, stream: Iterator[Sequence], lanes: range) -> None:
@@ -247,6 +273,8 @@ class Steps(Iterator[Step]):
         self.lanes = lanes
         self.states: dict[int, dict[str, Any]] = {}
         self.samples: list[list[tuple[str, int, int]]] = []
+        self.told = 0  # samples that were cut, when it was last said
+        self.last = ""  # of them, as words
 
     def __next__(self) -> Step:
         """(micro_batches, lane_states after them)."""
@@ -254,21 +282,47 @@ class Steps(Iterator[Step]):
         for _ in self.lanes:
             sequence = next(self.stream)
             self.states[sequence.lane] = sequence.state
+            self.last = sequence.cut or self.last
             found.append(sequence)
             _report(self.config, sequence, self.states)
+        if _total(self.states, "cut_samples") >= max(1, 2 * self.told):
+            self.told = _report_cut(self.config, self.states, self.last)
         size = self.config.micro_batch
         parts = [found[i : i + size] for i in range(0, len(found), size)]
         self.samples = [[name for sequence in part for name in sequence.references] for part in parts]
         return [merge([sequence.row for sequence in part]) for part in parts], dict(self.states)
 
+    def close(self) -> None:
+        """Say what was cut since it was last said."""
+        if _total(self.states, "cut_samples") > self.told:
+            self.told = _report_cut(self.config, self.states, self.last)
+
+
+def _total(states: dict[int, dict[str, Any]], name: str) -> int:
+    return sum(state.get(name, 0) for state in states.values())
+
+
+def _report_cut(config: RunConfig, states: dict[int, dict[str, Any]], last: str) -> int:
+    samples = _total(states, "cut_samples")
+    log.warning(
+        "%d of %d samples were cut at data.sequence_length=%d and lost %d tokens so far; the last: %s",
+        samples,
+        _total(states, "seen"),
+        config.data.sequence_length,
+        _total(states, "cut_tokens"),
+        last,
+    )
+    return samples
+
 
 def _report(config: RunConfig, sequence: Sequence, states: dict[int, dict[str, Any]]) -> None:
     if not sequence.skipped:
         return
-    bad, seen = (sum(state[name] for state in states.values()) for name in ("bad", "seen"))
+    bad = _total(states, "bad")
+    seen = _total(states, "seen")
     for what in sequence.skipped:
         log.warning("skipped %s (%d of %d samples so far)", what, bad, seen)
-    if bad > config.data.max_bad_share * max(seen, FEWEST_SEEN):
+    if too_many(bad, seen, config.data.max_bad_share):
         raise ValueError(
             f"{bad} of {seen} samples cannot be used, more than data.max_bad_share={config.data.max_bad_share} allows; "
             f"the last: {sequence.skipped[-1]} Mend the data (tools/inspect_shards.py lists what is bad) or raise it."

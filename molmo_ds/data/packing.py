@@ -11,7 +11,6 @@ from molmo_ds.config import DataConfig
 
 SLACK = 512  # a sequence counts as full when less than 1 / SLACK of its tokens is free
 ROUND = 128  # of packing = to_128
-PACKINGS = ("pack", "to_max", "to_128")
 
 
 @dataclass(frozen=True)
@@ -25,10 +24,6 @@ class Budget:
     @classmethod
     def of(cls, data: DataConfig) -> "Budget":
         """The budget of a configuration; the padded modes hold one sample per sequence."""
-        if data.packing not in PACKINGS:
-            raise ValueError(f"data.packing is '{data.packing}'; it must be one of {', '.join(PACKINGS)}.")
-        if min(data.sequence_length, data.crops_per_sequence, data.pool_size) < 1:
-            raise ValueError("data.sequence_length, crops_per_sequence and pool_size must be at least 1.")
         pool = data.pool_size if data.packing == "pack" else 1
         return cls(data.sequence_length, data.crops_per_sequence, pool)
 

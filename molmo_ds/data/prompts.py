@@ -5,76 +5,75 @@ order of annotations.
 """
 
 from collections import Counter
-from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any
 
 from numpy.random import RandomState
 
 from molmo_ds.config import PromptConfig
+from molmo_ds.data.annotation import INLINE_POINT, Annotation, at, read_annotation
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.points import format_count, format_points, to_percent
 from molmo_ds.data.templates import LONG_CAPTION, POINT_COUNT, POINTING
+from molmo_ds.data.turns import Conversation, speak
 
-Annotation = dict[str, Any]
 SAME_AS = {"eval_short_answer": "vqa2", "eval_multiple_choice": "a_okvqa_mc"}  # styles that only evaluation uses
 DEMO_STYLES = ("point_count", "pointing", "user_qa", "long_caption")  # spoken as a user would: rarely with a style
 BARE_STYLES = ("android_control", "demo")  # never with a style
 TEMPLATES = {"long_caption": LONG_CAPTION, "pointing": POINTING, "point_count": POINT_COUNT}
-INLINE_POINT = "<|POINT|>"  # stands in an answer where `inline_points` go
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """One branch of a sample: user, assistant, user, ... texts with their spaces, and the weight of what is learnt."""
-
-    messages: list[str]
-    weight: float
 
 
 class PromptFormatter:
     """Annotations to conversations under one PromptConfig."""
 
     def __init__(self, config: PromptConfig):
-        known = {
-            "prompt_templates": ("none", "uber_model"),
-            "message_format": ("none", "role"),
-            "system_prompt": ("none", "style", "style_and_length", "demo_or_style"),
-        }
-        for name, values in known.items():
-            if getattr(config, name) not in values:
-                raise ValueError(f"prompts.{name} is '{getattr(config, name)}'; choose of {', '.join(values)}.")
         self.config = config
 
     def conversations(
-        self, annotations: list[Annotation], rng: RandomState, size: tuple[int, int] | None = None
+        self,
+        annotations: list[Annotation | dict[str, Any]],
+        rng: RandomState,
+        size: tuple[int, int] | None = None,
     ) -> list[Conversation]:
         """All annotations of one sample, to be learnt; `size` is the (first) picture's (width, height).
 
         Each annotation's weight (1 unless it says otherwise) is divided by sqrt(annotations) under root_subsegments.
-        Raises BadSample where an annotation lacks what its style needs.
+        Raises BadSample where an annotation is not what it must be, or lacks what its style needs.
         """
         if not annotations:
             raise BadSample("The sample has no annotations; give it at least one.")
         share = len(annotations) ** -0.5 if self.config.root_subsegments else 1.0
-        out = [
-            Conversation(self.messages(annotation, rng, size), float(annotation.get("weight", 1.0)) * share)
-            for annotation in annotations
-        ]
+        out = []
+        for i, value in enumerate(annotations):
+            try:
+                annotation = read_annotation(value)
+                messages = self.messages(annotation, rng, size)
+            except BadSample as error:
+                raise BadSample(f"{at(i, len(annotations))}{error}") from None
+            weight = 1.0 if annotation.weight is None else annotation.weight
+            out.append(Conversation(messages, weight * share, annotation.pictures))
         if self.config.shuffle_messages and len(out) > 1:
             rng.shuffle(out)
         return out
 
     def messages(
-        self, annotation: Annotation, rng: RandomState, size: tuple[int, int] | None = None, inference: bool = False
+        self,
+        annotation: Annotation | dict[str, Any],
+        rng: RandomState,
+        size: tuple[int, int] | None = None,
+        inference: bool = False,
     ) -> list[str]:
-        """Texts of one annotation, the user's first; for inference the last answer is left to the model."""
-        style = annotation.get("style")
+        """Texts of one annotation, the user's first; for inference the last answer is left to the model.
+
+        Raises BadSample where the annotation is not what it must be, or has nothing to learn.
+        """
+        annotation = read_annotation(annotation)
+        style = annotation.style
         if not style and self.config.system_prompt != "none":
             raise BadSample("An annotation has no style, which the system prompt needs; give it one, such as user_qa.")
         style = SAME_AS.get(style, style) or ""
-        if "messages" in annotation:
-            turns = [str(turn) for turn in annotation["messages"]]
+        if annotation.messages is not None:
+            turns = list(annotation.messages)
             turns = turns[: len(turns) - 1 + len(turns) % 2] if inference else turns
             if not turns or (not inference and len(turns) % 2):
                 raise BadSample("'messages' must alternate user and assistant and end with the assistant.")
@@ -82,12 +81,15 @@ class PromptFormatter:
             turns = [self._question(style, annotation, rng)]
             if not inference:
                 turns.append(self._answer(style, annotation, rng, size))
+        if not all(turn.strip() for turn in turns[1::2]):
+            raise BadSample("An answer is empty, so there is nothing to learn; leave the annotation out.")
         answer = turns[1] if len(turns) > 1 and not inference else None
         turns[0] = self._with_system_prompt(style, turns[0], answer, rng)
-        return [self._speak(i, turn) for i, turn in enumerate(turns)]
+        config = self.config
+        return [speak(i, turn, config.message_format, config.always_start_with_space) for i, turn in enumerate(turns)]
 
     def _question(self, style: str, annotation: Annotation, rng: RandomState) -> str:
-        question = annotation.get("question")
+        question = annotation.question
         if question is None and style in TEMPLATES:
             label = self._label(annotation) if style != "long_caption" else ""
             if self.config.prompt_templates == "none":
@@ -95,41 +97,43 @@ class PromptFormatter:
             templates = TEMPLATES[style]
             return templates[rng.randint(len(templates))].format(label=label)
         question = question or ""
-        if "options" not in annotation:
+        options = annotation.options
+        if options is None:
             return question
-        options = [str(option) for option in annotation["options"]]
-        if annotation.get("unlabelled"):
+        if annotation.unlabelled:
             return question + "\n" + "\n".join(options) + "\n"
         return question + "\n" + "".join(f"{name}: {option}\n" for name, option in zip(_letters(options), options))
 
     def _answer(self, style: str, annotation: Annotation, rng: RandomState, size: tuple[int, int] | None) -> str:
-        if annotation.get("text") is not None:
-            return str(annotation["text"])
-        if "inline_points" in annotation:
+        if annotation.text is not None:
+            return annotation.text
+        if annotation.inline_points is not None:
             return _place_points(annotation, size)
-        if annotation.get("points") is not None:
-            points = to_percent(annotation["points"], annotation.get("point_scale"), size)
+        if annotation.points is not None:
+            points = to_percent(annotation.points, annotation.point_scale, size)
             label = self._label(annotation)
             return format_count(points, label) if style == "point_count" else format_points(points, label)
-        if annotation.get("answer") is not None:
-            return str(annotation["answer"])
-        if annotation.get("answers"):
-            return _most_frequent(annotation["answers"], rng)
-        if "options" in annotation and annotation.get("answer_index") is not None:
-            options, index = annotation["options"], annotation["answer_index"]
-            if not 0 <= index < len(options):
-                raise BadSample(f"answer_index {index} points at none of {len(options)} options.")
-            return str(options[index]) if annotation.get("unlabelled") else _letters(options)[index]
+        if annotation.answer is not None:
+            if INLINE_POINT in annotation.answer:
+                raise BadSample(f"The answer has {INLINE_POINT}, but there are no inline_points; give them.")
+            return annotation.answer
+        if annotation.answers:
+            return _most_frequent(annotation.answers, rng)
+        if annotation.options is not None and annotation.answer_index is not None:
+            letters = None if annotation.unlabelled else _letters(annotation.options)
+            if annotation.answer_index >= len(annotation.options):
+                raise BadSample(f"'answer_index' {annotation.answer_index} points at none of 0 options.")
+            return (letters or annotation.options)[annotation.answer_index]
         raise BadSample(
             f"An annotation of style '{style}' has nothing to learn: give it text, answer, answers, points, or options"
             " with answer_index."
         )
 
     def _label(self, annotation: Annotation) -> str:
-        if annotation.get("label") is not None:
-            return str(annotation["label"]).lower()
-        if annotation.get("question") is not None:
-            return str(annotation["question"])
+        if annotation.label is not None:
+            return annotation.label.lower()
+        if annotation.question is not None:
+            return annotation.question
         raise BadSample("An annotation with points has neither label nor question; give it a label.")
 
     def _with_system_prompt(self, style: str, question: str, answer: str | None, rng: RandomState) -> str:
@@ -155,32 +159,26 @@ class PromptFormatter:
             return ""
         return str((len(answer) + int(rng.normal(scale=25))) // 15)
 
-    def _speak(self, i: int, turn: str) -> str:
-        if self.config.message_format == "role" and i % 2 == 0:
-            turn = f"User: {turn} Assistant:"
-        return " " + turn if i > 0 or self.config.always_start_with_space else turn
 
-
-def _letters(options: list[Any]) -> str:
+def _letters(options: list[str]) -> str:
     if not 1 <= len(options) <= len(ascii_uppercase):
         raise BadSample(f"{len(options)} options cannot be lettered A to Z; mark them unlabelled.")
     return ascii_uppercase[: len(options)]
 
 
-def _most_frequent(answers: str | list[str], rng: RandomState) -> str:
-    if isinstance(answers, str):
-        return answers
-    counts = Counter(str(answer) for answer in answers)
+def _most_frequent(answers: list[str], rng: RandomState) -> str:
+    counts = Counter(answers)
     best = [answer for answer, count in counts.items() if count == max(counts.values())]
     return best[0] if len(best) == 1 else best[rng.randint(len(best))]
 
 
 def _place_points(annotation: Annotation, size: tuple[int, int] | None) -> str:
-    parts, groups = str(annotation.get("answer", "")).split(INLINE_POINT), annotation["inline_points"]
+    groups = annotation.inline_points or []
+    parts = (annotation.answer or "").split(INLINE_POINT)
     if len(parts) != len(groups) + 1:
         raise BadSample(f"The answer has {len(parts) - 1} {INLINE_POINT} and inline_points {len(groups)} entries.")
     out = parts[0]
-    for group, rest in zip(groups, parts[1:]):
-        points = to_percent(group["points"], annotation.get("point_scale"), size)
-        out += format_points(points, str(group["alt"]), str(group.get("text", group["alt"]))) + rest
+    for group, after in zip(groups, parts[1:]):
+        points = to_percent(group.points, annotation.point_scale, size)
+        out += format_points(points, group.alt, group.alt if group.text is None else group.text) + after
     return out

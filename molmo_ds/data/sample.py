@@ -16,17 +16,17 @@ from PIL import Image
 
 from molmo_ds.batch import Sample
 from molmo_ds.config import RunConfig
-from molmo_ds.data.decode import BadSample, load_frames, load_image
+from molmo_ds.data.annotation import Annotation, read_annotation
+from molmo_ds.data.decode import load_frames, load_image
 from molmo_ds.data.images import ImageProcessor
 from molmo_ds.data.layout import Layout
-from molmo_ds.data.prompts import Annotation, PromptFormatter
+from molmo_ds.data.pixels import to_pixels
+from molmo_ds.data.prompts import PromptFormatter
+from molmo_ds.data.record import Record, check_pictures, count_frames, first_size, is_video
 from molmo_ds.data.tokens import Tokenizer
 from molmo_ds.data.tree import Tree, ask, learn
 
-Record = dict[str, Any]
 Picture = bytes | np.ndarray | Image.Image
-VIDEO = "mp4"
-FRAMES = 8  # of a video whose record does not say num_frames
 
 
 class SampleBuilder:
@@ -48,6 +48,7 @@ class SampleBuilder:
         digest = hashlib.sha256(json.dumps([settings, self.sequence_length], sort_keys=True).encode())
         digest.update(self.tokenizer.digest.encode())
         self.fingerprint = digest.hexdigest()  # what decides a sample's tokens and crops
+        self.cut = 0  # tokens that sequence_length cost the sample that was sized or built last
 
     def size(self, record: Record, rng: RandomState) -> tuple[int, int]:
         """(tokens, crops) that `build` will make of the record, without its pictures.
@@ -66,12 +67,12 @@ class SampleBuilder:
         pictures = _pictures(record)
         record = {**record, "sizes": _checked_sizes(record, pictures)}
         layouts = self._layouts(record)
-        return self._sample(self._tree(record, layouts, rng), layouts, pictures, _is_video(record))
+        return self._sample(self._tree(record, layouts, rng), layouts, pictures, is_video(record))
 
     def prompt(
         self,
         pictures: Sequence[Picture],
-        request: str | list[str] | Annotation,
+        request: str | list[str] | dict[str, Any],
         style: str = "demo",
         rng: RandomState | None = None,
     ) -> Sample:
@@ -80,9 +81,11 @@ class SampleBuilder:
         Nothing in it is learnt: labels and weights are 0. Raises ValueError where it is longer than the model can see.
         """
         if isinstance(request, dict):
-            annotation = request
+            annotation = read_annotation(request)
+        elif isinstance(request, str):  # not read: a user's words stay what they are
+            annotation = Annotation(style=style, question=request)
         else:
-            annotation = {"style": style, "question" if isinstance(request, str) else "messages": request}
+            annotation = Annotation(style=style, messages=list(request))
         arrays = [_to_array(picture) for picture in pictures]
         size = (arrays[0].shape[1], arrays[0].shape[0]) if arrays else None
         layouts = [self.images.layout(array.shape[1], array.shape[0]) for array in arrays]
@@ -91,13 +94,15 @@ class SampleBuilder:
         return self._sample(tree, layouts, arrays, frames=False)
 
     def _tree(self, record: Record, layouts: list[Layout], rng: RandomState) -> Tree:
-        size = tuple(record["sizes"][0]) if record["sizes"] else None
-        conversations = self.prompts.conversations(record.get("annotations", []), rng, size)
-        return learn(self.tokenizer, conversations, layouts, self.sequence_length)
+        conversations = self.prompts.conversations(record.get("annotations") or [], rng, first_size(record))
+        check_pictures(record, [conversation.pictures for conversation in conversations])
+        tree = learn(self.tokenizer, conversations, layouts, self.sequence_length)
+        self.cut = tree.cut
+        return tree
 
     def _layouts(self, record: Record) -> list[Layout]:
-        if _is_video(record):
-            return [self.images.layout(1, 1, frame=True)] * _frames(record)
+        if is_video(record):
+            return [self.images.layout(1, 1, frame=True)] * count_frames(record)
         return [self.images.layout(width, height) for width, height in record["sizes"]]
 
     def _sample(self, tree: Tree, layouts: list[Layout], pictures: list[np.ndarray], frames: bool) -> Sample:
@@ -121,35 +126,18 @@ class SampleBuilder:
 
 
 def _pictures(record: Record) -> list[np.ndarray]:
-    if _is_video(record):
-        return load_frames(record["pixels"][0], _frames(record))
+    if is_video(record):
+        return load_frames(record["pixels"][0], count_frames(record))
     return [_to_array(picture) for picture in record.get("pixels", ())]
 
 
-def _frames(record: Record) -> int:
-    frames = record.get("num_frames", FRAMES)
-    if not isinstance(frames, int) or frames < 1:
-        raise BadSample(f"num_frames is {frames!r}; it must be a whole number of at least 1.")
-    return frames
-
-
-def _is_video(record: Record) -> bool:
-    parts = record.get("images", ())
-    videos = [part for part in parts if part.rsplit(".", 1)[-1] == VIDEO]
-    if videos and len(parts) > 1:
-        raise BadSample("A sample holds one video or pictures, not both.")
-    return bool(videos)
-
-
 def _to_array(picture: Picture) -> np.ndarray:
-    if isinstance(picture, bytes):
-        return load_image(picture)
-    return np.asarray(picture.convert("RGB")) if isinstance(picture, Image.Image) else picture
+    return load_image(picture) if isinstance(picture, bytes) else to_pixels(picture)
 
 
 def _checked_sizes(record: Record, pictures: list[np.ndarray]) -> list[tuple[int, int]]:
     sizes = [(picture.shape[1], picture.shape[0]) for picture in pictures]
     said = [tuple(size) for size in record.get("sizes", sizes)]
-    if not _is_video(record) and said != sizes:
+    if not is_video(record) and said != sizes:
         raise ValueError(f"The index says that the pictures measure {said}, but they measure {sizes}; index them anew.")
     return sizes

@@ -16,15 +16,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from molmo_ds import files
+from molmo_ds.config import home
 from molmo_ds.data.decode import BadSample, upright_size
-from molmo_ds.data.write import BLOCK, digest, parse_record
+from molmo_ds.data.record import VIDEOS, annotations, parse_record
+from molmo_ds.data.write import BLOCK, digest
 
 CHUNK_BYTES = 8 << 20  # one range request of remote storage
 CHUNKS_PER_LANE = 8  # at least, so that lanes get nearly the same number of samples
 OPEN_FILES = 16  # per data set and process: local tars
 OPEN_SIDECARS = 8
 PLACE = 1 << 30  # bytes between chunks in the sparse temporary file that keeps remote ones
-VIDEOS = ("mp4",)  # parts whose size is not in the index
 INDEX_HINT = "run: python tools/make_shards.py index"
 
 
@@ -47,13 +48,14 @@ class ShardSet:
     """
 
     def __init__(self, path: str, lanes: int = 1):
-        self.path, self.shards = path, _find_shards(path)
+        self.path = home(path)
+        self.shards = _find_shards(self.path)
         counts = np.array([shard.samples for shard in self.shards], np.int64)
         self.starts = np.concatenate([[0], np.cumsum(counts)])
         self.bounds = chunk_bounds(self.starts, sum(shard.bytes for shard in self.shards), lanes)
         content = json.dumps([[s.path.rsplit("/", 1)[-1], s.samples, s.sidecar_sha256] for s in self.shards])
         self.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
-        self._remote = files.is_remote(path)
+        self._remote = files.is_remote(self.path)
         self.serve(64)
 
     def serve(self, chunks: int) -> None:
@@ -82,8 +84,9 @@ class ShardSet:
     def record(self, index: int) -> dict[str, Any]:
         """The JSON of a sample, with "__key__" and "sizes" ((width, height) of its upright pictures), without pixels.
 
-        Raises BadSample for a picture whose header could not be read when it was indexed, ValueError when the tar does
-        not hold what its index says, OSError when it cannot be read.
+        Keys of annotations that are null are left out. Raises BadSample for an annotation that is no object and for a
+        picture whose header could not be read when it was indexed, ValueError when the tar does not hold what its index
+        says, OSError when it cannot be read.
         """
         shard, row = self.locate(index)
         return self._record(shard, row, self._parts(index, shard, row, ["json"])["json"])
@@ -144,9 +147,12 @@ class ShardSet:
     def _record(self, shard: Shard, row: dict[str, Any], data: bytes) -> dict[str, Any]:
         try:
             record = parse_record(row["key"], data, dict.fromkeys(row["part_names"]))
+        except BadSample:
+            raise
         except ValueError as error:  # it could be parsed when it was indexed
             raise ValueError(f"{shard.path} changed under its index: {error} Then {INDEX_HINT}") from None
         record["__key__"] = row["key"]
+        record["annotations"] = annotations(record)
         for name, width in zip(record["images"], row["widths"]):
             if not width and name.split(".")[-1] not in VIDEOS:
                 raise BadSample(f"Its {name} is no picture that can be read.")
@@ -196,7 +202,7 @@ class _Recent:
 
 def _find_shards(path: str) -> list[Shard]:
     if files.is_remote(path) or os.path.isdir(path):
-        return _read_meta(path, None if files.is_remote(path) else files.find(os.path.join(path, "*.tar")))
+        return _read_meta(path, None if files.is_remote(path) else _tars(path))
     tars = files.find(path)
     if not tars:
         raise ValueError(f"There are no shards at {path}; give a folder, a URL of a folder or a glob of tars.")
@@ -206,6 +212,10 @@ def _find_shards(path: str) -> list[Shard]:
         if os.path.realpath(tar) not in known:
             raise ValueError(f"{tar} is not in the index of its folder; {INDEX_HINT} {os.path.dirname(tar)}")
     return [known[os.path.realpath(tar)] for tar in tars]
+
+
+def _tars(folder: str) -> list[str]:
+    return [tar for tar in files.find(os.path.join(folder, "*.tar")) if os.path.isfile(tar)]
 
 
 def _read_meta(folder: str, tars: list[str] | None) -> list[Shard]:

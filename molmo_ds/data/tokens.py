@@ -16,33 +16,55 @@ _PIECES = (
 )
 
 
-class Tokenizer:
+class Words:
+    """Text to ids and back with one tokenizer of the tokenizers library, the same in training and in exported folders.
+
+    Text never yields a special token, whatever it contains: only the template places them. Image tokens have the ids
+    from `vocab_size` on.
+    """
+
+    def __init__(self, fast: FastTokenizer, vocab_size: int, bos: int, eos: int):
+        fast.no_truncation()  # a tokenizer.json may say otherwise, and a text would lose its end without a word
+        fast.no_padding()
+        self._fast = fast
+        self.vocab_size = vocab_size
+        self.bos = bos
+        self.eos = eos
+        added = {token: entry for token, entry in fast.get_added_tokens_decoder().items() if not entry.special}
+        plain = [entry.content for token, entry in added.items() if token in (bos, eos) or _is_ours(entry.content)]
+        fast.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in plain])
+        fast.encode_special_tokens = True  # special names inside a text are plain text
+
+    def __reduce__(self) -> tuple:  # the pickled library object forgets encode_special_tokens
+        return Words, (self._fast, self.vocab_size, self.bos, self.eos)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, with nothing put before or after it."""
+        return self._fast.encode(text, add_special_tokens=False).ids
+
+
+class Tokenizer(Words):
     """The words of a tokenizer folder; ids run below `vocab_size`, image tokens from there on.
 
-    It reads `tokenizer.json` with the tokenizers library alone, since transformers costs a data worker 100 MB. Text
-    never yields a special token, whatever it contains: only this package places them.
+    It reads `tokenizer.json` with the tokenizers library alone, since transformers costs a data worker 100 MB.
     """
 
     def __init__(self, folder: str | Path, vocab_size: int):
-        self.folder, self.vocab_size = Path(folder), vocab_size
+        self.folder = Path(folder)
+        self.vocab_size = vocab_size
         self._fast = _read(self.folder)
         self.words = self._count_words()  # the filler fills up from here to vocab_size
-        self.eos = self._special("eos_token")
-        if self.eos is None:
+        self.digest = hashlib.sha256(self._fast.to_str().encode()).hexdigest()
+        eos = self._special("eos_token")
+        if eos is None:
             raise ValueError(f"The tokenizer in {folder} has no eos_token; name one in its tokenizer_config.json.")
         bos = self._special("bos_token")
-        self.bos = self.eos if bos is None else bos  # Qwen2 and OLMo have none: the end starts the next text
+        super().__init__(self._fast, vocab_size, eos if bos is None else bos, eos)  # without one the end starts a text
         self.pad = self.eos
-        self.digest = hashlib.sha256(self._fast.to_str().encode()).hexdigest()
         self._hidden = {token for token, entry in self._fast.get_added_tokens_decoder().items() if entry.special}
-        self._fast.encode_special_tokens = True  # special names inside a text are plain text
 
-    def __reduce__(self) -> tuple:  # the pickled library object forgets encode_special_tokens
+    def __reduce__(self) -> tuple:
         return Tokenizer, (self.folder, self.vocab_size)
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text, with nothing put before or behind."""
-        return self._fast.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids up to the first end; a leading start or end, special, image and filler ids are dropped."""
@@ -94,6 +116,10 @@ class Tokenizer:
                     raise ValueError(f"{path} names {content} as {name}, but the tokenizer does not know that word.")
                 return token
         return None
+
+
+def _is_ours(name: str) -> bool:
+    return name in IMAGE_TOKENS or name.startswith(FILLER.split("{")[0])
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: str | Path, pieces: str = _PIECES) -> Tokenizer:

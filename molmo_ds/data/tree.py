@@ -4,12 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from molmo_ds.data.conversation import PLACE
 from molmo_ds.data.decode import BadSample
-from molmo_ds.data.layout import IMAGE, Layout
-from molmo_ds.data.prompts import Conversation
-from molmo_ds.data.tokens import IMAGE_TOKENS, Tokenizer
-
-PLACE = IMAGE_TOKENS[IMAGE]  # stands in a user's text where a picture goes
+from molmo_ds.data.layout import Layout
+from molmo_ds.data.tokens import Words
+from molmo_ds.data.turns import Conversation
 
 
 @dataclass(frozen=True)
@@ -21,6 +20,7 @@ class Tree:
     loss_weights: list[float]
     branch_lengths: list[int]  # tokens of the prefix and of every branch
     starts: list[int]  # where the tokens of each picture begin
+    cut: int = 0  # tokens that the limit cost
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -42,18 +42,17 @@ class _Branch:
     places: list[int]  # where pictures begin, if the text says where
 
 
-def learn(tokenizer: Tokenizer, conversations: list[Conversation], layouts: list[Layout], limit: int) -> Tree:
+def learn(tokenizer: Words, conversations: list[Conversation], layouts: list[Layout], limit: int) -> Tree:
     """A tree to learn from, of at most `limit` tokens; what is longer loses its end.
 
     A branch's last token is a label only, since nothing would see it. Its first token is predicted at the prefix's end,
     which is one place for all branches: there the first branch's is learnt (a user's word, so of weight 0, unless the
     prompt is empty). Raises BadSample where pictures or cutting leave nothing to learn.
     """
+    check_places(conversations, len(layouts))
     branches = [_branch(tokenizer, conversation, layouts) for conversation in conversations]
     placed = any(branch.places for branch in branches)
-    if placed and len(branches) > 1:
-        raise BadSample(f"{PLACE} may stand in a sample's text only if it has one annotation, not {len(branches)}.")
-    ids, starts = _prefix(tokenizer, () if placed else layouts)
+    ids, starts = prefix(tokenizer, () if placed else layouts)
     labels, weights, lengths = [*ids[1:], branches[0].tokens[0]], [0.0] * len(ids), [len(ids)]
     weights[-1] = branches[0].weights[0]
     for branch in branches:
@@ -63,18 +62,35 @@ def learn(tokenizer: Tokenizer, conversations: list[Conversation], layouts: list
         weights += branch.weights[1:]
         lengths.append(len(branch.tokens) - 1)
     _check_room(starts, layouts, limit)
-    if len(ids) > limit:
+    cut = max(0, len(ids) - limit)
+    if cut:
         ends = np.minimum(np.cumsum(lengths), limit)
         lengths = np.diff(ends, prepend=0).tolist()
         if not any(weights[:limit]):
             raise BadSample(f"Cut at sequence_length {limit}, nothing is left of the answers; raise it.")
-    return Tree(ids[:limit], labels[:limit], weights[:limit], lengths, starts)
+    return Tree(ids[:limit], labels[:limit], weights[:limit], lengths, starts, cut)
 
 
-def ask(tokenizer: Tokenizer, messages: list[str], layouts: list[Layout], limit: int) -> Tree:
+def check_places(conversations: list[Conversation], pictures: int) -> None:
+    """BadSample where texts place pictures that are not there, only some of them, or in one of several branches."""
+    counts = [sum(text.count(PLACE) for text in one.messages[::2]) for one in conversations]
+    if any(counts) and not pictures:
+        raise BadSample(f"The text has a place for a picture ({PLACE}), but the sample has no picture.")
+    if any(counts) and len(counts) > 1:
+        raise BadSample(f"{PLACE} may stand in a sample's text only if it has one annotation, not {len(counts)}.")
+    if any(count > pictures for count in counts):
+        raise BadSample(f"The text names more pictures ({PLACE}) than the {pictures} of the sample.")
+    if any(0 < count < pictures for count in counts):
+        raise BadSample(f"The text places {counts[0]} of {pictures} pictures; place all of them or none.")
+
+
+def ask(tokenizer: Words, messages: list[str], layouts: list[Layout], limit: int) -> Tree:
     """A prompt, the user's turn last: nothing is learnt and nothing cut; ValueError where it is longer than `limit`."""
-    branch = _branch(tokenizer, Conversation(messages, 0.0), layouts)
-    ids, starts = _prefix(tokenizer, () if branch.places else layouts)
+    conversation = Conversation(messages, 0.0)
+    if layouts:  # without one the words of a user stay words
+        check_places([conversation], len(layouts))
+    branch = _branch(tokenizer, conversation, layouts)
+    ids, starts = prefix(tokenizer, () if branch.places else layouts)
     starts += [len(ids) + place for place in branch.places]
     _check_room(starts, layouts, limit)
     lengths = [len(ids), len(branch.tokens)]
@@ -84,7 +100,8 @@ def ask(tokenizer: Tokenizer, messages: list[str], layouts: list[Layout], limit:
     return Tree(ids, [0] * len(ids), [0.0] * len(ids), lengths, starts)
 
 
-def _prefix(tokenizer: Tokenizer, layouts: list[Layout] | tuple[()]) -> tuple[list[int], list[int]]:
+def prefix(tokenizer: Words, layouts: list[Layout] | tuple[()]) -> tuple[list[int], list[int]]:
+    """(ids of the beginning and of pictures, where the tokens of each picture begin)."""
     ids, starts = [tokenizer.bos], []
     for layout in layouts:
         starts.append(len(ids))
@@ -92,7 +109,7 @@ def _prefix(tokenizer: Tokenizer, layouts: list[Layout] | tuple[()]) -> tuple[li
     return ids, starts
 
 
-def _branch(tokenizer: Tokenizer, conversation: Conversation, layouts: list[Layout]) -> _Branch:
+def _branch(tokenizer: Words, conversation: Conversation, layouts: list[Layout]) -> _Branch:
     tokens, weights, places = [], [], []
     for i, message in enumerate(conversation.messages):
         if i % 2:
@@ -103,18 +120,14 @@ def _branch(tokenizer: Tokenizer, conversation: Conversation, layouts: list[Layo
         before, *rest = message.split(PLACE) if layouts else [message]
         tokens += tokenizer.encode(before)
         for part in rest:
-            if len(places) == len(layouts):
-                raise BadSample(f"The text names more pictures ({PLACE}) than the {len(layouts)} of the sample.")
             picture = _picture(tokenizer, layouts[len(places)])
             places.append(len(tokens))
             tokens += picture + tokenizer.encode(part)
         weights += [0.0] * (len(tokens) - len(weights))
-    if places and len(places) < len(layouts):
-        raise BadSample(f"The text places {len(places)} of {len(layouts)} pictures; place all of them or none.")
     return _Branch(tokens, weights, places)
 
 
-def _picture(tokenizer: Tokenizer, layout: Layout) -> list[int]:
+def _picture(tokenizer: Words, layout: Layout) -> list[int]:
     return (layout.tokens + tokenizer.vocab_size).tolist()
 
 

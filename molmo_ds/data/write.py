@@ -22,7 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from molmo_ds import files
-from molmo_ds.data.decode import BadSample, read_size
+from molmo_ds.data.conversation import is_plain
+from molmo_ds.data.decode import BadSample, read_size, upright_size
+from molmo_ds.data.record import Record, parse_record, text_length
 
 BLOCK = 512  # tar's unit
 SIDECAR = pa.schema(
@@ -38,7 +40,7 @@ SIDECAR = pa.schema(
         ("text_length", pa.int32()),  # characters of the annotations
     ]
 )
-_KEY = re.compile(r"[^./][^.]*$")
+_KEY = re.compile(r"[^./][^.]*\Z")
 
 
 @dataclass
@@ -48,8 +50,11 @@ class ShardIndex:
     rows: list[dict[str, Any]] = field(default_factory=list)
     offsets: list[int] = field(default_factory=lambda: [0])  # where each sample's first header starts, and the end
 
-    def add(self, key: str, parts: list[tuple[str, int, bytes]], start: int, end: int) -> None:
-        """One sample: parts are (name, offset of the bytes, bytes); ValueError if the record is not in our format."""
+    def add(self, key: str, parts: list[tuple[str, int, bytes]], start: int, end: int) -> Record:
+        """One sample: parts are (name, offset of the bytes, bytes); returns its record with its pictures' sizes.
+
+        Raises ValueError where the record is not in our format.
+        """
         contents = {name: data for name, _, data in parts}
         if len(contents) < len(parts):
             raise ValueError(f"Sample '{key}' holds a part twice: {', '.join(name for name, _, _ in parts)}.")
@@ -70,6 +75,7 @@ class ShardIndex:
         )
         self.offsets[-1] = start
         self.offsets.append(end)
+        return record | {"sizes": [upright_size(*one) for one in probes]}
 
     def save(self, tar: Path) -> None:
         """Write `<tar>.idx` and `<tar>.parquet`."""
@@ -107,7 +113,7 @@ def write_shards(
 def refuse_existing(folder: Path, name: str) -> None:
     """Make the folder; ValueError when it holds shards of that name."""
     folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.glob(f"{name}-*.tar*")):
+    if any(path.name.startswith(f"{name}-") and ".tar" in path.name for path in folder.iterdir()):
         raise ValueError(f"{folder} already holds shards named {name}-*.tar; remove them or choose another folder.")
 
 
@@ -120,6 +126,15 @@ def unique(records: Iterable[tuple[str, dict[str, bytes]]], seen: set[str]) -> I
         yield key, parts
 
 
+def check_key(key: str) -> None:
+    """ValueError where a key cannot be a member's name before its first dot, or is no printable text."""
+    if not _KEY.match(key) or not is_plain(key):
+        raise ValueError(
+            f"'{key if is_plain(key) else ascii(key)}' cannot be a key: webdataset splits names at dots; use"
+            " letters, digits, - _ /."
+        )
+
+
 def write_shard(
     path: str | Path, samples: Iterator[tuple[str, dict[str, bytes]]], max_samples: int, max_bytes: int
 ) -> int:
@@ -130,10 +145,7 @@ def write_shard(
     try:
         with open(temporary, "wb") as file:
             for key, contents in samples:
-                if not _KEY.match(key):
-                    raise ValueError(
-                        f"'{key}' cannot be a key: webdataset splits names at dots; use letters, digits, - _ /."
-                    )
+                check_key(key)
                 start, parts = position, []
                 for part in sorted(contents):
                     head, data = header(f"{key}.{part}", len(contents[part])), contents[part]
@@ -163,11 +175,16 @@ def header(name: str, length: int) -> bytes:
         raise ValueError(f"'{name}' cannot be a name in a tar ({error}); use a shorter key.") from None
 
 
+def tars_of(folder: str | Path) -> list[Path]:
+    """The tars of a folder by name; those whose names begin with a dot are another program's."""
+    return sorted(tar for tar in Path(folder).glob("*.tar") if not tar.name.startswith(".") and tar.is_file())
+
+
 def write_meta(folder: str | Path) -> None:
     """Write `.nv-meta` for all indexed tars of a folder."""
     folder = Path(folder)
     shards = {}
-    for tar in sorted(folder.glob("*.tar")):
+    for tar in tars_of(folder):
         sidecar = Path(f"{tar}.parquet")
         if not sidecar.is_file():
             raise ValueError(f"{tar} has no index; run: python tools/make_shards.py index {folder}")
@@ -182,24 +199,7 @@ def write_meta(folder: str | Path) -> None:
         ("split.yaml", {"split_parts": {"train": list(shards), "val": [], "test": []}, "exclude": []}),
         ("molmo_ds.json", {"version": 1, "shards": shards}),
     ):
-        files.write_atomic(meta / name, json.dumps(content, indent=1).encode())
-
-
-def parse_record(key: str, data: bytes | None, parts: dict[str, Any]) -> dict[str, Any]:
-    """The sample's JSON as a dictionary with `images` and `annotations`; ValueError names the key and what is wrong."""
-    if data is None:
-        raise ValueError(f"Sample '{key}' has no .json part; see docs/data_format.md.")
-    try:
-        record = json.loads(data)
-    except ValueError as error:
-        raise ValueError(f"The JSON of sample '{key}' cannot be read: {error}.") from None
-    if not isinstance(record, dict) or not isinstance(record.get("annotations"), list):
-        raise ValueError(f"Sample '{key}' is not in the record format (no 'annotations'); see docs/data_format.md.")
-    images = record.setdefault("images", [])
-    missing = [name for name in images if name not in parts]
-    if missing:
-        raise ValueError(f"Sample '{key}' names the image {missing[0]}, but there is no member {key}.{missing[0]}.")
-    return record
+        files.write_atomic(meta / name, json.dumps(content, indent=1, allow_nan=False).encode())
 
 
 def probe(data: bytes) -> tuple[int, int, int]:
@@ -216,12 +216,3 @@ def digest(parts: Iterable[bytes]) -> bytes:
     for data in parts:
         total.update(data)
     return total.digest()
-
-
-def text_length(value: Any) -> int:
-    """Characters of all strings inside a JSON value."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, dict):
-        return sum(map(text_length, value.values()))
-    return sum(map(text_length, value)) if isinstance(value, list) else 0

@@ -16,7 +16,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from molmo_ds import config as configs
+from molmo_ds import settings
 from molmo_ds.config import RunConfig
 from molmo_ds.engine import checkpoint, nvme
 from molmo_ds.engine.fragments import Fragment
@@ -99,7 +99,7 @@ class Writer:
             for old in folder.glob("step-*.partial"):
                 shutil.rmtree(old)
             partial.mkdir(parents=True)
-            configs.save(self.config, partial / "config.yaml")
+            settings.save(self.config, partial / "config.yaml")
         except OSError as error:
             self.error = str(error)
 

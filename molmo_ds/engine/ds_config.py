@@ -1,8 +1,6 @@
 """Strategy files, DeepSpeed's JSON plus one block `molmo_ds`: fills "auto", refuses in one sentence what cannot run."""
 
 import copy
-import difflib
-import json
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,21 +9,10 @@ from typing import Any
 import torch
 
 from molmo_ds.config import MolmoConfig, RunConfig
-from molmo_ds.engine import refusals
+from molmo_ds.engine import refusals, strategy_file
 from molmo_ds.model.molmo import Molmo
 
 ENGINES = ("zero", "sequence", "pipeline")
-TOP_LEVEL = {
-    "molmo_ds", "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "optimizer",
-    "scheduler", "fp16", "bf16", "torch_autocast", "data_types", "zero_optimization", "gradient_clipping",
-    "steps_per_print", "communication_data_type", "prescale_gradients", "gradient_predivide_factor",
-    "sparse_gradients", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "wall_clock_breakdown",
-    "memory_breakdown", "dump_state", "flops_profiler", "activation_checkpointing", "aio", "comms_logger",
-    "tensorboard", "wandb", "csv_monitor", "comet", "pipeline", "checkpoint", "expert_parallel", "tensor_parallel",
-    "sequence_parallel_size", "data_efficiency", "compression_training", "compile", "autotuning", "zenflow",
-    "managed_gradient_accumulation", "gradient_allreduce_op", "seq_parallel_communication_data_type",
-    "graph_harvesting", "use_data_before_expert_parallelism", "disable_allgather", "timers", "train_step",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,28 +47,19 @@ class Strategy:
 def read(path: str) -> Strategy:
     """Read a strategy file, `accelerate` = the DeepSpeed settings that `accelerate launch` was given.
 
-    Raises ValueError, naming the file, if it is not there, is not JSON, or has a key that DeepSpeed does not know
-    (which DeepSpeed itself would ignore without a word).
+    Raises ValueError, naming the file, if it is not there or not as engine/strategy_file.py reads it.
     """
     if path == "accelerate":
-        return Strategy(path, _from_accelerate())
-    file = Path(path)
+        values = _from_accelerate()
+        return Strategy(path, values, values.pop("molmo_ds", {}))
+    file = Path(path).expanduser()
     if not file.is_file():
         beside = Path(__file__).parents[2] / path
         if not beside.is_file():
             there = ", ".join(sorted(str(f) for f in file.parent.glob("*.json"))) or "none"
             raise ValueError(f"There is no strategy file {path}; files beside it: {there}.")
         file = beside
-    try:
-        values = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"The strategy file {file} is not JSON: {error}.") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"The strategy file {file} holds no JSON object; write DeepSpeed's settings in braces.")
-    for key in values:
-        if key not in TOP_LEVEL:
-            near = difflib.get_close_matches(key, TOP_LEVEL, n=1, cutoff=0.0)[0]
-            raise ValueError(f"The strategy file {file} has the unknown key '{key}'; the nearest one is '{near}'.")
+    values = strategy_file.load(file)
     ours = values.pop("molmo_ds", {})
     return Strategy(str(file), values, ours)
 
@@ -96,7 +74,14 @@ def _from_accelerate() -> dict[str, Any]:
         )
     from accelerate.utils import DeepSpeedPlugin
 
-    return copy.deepcopy(DeepSpeedPlugin().deepspeed_config)
+    try:
+        values = copy.deepcopy(DeepSpeedPlugin().deepspeed_config)
+    except Exception as error:  # accelerate raises ValueError, KeyError, AttributeError and others
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ValueError(f"accelerate's settings for DeepSpeed cannot be read: {reason}.") from None
+    values.pop("steps_per_print", None)  # infinity
+    strategy_file.check(values, "accelerate's settings for DeepSpeed")
+    return values
 
 
 def resolve(strategy: Strategy, config: RunConfig, world_size: int, on_gpu: bool) -> dict[str, Any]:
@@ -161,8 +146,6 @@ def _largest(model: MolmoConfig) -> int:
 
 def uses_bf16(config: RunConfig, on_gpu: bool) -> bool:
     """Whether the network computes in bf16 (with fp32 master weights)."""
-    if config.precision not in ("auto", "fp32", "bf16"):
-        raise ValueError(f"There is no precision '{config.precision}'; precision is auto, fp32 or bf16.")
     return config.precision == "bf16" or (config.precision == "auto" and on_gpu)
 
 
@@ -228,8 +211,6 @@ def refuse(strategy: Strategy, config: RunConfig, world_size: int) -> None:
     stage = zero.get("stage", 0)
     if strategy.engine not in ENGINES:
         raise ValueError(f"{path}: there is no engine '{strategy.engine}'; molmo_ds.engine is {', '.join(ENGINES)}.")
-    if stage not in (0, 1, 2, 3):
-        raise ValueError(f"{path}: zero_optimization.stage is {stage!r}; it must be 0, 1, 2 or 3.")
     _refuse_pairs(strategy, config, world_size)
     if ds.get("fp16", {}).get("enabled") is True:
         raise ValueError(f"{path} turns fp16 on, which needs a loss scale that this trainer does not keep; use bf16.")

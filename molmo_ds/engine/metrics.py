@@ -13,7 +13,7 @@ import psutil
 import torch
 from tqdm import tqdm
 
-from molmo_ds import config as configs
+from molmo_ds import settings
 from molmo_ds.config import MolmoConfig, RunConfig
 from molmo_ds.engine.launch import World
 from molmo_ds.model.vision import used_layers
@@ -106,7 +106,7 @@ class Metrics:
 
                 name = str(self.out.resolve())
                 run = {"name": self.out.name, "id": hashlib.sha256(name.encode()).hexdigest()[:16], "resume": "allow"}
-                self.wandb = wandb.init(project=config.wandb, dir=config.out, config=configs.to_dict(config), **run)
+                self.wandb = wandb.init(project=config.wandb, dir=config.out, config=settings.to_dict(config), **run)
 
     def beat(self) -> None:
         """Show whoever watches from outside (tools/launch.py) that a step has ended."""

@@ -65,9 +65,7 @@ def build_optimizer(groups: list[dict], optim: OptimConfig) -> torch.optim.Optim
     """torch's AdamW or SGD over `parameter_groups`."""
     if optim.name == "adamw":
         return torch.optim.AdamW(groups, betas=tuple(optim.betas), eps=optim.eps)
-    if optim.name == "sgd":
-        return torch.optim.SGD(groups)
-    raise ValueError(f"There is no optimizer '{optim.name}'; optim.name is adamw or sgd.")
+    return torch.optim.SGD(groups)
 
 
 def learning_rate(optim: OptimConfig, part: str, step: int, max_steps: int) -> float:

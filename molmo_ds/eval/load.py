@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 import yaml
+from torch import Tensor
 
-from molmo_ds import config as configs
+from molmo_ds import settings
 from molmo_ds.batch import Batch, Sample
 from molmo_ds.config import RunConfig
 from molmo_ds.data.packing import collate
@@ -32,11 +33,11 @@ class Answerer:
         """One row per prompt, padded on the right."""
         return collate([[prompt] for prompt in prompts], max(len(p.input_ids) for p in prompts)).to(self.device)
 
-    def answer(self, prompts: Sequence[Sample], options: Options) -> list[str]:
-        """The texts that the model generates."""
+    def answer(self, prompts: Sequence[Sample], options: Options) -> tuple[list[str], Tensor]:
+        """(the texts that the model generates, bool [B]: which of them ended at the last position that it knows)."""
         tokenizer = self.builder.tokenizer
         made = generate(self.model, self.batch(prompts), tokenizer.eos, options, tokenizer.decode)
-        return [text.strip() for text in made.texts(tokenizer.decode)]
+        return [text.strip() for text in made.texts(tokenizer.decode)], made.cut
 
 
 def load(path: str | Path, tokenizer: str | Path | None = None, device: str | None = None) -> Answerer:
@@ -46,20 +47,32 @@ def load(path: str | Path, tokenizer: str | Path | None = None, device: str | No
         tokenizer: folder; by default `tokenizer/` beside the weights, or the one that the run was trained with.
         device: by default the first GPU, else the CPU; on a GPU the weights are bfloat16.
 
-    Raises ValueError if there is no whole checkpoint or no tokenizer.
+    Raises ValueError if there is no such device, no whole checkpoint or no tokenizer.
     """
+    where = _device(device)
     folder = checkpoint.find(path)
     values = yaml.safe_load((folder / "config.yaml").read_text())
     known = {field.name for field in dataclasses.fields(RunConfig)}
-    config = configs.from_dict(RunConfig, {k: v for k, v in values.items() if k in known})
+    config = settings.from_dict(RunConfig, {k: v for k, v in values.items() if k in known})
     beside = folder / "tokenizer"
     words = str(tokenizer or (beside if beside.is_dir() else config.data.tokenizer))
     if not words:
         raise ValueError(f"{folder} does not say which tokenizer it belongs to; name its folder with --tokenizer.")
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=words))
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with torch.device("meta"):
         model = Molmo(config.model)
     model.load_state_dict(dict(checkpoint.read_full_state(folder)), assign=True)
     model = model.to(where, torch.bfloat16 if where.type == "cuda" else torch.float32)
     return Answerer(model.eval(), SampleBuilder(config), where)
+
+
+def _device(name: str | None) -> torch.device:
+    """The device of that name, which must be usable; by default the first GPU, else the CPU."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise ValueError(f"The device '{name}' cannot be used ({reason}); here are {', '.join(there)}.") from None
+    return device

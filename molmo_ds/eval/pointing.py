@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -12,8 +13,18 @@ _CLICK = re.compile(r"Click\(([0-9]+\.[0-9]), ?([0-9]+\.[0-9])\)")
 _PLAIN = re.compile(r"\(([0-9]+\.[0-9]),? ?([0-9]+\.[0-9])\)")
 _TAG = re.compile(r'x\d*="\s*([0-9]+(?:\.[0-9]+)?)"\s+y\d*="\s*([0-9]+(?:\.[0-9]+)?)"')
 _SHORT = re.compile(r"(?:\d+|p)\s*=\s*([0-9]{3})\s*,\s*([0-9]{3})")  # per mille
-_LINE = r"\(\s*\d+(?:\.\d+)?\s*,\s*\d+(?:\.\d+)?\s*\)"
-_FORMAT = re.compile(rf"\s*(?:<points?\s.*?</points?>|{_LINE}(?:\s+{_LINE})*)\s*", re.DOTALL)
+# what a text may consist of wholly: pairs in brackets, each with at most one line break, or one tag of four kinds
+_NUMBER = r"\d+(?:\.\d+)?"
+_XY = rf'="\s*{_NUMBER}"'
+_DIGITS = r"=\s*\d{3}\s*,\s*\d{3}\s+"
+_FORMATS = (
+    rf"(?:\(\s*-?{_NUMBER}\s*,\s*-?{_NUMBER}\s*\)\n?)+",
+    rf'<point\s+x{_XY}\s+y{_XY}\s+alt=".*?">.*?</point>',
+    rf'<points\s+(?:x\d+{_XY}\s+y\d+{_XY}\s+)+alt=".*?">.*?</points>',
+    rf'<point\s+p{_DIGITS}alt=".*?">.*?</point>',
+    rf'<points\s+(?:\d+{_DIGITS})+alt=".*?">.*?</points>',
+)
+_FORMAT = re.compile("|".join(_FORMATS), re.DOTALL)
 
 
 def extract_points(text: str, width: float, height: float) -> list[Point]:
@@ -35,15 +46,21 @@ def pointing_scores(
     Points are paired with the wanted ones so that the distances' sum is least; a pair counts when the rounded point
     lies in the wanted one's box. Where nothing is to be found, everything is 1 if no point is given, else 0. A text
     that is not wholly in a format of points scores 0.
+
+    Raises ValueError where there is not one box per point, or a box holds no pixel of the picture.
     """
+    if len(points) != len(boxes):
+        raise ValueError(f"There are {len(points)} points and {len(boxes)} boxes; give one box per point.")
+    for box in boxes:
+        _check(box, size)
     given = extract_points(text, *size)
     if not points:
         return dict.fromkeys(("precision", "recall", "f1"), float(not given))
     hits = 0
-    if given and _FORMAT.fullmatch(text):
+    if given and in_format(text):
         distances = [[(a - c) ** 2 + (b - d) ** 2 for c, d in points] for a, b in given]
         pairs = nearest_pairs([[value**0.5 for value in row] for row in distances])
-        hits = sum(_inside(given[i], boxes[j]) for i, j in pairs)
+        hits = sum(_inside(given[i], boxes[j], size) for i, j in pairs)
     precision, recall = hits / max(len(given), 1), hits / len(points)
     return {
         "precision": precision,
@@ -52,9 +69,26 @@ def pointing_scores(
     }
 
 
-def _inside(point: Point, box: Box) -> bool:
-    x, y = round(point[0]), round(point[1])
-    return box[0] <= x < box[2] and box[1] <= y < box[3]
+def in_format(text: str) -> bool:
+    """Whether a text is points and nothing else: one tag, or coordinates in brackets."""
+    return _FORMAT.fullmatch(text.strip()) is not None
+
+
+def _check(box: Box, size: tuple[int, int]) -> None:
+    numbers = isinstance(box, list | tuple) and len(box) == 4
+    if not numbers or not all(isinstance(n, int | float) and math.isfinite(n) for n in box):
+        raise ValueError(f"A box is {box!r}; it is left, top, right and bottom in pixels.")
+    spans = ((box[0], box[2], size[0]), (box[1], box[3], size[1]))
+    for first, end, length in spans:
+        pixel = max(math.ceil(first), 0)
+        if pixel >= min(end, length):
+            raise ValueError(f"The box {list(box)} holds no pixel of a picture of {size[0]} x {size[1]}.")
+
+
+def _inside(point: Point, box: Box, size: tuple[int, int]) -> bool:
+    x = round(point[0])
+    y = round(point[1])
+    return box[0] <= x < min(box[2], size[0]) and box[1] <= y < min(box[3], size[1])
 
 
 def nearest_pairs(costs: list[list[float]]) -> list[tuple[int, int]]:

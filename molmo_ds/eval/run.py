@@ -6,13 +6,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from numpy.random import RandomState
 from tqdm import tqdm
 
 from molmo_ds.data.shards import ShardSet
 from molmo_ds.eval.load import Answerer
-from molmo_ds.eval.tasks import Annotation, Size, Task, mean, true_answer
-from molmo_ds.model.generate import Options
+from molmo_ds.eval.tasks import Annotation, Size, Task, has_truth, mean, true_answer
+from molmo_ds.model.generate import Options, warn_of_cuts
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Asked:
     size: Size
     prediction: str
     truth: str
-    scores: dict[str, float]
+    scores: dict[str, float]  # none where the annotation does not say what is right
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,17 @@ def questions(shards: ShardSet, task: Task, limit: int | None = None) -> Iterato
 def evaluate(
     answerer: Answerer, shards: ShardSet, tasks: Iterable[Task], limit: int | None = None, batch_size: int = 64
 ) -> list[Asked]:
-    """Every question of the tasks with its answer and scores; greedy decoding, one progress bar."""
+    """Every question of the tasks with its answer and scores; greedy decoding, one progress bar.
+
+    A question whose annotation holds no answer, as in splits whose answers are not public, is asked and not scored.
+    Raises ValueError, with the sample's key and before anything is generated, for an annotation whose answer cannot be
+    right.
+    """
     work = [(task, question) for task in tasks for question in questions(shards, task, limit)]
+    for task, question in work:
+        _scored(task, question, "?")
     out = []
+    ended: list[bool] = []
     with tqdm(total=len(work), desc="evaluate", unit="question", dynamic_ncols=True) as bar:
         while len(out) < len(work):
             task = work[len(out)][0]
@@ -61,23 +70,41 @@ def evaluate(
                 )
                 for q in chunk
             ]
-            texts = answerer.answer(prompts, Options(max_new_tokens=task.max_new_tokens))
-            for question, text in zip(chunk, texts):
-                truth = true_answer(question.annotation, question.size)
-                found = task.score(text, question.annotation, question.size)
-                out.append(Asked(task.name, question.key, question.annotation, question.size, text, truth, found))
+            texts, cuts = answerer.answer(prompts, Options(max_new_tokens=task.max_new_tokens))
+            ended += cuts.tolist()
+            out += [_scored(task, question, text) for question, text in zip(chunk, texts)]
             bar.update(len(chunk))
+    warn_of_cuts(answerer.model, torch.tensor(ended, dtype=torch.bool))
     return out
 
 
+def _scored(task: Task, question: _Question, text: str) -> Asked:
+    truth = ""
+    found: dict[str, float] = {}
+    if has_truth(question.annotation):
+        try:
+            truth = true_answer(question.annotation, question.size)
+            found = task.score(text, question.annotation, question.size)
+        except ValueError as error:
+            raise ValueError(f"Sample {question.key} cannot be scored as {task.name}: {error}") from None
+    return Asked(task.name, question.key, question.annotation, question.size, text, truth, found)
+
+
 def summarise(asked: list[Asked], tasks: Iterable[Task]) -> dict[str, dict[str, Any]]:
-    """Per task the number of questions, the mean scores, and those of the best constant answer."""
+    """Per task the number of questions, the mean scores, and those of the best constant answer.
+
+    `without_answer` counts the questions that could not be scored, where there are any.
+    """
     out = {}
     for task in tasks:
         mine = [one for one in asked if one.task == task.name]
-        if mine:
-            chance = task.chance([(one.annotation, one.size) for one in mine])
-            out[task.name] = {"questions": len(mine), "scores": mean([one.scores for one in mine]), "chance": chance}
+        scored = [one for one in mine if one.scores]
+        if not mine:
+            continue
+        chance = task.chance([(one.annotation, one.size) for one in scored]) if scored else {}
+        out[task.name] = {"questions": len(mine), "scores": mean([one.scores for one in scored]), "chance": chance}
+        if len(scored) < len(mine):
+            out[task.name]["without_answer"] = len(mine) - len(scored)
     return out
 
 

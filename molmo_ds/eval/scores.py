@@ -49,21 +49,36 @@ def normalise_answer(text: str) -> str:
     return " ".join(_REPAIRS.get(word, word) for word in words if word not in ("a", "an", "the"))
 
 
+def true_answers(target: object) -> list[str]:
+    """The answers of an annotation as a list; ValueError where there is none, since nothing could be right then."""
+    answers = [target] if isinstance(target, str) else target
+    if not isinstance(answers, list | tuple) or not answers:
+        raise ValueError(f"The true answer is {target!r}; a score needs a text or a list of at least one text.")
+    wrong = [answer for answer in answers if not isinstance(answer, str)]
+    if wrong:
+        raise ValueError(f"Among the true answers is {wrong[0]!r}; write every answer as a text.")
+    return list(answers)
+
+
 def _agreement(answer: str, given: list[str]) -> float:
     return min(1.0, given.count(answer) / 3)
 
 
 def vqa_score(target: str | Sequence[str], prediction: str) -> float:
-    """Answers that equal the prediction / 3, at most 1; a single string must equal it and is not cleaned up."""
+    """Answers that equal the prediction / 3, at most 1; a single string must equal it and is not cleaned up.
+
+    ValueError where there is no answer.
+    """
+    answers = true_answers(target)
     prediction = normalise_answer(prediction)
     if isinstance(target, str):
         return float(prediction == target)
-    return _agreement(prediction, [normalise_answer(t) for t in target])
+    return _agreement(prediction, [normalise_answer(answer) for answer in answers])
 
 
-def a_okvqa_score(target: Sequence[str], prediction: str) -> float:
-    """As `vqa_score` with nothing cleaned up but case and outer blanks."""
-    return _agreement(prediction.strip().lower(), [t.strip().lower() for t in target])
+def a_okvqa_score(target: str | Sequence[str], prediction: str) -> float:
+    """As `vqa_score` with nothing cleaned up but case and outer blanks; a single string is a list of one."""
+    return _agreement(prediction.strip().lower(), [answer.strip().lower() for answer in true_answers(target)])
 
 
 def exact_match(target: str, prediction: str) -> bool:
@@ -107,9 +122,11 @@ def anls(target: str, prediction: str) -> float:
 def select_mc_option(prediction: str, options: Sequence[str]) -> int:
     """Index of the option that is meant: equal, else the only one that contains it, else the nearest by edits.
 
-    ValueError when two options are equal but for case and outer blanks.
+    ValueError when there is no option, or two are equal but for case and outer blanks.
     """
     options = [option.strip().lower() for option in options]
+    if not options:
+        raise ValueError("A multiple-choice question needs options, and this one has none.")
     if len(set(options)) != len(options):
         raise ValueError(f"Options must differ in more than case: {options}.")
     prediction = prediction.strip().lower()
@@ -122,11 +139,25 @@ def select_mc_option(prediction: str, options: Sequence[str]) -> int:
     return distances.index(min(distances))
 
 
+def multiple_choice_score(target: int, prediction: str, options: Sequence[str]) -> bool:
+    """Whether the option that is meant has the index `target`; ValueError where no option has it."""
+    if isinstance(target, bool) or not isinstance(target, int) or not 0 <= target < len(options):
+        raise ValueError(
+            f"The true option has the index {target!r}; with {len(options)} options it is 0 to below that."
+        )
+    return select_mc_option(prediction, options) == target
+
+
 def real_world_qa_score(target: str, prediction: str, multiple_choice: bool) -> bool:
-    """Multiple choice among A to D, or a short answer compared after `normalise_answer` on both sides."""
-    if multiple_choice:
-        return "ABCD"[select_mc_option(prediction, "ABCD")] == target
-    return normalise_answer(prediction) == normalise_answer(target)
+    """Multiple choice among A to D, or a short answer compared after `normalise_answer` on both sides.
+
+    ValueError where the target of a multiple-choice question is none of the letters, or where there is no target.
+    """
+    if not multiple_choice:
+        return normalise_answer(prediction) == normalise_answer(true_answers(target)[0])
+    if not isinstance(target, str) or target not in tuple("ABCD"):
+        raise ValueError(f"The true option is {target!r}, which is none of A, B, C and D.")
+    return "ABCD"[select_mc_option(prediction, "ABCD")] == target
 
 
 def parse_answer(text: str) -> str:
@@ -140,37 +171,62 @@ def parse_answer(text: str) -> str:
 
 
 def point_count(prediction: str) -> int | None:
-    """The number behind `a total of`, else the last word, in digits or words to twenty; None where there is none.
+    """The last word in digits or words to twenty, else the digits after the last `a total of` of the first line.
 
-    As in the reference, `There are none.` has no number.
+    None where there is no number: as in the reference, `There are none.` has none.
     """
-    total = re.search(r"a total of (\w+)", prediction)
-    words = prediction.lower().rstrip(".").strip().split()
-    word = total.group(1).lower() if total else words[-1].rstrip(".") if words else ""
-    if word in _TO_TWENTY:
-        return _TO_TWENTY.index(word)
+    text = prediction.strip().lower().rstrip(".").strip()
+    words = text.split()
+    if not words:
+        return None
+    number = _whole_number(words[-1])
+    if number is None and words[-1] in _TO_TWENTY:
+        number = _TO_TWENTY.index(words[-1])
+    if number is None:
+        total = re.match(r".*a total of ([0-9]+)", text)
+        number = _whole_number(total.group(1)) if total else None
+    return number
+
+
+def _whole_number(text: str) -> int | None:
     try:
-        return int(word)
+        return int(text)
     except ValueError:
         return None
 
 
 def point_count_scores(prediction: str, count: int) -> dict[str, float]:
-    """`valid` (a number was given), `correct` and `close` (off by at most 1)."""
+    """`valid` (a number was given), `correct` and `close` (off by at most 1).
+
+    ValueError where the true count is no whole number of at least 0.
+    """
+    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+        raise ValueError(f"The true count is {count!r}; it is a whole number of at least 0.")
     got = point_count(prediction)
     valid = got is not None
     return {
-        "valid": float(valid), "correct": float(valid and got == count), "close": float(valid and abs(got - count) <= 1)
-    }  # fmt: skip
+        "valid": float(valid),
+        "correct": float(valid and got == count),
+        "close": float(valid and abs(got - count) <= 1),
+    }
 
 
 def mmmu_score(target: str | Sequence[str], response: str, options: Sequence[str] | None, rng: Any = random) -> float:
-    """MMMU's own parsing; `options` None = open question. An unreadable choice is drawn with `rng.choice`."""
+    """MMMU's own parsing; `options` None = open question. An unreadable choice is drawn with `rng.choice`.
+
+    Empty options do not count. ValueError where there is no answer, or one that is the letter of no option.
+    """
+    answers = true_answers(target)
     if options is None:
-        return float(_open_answer_matches([target] if isinstance(target, str) else target, response))
-    letters = [chr(ord("A") + i) for i in range(len(options))]
-    choice = _parse_choice(response, dict(zip(letters, options)), rng)
-    return float(choice in ([target] if isinstance(target, str) else list(target)))
+        return float(_open_answer_matches(answers, response))
+    texts = [option for option in options if option]
+    letters = [chr(ord("A") + i) for i in range(len(texts))]
+    impossible = next((answer for answer in answers if answer not in letters), None)
+    if impossible is not None:
+        raise ValueError(
+            f"The true option is {impossible!r}, and the options are called {', '.join(letters) or 'none'}."
+        )
+    return float(_parse_choice(response, dict(zip(letters, texts)), rng) in answers)
 
 
 def _parse_choice(response: str, options: dict[str, str], rng: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,10 @@ class Task:
     score: Score
 
     def chance(self, asked: Sequence[tuple[Annotation, Size]]) -> dict[str, float]:
-        """What the best constant answer would score, name by name; every true answer is tried (at most GUESSES)."""
+        """What the best constant answer would score, name by name; every true answer is tried (at most GUESSES).
+
+        `asked` holds annotations with a truth only, and at least one.
+        """
         guesses = list(dict.fromkeys(true_answer(annotation, size) for annotation, size in asked))[:GUESSES]
         means = [mean([self.score(guess, *one) for one in asked]) for guess in guesses]
         return {name: max(m[name] for m in means) for name in means[0]}
@@ -48,13 +52,24 @@ def true_answer(annotation: Annotation, size: Size) -> str:
     return formatter.messages(annotation, RandomState(0), size)[-1].strip()
 
 
+def has_truth(annotation: Annotation) -> bool:
+    """Whether an annotation says what is right; those of splits whose answers are not public do not."""
+    if annotation.get("answers"):
+        return True
+    return any(annotation.get(name) is not None for name in ("answer", "answer_index", "points"))
+
+
 def _answers(annotation: Annotation) -> Any:
-    return annotation.get("answers", annotation.get("answer"))
+    answers = annotation.get("answers")
+    answers = annotation.get("answer") if answers is None else answers
+    if isinstance(answers, list | tuple):
+        return [_as_text(answer) for answer in answers]
+    return _as_text(answers)
 
 
-def _first(annotation: Annotation) -> str:
-    answers = _answers(annotation)
-    return answers if isinstance(answers, str) else answers[0]
+def _as_text(answer: Any) -> Any:
+    number = isinstance(answer, int | float) and not isinstance(answer, bool) and math.isfinite(answer)
+    return str(answer) if number else answer  # as training writes it
 
 
 def _short(prediction: str, annotation: Annotation, size: Size) -> dict[str, float]:
@@ -66,27 +81,31 @@ def _direct(prediction: str, annotation: Annotation, size: Size) -> dict[str, fl
 
 
 def _relaxed(prediction: str, annotation: Annotation, size: Size) -> dict[str, float]:
-    answer, target = scores.parse_answer(prediction), _first(annotation)
+    got = scores.parse_answer(prediction)
+    answers = scores.true_answers(_answers(annotation))
     return {
-        "relaxed_correctness": float(scores.relaxed_correctness(target, answer)),
-        "exact_match": float(scores.exact_match(target, answer)),
+        "relaxed_correctness": float(max(scores.relaxed_correctness(answer, got) for answer in answers)),
+        "exact_match": float(max(scores.exact_match(answer, got) for answer in answers)),
     }
 
 
 def _anls(prediction: str, annotation: Annotation, size: Size) -> dict[str, float]:
-    answers, got = _answers(annotation), scores.parse_answer(prediction)
-    return {"anls": max(scores.anls(a, got) for a in ([answers] if isinstance(answers, str) else answers))}
+    got = scores.parse_answer(prediction)
+    return {"anls": max(scores.anls(answer, got) for answer in scores.true_answers(_answers(annotation)))}
 
 
 def _choice(prediction: str, annotation: Annotation, size: Size) -> dict[str, float]:
-    options = [str(option) for option in annotation["options"]]
+    given = annotation.get("options")
+    if not isinstance(given, list | tuple) or not given:
+        raise ValueError(f"The options are {given!r}; a multiple-choice question needs a list of them.")
+    options = [str(option) for option in given]
     names = options if annotation.get("unlabelled") else [chr(ord("A") + i) for i in range(len(options))]
-    picked = scores.select_mc_option(scores.parse_answer(prediction), names)
-    return {"accuracy": float(picked == annotation["answer_index"])}
+    index = annotation.get("answer_index")
+    return {"accuracy": float(scores.multiple_choice_score(index, scores.parse_answer(prediction), names))}
 
 
 def _count(prediction: str, annotation: Annotation, size: Size) -> dict[str, float]:
-    return scores.point_count_scores(prediction, len(annotation["points"]))
+    return scores.point_count_scores(prediction, len(_points(annotation)))
 
 
 def _point(prediction: str, annotation: Annotation, size: Size) -> dict[str, float]:
@@ -94,8 +113,15 @@ def _point(prediction: str, annotation: Annotation, size: Size) -> dict[str, flo
         raise ValueError("Pointing is scored by boxes: give the annotation `boxes`, one per point, in pixels.")
     scale = annotation.get("point_scale")
     x, y = (1, 1) if scale is None else (size[0] / scale, size[1] / scale)
-    points = [(a * x, b * y) for a, b in annotation["points"]]
+    points = [(a * x, b * y) for a, b in _points(annotation)]
     return pointing_scores(prediction, points, annotation["boxes"], size)
+
+
+def _points(annotation: Annotation) -> Sequence[tuple[float, float]]:
+    points = annotation.get("points")
+    if points is None:
+        raise ValueError("The annotation has no `points`, which its score compares with; give it a list, maybe empty.")
+    return points
 
 
 _ALL = (

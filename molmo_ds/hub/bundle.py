@@ -13,6 +13,7 @@ from pathlib import Path
 
 REMOTE = "molmo_ds.hub.remote."
 ROOTS = ("config_molmo", "modeling_molmo", "image_preprocessing_molmo", "preprocessing_molmo")
+INSTEAD = {"pydantic.dataclasses": "dataclasses"}  # an exported folder checks no settings
 KNOWN = {"torch", "numpy", "PIL", "transformers", "tokenizers", *sys.stdlib_module_names}
 
 
@@ -75,6 +76,8 @@ def _imports(node: ast.Import | ast.ImportFrom, used: set[str]) -> tuple[list[st
                 text.append(f"from .{file_of(node.module)} import {alias.name}" + f" as {name}" * (name != alias.name))
         return text or ["pass"] * (node.col_offset > 0), modules
     package = node.names[0].name if isinstance(node, ast.Import) else node.module
+    if package in INSTEAD:
+        return [f"from {INSTEAD[package]} import {', '.join(alias.name for alias in node.names)}"], []
     if package.split(".")[0] in KNOWN:
         return None, []
     names = [alias.asname or alias.name.split(".")[0] for alias in node.names]

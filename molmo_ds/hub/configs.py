@@ -9,10 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from molmo_ds import presets
-from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, TextConfig, VisionConfig, from_dict, to_dict
+from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, TextConfig, VisionConfig
+from molmo_ds.settings import changed, from_dict, in_sentences, to_dict
 
 OWN = "molmo_ds"  # the field of config.json that holds the MolmoConfig
 TOWERS = {"openai": "clip", "clip": "clip", "siglip": "siglip", "dino": "dinov2", "dinov2": "dinov2"}
@@ -37,17 +36,7 @@ def read_json(folder: Path, name: str = "config.json") -> dict[str, Any]:
 
 def override(config: MolmoConfig, changes: list[str] | tuple[str, ...]) -> MolmoConfig:
     """Apply `text.hidden_size=64` overrides; ValueError for a key that does not exist or a wrong value."""
-    values = to_dict(config)
-    for change in changes:
-        path, separator, value = change.removeprefix("model.").partition("=")
-        if not separator:
-            raise ValueError(f"'{change}' is not an override; write key=value, for example vision.num_hidden_layers=3.")
-        *parents, leaf = path.split(".")
-        node = values
-        for parent in parents:
-            node = node.get(parent) if isinstance(node.get(parent), dict) else node.setdefault(parent, {})
-        node[leaf] = yaml.safe_load(value)
-    return from_dict(MolmoConfig, values)
+    return changed(config, [change.removeprefix("model.") for change in changes])
 
 
 def from_released(values: dict[str, Any]) -> MolmoConfig:
@@ -69,6 +58,7 @@ def from_released(values: dict[str, Any]) -> MolmoConfig:
     return from_reference(values | {theirs: values.get(name) for theirs, name in names.items()})
 
 
+@in_sentences("The model's configuration")
 def from_reference(values: dict[str, Any]) -> MolmoConfig:
     """The reference's model configuration (the `model` part of its config.yaml) as a MolmoConfig.
 
@@ -134,7 +124,12 @@ def from_reference(values: dict[str, Any]) -> MolmoConfig:
         use_col_tokens=get("use_col_tokens", True),
     )
     layers = get("vit_layers")
-    return MolmoConfig(text, replace(vision, feature_layers=tuple(layers)) if layers else vision, connector, images)
+    return MolmoConfig(
+        text=text,
+        vision=replace(vision, feature_layers=tuple(layers)) if layers else vision,
+        connector=connector,
+        images=images,
+    )
 
 
 def to_released(config: MolmoConfig, dtype: str) -> dict[str, Any]:
@@ -174,6 +169,7 @@ def to_released(config: MolmoConfig, dtype: str) -> dict[str, Any]:
     return values | {OWN: to_dict(config)}
 
 
+@in_sentences("The model's configuration")
 def text_config(values: dict[str, Any]) -> TextConfig:
     """The config.json of transformers' Qwen2, Llama, OLMo, OLMo2 or OLMoE as a TextConfig; ValueError for another."""
     kind = values.get("model_type")
@@ -211,6 +207,7 @@ def text_config(values: dict[str, Any]) -> TextConfig:
     )
 
 
+@in_sentences("The model's configuration")
 def vision_config(values: dict[str, Any], name: str) -> tuple[VisionConfig, ImageConfig]:
     """The config.json of transformers' CLIP, SigLIP or DINOv2 as a tower, and how its crops are resized.
 

@@ -4,29 +4,39 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from molmo_ds.config import MolmoConfig, to_dict
+from molmo_ds.config import MolmoConfig
 from molmo_ds.data.tokens import IMAGE_TOKENS, Tokenizer
 from molmo_ds.hub import configs
 from molmo_ds.hub.bundle import bundle
-from molmo_ds.hub.load import PAD_EMBED, checked, open_checkpoint, shapes_of
+from molmo_ds.hub.load import PAD_EMBED, checked, open_checkpoint, prompt_form, shapes_of
 from molmo_ds.model import names
 from molmo_ds.model.tensor_files import SHARD, new_folder, write_tensors
+from molmo_ds.settings import to_dict
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-CHAT_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{%- if message['content'] is string -%}{%- set text = message['content'] -%}"
-    "{%- else -%}{%- set parts = message['content'] | selectattr('type', 'equalto', 'text') -%}"
-    "{%- set text = parts | map(attribute='text') | join(' ') -%}{%- endif -%}"
-    "{%- if not loop.first -%}{{ ' ' }}{%- endif -%}"
-    "{%- if message['role'] == 'user' -%}{{ 'User: ' + text + ' Assistant:' }}"
-    "{%- else -%}{{ text + eos_token }}{%- endif -%}"
-    "{%- endfor -%}"
-)
+
+
+def chat_template(message_format: str) -> str:
+    """Jinja that writes a conversation as `turns.speak` does, without the first space, an end after each answer."""
+    before, after = ("'User: ' + ", " + ' Assistant:'") if message_format == "role" else ("", "")
+    return (
+        "{%- for message in messages -%}"
+        "{%- if message['role'] != ('assistant' if loop.index0 % 2 else 'user') -%}"
+        "{{ raise_exception('User and assistant take turns, the user begins, and there is no other role.') }}"
+        "{%- endif -%}"
+        "{%- if message['content'] is string -%}{%- set text = message['content'] -%}"
+        "{%- else -%}{%- set parts = message['content'] | selectattr('type', 'equalto', 'text') -%}"
+        "{%- set text = parts | map(attribute='text') | join(' ') -%}{%- endif -%}"
+        "{%- if not loop.first -%}{{ ' ' }}{%- endif -%}"
+        "{%- if message['role'] == 'user' -%}{{ " + before + "text" + after + " }}"
+        "{%- else -%}{{ text + eos_token }}{%- endif -%}"
+        "{%- endfor -%}"
+    )
 
 
 def to_hub(
@@ -64,16 +74,19 @@ def to_hub(
             (folder / name).write_text(source)
         shutil.copyfile(Path(__file__).with_name("remote") / "README.md", folder / "README.md")
         if words is not None:
-            write_processor(folder, config, words)
+            write_processor(folder, config, words, prompt_form(Path(checkpoint)))
     return not_servable(config)
 
 
-def write_processor(folder: Path, config: MolmoConfig, tokenizer: Path) -> None:
-    """The tokenizer with all its special words, the processor's configuration, and how to end a text."""
-    from transformers import AddedToken, AutoTokenizer
+def write_processor(folder: Path, config: MolmoConfig, tokenizer: Path, form: dict[str, str | bool]) -> None:
+    """The tokenizer with all its special words, the processor's configuration, and how to end a text.
+
+    `form`: `message_format` and `always_start_with_space`, as the model was trained to be asked.
+    """
+    from transformers import AddedToken
 
     ours = Tokenizer(tokenizer, config.text.vocab_size)
-    theirs = AutoTokenizer.from_pretrained(str(tokenizer), local_files_only=True)
+    theirs = _tokenizer_of_transformers(tokenizer)
     missing = [
         word for word in ours.padded_words() if theirs.convert_tokens_to_ids(word) is None or len(theirs) <= ours.words
     ]
@@ -82,7 +95,7 @@ def write_processor(folder: Path, config: MolmoConfig, tokenizer: Path) -> None:
         if theirs.convert_tokens_to_ids(word) != ours.vocab_size + i:
             found = theirs.convert_tokens_to_ids(word)
             raise ValueError(f"The tokenizer {tokenizer} gives {word} the id {found}, not {ours.vocab_size + i}.")
-    theirs.chat_template = CHAT_TEMPLATE
+    theirs.chat_template = chat_template(form["message_format"])
     theirs.save_pretrained(folder)
     images = {
         "auto_map": {
@@ -96,9 +109,26 @@ def write_processor(folder: Path, config: MolmoConfig, tokenizer: Path) -> None:
 
     _write_json(folder / "preprocessor_config.json", MolmoImageProcessor(to_dict(config)).to_dict() | images)
     processor = {"auto_map": images["auto_map"], "processor_class": "MolmoProcessor"}
-    _write_json(folder / "processor_config.json", processor)
+    _write_json(folder / "processor_config.json", processor | form)
     ends = {"bos_token_id": ours.bos, "eos_token_id": ours.eos, "pad_token_id": ours.pad}
     _write_json(folder / "generation_config.json", ends)
+
+
+def _tokenizer_of_transformers(folder: Path) -> Any:
+    """The tokenizer as transformers reads it; where its class would cut or merge otherwise, one made of the file."""
+    from tokenizers import Tokenizer as FastTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    theirs = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    if not (folder / "tokenizer.json").is_file():  # training reads it through transformers too
+        return theirs
+    fast = FastTokenizer.from_file(str(folder / "tokenizer.json"))
+    parts = [json.loads(one.to_str()) for one in (fast, theirs.backend_tokenizer)]
+    if all(parts[0][name] == parts[1][name] for name in ("normalizer", "pre_tokenizer", "model", "decoder")):
+        return theirs
+    fast.no_truncation()
+    fast.no_padding()
+    return PreTrainedTokenizerFast(tokenizer_object=fast, **theirs.special_tokens_map)
 
 
 def not_servable(config: MolmoConfig) -> str | None:

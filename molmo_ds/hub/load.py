@@ -10,12 +10,13 @@ import yaml
 from torch import Tensor
 from torch.nn import functional as F
 
-from molmo_ds.config import MolmoConfig, VisionConfig, from_dict, to_dict
+from molmo_ds.config import MolmoConfig, PromptConfig, VisionConfig
 from molmo_ds.hub import configs
 from molmo_ds.model import names
 from molmo_ds.model.init import initial_parameter
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.model.tensor_files import INDEX, TensorFolder, new_folder, write_tensors
+from molmo_ds.settings import from_dict, to_dict
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -77,7 +78,7 @@ def backbones(
     if not text.model_type.startswith(llm[0].split("-")[0].split("_")[0].lower().rstrip("0123456789.")):
         raise ValueError(f"'{llm[0]}' does not fit {text_folder}, which holds a {text.model_type} model.")
     tower, images = configs.vision_config(configs.read_json(vision_folder), vision[0])
-    config = configs.override(MolmoConfig(text, tower, images=images), changes)
+    config = configs.override(MolmoConfig(text=text, vision=tower, images=images), changes)
     shapes = shapes_of(config)
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
@@ -140,6 +141,17 @@ def open_checkpoint(path: Path) -> tuple[MolmoConfig, Iterator[tuple[str, Tensor
     if not config.text.tie_word_embeddings:
         return config, tensors, tokenizer
     return replace(config, text=replace(config.text, tie_word_embeddings=False)), _untied(tensors), tokenizer
+
+
+def prompt_form(path: Path) -> dict[str, str | bool]:
+    """`message_format` and `always_start_with_space` that a run's prompts had; a folder of weights says nothing."""
+    if not (path / INDEX).is_file():
+        from molmo_ds.engine import checkpoint  # imports deepspeed
+
+        path = checkpoint.find(path)
+    values = (yaml.safe_load((path / "config.yaml").read_text()).get("data") or {}).get("prompts") or {}
+    usual = PromptConfig()
+    return {name: values.get(name, getattr(usual, name)) for name in ("message_format", "always_start_with_space")}
 
 
 def _untied(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:

@@ -17,6 +17,7 @@ from molmo_ds.batch import Sample
 from molmo_ds.data import sample as sample_module
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.layout import IM_PATCH
+from molmo_ds.data.record import FRAMES
 from molmo_ds.data.sample import SampleBuilder
 from molmo_ds.data.tokens import train_tokenizer
 
@@ -44,8 +45,8 @@ def make(tokenizer: Path, sequence_length: int = 600, images: dict | None = None
     """Crops of 56 pixels, at most 3 and the global view; no shuffling unless asked."""
     crops = {"max_crops": 3, "overlap_margins": (1, 1), **(images or {})}
     model = c.MolmoConfig(
-        c.TextConfig(vocab_size=VOCAB, embedding_size=VOCAB),
-        c.VisionConfig(image_size=56),
+        text=c.TextConfig(vocab_size=VOCAB, embedding_size=VOCAB),
+        vision=c.VisionConfig(image_size=56),
         images=c.ImageConfig(**crops),
     )
     prompt = c.PromptConfig(**{"shuffle_messages": False, **prompts})
@@ -254,7 +255,7 @@ def test_video(tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert got.images.float().mean((1, 2, 3)).tolist() == [0, 40, 80]
     assert (got.branch_ids == 0).sum() == 1 + 3 * len(maker.images.layout(1, 1, frame=True).tokens)
     del film["num_frames"]
-    assert maker.size(film, RandomState(0))[1] == sample_module.FRAMES
+    assert maker.size(film, RandomState(0))[1] == FRAMES
     with pytest.raises(BadSample, match="num_frames"):
         maker.size({**film, "num_frames": 0}, RandomState(0))
     with pytest.raises(BadSample, match="one video"):

@@ -137,9 +137,9 @@ def test_indexing_in_place(tmp_path: Path) -> None:
     [
         ('{"images": ["0.jpg"], "words": "x"}', "has no 'annotations'; give --style"),
         ('{"images": ["none.jpg"], "annotations": []}', "none.jpg"),
-        ("{", "Line 000000000 is not JSON"),
+        ("{", "x.jsonl line 1: The line is not JSON"),
         ('{"images": ["x.jsonl"], "annotations": []}', "neither JPEG, PNG, WebP nor MP4"),
-        ('{"key": "a", "annotations": []}\n{"key": "a", "annotations": []}', "Key 'a' comes twice"),
+        ('{"key": "a", "annotations": []}', "no annotations"),
     ],
 )
 def test_refusals_leave_no_data_set(tmp_path: Path, line: str, sentence: str) -> None:

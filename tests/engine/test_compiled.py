@@ -32,7 +32,7 @@ def train(world: World, decoder: str, cases: list[Case]) -> list[tuple]:
         fresh_groups()
         config: RunConfig = synthetic.config(
             model=family(decoder), strategy=f"ds_configs/{strategy}.json", global_batch=2, micro_batch=2,
-            compile=bool(compiled.BACKEND), lora=LoraConfig(("text",), rank=3) if adapters else LoraConfig(),
+            compile=bool(compiled.BACKEND), lora=LoraConfig(components=("text",), rank=3) if adapters else LoraConfig(),
         )  # fmt: skip
         engine = build_engine(config, world)
         batches = {step: synthetic.micro_batches(config, step, engine.data_rank, engine.data_size) for step in STEPS}

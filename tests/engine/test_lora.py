@@ -24,7 +24,10 @@ from compare_strategies import difference, family, fresh_groups, plain  # noqa: 
 from handing_on import hand_on  # noqa: E402
 
 STEPS, LIMIT = 3, 1.5  # the limit clips some components at some steps
-BOTH, TEXT = LoraConfig(("vision", "text"), rank=3, alpha=24.0), LoraConfig(("text",), rank=3, alpha=24.0)
+BOTH, TEXT = (
+    LoraConfig(components=("vision", "text"), rank=3, alpha=24.0),
+    LoraConfig(components=("text",), rank=3, alpha=24.0),
+)
 Case = tuple[str, str, int, str]  # decoder ("still": nothing else learns), strategy, micro-batch, recomputed
 TWO: list[Case] = [
     ("qwen2", "zero3", 2, "full"),
@@ -52,8 +55,13 @@ def sgd(case: Case) -> RunConfig:
     model, strategy = family("qwen2" if case[0] == "still" else case[0]), f"ds_configs/{case[1]}.json"
     run = synthetic.config(model=model, strategy=strategy, micro_batch=case[2], activation_checkpointing=case[3])
     still = case[0] == "still"
-    connector, vision = ComponentConfig(0.2, 2, freeze=still), ComponentConfig(0.3, 0, freeze=still)
-    optim = replace(run.optim, max_grad_norm=LIMIT, connector=connector, vision=vision, text=ComponentConfig(0.2, 1))
+    connector, vision = (
+        ComponentConfig(lr=0.2, warmup_steps=2, freeze=still),
+        ComponentConfig(lr=0.3, warmup_steps=0, freeze=still),
+    )
+    optim = replace(
+        run.optim, max_grad_norm=LIMIT, connector=connector, vision=vision, text=ComponentConfig(lr=0.2, warmup_steps=1)
+    )
     return replace(run, optim=optim, lora=TEXT if still else BOTH, max_steps=STEPS, check_collectives=True)
 
 
@@ -214,12 +222,3 @@ def test_checkpoints_pass_from_strategy_to_strategy(tmp_path: Path, ranks: int) 
     ours, weights = run_ranks(hand_on, ranks, str(tmp_path), runs, timeout=240)[0]
     loss, weight = difference((ours, weights), (losses, {name: read(name) for name in names}))
     assert math.isfinite(loss) and loss <= 1e-5 and weight <= 1e-4
-
-
-def test_mistakes() -> None:
-    for changes, words in (
-        ({"components": ("head",)}, "lora.components has 'head'"),
-        ({"rank": 0}, "lora.rank must be 1 or more"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            lora.adapt(Molmo(synthetic.MODEL), replace(BOTH, **changes))

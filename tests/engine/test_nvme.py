@@ -24,10 +24,32 @@ from compare_strategies import fresh_groups, plain  # noqa: E402
 
 # DeepSpeed swaps what has 1 MiB or more on a rank: of two ranks 2,048 x 256 fp32 numbers, and all of the tower together
 MODEL = MolmoConfig(
-    TextConfig("qwen2", 2048, 2048, 8, 256, 2048, 2, 4, 2, rope_theta=1e4, initializer_range=0.06),
-    VisionConfig("clip", 28, 7, 192, 768, 3, 2, feature_layers=(-2, -3), initializer_range=0.06),
-    ConnectorConfig(initializer_range=0.06),
-    ImageConfig(crop_mode="resize", max_crops=1),
+    text=TextConfig(
+        model_type="qwen2",
+        vocab_size=2048,
+        embedding_size=2048,
+        additional_vocab_size=8,
+        hidden_size=256,
+        intermediate_size=2048,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        rope_theta=1e4,
+        initializer_range=0.06,
+    ),
+    vision=VisionConfig(
+        model_type="clip",
+        image_size=28,
+        patch_size=7,
+        hidden_size=192,
+        intermediate_size=768,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        feature_layers=(-2, -3),
+        initializer_range=0.06,
+    ),
+    connector=ConnectorConfig(initializer_range=0.06),
+    images=ImageConfig(crop_mode="resize", max_crops=1),
 )
 STEPS = 4
 

@@ -119,7 +119,7 @@ def test_stages_cost_alike() -> None:
     rows = layer_list(config.model, 0.0)
     bounds = balance(rows, config, 3)
     assert bounds[0] == 0 and bounds[-1] == len(rows) and len(bounds) == 4
-    wide = replace(config, data=replace(config.data, crops_per_sequence=0))  # then only the decoder costs
+    wide = replace(config, data=replace(config.data, crops_per_sequence=1))  # then nearly only the decoder costs
     assert (
         balance(rows, wide, 2)[1] > balance(rows, replace(config, data=replace(config.data, sequence_length=1)), 2)[1]
     )
@@ -137,7 +137,7 @@ def test_stages_that_learn_nothing() -> None:
     both = replace(text, optim=replace(text.optim, vision=still))
     assert balance(rows, both, 2) == [0, names.index("embed"), len(rows)]
     adapters = replace(
-        both, optim=replace(both.optim, connector=still, text=config.optim.text), lora=LoraConfig(("text",))
+        both, optim=replace(both.optim, connector=still, text=config.optim.text), lora=LoraConfig(components=("text",))
     )
     assert balance(rows, adapters, 2) == [0, names.index("layers.1"), len(rows)], "the head has no adapter"
     with pytest.raises(ValueError, match="2 layers that learn cannot fill 3 pipeline stages"):

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from molmo_ds.eval import scores
-from molmo_ds.eval.pointing import nearest_pairs, pointing_scores
+from molmo_ds.eval.pointing import in_format, nearest_pairs, pointing_scores
 
 
 @pytest.mark.parametrize("a, b, edits", [("", "", 0), ("abc", "", 3), ("kitten", "sitting", 3), ("flaw", "lawn", 2)])
@@ -61,3 +61,96 @@ def test_a_box_ends_before_its_right_edge():
         ]
 
     assert (f1(9.4), f1(9.6), f1(4.0), f1(3.4)) == (1.0, 0.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("a total of 5\na total of 6", 6),  # the last word comes first
+        ("a total of 7 things", 7),
+        ("a total of 7, then a total of 8 things", 8),
+        ("many\na total of 7 things", None),  # only the first line is searched
+        ("a total of seven things", None),  # only digits are read there
+        ("seven", 7),
+        ("It is 4 .", 4),
+        (" 4. ", 4),
+        ("twenty-one", None),
+        ("There are none.", None),
+        ("", None),
+        ("9" * 5000, None),  # more digits than int() takes
+    ],
+)
+def test_the_order_of_readings_of_a_count(text: str, count: int | None):
+    assert scores.point_count(text) == count
+
+
+NO_TRUTH = (
+    lambda: scores.vqa_score([], "7"),
+    lambda: scores.vqa_score(None, "7"),
+    lambda: scores.vqa_score(["7", 7], "7"),
+    lambda: scores.a_okvqa_score([], "7"),
+    lambda: scores.anls("", ""),
+    lambda: scores.select_mc_option("a", []),
+    lambda: scores.select_mc_option("a", ["Red", "red "]),
+    lambda: scores.multiple_choice_score(4, "A", "ABCD"),
+    lambda: scores.multiple_choice_score(-1, "A", "ABCD"),
+    lambda: scores.multiple_choice_score("A", "A", "ABCD"),
+    lambda: scores.multiple_choice_score(None, "A", "ABCD"),
+    lambda: scores.multiple_choice_score(True, "A", "ABCD"),
+    lambda: scores.real_world_qa_score("E", "E", True),
+    lambda: scores.real_world_qa_score("a", "a", True),
+    lambda: scores.real_world_qa_score("AB", "AB", True),
+    lambda: scores.real_world_qa_score("", "A", True),
+    lambda: scores.real_world_qa_score(None, "None", False),
+    lambda: scores.point_count_scores("3", -1),
+    lambda: scores.point_count_scores("3", None),
+    lambda: scores.point_count_scores("3", 3.5),
+    lambda: scores.mmmu_score("C", "C", ["red", "green"]),
+    lambda: scores.mmmu_score("C", "C", ["red", "", "green"]),  # empty options do not count
+    lambda: scores.mmmu_score([], "C", None),
+    lambda: scores.mmmu_score([], "C", ["red", "green"]),
+    lambda: pointing_scores("", [(1, 1)], [], (9, 9)),
+    lambda: pointing_scores("", [], [[0, 0, 2, 2]], (9, 9)),
+    lambda: pointing_scores("", [(1, 1)], [[5, 5, 5, 9]], (9, 9)),
+    lambda: pointing_scores("", [(1, 1)], [[9, 0, 12, 2]], (9, 9)),
+    lambda: pointing_scores("", [(1, 1)], [[0, 0, float("nan"), 2]], (9, 9)),
+    lambda: pointing_scores("", [(1, 1)], ["0 0 2 2"], (9, 9)),
+)
+
+
+@pytest.mark.parametrize("score", NO_TRUTH)
+def test_a_truth_that_cannot_be_right_is_refused(score):
+    with pytest.raises(ValueError, match=r"^[A-Z].*[^.]\.$"):
+        score()
+
+
+def test_what_is_right_is_still_right():
+    assert scores.multiple_choice_score(3, "d", "ABCD") and not scores.multiple_choice_score(0, "d", "ABCD")
+    assert scores.real_world_qa_score("D", "d", True) is True
+    assert scores.a_okvqa_score("Red", "red") == pytest.approx(1 / 3)
+    assert scores.mmmu_score("B", "B", ["red", "", "green"]) == 1.0  # the second of two that count
+
+
+@pytest.mark.parametrize(
+    ("text", "wholly"),
+    [
+        ('<point x="1.0" y="2" alt="a">b</point>\n', True),
+        ('<point x="1.0" y="2">b</point>', False),
+        ('<points x1="1" y1="2" x2="3" y2="4" alt="a">b</points>', True),
+        ('<points x1="1" alt="a">b</points>', False),
+        ('<point x="1.0" y="2" alt="a">b</points>', False),
+        ("(1.0, 2)(3, 4.5)", True),
+        ("(1.0, 2)\n(3, -4)", True),
+        ("(1.0, 2) (3, 4)", False),
+        ('<points 1=105,203 2=301,040 alt="a">b</points>', True),
+        ('<points 1=1050,203 alt="a">b</points>', False),
+    ],
+)
+def test_points_and_nothing_else(text: str, wholly: bool):
+    assert in_format(text) is wholly
+
+
+def test_a_point_on_the_far_edge_is_in_no_mask():
+    text = '<point x="100.0" y="50.0" alt="a">a</point>'  # rounds to 10, and the last pixel is 9
+    assert pointing_scores(text, [(9, 5)], [[8, 4, 12, 7]], (10, 10))["f1"] == 0.0
+    assert pointing_scores(text.replace("100.0", "90.0"), [(9, 5)], [[8, 4, 12, 7]], (10, 10))["f1"] == 1.0

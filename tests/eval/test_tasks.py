@@ -2,7 +2,8 @@
 
 import pytest
 
-from molmo_ds.eval.tasks import TASKS, mean, true_answer
+from molmo_ds.eval.run import Asked, summarise
+from molmo_ds.eval.tasks import TASKS, has_truth, mean, true_answer
 
 SIZE = (200, 100)
 POINTED = {"style": "pointing", "label": "Cat", "points": [[50, 50]], "point_scale": 100, "boxes": [[90, 40, 110, 60]]}
@@ -66,3 +67,47 @@ def test_chance_is_the_best_constant_answer():
 
 def test_mean_is_over_the_rows_that_have_a_name():
     assert mean([{"a": 1.0}, {"a": 0.0, "b": 0.5}]) == {"a": 0.5, "b": 0.5}
+
+
+@pytest.mark.parametrize(
+    "task, annotation",
+    [
+        ("short_answer", {"style": "vqa2", "answers": []}),
+        ("short_answer", {"style": "vqa2"}),
+        ("direct_answer", {"style": "a_okvqa_da", "answers": [None]}),
+        ("charts", {"style": "chart_qa", "answers": []}),
+        ("documents", {"style": "doc_qa", "answer": float("nan")}),
+        ("multiple_choice", {"style": "a_okvqa_mc", "options": ["cat", "dog"], "answer_index": 2}),
+        ("multiple_choice", {"style": "a_okvqa_mc", "options": ["cat", "dog"], "answer_index": "B"}),
+        ("multiple_choice", {"style": "a_okvqa_mc", "options": "Yes/No", "answer_index": 0}),
+        ("multiple_choice", {"style": "a_okvqa_mc", "options": [], "answer_index": 0}),
+        ("counting", {"style": "point_count", "label": "cat"}),
+        ("pointing", POINTED | {"boxes": []}),
+    ],
+)
+def test_no_task_scores_a_truth_that_cannot_be_right(task: str, annotation: dict):
+    with pytest.raises(ValueError, match=r"^[A-Z].*[^.]\.$"):
+        TASKS[task].score("cat", annotation, SIZE)
+
+
+def test_the_best_of_several_answers_counts():
+    annotation = {"style": "chart_qa", "answers": ["100", "hundred"]}
+    assert TASKS["charts"].score("Hundred", annotation, SIZE) == {"relaxed_correctness": 1.0, "exact_match": 1.0}
+    assert TASKS["charts"].score("96", annotation, SIZE) == {"relaxed_correctness": 1.0, "exact_match": 0.0}
+    assert TASKS["short_answer"].score("7", {"style": "vqa2", "answer": 7}, SIZE) == {
+        "accuracy": 1.0
+    }  # as it is learnt
+
+
+def test_questions_whose_answer_is_not_public_are_counted_and_not_scored():
+    def asked(annotation: dict, scores: dict[str, float]) -> Asked:
+        return Asked("short_answer", "key", annotation, SIZE, "7", "", scores)
+
+    assert not has_truth({"answers": []}) and not has_truth({"question": "?", "answer": None})
+    assert has_truth({"points": []}) and has_truth({"answer_index": 0}) and has_truth({"answer": ""})
+    known = asked({"style": "vqa2", "answer": "7"}, {"accuracy": 1.0})
+    unknown = asked({"style": "vqa2", "question": "?"}, {})
+    found = summarise([known, unknown, unknown], [TASKS["short_answer"]])["short_answer"]
+    assert found == {"questions": 3, "scores": {"accuracy": 1.0}, "chance": {"accuracy": 1.0}, "without_answer": 2}
+    found = summarise([unknown], [TASKS["short_answer"]])["short_answer"]
+    assert found == {"questions": 1, "scores": {}, "chance": {}, "without_answer": 1}

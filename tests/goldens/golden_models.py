@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import yaml
-from golden_files import folder, read_json, read_tensors
+from golden_files import need, read_json, read_tensors
 from torch import Tensor
 
 from molmo_ds.batch import Batch
@@ -79,13 +79,18 @@ def model_config(reference: dict[str, Any]) -> MolmoConfig:
         use_col_tokens=reference["use_col_tokens"],
         exact=True,
     )
-    return MolmoConfig(text, vision_config(reference["vision_backbone"], reference["vit_layers"]), connector, images)
+    return MolmoConfig(
+        text=text,
+        vision=vision_config(reference["vision_backbone"], reference["vit_layers"]),
+        connector=connector,
+        images=images,
+    )
 
 
 @cache
 def read_config(kind: str) -> MolmoConfig:
     """A_model/KIND/config.yaml."""
-    return model_config(yaml.safe_load((folder() / f"A_model/{kind}/config.yaml").read_text())["model"])
+    return model_config(yaml.safe_load(need(f"A_model/{kind}/config.yaml").read_text())["model"])
 
 
 def load_model(kind: str, **arguments: Any) -> Molmo:
@@ -131,6 +136,13 @@ def to_batch(tensors: dict[str, Tensor], images: Tensor) -> Batch:
         image_masks=tensors["in.image_masks"][real],
         image_positions=torch.where(index < 0, -1, flat)[real],
     )
+
+
+def column_step(words: int, columns: int) -> int:
+    """Every how many of `words` logits a golden of `columns` columns holds: 32, or the power of 2 that fits."""
+    fitting = [step for step in (32, *(2**n for n in range(12))) if len(range(0, words, step)) == columns]
+    assert fitting, f"no step gives {columns} of {words} columns"
+    return fitting[0]
 
 
 def read_batch(kind: str, name: str) -> tuple[Batch, dict[str, Tensor], dict[str, Any]]:

@@ -1,35 +1,36 @@
 """Greedy decoding and beam search give the reference's tokens and scores."""
 
-from dataclasses import replace
+import re
 
 import pytest
 import torch
-from golden_files import folder, model_kinds, read_json
+from golden_files import MISSING, folder, listed, model_kinds, read_json
 from golden_models import load_model, read_batch
 
 from molmo_ds.model.generate import Options, generate
 
-
-def cases() -> list[tuple[str, str]]:
-    """(model, batch) with generated tokens; a model without any meta.json fails in test_a_model."""
-    metas = [
-        f"A_model/{kind}/meta.json" for kind in model_kinds() if (folder() / f"A_model/{kind}/meta.json").is_file()
-    ]
-    listed = [(meta.split("/")[1], name, batch) for meta in metas for name, batch in read_json(meta)["batches"].items()]
-    return [(kind, name) for kind, name, batch in listed if "generate" in batch] or [("d_qwen2", "inference")]
+STEPS = re.compile(r"(greedy|beam(\d+))_max_steps")
 
 
-@pytest.mark.parametrize(("kind", "name"), cases())
-def test_generation(goldens, kind: str, name: str) -> None:
+def cases() -> list[tuple[str, str, str]]:
+    """(model, batch, way to decode) of everything that was generated."""
+    out = []
+    for kind in model_kinds():
+        meta = f"A_model/{kind}/meta.json"
+        for name in listed(meta, "batches") if (folder() / meta).is_file() else ():
+            settings = {} if name.startswith(MISSING) else read_json(meta)["batches"][name].get("generate", {})
+            out += [(kind, name, found.group(1)) for key in settings if (found := STEPS.fullmatch(key))]
+    return out or [(f"{MISSING}A_model/*/meta.json:batches.*.generate", "", "")]
+
+
+@pytest.mark.parametrize(("kind", "name", "way"), cases())
+def test_generation(kind: str, name: str, way: str) -> None:
     batch, golden, meta = read_batch(kind, name)
-    settings, model = meta["generate"], load_model(kind)
-    greedy = Options(max_new_tokens=settings["greedy_max_steps"])
-    for options, key in (
-        (greedy, "greedy"),
-        (replace(greedy, max_new_tokens=settings["beam3_max_steps"], beams=3), "beam3"),
-    ):
-        out = generate(model, batch, settings["eos"], options)
-        ids = golden[f"out.{key}_token_ids"]
-        padded = torch.nn.functional.pad(out.token_ids, (0, ids.shape[-1] - out.token_ids.shape[-1]), value=out.eos)
-        assert torch.equal(padded, ids)
-        torch.testing.assert_close(out.scores, golden[f"out.{key}_scores"], atol=1e-4, rtol=0)
+    settings = meta["generate"]
+    beams = 1 if way == "greedy" else int(way.removeprefix("beam"))
+    options = Options(max_new_tokens=settings[f"{way}_max_steps"], beams=beams)
+    out = generate(load_model(kind), batch, settings["eos"], options)
+    ids = golden[f"out.{way}_token_ids"]
+    padded = torch.nn.functional.pad(out.token_ids, (0, ids.shape[-1] - out.token_ids.shape[-1]), value=out.eos)
+    assert torch.equal(padded, ids)
+    torch.testing.assert_close(out.scores, golden[f"out.{way}_scores"], atol=1e-4, rtol=0)

@@ -31,7 +31,7 @@ def fill(module: nn.Module, prefix: str, table: names.Table, golden: dict[str, T
 
 
 @pytest.mark.parametrize(("tower", "case"), tower_cases())
-def test_vision_tower(goldens, tower: str, case: str) -> None:
+def test_vision_tower(tower: str, case: str) -> None:
     meta = read_json("A_model/vit_meta.json")[tower]
     golden = read_tensors(f"A_model/vit_{tower}.safetensors")
     if case != "native":
@@ -64,15 +64,16 @@ def test_vision_tower(goldens, tower: str, case: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONNECTORS)
-def test_connector(goldens, name: str) -> None:
+def test_connector(name: str) -> None:
     meta = read_json("A_model/connector_meta.json")[name]
     golden = read_tensors(f"A_model/connector_{name}.safetensors")
     layers, width = len(meta["vit_layers"]), meta["vit_width"]
     vision = VisionConfig(
-        image_size=14 * meta["grid"],
+        image_size=14 * meta["grid"],  # any patch size makes this grid
+        patch_size=14,
         hidden_size=width,
         intermediate_size=4 * width,
-        num_hidden_layers=4,
+        num_hidden_layers=max(n + 1 if n >= 0 else -n for n in meta["vit_layers"]),
         num_attention_heads=meta["vit_heads"],
         feature_layers=tuple(meta["vit_layers"]),
     )
@@ -83,7 +84,13 @@ def test_connector(goldens, name: str) -> None:
         padding_embed=meta["image_padding_embed"] or "none",
     )
     connector = Connector(vision, config, text)
-    fill(connector, "connector.", names.reference(MolmoConfig(text, vision, config)), golden, BACKBONE)
+    fill(
+        connector,
+        "connector.",
+        names.reference(MolmoConfig(text=text, vision=vision, connector=config)),
+        golden,
+        BACKBONE,
+    )
     features, masks = golden["in.features"], golden["in.image_masks"]
     assert features.shape[-1] == layers * width
     split = list(features.flatten(0, 1).split(width, -1))  # joined in the order of the feature layers

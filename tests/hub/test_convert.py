@@ -20,13 +20,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from molmo_ds import presets
-from molmo_ds.config import ConnectorConfig, DataConfig, MolmoConfig, RunConfig, save
+from molmo_ds.config import ConnectorConfig, DataConfig, MolmoConfig, RunConfig
 from molmo_ds.data.tokens import Tokenizer
 from molmo_ds.engine import build_engine
 from molmo_ds.engine.launch import World
 from molmo_ds.hub import export, load
 from molmo_ds.model import names
 from molmo_ds.model.tensor_files import INDEX, TensorFolder, write_tensors
+from molmo_ds.settings import save
 
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))
@@ -124,7 +125,7 @@ def test_dtypes(tmp_path: Path) -> None:
 
 def test_from_reference(tmp_path: Path) -> None:
     """config.yaml with the model under `model`, and model.pt; Llama blocks with separate projections."""
-    config = tiny("llama", "siglip", ConnectorConfig("attention", padding_embed="pad_embed"))
+    config = tiny("llama", "siglip", ConnectorConfig(pooling="attention", padding_embed="pad_embed"))
     state = random_state(config)
     folder = tmp_path / "reference"
     folder.mkdir()

@@ -14,8 +14,8 @@ from molmo_ds.hub.load import resized_positions, shapes_of
 from molmo_ds.model import names
 
 CONNECTORS = {
-    "attention_linear": ConnectorConfig("attention", projector="linear", padding_embed="regress"),
-    "stack_none": ConnectorConfig("stack", padding_embed="none"),
+    "attention_linear": ConnectorConfig(pooling="attention", projector="linear", padding_embed="regress"),
+    "stack_none": ConnectorConfig(pooling="stack", padding_embed="none"),
 }
 
 

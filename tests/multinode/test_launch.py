@@ -24,7 +24,7 @@ def test_hosts_from_list_and_file(tmp_path: Path) -> None:
     (tmp_path / "hostfile").write_text("# comment\na slots=8\n\nb slots=2  # slow\n")
     assert launch.read_hosts("a:8,b:2") == launch.read_hosts(str(tmp_path / "hostfile")) == hosts
     assert launch.read_hosts("localhost:2")[0].here
-    for wrong in ("a:x", "", "a:0", "a:1,,b:1"):
+    for wrong in ("a:x", "", "a:1,,b:1", ":8", "-oProxyCommand=x:1"):
         with pytest.raises(ValueError, match="neither a hostfile nor a list"):
             launch.read_hosts(wrong)
     with pytest.raises(ValueError, match="localhost cannot be one of several"):

@@ -3,9 +3,6 @@
 import dataclasses
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image, ImageOps
 from transformers import ImageProcessingMixin
 from transformers.processing_utils import ImagesKwargs
 
@@ -13,6 +10,7 @@ from molmo_ds.config import PIXEL_STATISTICS
 from molmo_ds.config import MolmoConfig as Architecture
 from molmo_ds.data.images import Crops, ImageProcessor
 from molmo_ds.hub.remote.config_molmo import build
+from molmo_ds.hub.remote.inputs_molmo import read_picture
 
 
 class MolmoImageProcessor(ImageProcessingMixin):
@@ -26,9 +24,10 @@ class MolmoImageProcessor(ImageProcessingMixin):
 
     def __init__(self, molmo_ds: dict[str, Any] | None = None, max_crops: int | None = None, **others: Any) -> None:
         architecture = build(Architecture, molmo_ds or {})
-        images = dataclasses.replace(
-            architecture.images, exact=True, max_crops=max_crops or architecture.images.max_crops
-        )
+        most = architecture.images.max_crops if max_crops is None else max_crops
+        if isinstance(most, bool) or not isinstance(most, int) or not 1 <= most <= 36:
+            raise ValueError(f"max_crops is {most!r}; it is a whole number from 1 to 36.")
+        images = dataclasses.replace(architecture.images, exact=True, max_crops=most)
         self._crop = ImageProcessor(dataclasses.replace(architecture, images=images))
         geometry = self._crop.geometry
         own = {
@@ -55,11 +54,10 @@ class MolmoImageProcessor(ImageProcessingMixin):
             self._crop = crop
 
     def crops(self, picture: Any, max_crops: int | None = None) -> Crops:
-        """One picture (PIL, or uint8 [height, width, 3]) -> its crops, masks and layout."""
-        if isinstance(picture, Image.Image):
-            picture = np.asarray(ImageOps.exif_transpose(picture.convert("RGB")))
-        elif isinstance(picture, torch.Tensor):
-            picture = picture.cpu().numpy()
+        """One picture, of any kind that `read_picture` takes -> its crops, masks and layout.
+
+        Raises ValueError where it cannot be read, or max_crops is no number from 1 to 36.
+        """
         if max_crops is not None and max_crops != self.max_crops:
             return MolmoImageProcessor(self.molmo_ds, max_crops).crops(picture)
-        return self._crop(np.asarray(picture).astype(np.uint8))
+        return self._crop(read_picture(picture))

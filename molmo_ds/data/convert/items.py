@@ -1,0 +1,148 @@
+"""What one sample is made from, before anything of it is read: small enough to be sent to another process."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from molmo_ds.data.conversation import shown
+from molmo_ds.data.convert.pictures import is_picture, printable, read_file, read_text, to_text
+from molmo_ds.data.convert.rows import Mapping, Notes, Row, refuse_lost_pictures
+from molmo_ds.data.convert.tars import Member
+from molmo_ds.data.decode import BadSample
+from molmo_ds.data.record import read_json
+
+Read = tuple[Row, list[bytes]]  # a row without its pictures, and the encoded pictures
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that cannot become a sample."""
+
+    where: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.why}"
+
+
+@dataclass(frozen=True)
+class RowItem:
+    """A row of a data set or a line of JSON; pictures that are paths lie below `root`."""
+
+    where: str
+    key: str
+    row: Row
+    root: str
+
+    def read(self, mapping: Mapping, notes: Notes) -> Read:
+        """The row and its pictures; BadSample where one of them cannot be had."""
+        columns = mapping.picture_columns(self.row)
+        if not mapping.images:
+            columns = [name for name in columns if self.row[name] is not None][:1]
+        notes.columns |= set(columns)
+        notes.used |= set(columns)
+        pictures = []
+        for name in columns:
+            value = self.row[name]
+            for one in value if isinstance(value, list) else [value]:
+                if one is not None:
+                    pictures.append(picture_bytes(name, one, self.root))
+                elif isinstance(value, list):
+                    raise BadSample(f"'{name}' holds null among its pictures; leave it out.")
+        if pictures:
+            taken = {Path(one).name for name in columns for one in _paths(self.row[name])}
+            refuse_lost_pictures(self.row, {*columns, *mapping.without}, taken)
+        return {name: value for name, value in self.row.items() if name not in columns}, pictures
+
+
+@dataclass(frozen=True)
+class FileItem:
+    """A picture of a folder with `STEM.json` (a record, annotations, named columns) or `STEM.txt` (a text)."""
+
+    where: str
+    key: str
+    beside: str | None
+
+    def read(self, mapping: Mapping, notes: Notes) -> Read:
+        """The row and its picture; BadSample where one of them cannot be had."""
+        if self.beside is None:
+            raise BadSample("It has neither a .json nor a .txt file beside it; see docs/data_format.md.")
+        if self.beside.lower().endswith(".txt"):
+            row = {"text": read_text(self.beside).strip()}
+        else:
+            row = as_row(read_text(self.beside), printable(self.beside))
+        row.pop("images", None)
+        return row, [read_file(self.where)]
+
+
+@dataclass(frozen=True)
+class MemberItem:
+    """The members of one key of a tar: pictures in the order of their names, and .json or .txt as in a folder."""
+
+    where: str
+    key: str
+    tar: str
+    members: tuple[Member, ...]
+
+    def read(self, mapping: Mapping, notes: Notes) -> Read:
+        """The row and its pictures; BadSample where one of them cannot be had."""
+        where = {member.part: member for member in self.members}
+        if len(where) < len(self.members):
+            raise BadSample(f"It holds a part twice: {', '.join(member.part for member in self.members)}.")
+        row: Row = {}
+        if "json" in where:
+            row = as_row(to_text(self._bytes(where["json"]), "Its .json"), "Its .json")
+        if "txt" in where and "annotations" not in row:
+            row |= {"text": to_text(self._bytes(where["txt"]), "Its .txt").strip()}
+        shown_parts = sorted(part for part in where if is_picture("." + part))
+        named = row.pop("images", None)
+        if named is not None and (not isinstance(named, list) or not all(isinstance(one, str) for one in named)):
+            raise BadSample(f"'images' is {shown(named)}, but must be a list of members' names.")
+        missing = [name for name in named or () if name not in where]
+        if missing:
+            raise BadSample(f"It names the image {missing[0]}, but there is no such member.")
+        names = named if named else shown_parts
+        for part in where:
+            if part not in ("json", "txt") and part not in names:
+                notes.counts[f".{part} members, not used"] += 1
+        if "txt" in where and "annotations" in row:
+            notes.counts[".txt members, not used since .json holds annotations"] += 1
+        return row, [self._bytes(where[name]) for name in names]
+
+    def _bytes(self, member: Member) -> bytes:
+        with open(self.tar, "rb") as file:
+            file.seek(member.offset)
+            return file.read(member.length)
+
+
+def _paths(value: Any) -> list[str]:
+    values = value if isinstance(value, list) else [value]
+    return [one for one in values if isinstance(one, str)]
+
+
+def as_row(text: str, where: str) -> Row:
+    """The JSON beside a picture as a row: an object, or a list of annotations."""
+    try:
+        value = read_json(text, once=True)
+    except ValueError as error:
+        raise BadSample(f"{where} is not JSON: {error}.") from None
+    if isinstance(value, list):
+        return {"annotations": value}
+    if not isinstance(value, dict):
+        raise BadSample(f"{where} is {shown(value)}, but must be an object or a list of annotations.")
+    return value
+
+
+def picture_bytes(column: str, value: Any, root: str) -> bytes:
+    """The bytes of a picture given as such, as {bytes, path} or as a path below `root`."""
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, (bytes, bytearray)):
+        return bytes(value)
+    if hasattr(value, "getexif"):
+        raise BadSample(f"'{column}' holds a decoded picture; store the files' bytes.")
+    if not isinstance(value, str) or not value:
+        raise BadSample(f"'{column}' is {shown(value)}, but must be a picture's path or bytes.")
+    if "://" in value:
+        raise BadSample(f"'{column}' is the address {shown(value)}; fetch the pictures first and give their paths.")
+    return read_file(Path(root, value))

@@ -1,0 +1,191 @@
+"""A row of any table and its pictures to a sample in the record format (docs/data_format.md)."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from molmo_ds.data.annotation import KEYS
+from molmo_ds.data.conversation import is_plain, shown
+from molmo_ds.data.convert.pictures import as_part, is_picture
+from molmo_ds.data.decode import BadSample, read_size, upright_size
+from molmo_ds.data.record import VIDEOS
+from molmo_ds.data.review import Review
+from molmo_ds.data.write import check_key, header
+
+Row = dict[str, Any]
+Sample = tuple[str, dict[str, bytes]]  # key, parts
+FIELDS = tuple(sorted(KEYS - {"style"}))  # that a row's columns of the same names fill
+KEPT = ("annotations", "metadata", "num_frames", "key")  # columns of a record
+IMAGES = ("image", "images")  # columns of the pictures, where --image names none
+TEXTS = ("question", "text", "answer", "label")
+LISTS_OF_TEXTS = ("answers", "options")
+
+
+@dataclass
+class Notes:
+    """What is worth a word of samples that were made, and which columns were there and which were used."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    review: Review = field(default_factory=Review)
+    columns: set[str] = field(default_factory=set)
+    used: set[str] = field(default_factory=set)
+
+    def merge(self, other: "Notes") -> None:
+        """Add what another process noted."""
+        self.counts += other.counts
+        self.review.merge(other.review)
+        self.columns |= other.columns
+        self.used |= other.used
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """How a row becomes a record: the style of rows without `annotations`, field -> column, columns of the pictures.
+
+    `without` are columns to leave out on purpose; `questions` keeps samples that only ask.
+    """
+
+    style: str = ""
+    columns: tuple[tuple[str, str], ...] = ()
+    images: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    questions: bool = False
+    decode: bool = True
+
+    def picture_columns(self, row: Iterable[str]) -> list[str]:
+        """The columns of a row, or of a table, that hold its pictures, in their order."""
+        names = self.images or IMAGES
+        return [name for name in names if name in row and name not in self.without]
+
+    def annotation(self, row: Row, notes: Notes) -> Row:
+        """One annotation of the row's columns; BadSample when the row has none of the fields or there is no style."""
+        taken = {column for _, column in self.columns}
+        columns = {name: name for name in FIELDS if name not in taken} | dict(self.columns)
+        found = {name: row[column] for name, column in columns.items() if _is_there(row.get(column))}
+        style = self.style or row.get("style")
+        if not found or not style:
+            raise BadSample(
+                "The row has no 'annotations'; give --style and say which columns to use, for example "
+                f"--map question=query answer=label (the row has: {', '.join(map(str, row))})."
+            )
+        notes.used |= {columns[name] for name in found}
+        notes.used |= set() if self.style else {"style"}
+        return {"style": style} | {name: _as_text(name, value, notes) for name, value in found.items()}
+
+
+def to_sample(key: str, row: Row, pictures: list[bytes], mapping: Mapping, notes: Notes) -> Sample:
+    """A row (without its pictures' columns) and its encoded pictures as one sample.
+
+    Raises BadSample for whatever would make it useless in training, and for pictures that would be lost.
+    """
+    if not is_plain(key):
+        raise BadSample(f"Its name {ascii(key)} is not UTF-8 or holds control characters; rename it.")
+    try:
+        check_key(key)
+    except ValueError as error:
+        raise BadSample(str(error)) from None
+    row = {name: value for name, value in row.items() if name not in mapping.without}
+    if not pictures:
+        refuse_lost_pictures(row, set(mapping.without), set())
+        notes.counts["samples without a picture"] += 1
+    made = [as_part(data, notes.counts, mapping.decode) for data in pictures]
+    names = [name if len(made) == 1 else f"{i}.{name}" for i, (name, _) in enumerate(made)]
+    given = row.get("annotations")
+    record: Row = {"images": names}
+    record["annotations"] = [mapping.annotation(row, notes)] if given is None else given
+    if not isinstance(record["annotations"], list):
+        raise BadSample(f"'annotations' is {shown(given)}, but must be a list.")
+    record |= {name: row[name] for name in ("metadata", "num_frames") if row.get(name) is not None}
+    notes.columns |= set(map(str, row))
+    notes.used |= set(KEPT)
+    data = [data for _, data in made]
+    _review(record, data, mapping, notes)
+    parts = dict(zip(names, data)) | {"json": _to_json(record, notes)}
+    for name, content in parts.items():
+        try:
+            header(f"{key}.{name}", len(content))
+        except ValueError as error:
+            raise BadSample(str(error)) from None
+    return key, parts
+
+
+def _review(record: Row, pictures: list[bytes], mapping: Mapping, notes: Notes) -> None:
+    sizes = []
+    for name, data in zip(record["images"], pictures):
+        sizes.append((0, 0) if name.split(".")[-1] in VIDEOS else upright_size(*read_size(data)))
+    review = Review()
+    review.add(record | {"sizes": sizes})
+    if review.unanswered and not mapping.questions:
+        raise BadSample(
+            "There is nothing to learn: give text, answer, answers, points, messages, or options with answer_index"
+            " (--questions keeps samples that only ask, for evaluation)."
+        )
+    notes.review.merge(review)
+
+
+def refuse_lost_pictures(row: Row, left_out: set[str], taken: set[str]) -> None:
+    """BadSample where a row seems to have more pictures than those `taken` (files' names), in a column not left out."""
+    for name, value in row.items():
+        if name in left_out or name in (*KEPT, *FIELDS):
+            continue
+        for one in value if isinstance(value, list) else [value]:
+            named = isinstance(one, str) and "://" not in one and is_picture(one) and Path(one).name not in taken
+            if named or holds_picture(one):
+                what = shown(one).removeprefix("the text ") if named else "its bytes"
+                raise BadSample(
+                    f"The column '{name}' seems to hold a picture ({what}) that is not taken; say --image {name}, or"
+                    f" --without {name} to leave it out."
+                )
+
+
+def holds_picture(value: Any) -> bool:
+    """Whether a cell holds an encoded or decoded picture."""
+    if isinstance(value, dict):
+        return {"bytes", "path"} <= value.keys() and (value["bytes"] or value["path"]) is not None
+    return isinstance(value, (bytes, bytearray)) or hasattr(value, "getexif")
+
+
+def _is_there(value: Any) -> bool:
+    return value is not None and not (isinstance(value, float) and math.isnan(value))
+
+
+def _as_text(name: str, value: Any, notes: Notes) -> Any:
+    """Whole numbers of a table's columns as text where a text belongs; all else as it is, to be checked later."""
+    if name in LISTS_OF_TEXTS and isinstance(value, list):
+        return [_as_text("answer", item, notes) for item in value]
+    if name in TEXTS and isinstance(value, int) and not isinstance(value, bool):
+        notes.counts["whole numbers, written as text"] += 1
+        return str(value)
+    return value
+
+
+def _to_json(record: Row, notes: Notes) -> bytes:
+    try:
+        plain = {name: _plain(value, notes) for name, value in record.items()}
+        return json.dumps(plain, ensure_ascii=False, allow_nan=False).encode()
+    except (UnicodeEncodeError, RecursionError, TypeError, ValueError) as error:
+        if isinstance(error, BadSample):
+            raise
+        raise BadSample(f"The record cannot be written as JSON: {error}.") from None
+
+
+def _plain(value: Any, notes: Notes) -> Any:
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {str(key): _plain(item, notes) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, notes) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        notes.counts["numbers that JSON does not have (NaN, infinity), written as null"] += 1
+        return None
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    if isinstance(value, (bytes, bytearray)) or holds_picture(value):
+        raise BadSample(f"The record holds {shown(value)}, which JSON cannot hold; leave it out.")
+    notes.counts[f"values of type {type(value).__name__}, written as text"] += 1
+    return str(value)

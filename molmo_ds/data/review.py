@@ -1,0 +1,74 @@
+"""What every training would say of a record, whatever its settings: used where data comes in and by the inspection."""
+
+from dataclasses import dataclass, field
+
+from numpy.random import RandomState
+
+from molmo_ds.config import PromptConfig
+from molmo_ds.data.annotation import KEYS, Annotation, at, read_annotation
+from molmo_ds.data.decode import BadSample
+from molmo_ds.data.prompts import PromptFormatter
+from molmo_ds.data.record import Record, annotations, check_pictures, count_frames, first_size, is_video
+from molmo_ds.data.tree import check_places
+from molmo_ds.data.turns import Conversation
+
+_ANSWERS = ("text", "answer", "answers", "points", "inline_points")
+
+
+@dataclass
+class Review:
+    """What is worth a word of records that can be used; counts of annotations, and of each key that nobody reads."""
+
+    unanswered: int = 0  # nothing is learnt of them: they only ask
+    without_style: int = 0
+    unread: dict[str, int] = field(default_factory=dict)
+
+    def merge(self, other: "Review") -> None:
+        """Add the counts of another."""
+        self.unanswered += other.unanswered
+        self.without_style += other.without_style
+        for key, count in other.unread.items():
+            self.unread[key] = self.unread.get(key, 0) + count
+
+    def sentences(self) -> list[str]:
+        """The counts in words, those above 0."""
+        out = []
+        if self.unanswered:
+            out.append(f"{self.unanswered} annotations without an answer, which training skips")
+        if self.without_style:
+            out.append(f"{self.without_style} annotations without a style, for prompts.system_prompt=none only")
+        return out + [
+            f"{count} annotations with a key that nobody reads, '{key}'" for key, count in self.unread.items()
+        ]
+
+    def add(self, record: Record) -> None:
+        """Look at one record (with `sizes`); BadSample says in a sentence why no training can use it."""
+        given = annotations(record)
+        if not given:
+            raise BadSample("The sample has no annotations; give it at least one.")
+        pictures = count_frames(record) if is_video(record) else len(record["images"])
+        formatter = PromptFormatter(PromptConfig(system_prompt="none"))
+        size = first_size(record)
+        conversations = []
+        for i, value in enumerate(given):
+            try:
+                annotation = read_annotation(value)
+                asks = is_question(annotation)
+                texts = formatter.messages(annotation, RandomState(0), size, inference=asks)
+            except BadSample as error:
+                raise BadSample(f"{at(i, len(given))}{error}") from None
+            conversations.append(Conversation(texts, 1.0, annotation.pictures))
+            self.unanswered += asks
+            self.without_style += not annotation.style
+            for key in value.keys() - KEYS:
+                self.unread[key] = self.unread.get(key, 0) + 1
+        check_places(conversations, pictures)
+        check_pictures(record, [conversation.pictures for conversation in conversations])
+
+
+def is_question(annotation: Annotation) -> bool:
+    """Whether the annotation only asks, as those of test splits do, and has no answer to learn."""
+    if annotation.messages is not None:
+        return len(annotation.messages) % 2 == 1
+    chosen = annotation.options is not None and annotation.answer_index is not None
+    return not chosen and not any(getattr(annotation, name) for name in _ANSWERS) and annotation.points is None

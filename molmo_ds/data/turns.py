@@ -1,0 +1,51 @@
+"""Turns of a conversation as the text that a model reads, and such a text taken apart again."""
+
+import re
+from dataclasses import dataclass
+
+FORMATS = ("none", "role")
+_USER = "User: "
+_ANSWER = " Assistant:"
+_LAST = re.compile(rf" ?{_USER}.*{_ANSWER}", re.DOTALL)
+_ANSWERED = re.compile(rf"( ?{_USER}.*?{_ANSWER})( .*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One branch of a sample: user, assistant, user, ... texts with their spaces, and the weight of what is learnt."""
+
+    messages: list[str]
+    weight: float
+    pictures: int | None = None  # that the text says it begins with
+
+
+def speak(i: int, turn: str, message_format: str = "role", always_start_with_space: bool = True) -> str:
+    """Turn i of a conversation, the user's if i is even, with what goes before and after it.
+
+    Args:
+        message_format: role (User: ... Assistant:) or none.
+        always_start_with_space: whether the first turn begins with a space, as the others do.
+    """
+    if message_format == "role" and i % 2 == 0:
+        turn = f"{_USER}{turn}{_ANSWER}"
+    return " " + turn if i > 0 or always_start_with_space else turn
+
+
+def spoken(text: str, end: str) -> list[str] | None:
+    """The turns of a text that is a conversation as `speak` writes it, or None.
+
+    Args:
+        end: the name of the token that ends an answer; a turn ends at it only between an answer and the next turn.
+    """
+    *answered, last = text.split(end)
+    turns = []
+    for part in answered:
+        match = _ANSWERED.fullmatch(part)
+        if match is None:
+            return None
+        turns += [match.group(1), match.group(2)]
+    if last or not answered:
+        if _LAST.fullmatch(last) is None:
+            return None
+        turns.append(last)
+    return turns

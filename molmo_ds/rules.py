@@ -1,0 +1,230 @@
+"""What must hold between settings: rows (whether it is wrong, what is said), asked when a configuration is read."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from molmo_ds.config import ComponentConfig, ImageConfig, MolmoConfig, RunConfig, SourceConfig, TextConfig, VisionConfig
+
+Rows = Iterator[tuple[bool, str]]
+IMAGE_IDS = 5  # ids from vocab_size on that mean parts of a picture (data/tokens.py)
+LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+COMPONENTS = ("connector", "vision", "text")
+
+
+def refuse(rows: Iterable[tuple[bool, str]]) -> None:
+    """Raise one ValueError with the sentence of every row that is wrong."""
+    said = [sentence for wrong, sentence in rows if wrong]
+    if said:
+        raise ValueError(together(said))
+
+
+def together(sentences: list[str]) -> str:
+    """One mistake as its sentence; several as a list, one a line."""
+    if len(sentences) == 1:
+        return sentences[0]
+    return "\n  ".join([f"The configuration has {len(sentences)} mistakes.", *sentences])
+
+
+def model(config: MolmoConfig, prefix: str = "model.") -> Rows:
+    """An architecture; `prefix` stands before its keys."""
+    yield from _text(config.text, f"{prefix}text.")
+    yield from _vision(config.vision, f"{prefix}vision.")
+    side = config.vision.image_size // config.vision.patch_size
+    pooling = config.connector.pooling_size
+    yield (
+        pooling > side,
+        f"{prefix}connector.pooling_size is {pooling}; it must be at most {side}, the patches along a crop's side.",
+    )
+    yield from _images(config.images, side, f"{prefix}images.")
+
+
+def _text(text: TextConfig, at: str) -> Rows:
+    heads = text.num_attention_heads
+    keys = text.num_key_value_heads
+    width = text.hidden_size
+    yield (
+        text.head_dim is None and bool(width % heads),
+        f"{at}num_attention_heads is {heads}; it must divide {at}hidden_size={width}, or set {at}head_dim.",
+    )
+    size = text.head_dim or width // heads
+    yield (
+        size % 2 == 1 or size == 0,
+        f"{at}head_dim is {size}; it must be an even number of 2 or more, because rotary positions turn pairs.",
+    )
+    yield (
+        bool(heads % keys),
+        f"{at}num_key_value_heads is {keys}; it must divide {at}num_attention_heads={heads}.",
+    )
+    chosen = text.num_experts_per_tok
+    yield (
+        text.num_experts > 0 and not 1 <= chosen <= text.num_experts,
+        f"{at}num_experts_per_tok is {chosen}; it must be from 1 to {at}num_experts={text.num_experts}.",
+    )
+    yield (
+        text.num_experts == 0 and chosen > 0,
+        f"{at}num_experts_per_tok is {chosen}; it must be 0, because {at}num_experts=0 makes a dense model.",
+    )
+    yield (
+        text.vocab_size > text.embedding_size,
+        f"{at}vocab_size is {text.vocab_size}; it must be at most {at}embedding_size={text.embedding_size}.",
+    )
+    rows = text.embedding_size + text.additional_vocab_size
+    yield (
+        text.vocab_size + IMAGE_IDS > rows,
+        f"{at}additional_vocab_size is {text.additional_vocab_size}; it must leave rows for the {IMAGE_IDS} image "
+        f"tokens, whose ids start at {at}vocab_size={text.vocab_size}.",
+    )
+    yield from _rope(text.rope_scaling, f"{at}rope_scaling")
+
+
+def _rope(scaling: dict[str, Any] | None, key: str) -> Rows:
+    if scaling is None:
+        return
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    yield kind not in ("default", "llama3"), f"{key}.rope_type is {kind!r}; it must be default or llama3."
+    unknown = sorted(set(scaling) - {"rope_type", "type", *LLAMA3})
+    yield bool(unknown), f"{key} has the unknown key {unknown[:1]}; it has rope_type, {', '.join(LLAMA3)}."
+    if kind != "llama3":
+        return
+    for name in LLAMA3:
+        value = scaling.get(name)
+        wrong = isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf")
+        yield wrong, f"{key}.{name} is {value!r}; it must be a number above 0."
+        if wrong:
+            return
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    yield high <= low, f"{key}.high_freq_factor is {high}; it must be above low_freq_factor={low}."
+
+
+def _vision(vision: VisionConfig, at: str) -> Rows:
+    size = vision.image_size
+    patch = vision.patch_size
+    yield bool(size % patch), f"{at}patch_size is {patch}; it must divide {at}image_size={size}."
+    heads = vision.num_attention_heads
+    width = vision.hidden_size
+    yield bool(width % heads), f"{at}num_attention_heads is {heads}; it must divide {at}hidden_size={width}."
+    layers = vision.num_hidden_layers
+    for index in vision.feature_layers:
+        yield (
+            not -layers <= index < layers,
+            f"{at}feature_layers has {index}; it must be from {-layers} to {layers - 1}, one of the {layers} layers.",
+        )
+    places = vision.num_positions
+    yield (
+        places is not None and round(places**0.5) ** 2 != places,
+        f"{at}num_positions is {places}; it must be a square number, the patches of a square crop.",
+    )
+
+
+def _images(images: ImageConfig, side: int, at: str) -> Rows:
+    margins = images.overlap_margins
+    yield (
+        images.crop_mode != "resize" and sum(margins) >= side,
+        f"{at}overlap_margins is {list(margins)}; the two must sum to less than {side}, the patches along a crop's "
+        "side, of which they leave nothing.",
+    )
+
+
+def run(config: RunConfig) -> Rows:
+    """A run, its architecture included."""
+    yield from model(config.model)
+    whole = config.global_batch
+    micro = config.micro_batch
+    yield bool(whole % micro), f"micro_batch is {micro}; it must divide global_batch={whole}."
+    yield from _budgets(config)
+    yield from _schedule(config)
+    yield from rates(config.data.sources, config.data.group_rates, "data.")
+    yield from rates(config.held_out.sources, {}, "held_out.")
+
+
+def _budgets(config: RunConfig) -> Rows:
+    images = config.model.images
+    overlapping = images.crop_mode != "resize"
+    crops = 1 + images.max_crops if overlapping else 1
+    budget = config.data.crops_per_sequence
+    yield (
+        budget < crops,
+        f"data.crops_per_sequence is {budget}; it must be {crops} or more, the crops of one picture, or lower "
+        f"model.images.max_crops={images.max_crops}.",
+    )
+    side = -(-(config.model.vision.image_size // config.model.vision.patch_size) // config.model.connector.pooling_size)
+    view = side * (side + images.use_col_tokens) + 2
+    tokens = 2 * view if overlapping else view
+    length = config.data.sequence_length
+    yield (
+        length <= tokens,
+        f"data.sequence_length is {length}; it must be above {tokens}, the image tokens of the smallest picture.",
+    )
+
+
+def _schedule(config: RunConfig) -> Rows:
+    optim = config.optim
+    end = optim.t_max or config.max_steps
+    key = "optim.t_max" if optim.t_max else "max_steps"
+    for name in COMPONENTS:
+        part: ComponentConfig = getattr(optim, name)
+        yield (
+            _asked_for(config, name) and not part.freeze and part.warmup_steps > end,
+            f"optim.{name}.warmup_steps is {part.warmup_steps}; it must be at most {key}={end}, or the rate never "
+            "reaches its peak (stop_after ends a run early without changing its schedule).",
+        )
+    frozen = [getattr(optim, name).freeze for name in COMPONENTS]
+    yield all(frozen), "optim.connector.freeze, optim.vision.freeze and optim.text.freeze leave nothing to learn."
+    last = config.stop_after
+    yield (
+        last is not None and last > config.max_steps,
+        f"stop_after is {last}; it must be at most max_steps={config.max_steps}, where the run ends anyway.",
+    )
+    late = [step for step in config.profile_steps if step > config.max_steps]
+    yield bool(late), f"profile_steps has {late[:1]}; it must hold steps up to max_steps={config.max_steps}."
+
+
+def _asked_for(config: RunConfig, name: str) -> bool:
+    """Whether somebody chose the warm-up of a component: the default suits the default max_steps only."""
+    default: ComponentConfig = getattr(type(config.optim)(), name)
+    return getattr(config.optim, name).warmup_steps != default.warmup_steps
+
+
+def short_warmups(config: RunConfig) -> list[str]:
+    """A sentence where a short run does not finish the default warm-up: legal, and worth a word."""
+    end = config.optim.t_max or config.max_steps
+    parts = {name: getattr(config.optim, name) for name in COMPONENTS}
+    late = {name: part for name, part in parts.items() if part.warmup_steps > end and not part.freeze}
+    if not late:
+        return []
+    keys = ", ".join(f"optim.{name}.warmup_steps={part.warmup_steps}" for name, part in late.items())
+    return [f"The rate never reaches its peak: {keys} and only {end} steps; set shorter warm-ups."]
+
+
+def rates(sources: dict[str, SourceConfig], group_rates: dict[str, float], at: str) -> Rows:
+    """The rates of a mixture: all sources of a group have one or none, and something is drawn."""
+    groups = sorted({source.group for source in sources.values()})
+    yield (
+        bool(sources) and bool(group_rates) and set(group_rates) != set(groups),
+        f"{at}group_rates names {sorted(group_rates)}, but the sources' groups are {groups}.",
+    )
+    yield (
+        bool(group_rates) and not sum(group_rates.values()) > 0,
+        f"{at}group_rates are all 0; give one group a rate above 0.",
+    )
+    for group in groups:
+        members = sorted(name for name, source in sources.items() if source.group == group)
+        given = [sources[name].rate for name in members if sources[name].rate is not None]
+        yield (
+            bool(given) and len(given) < len(members),
+            f"Either all sources of group '{group}' have a rate or none: {', '.join(members)}.",
+        )
+        yield (
+            bool(given) and not sum(given) > 0,
+            f"The rates of group '{group}' must be at least 0, and one above 0.",
+        )
+
+
+def training(config: RunConfig) -> Rows:
+    """What a run must be given on top, and other uses of a configuration need not."""
+    yield not config.out, "out is empty; give the run a folder, for example out=runs/first."
+    yield not config.data.tokenizer, "data.tokenizer is empty; give the folder of a transformers tokenizer."
+    yield not config.data.sources, "There is no data set; give data.sources.<name>.path."
+    for at, sources in (("data", config.data.sources), ("held_out", config.held_out.sources)):
+        for name, source in sources.items():
+            yield not source.path, f"{at}.sources.{name}.path is empty; give a folder, URL or glob of shards."

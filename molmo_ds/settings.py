@@ -1,0 +1,215 @@
+"""YAML and dotted overrides become a RunConfig and back; the only importer of omegaconf."""
+
+import contextlib
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
+
+from molmo_ds import config, presets, rules
+from molmo_ds.config import MolmoConfig, RunConfig
+from molmo_ds.setting_list import Setting, entry, legal, settings
+
+NOTHING = ("", "null", "~")
+ERRORS = (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, OSError, ValueError, TypeError, KeyError)
+
+
+def load(path: str | Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    """Preset, then YAML file, then `a.b=value` overrides (`--a.b=value` means the same).
+
+    Raises ValueError with a sentence for every mistake: the key, its value and what it may be, for an unknown key the
+    nearest right one.
+    """
+    given = _read(path, overrides)
+    preset = given.get("preset", RunConfig.preset)
+    mistakes = []
+    try:
+        model = presets.get(preset) if isinstance(preset, str) else MolmoConfig()
+    except ValueError as error:
+        mistakes.append(str(error))
+        model = MolmoConfig()
+    base = to_dict(RunConfig(model=model))
+    try:
+        made = _validate(RunConfig, _over(base, given))
+    except ValidationError as error:
+        raise ValueError(rules.together(mistakes + _sentences(error, RunConfig))) from None
+    mistakes += [sentence for wrong, sentence in rules.run(made) if wrong]
+    if mistakes:
+        raise ValueError(rules.together(mistakes))
+    return made
+
+
+def read_yaml(path: str | Path) -> DictConfig:
+    """A YAML file of settings; ValueError names the file, and the line where it cannot be read."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ValueError(f"There is no configuration file {path}; give the path of a YAML file.")
+    try:
+        given = OmegaConf.load(file)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f" line {mark.line + 1}" if mark else ""
+        reason = error.problem or error.context
+        raise ValueError(f"{path}{where} is not YAML: {' '.join(str(reason).split())}.") from None
+    except ERRORS as error:
+        reason = "it is no text in UTF-8" if isinstance(error, UnicodeDecodeError) else _first_line(error)
+        raise ValueError(f"{path} is not YAML: {reason}.") from None
+    if not given:
+        raise ValueError(f"{path} is empty; write lines such as `max_steps: 1000`, or leave the file out.")
+    if not OmegaConf.is_dict(given):
+        raise ValueError(f"{path} holds no settings; write lines such as `max_steps: 1000`, not a list.")
+    return given
+
+
+def changed(made: Any, overrides: list[str] | tuple[str, ...]) -> Any:
+    """A dataclass of settings with `a.b=value` overrides; ValueError as of `from_dict`."""
+    return from_dict(type(made), _over(to_dict(made), _read(None, overrides, type(made))))
+
+
+def _read(path: str | Path | None, overrides: list[str] | tuple[str, ...], kind: type = RunConfig) -> dict[str, Any]:
+    given = OmegaConf.create() if path is None else read_yaml(path)
+    for word in overrides:
+        line = _as_yaml(word, kind)
+        try:
+            given = OmegaConf.merge(given, OmegaConf.from_dotlist([line]))
+        except ERRORS as error:
+            raise ValueError(f"The override '{word}' cannot be read: {_first_line(error)}.") from None
+    try:
+        return OmegaConf.to_container(given, resolve=True, throw_on_missing=True)
+    except ERRORS as error:
+        raise ValueError(f"The configuration has a value that cannot be read: {_first_line(error)}.") from None
+
+
+def _as_yaml(word: str, kind: type) -> str:
+    key, separator, value = word.removeprefix("--").partition("=")
+    keys = key.split(".")
+    if not separator or not all(keys):
+        raise ValueError(f"'{word}' is not an override; write key=value, for example model.vision.hidden_size=64.")
+    setting = _setting_of(keys, settings(kind))
+    if setting is not None and setting.is_text and value not in NOTHING and value[0] not in "'\"":
+        value = json.dumps(value)  # a text as it stands: 007 is no number, and what follows # no comment
+    return f"{key}={value}"
+
+
+def _over(base: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """`given` over `base`, block by block."""
+    blocks = [key for key in given if isinstance(base.get(key), dict) and isinstance(given[key], dict)]
+    return base | given | {key: _over(base[key], given[key]) for key in blocks}
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def save(made: Any, path: str | Path) -> None:
+    """Write a dataclass as YAML that `load` (or `from_dict`) reads back."""
+    Path(path).write_text(yaml.safe_dump(to_dict(made), sort_keys=False))
+
+
+def to_dict(made: Any) -> dict[str, Any]:
+    """Plain dictionaries, lists and numbers."""
+    return json.loads(json.dumps(dataclasses.asdict(made)))
+
+
+def from_dict(kind: type, values: dict[str, Any]) -> Any:
+    """The inverse of `to_dict` for one dataclass.
+
+    Raises ValueError, a sentence for every mistake, for unknown keys, wrong values and an architecture that cannot be.
+    """
+    try:
+        made = _validate(kind, values)
+    except ValidationError as error:
+        raise ValueError(rules.together(_sentences(error, kind))) from None
+    if kind is MolmoConfig:
+        rules.refuse(rules.model(made, ""))
+    if kind is RunConfig:
+        rules.refuse(rules.model(made.model))
+    return made
+
+
+@contextlib.contextmanager
+def in_sentences(what: str) -> Iterator[None]:
+    """What a dataclass of settings refuses inside the block is said in sentences about `what`, a file for example."""
+    try:
+        yield
+    except ValidationError as error:
+        raise ValueError(f"{what}: {rules.together(_sentences(error, getattr(config, error.title)))}") from None
+
+
+@lru_cache
+def _adapter(kind: type) -> TypeAdapter:
+    return TypeAdapter(kind)
+
+
+def _validate(kind: type, values: dict[str, Any]) -> Any:
+    # as JSON, in which lists are tuples and 1 is no truth value
+    return _adapter(kind).validate_json(json.dumps(values, default=str))
+
+
+def _sentences(error: ValidationError, kind: type) -> list[str]:
+    """One sentence per mistake, each key once."""
+    known = settings(kind)
+    said: dict[str, str] = {}
+    for mistake in error.errors():
+        keys = [str(part) for part in mistake["loc"]]
+        key = ".".join(keys)
+        if mistake["type"] == "unexpected_keyword_argument":
+            said[key] = (
+                f"There is no setting '{key}'; the nearest one is '{nearest(key, [one.name for one in known])}'."
+            )
+            continue
+        setting = _setting_of(keys, known)
+        if setting is not None:
+            said.setdefault(".".join(keys[: setting.depth]), _wrong_value(keys, mistake, setting))
+        else:
+            said[key] = f"{key or 'The configuration'} is {_shown(mistake['input'])}; it must be a block of settings."
+    return list(said.values())
+
+
+def _setting_of(keys: list[str], known: Iterable[Setting]) -> Setting | None:
+    """The setting that a place belongs to, which may lie inside its list or dictionary."""
+    for setting in known:
+        if len(keys) >= setting.depth and all(p in ("<name>", k) for p, k in zip(setting.name.split("."), keys)):
+            return setting
+    return None
+
+
+def _wrong_value(keys: list[str], mistake: Any, setting: Setting) -> str:
+    key = ".".join(keys[: setting.depth])
+    inside = keys[setting.depth :]
+    value = mistake["input"]
+    if mistake["type"] == "value_error":  # of a check of our own
+        return f"{key} is {_shown(value)}: {mistake['ctx']['error']}."
+    if inside and mistake["type"] not in ("missing", "too_long"):  # an entry of a list or dictionary
+        spot = f"{key}[{inside[0]}]" if inside[0].isdigit() else f"{key}.{inside[0]}"
+        sentence = f"{spot} is {_shown(value)}; it must be {legal(entry(setting.hint))}"
+    else:
+        sentence = f"{key} is {_shown(value)}; it must be {legal(setting.hint)}"
+    if setting.choices and isinstance(value, str):
+        sentence += f"; the nearest is {difflib.get_close_matches(value, setting.choices, n=1, cutoff=0.0)[0]}"
+    if setting.is_text and isinstance(value, int | float) and not isinstance(value, bool):
+        sentence += f""" (a text of digits needs quotes of its own: {key}='"{value}"')"""
+    return sentence + "."
+
+
+def _shown(value: Any) -> str:
+    text = "null" if value is None else json.dumps(value, default=str)
+    text = text.replace('"', "'") if isinstance(value, str) else text
+    return text if len(text) < 80 else text[:76] + " ..."
+
+
+def nearest(key: str, known: list[str]) -> str:
+    """The known key that was meant, most likely: one with the same last word, else the most similar."""
+    last = key.rsplit(".", 1)[-1]
+    words = sorted({name.rsplit(".", 1)[-1] for name in known})
+    word = difflib.get_close_matches(last, words, n=1, cutoff=0.75)
+    same = [name for name in known if word and name.rsplit(".", 1)[-1] == word[0]]
+    return difflib.get_close_matches(key, same or known, n=1, cutoff=0.0)[0]

@@ -1,0 +1,143 @@
+"""Every choice of every setting has a reader: what it selects is built or run, and differs from the other choices."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from numpy.random import RandomState
+
+from molmo_ds import config as configs
+from molmo_ds import settings
+from molmo_ds.batch import Batch, Sample
+from molmo_ds.config import LoraConfig, MolmoConfig, OptimConfig, PromptConfig, RunConfig
+from molmo_ds.data import images
+from molmo_ds.data.layout import Geometry
+from molmo_ds.data.loader import Mixture, rank_lanes, sequences
+from molmo_ds.data.packing import collate
+from molmo_ds.data.prompts import PromptFormatter
+from molmo_ds.engine import ds_config, optim
+from molmo_ds.hub.configs import text_config
+from molmo_ds.model import lora
+from molmo_ds.model.molmo import Molmo, component, recomputed
+from molmo_ds.model.vision import ACTIVATIONS
+
+sys.path.insert(0, str(Path(__file__).parent / "data"))
+from stream_helpers import FakeBuilder, make_shards, run_config  # noqa: E402
+
+CHOICES = {setting.name: setting.choices for setting in settings.settings(RunConfig) if setting.choices}
+NETWORK = {  # setting -> how many of its choices compute another loss
+    "model.connector.pooling": 3,
+    "model.connector.projector": 2,
+    "model.connector.padding_embed": 4,
+    "model.text.norm_type": 2,
+    "model.vision.model_type": 3,
+    "model.vision.hidden_act": 3,
+    "model.images.resize": 3,  # metaclip has clip's statistics and differs where pictures are resized
+}
+PROMPTS = ("data.prompts.prompt_templates", "data.prompts.message_format", "data.prompts.system_prompt")
+OTHERS = ("model.text.model_type", "model.images.crop_mode", "data.packing", "optim.name", "lora.components")
+OTHERS += ("precision", "activation_checkpointing")
+
+
+def test_no_choice_is_forgotten() -> None:
+    assert set(CHOICES) == {*NETWORK, *PROMPTS, *OTHERS}
+
+
+def made_up(config: MolmoConfig) -> Batch:
+    """One sequence with a picture whose patches are partly padding."""
+    draw = torch.Generator().manual_seed(1)
+    size = config.vision.image_size
+    side = size // config.vision.patch_size
+    pooled = (-(-side // config.connector.pooling_size)) ** 2
+    length = pooled + 8
+    sample = Sample(
+        input_ids=torch.randint(0, config.text.vocab_size, (length,), generator=draw),
+        labels=torch.randint(0, config.text.vocab_size, (length,), generator=draw),
+        loss_weights=torch.ones(length),
+        position_ids=torch.arange(length),
+        branch_ids=torch.zeros(length, dtype=torch.int32),
+        images=torch.randint(0, 256, (1, size, size, 3), generator=draw, dtype=torch.uint8),
+        image_masks=torch.arange(side * side).remainder(3)[None] / 2,
+        image_positions=torch.arange(pooled)[None],
+    )
+    return collate([[sample]], length)
+
+
+@pytest.mark.parametrize("name", NETWORK)
+def test_each_choice_of_a_network_is_another_network(name: str) -> None:
+    losses = set()
+    for choice in CHOICES[name]:
+        model = Molmo(settings.load(None, [f"{name}={choice}", "model.connector.initializer_range=0.5"]).model)
+        model.reset_parameters(0)
+        with torch.no_grad():
+            if model.connector.pad_embed is not None:  # 0 at first
+                model.connector.pad_embed.normal_(generator=torch.Generator().manual_seed(2))
+            losses.add(round(float(sum(model(made_up(model.config))[:2])), 4))
+    assert len(losses) == NETWORK[name], losses
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_each_choice_of_a_prompt_is_another_text(name: str) -> None:
+    annotation = {"style": "pointing", "label": "cats", "points": [[1, 2]]}
+    seen = set()
+    for choice in CHOICES[name]:
+        formatter = PromptFormatter(replace(PromptConfig(), **{name.rsplit(".", 1)[-1]: choice}))
+        many = [formatter.messages(annotation, RandomState(seed), (10, 10)) for seed in range(40)]
+        seen.add(str(many))
+    assert len(seen) == len(CHOICES[name])
+
+
+def test_each_packing_makes_other_sequences(tmp_path: Path) -> None:
+    folder = make_shards(tmp_path / "shards", 40)
+    seen = set()
+    for packing in CHOICES["data.packing"]:
+        config = run_config({"a": folder}, packing=packing, global_batch=1)
+        mixture = Mixture.open(config, FakeBuilder())
+        stream = sequences(config, mixture, rank_lanes(config, 0, 1), {})
+        rows = [next(stream) for _ in range(6)]
+        seen.add(str([(row.row.input_ids.shape[1], row.references) for row in rows]))
+    assert len(seen) == len(CHOICES["data.packing"])
+
+
+def test_each_crop_mode_cuts_otherwise() -> None:
+    crops = {}
+    for mode in CHOICES["model.images.crop_mode"]:
+        words = ["preset=molmo_7b_d", f"model.images.crop_mode={mode}"]
+        crops[mode] = Geometry.of(settings.load(None, words).model).layout(672, 672).crops
+    assert crops == {"overlap-and-resize-c2": 1 + 3 * 3, "resize": 1}
+
+
+def test_each_other_choice_is_in_the_table_that_reads_it() -> None:
+    assert set(CHOICES["model.vision.hidden_act"]) == set(ACTIVATIONS)
+    assert set(CHOICES["model.images.resize"]) == set(images._INTERPOLATION) == set(configs.PIXEL_STATISTICS)
+    for name in CHOICES["optim.name"]:
+        weights = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 1.0}]
+        assert type(optim.build_optimizer(weights, OptimConfig(name=name))).__name__.lower() == name
+    expected = {"auto": (False, True), "fp32": (False, False), "bf16": (True, True)}
+    runs = {precision: RunConfig(precision=precision) for precision in CHOICES["precision"]}
+    assert {p: (ds_config.uses_bf16(r, False), ds_config.uses_bf16(r, True)) for p, r in runs.items()} == expected
+
+
+def test_each_family_of_decoders_is_known_to_the_hub() -> None:
+    same = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    same |= {"num_attention_heads": 4, "max_position_embeddings": 64, "num_experts": 4, "num_experts_per_tok": 2}
+    made = {kind: text_config({"model_type": kind, **same}) for kind in CHOICES["model.text.model_type"]}
+    assert {kind: text.model_type for kind, text in made.items()} == {kind: kind for kind in made}
+    assert len({replace(text, model_type="qwen2") for text in made.values()}) == len(made)
+
+
+def test_each_component_gets_adapters() -> None:
+    for part in CHOICES["lora.components"]:
+        network = Molmo(settings.load(None, []).model)
+        lora.adapt(network, LoraConfig(components=(part,)))
+        names = {name for name, _ in network.named_parameters() if ".lora_" in name}
+        assert names and {component(name) for name in names} == {part}
+
+
+def test_each_checkpointing_recomputes_other_rows() -> None:
+    rows = ("vision.layers.0", "vision.layers.1", "layers.0", "layers.1", "head")
+    seen = {mode: tuple(recomputed(row, mode) for row in rows) for mode in CHOICES["activation_checkpointing"]}
+    assert seen.pop("offload") == seen["full"], "offload keeps the inputs elsewhere"
+    assert len(set(seen.values())) == len(seen) == 4
