@@ -257,7 +257,7 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
         last = LastPosition(lengths, ids.shape[1], self.config.max_position_embeddings)
         criteria = StoppingCriteriaList([*(stopping_criteria or []), last])
         out = super().generate(inputs, generation_config, logits_processor, criteria, **options)
-        names = [getattr(chosen, name, None) for name in ("eos_token_id", "pad_token_id")]
+        names = [options.get(name, getattr(chosen, name, None)) for name in ("eos_token_id", "pad_token_id")]
         ends = {token for name in names for token in (name if isinstance(name, list) else [name])}
         last.warn(out if isinstance(out, Tensor) else out.sequences, ends)
         return out
