@@ -253,7 +253,21 @@ def test_more_beams_than_words() -> None:
 ROOM = 5  # new tokens for the longest of the prompts
 
 
-@pytest.mark.parametrize("way", [{}, {"temperature": 1.0}, {"beams": 3}])
+def test_beams_end_at_the_last_position() -> None:
+    batch = prompts()
+    places = [int(n) for n in (batch.document_ids != 0).sum(1)]
+    model = tiny_models.model(max_position_embeddings=max(places) + ROOM)
+    out = generate(model, batch, EOS, Options(max_new_tokens=1000, beams=3))
+    rooms = [max(places) + ROOM - n for n in places]
+    assert [len(out.ids(row)) == rooms[row] for row in range(3)] == out.cut.tolist()
+    assert all(len(out.ids(row, beam)) <= rooms[row] for row in range(3) for beam in range(3)) and out.cut.any()
+    for row in range(3):  # frozen there, not searched on
+        alone = generate(model, batch, EOS, Options(max_new_tokens=rooms[row], beams=3))
+        assert out.ids(row) == alone.ids(row)
+        assert out.scores[row].tolist() == pytest.approx(alone.scores[row].tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("way", [{}, {"temperature": 1.0}])
 def test_every_row_ends_at_the_last_position(way: dict) -> None:
     batch = prompts()
     lengths = (batch.document_ids != 0).sum(1).tolist()
@@ -265,8 +279,7 @@ def test_every_row_ends_at_the_last_position(way: dict) -> None:
     for row, length in enumerate(lengths):
         ids = out.ids(row)
         assert len(ids) == known - length
-        if "beams" not in way:  # beams that end earlier are ranked earlier
-            assert ids == free.ids(row)[: known - length]
+        assert ids == free.ids(row)[: known - length]
     assert out.cut.tolist() == [True] * 3
     assert not free.cut.any()
     enough = generate(short, batch, NEVER, Options(max_new_tokens=ROOM, **way))
