@@ -99,6 +99,8 @@ def check_video(data: bytes) -> None:
             frame = next(video.decode(video=0), None) if video.streams.video else None
     except MemoryError:
         raise
+    except UnidentifiedImageError:
+        raise BadSample("The picture cannot be read: its bytes are those of no picture that Pillow knows.") from None
     except Exception as error:  # see load_image
         raise BadSample(f"The video cannot be decoded: {error}.") from None
     if frame is None:
