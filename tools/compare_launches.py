@@ -110,7 +110,7 @@ def main() -> None:
     arguments = parser.parse_args()
     run = arguments.run.absolute()
     if not (run / "data/questions").is_dir():
-        raise ValueError(f"{run} is no folder of the quickstart; run bash examples/quickstart.sh --steps 16 --out {run}")
+        raise ValueError(f"{run} is no folder of the quickstart; make one: bash examples/quickstart.sh --out {run}")
     began = time.strftime("%Y-%m-%d")
     strategies = list(dict.fromkeys([MEASURE, *arguments.strategies]))
     cells = [

@@ -15,7 +15,7 @@ from stream_helpers import picture
 
 from molmo_ds import config as c
 from molmo_ds.data.checks import replay
-from molmo_ds.data.loader import Mixture, Sequence, build_stream, sequences, steps
+from molmo_ds.data.loader import Mixture, Sequence, Steps, build_stream, sequences
 from molmo_ds.data.shards import ShardSet
 from molmo_ds.data.tokens import train_tokenizer
 from molmo_ds.data.write import write_shards
@@ -130,7 +130,7 @@ def test_what_is_cut_is_counted_and_said(tmp_path: Path, caplog: pytest.LogCaptu
             drawn.extend(sample for _, sample, _ in sequence.references)
             yield sequence
 
-    stream = steps(config, noted(), range(2))
+    stream = Steps(config, noted(), range(2))
     for _ in range(6):  # two lanes of one sample each
         _, states = next(stream)
     stream.close()
