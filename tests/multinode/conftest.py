@@ -1,8 +1,6 @@
 """A laboratory of two hosts, a run for it, and the losses of that run where nothing happens."""
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import lab
 import pytest
@@ -28,9 +26,4 @@ def alone(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[in
     run = Forked([*words, "micro_batch=4", f"out={folder / 'out'}"], folder / "said.txt")
     code, output = run.finish(timeout=400)
     assert code == 0, output[-3000:]
-    return losses(folder / "out")
-
-
-def losses(out: Path) -> dict[int, float]:
-    """Step -> loss in the log of a run."""
-    return {line["step"]: line["loss"] for line in map(json.loads, (out / "log.jsonl").read_text().splitlines())}
+    return lab.losses(folder / "out")

@@ -190,3 +190,8 @@ class Lab:
         command = ["nsenter", "-t", str(self.inner[name]), "-n", "ip", *words]
         done = subprocess.run(command, env=self.environment(), capture_output=True, text=True)
         assert done.returncode == 0, f"ip {' '.join(words)} on {name}: {done.stderr}"
+
+
+def losses(out: Path) -> dict[int, float]:
+    """Step -> loss in the log of a run."""
+    return {line["step"]: line["loss"] for line in map(json.loads, (out / "log.jsonl").read_text().splitlines())}

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import lab
 import pytest
-from conftest import losses
 
 ROOT = Path(__file__).parents[2]
 DETECTED = 30  # seconds from a fault to its detection
@@ -124,5 +123,5 @@ def test_a_run_survives_what_happens_to_hosts(
     assert seen["stopped"][0].startswith("no step for")  # nothing else tells
     steps = len(alone)
     assert [line["step"] for line in run.steps()] == list(range(1, steps + 1))
-    assert losses(out) == pytest.approx(alone, abs=1e-5) and alone[steps] < alone[1] - 0.3
+    assert lab.losses(out) == pytest.approx(alone, abs=1e-5) and alone[steps] < alone[1] - 0.3
     assert json.loads((out / "DONE").read_text())["step"] == steps

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import lab
 import pytest
-from conftest import losses
 
 ROOT = Path(__file__).parents[2]
 STEPS = 3
@@ -55,4 +54,4 @@ def test_a_launcher_on_two_hosts(
     assert codes == [0] * len(codes), said.read_text()[-4000:]
     manifest = out / f"checkpoints/step-{STEPS:08d}/manifest.json"
     assert json.loads(manifest.read_text())["ranks"] == 2 * slots  # not every host for itself
-    assert losses(out) == pytest.approx({step: alone[step] for step in range(1, STEPS + 1)}, abs=1e-5)
+    assert lab.losses(out) == pytest.approx({step: alone[step] for step in range(1, STEPS + 1)}, abs=1e-5)
