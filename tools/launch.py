@@ -26,7 +26,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 from signal_run import MARK, signal_run  # noqa: E402
 
-from molmo_ds import settings  # noqa: E402
+from molmo_ds import rules, settings  # noqa: E402
 from molmo_ds.config import RunConfig  # noqa: E402
 from molmo_ds.engine import ds_config  # noqa: E402
 from molmo_ds.engine.hosts import Host, read_hosts, refuse_unknown  # noqa: E402
@@ -291,6 +291,8 @@ def main() -> None:
     if config is None:
         parser.error("--help comes from this tool; the settings of a run are in python -m molmo_ds.train --help")
     check(config)
+    rules.refuse(rules.training(config))
+    ds_config.read(config.strategy)
     refuse_unknown(hosts)
     limits = Limits(arguments.start, arguments.stall, arguments.probe, arguments.tries, arguments.backoff)
     supervisor = Supervisor(config, hosts, limits, arguments.export)
