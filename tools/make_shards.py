@@ -104,7 +104,7 @@ def map_last(words: list[str]) -> list[str]:
     """The same words with --map and its field=column at the end, where they take no other word for theirs."""
     start = words.index("--map") if "--map" in words else len(words)
     stop = next(
-        (i for i in range(start + 1, len(words)) if "=" not in words[i] or words[i].startswith("-")), len(words)
+        (i for i in range(start + 2, len(words)) if "=" not in words[i] or words[i].startswith("-")), len(words)
     )
     return words[:start] + words[stop:] + words[start:stop]
 
