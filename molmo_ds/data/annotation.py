@@ -12,7 +12,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from molmo_ds.data.conversation import read_messages, shown, without_marks
 from molmo_ds.data.decode import BadSample
 
-HEAVIEST = 1e6  # weights are float32 in a batch, where more would drown every other token
+LIGHTEST = 1e-6  # weights are float32 in a batch, where less would vanish beside 1
+HEAVIEST = 1e6  # and more would drown every other token
 NUMBERS = ("weight", "points", "point_scale", "answer_index")  # keys whose NaN is a fault, not an empty cell
 INLINE_POINT = "<|POINT|>"  # stands in an answer where `inline_points` go
 EXPECTED = {
@@ -28,7 +29,7 @@ EXPECTED = {
     "points": "a list of pairs [x, y] of finite numbers",
     "point_scale": "a finite number above 0, or null for pixels",
     "inline_points": "a list of {points, alt, text}: pairs of finite numbers and texts",
-    "weight": f"a number above 0 and at most {HEAVIEST:,.0f}",
+    "weight": f"a number from {LIGHTEST:f} to {HEAVIEST:,.0f}",
 }
 
 
@@ -71,7 +72,7 @@ class Annotation(_Checked):
     point_scale: Annotated[Number, Field(gt=0)] | None = None
     inline_points: list[InlinePoints] | None = None
     messages: list[Text] | None = None
-    weight: Annotated[Number, Field(gt=0, le=HEAVIEST)] | None = None
+    weight: Annotated[Number, Field(ge=LIGHTEST, le=HEAVIEST)] | None = None
     pictures: int | None = None  # that the user's first text begins with, where it says so; not a key of a record
 
 

@@ -19,6 +19,7 @@ from molmo_ds.data import decode
 from molmo_ds.data.decode import BadSample, load_frames, load_image, read_size, upright_size
 from molmo_ds.data.images import ImageProcessor, fit
 from molmo_ds.data.layout import IM_COL, IM_END, IM_PATCH, IM_START, Geometry
+from molmo_ds.data.pixels import to_pixels
 from molmo_ds.ops.crops import normalise_patches
 
 torch.set_num_threads(1)
@@ -84,6 +85,46 @@ def test_modes_become_rgb() -> None:
         got = load_image(data)
         assert got.shape == (30, 50, 3) and got.dtype == np.uint8, name
         assert want is None or np.array_equal(got, want), name
+
+
+MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "La", "CMYK", "YCbCr", "HSV", "I;16", "I;16B", "I"]
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_picture_in_memory_gives_the_pixels_of_its_file(mode: str, orientation: int) -> None:
+    """Whatever the mode: `to_pixels`, the crops of a PIL picture and, where a file can hold it, `load_image` agree."""
+    rgb = scene(40, 64)
+    grey = np.asarray(Image.fromarray(rgb).convert("L"))
+    if mode.startswith("I"):
+        made = Image.fromarray(grey.astype(np.uint16) * 257)
+        made = made if mode == "I;16" else made.convert("I") if mode == "I" else None
+        made = made or Image.frombytes("I;16B", (64, 40), (grey.astype(">u2") * 257).tobytes())
+        want = np.repeat(grey[..., None], 3, axis=2)
+    else:
+        made = Image.fromarray(rgb)
+        made = made.convert("RGBA" if mode == "RGBa" else "LA" if mode in ("La", "PA") else mode).convert(mode)
+        plain = {"RGBa": "RGBA", "La": "LA"}.get(mode, mode)
+        want = np.asarray(made.convert(plain).convert("RGB"))
+    exif = made.getexif()
+    exif[0x0112] = orientation
+    want = want if orientation == 1 else np.rot90(want, -1)
+    assert np.array_equal(to_pixels(made), want)
+    assert torch.equal(processor()(made).images, processor()(np.ascontiguousarray(want)).images)
+    try:
+        data = encode(made, "TIFF", exif=exif)
+    except (KeyError, OSError):  # no format of ours holds this mode
+        assert mode in ("PA", "RGBa", "La", "HSV")
+        return
+    assert np.array_equal(load_image(data), want)
+
+
+@pytest.mark.parametrize(("values", "sentence"), [((-1, 7), "-1 to 7"), ((0, 70000), "0 to 70000")])
+def test_more_than_16_bits_of_grey_are_refused(values: tuple[int, int], sentence: str) -> None:
+    pixels = np.full((20, 30), values[0], np.int32)
+    pixels[3, 4] = values[1]
+    with pytest.raises(BadSample, match=f"cannot be decoded: .*{sentence}"):
+        load_image(encode(Image.fromarray(pixels), "TIFF"))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
