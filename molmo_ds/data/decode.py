@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from molmo_ds.data.pixels import colours, orientation, turn
 
@@ -82,8 +82,6 @@ def _open(data: bytes) -> Image.Image:
         picture = Image.open(io.BytesIO(data))
     except MemoryError:
         raise
-    except UnidentifiedImageError:
-        raise BadSample("The picture cannot be read: its bytes are those of no picture that Pillow knows.") from None
     except Exception as error:  # see load_image
         raise BadSample(f"The picture cannot be read: {error}.") from None
     if picture.width * picture.height > MAX_PIXELS:
