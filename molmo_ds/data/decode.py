@@ -7,7 +7,7 @@ from types import ModuleType
 
 import numpy as np
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from molmo_ds.data.pixels import colours, orientation, turn
 
@@ -99,8 +99,6 @@ def check_video(data: bytes) -> None:
             frame = next(video.decode(video=0), None) if video.streams.video else None
     except MemoryError:
         raise
-    except UnidentifiedImageError:
-        raise BadSample("The picture cannot be read: its bytes are those of no picture that Pillow knows.") from None
     except Exception as error:  # see load_image
         raise BadSample(f"The video cannot be decoded: {error}.") from None
     if frame is None:

@@ -3,6 +3,7 @@
 import base64
 import copy
 import io
+import json
 import pickle
 import warnings
 from dataclasses import replace
@@ -52,14 +53,15 @@ def folder(config: MolmoConfig, tokenizer: Path, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture(scope="module")
-def processor(config: MolmoConfig, folder: Path) -> MolmoProcessor:
-    return load(config, folder)
+def processor(folder: Path) -> MolmoProcessor:
+    return load(folder)
 
 
-def load(config: MolmoConfig, folder: Path, **form: Any) -> MolmoProcessor:
+def load(folder: Path, **form: Any) -> MolmoProcessor:
     """The classes that an exported folder holds, on its files."""
     words = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return MolmoProcessor(MolmoImageProcessor(to_dict(config)), words, chat_template=words.chat_template, **form)
+    images = MolmoImageProcessor(json.loads((folder / "preprocessor_config.json").read_text())["molmo_ds"])
+    return MolmoProcessor(images, words, chat_template=words.chat_template, **form)
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +124,8 @@ def test_what_a_user_types_is_plain_text(processor: MolmoProcessor, builder: Sam
     assert back == builder.tokenizer.decode(want.input_ids[1:]) and back.startswith(" User:")
 
 
-def test_transformers_calls_leave_the_words_alone(config: MolmoConfig, folder: Path) -> None:
-    processor = load(config, folder)
+def test_transformers_calls_leave_the_words_alone(folder: Path) -> None:
+    processor = load(folder)
     want = ids(processor(text="one<|endoftext|>two and a longer text"))
     processor.tokenizer(["a <|endoftext|> b c d e"], truncation=True, max_length=3, padding="max_length")
     assert ids(processor(text="one<|endoftext|>two and a longer text")) == want
@@ -167,7 +169,7 @@ def test_a_class_of_transformers_that_would_cut_words_otherwise(
     export.write_processor(out, config, source, FORM)
     text = "1234567 and <|endoftext|> 89"
     mine = Tokenizer(source, config.text.vocab_size)
-    assert ids(load(config, out)(text=text))[1:] == mine.encode(f" User: {text} Assistant:")
+    assert ids(load(out)(text=text))[1:] == mine.encode(f" User: {text} Assistant:")
 
 
 def turns(*texts: str, picture: Any = None) -> list[dict]:
@@ -290,7 +292,7 @@ def test_a_model_that_was_asked_otherwise(config: MolmoConfig, tokenizer: Path, 
     builder = SampleBuilder(RunConfig(model=config, data=data))
     form = {"message_format": "none", "always_start_with_space": True}
     export.write_processor(tmp_path, config, tokenizer, form)
-    processor = load(config, tmp_path, **form)
+    processor = load(tmp_path, **form)
     assert ids(processor(text="long_caption 65:")) == builder.prompt([], "long_caption 65:").input_ids.tolist()
     talk = turns("a", "b", "c")
     assert processor.apply_chat_template(talk) == "a b<|endoftext|> c"
