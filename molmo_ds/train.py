@@ -26,9 +26,9 @@ from molmo_ds import rules, setting_list, settings
 from molmo_ds.config import RunConfig
 
 if TYPE_CHECKING:
-    from molmo_ds.data.loader import Step
+    from molmo_ds.data.order.loader import Step
     from molmo_ds.engine import Engine
-    from molmo_ds.engine.metrics import Metrics
+    from molmo_ds.monitor.metrics import Metrics
 
 log = logging.getLogger("molmo_ds")
 RUN_FILES = ("config.yaml", "checkpoints", "log.jsonl", "tensorboard", "profile", "DONE")
@@ -41,9 +41,10 @@ def train(config: RunConfig) -> int:
 
     Raises ValueError or OSError, the same on every rank where that can be known, for what the user has to mend.
     """
-    from molmo_ds.data.loader import build_stream
-    from molmo_ds.engine import build_engine, checkpoint, ds_config, launch, launchers, profile
-    from molmo_ds.engine.metrics import Metrics
+    from molmo_ds.data.order.loader import build_stream
+    from molmo_ds.engine import build_engine, checkpoint, ds_config, launch, launchers
+    from molmo_ds.monitor import profile
+    from molmo_ds.monitor.metrics import Metrics
 
     rules.refuse(rules.training(config))
     strategy = ds_config.read(config.strategy)

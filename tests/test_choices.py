@@ -12,11 +12,11 @@ from molmo_ds import config as configs
 from molmo_ds import settings
 from molmo_ds.batch import Batch, Sample
 from molmo_ds.config import LoraConfig, MolmoConfig, OptimConfig, PromptConfig, RunConfig
-from molmo_ds.data import images
-from molmo_ds.data.layout import Geometry
-from molmo_ds.data.loader import Mixture, rank_lanes, sequences
-from molmo_ds.data.packing import collate
-from molmo_ds.data.prompts import PromptFormatter
+from molmo_ds.data.order.loader import Mixture, rank_lanes, sequences
+from molmo_ds.data.order.packing import collate
+from molmo_ds.data.sample.builder import images
+from molmo_ds.data.sample.layout import Geometry
+from molmo_ds.data.sample.prompts import PromptFormatter
 from molmo_ds.engine import ds_config, optim
 from molmo_ds.hub.configs import text_config
 from molmo_ds.model import lora

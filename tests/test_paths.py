@@ -9,7 +9,7 @@ import pytest
 import run_files
 
 from molmo_ds import files
-from molmo_ds.data.shards import ShardSet
+from molmo_ds.data.read.shards import ShardSet
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))

@@ -16,7 +16,7 @@ from ranks import Forked, free_port, rank_environment
 
 from molmo_ds import setting_list, settings
 from molmo_ds.config import RunConfig
-from molmo_ds.data.loader import build_stream
+from molmo_ds.data.order.loader import build_stream
 from molmo_ds.engine import checkpoint
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.train import held_out_run, main, read_arguments

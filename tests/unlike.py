@@ -11,7 +11,7 @@ import torch
 
 from molmo_ds.batch import Batch
 from molmo_ds.config import MolmoConfig, RunConfig
-from molmo_ds.data.packing import merge
+from molmo_ds.data.order.packing import merge
 
 SIZES = {
     "tokens": (8, 24, 130, 300),

@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from molmo_ds import presets
-from molmo_ds.data.images import ImageProcessor, load_image
+from molmo_ds.data.sample.images import ImageProcessor, load_image
 from molmo_ds.files import local
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # also when run as a script

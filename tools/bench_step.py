@@ -8,7 +8,7 @@
 On the CPU it counts CPU seconds (time.process_time), which other jobs on the machine hardly change; on a GPU wall
 seconds. --end-to-end prints a markdown table; a step that does not fit into memory is tried again with its vision tower
 and then all of it computed again in the backward pass. "waits" are the places where one step waits for the GPU, also
-told on stderr. Model FLOPs are counted as the training log does (engine/metrics.py), without what is computed again.
+told on stderr. Model FLOPs are counted as the training log does (monitor/metrics.py), without what is computed again.
 """
 
 import argparse
@@ -29,12 +29,12 @@ from tqdm import tqdm
 from molmo_ds import presets
 from molmo_ds.batch import Batch, Sample
 from molmo_ds.config import ComponentConfig, MolmoConfig, OptimConfig
-from molmo_ds.data.packing import choose, collate
+from molmo_ds.data.order.packing import choose, collate
 from molmo_ds.engine.compiled import compile_layers
-from molmo_ds.engine.metrics import flops_per_crop, flops_per_token, peak_flops
 from molmo_ds.engine.optim import build_optimizer, clip, frozen_names, norm_limit_used, parameter_groups
 from molmo_ds.files import local
 from molmo_ds.model.molmo import Molmo
+from molmo_ds.monitor.metrics import flops_per_crop, flops_per_token, peak_flops
 from molmo_ds.ops import dispatch
 
 REFERENCE = 908  # tokens per CPU-second: allenai/molmo 793fa38 at the reference_cpu step, one AMD EPYC thread, fp32
@@ -141,7 +141,7 @@ def even_work(config: MolmoConfig, rows: int, tokens: int, pictures: int, crops:
 
 
 def flops(config: MolmoConfig, batches: list[Batch]) -> float:
-    """Operations of a step, counted as engine/metrics.py does."""
+    """Operations of a step, counted as monitor/metrics.py does."""
     text = sum(int((b.document_ids > 0).sum()) * flops_per_token(config, b.input_ids.shape[1]) for b in batches)
     return text + sum(int((b.image_positions >= 0).any(1).sum()) for b in batches) * flops_per_crop(config)
 

@@ -17,13 +17,13 @@ from tqdm import tqdm
 
 from molmo_ds import presets
 from molmo_ds.config import DataConfig, ImageConfig, RunConfig, SourceConfig
-from molmo_ds.data.checks import identical, replay
-from molmo_ds.data.lanes import Lane
-from molmo_ds.data.loader import Mixture, Sequence, Steps, rank_lanes, sequences
-from molmo_ds.data.packing import choose
-from molmo_ds.data.shards import ShardSet, chunk_bounds
-from molmo_ds.data.tokens import train_tokenizer
-from molmo_ds.data.write import write_shards
+from molmo_ds.data.order.checks import identical, replay
+from molmo_ds.data.order.lanes import Lane
+from molmo_ds.data.order.loader import Mixture, Sequence, Steps, rank_lanes, sequences
+from molmo_ds.data.order.packing import choose
+from molmo_ds.data.read.shards import ShardSet, chunk_bounds
+from molmo_ds.data.read.writer import write_shards
+from molmo_ds.data.sample.tokens import train_tokenizer
 
 Row = dict[str, str | float]
 LAYOUTS = [(1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 3), (8, 1)]  # ranks x workers

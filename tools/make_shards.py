@@ -27,8 +27,8 @@ from molmo_ds.data.convert.foreign import WHAT
 from molmo_ds.data.convert.origins import DataSet, Folder, Lines, Tars
 from molmo_ds.data.convert.rows import FIELDS, Mapping
 from molmo_ds.data.convert.tars import Indexed, examine_tar, index_tar, walk_tar
-from molmo_ds.data.shards import ShardSet
-from molmo_ds.data.write import tars_of, write_meta
+from molmo_ds.data.read.shards import ShardSet
+from molmo_ds.data.read.writer import tars_of, write_meta
 
 __all__ = ["index_tar", "main", "walk_tar"]
 TOLD = 1000  # faults that are printed

@@ -157,7 +157,7 @@ def _points(digit: int, shown: list[dict]) -> dict:
 
 
 def records(split: str, stage: str, count: int) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """`count` samples as (key, {extension: bytes}), ready for molmo_ds.data.write.
+    """`count` samples as (key, {extension: bytes}), ready for molmo_ds.data.read.writer.
 
     `stage` is captions, questions or examination. The same arguments give the same bytes; splits and stages differ in
     every picture. metadata names the scans that a picture shows.

@@ -22,7 +22,7 @@ from molmo_ds.config import RunConfig
 from molmo_ds.engine.fragments import Fragment, runs
 from molmo_ds.engine.launch import World
 from molmo_ds.model import init, lora
-from molmo_ds.model.tensor_files import TensorFolder
+from molmo_ds.weights.tensor_files import TensorFolder
 
 log = logging.getLogger(__name__)
 FORMAT = 1

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from molmo_ds.batch import Batch
 from molmo_ds.config import LoraConfig, RunConfig
 from molmo_ds.engine import ds_config, optim
-from molmo_ds.engine.weights import fill
+from molmo_ds.engine.loss_scale import fill
 from molmo_ds.engine.zero import ZeroEngine
 from molmo_ds.model import lora
 from molmo_ds.model.molmo import Molmo, layer_list, run_row

@@ -18,7 +18,7 @@ from molmo_ds.engine.checkpoint_writer import Writer
 from molmo_ds.engine.compiled import compile_layers
 from molmo_ds.engine.gradient_order import GradientOrder
 from molmo_ds.engine.launch import World
-from molmo_ds.engine.weights import COUNTS, fill, scale
+from molmo_ds.engine.loss_scale import COUNTS, fill, scale
 from molmo_ds.model import lora
 from molmo_ds.model.molmo import Molmo
 

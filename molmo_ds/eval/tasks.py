@@ -10,7 +10,7 @@ from typing import Any
 from numpy.random import RandomState
 
 from molmo_ds.config import PromptConfig
-from molmo_ds.data.prompts import PromptFormatter
+from molmo_ds.data.sample.prompts import PromptFormatter
 from molmo_ds.eval import scores
 from molmo_ds.eval.pointing import pointing_scores
 

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from molmo_ds.config import RunConfig
 from molmo_ds.hub import load
 from molmo_ds.model import lora
-from molmo_ds.model.tensor_files import TensorFolder, new_folder
 from molmo_ds.settings import from_dict
+from molmo_ds.weights.tensor_files import TensorFolder, new_folder
 
 PREFIX = "base_model.model.model."  # peft's wrapper, transformers' class, our network
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from molmo_ds.config import MolmoConfig
-from molmo_ds.data.tokens import IMAGE_TOKENS, Tokenizer
+from molmo_ds.data.sample.tokens import IMAGE_TOKENS, Tokenizer
 from molmo_ds.hub import configs
 from molmo_ds.hub.bundle import bundle
 from molmo_ds.hub.load import PAD_EMBED, checked, open_checkpoint, prompt_form, shapes_of
-from molmo_ds.model import names
-from molmo_ds.model.tensor_files import SHARD, new_folder, write_tensors
 from molmo_ds.settings import to_dict
+from molmo_ds.weights import rename
+from molmo_ds.weights.tensor_files import SHARD, new_folder, write_tensors
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -65,7 +65,7 @@ def to_hub(
     words = Path(tokenizer) if tokenizer else words
     with new_folder(out) as folder:
         kinds: set[torch.dtype] = set()
-        count = sum(len(rule.theirs) for rule in names.released(config))
+        count = sum(len(rule.theirs) for rule in rename.released(config))
         write_tensors(folder, _released(config, tensors, checkpoint, kinds), shard_bytes, DTYPES.get(dtype), count)
         kind = DTYPES.get(dtype) or (kinds.pop() if len(kinds) == 1 else torch.float32)
         values = configs.to_released(config, str(kind).removeprefix("torch."))
@@ -154,7 +154,7 @@ def _released(
     config: MolmoConfig, tensors: Iterator[tuple[str, Tensor]], source: str | Path, kinds: set[torch.dtype]
 ) -> Iterator[tuple[str, Tensor]]:
     """Our tensors in any order -> theirs; at most the parts of one of theirs are held."""
-    rule_of = {name: rule for rule in names.released(config) for name in rule.ours}
+    rule_of = {name: rule for rule in rename.released(config) for name in rule.ours}
     held = {}
     for name, tensor in checked(tensors, shapes_of(config), source):
         rule = rule_of[name]

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from molmo_ds.config import MolmoConfig, PromptConfig, VisionConfig
 from molmo_ds.hub import configs
-from molmo_ds.model import names
 from molmo_ds.model.init import initial_parameter
 from molmo_ds.model.molmo import Molmo
-from molmo_ds.model.tensor_files import INDEX, TensorFolder, new_folder, write_tensors
 from molmo_ds.settings import from_dict, to_dict
+from molmo_ds.weights import rename
+from molmo_ds.weights.tensor_files import INDEX, TensorFolder, new_folder, write_tensors
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -220,7 +220,7 @@ def copy_tokenizer(source: Path | None, target: Path) -> None:
 def _convert(source: Path, folder: TensorFolder, config: MolmoConfig, out: Path) -> MolmoConfig:
     if config.text.tie_word_embeddings:  # our models are never tied: servers want the head
         config = replace(config, text=replace(config.text, tie_word_embeddings=False))
-    table, shapes = names.detect(config, folder.names()), shapes_of(config)
+    table, shapes = rename.detect(config, folder.names()), shapes_of(config)
     head = next(rule for rule in table if rule.ours == ("head.lm_head.weight",))
     if head.theirs[0] not in folder:  # tied
         embedding = next(rule.theirs for rule in table if rule.ours == ("embed.embedding",))
@@ -234,19 +234,19 @@ def _convert(source: Path, folder: TensorFolder, config: MolmoConfig, out: Path)
     for key in folder.names():
         if key not in used and not key.endswith(IGNORED):
             compare(source, key, folder.shape(key), None)
-    write_weights(out, config, names.to_ours(table, folder.read), source, len(shapes))
+    write_weights(out, config, rename.to_ours(table, folder.read), source, len(shapes))
     return config
 
 
 def _text(config: MolmoConfig, folder: TensorFolder, seed: int) -> Iterator[tuple[str, Tensor]]:
     fused = "model.layers.0.mlp.experts.gate_up_proj" in folder
-    table = names.text_backbone(config.text, fused)
+    table = rename.text_backbone(config.text, fused)
 
     def read(key: str) -> Tensor:
         tied = key == "lm_head.weight" and key not in folder
         return folder.read("model.embed_tokens.weight" if tied else key)
 
-    for name, tensor in names.to_ours(table, read):
+    for name, tensor in rename.to_ours(table, read):
         missing = config.text.embedding_size - len(tensor)
         if name == "embed.embedding" and missing > 0:
             rows = initial_parameter(config, name, [missing, tensor.shape[1]], seed)
@@ -265,7 +265,7 @@ def _vision(vision: VisionConfig, folder: TensorFolder) -> Iterator[tuple[str, T
             key = _old_dinov2(key)
         return folder.read(prefix + key)
 
-    for name, tensor in names.to_ours(names.vision_backbone(vision), read):
+    for name, tensor in rename.to_ours(rename.vision_backbone(vision), read):
         if name == "vision.embeddings.position_embedding":
             tensor = resized_positions(tensor, vision)
         yield name, tensor

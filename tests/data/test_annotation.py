@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from numpy.random import RandomState
 
 from molmo_ds.config import PromptConfig
-from molmo_ds.data.annotation import KEYS, read_annotation
-from molmo_ds.data.decode import BadSample
-from molmo_ds.data.prompts import PromptFormatter
-from molmo_ds.data.review import Review
+from molmo_ds.data.sample.annotation import KEYS, read_annotation
+from molmo_ds.data.sample.decode import BadSample
+from molmo_ds.data.sample.prompts import PromptFormatter
+from molmo_ds.data.sample.review import Review
 
 BARE = {"prompt_templates": "none", "message_format": "none", "system_prompt": "none"}
 PLAIN = PromptFormatter(PromptConfig(**BARE, always_start_with_space=False))

@@ -20,9 +20,9 @@ import pytest
 from PIL import Image
 from stream_helpers import picture, records
 
-from molmo_ds.data.decode import load_image
-from molmo_ds.data.shards import ShardSet
-from molmo_ds.data.write import write_shards
+from molmo_ds.data.read.shards import ShardSet
+from molmo_ds.data.read.writer import write_shards
+from molmo_ds.data.sample.decode import load_image
 from tools import inspect_shards
 from tools import make_shards as tool
 

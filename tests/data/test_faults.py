@@ -14,10 +14,10 @@ from shard_server import ShardServer, serve
 from stream_helpers import FakeBuilder, make_shards, records, run_config
 
 from molmo_ds import files
-from molmo_ds.data.checks import identical, replay
-from molmo_ds.data.loader import Mixture
-from molmo_ds.data.shards import ShardSet
-from molmo_ds.data.write import write_meta, write_shards
+from molmo_ds.data.order.checks import identical, replay
+from molmo_ds.data.order.loader import Mixture
+from molmo_ds.data.read.shards import ShardSet
+from molmo_ds.data.read.writer import write_meta, write_shards
 from tools.inspect_shards import inspect
 from tools.make_shards import index_tar
 
@@ -175,7 +175,7 @@ def test_short_local_reads_are_tried_again_then_raised(folder: Path, monkeypatch
         data = real(file, length, offset)
         return data[:-1] if short and short.pop() else data
 
-    monkeypatch.setattr("molmo_ds.data.shards.os.pread", pread)
+    monkeypatch.setattr("molmo_ds.data.read.shards.os.pread", pread)
     shards = opened(folder)
     expected = shards.read(2)
     short[:] = [True] * (files.ATTEMPTS - 1)

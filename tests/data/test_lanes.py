@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from molmo_ds.data.lanes import BLOCK_CHUNKS, Lane, Order
-from molmo_ds.data.packing import Budget
+from molmo_ds.data.order.lanes import BLOCK_CHUNKS, Lane, Order
+from molmo_ds.data.order.packing import Budget
 
 LAYOUTS = [(1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 3), (8, 1)]  # ranks x workers
 

@@ -17,13 +17,13 @@ from stream_helpers import FakeBuilder, make_shards, picture, records, run_confi
 
 from molmo_ds import presets
 from molmo_ds.config import ImageConfig, RunConfig
-from molmo_ds.data.checks import identical, replay
-from molmo_ds.data.lanes import generator
-from molmo_ds.data.loader import Mixture, Steps, build_stream, check_states, rank_lanes, sequences
-from molmo_ds.data.packing import collate, merge
-from molmo_ds.data.shards import ShardSet
-from molmo_ds.data.tokens import train_tokenizer
-from molmo_ds.data.write import write_shards
+from molmo_ds.data.order.checks import identical, replay
+from molmo_ds.data.order.lanes import generator
+from molmo_ds.data.order.loader import Mixture, Steps, build_stream, check_states, rank_lanes, sequences
+from molmo_ds.data.order.packing import collate, merge
+from molmo_ds.data.read.shards import ShardSet
+from molmo_ds.data.read.writer import write_shards
+from molmo_ds.data.sample.tokens import train_tokenizer
 
 LAYOUTS = [(1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 3), (8, 1)]  # ranks x workers
 STEPS = 12

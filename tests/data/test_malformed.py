@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 from stream_helpers import picture
 
-from molmo_ds.data.annotation import KEYS
-from molmo_ds.data.shards import ShardSet
+from molmo_ds.data.read.shards import ShardSet
+from molmo_ds.data.sample.annotation import KEYS
 from tools import inspect_shards
 from tools import make_shards as tool
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from molmo_ds.config import DataConfig, SourceConfig
-from molmo_ds.data.mixture import sample_rates
+from molmo_ds.data.order.mixture import sample_rates
 
 
 def rates(sizes: dict[str, int], groups: dict[str, float] | None = None, **sources: SourceConfig) -> dict[str, float]:

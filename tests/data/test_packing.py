@@ -10,7 +10,7 @@ from torch import Tensor
 
 from molmo_ds.batch import Batch, Sample
 from molmo_ds.config import DataConfig
-from molmo_ds.data.packing import SLACK, Budget, choose, collate, merge, row
+from molmo_ds.data.order.packing import SLACK, Budget, choose, collate, merge, row
 from tools.bench_stream import mixture, pack_all
 
 

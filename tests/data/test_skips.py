@@ -14,11 +14,11 @@ from numpy.random import RandomState
 from stream_helpers import picture
 
 from molmo_ds import config as c
-from molmo_ds.data.checks import replay
-from molmo_ds.data.loader import Mixture, Sequence, Steps, build_stream, sequences
-from molmo_ds.data.shards import ShardSet
-from molmo_ds.data.tokens import train_tokenizer
-from molmo_ds.data.write import write_shards
+from molmo_ds.data.order.checks import replay
+from molmo_ds.data.order.loader import Mixture, Sequence, Steps, build_stream, sequences
+from molmo_ds.data.read.shards import ShardSet
+from molmo_ds.data.read.writer import write_shards
+from molmo_ds.data.sample.tokens import train_tokenizer
 from tools import inspect_shards, visualize
 
 ASK = {"style": "vqa2", "question": "Which?", "answer": "a boat"}

@@ -11,7 +11,7 @@ from picture_server import Server, picture
 from source_helpers import Hub, build, shown
 
 from molmo_ds.config import PromptConfig
-from molmo_ds.data.prompts import PromptFormatter
+from molmo_ds.data.sample.prompts import PromptFormatter
 
 GONE = "missing/1"  # the server answers 404
 

@@ -13,7 +13,7 @@ import pytest
 import run_files
 from PIL import Image
 
-from molmo_ds.data.write import write_shards
+from molmo_ds.data.read.writer import write_shards
 from tools import visualize
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

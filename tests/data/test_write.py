@@ -16,8 +16,8 @@ import webdataset
 from PIL import Image
 from stream_helpers import make_shards, picture, records
 
-from molmo_ds.data.shards import ShardSet
-from molmo_ds.data.write import write_meta, write_shards
+from molmo_ds.data.read.shards import ShardSet
+from molmo_ds.data.read.writer import write_meta, write_shards
 from tools.make_shards import index_tar
 
 SAMPLE = {"json": b'{"images": [], "annotations": [{"style": "text", "text": "hello"}]}'}

@@ -10,7 +10,7 @@ import pytest
 import webdataset
 from stream_helpers import make_shards, picture, records
 
-from molmo_ds.data.shards import ShardSet
+from molmo_ds.data.read.shards import ShardSet
 from tools import inspect_shards
 from tools import make_shards as tool
 

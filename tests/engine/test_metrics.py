@@ -13,9 +13,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from molmo_ds.batch import Batch
 from molmo_ds.config import RunConfig, TextConfig, VisionConfig
-from molmo_ds.engine import metrics
 from molmo_ds.engine.launch import World
 from molmo_ds.model.molmo import Molmo
+from molmo_ds.monitor import metrics
 
 ALONE = World(0, 0, 1, torch.device("cpu"))
 

@@ -12,7 +12,7 @@ from ranks import run_ranks
 
 from molmo_ds.batch import Batch
 from molmo_ds.config import RunConfig
-from molmo_ds.data.packing import merge
+from molmo_ds.data.order.packing import merge
 from molmo_ds.engine import build_engine, checkpoint
 from molmo_ds.engine.launch import World
 from molmo_ds.model.molmo import component

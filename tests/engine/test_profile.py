@@ -9,8 +9,9 @@ import torch
 from ranks import run_ranks
 from torch import nn
 
-from molmo_ds.engine import build_engine, profile
+from molmo_ds.engine import build_engine
 from molmo_ds.engine.launch import World
+from molmo_ds.monitor import profile
 
 
 def hooks(model: nn.Module) -> int:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from molmo_ds.batch import Batch
 from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, TextConfig, VisionConfig
-from molmo_ds.model import names
 from molmo_ds.model.molmo import Molmo
+from molmo_ds.weights import rename
 
 PREFIX = 10000  # the reference's subsegment id of BOS and images
 TOWERS = {"openai": "clip", "siglip": "siglip", "dino": "dinov2"}
@@ -96,10 +96,10 @@ def read_config(kind: str) -> MolmoConfig:
 def load_model(kind: str, **arguments: Any) -> Molmo:
     """The golden model in eval mode; every weight of the file is used and none is missing."""
     config, state = read_config(kind), read_tensors(f"A_model/{kind}/state_dict.safetensors")
-    table = names.detect(config, state)
+    table = rename.detect(config, state)
     assert {key for rule in table for key in rule.theirs} == set(state)
     model = Molmo(config, **arguments)
-    model.load_state_dict(dict(names.to_ours(table, state.__getitem__)), strict=True)
+    model.load_state_dict(dict(rename.to_ours(table, state.__getitem__)), strict=True)
     return model.eval()
 
 
@@ -107,7 +107,7 @@ def to_reference(kind: str, ours: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors under our names (weights or gradients) under the reference's, in its layout."""
     config = read_config(kind)
     keys = read_tensors(f"A_model/{kind}/state_dict.safetensors")
-    return dict(names.to_theirs(names.detect(config, keys), ours.__getitem__))
+    return dict(rename.to_theirs(rename.detect(config, keys), ours.__getitem__))
 
 
 def real_crops(images: Tensor) -> Tensor:

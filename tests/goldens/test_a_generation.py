@@ -7,7 +7,7 @@ import torch
 from golden_files import MISSING, folder, listed, model_kinds, read_json
 from golden_models import load_model, read_batch
 
-from molmo_ds.model.generate import Options, generate
+from molmo_ds.infer.generate import Options, generate
 
 STEPS = re.compile(r"(greedy|beam(\d+))_max_steps")
 

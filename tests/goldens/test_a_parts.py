@@ -7,9 +7,9 @@ from golden_models import real_crops, vision_config
 from torch import Tensor, nn
 
 from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, TextConfig, VisionConfig
-from molmo_ds.model import names
 from molmo_ds.model.connector import Connector
 from molmo_ds.model.vision import CARRIED, VisionEmbeddings, VisionLayer, used_layers
+from molmo_ds.weights import rename
 
 ATOL = 1e-4  # measured: 4e-6
 POSITIONS = "positional_embedding"
@@ -22,11 +22,11 @@ def tower_cases() -> list[tuple[str, str]]:
     return [(tower, case) for tower in TOWERS for case in listed("A_model/vit_meta.json", tower, "cases")]
 
 
-def fill(module: nn.Module, prefix: str, table: names.Table, golden: dict[str, Tensor], root: str) -> None:
+def fill(module: nn.Module, prefix: str, table: rename.Table, golden: dict[str, Tensor], root: str) -> None:
     """Load the rules of `table` that fill `module`, whose parameters are called `prefix`...; all must be given."""
     wanted = {prefix + key for key in module.state_dict()}
     rules = [rule for rule in table if wanted & set(rule.ours)]
-    state = dict(names.to_ours(rules, lambda key: golden["w." + key.removeprefix(root)]))
+    state = dict(rename.to_ours(rules, lambda key: golden["w." + key.removeprefix(root)]))
     module.load_state_dict({key.removeprefix(prefix): state[key] for key in wanted}, strict=True)
 
 
@@ -41,7 +41,7 @@ def test_vision_tower(tower: str, case: str) -> None:
     vision = nn.Module()
     vision.embeddings = VisionEmbeddings(config, ImageConfig())
     vision.layers = nn.ModuleList(VisionLayer(config, i) for i in range(config.num_hidden_layers))
-    table = names.reference(MolmoConfig(vision=config))
+    table = rename.reference(MolmoConfig(vision=config))
     fill(vision, "vision.", table, golden, VIT)
 
     images = golden["in.images"]
@@ -87,7 +87,7 @@ def test_connector(name: str) -> None:
     fill(
         connector,
         "connector.",
-        names.reference(MolmoConfig(text=text, vision=vision, connector=config)),
+        rename.reference(MolmoConfig(text=text, vision=vision, connector=config)),
         golden,
         BACKBONE,
     )

@@ -19,7 +19,7 @@ from molmo_ds.batch import Batch
 from molmo_ds.config import ComponentConfig, OptimConfig, RunConfig
 from molmo_ds.engine import build_engine
 from molmo_ds.engine.launch import World
-from molmo_ds.model import names
+from molmo_ds.weights import rename
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 from compare_strategies import fresh_groups  # noqa: E402
@@ -56,7 +56,7 @@ def one_step(
     )
     model = read_config(kind)
     state = read_tensors(f"A_model/{kind}/state_dict.safetensors")
-    start = dict(names.to_ours(names.detect(model, state), state.__getitem__))
+    start = dict(rename.to_ours(rename.detect(model, state), state.__getitem__))
     batch, *_ = read_batch(kind, name)
     examples = [example(batch, row) for row in range(len(batch.input_ids))]
     if len(examples) % 2:

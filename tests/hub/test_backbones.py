@@ -15,7 +15,7 @@ from molmo_ds.hub import load
 from molmo_ds.hub.configs import text_config, vision_config
 from molmo_ds.model.init import initial_parameter
 from molmo_ds.model.molmo import Molmo
-from molmo_ds.model.tensor_files import TensorFolder
+from molmo_ds.weights.tensor_files import TensorFolder
 
 SMALL = {
     "hidden_size": 32, "intermediate_size": 44, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 200,

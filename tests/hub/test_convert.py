@@ -21,13 +21,13 @@ from torch import Tensor
 
 from molmo_ds import presets
 from molmo_ds.config import ConnectorConfig, DataConfig, MolmoConfig, RunConfig
-from molmo_ds.data.tokens import Tokenizer
+from molmo_ds.data.sample.tokens import Tokenizer
 from molmo_ds.engine import build_engine
 from molmo_ds.engine.launch import World
 from molmo_ds.hub import export, load
-from molmo_ds.model import names
-from molmo_ds.model.tensor_files import INDEX, TensorFolder, write_tensors
 from molmo_ds.settings import save
+from molmo_ds.weights import rename
+from molmo_ds.weights.tensor_files import INDEX, TensorFolder, write_tensors
 
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))
@@ -41,7 +41,7 @@ TOWER = (
 
 
 def released(config: MolmoConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: t.contiguous() for key, t in names.to_theirs(names.released(config), state.__getitem__)}
+    return {key: t.contiguous() for key, t in rename.to_theirs(rename.released(config), state.__getitem__)}
 
 
 def released_folder(folder: Path, config: MolmoConfig, state: dict[str, Tensor], form: str) -> Path:
@@ -143,7 +143,7 @@ def test_from_reference(tmp_path: Path) -> None:
         "additional_vocab_size": 128, "activation_type": "llama_swiglu", "weight_tying": False,
     }  # fmt: skip
     (folder / "config.yaml").write_text(yaml.safe_dump({"run_name": "x", "model": model}))
-    theirs = dict(names.to_theirs(names.reference(config, "llama"), state.__getitem__))
+    theirs = dict(rename.to_theirs(rename.reference(config, "llama"), state.__getitem__))
     torch.save({key: t.clone() for key, t in theirs.items()}, folder / "model.pt")
     got = load.from_reference(folder, tmp_path / "ours", ("images.exact=true",))
     assert got == replace(config, text=text, vision=vision)

@@ -20,13 +20,12 @@ from transformers import AutoTokenizer
 
 from molmo_ds.batch import Sample
 from molmo_ds.config import DataConfig, MolmoConfig, RunConfig
-from molmo_ds.data.sample import SampleBuilder
-from molmo_ds.data.tokens import IMAGE_TOKENS, Tokenizer
+from molmo_ds.data.sample.builder import SampleBuilder
+from molmo_ds.data.sample.tokens import IMAGE_TOKENS, Tokenizer
 from molmo_ds.hub import export
 from molmo_ds.hub.remote.image_preprocessing_molmo import MolmoImageProcessor
 from molmo_ds.hub.remote.inputs_molmo import Rendered
 from molmo_ds.hub.remote.preprocessing_molmo import MolmoProcessor
-from molmo_ds.settings import to_dict
 
 QUESTION = "What is it?"
 FORM = {"message_format": "role", "always_start_with_space": True}

@@ -15,13 +15,13 @@ from torch.nn import functional as F
 
 from molmo_ds.batch import Batch
 from molmo_ds.config import DataConfig, MolmoConfig, RunConfig
-from molmo_ds.data.packing import collate
-from molmo_ds.data.sample import SampleBuilder
+from molmo_ds.data.order.packing import collate
+from molmo_ds.data.sample.builder import SampleBuilder
 from molmo_ds.hub import export
 from molmo_ds.hub.bundle import bundle
-from molmo_ds.model.generate import Options, generate
+from molmo_ds.infer.generate import Options, generate
 from molmo_ds.model.molmo import Molmo
-from molmo_ds.model.tensor_files import TensorFolder
+from molmo_ds.weights.tensor_files import TensorFolder
 
 HERE = Path(__file__).parent
 KINDS = {"hub_qwen2": ("qwen2", "clip"), "hub_olmo2": ("olmo2", "siglip"), "hub_olmoe": ("olmoe", "dinov2")}

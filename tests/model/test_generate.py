@@ -9,7 +9,7 @@ from tiny_models import FAMILIES, document, pack
 from torch import Tensor
 
 from molmo_ds.batch import Batch
-from molmo_ds.model.generate import Options, Session, choose, cut, generate, room, stream, stream_text
+from molmo_ds.infer.generate import Options, Session, choose, cut, generate, room, stream, stream_text
 from molmo_ds.model.molmo import Molmo
 
 EOS = 5

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from molmo_ds.engine import optim, weights
+from molmo_ds.engine import loss_scale, optim
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.ops import dispatch, tree_attention, weighted_cross_entropy
 
@@ -100,7 +100,7 @@ def test_a_step_reads_nothing(like_a_gpu: str, text: Any, checkpointing: str) ->
     batches = [synthetic.sequence(0, lane) for lane in (0, 1, 5)]  # with a picture, with another, nothing learnt
     groups = optim.parameter_groups(model, config.optim)
     with Unmade(), Unread() as unread:
-        factor, _ = weights.scale(batches, 1, None, DEVICE, config.model)
+        factor, _ = loss_scale.scale(batches, 1, None, DEVICE, config.model)
         for batch in batches:
             ce, z, _ = model(batch.to(DEVICE).weighted(factor))
             (ce + z).backward()

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from molmo_ds.data.conversation import shown
 from molmo_ds.data.convert.foreign import WHAT, is_foreign
 from molmo_ds.data.convert.items import Fault, FileItem, MemberItem, RowItem
 from molmo_ds.data.convert.pictures import is_picture, printable, to_text
 from molmo_ds.data.convert.rows import KEPT, Mapping
 from molmo_ds.data.convert.tars import Member, scan_tar
-from molmo_ds.data.decode import BadSample
-from molmo_ds.data.record import read_json
+from molmo_ds.data.sample.conversation import shown
+from molmo_ds.data.sample.decode import BadSample
+from molmo_ds.data.sample.record import read_json
 
 Item = RowItem | FileItem | MemberItem
 BESIDE = ("json", "txt")  # what may hold a picture's annotations, the first before the second

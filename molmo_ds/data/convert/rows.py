@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from molmo_ds.data.annotation import KEYS
-from molmo_ds.data.conversation import is_plain, shown
 from molmo_ds.data.convert.pictures import as_part, is_picture
-from molmo_ds.data.decode import BadSample, read_size, upright_size
-from molmo_ds.data.record import VIDEOS
-from molmo_ds.data.review import Review
-from molmo_ds.data.write import check_key, header
+from molmo_ds.data.read.writer import check_key, header
+from molmo_ds.data.sample.annotation import KEYS
+from molmo_ds.data.sample.conversation import is_plain, shown
+from molmo_ds.data.sample.decode import BadSample, read_size, upright_size
+from molmo_ds.data.sample.record import VIDEOS
+from molmo_ds.data.sample.review import Review
 
 Row = dict[str, Any]
 Sample = tuple[str, dict[str, bytes]]  # key, parts

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from molmo_ds import files
-from molmo_ds.data.write import refuse_existing, tars_of, write_meta
+from molmo_ds.data.read.writer import refuse_existing, tars_of, write_meta
 
 COMPLETE = "complete"  # all shards are made: what is left is to move them
 ENDINGS = (".parquet", ".idx", "")  # the tar last: under its final name it has its index

@@ -8,7 +8,7 @@ from transformers.processing_utils import ImagesKwargs
 
 from molmo_ds.config import PIXEL_STATISTICS
 from molmo_ds.config import MolmoConfig as Architecture
-from molmo_ds.data.images import Crops, ImageProcessor
+from molmo_ds.data.sample.images import Crops, ImageProcessor
 from molmo_ds.hub.remote.config_molmo import build
 from molmo_ds.hub.remote.inputs_molmo import read_picture
 

@@ -22,9 +22,9 @@ from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from molmo_ds.hub.remote.config_molmo import MolmoConfig
-from molmo_ds.model import names
 from molmo_ds.model.decoder import Core
 from molmo_ds.model.molmo import Molmo
+from molmo_ds.weights import rename
 
 PICTURES = ("images", "image_masks", "image_input_idx")
 
@@ -32,7 +32,7 @@ PICTURES = ("images", "image_masks", "image_input_idx")
 class Convert(ConversionOps):
     """One rule of the rename tables, run by transformers while it loads or saves."""
 
-    def __init__(self, rule: names.Rule, forward: bool) -> None:
+    def __init__(self, rule: rename.Rule, forward: bool) -> None:
         self.rule, self.forward = rule, forward
 
     def convert(
@@ -298,7 +298,7 @@ def conversions(config: MolmoConfig) -> list[WeightConverter]:
             ["^model." + name.replace(".", r"\.") for name in rule.ours],
             [Convert(rule, True)],
         )
-        for rule in names.released(config.architecture())
+        for rule in rename.released(config.architecture())
     ]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from molmo_ds.data.packing import Budget, choose
+from molmo_ds.data.order.packing import Budget, choose
 
 BLOCK_CHUNKS = 4  # chunks whose samples are mixed with each other
 MOST_BAD = 1000  # bad samples of a lane before half of all is too many

@@ -11,11 +11,11 @@ from typing import Any
 from numpy.random import RandomState
 
 from molmo_ds.config import PromptConfig
-from molmo_ds.data.annotation import INLINE_POINT, Annotation, at, read_annotation
-from molmo_ds.data.decode import BadSample
-from molmo_ds.data.points import format_count, format_points, to_percent
-from molmo_ds.data.templates import LONG_CAPTION, POINT_COUNT, POINTING
-from molmo_ds.data.turns import Conversation, speak
+from molmo_ds.data.sample.annotation import INLINE_POINT, Annotation, at, read_annotation
+from molmo_ds.data.sample.decode import BadSample
+from molmo_ds.data.sample.points import format_count, format_points, to_percent
+from molmo_ds.data.sample.templates import LONG_CAPTION, POINT_COUNT, POINTING
+from molmo_ds.data.sample.turns import Conversation, speak
 
 SAME_AS = {"eval_short_answer": "vqa2", "eval_multiple_choice": "a_okvqa_mc"}  # styles that only evaluation uses
 DEMO_STYLES = ("point_count", "pointing", "user_qa", "long_caption")  # spoken as a user would: rarely with a style

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 
 from molmo_ds import files
 from molmo_ds.config import home
-from molmo_ds.data.decode import BadSample, upright_size
-from molmo_ds.data.record import VIDEOS, annotations, parse_record
-from molmo_ds.data.write import BLOCK, digest
+from molmo_ds.data.read.writer import BLOCK, digest
+from molmo_ds.data.sample.decode import BadSample, upright_size
+from molmo_ds.data.sample.record import VIDEOS, annotations, parse_record
 
 CHUNK_BYTES = 8 << 20  # one range request of remote storage
 CHUNKS_PER_LANE = 8  # at least, so that lanes get nearly the same number of samples
@@ -43,7 +43,7 @@ class ShardSet:
     """All samples of a data set by number, 0 .. len - 1, over its shards in the order of their names.
 
     `path` is a folder, a URL of a folder (s3://, gs://, http(s)://), or a glob of local tars; each folder needs the
-    index of data/write.py. `lanes` (the global batch) bounds the size of the chunks. Raises ValueError for a folder
+    index of data/read/writer.py. `lanes` (the global batch) bounds the size of the chunks. Raises ValueError for a folder
     without an index and for tars that the index does not know; `check` compares the tars with it.
     """
 

@@ -7,7 +7,7 @@ import torch
 
 from molmo_ds.batch import Batch
 from molmo_ds.config import RunConfig
-from molmo_ds.data.loader import Mixture, Steps, check_states, rank_lanes, sequences
+from molmo_ds.data.order.loader import Mixture, Steps, check_states, rank_lanes, sequences
 
 States = dict[int, dict[str, Any]]
 GlobalBatch = list[Batch]  # the micro-batches of all ranks, in lane order

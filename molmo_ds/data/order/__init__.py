@@ -1,0 +1,1 @@
+"""Which sample stands where: lanes, mixtures, packing and the stream of batches."""

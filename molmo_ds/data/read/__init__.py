@@ -1,0 +1,1 @@
+"""Tars: an indexed reader and a writer."""

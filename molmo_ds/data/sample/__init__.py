@@ -1,0 +1,1 @@
+"""A record to tensors: annotations, prompts, tokens, trees and pictures."""

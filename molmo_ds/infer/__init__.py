@@ -1,0 +1,1 @@
+"""Answers: generation from a prompt."""

@@ -1,0 +1,1 @@
+"""Weights in files: folders of tensors, names, checkpoints."""
