@@ -14,7 +14,7 @@ from molmo_ds.batch import Batch, Sample
 from molmo_ds.config import LoraConfig, MolmoConfig, OptimConfig, PromptConfig, RunConfig
 from molmo_ds.data.order.loader import Mixture, rank_lanes, sequences
 from molmo_ds.data.order.packing import collate
-from molmo_ds.data.sample.builder import images
+from molmo_ds.data.sample import images
 from molmo_ds.data.sample.layout import Geometry
 from molmo_ds.data.sample.prompts import PromptFormatter
 from molmo_ds.engine import ds_config, optim

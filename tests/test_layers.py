@@ -9,7 +9,9 @@ LAYERS = [
     ["config", "presets", "rules", "setting_list", "settings", "batch", "files"],
     ["ops"],
     ["data", "model"],
+    ["weights"],
     ["engine"],
+    ["infer", "monitor"],
     ["eval", "hub"],
     ["train"],
 ]

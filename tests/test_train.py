@@ -17,9 +17,9 @@ from ranks import Forked, free_port, rank_environment
 from molmo_ds import setting_list, settings
 from molmo_ds.config import RunConfig
 from molmo_ds.data.order.loader import build_stream
-from molmo_ds.engine import checkpoint
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.train import held_out_run, main, read_arguments
+from molmo_ds.weights import checkpoint
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[1]

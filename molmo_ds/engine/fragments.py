@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from molmo_ds.engine import nvme
+from molmo_ds.weights.checkpoint import runs
 
 
 @dataclass(frozen=True)
@@ -41,26 +42,8 @@ class Fragment:
         return self.tensors["weight"].numel()
 
     def runs(self) -> list[tuple[int, int, int]]:
-        """Its contiguous stretches; see the function `runs`."""
+        """Its contiguous stretches; see weights/checkpoint.py."""
         return runs(self.start, self.size, self.stride)
-
-
-def runs(start: int, size: int, stride: tuple[int, ...]) -> list[tuple[int, int, int]]:
-    """(first element of the whole, first element of the piece, length) of each contiguous stretch of a piece.
-
-    Args:
-        stride: () for one stretch; (width, distance, phase) for a piece of a shard that holds `width` elements out of
-            every `distance`, and which begins `phase` elements behind the beginning of such a stretch.
-    """
-    if not stride:
-        return [(start, 0, size)]
-    width, distance, phase = stride
-    out, done = [], 0
-    while done < size:
-        length = min(width - phase, size - done)
-        out.append((start, done, length))
-        start, done, phase = start + distance - phase, done + length, 0
-    return out
 
 
 def fragments(module: nn.Module, engine: Any, changed: bool = False) -> Iterator[Fragment]:

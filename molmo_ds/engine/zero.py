@@ -13,14 +13,16 @@ from torch import Tensor, nn
 
 from molmo_ds.batch import Batch
 from molmo_ds.config import MolmoConfig, RunConfig
-from molmo_ds.engine import checkpoint, collectives, ds_config, fragments, nvme, optim
-from molmo_ds.engine.checkpoint_writer import Writer
+from molmo_ds.engine import collectives, ds_config, fragments, nvme, optim
 from molmo_ds.engine.compiled import compile_layers
 from molmo_ds.engine.gradient_order import GradientOrder
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.loss_scale import COUNTS, fill, scale
+from molmo_ds.engine.save import restore
+from molmo_ds.engine.save.writer import Writer
 from molmo_ds.model import lora
 from molmo_ds.model.molmo import Molmo
+from molmo_ds.weights import checkpoint
 
 
 class ZeroEngine:
@@ -200,11 +202,11 @@ class ZeroEngine:
 
     def load(self, folder: str) -> dict[int, dict] | None:
         """Go on from the newest whole checkpoint; see the protocol."""
-        found = checkpoint.newest(folder, self.world)
+        found = restore.newest(folder, self.world)
         if found is None:
             return None
-        fragments.create_state(self.engine, *checkpoint.state_keys(found))
-        checkpoint.restore(found, self.fragments(changed=True), set(self.shapes()), self.config.optim.name)
+        fragments.create_state(self.engine, *restore.state_keys(found))
+        restore.restore(found, self.fragments(changed=True), set(self.shapes()), self.config.optim.name)
         fragments.set_scalars(self.engine, found.scalars)
         fragments.publish(self.engine)
         self.step = found.step

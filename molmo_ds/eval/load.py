@@ -16,9 +16,9 @@ from molmo_ds.batch import Batch, Sample
 from molmo_ds.config import RunConfig
 from molmo_ds.data.order.packing import collate
 from molmo_ds.data.sample.builder import SampleBuilder
-from molmo_ds.engine import checkpoint
 from molmo_ds.infer.generate import Options, generate
 from molmo_ds.model.molmo import Molmo
+from molmo_ds.weights import checkpoint
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ def to_peft(source: str | Path, out: str | Path) -> None:
 
     Raises ValueError if the run has no adapters, or if something else learnt in it, which adapters do not hold.
     """
-    from molmo_ds.engine import checkpoint  # imports deepspeed
+    from molmo_ds.weights import checkpoint
 
     path = checkpoint.find(source)
     run = from_dict(RunConfig, yaml.safe_load((path / "config.yaml").read_text()))

@@ -130,7 +130,7 @@ def open_checkpoint(path: Path) -> tuple[MolmoConfig, Iterator[tuple[str, Tensor
         folder = TensorFolder(path)
         tensors = ((name, folder.read(name)) for name in folder.names())
     else:
-        from molmo_ds.engine import checkpoint  # imports deepspeed
+        from molmo_ds.weights import checkpoint
 
         path = checkpoint.find(path)
         tensors = checkpoint.read_full_state(path)
@@ -146,7 +146,7 @@ def open_checkpoint(path: Path) -> tuple[MolmoConfig, Iterator[tuple[str, Tensor
 def prompt_form(path: Path) -> dict[str, str | bool]:
     """`message_format` and `always_start_with_space` that a run's prompts had; a folder of weights says nothing."""
     if not (path / INDEX).is_file():
-        from molmo_ds.engine import checkpoint  # imports deepspeed
+        from molmo_ds.weights import checkpoint
 
         path = checkpoint.find(path)
     values = (yaml.safe_load((path / "config.yaml").read_text()).get("data") or {}).get("prompts") or {}

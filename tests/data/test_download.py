@@ -17,8 +17,7 @@ from aiohttp import web
 from picture_server import Server, picture
 from PIL import Image
 
-from molmo_ds.data.sources import fetch
-from molmo_ds.data.sources.fetch import Limits, Outcome, Request, Store, describe, fetch, judge, refuses_ai
+from molmo_ds.data.sources.fetch import AGENT, Limits, Outcome, Request, Store, describe, fetch, judge, refuses_ai
 
 QUICK = Limits(workers=8, per_host=4, attempts=2, timeout=2.0, backoff=0.01, max_wait=5, max_bytes=200_000)
 
@@ -236,7 +235,7 @@ def test_robots_header() -> None:
     assert refuses_ai(["noai"])
     assert refuses_ai(["all", "max-snippet: 20, NoImageAI"])
     assert refuses_ai(["unavailable_after: 25 Jun 2010 15:00:00 PST, noindex"])
-    assert refuses_ai([f"{fetch.AGENT}: noai"])
+    assert refuses_ai([f"{AGENT}: noai"])
     assert not refuses_ai([])
     assert not refuses_ai(["nofollow, nosnippet"])
     assert not refuses_ai(["otherbot: noai, noindex"])

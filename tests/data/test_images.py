@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from molmo_ds import presets
 from molmo_ds.config import PIXEL_STATISTICS, ConnectorConfig, ImageConfig, MolmoConfig, VisionConfig
-from molmo_ds.data.sample.builder import decode
+from molmo_ds.data.sample import decode
 from molmo_ds.data.sample.decode import BadSample, load_frames, load_image, read_size, upright_size
 from molmo_ds.data.sample.images import ImageProcessor, fit
 from molmo_ds.data.sample.layout import IM_COL, IM_END, IM_PATCH, IM_START, Geometry

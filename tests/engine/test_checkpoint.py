@@ -11,9 +11,10 @@ import torch
 from ranks import run_ranks
 
 from molmo_ds.config import RunConfig
-from molmo_ds.engine import build_engine, checkpoint
+from molmo_ds.engine import build_engine
 from molmo_ds.engine.launch import World
 from molmo_ds.hub import load
+from molmo_ds.weights import checkpoint
 
 HALF, STEPS = 2, 4
 BATCH = 12  # divides by 1, 2, 3 and 4 ranks
@@ -258,7 +259,7 @@ def test_resume_passes_over_damage(two_checkpoints: Path, tmp_path: Path) -> Non
 
 
 def test_every_nth_stays(tmp_path: Path) -> None:
-    from molmo_ds.engine.checkpoint_writer import Writer
+    from molmo_ds.engine.save.writer import Writer
 
     for step in range(10, 70, 10):
         (tmp_path / f"step-{step:08d}").mkdir()

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from molmo_ds.batch import Batch
 from molmo_ds.config import ComponentConfig, LoraConfig, RunConfig
-from molmo_ds.engine import build_engine, checkpoint
+from molmo_ds.engine import build_engine
 from molmo_ds.engine.launch import World
 from molmo_ds.hub import adapters, load
 from molmo_ds.model import lora
 from molmo_ds.model.molmo import Molmo, component
+from molmo_ds.weights import checkpoint
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 from compare_strategies import difference, family, fresh_groups, plain  # noqa: E402

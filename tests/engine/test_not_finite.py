@@ -7,10 +7,11 @@ import synthetic
 import torch
 from ranks import Forked, run_ranks
 
-from molmo_ds.engine import build_engine, checkpoint
+from molmo_ds.engine import build_engine
 from molmo_ds.engine.faults import NotFiniteError
 from molmo_ds.engine.launch import World
 from molmo_ds.train import check_finite
+from molmo_ds.weights import checkpoint
 
 
 def poisoned(world: World, strategy: str) -> tuple[str, list[int]]:

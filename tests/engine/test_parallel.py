@@ -13,9 +13,10 @@ from ranks import run_ranks
 from molmo_ds.batch import Batch
 from molmo_ds.config import RunConfig
 from molmo_ds.data.order.packing import merge
-from molmo_ds.engine import build_engine, checkpoint
+from molmo_ds.engine import build_engine
 from molmo_ds.engine.launch import World
 from molmo_ds.model.molmo import component
+from molmo_ds.weights import checkpoint
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))

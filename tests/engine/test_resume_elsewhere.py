@@ -14,8 +14,9 @@ from ranks import run_ranks
 from torch import Tensor
 
 from molmo_ds.config import RunConfig
-from molmo_ds.engine import build_engine, checkpoint, ds_config
+from molmo_ds.engine import build_engine, ds_config
 from molmo_ds.engine.launch import World
+from molmo_ds.weights import checkpoint
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 from compare_strategies import difference, family, fresh_groups, plain  # noqa: E402

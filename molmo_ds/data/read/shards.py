@@ -43,8 +43,8 @@ class ShardSet:
     """All samples of a data set by number, 0 .. len - 1, over its shards in the order of their names.
 
     `path` is a folder, a URL of a folder (s3://, gs://, http(s)://), or a glob of local tars; each folder needs the
-    index of data/read/writer.py. `lanes` (the global batch) bounds the size of the chunks. Raises ValueError for a folder
-    without an index and for tars that the index does not know; `check` compares the tars with it.
+    index of data/read/writer.py. `lanes` (the global batch) bounds the size of the chunks. Raises ValueError for a
+    folder without an index and for tars that the index does not know; `check` compares the tars with it.
     """
 
     def __init__(self, path: str, lanes: int = 1):

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from molmo_ds.data.sample.pixels import colours, orientation, turn
 

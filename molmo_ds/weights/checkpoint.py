@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,6 @@ from safetensors import safe_open
 from torch import Tensor
 
 from molmo_ds.config import RunConfig
-from molmo_ds.engine.fragments import Fragment, runs
-from molmo_ds.engine.launch import World
 from molmo_ds.model import init, lora
 from molmo_ds.weights.tensor_files import TensorFolder
 
@@ -37,7 +35,7 @@ class Stored:
     start: int
     size: int
     keys: tuple[str, ...]
-    stride: tuple[int, ...] = ()  # as in fragments.runs
+    stride: tuple[int, ...] = ()  # as in `runs`
 
 
 @dataclass(frozen=True)
@@ -71,6 +69,24 @@ class Found:
             for first, here, length in runs(stored.start, stored.size, stored.stride):
                 flat.view(-1)[first : first + length] = piece[here : here + length]
         return flat
+
+
+def runs(start: int, size: int, stride: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    """(first element of the whole, first element of the piece, length) of each contiguous stretch of a piece.
+
+    Args:
+        stride: () for one stretch; (width, distance, phase) for a piece of a shard that holds `width` elements out of
+            every `distance`, and which begins `phase` elements behind the beginning of such a stretch.
+    """
+    if not stride:
+        return [(start, 0, size)]
+    width, distance, phase = stride
+    out, done = [], 0
+    while done < size:
+        length = min(width - phase, size - done)
+        out.append((start, done, length))
+        start, done, phase = start + distance - phase, done + length, 0
+    return out
 
 
 def checksum(path: Path) -> int:
@@ -109,27 +125,6 @@ def steps(folder: str | Path) -> list[Path]:
     return sorted((p for p in Path(folder).glob("step-*") if p.is_dir() and p.name[5:].isdigit()), reverse=True)
 
 
-def newest(folder: str, world: World) -> Found | None:
-    """The newest whole checkpoint below `folder`, the same on every rank; None if none was ever finished.
-
-    Damaged ones are passed over with a logged sentence. Raises ValueError if there are only damaged ones.
-    """
-    candidates = world.broadcast([p.name for p in steps(folder)])
-    for name in candidates:
-        path = Path(folder) / name
-        wrong = next((w for w in world.gather(what_is_wrong(path, world.rank, world.size)) if w), None)
-        if wrong is None:
-            return open_checkpoint(path)
-        if world.rank == 0:
-            log.warning("The checkpoint %s is damaged (%s); trying the one before.", path, wrong)
-    if candidates:
-        raise ValueError(
-            f"None of the {len(candidates)} checkpoints in {folder} is whole; delete that folder to start again, "
-            "or put a copy of a whole checkpoint there."
-        )
-    return None
-
-
 def open_checkpoint(path: Path) -> Found:
     """Open a checkpoint that `what_is_wrong` found whole."""
     manifest = json.loads((path / "manifest.json").read_text())
@@ -147,47 +142,6 @@ def open_checkpoint(path: Path) -> Found:
             pieces.setdefault(piece["name"], []).append(stored)
             shapes[piece["name"]] = tuple(piece["shape"])
     return Found(path, manifest["step"], manifest["optimizer"], pieces, shapes, scalars, lanes)
-
-
-def state_keys(found: Found) -> tuple[set[str], set[str]]:
-    """Names of the optimizer's tensors and of its numbers."""
-    keys = {key for stored in found.pieces.values() for s in stored for key in s.keys}
-    return keys - {"weight"}, set(found.scalars)
-
-
-@torch.no_grad()
-def restore(found: Found, pieces: Iterable[Fragment], names: set[str], optimizer: str) -> None:
-    """Fill this rank's pieces. Nothing is left as it was: ValueError if anything has no counterpart.
-
-    Args:
-        names: all parameters of the model, on whichever rank.
-        optimizer: what optim.name is now.
-    """
-    if found.optimizer != optimizer:
-        raise ValueError(f"{found.path} was written with optim.name={found.optimizer}, not {optimizer}.")
-    if missing := sorted(names ^ set(found.shapes)):
-        raise ValueError(f"{found.path} belongs to another model: '{missing[0]}' is on one side only.")
-    expected = {"weight"} | state_keys(found)[0]
-    for piece in pieces:
-        if tuple(piece.shape) != found.shapes[piece.name]:
-            shape = found.shapes[piece.name]
-            raise ValueError(f"{found.path}: {piece.name} has shape {shape}, and the model has {piece.shape}.")
-        assert not piece.trains or expected == set(piece.tensors), f"no place for the state of {piece.name}"
-        for key, target in piece.tensors.items():
-            if piece.stride or any(stored.stride for stored in found.pieces[piece.name]):
-                flat = found.whole(piece.name, key).view(-1)
-                for first, here, length in piece.runs():
-                    target[here : here + length] = flat[first : first + length]
-                continue
-            done, end = piece.start, piece.start + piece.size
-            for stored in sorted(found.pieces[piece.name], key=lambda s: s.start):
-                first, last = max(done, stored.start), min(end, stored.start + stored.size)
-                if first >= last or first > done or key not in stored.keys:
-                    continue
-                target[first - piece.start : last - piece.start] = found.read(stored, piece.name, key, first, last)
-                done = last
-            if done < end:
-                raise ValueError(f"{found.path} has no {key} for {piece.name}[{done}:{end}]; {FROZEN}")
 
 
 def find(path: str | Path) -> Path:

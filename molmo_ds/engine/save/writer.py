@@ -18,9 +18,10 @@ from torch import Tensor
 
 from molmo_ds import settings
 from molmo_ds.config import RunConfig
-from molmo_ds.engine import checkpoint, nvme
+from molmo_ds.engine import nvme
 from molmo_ds.engine.fragments import Fragment
 from molmo_ds.engine.launch import World
+from molmo_ds.weights import checkpoint
 
 log = logging.getLogger(__name__)
 
