@@ -39,9 +39,8 @@ def main(arguments: list[str] | None = None) -> None:
         places = int(room(answerer.model, prompt))
         if places < given.max_new_tokens:
             known = answerer.model.config.text.max_position_embeddings
-            say(
-                f"the answer ends after {places} of {given.max_new_tokens} tokens, at the model's last position {known}."
-            )
+            asked = given.max_new_tokens
+            say(f"the answer ends after {places} of {asked} tokens, at position {known}, the model's last.")
         tokenizer, text = answerer.builder.tokenizer, ""
         if given.beams > 1:
             made = generate(answerer.model, prompt, tokenizer.eos, options, tokenizer.decode)
@@ -85,6 +84,10 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     given = parser.parse_args(arguments)
     if given.draw and not given.image:
         parser.error("--draw needs a picture; give one with --image.")
+    if given.draw and Path(given.draw).suffix.lower() not in Image.registered_extensions():
+        parser.error(f"--draw {given.draw} has no picture's ending; write it as .png or .jpg.")
+    if given.draw and not Path(given.draw).absolute().parent.is_dir():
+        parser.error(f"--draw {given.draw} lies in no folder that is there.")
     return given
 
 

@@ -70,9 +70,15 @@ def _device(name: str | None) -> torch.device:
     """The device of that name, which must be usable; by default the first GPU, else the CPU."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:  # torch lists every kind it has a name for
+        raise ValueError(f"There is no device '{name}'; here are {_devices()}.") from None
+    try:
         torch.ones(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
-        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        raise ValueError(f"The device '{name}' cannot be used ({reason}); here are {', '.join(there)}.") from None
+        raise ValueError(f"The device '{name}' cannot be used ({reason}); here are {_devices()}.") from None
     return device
+
+
+def _devices() -> str:
+    return ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])

@@ -73,7 +73,10 @@ def _as_text(answer: Any) -> Any:
 
 
 def _short(prediction: str, annotation: Annotation, size: Size) -> dict[str, float]:
-    return {"accuracy": scores.vqa_score(_answers(annotation), scores.parse_answer(prediction))}
+    answers = _answers(annotation)
+    if isinstance(answers, str):  # vqa_score leaves a single text as it is, so that `Yes` could never be right
+        answers = scores.normalise_answer(answers)
+    return {"accuracy": scores.vqa_score(answers, scores.parse_answer(prediction))}
 
 
 def _direct(prediction: str, annotation: Annotation, size: Size) -> dict[str, float]:
@@ -91,7 +94,10 @@ def _relaxed(prediction: str, annotation: Annotation, size: Size) -> dict[str, f
 
 def _anls(prediction: str, annotation: Annotation, size: Size) -> dict[str, float]:
     got = scores.parse_answer(prediction)
-    return {"anls": max(scores.anls(answer, got) for answer in scores.true_answers(_answers(annotation)))}
+    answers = [answer for answer in scores.true_answers(_answers(annotation)) if answer]
+    if not answers:
+        raise ValueError("The true answer is empty, and no reply is near an empty text.")
+    return {"anls": max(scores.anls(answer, got) for answer in answers)}
 
 
 def _choice(prediction: str, annotation: Annotation, size: Size) -> dict[str, float]:

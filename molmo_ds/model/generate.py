@@ -230,8 +230,9 @@ def choose(logits: Tensor, options: Options, chance: Tensor | None) -> Tensor:
     if chance is None:
         return logits.argmax(-1)
     logits = logits.float()
+    temperature = max(options.temperature, torch.finfo(torch.float32).tiny)
     best = logits.amax(-1, keepdim=True)  # taken off first, so that no temperature is too small
-    share, words = ((logits - best) / options.temperature).softmax(-1).sort(descending=True, stable=True)
+    share, words = ((logits - best) / temperature).softmax(-1).sort(descending=True, stable=True)
     if options.top_k:
         share[:, options.top_k :] = 0
     share = share / share.sum(-1, keepdim=True)

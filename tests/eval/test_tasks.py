@@ -18,6 +18,7 @@ def test_styles_belong_to_one_task():
     "task, annotation, right, wrong",
     [
         ("short_answer", {"style": "vqa2", "answer": "7"}, "7.", "8"),
+        ("short_answer", {"style": "vqa2", "answer": "The Red Car."}, "the red car", "blue car"),
         ("direct_answer", {"style": "a_okvqa_da", "answers": ["Red"] * 3}, " red", "blue"),
         ("charts", {"style": "chart_qa", "answer": "100"}, "100", "94"),
         ("documents", {"style": "doc_qa", "answers": ["Mr. Hill", "Hill"]}, "hill", "dale"),
@@ -77,6 +78,7 @@ def test_mean_is_over_the_rows_that_have_a_name():
         ("direct_answer", {"style": "a_okvqa_da", "answers": [None]}),
         ("charts", {"style": "chart_qa", "answers": []}),
         ("documents", {"style": "doc_qa", "answer": float("nan")}),
+        ("documents", {"style": "doc_qa", "answers": ["", ""]}),
         ("multiple_choice", {"style": "a_okvqa_mc", "options": ["cat", "dog"], "answer_index": 2}),
         ("multiple_choice", {"style": "a_okvqa_mc", "options": ["cat", "dog"], "answer_index": "B"}),
         ("multiple_choice", {"style": "a_okvqa_mc", "options": "Yes/No", "answer_index": 0}),

@@ -6,6 +6,7 @@ Called with the exported folders' parent; writes what it saw to `seen.pt` there.
 import importlib.metadata
 import re
 import sys
+import warnings
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 from pathlib import Path
 
@@ -128,6 +129,37 @@ def run(folder: Path) -> dict:
     seen["chat_inputs"] = all(torch.equal(talk[key], plain[key]) for key in plain) and set(talk) == set(plain)
     chat += [{"role": "assistant", "content": "Yes."}, {"role": "user", "content": "And?"}]
     seen["chat_turns"] = processor.tokenizer.apply_chat_template(chat, tokenize=False)
+
+    texts = (folder.parent / "typed.txt").read_text().splitlines()
+    seen["typed"] = {text: processor(text=text)["input_ids"][0].tolist() for text in texts}
+    files = sorted((folder.parent / "pictures").iterdir())
+    seen["files"] = {file.name: processor(text="Hi", images=file)["images"][0] for file in files}
+    seen["opened"] = {file.name: processor(text="Hi", images=Image.open(file))["images"][0] for file in files}
+    written = processor.apply_chat_template(chat)
+    two = processor(text=written, images=small)["input_ids"]
+    seen["two_steps"] = torch.equal(two, processor.apply_chat_template(chat, tokenize=True)["input_ids"])
+
+    known = model.config.max_position_embeddings
+    model.config.max_position_embeddings = int(both["attention_mask"].sum(1).max()) + 3
+    seen["to_the_end"] = {}
+    for name, options in (
+        ("greedy", {"do_sample": False}),
+        ("sampled", {"do_sample": True}),
+        ("beams", {"num_beams": 2}),
+    ):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            torch.manual_seed(0)
+            out = model.generate(**both, max_new_tokens=400, eos_token_id=None, **options)
+        said = [str(one.message) for one in said if "position" in str(one.message)]
+        seen["to_the_end"][name] = (out[:, both["input_ids"].shape[1] :], both["attention_mask"].sum(1), said)
+    model.config.max_position_embeddings = int(inputs["input_ids"].shape[1])
+    try:
+        model.generate(**inputs, max_new_tokens=1)
+        seen["too_long"] = ""
+    except ValueError as error:
+        seen["too_long"] = str(error)
+    model.config.max_position_embeddings = known
 
     labels = inputs["input_ids"].clone()
     labels[:, :-5] = -100

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from hub_models import model_of, random_state, tiny, weights_folder
+from PIL import Image
 from torch.nn import functional as F
 
 from molmo_ds.batch import Batch
@@ -25,6 +26,7 @@ from molmo_ds.model.tensor_files import TensorFolder
 HERE = Path(__file__).parent
 KINDS = {"hub_qwen2": ("qwen2", "clip"), "hub_olmo2": ("olmo2", "siglip"), "hub_olmoe": ("olmoe", "dinov2")}
 QUESTION = "Describe this picture."
+TYPED = ("What does <|image|> mean?", "<im_patch>", "one<|endoftext|>two", "a plain question")
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +37,8 @@ def root(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> Path:
         config = tiny(*kind)
         folder = weights_folder(root / f"ours_{name}", config, random_state(config, len(name)), tokenizer)
         export.to_hub(folder, root / name)
+    (root / "typed.txt").write_text("\n".join(TYPED))
+    write_pictures(root / "pictures")
     keep = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH")
     env = {k: v for k, v in os.environ.items() if k in keep}
     env |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(root / "hf"), "CUDA_VISIBLE_DEVICES": ""}
@@ -47,6 +51,19 @@ def root(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> Path:
 @pytest.fixture(scope="module")
 def seen(root: Path) -> dict:
     return torch.load(root / "seen.pt", weights_only=False)
+
+
+def write_pictures(folder: Path) -> None:
+    """Files that the fast decoders of training and Pillow alone could read otherwise."""
+    folder.mkdir()
+    pixels = picture(120, 90)
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.fromarray(np.arange(90 * 120, dtype=np.uint16).reshape(90, 120) * 6).save(folder / "grey16.png")
+    Image.fromarray(pixels).save(folder / "turned.jpg", exif=exif)
+    Image.fromarray(pixels).convert("CMYK").save(folder / "cmyk.jpg")
+    Image.fromarray(pixels).quantize(8).save(folder / "palette.png", transparency=1)
+    Image.fromarray(pixels[..., 0].astype(np.float32)).save(folder / "floats.tiff")
 
 
 def picture(width: int, height: int) -> np.ndarray:
@@ -110,6 +127,29 @@ def test_same_inputs_as_in_training(name: str, seen: dict, tokenizer: Path) -> N
     assert torch.equal(got["input_ids"], batch.input_ids[0])
     assert torch.equal(got["images"], batch.images) and torch.equal(got["image_masks"], batch.image_masks)
     assert torch.equal(got["image_input_idx"], batch.image_positions)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_words_and_pixels_of_training(name: str, seen: dict, root: Path, tokenizer: Path) -> None:
+    config, got = tiny(*KINDS[name]), seen[name]
+    for text in TYPED:
+        assert got["typed"][text] == prompt(config, tokenizer, text).input_ids[0].tolist()
+    data = DataConfig(tokenizer=str(tokenizer), sequence_length=512)
+    builder = SampleBuilder(RunConfig(model=config, data=data))
+    assert set(got["files"]) == {path.name for path in (root / "pictures").iterdir()} and got["files"]
+    for file, pixels in got["files"].items():
+        want = builder.prompt([(root / "pictures" / file).read_bytes()], "Hi").images
+        assert torch.equal(pixels, want) and torch.equal(got["opened"][file], want), file
+    assert got["two_steps"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_generation_ends_at_the_last_position(name: str, seen: dict) -> None:
+    got = seen[name]
+    for way, (ids, lengths, said) in got["to_the_end"].items():
+        assert ids.shape[1] == max(lengths) + 3 - min(lengths), way  # the shortest prompt has the most room
+        assert len(said) == 1 and "3 of 3 answers" in said[0], way
+    assert "make it shorter" in got["too_long"]
 
 
 @pytest.mark.parametrize("name", KINDS)

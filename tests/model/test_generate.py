@@ -9,7 +9,7 @@ from tiny_models import FAMILIES, document, pack
 from torch import Tensor
 
 from molmo_ds.batch import Batch
-from molmo_ds.model.generate import Options, Session, choose, cut, generate, stream, stream_text
+from molmo_ds.model.generate import Options, Session, choose, cut, generate, room, stream, stream_text
 from molmo_ds.model.molmo import Molmo
 
 EOS = 5
@@ -210,15 +210,125 @@ def test_ranks_may_agree_to_go_on() -> None:
     assert alone.ids(0) == together.ids(0) == []
 
 
+NAN = float("nan")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"max_new_tokens": 0}, "at least 1"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5"),
+        ({"max_new_tokens": True}, "max_new_tokens is True"),
+        ({"beams": 0}, "beams is 0"),
+        ({"top_k": -1}, "top_k is -1"),
         ({"temperature": -1.0}, "not negative"),
+        ({"temperature": NAN}, "finite"),
+        ({"temperature": float("inf")}, "finite"),
+        ({"temperature": "1"}, "finite"),
         ({"top_p": 0.0}, "top_p lies above 0"),
+        ({"top_p": NAN}, "top_p lies above 0"),
+        ({"top_p": 1.5}, "top_p lies above 0"),
+        ({"seed": 2**64}, "64 bits"),
+        ({"stop": ("a", "")}, "none that is empty"),
+        ({"stop": "ab"}, "it holds texts"),
         ({"beams": 2, "temperature": 1.0}, "does not sample"),
     ],
 )
 def test_wrong_options(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Options(**options)
+
+
+def test_no_temperature_is_too_small() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0], [500.0, -500.0, 499.0]])
+    for temperature in (5e-324, 1e-300, 1e-40, 1e-6):
+        assert choose(logits, Options(temperature=temperature), torch.tensor([0.0, 0.999])).tolist() == [1, 0]
+
+
+def test_more_beams_than_words() -> None:
+    with pytest.raises(ValueError, match=f"{tiny_models.WORDS + 1} beams are more than the {tiny_models.WORDS} words"):
+        generate(tiny_models.model(), prompts(), EOS, Options(beams=tiny_models.WORDS + 1))
+
+
+ROOM = 5  # new tokens for the longest of the prompts
+
+
+def test_beams_end_at_the_last_position() -> None:
+    batch = prompts()
+    places = [int(n) for n in (batch.document_ids != 0).sum(1)]
+    model = tiny_models.model(max_position_embeddings=max(places) + ROOM)
+    out = generate(model, batch, EOS, Options(max_new_tokens=1000, beams=3))
+    rooms = [max(places) + ROOM - n for n in places]
+    assert [len(out.ids(row)) == rooms[row] for row in range(3)] == out.cut.tolist()
+    assert all(len(out.ids(row, beam)) <= rooms[row] for row in range(3) for beam in range(3)) and out.cut.any()
+    for row in range(3):  # frozen there, not searched on
+        alone = generate(model, batch, EOS, Options(max_new_tokens=rooms[row], beams=3))
+        assert out.ids(row) == alone.ids(row)
+        assert out.scores[row].tolist() == pytest.approx(alone.scores[row].tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("way", [{}, {"temperature": 1.0}])
+def test_every_row_ends_at_the_last_position(way: dict) -> None:
+    batch = prompts()
+    lengths = (batch.document_ids != 0).sum(1).tolist()
+    known = max(lengths) + ROOM
+    short = tiny_models.model(max_position_embeddings=known)
+    free = generate(tiny_models.model(), batch, NEVER, Options(max_new_tokens=known, **way))
+    out = generate(short, batch, NEVER, Options(max_new_tokens=1000, **way))
+    assert out.token_ids.shape[-1] == known - min(lengths)
+    for row, length in enumerate(lengths):
+        ids = out.ids(row)
+        assert len(ids) == known - length
+        assert ids == free.ids(row)[: known - length]
+    assert out.cut.tolist() == [True] * 3
+    assert not free.cut.any()
+    enough = generate(short, batch, NEVER, Options(max_new_tokens=ROOM, **way))
+    assert not enough.cut.any() and enough.token_ids.shape[-1] == ROOM
+
+
+def test_an_answer_that_ends_by_itself_is_not_cut() -> None:
+    batch = prompts()
+    lengths = (batch.document_ids != 0).sum(1).tolist()
+    model = tiny_models.model(max_position_embeddings=max(lengths) + ROOM)
+    free = generate(model, batch, NEVER, Options(max_new_tokens=1000))
+    eos = int(free.token_ids[0, 0, ROOM - 1])  # what would have been the last token of the first row
+    wanted = [eos not in free.ids(row) for row in range(3)]
+    assert generate(model, batch, eos, Options(max_new_tokens=1000)).cut.tolist() == wanted
+    assert wanted[0] is False
+    stop = (free.texts(decode)[0][-2:],)
+    wanted = [stop[0] not in text for text in free.texts(decode)]
+    assert generate(model, batch, NEVER, Options(max_new_tokens=1000, stop=stop), decode).cut.tolist() == wanted
+
+
+def test_a_cut_answer_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    prompt = pack([[document(1, [])]])
+    length = int((prompt.document_ids != 0).sum())
+    model = tiny_models.model(max_position_embeddings=length + 4)
+    assert room(model, prompt).tolist() == [4]
+    pieces = list(stream_text(model, prompt, NEVER, Options(max_new_tokens=9), decode))
+    assert len("".join(pieces)) == 4
+    assert [record.getMessage()[:30] for record in caplog.records] == ["1 of 1 answers ended unfinishe"]
+    caplog.clear()
+    list(stream_text(model, prompt, NEVER, Options(max_new_tokens=4), decode))
+    assert not caplog.records
+
+
+def test_a_prompt_that_leaves_no_room() -> None:
+    batch = prompts()
+    longest = int((batch.document_ids != 0).sum(1).max())
+    model = tiny_models.model(max_position_embeddings=longest)
+    for options in (Options(), Options(beams=2)):
+        with pytest.raises(
+            ValueError, match=f"The prompt has {longest} tokens and the model knows {longest} positions"
+        ):
+            generate(model, batch, EOS, options)
+    assert room(model, pack([[document(0, [], seed=1)]])).tolist()[0] > 0
+
+
+def test_ranks_that_step_together_go_on_past_their_own_last_position() -> None:
+    prompt = pack([[document(1, [])]])
+    length = int((prompt.document_ids != 0).sum())
+    model = tiny_models.model(max_position_embeddings=length + 2)
+    steps = list(stream(model, prompt, NEVER, Options(max_new_tokens=6), all_done=lambda done: False))
+    assert len(steps) == 6  # the others have more room
+    assert [int(tokens) == NEVER for tokens, _ in steps] == [False, False, True, True, True, True]

@@ -3,12 +3,20 @@
 Shapes: B sequences, T tokens, n crops of a sequence, P patches per crop, Q pooled patches per crop, D width.
 """
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -59,6 +67,36 @@ class CachedCore(Core):
             k, v = self.cache.update(k, v, self.index)
         mask = F.pad(self.mask.to(q.device), (0, k.shape[2] - self.mask.shape[3]))  # static caches have room to spare
         return F.scaled_dot_product_attention(q, k, v, mask, dropout_p, enable_gqa=q.shape[1] != k.shape[1])
+
+
+class LastPosition(StoppingCriteria):
+    """Ends each row at the last position that the model knows; `lengths` [B] are the tokens of the prompts."""
+
+    def __init__(self, lengths: Tensor, width: int, known: int) -> None:
+        self.room = known - lengths  # new tokens of each row
+        self.width = width  # of the prompts, padding included
+        self.known = known
+        if int(self.room.min()) < 1:
+            longest = int(lengths.max())
+            raise ValueError(f"The prompt has {longest} tokens and the model knows {known} positions; make it shorter.")
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        """bool [rows]: the beams or samples of a prompt lie one after the other."""
+        times = len(input_ids) // len(self.room)
+        return (input_ids.shape[1] - self.width >= self.room.to(input_ids.device)).repeat_interleave(times)
+
+    def warn(self, sequences: Tensor, ends: set[int]) -> None:
+        """Say how many answers [B * times, T] were ended here, by none of the tokens `ends`."""
+        times = len(sequences) // len(self.room)
+        room = self.room.repeat_interleave(times).tolist()
+        answers = [row[self.width : self.width + places].tolist() for row, places in zip(sequences, room)]
+        cut = sum(len(answer) == places and not ends & set(answer) for answer, places in zip(answers, room))
+        if cut:
+            warnings.warn(
+                f"{cut} of {len(answers)} answers ended at position {self.known}, the last that the model knows: prompt"
+                " and answer share these positions.",
+                stacklevel=3,
+            )
 
 
 class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
@@ -193,17 +231,54 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
         return inputs if seen else inputs | dict(zip(PICTURES, (images, image_masks, image_input_idx)))
 
     @torch.no_grad()
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
+        **options: Any,
+    ) -> Any:
+        """As transformers', but a row ends at the last position that the model knows, and a warning counts such rows.
+
+        Raises ValueError for a prompt that leaves no room for an answer.
+        """
+        ids = options.get("input_ids") if inputs is None else inputs
+        if ids is None:
+            return super().generate(inputs, generation_config, logits_processor, stopping_criteria, **options)
+        chosen = self.generation_config if generation_config is None else generation_config
+        asked = {name: options.get(name, getattr(chosen, name, None)) for name in ("top_p", "num_beams")}
+        if asked["top_p"] is not None and not 0 < asked["top_p"] <= 1:
+            raise ValueError(f"top_p lies above 0 and up to 1, and is {asked['top_p']}.")
+        if (asked["num_beams"] or 1) > self.config.embedding_size:
+            raise ValueError(f"{asked['num_beams']} beams are more than the {self.config.embedding_size} words.")
+        mask = options.get("attention_mask")
+        lengths = (ids != -1).sum(1) if mask is None else mask.sum(1)
+        last = LastPosition(lengths, ids.shape[1], self.config.max_position_embeddings)
+        criteria = StoppingCriteriaList([*(stopping_criteria or []), last])
+        out = super().generate(inputs, generation_config, logits_processor, criteria, **options)
+        names = [options.get(name, getattr(chosen, name, None)) for name in ("eos_token_id", "pad_token_id")]
+        ends = {token for name in names for token in (name if isinstance(name, list) else [name])}
+        last.warn(out if isinstance(out, Tensor) else out.sequences, ends)
+        return out
+
+    @torch.no_grad()
     def generate_from_batch(
-        self, batch: dict[str, Tensor], generation_config: GenerationConfig | None = None, **options: Any
+        self,
+        batch: dict[str, Tensor],
+        generation_config: GenerationConfig | None = None,
+        attention_mask: Tensor | None = None,
+        **options: Any,
     ) -> Tensor:
         """The released models' way to generate: prompt and answer ids [B, T + new] for a batch as `process` makes it.
 
         Args:
             batch: input_ids [B, T], -1 where padded on the right, and images, image_masks, image_input_idx [B, n, ...].
+            attention_mask: [B, T], 0 on padding; by default the batch's own, or what input_ids says.
             options: of `generate`, such as `tokenizer` (for stop_strings) and `use_cache`.
         """
         ids = batch["input_ids"].long()
-        mask = batch.get("attention_mask")
+        mask = batch.get("attention_mask") if attention_mask is None else attention_mask
         mask = (ids != -1) if mask is None else mask.bool()
         pad = (~mask).sum(1) * ~mask[:, -1]  # padding moves to the left, where answers do not meet it
         order = (torch.arange(ids.shape[1], device=ids.device) - pad[:, None]) % ids.shape[1]
