@@ -148,17 +148,20 @@ def test_rows_of_other_programs(tmp_path: Path, capsys: pytest.CaptureFixture[st
         {"id": "7", "image": "a.jpg", "conversations": chat},
         {"image": "a.jpg", "question": "How many?", "answer": 5},
     ]
+    rows.append({"image": float("nan"), "images": ["a.jpg"], "answer": "y"})
     rows.append(
         {"image": "a.jpg", "question": "Which?", "answer": "x", "weight": None, "metadata": {"score": float("nan")}}
     )
     path = lines(tmp_path, b"\xef\xbb\xbf" + json.dumps(rows, indent=1).encode())
     made = jsonl(path, tmp_path / "out", "--style", "user_qa")
-    assert [record["annotations"][0].get("answer") for record in made] == [None, "5", "x"]
-    assert made[0]["annotations"][0]["conversations"] == chat and made[2]["metadata"] == {"score": None}
+    assert [record["annotations"][0].get("answer") for record in made] == [None, "5", "y", "x"]
+    assert all(record["images"] == ["jpg"] for record in made)
+    assert made[0]["annotations"][0]["conversations"] == chat and made[3]["metadata"] == {"score": None}
     out = capsys.readouterr().out
-    for said in ("columns not used: id", "1 whole numbers, written as text", "1 numbers that JSON does not have"):
+    for said in ("columns not used: id; ", "1 whole numbers, written as text", "1 numbers that JSON does not have"):
         assert said in out
-    raw = b"".join(ShardSet(str(tmp_path / "out")).parts(i)["json"] for i in range(3))
+    assert "1 annotations with an answer, but no question" in out
+    raw = b"".join(ShardSet(str(tmp_path / "out")).parts(i)["json"] for i in range(4))
     assert b"NaN" not in raw
     inspect_shards.main([str(tmp_path / "out")])
 

@@ -174,7 +174,7 @@ def _usable(batch: list[Item], mapping: Mapping, outcome: Outcome) -> Iterator[S
 def summary(outcome: Outcome, passed: dict[str, int]) -> list[str]:
     """What is to be said at the end beside the number of samples, nothing left out in silence."""
     notes = outcome.notes
-    unused = sorted(notes.columns - notes.used)
+    unused = sorted(notes.filled - notes.used)
     out = [f"{len(outcome.faults)} of {outcome.seen} rows skipped"] if outcome.faults else []
     out += [f"passed over: {count} {what}" for what, count in sorted(passed.items()) if count]
     out += [f"{count} {what}" for what, count in sorted(notes.counts.items()) if count]

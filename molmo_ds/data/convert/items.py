@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from molmo_ds.data.convert.pictures import is_picture, printable, read_file, read_text, to_text
-from molmo_ds.data.convert.rows import Mapping, Notes, Row, refuse_lost_pictures
+from molmo_ds.data.convert.rows import Mapping, Notes, Row, is_there, refuse_lost_pictures
 from molmo_ds.data.convert.tars import Member
 from molmo_ds.data.sample.conversation import shown
 from molmo_ds.data.sample.decode import BadSample
@@ -38,14 +38,14 @@ class RowItem:
         """The row and its pictures; BadSample where one of them cannot be had."""
         columns = mapping.picture_columns(self.row)
         if not mapping.images:
-            columns = [name for name in columns if self.row[name] is not None][:1]
+            columns = [name for name in columns if is_there(self.row[name])][:1]
         notes.columns |= set(columns)
         notes.used |= set(columns)
         pictures = []
         for name in columns:
             value = self.row[name]
             for one in value if isinstance(value, list) else [value]:
-                if one is not None:
+                if is_there(one):
                     pictures.append(picture_bytes(name, one, self.root))
                 elif isinstance(value, list):
                     raise BadSample(f"'{name}' holds null among its pictures; leave it out.")

@@ -32,6 +32,7 @@ class Notes:
     counts: Counter[str] = field(default_factory=Counter)
     review: Review = field(default_factory=Review)
     columns: set[str] = field(default_factory=set)
+    filled: set[str] = field(default_factory=set)  # those that were not always empty
     used: set[str] = field(default_factory=set)
 
     def merge(self, other: "Notes") -> None:
@@ -39,6 +40,7 @@ class Notes:
         self.counts += other.counts
         self.review.merge(other.review)
         self.columns |= other.columns
+        self.filled |= other.filled
         self.used |= other.used
 
 
@@ -65,7 +67,7 @@ class Mapping:
         """One annotation of the row's columns; BadSample when the row has none of the fields or there is no style."""
         taken = {column for _, column in self.columns}
         columns = {name: name for name in FIELDS if name not in taken} | dict(self.columns)
-        found = {name: row[column] for name, column in columns.items() if _is_there(row.get(column))}
+        found = {name: row[column] for name, column in columns.items() if is_there(row.get(column))}
         style = self.style or row.get("style")
         if not found or not style:
             raise BadSample(
@@ -101,6 +103,7 @@ def to_sample(key: str, row: Row, pictures: list[bytes], mapping: Mapping, notes
         raise BadSample(f"'annotations' is {shown(given)}, but must be a list.")
     record |= {name: row[name] for name in ("metadata", "num_frames") if row.get(name) is not None}
     notes.columns |= set(map(str, row))
+    notes.filled |= {str(name) for name, value in row.items() if is_there(value)}
     notes.used |= set(KEPT)
     data = [data for _, data in made]
     _review(record, data, mapping, notes)
@@ -149,7 +152,8 @@ def holds_picture(value: Any) -> bool:
     return isinstance(value, (bytes, bytearray)) or hasattr(value, "getexif")
 
 
-def _is_there(value: Any) -> bool:
+def is_there(value: Any) -> bool:
+    """Whether a table's cell is not empty: neither null nor NaN."""
     return value is not None and not (isinstance(value, float) and math.isnan(value))
 
 

@@ -7,7 +7,7 @@ from numpy.random import RandomState
 from molmo_ds.config import PromptConfig
 from molmo_ds.data.sample.annotation import KEYS, Annotation, at, read_annotation
 from molmo_ds.data.sample.decode import BadSample
-from molmo_ds.data.sample.prompts import PromptFormatter
+from molmo_ds.data.sample.prompts import TEMPLATES, PromptFormatter
 from molmo_ds.data.sample.record import Record, annotations, check_pictures, count_frames, first_size, is_video
 from molmo_ds.data.sample.tree import check_places
 from molmo_ds.data.sample.turns import Conversation
@@ -21,12 +21,14 @@ class Review:
 
     unanswered: int = 0  # nothing is learnt of them: they only ask
     without_style: int = 0
+    without_question: int = 0  # though an answer is learnt
     unread: dict[str, int] = field(default_factory=dict)
 
     def merge(self, other: "Review") -> None:
         """Add the counts of another."""
         self.unanswered += other.unanswered
         self.without_style += other.without_style
+        self.without_question += other.without_question
         for key, count in other.unread.items():
             self.unread[key] = self.unread.get(key, 0) + count
 
@@ -35,6 +37,8 @@ class Review:
         out = []
         if self.unanswered:
             out.append(f"{self.unanswered} annotations without an answer, which training skips")
+        if self.without_question:
+            out.append(f"{self.without_question} annotations with an answer, but no question")
         if self.without_style:
             out.append(f"{self.without_style} annotations without a style, for prompts.system_prompt=none only")
         return out + [
@@ -60,10 +64,17 @@ class Review:
             conversations.append(Conversation(texts, 1.0, annotation.pictures))
             self.unanswered += asks
             self.without_style += not annotation.style
+            self.without_question += not asks and lacks_question(annotation)
             for key in value.keys() - KEYS:
                 self.unread[key] = self.unread.get(key, 0) + 1
         check_places(conversations, pictures)
         check_pictures(record, [conversation.pictures for conversation in conversations])
+
+
+def lacks_question(annotation: Annotation) -> bool:
+    """Whether an answer to a question is learnt without one; captions and points need none."""
+    told = annotation.messages or annotation.text is not None or annotation.points is not None
+    return not (told or annotation.question or annotation.options or annotation.style in TEMPLATES)
 
 
 def is_question(annotation: Annotation) -> bool:

@@ -264,16 +264,21 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def generate_from_batch(
-        self, batch: dict[str, Tensor], generation_config: GenerationConfig | None = None, **options: Any
+        self,
+        batch: dict[str, Tensor],
+        generation_config: GenerationConfig | None = None,
+        attention_mask: Tensor | None = None,
+        **options: Any,
     ) -> Tensor:
         """The released models' way to generate: prompt and answer ids [B, T + new] for a batch as `process` makes it.
 
         Args:
             batch: input_ids [B, T], -1 where padded on the right, and images, image_masks, image_input_idx [B, n, ...].
+            attention_mask: [B, T], 0 on padding; by default the batch's own, or what input_ids says.
             options: of `generate`, such as `tokenizer` (for stop_strings) and `use_cache`.
         """
         ids = batch["input_ids"].long()
-        mask = batch.get("attention_mask")
+        mask = batch.get("attention_mask") if attention_mask is None else attention_mask
         mask = (ids != -1) if mask is None else mask.bool()
         pad = (~mask).sum(1) * ~mask[:, -1]  # padding moves to the left, where answers do not meet it
         order = (torch.arange(ids.shape[1], device=ids.device) - pad[:, None]) % ids.shape[1]
