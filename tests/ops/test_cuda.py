@@ -45,8 +45,9 @@ def pooled(library: Path) -> type[torch.autograd.Function]:
 
 
 # lanes of a head: 8 with one in use, 8, 16 with nine in use, 32
-@pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 4), (torch.float32, 32), (torch.float32, 128),
-                                              (torch.bfloat16, 72)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dtype", "width"), [(torch.float32, 4), (torch.float32, 32), (torch.float32, 128), (torch.bfloat16, 72)]
+)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("size", [4, 9])
 def test_arithmetic(on_host: Path, dtype: torch.dtype, width: int, masked: bool, size: int) -> None:

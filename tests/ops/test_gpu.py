@@ -21,9 +21,14 @@ def leaf(*size: int, dtype: torch.dtype = torch.bfloat16, scale: float = 1.0) ->
     return (torch.randn(*size, device="cuda") * scale).to(dtype).requires_grad_()
 
 
-@pytest.mark.parametrize(("by", "dtype", "limit"), [
-    ("triton", torch.float32, 1e-5), ("triton", torch.bfloat16, 1e-2), ("cuda", torch.bfloat16, 1e-2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("by", "dtype", "limit"),
+    [
+        ("triton", torch.float32, 1e-5),
+        ("triton", torch.bfloat16, 1e-2),
+        ("cuda", torch.bfloat16, 1e-2),
+    ],
+)
 def test_tree_attention(by: str, dtype: torch.dtype, limit: float) -> None:
     torch.manual_seed(0)
     document, branch = (x.cuda() for x in LONG)

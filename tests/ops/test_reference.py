@@ -73,9 +73,12 @@ def test_rope_scaling_is_that_of_llama_3() -> None:
     from transformers import LlamaConfig
 
     scaling = {
-        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
         "original_max_position_embeddings": 64,
-    }  # fmt: skip
+    }
     config = LlamaConfig(hidden_size=64, num_attention_heads=2, rope_parameters={"rope_theta": 1e4, **scaling})
     frequency, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
     cos, sin = rope_table(torch.tensor([[1]]), 32, 1e4, scaling)

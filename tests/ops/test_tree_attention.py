@@ -50,8 +50,14 @@ def test_the_rule_inside_images() -> None:
     images = torch.tensor([[0, 1, 1, 0, 0, 0, 0]])
     seen = visible(document, branch, images)[0]
     assert ["".join("abcdefp"[k] for k in range(7) if seen[q, k]) for q in range(7)] == [
-        "a", "abc", "abc", "abcd", "abcde", "abcdef", "p",
-    ]  # fmt: skip
+        "a",
+        "abc",
+        "abc",
+        "abcd",
+        "abcde",
+        "abcdef",
+        "p",
+    ]
 
 
 def by_hand(q: Tensor, k: Tensor, v: Tensor, document: Tensor, branch: Tensor) -> Tensor:
