@@ -95,7 +95,9 @@ def _as_yaml(word: str, kind: type) -> str:
         raise ValueError(f"'{word}' is not an override; write key=value, for example model.vision.hidden_size=64.")
     setting = _setting_of(keys, settings(kind))
     if setting is not None and setting.is_text and value not in NOTHING and value[0] not in "'\"":
-        value = json.dumps(value)  # a text as it stands: 007 is no number, and what follows # no comment
+        value = json.dumps(
+            value, ensure_ascii=False
+        )  # a text as it stands: 007 is no number, and what follows # no comment
     return f"{key}={value}"
 
 
@@ -201,7 +203,7 @@ def _wrong_value(keys: list[str], mistake: Any, setting: Setting) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = "null" if value is None else json.dumps(value, default=str)
+    text = json.dumps(value, default=str, ensure_ascii=False)
     text = text.replace('"', "'") if isinstance(value, str) else text
     return text if len(text) < 80 else text[:76] + " ..."
 

@@ -107,3 +107,12 @@ def test_settings_and_options_of_other_tools_in_any_order(capsys: pytest.Capture
     assert convert.read_arguments(behind) == convert.read_arguments(before)
     with pytest.raises(SystemExit):
         convert.read_arguments(["consolidate", "SRC", "OUT", "text.a=1"])
+
+
+def test_field_names_of_make_shards_take_no_other_word() -> None:
+    make_shards = importlib.import_module("make_shards")
+    rest = ["dataset", "SRC", "OUT", "--style", "vqa2"]
+    fields = ["--map", "question=query", "answer=label"]
+    for place in range(len(rest)):  # at its end --style needs its word
+        parsed = make_shards.parse([*rest[:place], *fields, *rest[place:]] if place < 4 else [*rest, *fields])
+        assert (parsed.source, parsed.out, parsed.map) == ("SRC", "OUT", fields[1:])

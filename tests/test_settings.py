@@ -220,6 +220,8 @@ def test_texts_are_taken_as_they_stand() -> None:
     made = settings.load(None, ["out=007", "data.sources.x.path=/data/run #2", "wandb=1e5", "data.tokenizer='quoted'"])
     assert (made.out, made.data.sources["x"].path) == ("007", "/data/run #2")
     assert (made.wandb, made.data.tokenizer) == ("1e5", "quoted")
+    for text in ("caf\u00e9", "\U0001f600", 'a "b" \\ c', "[x]", "{x}", "a: b", "*", "'", "a # b", "a\nb"):
+        assert settings.load(None, [f"out=./{text}"]).out == f"./{text}"
 
 
 def test_home_is_a_folder_in_every_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

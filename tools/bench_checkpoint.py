@@ -26,6 +26,7 @@ from ranks import run_ranks  # noqa: E402
 from molmo_ds.config import RunConfig  # noqa: E402
 from molmo_ds.engine import build_engine  # noqa: E402
 from molmo_ds.engine.launch import World  # noqa: E402
+from molmo_ds.files import local  # noqa: E402
 
 
 def run_config(strategy: str, width: int) -> RunConfig:
@@ -76,7 +77,9 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="+", default=["zero1", "zero3"])
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", default=None, help="a folder on the disk to be measured (default: a temporary one)")
+    parser.add_argument(
+        "--folder", type=local, default=None, help="on the disk to be measured (default: a temporary one)"
+    )
     arguments = parser.parse_args()
     print(f"`python tools/bench_checkpoint.py {' '.join(sys.argv[1:])}`, {time.strftime('%Y-%m-%d')}, ", end="")
     print(f"{platform.machine()} CPU, torch {torch.__version__}, medians of {arguments.rounds}:\n")

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from molmo_ds import presets
 from molmo_ds.data.images import ImageProcessor, load_image
+from molmo_ds.files import local
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # also when run as a script
 from tools import bench_stream  # noqa: E402
@@ -125,7 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHES)}; none = all")
     parser.add_argument("--rounds", type=int, default=10, help="the best round counts")
-    parser.add_argument("--json", type=Path, help="write the rows there")
+    parser.add_argument("--json", type=local, help="write the rows there")
     given = parser.parse_intermixed_args(arguments)
     unknown = sorted(set(given.names) - set(BENCHES))
     if unknown:

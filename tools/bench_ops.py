@@ -31,6 +31,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from ops_cases import Case, cases  # noqa: E402
 
+from molmo_ds.files import local  # noqa: E402
 from molmo_ds.ops import dispatch  # noqa: E402
 
 H100 = (3.0e12, 798e12)  # bytes/s copied, bf16 flop/s of an 8192-cubed product; facts of an earlier machine
@@ -177,7 +178,7 @@ def main(arguments: list[str] | None = None) -> str:
     """Prints and returns the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ops", nargs="*", help="names of ops; none = all")
-    parser.add_argument("--out", type=Path, help="also write the table here")
+    parser.add_argument("--out", type=local, help="also write the table here")
     parser.add_argument("--small", action="store_true", help="tiny shapes, to try the tool itself; times mean nothing")
     options = parser.parse_intermixed_args(arguments)
     chosen = [case for case in cases() if not options.ops or case.op in options.ops]

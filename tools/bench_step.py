@@ -33,6 +33,7 @@ from molmo_ds.data.packing import choose, collate
 from molmo_ds.engine.compiled import compile_layers
 from molmo_ds.engine.metrics import flops_per_crop, flops_per_token, peak_flops
 from molmo_ds.engine.optim import build_optimizer, clip, frozen_names, norm_limit_used, parameter_groups
+from molmo_ds.files import local
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.ops import dispatch
 
@@ -290,7 +291,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--end-to-end", action="store_true", help="the table of a GPU")
     parser.add_argument("--small", action="store_true", help="with it: tiny shapes and model, to try the tool itself")
     parser.add_argument("--only", default="", help="with it: the steps whose name holds this, such as 2304")
-    parser.add_argument("--out", type=Path, help="with it: write the table here as well")
+    parser.add_argument("--out", type=local, help="with it: write the table here as well")
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     gpu = torch.cuda.is_available()

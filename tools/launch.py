@@ -26,7 +26,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 from signal_run import MARK, signal_run  # noqa: E402
 
-from molmo_ds import settings  # noqa: E402
+from molmo_ds import rules, settings  # noqa: E402
 from molmo_ds.config import RunConfig  # noqa: E402
 from molmo_ds.engine import ds_config  # noqa: E402
 from molmo_ds.engine.hosts import Host, read_hosts, refuse_unknown  # noqa: E402
@@ -257,16 +257,31 @@ def check(config: RunConfig) -> None:
         raise ValueError("resume=false would begin anew after each fault; leave it out.")
 
 
+def seconds(text: str) -> float:
+    """A number above 0, for an option."""
+    value = float(text)
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
+    return value
+
+
+def tries(text: str) -> int:
+    """A whole number of 1 or more, for an option."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} starts are none; give 1 or more")
+    return int(text)
+
+
 def main() -> None:
     """Read the command line and supervise."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.allow_abbrev = False  # the rest are settings
     parser.add_argument("--hosts", help="host1:8,host2:8, or a hostfile, or localhost:2")
-    parser.add_argument("--start", type=float, default=900, help="seconds until the first step (default 900)")
-    parser.add_argument("--stall", type=float, default=25, help="seconds without a step that are a fault (default 25)")
-    parser.add_argument("--probe", type=float, default=10, help="seconds between two looks at the hosts (default 10)")
-    parser.add_argument("--tries", type=int, default=5, help="starts in a row without a new checkpoint (default 5)")
-    parser.add_argument("--backoff", type=float, default=1, help="seconds after a fault, doubled each time (default 1)")
+    parser.add_argument("--start", type=seconds, default=900, help="seconds until the first step (default 900)")
+    parser.add_argument("--stall", type=seconds, default=25, help="longest time between two steps (default 25)")
+    parser.add_argument("--probe", type=seconds, default=10, help="seconds between two looks at the hosts (default 10)")
+    parser.add_argument("--tries", type=tries, default=5, help="starts in a row without a new checkpoint (default 5)")
+    parser.add_argument("--backoff", type=seconds, default=1, help="pause after a fault, doubled each time (default 1)")
     parser.add_argument("--export", default=EXPORTED, help=f"variables that all hosts get (default {EXPORTED})")
     arguments, words = parser.parse_known_args()
     if not arguments.hosts:
@@ -276,6 +291,8 @@ def main() -> None:
     if config is None:
         parser.error("--help comes from this tool; the settings of a run are in python -m molmo_ds.train --help")
     check(config)
+    rules.refuse(rules.training(config))
+    ds_config.read(config.strategy)
     refuse_unknown(hosts)
     limits = Limits(arguments.start, arguments.stall, arguments.probe, arguments.tries, arguments.backoff)
     supervisor = Supervisor(config, hosts, limits, arguments.export)

@@ -66,7 +66,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--subset", help="configuration of a hub data set")
     parser.add_argument("--split", help="default train")
     parser.add_argument("--streaming", action="store_true", help="do not download the data set first")
-    args = parser.parse_args(argv)
+    args = parser.parse_args(map_last(sys.argv[1:] if argv is None else argv))
     if args.kind != "index" and not args.out:
         parser.error("give the folder to write to")
     if args.kind == "index" and args.out:
@@ -78,6 +78,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if problem:
         parser.error(problem)
     return args
+
+
+def map_last(words: list[str]) -> list[str]:
+    """The same words with --map and its field=column at the end, where they take no other word for theirs."""
+    start = words.index("--map") if "--map" in words else len(words)
+    stop = next(
+        (i for i in range(start + 1, len(words)) if "=" not in words[i] or words[i].startswith("-")), len(words)
+    )
+    return words[:start] + words[stop:] + words[start:stop]
 
 
 def problem_of(args: argparse.Namespace) -> str:

@@ -23,6 +23,7 @@ from numpy.random import RandomState
 from tqdm import tqdm
 
 from molmo_ds import settings
+from molmo_ds.config import home
 from molmo_ds.data.prompts import PromptFormatter
 from molmo_ds.data.tokens import train_tokenizer
 from molmo_ds.data.write import write_shards
@@ -87,7 +88,9 @@ def read_arguments(arguments: list[str] | None) -> Job:
     import torch
 
     parser = argparse.ArgumentParser(prog="quickstart.sh", description=__doc__)
-    parser.add_argument("--out", default=str(ROOT / "runs/quickstart"), help="folder of the run (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=home, default=str(ROOT / "runs/quickstart"), help="folder of the run (default: %(default)s)"
+    )
     gpus = max((n for n in (1, 2, 4, 8) if n <= torch.cuda.device_count()), default=0)
     parser.add_argument("--ranks", type=int, default=gpus or 2, help="processes (default: the GPUs up to 8, else 2)")
     parser.add_argument("--steps", type=int, default=STEPS, help="of both stages together (default: %(default)s)")

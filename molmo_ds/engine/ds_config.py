@@ -105,7 +105,8 @@ def resolve(strategy: Strategy, config: RunConfig, world_size: int, on_gpu: bool
         ds["tensor_parallel"]["partition_config"] = {"use_default_specs": False, "layer_specs": []}
     for block in ("optimizer", "scheduler", "tensorboard", "wandb", "csv_monitor", "fp16"):
         ds.pop(block, None)
-    zero = ds.setdefault("zero_optimization", {"stage": 0})
+    zero = ds.setdefault("zero_optimization", {})
+    zero.setdefault("stage", 0)
     sizes = {
         "reduce_bucket_size": bucket,
         "stage3_prefetch_bucket_size": int(0.9 * bucket),

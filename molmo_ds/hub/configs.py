@@ -178,7 +178,7 @@ def text_config(values: dict[str, Any]) -> TextConfig:
     if values.get("use_sliding_window") or (kind != "qwen2" and values.get("attention_bias")) or values.get("mlp_bias"):
         raise ValueError(f"This {kind} model has sliding windows or biases that Molmo does not have.")
     rope = values.get("rope_parameters") or {}  # transformers 5; rope_theta and rope_scaling before
-    scaling = values.get("rope_scaling") or {k: v for k, v in rope.items() if k != "rope_theta"}
+    scaling = {k: v for k, v in (values.get("rope_scaling") or rope).items() if k != "rope_theta"}
     rows, heads = values["vocab_size"], values["num_attention_heads"]
     padded = [p.text for p in PADDED if (p.text.model_type, p.text.embedding_size) == (kind, rows)]
     return TextConfig(
@@ -237,7 +237,7 @@ def vision_config(values: dict[str, Any], name: str) -> tuple[VisionConfig, Imag
         image_size=crop,
         patch_size=patch,
         hidden_size=values["hidden_size"],
-        intermediate_size=values.get("intermediate_size") or values["hidden_size"] * values.get("mlp_ratio", 4),
+        intermediate_size=values.get("intermediate_size") or int(values["hidden_size"] * values.get("mlp_ratio", 4)),
         num_hidden_layers=layers - 1 if resize == "clip" else layers,
         num_attention_heads=values["num_attention_heads"],
         hidden_act=values["hidden_act"],

@@ -389,7 +389,6 @@ def test_data_sets_that_cannot_be_read(tmp_path: Path) -> None:
 OPTIONS = [
     (["--map", "anwser=label"], "knows no field 'anwser'"),
     (["--map", "answer=a", "answer=b"], "fills the field 'answer' twice"),
-    (["--map", "answer"], "takes field=column"),
     (["--workers", "0"], "must be at least 1"),
     (["--samples-per-shard", "0"], "must be at least 1"),
     (["--max-bad-share", "nan"], "must lie between 0 and 1"),
