@@ -80,18 +80,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-<<<<<<< HEAD
-=======
-def map_last(words: list[str]) -> list[str]:
-    """The same words with --map and its field=column at the end, where they take no other word for theirs."""
-    start = words.index("--map") if "--map" in words else len(words)
-    stop = next(
-        (i for i in range(start + 1, len(words)) if "=" not in words[i] or words[i].startswith("-")), len(words)
-    )
-    return words[:start] + words[stop:] + words[start:stop]
-
-
->>>>>>> 8e60dfb3bde3bf7ec367925c1245ba21f81a3420
 def problem_of(args: argparse.Namespace) -> str:
     """What is wrong with the options, in a sentence; empty if nothing is."""
     if args.workers < 1 or (args.samples_per_shard is not None and args.samples_per_shard < 1):
@@ -110,7 +98,6 @@ def problem_of(args: argparse.Namespace) -> str:
         fields.append(name)
     twice = [name for name in fields if fields.count(name) > 1]
     return f"--map fills the field '{twice[0]}' twice" if twice else ""
-<<<<<<< HEAD
 
 
 def map_last(words: list[str]) -> list[str]:
@@ -120,8 +107,6 @@ def map_last(words: list[str]) -> list[str]:
         (i for i in range(start + 2, len(words)) if "=" not in words[i] or words[i].startswith("-")), len(words)
     )
     return words[:start] + words[stop:] + words[start:stop]
-=======
->>>>>>> 8e60dfb3bde3bf7ec367925c1245ba21f81a3420
 
 
 def write(args: argparse.Namespace) -> None:
