@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 BLOCK = 128  # queries; measured on an AMD EPYC core, 64 to 128 are alike and 256 is a tenth slower
 GAP = 32  # fewer unseen keys than this between two runs of keys are taken along
+TYPES = (torch.float32, torch.bfloat16)
 WORTH = 0.8  # of the whole mask; above, one call for all is faster
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -27,18 +28,11 @@ class Block:
     begin: int
     end: int
     keys: tuple[tuple[int, int], ...]  # runs, ascending
-    mask: Tensor  # [1, 1, R * t, s]
+    mask: Tensor  # [t, s]
 
 
-def _blocks(mask: Tensor, group: int) -> list[Block] | None:
-    # kept on the mask, which the layers of a forward share; None where blocks do not pay
-    kept = mask.__dict__.setdefault("_molmo_ds_blocks", {})
-    if group not in kept:
-        kept[group] = _cut(mask, group)
-    return kept[group]
-
-
-def _cut(mask: Tensor, group: int) -> list[Block] | None:
+def cut(mask: Tensor) -> tuple[Block, ...] | None:
+    """The blocks of a mask [B, 1, T, T] of 0 and -inf; None where they do not pay."""
     rows, _, tokens, _ = mask.shape
     spans, area = [], 0
     for begin in range(0, tokens, BLOCK):
@@ -55,7 +49,7 @@ def _cut(mask: Tensor, group: int) -> list[Block] | None:
     if area > WORTH * rows * tokens * tokens:
         return None
     parts = (_join(mask[row, 0, begin:end], runs, 1) for row, begin, end, runs in spans)
-    return [Block(*span, part.repeat(group, 1)[None, None]) for span, part in zip(spans, parts)]
+    return tuple(Block(*span, part) for span, part in zip(spans, parts))
 
 
 def _join(x: Tensor, runs: tuple[tuple[int, int], ...], dim: int) -> Tensor:
@@ -70,7 +64,7 @@ class _Blocks(torch.autograd.Function):
         sums = []
         for block in blocks:
             (folded,), (keys, values) = _gather(block, k.shape[1], (q,), (k, v))
-            part, lse = _forward(folded, keys, values, 0.0, False, attn_mask=block.mask)
+            part, lse = _forward(folded, keys, values, 0.0, False, attn_mask=_fold(block.mask, q, k))
             out[block.row, :, block.begin : block.end] = part.reshape(q.shape[1], -1, q.shape[3])
             sums.append(lse)
         ctx.save_for_backward(q, k, v, out, *sums)
@@ -86,7 +80,7 @@ class _Blocks(torch.autograd.Function):
         for block, lse in zip(ctx.blocks, sums):
             queries, keys = _gather(block, k.shape[1], (of_out, q, out), (k, v))
             grad, folded, part = queries
-            a, b, c = _backward(grad, folded, *keys, part, lse, 0.0, False, attn_mask=block.mask)
+            a, b, c = _backward(grad, folded, *keys, part, lse, 0.0, False, attn_mask=_fold(block.mask, q, k))
             of_q[block.row, :, block.begin : block.end] = a.reshape(q.shape[1], -1, q.shape[3])
             at = 0
             for first, last in block.keys:
@@ -94,6 +88,11 @@ class _Blocks(torch.autograd.Function):
                 of_v[block.row, :, first:last] += c[0, :, at : at + last - first]
                 at += last - first
         return of_q, of_k.to(k.dtype), of_v.to(v.dtype), None
+
+
+def _fold(mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    # [t, s] -> [1, 1, R * t, s]
+    return mask.repeat(q.shape[1] // k.shape[1], 1)[None, None]
 
 
 def _gather(
@@ -105,17 +104,13 @@ def _gather(
     return folded, [_join(x[block.row][None], block.keys, 2) for x in keys]
 
 
-def usable(q: Tensor, k: Tensor, mask: Tensor, dropout_p: float) -> bool:
-    """Whether `attention` takes these and pays: a CPU, a mask of q's type with many keys that nobody sees."""
-    if dropout_p or q.device.type != "cpu" or q.shape[2] <= BLOCK or torch.compiler.is_compiling():
+def usable(q: Tensor, blocks: tuple[Block, ...] | None, dropout_p: float) -> bool:
+    """Whether `attention` takes these: a CPU, blocks of q's type, no dropout, nothing that is compiled."""
+    if blocks is None or dropout_p or q.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    known = q.dtype in (torch.float32, torch.bfloat16) and mask.dtype == q.dtype
-    return known and _blocks(mask, q.shape[1] // k.shape[1]) is not None
+    return q.dtype in TYPES and blocks[0].mask.dtype == q.dtype
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """q [B, H, T, d], k and v [B, G, T, d], mask [B, 1, T, T] of 0 and -inf -> [B, H, T, d].
-
-    The layers of a forward should pass the same mask object: its blocks are kept on it.
-    """
-    return _Blocks.apply(q, k, v, _blocks(mask, q.shape[1] // k.shape[1]))
+def attention(q: Tensor, k: Tensor, v: Tensor, blocks: tuple[Block, ...]) -> Tensor:
+    """q [B, H, T, d], k and v [B, G, T, d], blocks of their mask -> [B, H, T, d]."""
+    return _Blocks.apply(q, k, v, blocks)

@@ -10,6 +10,7 @@ Shapes: B sequences, H heads, G key-value heads, T tokens, d head width.
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ class AttentionPlan:
     image_ids: Tensor | None = None  # int [B, T], 1, 2, ... per image, 0 = text
     mask: Tensor | None = None  # [B, 1, T, T], 0 or -inf, added to the scores
     lengths: tuple[int, ...] | None = None  # with a mask on the CPU: of the documents, one after the other in B * T
+    mask_blocks: tuple[Any, ...] | None = None  # with a long mask on the CPU: `mask_blocks.Block`s where they pay
     blocks: BlockMask | None = None  # of FlexAttention
     segments: cascade.Segments | None = None  # of the flash-attention cascade
 
@@ -84,6 +86,21 @@ def _plan_mask(document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype, ima
     return AttentionPlan(document_ids, branch_ids, image_ids, mask, _lengths(document_ids))
 
 
+def _long(document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype, image_ids: Tensor | None) -> bool:
+    on_cpu = document_ids.device.type == "cpu" and not torch.compiler.is_compiling()
+    return on_cpu and dtype in mask_blocks.TYPES and document_ids.shape[1] > mask_blocks.BLOCK
+
+
+@dispatch.implements("attention_plan", "cpu", _long)
+def _plan_mask_blocks(
+    document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype, image_ids: Tensor | None
+) -> AttentionPlan:
+    plan = _plan_mask(document_ids, branch_ids, dtype, image_ids)
+    # documents shorter than the blocks run one by one in less time
+    short = plan.lengths is not None and document_ids.numel() <= mask_blocks.BLOCK * len(plan.lengths)
+    return plan if short else replace(plan, mask_blocks=mask_blocks.cut(plan.mask))
+
+
 @dispatch.implements("attention_plan", "triton", lambda document_ids, *rest: document_ids.is_cuda)
 def _plan_blocks(
     document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype, image_ids: Tensor | None
@@ -114,17 +131,17 @@ def _torch(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_
     return _each_document(q, k, v, plan.mask, plan.lengths, dropout_p)
 
 
-def _long(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float) -> bool:
-    # documents shorter than the blocks of mask_blocks run one by one in less time
-    if plan is None or plan.mask is None or torch.compiler.is_compiling():  # lengths would be compiled in
+def _in_blocks(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float) -> bool:
+    if plan is None or torch.compiler.is_compiling():  # blocks would be compiled in
         return False
-    short = plan.lengths is not None and q.shape[0] * q.shape[2] <= mask_blocks.BLOCK * len(plan.lengths)
-    return not short and mask_blocks.usable(q, k, plan.mask, dropout_p)
+    return mask_blocks.usable(q, plan.mask_blocks, dropout_p)
 
 
-@dispatch.implements("tree_attention", "cpu", _long)
+@dispatch.implements("tree_attention", "cpu", _in_blocks)
 def _cpu(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float) -> Tensor:
-    return mask_blocks.attention(q, k, v, plan.mask)
+    if not _in_blocks(q, k, v, plan, dropout_p):  # the plan decides, also where a name is forced
+        return _torch(q, k, v, plan, dropout_p)
+    return mask_blocks.attention(q, k, v, plan.mask_blocks)
 
 
 @dispatch.implements("tree_attention", "triton", lambda q, k, v, plan, p: plan is not None and plan.blocks is not None)
