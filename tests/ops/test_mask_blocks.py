@@ -40,15 +40,17 @@ def test_output_and_gradients(kind: str, heads: int, groups: int) -> None:
         k, v = (x.repeat_interleave(heads // groups, 1) for x in (k, v))
         return F.scaled_dot_product_attention(q, k, v, mask.to(q.dtype))
 
-    assert mask_blocks.usable(q, k, mask, 0.0)
-    ours = run(lambda q, k, v: mask_blocks.attention(q, k, v, mask), torch.float32)
+    blocks = mask_blocks.cut(mask)
+    assert mask_blocks.usable(q, blocks, 0.0)
+    ours = run(lambda q, k, v: mask_blocks.attention(q, k, v, blocks), torch.float32)
     for fast, exact in zip(ours, run(whole, torch.float64)):
         assert (fast - exact).norm() / exact.norm() < 1e-6
 
 
 def test_a_full_mask_is_left_alone() -> None:
     q = torch.zeros(1, 2, T, 16)
-    assert not mask_blocks.usable(q, q, torch.zeros(1, 1, T, T), 0.0)
+    assert not mask_blocks.usable(q, mask_blocks.cut(torch.zeros(1, 1, T, T)), 0.0)
     causal = torch.zeros(1, 1, T, T).masked_fill(torch.ones(T, T, dtype=torch.bool).triu(1), float("-inf"))
-    assert mask_blocks.usable(q, q, causal, 0.0)
-    assert not mask_blocks.usable(q, q, causal, 0.1)  # dropout needs every share
+    blocks = mask_blocks.cut(causal)
+    assert mask_blocks.usable(q, blocks, 0.0)
+    assert not mask_blocks.usable(q, blocks, 0.1)  # dropout needs every share

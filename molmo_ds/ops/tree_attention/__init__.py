@@ -20,6 +20,7 @@ from molmo_ds.ops.tree_attention.reference import AttentionPlan, visible
 __all__ = ["AttentionPlan", "attention_plan", "tree_attention", "visible"]
 
 dispatch.register("attention_plan", "torch", reference.attention_plan)
+dispatch.register("attention_plan", "cpu", cpu.plan, cpu.plan_usable)
 dispatch.register("attention_plan", "triton", flex.plan, flex.plan_usable)
 dispatch.register("attention_plan", "cuda", cascade.plan, cascade.plan_usable)
 dispatch.register("tree_attention", "torch", reference.tree_attention)
