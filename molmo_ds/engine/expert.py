@@ -12,15 +12,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import nn
 
-from molmo_ds.engine import fragments, optim
+from molmo_ds.engine import deepspeed_0_19, fragments, optim
 from molmo_ds.engine.pipeline import PipelineEngine
 from molmo_ds.engine.zero import ZeroEngine
 from molmo_ds.model.decoder import MoE
-
-CONFIGURE = DeepSpeedZeroOptimizer._configure_moe_settings
 
 
 class Regrouped:
@@ -49,27 +46,26 @@ class WithExperts(Regrouped):
     def prepare(self, optimizer: torch.optim.Optimizer) -> Any:
         """The DeepSpeed engine; AutoEP must have replaced every layer of experts."""
         expected = sum(isinstance(module, MoE) for module in self.model.modules())
-        DeepSpeedZeroOptimizer._configure_moe_settings = configure
+        deepspeed_0_19.allow_frozen_experts()
         if not expected:  # of a pipeline's stage; AutoEP would miss the pattern and raise on that rank only
             self.ds["expert_parallel"]["moe_layer_pattern"] = None
         engine = super().prepare(optimizer)
-        replaced = sum(getattr(module, "_is_autoep_layer", False) for module in self.model.modules())
+        replaced = deepspeed_0_19.expert_layers(self.model)
         assert replaced == expected, f"AutoEP replaced {replaced} of {expected} layers of experts"
         return engine
 
     def marks(self, parameter: nn.Parameter, name: str) -> dict[str, Any]:
         """Experts stand in groups of their own, as DeepSpeed wants them."""
-        moe = {"moe": True, "name": parameter.group_name} if hasattr(parameter, "group_name") else {}
+        group = deepspeed_0_19.group_of_experts(parameter)
+        moe = {} if group is None else {"moe": True, "name": group}
         return super().marks(parameter, name) | moe
 
     def fragments(self, changed: bool = False) -> Iterator[fragments.Fragment]:
         """What this rank holds, under our names."""
-        from deepspeed.utils import groups
-
         text, size = self.config.model.text, self.ds["expert_parallel"]["autoep_size"]
-        name = f"ep_size_{size}"
-        first = groups._get_expert_parallel_rank(name) * (text.num_experts // size)
-        copy = dist.get_rank(groups._get_expert_data_parallel_group(name)) > 0
+        spread, alike = deepspeed_0_19.expert_groups(size)
+        first = dist.get_rank(spread) * (text.num_experts // size)
+        copy = dist.get_rank(alike) > 0
         for piece in super().fragments(changed):
             piece = ours(piece, first, text.num_experts)
             if ".mlp.experts." in piece.name:
@@ -94,13 +90,6 @@ class ExpertEngine(WithExperts, Direct):
 
 class ExpertPipelineEngine(WithExperts, PipelineEngine):
     """Expert parallelism inside the stages of a pipeline, with ZeRO 1."""
-
-
-def configure(zero: DeepSpeedZeroOptimizer) -> None:
-    """DeepSpeed's settings of ZeRO 1 and 2 for experts; it refuses a model whose experts are all frozen."""
-    zero.has_moe_layers = any(zero.is_moe_group(group) for group in zero.optimizer.param_groups)
-    if zero.has_moe_layers:
-        CONFIGURE(zero)
 
 
 def ours(piece: fragments.Fragment, first: int, experts: int) -> fragments.Fragment:

@@ -8,13 +8,14 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from molmo_ds.engine import deepspeed_0_19
 from molmo_ds.engine.launch import World
 
 Named = Iterable[tuple[str, nn.Parameter]]
@@ -79,11 +80,6 @@ def _build() -> str | None:
     return None
 
 
-def used(zero: Any) -> bool:
-    """Whether DeepSpeed's optimizer keeps state or weights on NVMe."""
-    return getattr(zero, "swap_optimizer", False) or getattr(zero, "params_in_nvme_and_cpu", False)
-
-
 def parts(named: Named, engine: Any, changed: bool) -> Iterator[tuple[Named, AbstractContextManager]]:
     """The parameters, together with the context inside which this rank's pieces of them are in memory.
 
@@ -94,79 +90,19 @@ def parts(named: Named, engine: Any, changed: bool) -> Iterator[tuple[Named, Abs
         changed: whether the pieces are written to, and shall be written back.
     """
     zero = engine.optimizer
-    if not used(zero):
+    if not deepspeed_0_19.uses_nvme(zero):
         yield named, nullcontext()
         return
-    settle(zero)
-    group_of = {id(parameter): i for i, group in enumerate(zero.fp16_groups) for parameter in group}
+    deepspeed_0_19.settle(zero)
+    group_of = deepspeed_0_19.sub_group_of(zero)
     together: dict[Any, list] = {}
     for name, parameter in named:
         together.setdefault(group_of.get(id(parameter), name), []).append((name, parameter))
     for key, part in together.items():
-        yield part, sub_group(zero, key, changed) if isinstance(key, int) else _weight(part[0][1], changed)
-
-
-@contextmanager
-def sub_group(zero: Any, index: int, changed: bool) -> Iterator[None]:
-    """A sub-group of the optimizer's state is in memory inside, and is written back if it is `changed` there."""
-    if not getattr(zero, "swap_optimizer", False) or not zero._swappable_optimizer_subgroup(index):
-        yield
-        return
-    zero._optimizer_states_and_gradient_swap_in(index)
-    try:
-        yield
-    finally:
-        if changed:
-            zero._optimizer_states_and_gradient_swap_out(index)
+        if isinstance(key, int):
+            yield part, deepspeed_0_19.sub_group(zero, key, changed)
         else:
-            zero._release_swap_buffers(index)
-
-
-@contextmanager
-def _weight(parameter: nn.Parameter, changed: bool) -> Iterator[None]:
-    """The same for the partition of one frozen weight."""
-    if parameter.ds_tensor.final_location != "nvme":
-        yield
-        return
-    swapper = parameter.nvme_swapper
-    swapper.swap_in([parameter], async_op=False)
-    try:
-        yield
-    finally:
-        if changed:
-            swapper.swap_out_and_release([parameter])
-        else:
-            swapper.remove_partition_and_release_buffers([parameter])
-
-
-def settle(zero: Any) -> None:
-    """End the reads ahead of the last pass and give every gathered weight up, so that the files are what counts."""
-    zero._partition_all_parameters()
-    for parameter in zero.module.parameters():
-        if parameter.ds_tensor.final_location == "nvme":
-            parameter.nvme_swapper.synchronize_reads()
-            parameter.nvme_swapper.remove_partition_and_release_buffers([parameter])
-
-
-def gradients(zero: Any) -> tuple[Tensor, ...]:
-    """This rank's gradients, a view for each sub-group, as they are collected before `hand_over`."""
-    return zero.grad_partitions_flat_buffer.split(zero.fp16_partitioned_groups_flat_numel)
-
-
-def hand_over(engine: Any) -> None:
-    """Give the gradients (clipped) to the step that follows.
-
-    DeepSpeed itself would write those of large weights to NVMe in the last backward pass, out of reach of clipping,
-    and read them back, though they never left the memory.
-    """
-    zero = engine.optimizer
-    engine.set_gradient_accumulation_boundary(True)
-    for i, (flat, gradient) in enumerate(zip(zero.fp32_partitioned_groups_flat, gradients(zero))):
-        zero.norm_for_param_grads[zero.get_param_id(zero.fp16_groups[i][0])] = gradient.norm()  # is it finite?
-        if zero._swappable_optimizer_subgroup(i):
-            zero.optimizer_swapper.swap_params_info[flat.ds_id].unswapped_gradients = {0: gradient}
-        elif zero.offload_optimizer:
-            flat.grad.copy_(gradient)
+            yield part, deepspeed_0_19.frozen_weight(part[0][1], changed)
 
 
 def buffer(tensor: Tensor, folder: Path | None) -> Tensor:

@@ -5,14 +5,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from deepspeed.pipe import DualPipeVModule, LayerSpec, PipelineModule
-from deepspeed.runtime.pipe import schedule
-from deepspeed.runtime.utils import partition_balanced
+from deepspeed.pipe import LayerSpec
 from torch import Tensor, nn
 
 from molmo_ds.batch import Batch
 from molmo_ds.config import LoraConfig, RunConfig
-from molmo_ds.engine import ds_config, optim
+from molmo_ds.engine import deepspeed_0_19, ds_config, optim
+from molmo_ds.engine.deepspeed_0_19 import FoldedStages, Stages
 from molmo_ds.engine.loss_scale import fill
 from molmo_ds.engine.zero import ZeroEngine
 from molmo_ds.model import lora
@@ -64,20 +63,14 @@ class PipelineEngine(ZeroEngine):
         engine, *_ = deepspeed.initialize(
             model=self.module, optimizer=optimizer, config=self.ds, dist_init_required=False
         )
-        # its own norm makes one collective per parameter group, and stages differ in their groups: it would hang
-        nothing = torch.zeros((), device=self.world.device)
-        engine.optimizer.scaled_global_norm = lambda *_: nothing
-        # it gives a buffer again for another type, which crashes a stage that receives from both sides
-        engine._allocate_or_extend_buffers = lambda _, shape, dtype: nothing.new_empty(shape, dtype=dtype)
-        steps = engine._INSTRUCTION_MAP[schedule.OptimizerStep]
-
-        def step(pipeline: Any) -> None:
-            self.norms = self.clip_gradients()
-            self.set_learning_rates()
-            steps(pipeline)
-
-        engine._INSTRUCTION_MAP = {**engine._INSTRUCTION_MAP, schedule.OptimizerStep: step}
+        deepspeed_0_19.before_update(engine, self.before_update, self.world.device)
+        deepspeed_0_19.fresh_buffers(engine, self.world.device)
         return engine
+
+    def before_update(self) -> None:
+        """Clip and set learning rates, where DeepSpeed is about to step."""
+        self.norms = self.clip_gradients()
+        self.set_learning_rates()
 
     def take_loss(self, outputs: tuple[Tensor, Tensor, Tensor], _: Tensor) -> Tensor:
         """What the last stage differentiates; the three sums are kept for the log."""
@@ -122,23 +115,6 @@ class PipelineEngine(ZeroEngine):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every parameter of the model, on whichever stage, with its shape."""
         return {name: tuple(p.shape) for name, p in without_memory(self.config).named_parameters()}
-
-
-class Stages(PipelineModule):
-    """DeepSpeed's module, cut where we say."""
-
-    def __init__(self, specs: list[LayerSpec], bounds: list[int], **arguments: Any) -> None:
-        self.bounds = bounds
-        super().__init__(specs, **arguments)
-
-    def _partition_layers(self, method: str = "") -> None:
-        stage = self._topo.get_coord(self.global_rank).pipe
-        self.parts = self.bounds
-        self._set_bounds(self.bounds[stage], self.bounds[stage + 1])
-
-
-class FoldedStages(DualPipeVModule, Stages):
-    """DualPipeV's module: rank r of P holds parts r and 2P - 1 - r of our 2P, so the first has data and loss."""
 
 
 class Row(nn.Module):
@@ -192,5 +168,5 @@ def balance(rows: list[tuple], config: RunConfig, stages: int) -> list[int]:
             f"{len(costs)} layers that learn cannot fill {stages} pipeline stages; use a strategy with fewer stages."
         )
     unit = max(1, math.ceil(sum(costs) / 10**6))
-    cuts = partition_balanced([max(1, cost // unit) for cost in costs], stages)
+    cuts = deepspeed_0_19.balanced([max(1, cost // unit) for cost in costs], stages)
     return [[*starts, len(rows)][cut] for cut in cuts]

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from molmo_ds.config import MolmoConfig
-from molmo_ds.engine import ds_config, fragments, optim
+from molmo_ds.engine import deepspeed_0_19, ds_config, fragments, optim
 from molmo_ds.engine.expert import Direct, Regrouped, WithExperts
 from molmo_ds.model.decoder import DecoderLayer, MoE, Norm
 from molmo_ds.model.linear import Linear
@@ -31,11 +31,8 @@ class WithTensors(Regrouped):
 
     def arrange(self) -> None:
         """Neighbours share the data and the decoder; DeepSpeed's own groups."""
-        from deepspeed.utils import groups
-
         self.shards = self.strategy.ds["tensor_parallel"]["autotp_size"]
-        groups._init_tp_mesh_device(tensor_model_parallel_size=self.shards)
-        self.tensor_group, self.data_group = groups.get_tensor_model_parallel_group(), groups.get_data_parallel_group()
+        self.tensor_group, self.data_group = deepspeed_0_19.tensor_groups(self.shards)
         self.data_rank, self.place = divmod(self.world.rank, self.shards)
         self.replicas = self.data_size = self.world.size // self.shards
         self.loss_group, self.stream = self.data_group, self.data_rank  # all of a group drop the same
@@ -56,7 +53,7 @@ class WithTensors(Regrouped):
     def prepare(self, optimizer: torch.optim.Optimizer) -> Any:
         """The DeepSpeed engine, without AutoTP's comparison of the first batch, which knows no Batch."""
         engine = super().prepare(optimizer)
-        engine.first_dataloader_check.remove()
+        deepspeed_0_19.compare_no_inputs(engine)
         return engine
 
     def marks(self, parameter: nn.Parameter, name: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from molmo_ds.batch import Batch
 from molmo_ds.config import MolmoConfig, RunConfig
-from molmo_ds.engine import collectives, ds_config, fragments, nvme, optim
+from molmo_ds.engine import collectives, deepspeed_0_19, ds_config, fragments, nvme, optim
 from molmo_ds.engine.compiled import compile_layers
 from molmo_ds.engine.gradient_order import GradientOrder
 from molmo_ds.engine.launch import World
@@ -113,7 +113,7 @@ class ZeroEngine:
         norms = self.clip_gradients()
         self.set_learning_rates()
         if self.scratch:
-            nvme.hand_over(self.engine)
+            deepspeed_0_19.hand_over(self.engine)
         self.engine.step()
         self.writer.poll()
         return self.report(sums, counts, norms)
@@ -168,7 +168,7 @@ class ZeroEngine:
 
     def set_learning_rates(self) -> None:
         """Give every optimizer group its component's rate."""
-        for group in self.engine.basic_optimizer.param_groups:
+        for group in deepspeed_0_19.torch_optimizer(self.engine).param_groups:
             group["lr"] = optim.learning_rate(*self.schedule(group["component"]))
 
     def clip_gradients(self) -> dict[str, Tensor]:
@@ -194,7 +194,7 @@ class ZeroEngine:
             value = whole(piece.name, piece.shape).reshape(-1)
             for first, here, length in piece.runs():
                 piece.tensors["weight"][here : here + length] = value[first : first + length]
-        fragments.publish(self.engine)
+        deepspeed_0_19.publish(self.engine)
 
     def save(self, folder: str, data_state: dict[int, dict]) -> None:
         """Write a checkpoint; see the protocol."""
@@ -208,7 +208,7 @@ class ZeroEngine:
         fragments.create_state(self.engine, *restore.state_keys(found))
         restore.restore(found, self.fragments(changed=True), set(self.shapes()), self.config.optim.name)
         fragments.set_scalars(self.engine, found.scalars)
-        fragments.publish(self.engine)
+        deepspeed_0_19.publish(self.engine)
         self.step = found.step
         return found.data_state
 
@@ -218,7 +218,7 @@ class ZeroEngine:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every parameter of the model, on whichever rank, with its whole shape."""
-        return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self.model.named_parameters()}
+        return {name: deepspeed_0_19.whole_shape(p) for name, p in self.model.named_parameters()}
 
     def full_state(self) -> Iterator[tuple[str, Tensor]]:
         """Every parameter, whole, on the CPU, adapters merged; see the protocol."""
