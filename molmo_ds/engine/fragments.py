@@ -5,15 +5,19 @@ weights, full state, clipping) goes through this file.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from molmo_ds.engine import deepspeed_0_19, nvme
+from molmo_ds.engine import deepspeed_0_19
+from molmo_ds.engine.grid import COPIES
 from molmo_ds.weights.checkpoint import runs
+
+Named = Iterable[tuple[str, nn.Parameter]]
 
 
 @dataclass(frozen=True)
@@ -23,8 +27,8 @@ class Fragment:
     It is contiguous, unless `stride` says otherwise: see `runs`.
     `tensors` are 1-D views of equal length into live memory: "weight" (fp32 master, or the frozen weight) and the
     optimizer's state tensors by their torch names, once there are any. `scalars` are its other state, such as Adam's
-    step. `whole` is set where every rank holds the same piece, so that one of them is enough to save it; `trains` where
-    the optimizer owns it.
+    step. `trains` is set where the optimizer owns it. `copies` are the axes of the grid whose ranks hold the same
+    piece; on exactly one of them it is `owned`: that rank writes and sums it.
     """
 
     name: str
@@ -32,14 +36,20 @@ class Fragment:
     start: int
     tensors: dict[str, Tensor]
     scalars: dict[str, float]
-    whole: bool
     trains: bool
+    copies: tuple[str, ...]
+    owned: bool = False
     stride: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:
         """Elements of this piece."""
         return self.tensors["weight"].numel()
+
+    @property
+    def of_experts(self) -> bool:
+        """Whether the parameter belongs to experts."""
+        return ".mlp.experts." in self.name
 
     def runs(self) -> list[tuple[int, int, int]]:
         """Its contiguous stretches; see weights/checkpoint.py."""
@@ -55,10 +65,29 @@ def fragments(module: nn.Module, engine: Any, changed: bool = False) -> Iterator
         changed: whether the pieces are written to. One from NVMe is in memory only until the next is asked for.
     """
     named = ((re.sub(r"_orig_mod\.", "", name), parameter) for name, parameter in module.named_parameters())
-    for part, inside in nvme.parts(named, engine, changed):
+    for part, inside in _in_memory(named, engine, changed):
         with inside:
             for name, parameter in part:
                 yield from _fragment(name, parameter, engine)
+
+
+def _in_memory(named: Named, engine: Any, changed: bool) -> Iterator[tuple[Named, AbstractContextManager]]:
+    # parameters, together with the context inside which this rank's pieces of them are in memory: all at once, unless
+    # something lies on NVMe: then by sub-group, and frozen ones one by one
+    zero = engine.optimizer
+    if not deepspeed_0_19.uses_nvme(zero):
+        yield named, nullcontext()
+        return
+    deepspeed_0_19.settle(zero)
+    group_of = deepspeed_0_19.sub_group_of(zero)
+    together: dict[Any, list] = {}
+    for name, parameter in named:
+        together.setdefault(group_of.get(id(parameter), name), []).append((name, parameter))
+    for key, part in together.items():
+        if isinstance(key, int):
+            yield part, deepspeed_0_19.sub_group(zero, key, changed)
+        else:
+            yield part, deepspeed_0_19.frozen_weight(part[0][1], changed)
 
 
 def _fragment(name: str, parameter: nn.Parameter, engine: Any) -> Iterator[Fragment]:
@@ -74,7 +103,8 @@ def _fragment(name: str, parameter: nn.Parameter, engine: Any) -> Iterator[Fragm
         else:
             scalars[key] = float(value)
     shape = deepspeed_0_19.whole_shape(parameter)
-    yield Fragment(name, shape, place.start, tensors, scalars, not place.split, parameter.requires_grad)
+    copies = () if place.split else COPIES
+    yield Fragment(name, shape, place.start, tensors, scalars, parameter.requires_grad, copies)
 
 
 def create_state(engine: Any, keys: set[str], scalars: set[str]) -> None:
@@ -98,21 +128,26 @@ def set_scalars(engine: Any, values: dict[str, float]) -> None:
             state[key] = state[key].new_tensor(value)
 
 
-def gradients(engine: Any, groups: list[dict]) -> tuple[dict[str, list[Tensor]], bool]:
-    """This rank's averaged gradients by component between the last backward pass and the step, to be scaled in place.
+@dataclass(frozen=True)
+class Gradients:
+    """This rank's averaged gradients of one group of the optimizer; `copies` as in Fragment."""
+
+    component: str
+    tensors: list[Tensor]
+    copies: tuple[str, ...]
+
+
+def gradients(engine: Any, groups: list[dict]) -> Iterator[Gradients]:
+    """What there is between the last backward pass and the step, to be scaled in place.
 
     Args:
-        groups: `optim.parameter_groups` as they were before DeepSpeed replaced their parameters by flat ones.
-
-    Returns:
-        Component -> pieces; and whether the pieces of all ranks together are the gradient (else each rank holds all).
+        groups: of the optimizer as they were before DeepSpeed replaced their parameters by flat ones; "copies" are
+            axes, other than those over which ZeRO splits, whose ranks have the same gradients.
     """
-    pieces: dict[str, list[Tensor]] = {group["component"]: [] for group in groups}
     parts = deepspeed_0_19.gradients(engine)
+    split = parts is not None
     if parts is None:
-        for group in groups:
-            pieces[group["component"]] += [p.grad for p in group["params"] if p.grad is not None]
-        return pieces, False
-    for group, tensors in parts:
-        pieces[groups[group]["component"]] += tensors
-    return pieces, True
+        parts = [(i, [p.grad for p in group["params"] if p.grad is not None]) for i, group in enumerate(groups)]
+    for i, tensors in parts:
+        copies = groups[i].get("copies", ())
+        yield Gradients(groups[i]["component"], tensors, copies if split else (*COPIES, *copies))

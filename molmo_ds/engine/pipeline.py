@@ -10,20 +10,21 @@ from torch import Tensor, nn
 
 from molmo_ds.batch import Batch
 from molmo_ds.config import LoraConfig, RunConfig
-from molmo_ds.engine import deepspeed_0_19, ds_config, optim
+from molmo_ds.engine import deepspeed_0_19, optim
 from molmo_ds.engine.deepspeed_0_19 import FoldedStages, Stages
+from molmo_ds.engine.engine import DeepSpeedEngine, direct, without_memory
 from molmo_ds.engine.loss_scale import fill
-from molmo_ds.engine.zero import ZeroEngine
 from molmo_ds.model import lora
-from molmo_ds.model.molmo import Molmo, layer_list, run_row
+from molmo_ds.model.molmo import layer_list, run_row
 
 
-class PipelineEngine(ZeroEngine):
+class PipelineEngine(DeepSpeedEngine):
     """Each rank holds some rows; micro-batches flow through the stages, activations between neighbours only."""
 
-    def arrange(self) -> None:
+    def lay_out(self) -> Any:
         """Lay the stages over the ranks as DeepSpeed does: a stage's data group are neighbours."""
-        stages, self.folded = self.strategy.ours["stages"], self.strategy.folded
+        stages = self.strategy.stages
+        self.folded = self.strategy.folded
         self.rows = layer_list(self.config.model, self.config.optim.z_loss)
         self.bounds = balance(self.rows, self.config, stages * (2 if self.folded else 1))
         self.sums: list[Tensor] = []  # of each micro-batch, on the rank that has the loss
@@ -33,15 +34,12 @@ class PipelineEngine(ZeroEngine):
         ]
         kind = FoldedStages if self.folded else Stages
         self.module = kind(specs, self.bounds, num_stages=stages, loss_fn=self.take_loss, dynamic_shape=not self.folded)
-        self.grid = grid = self.module.mpu()
-        self.data_rank, self.data_size = grid.get_data_parallel_rank(), grid.get_data_parallel_world_size()
-        self.data_group, self.keeper = grid.get_data_parallel_group(), self.data_rank == 0
-        # DeepSpeed averages over micro-batches as well
-        self.replicas = self.data_size * ds_config.accumulation(self.config, self.data_size)
+        return self.module.mpu()
 
-    def part_of_network(self) -> tuple[int, int]:
-        """(stage, stages)."""
-        return self.grid.get_stage_id(), self.strategy.ours["stages"]
+    @property
+    def averaged(self) -> int:
+        """Over how many gradients DeepSpeed takes the mean: here over micro-batches as well."""
+        return super().averaged * self.ds["gradient_accumulation_steps"]
 
     def build_model(self) -> nn.Module:
         """This rank's rows under the names they have in Molmo."""
@@ -56,13 +54,9 @@ class PipelineEngine(ZeroEngine):
             parent.add_module(leaf, row.layer)
         return stage
 
-    def prepare(self, optimizer: torch.optim.Optimizer) -> Any:
+    def initialize(self) -> Any:
         """DeepSpeed's pipeline engine, which clips and sets learning rates just before its own step."""
-        import deepspeed
-
-        engine, *_ = deepspeed.initialize(
-            model=self.module, optimizer=optimizer, config=self.ds, dist_init_required=False
-        )
+        engine = direct(self.module, self.build_optimizer, self.ds)
         deepspeed_0_19.before_update(engine, self.before_update, self.world.device)
         deepspeed_0_19.fresh_buffers(engine, self.world.device)
         return engine
@@ -112,10 +106,6 @@ class PipelineEngine(ZeroEngine):
         self.engine.eval_batch(self.feed(micro_batches, factor), bcast_loss=False)
         return self.means(torch.stack([*self.sums, nothing]).sum(0), counts, {})
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every parameter of the model, on whichever stage, with its shape."""
-        return {name: tuple(p.shape) for name, p in without_memory(self.config).named_parameters()}
-
 
 class Row(nn.Module):
     """A row of `layer_list`, computed again in the backward pass where the run asks for it."""
@@ -130,14 +120,6 @@ class Row(nn.Module):
     def forward(self, x: tuple[Tensor, ...]) -> Any:
         """The row's own tuple."""
         return run_row(self.layer, self.name, x, self.checkpointing)
-
-
-def without_memory(config: RunConfig) -> Molmo:
-    """The network as one process has it, adapters included, on the meta device."""
-    with torch.device("meta"):
-        model = Molmo(config.model)
-        lora.adapt(model, config.lora)
-    return model
 
 
 def balance(rows: list[tuple], config: RunConfig, stages: int) -> list[int]:

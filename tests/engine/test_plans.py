@@ -7,8 +7,9 @@ import synthetic
 import torch
 from ranks import run_ranks
 
-from molmo_ds.engine import build_engine, sequence
+from molmo_ds.engine import build_engine
 from molmo_ds.engine.launch import World
+from molmo_ds.engine.parallel import sequence
 from molmo_ds.model import decoder
 from molmo_ds.model.decoder import DecoderLayer
 
