@@ -6,7 +6,7 @@ from typing import Any
 from molmo_ds.config import ComponentConfig, ImageConfig, MolmoConfig, RunConfig, SourceConfig, TextConfig, VisionConfig
 
 Rows = Iterator[tuple[bool, str]]
-IMAGE_IDS = 5  # ids from vocab_size on that mean parts of a picture (data/sample/tokens.py)
+IMAGE_IDS = 5  # ids from vocab_size on that mean parts of a picture (data/tokens.py)
 LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 COMPONENTS = ("connector", "vision", "text")
 

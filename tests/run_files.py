@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from molmo_ds.data.read.writer import write_shards
-from molmo_ds.data.sample.tokens import train_tokenizer
+from molmo_ds.data.tokens import train_tokenizer
 
 MODEL = [
     "model.text.vocab_size=288", "model.text.embedding_size=288", "model.text.additional_vocab_size=8",

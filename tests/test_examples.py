@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from molmo_ds import settings
+from molmo_ds.data.decode import load_image
 from molmo_ds.data.read.shards import ShardSet
-from molmo_ds.data.sample.decode import load_image
 from molmo_ds.eval.tasks import TASKS, true_answer
 
 ROOT = Path(__file__).parents[1]

@@ -30,8 +30,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from molmo_ds.data import sources
+from molmo_ds.data.decode import BadSample, load_image, read_size, upright_size
 from molmo_ds.data.read.writer import write_shards
-from molmo_ds.data.sample.decode import BadSample, load_image, read_size, upright_size
 from molmo_ds.data.sample.review import Review
 from molmo_ds.data.sources import Item, Picture, Row, Source
 from molmo_ds.data.sources.diagrams import write_letters

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from molmo_ds.config import home
-from molmo_ds.data.sample.decode import BadSample, load_image
+from molmo_ds.data.decode import BadSample, load_image
 from molmo_ds.data.sample.prompts import BARE_STYLES
 from molmo_ds.eval.load import load
 from molmo_ds.eval.pointing import extract_points

@@ -14,8 +14,8 @@ from typing import Any
 from tqdm import tqdm
 
 from molmo_ds.config import home
+from molmo_ds.data.decode import BadSample, load_frames, load_image
 from molmo_ds.data.read.shards import ShardSet
-from molmo_ds.data.sample.decode import BadSample, load_frames, load_image
 from molmo_ds.data.sample.record import VIDEOS, read_json
 from molmo_ds.data.sample.review import Review
 

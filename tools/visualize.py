@@ -24,10 +24,10 @@ from tqdm import tqdm
 from molmo_ds import settings
 from molmo_ds.batch import Batch
 from molmo_ds.config import RunConfig, SourceConfig, home
+from molmo_ds.data.decode import load_image
 from molmo_ds.data.order.loader import Mixture, Sequence, rank_lanes, sequences
 from molmo_ds.data.read.shards import ShardSet
-from molmo_ds.data.sample.decode import load_image
-from molmo_ds.data.sample.tokens import train_tokenizer
+from molmo_ds.data.tokens import train_tokenizer
 from molmo_ds.files import local
 
 STYLE = (Path(__file__).parent / "visualize.css").read_text()

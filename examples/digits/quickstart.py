@@ -26,7 +26,7 @@ from molmo_ds import settings
 from molmo_ds.config import home
 from molmo_ds.data.read.writer import write_shards
 from molmo_ds.data.sample.prompts import PromptFormatter
-from molmo_ds.data.sample.tokens import train_tokenizer
+from molmo_ds.data.tokens import train_tokenizer
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

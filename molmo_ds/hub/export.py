@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from molmo_ds.config import MolmoConfig
-from molmo_ds.data.sample.tokens import IMAGE_TOKENS, Tokenizer
+from molmo_ds.data.tokens import IMAGE_TOKENS, Tokenizer
 from molmo_ds.hub import configs
 from molmo_ds.hub.bundle import bundle
 from molmo_ds.hub.load import PAD_EMBED, checked, open_checkpoint, prompt_form, shapes_of

@@ -11,8 +11,8 @@ import numpy as np
 from picture_server import picture
 
 from molmo_ds.config import PromptConfig
+from molmo_ds.data.decode import load_image
 from molmo_ds.data.read.shards import ShardSet
-from molmo_ds.data.sample.decode import load_image
 from molmo_ds.data.sample.prompts import PromptFormatter
 
 ROOT = Path(__file__).parents[2]

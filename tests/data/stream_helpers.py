@@ -12,8 +12,8 @@ from PIL import Image
 
 from molmo_ds.batch import Sample
 from molmo_ds.config import DataConfig, RunConfig, SourceConfig
+from molmo_ds.data.decode import load_image
 from molmo_ds.data.read.writer import write_shards
-from molmo_ds.data.sample.decode import load_image
 
 SIDE = 8  # pixels of a fake crop
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from numpy.random import RandomState
 
 from molmo_ds.config import PromptConfig
+from molmo_ds.data.decode import BadSample
 from molmo_ds.data.sample.annotation import KEYS, read_annotation
-from molmo_ds.data.sample.decode import BadSample
 from molmo_ds.data.sample.prompts import PromptFormatter
 from molmo_ds.data.sample.review import Review
 

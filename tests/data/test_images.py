@@ -15,11 +15,11 @@ from PIL import Image, ImageOps
 
 from molmo_ds import presets
 from molmo_ds.config import PIXEL_STATISTICS, ConnectorConfig, ImageConfig, MolmoConfig, VisionConfig
-from molmo_ds.data.sample import decode
-from molmo_ds.data.sample.decode import BadSample, load_frames, load_image, read_size, upright_size
+from molmo_ds.data import decode
+from molmo_ds.data.decode import BadSample, load_frames, load_image, read_size, upright_size
+from molmo_ds.data.pixels import to_pixels
 from molmo_ds.data.sample.images import ImageProcessor, fit
 from molmo_ds.data.sample.layout import IM_COL, IM_END, IM_PATCH, IM_START, Geometry
-from molmo_ds.data.sample.pixels import to_pixels
 from molmo_ds.ops.crops import normalise_patches
 
 torch.set_num_threads(1)

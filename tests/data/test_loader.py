@@ -23,7 +23,7 @@ from molmo_ds.data.order.loader import Mixture, Steps, build_stream, check_state
 from molmo_ds.data.order.packing import collate, merge
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.read.writer import write_shards
-from molmo_ds.data.sample.tokens import train_tokenizer
+from molmo_ds.data.tokens import train_tokenizer
 
 LAYOUTS = [(1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 3), (8, 1)]  # ranks x workers
 STEPS = 12

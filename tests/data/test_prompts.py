@@ -8,7 +8,7 @@ import pytest
 from numpy.random import RandomState
 
 from molmo_ds.config import PromptConfig
-from molmo_ds.data.sample.decode import BadSample
+from molmo_ds.data.decode import BadSample
 from molmo_ds.data.sample.points import format_count, format_points, to_percent
 from molmo_ds.data.sample.prompts import PromptFormatter
 from molmo_ds.data.sample.templates import LONG_CAPTION, POINT_COUNT, POINTING

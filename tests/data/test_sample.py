@@ -14,12 +14,12 @@ from PIL import Image
 
 from molmo_ds import config as c
 from molmo_ds.batch import Sample
+from molmo_ds.data.decode import BadSample
 from molmo_ds.data.sample import builder as sample_module
 from molmo_ds.data.sample.builder import SampleBuilder
-from molmo_ds.data.sample.decode import BadSample
 from molmo_ds.data.sample.layout import IM_PATCH
 from molmo_ds.data.sample.record import FRAMES
-from molmo_ds.data.sample.tokens import train_tokenizer
+from molmo_ds.data.tokens import train_tokenizer
 
 torch.set_num_threads(1)
 VOCAB = 400

@@ -18,7 +18,7 @@ from molmo_ds.data.order.checks import replay
 from molmo_ds.data.order.loader import Mixture, Sequence, Steps, build_stream, sequences
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.read.writer import write_shards
-from molmo_ds.data.sample.tokens import train_tokenizer
+from molmo_ds.data.tokens import train_tokenizer
 from tools import inspect_shards, visualize
 
 ASK = {"style": "vqa2", "question": "Which?", "answer": "a boat"}

@@ -18,7 +18,7 @@ from PIL import Image
 from source_helpers import ROOT, Hub, build, read, run, shown, tool
 
 from molmo_ds.data import sources
-from molmo_ds.data.sample.decode import load_image
+from molmo_ds.data.decode import load_image
 
 
 @pytest.fixture(scope="module")

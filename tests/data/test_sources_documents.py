@@ -7,7 +7,7 @@ import pytest
 from picture_server import picture
 from source_helpers import Hub, build, shown
 
-from molmo_ds.data.sample.decode import load_image
+from molmo_ds.data.decode import load_image
 
 
 def test_documents(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from molmo_ds.data.sample.tokens import FILLER, IMAGE_TOKENS, Tokenizer, train_tokenizer
+from molmo_ds.data.tokens import FILLER, IMAGE_TOKENS, Tokenizer, train_tokenizer
 
 TEXTS = ["A grey cat sits on a red mat.", "How many cats? 12.", "  User: point to the cat\n Assistant:"] * 20
 VOCAB = 400

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 
-from molmo_ds.data.sample.decode import BadSample, load_frames
+from molmo_ds.data.decode import BadSample, load_frames
 
 
 @pytest.fixture(scope="module")

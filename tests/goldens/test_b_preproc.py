@@ -10,7 +10,7 @@ from golden_files import MISSING, folder, listed, need, read_json
 from safetensors.torch import load_file
 
 from molmo_ds.config import PIXEL_STATISTICS, ConnectorConfig, ImageConfig, MolmoConfig, TextConfig, VisionConfig
-from molmo_ds.data.sample.decode import load_image
+from molmo_ds.data.decode import load_image
 from molmo_ds.data.sample.images import ImageProcessor
 from molmo_ds.data.sample.layout import IM_START, Layout, select_tiling
 from molmo_ds.ops.crops import normalise_patches

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from molmo_ds.data.sample.tokens import train_tokenizer
+from molmo_ds.data.tokens import train_tokenizer
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -112,11 +112,15 @@ def test_against_transformers(text: str, tower: str, tmp_path: Path) -> None:
         got = model.logits(text_batch(ids, model))
         states = eye(pixel_values=pixels, output_hidden_states=True).hidden_states
         ours = features(model, pixels)
+        exact = eye.double()(pixel_values=pixels.double(), output_hidden_states=True).hidden_states
     assert want.std() > 0.1
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
     assert len(ours) == config.vision.num_hidden_layers == (3 if tower == "openai" else 4)
     for i, one in enumerate(ours):  # transformers counts its embeddings as the first state
-        torch.testing.assert_close(one, states[i + 1], atol=1e-5, rtol=1e-5)
+        # the residual stream is not normalised: how far float32 rounds there, transformers' own tells
+        rounding = float((states[i + 1] - exact[i + 1]).abs().max())
+        assert rounding < 2e-5
+        torch.testing.assert_close(one.double(), exact[i + 1], atol=max(1e-5, 2 * rounding), rtol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from molmo_ds import presets
 from molmo_ds.config import ConnectorConfig, DataConfig, MolmoConfig, RunConfig
-from molmo_ds.data.sample.tokens import Tokenizer
+from molmo_ds.data.tokens import Tokenizer
 from molmo_ds.engine import build_engine
 from molmo_ds.engine.launch import World
 from molmo_ds.hub import export, load

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 from molmo_ds.batch import Sample
 from molmo_ds.config import DataConfig, MolmoConfig, RunConfig
 from molmo_ds.data.sample.builder import SampleBuilder
-from molmo_ds.data.sample.tokens import IMAGE_TOKENS, Tokenizer
+from molmo_ds.data.tokens import IMAGE_TOKENS, Tokenizer
 from molmo_ds.hub import export
 from molmo_ds.hub.remote.image_preprocessing_molmo import MolmoImageProcessor
 from molmo_ds.hub.remote.inputs_molmo import Rendered

@@ -15,8 +15,8 @@ from molmo_ds.data.convert.origins import Item
 from molmo_ds.data.convert.pictures import printable
 from molmo_ds.data.convert.rows import Mapping, Notes, Sample, to_sample
 from molmo_ds.data.convert.staging import Staging
+from molmo_ds.data.decode import BadSample
 from molmo_ds.data.read.writer import write_shard
-from molmo_ds.data.sample.decode import BadSample
 
 MOST_BAD = 1000  # rows, before half of all is too many to go on
 

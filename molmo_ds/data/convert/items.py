@@ -7,8 +7,8 @@ from typing import Any
 from molmo_ds.data.convert.pictures import is_picture, printable, read_file, read_text, to_text
 from molmo_ds.data.convert.rows import Mapping, Notes, Row, is_there, refuse_lost_pictures
 from molmo_ds.data.convert.tars import Member
+from molmo_ds.data.decode import BadSample
 from molmo_ds.data.sample.conversation import shown
-from molmo_ds.data.sample.decode import BadSample
 from molmo_ds.data.sample.record import read_json
 
 Read = tuple[Row, list[bytes]]  # a row without its pictures, and the encoded pictures

@@ -16,8 +16,8 @@ from molmo_ds.data.convert.items import Fault, FileItem, MemberItem, RowItem
 from molmo_ds.data.convert.pictures import is_picture, printable, to_text
 from molmo_ds.data.convert.rows import KEPT, Mapping
 from molmo_ds.data.convert.tars import Member, scan_tar
+from molmo_ds.data.decode import BadSample
 from molmo_ds.data.sample.conversation import shown
-from molmo_ds.data.sample.decode import BadSample
 from molmo_ds.data.sample.record import read_json
 
 Item = RowItem | FileItem | MemberItem

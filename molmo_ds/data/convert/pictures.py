@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from molmo_ds.data.decode import BadSample, check_video, count_pictures, load_image, read_size
 from molmo_ds.data.sample.conversation import is_plain
-from molmo_ds.data.sample.decode import BadSample, check_video, count_pictures, load_image, read_size
 
 SUFFIXES = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pbm", "pnm")
 SUFFIXES += (

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from molmo_ds.data.convert.pictures import as_part, is_picture
+from molmo_ds.data.decode import BadSample, read_size, upright_size
 from molmo_ds.data.read.writer import check_key, header
 from molmo_ds.data.sample.annotation import KEYS
 from molmo_ds.data.sample.conversation import is_plain, shown
-from molmo_ds.data.sample.decode import BadSample, read_size, upright_size
 from molmo_ds.data.sample.record import VIDEOS
 from molmo_ds.data.sample.review import Review
 

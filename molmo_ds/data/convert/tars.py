@@ -8,9 +8,9 @@ from pathlib import Path
 
 from molmo_ds import files
 from molmo_ds.data.convert.foreign import WHAT, is_foreign
+from molmo_ds.data.decode import BadSample
 from molmo_ds.data.read.writer import BLOCK, ShardIndex
 from molmo_ds.data.sample.conversation import is_plain
-from molmo_ds.data.sample.decode import BadSample
 from molmo_ds.data.sample.record import VIDEOS, read_json
 from molmo_ds.data.sample.review import Review
 

@@ -15,12 +15,12 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from molmo_ds.batch import Batch, Sample
 from molmo_ds.config import RunConfig
 from molmo_ds.data.bad_share import too_many
+from molmo_ds.data.decode import BadSample
 from molmo_ds.data.order.lanes import BLOCK_CHUNKS, Lane, Order, Reference, RottenSource, generator
 from molmo_ds.data.order.mixture import sample_rates
 from molmo_ds.data.order.packing import ROUND, Budget, merge, row
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.sample.builder import SampleBuilder
-from molmo_ds.data.sample.decode import BadSample
 from molmo_ds.settings import to_dict
 
 log = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from molmo_ds import files
 from molmo_ds.config import home
+from molmo_ds.data.decode import BadSample, upright_size
 from molmo_ds.data.read.writer import BLOCK, digest
-from molmo_ds.data.sample.decode import BadSample, upright_size
 from molmo_ds.data.sample.record import VIDEOS, annotations, parse_record
 
 CHUNK_BYTES = 8 << 20  # one range request of remote storage

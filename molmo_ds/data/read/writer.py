@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from molmo_ds import files
+from molmo_ds.data.decode import BadSample, read_size, upright_size
 from molmo_ds.data.sample.conversation import is_plain
-from molmo_ds.data.sample.decode import BadSample, read_size, upright_size
 from molmo_ds.data.sample.record import Record, parse_record, text_length
 
 BLOCK = 512  # tar's unit

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from molmo_ds.data.decode import BadSample
 from molmo_ds.data.sample.conversation import read_messages, shown, without_marks
-from molmo_ds.data.sample.decode import BadSample
 
 LIGHTEST = 1e-6  # weights are float32 in a batch, where less would vanish beside 1
 HEAVIEST = 1e6  # and more would drown every other token

@@ -16,15 +16,15 @@ from PIL import Image
 
 from molmo_ds.batch import Sample
 from molmo_ds.config import RunConfig
+from molmo_ds.data.decode import load_frames, load_image
+from molmo_ds.data.pixels import to_pixels
 from molmo_ds.data.sample.annotation import Annotation, read_annotation
-from molmo_ds.data.sample.decode import load_frames, load_image
 from molmo_ds.data.sample.images import ImageProcessor
 from molmo_ds.data.sample.layout import Layout
-from molmo_ds.data.sample.pixels import to_pixels
 from molmo_ds.data.sample.prompts import PromptFormatter
 from molmo_ds.data.sample.record import Record, check_pictures, count_frames, first_size, is_video
-from molmo_ds.data.sample.tokens import Tokenizer
 from molmo_ds.data.sample.tree import Tree, ask, learn
+from molmo_ds.data.tokens import Tokenizer
 
 Picture = bytes | np.ndarray | Image.Image
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from molmo_ds.config import PIXEL_STATISTICS, MolmoConfig
-from molmo_ds.data.sample.decode import BadSample, load_frames, load_image, read_size, upright_size
+from molmo_ds.data.decode import BadSample, load_frames, load_image, read_size, upright_size
+from molmo_ds.data.pixels import to_pixels
 from molmo_ds.data.sample.layout import Geometry, Layout
-from molmo_ds.data.sample.pixels import to_pixels
 
 __all__ = [
     "BadSample",

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from molmo_ds.data.sample.decode import BadSample
+from molmo_ds.data.decode import BadSample
 
 NONE = "There are none."
 

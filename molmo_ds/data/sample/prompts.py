@@ -11,8 +11,8 @@ from typing import Any
 from numpy.random import RandomState
 
 from molmo_ds.config import PromptConfig
+from molmo_ds.data.decode import BadSample
 from molmo_ds.data.sample.annotation import INLINE_POINT, Annotation, at, read_annotation
-from molmo_ds.data.sample.decode import BadSample
 from molmo_ds.data.sample.points import format_count, format_points, to_percent
 from molmo_ds.data.sample.templates import LONG_CAPTION, POINT_COUNT, POINTING
 from molmo_ds.data.sample.turns import Conversation, speak

@@ -3,9 +3,9 @@
 import json
 from typing import Any
 
+from molmo_ds.data.decode import BadSample
 from molmo_ds.data.sample.annotation import at, present
 from molmo_ds.data.sample.conversation import shown
-from molmo_ds.data.sample.decode import BadSample
 
 Record = dict[str, Any]
 VIDEOS = ("mp4",)  # parts whose size is not in the index

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from numpy.random import RandomState
 
 from molmo_ds.config import PromptConfig
+from molmo_ds.data.decode import BadSample
 from molmo_ds.data.sample.annotation import KEYS, Annotation, at, read_annotation
-from molmo_ds.data.sample.decode import BadSample
 from molmo_ds.data.sample.prompts import TEMPLATES, PromptFormatter
 from molmo_ds.data.sample.record import Record, annotations, check_pictures, count_frames, first_size, is_video
 from molmo_ds.data.sample.tree import check_places

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from molmo_ds.data.decode import BadSample
 from molmo_ds.data.sample.conversation import PLACE
-from molmo_ds.data.sample.decode import BadSample
 from molmo_ds.data.sample.layout import Layout
-from molmo_ds.data.sample.tokens import Words
 from molmo_ds.data.sample.turns import Conversation
+from molmo_ds.data.tokens import Words
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ import aiohttp
 from tqdm import tqdm
 from yarl import URL
 
-from molmo_ds.data.sample.decode import BadSample, load_image, read_size
+from molmo_ds.data.decode import BadSample, load_image, read_size
 
 AGENT = "molmo_ds"
 NO_AI = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from molmo_ds.data.sample.tokens import Words
+from molmo_ds.data.tokens import Words
 from molmo_ds.hub.remote.inputs_molmo import Rendered
 
 IMAGE_TYPES = ("image", "image_url")

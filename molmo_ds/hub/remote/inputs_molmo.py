@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from molmo_ds.data.sample.decode import load_image
-from molmo_ds.data.sample.pixels import to_pixels
+from molmo_ds.data.decode import load_image
+from molmo_ds.data.pixels import to_pixels
 
 TAKEN = "PIL pictures, arrays or tensors [height, width, 3], bytes of a file, paths and URLs"
 SECONDS = 30  # how long a server may be silent

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 
-from molmo_ds.data.sample.tokens import IMAGE_TOKENS, Words
 from molmo_ds.data.sample.tree import ask, prefix
 from molmo_ds.data.sample.turns import speak, spoken
+from molmo_ds.data.tokens import IMAGE_TOKENS, Words
 from molmo_ds.hub.remote.chat_molmo import pictures_of, render, turns_of
 from molmo_ds.hub.remote.image_preprocessing_molmo import MolmoImageProcessor
 from molmo_ds.hub.remote.inputs_molmo import Rendered, pair

@@ -7,6 +7,7 @@ Shapes: B sequences, H heads, G key-value heads, R = H / G, T tokens, d head wid
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +41,8 @@ def _blocks(mask: Tensor, group: int) -> list[Block] | None:
 
 def _cut(mask: Tensor, group: int) -> list[Block] | None:
     rows, _, tokens, _ = mask.shape
-    spans, area = [], 0
+    spans = []
+    area = 0
     for begin in range(0, tokens, BLOCK):
         end = min(begin + BLOCK, tokens)
         seen = mask[:, 0, begin:end].amax(1) == 0  # [B, T]
@@ -65,7 +67,7 @@ def _join(x: Tensor, runs: tuple[tuple[int, int], ...], dim: int) -> Tensor:
 
 class _Blocks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, blocks):  # noqa: ANN001, ANN205
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocks: list[Block]) -> Tensor:
         out = torch.empty_like(q)
         sums = []
         for block in blocks:
@@ -79,7 +81,7 @@ class _Blocks(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, of_out):  # noqa: ANN001, ANN205
+    def backward(ctx: Any, of_out: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, *sums = ctx.saved_tensors
         of_q = torch.empty_like(q)
         of_k, of_v = (torch.zeros_like(x, dtype=torch.float32) for x in (k, v))

@@ -9,7 +9,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from molmo_ds.data.sample.pixels import colours, orientation, turn
+from molmo_ds.data.pixels import colours, orientation, turn
 
 _fast_jpeg = getattr(simplejpeg, "decode_jpeg", None)  # an exported folder does without it
 # The formats that are read (MPO as JPEG): not those that start a program, as EPS does. Common ones first
