@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-import run_files
+
+from molmo_ds.testing import run_files
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import run_files
 from PIL import Image
 
+from molmo_ds.cli import show as visualize
 from molmo_ds.data.read.writer import write_shards
-from tools import visualize
+from molmo_ds.testing import run_files
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --hide-scrollbars"

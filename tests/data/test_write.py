@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 from PIL import Image
-from stream_helpers import make_shards, picture, records
 
+from molmo_ds.data.convert.tars import index_tar
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.read.writer import write_meta, write_shards
-from tools.make_shards import index_tar
+from molmo_ds.testing.streams import make_shards, picture, records
 
 SAMPLE = {"json": b'{"images": [], "annotations": [{"style": "text", "text": "hello"}]}'}
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import datasets
 import pytest
 import webdataset
-from stream_helpers import make_shards, picture, records
 
+from molmo_ds.cli import inspect_shards
+from molmo_ds.cli import make_shards as tool
 from molmo_ds.data.read.shards import ShardSet
-from tools import inspect_shards
-from tools import make_shards as tool
+from molmo_ds.testing.streams import make_shards, picture, records
 
 EXPECTED = [{"style": "vqa2", "question": f"which {i}?", "answer": f"the {i}"} for i in range(7)]
 

@@ -1,14 +1,12 @@
 """LoRA under every strategy: equal at start, the base stays, all train alike, merged wherever weights leave the run."""
 
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import synthetic
 import torch
-from ranks import run_ranks
+from handing_on import hand_on
 from torch import Tensor
 
 from molmo_ds.batch import Batch
@@ -18,11 +16,10 @@ from molmo_ds.engine.launch import World
 from molmo_ds.hub import adapters, load
 from molmo_ds.model import lora
 from molmo_ds.model.molmo import Molmo, component
+from molmo_ds.testing import synthetic
+from molmo_ds.testing.oracle import difference, family, fresh_groups, plain
+from molmo_ds.testing.ranks import run_ranks
 from molmo_ds.weights import checkpoint
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-from compare_strategies import difference, family, fresh_groups, plain  # noqa: E402
-from handing_on import hand_on  # noqa: E402
 
 STEPS, LIMIT = 3, 1.5  # the limit clips some components at some steps
 BOTH, TEXT = (

@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import synthetic
 import torch
 from torch import Tensor
 from torch._library.custom_ops import OPDEFS
@@ -21,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from molmo_ds.engine import loss_scale, optim
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.ops import dispatch, tree_attention, weighted_cross_entropy
+from molmo_ds.testing import synthetic
 
 aten = torch.ops.aten
 DEVICE = torch.device("meta")

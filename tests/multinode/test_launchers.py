@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import lab
 import pytest
+
+from molmo_ds.testing import lab
 
 ROOT = Path(__file__).parents[2]
 STEPS = 3

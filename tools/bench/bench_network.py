@@ -1,6 +1,6 @@
 """Counts the bytes that each strategy sends over the network per step, on a laboratory of two hosts (tests/multinode).
 
-    python tools/bench_network.py [--strategies zero1 zero3] [--rate 100mbit] [--write]
+    python tools/bench/bench_network.py [--strategies zero1 zero3] [--rate 100mbit] [--write]
 
 Each host is a network namespace of this machine; the kernel counts what its network card sends, headers and all. Needs
 root and iproute2. --write replaces the table between the markers in docs/parallelism.md.
@@ -21,16 +21,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/multinode"), str(ROOT / "tools")]
-import ranks  # noqa: E402
-import synthetic  # noqa: E402
-from compare_strategies import fresh_groups, write  # noqa: E402
-from lab import Lab, missing  # noqa: E402
-
-from molmo_ds.config import RunConfig  # noqa: E402
-from molmo_ds.engine import build_engine, ds_config, launch, optim, tensor  # noqa: E402
-from molmo_ds.model.molmo import Molmo  # noqa: E402
+from molmo_ds.config import RunConfig
+from molmo_ds.engine import build_engine, ds_config, launch, optim, tensor
+from molmo_ds.model.molmo import Molmo
+from molmo_ds.testing import ranks, synthetic
+from molmo_ds.testing.lab import Lab, missing
+from molmo_ds.testing.oracle import fresh_groups
+from molmo_ds.testing.tables import ROOT, write
 
 STRATEGIES = [
     "zero0",
@@ -287,7 +284,7 @@ def main() -> None:
             rows |= run(lab, [cell for cell in cells if cell.slots == slots], arguments.rate, folder)
         every, learns = total(Cell("zero3", 1, 1).config(folder))
         experts = total(Cell("zero3_ep", 1, 1).config(folder))[0]
-        command = " ".join(["python", "tools/bench_network.py", *sys.argv[1:]])
+        command = " ".join(["python", "tools/bench/bench_network.py", *sys.argv[1:]])
         lines = [
             f"`{command}`, {began}, {platform.machine()} CPU, gloo, fp32, "
             f"{every:,} parameters ({experts:,} with experts), of which {learns / every:.0%} learn, {LANES} sequences "

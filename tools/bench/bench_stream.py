@@ -1,4 +1,4 @@
-"""The parts of tools/bench_data.py that measure the stream: exactness, resume, packing, memory."""
+"""The parts of tools/bench/bench_data.py that measure the stream: exactness, resume, packing, memory."""
 
 import dataclasses
 import json
@@ -207,9 +207,9 @@ def bench_memory(photos: list[bytes]) -> list[Row]:
     """Resident memory of a data worker, measured in a fresh process that does nothing else."""
     with tempfile.TemporaryDirectory() as folder:
         large_run(Path(folder), photos, 1)
-        code = f"from tools.bench_stream import worker_memory; worker_memory({folder!r})"
-        root = Path(__file__).parents[1]
-        done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+        code = f"import bench_stream; bench_stream.worker_memory({folder!r})"
+        here = Path(__file__).parent  # where Python looks first
+        done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
