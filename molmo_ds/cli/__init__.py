@@ -41,7 +41,10 @@ def usage(first: str) -> str:
     """The commands that begin with a word, a line each."""
     chosen = {name: what for name, (_, what) in COMMANDS.items() if name.startswith(first)}
     lines = [f"  {name:<16}{what}" for name, what in chosen.items()]
-    return "\n".join(["usage: molmo-ds COMMAND ...   (molmo-ds COMMAND --help tells its options)", "", *lines])
+    head = "usage: molmo-ds COMMAND ...   (molmo-ds COMMAND --help tells its options)"
+    here = Path(__file__).parents[1]
+    tail = f"Strategy files and an example of a hostfile are in {here}/ds_configs and {here}/hostfile.example."
+    return "\n".join([head, "", *lines, "", tail])
 
 
 def run(file: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from molmo_ds.config import MolmoConfig, RunConfig
-from molmo_ds.engine import refusals, strategy_file
+from molmo_ds.engine import refusals, strategy_file, strategy_place
 from molmo_ds.model.molmo import Molmo
 
 ENGINES = ("zero", "sequence", "pipeline")
@@ -52,13 +52,7 @@ def read(path: str) -> Strategy:
     if path == "accelerate":
         values = _from_accelerate()
         return Strategy(path, values, values.pop("molmo_ds", {}))
-    file = Path(path).expanduser()
-    if not file.is_file():
-        beside = Path(__file__).parents[2] / path
-        if not beside.is_file():
-            there = ", ".join(sorted(str(f) for f in file.parent.glob("*.json"))) or "none"
-            raise ValueError(f"There is no strategy file {path}; files beside it: {there}.")
-        file = beside
+    file = strategy_place.find(path)
     values = strategy_file.load(file)
     ours = values.pop("molmo_ds", {})
     return Strategy(str(file), values, ours)

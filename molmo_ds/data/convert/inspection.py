@@ -14,7 +14,6 @@ from molmo_ds.data.sample.decode import BadSample, load_frames, load_image
 from molmo_ds.data.sample.record import VIDEOS, read_json
 from molmo_ds.data.sample.review import Review
 
-
 Sizes = tuple[str, dict[str, int]]  # key of a sample, length of each part
 
 
