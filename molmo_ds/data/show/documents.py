@@ -7,12 +7,15 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image
 
 from molmo_ds.batch import Batch
+from molmo_ds.config import PIXEL_STATISTICS
 from molmo_ds.data.order.loader import Mixture, Sequence
 from molmo_ds.data.sample.builder import SampleBuilder
 from molmo_ds.data.sample.decode import load_image
+from molmo_ds.data.sample.images import ImageProcessor
 from molmo_ds.data.show.pictures import HUES, img
 
 
@@ -83,15 +86,26 @@ def photo(data: bytes) -> str:
 
 def crop(row: Batch, index: int, builder: SampleBuilder) -> str:
     """A crop as the tower gets it, dimmed where its patches are used from a neighbour."""
-    pixels = row.images[index]
-    if pixels.ndim == 2:
-        return ""
-    side = round(row.image_positions.shape[1] ** 0.5)
-    used = (row.image_positions[index] >= 0).view(side, side).float()[None, None]
-    shade = torch.nn.functional.interpolate(used, pixels.shape[:2])[0, 0, ..., None]
+    pixels = as_bytes(row.images[index], builder.images)
+    used = (row.image_positions[index] >= 0).float()
+    side = round(len(used) ** 0.5)
+    grid = rearrange(used, "(row column) -> 1 1 row column", row=side)
+    shade = rearrange(torch.nn.functional.interpolate(grid, pixels.shape[:2]), "1 1 height width -> height width 1")
     small = Image.fromarray((pixels * (0.4 + 0.6 * shade)).byte().numpy())
     small.thumbnail((150, 150))
     return img(np.asarray(small), "JPEG")
+
+
+def as_bytes(crop: torch.Tensor, images: ImageProcessor) -> torch.Tensor:
+    """uint8 [S, S, 3] of a crop, which in the exact mode is normalised float32 [P, p * p * 3]."""
+    if crop.ndim == 3:
+        return crop
+    mean, deviation = (torch.tensor(values) for values in PIXEL_STATISTICS[images.config.resize])
+    side = images.geometry.side
+    patch = images.geometry.patch_size
+    crop = crop * deviation.repeat(patch * patch) + mean.repeat(patch * patch)
+    pixels = rearrange(crop, "(row column) (y x colour) -> (row y) (column x) colour", row=side, y=patch, colour=3)
+    return (pixels.clamp(0, 1) * 255).round().byte()
 
 
 def branches(row: Batch, mine: torch.Tensor, builder: SampleBuilder) -> Iterator[str]:
