@@ -67,5 +67,3 @@ def test_a_run_with_the_default_strategy_from_another_folder(
 def test_the_plan_of_another_strategy_of_the_package(installed: Path, tmp_path: Path) -> None:
     done = call(installed, tmp_path, "plan", "tiny", "ds_configs/zero1.json", "2")
     assert done.returncode == 0 and "zero1, 2 GPUs" in done.stdout, done.stderr
-    wrong = call(installed, tmp_path, "plan", "tiny", "ds_configs/zero9.json", "2")
-    assert wrong.returncode == 1 and "ds_configs/zero1.json" in wrong.stderr and "Traceback" not in wrong.stderr

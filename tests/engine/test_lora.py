@@ -75,7 +75,7 @@ def train(world: World, cases: list[Case], folder: str) -> dict[Case, tuple]:
         config = sgd(case)
         engine = build_engine(config, world)
 
-        def batches(step: int, config: RunConfig = config, engine=engine) -> list[Batch]:  # noqa: ANN001
+        def batches(step: int, config: RunConfig = config, engine=engine) -> list[Batch]:
             return synthetic.micro_batches(config, step, engine.data_rank, engine.data_size)
 
         start = engine.eval_loss(batches(10))["loss"]

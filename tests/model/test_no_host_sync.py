@@ -74,7 +74,7 @@ def stand_in(q: Tensor, k: Tensor, v: Tensor, block_mask: object, scale: float, 
 
 
 @pytest.fixture(params=["torch", "triton"])
-def like_a_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):  # noqa: ANN201
+def like_a_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     triton_kernels = pytest.importorskip("molmo_ds.ops.triton_kernels", reason="Triton is not installed")
     for name, kernel in vars(triton_kernels).copy().items():
         if isinstance(kernel, triton_kernels.triton.JITFunction):

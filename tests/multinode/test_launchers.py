@@ -43,10 +43,14 @@ def test_a_launcher_on_two_hosts(
         processes = [
             subprocess.Popen(
                 laboratory.words(host, [str(node) if word == "N" else word for word in command] + strategy),
-                cwd=ROOT, env=environment, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL,
+                cwd=ROOT,
+                env=environment,
+                stdout=stream,
+                stderr=stream,
+                stdin=subprocess.DEVNULL,
             )
             for node, host in enumerate(places)
-        ]  # fmt: skip
+        ]
     try:
         codes = [process.wait(180) for process in processes]
     finally:

@@ -32,13 +32,13 @@ def on_host(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pooled(library: Path) -> type[torch.autograd.Function]:
     class Pooled(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, q: Tensor, k: Tensor, v: Tensor, windows: Tensor, masked: bool) -> Tensor:  # noqa: ANN001
+        def forward(ctx, q: Tensor, k: Tensor, v: Tensor, windows: Tensor, masked: bool) -> Tensor:
             ctx.save_for_backward(q, k, v)
             ctx.windows = windows if masked else None
             return cuda_library.pool_patches(q, k, v, ctx.windows, library)
 
         @staticmethod
-        def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN001
+        def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
             grads = cuda_library.pool_patches_backward(grad.contiguous(), *ctx.saved_tensors, ctx.windows, library)
             return *grads, None, None
 

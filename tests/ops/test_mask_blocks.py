@@ -31,13 +31,13 @@ def test_output_and_gradients(kind: str, heads: int, groups: int) -> None:
     k, v = (torch.randn(2, T, groups, 16, generator=source).transpose(1, 2) for _ in range(2))
     mask = torch.zeros(2, 1, T, T).masked_fill(~visible(*ids(kind))[:, None], float("-inf"))
 
-    def run(attend, dtype):  # noqa: ANN001, ANN202
+    def run(attend, dtype):
         inputs = [x.to(dtype).detach().requires_grad_() for x in (q, k, v)]
         out = attend(*inputs)
         out.backward(grad.to(dtype))
         return [out.detach(), *(x.grad for x in inputs)]
 
-    def whole(q, k, v):  # noqa: ANN001, ANN202
+    def whole(q, k, v):
         k, v = (x.repeat_interleave(heads // groups, 1) for x in (k, v))
         return F.scaled_dot_product_attention(q, k, v, mask.to(q.dtype))
 

@@ -68,9 +68,12 @@ class Cell:
     def config(self, folder: Path) -> RunConfig:
         """The run; OLMoE's decoder for experts, Qwen2's else."""
         text = replace(
-            synthetic.MODEL.text, hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_key_value_heads=4,
+            synthetic.MODEL.text,
+            hidden_size=WIDTH,
+            intermediate_size=4 * WIDTH,
+            num_key_value_heads=4,
             initializer_range=0.02,
-        )  # fmt: skip
+        )
         if "_ep" in self.strategy:
             experts = {"num_experts": 4, "num_experts_per_tok": 2, "intermediate_size": WIDTH}
             text = replace(text, model_type="olmoe", attention_bias=False, qk_norm=True, **experts)

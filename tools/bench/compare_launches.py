@@ -46,9 +46,11 @@ def launch(run: Path, cell: Cell, folder: Path) -> list[dict[str, float]] | str:
         *(f"optim.{part}.{key}" for part in ("connector", "vision", "text") for key in ("lr=0.05", "warmup_steps=2")),
     ]  # fmt: skip
     environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }  # fmt: skip
+    }
     done = subprocess.run(
         [str(word) for word in words], env=environment, cwd=folder, text=True, timeout=900,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
