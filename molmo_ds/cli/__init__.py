@@ -47,14 +47,15 @@ def usage(first: str) -> str:
     return "\n".join([head, "", *lines, "", tail])
 
 
-def run(file: str) -> None:
-    """Run a command with the arguments of this process; a user's mistake is one sentence and exit code 1."""
+def run(file: str, arguments: list[str] | None = None) -> None:
+    """Run a command, with the arguments of this process by default; a user's mistake is a sentence and exit code 1."""
     try:
         command = importlib.import_module(f"molmo_ds.cli.{file}")
-        code = command.main()
+        code = command.main(arguments)
     except (ValueError, OSError) as error:
         sys.exit(f"{caller()}: {error}")
-    sys.exit(code)
+    if code:
+        sys.exit(code)
 
 
 def caller() -> str:
