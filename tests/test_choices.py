@@ -1,6 +1,5 @@
 """Every choice of every setting has a reader: what it selects is built or run, and differs from the other choices."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,9 +21,7 @@ from molmo_ds.hub.configs import text_config
 from molmo_ds.model import lora
 from molmo_ds.model.molmo import Molmo, component, recomputed
 from molmo_ds.model.vision import ACTIVATIONS
-
-sys.path.insert(0, str(Path(__file__).parent / "data"))
-from stream_helpers import FakeBuilder, make_shards, run_config  # noqa: E402
+from molmo_ds.testing.streams import FakeBuilder, make_shards, run_config
 
 CHOICES = {setting.name: setting.choices for setting in settings.settings(RunConfig) if setting.choices}
 NETWORK = {  # setting -> how many of its choices compute another loss

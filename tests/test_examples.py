@@ -4,8 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from molmo_ds import settings
 from molmo_ds.data.decode import load_image
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.eval.tasks import TASKS, true_answer
+from molmo_ds.testing.scripts import load
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / "examples/digits"
@@ -21,12 +22,8 @@ STAGES = {"captions": "train", "questions": "train", "examination": "heldout"}
 
 
 @pytest.fixture(scope="module")
-def compose() -> Iterator:
-    sys.path.insert(0, str(DIGITS))
-    import compose
-
-    yield compose
-    sys.path.remove(str(DIGITS))
+def compose() -> ModuleType:
+    return load("examples/digits", "compose")
 
 
 @pytest.fixture(scope="module")

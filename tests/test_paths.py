@@ -1,18 +1,19 @@
 """Paths as people write them: `~`, brackets in folders, and words of a tool in any order."""
 
-import importlib
 import os
-import sys
 from pathlib import Path
 
 import pytest
-import run_files
 
 from molmo_ds import files
+from molmo_ds.cli import convert, inspect_shards
+from molmo_ds.cli import plan as plan_memory
+from molmo_ds.cli import show as visualize
+from molmo_ds.cli.make_shards_options import parse
 from molmo_ds.data.read.shards import ShardSet
+from molmo_ds.testing import run_files
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tools"))
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +63,12 @@ def test_shards_below_home_and_brackets(bracketed: Path, made: tuple[Path, Path]
 
 
 def test_home_in_the_arguments_of_tools(bracketed: Path, capsys: pytest.CaptureFixture) -> None:
-    inspect_shards = importlib.import_module("inspect_shards")
     inspect_shards.main([f"~/{bracketed.name}"])
     assert "40" in capsys.readouterr().out
     assert files.local("~/x") == bracketed.parent / "x" and files.local("./~x") == Path("~x")
 
 
 def test_settings_and_options_of_visualize_in_any_order(made: tuple[Path, Path], tmp_path: Path) -> None:
-    visualize = importlib.import_module("visualize")
     shards, tokenizer = map(str, made)
     run = ["preset=tiny", "data.sequence_length=256", "data.crops_per_sequence=16"]
     named = ["--tokenizer", tokenizer, "--sequences", "2"]
@@ -89,7 +88,6 @@ def test_settings_and_options_of_visualize_in_any_order(made: tuple[Path, Path],
 
 
 def test_settings_and_options_of_other_tools_in_any_order(capsys: pytest.CaptureFixture) -> None:
-    plan_memory = importlib.import_module("plan_memory")
     tables = []
     words = ["tiny", "ds_configs/zero3.json", "2", "micro_batch=2", "max_steps=5"]
     for order in (words, [words[3], *words[:3], words[4]], [*words[:1], "--micro_batch=2", *words[1:3], words[4]]):
@@ -101,7 +99,6 @@ def test_settings_and_options_of_other_tools_in_any_order(capsys: pytest.Capture
     for wrong in ("0", "-3"):
         with pytest.raises(ValueError, match="is no number of GPUs"):
             plan_memory.count_gpus(wrong)
-    convert = importlib.import_module("convert")
     behind = ["backbones", "OUT", "text.a=1", "--llm", "x=y", "--vision", "a=b", "text.b=2"]
     before = ["backbones", "--llm", "x=y", "--vision", "a=b", "OUT", "text.a=1", "text.b=2"]
     assert convert.read_arguments(behind) == convert.read_arguments(before)
@@ -110,9 +107,8 @@ def test_settings_and_options_of_other_tools_in_any_order(capsys: pytest.Capture
 
 
 def test_field_names_of_make_shards_take_no_other_word() -> None:
-    make_shards = importlib.import_module("make_shards")
     rest = ["dataset", "SRC", "OUT", "--style", "vqa2"]
     fields = ["--map", "question=query", "answer=label"]
     for place in range(len(rest)):  # at its end --style needs its word
-        parsed = make_shards.parse([*rest[:place], *fields, *rest[place:]] if place < 4 else [*rest, *fields])
+        parsed = parse([*rest[:place], *fields, *rest[place:]] if place < 4 else [*rest, *fields], "")
         assert (parsed.source, parsed.out, parsed.map) == ("SRC", "OUT", fields[1:])

@@ -11,19 +11,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import synthetic
 import torch
-from ranks import run_ranks
 
+from molmo_ds import settings
 from molmo_ds.batch import Batch, learnt_rows_of
+from molmo_ds.cli import plan as plan_command
 from molmo_ds.config import ConnectorConfig, DataConfig, ImageConfig, MolmoConfig, RunConfig, TextConfig, VisionConfig
-from molmo_ds.engine import build_engine
+from molmo_ds.engine import build_engine, optim, plan_memory
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.strategy import accumulation, read_strategy
+from molmo_ds.model.molmo import Molmo
+from molmo_ds.testing import synthetic
+from molmo_ds.testing.ranks import run_ranks
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tools"))
-import plan_memory  # noqa: E402
 
 MODEL = MolmoConfig(
     text=TextConfig(
@@ -134,22 +135,22 @@ def test_every_strategy_has_a_plan(capsys: pytest.CaptureFixture, tmp_path: Path
     hosts.write_text("one slots=8\ntwo slots=8  # the second\n")
     for path in sorted((ROOT / "ds_configs").glob("*.json")):
         preset = "molmoe_1b" if "_ep" in path.stem else "molmo_7b_d"
-        settings = "activation_checkpointing=full", "global_batch=32"  # four micro-batches of two stages
-        plan_memory.main([preset, str(path), str(hosts), *settings])
+        words = "activation_checkpointing=full", "global_batch=32"  # four micro-batches of two stages
+        plan_command.main([preset, str(path), str(hosts), *words])
         said = capsys.readouterr().out.splitlines()
         numbers = [float(word) for word in said[-1].split()]
         assert "16 GPUs" in said[0] and numbers[1] >= 0 and 1 < numbers[7] < 400, path
     with pytest.raises(ValueError, match="no hostfile nowhere"):
-        plan_memory.main(["tiny", str(path), "nowhere"])
+        plan_command.main(["tiny", str(path), "nowhere"])
 
 
 def test_shards_of_a_released_model() -> None:
     """Molmo-7B-D in ZeRO-3 over 16 GPUs: 2 + 4 + 12 bytes per trained parameter and 2 per frozen one, by hand."""
-    config = RunConfig(model=plan_memory.settings.load(None, ["preset=molmo_7b_d"]).model, global_batch=16)
+    config = RunConfig(model=settings.load(None, ["preset=molmo_7b_d"]).model, global_batch=16)
     made = plan_memory.plan(config, read_strategy(config.strategy), 16)[0]
     with torch.device("meta"):
-        network = plan_memory.Molmo(config.model)
-    frozen = plan_memory.optim.frozen_names(network, config.optim)
+        network = Molmo(config.model)
+    frozen = optim.frozen_names(network, config.optim)
     trained = sum(p.numel() for name, p in network.named_parameters() if name not in frozen)
     still = sum(p.numel() for name, p in network.named_parameters() if name in frozen)
     assert trained > 7e9 and still > 5e8

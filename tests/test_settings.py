@@ -150,7 +150,7 @@ BETWEEN = [
     (["data.group_rates.all=0", "data.sources.a.path=x"], "data.group_rates are all 0"),
     (["preset=tinny"], "There is no preset 'tinny'; the nearest one is 'tiny'"),
     (["preset=tiny/clip"], "There is no preset 'tiny/clip'"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("words", "said"), BETWEEN, ids=lambda value: value[0] if isinstance(value, list) else "")

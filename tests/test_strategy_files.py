@@ -5,11 +5,12 @@ cell. Losses, norms and counts of three steps of SGD are compared, dense and wit
 """
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-from ranks import Forked, free_port, rank_environment
+
+from molmo_ds.testing.ranks import Forked, free_port, rank_environment
+from molmo_ds.testing.scripts import load
 
 ROOT = Path(__file__).parents[1]
 STEPS = 3
@@ -33,15 +34,10 @@ CELLS = [
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the quickstart's shards (100 pictures a set) and its tokenizer."""
-    sys.path.insert(0, str(ROOT / "examples/digits"))
-    try:
-        import quickstart
-
-        job = quickstart.Job(tmp_path_factory.mktemp("quickstart"), ranks=2, steps=10)
-        quickstart.make_pictures(job)
-        quickstart.make_tokenizer(job)
-    finally:
-        sys.path.remove(str(ROOT / "examples/digits"))
+    quickstart = load("examples/digits", "quickstart", "compose", "report")
+    job = quickstart.Job(tmp_path_factory.mktemp("quickstart"), ranks=2, steps=10)
+    quickstart.make_pictures(job)
+    quickstart.make_tokenizer(job)
     return job.out
 
 

@@ -10,14 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
-import run_files
 import torch
-from ranks import Forked, free_port, rank_environment
 
 from molmo_ds import setting_list, settings
 from molmo_ds.config import RunConfig
 from molmo_ds.data.order.loader import build_stream
 from molmo_ds.model.molmo import Molmo
+from molmo_ds.testing import run_files
+from molmo_ds.testing.ranks import Forked, free_port, rank_environment
 from molmo_ds.train import held_out_run, main, read_arguments
 from molmo_ds.weights import checkpoint
 

@@ -69,9 +69,13 @@ class Composer:
             window = picture[top : top + size, left : left + size]
             window += ink * (rng.uniform(200, 255) - window)
             shown.append(
-                {"digit": int(digit), "scan": int(self.ids[scan]), "place": int(place),
-                 "box": [left, top, left + size, top + size]}
-            )  # fmt: skip
+                {
+                    "digit": int(digit),
+                    "scan": int(self.ids[scan]),
+                    "place": int(place),
+                    "box": [left, top, left + size, top + size],
+                }
+            )
         return picture.round().astype(np.uint8), shown
 
     def _background(self, rng: np.random.Generator) -> np.ndarray:

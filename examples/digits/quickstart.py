@@ -161,9 +161,13 @@ def train(job: Job, stage: str) -> None:
         return
     run.mkdir(exist_ok=True)
     words = [
-        f"out={run}", f"strategy={STRATEGY}", f"data.tokenizer={job.out / 'tokenizer'}", f"max_steps={steps}",
-        f"data.sources.{stage}.path={job.out / 'data' / stage}", f"save_interval={max(1, steps // 2)}",
-    ]  # fmt: skip
+        f"out={run}",
+        f"strategy={STRATEGY}",
+        f"data.tokenizer={job.out / 'tokenizer'}",
+        f"max_steps={steps}",
+        f"data.sources.{stage}.path={job.out / 'data' / stage}",
+        f"save_interval={max(1, steps // 2)}",
+    ]
     if stage == "questions":
         words.append(f"init_from={job.out / 'captions'}")
     recipe = settings.load(HERE / f"{stage}.yaml")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from molmo_ds.config import RunConfig
-from molmo_ds.engine import strategy_file
+from molmo_ds.engine import strategy_file, strategy_place
 
 ENGINES = ("zero", "sequence", "pipeline")
 SETTINGS = ("engine", "stages", "schedule", "sequence_parallel_size")  # of the block molmo_ds
@@ -124,13 +124,7 @@ def read_strategy(path: str) -> Strategy:
     """
     if path == "accelerate":
         return parse(path, _from_accelerate())
-    file = Path(path).expanduser()
-    if not file.is_file():
-        beside = Path(__file__).parents[2] / path
-        if not beside.is_file():
-            there = ", ".join(sorted(str(f) for f in file.parent.glob("*.json"))) or "none"
-            raise ValueError(f"There is no strategy file {path}; files beside it: {there}.")
-        file = beside
+    file = strategy_place.find(path)
     return parse(str(file), strategy_file.load(file))
 
 

@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Sequence
 
+from scipy.optimize import linear_sum_assignment
+
 Point = tuple[float, float]
 Box = Sequence[float]  # left, top, right, bottom in pixels; right and bottom do not belong to it
 
@@ -92,32 +94,6 @@ def _inside(point: Point, box: Box, size: tuple[int, int]) -> bool:
 
 
 def nearest_pairs(costs: list[list[float]]) -> list[tuple[int, int]]:
-    """(row, column) pairs of least total cost, each row and column at most once (the Hungarian method)."""
-    if len(costs) > len(costs[0]):
-        return [(j, i) for i, j in nearest_pairs([list(column) for column in zip(*costs)])]
-    rows, columns = len(costs), len(costs[0])
-    row_price, column_price = [0.0] * (rows + 1), [0.0] * (columns + 1)
-    owner, before = [0] * (columns + 1), [0] * (columns + 1)  # 1-based; 0 = free
-    for row in range(1, rows + 1):
-        owner[0], column = row, 0
-        slack, used = [float("inf")] * (columns + 1), [False] * (columns + 1)
-        while owner[column]:
-            used[column], here, step, following = True, owner[column], float("inf"), 0
-            for j in range(1, columns + 1):
-                if used[j]:
-                    continue
-                reduced = costs[here - 1][j - 1] - row_price[here] - column_price[j]
-                if reduced < slack[j]:
-                    slack[j], before[j] = reduced, column
-                if slack[j] < step:
-                    step, following = slack[j], j
-            for j in range(columns + 1):
-                if used[j]:
-                    row_price[owner[j]] += step
-                    column_price[j] -= step
-                else:
-                    slack[j] -= step
-            column = following
-        while column:
-            owner[column], column = owner[before[column]], before[column]
-    return [(owner[j] - 1, j - 1) for j in range(1, columns + 1) if owner[j]]
+    """(row, column) pairs of least total cost, each row and column at most once."""
+    rows, columns = linear_sum_assignment(costs)
+    return list(zip(rows.tolist(), columns.tolist()))

@@ -52,9 +52,12 @@ def from_released(values: dict[str, Any]) -> MolmoConfig:
         kind = values.get("model_type") or values.get("architectures")
         raise ValueError(f"config.json describes a model of type '{kind}', which is not a released Molmo.")
     names = {
-        "d_model": "hidden_size", "n_heads": "num_attention_heads", "n_kv_heads": "num_key_value_heads",
-        "n_layers": "num_hidden_layers", "mlp_hidden_size": "intermediate_size",
-    }  # fmt: skip
+        "d_model": "hidden_size",
+        "n_heads": "num_attention_heads",
+        "n_kv_heads": "num_key_value_heads",
+        "n_layers": "num_hidden_layers",
+        "mlp_hidden_size": "intermediate_size",
+    }
     return from_reference(values | {theirs: values.get(name) for theirs, name in names.items()})
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -281,11 +282,12 @@ def resized_positions(table: Tensor, vision: VisionConfig) -> Tensor:
     new = round((vision.num_positions or (vision.image_size // vision.patch_size) ** 2) ** 0.5)
     if old == new or old * old != len(table) - first:
         return table
-    patches = table[first:].T.reshape(1, -1, old, old).float()
+    patches = rearrange(table[first:], "(row column) width -> 1 width row column", row=old).float()
     scale = (new + 0.1) / old
     patches = F.interpolate(patches, scale_factor=(scale, scale), mode="bicubic", align_corners=False)
     assert patches.shape[-2:] == (new, new)
-    return torch.cat((table[:first], patches.flatten(2)[0].T.to(table.dtype)))
+    flat = rearrange(patches, "1 width row column -> (row column) width")
+    return torch.cat((table[:first], flat.to(table.dtype)))
 
 
 def _old_dinov2(key: str) -> str:

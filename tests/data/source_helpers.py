@@ -1,6 +1,5 @@
 """What the tests of the public data sets share: files as they are published, the tool, and its shards read back."""
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -10,22 +9,20 @@ import datasets
 import numpy as np
 from picture_server import picture
 
+from molmo_ds.cli import download
 from molmo_ds.config import PromptConfig
 from molmo_ds.data.decode import load_image
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.sample.prompts import PromptFormatter
 
 ROOT = Path(__file__).parents[2]
-spec = importlib.util.spec_from_file_location("tools_download", ROOT / "tools" / "download.py")
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
 datasets.disable_progress_bars()
 
 
 def run(tmp_path: Path, *argv: str) -> int:
     """The tool's exit status; nothing is left in the cache of the machine."""
     with patch.object(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache"):
-        return tool.main(list(argv))
+        return download.main(list(argv))
 
 
 class Hub:

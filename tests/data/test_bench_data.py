@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tools import bench_data
+from molmo_ds.testing.scripts import load
+
+bench_data = load("tools/bench", "bench_data", "bench_stream")
 
 
 def test_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

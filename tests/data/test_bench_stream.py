@@ -1,6 +1,9 @@
 """The bench of exactness runs on streams that hold something."""
 
-from tools import bench_data, bench_stream
+from molmo_ds.testing.scripts import load
+
+bench_stream = load("tools/bench", "bench_stream")
+bench_data = load("tools/bench", "bench_data")
 
 
 def test_exactness_compares_streams_that_hold_something() -> None:

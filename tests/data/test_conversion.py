@@ -18,13 +18,14 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
-from stream_helpers import picture, records
 
+from molmo_ds.cli import inspect_shards
+from molmo_ds.cli import make_shards as tool
+from molmo_ds.data.convert.tars import index_tar
 from molmo_ds.data.decode import load_image
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.read.writer import write_shards
-from tools import inspect_shards
-from tools import make_shards as tool
+from molmo_ds.testing.streams import picture, records
 
 CAPTION = ["--style", "long_caption", "--workers", "1"]
 VQA = {"style": "vqa2", "question": "Which?", "answer": "a boat"}
@@ -331,7 +332,7 @@ def test_names_that_are_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "caf\\udce9.jpg" in said and "not UTF-8" in said and len(read(tmp_path / "out")) == 1
     tar_of(tmp_path / "t.tar", [(f"{name}.json", json.dumps({"annotations": [VQA]}).encode())])
     with pytest.raises(ValueError, match=r"t.tar has a member whose name 'caf\\udce9' is not UTF-8"):
-        tool.index_tar(tmp_path / "t.tar")
+        index_tar(tmp_path / "t.tar")
 
 
 def save(tmp_path: Path, rows: list[dict[str, Any]], **images: Any) -> str:

@@ -11,15 +11,15 @@ import fsspec
 import numpy as np
 import pytest
 from shard_server import ShardServer, serve
-from stream_helpers import FakeBuilder, make_shards, records, run_config
 
 from molmo_ds import files
+from molmo_ds.data.convert.inspection import inspect
+from molmo_ds.data.convert.tars import index_tar
 from molmo_ds.data.order.checks import identical, replay
 from molmo_ds.data.order.loader import Mixture
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.read.writer import write_meta, write_shards
-from tools.inspect_shards import inspect
-from tools.make_shards import index_tar
+from molmo_ds.testing.streams import FakeBuilder, make_shards, records, run_config
 
 COUNT = 30
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from stream_helpers import FakeBuilder, make_shards, picture, records, run_config
 
 from molmo_ds import presets
 from molmo_ds.config import ImageConfig, RunConfig
@@ -24,6 +23,7 @@ from molmo_ds.data.order.packing import collate, merge
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.read.writer import write_shards
 from molmo_ds.data.tokens import train_tokenizer
+from molmo_ds.testing.streams import FakeBuilder, make_shards, picture, records, run_config
 
 LAYOUTS = [(1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 3), (8, 1)]  # ranks x workers
 STEPS = 12

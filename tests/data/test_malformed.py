@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from stream_helpers import picture
 
+from molmo_ds.cli import inspect_shards
+from molmo_ds.cli import make_shards as tool
+from molmo_ds.data.convert.tars import index_tar
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.sample.annotation import KEYS
-from tools import inspect_shards
-from tools import make_shards as tool
+from molmo_ds.testing.streams import picture
 
 EXAMPLES = int(os.environ.get("MOLMO_FUZZ", "60"))
 SEED = int(os.environ.get("MOLMO_FUZZ_SEED", "0"))
@@ -191,4 +192,4 @@ def test_folders_and_tars(tmp_path: Path, number: int, capsys: pytest.CaptureFix
         capsys,
     )
     with contextlib.suppress(ValueError):
-        tool.index_tar(tmp_path / "t.tar")
+        index_tar(tmp_path / "t.tar")

@@ -11,7 +11,9 @@ from torch import Tensor
 from molmo_ds.batch import Batch, Sample
 from molmo_ds.config import DataConfig
 from molmo_ds.data.order.packing import SLACK, Budget, choose, collate, merge, row
-from tools.bench_stream import mixture, pack_all
+from molmo_ds.testing.scripts import load
+
+bench_stream = load("tools/bench", "bench_stream")
 
 
 @settings(max_examples=200, deadline=None)
@@ -41,10 +43,10 @@ def test_older_samples_go_first() -> None:
 
 
 def test_fill_and_wait_at_the_mixture_of_the_facts() -> None:
-    sizes = mixture(6000)
+    sizes = bench_stream.mixture(6000)
     tokens, crops = np.mean(sizes, axis=0)
     assert abs(tokens - 1082) < 40 and abs(crops - 8.2) < 0.2
-    row = pack_all(sizes, 4096, round(1.25 * 4096 * crops / tokens))
+    row = bench_stream.pack_all(sizes, 4096, round(1.25 * 4096 * crops / tokens))
     assert row["token fill"] >= 0.99
     assert row["oldest wait"] <= 500
 

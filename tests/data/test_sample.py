@@ -78,8 +78,9 @@ def test_one_conversation(builder: SampleBuilder) -> None:
     ids = [words.bos, *image]
     learnt = [0] * len(ids)
     for text, answer in [(" User: synthetic_qa: Is it open? Assistant:", 0), (" No, shut.", 1)] + [
-        (" User: And the bin? Assistant:", 0), (" Open.", 1),
-    ]:  # fmt: skip
+        (" User: And the bin? Assistant:", 0),
+        (" Open.", 1),
+    ]:
         part = words.encode(text) + [words.eos] * answer
         ids += part
         learnt += [answer] * len(part)

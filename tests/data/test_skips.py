@@ -11,15 +11,16 @@ from typing import Any
 
 import pytest
 from numpy.random import RandomState
-from stream_helpers import picture
 
 from molmo_ds import config as c
+from molmo_ds.cli import inspect_shards
+from molmo_ds.cli import show as visualize
 from molmo_ds.data.order.checks import replay
 from molmo_ds.data.order.loader import Mixture, Sequence, Steps, build_stream, sequences
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.read.writer import write_shards
 from molmo_ds.data.tokens import train_tokenizer
-from tools import inspect_shards, visualize
+from molmo_ds.testing.streams import picture
 
 ASK = {"style": "vqa2", "question": "Which?", "answer": "a boat"}
 BAD = {  # what a shard of somebody else may hold: the record's keys, and what is said of them

@@ -15,10 +15,12 @@ import datasets
 import pytest
 from picture_server import Server, picture
 from PIL import Image
-from source_helpers import ROOT, Hub, build, read, run, shown, tool
+from source_helpers import ROOT, Hub, build, read, run, shown
 
 from molmo_ds.data import sources
 from molmo_ds.data.decode import load_image
+from molmo_ds.data.sources.download import table
+from molmo_ds.data.sources.records import part
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +139,7 @@ def test_what_is_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF"])
 def test_other_formats_become_png(kind: str) -> None:
     data = picture(6, kind=kind)
-    name, converted = tool.part(data, sources.Picture(data=data))
+    name, converted = part(data, sources.Picture(data=data))
     assert name == "png"
     assert Image.open(io.BytesIO(converted)).format == "PNG"
     assert (load_image(converted) == load_image(data)).all()
@@ -146,7 +148,7 @@ def test_other_formats_become_png(kind: str) -> None:
 def test_the_table_is_up_to_date() -> None:
     text = (ROOT / "docs" / "datasets.md").read_text()
     start = text.index("-->", text.index("<!-- table")) + 4
-    assert text[start : text.index("\n<!-- end")] == tool.table()
+    assert text[start : text.index("\n<!-- end")] == table()
     for source in sources.ALL.values():
         assert bool(source.hub) != bool(source.by_hand), source.name
         assert source.confirmed != ("not confirmed" in text.split(f"| `{source.name}` |")[1].split("\n")[0])

@@ -5,16 +5,21 @@ import io
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-import run_files
+import torch
 from PIL import Image
 
+from molmo_ds import presets
+from molmo_ds.cli import show as visualize
 from molmo_ds.data.read.writer import write_shards
-from tools import visualize
+from molmo_ds.data.sample.images import ImageProcessor
+from molmo_ds.data.show.documents import as_bytes
+from molmo_ds.testing import run_files
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --hide-scrollbars"
@@ -70,6 +75,20 @@ def test_page_shades_exactly_the_learnt_tokens(page: Path) -> None:
     shaded = [attributes.get("class") == "on" for attributes in tokens]
     weighty = [float((attributes["title"] or "").rsplit(" ", 1)[1]) > 0 for attributes in tokens]
     assert shaded == weighty and 0 < sum(shaded) < len(shaded)
+
+
+def test_crops_of_the_exact_mode_are_shown_as_the_pixels_they_were() -> None:
+    config = presets.molmo_7b_d()
+    scene = np.random.RandomState(3).randint(0, 256, (500, 700, 3), np.uint8)
+    exact = ImageProcessor(replace(config, images=replace(config.images, exact=True)))
+    normalised = exact(scene).images
+    bare = ImageProcessor(config)(scene).images
+    assert normalised.ndim == 3 and len(normalised) > 1
+    for ours, pixels in zip(normalised, bare, strict=True):
+        shown = as_bytes(ours, exact)
+        assert shown.shape == pixels.shape and shown.dtype == torch.uint8
+        assert (shown.int() - pixels.int()).abs().max() <= 2  # bytes resized in bytes are within 1.01 of 255
+        assert as_bytes(pixels, exact) is pixels
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium here: the screenshot of tools/visualize.py is NOT checked")

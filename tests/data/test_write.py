@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 from PIL import Image
-from stream_helpers import make_shards, picture, records
 
+from molmo_ds.data.convert.tars import index_tar
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.read.writer import write_meta, write_shards
-from tools.make_shards import index_tar
+from molmo_ds.testing.streams import make_shards, picture, records
 
 SAMPLE = {"json": b'{"images": [], "annotations": [{"style": "text", "text": "hello"}]}'}
 
@@ -142,8 +142,10 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 
 
 def test_a_killed_writer_leaves_only_whole_shards(tmp_path: Path) -> None:
-    code = "from stream_helpers import make_shards; import sys; make_shards(sys.argv[1], 10**6, samples_per_shard=4)"
-    path = f"{Path(__file__).parent}:{Path(__file__).parents[2]}"
+    code = (
+        "import sys; from molmo_ds.testing import streams; streams.make_shards(sys.argv[1], 10**6, samples_per_shard=4)"
+    )
+    path = str(Path(__file__).parents[2])
     writer = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=os.environ | {"PYTHONPATH": path})
     deadline = time.monotonic() + 60
     while len(list(tmp_path.glob("*.tar"))) < 3 and time.monotonic() < deadline:

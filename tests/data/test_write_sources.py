@@ -1,20 +1,25 @@
 """tools/make_shards.py and tools/inspect_shards.py: from every source to the same record format."""
 
+import io
 import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import datasets
 import pytest
 import webdataset
-from stream_helpers import make_shards, picture, records
 
+from molmo_ds.cli import inspect_shards
+from molmo_ds.cli import make_shards as tool
+from molmo_ds.data.convert.inspection import differences
+from molmo_ds.data.convert.origins import find_tars
 from molmo_ds.data.read.shards import ShardSet
-from tools import inspect_shards
-from tools import make_shards as tool
+from molmo_ds.testing.streams import make_shards, picture, records
 
 EXPECTED = [{"style": "vqa2", "question": f"which {i}?", "answer": f"the {i}"} for i in range(7)]
+RECORD = json.dumps({"images": ["jpg"], "annotations": EXPECTED[:1]}).encode()
 
 
 def check(folder: Path, keys: list[str], names: str = "jpg") -> ShardSet:
@@ -162,3 +167,34 @@ def test_inspection_prints_what_is_there_and_what_is_wrong(tmp_path: Path, capsy
     run = [sys.executable, "tools/inspect_shards.py", str(tmp_path / "good")]
     done = subprocess.run(run, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "FAULT" in done.stdout and "1 faults in" in done.stderr
+
+
+def test_tars_listed_as_webdataset_lists_them(tmp_path: Path) -> None:
+    for i in range(3):
+        with webdataset.TarWriter(str(tmp_path / f"old-{i}.tar")) as writer:
+            writer.write({"__key__": str(i), "jpg": picture(i), "txt": f"caption {i}"})
+    found = find_tars(f"{tmp_path}/old-{{0..2}}.tar")
+    assert found == sorted(tmp_path.glob("*.tar"))
+    assert find_tars(f"{tmp_path}/old-{{2,0}}.tar") == [found[2], found[0]]
+    with pytest.raises(ValueError, match=r"There is no tar .*old-3.tar, which .*\{0..3\}.tar lists with 3 others"):
+        find_tars(f"{tmp_path}/old-{{0..3}}.tar")
+    odd = tmp_path / "{0..1}.tar"
+    odd.write_bytes(found[0].read_bytes())
+    assert find_tars(str(odd)) == [odd], "a file of that name is no list"
+
+
+def test_inspection_says_what_other_readers_see(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = make_shards(tmp_path / "ours", 25)
+    assert not list(differences(ShardSet(str(made)))), "webdataset reads what we write"
+    strange = tmp_path / "strange"
+    strange.mkdir()
+    with tarfile.open(strange / "s.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in (("a.jpg", picture(1)), ("__MACOSX/b.jpg", b"a Mac's"), ("a.json", RECORD)):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    tool.main(["index", str(strange), "--workers", "1"])
+    inspect_shards.main([str(strange)])
+    told = capsys.readouterr().out
+    assert "webdataset reads 'a' with jpg where the index has 'a' with jpg, json" in told
+    assert "every member is sound" in told

@@ -1,12 +1,12 @@
 """A run that is another run after every step, with only the files of its checkpoints between them."""
 
-import synthetic
-from compare_strategies import fresh_groups
 from torch import Tensor
 
 from molmo_ds.config import RunConfig
 from molmo_ds.engine import build_engine
 from molmo_ds.engine.launch import World
+from molmo_ds.testing import synthetic
+from molmo_ds.testing.oracle import fresh_groups
 
 
 def hand_on(world: World, folder: str, configs: list[RunConfig]) -> tuple[list[float], dict[str, Tensor]]:

@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import synthetic
 import torch
-from ranks import run_ranks
 
 from molmo_ds.config import RunConfig
 from molmo_ds.engine import build_engine
 from molmo_ds.engine.launch import World
 from molmo_ds.hub import load
+from molmo_ds.testing import synthetic
+from molmo_ds.testing.ranks import run_ranks
 from molmo_ds.weights import checkpoint
 
 HALF, STEPS = 2, 4

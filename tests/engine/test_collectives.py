@@ -3,12 +3,12 @@
 import time
 
 import pytest
-import synthetic
 import torch
-from ranks import run_ranks
 
 from molmo_ds.engine import build_engine, collectives
 from molmo_ds.engine.launch import World
+from molmo_ds.testing import synthetic
+from molmo_ds.testing.ranks import run_ranks
 
 
 def mistakes(world: World) -> dict[str, tuple[str, float]]:

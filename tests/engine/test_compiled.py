@@ -1,20 +1,16 @@
 """Compiled layers compute the same and compile once per kind, whatever the number of crops, also around collectives."""
 
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
-import synthetic
 import torch
-from ranks import run_ranks
 
 from molmo_ds.config import LoraConfig, RunConfig
 from molmo_ds.engine import build_engine, compiled
 from molmo_ds.engine.launch import World
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-from compare_strategies import family, fresh_groups  # noqa: E402
+from molmo_ds.testing import synthetic
+from molmo_ds.testing.oracle import family, fresh_groups
+from molmo_ds.testing.ranks import run_ranks
 
 Case = tuple[str, str, bool]  # strategy, backend ("" = not compiled), adapters
 STEPS = (1, 2, 3)

@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import synthetic
 
 from molmo_ds.config import RunConfig
 from molmo_ds.engine import ds_config
 from molmo_ds.engine.refusals import refuse
 from molmo_ds.engine.strategy import read_strategy
+from molmo_ds.testing import synthetic
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "ds_configs").glob("*.json"))

@@ -4,12 +4,12 @@ import itertools
 
 import pytest
 import torch.distributed as dist
-from ranks import run_ranks
 
 from molmo_ds.engine.grid import AXES, COPIES, LOSSES, Grid
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.parallel import grid_of
 from molmo_ds.engine.strategy import parse
+from molmo_ds.testing.ranks import run_ranks
 
 SIZES = {"stage": 2, "data": 3, "sequence": 2, "tensor": 2}
 

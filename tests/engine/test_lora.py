@@ -1,14 +1,12 @@
 """LoRA under every strategy: equal at start, the base stays, all train alike, merged wherever weights leave the run."""
 
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import synthetic
 import torch
-from ranks import run_ranks
+from handing_on import hand_on
 from torch import Tensor
 
 from molmo_ds.batch import Batch
@@ -18,11 +16,10 @@ from molmo_ds.engine.launch import World
 from molmo_ds.hub import adapters, load
 from molmo_ds.model import lora
 from molmo_ds.model.molmo import Molmo, component
+from molmo_ds.testing import synthetic
+from molmo_ds.testing.oracle import difference, family, fresh_groups, plain
+from molmo_ds.testing.ranks import run_ranks
 from molmo_ds.weights import checkpoint
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-from compare_strategies import difference, family, fresh_groups, plain  # noqa: E402
-from handing_on import hand_on  # noqa: E402
 
 STEPS, LIMIT = 3, 1.5  # the limit clips some components at some steps
 BOTH, TEXT = (
@@ -78,7 +75,7 @@ def train(world: World, cases: list[Case], folder: str) -> dict[Case, tuple]:
         config = sgd(case)
         engine = build_engine(config, world)
 
-        def batches(step: int, config: RunConfig = config, engine=engine) -> list[Batch]:  # noqa: ANN001
+        def batches(step: int, config: RunConfig = config, engine=engine) -> list[Batch]:
             return synthetic.micro_batches(config, step, engine.data_rank, engine.data_size)
 
         start = engine.eval_loss(batches(10))["loss"]

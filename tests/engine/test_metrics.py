@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import synthetic
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -16,6 +15,7 @@ from molmo_ds.config import RunConfig, TextConfig, VisionConfig
 from molmo_ds.engine.launch import World
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.monitor import metrics
+from molmo_ds.testing import synthetic
 
 ALONE = World(0, 0, 1, torch.device("cpu"))
 

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-import synthetic
 import torch
-from ranks import Forked, run_ranks
 
 from molmo_ds.engine import build_engine
 from molmo_ds.engine.faults import NotFiniteError
 from molmo_ds.engine.launch import World
+from molmo_ds.testing import synthetic
+from molmo_ds.testing.ranks import Forked, run_ranks
 from molmo_ds.train import check_finite
 from molmo_ds.weights import checkpoint
 

@@ -2,27 +2,25 @@
 
 import json
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
 import pytest
-import synthetic
 import torch
 from deepspeed.ops.op_builder import AsyncIOBuilder
-from ranks import run_ranks
 
 from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, RunConfig, TextConfig, VisionConfig
 from molmo_ds.engine import build_engine, fragments
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.parallel import nvme
 from molmo_ds.model.molmo import component
+from molmo_ds.testing import synthetic
+from molmo_ds.testing.oracle import fresh_groups, plain
+from molmo_ds.testing.ranks import run_ranks
 from molmo_ds.weights import checkpoint
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-from compare_strategies import fresh_groups, plain  # noqa: E402
 
 # DeepSpeed swaps what has 1 MiB or more on a rank: of two ranks 2,048 x 256 fp32 numbers, and all of the tower together
 MODEL = MolmoConfig(

@@ -1,14 +1,12 @@
 """Pipeline, sequence, expert and tensor parallelism train as one plain process does, and read each other's files."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import synthetic
 import torch
-from ranks import run_ranks
+from handing_on import hand_on
 
 from molmo_ds.batch import PER_TOKEN, Batch
 from molmo_ds.config import RunConfig
@@ -16,12 +14,12 @@ from molmo_ds.data.order.packing import merge
 from molmo_ds.engine import build_engine
 from molmo_ds.engine.launch import World
 from molmo_ds.model.molmo import component
+from molmo_ds.testing import synthetic
+from molmo_ds.testing.oracle import difference, family, fresh_groups, plain
+from molmo_ds.testing.ranks import run_ranks
 from molmo_ds.weights import checkpoint
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-from compare_strategies import difference, family, fresh_groups, plain  # noqa: E402
-from handing_on import hand_on  # noqa: E402
 
 STEPS, LIMIT = 2, 2.0  # the limit clips some components at some steps
 Case = tuple[str, str, int, str]  # decoder, strategy, micro-batch, activation checkpointing

@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 import pytest
-import synthetic
-from ranks import run_ranks
 
 from molmo_ds.engine import build_engine
 from molmo_ds.engine.launch import World
 from molmo_ds.model import decoder
 from molmo_ds.model.decoder import DecoderLayer
+from molmo_ds.testing import synthetic
+from molmo_ds.testing.ranks import run_ranks
 
 CASES = [("zero0", "none"), ("zero3", "none"), ("zero3", "full"), ("zero3_sp", "full"), ("pipe_zero1", "full")]
 MODEL = replace(synthetic.MODEL, text=replace(synthetic.MODEL.text, num_hidden_layers=3))

@@ -4,14 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
-import synthetic
 import torch
-from ranks import run_ranks
 from torch import nn
 
 from molmo_ds.engine import build_engine
 from molmo_ds.engine.launch import World
 from molmo_ds.monitor import profile
+from molmo_ds.testing import synthetic
+from molmo_ds.testing.ranks import run_ranks
 
 
 def hooks(model: nn.Module) -> int:

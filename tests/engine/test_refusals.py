@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import synthetic
 
 from molmo_ds.config import LoraConfig, RunConfig, TextConfig
 from molmo_ds.engine.pipeline import balance
 from molmo_ds.engine.refusals import TABLE, Asked, first, refuse
 from molmo_ds.engine.strategy import read_strategy
 from molmo_ds.model.molmo import layer_list
+from molmo_ds.testing import synthetic
 
 FILES = Path(__file__).parents[2] / "ds_configs"
 DENSE = synthetic.MODEL.text

@@ -4,23 +4,20 @@ Whatever strategy wrote a checkpoint, it is read whole without ranks (tools/conv
 """
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-import synthetic
 import torch
-from ranks import run_ranks
 from torch import Tensor
 
 from molmo_ds.config import RunConfig
 from molmo_ds.engine import build_engine
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.strategy import read_strategy
+from molmo_ds.testing import synthetic
+from molmo_ds.testing.oracle import difference, family, fresh_groups, plain
+from molmo_ds.testing.ranks import run_ranks
 from molmo_ds.weights import checkpoint
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-from compare_strategies import difference, family, fresh_groups, plain  # noqa: E402
 
 LEGS = [  # ranks, and strategies of one step each
     (4, ["pipe_zero1_ep", "zero3_ep_tp", "zero2_ep"]),

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import pytest
-import synthetic
 import torch
 from deepspeed.runtime.zero.utils import apply_to_tensors_only
 from torch import Tensor
@@ -12,6 +11,7 @@ from molmo_ds.batch import Batch
 from molmo_ds.engine.stage_wire import Wire
 from molmo_ds.model.carry import Carry, Shared
 from molmo_ds.model.molmo import Molmo
+from molmo_ds.testing import synthetic
 
 
 @pytest.fixture

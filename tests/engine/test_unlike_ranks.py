@@ -1,14 +1,9 @@
 """Every strategy equals one plain process where the ranks' batches are unlike, and gradients come in one order."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-import unlike
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as draw
-from ranks import run_ranks
 from torch import nn
 from torch.nn import functional as F
 
@@ -18,9 +13,9 @@ from molmo_ds.engine.gradient_order import GradientOrder
 from molmo_ds.engine.launch import World
 from molmo_ds.model.molmo import component
 from molmo_ds.ops import dispatch
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-from compare_strategies import family, fresh_groups, plain  # noqa: E402
+from molmo_ds.testing import unlike
+from molmo_ds.testing.oracle import family, fresh_groups, plain
+from molmo_ds.testing.ranks import run_ranks
 
 STEPS, SEQUENCES = 4, 4
 TWO = [

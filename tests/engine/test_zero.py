@@ -1,12 +1,9 @@
 """ZeRO 0 to 3 train as one plain process does: losses, norms and weights, with unequal work on the ranks."""
 
-import math
 from dataclasses import replace
 
 import pytest
-import synthetic
 import torch
-from ranks import run_ranks
 from torch import Tensor
 
 from molmo_ds.batch import Batch
@@ -14,6 +11,9 @@ from molmo_ds.config import RunConfig
 from molmo_ds.engine import build_engine, optim
 from molmo_ds.engine.launch import World
 from molmo_ds.model.molmo import Molmo, component
+from molmo_ds.testing import synthetic
+from molmo_ds.testing.oracle import plain_log
+from molmo_ds.testing.ranks import run_ranks
 
 STEPS = 3
 CASES = [(f"zero{stage}", micro) for stage in range(4) for micro in (4, 1)]  # accumulation 1 and 4 on two ranks
@@ -22,35 +22,12 @@ Run = tuple[list[dict[str, float]], dict[str, Tensor]]
 
 
 def plain(config: RunConfig) -> Run:
-    """The oracle: torch alone, no DeepSpeed and no engine; the loss is (sum w ce + sum w z) / sum w of all lanes."""
-    model = Molmo(config.model, config.optim.z_loss)
-    model.reset_parameters(config.seed)
-    model.embed.embedding.requires_grad_(False)
-    parts = {part: [] for part in optim.COMPONENTS}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            parts[component(name)].append(parameter)
-    stepper = torch.optim.SGD([{"params": parameters, "lr": 0.0} for parameters in parts.values()])
-    log = []
-    for step in range(1, STEPS + 1):
-        lanes = [synthetic.sequence(step, lane) for lane in range(config.global_batch - 2 * (step == 2))]
-        total = sum(float(batch.loss_weights.double().sum()) for batch in lanes)
-        ce = z = accuracy = 0.0
-        for batch in lanes:
-            sums = model(batch)
-            ((sums[0] + sums[1]) / total).backward()
-            ce, z, accuracy = (a + float(b.detach()) / total for a, b in zip((ce, z, accuracy), sums))
-        values = {"loss": ce + z, "accuracy": accuracy}
-        for group, (part, parameters) in zip(stepper.param_groups, parts.items()):
-            group["lr"] = optim.learning_rate(config.optim, part, step, config.max_steps)
-            grads = [p.grad for p in parameters if p.grad is not None]
-            values[f"grad_norm/{part}"] = math.sqrt(sum(float((g.double() ** 2).sum()) for g in grads))
-            if config.optim.max_grad_norm:
-                torch.nn.utils.clip_grad_norm_(parameters, config.optim.max_grad_norm)
-        stepper.step()
-        stepper.zero_grad()
-        log.append(values)
-    return log, {name: parameter.detach() for name, parameter in model.named_parameters()}
+    """The oracle; in step 2 without the last two lanes."""
+
+    def lanes(step: int) -> list[Batch]:
+        return [synthetic.sequence(step, lane) for lane in range(config.global_batch - 2 * (step == 2))]
+
+    return plain_log(config, lanes, STEPS)
 
 
 def through_engine(world: World, cases: list[tuple[str, int]], limit: float) -> dict[tuple[str, int], Run]:

@@ -32,7 +32,7 @@ def test_styles_belong_to_one_task():
         ("counting", {"style": "point_count", "points": [[1, 1], [2, 2]], "label": "cat"}, "a total of 2.", "three"),
         ("pointing", POINTED, '<point x="50.1" y="50.0" alt="cat">cat</point>', "There are none."),
     ],
-)  # fmt: skip
+)
 def test_right_and_wrong(task: str, annotation: dict, right: str, wrong: str):
     assert set(TASKS[task].score(right, annotation, SIZE).values()) == {1.0}
     assert 0.0 in TASKS[task].score(wrong, annotation, SIZE).values()

@@ -5,24 +5,20 @@ beyond the words of the head.
 """
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from golden_files import listed, model_kinds, read_json, read_tensors
 from golden_models import read_batch, read_config, to_reference
-from ranks import run_ranks
 from torch import Tensor
 
 from molmo_ds.batch import PER_TOKEN, Batch, learnt_rows_of
 from molmo_ds.config import ComponentConfig, OptimConfig, RunConfig
 from molmo_ds.engine import build_engine
 from molmo_ds.engine.launch import World
+from molmo_ds.testing.oracle import fresh_groups
+from molmo_ds.testing.ranks import run_ranks
 from molmo_ds.weights import rename
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-from compare_strategies import fresh_groups  # noqa: E402
 
 RATE = 64.0  # of one step of SGD, whose difference of weights is then the gradient with few digits lost
 DENSE = ["zero0", "zero1", "zero2", "zero3", "zero3_sp", "zero3_tp", "pipe_zero1"]

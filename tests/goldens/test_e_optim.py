@@ -9,7 +9,6 @@ import pytest
 import torch
 from golden_files import listed, read_json, read_tensors
 from golden_models import load_model, read_batch, read_config, to_reference
-from ranks import run_ranks
 
 from molmo_ds.batch import PER_TOKEN, Batch, learnt_rows_of
 from molmo_ds.config import ComponentConfig, OptimConfig, RunConfig
@@ -17,6 +16,7 @@ from molmo_ds.engine import build_engine, optim
 from molmo_ds.engine.launch import World
 from molmo_ds.hub.load import write_weights
 from molmo_ds.model.molmo import Molmo
+from molmo_ds.testing.ranks import run_ranks
 from molmo_ds.weights import rename
 
 PARTS = {"connector": "connector", "vit": "vision", "llm": "text"}

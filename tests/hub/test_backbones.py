@@ -18,13 +18,21 @@ from molmo_ds.model.molmo import Molmo
 from molmo_ds.weights.tensor_files import TensorFolder
 
 SMALL = {
-    "hidden_size": 32, "intermediate_size": 44, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 200,
+    "hidden_size": 32,
+    "intermediate_size": 44,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 200,
     "max_position_embeddings": 256,
-}  # fmt: skip
+}
 LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
-}  # fmt: skip
+}
 TEXTS = {
     "qwen2-7b": (transformers.Qwen2Config, {"num_key_value_heads": 2, "rms_norm_eps": 1e-6}),
     "llama3": (
@@ -198,9 +206,11 @@ def test_faults(folders: tuple[Path, Path], tmp_path: Path) -> None:
         "There is no folder": (("qwen2", tmp_path / "nowhere"), ("openai", eye), CHANGES),
         r"has no tensor 'model.layers.2": (("qwen2", text), ("openai", eye), (*CHANGES, "text.num_hidden_layers=3")),
         r"gate_proj.weight. has shape \[44, 32\] and the configuration asks for \[40, 32\]": (
-            ("qwen2", text), ("openai", eye), (*CHANGES, "text.intermediate_size=40"),
+            ("qwen2", text),
+            ("openai", eye),
+            (*CHANGES, "text.intermediate_size=40"),
         ),
-    }  # fmt: skip
+    }
     for sentence, (llm, vision, changes) in faults.items():
         with pytest.raises(ValueError, match=sentence):
             load.backbones(llm, vision, out, changes)

@@ -11,27 +11,26 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import synthetic
 import torch
 import yaml
 from hub_models import random_state, tiny, weights_folder
-from ranks import run_ranks
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from molmo_ds import presets
+from molmo_ds.cli.convert import main
 from molmo_ds.config import ConnectorConfig, DataConfig, MolmoConfig, RunConfig
 from molmo_ds.data.tokens import Tokenizer
 from molmo_ds.engine import build_engine
 from molmo_ds.engine.launch import World
 from molmo_ds.hub import export, load
 from molmo_ds.settings import save
+from molmo_ds.testing import synthetic
+from molmo_ds.testing.ranks import run_ranks
 from molmo_ds.weights import rename
 from molmo_ds.weights.tensor_files import INDEX, TensorFolder, write_tensors
 
-ROOT = Path(__file__).parent.parent.parent
-sys.path.insert(0, str(ROOT))
-from tools.convert import main  # noqa: E402
+ROOT = Path(__file__).parents[2]
 
 TOWER = (
     "vision.image_size=84", "vision.hidden_size=32", "vision.intermediate_size=64", "vision.num_hidden_layers=3",
@@ -300,7 +299,7 @@ def test_memory(tmp_path: Path) -> None:
 
 
 CONSOLIDATE = """
-from tools.convert import main
+from molmo_ds.cli.convert import main
 before = watched()
 code = main(["consolidate", *sys.argv[1:]])
 print(code, peak[0] - before)

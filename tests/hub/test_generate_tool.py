@@ -1,25 +1,26 @@
 """tools/generate.py: an answer, or one sentence that says what was wrong."""
 
-import importlib.util
+import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 from hub_models import random_state, tiny, weights_folder
 from PIL import Image
 
-TOOL = Path(__file__).parents[2] / "tools" / "generate.py"
+from molmo_ds.cli import run
+
+Tool = Callable[[list[str]], None]
 QUESTION = "What is it?"
 
 
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate_tool", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch) -> Tool:
+    monkeypatch.setattr(sys, "argv", ["tools/generate.py"])
+    return partial(run, "ask")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ WRONG = [
     ("arguments", "named"), WRONG, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
 )
 def test_one_sentence(
-    tool: ModuleType,
+    tool: Tool,
     checkpoint: Path,
     files: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -82,7 +83,7 @@ def test_one_sentence(
 ) -> None:
     monkeypatch.chdir(files)
     with pytest.raises(SystemExit) as ended:
-        tool.main(["--checkpoint", str(checkpoint), QUESTION, *arguments])
+        tool(["--checkpoint", str(checkpoint), QUESTION, *arguments])
     captured = capsys.readouterr()
     said = captured.err.splitlines()[-1] if ended.value.code == 2 else ended.value.code  # 2 is argparse's
     assert named in said and said.endswith(".") and "\n" not in said
@@ -90,24 +91,24 @@ def test_one_sentence(
 
 
 @pytest.mark.parametrize("question", ["", "  ", "x " * 200])
-def test_questions_that_cannot_be_answered(tool: ModuleType, checkpoint: Path, question: str) -> None:
+def test_questions_that_cannot_be_answered(tool: Tool, checkpoint: Path, question: str) -> None:
     with pytest.raises(SystemExit, match=r"^generate: The (question is empty|prompt has \d+ tokens).*\.$"):
-        tool.main(["--checkpoint", str(checkpoint), question])
+        tool(["--checkpoint", str(checkpoint), question])
 
 
 @pytest.mark.parametrize("way", [[], ["--temperature", "1"], ["--beams", "2"]])
 def test_the_end_of_the_context_is_said(
-    tool: ModuleType, checkpoint: Path, way: list[str], capsys: pytest.CaptureFixture[str]
+    tool: Tool, checkpoint: Path, way: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tool.main(["--checkpoint", str(checkpoint), QUESTION, "--max-new-tokens", "1000", *way])
+    tool(["--checkpoint", str(checkpoint), QUESTION, "--max-new-tokens", "1000", *way])
     said = capsys.readouterr().err
     assert "of 1000 tokens, at position 64" in said
 
 
-def test_an_answer(tool: ModuleType, checkpoint: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_answer(tool: Tool, checkpoint: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--checkpoint", str(checkpoint), "--image", str(files / "small.png"), "--max-new-tokens", "3"]
-    tool.main([*arguments, QUESTION])
-    tool.main([*arguments, "", "--style", "long_caption"])  # a caption needs no question
-    tool.main([*arguments, QUESTION, "--temperature", "1e-320"])  # the likeliest word, as 0
+    tool([*arguments, QUESTION])
+    tool([*arguments, "", "--style", "long_caption"])  # a caption needs no question
+    tool([*arguments, QUESTION, "--temperature", "1e-320"])  # the likeliest word, as 0
     captured = capsys.readouterr()
     assert captured.out and "position" not in captured.err

@@ -339,7 +339,7 @@ def files() -> dict[str, bytes]:
         "WEBP": encoded(rgba, "WEBP", lossless=True),
         "GIF": encoded(palette, "GIF", save_all=True, append_images=[palette.transpose(Image.Transpose.ROTATE_180)]),
         "BMP": encoded(rgb, "BMP"),
-    }  # fmt: skip
+    }
 
 
 FILES = files()

@@ -1,15 +1,14 @@
-"""tools/bench_step.py times what it says: equal learnt tokens as trees and alone, and steps that run."""
+"""tools/bench/bench_step.py times what it says: equal learnt tokens as trees and alone, and steps that run."""
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from molmo_ds import presets
+from molmo_ds.testing.scripts import load
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-import bench_step  # noqa: E402
+bench_step = load("tools/bench", "bench_step")
 
 
 def test_trees_and_single_annotations_learn_the_same_tokens() -> None:
@@ -55,7 +54,7 @@ def test_the_end_to_end_table_of_a_gpu_runs_here(
     tried: list[str] = []
     measure = bench_step.measure
 
-    def measured(*args) -> bench_step.Measured:  # noqa: ANN002
+    def measured(*args) -> bench_step.Measured:
         tried.append(args[-1])
         if len(tried) < 3:
             raise torch.OutOfMemoryError("too large")

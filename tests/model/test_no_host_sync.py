@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import synthetic
 import torch
 from torch import Tensor
 from torch._library.custom_ops import OPDEFS
@@ -24,6 +23,7 @@ from molmo_ds.model.molmo import Molmo
 from molmo_ds.ops import dispatch
 from molmo_ds.ops.tree_attention import flex
 from molmo_ds.ops.weighted_cross_entropy import CHUNK_ELEMENTS
+from molmo_ds.testing import synthetic
 
 aten = torch.ops.aten
 DEVICE = torch.device("meta")

@@ -13,11 +13,11 @@ from molmo_ds.model.molmo import CHECKPOINTING, Molmo
 from molmo_ds.ops.rope import rope_table
 
 
-def batch(seed: int = 0):  # noqa: ANN201
+def batch(seed: int = 0):
     return pack([[document(2, [7, 5], seed)], [document(1, [9], seed + 1), document(0, [6], seed + 2)]])
 
 
-def gradients(model: Molmo, sample) -> tuple[list[Tensor], dict[str, Tensor | None]]:  # noqa: ANN001
+def gradients(model: Molmo, sample) -> tuple[list[Tensor], dict[str, Tensor | None]]:
     model.zero_grad()
     sums = model(sample)
     (sums[0] + sums[1]).backward()
@@ -37,7 +37,7 @@ def test_the_residual_stream_stays_float32_under_autocast(family: str) -> None:
     plain = type(core).__call__
 
     class Watch(type(core)):
-        def __call__(self, q, k, v, plan, dropout_p):  # noqa: ANN001, ANN204
+        def __call__(self, q, k, v, plan, dropout_p):
             queries.append(q.dtype)
             return plain(self, q, k, v, plan, dropout_p)
 
@@ -58,7 +58,7 @@ def test_positions_are_turned_in_float32() -> None:
     plain = attention.core.__call__
 
     class Watch(type(attention.core)):
-        def __call__(self, q, k, v, plan, dropout_p):  # noqa: ANN001, ANN204
+        def __call__(self, q, k, v, plan, dropout_p):
             kept.append(q)
             return plain(q, k, v, plan, dropout_p)
 

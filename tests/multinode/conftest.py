@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 
-import lab
 import pytest
-from ranks import Forked
+
+from molmo_ds.testing import lab
+from molmo_ds.testing.ranks import Forked
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,14 @@
-"""What tools/bench_network.py says that a strategy must send, beside what the kernel counts that it sends."""
+"""What tools/bench/bench_network.py says that a strategy must send, beside what the kernel counts that it sends."""
 
-import sys
 from pathlib import Path
 
-import lab
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-import bench_network  # noqa: E402
-from bench_network import Cell  # noqa: E402
+from molmo_ds.testing import lab
+from molmo_ds.testing.scripts import load
+
+bench_network = load("tools/bench", "bench_network")
+Cell = bench_network.Cell
 
 pytestmark = pytest.mark.skipif(bool(lab.missing()), reason=lab.missing() or "it can run")
 

@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import lab
 import pytest
+
+from molmo_ds.testing import lab
 
 ROOT = Path(__file__).parents[2]
 DETECTED = 30  # seconds from a fault to its detection

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,24 +10,21 @@ from pathlib import Path
 import pytest
 
 from molmo_ds.config import RunConfig
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-import launch  # noqa: E402
-from launch import Host  # noqa: E402
-from signal_run import MARK, marked, signal_run  # noqa: E402
+from molmo_ds.engine import supervise as launch
+from molmo_ds.engine.hosts import Host, read_hosts
+from molmo_ds.engine.signal_run import MARK, marked, signal_run
 
 
 def test_hosts_from_list_and_file(tmp_path: Path) -> None:
     hosts = [Host("a", 8), Host("b", 2)]
     (tmp_path / "hostfile").write_text("# comment\na slots=8\n\nb slots=2  # slow\n")
-    assert launch.read_hosts("a:8,b:2") == launch.read_hosts(str(tmp_path / "hostfile")) == hosts
-    assert launch.read_hosts("localhost:2")[0].here
+    assert read_hosts("a:8,b:2") == read_hosts(str(tmp_path / "hostfile")) == hosts
+    assert read_hosts("localhost:2")[0].here
     for wrong in ("a:x", "", "a:1,,b:1", ":8", "-oProxyCommand=x:1"):
         with pytest.raises(ValueError, match="neither a hostfile nor a list"):
-            launch.read_hosts(wrong)
+            read_hosts(wrong)
     with pytest.raises(ValueError, match="localhost cannot be one of several"):
-        launch.read_hosts("localhost:1,b:1")
+        read_hosts("localhost:1,b:1")
 
 
 def test_as_many_hosts_as_the_batch_allows() -> None:

@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import lab
 import pytest
+
+from molmo_ds.testing import lab
 
 ROOT = Path(__file__).parents[2]
 STEPS = 3
@@ -42,10 +43,14 @@ def test_a_launcher_on_two_hosts(
         processes = [
             subprocess.Popen(
                 laboratory.words(host, [str(node) if word == "N" else word for word in command] + strategy),
-                cwd=ROOT, env=environment, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL,
+                cwd=ROOT,
+                env=environment,
+                stdout=stream,
+                stderr=stream,
+                stdin=subprocess.DEVNULL,
             )
             for node, host in enumerate(places)
-        ]  # fmt: skip
+        ]
     try:
         codes = [process.wait(180) for process in processes]
     finally:

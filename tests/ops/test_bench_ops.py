@@ -1,13 +1,11 @@
-"""tools/bench_ops.py on a machine without a GPU: counted columns only, and they are counted right."""
-
-import sys
-from pathlib import Path
+"""tools/bench/bench_ops.py on a machine without a GPU: counted columns only, and they are counted right."""
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-from tools import bench_ops  # noqa: E402
+from molmo_ds.testing.scripts import load
+
+bench_ops = load("tools/bench", "bench_ops", "ops_cases")
 
 
 def rows(table: str) -> list[dict[str, str]]:

@@ -1,7 +1,6 @@
 """What only a GPU can show: attention's backward passes, the CUDA kernels, and half precision, against float64."""
 
 import pytest
-import synthetic
 import torch
 from ops_check import bits, errors
 from test_tree_attention import LONG, PICTURES, by_hand
@@ -13,6 +12,7 @@ from molmo_ds.ops.experts import experts
 from molmo_ds.ops.pool_patches import pool_patches
 from molmo_ds.ops.tree_attention import attention_plan, tree_attention, visible
 from molmo_ds.ops.weighted_cross_entropy import reference, weighted_cross_entropy
+from molmo_ds.testing import synthetic
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: nothing of this file is checked here")
 

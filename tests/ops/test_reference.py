@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from ops_check import bits, error, errors
-from ranks import run_ranks
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,6 +18,7 @@ from molmo_ds.ops.rope import rope_table, rotate
 from molmo_ds.ops.splice import splice
 from molmo_ds.ops.swiglu import swiglu
 from molmo_ds.ops.weighted_cross_entropy import CHUNK_ELEMENTS, chunks, reference, weighted_cross_entropy
+from molmo_ds.testing.ranks import run_ranks
 
 LIMIT = 1e-5
 

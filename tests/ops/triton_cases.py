@@ -1,11 +1,8 @@
 """The Triton kernels, on a GPU or in Triton's interpreter on the CPU; test_triton.py runs this file in a process."""
 
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
-import synthetic
 import torch
 from ops_check import bits, error, errors
 from torch import Tensor
@@ -16,9 +13,10 @@ from molmo_ds.ops.crops import normalise_patches
 from molmo_ds.ops.pool_patches import gather_patches, pool_patches
 from molmo_ds.ops.splice import splice
 from molmo_ds.ops.weighted_cross_entropy import CHUNK_ELEMENTS, reference, weighted_cross_entropy
+from molmo_ds.testing import synthetic
+from molmo_ds.testing.scripts import load
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-from tools import bench_ops  # noqa: E402
+bench_ops = load("tools/bench", "bench_ops", "ops_cases")
 
 LIMIT = 1e-5
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -187,7 +185,7 @@ def test_opcheck() -> None:
 
 
 def test_the_benchmark_measures(monkeypatch: pytest.MonkeyPatch) -> None:
-    # every path of tools/bench_ops.py at tiny shapes, with a clock that says 2 ms and 1.5 times that
+    # every path of tools/bench/bench_ops.py at tiny shapes, with a clock that says 2 ms and 1.5 times that
     run: list[object] = []
 
     def clock(function: Callable[[], object], device: str) -> tuple[float, float]:

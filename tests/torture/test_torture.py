@@ -19,8 +19,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from ranks import Forked, free_port, rank_environment
 from tqdm import tqdm
+
+from molmo_ds.testing.ranks import Forked, free_port, rank_environment
 
 KILLS = int(os.environ.get("TORTURE_KILLS", 5))
 STRATEGIES = os.environ.get("TORTURE_STRATEGIES", "zero3,zero1").split(",")  # kills are dealt out in turn

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from webdataset.shardlists import expand_urls
+
+from molmo_ds import files
 from molmo_ds.data.convert.foreign import WHAT, is_foreign
 from molmo_ds.data.convert.items import Fault, FileItem, MemberItem, RowItem
 from molmo_ds.data.convert.pictures import is_picture, printable, to_text
@@ -244,6 +247,23 @@ class Tars:
                     self.passed.update(f".{part} members that belong to no sample" for part in parts)
                     continue
                 yield MemberItem(where, key.lstrip("./"), str(path), tuple(members))
+
+
+def find_tars(source: str) -> list[Path]:
+    """The tars of a path, a pattern (`OLD/*.tar`) or a list as webdataset writes it (`OLD/{000..012}.tar`).
+
+    Raises ValueError where there are none, or where one of a list is missing.
+    """
+    found = files.find(source)
+    if not found and "{" in source:
+        listed = expand_urls(source)
+        missing = [path for path in listed if not files.find(path)]
+        if missing:
+            raise ValueError(f"There is no tar {missing[0]}, which {source} lists with {len(listed) - 1} others.")
+        found = [path for each in listed for path in files.find(each)]
+    if not found:
+        raise ValueError(f"There are no tars at {source}.")
+    return [Path(path) for path in found]
 
 
 def _class_name(feature: Any, value: Any) -> str | None:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from webdataset.tariterators import base_plus_ext
+
 from molmo_ds import files
 from molmo_ds.data.convert.foreign import WHAT, is_foreign
 from molmo_ds.data.decode import BadSample
@@ -17,7 +19,7 @@ from molmo_ds.data.sample.review import Review
 
 @dataclass(frozen=True)
 class Member:
-    """One file of a tar. As webdataset has it, its path up to the first dot of its name is the key of its sample."""
+    """One file of a tar; the key of its sample is its path up to the first dot of its name, webdataset's own rule."""
 
     key: str
     part: str  # what follows the dot, in small letters
@@ -58,8 +60,7 @@ def scan_tar(path: str | Path) -> Contents:
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                folder, slash, name = member.name.rpartition("/")
-                stem, _, part = name.partition(".")
+                key, part = base_plus_ext(member.name)
                 if member.isdir():
                     continue
                 if is_foreign(member.name):
@@ -69,7 +70,6 @@ def scan_tar(path: str | Path) -> Contents:
                 elif not part:
                     found.passed["members without an extension"] += 1
                 else:
-                    key = folder + slash + stem
                     found.members.append(Member(key, part.lower(), member.offset, member.offset_data, member.size))
             found.end = tar.offset
     except (tarfile.TarError, EOFError) as error:

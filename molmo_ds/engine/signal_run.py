@@ -1,6 +1,7 @@
-"""Signals this machine's processes of one run, found by a mark in their environment; tools/launch.py calls it by ssh.
+"""Signals this machine's processes of one run, found by a mark in their environment.
 
-python tools/signal_run.py SIGNAL OUT [--ranks-only]
+supervise.py starts it on other hosts by ssh as a script of its own, without site-packages: python -S signal_run.py
+SIGNAL OUT [--ranks-only]. It therefore imports the standard library only.
 """
 
 import os

@@ -1,6 +1,6 @@
 """Trains the quickstart's own shards under every strategy file, each through its launcher, and tables the differences.
 
-    python tools/compare_launches.py runs/quickstart [--ranks 2 4] [--strategies zero2 zero3_sp] [--write]
+    python tools/bench/compare_launches.py runs/quickstart [--ranks 2 4] [--strategies zero2 zero3_sp] [--write]
 
 A cell is `deepspeed --num_accelerators N --module molmo_ds.train examples/digits/questions.yaml strategy=... ` with SGD
 and micro-batches of one sequence, dense and with four experts, under each packing. Its losses and gradient norms of
@@ -20,8 +20,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from compare_strategies import ROOT, cpu, write
 from tqdm import tqdm
+
+from molmo_ds.testing.tables import ROOT, cpu, write
 
 PACKINGS = ("pack", "to_max", "to_128")
 MODELS = {"dense": [], "experts": ["model.text.num_experts=4", "model.text.num_experts_per_tok=2"]}
@@ -45,9 +46,11 @@ def launch(run: Path, cell: Cell, folder: Path) -> list[dict[str, float]] | str:
         *(f"optim.{part}.{key}" for part in ("connector", "vision", "text") for key in ("lr=0.05", "warmup_steps=2")),
     ]  # fmt: skip
     environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }  # fmt: skip
+    }
     done = subprocess.run(
         [str(word) for word in words], env=environment, cwd=folder, text=True, timeout=900,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -128,7 +131,7 @@ def main() -> None:
             results[cell] = known or launch(run, cell, Path(folder))
             if isinstance(results[cell], str):
                 refused[cell[:3]] = results[cell]
-    command = f"python tools/compare_launches.py {shlex.join(sys.argv[1:])}"
+    command = f"python tools/bench/compare_launches.py {shlex.join(sys.argv[1:])}"
     lines = [f"`{command}`, {began}, {cpu()}:", "", *table(results)]
     print("\n".join(lines))
     if arguments.write:

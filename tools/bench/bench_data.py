@@ -1,4 +1,4 @@
-"""Measures the data pipeline, one subcommand per part, and prints a table: python tools/bench_data.py images"""
+"""Measures the data pipeline, one subcommand per part, and prints a table: python tools/bench/bench_data.py images"""
 
 import argparse
 import dataclasses
@@ -6,12 +6,12 @@ import io
 import json
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
+import bench_stream
 import numpy as np
 import simplejpeg
 import torch
@@ -21,9 +21,6 @@ from tqdm import tqdm
 from molmo_ds import presets
 from molmo_ds.data.sample.images import ImageProcessor, load_image
 from molmo_ds.files import local
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # also when run as a script
-from tools import bench_stream  # noqa: E402
 
 Row = dict[str, str | float]
 

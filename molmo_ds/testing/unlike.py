@@ -6,12 +6,12 @@ Every size in `SIZES` lies on another side of some threshold of the kernels: pro
 
 from dataclasses import dataclass, replace
 
-import synthetic
 import torch
 
 from molmo_ds.batch import Batch, learnt_rows_of
 from molmo_ds.config import MolmoConfig, RunConfig
 from molmo_ds.data.order.packing import merge
+from molmo_ds.testing import synthetic
 
 SIZES = {
     "tokens": (8, 24, 130, 300),

@@ -17,16 +17,16 @@ from typing import Any
 
 # what building an engine imports, once, before the fork
 import accelerate  # noqa: F401
-import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+import deepspeed.runtime.zero.muon.muon_optimizer
 import deepspeed.runtime.zero.stage3  # noqa: F401
 import torch
 import torch._inductor.compile_fx
-import torch.utils.tensorboard  # noqa: F401
+import torch.utils.tensorboard
 import transformers.integrations  # noqa: F401
 from tqdm import tqdm
 
-import molmo_ds.data.order.loader  # noqa: F401
-import molmo_ds.engine.engine  # noqa: F401
+import molmo_ds.data.order.loader
+import molmo_ds.engine.engine
 import molmo_ds.monitor.metrics  # noqa: F401
 from molmo_ds import train
 from molmo_ds.engine import launch
@@ -138,4 +138,5 @@ def _fork(function: Callable[..., Any], rank: int, ranks: int, port: int, args: 
         os._exit(0)
     except BaseException:
         (folder / f"{rank}.error").write_text(traceback.format_exc())
-        os._exit(1)
+    finally:
+        os._exit(1)  # whatever happens: a rank that went on would run the rest of the tests once more

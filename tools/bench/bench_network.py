@@ -1,6 +1,6 @@
 """Counts the bytes that each strategy sends over the network per step, on a laboratory of two hosts (tests/multinode).
 
-    python tools/bench_network.py [--strategies zero1 zero3] [--rate 100mbit] [--write]
+    python tools/bench/bench_network.py [--strategies zero1 zero3] [--rate 100mbit] [--write]
 
 Each host is a network namespace of this machine; the kernel counts what its network card sends, headers and all. Needs
 root and iproute2. --write replaces the table between the markers in docs/parallelism.md.
@@ -21,18 +21,15 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/multinode"), str(ROOT / "tools")]
-import ranks  # noqa: E402
-import synthetic  # noqa: E402
-from compare_strategies import fresh_groups, write  # noqa: E402
-from lab import Lab, missing  # noqa: E402
-
-from molmo_ds.config import RunConfig  # noqa: E402
-from molmo_ds.engine import build_engine, launch, optim  # noqa: E402
-from molmo_ds.engine.parallel import tensor  # noqa: E402
-from molmo_ds.engine.strategy import accumulation, read_strategy  # noqa: E402
-from molmo_ds.model.molmo import Molmo  # noqa: E402
+from molmo_ds.config import RunConfig
+from molmo_ds.engine import build_engine, launch, optim
+from molmo_ds.engine.parallel import tensor
+from molmo_ds.engine.strategy import accumulation, read_strategy
+from molmo_ds.model.molmo import Molmo
+from molmo_ds.testing import ranks, synthetic
+from molmo_ds.testing.lab import Lab, missing
+from molmo_ds.testing.oracle import fresh_groups
+from molmo_ds.testing.tables import ROOT, write
 
 STRATEGIES = [
     "zero0",
@@ -73,9 +70,12 @@ class Cell:
     def config(self, folder: Path) -> RunConfig:
         """The run; OLMoE's decoder for experts, Qwen2's else."""
         text = replace(
-            synthetic.MODEL.text, hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_key_value_heads=4,
+            synthetic.MODEL.text,
+            hidden_size=WIDTH,
+            intermediate_size=4 * WIDTH,
+            num_key_value_heads=4,
             initializer_range=0.02,
-        )  # fmt: skip
+        )
         if "_ep" in self.strategy:
             experts = {"num_experts": 4, "num_experts_per_tok": 2, "intermediate_size": WIDTH}
             text = replace(text, model_type="olmoe", attention_bias=False, qk_norm=True, **experts)
@@ -289,7 +289,7 @@ def main() -> None:
             rows |= run(lab, [cell for cell in cells if cell.slots == slots], arguments.rate, folder)
         every, learns = total(Cell("zero3", 1, 1).config(folder))
         experts = total(Cell("zero3_ep", 1, 1).config(folder))[0]
-        command = " ".join(["python", "tools/bench_network.py", *sys.argv[1:]])
+        command = " ".join(["python", "tools/bench/bench_network.py", *sys.argv[1:]])
         lines = [
             f"`{command}`, {began}, {platform.machine()} CPU, gloo, fp32, "
             f"{every:,} parameters ({experts:,} with experts), of which {learns / every:.0%} learn, {LANES} sequences "

@@ -1,4 +1,4 @@
-"""The parts of tools/bench_data.py that measure the stream: exactness, resume, packing, memory."""
+"""The parts of tools/bench/bench_data.py that measure the stream: exactness, resume, packing, memory."""
 
 import dataclasses
 import json
@@ -59,9 +59,13 @@ def pack_all(sizes: list[list[int]], length: int, slots: int, pool_size: int = 4
         pool, packs = [entry for i, entry in enumerate(pool) if i not in taken], packs + 1
     done = len(sizes) - len(pool)
     return {
-        "length": length, "crop slots": slots, "token fill": tokens / packs / length,
-        "crop fill": crops / packs / slots, "oldest wait": wait, "us per sample": seconds / done * 1e6,
-    }  # fmt: skip
+        "length": length,
+        "crop slots": slots,
+        "token fill": tokens / packs / length,
+        "crop fill": crops / packs / slots,
+        "oldest wait": wait,
+        "us per sample": seconds / done * 1e6,
+    }
 
 
 def bench_packing(rounds: int) -> list[Row]:
@@ -130,12 +134,15 @@ def bench_exactness(photos: list[bytes], stops: int = 20, length: int = 24) -> l
             batches = [batch for step in head + tail for batch in step]
             rows.append(
                 {
-                    "stop": stop, "ranks x workers": "{}x{}".format(*first), "resumed on": "{}x{}".format(*second),
-                    "sequences": len(batches), "documents": int(sum(b.document_ids.amax(1).sum() for b in batches)),
+                    "stop": stop,
+                    "ranks x workers": "{}x{}".format(*first),
+                    "resumed on": "{}x{}".format(*second),
+                    "sequences": len(batches),
+                    "documents": int(sum(b.document_ids.amax(1).sum() for b in batches)),
                     "megabytes of pixels": sum(b.images.numel() for b in batches) / 1e6,
                     "identical": str(identical(head + tail, whole)),
                 }
-            )  # fmt: skip
+            )
     return rows
 
 
@@ -166,8 +173,11 @@ def large_run(folder: Path, photos: list[bytes], workers: int) -> RunConfig:
     write_shards(records(120, photos, 200), folder / "shards", "photos", 60)
     data = DataConfig(
         sources={"photos": SourceConfig(path=str(folder / "shards"))},
-        tokenizer=str(folder / "tokenizer"), sequence_length=4096, crops_per_sequence=39, num_workers=workers,
-    )  # fmt: skip
+        tokenizer=str(folder / "tokenizer"),
+        sequence_length=4096,
+        crops_per_sequence=39,
+        num_workers=workers,
+    )
     return dataclasses.replace(RunConfig(), model=presets.molmo_7b_d(), data=data, global_batch=2)
 
 
@@ -198,18 +208,22 @@ def bench_resume(photos: list[bytes], rounds: int) -> list[Row]:
     size = max(len(json.dumps(state)) for state in states.values())
     return [
         {"what": "cold start", "seconds to first batch": min(cold), "x cold": 1.0, "bytes of state per lane": 0},
-        {"what": "after 10 million samples", "seconds to first batch": min(resumed),
-         "x cold": min(resumed) / min(cold), "bytes of state per lane": size},
-    ]  # fmt: skip
+        {
+            "what": "after 10 million samples",
+            "seconds to first batch": min(resumed),
+            "x cold": min(resumed) / min(cold),
+            "bytes of state per lane": size,
+        },
+    ]
 
 
 def bench_memory(photos: list[bytes]) -> list[Row]:
     """Resident memory of a data worker, measured in a fresh process that does nothing else."""
     with tempfile.TemporaryDirectory() as folder:
         large_run(Path(folder), photos, 1)
-        code = f"from tools.bench_stream import worker_memory; worker_memory({folder!r})"
-        root = Path(__file__).parents[1]
-        done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+        code = f"import bench_stream; bench_stream.worker_memory({folder!r})"
+        here = Path(__file__).parent  # where Python looks first
+        done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -218,8 +232,11 @@ def worker_memory(folder: str) -> None:
     bare = memory()
     data = DataConfig(
         sources={"photos": SourceConfig(path=f"{folder}/shards")},
-        tokenizer=f"{folder}/tokenizer", sequence_length=4096, crops_per_sequence=39, num_workers=0,
-    )  # fmt: skip
+        tokenizer=f"{folder}/tokenizer",
+        sequence_length=4096,
+        crops_per_sequence=39,
+        num_workers=0,
+    )
     config = dataclasses.replace(RunConfig(), model=presets.molmo_7b_d(), data=data, global_batch=1)
     stream = sequences(config, Mixture.open(config), rank_lanes(config, 0, 1), {})
     kept: deque[Sequence] = deque(maxlen=data.prefetch_factor)

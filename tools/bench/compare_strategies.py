@@ -1,43 +1,32 @@
 """Trains tiny models under every strategy and in one plain process, and tables how far losses and weights are apart.
 
-    python tools/compare_strategies.py --ranks 2 [--strategies zero3 zero3_sp] [--families qwen2] [--write "2 ranks"]
+    python tools/bench/compare_strategies.py --ranks 2 [--strategies zero3 zero3_sp] [--families qwen2]
+        [--write "2 ranks"]
 
 Every global batch holds unequal token counts and loss weights, packed documents, message trees, and for some ranks no
 picture. Two rows tell what the others mean: how far the plain process is from itself when its first weights are
 rounded otherwise (what must be allowed), and when its gradients are 1 % too large (what must be seen). --write replaces
-the table of that name in docs/parallelism.md. Takes the batches of tests/.
+the table of that name in docs/parallelism.md. Takes the batches of molmo_ds/testing.
 """
 
 import argparse
-import copy
-import math
-import platform
-import re
 import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
-from deepspeed.utils import groups
-from torch import Tensor
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-import synthetic  # noqa: E402
-from ranks import run_ranks  # noqa: E402
-
-from molmo_ds.batch import Batch  # noqa: E402
-from molmo_ds.config import MolmoConfig, RunConfig  # noqa: E402
-from molmo_ds.engine import build_engine, optim, pipeline  # noqa: E402, F401 (before the fork)
-from molmo_ds.engine.launch import World  # noqa: E402
-from molmo_ds.engine.strategy import read_strategy  # noqa: E402
-from molmo_ds.model import lora  # noqa: E402
-from molmo_ds.model.molmo import Molmo, component  # noqa: E402
+from molmo_ds.config import RunConfig
+from molmo_ds.engine import build_engine, optim, pipeline  # noqa: F401 (before the fork)
+from molmo_ds.engine.launch import World
+from molmo_ds.engine.strategy import read_strategy
+from molmo_ds.testing import synthetic
+from molmo_ds.testing.oracle import Run, difference, family, fresh_groups, plain
+from molmo_ds.testing.ranks import run_ranks
+from molmo_ds.testing.tables import ROOT, cpu, write
 
 LANES = 16  # sequences of a global batch
 SGD_RATE = 0.25  # of synthetic.config's rates, whose 20 steps without clipping amplify rounding tenfold
@@ -45,24 +34,6 @@ SHOWN = {"sgd": "SGD", "adamw": "AdamW"}
 BF16 = [(strategy, times) for strategy in ("zero1", "zero2", "zero3") for times in (1, 2, 4, 8, 16)]
 ALLOWED = 1e-5  # loss difference under SGD in fp32
 Cell = tuple[str, str, str, int, str]  # family, strategy, optimizer, accumulation, precision
-Run = tuple[list[float], dict[str, Tensor]]
-GROUPS = {name: value for name, value in vars(groups).items() if name.isupper() or name == "mpu"}
-
-
-def family(name: str) -> MolmoConfig:
-    """The micro model with the decoder of a family."""
-    model = synthetic.MODEL
-    plain = replace(model.text, attention_bias=False)
-    olmo = replace(plain, qk_norm=True, num_key_value_heads=4)
-    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    texts = {
-        "qwen2": model.text,
-        "llama": replace(plain, model_type="llama", rope_scaling={**scaling, "original_max_position_embeddings": 16}),
-        "olmo": replace(plain, model_type="olmo", norm_type="layer", clip_qkv=4.0),
-        "olmo2": replace(olmo, model_type="olmo2", norm_after=True),
-        "olmoe": replace(olmo, model_type="olmoe", num_experts=4, num_experts_per_tok=2, intermediate_size=24),
-    }
-    return replace(model, text=texts[name])
 
 
 def run_config(cell: Cell, data_size: int, steps: int) -> RunConfig:
@@ -86,59 +57,6 @@ def run_config(cell: Cell, data_size: int, steps: int) -> RunConfig:
     )
 
 
-def fresh_groups() -> None:
-    """Forget the groups of ranks that DeepSpeed keeps in globals, so that one process can hold the next strategy."""
-    vars(groups).update({name: copy.copy(value) for name, value in GROUPS.items()})
-
-
-def plain(
-    config: RunConfig,
-    rounding: float = 0.0,
-    too_large: float = 0.0,
-    lanes: Callable[[int], list[Batch]] | None = None,
-) -> tuple[list[float], list[dict[str, float]], dict[str, Tensor]]:
-    """The measure: torch alone in one process, one sequence after the other; losses, gradient norms, weights.
-
-    Args:
-        rounding: relative error of the first weights.
-        too_large: relative error of the gradients.
-        lanes: the sequences of a step, each a batch of its own; None = those of synthetic.py.
-    """
-    model = Molmo(config.model, config.optim.z_loss)
-    lora.adapt(model, config.lora)
-    model.reset_parameters(config.seed)
-    noise = torch.Generator().manual_seed(0)
-    for name, parameter in model.named_parameters():
-        still = getattr(config.optim, component(name)).freeze or name == "embed.embedding"
-        parameter.requires_grad_(not still and not lora.is_base(name, config.lora))
-        if rounding:
-            parameter.data *= 1 + rounding * torch.randn(parameter.shape, generator=noise)
-    stepper = optim.build_optimizer(optim.parameter_groups(model, config.optim), config.optim)
-    losses, norms = [], []
-    for step in range(1, config.max_steps + 1):
-        if lanes is None:
-            sequences = [synthetic.sequence(step, lane) for lane in range(config.global_batch)]
-        else:
-            sequences = lanes(step)
-        total = sum(float(batch.loss_weights.double().sum()) for batch in sequences) or math.inf
-        losses.append(0.0)
-        norms.append({})
-        for batch in sequences:
-            ce, z, _ = model(batch)
-            ((ce + z) * ((1 + too_large) / total)).backward()
-            losses[-1] += float((ce + z).detach()) / total
-        for part in optim.COMPONENTS:
-            grads = [p.grad for n, p in model.named_parameters() if component(n) == part and p.grad is not None]
-            norms[-1][part] = norm = math.sqrt(sum(float((g.double() ** 2).sum()) for g in grads))
-            if grads and config.optim.max_grad_norm:
-                torch._foreach_mul_(grads, min(1.0, config.optim.max_grad_norm / (norm + 1e-6)))
-        for group in stepper.param_groups:
-            group["lr"] = optim.learning_rate(config.optim, group["component"], step, config.max_steps)
-        stepper.step()
-        stepper.zero_grad()
-    return losses, norms, {name: parameter.detach() for name, parameter in model.named_parameters()}
-
-
 def under_strategies(world: World, cells: list[Cell], steps: int) -> dict[Cell, Run | str]:
     """Losses and weights of each cell through the engine, or the sentence with which it is refused."""
     out: dict[Cell, Run | str] = {}
@@ -157,21 +75,6 @@ def under_strategies(world: World, cells: list[Cell], steps: int) -> dict[Cell, 
             losses.append(engine.train_step(batches)["loss"])
         out[cell] = losses, dict(engine.full_state())
     return out
-
-
-def difference(ours: Run, reference: Run) -> tuple[float, float]:
-    """Largest |loss difference| and largest relative difference of a weight tensor.
-
-    A tensor's difference is divided by its norm, but at least by that of a tensor of its size drawn with deviation
-    0.02 (biases start at zero). Biases of keys are left out: softmax does not see them, so their exact gradient is zero
-    and Adam turns its rounding into steps of full length.
-    """
-    weights = 0.0
-    for name, right in reference[1].items():
-        if not name.endswith("k_proj.bias"):
-            norm = max(float(right.double().norm()), 0.02 * math.sqrt(right.numel()))
-            weights = max(weights, float((ours[1][name].double() - right.double()).norm()) / norm)
-    return max(abs(a - b) for a, b in zip(ours[0], reference[0], strict=True)), weights
 
 
 def table(results: dict[Cell, Run | str], noise: dict[Cell, Run | str], steps: int) -> list[str]:
@@ -229,23 +132,6 @@ def table(results: dict[Cell, Run | str], noise: dict[Cell, Run | str], steps: i
     return lines
 
 
-def cpu() -> str:
-    """The processor's name."""
-    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return f"{len(names)} cores of {names[0]}" if names else platform.machine()
-
-
-def write(table: str, lines: list[str]) -> None:
-    """Put the lines between the markers of a table in docs/parallelism.md. ValueError if it has no such markers."""
-    page = ROOT / "docs/parallelism.md"
-    begin, end = f"<!-- {table} -->", f"<!-- end of {table} -->"
-    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.S)
-    text, found = pattern.subn(lambda _: "\n".join([begin, *lines, end]), page.read_text())
-    if not found:
-        raise ValueError(f"{page} has no '{begin}' with '{end}' behind it; write both where the table shall stand.")
-    page.write_text(text)
-
-
 def main() -> None:
     """Run the cells, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -276,7 +162,7 @@ def main() -> None:
         names = [(name, optimizer) for name in arguments.families for optimizer in arguments.optimizers]
         here = [(name, strategy, optimizer, times, "bf16") for name, optimizer in names for strategy, times in BF16]
         noise = run_ranks(under_strategies, 1, here, arguments.steps, timeout=3600)[0]
-    command = f"python tools/compare_strategies.py {shlex.join(sys.argv[1:])}"
+    command = f"python tools/bench/compare_strategies.py {shlex.join(sys.argv[1:])}"
     machine = f"{cpu()}, {torch.get_num_threads()} thread per rank, torch {torch.__version__}"
     lines = [f"`{command}`, {began}, {machine}:", "", *table(results, noise, arguments.steps)]
     print("\n".join(lines))

@@ -1,7 +1,7 @@
 """Times every op against eager and compiled PyTorch on a GPU, and prints how far it is from the floor.
 
-    python tools/bench_ops.py                        all ops at shapes of Molmo-7B-D and at the 16k message tree
-    python tools/bench_ops.py splice --out table.md  some ops; the table into a file as well
+    python tools/bench/bench_ops.py                        all ops at shapes of Molmo-7B-D and at the 16k message tree
+    python tools/bench/bench_ops.py splice --out table.md  some ops; the table into a file as well
 
 A row: milliseconds of the plain ops eager and compiled, of a library (Liger, flash-attn or PyTorch), of ours; spread of
 two timings; the bytes and flops that the op cannot avoid (counted from the shapes); the floor they
@@ -21,18 +21,15 @@ import platform
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
+from ops_cases import Case, cases
 from torch import Tensor
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from ops_cases import Case, cases  # noqa: E402
-
-from molmo_ds.files import local  # noqa: E402
-from molmo_ds.ops import dispatch  # noqa: E402
+from molmo_ds.files import local
+from molmo_ds.ops import dispatch
 
 H100 = (3.0e12, 798e12)  # bytes/s copied, bf16 flop/s of an 8192-cubed product; facts of an earlier machine
 COLUMNS = (

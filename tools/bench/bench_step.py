@@ -1,9 +1,10 @@
 """Times training steps on this machine: forward, backward, clipping per component and AdamW, in tokens per second.
 
-    python tools/bench_step.py --preset reference_cpu      beside the reference implementation's figure
-    python tools/bench_step.py --tree                      message trees + packing against padded single annotations
-    python tools/bench_step.py --end-to-end --out FILE     on a GPU: a 1.5B model at 4 x 2304 and as a 16k tree, against
-                                                           plain PyTorch, eager and compiled, and padded batches
+    python tools/bench/bench_step.py --preset reference_cpu   beside the reference implementation's figure
+    python tools/bench/bench_step.py --tree                   message trees + packing against padded single annotations
+    python tools/bench/bench_step.py --end-to-end --out FILE  on a GPU: a 1.5B model at 4 x 2304 and as a 16k tree,
+                                                              against plain PyTorch, eager and compiled, and padded
+                                                              batches
 
 On the CPU it counts CPU seconds (time.process_time), which other jobs on the machine hardly change; on a GPU wall
 seconds. --end-to-end prints a markdown table; a step that does not fit into memory is tried again with its vision tower

@@ -1,9 +1,10 @@
 """How long a save holds the training up: asynchronous beside synchronous, on the same engine in one run.
 
-    python tools/bench_checkpoint.py [--ranks 2] [--strategies zero1 zero3] [--width 512] [--rounds 5] [--folder DIR]
+    python tools/bench/bench_checkpoint.py [--ranks 2] [--strategies zero1 zero3] [--width 512] [--rounds 5]
+        [--folder DIR]
 
 Stall: seconds that Engine.save keeps the loop from going on. Behind an asynchronous save the steps go on while a thread
-writes; what that costs them is the last column. Takes the batches of tests/.
+writes; what that costs them is the last column. Takes the batches of molmo_ds/testing.
 """
 
 import argparse
@@ -18,15 +19,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-import synthetic  # noqa: E402
-from ranks import run_ranks  # noqa: E402
-
-from molmo_ds.config import RunConfig  # noqa: E402
-from molmo_ds.engine import build_engine  # noqa: E402
-from molmo_ds.engine.launch import World  # noqa: E402
-from molmo_ds.files import local  # noqa: E402
+from molmo_ds.config import RunConfig
+from molmo_ds.engine import build_engine
+from molmo_ds.engine.launch import World
+from molmo_ds.files import local
+from molmo_ds.testing import synthetic
+from molmo_ds.testing.ranks import run_ranks
 
 
 def run_config(strategy: str, width: int) -> RunConfig:
@@ -81,7 +79,7 @@ def main() -> None:
         "--folder", type=local, default=None, help="on the disk to be measured (default: a temporary one)"
     )
     arguments = parser.parse_args()
-    print(f"`python tools/bench_checkpoint.py {' '.join(sys.argv[1:])}`, {time.strftime('%Y-%m-%d')}, ", end="")
+    print(f"`python tools/bench/bench_checkpoint.py {' '.join(sys.argv[1:])}`, {time.strftime('%Y-%m-%d')}, ", end="")
     print(f"{platform.machine()} CPU, torch {torch.__version__}, medians of {arguments.rounds}:\n")
     print("| strategy | state | synchronous | asynchronous | share | written after | step | step meanwhile |")
     print("|---|---|---|---|---|---|---|---|")

@@ -1,0 +1,70 @@
+"""Download public data sets and write them as indexed shards.
+
+    pixmo_cap chart_qa --out data --workers 64
+    vqa2 --from /data/vqa2 --split validation --out data
+    --list
+
+First the pictures that a data set names by address go into OUT/pictures, then the shards are written from there into
+OUT/NAME-SPLIT. Kill it at any point and give the same command again. docs/datasets.md lists the names.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from molmo_ds.data import sources
+from molmo_ds.data.sources.download import Options, download, table
+from molmo_ds.data.sources.fetch import Limits
+from molmo_ds.files import local
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Download the data sets; 1 where one failed, which a sentence on the standard error says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="data sets; see --list")
+    parser.add_argument("--list", action="store_true", help="print the table of docs/datasets.md")
+    parser.add_argument("--out", type=local, default=Path("data"))
+    parser.add_argument(
+        "--from", dest="folder", type=local, help="local file, zip or folder; may hold a folder per NAME"
+    )
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--hold-out", type=int, default=0, help="records of a set without validation that become one")
+    parser.add_argument("--limit", type=int, help="rows, for a trial")
+    parser.add_argument("--max-annotations", type=int, default=24, help="of one record; more become several records")
+    parser.add_argument("--samples-per-shard", type=int, default=1000)
+    parser.add_argument("--workers", type=int, default=Limits.workers, help="requests under way at once")
+    parser.add_argument("--per-host", type=int, default=Limits.per_host)
+    parser.add_argument("--attempts", type=int, default=Limits.attempts)
+    parser.add_argument("--timeout", type=float, default=Limits.timeout)
+    parser.add_argument("--retry-permanent", action="store_true", help="ask again for what was gone for good")
+    parser.add_argument("--overwrite", action="store_true", help="write shards that are there already once more")
+    args = parser.parse_intermixed_args(arguments)
+    if args.list:
+        print(table())
+        return 0
+    if not args.names:
+        parser.error("give the NAME of a data set, or --list")
+    limits = Limits(workers=args.workers, per_host=args.per_host, attempts=args.attempts, timeout=args.timeout)
+    try:
+        chosen = [sources.get(name) for name in args.names]
+    except ValueError as error:
+        parser.error(str(error))
+    options = Options(
+        out=args.out,
+        folder=args.folder,
+        split=args.split,
+        hold_out=args.hold_out,
+        limit=args.limit,
+        max_annotations=args.max_annotations,
+        samples_per_shard=args.samples_per_shard,
+        retry_permanent=args.retry_permanent,
+        overwrite=args.overwrite,
+    )
+    failed = 0
+    for source in chosen:
+        try:
+            download(source, options, limits)
+        except ValueError as error:
+            print(f"{source.name}: {error}", file=sys.stderr)
+            failed = 1
+    return failed

@@ -1,0 +1,96 @@
+"""Write shards from a Hugging Face data set, a folder, JSON lines or other tars; index tars that others wrote.
+
+    dataset NAME_OR_FOLDER OUT --style vqa2 --map question=query answer=label
+    folder PICTURES OUT --style long_caption
+    jsonl FILE.jsonl OUT --root PICTURES
+    tars 'OLD/*.tar' OUT --style long_caption        (or OLD/{000..012}.tar, as webdataset writes it)
+    index FOLDER
+
+Rows that cannot be used are skipped, each with a sentence on stderr; above --max-bad-share nothing is written. The last
+line says how many samples there are and what was skipped, passed over or changed.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from molmo_ds.cli.make_shards_options import parse
+from molmo_ds.data.convert import indexing
+from molmo_ds.data.convert.conversion import Outcome, Plan, convert, summary
+from molmo_ds.data.convert.origins import DataSet, Folder, Lines, Tars, find_tars
+from molmo_ds.data.convert.rows import Mapping
+from molmo_ds.data.read.shards import ShardSet
+
+TOLD = 1000  # faults that are printed
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Write or index shards and say what became of the source."""
+    args = parse(arguments, __doc__)
+    if args.kind == "index":
+        index(args)
+    else:
+        write(args)
+
+
+def write(args: argparse.Namespace) -> None:
+    """Write the shards of one source and say what became of it."""
+    mapping = Mapping(
+        style=args.style or "",
+        columns=tuple(tuple(item.split("=", 1)) for item in args.map or ()),
+        images=tuple(args.image or ()),
+        without=tuple(args.without or ()),
+        questions=args.questions,
+        decode=not args.no_decode,
+    )
+    items = origin(args, mapping)
+    out = Path(args.out)
+    plan = Plan(out, args.name or "shard", args.samples_per_shard or 1000, args.workers, args.max_bad_share)
+    outcome = Outcome()
+    try:
+        with tqdm(unit=" rows", desc=f"shards in {out}") as bar:
+            for count in convert(items, mapping, plan, outcome):
+                bar.update(count)
+    finally:
+        tell(outcome.faults)
+    shards = ShardSet(str(out))
+    said = "; ".join(["", *summary(outcome, items.passed)])
+    look = f"look at them: python tools/inspect_shards.py {out}"
+    print(f"{len(shards)} samples in {len(shards.shards)} shards{said}; {look}")
+
+
+def origin(args: argparse.Namespace, mapping: Mapping) -> DataSet | Folder | Lines | Tars:
+    """Where the samples come from."""
+    if args.kind == "dataset":
+        root = args.root or (args.source if Path(args.source).is_dir() else "")
+        return DataSet(args.source, mapping, args.subset, args.split or "train", args.streaming, root)
+    if args.kind == "jsonl":
+        return Lines(args.source, args.root or str(Path(args.source).parent))
+    if args.kind == "folder":
+        return Folder(Path(args.source))
+    return Tars(find_tars(args.source))
+
+
+def index(args: argparse.Namespace) -> None:
+    """Write index, sidecar and `.nv-meta` for the tars of a folder."""
+    folder = indexing.open_folder(Path(args.source))
+    for _ in tqdm(indexing.index(folder, args.workers), total=len(folder.tars), unit=" tars", desc="index"):
+        pass
+    tell(folder.damaged + folder.outcome.faults)
+    indexing.finish(folder, args.max_bad_share)
+    faults = folder.outcome.faults
+    skipped = [f"{len(faults)} of them cannot be used and will be skipped"] if faults else []
+    folder.outcome.faults = []
+    said = "; ".join(["", *skipped, *summary(folder.outcome, folder.passed)])
+    count = len(ShardSet(str(folder.path)))
+    print(f"{count} samples in {len(folder.tars)} shards of {folder.path} are indexed{said}.")
+
+
+def tell(faults: list[str]) -> None:
+    """Print what cannot be used."""
+    for fault in faults[:TOLD]:
+        print(f"skipped {fault}", file=sys.stderr)
+    if len(faults) > TOLD:
+        print(f"and {len(faults) - TOLD} more", file=sys.stderr)

@@ -1,0 +1,68 @@
+"""Bytes per GPU that a run will need, before anything is launched; from shapes alone (the meta device).
+
+PRESET STRATEGY HOSTFILE [key=value ...], for example
+    molmo_7b_d ds_configs/zero3.json hostfile activation_checkpointing=full micro_batch=1
+
+HOSTFILE is DeepSpeed's (`name slots=8` per line) or a number of GPUs. What is saved for the backward pass is found by
+running one layer of each kind on fake tensors; what DeepSpeed holds follows its sources (0.19) and was compared with
+torch's own count of allocations (tests/test_plan_memory.py). CUDA's context, NCCL's buffers (1-2 GB) and
+fragmentation come on top.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+from molmo_ds import settings
+from molmo_ds.config import RunConfig
+from molmo_ds.engine.hosts import read_hosts
+from molmo_ds.engine.plan_memory import plan
+from molmo_ds.engine.refusals import refuse
+from molmo_ds.engine.strategy import read_strategy
+
+FIELDS = ("weights", "gathered", "gradients", "optimizer", "activations", "logits", "peak", "host")
+
+
+def count_gpus(text: str) -> int:
+    """The number of GPUs of a hostfile or of a list host1:8,host2:8, or the number itself."""
+    if not Path(text).expanduser().is_file():
+        if re.fullmatch(r"-?[0-9]+", text):
+            if int(text) < 1:
+                raise ValueError(f"{text} is no number of GPUs; give 1 or more, or a hostfile.")
+            return int(text)
+        if ":" not in text:
+            raise ValueError(
+                f"There is no hostfile {text}; give a file with lines `name slots=8`, or a number of GPUs."
+            )
+    return sum(host.slots for host in read_hosts(text))
+
+
+def read_arguments(arguments: list[str]) -> tuple[list[str], RunConfig, int]:
+    """PRESET, STRATEGY and HOSTFILE, the configuration, and the number of GPUs; key=value may stand anywhere."""
+    overrides = [word.removeprefix("--") for word in arguments if "=" in word]
+    words = [word for word in arguments if "=" not in word]
+    if len(words) != 3 or any(word.startswith("-") for word in words[:2]):
+        sys.exit(__doc__)
+    given = dict(word.split("=", 1) for word in overrides)
+    for name in given.keys() & {"preset", "strategy"}:
+        raise ValueError(f"{name}={given[name]} says twice what {name.upper()} says; leave it out.")
+    world = count_gpus(words[2])
+    micro = given.get("micro_batch", "1")
+    if "global_batch" not in given and micro.isdigit():
+        overrides.append(f"global_batch={world * max(1, int(micro))}")
+    return words, settings.load(None, [f"preset={words[0]}", f"strategy={words[1]}", *overrides]), world
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the table; one line per pipeline stage."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "--help" in arguments or "-h" in arguments:
+        print(__doc__)
+        return
+    (preset, path, _), config, world = read_arguments(arguments)
+    strategy = read_strategy(path)
+    refuse(strategy, config, world)
+    print(f"{preset}, {strategy.name}, {world} GPUs, GB (10^9 bytes) on the fullest rank")
+    print("stage " + "".join(f"{name:>12}" for name in FIELDS))
+    for index, made in enumerate(plan(config, strategy, world)):
+        print(f"{index:>5} " + "".join(f"{getattr(made, name) / 1e9:12.2f}" for name in FIELDS))

@@ -1,0 +1,1 @@
+"""A page that shows what training makes of a data set."""

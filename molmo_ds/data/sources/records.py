@@ -1,0 +1,126 @@
+"""Rows of a public data set to samples for `write_shards`; what gives none is counted and told."""
+
+import io
+import json
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from molmo_ds.data.decode import BadSample, load_image, read_size, upright_size
+from molmo_ds.data.sample.review import Review
+from molmo_ds.data.sources.diagrams import write_letters
+from molmo_ds.data.sources.fetch import Request, Store
+from molmo_ds.data.sources.source import Item, Picture, Row, Source
+
+MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp"}
+TOLD = 50  # rows and annotations of a kind that are printed when they are dropped
+
+
+def records(
+    source: Source,
+    batches: Iterable[tuple[int, list[Row]]],
+    split: str,
+    most: int,
+    read: Callable[[Picture], bytes | None],
+    dropped: Counter,
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Samples for `write_shards`, with at most `most` annotations each; `dropped` counts what gave none."""
+    for number, rows in batches:
+        items = adapted(source, rows, split, dropped)
+        if not items:
+            dropped["no usable annotation"] += 1
+        if source.group and split == "train" and items:
+            items = merge(items, most)
+        for k, item in enumerate(items):
+            sample = encode(item, read, dropped)
+            if isinstance(sample, str):
+                dropped[sample] += 1
+            else:
+                yield f"{source.name}-{number:08d}" + (f"-{k}" if len(items) > 1 else ""), sample
+
+
+def merge(items: list[Item], most: int) -> list[Item]:
+    """Items of one picture as one record with all annotations, or as several of nearly the same size."""
+    annotations = [a for item in items for a in item.annotations]
+    shared = {k: v for k, v in items[0].metadata.items() if all(item.metadata.get(k) == v for item in items)}
+    n = math.ceil(len(annotations) / most)
+    bounds = [len(annotations) * i // n for i in range(n + 1)]
+    return [Item(items[0].pictures, annotations[a:b], shared) for a, b in zip(bounds, bounds[1:])]
+
+
+def reader(store: Store | None, folder: Path | None) -> Callable[[Picture], bytes | None]:
+    """What gives a picture's bytes: the row itself, the store, or a file below `folder`."""
+
+    def read(picture: Picture) -> bytes | None:
+        if picture.url:
+            return store.read(Request(picture.url, picture.sha256))
+        if picture.data:
+            return picture.data
+        path = (folder if folder and folder.is_dir() else Path()) / picture.path
+        return path.read_bytes() if path.is_file() else None
+
+    return read
+
+
+def adapted(source: Source, rows: list[Row], split: str, dropped: Counter) -> list[Item]:
+    """The items of rows; a row whose columns hold what the adapter does not expect is counted and told."""
+    items: list[Item] = []
+    for row in rows:
+        try:
+            items += source.adapt(row, split)
+        except KeyError as error:
+            raise ValueError(f"the rows have no column {error}; they have {', '.join(row)}.") from None
+        except (TypeError, ValueError, AttributeError, IndexError, SyntaxError) as error:
+            tell("row that cannot be read", f"{type(error).__name__}: {error} in {str(row)[:200]}", dropped)
+    return items
+
+
+def tell(what: str, why: str, dropped: Counter) -> None:
+    """Count what is dropped, and print why of the first ones."""
+    dropped[what] += 1
+    if dropped[what] <= TOLD:
+        print(f"dropped a {what}: {why}", file=sys.stderr)
+
+
+def encode(item: Item, read: Callable[[Picture], bytes | None], dropped: Counter) -> dict[str, bytes] | str:
+    """The parts of a sample (docs/data_format.md), or why there is none; annotations that no training can use go."""
+    parts = {}
+    for n, picture in enumerate(item.pictures):
+        data = read(picture)
+        if data is None:
+            return "picture not reachable" if picture.url else "picture file missing"
+        try:
+            kind, data = part(data, picture)
+        except BadSample:
+            return "picture cannot be read"
+        parts[kind if len(item.pictures) == 1 else f"{n}.{kind}"] = data
+    record = {"images": list(parts), "annotations": [], "metadata": item.metadata}
+    sizes = [upright_size(*read_size(data)) for data in parts.values()]
+    for annotation in item.annotations:
+        try:
+            Review().add(record | {"annotations": [annotation], "sizes": sizes})
+            record["annotations"].append(annotation)
+        except BadSample as error:
+            tell("annotation that cannot be used", str(error), dropped)
+    if not record["annotations"]:
+        return "no usable annotation"
+    try:
+        return {**parts, "json": json.dumps(record, ensure_ascii=False, allow_nan=False).encode()}
+    except ValueError as error:  # NaN, or half a character
+        return f"metadata that JSON cannot hold ({error})"
+
+
+def part(data: bytes, picture: Picture) -> tuple[str, bytes]:
+    """(jpg | png | webp, bytes): as they came where shards may hold them so, else as PNG. Raises BadSample."""
+    kind = next((kind for magic, kind in MAGIC.items() if data.startswith(magic)), None)
+    if kind and not picture.letters:
+        read_size(data)
+        return kind, data
+    image = Image.fromarray(load_image(data))
+    buffer = io.BytesIO()
+    (write_letters(image, picture) if picture.letters else image).save(buffer, "PNG")
+    return "png", buffer.getvalue()

@@ -1,0 +1,102 @@
+"""The rows of a published split, from the hub or from files, and which of them make one record."""
+
+import collections
+import glob
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from molmo_ds.data.sources.source import Row, Source
+
+LOADERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
+
+
+def load_rows(source: Source, split: str, folder: Path | None = None) -> Sequence[Row] | Iterator[Row]:
+    """The rows of a split; pictures stay encoded. Those of a set that is not grouped may come one after another.
+
+    `folder` is a file or folder of parquet or JSON files in the published columns (for a set fetched by hand: the DIR
+    of its instructions). Raises ValueError for an unknown split, a set that has to be fetched by hand, missing files.
+    """
+    theirs = source.splits.get(split)
+    if theirs is None:
+        raise ValueError(f"{source.name} has no split '{split}'; it has {', '.join(source.splits)}.")
+    if folder is None and not source.hub:
+        raise ValueError(f"{source.name} has to be fetched by hand: {source.by_hand}; then give --from DIR.")
+    if folder is not None and source.read:
+        rows = checked(source, source.read, folder, split)
+        return list(rows) if source.group else rows
+    import datasets
+
+    if folder is None:
+        try:
+            parts = [datasets.load_dataset(source.hub, name, split=theirs) for name in source.configs or (None,)]
+        except OSError as error:  # no network, or not there
+            raise ValueError(
+                f"{source.hub} cannot be had from the hub ({error}); give --from with its files."
+            ) from None
+    else:
+        names = split_files(source, theirs, folder)
+        parts = [
+            datasets.load_dataset(
+                LOADERS[names[0].suffix], data_files=[glob.escape(str(n)) for n in names], split="train"
+            )
+        ]
+    rows = datasets.concatenate_datasets(parts)
+    for column, feature in rows.features.items():
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(column, datasets.Image(decode=False))
+    return rows
+
+
+def checked(source: Source, read: Callable[[Path, str], Iterable[Row]], folder: Path, split: str) -> Iterator[Row]:
+    try:
+        yield from read(folder, split)
+    except FileNotFoundError as error:
+        raise ValueError(f"{error.filename or error} is missing. For {source.name}: {source.by_hand}.") from None
+
+
+def split_files(source: Source, theirs: str, folder: Path) -> list[Path]:
+    """The files of one split (and configuration), told by their paths; a single file is the split."""
+    if folder.is_file():
+        return [folder]
+    names = [path for suffix in LOADERS for path in sorted(folder.rglob(f"*{suffix}"))]
+    found = [path for path in names if speaks_of(theirs, path.relative_to(folder))]
+    if not found:
+        raise ValueError(f"{folder} has no parquet or JSON file of split '{theirs}' for {source.name}.")
+    if len(source.configs) == 1:
+        found = [path for path in found if speaks_of(source.configs[0], path.relative_to(folder))] or found
+    return [path for path in found if path.suffix == found[0].suffix]
+
+
+def speaks_of(word: str, path: Path) -> bool:
+    return re.search(rf"(^|[^a-z]){re.escape(word)}([^a-z]|$)", str(path.with_suffix(""))) is not None
+
+
+def column(rows: Sequence[Row], name: str) -> list:
+    """One column, without reading the others where the rows are a `datasets.Dataset`."""
+    if hasattr(rows, "column_names"):
+        if name not in rows.column_names:
+            raise ValueError(f"the rows have no column '{name}'; they have {', '.join(rows.column_names)}.")
+        return list(rows[name])
+    return [row[name] for row in rows]
+
+
+def group(source: Source, rows: Sequence[Row], split: str) -> dict[object, list[int]]:
+    """Row numbers by picture in the order of first appearance; each on its own in evaluation."""
+    if not source.group or split != "train":
+        return {i: [i] for i in range(len(rows))}
+    names = column(rows, source.group)
+    if source.sha256:  # an address that promises two different pictures
+        names = list(zip(names, column(rows, source.sha256)))
+    found = collections.defaultdict(list)
+    for i, name in enumerate(names):
+        found[name].append(i)
+    return found
+
+
+def take(rows: Iterable[Row], groups: list[list[int]]) -> Iterator[tuple[int, list[Row]]]:
+    """(number of the first row, rows) of each group; without groups every row is one."""
+    if not groups:
+        yield from ((i, [row]) for i, row in enumerate(rows))
+    else:
+        yield from ((numbers[0], [rows[i] for i in numbers]) for numbers in groups)

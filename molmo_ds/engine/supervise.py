@@ -1,0 +1,250 @@
+"""Keeps one run going: starts the deepspeed launcher on the hosts that answer, watches the run, starts it again.
+
+It believes only what the run writes on storage that all hosts share: OUT/DONE when it is finished, OUT/heartbeat after
+each step. It leaves its own files, and a line in events.jsonl for whatever happens, in OUT/launch/.
+"""
+
+import fcntl
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from molmo_ds import settings
+from molmo_ds.config import RunConfig
+from molmo_ds.engine import signal_run
+from molmo_ds.engine.hosts import Host
+from molmo_ds.engine.refusals import refuse
+from molmo_ds.engine.signal_run import MARK
+from molmo_ds.engine.strategy import read_strategy
+
+SSH = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=12", "-o", "ServerAliveInterval=3", "-o", "ServerAliveCountMax=2"]
+EXPORTED = "OMP_NUM_THREADS,NCCL_*,GLOO_*,MOLMO_DS_*,HF_*,CUDA_*,LD_LIBRARY_PATH,TRITON_*,TORCH_*"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds after which silence is a fault, and what to do then."""
+
+    start: float  # from the launcher's start to the first heartbeat
+    stall: float  # between two heartbeats, or 5 times the longest gap of this try where that is more
+    probe: float  # between two looks at the hosts
+    tries: int  # starts in a row without a new checkpoint before giving up
+    backoff: float  # pause after the first of them, doubled each time up to a minute
+
+
+class Supervisor:
+    """One run and everything that was started for it."""
+
+    def __init__(self, config: RunConfig, hosts: list[Host], limits: Limits, exported: str) -> None:
+        self.config, self.hosts, self.limits = config, hosts, limits
+        self.out = Path(config.out).absolute()
+        self.folder = self.out / "launch"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = open(self.folder / "lock", "w")  # noqa: SIM115 (held until this process ends)
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"Another tools/launch.py looks after {self.out}; stop it first.") from None
+        settings.save(config, self.folder / "config.yaml")
+        lines = [f"{name}={value}\n" for name, value in os.environ.items() if wanted(name, exported)]
+        own = Path(os.environ.get("DS_ENV_FILE", ".deepspeed_env"))
+        lines += own.read_text().splitlines(keepends=True) if own.is_file() else []
+        (self.folder / "environment").write_text("".join(lines) + f"{MARK}={self.out}\n")
+        self.process: subprocess.Popen | None = None
+        self.count = 0
+
+    def say(self, event: str, **facts: Any) -> None:
+        """Tell people and events.jsonl."""
+        with open(self.folder / "events.jsonl", "a") as stream:
+            stream.write(json.dumps({"time": time.time(), "event": event, **facts}) + "\n")
+        values = " ".join(f"{key}={value}" for key, value in facts.items())
+        print(f"launch: {time.strftime('%H:%M:%S')} {event} {values}", file=sys.stderr, flush=True)
+
+    def run(self) -> None:
+        """Start and start again until the run is done. Raises ValueError where that is hopeless."""
+        failed, reached, reason = 0, self.saved(), ""
+        while True:
+            answering = alive(self.hosts)
+            self.signal(answering, signal.SIGKILL)  # what this try, an earlier one or another supervisor left behind
+            self.end_launcher()
+            if self.done():
+                break
+            if failed >= self.limits.tries:
+                raise ValueError(f"{failed} starts in a row brought no new checkpoint; the last one ended: {reason}.")
+            if failed:
+                time.sleep(min(60.0, self.limits.backoff * 2 ** (failed - 1)))
+            used = usable(answering, self.config)
+            if not used:
+                self.say("waiting", reason="no host answers")
+                time.sleep(5)
+                continue
+            self.start(used)
+            reason = self.watch(used)
+            if reason is not None:
+                failed = 1 if self.saved() > reached else failed + 1
+                reached = self.saved()
+                self.say("fault", reason=reason, step=reached)
+        self.say("done", step=self.config.max_steps)
+
+    def start(self, hosts: list[Host]) -> None:
+        """Write the hostfile and start the launcher, on a port of its own."""
+        self.count += 1
+        hostfile = self.folder / "hostfile"
+        local = len(hosts) == 1 and hosts[0].here
+        port = free_port() if local else 20000 + (os.getpid() * 37 + self.count * 101) % 10000
+        words = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", "--master_port", str(port)]
+        if local:
+            words += ["--hostfile", os.devnull, "--num_accelerators", str(hosts[0].slots)]
+        else:
+            hostfile.write_text("".join(f"{host.name} slots={host.slots}\n" for host in hosts))
+            words += ["--hostfile", str(hostfile), "--force_multi"]
+        words += ["--module", "molmo_ds.train", str(self.folder / "config.yaml")]
+        environment = {
+            **os.environ,
+            MARK: str(self.out),
+            "DS_ENV_FILE": str(self.folder / "environment"),
+            "PDSH_SSH_ARGS_APPEND": " ".join(SSH),
+        }
+        self.say("start", hosts=",".join(f"{host.name}:{host.slots}" for host in hosts), port=port)
+        self.process = subprocess.Popen(words, env=environment, start_new_session=True, stdin=subprocess.DEVNULL)
+
+    def watch(self, hosts: list[Host]) -> str | None:
+        """Wait until the run is done (None) or something is wrong (what)."""
+        began = last = looked = time.monotonic()
+        beat, longest, first = self.heartbeat(), 0.0, True
+        while True:
+            time.sleep(0.2)
+            if self.done():
+                self.wait_for_launcher(60)
+                return None
+            code = self.process.poll()
+            if code is not None:
+                time.sleep(1.0)  # for storage that shows new files late
+                return None if self.done() else f"the launcher ended with code {code}"
+            now = time.monotonic()
+            if (new := self.heartbeat()) != beat:
+                longest = longest if first else max(longest, now - last)
+                beat, last, first = new, now, False
+            if first and now - began > self.limits.start:
+                return f"no step within {self.limits.start:.0f} s"
+            if not first and now - last > max(self.limits.stall, 5 * longest):
+                return f"no step for {now - last:.0f} s"
+            if now - looked > self.limits.probe:
+                if lost := set(hosts) - set(alive(hosts)):
+                    return f"{lost.pop().name} does not answer"
+                looked = time.monotonic()
+
+    def heartbeat(self) -> int:
+        """When the last step ended, in nanoseconds of whatever clock the storage has; 0 before the first."""
+        try:
+            return (self.out / "heartbeat").stat().st_mtime_ns
+        except OSError:
+            return 0
+
+    def saved(self) -> int:
+        """The step of the newest checkpoint, 0 if there is none."""
+        try:
+            return int((self.out / "checkpoints" / "latest").read_text().strip()[5:])
+        except (OSError, ValueError):
+            return 0
+
+    def done(self) -> bool:
+        """Whether the run itself says that it made all its steps."""
+        try:
+            return json.loads((self.out / "DONE").read_text())["step"] >= self.config.max_steps
+        except (OSError, ValueError, KeyError):
+            return False
+
+    def signal(self, hosts: list[Host], number: int, ranks_only: bool = False) -> None:
+        """Send a signal to every process of this run on these hosts and on this machine, and to nobody else's."""
+        words = [sys.executable, "-S", signal_run.__file__, str(int(number)), str(self.out)]
+        command = shlex.join(words + ["--ranks-only"] * ranks_only)
+        remote = [subprocess.Popen(["ssh", *SSH, host.name, command]) for host in hosts if not host.here]
+        signal_run.signal_run(str(self.out), number, ranks_only)
+        for process in remote:
+            wait(process, 30)
+
+    def wait_for_launcher(self, seconds: float) -> None:
+        """Until the launcher has ended, or so long."""
+        wait(self.process, seconds, kill=False)
+
+    def end_launcher(self) -> None:
+        """The launcher had its chance; SIGTERM would make it kill by name on every host."""
+        if self.process is not None:
+            wait(self.process, 0)
+
+    def stop(self, number: int) -> None:
+        """Let the ranks save and end, then end what is left."""
+        self.say("stopping", signal=number)
+        self.signal(alive(self.hosts), signal.SIGTERM, ranks_only=True)
+        if self.process is not None:
+            self.wait_for_launcher(max(60.0, self.limits.stall))
+        self.signal(alive(self.hosts), signal.SIGKILL)
+        self.end_launcher()
+
+
+def wait(process: subprocess.Popen, seconds: float, kill: bool = True) -> bool:
+    """Whether it ended in time; else it is killed."""
+    try:
+        process.wait(seconds)
+        return True
+    except subprocess.TimeoutExpired:
+        if kill:
+            process.kill()
+            process.wait()
+        return False
+
+
+def wanted(name: str, exported: str) -> bool:
+    """Whether a variable is in a comma-separated list of names and PREFIX_*."""
+    return any(name == item or (item.endswith("*") and name.startswith(item[:-1])) for item in exported.split(","))
+
+
+def alive(hosts: list[Host]) -> list[Host]:
+    """Those that answer by ssh within some seconds, asked all at once."""
+    asked = {host: subprocess.Popen(["ssh", *SSH, host.name, "true"]) for host in hosts if not host.here}
+    deadline = time.monotonic() + 15  # a machine that computes hard takes its time
+    answers = {host: wait(process, max(0.0, deadline - time.monotonic())) for host, process in asked.items()}
+    return [host for host in hosts if host.here or (answers[host] and asked[host].returncode == 0)]
+
+
+def usable(hosts: list[Host], config: RunConfig) -> list[Host]:
+    """As many of the hosts, from the first on, as the strategy and the global batch allow.
+
+    Raises ValueError if hosts are there and no number of them will do.
+    """
+    strategy, why = read_strategy(config.strategy), None
+    for count in range(len(hosts), 0, -1):
+        try:
+            refuse(strategy, config, sum(host.slots for host in hosts[:count]))
+            return hosts[:count]
+        except ValueError as error:
+            why = why or error
+    if why:
+        raise why
+    return []
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def check(config: RunConfig) -> None:
+    """Refuse what cannot be started again and again (ValueError)."""
+    if not config.out:
+        raise ValueError("out is empty; give the run a folder that all hosts see, for example out=runs/first.")
+    if config.stop_after is not None:
+        raise ValueError("stop_after ends a run without DONE, so it would be started again; leave it out.")
+    if not config.resume:
+        raise ValueError("resume=false would begin anew after each fault; leave it out.")

@@ -1,0 +1,79 @@
+"""The command molmo-ds: what it lists, what it imports, what it says to a wrong word."""
+
+import contextlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from molmo_ds import cli
+
+ROOT = Path(__file__).parents[2]
+TOOLS = {  # tools/NAME.py -> its command
+    "generate": "ask",
+    "make_shards": "shards make",
+    "inspect_shards": "shards inspect",
+    "visualize": "show",
+    "download": "download",
+    "convert": "convert",
+    "plan_memory": "plan",
+    "launch": "launch",
+}
+
+
+def call(*words: str) -> subprocess.CompletedProcess:
+    """`molmo-ds WORDS`, and at the end the modules that it imported."""
+    code = "import sys; from molmo_ds.cli import main; main(); print(*sys.modules)"
+    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=ROOT, timeout=300)
+
+
+def test_help_lists_all_commands_and_imports_none_of_them() -> None:
+    done = call("--help")
+    assert done.returncode == 0, done.stderr
+    *said, modules = done.stdout.splitlines()
+    assert [line.split("  ")[1] for line in said if line.startswith("  ")] == list(cli.COMMANDS)
+    assert not {"torch", "numpy", "transformers", "deepspeed"} & set(modules.split())
+    assert call().stdout.splitlines()[:-1] == said
+
+
+@pytest.mark.parametrize("words", [("shards", "--help"), ("shards", "-h")])
+def test_help_of_a_group_lists_the_group(words: tuple[str, str]) -> None:
+    shown = call(*words).stdout
+    assert "shards make" in shown and "shards inspect" in shown and "launch" not in shown.replace("launch.py", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["trian"], "there is no command trian"), (["shards"], "shards needs a word more"), (["shards", "mak"], "a word")],
+)
+def test_wrong_words_are_one_sentence(words: list[str], said: str) -> None:
+    done = call(*words)
+    assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_every_command_has_a_file_below_100_lines_and_a_tool() -> None:
+    files = {path.stem for path in Path(cli.__file__).parent.glob("*.py")} - {"__init__", "make_shards_options"}
+    assert files == {file for file, _ in cli.COMMANDS.values()}
+    for path in Path(cli.__file__).parent.glob("*.py"):
+        assert len(path.read_text().splitlines()) < 100, path
+    assert {path.stem for path in (ROOT / "tools").glob("*.py")} == set(TOOLS)
+    for tool, command in TOOLS.items():
+        assert f'run("{cli.COMMANDS[command][0]}")' in (ROOT / f"tools/{tool}.py").read_text()
+
+
+def test_the_help_of_each_command(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in cli.COMMANDS.keys() - {"train"}:  # which ends the process
+        monkeypatch.setattr(sys, "argv", ["molmo-ds", *name.split(), "--help"])
+        with contextlib.suppress(SystemExit):  # of argparse
+            cli.main()
+        assert len(capsys.readouterr().out.splitlines()) >= 8, name
+
+
+def test_mistakes_name_what_was_called(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["molmo-ds", "plan", "tiny", "ds_configs/zero3.json", "0"])
+    with pytest.raises(SystemExit, match="^molmo-ds plan: 0 is no number of GPUs"):
+        cli.main()
+    monkeypatch.setattr(sys, "argv", ["tools/plan_memory.py", "tiny", "ds_configs/zero3.json", "0"])
+    with pytest.raises(SystemExit, match="^plan_memory: 0 is no number of GPUs"):
+        cli.run("plan")
