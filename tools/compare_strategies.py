@@ -5,7 +5,7 @@
 Every global batch holds unequal token counts and loss weights, packed documents, message trees, and for some ranks no
 picture. Two rows tell what the others mean: how far the plain process is from itself when its first weights are
 rounded otherwise (what must be allowed), and when its gradients are 1 % too large (what must be seen). --write replaces
-the table of that name in docs/parallelism.md. Takes the batches of tests/.
+the table of that name in docs/evidence/equality.md. Takes the batches of tests/.
 """
 
 import argparse
@@ -235,14 +235,16 @@ def cpu() -> str:
 
 
 def write(table: str, lines: list[str]) -> None:
-    """Put the lines between the markers of a table in docs/parallelism.md. ValueError if it has no such markers."""
-    page = ROOT / "docs/parallelism.md"
-    begin, end = f"<!-- {table} -->", f"<!-- end of {table} -->"
+    """Put the lines between the markers of a table in docs/evidence. ValueError if no page there has such markers."""
+    begin = f"<!-- {table} -->"
+    end = f"<!-- end of {table} -->"
     pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.S)
-    text, found = pattern.subn(lambda _: "\n".join([begin, *lines, end]), page.read_text())
-    if not found:
-        raise ValueError(f"{page} has no '{begin}' with '{end}' behind it; write both where the table shall stand.")
-    page.write_text(text)
+    for page in sorted((ROOT / "docs/evidence").glob("*.md")):
+        text, found = pattern.subn(lambda _: "\n".join([begin, *lines, end]), page.read_text())
+        if found:
+            page.write_text(text)
+            return
+    raise ValueError(f"No page of docs/evidence has '{begin}' followed by '{end}'; write both where the table belongs.")
 
 
 def main() -> None:
@@ -256,7 +258,7 @@ def main() -> None:
     parser.add_argument("--accumulations", nargs="+", type=int, default=[1, 4])
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--write", metavar="NAME", help="replace the table `equality at NAME` in docs/parallelism.md")
+    parser.add_argument("--write", metavar="NAME", help="replace the table `equality at NAME` of docs/evidence")
     arguments = parser.parse_args()
     cells = [
         (name, strategy, optimizer, accumulation, arguments.precision)
