@@ -80,6 +80,16 @@ def strategies() -> str:
     return "\n".join(lines)
 
 
+def tasks() -> str:
+    """The tasks of an evaluation: which styles they ask, and how long an answer may be."""
+    lines = ["| task | styles that it asks | new tokens |", "|---|---|---|"]
+    for node in ast.walk(ast.parse((ROOT / "molmo_ds/eval/tasks.py").read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Task":
+            name, styles, tokens = (ast.literal_eval(word) for word in node.args[:3])
+            lines.append(_row([f"`{name}`", ", ".join(styles), tokens]))
+    return "\n".join(lines)
+
+
 def tree() -> str:
     """Every file of the package with the first sentence of its docstring."""
     lines: list[str] = []
@@ -187,7 +197,14 @@ def _row(cells: Any) -> str:
     return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
-PARTS = {"settings": settings, "commands": commands, "strategies": strategies, "tree": tree, "layers": layers}
+PARTS = {
+    "settings": settings,
+    "commands": commands,
+    "strategies": strategies,
+    "tasks": tasks,
+    "tree": tree,
+    "layers": layers,
+}
 
 if __name__ == "__main__":
     if sys.argv[1:] not in [[name] for name in PARTS]:
