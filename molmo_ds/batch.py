@@ -10,6 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+# the names of a Batch's tensors [B, T]; a Sample has all of them but document_ids, each [t]
+PER_TOKEN = ("input_ids", "labels", "loss_weights", "position_ids", "document_ids", "branch_ids")
+PER_CROP = ("images", "image_masks", "image_positions")  # [N, ...]
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -29,9 +33,9 @@ class Sample:
     image_positions: Tensor  # int64 [n, Q], token index inside this sample where a pooled patch is added, -1 = nowhere
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Batch:
-    """B packed sequences and the real crops that belong to them: model arguments, pipeline tuple and checkpoint alike.
+    """B packed sequences and the real crops that belong to them.
 
     N is at least 1: a batch without pictures carries one blank crop whose positions are all -1, so that every rank runs
     the vision tower in every micro-step (a collective that one rank skips would hang the others).
@@ -46,18 +50,11 @@ class Batch:
     images: Tensor  # uint8 [N, height, width, 3] or float32 [N, P, patch * patch * 3]
     image_masks: Tensor  # float32 [N, P]
     image_positions: Tensor  # int64 [N, Q], index into the flattened [B * T] tokens, -1 = nowhere
-    # int64 [R], the flattened tokens whose weight is not 0, at least one; found where it is not given. It is found on
-    # the CPU, where a batch is made: the loss then learns how many rows there are without waiting for a GPU.
-    learnt_rows: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        if self.learnt_rows is None:
-            rows = self.loss_weights.flatten().nonzero()[:, 0]
-            object.__setattr__(self, "learnt_rows", rows if len(rows) else rows.new_zeros(1))
+    learnt_rows: Tensor  # int64 [R], flattened tokens that reach the loss: see `learnt_rows_of`
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """The fields in order; `Batch(*tensors)` is the inverse."""
-        return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+        """The fields in order."""
+        return tuple(vars(self).values())
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -65,30 +62,54 @@ class Batch:
         return self.input_ids.shape[1], len(self.images), len(self.learnt_rows)
 
     def padded(self, tokens: int, crops: int, rows: int = 0) -> "Batch":
-        """The same batch with T = tokens, N = crops and R at least `rows`: padding behind each sequence, blank crops
-        behind the others, and rows of weight 0 behind those that are learnt."""
-        length, more = self.input_ids.shape[1], crops - len(self.images)
-        *texts, images, masks, positions, _ = self.tensors()
-        texts = [functional.pad(x, (0, tokens - length)) for x in texts]
-        positions = torch.where(positions >= 0, positions + positions // length * (tokens - length), -1)
-        if more:
-            images, masks = (torch.cat((x, x.new_zeros(more, *x.shape[1:]))) for x in (images, masks))
-            positions = torch.cat((positions, positions.new_full((more, positions.shape[1]), -1)))
-        batch = Batch(*texts, images, masks, positions)
-        if (lacking := rows - len(batch.learnt_rows)) <= 0:
-            return batch
-        still = (batch.loss_weights.flatten() == 0).nonzero()[:lacking, 0]
-        return batch.replace(learnt_rows=torch.cat((batch.learnt_rows, still)))
+        """The same batch with T = tokens, N = crops and R at least `rows`.
+
+        Padding follows each sequence, blank crops follow the others, and rows of weight 0 follow those that are learnt.
+        """
+        length = self.input_ids.shape[1]
+        weights = functional.pad(self.loss_weights, (0, tokens - length))
+        learnt = _moved(self.learnt_rows, length, tokens)
+        lacking = rows - len(learnt)
+        if lacking > 0:
+            others = (weights.flatten() == 0).nonzero()[:lacking, 0]
+            learnt = torch.cat((learnt, others))
+        fields = {name: functional.pad(getattr(self, name), (0, tokens - length)) for name in PER_TOKEN}
+        fields |= {name: getattr(self, name) for name in PER_CROP}
+        fields["image_positions"] = _moved(self.image_positions, length, tokens)
+        if crops > len(self.images):
+            fields |= {name: _blank(fields[name], crops, -1 * (name == "image_positions")) for name in PER_CROP}
+        return Batch(**fields, learnt_rows=learnt)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
         """The same batch on another device."""
-        return Batch(*(t.to(device, non_blocking=non_blocking) for t in self.tensors()))
+        return Batch(**{name: tensor.to(device, non_blocking=non_blocking) for name, tensor in vars(self).items()})
 
     def replace(self, **tensors: Tensor) -> "Batch":
-        """A copy with some fields replaced; with `loss_weights` the learnt rows are looked for again."""
-        rows = None if "loss_weights" in tensors else self.learnt_rows
-        return dataclasses.replace(self, **({"learnt_rows": rows} | tensors))
+        """A copy with some fields replaced; see `reweighted` for loss weights."""
+        return dataclasses.replace(self, **tensors)
 
     def weighted(self, factor: Tensor | float) -> "Batch":
         """A copy whose loss weights are multiplied by a number, which may lie on their device."""
-        return self.replace(loss_weights=self.loss_weights * factor, learnt_rows=self.learnt_rows)
+        return self.replace(loss_weights=self.loss_weights * factor)
+
+    def reweighted(self, loss_weights: Tensor) -> "Batch":
+        """A copy with other loss weights [B, T], and the rows that are learnt with them."""
+        return self.replace(loss_weights=loss_weights, learnt_rows=learnt_rows_of(loss_weights))
+
+
+def learnt_rows_of(loss_weights: Tensor) -> Tensor:
+    """int64 [R], the flattened tokens of [B, T] whose weight is not 0; token 0 where there is none.
+
+    It is made on the CPU with the batch: the loss then knows how many rows there are without waiting for a GPU.
+    """
+    rows = loss_weights.flatten().nonzero()[:, 0]
+    return rows if len(rows) else rows.new_zeros(1)
+
+
+def _moved(index: Tensor, length: int, tokens: int) -> Tensor:
+    # indices into B * length flattened tokens as indices into B * tokens; -1 stays
+    return torch.where(index >= 0, index + index // length * (tokens - length), -1)
+
+
+def _blank(x: Tensor, crops: int, value: int) -> Tensor:
+    return torch.cat((x, x.new_full((crops - len(x), *x.shape[1:]), value)))

@@ -133,7 +133,15 @@ def held_out(engine: "Engine", stream: "Iterator[Step]", metrics: "Metrics") -> 
         metrics.beat()
     weight = max(sum(values["weight"] for values in seen), 1e-9)
     names = ("loss", "ce_loss", "z_loss", "accuracy")
-    return {f"held_out/{name}": sum(v[name] * v["weight"] for v in seen) / weight for name in names}
+    values = {f"held_out/{name}": sum(v[name] * v["weight"] for v in seen) / weight for name in names}
+    if not math.isfinite(values["held_out/loss"]):
+        log.warning(
+            "The held-out loss of step %d is %s, although the training's is finite: a sample of held_out.sources makes "
+            "it so. The run goes on; log.jsonl holds null.",
+            engine.step,
+            values["held_out/loss"],
+        )
+    return values
 
 
 def check_folder(config: RunConfig) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from molmo_ds.batch import Batch
+from molmo_ds.batch import PER_CROP, PER_TOKEN, Batch, learnt_rows_of
 from molmo_ds.config import (
     ComponentConfig,
     ConnectorConfig,
@@ -101,24 +101,26 @@ def sequence(step: int, lane: int) -> Batch:
     ids = integers(0, 104, LENGTH) * (documents > 0)
     masks = integers(0, 3, max(crops, 1), PATCHES) / 2
     return Batch(
-        ids[None],
-        integers(0, 96, LENGTH)[None],
-        weights[None],
-        torch.where(behind < 0, inside, PREFIX + behind % 4)[None],
-        documents[None],
-        branches[None],
-        integers(0, 256, max(crops, 1), 28, 28, 3).to(torch.uint8),
-        masks,
-        positions,
+        input_ids=ids[None],
+        labels=integers(0, 96, LENGTH)[None],
+        loss_weights=weights[None],
+        position_ids=torch.where(behind < 0, inside, PREFIX + behind % 4)[None],
+        document_ids=documents[None],
+        branch_ids=branches[None],
+        images=integers(0, 256, max(crops, 1), 28, 28, 3).to(torch.uint8),
+        image_masks=masks,
+        image_positions=positions,
+        learnt_rows=learnt_rows_of(weights[None]),
     )
 
 
 def join(parts: list[Batch]) -> Batch:
     """Several one-sequence batches as one."""
-    out = [torch.cat(tensors) for tensors in zip(*(part.tensors()[:-1] for part in parts))]
+    out = {name: torch.cat([getattr(part, name) for part in parts]) for name in (*PER_TOKEN, *PER_CROP)}
     offsets = torch.cat([torch.full((len(p.images), 1), i * LENGTH) for i, p in enumerate(parts)])
-    out[-1] = torch.where(out[-1] >= 0, out[-1] + offsets, -1)
-    return Batch(*out)
+    positions = out["image_positions"]
+    out["image_positions"] = torch.where(positions >= 0, positions + offsets, -1)
+    return Batch(**out, learnt_rows=learnt_rows_of(out["loss_weights"]))
 
 
 def micro_batches(run: RunConfig, step: int, rank: int, size: int) -> list[Batch]:

@@ -15,7 +15,7 @@ import synthetic
 import torch
 from ranks import run_ranks
 
-from molmo_ds.batch import Batch
+from molmo_ds.batch import Batch, learnt_rows_of
 from molmo_ds.config import ConnectorConfig, DataConfig, ImageConfig, MolmoConfig, RunConfig, TextConfig, VisionConfig
 from molmo_ds.engine import build_engine, ds_config
 from molmo_ds.engine.launch import World
@@ -76,9 +76,18 @@ def run(case: str) -> RunConfig:
 def full_batch() -> Batch:
     """One document that fills the sequence, with as many crops as the plan reckons with."""
     ids, one = torch.arange(TOKENS)[None], torch.ones(1, TOKENS, dtype=torch.int32)
-    pictures = torch.zeros(CROPS, 56, 56, 3, dtype=torch.uint8), torch.ones(CROPS, PATCHES)
-    positions = torch.arange(CROPS * PATCHES // 4).view(CROPS, -1)
-    return Batch(ids, ids, torch.ones(1, TOKENS), ids, one, one * 0, *pictures, positions)
+    return Batch(
+        input_ids=ids,
+        labels=ids,
+        loss_weights=torch.ones(1, TOKENS),
+        position_ids=ids,
+        document_ids=one,
+        branch_ids=one * 0,
+        images=torch.zeros(CROPS, 56, 56, 3, dtype=torch.uint8),
+        image_masks=torch.ones(CROPS, PATCHES),
+        image_positions=torch.arange(CROPS * PATCHES // 4).view(CROPS, -1),
+        learnt_rows=learnt_rows_of(torch.ones(1, TOKENS)),
+    )
 
 
 def measure(world: World, config: RunConfig) -> int:

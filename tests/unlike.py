@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import synthetic
 import torch
 
-from molmo_ds.batch import Batch
+from molmo_ds.batch import Batch, learnt_rows_of
 from molmo_ds.config import MolmoConfig, RunConfig
 from molmo_ds.data.order.packing import merge
 
@@ -84,6 +84,7 @@ def sequence(shape: Shape, seed: int) -> Batch:
         images=integers(0, 256, crops, SIDE, SIDE, 3).to(torch.uint8),
         image_masks=integers(0, 3, crops, PATCHES) / 2,
         image_positions=positions,
+        learnt_rows=learnt_rows_of(weights[None]),
     )
 
 

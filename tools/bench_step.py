@@ -96,7 +96,16 @@ def sample(config: MolmoConfig, crops: int, branches: list[tuple[int, int]], sou
     numbers = torch.arange(len(lengths), dtype=torch.int32).repeat_interleave(torch.tensor(lengths))
     masks = torch.ones(crops, (config.vision.image_size // config.vision.patch_size) ** 2)
     labels = torch.from_numpy(source.randint(0, words, len(ids)))
-    return Sample(ids, labels, torch.cat(weights), torch.cat(places), numbers, images, masks, positions)
+    return Sample(
+        input_ids=ids,
+        labels=labels,
+        loss_weights=torch.cat(weights),
+        position_ids=torch.cat(places),
+        branch_ids=numbers,
+        images=images,
+        image_masks=masks,
+        image_positions=positions,
+    )
 
 
 def reference_batches(config: MolmoConfig, rows: int, tokens: int, crops: int) -> list[Batch]:
@@ -187,9 +196,8 @@ def measure(
 
     def update(step: int) -> None:
         for batch in micro_batches:
-            fresh = Batch(*(t.clone() for t in batch.to(device).tensors()))  # nothing kept from the step before
             with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
-                ce_sum, z_sum, _ = model(fresh.weighted(1 / total))
+                ce_sum, z_sum, _ = model(batch.to(device).weighted(1 / total))
             (ce_sum + z_sum).backward()
         gradients: dict[str, list[torch.Tensor]] = {}
         for group in groups:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from molmo_ds.ops import weighted_cross_entropy as loss_file
 from molmo_ds.ops.crops import normalise_patches
 from molmo_ds.ops.experts import experts
 from molmo_ds.ops.pool_patches import gather_patches, pool_patches
@@ -17,7 +16,9 @@ from molmo_ds.ops.rms_norm import rms_norm
 from molmo_ds.ops.rope import rope_table, rotate
 from molmo_ds.ops.splice import splice
 from molmo_ds.ops.swiglu import swiglu
-from molmo_ds.ops.tree_attention import _reach, attention_plan, tree_attention
+from molmo_ds.ops.tree_attention import attention_plan, tree_attention
+from molmo_ds.ops.tree_attention.flex import reach
+from molmo_ds.ops.weighted_cross_entropy import weighted_cross_entropy
 
 LIGER, FLASH = (importlib.util.find_spec(name) is not None for name in ("liger_kernel", "flash_attn"))
 
@@ -118,7 +119,7 @@ def loss_case() -> Case:
         return [leaf(r, d), leaf(v, d), torch.randint(0, v, (r,)), torch.rand(r), 1e-4]
 
     def run(*args: Any) -> Tensor:
-        ce, z, _ = loss_file.weighted_cross_entropy(*args)
+        ce, z, _ = weighted_cross_entropy(*args)
         return ce + z
 
     def plain(hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor, z_loss: float) -> Tensor:
@@ -201,7 +202,7 @@ def attention_case() -> Case:
     heads, groups, width = 28, 4, 128
     document, branch = tree(False)
     tokens = document.shape[1]
-    pairs = sum(int((end - start).clamp(min=0).sum()) for start, end in _reach(document, branch, None))
+    pairs = sum(int((end - start).clamp(min=0).sum()) for start, end in reach(document, branch, None))
 
     def make(small: bool) -> list[Any]:
         t, h, g = (261, 4, 2) if small else (tokens, heads, groups)

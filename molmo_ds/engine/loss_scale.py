@@ -41,7 +41,8 @@ def fill(micro_batches: list[Batch], steps: int) -> list[Batch]:
     assert 0 < len(micro_batches) <= steps, f"{len(micro_batches)} micro-batches in a step of {steps}"
     if len(micro_batches) == steps:
         return micro_batches
-    idle = micro_batches[-1].replace(loss_weights=torch.zeros_like(micro_batches[-1].loss_weights))
+    last = micro_batches[-1]
+    idle = last.reweighted(torch.zeros_like(last.loss_weights))
     return micro_batches + [idle] * (steps - len(micro_batches))
 
 

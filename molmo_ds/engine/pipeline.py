@@ -14,8 +14,10 @@ from molmo_ds.batch import Batch
 from molmo_ds.config import LoraConfig, RunConfig
 from molmo_ds.engine import ds_config, optim
 from molmo_ds.engine.loss_scale import fill
+from molmo_ds.engine.stage_wire import Wire
 from molmo_ds.engine.zero import ZeroEngine
 from molmo_ds.model import lora
+from molmo_ds.model.carry import Carry
 from molmo_ds.model.molmo import Molmo, layer_list, run_row
 
 
@@ -28,9 +30,11 @@ class PipelineEngine(ZeroEngine):
         self.rows = layer_list(self.config.model, self.config.optim.z_loss)
         self.bounds = balance(self.rows, self.config, stages * (2 if self.folded else 1))
         self.sums: list[Tensor] = []  # of each micro-batch, on the rank that has the loss
+        self.wire = Wire()  # to the first row
+        settings = self.config.activation_checkpointing, self.config.lora
         specs = [
-            LayerSpec(Row, name, kind, args, self.config.activation_checkpointing, self.config.lora)
-            for name, kind, args in self.rows
+            LayerSpec(Row, name, kind, args, *settings, i in self.bounds, i + 1 in self.bounds[:-1])
+            for i, (name, kind, args) in enumerate(self.rows)
         ]
         kind = FoldedStages if self.folded else Stages
         self.module = kind(specs, self.bounds, num_stages=stages, loss_fn=self.take_loss, dynamic_shape=not self.folded)
@@ -95,7 +99,8 @@ class PipelineEngine(ZeroEngine):
             self.engine.reset_activation_shape()
             sizes = [max(sizes) for sizes in zip(*(batch.sizes for batch in batches))]
             batches = (batch.padded(*sizes) for batch in batches)  # one by one, where there is data
-        return ((self.local(batch).weighted(factor).tensors(), batch.labels) for batch in batches)
+        local = (self.local(batch).weighted(factor) for batch in batches)
+        return ((self.wire.pack(Carry.of(batch)), batch.labels) for batch in local)
 
     def train_step(self, micro_batches: list[Batch]) -> dict[str, float]:
         """One update; see the protocol."""
@@ -142,18 +147,34 @@ class FoldedStages(DualPipeVModule, Stages):
 
 
 class Row(nn.Module):
-    """A row of `layer_list`, computed again in the backward pass where the run asks for it."""
+    """A row of `layer_list`, recomputed in the backward pass where the run asks for it.
+
+    Args:
+        begins, ends: whether it is the first or the last row of a stage, which takes or gives what is sent.
+    """
 
     def __init__(
-        self, name: str, kind: type[nn.Module], arguments: tuple, checkpointing: str, adapters: LoraConfig
+        self,
+        name: str,
+        kind: type[nn.Module],
+        arguments: tuple,
+        checkpointing: str,
+        adapters: LoraConfig,
+        begins: bool,
+        ends: bool,
     ) -> None:
         super().__init__()
         self.name, self.layer, self.checkpointing = name, kind(*arguments), checkpointing
+        self.entry = Wire() if begins else None
+        self.exit = Wire() if ends else None
         lora.adapt(self.layer, adapters, f"{name}.")
 
-    def forward(self, x: tuple[Tensor, ...]) -> Any:
-        """The row's own tuple."""
-        return run_row(self.layer, self.name, x, self.checkpointing)
+    def forward(self, x: Carry | tuple[Tensor, ...]) -> Any:
+        """The row's own result, or what is sent of it."""
+        if self.entry is not None:
+            x = self.entry.unpack(x)
+        out = run_row(self.layer, self.name, x, self.checkpointing)
+        return out if self.exit is None else self.exit.pack(out)
 
 
 def without_memory(config: RunConfig) -> Molmo:

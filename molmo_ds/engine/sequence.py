@@ -11,10 +11,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from molmo_ds.batch import Batch
+from molmo_ds.batch import PER_TOKEN, Batch, learnt_rows_of
 from molmo_ds.engine.zero import ZeroEngine
-from molmo_ds.model.decoder import Core, DecoderLayer, once
-from molmo_ds.ops.tree_attention import AttentionPlan, attention_plan, tree_attention
+from molmo_ds.model.carry import Carry
+from molmo_ds.model.decoder import Core, DecoderLayer
+from molmo_ds.ops.tree_attention import AttentionPlan, tree_attention
 
 Group = dist.ProcessGroup
 
@@ -67,8 +68,14 @@ def part(batch: Batch, place: int, size: int) -> Batch:
     positions = batch.image_positions
     rows, columns = positions.clamp(min=0) // length, positions.clamp(min=0) % length
     padded = torch.where(positions >= 0, rows * share * size + columns, -1)
-    texts = (tokens(x) for x in batch.tensors()[:6])
-    return Batch(*texts, crops(batch.images, 0), crops(batch.image_masks, 1), crops(padded, -1))
+    texts = {name: tokens(getattr(batch, name)) for name in PER_TOKEN}
+    return Batch(
+        **texts,
+        images=crops(batch.images, 0),
+        image_masks=crops(batch.image_masks, 1),
+        image_positions=crops(padded, -1),
+        learnt_rows=learnt_rows_of(texts["loss_weights"]),
+    )
 
 
 class GatherFeatures(nn.Module):
@@ -78,17 +85,16 @@ class GatherFeatures(nn.Module):
         super().__init__()
         self.group = group
 
-    def forward(self, x: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The connector's tuple of this rank's crops -> of all crops, with positions among this rank's tokens."""
-        *text, positions, features = x
+    def forward(self, x: Carry) -> Carry:
+        """image_features and image_positions of this rank's crops -> of all crops, among this rank's tokens."""
         size, place = dist.get_world_size(self.group), dist.get_rank(self.group)
-        parts = [torch.empty_like(positions) for _ in range(size)]
-        dist.all_gather(parts, positions.contiguous(), group=self.group)
-        whole, share = torch.cat(parts), text[0].shape[1]
+        parts = [torch.empty_like(x.image_positions) for _ in range(size)]
+        dist.all_gather(parts, x.image_positions.contiguous(), group=self.group)
+        whole, share = torch.cat(parts), x.input_ids.shape[1]
         rows, columns = whole.clamp(min=0) // (share * size), whole.clamp(min=0) % (share * size)
         here = (whole >= 0) & (columns // share == place)
         local = torch.where(here, rows * share + columns % share, -1)
-        return *text, local, AllGather.apply(features, self.group)
+        return x._replace(image_positions=local, image_features=AllGather.apply(x.image_features, self.group))
 
 
 class Ulysses(Core):
@@ -97,13 +103,10 @@ class Ulysses(Core):
     def __init__(self, group: Group) -> None:
         self.group = group
 
-    def plan(self, document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype) -> AttentionPlan:
-        """The plan of the whole sequences, from this rank's ids int [B, T / S]; once a forward."""
-
-        def build(*ids: Tensor) -> AttentionPlan:
-            return attention_plan(*(self.whole(x) for x in ids), dtype)
-
-        return once(("plan", dtype), build, document_ids, branch_ids)
+    def plan(self, x: Carry, dtype: torch.dtype) -> AttentionPlan:
+        """The plan of the whole sequences, from this rank's ids int [B, T / S]."""
+        whole = {name: self.whole(getattr(x, name)) for name in self.planned}
+        return super().plan(x._replace(**whole), dtype)
 
     def whole(self, ids: Tensor) -> Tensor:
         """[B, T / S] -> [B, T]."""

@@ -1,17 +1,17 @@
 """Model code for an exported folder, made from the package's own source files by rewriting their imports.
 
 transformers loads a folder's code only if all files lie side by side and import each other relatively, and it refuses
-files that import what is not installed. So `molmo_ds.model.vision` becomes `ds_model_vision.py`, packages other than
-torch, numpy, Pillow and transformers are imported if they are there, and of the ops only plain torch stays.
+files that import what is not installed. So `molmo_ds.model.vision` becomes `ds_model_vision.py`, an op becomes its
+`reference.py`, and packages other than torch, numpy, Pillow and transformers are imported if they are installed.
 """
 
 import ast
 import importlib.util
-import re
 import sys
 from pathlib import Path
 
 REMOTE = "molmo_ds.hub.remote."
+OPS = "molmo_ds.ops"
 ROOTS = ("config_molmo", "modeling_molmo", "image_preprocessing_molmo", "preprocessing_molmo")
 INSTEAD = {"pydantic.dataclasses": "dataclasses"}  # an exported folder checks no settings
 KNOWN = {"torch", "numpy", "PIL", "transformers", "tokenizers", *sys.stdlib_module_names}
@@ -19,97 +19,85 @@ KNOWN = {"torch", "numpy", "PIL", "transformers", "tokenizers", *sys.stdlib_modu
 
 def bundle() -> dict[str, str]:
     """File name -> source of every file that an exported folder needs, and no other."""
-    files, waiting = {}, [REMOTE + root for root in ROOTS]
+    files: dict[str, str] = {}
+    waiting = [REMOTE + root for root in ROOTS]
     while waiting:
         module = waiting.pop()
         name = file_of(module) + ".py"
         if name not in files:
-            files[name], needed = rewrite(source_of(module), module)
+            source, needed = rewrite(module)
+            files[name] = source
             waiting += needed
     return files
 
 
-def rewrite(source: str, module: str) -> tuple[str, list[str]]:
-    """The source with its imports rewritten, and the modules of the package that it imports."""
-    tree, lines, needed = ast.parse(source), source.splitlines(), []
-    cuts = [(node.lineno - len(_decorators(node)), node.end_lineno, []) for node in _fast(tree)]
-    gone = {line for start, end, _ in cuts for line in range(start, end + 1)}
-    used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and n.lineno not in gone}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import | ast.ImportFrom) and node.lineno not in gone:
-            text, modules = _imports(node, used)
+def rewrite(module: str) -> tuple[str, list[str]]:
+    """A module's source with its imports rewritten, and the modules of the package that it imports."""
+    path = Path(importlib.util.find_spec(source_of(module)).origin)
+    source = path.read_text()
+    lines = source.splitlines()
+    needed: list[str] = []
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    for node in sorted(nodes, key=lambda node: node.lineno, reverse=True):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "molmo_ds":
+            text, modules = _from_package(node)
             needed += modules
-            if text is not None:
-                cuts.append((node.lineno, node.end_lineno, [" " * node.col_offset + line for line in text]))
-    for start, end, text in sorted(cuts, reverse=True):
-        lines[start - 1 : end] = text
-    origin = f"# Made from {module.replace('.', '/')}.py by molmo_ds/hub/bundle.py: change it there.\n"
-    return origin + re.sub(r"\n{4,}", "\n\n\n", "\n".join(lines)).strip() + "\n", needed
+        else:
+            text = _from_elsewhere(node)
+        if text is not None:
+            lines[node.lineno - 1 : node.end_lineno] = [" " * node.col_offset + line for line in text]
+    origin = f"# Made from {source_of(module).replace('.', '/')}.py by molmo_ds/hub/bundle.py: change it there.\n"
+    return origin + "\n".join(lines).strip() + "\n", needed
+
+
+def source_of(module: str) -> str:
+    """The module whose source goes into the folder: of an op its reference."""
+    return f"{module}.reference" if module.rpartition(".")[0] == OPS else module
 
 
 def file_of(module: str) -> str:
     """Name of a module's file in the folder, without .py."""
-    return (
-        module.removeprefix(REMOTE) if module.startswith(REMOTE) else "ds_" + module.split(".", 1)[1].replace(".", "_")
-    )
+    if module.startswith(REMOTE):
+        return module.removeprefix(REMOTE)
+    return "ds_" + module.split(".", 1)[1].replace(".", "_")
 
 
-def source_of(module: str) -> str:
-    """A module's source."""
-    return Path(importlib.util.find_spec(module).origin).read_text()
+def _from_package(node: ast.ImportFrom) -> tuple[list[str], list[str]]:
+    """New lines for an import from the package, and the modules that it names."""
+    text = []
+    modules = []
+    for alias in node.names:
+        name = alias.asname or alias.name
+        if _is_module(f"{node.module}.{alias.name}"):  # transformers finds a file only by "from .FILE import"
+            modules.append(f"{node.module}.{alias.name}")
+            file = file_of(modules[-1])
+            text.append(f"from .{file} import __name__ as _")
+            text.append(f"from . import {file} as {name}")
+        else:
+            modules.append(node.module)
+            renamed = f" as {name}" if name != alias.name else ""
+            text.append(f"from .{file_of(node.module)} import {alias.name}{renamed}")
+    return text, modules
 
 
-def _imports(node: ast.Import | ast.ImportFrom, used: set[str]) -> tuple[list[str] | None, list[str]]:
-    """New lines (None to keep the old) and the package's modules among what is imported and used."""
-    if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "molmo_ds":
-        text, modules = [], []
-        for alias in node.names:
-            if (alias.asname or alias.name) not in used:  # only kernels wanted it
-                continue
-            whole = f"{node.module}.{alias.name}"
-            is_module = importlib.util.find_spec(node.module).submodule_search_locations is not None
-            modules.append(whole if is_module else node.module)
-            name = alias.asname or alias.name
-            if is_module:  # transformers finds a file only by the words "from .FILE import"
-                text += [f"from .{file_of(whole)} import __name__ as _", f"from . import {file_of(whole)} as {name}"]
-            else:
-                text.append(f"from .{file_of(node.module)} import {alias.name}" + f" as {name}" * (name != alias.name))
-        return text or ["pass"] * (node.col_offset > 0), modules
+def _is_module(name: str) -> bool:
+    """Whether a package holds a module of that name, rather than another name."""
+    package = name.rpartition(".")[0]
+    holds_modules = importlib.util.find_spec(package).submodule_search_locations is not None
+    return holds_modules and importlib.util.find_spec(name) is not None
+
+
+def _from_elsewhere(node: ast.Import | ast.ImportFrom) -> list[str] | None:
+    """New lines for an import from another package; None to keep the old."""
     package = node.names[0].name if isinstance(node, ast.Import) else node.module
     if package in INSTEAD:
-        return [f"from {INSTEAD[package]} import {', '.join(alias.name for alias in node.names)}"], []
+        return [f"from {INSTEAD[package]} import {', '.join(alias.name for alias in node.names)}"]
     if package.split(".")[0] in KNOWN:
-        return None, []
+        return None
     names = [alias.asname or alias.name.split(".")[0] for alias in node.names]
     return [
         "try:",
         f"    {ast.unparse(node)}",
         "except ImportError:  # an exported folder does without",
         *(f"    {name} = Exception" for name in names),
-    ], []
-
-
-def _fast(tree: ast.Module) -> list[ast.stmt]:
-    """The top-level statements that belong to kernels: all versions of an op but "torch", and what registers them."""
-    gone: list[ast.stmt] = []
-    names: set[str] = set()
-    for node in tree.body:
-        words = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
-        words |= {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
-        imported = {a.name for n in ast.walk(node) if isinstance(n, ast.ImportFrom) for a in n.names}
-        runs = {n.id for d in _decorators(node) for n in ast.walk(d) if isinstance(n, ast.Name)}
-        runs |= words if isinstance(node, ast.Expr) else set()
-        other = any(
-            isinstance(d, ast.Call)
-            and ast.unparse(d.func).endswith("implements")
-            and ast.literal_eval(d.args[1]) != "torch"
-            for d in _decorators(node)
-        )
-        if other or "custom_op" in words or "triton_kernels" in imported or runs & names:
-            gone.append(node)
-            names |= {node.name} if isinstance(node, ast.FunctionDef | ast.ClassDef) else set()
-    return gone
-
-
-def _decorators(node: ast.stmt) -> list[ast.expr]:
-    return getattr(node, "decorator_list", [])
+    ]

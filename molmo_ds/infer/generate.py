@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from molmo_ds.batch import Batch
-from molmo_ds.model.decoder import Core, once
+from molmo_ds.model.carry import Carry
+from molmo_ds.model.decoder import Core
 from molmo_ds.model.molmo import Molmo
 
 log = logging.getLogger(__name__)
@@ -84,11 +85,9 @@ class CachedCore(Core):
     def __init__(self, session: "Session"):
         self.session, self.cache = session, None
 
-    def plan(self, document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype) -> object:
+    def plan(self, x: Carry, dtype: torch.dtype) -> object:
         """The prompt's own plan, then masks [B, 1, 1, S] of what a new token sees."""
-        if self.session.size == 0:
-            return super().plan(document_ids, branch_ids, dtype)
-        return once("cached", lambda _: self.session.mask(dtype), document_ids)
+        return super().plan(x, dtype) if self.session.size == 0 else self.session.mask(dtype)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, plan: object, dropout_p: float) -> Tensor:
         """As in `Core`."""
@@ -152,7 +151,7 @@ class Session:
 
     def first(self) -> Tensor:
         """Logits [B, E] behind the prompts."""
-        hidden = self.model.body(self.prompts)[-1]
+        hidden = self.model.body(self.prompts).hidden
         self.size = hidden.shape[1]
         return self.model.head.logits(hidden[self.rows, self.last])
 
@@ -160,13 +159,16 @@ class Session:
         """Logits [B, E] behind one more token [B] per row."""
         self.position = self.position + 1
         ids = tokens[:, None]
-        nothing, none = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.int32)
-        features = self.model.embed.new_embedding.new_zeros(1, self.model.config.text.hidden_size)
-        x = (ids, nothing, none, self.position, none + 1, none, ids[:0, 0], torch.full_like(ids[:1], -1), features)
+        x = Carry(
+            input_ids=ids,
+            position_ids=self.position,
+            image_features=self.model.embed.new_embedding.new_zeros(1, self.model.config.text.hidden_size),
+            image_positions=torch.full_like(ids[:1], -1),
+        )
         for row in (self.model.embed, *self.model.layers):
             x = row(x)
         self.size += 1
-        return self.model.head.logits(x[-1][:, 0])
+        return self.model.head.logits(x.hidden[:, 0])
 
     def select(self, rows: Tensor) -> None:
         """Go on with these rows (int64 [R], repeats allowed) of the present ones."""

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from molmo_ds.config import ConnectorConfig, TextConfig, VisionConfig
+from molmo_ds.model.carry import Carry
 from molmo_ds.model.linear import Linear
-from molmo_ds.model.vision import CARRIED, used_layers
+from molmo_ds.model.vision import used_layers
 from molmo_ds.ops.pool_patches import gather_patches, pool_patches
 from molmo_ds.ops.swiglu import swiglu
 
@@ -76,13 +77,11 @@ class Connector(nn.Module):
         else:
             self.projector = Linear(inputs, text.hidden_size, bias=False)
 
-    def forward(self, x: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The tower's tuple -> (input_ids, labels, loss_weights, position_ids, document_ids, branch_ids,
-        learnt_rows, image_positions, image_features [N * Q, D])."""
-        *text, masks, positions = x[:CARRIED]
-        features = x[CARRIED:]
-        layers = [features[i] for i in self.order]
-        return *text, positions, self.project(layers, masks.view(torch.float32))
+    def forward(self, x: Carry) -> Carry:
+        """features and image_masks -> image_features."""
+        layers = [x.features[i] for i in self.order]
+        image_features = self.project(layers, x.image_masks)
+        return x._replace(features=(), image_masks=None, image_features=image_features)
 
     def project(self, layers: list[Tensor], masks: Tensor) -> Tensor:
         """layers: tensors [N, S, C] in the order of the features; masks float32 [N, P] -> [N * Q, D]."""

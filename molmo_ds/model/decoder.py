@@ -1,13 +1,9 @@
 """The decoder: Qwen2, Llama, OLMo, OLMo2 and OLMoE from one layer, with the embedding in front and the head behind.
 
-Shapes: B sequences, T tokens, D width, H heads, G key-value heads, d head width, E words of the head. The tuple between
-the rows is (labels, loss_weights viewed as int32, position_ids, document_ids, branch_ids, learnt_rows, hidden
-[B, T, D]).
+Shapes: B sequences, T tokens, D width, H heads, G key-value heads, d head width, E words of the head, R learnt rows.
 Facts: allenai/molmo at 793fa38 (facts/molmo.md 6 and 8).
 """
 
-import itertools
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from molmo_ds.config import TextConfig
+from molmo_ds.model.carry import Carry, Shared
 from molmo_ds.model.connector import GatedMLP
 from molmo_ds.model.linear import Linear
 from molmo_ds.ops.experts import experts
@@ -25,32 +22,15 @@ from molmo_ds.ops.splice import splice
 from molmo_ds.ops.tree_attention import AttentionPlan, attention_plan, tree_attention
 from molmo_ds.ops.weighted_cross_entropy import weighted_cross_entropy
 
-STORAGES = itertools.count()  # an address is used again, a number is not
-
-
-def once(key: object, build: Callable[..., Any], *ids: Tensor) -> Any:
-    """`build(*ids)`, which the layers of a forward share: kept on the first storage of `ids`, with which it dies.
-
-    The storage, because hooks (ZeRO-3's) put a new tensor object with the same storage in front of every layer. A
-    change of the ids in place builds anew. `build` gets copies: what it makes would else keep its own storage alive.
-    """
-    storages = [x.untyped_storage() for x in ids]
-    for storage in storages:
-        if not hasattr(storage, "_molmo_ds"):
-            storage._molmo_ds = next(STORAGES), {}
-    contents = [(s._molmo_ds[0], 0 if x.is_inference() else x._version) for s, x in zip(storages, ids)]
-    key, kept = (key, *((x.storage_offset(), x.shape, x.stride()) for x in ids)), storages[0]._molmo_ds[1]
-    if key not in kept or kept[key][0] != contents:
-        kept[key] = contents, build(*(x.clone() for x in ids))
-    return kept[key][1]
-
 
 class Core:
     """The attention between projections: a KV cache or sequence parallelism puts its own in `Attention.core`."""
 
-    def plan(self, document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype) -> Any:
-        """What `__call__` needs to know of the tokens' ids, both int [B, T]."""
-        return once(("plan", dtype), lambda *ids: attention_plan(*ids, dtype), document_ids, branch_ids)
+    planned = ("document_ids", "branch_ids")  # fields of a Carry, int [B, T], that the plan is made of
+
+    def plan(self, x: Carry, dtype: torch.dtype) -> Any:
+        """What `__call__` needs to know of the tokens' ids; made once per forward pass, for queries of `dtype`."""
+        return attention_plan(x.document_ids, x.branch_ids, dtype)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, dropout_p: float) -> Tensor:
         """q [B, H, T, d], k and v [B, G, T, d] -> [B, H, T, d]."""
@@ -81,11 +61,13 @@ class Embed(nn.Module):
         self.new_embedding = nn.Parameter(torch.empty(text.additional_vocab_size, text.hidden_size))
         self.dropout = text.embedding_dropout
 
-    def forward(self, x: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The connector's tuple -> the tuple of this file."""
-        input_ids, *rest, positions, features = x
-        hidden = splice(input_ids, self.embedding, self.new_embedding, features, positions.flatten())
-        return *rest, F.dropout(hidden, self.dropout, self.training) if self.dropout else hidden
+    def forward(self, x: Carry) -> Carry:
+        """input_ids, image_features and image_positions -> hidden."""
+        positions = x.image_positions.flatten()
+        hidden = splice(x.input_ids, self.embedding, self.new_embedding, x.image_features, positions)
+        if self.dropout:
+            hidden = F.dropout(hidden, self.dropout, self.training)
+        return x._replace(input_ids=None, image_features=None, image_positions=None, hidden=hidden)
 
 
 class Attention(nn.Module):
@@ -160,18 +142,24 @@ class DecoderLayer(nn.Module):
         else:
             self.input_layernorm, self.post_attention_layernorm = Norm(text), Norm(text)
 
-    def forward(self, x: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The tuple of this file."""
-        *ids, hidden = x
-        _, loss_weights, position_ids, document_ids, branch_ids, _ = ids
-        device = hidden.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-        plan = self.self_attn.core.plan(document_ids, branch_ids, dtype)
-        rope = self.self_attn.head_dim, self.theta, self.scaling
-        cos, sin = once(str(rope), lambda ids: rope_table(ids, *rope), position_ids)
-        return *ids, self.run(hidden, loss_weights, cos, sin, plan)
+    def forward(self, x: Carry) -> Carry:
+        """hidden -> hidden."""
+        x = self.with_shared(x)
+        hidden = self.run(x.hidden, x.loss_weights, x.shared.cos, x.shared.sin, x.shared.plan)
+        return x._replace(hidden=hidden)
 
-    def run(self, hidden: Tensor, loss_weights: Tensor, cos: Tensor, sin: Tensor, plan: Any) -> Tensor:
+    def with_shared(self, x: Carry) -> Carry:
+        """x with what all decoder layers share, which is made here if x has none yet, or has it on another device."""
+        device = x.hidden.device
+        if x.shared is not None and x.shared.cos.device == device:
+            return x
+        autocast = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if autocast else x.hidden.dtype
+        plan = self.self_attn.core.plan(x, dtype)
+        cos, sin = rope_table(x.position_ids, self.self_attn.head_dim, self.theta, self.scaling)
+        return x._replace(shared=Shared(plan, cos, sin))
+
+    def run(self, hidden: Tensor, loss_weights: Tensor | None, cos: Tensor, sin: Tensor, plan: Any) -> Tensor:
         """hidden [B, T, D] -> [B, T, D]."""
         if self.norm_after:
             out = self.post_attention_layernorm(self.self_attn(hidden, cos, sin, plan))
@@ -181,12 +169,11 @@ class DecoderLayer(nn.Module):
         hidden = hidden + self.drop(out, loss_weights)
         return hidden + self.drop(self.mlp(self.post_attention_layernorm(hidden)), loss_weights)
 
-    def drop(self, x: Tensor, loss_weights: Tensor) -> Tensor:
+    def drop(self, x: Tensor, loss_weights: Tensor | None) -> Tensor:
         """Elementwise dropout of x [B, T, D] with one rate where a response is learnt and another elsewhere."""
         if not self.training or not (self.dropout or self.response_dropout):
             return x
-        learnt = loss_weights.view(torch.float32) > 0
-        keep = torch.where(learnt, 1 - self.response_dropout, 1 - self.dropout)[..., None]
+        keep = torch.where(loss_weights > 0, 1 - self.response_dropout, 1 - self.dropout)[..., None]
         return x * ((torch.rand_like(x, dtype=torch.float32) < keep) / keep).to(x.dtype)
 
 
@@ -210,12 +197,12 @@ class Head(nn.Module):
         self.norm = Norm(text)
         self.lm_head = LMHead(text.hidden_size, text.embedding_size, bias=False)
 
-    def forward(self, x: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        """The tuple of this file -> (ce_sum, z_sum, accuracy_sum), float32 scalars; the loss is ce_sum + z_sum."""
-        labels, loss_weights, *_, rows, hidden = x
-        weights = loss_weights.view(torch.float32).take(rows)
-        hidden = self.norm(hidden.flatten(0, 1).index_select(0, rows))
-        return self.lm_head(hidden, (labels.take(rows), weights, self.z_loss))
+    def forward(self, x: Carry) -> tuple[Tensor, Tensor, Tensor]:
+        """x -> (ce_sum, z_sum, accuracy_sum), float32 scalars; the loss is ce_sum + z_sum."""
+        rows = x.learnt_rows
+        weights = x.loss_weights.take(rows)
+        hidden = self.norm(x.hidden.flatten(0, 1).index_select(0, rows))
+        return self.lm_head(hidden, (x.labels.take(rows), weights, self.z_loss))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., D] as the last layer leaves it -> [..., E]."""

@@ -1,11 +1,12 @@
 """The network as one list of layers, the module made from it, and what the optimiser is told of its parameters.
 
 Shapes: B sequences, T tokens, D width, E words of the head. Names of `layer_list` are state-dict prefixes, and its rows
-are pipeline layers: each takes and returns one flat tuple of tensors, the first a batch's tensors.
+are pipeline layers: each takes and returns a Carry, but the head, which returns the three sums of the loss.
 """
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,10 @@ from torch.utils.checkpoint import checkpoint
 from molmo_ds.batch import Batch
 from molmo_ds.config import MolmoConfig
 from molmo_ds.model import init
+from molmo_ds.model.carry import Carry
 from molmo_ds.model.connector import Connector
 from molmo_ds.model.decoder import DecoderLayer, Embed, Head
-from molmo_ds.model.vision import CARRIED, VisionEmbeddings, VisionLayer
+from molmo_ds.model.vision import VisionEmbeddings, VisionLayer
 
 Row = tuple[str, type[nn.Module], tuple]
 CHECKPOINTING = ("none", "full", "one_in_two", "vision", "offload")
@@ -66,35 +68,38 @@ class Molmo(nn.Module):
         """(ce_sum, z_sum, accuracy_sum), float32 scalars weighted by `loss_weights`; the loss is ce_sum + z_sum."""
         return self.head(self.body(batch))
 
-    def body(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Every row but the head: the decoder's tuple."""
-        x = batch.tensors()
+    def body(self, batch: Batch) -> Carry:
+        """Every row but the head."""
+        x = Carry.of(batch)
         for name in self.rows[:-1]:
             x = run_row(self.get_submodule(name), name, x, self.checkpointing)
         return x
 
     def hidden(self, batch: Batch) -> Tensor:
         """Hidden states [B, T, D] behind the last norm."""
-        return self.head.norm(self.body(batch)[-1])
+        return self.head.norm(self.body(batch).hidden)
 
     def logits(self, batch: Batch) -> Tensor:
         """Logits [B, T, E]."""
-        return self.head.logits(self.body(batch)[-1])
+        return self.head.logits(self.body(batch).hidden)
 
     def reset_parameters(self, seed: int) -> None:
         """First weights; on the meta device call `to_empty` before."""
         init.reset_parameters(self, self.config, seed)
 
 
-def run_row(layer: nn.Module, name: str, x: tuple[Tensor, ...], checkpointing: str) -> tuple[Tensor, ...]:
-    """layer(x) for the row `name`, computed again in the backward pass if `checkpointing` says so."""
-    if not torch.is_grad_enabled() or not recomputed(name, checkpointing):
+def run_row(layer: nn.Module, name: str, x: Carry, checkpointing: str) -> Any:
+    """layer(x) for the row `name`, recomputed in the backward pass if `checkpointing` says so.
+
+    Only `hidden` is saved for it, the one tensor that each row makes anew. A ViT block after the last feature has none.
+    """
+    if not torch.is_grad_enabled() or not recomputed(name, checkpointing) or x.hidden is None:
         return layer(x)
-    at = CARRIED if name.startswith("vision.") else len(x) - 1  # hidden, the one tensor that is made anew by each row
-    before, after = x[:at], x[at + 1 :]
-    on_cpu = torch.autograd.graph.save_on_cpu(pin_memory=x[at].is_cuda)
+    if isinstance(layer, DecoderLayer):
+        x = layer.with_shared(x)  # here, so that it is not recomputed
+    on_cpu = torch.autograd.graph.save_on_cpu(pin_memory=x.hidden.is_cuda)
     with on_cpu if checkpointing == "offload" else contextlib.nullcontext():
-        return checkpoint(lambda hidden: layer((*before, hidden, *after)), x[at], use_reentrant=False)
+        return checkpoint(lambda hidden: layer(x._replace(hidden=hidden)), x.hidden, use_reentrant=False)
 
 
 def recomputed(name: str, checkpointing: str) -> bool:

@@ -1,8 +1,6 @@
 """The vision tower: CLIP, SigLIP and DINOv2 from one pair of layers.
 
-Shapes: N crops, P patches of a crop, S = P + class token, D width, p patch side. The tuple between a tower's rows is
-(input_ids, labels, loss_weights, position_ids, document_ids, branch_ids, learnt_rows, image_masks, image_positions,
-hidden, *features) with loss_weights and image_masks viewed as int32: a pipeline sends a gradient back for every float.
+Shapes: N crops, P patches of a crop, S = P + class token, D width, p patch side.
 Facts: allenai/molmo at 793fa38 (facts/molmo.md 5).
 """
 
@@ -14,11 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from molmo_ds.config import PIXEL_STATISTICS, ImageConfig, VisionConfig
+from molmo_ds.model.carry import Carry
 from molmo_ds.model.linear import Linear
 from molmo_ds.ops.crops import normalise_patches
 from molmo_ds.ops.tree_attention import tree_attention
-
-CARRIED = 9  # tensors in front of `hidden`
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -54,11 +51,9 @@ class VisionEmbeddings(nn.Module):
         self.position_embedding = nn.Parameter(torch.empty(positions, width))
         self.pre_layernorm = nn.LayerNorm(width, vision.layer_norm_eps) if kind == "clip" else None
 
-    def forward(self, x: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """A batch's tensors -> the tuple of this file."""
-        *text, images, image_masks, image_positions, learnt_rows = x
-        text[2] = text[2].view(torch.int32)
-        return *text, learnt_rows, image_masks.view(torch.int32), image_positions, self.tokens(images)
+    def forward(self, x: Carry) -> Carry:
+        """images -> hidden."""
+        return x._replace(images=None, hidden=self.tokens(x.images))
 
     def tokens(self, images: Tensor) -> Tensor:
         """uint8 [N, H, W, 3] or float [N, P, p * p * 3] -> [N, S, D]."""
@@ -129,13 +124,13 @@ class VisionLayer(nn.Module):
         self.layer_scale1 = nn.Parameter(torch.empty(vision.hidden_size)) if scaled else None
         self.layer_scale2 = nn.Parameter(torch.empty(vision.hidden_size)) if scaled else None
 
-    def forward(self, x: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The tuple of this file; behind the last feature it no longer holds `hidden`."""
+    def forward(self, x: Carry) -> Carry:
+        """hidden -> hidden, None after the last feature, and features with one more where this block is one."""
         if self.is_idle:
             return x
-        hidden = self.run(x[CARRIED])
-        features = x[CARRIED + 1 :] + ((hidden,) if self.is_feature else ())
-        return *x[:CARRIED], *(() if self.is_last else (hidden,)), *features
+        hidden = self.run(x.hidden)
+        features = (*x.features, hidden) if self.is_feature else x.features
+        return x._replace(hidden=None if self.is_last else hidden, features=features)
 
     def run(self, hidden: Tensor) -> Tensor:
         """[N, S, D] -> [N, S, D]."""

@@ -168,7 +168,8 @@ class Metrics:
     def _write(self, step: int, values: dict[str, Any]) -> None:
         parts = [values[f"grad_norm/{part}"] for part in ("connector", "vision", "text")]
         values = {**values, "grad_norm": math.hypot(*parts)}
-        self.log.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
+        written = {key: value if math.isfinite(value) else None for key, value in values.items()}  # JSON knows no NaN
+        self.log.write(json.dumps({"step": step, "time": time.time(), **written}, allow_nan=False) + "\n")
         tagged = {key if key.startswith("held_out/") else f"train/{key}": value for key, value in values.items()}
         for tag, value in tagged.items():
             self.writer.add_scalar(tag, value, step)

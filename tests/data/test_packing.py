@@ -99,7 +99,7 @@ def test_learnt_rows() -> None:
     batch = collate([[one], [sample(2, 0, 2)]], 6)
     assert batch.learnt_rows.tolist() == [1, 2, 4, 6, 7]
     assert batch.weighted(0.0).learnt_rows.tolist() == [1, 2, 4, 6, 7]
-    nothing = batch.replace(loss_weights=batch.loss_weights * 0)
+    nothing = batch.reweighted(batch.loss_weights * 0)
     assert nothing.learnt_rows.tolist() == [0] and nothing.loss_weights[0, 0] == 0
 
 

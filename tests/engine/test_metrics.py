@@ -11,7 +11,7 @@ import synthetic
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from molmo_ds.batch import Batch
+from molmo_ds.batch import Batch, learnt_rows_of
 from molmo_ds.config import RunConfig, TextConfig, VisionConfig
 from molmo_ds.engine.launch import World
 from molmo_ds.model.molmo import Molmo
@@ -25,16 +25,18 @@ def full_batch(crops: int, length: int, pooled: int) -> Batch:
     places = torch.arange(length)[None]
     positions = torch.full((crops, pooled), -1)
     positions[:, 0] = torch.arange(crops)
+    weights = torch.ones(1, length)
     return Batch(
-        places % 90,
-        places % 90,
-        torch.ones(1, length),
-        places,
-        torch.ones(1, length, dtype=torch.int32),
-        torch.zeros(1, length, dtype=torch.int32),
-        torch.zeros(crops, 28, 28, 3, dtype=torch.uint8),
-        torch.ones(crops, synthetic.PATCHES),
-        positions,
+        input_ids=places % 90,
+        labels=places % 90,
+        loss_weights=weights,
+        position_ids=places,
+        document_ids=torch.ones(1, length, dtype=torch.int32),
+        branch_ids=torch.zeros(1, length, dtype=torch.int32),
+        images=torch.zeros(crops, 28, 28, 3, dtype=torch.uint8),
+        image_masks=torch.ones(crops, synthetic.PATCHES),
+        image_positions=positions,
+        learnt_rows=learnt_rows_of(weights),
     )
 
 

@@ -26,7 +26,7 @@ def poisoned(world: World, strategy: str) -> tuple[str, list[int]]:
     if engine.data_rank == engine.data_size - 1:
         weights = batches[1].loss_weights.clone()
         weights[0, 3] = torch.inf
-        batches[1] = batches[1].replace(loss_weights=weights)
+        batches[1] = batches[1].reweighted(weights)
     with pytest.raises(NotFiniteError) as caught:
         check_finite(engine, engine.train_step(batches), names)
     return str(caught.value), engine.not_finite

@@ -10,7 +10,7 @@ import synthetic
 import torch
 from ranks import run_ranks
 
-from molmo_ds.batch import Batch
+from molmo_ds.batch import PER_TOKEN, Batch
 from molmo_ds.config import RunConfig
 from molmo_ds.data.order.packing import merge
 from molmo_ds.engine import build_engine
@@ -83,10 +83,10 @@ def sgd(case: Case, folder: str = "") -> RunConfig:
 def odd(batch: Batch) -> Batch:
     """The first 17 tokens of each sequence, which two or four ranks cannot share evenly."""
     length = batch.input_ids.shape[1]
-    texts = (x[:, :17] for x in batch.tensors()[:6])
+    texts = {name: getattr(batch, name)[:, :17] for name in PER_TOKEN}
     positions = batch.image_positions
     shorter = torch.where(positions >= 0, positions - positions // length * (length - 17), -1)
-    return Batch(*texts, batch.images, batch.image_masks, shorter)
+    return batch.replace(**texts, image_positions=shorter).reweighted(texts["loss_weights"])
 
 
 def edges(config: RunConfig, rank: int, size: int) -> list[Batch]:
@@ -100,7 +100,9 @@ def edges(config: RunConfig, rank: int, size: int) -> list[Batch]:
         image_masks=first.image_masks[:1].expand(5, -1),
         image_positions=positions,
     )
-    parts[-1] = Batch(*(x * 0 for x in last.tensors()[:8]), torch.full_like(last.image_positions, -1))
+    empty = {name: tensor * 0 for name, tensor in vars(last).items()}
+    empty["image_positions"] = torch.full_like(last.image_positions, -1)
+    parts[-1] = Batch(**empty).reweighted(empty["loss_weights"])
     share = config.global_batch // size
     mine = parts[rank * share : (rank + 1) * share]
     mine = mine[:-1] if rank == size - 1 and config.micro_batch == 1 else mine

@@ -64,10 +64,7 @@ def through_engine(world: World, cases: list[tuple[str, int]], limit: float) -> 
         for step in range(1, STEPS + 1):
             log.append(engine.train_step(share(config, step, world)))
         weights = dict(engine.full_state())
-        nothing = [
-            b.replace(loss_weights=b.loss_weights * 0)
-            for b in synthetic.micro_batches(config, 9, world.rank, world.size)
-        ]
+        nothing = [b.reweighted(b.loss_weights * 0) for b in synthetic.micro_batches(config, 9, world.rank, world.size)]
         assert engine.train_step(nothing)["loss"] == 0
         for name, weight in engine.full_state():
             assert torch.equal(weight, weights[name]), f"{name} moved in a step in which nothing is learnt"
@@ -86,7 +83,7 @@ def share(config: RunConfig, step: int, world: World) -> list[Batch]:
     if left:
         weights = made[-1].loss_weights.clone()
         weights[-left:] = 0
-        made[-1] = made[-1].replace(loss_weights=weights)
+        made[-1] = made[-1].reweighted(weights)
     return made
 
 

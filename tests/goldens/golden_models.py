@@ -8,7 +8,7 @@ import yaml
 from golden_files import need, read_json, read_tensors
 from torch import Tensor
 
-from molmo_ds.batch import Batch
+from molmo_ds.batch import Batch, learnt_rows_of
 from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, TextConfig, VisionConfig
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.weights import rename
@@ -125,16 +125,18 @@ def to_batch(tensors: dict[str, Tensor], images: Tensor) -> Batch:
         branches = torch.where(valid & (subsegments != PREFIX), subsegments, 0)
     index = tensors["in.image_input_idx"]
     flat = index + torch.arange(len(ids))[:, None, None] * ids.shape[1]
+    weights = tensors["in.loss_masks"].clamp(min=0)
     return Batch(
         input_ids=ids.clamp(min=0),
         labels=tensors["in.labels"].clamp(min=0),
-        loss_weights=tensors["in.loss_masks"].clamp(min=0),
+        loss_weights=weights,
         position_ids=tensors["in.position_ids"].clamp(min=0),
         document_ids=valid.int(),
         branch_ids=branches.int(),
         images=images[real],
         image_masks=tensors["in.image_masks"][real],
         image_positions=torch.where(index < 0, -1, flat)[real],
+        learnt_rows=learnt_rows_of(weights),
     )
 
 

@@ -7,8 +7,8 @@ from golden_models import column_step, load_model, read_batch, read_config, real
 from torch import Tensor
 from torch.nn import functional as F
 
+from molmo_ds.model.carry import Carry
 from molmo_ds.model.molmo import Molmo
-from molmo_ds.model.vision import CARRIED
 
 CASES = [(kind, batch) for kind in model_kinds() for batch in listed(f"A_model/{kind}/meta.json", "batches")]
 ATOL = 1e-4  # measured on the copy here: 1.2e-5 for hidden states and logits
@@ -27,7 +27,7 @@ class Taps:
     """What flows out of named rows during a forward."""
 
     def __init__(self, model: Molmo, *names: str):
-        self.out: dict[str, tuple[Tensor, ...]] = {}
+        self.out: dict[str, Carry] = {}
         for name in names:
             model.get_submodule(name).register_forward_hook(lambda _, __, out, name=name: self.out.update({name: out}))
 
@@ -55,13 +55,13 @@ def test_activations_and_logits(kind: str, name: str) -> None:
         close(logits[0, valid - len(last) : valid], last)
 
     if "out.embeds_plus_image" in golden:
-        close_residual(taps.out["embed"][-1][seen], golden["out.embeds_plus_image"][seen])
-        close_residual(taps.out["layers.0"][-1][seen], golden["out.hidden_before_block_1"][seen])
+        close_residual(taps.out["embed"].hidden[seen], golden["out.embeds_plus_image"][seen])
+        close_residual(taps.out["layers.0"].hidden[seen], golden["out.hidden_before_block_1"][seen])
         images = read_tensors(f"A_model/{kind}/images.safetensors")["in.images"]
         real = real_crops(images)
-        projected = taps.out["connector"][-1].view(*golden["in.image_input_idx"][real].shape, -1)
+        projected = taps.out["connector"].image_features.view(*golden["in.image_input_idx"][real].shape, -1)
         close_residual(projected, golden["out.image_features_projected"][real])
-        features = taps.out[tower][CARRIED:]
+        features = taps.out[tower].features
         features = torch.cat([features[i] for i in model.connector.order], -1)[:, -images.shape[2] :]
         close(features[real.nonzero()[:, 0] == 1], golden["out.vit_features_concat_example1"][real[1]])
 

@@ -7,8 +7,9 @@ from golden_models import real_crops, vision_config
 from torch import Tensor, nn
 
 from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, TextConfig, VisionConfig
+from molmo_ds.model.carry import Carry
 from molmo_ds.model.connector import Connector
-from molmo_ds.model.vision import CARRIED, VisionEmbeddings, VisionLayer, used_layers
+from molmo_ds.model.vision import VisionEmbeddings, VisionLayer, used_layers
 from molmo_ds.weights import rename
 
 ATOL = 1e-4  # measured: 4e-6
@@ -48,12 +49,12 @@ def test_vision_tower(tower: str, case: str) -> None:
     real = real_crops(images)[0]  # a crop of -1 is padding, which our batches do not hold
     outputs = []
     with torch.no_grad():
-        x = (None,) * CARRIED + (vision.embeddings.tokens(images[0][real]),)
+        x = Carry(hidden=vision.embeddings.tokens(images[0][real]))
         for layer in vision.layers:
             x = layer(x)
-            outputs.append(x[CARRIED])
+            outputs.append(x.hidden)
     used = used_layers(config)
-    features = dict(zip(used, x[CARRIED:]))
+    features = dict(zip(used, x.features))
     joined = torch.cat([features[i % config.num_hidden_layers] for i in config.feature_layers], -1)
     patches = joined[:, vision.embeddings.class_tokens :]
     stored = golden[f"out.{case}.features"][0]

@@ -15,7 +15,7 @@ from golden_models import read_batch, read_config, to_reference
 from ranks import run_ranks
 from torch import Tensor
 
-from molmo_ds.batch import Batch
+from molmo_ds.batch import PER_TOKEN, Batch, learnt_rows_of
 from molmo_ds.config import ComponentConfig, OptimConfig, RunConfig
 from molmo_ds.engine import build_engine
 from molmo_ds.engine.launch import World
@@ -35,9 +35,15 @@ def example(batch: Batch, row: int) -> Batch:
     length = batch.input_ids.shape[1]
     mine = ((batch.image_positions // length == row) & (batch.image_positions >= 0)).any(1)
     positions = batch.image_positions[mine]
-    texts = [x[row : row + 1] for x in batch.tensors()[:6]]
-    moved = torch.where(positions >= 0, positions - row * length, -1)
-    return Batch(*texts, batch.images[mine], batch.image_masks[mine], moved).padded(length, max(1, int(mine.sum())))
+    texts = {name: getattr(batch, name)[row : row + 1] for name in PER_TOKEN}
+    alone = Batch(
+        **texts,
+        images=batch.images[mine],
+        image_masks=batch.image_masks[mine],
+        image_positions=torch.where(positions >= 0, positions - row * length, -1),
+        learnt_rows=learnt_rows_of(texts["loss_weights"]),
+    )
+    return alone.padded(length, max(1, int(mine.sum())))
 
 
 def one_step(
@@ -60,7 +66,7 @@ def one_step(
     batch, *_ = read_batch(kind, name)
     examples = [example(batch, row) for row in range(len(batch.input_ids))]
     if len(examples) % 2:
-        examples.append(examples[0].replace(loss_weights=torch.zeros_like(examples[0].loss_weights)))
+        examples.append(examples[0].reweighted(torch.zeros_like(examples[0].loss_weights)))
     rows = len(examples)
     out = {}
     for strategy in strategies:

@@ -11,7 +11,7 @@ from golden_files import listed, read_json, read_tensors
 from golden_models import load_model, read_batch, read_config, to_reference
 from ranks import run_ranks
 
-from molmo_ds.batch import Batch
+from molmo_ds.batch import PER_TOKEN, Batch, learnt_rows_of
 from molmo_ds.config import ComponentConfig, OptimConfig, RunConfig
 from molmo_ds.engine import build_engine, optim
 from molmo_ds.engine.launch import World
@@ -114,9 +114,15 @@ def split_rows(batch: Batch) -> list[Batch]:
     for i in range(len(batch.input_ids)):
         mine = owner == i
         assert torch.isin(batch.image_positions[mine] // length, torch.tensor([i, -1])).all()
-        positions = torch.where(batch.image_positions[mine] < 0, -1, batch.image_positions[mine] - i * length)
-        rows = [t[i : i + 1] for t in batch.tensors()[:6]]
-        out.append(Batch(*rows, batch.images[mine], batch.image_masks[mine], positions))
+        rows = {name: getattr(batch, name)[i : i + 1] for name in PER_TOKEN}
+        row = Batch(
+            **rows,
+            images=batch.images[mine],
+            image_masks=batch.image_masks[mine],
+            image_positions=torch.where(batch.image_positions[mine] < 0, -1, batch.image_positions[mine] - i * length),
+            learnt_rows=learnt_rows_of(rows["loss_weights"]),
+        )
+        out.append(row)
     return out
 
 

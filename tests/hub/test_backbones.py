@@ -10,7 +10,7 @@ import yaml
 from torch import Tensor
 
 from molmo_ds import presets
-from molmo_ds.batch import Batch
+from molmo_ds.batch import Batch, learnt_rows_of
 from molmo_ds.hub import load
 from molmo_ds.hub.configs import text_config, vision_config
 from molmo_ds.model.init import initial_parameter
@@ -77,10 +77,17 @@ def text_batch(ids: Tensor, model: Molmo) -> Batch:
     patches, pooled = (vision.image_size // vision.patch_size) ** 2, model.connector.size
     side = -(-vision.image_size // vision.patch_size // pooled)
     return Batch(
-        ids, ids, torch.ones(b, t), torch.arange(t).expand(b, t), zeros + 1, zeros,
-        torch.zeros(1, patches, vision.patch_size**2 * 3), torch.ones(1, patches),
-        torch.full((1, side * side), -1),
-    )  # fmt: skip
+        input_ids=ids,
+        labels=ids,
+        loss_weights=torch.ones(b, t),
+        position_ids=torch.arange(t).expand(b, t),
+        document_ids=zeros + 1,
+        branch_ids=zeros,
+        images=torch.zeros(1, patches, vision.patch_size**2 * 3),
+        image_masks=torch.ones(1, patches),
+        image_positions=torch.full((1, side * side), -1),
+        learnt_rows=learnt_rows_of(torch.ones(b, t)),
+    )
 
 
 def features(model: Molmo, pixels: Tensor) -> list[Tensor]:

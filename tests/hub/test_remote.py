@@ -196,6 +196,13 @@ def test_bundle_is_the_package() -> None:
     source = (HERE.parent.parent / "molmo_ds" / "model" / "vision.py").read_text()
     lines = [line for line in source.splitlines() if line.strip() and "import" not in line]
     assert set(lines) <= set(files["ds_model_vision.py"].splitlines())
+    ops = {name: text for name, text in files.items() if name.startswith("ds_ops_")}
+    assert len(ops) == 10
+    for name, text in ops.items():
+        path = f"molmo_ds/ops/{name.removeprefix('ds_ops_').removesuffix('.py')}/reference.py"
+        assert text.splitlines()[0] == f"# Made from {path} by molmo_ds/hub/bundle.py: change it there."
+        body = [line for line in (HERE.parent.parent / path).read_text().splitlines() if "import" not in line]
+        assert body == [line for line in text.splitlines()[1:] if "import" not in line], name
     whole = "\n".join(files.values())
     for word in ("triton_kernels", "custom_op", "from molmo_ds", "import molmo_ds", "deepspeed", "import accelerate"):
         assert word not in whole.replace("molmo_ds/", ""), word

@@ -8,7 +8,7 @@ import torch
 from tiny_models import FAMILIES, document, pack
 from torch import Tensor
 
-from molmo_ds.batch import Batch
+from molmo_ds.batch import Batch, learnt_rows_of
 from molmo_ds.infer.generate import Options, Session, choose, cut, generate, room, stream, stream_text
 from molmo_ds.model.molmo import Molmo
 
@@ -34,10 +34,19 @@ def extended(batch: Batch, row: int, ids: list[int]) -> Batch:
     keep = mine if mine.any() else torch.zeros_like(mine).index_fill(0, torch.tensor([0]), True)
     positions = batch.image_positions[keep] - start if mine.any() else torch.full_like(batch.image_positions[keep], -1)
     same = torch.ones_like(tokens, dtype=torch.int32)
+    weights = torch.zeros(tokens.shape)
     return Batch(
-        tokens, tokens, torch.zeros(tokens.shape), torch.arange(tokens.shape[1])[None], same, same * 0,
-        batch.images[keep], batch.image_masks[keep], positions,
-    )  # fmt: skip
+        input_ids=tokens,
+        labels=tokens,
+        loss_weights=weights,
+        position_ids=torch.arange(tokens.shape[1])[None],
+        document_ids=same,
+        branch_ids=same * 0,
+        images=batch.images[keep],
+        image_masks=batch.image_masks[keep],
+        image_positions=positions,
+        learnt_rows=learnt_rows_of(weights),
+    )
 
 
 @torch.no_grad()

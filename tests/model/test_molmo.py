@@ -8,6 +8,7 @@ import torch
 from tiny_models import FAMILIES, document, pack
 
 from molmo_ds import presets
+from molmo_ds.model.carry import Carry
 from molmo_ds.model.molmo import Molmo, component, decays, layer_list, parameter_groups
 
 RELEASED = {"molmo_7b_d": 8_021_025_280, "molmo_7b_o": 7_665_032_192, "molmo_72b": 73_308_285_952}
@@ -37,7 +38,7 @@ def test_rows_are_names_and_pipeline_layers(family: str) -> None:
     rows = layer_list(model.config)
     batch = pack([[document(2, [5, 6])], [document(1, [9], seed=1)]])
     assert [name for name, *_ in rows] == model.rows
-    x = batch.tensors()
+    x = Carry.of(batch)
     state: dict[str, torch.Tensor] = {}
     for i, (name, kind, arguments) in enumerate(rows):
         layer = kind(*arguments)
@@ -45,9 +46,10 @@ def test_rows_are_names_and_pipeline_layers(family: str) -> None:
         layer.load_state_dict(weights, strict=True)
         state |= {f"{name}.{k}": v for k, v in weights.items()}
         x = layer(x)
-        assert isinstance(x, tuple) and all(isinstance(t, torch.Tensor) for t in x)
-        if i + 1 < len(rows):  # between pipeline stages every float has a gradient
-            assert all(t.requires_grad == t.is_floating_point() for t in x)
+        if i + 1 < len(rows):
+            assert isinstance(x, Carry)
+            made = [*x.features, *(t for t in (x.image_features, x.hidden) if t is not None)]
+            assert made and all(t.requires_grad for t in made)  # a pipeline sends a gradient back for each
     assert set(state) == set(model.state_dict())
     for ours, whole in zip(x, model(batch)):
         assert torch.equal(ours, whole)
@@ -89,9 +91,9 @@ def test_several_pictures_go_where_they_belong() -> None:
     swapped = batch.replace(images=images[order])
     assert not torch.allclose(model.hidden(batch), model.hidden(swapped), atol=1e-2)
     embedded = {}
-    model.embed.register_forward_hook(lambda _, __, out: embedded.update(out=out[-1]))
+    model.embed.register_forward_hook(lambda _, __, out: embedded.update(out=out.hidden))
     features = {}
-    model.connector.register_forward_hook(lambda _, __, out: features.update(out=out[-1]))
+    model.connector.register_forward_hook(lambda _, __, out: features.update(out=out.image_features))
     model.hidden(batch)
     added = embedded["out"][0, 1:13] - model.embed.new_embedding[2]  # added to the image token's own embedding
     torch.testing.assert_close(added, features["out"], atol=1e-5, rtol=0)
@@ -129,10 +131,11 @@ def test_bytes_and_floats_are_the_same_picture() -> None:
 def test_only_learnt_tokens_reach_the_head() -> None:
     model = tiny_models.model()
     batch = pack([[document(1, [5, 6])], [document(0, [9], seed=1)]], length=40)
-    *ids, hidden = (x.detach() for x in model.body(batch))
-    wanted = model.head((*ids, hidden))
+    x = model.body(batch)
+    hidden = x.hidden.detach()
+    wanted = model.head(x._replace(hidden=hidden))
     hidden.flatten(0, 1)[batch.loss_weights.flatten() == 0] = torch.nan
-    got = model.head((*ids, hidden.requires_grad_()))
+    got = model.head(x._replace(hidden=hidden.requires_grad_()))
     assert torch.equal(torch.stack(got), torch.stack(wanted)) and bool(wanted[0].isfinite())
     (got[0] + got[1]).backward()
     assert torch.equal(hidden.grad.norm(dim=-1) > 0, batch.loss_weights > 0)

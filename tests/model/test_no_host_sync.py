@@ -5,6 +5,7 @@ test_gpu.py asks the same of a real GPU.
 """
 
 import contextlib
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -20,7 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from molmo_ds.engine import loss_scale, optim
 from molmo_ds.model.molmo import Molmo
-from molmo_ds.ops import dispatch, tree_attention, weighted_cross_entropy
+from molmo_ds.ops import dispatch
+from molmo_ds.ops.tree_attention import flex
+from molmo_ds.ops.weighted_cross_entropy import CHUNK_ELEMENTS
 
 aten = torch.ops.aten
 DEVICE = torch.device("meta")
@@ -74,15 +77,22 @@ def stand_in(q: Tensor, k: Tensor, v: Tensor, block_mask: object, scale: float, 
 
 
 @pytest.fixture(params=["torch", "triton"])
-def like_a_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):  # noqa: ANN201
-    triton_kernels = pytest.importorskip("molmo_ds.ops.triton_kernels", reason="Triton is not installed")
-    for name, kernel in vars(triton_kernels).copy().items():
-        if isinstance(kernel, triton_kernels.triton.JITFunction):
-            monkeypatch.setattr(triton_kernels, name, Launch())
-    monkeypatch.setattr(tree_attention, "flex_attention", stand_in)
+def like_a_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    triton = pytest.importorskip("triton", reason="Triton is not installed")
+    kernels = [
+        (module, name)
+        for path, module in sys.modules.items()
+        if path.startswith("molmo_ds.ops.")
+        for name, value in vars(module).items()
+        if isinstance(value, triton.JITFunction)
+    ]
+    assert len(kernels) > 8
+    for module, name in kernels:
+        monkeypatch.setattr(module, name, Launch())
+    monkeypatch.setattr(flex, "flex_attention", stand_in)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *device: False)  # autocast knows no meta device
     monkeypatch.setattr(torch, "autocast", lambda *arguments, **more: contextlib.nullcontext())
-    monkeypatch.setitem(weighted_cross_entropy.CHUNK_ELEMENTS, "meta", 2**10)
+    monkeypatch.setitem(CHUNK_ELEMENTS, "meta", 2**10)
     with dispatch.use(request.param):
         yield request.param
 

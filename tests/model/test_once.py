@@ -1,4 +1,4 @@
-"""What the layers of a forward share is built once, anew where ids differ, and dies with them."""
+"""What the layers of a forward share is built once, from that forward's ids, and dies with it."""
 
 import gc
 import weakref
@@ -9,65 +9,72 @@ import torch
 from tiny_models import document, pack
 
 from molmo_ds.model import decoder
-from molmo_ds.model.decoder import once
+from molmo_ds.model.carry import Carry
+from molmo_ds.ops.tree_attention import mask_blocks
 
 
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of what was built."""
     names: list[str] = []
-    for name in ("attention_plan", "rope_table"):
-        made = getattr(decoder, name)
-        monkeypatch.setattr(decoder, name, lambda *x, name=name, made=made: (names.append(name), made(*x))[1])
+    for module, name in ((decoder, "attention_plan"), (decoder, "rope_table"), (mask_blocks, "cut")):
+        made = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *x, name=name, made=made: (names.append(name), made(*x))[1])
     return names
 
 
-def test_a_forward_builds_one_plan_and_one_table(built: list[str]) -> None:
-    model, batch = tiny_models.model(num_hidden_layers=3), pack([[document(2, [7, 5])]])
-    first = model.hidden(batch)
+@pytest.mark.parametrize("checkpointing", ["none", "full", "one_in_two", "offload"])
+def test_a_forward_builds_one_plan_and_one_table(built: list[str], checkpointing: str) -> None:
+    model = tiny_models.model(num_hidden_layers=3, checkpointing=checkpointing)
+    sums = model(pack([[document(2, [7, 5])]]))
     assert sorted(built) == ["attention_plan", "rope_table"]
-    again = batch.replace(
-        document_ids=batch.document_ids.detach(), position_ids=batch.position_ids.view_as(batch.position_ids)
-    )
-    assert torch.equal(model.hidden(again), first) and len(built) == 2, "other tensors over the same storage"
-    with torch.inference_mode():
-        assert torch.equal(model.hidden(batch), first) and len(built) == 2
+    (sums[0] + sums[1]).backward()
+    assert len(built) == 2, "what is recomputed builds nothing"
 
 
-@pytest.mark.parametrize("which", ["document_ids", "branch_ids"])
+def test_long_sequences_are_cut_into_blocks_once(built: list[str]) -> None:
+    model = tiny_models.model(num_hidden_layers=3, max_position_embeddings=400)
+    sums = model(pack([[document(2, [150, 100])]]))
+    (sums[0] + sums[1]).backward()
+    assert sorted(built) == ["attention_plan", "cut", "rope_table"]
+
+
+@pytest.mark.parametrize("which", ["document_ids", "branch_ids", "position_ids"])
 def test_ids_changed_in_place_are_seen(built: list[str], which: str) -> None:
-    model, batch = tiny_models.model(num_hidden_layers=2), pack([[document(2, [7, 5])]])
+    model = tiny_models.model(num_hidden_layers=2)
+    batch = pack([[document(2, [7, 5])]])
     first = model.hidden(batch)
     getattr(batch, which).mul_(0)
-    fresh = batch.replace(document_ids=batch.document_ids.clone())
+    fresh = batch.replace(**{which: getattr(batch, which).clone()})
     changed = model.hidden(batch)
     assert not torch.equal(changed, first) and torch.equal(changed, model.hidden(fresh))
-    assert built.count("attention_plan") == 3
+    assert built.count("attention_plan") == built.count("rope_table") == 3
 
 
-def test_each_part_of_a_storage_is_its_own() -> None:
-    both = torch.arange(6).view(2, 3)
-    calls: list[list[int]] = []
-
-    def build(x: torch.Tensor) -> int:
-        calls.append(x.tolist())
-        return int(x.sum())
-
-    for _ in range(2):
-        assert [once("sum", build, row) for row in both] == [3, 12] and once("sum", build, both[:, 0]) == 3
-    assert calls == [[0, 1, 2], [3, 4, 5], [0, 3]]
-    assert once("other", build, both[0]) == 3 and len(calls) == 4
+def test_what_is_carried_is_used_and_not_built_again(built: list[str]) -> None:
+    model = tiny_models.model(num_hidden_layers=2)
+    first, second = model.layers
+    batch = pack([[document(2, [7, 5])]])
+    x = model.embed(Carry.of(batch)._replace(image_features=torch.zeros(8, 32)))
+    x = first(x)
+    assert second(x).shared is x.shared and len(built) == 2
+    other = second(x._replace(shared=None))
+    assert torch.equal(other.hidden, second(x).hidden) and len(built) == 4
 
 
-def test_it_dies_with_the_ids_at_once() -> None:
+def test_it_dies_with_the_forward_at_once() -> None:
     gc.disable()  # nothing may wait for the collector: a plan holds a mask of B * T * T numbers
     try:
+        model = tiny_models.model(num_hidden_layers=2)
         batch = pack([[document(2, [7, 5])]])
-        plan = weakref.ref(decoder.Core().plan(batch.document_ids, batch.branch_ids, torch.float32))
-        alias = batch.document_ids.detach()
-        del batch
-        assert plan() is not None
-        del alias
-        assert plan() is None
+        body = model.body(batch)
+        mask = weakref.ref(body.shared.plan.mask)
+        assert mask() is not None
+        sums = model.head(body)
+        del body
+        assert mask() is not None, "the backward pass needs it"
+        (sums[0] + sums[1]).backward()
+        del sums
+        assert mask() is None
     finally:
         gc.enable()

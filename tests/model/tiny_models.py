@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from molmo_ds import presets
-from molmo_ds.batch import Batch
+from molmo_ds.batch import Batch, learnt_rows_of
 from molmo_ds.config import MolmoConfig
 from molmo_ds.model.molmo import Molmo
 
@@ -97,4 +97,5 @@ def pack(rows: list[list[tuple[dict[str, Tensor], Tensor, Tensor]]], length: int
     if not len(crops):
         crops, places = torch.zeros(1, 28, 28, 3, dtype=torch.uint8), torch.full((1, 4), -1)
     masks = (crops.flatten(1)[:, :16].float() / 100 - 1).clamp(-1, 1)  # a crop brings its own mask along
-    return Batch(images=crops, image_masks=masks, image_positions=places, **out)
+    learnt = learnt_rows_of(out["loss_weights"])
+    return Batch(images=crops, image_masks=masks, image_positions=places, learnt_rows=learnt, **out)

@@ -1,14 +1,15 @@
 """Every Triton kernel compiles for sm_80 and sm_90 without a GPU, at shapes of Molmo-7B-D, and spills no register."""
 
+import importlib
 import os
+import pkgutil
 import re
 import subprocess
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
-
-from molmo_ds.ops.pool_patches import _pool_launch
 
 triton = pytest.importorskip("triton", reason="Triton is not installed (pip install molmo_ds[dev])")
 if os.environ.get("TRITON_INTERPRET") == "1":
@@ -17,16 +18,23 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from molmo_ds.ops import triton_kernels  # noqa: E402
+from molmo_ds import ops  # noqa: E402
+from molmo_ds.ops.crops import triton as crops  # noqa: E402
+from molmo_ds.ops.pool_patches import gather_triton as gather  # noqa: E402
+from molmo_ds.ops.pool_patches import triton as pool  # noqa: E402
+from molmo_ds.ops.splice import triton as splice  # noqa: E402
+from molmo_ds.ops.weighted_cross_entropy import triton as loss  # noqa: E402
+
+Case = tuple[ModuleType, str, dict[str, str], dict[str, object], int]  # kernel, types, constants, warps
 
 POOL = ("d", "H", "W", "MASKED", "BW", "BH", "BD")
 
 
-def pool(name: str, size: int, width: int, masked: bool) -> tuple[str, dict[str, str], dict[str, object], int]:
-    _, values = _pool_launch(torch.empty(1, size, 16, width, device="meta"), masked)
+def pool_case(name: str, size: int, width: int, masked: bool) -> Case:
+    _, values = pool.launch(torch.empty(1, size, 16, width, device="meta"), masked)
     types = {"q": "*bf16", "k": "*bf16", "v": "*bf16", "windows": "*i64", "scale": "fp32", "grad": "*bf16"}
     types |= dict.fromkeys(("out", "of_q", "of_k", "of_v"), "*bf16")
-    return name, types, dict(zip(POOL, values)), 4
+    return pool, name, types, dict(zip(POOL, values)), 4
 
 
 SPLICE = {
@@ -70,16 +78,16 @@ ROWS = {
 }
 
 CASES = [
-    ("normalise_patches", CROPS, {"PATCH": 14, "BLOCK": 1024}, 4),
-    ("splice", SPLICE, {"BLOCK": 1024}, 4),
-    ("splice_features_backward", SPLICE, {"BLOCK": 1024}, 4),
-    ("splice_base_backward", SPLICE, {"BLOCK": 1024}, 4),
-    ("gather_patches", GATHER, {"W": 4, "K": 2, "BLOCK": 1024}, 4),
-    ("gather_patches", GATHER, {"W": 9, "K": 2, "BLOCK": 1024}, 4),
-    ("gather_patches_backward", GATHER, {"W": 4, "BLOCK": 1024}, 4),
-    *(pool(n, w, d, w == 9) for n in ("pool_patches", "pool_patches_backward") for w in (4, 9) for d in (64, 72)),
-    ("cross_entropy_rows", ROWS, {"GRAD": True, "BLOCK": 4096}, 8),
-    ("cross_entropy_rows", ROWS, {"GRAD": False, "BLOCK": 4096}, 8),
+    (crops, "patches_kernel", CROPS, {"PATCH": 14, "BLOCK": 1024}, 4),
+    (splice, "splice_kernel", SPLICE, {"BLOCK": 1024}, 4),
+    (splice, "features_backward_kernel", SPLICE, {"BLOCK": 1024}, 4),
+    (splice, "base_backward_kernel", SPLICE, {"BLOCK": 1024}, 4),
+    (gather, "gather_kernel", GATHER, {"W": 4, "K": 2, "BLOCK": 1024}, 4),
+    (gather, "gather_kernel", GATHER, {"W": 9, "K": 2, "BLOCK": 1024}, 4),
+    (gather, "gather_backward_kernel", GATHER, {"W": 4, "BLOCK": 1024}, 4),
+    *(pool_case(n, w, d, w == 9) for n in ("pool_kernel", "pool_backward_kernel") for w in (4, 9) for d in (64, 72)),
+    (loss, "rows_kernel", ROWS, {"GRAD": True, "BLOCK": 4096}, 8),
+    (loss, "rows_kernel", ROWS, {"GRAD": False, "BLOCK": 4096}, 8),
 ]
 
 
@@ -88,23 +96,27 @@ def test_kernels_compile_without_spills(capability: int, tmp_path: Path, capsys:
     covered, spilled, narrow = set(), [], []
     with capsys.disabled():
         print(f"\nsm_{capability}: kernel, constants, registers, stack, shared bytes, local bytes, loads of 16 bytes")
-        for name, types, constants, warps in CASES:
-            registers, stack, shared, local, wide = usage(name, types, constants, warps, capability, tmp_path)
+        for module, name, types, constants, warps in CASES:
+            kernel = getattr(module, name)
+            registers, stack, shared, local, wide = usage(kernel, types, constants, warps, capability, tmp_path)
             print(f"  {name:26s} {registers:4d} {stack:4d} {shared:6d} {local:4d} {wide:4d}  {constants}")
-            covered.add(name)
+            covered.add(kernel)
             if stack or local:
                 spilled.append(name)
-            if not wide and name != "normalise_patches":  # which reads lines of 42 bytes
+            if not wide and module is not crops:  # which reads lines of 42 bytes
                 narrow.append(name)
-    kernels = {n for n, k in vars(triton_kernels).items() if isinstance(k, triton.JITFunction) and n[0] != "_"}
+    modules = [importlib.import_module(m.name) for m in pkgutil.walk_packages(ops.__path__, "molmo_ds.ops.")]
+    named = [pair for module in modules for pair in vars(module).items() if not pair[0].startswith("_")]
+    kernels = {value for _, value in named if isinstance(value, triton.JITFunction)}
     assert covered == kernels
     assert not spilled
     assert not narrow
 
 
-def usage(name: str, types: dict, constants: dict, warps: int, capability: int, folder: Path) -> tuple[int, ...]:
+def usage(
+    kernel: triton.JITFunction, types: dict, constants: dict, warps: int, capability: int, folder: Path
+) -> tuple[int, ...]:
     """Registers, stack, shared and local memory of one compiled kernel, and how many loads move 16 bytes at once."""
-    kernel = getattr(triton_kernels, name)
     signature = {n: "constexpr" if n in constants else types[n] for n in kernel.arg_names}
     aligned = {"D", "F", "V", "stride", "column"}
     attributes = {

@@ -12,9 +12,7 @@ from ops_check import errors
 from torch import Tensor
 
 from molmo_ds.ops import cuda_library, dispatch
-from molmo_ds.ops.pool_patches import pool_patches
-
-CODE = cuda_library.SOURCE / "pool_patches.cu"
+from molmo_ds.ops.pool_patches import cuda, pool_patches
 
 
 @pytest.fixture(scope="module")
@@ -25,29 +23,31 @@ def on_host(tmp_path_factory: pytest.TempPathFactory) -> Path:
     library = tmp_path_factory.mktemp("host") / "host.so"
     shim = Path(__file__).with_name("cuda_on_host.h")
     options = ["-std=c++20", "-O1", "-pthread", "-shared", "-fPIC", "-include", shim, "-x", "c++"]
-    subprocess.run(["g++", *options, CODE, "-o", library], check=True, timeout=120)
+    subprocess.run(["g++", *options, cuda.SOURCE, "-o", library], check=True, timeout=120)
     return library
 
 
 def pooled(library: Path) -> type[torch.autograd.Function]:
     class Pooled(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, q: Tensor, k: Tensor, v: Tensor, windows: Tensor, masked: bool) -> Tensor:  # noqa: ANN001
+        def forward(ctx, q: Tensor, k: Tensor, v: Tensor, windows: Tensor, masked: bool) -> Tensor:
             ctx.save_for_backward(q, k, v)
-            ctx.windows = windows if masked else None
-            return cuda_library.pool_patches(q, k, v, ctx.windows, library)
+            ctx.windows = windows
+            ctx.masked = masked
+            return cuda.forward(q, k, v, windows, masked, library)
 
         @staticmethod
-        def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN001
-            grads = cuda_library.pool_patches_backward(grad.contiguous(), *ctx.saved_tensors, ctx.windows, library)
+        def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+            grads = cuda.backward(grad.contiguous(), *ctx.saved_tensors, ctx.windows, ctx.masked, library)
             return *grads, None, None
 
     return Pooled
 
 
 # lanes of a head: 8 with one in use, 8, 16 with nine in use, 32
-@pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 4), (torch.float32, 32), (torch.float32, 128),
-                                              (torch.bfloat16, 72)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dtype", "width"), [(torch.float32, 4), (torch.float32, 32), (torch.float32, 128), (torch.bfloat16, 72)]
+)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("size", [4, 9])
 def test_arithmetic(on_host: Path, dtype: torch.dtype, width: int, masked: bool, size: int) -> None:
@@ -65,7 +65,7 @@ def test_arithmetic(on_host: Path, dtype: torch.dtype, width: int, masked: bool,
 
 def test_unknown_windows_are_refused(on_host: Path) -> None:
     with pytest.raises(RuntimeError, match="code -1"):
-        cuda_library.pool_patches(torch.ones(1, 1, 4), torch.ones(1, 5, 1, 4), torch.ones(1, 5, 1, 4), None, on_host)
+        cuda.forward(torch.ones(1, 1, 4), *[torch.ones(1, 5, 1, 4)] * 2, torch.zeros(1, 5).long(), False, on_host)
 
 
 def test_asking_for_it_by_name_works_without_it() -> None:
@@ -79,8 +79,8 @@ def test_nvcc(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     if shutil.which("nvcc") is None:
         pytest.skip("nvcc is not on the PATH: the CUDA kernels are not compiled here")
     library = cuda_library.build(tmp_path / "build" / "libmolmo_ds.so")
-    loaded = cuda_library.load(library)
-    assert loaded is not None
+    assert cuda_library.load(library) is not None
+    loaded = cuda.kernels(library)
     if not torch.cuda.is_available():  # it loads, and says so when it is asked to run
         code = loaded.molmo_pool_patches(*[None] * 5, 1, 1, 64, 4, 1, None)
         assert code > 0

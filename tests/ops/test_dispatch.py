@@ -13,9 +13,9 @@ from molmo_ds.ops import dispatch
 def test_the_most_preferred_usable_one_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "_forced", None)
     monkeypatch.setattr(dispatch, "_table", {})
-    dispatch.implements("op", "torch")(lambda x: "torch")
-    dispatch.implements("op", "triton", lambda x: x > 0)(lambda x: "triton")
-    dispatch.implements("op", "cuda", lambda x: x > 1)(lambda x: "cuda")
+    dispatch.register("op", "torch", lambda x: "torch")
+    dispatch.register("op", "triton", lambda x: "triton", lambda x: x > 0)
+    dispatch.register("op", "cuda", lambda x: "cuda", lambda x: x > 1)
     assert [dispatch.call("op", x) for x in (0, 1, 2)] == ["torch", "triton", "cuda"]
     with dispatch.use("triton"):
         assert dispatch.call("op", 0) == "triton"
@@ -26,7 +26,7 @@ def test_the_most_preferred_usable_one_runs(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_forced_name_that_an_op_does_not_have_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "_table", {})
-    dispatch.implements("op", "torch")(lambda: "torch")
+    dispatch.register("op", "torch", lambda: "torch")
     with dispatch.use("cuda"):
         assert dispatch.call("op") == "torch"
 
@@ -39,7 +39,7 @@ def test_kernels_need_a_gpu_and_at_most_single_precision() -> None:
             self.dtype = dtype
 
     assert not dispatch.on_gpu(torch.ones(1))
-    assert dispatch.on_gpu(OnGpu(torch.bfloat16), OnGpu(torch.float32)) == dispatch._TRITON
+    assert dispatch.on_gpu(OnGpu(torch.bfloat16), OnGpu(torch.float32)) == dispatch.HAS_TRITON
     assert not dispatch.on_gpu(OnGpu(torch.float32), OnGpu(torch.float64))
 
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.ops import cuda_library, dispatch
-from molmo_ds.ops import weighted_cross_entropy as loss_file
 from molmo_ds.ops.experts import experts
 from molmo_ds.ops.pool_patches import pool_patches
 from molmo_ds.ops.tree_attention import attention_plan, tree_attention, visible
+from molmo_ds.ops.weighted_cross_entropy import reference, weighted_cross_entropy
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: nothing of this file is checked here")
 
@@ -21,9 +21,14 @@ def leaf(*size: int, dtype: torch.dtype = torch.bfloat16, scale: float = 1.0) ->
     return (torch.randn(*size, device="cuda") * scale).to(dtype).requires_grad_()
 
 
-@pytest.mark.parametrize(("by", "dtype", "limit"), [
-    ("triton", torch.float32, 1e-5), ("triton", torch.bfloat16, 1e-2), ("cuda", torch.bfloat16, 1e-2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("by", "dtype", "limit"),
+    [
+        ("triton", torch.float32, 1e-5),
+        ("triton", torch.bfloat16, 1e-2),
+        ("cuda", torch.bfloat16, 1e-2),
+    ],
+)
 def test_tree_attention(by: str, dtype: torch.dtype, limit: float) -> None:
     torch.manual_seed(0)
     document, branch = (x.cuda() for x in LONG)
@@ -82,11 +87,11 @@ def test_weighted_cross_entropy_in_half_precision() -> None:
     ]
 
     def total(*args: Tensor) -> Tensor:
-        ce, z, _ = loss_file.weighted_cross_entropy(*args)
+        ce, z, _ = weighted_cross_entropy(*args)
         return ce + z
 
     def plain(*args: Tensor) -> Tensor:
-        ce, z, _ = loss_file.reference(*args)
+        ce, z, _ = reference.weighted_cross_entropy(*args)
         return ce + z
 
     found, eager = (max(errors(total, args, by, plain)) for by in ("triton", "torch"))

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from molmo_ds.ops import weighted_cross_entropy as loss_file
 from molmo_ds.ops.crops import normalise_patches
 from molmo_ds.ops.experts import experts
 from molmo_ds.ops.pool_patches import gather_patches, pool_patches
@@ -19,7 +18,7 @@ from molmo_ds.ops.rms_norm import rms_norm
 from molmo_ds.ops.rope import rope_table, rotate
 from molmo_ds.ops.splice import splice
 from molmo_ds.ops.swiglu import swiglu
-from molmo_ds.ops.weighted_cross_entropy import weighted_cross_entropy
+from molmo_ds.ops.weighted_cross_entropy import CHUNK_ELEMENTS, chunks, reference, weighted_cross_entropy
 
 LIMIT = 1e-5
 
@@ -74,9 +73,12 @@ def test_rope_scaling_is_that_of_llama_3() -> None:
     from transformers import LlamaConfig
 
     scaling = {
-        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
         "original_max_position_embeddings": 64,
-    }  # fmt: skip
+    }
     config = LlamaConfig(hidden_size=64, num_attention_heads=2, rope_parameters={"rope_theta": 1e4, **scaling})
     frequency, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
     cos, sin = rope_table(torch.tensor([[1]]), 32, 1e4, scaling)
@@ -208,13 +210,13 @@ def total(*args: object) -> tuple[Tensor, ...]:
 
 
 def total_by_hand(*args: object) -> tuple[Tensor, ...]:
-    ce, z, accuracy = loss_file.reference(*args)
+    ce, z, accuracy = reference.weighted_cross_entropy(*args)
     return ce + z, z.detach(), accuracy.detach()
 
 
 @pytest.mark.parametrize("chunk", [1, 1000, 10**6])  # 16 rows at a time, 30, all
 def test_weighted_cross_entropy(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(loss_file.CHUNK_ELEMENTS, "cpu", chunk)
+    monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", chunk)
     assert max(errors(total, rows(), reference=total_by_hand)) <= LIMIT
 
 
@@ -223,7 +225,7 @@ class Largest(TorchDispatchMode):
 
     numbers = 0
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
         sizes = [x.numel() for x in torch.utils._pytree.tree_leaves(out) if isinstance(x, Tensor)]
         self.numbers = max([self.numbers, *sizes])
@@ -231,18 +233,18 @@ class Largest(TorchDispatchMode):
 
 
 def test_the_loss_holds_the_logits_of_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(loss_file.CHUNK_ELEMENTS, "cpu", 20 * 500)
+    monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", 20 * 500)
     hidden, weight, labels, weights, z_loss = rows(count=400, words=500)
     labels = torch.where(weights > 0, labels, 0)
     with torch.no_grad(), Largest() as largest:
-        loss_file._chunks(hidden, weight, labels, weights, z_loss, [True, True], torch.float32, loss_file._rows_torch)
+        chunks.run(hidden, weight, labels, weights, z_loss, [True, True], torch.float32, chunks.rows_torch)
     assert largest.numbers == 20 * 500  # hidden has 2,400 numbers, the head 3,000, all logits would have 200,000
 
 
 def test_the_loss_reference_is_torchs_cross_entropy() -> None:
     hidden, weight, labels, weights, z_loss = rows()
     logits = hidden @ weight.T
-    ce, z, accuracy = loss_file.reference(hidden, weight, labels, weights, z_loss)
+    ce, z, accuracy = reference.weighted_cross_entropy(hidden, weight, labels, weights, z_loss)
     labels = torch.where(weights > 0, labels, 0)
     torch.testing.assert_close(ce, (F.cross_entropy(logits, labels, reduction="none") * weights).sum())
     torch.testing.assert_close(z, (z_loss * logits.exp().sum(-1).log() ** 2 * weights).sum())
@@ -277,7 +279,7 @@ def test_the_two_losses_share_a_gradient() -> None:
     with pytest.raises(RuntimeError, match="inplace"):
         loss.backward()
     plain = [x.detach().requires_grad_() for x in (hidden, weight)]
-    ce, z, _ = loss_file.reference(*plain, *rest)
+    ce, z, _ = reference.weighted_cross_entropy(*plain, *rest)
     (3 * (ce + z)).backward()
     assert max(error(a.grad, b.grad) for a, b in zip((hidden, weight), plain)) <= LIMIT
     frozen = weighted_cross_entropy(hidden.detach(), weight.detach(), *rest)
@@ -295,7 +297,7 @@ def test_under_autocast() -> None:
     assert ce.dtype == out.dtype == normed.dtype == torch.float32
     of_hidden, of_weight = torch.autograd.grad(ce + z, (hidden, weight))
     assert of_hidden.dtype == of_weight.dtype == torch.float32
-    exact = loss_file.reference(hidden.double(), weight.double(), labels, weights.double(), z_loss)
+    exact = reference.weighted_cross_entropy(hidden.double(), weight.double(), labels, weights.double(), z_loss)
     wanted = torch.autograd.grad(exact[0] + exact[1], (hidden, weight))
     assert max(map(error, (ce, z, of_hidden, of_weight), (*exact[:2], *wanted))) <= 1e-2
     logits = (hidden.bfloat16() @ weight.bfloat16().T).float()
@@ -338,7 +340,7 @@ def _vocabulary_split(world: object) -> list[float]:
     group = torch.distributed.group.WORLD
     sums = weighted_cross_entropy(hidden, own, labels, weights, z_loss, group)
     got = torch.autograd.grad(sums[0] + sums[1], (hidden, own))
-    exact = loss_file.reference(hidden.double(), weight.double(), labels, weights.double(), z_loss)
+    exact = reference.weighted_cross_entropy(hidden.double(), weight.double(), labels, weights.double(), z_loss)
     wanted = torch.autograd.grad(exact[0] + exact[1], (hidden, weight))
     return [error(a, b) for a, b in zip((*sums, *got), (*exact, wanted[0], wanted[1].chunk(size)[rank]))]
 

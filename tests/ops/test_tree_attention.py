@@ -7,10 +7,10 @@ import torch
 from ops_check import bits, error, errors
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
-from torch.nn.attention.flex_attention import create_block_mask
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from molmo_ds.ops import cascade, dispatch
-from molmo_ds.ops.tree_attention import _blocks, _rule, attention_plan, tree_attention, visible
+from molmo_ds.ops import dispatch
+from molmo_ds.ops.tree_attention import attention_plan, cascade, flex, reference, tree_attention, visible
 
 
 def ids(*documents: list[int], tokens: int) -> tuple[Tensor, Tensor]:
@@ -50,8 +50,14 @@ def test_the_rule_inside_images() -> None:
     images = torch.tensor([[0, 1, 1, 0, 0, 0, 0]])
     seen = visible(document, branch, images)[0]
     assert ["".join("abcdefp"[k] for k in range(7) if seen[q, k]) for q in range(7)] == [
-        "a", "abc", "abc", "abcd", "abcde", "abcdef", "p",
-    ]  # fmt: skip
+        "a",
+        "abc",
+        "abc",
+        "abcd",
+        "abcde",
+        "abcdef",
+        "p",
+    ]
 
 
 def by_hand(q: Tensor, k: Tensor, v: Tensor, document: Tensor, branch: Tensor) -> Tensor:
@@ -129,8 +135,8 @@ def test_blocks_from_runs(pictures: Tensor | None, tokens: int) -> None:
     # the same blocks as torch finds by evaluating the rule for every pair of tokens
     document, branch = (x[:, :tokens].contiguous() for x in LONG)
     pictures = None if pictures is None else pictures[:, :tokens].contiguous()
-    got = _blocks(document, branch, pictures)
-    rule = _rule(document, branch, pictures)
+    got = flex.blocks(document, branch, pictures)
+    rule = reference.rule(document, branch, pictures)
     want = create_block_mask(rule, 4, None, tokens, tokens, device="cpu", BLOCK_SIZE=128)
     assert got.shape == want.shape
     # ours may call a block partial that torch calls full (padding's diagonal), never the other way round
@@ -150,7 +156,7 @@ def test_flex_attention_forward(pictures: Tensor | None, width: int) -> None:
     want = tree_attention(q, k, v, attention_plan(*LONG, torch.float32, pictures))
     with dispatch.use("triton"):
         plan = attention_plan(*LONG, torch.float32, pictures)
-    assert plan.blocks is not None
+    assert isinstance(plan.prepared, BlockMask)
     got = tree_attention(q, k, v, plan)
     assert ((got - want).norm() / want.norm()).item() <= 1e-5
 

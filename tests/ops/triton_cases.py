@@ -11,10 +11,11 @@ from ops_check import bits, error, errors
 from torch import Tensor
 
 from molmo_ds.model.molmo import Molmo
-from molmo_ds.ops import dispatch, weighted_cross_entropy
+from molmo_ds.ops import dispatch
 from molmo_ds.ops.crops import normalise_patches
 from molmo_ds.ops.pool_patches import gather_patches, pool_patches
 from molmo_ds.ops.splice import splice
+from molmo_ds.ops.weighted_cross_entropy import CHUNK_ELEMENTS, reference, weighted_cross_entropy
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tools import bench_ops  # noqa: E402
@@ -30,7 +31,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     # small chunks, so that a few rows already make several
-    monkeypatch.setitem(weighted_cross_entropy.CHUNK_ELEMENTS, DEVICE, 16 * 97)
+    monkeypatch.setitem(CHUNK_ELEMENTS, DEVICE, 16 * 97)
     with torch.device(DEVICE):
         assert torch.empty(3).isnan().all()
         assert torch.ones(2).new_empty(3).isnan().all()
@@ -113,14 +114,14 @@ def test_pool_patches(size: int, masked: bool, heads: int, width: int) -> None:
 
 
 def loss(hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor, z_loss: float) -> tuple[Tensor, ...]:
-    ce, z, accuracy = weighted_cross_entropy.weighted_cross_entropy(hidden, weight, labels, weights, z_loss)
+    ce, z, accuracy = weighted_cross_entropy(hidden, weight, labels, weights, z_loss)
     return ce + z, z.detach(), accuracy.detach()
 
 
 def loss_in_float64(
     hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor, z_loss: float
 ) -> tuple[Tensor, ...]:
-    ce, z, accuracy = weighted_cross_entropy.reference(hidden, weight, labels, weights, z_loss)
+    ce, z, accuracy = reference.weighted_cross_entropy(hidden, weight, labels, weights, z_loss)
     return ce + z, z.detach(), accuracy.detach()
 
 
@@ -173,13 +174,15 @@ def test_opcheck() -> None:
     torch.library.opcheck(
         ops.gather_patches, ([leaf(2, 31, 8)], torch.rand(2, 30, 1), leaf(1, 8), where[:5].clone(), True)
     )
-    torch.library.opcheck(ops.pool_patches, (leaf(15, 2, 8), leaf(15, 4, 2, 8), leaf(15, 4, 2, 8), where, False, False))
+    torch.library.opcheck(
+        ops.pool_patches, (leaf(15, 2, 8), leaf(15, 4, 2, 8), leaf(15, 4, 2, 8), where, False, "triton")
+    )
     rows = (torch.randint(0, 33, (9,)), torch.rand(9), 0.0, [True, True], torch.float32)
     # random gradients of ce and z would differ from each other, which the op forbids: its autograd is tested above
-    for kernel in (False, True):
+    for by in ("torch", "triton"):
         torch.library.opcheck(
             ops.weighted_cross_entropy,
-            (torch.randn(9, 4), torch.randn(33, 4), *rows, kernel),
+            (torch.randn(9, 4), torch.randn(33, 4), *rows, by),
         )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
-from molmo_ds.batch import Batch, Sample
+from molmo_ds.batch import PER_CROP, PER_TOKEN, Batch, Sample, learnt_rows_of
 from molmo_ds.config import DataConfig
 
 SLACK = 512  # a sequence counts as full when less than 1 / SLACK of its tokens is free
@@ -65,7 +65,7 @@ def collate(packs: list[list[Sample]], sequence_length: int) -> Batch:
 
 def row(pack: list[Sample], sequence_length: int) -> Batch:
     """One sequence as a Batch with B = 1, still without the blank crop: N may be 0."""
-    names = ("input_ids", "labels", "loss_weights", "position_ids", "branch_ids")
+    names = [name for name in PER_TOKEN if name != "document_ids"]
     tokens = {name: torch.zeros(1, sequence_length, dtype=getattr(pack[0], name).dtype) for name in names}
     documents = torch.zeros(1, sequence_length, dtype=torch.int32)
     positions, start = [], 0
@@ -81,7 +81,12 @@ def row(pack: list[Sample], sequence_length: int) -> Batch:
     images = default_collate(crops) if crops else pack[0].images  # in a worker straight into shared memory: one copy
     masks = torch.cat([sample.image_masks for sample in pack])
     return Batch(
-        **tokens, document_ids=documents, images=images, image_masks=masks, image_positions=torch.cat(positions)
+        **tokens,
+        document_ids=documents,
+        images=images,
+        image_masks=masks,
+        image_positions=torch.cat(positions),
+        learnt_rows=learnt_rows_of(tokens["loss_weights"]),
     )
 
 
@@ -94,7 +99,8 @@ def merge(rows: list[Batch]) -> Batch:
         positions = row.image_positions
         moved.append(row.replace(image_positions=torch.where(positions >= 0, positions + above, -1)))
         above += row.input_ids.numel()
-    batch = Batch(*(_join(list(parts)) for parts in zip(*(row.tensors()[:-1] for row in moved))))
+    joined = {name: _join([getattr(row, name) for row in moved]) for name in (*PER_TOKEN, *PER_CROP)}
+    batch = Batch(**joined, learnt_rows=learnt_rows_of(joined["loss_weights"]))
     return batch.padded(length, max(1, len(batch.images)))
 
 

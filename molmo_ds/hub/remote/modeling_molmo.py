@@ -22,6 +22,7 @@ from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from molmo_ds.hub.remote.config_molmo import MolmoConfig
+from molmo_ds.model.carry import Carry
 from molmo_ds.model.decoder import Core
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.weights import rename
@@ -58,7 +59,7 @@ class CachedCore(Core):
         self.mask: Tensor | None = None  # bool [B, 1, T, S], set for the time of a forward pass
         self.cache: Any = None
 
-    def plan(self, document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype) -> None:
+    def plan(self, x: Carry, dtype: torch.dtype) -> None:
         """Nothing: the mask is made once for all layers."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, plan: Any, dropout_p: float) -> Tensor:
@@ -173,8 +174,7 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
 
     def _decode(self, hidden: Tensor, position_ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
-        none = torch.zeros_like(position_ids, dtype=torch.int32)
-        x = (none, none, position_ids, none, none, none, hidden)  # a device map moves it along: each layer is called
+        x = Carry(position_ids=position_ids, hidden=hidden)  # a device map moves it along: each layer is called
         try:
             for layer in self.model.layers:
                 layer.self_attn.core.mask, layer.self_attn.core.cache = mask, cache
@@ -182,7 +182,7 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
         finally:
             for layer in self.model.layers:
                 layer.self_attn.core.mask = layer.self_attn.core.cache = None
-        return x[-1]
+        return x.hidden
 
     def _embed(self, ids: Tensor, images: Tensor | None, masks: Tensor | None, places: Tensor | None) -> Tensor:
         model = self.model
@@ -195,17 +195,16 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
             masks = torch.ones(images.shape[:3], device=ids.device) if masks is None else masks
             if real.any():
                 features = self._features(images[real], masks[real].float())
-        dummies = [ids.new_zeros(1)] * 6
-        return model.embed((ids, *dummies, positions, features.to(model.embed.embedding.dtype)))[-1]
+        features = features.to(model.embed.embedding.dtype)
+        return model.embed(Carry(input_ids=ids, image_features=features, image_positions=positions)).hidden
 
     def _features(self, images: Tensor, masks: Tensor) -> Tensor:
         """images [N, P, patch * patch * 3], masks [N, P] -> [N * Q, D]."""
-        model, places = self.model, masks.new_zeros(1, dtype=torch.int64)
-        dummies = [places, places, masks.new_zeros(1), *([places] * 3)]
-        x = (*dummies, images, masks.contiguous(), places, places)
+        model = self.model
+        x = Carry(images=images, image_masks=masks)
         for layer in (model.vision.embeddings, *model.vision.layers, model.connector):
             x = layer(x)
-        return x[-1]
+        return x.image_features
 
     def prepare_inputs_for_generation(
         self,

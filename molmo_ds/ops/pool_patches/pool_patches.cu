@@ -68,7 +68,7 @@ struct Place {
   int64_t m, row;  // window; offset of this lane's numbers in q
   int64_t step;    // from one patch of the window to the next in k
   int64_t first;   // offset of the window's first patch in k
-  bool real;       // lanes behind d and heads behind the last only take part in the sums
+  bool real;       // lanes after d and heads after the last only take part in the sums
 };
 
 template <int L, int W, int SIZE>

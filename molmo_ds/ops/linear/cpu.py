@@ -1,9 +1,9 @@
-"""x times a weight matrix, by whichever library has the faster product on this CPU.
+"""The linear layer on the CPU by MKL or oneDNN, whichever multiplies faster.
 
 PyTorch multiplies float32 matrices with MKL, which leaves half of an AMD processor's AVX-512 unused; oneDNN, also in
 PyTorch, does not. Which of the two runs depends on sizes, and sizes differ between ranks; the autograd graph must not:
 one Function holds both, so that a weight and its bias get their gradients in one order on every rank (ZeRO-2 adds
-gradients in the order in which they come). Shapes: R rows, K inputs, N outputs.
+gradients in the order in which they arrive). Shapes: R rows, K inputs, N outputs.
 """
 
 import functools
@@ -16,12 +16,22 @@ from torch.nn import functional as F
 
 from molmo_ds.ops import dispatch
 
-ROWS, PRODUCT = 64, 2**21  # below these many rows or multiplications MKL is as fast (AMD EPYC, 1 thread)
+# below these many rows or multiplications MKL is as fast (AMD EPYC, 1 thread)
+ROWS = 64
+PRODUCT = 2**21
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [..., K], weight [N, K], bias [N] -> x @ weight.T + bias, [..., N]."""
-    return dispatch.call("linear", x, weight, bias)
+def usable(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether one Function may hold both products: by types and devices alone, which the configuration decides."""
+    known = x.device.type == "cpu" and x.dtype == torch.float32 and weight.dtype == torch.float32
+    return known and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x [..., K], weight [N, K], bias [N] -> [..., N]."""
+    rows = x.reshape(-1, x.shape[-1])
+    run = _Linear.apply if torch.is_grad_enabled() else product
+    return run(rows, weight, bias).view(*x.shape[:-1], -1)
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -31,21 +41,10 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(a, b, bias)
 
 
-@dispatch.implements("linear", "torch")
-def _torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return F.linear(x, weight, bias)
-
-
-def _usable(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    # of types and devices alone, which the configuration decides: sizes choose inside the Function
-    known = x.device.type == "cpu" and x.dtype == torch.float32 and weight.dtype == torch.float32
-    return known and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
-
-
 def _onednn_is_faster(a: Tensor, b: Tensor) -> bool:
     rows = a.shape[0]
     large = rows >= ROWS and rows * b.numel() >= PRODUCT
-    return large and _usable(a, b, None) and _has_onednn()
+    return large and usable(a, b, None) and _has_onednn()
 
 
 @functools.cache
@@ -69,10 +68,3 @@ class _Linear(torch.autograd.Function):
         of_weight = product(of_out.T, x.T) if needs[1] else None
         of_bias = of_out.sum(0) if needs[2] else None
         return of_x, of_weight, of_bias
-
-
-@dispatch.implements("linear", "cpu", _usable)
-def _cpu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    rows = x.reshape(-1, x.shape[-1])
-    run = _Linear.apply if torch.is_grad_enabled() else product
-    return run(rows, weight, bias).view(*x.shape[:-1], -1)

@@ -1,4 +1,4 @@
-"""Tree attention as two flash-attention calls on varying lengths, merged by their log-sum-exp.
+"""Tree attention as two flash-attention calls on varying lengths, merged by their log-sum-exp: registered as "cuda".
 
 The first call is causal inside every run of tokens (a prefix or a branch), the second lets the branches see their own
 document's prefix. Both backward passes are given the merged output and log-sum-exp. S tokens of all sequences, one
@@ -10,6 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from molmo_ds.ops.tree_attention import reference
+from molmo_ds.ops.tree_attention.ascending import UNORDERED, ascend
+from molmo_ds.ops.tree_attention.reference import AttentionPlan
 
 aten = torch.ops.aten
 
@@ -34,6 +39,36 @@ class Segments:
     prefixes: Tensor
 
 
+def plan_usable(document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype, image_ids: Tensor | None) -> bool:
+    """Never by itself: the cascade runs on demand."""
+    return False
+
+
+def plan(document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype, image_ids: Tensor | None) -> AttentionPlan:
+    """Segments for ids int [B, T], which are copied to the host; ValueError for image_ids and unordered ids."""
+    if image_ids is not None:
+        raise ValueError("The cascade cannot attend inside an image both ways; unset MOLMO_DS_OPS=cuda.")
+    if not ascend(document_ids, branch_ids):
+        raise ValueError(UNORDERED)
+    return AttentionPlan(document_ids, branch_ids, prepared=segments(document_ids, branch_ids))
+
+
+def usable(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float) -> bool:
+    """Whether the plan is one of segments."""
+    return plan is not None and isinstance(plan.prepared, Segments)
+
+
+def tree_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float) -> Tensor:
+    """q [B, H, T, d], k and v [B, G, T, d] -> [B, H, T, d]; plain where the plan is not one of segments.
+
+    On a GPU in half precision, as flash attention asks.
+    """
+    if not usable(q, k, v, plan, dropout_p):
+        return reference.tree_attention(q, k, v, plan, dropout_p)
+    flat = [x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)]
+    return _Cascade.apply(*flat, plan.prepared).unflatten(0, (q.shape[0], q.shape[2])).transpose(1, 2)
+
+
 def segments(document_ids: Tensor, branch_ids: Tensor) -> Segments:
     """Segments of document_ids and branch_ids, int [B, T]; copies the ids to the host. Padding is a run of its own."""
     device = document_ids.device
@@ -42,22 +77,17 @@ def segments(document_ids: Tensor, branch_ids: Tensor) -> Segments:
     runs, length = torch.unique_consecutive(keys, dim=0, return_counts=True)
     document = torch.unique_consecutive(runs[:, :2], dim=0, return_inverse=True)[1]
     shared = (runs[:, 2] == 0) & (runs[:, 1] != 0)
-    behind = (runs[:, 2] != 0) & (runs[:, 1] != 0)
+    branched = (runs[:, 2] != 0) & (runs[:, 1] != 0)
     count = int(document[-1]) + 1
-    of_branches = torch.zeros(count, dtype=torch.int64).index_add_(0, document[behind], length[behind])
+    of_branches = torch.zeros(count, dtype=torch.int64).index_add_(0, document[branched], length[branched])
     of_prefix = torch.zeros(count, dtype=torch.int64).index_add_(0, document[shared], length[shared])
     both = (of_branches > 0) & (of_prefix > 0)
     token_run = torch.repeat_interleave(torch.arange(len(runs)), length)
     used = both[document[token_run]]
-    branches, prefixes = (used & behind[token_run]).nonzero()[:, 0], (used & shared[token_run]).nonzero()[:, 0]
+    branches = (used & branched[token_run]).nonzero()[:, 0]
+    prefixes = (used & shared[token_run]).nonzero()[:, 0]
     tree = _lengths(of_branches[both], of_prefix[both], device) if both.any() else None
     return Segments(_lengths(length, length, device), tree, branches.to(device), prefixes.to(device))
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, parts: Segments) -> Tensor:
-    """q [B, H, T, d], k and v [B, G, T, d] -> [B, H, T, d]; on a GPU in half precision, as flash attention asks."""
-    flat = [x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)]
-    return _Cascade.apply(*flat, parts).unflatten(0, (q.shape[0], q.shape[2])).transpose(1, 2)
 
 
 class _Cascade(torch.autograd.Function):
@@ -66,25 +96,30 @@ class _Cascade(torch.autograd.Function):
         out, lse, *state = _forward(q, k, v, parts.runs, True)
         states = [state]
         if parts.tree is not None:
-            rows, keys = parts.branches, parts.prefixes
+            rows = parts.branches
+            keys = parts.prefixes
             other, other_lse, *state = _forward(q[rows], k[keys], v[keys], parts.tree, False)
-            own, own_lse = out[rows], lse[:, rows]
+            own = out[rows]
+            own_lse = lse[:, rows]
             merged = torch.logaddexp(own_lse, other_lse)
             share = [(x - merged).exp().T[..., None] for x in (own_lse, other_lse)]
             out[rows] = (own * share[0] + other * share[1]).to(out.dtype)
             lse[:, rows] = merged
             states.append(state)
         ctx.save_for_backward(q, k, v, out, lse)
-        ctx.parts, ctx.states = parts, states
+        ctx.parts = parts
+        ctx.states = states
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
-        parts, grad = ctx.parts, grad.contiguous()
+        parts = ctx.parts
+        grad = grad.contiguous()
         of_q, of_k, of_v = _backward(grad, q, k, v, out, lse, parts.runs, True, ctx.states[0])
         if parts.tree is not None:
-            rows, keys = parts.branches, parts.prefixes
+            rows = parts.branches
+            keys = parts.prefixes
             more = _backward(
                 grad[rows], q[rows], k[keys], v[keys], out[rows], lse[:, rows], parts.tree, False, ctx.states[1]
             )
@@ -110,10 +145,22 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if q.is_cuda:
         return aten._flash_attention_backward(
-            grad, q, k, v, out, lse.contiguous(), at.starts_q, at.starts_k,
-            at.longest_q, at.longest_k, 0.0, causal, *state,
-        )  # fmt: skip
-    starts, grads = at.starts_q.tolist(), []
+            grad,
+            q,
+            k,
+            v,
+            out,
+            lse.contiguous(),
+            at.starts_q,
+            at.starts_k,
+            at.longest_q,
+            at.longest_k,
+            0.0,
+            causal,
+            *state,
+        )
+    starts = at.starts_q.tolist()
+    grads = []
     for i, (one_q, one_k, one_v) in enumerate(_split(q, k, v, at)):
         rows = slice(starts[i], starts[i + 1])
         one = [_heads(x[rows]) for x in (grad, out)]
@@ -128,9 +175,10 @@ def _backward(
 def _split(q: Tensor, k: Tensor, v: Tensor, at: Lengths) -> list[list[Tensor]]:
     # per part [1, H, s, d] each, key-value heads repeated: the CPU's operator takes neither lengths nor groups
     group = q.shape[1] // k.shape[1]
-    sizes_q, sizes_k = at.starts_q.diff().tolist(), at.starts_k.diff().tolist()
-    rows = zip(q.split(sizes_q), *(x.repeat_interleave(group, 1).split(sizes_k) for x in (k, v)))
-    return [[_heads(x) for x in part] for part in rows]
+    sizes_q = at.starts_q.diff().tolist()
+    sizes_k = at.starts_k.diff().tolist()
+    keys, values = (x.repeat_interleave(group, 1).split(sizes_k) for x in (k, v))
+    return [[_heads(x) for x in part] for part in zip(q.split(sizes_q), keys, values)]
 
 
 def _heads(x: Tensor) -> Tensor:
@@ -142,5 +190,5 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _lengths(q: Tensor, k: Tensor, device: torch.device) -> Lengths:
-    starts = [torch.nn.functional.pad(x.cumsum(0), (1, 0)).to(device, torch.int32) for x in (q, k)]
+    starts = [F.pad(x.cumsum(0), (1, 0)).to(device, torch.int32) for x in (q, k)]
     return Lengths(*starts, int(q.max()), int(k.max()))

@@ -1,4 +1,4 @@
-"""Rotary position embedding, half-split, rotated in float32.
+"""Rotary position embedding, half-split, in plain PyTorch: the tables, and the rotation in float32.
 
 Shapes: B sequences, H heads, T tokens, d head width.
 """
@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from molmo_ds.ops import dispatch
 
 
 def rope_table(
@@ -28,14 +26,11 @@ def rope_table(
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [B, H, T, d] turned by the tables of `rope_table` (d = their last size) in float32, in x's type."""
-    return dispatch.call("rope", x, cos, sin)
-
-
-@dispatch.implements("rope", "torch")
-def _torch(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    low, high = x.chunk(2, -1)  # half precision times a float32 table is computed in float32
-    return (x * cos[:, None] + torch.cat((-high, low), -1) * sin[:, None]).to(x.dtype)
+    """x [B, H, T, d] rotated by the tables of `rope_table` (d = their last size) in float32, in x's type."""
+    low, high = x.chunk(2, -1)
+    turned = torch.cat((-high, low), -1)
+    # half precision times a float32 table is computed in float32
+    return (x * cos[:, None] + turned * sin[:, None]).to(x.dtype)
 
 
 def _scaled(frequency: Tensor, scaling: dict[str, Any] | None) -> Tensor:
@@ -44,7 +39,8 @@ def _scaled(frequency: Tensor, scaling: dict[str, Any] | None) -> Tensor:
         return frequency
     if kind != "llama3":
         raise ValueError(f"rope_scaling '{kind}' is not known; use 'default' or 'llama3'.")
-    factor, low, high = scaling["factor"], scaling["low_freq_factor"], scaling["high_freq_factor"]
+    low = scaling["low_freq_factor"]
+    high = scaling["high_freq_factor"]
     turns = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)  # over the length trained on
     share = ((turns - low) / (high - low)).clamp(0, 1)  # 0: slow, divide; 1: fast, keep; between: blend
-    return frequency * (share + (1 - share) / factor)
+    return frequency * (share + (1 - share) / scaling["factor"])

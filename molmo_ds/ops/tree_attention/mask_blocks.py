@@ -6,7 +6,8 @@ leave a half to a tenth of that to do. The heads of a group are folded into the 
 Shapes: B sequences, H heads, G key-value heads, R = H / G, T tokens, d head width, t queries of a block, s its keys.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 BLOCK = 128  # queries; measured on an AMD EPYC core, 64 to 128 are alike and 256 is a tenth slower
 GAP = 32  # fewer unseen keys than this between two runs of keys are taken along
+TYPES = (torch.float32, torch.bfloat16)
 WORTH = 0.8  # of the whole mask; above, one call for all is faster
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -27,20 +29,28 @@ class Block:
     begin: int
     end: int
     keys: tuple[tuple[int, int], ...]  # runs, ascending
-    mask: Tensor  # [1, 1, R * t, s]
+    mask: Tensor  # [t, s]
 
 
-def _blocks(mask: Tensor, group: int) -> list[Block] | None:
-    # kept on the mask, which the layers of a forward share; None where blocks do not pay
-    kept = mask.__dict__.setdefault("_molmo_ds_blocks", {})
-    if group not in kept:
-        kept[group] = _cut(mask, group)
-    return kept[group]
+@dataclass(frozen=True)
+class Blocks:
+    """The blocks of one mask."""
+
+    blocks: tuple[Block, ...]
+    folded: dict[int, list[Tensor]] = field(default_factory=dict)  # by R, [1, 1, R * t, s] of each block
+
+    def masks(self, group: int) -> list[Tensor]:
+        """The masks of the blocks for R = `group` heads folded into the queries; made for the first layer that asks."""
+        if group not in self.folded:
+            self.folded[group] = [block.mask.repeat(group, 1)[None, None] for block in self.blocks]
+        return self.folded[group]
 
 
-def _cut(mask: Tensor, group: int) -> list[Block] | None:
+def cut(mask: Tensor) -> Blocks | None:
+    """The blocks of a mask [B, 1, T, T] of 0 and -inf; None where they do not pay."""
     rows, _, tokens, _ = mask.shape
-    spans, area = [], 0
+    spans = []
+    area = 0
     for begin in range(0, tokens, BLOCK):
         end = min(begin + BLOCK, tokens)
         seen = mask[:, 0, begin:end].amax(1) == 0  # [B, T]
@@ -55,7 +65,7 @@ def _cut(mask: Tensor, group: int) -> list[Block] | None:
     if area > WORTH * rows * tokens * tokens:
         return None
     parts = (_join(mask[row, 0, begin:end], runs, 1) for row, begin, end, runs in spans)
-    return [Block(*span, part.repeat(group, 1)[None, None]) for span, part in zip(spans, parts)]
+    return Blocks(tuple(Block(*span, part) for span, part in zip(spans, parts)))
 
 
 def _join(x: Tensor, runs: tuple[tuple[int, int], ...], dim: int) -> Tensor:
@@ -65,28 +75,29 @@ def _join(x: Tensor, runs: tuple[tuple[int, int], ...], dim: int) -> Tensor:
 
 class _Blocks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, blocks):  # noqa: ANN001, ANN205
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocks: list[Block]) -> Tensor:
         out = torch.empty_like(q)
         sums = []
-        for block in blocks:
+        ctx.masks = blocks.masks(q.shape[1] // k.shape[1])
+        for block, mask in zip(blocks.blocks, ctx.masks):
             (folded,), (keys, values) = _gather(block, k.shape[1], (q,), (k, v))
-            part, lse = _forward(folded, keys, values, 0.0, False, attn_mask=block.mask)
+            part, lse = _forward(folded, keys, values, 0.0, False, attn_mask=mask)
             out[block.row, :, block.begin : block.end] = part.reshape(q.shape[1], -1, q.shape[3])
             sums.append(lse)
         ctx.save_for_backward(q, k, v, out, *sums)
-        ctx.blocks = blocks
+        ctx.blocks = blocks.blocks
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, of_out):  # noqa: ANN001, ANN205
+    def backward(ctx: Any, of_out: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, *sums = ctx.saved_tensors
         of_q = torch.empty_like(q)
         of_k, of_v = (torch.zeros_like(x, dtype=torch.float32) for x in (k, v))
-        for block, lse in zip(ctx.blocks, sums):
+        for block, mask, lse in zip(ctx.blocks, ctx.masks, sums):
             queries, keys = _gather(block, k.shape[1], (of_out, q, out), (k, v))
             grad, folded, part = queries
-            a, b, c = _backward(grad, folded, *keys, part, lse, 0.0, False, attn_mask=block.mask)
+            a, b, c = _backward(grad, folded, *keys, part, lse, 0.0, False, attn_mask=mask)
             of_q[block.row, :, block.begin : block.end] = a.reshape(q.shape[1], -1, q.shape[3])
             at = 0
             for first, last in block.keys:
@@ -105,17 +116,13 @@ def _gather(
     return folded, [_join(x[block.row][None], block.keys, 2) for x in keys]
 
 
-def usable(q: Tensor, k: Tensor, mask: Tensor, dropout_p: float) -> bool:
-    """Whether `attention` takes these and pays: a CPU, a mask of q's type with many keys that nobody sees."""
-    if dropout_p or q.device.type != "cpu" or q.shape[2] <= BLOCK or torch.compiler.is_compiling():
+def usable(q: Tensor, blocks: object, dropout_p: float) -> bool:
+    """Whether `attention` takes these: a CPU, blocks of q's type, no dropout, nothing that is compiled."""
+    if not isinstance(blocks, Blocks) or dropout_p or q.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    known = q.dtype in (torch.float32, torch.bfloat16) and mask.dtype == q.dtype
-    return known and _blocks(mask, q.shape[1] // k.shape[1]) is not None
+    return q.dtype in TYPES and blocks.blocks[0].mask.dtype == q.dtype
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """q [B, H, T, d], k and v [B, G, T, d], mask [B, 1, T, T] of 0 and -inf -> [B, H, T, d].
-
-    The layers of a forward should pass the same mask object: its blocks are kept on it.
-    """
-    return _Blocks.apply(q, k, v, _blocks(mask, q.shape[1] // k.shape[1]))
+def attention(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks) -> Tensor:
+    """q [B, H, T, d], k and v [B, G, T, d], blocks of their mask -> [B, H, T, d]."""
+    return _Blocks.apply(q, k, v, blocks)

@@ -1,39 +1,32 @@
-"""A dropless mixture of experts: route, sort tokens by expert, one grouped matrix product per projection.
+"""A mixture of experts in plain PyTorch: route, sort tokens by expert, one grouped matrix product per projection.
 
 Shapes: R tokens, D width, E experts, I width of an expert.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from molmo_ds.ops import dispatch
 from molmo_ds.ops.swiglu import swiglu
 
 
 def experts(
     x: Tensor, router_logits: Tensor, gate_up_proj: Tensor, down_proj: Tensor, top_k: int, normalise: bool
 ) -> Tensor:
-    """x [R, D] through the top_k experts of each token -> [R, D].
-
-    router_logits float32 [R, E]; the softmax runs over all experts before the choice, and the chosen shares are made to
-    sum to 1 only with `normalise`. gate_up_proj [E, 2I, D] holds gate then up, down_proj [E, D, I].
-    """
-    return dispatch.call("experts", x, router_logits, gate_up_proj, down_proj, top_k, normalise)
-
-
-@dispatch.implements("experts", "torch")
-def _torch(
-    x: Tensor, router_logits: Tensor, gate_up_proj: Tensor, down_proj: Tensor, top_k: int, normalise: bool
-) -> Tensor:
+    """x [R, D] through the top_k experts of each token -> [R, D]."""
     shares, chosen = router_logits.softmax(-1).topk(top_k, -1)
     if normalise:
         shares = shares / shares.sum(-1, keepdim=True)
     expert, order = chosen.flatten().sort(stable=True)
     back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-    ends = (expert[None] <= torch.arange(gate_up_proj.shape[0], device=x.device)[:, None]).sum(1, dtype=torch.int32)
-    inner = swiglu(*_grouped(_Spread.apply(x, order, back, top_k), gate_up_proj, ends).chunk(2, -1))
-    out = _grouped(inner, down_proj, ends).index_select(0, back).unflatten(0, (-1, top_k))
+    index = torch.arange(gate_up_proj.shape[0], device=x.device)
+    ends = (expert[None] <= index[:, None]).sum(1, dtype=torch.int32)
+    spread = _Spread.apply(x, order, back, top_k)
+    gate, up = _grouped(spread, gate_up_proj, ends).chunk(2, -1)
+    out = _grouped(swiglu(gate, up), down_proj, ends)
+    out = out.index_select(0, back).unflatten(0, (-1, top_k))
     return (out * shares[..., None]).sum(1).to(x.dtype)
 
 
@@ -41,23 +34,24 @@ class _Spread(torch.autograd.Function):
     """A copy of each token for each of its experts, sorted by expert; the copies' gradients add up in a fixed order."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, order: Tensor, back: Tensor, top_k: int) -> Tensor:  # noqa: ANN001
+    def forward(ctx: Any, x: Tensor, order: Tensor, back: Tensor, top_k: int) -> Tensor:
         ctx.save_for_backward(back)
         ctx.top_k = top_k
         return x.index_select(0, order // top_k)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN001
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (back,) = ctx.saved_tensors
         return grad.index_select(0, back).unflatten(0, (-1, ctx.top_k)).sum(1), None, None, None
 
 
 def _grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    # rows ends[e-1]:ends[e] of x [R, D] times weight[e] [O, D]
+    # rows ends[e-1]:ends[e] of x [R, D] times weight[e] [O, D]; which product runs is a matter of weights and types
     device = x.device.type
     if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-        x, weight = x.to(dtype), weight.to(dtype)
+        x = x.to(dtype)
+        weight = weight.to(dtype)
     aligned = all(size * x.element_size() % 16 == 0 for size in weight.shape[1:])  # what the grouped product asks
     eager_cpu = device == "cpu" and not torch.compiler.is_compiling()
     known = (torch.bfloat16, torch.float32) if eager_cpu else (torch.bfloat16,)
