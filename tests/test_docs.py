@@ -23,6 +23,13 @@ TABLE = (  # what a browser would fetch, and the attribute that says from where
     ("iframe", "src"),
     ("source", "src"),
 )
+TO_BE_WRITTEN = {  # by who follows a page on how to add something
+    "molmo_ds/ops/swiglu/cpu.py",
+    "tests/data/test_sources_FAMILY.py",
+    "engine/parallel/__init__.py",  # until the engine by composition is merged
+    "engine/strategy.py",
+    "engine/grid.py",
+}
 
 spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs/generate.py")
 generate = importlib.util.module_from_spec(spec)
@@ -117,12 +124,14 @@ def test_commands_in_pages_are_there_and_know_their_options() -> None:
     assert seen > 30
 
 
-def test_files_of_the_package_that_pages_name_are_there() -> None:
+def test_files_that_pages_name_are_there() -> None:
+    named = set()
     for page in PAGES:
-        for name in re.findall(r"`((?:molmo_ds|ds_configs|examples|tests)/[\w./-]+\.\w+)`", page.read_text()):
-            if "check against" in page.read_text() and not (ROOT / name).exists():
-                continue  # written for a tree that is being merged
-            assert (ROOT / name).exists() or "NAME" in name or "FAMILY" in name, f"{page}: {name}"
+        if page.name != "changelog.md":
+            named |= set(re.findall(r"`((?:[a-z_]+/)+\w+\.(?:py|json|yaml|sh))`", page.read_text()))
+    assert len(named) > 50
+    there = {name for name in named if (ROOT / name).exists() or (ROOT / "molmo_ds" / name).exists()}
+    assert sorted(named - there - TO_BE_WRITTEN) == []
 
 
 def test_the_first_fine_tune_is_a_configuration(tmp_path: Path) -> None:
