@@ -42,13 +42,14 @@ def train(config: RunConfig) -> int:
     Raises ValueError or OSError, the same on every rank where that can be known, for what the user has to mend.
     """
     from molmo_ds.data.order.loader import build_stream
-    from molmo_ds.engine import build_engine, ds_config, launch, launchers
+    from molmo_ds.engine import build_engine, launch, launchers
+    from molmo_ds.engine.strategy import read_strategy
     from molmo_ds.monitor import profile
     from molmo_ds.monitor.metrics import Metrics
     from molmo_ds.weights import checkpoint
 
     rules.refuse(rules.training(config))
-    strategy = ds_config.read(config.strategy)
+    strategy = read_strategy(config.strategy)
     for sentence in [*rules.short_warmups(config), *launchers.ignored(strategy, config)]:
         log.warning(sentence)  # main shows those of rank 0 only
     world = launch.start(config.timeout_seconds)

@@ -26,7 +26,7 @@ import transformers.integrations  # noqa: F401
 from tqdm import tqdm
 
 import molmo_ds.data.order.loader  # noqa: F401
-import molmo_ds.engine.zero  # noqa: F401
+import molmo_ds.engine.engine  # noqa: F401
 import molmo_ds.monitor.metrics  # noqa: F401
 from molmo_ds import train
 from molmo_ds.engine import launch

@@ -26,9 +26,6 @@ TABLE = (  # what a browser would fetch, and the attribute that says from where
 TO_BE_WRITTEN = {  # by who follows a page on how to add something
     "molmo_ds/ops/swiglu/cpu.py",
     "tests/data/test_sources_FAMILY.py",
-    "engine/parallel/__init__.py",  # until the engine by composition is merged
-    "engine/strategy.py",
-    "engine/grid.py",
 }
 
 spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs/generate.py")

@@ -50,3 +50,15 @@ def test_imports_run_one_way() -> None:
                 there = rest.split(".")[0]
                 allowed = there == here or RANK[there] < RANK[here] or there in FOUNDATION.get(here, set())
                 assert allowed, f"{path} may not import {name}"
+
+
+def test_kinds_of_parallelism_do_not_know_each_other() -> None:
+    """So that a pair of them is a list of two."""
+    folder = PACKAGE / "engine/parallel"
+    kinds = {path.stem for path in folder.glob("*.py")} - {"__init__", "part"}
+    assert kinds == {"expert", "nvme", "sequence", "tensor", "zero"}
+    for kind in kinds:
+        named = {
+            name.removeprefix("molmo_ds.engine.parallel.").split(".")[0] for name in imports(folder / f"{kind}.py")
+        }
+        assert not named & (kinds - {kind}), kind

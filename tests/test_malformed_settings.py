@@ -16,6 +16,8 @@ from molmo_ds import settings
 from molmo_ds.config import RunConfig
 from molmo_ds.engine import ds_config
 from molmo_ds.engine.hosts import read_hosts
+from molmo_ds.engine.refusals import refuse
+from molmo_ds.engine.strategy import read_strategy
 
 ROOT = Path(__file__).parents[1]
 COUNT = int(os.environ.get("MALFORMED", 300))
@@ -81,9 +83,9 @@ def strategies(draw: random.Random, file: Path) -> None:
     for _ in range(draw.randint(1, 3)):
         values = changed(draw, values)
     file.write_text(json.dumps(values))
-    strategy = ds_config.read(str(file))
+    strategy = read_strategy(str(file))
     config = RunConfig(out="x")
-    ds_config.refuse(strategy, config, 4)
+    refuse(strategy, config, 4)
     ds_config.resolve(strategy, config, 4, on_gpu=True)
 
 

@@ -17,8 +17,9 @@ from ranks import run_ranks
 
 from molmo_ds.batch import Batch, learnt_rows_of
 from molmo_ds.config import ConnectorConfig, DataConfig, ImageConfig, MolmoConfig, RunConfig, TextConfig, VisionConfig
-from molmo_ds.engine import build_engine, ds_config
+from molmo_ds.engine import build_engine
 from molmo_ds.engine.launch import World
+from molmo_ds.engine.strategy import accumulation, read_strategy
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -69,7 +70,7 @@ def run(case: str) -> RunConfig:
     path, changes = f"ds_configs/{case.split()[0]}.json", dict(CASES[case])
     data = DataConfig(sequence_length=TOKENS, crops_per_sequence=CROPS)
     text = replace(MODEL.text, **EXPERTS) if "_ep" in path else MODEL.text
-    changes.setdefault("global_batch", ds_config.data_parallel_size(ds_config.read(path), 2))
+    changes.setdefault("global_batch", read_strategy(path).data_parallel_size(2))
     return synthetic.adamw(model=replace(MODEL, text=text), strategy=path, data=data, **changes)
 
 
@@ -98,7 +99,7 @@ def measure(world: World, config: RunConfig) -> int:
     """
     wait = torch.distributed.Work.wait
     torch.distributed.Work.wait = lambda work, *limit: (wait(work, *limit), time.sleep(1e-3))[0]
-    micro_steps = ds_config.accumulation(config, ds_config.data_parallel_size(ds_config.read(config.strategy), 2))
+    micro_steps = accumulation(config, read_strategy(config.strategy).data_parallel_size(2))
     engine = build_engine(config, world)
     engine.train_step([full_batch() for _ in range(micro_steps)])
     tensors = [x for x in gc.get_objects() if isinstance(x, torch.Tensor) and x.device.type == "cpu"]
@@ -117,7 +118,7 @@ def compared(case: str) -> list[tuple[float, float]]:
     The mean, because an untrained router sends one rank more tokens than the even share that is planned for.
     """
     config = run(case)
-    plans = plan_memory.plan(config, ds_config.read(config.strategy), 2, on_gpu=False)
+    plans = plan_memory.plan(config, read_strategy(config.strategy), 2, on_gpu=False)
     peaks = run_ranks(measure, 2, config, timeout=300)
     return list(zip([made.peak + made.host for made in plans], peaks if len(plans) > 1 else [sum(peaks) / 2]))
 
@@ -145,7 +146,7 @@ def test_every_strategy_has_a_plan(capsys: pytest.CaptureFixture, tmp_path: Path
 def test_shards_of_a_released_model() -> None:
     """Molmo-7B-D in ZeRO-3 over 16 GPUs: 2 + 4 + 12 bytes per trained parameter and 2 per frozen one, by hand."""
     config = RunConfig(model=plan_memory.settings.load(None, ["preset=molmo_7b_d"]).model, global_batch=16)
-    made = plan_memory.plan(config, ds_config.read(config.strategy), 16)[0]
+    made = plan_memory.plan(config, read_strategy(config.strategy), 16)[0]
     with torch.device("meta"):
         network = plan_memory.Molmo(config.model)
     frozen = plan_memory.optim.frozen_names(network, config.optim)

@@ -29,7 +29,9 @@ from compare_strategies import fresh_groups, write  # noqa: E402
 from lab import Lab, missing  # noqa: E402
 
 from molmo_ds.config import RunConfig  # noqa: E402
-from molmo_ds.engine import build_engine, ds_config, launch, optim, tensor  # noqa: E402
+from molmo_ds.engine import build_engine, launch, optim  # noqa: E402
+from molmo_ds.engine.parallel import tensor  # noqa: E402
+from molmo_ds.engine.strategy import accumulation, read_strategy  # noqa: E402
 from molmo_ds.model.molmo import Molmo  # noqa: E402
 
 STRATEGIES = [
@@ -85,7 +87,7 @@ class Cell:
             folder.mkdir(exist_ok=True)
             path = folder / "keeps_nothing.json"
             path.write_text(json.dumps(values))
-        size = ds_config.data_parallel_size(ds_config.read(str(path)), 2 * self.slots)
+        size = read_strategy(str(path)).data_parallel_size(2 * self.slots)
         micro_batch = LANES // size // self.accumulation
         return synthetic.adamw(model=model, strategy=str(path), global_batch=LANES, micro_batch=micro_batch)
 
@@ -121,7 +123,7 @@ def measure(world: launch.World, config: RunConfig, rate: str) -> Seen:
     before = sent()
     fast = steps(STEPS)
     bytes_sent = (sent() - before) / STEPS
-    if ds_config.accumulation(config, engine.data_size) > 1:
+    if accumulation(config, engine.data_size) > 1:
         return Seen(sum(world.gather(bytes_sent)) / world.size, fast, 0.0)
     if world.local_rank == 0:
         shape = ["root", "tbf", "rate", rate, "burst", "64kb", "latency", "400ms"]
@@ -206,17 +208,17 @@ def theory(cell: Cell, config: RunConfig) -> float:
       and those of the router's choice and of the layer's input, are all-reduced, as is the gradient of every
       parameter that both ranks hold whole.
     """
-    strategy, text = ds_config.read(config.strategy), config.model.text
-    tensors, experts = ds_config.tensor_size(strategy), ds_config.expert_size(strategy)
+    strategy, text = read_strategy(config.strategy), config.model.text
+    tensors, experts = strategy.tensor, strategy.experts
     ranks, times, tokens, one = 2 * cell.slots, cell.accumulation, LANES * synthetic.LENGTH, cell.slots == 1
-    if stages := strategy.ours.get("stages"):
-        assert stages == 2, "a stage is a host"
-        links = ds_config.data_parallel_size(strategy, ranks)
+    if strategy.stages > 1:
+        assert strategy.stages == 2, "a stage is a host"
+        links = strategy.data_parallel_size(ranks)
         crossing = 4.0 * tokens * WIDTH + 28 * tokens / 2
         return 2 * crossing if strategy.folded else crossing + 1024 * times * links / 2
-    zero, stage = strategy.ds["zero_optimization"], strategy.stage
-    kept = zero.get("stage3_max_live_parameters", 1) > 0
-    hpz = 1 < zero.get("zero_hpz_partition_size", 1) <= cell.slots
+    stage = strategy.stage
+    kept = strategy.zero.live_parameters > 0
+    hpz = 1 < strategy.zero.hpz <= cell.slots
     elements = 0.0
     for kind, (every, learns) in sizes(config).items():
         rings = experts if kind == "experts" else tensors
@@ -227,7 +229,7 @@ def theory(cell: Cell, config: RunConfig) -> float:
         elements += share * 2 * learns * (times if stage > 1 else 1)
     if one:
         row, layers, top_k = tokens * WIDTH, text.num_hidden_layers, text.num_experts_per_tok
-        if ds_config.sequence_size(strategy) > 1:
+        if strategy.sequence > 1:
             heads = 2 * WIDTH + 2 * text.num_key_value_heads * WIDTH // text.num_attention_heads
             elements += layers * 2 * tokens / 2 * heads / 2
         if tensors > 1:
@@ -249,8 +251,8 @@ def table(rows: dict[Cell, Seen | str], folder: Path, rate: str) -> list[str]:
         if not any(cell.strategy == strategy for cell in rows):
             continue
         row = [strategy]
-        for slots, accumulation in ((1, 1), (1, 4), (2, 1)):
-            cell = Cell(strategy, slots, accumulation)
+        for slots, micro_steps in ((1, 1), (1, 4), (2, 1)):
+            cell = Cell(strategy, slots, micro_steps)
             seen = rows.get(cell)
             if not isinstance(seen, Seen):
                 print(f"{strategy}, 2 x {slots}: {seen}", file=sys.stderr)

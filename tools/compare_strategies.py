@@ -33,8 +33,9 @@ from ranks import run_ranks  # noqa: E402
 
 from molmo_ds.batch import Batch  # noqa: E402
 from molmo_ds.config import MolmoConfig, RunConfig  # noqa: E402
-from molmo_ds.engine import build_engine, ds_config, optim, sequence, tensor  # noqa: E402, F401 (before the fork)
+from molmo_ds.engine import build_engine, optim, pipeline  # noqa: E402, F401 (before the fork)
 from molmo_ds.engine.launch import World  # noqa: E402
+from molmo_ds.engine.strategy import read_strategy  # noqa: E402
 from molmo_ds.model import lora  # noqa: E402
 from molmo_ds.model.molmo import Molmo, component  # noqa: E402
 
@@ -144,8 +145,8 @@ def under_strategies(world: World, cells: list[Cell], steps: int) -> dict[Cell, 
     for cell in tqdm(cells, disable=world.rank > 0, desc=f"{world.size} ranks"):
         fresh_groups()
         try:
-            strategy = ds_config.read(f"ds_configs/{cell[1]}.json")
-            config = run_config(cell, ds_config.data_parallel_size(strategy, world.size), steps)
+            strategy = read_strategy(f"ds_configs/{cell[1]}.json")
+            config = run_config(cell, strategy.data_parallel_size(world.size), steps)
             engine = build_engine(config, world)
         except ValueError as error:
             out[cell] = str(error)

@@ -28,8 +28,9 @@ from signal_run import MARK, signal_run  # noqa: E402
 
 from molmo_ds import rules, settings  # noqa: E402
 from molmo_ds.config import RunConfig  # noqa: E402
-from molmo_ds.engine import ds_config  # noqa: E402
 from molmo_ds.engine.hosts import Host, read_hosts, refuse_unknown  # noqa: E402
+from molmo_ds.engine.refusals import refuse  # noqa: E402
+from molmo_ds.engine.strategy import read_strategy  # noqa: E402
 from molmo_ds.train import read_arguments  # noqa: E402
 
 SSH = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=12", "-o", "ServerAliveInterval=3", "-o", "ServerAliveCountMax=2"]
@@ -228,10 +229,10 @@ def usable(hosts: list[Host], config: RunConfig) -> list[Host]:
 
     Raises ValueError if hosts are there and no number of them will do.
     """
-    strategy, why = ds_config.read(config.strategy), None
+    strategy, why = read_strategy(config.strategy), None
     for count in range(len(hosts), 0, -1):
         try:
-            ds_config.refuse(strategy, config, sum(host.slots for host in hosts[:count]))
+            refuse(strategy, config, sum(host.slots for host in hosts[:count]))
             return hosts[:count]
         except ValueError as error:
             why = why or error
@@ -292,7 +293,7 @@ def main() -> None:
         parser.error("--help comes from this tool; the settings of a run are in python -m molmo_ds.train --help")
     check(config)
     rules.refuse(rules.training(config))
-    ds_config.read(config.strategy)
+    read_strategy(config.strategy)
     refuse_unknown(hosts)
     limits = Limits(arguments.start, arguments.stall, arguments.probe, arguments.tries, arguments.backoff)
     supervisor = Supervisor(config, hosts, limits, arguments.export)

@@ -22,8 +22,9 @@ from torch._subclasses import FakeTensorMode
 from molmo_ds import settings
 from molmo_ds.config import RunConfig
 from molmo_ds.engine import ds_config, optim
-from molmo_ds.engine.ds_config import Strategy
 from molmo_ds.engine.hosts import read_hosts
+from molmo_ds.engine.refusals import refuse
+from molmo_ds.engine.strategy import Strategy, accumulation, parse, read_strategy
 from molmo_ds.model import lora
 from molmo_ds.model.connector import GatedMLP
 from molmo_ds.model.decoder import DecoderLayer, MoE
@@ -122,14 +123,14 @@ def layer_bytes(config: RunConfig, model, dtype: torch.dtype, tokens: int, crops
 
 def plan(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool = True) -> list[Plan]:
     """One plan per pipeline stage (one without a pipeline), each for its fullest rank."""
-    stages = strategy.ours.get("stages", 1)
+    stages = strategy.stages
     rows = _rows(config, strategy, world, on_gpu)
     bounds = [0, len(rows)]
     if stages > 1:
         from molmo_ds.engine.pipeline import balance
 
         bounds = balance(layer_list(config.model), config, stages * (2 if strategy.folded else 1))
-    steps = ds_config.accumulation(config, ds_config.data_parallel_size(strategy, world))
+    steps = accumulation(config, strategy.data_parallel_size(world))
     out = []
     for index in range(stages):
         mine = rows[bounds[index] : bounds[index + 1]]
@@ -155,17 +156,17 @@ def _dtype(config: RunConfig, on_gpu: bool) -> torch.dtype:
 
 def _rows(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool) -> list[Row]:
     # every row of the network with its parameters and activations on one rank
-    experts, tensors = ds_config.expert_size(strategy), ds_config.tensor_size(strategy)
-    model, sequence = config.model, ds_config.sequence_size(strategy)
+    experts, tensors = strategy.experts, strategy.tensor
+    model, sequence = config.model, strategy.sequence
     if tensors > 1:
-        from molmo_ds.engine.tensor import shard
+        from molmo_ds.engine.parallel.tensor import shard
 
         model = shard(model, tensors)
     with torch.device("meta"):
         network = Molmo(model, config.optim.z_loss)
         lora.adapt(network, config.lora)
     frozen = optim.frozen_names(network, config.optim, config.lora)
-    replicas = world // strategy.ours.get("stages", 1) // tensors  # over which ZeRO splits
+    replicas = world // strategy.stages // tensors  # over which ZeRO splits
     rows = {name: Row(name) for name, *_ in layer_list(model)}
     for name, parameter in network.named_parameters():
         row = next(row for row in rows.values() if name.startswith(row.name + "."))
@@ -196,14 +197,13 @@ def _rows(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool) -> li
 
 def _held(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool, rows: list[Row]) -> Plan:
     # what DeepSpeed holds from step to step, by ZeRO stage
-    zero = ds_config.resolve(strategy, config, world, on_gpu)["zero_optimization"]
+    zero = parse(strategy.path, ds_config.resolve(strategy, config, world, on_gpu)).zero
     dtype, stage, adamw = _dtype(config, on_gpu), strategy.stage, config.optim.name == "adamw"
     size, moments = dtype.itemsize, 8 if adamw else 0
     trained, frozen = sum(row.trained for row in rows), sum(row.frozen for row in rows)
     shard, largest = sum(row.trained_shard for row in rows), max(row.largest for row in rows)
     group = max(sum((row.groups for row in rows), Counter()).values(), default=0)
-    bucket = zero.get("reduce_bucket_size", 500_000_000)
-    off = {key: zero.get(key, {}).get("device", "none") != "none" for key in ("offload_optimizer", "offload_param")}
+    bucket = zero.reduce_bucket
     roots = (1 if on_gpu else 2) * adamw  # AdamW's sqrt(v), and on the CPU also its quotient, of what one call updates
     if stage == 0:
         made = Plan(size * (trained + frozen), 0.0, size * trained)
@@ -217,15 +217,15 @@ def _held(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool, rows:
         made.weights = size * (shard + sum(row.frozen_shard for row in rows))
         # reuse within max_live parameters keeps them; one gather more fills a flat buffer before it is cut up
         split = sum(row.split for row in rows)
-        live = min(split, max(int(zero.get("stage3_max_live_parameters", 1e9)), largest))
-        flat = min(split, zero.get("stage3_prefetch_bucket_size", 50_000_000) + largest)
+        live = min(split, max(int(zero.live_parameters), largest))
+        flat = min(split, zero.prefetch_bucket + largest)
         made.gathered = size * (bucket + live + flat)
-        if (hpz := zero.get("zero_hpz_partition_size", 1)) > 1:  # a copy split within a node, made at the release
-            made.weights += size * (frozen + max(0, trained - live)) / hpz
-    if off["offload_optimizer"]:
+        if zero.hpz > 1:  # a copy split within a node, made at the release
+            made.weights += size * (frozen + max(0, trained - live)) / zero.hpz
+    if zero.optimizer.device != "none":
         made.host, made.optimizer, made.gradients, made.update = made.optimizer + made.gradients, 0.0, 0.0, 0.0
         made.host += 4 * shard if stage == 3 else 0  # beside the averaged gradients a flat copy for the optimizer
-    if off["offload_param"]:
+    if zero.parameters.device != "none":
         made.host, made.weights = made.host + made.weights, 0.0
     return made
 
@@ -233,7 +233,7 @@ def _held(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool, rows:
 def _loss(config: RunConfig, strategy: Strategy, on_gpu: bool, head: Row) -> float:
     # the loss computes gradients of the hidden states and (in fp32) of the head, chunk of logits after chunk
     size, text = _dtype(config, on_gpu).itemsize, config.model.text
-    rows = config.micro_batch * -(-config.data.sequence_length // ds_config.sequence_size(strategy))
+    rows = config.micro_batch * -(-config.data.sequence_length // strategy.sequence)
     chunk = min(rows * text.embedding_size, CHUNK_ELEMENTS["cuda" if on_gpu else "cpu"])
     half = size < 4
     wide = size if on_gpu else size + 4 * (1 + half)  # on the CPU also exp(logits), and of bf16 a copy in fp32
@@ -290,8 +290,8 @@ def read_arguments(arguments: list[str]) -> tuple[list[str], RunConfig, int]:
 def main(arguments: list[str]) -> None:
     """Print the table; one line per pipeline stage."""
     (preset, path, _), config, world = read_arguments(arguments)
-    strategy = ds_config.read(path)
-    ds_config.refuse(strategy, config, world)
+    strategy = read_strategy(path)
+    refuse(strategy, config, world)
     fields = ("weights", "gathered", "gradients", "optimizer", "activations", "logits", "peak", "host")
     print(f"{preset}, {strategy.name}, {world} GPUs, GB (10^9 bytes) on the fullest rank")
     print("stage " + "".join(f"{name:>12}" for name in fields))

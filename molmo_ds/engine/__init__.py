@@ -1,7 +1,7 @@
 """The only importer of deepspeed and accelerate: one protocol, and what builds the engine of a strategy file."""
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
@@ -46,25 +46,17 @@ def build_engine(config: RunConfig, world: World | None = None) -> Engine:
 
     Raises ValueError, in one sentence, for a strategy that cannot run.
     """
-    from molmo_ds.engine import ds_config, launch
+    from molmo_ds.engine import launch
+    from molmo_ds.engine.refusals import refuse
+    from molmo_ds.engine.strategy import read_strategy
 
-    strategy = ds_config.read(config.strategy)
+    strategy = read_strategy(config.strategy)
     world = world or launch.start(config.timeout_seconds)
-    ds_config.refuse(strategy, config, world.size)
-    kind: Any = None
-    experts = ds_config.expert_size(strategy) > 1
-    if experts and ds_config.tensor_size(strategy) > 1:
-        from molmo_ds.engine.tensor import ExpertTensorEngine as kind
-    elif ds_config.tensor_size(strategy) > 1:
-        from molmo_ds.engine.tensor import TensorEngine as kind
-    elif experts and strategy.engine == "pipeline":
-        from molmo_ds.engine.expert import ExpertPipelineEngine as kind
-    elif experts:
-        from molmo_ds.engine.expert import ExpertEngine as kind
-    elif strategy.engine == "pipeline":
-        from molmo_ds.engine.pipeline import PipelineEngine as kind
-    elif strategy.engine == "sequence":
-        from molmo_ds.engine.sequence import SequenceEngine as kind
-    else:
-        from molmo_ds.engine.zero import ZeroEngine as kind
-    return kind(config, world, strategy)
+    refuse(strategy, config, world.size)
+    if strategy.engine == "pipeline":
+        from molmo_ds.engine.pipeline import PipelineEngine
+
+        return PipelineEngine(config, world, strategy)
+    from molmo_ds.engine.engine import DeepSpeedEngine
+
+    return DeepSpeedEngine(config, world, strategy)

@@ -72,7 +72,7 @@ class Watch:
 
 def check(timeout_seconds: float) -> Watch:
     """Put a watch before every collective that DeepSpeed and the engines call in this process from now on."""
-    from deepspeed.comm import comm
+    from molmo_ds.engine import deepspeed_0_19
 
     watch = Watch(timeout_seconds)
 
@@ -86,7 +86,7 @@ def check(timeout_seconds: float) -> Watch:
         return call
 
     # DeepSpeed's go through its backend, and some of them from there through torch's once more
-    for owner, names in ((comm.cdb, CHECKED), (dist, OURS)):
+    for owner, names in ((deepspeed_0_19.backend(), CHECKED), (dist, OURS)):
         for name in names:
             function = getattr(owner, name)
             plain = getattr(function, "unwatched", function)  # an earlier engine's watch is replaced

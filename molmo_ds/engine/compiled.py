@@ -25,7 +25,9 @@ def compile_layers(model: nn.Module) -> None:
     """Compile every ViT block and decoder layer below `model`; parameters keep their names."""
     from deepspeed.utils import set_z3_leaf_module
 
-    split = any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+    from molmo_ds.engine import deepspeed_0_19
+
+    split = any(deepspeed_0_19.is_split(parameter) for parameter in model.parameters())
     made: dict[type, Callable[..., Tensor]] = {}
     for layer in [module for module in model.modules() if isinstance(module, (DecoderLayer, VisionLayer))]:
         for part in (layer.self_attn, layer.mlp) if split else (layer,):

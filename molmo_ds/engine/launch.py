@@ -71,7 +71,9 @@ def start(timeout_seconds: int = 600) -> World:
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.ERROR)
-    deepspeed.ops.__compatible_ops__ = {}  # no op of its own, and no compilers tried at each start
+    from molmo_ds.engine import deepspeed_0_19
+
+    deepspeed_0_19.compile_no_ops()
     if "RANK" not in os.environ:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

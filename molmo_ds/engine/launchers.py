@@ -12,7 +12,7 @@ import torch
 
 from molmo_ds.config import RunConfig
 from molmo_ds.engine import ds_config
-from molmo_ds.engine.ds_config import Strategy
+from molmo_ds.engine.strategy import Strategy, accumulation
 
 WHOLE = {  # variable that is "true" -> the option of accelerate that sets it
     "ACCELERATE_USE_FSDP": "--use_fsdp",
@@ -59,8 +59,8 @@ def _of_the_run(config: RunConfig, strategy: Strategy) -> Iterator[tuple[str, st
 
 def _accumulation(config: RunConfig, strategy: Strategy) -> str:
     try:
-        replicas = ds_config.data_parallel_size(strategy, int(os.environ.get("WORLD_SIZE", 1)))
-        return str(ds_config.accumulation(config, replicas))
+        replicas = strategy.data_parallel_size(int(os.environ.get("WORLD_SIZE", 1)))
+        return str(accumulation(config, replicas))
     except ValueError:  # refused in its own sentence a moment later
         return f"global_batch={config.global_batch}"
 
@@ -70,10 +70,8 @@ def _of_the_strategy(strategy: Strategy) -> Iterator[tuple[str, str, str]]:
     stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
     if stage is not None and stage != str(strategy.stage):
         yield "--zero_stage", stage, str(strategy.stage)
-    zero = strategy.ds.get("zero_optimization", {})
-    for what in ("optimizer", "param"):
+    for what, own in (("optimizer", strategy.zero.optimizer.device), ("param", strategy.zero.parameters.device)):
         said = os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{what.upper()}_DEVICE")
-        own = zero.get(f"offload_{what}", {}).get("device", "none")
         if said is not None and said != own:
             yield f"--offload_{what}_device", said, own
     file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")

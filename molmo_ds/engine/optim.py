@@ -5,6 +5,7 @@ A component is "connector", "vision" or "text". Every rule follows allenai/molmo
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +62,20 @@ def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict]:
     return [group for group in groups.values() if group["params"]]
 
 
+def split_groups(groups: list[dict], marks: Callable[[str, nn.Parameter], dict[str, Any]]) -> list[dict]:
+    """The groups, cut where `marks` of their parameters differ; each carries its marks."""
+    out = []
+    for group in groups:
+        parts: dict[tuple, dict] = {}
+        for parameter, name in zip(group["params"], group["names"]):
+            marked = marks(name, parameter)
+            part = parts.setdefault(tuple(marked.items()), {**group, **marked, "params": [], "names": []})
+            part["params"].append(parameter)
+            part["names"].append(name)
+        out += parts.values()
+    return out
+
+
 def build_optimizer(groups: list[dict], optim: OptimConfig) -> torch.optim.Optimizer:
     """torch's AdamW or SGD over `parameter_groups`."""
     if optim.name == "adamw":
@@ -97,23 +112,28 @@ def norm_limit_used(optim: OptimConfig, step: int) -> float:
 
 @torch.no_grad()
 def clip(
-    gradients: dict[str, list[Tensor]], squares_sum: Callable[[Tensor], object], limit: float
+    gradients: dict[str, list[Tensor]],
+    squares_sum: Callable[[Tensor], object],
+    limit: float,
+    owned: dict[str, list[Tensor]] | None = None,
 ) -> dict[str, Tensor]:
     """Scale each component's gradients in place so that its norm is at most `limit` (0 = leave them).
 
     Args:
-        gradients: component -> this rank's pieces; every element of every parameter is on exactly one rank, or all
-            ranks hold all of them and `squares_sum` leaves its argument alone.
+        gradients: component -> this rank's pieces.
         squares_sum: sums a float64 tensor over the ranks, in place.
+        owned: those of `gradients` that this rank counts, so that every element of every parameter is counted by
+            exactly one rank; None = all.
 
     Returns:
         Component -> norm before clipping (0-dimensional), for the components in COMPONENTS.
     """
     device = next((g.device for pieces in gradients.values() for g in pieces), torch.device("cpu"))
     squares = torch.zeros(len(COMPONENTS), dtype=torch.float64, device=device)
+    counted = gradients if owned is None else owned
     for i, part in enumerate(COMPONENTS):
         # by chunks: an fp32 sum over the millions of a flat partition was 2e-4 off on a CPU
-        if pieces := [c for g in gradients.get(part, ()) for c in g.reshape(-1).split(CHUNK) if c.numel()]:
+        if pieces := [c for g in counted.get(part, ()) for c in g.reshape(-1).split(CHUNK) if c.numel()]:
             squares[i] = torch.stack([n.double() ** 2 for n in torch._foreach_norm(pieces)]).sum()
     squares_sum(squares)
     norms = squares.sqrt()

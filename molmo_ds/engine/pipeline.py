@@ -5,28 +5,28 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from deepspeed.pipe import DualPipeVModule, LayerSpec, PipelineModule
-from deepspeed.runtime.pipe import schedule
-from deepspeed.runtime.utils import partition_balanced
+from deepspeed.pipe import LayerSpec
 from torch import Tensor, nn
 
 from molmo_ds.batch import Batch
 from molmo_ds.config import LoraConfig, RunConfig
-from molmo_ds.engine import ds_config, optim
+from molmo_ds.engine import deepspeed_0_19, optim
+from molmo_ds.engine.deepspeed_0_19 import FoldedStages, Stages
+from molmo_ds.engine.engine import DeepSpeedEngine, direct, without_memory
 from molmo_ds.engine.loss_scale import fill
 from molmo_ds.engine.stage_wire import Wire
-from molmo_ds.engine.zero import ZeroEngine
 from molmo_ds.model import lora
 from molmo_ds.model.carry import Carry
-from molmo_ds.model.molmo import Molmo, layer_list, run_row
+from molmo_ds.model.molmo import layer_list, run_row
 
 
-class PipelineEngine(ZeroEngine):
+class PipelineEngine(DeepSpeedEngine):
     """Each rank holds some rows; micro-batches flow through the stages, activations between neighbours only."""
 
-    def arrange(self) -> None:
+    def lay_out(self) -> Any:
         """Lay the stages over the ranks as DeepSpeed does: a stage's data group are neighbours."""
-        stages, self.folded = self.strategy.ours["stages"], self.strategy.folded
+        stages = self.strategy.stages
+        self.folded = self.strategy.folded
         self.rows = layer_list(self.config.model, self.config.optim.z_loss)
         self.bounds = balance(self.rows, self.config, stages * (2 if self.folded else 1))
         self.sums: list[Tensor] = []  # of each micro-batch, on the rank that has the loss
@@ -38,15 +38,12 @@ class PipelineEngine(ZeroEngine):
         ]
         kind = FoldedStages if self.folded else Stages
         self.module = kind(specs, self.bounds, num_stages=stages, loss_fn=self.take_loss, dynamic_shape=not self.folded)
-        self.grid = grid = self.module.mpu()
-        self.data_rank, self.data_size = grid.get_data_parallel_rank(), grid.get_data_parallel_world_size()
-        self.data_group, self.keeper = grid.get_data_parallel_group(), self.data_rank == 0
-        # DeepSpeed averages over micro-batches as well
-        self.replicas = self.data_size * ds_config.accumulation(self.config, self.data_size)
+        return self.module.mpu()
 
-    def part_of_network(self) -> tuple[int, int]:
-        """(stage, stages)."""
-        return self.grid.get_stage_id(), self.strategy.ours["stages"]
+    @property
+    def averaged(self) -> int:
+        """Over how many gradients DeepSpeed takes the mean: here over micro-batches as well."""
+        return super().averaged * self.ds["gradient_accumulation_steps"]
 
     def build_model(self) -> nn.Module:
         """This rank's rows under the names they have in Molmo."""
@@ -61,27 +58,17 @@ class PipelineEngine(ZeroEngine):
             parent.add_module(leaf, row.layer)
         return stage
 
-    def prepare(self, optimizer: torch.optim.Optimizer) -> Any:
+    def initialize(self) -> Any:
         """DeepSpeed's pipeline engine, which clips and sets learning rates just before its own step."""
-        import deepspeed
-
-        engine, *_ = deepspeed.initialize(
-            model=self.module, optimizer=optimizer, config=self.ds, dist_init_required=False
-        )
-        # its own norm makes one collective per parameter group, and stages differ in their groups: it would hang
-        nothing = torch.zeros((), device=self.world.device)
-        engine.optimizer.scaled_global_norm = lambda *_: nothing
-        # it gives a buffer again for another type, which crashes a stage that receives from both sides
-        engine._allocate_or_extend_buffers = lambda _, shape, dtype: nothing.new_empty(shape, dtype=dtype)
-        steps = engine._INSTRUCTION_MAP[schedule.OptimizerStep]
-
-        def step(pipeline: Any) -> None:
-            self.norms = self.clip_gradients()
-            self.set_learning_rates()
-            steps(pipeline)
-
-        engine._INSTRUCTION_MAP = {**engine._INSTRUCTION_MAP, schedule.OptimizerStep: step}
+        engine = direct(self.module, self.build_optimizer, self.ds)
+        deepspeed_0_19.before_update(engine, self.before_update, self.world.device)
+        deepspeed_0_19.fresh_buffers(engine, self.world.device)
         return engine
+
+    def before_update(self) -> None:
+        """Clip and set learning rates, where DeepSpeed is about to step."""
+        self.norms = self.clip_gradients()
+        self.set_learning_rates()
 
     def take_loss(self, outputs: tuple[Tensor, Tensor, Tensor], _: Tensor) -> Tensor:
         """What the last stage differentiates; the three sums are kept for the log."""
@@ -124,27 +111,6 @@ class PipelineEngine(ZeroEngine):
         self.engine.eval_batch(self.feed(micro_batches, factor), bcast_loss=False)
         return self.means(torch.stack([*self.sums, nothing]).sum(0), counts, {})
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every parameter of the model, on whichever stage, with its shape."""
-        return {name: tuple(p.shape) for name, p in without_memory(self.config).named_parameters()}
-
-
-class Stages(PipelineModule):
-    """DeepSpeed's module, cut where we say."""
-
-    def __init__(self, specs: list[LayerSpec], bounds: list[int], **arguments: Any) -> None:
-        self.bounds = bounds
-        super().__init__(specs, **arguments)
-
-    def _partition_layers(self, method: str = "") -> None:
-        stage = self._topo.get_coord(self.global_rank).pipe
-        self.parts = self.bounds
-        self._set_bounds(self.bounds[stage], self.bounds[stage + 1])
-
-
-class FoldedStages(DualPipeVModule, Stages):
-    """DualPipeV's module: rank r of P holds parts r and 2P - 1 - r of our 2P, so the first has data and loss."""
-
 
 class Row(nn.Module):
     """A row of `layer_list`, recomputed in the backward pass where the run asks for it.
@@ -177,14 +143,6 @@ class Row(nn.Module):
         return out if self.exit is None else self.exit.pack(out)
 
 
-def without_memory(config: RunConfig) -> Molmo:
-    """The network as one process has it, adapters included, on the meta device."""
-    with torch.device("meta"):
-        model = Molmo(config.model)
-        lora.adapt(model, config.lora)
-    return model
-
-
 def balance(rows: list[tuple], config: RunConfig, stages: int) -> list[int]:
     """stages + 1 bounds that make the dearest stage as cheap as can be, by counted products per packed sequence.
 
@@ -213,5 +171,5 @@ def balance(rows: list[tuple], config: RunConfig, stages: int) -> list[int]:
             f"{len(costs)} layers that learn cannot fill {stages} pipeline stages; use a strategy with fewer stages."
         )
     unit = max(1, math.ceil(sum(costs) / 10**6))
-    cuts = partition_balanced([max(1, cost // unit) for cost in costs], stages)
+    cuts = deepspeed_0_19.balanced([max(1, cost // unit) for cost in costs], stages)
     return [[*starts, len(rows)][cut] for cut in cuts]

@@ -1,102 +1,358 @@
-"""Which strategies exclude each other, each with its cause and the nearest that runs."""
+"""What cannot run: a table of strategies and runs that exclude each other, each with the nearest that can.
 
-from collections.abc import Iterator
-from typing import Any
+A row is tested only after those above it have passed, so that it may rely on them.
+"""
 
-from molmo_ds.config import RunConfig
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from molmo_ds.config import RunConfig, TextConfig
+from molmo_ds.engine.strategy import ENGINES, NEEDS_BATCH, NEEDS_RANKS, SETTINGS, Owned, Strategy, Zero
 
 
-def pairs(strategy: Any, config: RunConfig, world: int) -> Iterator[tuple[bool, str]]:
-    """(whether it is so, what is wrong and what to use instead), plain slips first.
+@dataclass(frozen=True)
+class Asked:
+    """A strategy for a run on `world` ranks, and what follows from the three."""
+
+    s: Strategy
+    run: RunConfig
+    world: int
+
+    @property
+    def text(self) -> TextConfig:
+        """The decoder."""
+        return self.run.model.text
+
+    @property
+    def zero(self) -> Zero:
+        """The block zero_optimization."""
+        return self.s.zero
+
+    @property
+    def owned(self) -> Owned:
+        """What the file says of what the run owns."""
+        return self.s.owned
+
+    @property
+    def pipeline(self) -> bool:
+        """Whether it asks for pipeline stages."""
+        return self.s.engine == "pipeline"
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches that a pipeline gets in a step."""
+        return self.run.global_batch * self.s.stages // (self.world * self.run.micro_batch)
+
+    @property
+    def ranks(self) -> int:
+        """Ranks that share a stage."""
+        return self.world // self.s.stages
+
+    @property
+    def replicas(self) -> int:
+        """Parts of the global batch that are read."""
+        return self.s.data_parallel_size(self.world)
+
+    @property
+    def multiple(self) -> int:
+        """Sequences of a micro-step of all ranks."""
+        return self.replicas * self.run.micro_batch
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-steps of a step."""
+        return self.run.global_batch // self.multiple
+
+    def heads_divide(self) -> bool:
+        """Whether ranks that share a sequence can share its heads."""
+        heads, keys, size = self.text.num_attention_heads, self.text.num_key_value_heads, self.s.sequence
+        return heads % size == 0 and (keys % size == 0 or size % keys == 0)
+
+    def columns_divide(self) -> bool:
+        """Whether ranks that share the decoder hold equal parts of it; experts are not cut."""
+        text = self.text
+        inner = 0 if text.num_experts else text.intermediate_size
+        return not any(size % self.s.tensor for size in (text.num_attention_heads, text.num_key_value_heads, inner))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A refusal; its sentence is a format string over the fields of Asked, as `a`, and what `refuse` adds."""
+
+    name: str
+    test: Callable[[Asked], bool]
+    sentence: str
+
+
+TABLE = [
+    Row(
+        "unknown engine",
+        lambda a: a.s.engine not in ENGINES,
+        "{path}: there is no engine '{a.s.engine}'; molmo_ds.engine is {engines}.",
+    ),
+    Row(
+        "ranks that do not divide",
+        lambda a: bool(a.world % a.s.shared),
+        NEEDS_RANKS.replace("{shared}", "{a.s.shared}").replace("{world}", "{a.world}"),
+    ),
+    Row(
+        "unknown setting",
+        lambda a: bool(a.s.unknown),
+        "{path}: molmo_ds has no setting ['{a.s.unknown[0]}']; it has {settings}.",
+    ),
+    Row(
+        "DeepSpeed's own sequence key",
+        lambda a: a.s.deepspeeds_sequence,
+        "{path}: write sequence_parallel_size inside the molmo_ds block, not beside it.",
+    ),
+    Row(
+        "stages without pipeline",
+        lambda a: a.s.stages > 1 and not a.pipeline,
+        '{path}: stages needs "engine": "pipeline" in its molmo_ds block.',
+    ),
+    Row(
+        "schedule without pipeline",
+        lambda a: bool(a.s.schedule) and not a.pipeline,
+        '{path}: schedule needs "engine": "pipeline" in its molmo_ds block.',
+    ),
+    Row(
+        "unknown schedule",
+        lambda a: a.s.schedule not in (None, "dualpipev"),
+        "{path}: there is no schedule {a.s.schedule!r}; write dualpipev or leave it out.",
+    ),
+    Row(
+        "sequence without engine",
+        lambda a: a.s.sequence > 1 and a.s.engine != "sequence",
+        '{path}: sequence_parallel_size needs "engine": "sequence" in its molmo_ds block.',
+    ),
+    Row(
+        "experts over one rank",
+        lambda a: a.s.experts_switched_on and a.s.experts < 2,
+        "{path}: autoep_size must be 2 or more; without expert parallelism leave expert_parallel out.",
+    ),
+    # pipeline
+    Row(
+        "pipeline without ZeRO-1",
+        lambda a: a.pipeline and (a.s.stage != 1 or a.s.stages < 2),
+        "{path}: DeepSpeed's pipeline keeps whole gradients on each stage and clips wrongly without ZeRO, so it runs "
+        "with ZeRO stage 1 (not {a.s.stage}) and 2 or more stages; see ds_configs/pipe_zero1.json.",
+    ),
+    Row(
+        "pipeline and tensors",
+        lambda a: a.pipeline and a.s.tensor > 1,
+        "{path}: there are no tensor-parallel pipeline stages; use ds_configs/zero3_tp.json or pipe_zero1.json.",
+    ),
+    Row(
+        "pipeline and offload",
+        lambda a: a.pipeline and a.zero.offloads,
+        "{path}: a pipeline stage does not offload its optimizer; use ds_configs/zero3_offload.json.",
+    ),
+    Row(
+        "pipeline and tied",
+        lambda a: a.pipeline and a.text.tie_word_embeddings,
+        "{path}: tied embeddings would be two tensors on two stages; set model.text.tie_word_embeddings=false.",
+    ),
+    Row(
+        "DualPipeV of few micro-batches",
+        lambda a: a.pipeline and a.s.folded and a.micro_batches < 2 * a.s.stages,
+        "{path}: DualPipeV on {a.s.stages} stages needs {least} micro-batches in a step, and global_batch="
+        "{a.run.global_batch} makes {a.micro_batches}; raise it or use ds_configs/pipe_zero1.json.",
+    ),
+    # sequence
+    Row(
+        "sequence over unlike heads",
+        lambda a: a.s.engine == "sequence" and (a.s.sequence < 2 or not a.heads_divide()),
+        "{path}: sequence_parallel_size={a.s.sequence} must be 2 or more and divide {a.text.num_attention_heads} "
+        "attention heads and {a.text.num_key_value_heads} key-value heads (or be a multiple of the latter).",
+    ),
+    Row(
+        "sequence and experts",
+        lambda a: a.s.engine == "sequence" and a.s.experts > 1,
+        "{path}: expert parallelism and sequence parallelism want the same ranks; use ds_configs/zero3_ep.json or "
+        "ds_configs/zero3_sp.json.",
+    ),
+    Row(
+        "sequence and tensors",
+        lambda a: a.s.engine == "sequence" and a.s.tensor > 1,
+        "{path}: tensor parallelism and sequence parallelism want the same ranks; use ds_configs/zero3_tp.json or "
+        "ds_configs/zero3_sp.json.",
+    ),
+    # experts
+    Row(
+        "experts of a dense model",
+        lambda a: a.s.experts > 1 and not a.text.num_experts,
+        "{path}: a dense model has no experts to spread; use ds_configs/zero3.json.",
+    ),
+    Row(
+        "experts that do not divide",
+        lambda a: a.s.experts > 1 and bool(a.text.num_experts % a.s.experts),
+        "{path}: autoep_size={a.s.experts} does not divide {a.text.num_experts} experts; use a divisor of both.",
+    ),
+    Row(
+        "experts over too few ranks",
+        lambda a: a.s.experts > 1 and bool(a.ranks % a.s.experts),
+        "{path}: autoep_size={a.s.experts} does not divide the {a.ranks} ranks that share a stage; use a divisor or "
+        "other ranks.",
+    ),
+    Row(
+        "experts under ZeRO-0",
+        lambda a: a.s.experts > 1 and a.s.stage == 0,
+        "{path}: experts need ZeRO, which keeps them in groups of their own; use ds_configs/zero2_ep.json.",
+    ),
+    Row(
+        "experts and hpZ",
+        lambda a: a.s.experts > 1 and a.zero.hpz > 1,
+        "{path}: DeepSpeed has no zero_hpz_partition_size beside experts; use ds_configs/zero3_ep.json without it.",
+    ),
+    Row(
+        "experts and quantised",
+        lambda a: a.s.experts > 1 and a.zero.quantised,
+        "{path}: DeepSpeed does not quantise weights or gradients beside experts; use ds_configs/zero3_ep.json.",
+    ),
+    Row(
+        "experts and offload",
+        lambda a: a.s.experts > 1 and a.zero.offloads,
+        "{path}: experts are not offloaded; use ds_configs/zero3_ep.json or ds_configs/zero3_offload.json.",
+    ),
+    # tensors
+    Row(
+        "tensors that do not divide",
+        lambda a: a.s.tensor > 1 and not a.columns_divide(),
+        "{path}: autotp_size={a.s.tensor} must divide {a.text.num_attention_heads} attention heads, "
+        "{a.text.num_key_value_heads} key-value heads and the MLP's width {a.text.intermediate_size}; use a divisor "
+        "or ds_configs/zero3_sp.json.",
+    ),
+    Row(
+        "tensors under ZeRO-0",
+        lambda a: a.s.tensor > 1 and a.s.stage == 0,
+        "{path}: tensor parallelism needs ZeRO 1, 2 or 3; use ds_configs/zero3_tp.json.",
+    ),
+    Row(
+        "tensors and hpZ",
+        lambda a: a.s.tensor > 1 and a.zero.hpz > 1,
+        "{path}: zero_hpz_partition_size would cut across tensor-parallel ranks; use ds_configs/zero3_hpz.json.",
+    ),
+    Row(
+        "tensors and offload",
+        lambda a: a.s.tensor > 1 and a.zero.offloads,
+        "{path}: tensor-parallel ranks do not offload; use ds_configs/zero3_tp.json or zero3_offload.json.",
+    ),
+    Row(
+        "tensors with settings of AutoTP",
+        lambda a: a.s.tensor > 1 and bool(a.s.tensor_settings),
+        "{path}: our decoder splits itself, so tensor_parallel takes autotp_size only; leave {tensor_settings} out.",
+    ),
+    # ZeRO
+    Row(
+        "NVMe under ZeRO-2",
+        lambda a: "nvme" in a.zero.devices and a.s.stage != 3,
+        "{path}: only ZeRO-3 keeps anything on NVMe; use ds_configs/zero3_nvme.json.",
+    ),
+    Row(
+        "NVMe and hpZ",
+        lambda a: "nvme" in a.zero.devices and a.zero.hpz > 1,
+        "{path}: hpZ's second copy does not go to NVMe; use ds_configs/zero3_nvme.json.",
+    ),
+    Row(
+        "NVMe swapped ahead",
+        lambda a: a.zero.optimizer.ahead,
+        "{path}: swapping ahead (pipeline_read, pipeline_write) was never tried; leave both out.",
+    ),
+    Row(
+        "hpZ over odd ranks",
+        lambda a: a.zero.hpz > 1 and bool(a.world % a.zero.hpz),
+        "{path}: zero_hpz_partition_size={a.zero.hpz} does not divide {a.world} ranks; use the number of GPUs of a "
+        "node.",
+    ),
+    Row(
+        "fp16",
+        lambda a: a.owned.fp16,
+        "{path} turns fp16 on, which needs a loss scale that this trainer does not keep; use bf16.",
+    ),
+    Row(
+        "offloaded weights under ZeRO-2",
+        lambda a: a.zero.parameters.device != "none" and a.s.stage < 3,
+        "{path}: offload_param needs ZeRO stage 3 or higher, not {a.s.stage}; see ds_configs/.",
+    ),
+    Row(
+        "hpZ under ZeRO-2",
+        lambda a: a.zero.hpz > 1 and a.s.stage < 3,
+        "{path}: zero_hpz_partition_size needs ZeRO stage 3 or higher, not {a.s.stage}; see ds_configs/.",
+    ),
+    Row(
+        "offload under ZeRO-0",
+        lambda a: a.zero.optimizer.device != "none" and a.s.stage < 1,
+        "{path}: offload_optimizer needs ZeRO stage 1 or higher, not {a.s.stage}; see ds_configs/.",
+    ),
+    # what the run owns
+    Row(
+        "another clipping",
+        lambda a: a.owned.gradient_clipping not in ("auto", 0, a.run.optim.max_grad_norm),
+        "{path} sets gradient_clipping={a.owned.gradient_clipping} and the run clips each component to "
+        'optim.max_grad_norm={a.run.optim.max_grad_norm}; write "auto" and set optim.max_grad_norm.',
+    ),
+    Row(
+        "another optimizer",
+        lambda a: bool(a.owned.optimizer),
+        "{path} sets optimizer.params.{a.owned.optimizer[0]}, which the run owns; use optim.* instead.",
+    ),
+    Row(
+        "another scheduler",
+        lambda a: bool(a.owned.scheduler),
+        "{path} sets scheduler.params.{a.owned.scheduler[0]}, which the run owns; use optim.* instead.",
+    ),
+    Row(
+        "global batch that does not divide",
+        lambda a: bool(a.run.global_batch % a.multiple),
+        NEEDS_BATCH.format(
+            batch="{a.run.global_batch}",
+            replicas="{a.replicas}",
+            micro="{a.run.micro_batch}",
+            multiple="{a.multiple}",
+        ),
+    ),
+    Row(
+        "another global batch",
+        lambda a: a.owned.train_batch_size not in ("auto", a.run.global_batch),
+        "{path} sets train_batch_size={a.owned.train_batch_size}, but global_batch and micro_batch make it "
+        '{a.run.global_batch}; write "auto".',
+    ),
+    Row(
+        "another micro-batch",
+        lambda a: a.owned.train_micro_batch_size_per_gpu not in ("auto", a.run.micro_batch),
+        "{path} sets train_micro_batch_size_per_gpu={a.owned.train_micro_batch_size_per_gpu}, but global_batch and "
+        'micro_batch make it {a.run.micro_batch}; write "auto".',
+    ),
+    Row(
+        "another accumulation",
+        lambda a: a.owned.gradient_accumulation_steps not in ("auto", a.accumulation),
+        "{path} sets gradient_accumulation_steps={a.owned.gradient_accumulation_steps}, but global_batch and "
+        'micro_batch make it {a.accumulation}; write "auto".',
+    ),
+]
+
+
+def first(asked: Asked) -> Row | None:
+    """The first row that holds."""
+    return next((row for row in TABLE if row.test(asked)), None)
+
+
+def refuse(strategy: Strategy, config: RunConfig, world: int) -> None:
+    """Raise ValueError, one sentence with the cause and what to do, for the first row that holds.
 
     Args:
-        strategy: a ds_config.Strategy.
         world: the number of ranks.
     """
-    ds, ours, stage, zero = strategy.ds, strategy.ours, strategy.stage, strategy.ds.get("zero_optimization", {})
-    kind, stages, sequence = strategy.engine, ours.get("stages", 1), ours.get("sequence_parallel_size", 1)
-    block, tensors = ds.get("expert_parallel", {}), ds.get("tensor_parallel", {}).get("autotp_size", 1)
-    experts = block.get("autoep_size", 1) if block.get("enabled") else 1
-    text, schedule = config.model.text, ours.get("schedule")
-    heads, keys, number = text.num_attention_heads, text.num_key_value_heads, text.num_experts
-    hpz = zero.get("zero_hpz_partition_size", 1)
-    devices = {zero.get(key, {}).get("device", "none") for key in ("offload_param", "offload_optimizer")}
-    offloads = devices != {"none"}
-    quantised = any(zero.get(f"zero_quantized_{what}") for what in ("weights", "gradients"))
-
-    known = ("engine", "stages", "schedule", "sequence_parallel_size")
-    unknown = sorted(set(ours) - set(known))
-    yield bool(unknown), f"molmo_ds has no setting {unknown[:1]}; it has {', '.join(known)}"
-    yield "sequence_parallel_size" in ds, "write sequence_parallel_size inside the molmo_ds block, not beside it"
-    yield stages > 1 and kind != "pipeline", 'stages needs "engine": "pipeline" in its molmo_ds block'
-    yield bool(schedule) and kind != "pipeline", 'schedule needs "engine": "pipeline" in its molmo_ds block'
-    yield schedule not in (None, "dualpipev"), f"there is no schedule {schedule!r}; write dualpipev or leave it out"
-    yield sequence > 1 and kind != "sequence", 'sequence_parallel_size needs "engine": "sequence" in its molmo_ds block'
-    alone = block.get("enabled") and experts < 2
-    yield bool(alone), "autoep_size must be 2 or more; without expert parallelism leave expert_parallel out"
-
-    if kind == "pipeline":
-        yield (
-            stage != 1 or stages < 2,
-            "DeepSpeed's pipeline keeps whole gradients on each stage and clips wrongly without ZeRO, so it runs with "
-            f"ZeRO stage 1 (not {stage}) and 2 or more stages; see ds_configs/pipe_zero1.json",
-        )
-        yield (
-            tensors > 1,
-            "there are no tensor-parallel pipeline stages; use ds_configs/zero3_tp.json or pipe_zero1.json",
-        )
-        yield offloads, "a pipeline stage does not offload its optimizer; use ds_configs/zero3_offload.json"
-        yield (
-            text.tie_word_embeddings,
-            "tied embeddings would be two tensors on two stages; set model.text.tie_word_embeddings=false",
-        )
-        micro_steps = config.global_batch * stages // (world * config.micro_batch)
-        yield (
-            strategy.folded and micro_steps < 2 * stages,
-            f"DualPipeV on {stages} stages needs {2 * stages} micro-batches in a step, and global_batch="
-            f"{config.global_batch} makes {micro_steps}; raise it or use ds_configs/pipe_zero1.json",
-        )
-    if kind == "sequence":
-        yield (
-            sequence < 2 or bool(heads % sequence) or bool(keys % sequence and sequence % keys),
-            f"sequence_parallel_size={sequence} must be 2 or more and divide {heads} attention heads and {keys} "
-            "key-value heads (or be a multiple of the latter)",
-        )
-        both = "and sequence parallelism want the same ranks; use"
-        yield experts > 1, f"expert parallelism {both} ds_configs/zero3_ep.json or ds_configs/zero3_sp.json"
-        yield tensors > 1, f"tensor parallelism {both} ds_configs/zero3_tp.json or ds_configs/zero3_sp.json"
-    if experts > 1:
-        ranks = world // stages
-        yield not number, "a dense model has no experts to spread; use ds_configs/zero3.json"
-        yield bool(number % experts), f"autoep_size={experts} does not divide {number} experts; use a divisor of both"
-        yield (
-            bool(ranks % experts),
-            f"autoep_size={experts} does not divide the {ranks} ranks that share a stage; use a divisor or other ranks",
-        )
-        yield stage == 0, "experts need ZeRO, which keeps them in groups of their own; use ds_configs/zero2_ep.json"
-        yield (
-            hpz > 1,
-            "DeepSpeed has no zero_hpz_partition_size beside experts; use ds_configs/zero3_ep.json without it",
-        )
-        yield quantised, "DeepSpeed does not quantise weights or gradients beside experts; use ds_configs/zero3_ep.json"
-        yield offloads, "experts are not offloaded; use ds_configs/zero3_ep.json or ds_configs/zero3_offload.json"
-    if tensors > 1:
-        inner = 0 if number else text.intermediate_size
-        yield (
-            any(size % tensors for size in (heads, keys, inner)),
-            f"autotp_size={tensors} must divide {heads} attention heads, {keys} key-value heads and the MLP's width "
-            f"{text.intermediate_size}; use a divisor or ds_configs/zero3_sp.json",
-        )
-        yield stage == 0, "tensor parallelism needs ZeRO 1, 2 or 3; use ds_configs/zero3_tp.json"
-        yield hpz > 1, "zero_hpz_partition_size would cut across tensor-parallel ranks; use ds_configs/zero3_hpz.json"
-        yield offloads, "tensor-parallel ranks do not offload; use ds_configs/zero3_tp.json or zero3_offload.json"
-        own = sorted(set(ds["tensor_parallel"]) - {"autotp_size"})
-        yield bool(own), f"our decoder splits itself, so tensor_parallel takes autotp_size only; leave {own} out"
-    ahead = any(zero.get("offload_optimizer", {}).get(f"pipeline_{what}") for what in ("read", "write"))
-    yield "nvme" in devices and stage != 3, "only ZeRO-3 keeps anything on NVMe; use ds_configs/zero3_nvme.json"
-    yield "nvme" in devices and hpz > 1, "hpZ's second copy does not go to NVMe; use ds_configs/zero3_nvme.json"
-    yield ahead, "swapping ahead (pipeline_read, pipeline_write) was never tried; leave both out"
-    yield (
-        hpz > 1 and bool(world % hpz),
-        f"zero_hpz_partition_size={hpz} does not divide {world} ranks; use the number of GPUs of a node",
+    asked = Asked(strategy, config, world)
+    row = first(asked)
+    if row is None:
+        return
+    sentence = row.sentence.format(
+        a=asked,
+        path=strategy.path,
+        engines=", ".join(ENGINES),
+        settings=", ".join(SETTINGS),
+        least=2 * strategy.stages,
+        tensor_settings=list(strategy.tensor_settings),
     )
+    raise ValueError(sentence)

@@ -73,6 +73,8 @@ def watch(engine: Any, config: RunConfig, waited: float) -> Iterator[dict[str, f
     Phases exclude each other and sum up to the step (with `waited`, the seconds for data); "communication" is what
     collectives took inside them, overlapping or not. The trace goes to out/profile, one file per rank.
     """
+    from molmo_ds.engine import deepspeed_0_19
+
     times: dict[str, float] = {}
     step, world = engine.step + 1, engine.world
     if step not in config.profile_steps:
@@ -91,7 +93,7 @@ def watch(engine: Any, config: RunConfig, waited: float) -> Iterator[dict[str, f
         for owner, name, phase in (
             (torch.autograd, "backward", "backward"),
             (engine, "clip_gradients", "optimizer"),
-            (engine.engine, "_take_model_step", "optimizer"),
+            (engine.engine, deepspeed_0_19.MODEL_STEP, "optimizer"),
         ):
             plain = getattr(owner, name)
             setattr(owner, name, clock.around(phase, plain))

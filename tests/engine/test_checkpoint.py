@@ -264,7 +264,7 @@ def test_every_nth_stays(tmp_path: Path) -> None:
     for step in range(10, 70, 10):
         (tmp_path / f"step-{step:08d}").mkdir()
         (tmp_path / f"step-{step:08d}" / "manifest.json").write_text(json.dumps({}))
-    writer = Writer(replace(config("zero1"), keep_checkpoints=1, keep_every=2, save_interval=10), None, keeper=True)
+    writer = Writer(replace(config("zero1"), keep_checkpoints=1, keep_every=2, save_interval=10), None)
     writer.target = tmp_path / "step-00000060"
     writer._prune()
     assert sorted(int(p.name[5:]) for p in tmp_path.iterdir()) == [20, 40, 60]

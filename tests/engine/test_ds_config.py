@@ -9,6 +9,8 @@ import synthetic
 
 from molmo_ds.config import RunConfig
 from molmo_ds.engine import ds_config
+from molmo_ds.engine.refusals import refuse
+from molmo_ds.engine.strategy import read_strategy
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "ds_configs").glob("*.json"))
@@ -27,7 +29,7 @@ def write(folder: Path, values: object) -> str:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_file_is_filled_and_taken_by_deepspeed(path: Path) -> None:
-    strategy = ds_config.read(str(path))
+    strategy = read_strategy(str(path))
     ds = ds_config.resolve(strategy, run(), 8, on_gpu=True)
     assert '"auto"' not in json.dumps(ds) and "molmo_ds" not in ds
     assert ds["gradient_clipping"] == 0.0, "DeepSpeed must not clip: each component is clipped to its own norm"
@@ -36,7 +38,7 @@ def test_every_file_is_filled_and_taken_by_deepspeed(path: Path) -> None:
 
 
 def test_sizes_follow_the_run() -> None:
-    strategy = ds_config.read("ds_configs/zero3.json")
+    strategy = read_strategy("ds_configs/zero3.json")
     config = run(global_batch=24, micro_batch=3, model=synthetic.MODEL)
     ds = ds_config.resolve(strategy, config, 2, on_gpu=False)
     assert (ds["train_batch_size"], ds["gradient_accumulation_steps"]) == (24, 4)
@@ -58,14 +60,14 @@ def test_a_deepspeed_users_own_file(tmp_path: Path) -> None:
         "fp16": {"enabled": "auto"},
         "wall_clock_breakdown": False,
     }
-    strategy = ds_config.read(write(tmp_path, own))
-    ds_config.refuse(strategy, run(), 2)
+    strategy = read_strategy(write(tmp_path, own))
+    refuse(strategy, run(), 2)
     ds = ds_config.resolve(strategy, run(), 2, on_gpu=False)
     assert "optimizer" not in ds and "scheduler" not in ds and ds["wall_clock_breakdown"] is False
 
 
 def test_autocast_instead_of_bf16_weights(tmp_path: Path) -> None:
-    strategy = ds_config.read(write(tmp_path, {**ZERO3, "torch_autocast": {"enabled": "auto"}}))
+    strategy = read_strategy(write(tmp_path, {**ZERO3, "torch_autocast": {"enabled": "auto"}}))
     ds = ds_config.resolve(strategy, run(), 2, on_gpu=True)
     assert ds["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"} and "bf16" not in ds
 
@@ -102,8 +104,8 @@ REFUSED = {
 def test_one_sentence_for_what_cannot_run(tmp_path: Path, name: str) -> None:
     values, words = REFUSED[name]
     with pytest.raises(ValueError) as caught:
-        strategy = ds_config.read(write(tmp_path, values))
-        ds_config.refuse(strategy, run(), 2)
+        strategy = read_strategy(write(tmp_path, values))
+        refuse(strategy, run(), 2)
         ds_config.check_with_deepspeed(
             strategy, ds_config.resolve(strategy, run(global_batch=4, micro_batch=4), 1, True)
         )
@@ -113,20 +115,20 @@ def test_one_sentence_for_what_cannot_run(tmp_path: Path, name: str) -> None:
 
 def test_missing_file_and_batch_that_does_not_divide() -> None:
     with pytest.raises(ValueError, match="no strategy file ds_configs/zero9.json; files beside it: ds_configs/"):
-        ds_config.read("ds_configs/zero9.json")
+        read_strategy("ds_configs/zero9.json")
     with pytest.raises(ValueError, match="choose a multiple of 6"):
-        ds_config.refuse(ds_config.read("ds_configs/zero1.json"), run(micro_batch=2), 3)
+        refuse(read_strategy("ds_configs/zero1.json"), run(micro_batch=2), 3)
 
 
 def test_accelerates_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED", raising=False)
     with pytest.raises(ValueError, match="accelerate launch --use_deepspeed"):
-        ds_config.read("accelerate")
+        read_strategy("accelerate")
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
-    strategy = ds_config.read("accelerate")
+    strategy = read_strategy("accelerate")
     assert strategy.stage == 2
-    ds_config.refuse(strategy, run(), 2)
+    refuse(strategy, run(), 2)
     ds = ds_config.resolve(strategy, run(), 2, on_gpu=False)
     assert ds["zero_optimization"]["stage"] == 2 and ds["train_batch_size"] == 8
 
@@ -141,5 +143,5 @@ def test_accelerate_reads_its_files(path: Path, monkeypatch: pytest.MonkeyPatch)
     file = config.deepspeed_config["deepspeed_config_file"]
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(ROOT / file))
-    seen = ds_config.resolve(ds_config.read("accelerate"), run(), 2, on_gpu=True)
-    assert seen == ds_config.resolve(ds_config.read(file), run(), 2, on_gpu=True)
+    seen = ds_config.resolve(read_strategy("accelerate"), run(), 2, on_gpu=True)
+    assert seen == ds_config.resolve(read_strategy(file), run(), 2, on_gpu=True)

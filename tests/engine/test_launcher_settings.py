@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from molmo_ds.config import OptimConfig, RunConfig
-from molmo_ds.engine import ds_config, launchers
+from molmo_ds.engine import launchers
+from molmo_ds.engine.strategy import read_strategy
 
 RUN = RunConfig(global_batch=8, micro_batch=2, precision="fp32", strategy="ds_configs/zero3.json")
 TOLD = {
@@ -26,7 +27,7 @@ def nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def said(config: RunConfig) -> list[str]:
-    return launchers.ignored(ds_config.read(config.strategy), config)
+    return launchers.ignored(read_strategy(config.strategy), config)
 
 
 def test_other_launchers_are_told_nothing() -> None:

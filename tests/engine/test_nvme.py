@@ -14,8 +14,9 @@ from deepspeed.ops.op_builder import AsyncIOBuilder
 from ranks import run_ranks
 
 from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, RunConfig, TextConfig, VisionConfig
-from molmo_ds.engine import build_engine, fragments, nvme
+from molmo_ds.engine import build_engine, fragments
 from molmo_ds.engine.launch import World
+from molmo_ds.engine.parallel import nvme
 from molmo_ds.model.molmo import component
 from molmo_ds.weights import checkpoint
 

@@ -10,8 +10,9 @@ import pytest
 import synthetic
 
 from molmo_ds.config import LoraConfig, RunConfig, TextConfig
-from molmo_ds.engine import ds_config
 from molmo_ds.engine.pipeline import balance
+from molmo_ds.engine.refusals import TABLE, Asked, first, refuse
+from molmo_ds.engine.strategy import read_strategy
 from molmo_ds.model.molmo import layer_list
 
 FILES = Path(__file__).parents[2] / "ds_configs"
@@ -81,6 +82,33 @@ REFUSED: dict[str, tuple[str, dict, TextConfig, int, str]] = {
         "leave both out",
     ),
     "offload under ZeRO-0": ("zero0", {"zero_optimization": OFFLOAD}, DENSE, 4, "stage 1"),
+    "offloaded weights under ZeRO-2": (
+        "zero2",
+        {"zero_optimization": {"offload_param": {"device": "cpu"}}},
+        DENSE,
+        4,
+        "stage 3",
+    ),
+    "unknown engine": (
+        "zero3",
+        {"molmo_ds": {"engine": "warp"}},
+        DENSE,
+        4,
+        "'warp'; molmo_ds.engine is zero, sequence",
+    ),
+    "fp16": ("zero3", {"fp16": {"enabled": True}}, DENSE, 4, "use bf16"),
+    "another clipping": ("zero3", {"gradient_clipping": 5.0}, DENSE, 4, "optim.max_grad_norm"),
+    "another optimizer": ("zero3", {"optimizer": {"params": {"lr": 1e-3}}}, DENSE, 4, "optimizer.params.lr, which"),
+    "another scheduler": ("zero3", {"scheduler": {"params": {"a": 1}}}, DENSE, 4, "scheduler.params.a, which"),
+    "another global batch": (
+        "zero3",
+        {"train_batch_size": 9},
+        DENSE,
+        4,
+        "=9, but global_batch and micro_batch make it 24",
+    ),
+    "another micro-batch": ("zero3", {"train_micro_batch_size_per_gpu": 2}, DENSE, 4, "=2, but"),
+    "another accumulation": ("zero3", {"gradient_accumulation_steps": 5}, DENSE, 4, "make it 6"),
 }
 
 
@@ -102,16 +130,28 @@ def test_refused_in_one_sentence(name: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(merge(json.loads((FILES / f"{file}.json").read_text()), changes)))
     with pytest.raises(ValueError, match=re.escape(words)) as error:
-        ds_config.refuse(ds_config.read(str(path)), run(text), ranks)
+        refuse(read_strategy(str(path)), run(text), ranks)
     sentence = str(error.value).removeprefix(str(path))
     assert str(error.value).startswith(str(path)) and sentence.endswith(".") and len(sentence) < 300
     for named in re.findall(r"\w+\.json", sentence):
         assert (FILES / named).is_file(), f"{named} is named and does not exist"
 
 
+def test_every_row_has_a_case(tmp_path: Path) -> None:
+    """And names of rows and cases are unique; a batch that does not divide is a case of test_ds_config.py."""
+    met = {"global batch that does not divide"}
+    for file, changes, text, ranks, _ in REFUSED.values():
+        path = tmp_path / "mine.json"
+        path.write_text(json.dumps(merge(json.loads((FILES / f"{file}.json").read_text()), changes)))
+        row = first(Asked(read_strategy(str(path)), run(text), ranks))
+        assert row is not None
+        met.add(row.name)
+    assert sorted(row.name for row in TABLE) == sorted(met)
+
+
 @pytest.mark.parametrize("path", sorted(FILES.glob("*.json")), ids=lambda path: path.stem)
 def test_own_files_are_not_refused(path: Path) -> None:
-    ds_config.refuse(ds_config.read(str(path)), run(EXPERTS), 4)
+    refuse(read_strategy(str(path)), run(EXPERTS), 4)
 
 
 def test_stages_cost_alike() -> None:

@@ -14,8 +14,9 @@ from ranks import run_ranks
 from torch import Tensor
 
 from molmo_ds.config import RunConfig
-from molmo_ds.engine import build_engine, ds_config
+from molmo_ds.engine import build_engine
 from molmo_ds.engine.launch import World
+from molmo_ds.engine.strategy import read_strategy
 from molmo_ds.weights import checkpoint
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
@@ -35,7 +36,7 @@ BATCH = 12  # divides by 1, 2, 3 and 4
 def config(strategy: str, ranks: int) -> RunConfig:
     """Three learning rates, a decay of one component, clipping that acts."""
     path = f"ds_configs/{strategy}.json"
-    size = ds_config.data_parallel_size(ds_config.read(path), ranks)
+    size = read_strategy(path).data_parallel_size(ranks)
     sizes = {"global_batch": BATCH, "micro_batch": BATCH // size // (1 if BATCH // size % 2 else 2)}
     return synthetic.adamw(model=family("olmoe"), strategy=path, max_steps=STEPS, keep_checkpoints=STEPS, **sizes)
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from molmo_ds.engine import ds_config, strategy_file
+from molmo_ds.engine import strategy_file
+from molmo_ds.engine.strategy import read_strategy
 
 ROOT = Path(__file__).parents[2]
 WRONG = ("cpu", 3, -1, 2.5, True, None, [], [1], {"nonsense": 1})
@@ -48,14 +49,14 @@ def test_a_block_of_another_shape(key: str, tmp_path: Path) -> None:
     last = key.rsplit(".", 1)[-1]
     for value in WRONG[:-1]:
         with pytest.raises(ValueError) as caught:
-            ds_config.read(write(tmp_path, nested(key, value)))
+            read_strategy(write(tmp_path, nested(key, value)))
         said = str(caught.value)
         start = f"{tmp_path}/mine.json: {key} is {json.dumps(value)}; it must be a block: "
         assert said.startswith(start) and "\n" not in said
         form = said.removeprefix(start).removesuffix(".")
         shown = json.loads("{" + form + "}")
         assert list(shown) == [last], "the form that is shown is JSON of the same key"
-        ds_config.read(write(tmp_path, nested(key, shown[last])))
+        read_strategy(write(tmp_path, nested(key, shown[last])))
 
 
 VALUES = {
@@ -81,14 +82,14 @@ VALUES = {
 def test_values_of_another_kind(key: str, tmp_path: Path) -> None:
     for value in VALUES[key]:
         with pytest.raises(ValueError) as caught:
-            ds_config.read(write(tmp_path, nested(key, value)))
+            read_strategy(write(tmp_path, nested(key, value)))
         said = str(caught.value)
         assert said.startswith(f"{tmp_path}/mine.json: {key} is {json.dumps(value)}; it must be ") and "\n" not in said
 
 
 def test_all_mistakes_of_a_file_at_once(tmp_path: Path) -> None:
     with pytest.raises(ValueError) as caught:
-        ds_config.read(write(tmp_path, {"bf16": True, "zero_optimization": {"stage": "3", "offload_param": "cpu"}}))
+        read_strategy(write(tmp_path, {"bf16": True, "zero_optimization": {"stage": "3", "offload_param": "cpu"}}))
     keys = re.findall(r"mine.json: (\S+) is", str(caught.value))
     assert sorted(keys) == ["bf16", "zero_optimization.offload_param", "zero_optimization.stage"]
 
@@ -108,12 +109,12 @@ def test_all_mistakes_of_a_file_at_once(tmp_path: Path) -> None:
 )
 def test_what_is_no_object_of_json(content: bytes, words: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError) as caught:
-        ds_config.read(write(tmp_path, content))
+        read_strategy(write(tmp_path, content))
     assert words in str(caught.value) and "mine.json" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_what_is_usual_is_taken(tmp_path: Path) -> None:
     usual = {"zero_optimization": {"stage": 3, "reduce_bucket_size": 5e8, "stage3_max_live_parameters": 1e9}}
     usual |= {"fp16": {"enabled": "auto"}, "optimizer": {"type": "AdamW", "params": {"lr": "auto"}}, "bf16": {}}
-    assert ds_config.read(write(tmp_path, usual)).stage == 3
-    assert ds_config.read(write(tmp_path, b"\xef\xbb\xbf{}")).stage == 0
+    assert read_strategy(write(tmp_path, usual)).stage == 3
+    assert read_strategy(write(tmp_path, b"\xef\xbb\xbf{}")).stage == 0

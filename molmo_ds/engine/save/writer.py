@@ -8,17 +8,18 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from molmo_ds import settings
 from molmo_ds.config import RunConfig
-from molmo_ds.engine import nvme
 from molmo_ds.engine.fragments import Fragment
 from molmo_ds.engine.launch import World
 from molmo_ds.weights import checkpoint
@@ -29,9 +30,9 @@ log = logging.getLogger(__name__)
 class Writer:
     """One save at a time; `poll` after each step completes it, `finish` waits for it. All ranks call alike."""
 
-    def __init__(self, config: RunConfig, world: World, keeper: bool, scratch: Path | None = None) -> None:
-        self.config, self.world = config, world
-        self.keeper = keeper  # writes the pieces that several ranks hold alike
+    def __init__(self, config: RunConfig, world: World, scratch: Path | None = None) -> None:
+        self.config = config
+        self.world = world
         self.scratch = scratch  # where copies go that shall not fill the host's memory
         self.thread: threading.Thread | None = None
         self.error: str | None = None
@@ -53,14 +54,14 @@ class Writer:
         tensors, listed, scalars = {}, [], {}
         for piece in pieces:
             scalars |= piece.scalars
-            if piece.whole and not self.keeper:
+            if not piece.owned:
                 continue
             entry = {"name": piece.name, "shape": piece.shape, "start": piece.start, "size": piece.size}
             listed.append({**entry, "stride": piece.stride, "keys": list(piece.tensors)})
             for key, tensor in piece.tensors.items():
                 where = f"{piece.name}|{piece.start}|{key}"
                 if where not in self.buffers:
-                    self.buffers[where] = nvme.buffer(tensor, self.scratch)
+                    self.buffers[where] = buffer(tensor, self.scratch)
                 tensors[where] = self.buffers[where].copy_(tensor.detach())
         name = f"rank-{self.world.rank:05d}"
         facts = {"file": f"{name}.safetensors", "pieces": listed, "scalars": scalars, "lanes": lanes}
@@ -164,3 +165,14 @@ def write_synced(path: Path, text: str) -> None:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def buffer(tensor: Tensor, folder: Path | None) -> Tensor:
+    """Host memory for a copy; or, with a folder, a file without a name there, which the kernel pages in and out."""
+    if folder is None:
+        return torch.empty(tensor.shape, dtype=tensor.dtype)
+    descriptor, path = tempfile.mkstemp(dir=folder)
+    os.close(descriptor)
+    made = torch.from_file(path, shared=True, size=tensor.numel(), dtype=tensor.dtype)
+    os.unlink(path)
+    return made.view(tensor.shape)

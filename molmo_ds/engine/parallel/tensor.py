@@ -7,7 +7,6 @@ Shapes: S ranks of a group, D width, H * d the width of all queries or keys.
 
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +15,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from molmo_ds.config import MolmoConfig
-from molmo_ds.engine import ds_config, fragments, optim
-from molmo_ds.engine.expert import Direct, Regrouped, WithExperts
+from molmo_ds.engine import deepspeed_0_19
+from molmo_ds.engine.fragments import Fragment
+from molmo_ds.engine.parallel.part import Part
 from molmo_ds.model.decoder import DecoderLayer, MoE, Norm
 from molmo_ds.model.linear import Linear
 
@@ -26,83 +26,53 @@ COLUMNS = re.compile(rf"({IN}(\.lora_B)?|layers\.\d+\.self_attn\.[qk]_norm)\.(we
 ROWS = re.compile(rf"{OUT}(\.lora_A)?\.weight")
 
 
-class WithTensors(Regrouped):
-    """What tensor parallelism adds to an engine."""
+class Tensors(Part):
+    """Neighbours read the same samples and share the decoder; what is not split they all hold."""
 
-    def arrange(self) -> None:
-        """Neighbours share the data and the decoder; DeepSpeed's own groups."""
-        from deepspeed.utils import groups
+    regroups = True
 
-        self.shards = self.strategy.ds["tensor_parallel"]["autotp_size"]
-        groups._init_tp_mesh_device(tensor_model_parallel_size=self.shards)
-        self.tensor_group, self.data_group = groups.get_tensor_model_parallel_group(), groups.get_data_parallel_group()
-        self.data_rank, self.place = divmod(self.world.rank, self.shards)
-        self.replicas = self.data_size = self.world.size // self.shards
-        self.loss_group, self.stream = self.data_group, self.data_rank  # all of a group drop the same
+    def shape(self, model: MolmoConfig) -> MolmoConfig:
+        """With this rank's share of the decoder."""
+        return shard(model, self.strategy.tensor)
 
-    def build_model(self) -> nn.Module:
-        """The network with this rank's share of the decoder."""
-        model = self.network(shard(self.config.model, self.shards), self.data_group)
+    def transform(self, model: nn.Module) -> None:
+        """Add the partial sums of every branch over the group."""
+        group = self.grid.group("tensor")
         model.config = self.config.model
         for name, parameter in model.named_parameters():
             parameter.tensor_model_parallel = splits(name)  # AutoEP averages others over the group
         for name, layer in model.named_modules():
             if isinstance(layer, DecoderLayer):
-                join(layer, self.tensor_group)
+                join(layer, group)
             elif splits(f"{name}.weight") and isinstance(layer, Linear) and layer.lora_scale:
-                join_adapter(layer, self.tensor_group, bool(ROWS.fullmatch(f"{name}.weight")))
-        return model
+                join_adapter(layer, group, bool(ROWS.fullmatch(f"{name}.weight")))
 
-    def prepare(self, optimizer: torch.optim.Optimizer) -> Any:
-        """The DeepSpeed engine, without AutoTP's comparison of the first batch, which knows no Batch."""
-        engine = super().prepare(optimizer)
-        engine.first_dataloader_check.remove()
-        return engine
+    def settle(self, engine: Any, model: nn.Module) -> None:
+        """AutoTP would compare the first batch, and knows no Batch."""
+        deepspeed_0_19.compare_no_inputs(engine)
 
-    def marks(self, parameter: nn.Parameter, name: str) -> dict[str, Any]:
+    def marks(self, name: str, parameter: nn.Parameter) -> dict[str, Any]:
         """Whether ranks of a group hold different parts, or all the same parameter."""
-        marks = super().marks(parameter, name)
-        return marks | {"sharded": splits(name) or "moe" in marks}
+        spread = splits(name) or deepspeed_0_19.group_of_experts(parameter) is not None
+        return {"copies": () if spread else ("tensor",)}
 
-    def clip_gradients(self) -> dict[str, Tensor]:
-        """Clip as elsewhere; what all ranks of a group hold counts once."""
-        pieces, _ = fragments.gradients(self.engine, self.groups)
-        other = [{**group, "component": "sharded" if group["sharded"] else group["component"]} for group in self.groups]
-        same, _ = fragments.gradients(self.engine, other)
-
-        def add(squares: Tensor) -> None:
-            for i, part in enumerate(optim.COMPONENTS):
-                for piece in same.get(part, ()):
-                    squares[i] -= piece.double().square().sum() * (1 - 1 / self.shards)
-            dist.all_reduce(squares)
-
-        return optim.clip(pieces, add, optim.norm_limit_used(self.config.optim, self.step))
-
-    def fragments(self, changed: bool = False) -> Iterator[fragments.Fragment]:
-        """What this rank holds, in places of the whole parameters; one rank saves what several hold."""
-        for piece in super().fragments(changed):
-            name, shape, shards = piece.name, piece.shape, self.shards
-            if COLUMNS.fullmatch(name):
-                start = piece.start + self.place * math.prod(shape)
-                piece = replace(piece, shape=(shape[0] * shards, *shape[1:]), start=start)
-            elif ROWS.fullmatch(name):
-                row, phase = divmod(piece.start, shape[1])
-                start = (row * shards + self.place) * shape[1] + phase
-                stride = (shape[1], shape[1] * shards, phase)
-                piece = replace(piece, shape=(shape[0], shape[1] * shards), start=start, stride=stride)
-            elif ".mlp.experts." not in name or ds_config.expert_size(self.strategy) == 1:
-                copy = self.world.rank > 0 if piece.whole else self.place > 0
-                yield replace(piece, whole=copy)
-                continue
-            yield replace(piece, whole=piece.whole and self.data_rank > 0)
-
-
-class TensorEngine(WithTensors, Direct):
-    """Tensor parallelism over ZeRO 1, 2 or 3."""
-
-
-class ExpertTensorEngine(WithTensors, WithExperts, Direct):
-    """Expert parallelism over the same ranks as tensor and data parallelism."""
+    def rename(self, piece: Fragment) -> Fragment:
+        """A piece at its place in the whole parameter; what is not split all ranks of the group hold."""
+        name = piece.name
+        shape = piece.shape
+        shards = self.strategy.tensor
+        place = self.grid.place("tensor")
+        if COLUMNS.fullmatch(name):
+            start = piece.start + place * math.prod(shape)
+            return replace(piece, shape=(shape[0] * shards, *shape[1:]), start=start)
+        if ROWS.fullmatch(name):
+            row, phase = divmod(piece.start, shape[1])
+            start = (row * shards + place) * shape[1] + phase
+            stride = (shape[1], shape[1] * shards, phase)
+            return replace(piece, shape=(shape[0], shape[1] * shards), start=start, stride=stride)
+        if piece.of_experts and self.strategy.experts > 1:
+            return piece
+        return replace(piece, copies=(*piece.copies, "tensor"))
 
 
 def splits(name: str) -> bool:

@@ -1,10 +1,12 @@
-"""ZeRO 0 to 3 through Accelerate's DeepSpeed integration."""
+"""The engine: DeepSpeed around one network, composed of the parts of a strategy (engine/parallel)."""
 
 import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,37 +14,43 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from molmo_ds.batch import Batch
-from molmo_ds.config import MolmoConfig, RunConfig
-from molmo_ds.engine import collectives, ds_config, fragments, nvme, optim
+from molmo_ds.config import RunConfig
+from molmo_ds.engine import collectives, deepspeed_0_19, ds_config, fragments, optim
 from molmo_ds.engine.compiled import compile_layers
 from molmo_ds.engine.gradient_order import GradientOrder
+from molmo_ds.engine.grid import COPIES, LOSSES
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.loss_scale import COUNTS, fill, scale
+from molmo_ds.engine.parallel import grid_of, parts
 from molmo_ds.engine.save import restore
-from molmo_ds.engine.save.writer import Writer
+from molmo_ds.engine.save.writer import Writer, buffer
+from molmo_ds.engine.strategy import Strategy
 from molmo_ds.model import lora
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.weights import checkpoint
 
 
-class ZeroEngine:
-    """Data parallel: every rank holds the network (its shards under ZeRO-3) and reads its own samples."""
+class DeepSpeedEngine:
+    """See the protocol `Engine`; every rank runs every module in every micro-step."""
 
-    def __init__(self, config: RunConfig, world: World, strategy: ds_config.Strategy) -> None:
-        self.config, self.world, self.strategy, self.step = config, world, strategy, 0
-        self.data_rank, self.data_size, self.data_group = world.rank, world.size, None
-        self.replicas, self.loss_group = world.size, None  # ranks over which gradients and losses are averaged
-        self.grid = None  # DeepSpeed's map of the ranks, where it has one
-        self.keeper = world.rank == 0  # saves what several ranks hold alike
-        self.stream = world.rank  # whose random numbers drop out
-        self.arrange()
-        self.order = GradientOrder(self.loss_group, world.device, *self.part_of_network())
+    def __init__(self, config: RunConfig, world: World, strategy: Strategy) -> None:
+        self.config = config
+        self.world = world
+        self.strategy = strategy
+        self.step = 0
         self.not_finite: list[int] = []  # the micro-batches of this rank's last step whose loss is not finite
-        on_gpu = world.device.type == "cuda"
-        self.ds = ds_config.resolve(strategy, config, world.size, on_gpu)
-        ds_config.check_with_deepspeed(strategy, self.ds, self.grid)
-        self.scratch = nvme.prepare(self.ds, strategy.path, config.out, world)  # a folder on NVMe, where that is used
+        topology = self.lay_out()
+        self.grid = grid_of(strategy, world, topology)
+        self.order = GradientOrder(
+            self.grid.group(*LOSSES), world.device, self.grid.place("stage"), self.grid.size("stage")
+        )
+        self.ds = ds_config.resolve(strategy, config, world.size, world.device.type == "cuda")
+        ds_config.check_with_deepspeed(strategy, self.ds, topology)
+        self.parts = parts(strategy, config, world, self.grid, self.ds)
+        self.defers = any(part.defers for part in self.parts)
         self.model = self.build_model()
+        for part in self.parts:
+            part.transform(self.model)
         if config.compile:
             compile_layers(self.model)
         frozen = optim.frozen_names(self.model, config.optim, config.lora)
@@ -52,59 +60,90 @@ class ZeroEngine:
         if not self.groups:
             raise ValueError("Every component is frozen; set optim.connector.freeze=false or another to train.")
         self.order.watch(self.model.named_parameters())
-        optimizer = optim.build_optimizer([dict(group) for group in self.groups], config.optim)
-        self.engine = self.prepare(optimizer)
+        self.engine = self.initialize()
+        for part in self.parts:
+            part.settle(self.engine, self.model)
         self.watch = collectives.check(config.timeout_seconds) if config.check_collectives else None
         self.set_weights(checkpoint.first_weights(config))
-        self.writer = Writer(config, world, self.keeper, self.scratch)
+        self.writer = Writer(config, world, self.scratch)
+
+    @property
+    def data_rank(self) -> int:
+        """Which part of the global batch this process reads."""
+        return self.grid.place("data")
+
+    @property
+    def data_size(self) -> int:
+        """Of how many."""
+        return self.grid.size("data")
+
+    @property
+    def averaged(self) -> int:
+        """Over how many gradients DeepSpeed takes the mean."""
+        return self.grid.size(*COPIES)
+
+    @property
+    def scratch(self) -> Path | None:
+        """A folder for copies that shall not fill the host's memory."""
+        return next((part.scratch for part in self.parts if part.scratch), None)
+
+    def lay_out(self) -> Any:
+        """DeepSpeed's map of a pipeline's ranks; None without stages."""
+        return None
 
     def build_model(self) -> nn.Module:
-        """The network on this rank's device; under ZeRO-3 each parameter is split as soon as it exists."""
-        return self.network(self.config.model)
+        """The network with the run's adapters, as this rank holds it."""
+        shape = self.config.model
+        with ExitStack() as stack:
+            for part in self.parts:
+                shape = part.shape(shape)
+                stack.enter_context(part.inside())
+            model = Molmo(shape, self.config.optim.z_loss, self.config.activation_checkpointing)
+            lora.adapt(model, self.config.lora)
+        return model
 
-    def network(self, model: MolmoConfig, group: dist.ProcessGroup | None = None) -> Molmo:
-        """A network of that shape with the run's adapters; ZeRO-3 splits it over `group`, None = over all ranks."""
-        import deepspeed
+    def initialize(self) -> Any:
+        """DeepSpeed's engine; through Accelerate, unless the optimizer must wait until DeepSpeed replaced layers."""
+        if any(part.regroups for part in self.parts):
+            return direct(self.model, self.build_optimizer, self.ds)
+        return through_accelerate(self.model, self.build_optimizer(), self.ds, self.world)
 
-        place: Any = self.world.device
-        if self.strategy.stage == 3:
-            place = deepspeed.zero.Init(config_dict_or_path=self.ds, data_parallel_group=group)
-        with place:
-            network = Molmo(model, self.config.optim.z_loss, self.config.activation_checkpointing)
-            lora.adapt(network, self.config.lora)
-        return network
+    def build_optimizer(self, _: Any = None) -> torch.optim.Optimizer:
+        """torch's optimizer over the parameters as they are now, in groups cut by the parts' marks."""
 
-    def prepare(self, optimizer: torch.optim.Optimizer) -> Any:
-        """The DeepSpeed engine around `self.model`."""
-        return prepare(self.model, optimizer, self.ds, self.world)
+        def marks(name: str, parameter: nn.Parameter) -> dict[str, Any]:
+            marked: dict[str, Any] = {}
+            for part in self.parts:
+                marked |= part.marks(name, parameter)
+            return marked
 
-    def arrange(self) -> None:
-        """Set the groups of ranks; every rank is a replica of its own here."""
-
-    def part_of_network(self) -> tuple[int, int]:
-        """(which, of how many): the part of the network that this rank trains; the whole here."""
-        return 0, 1
+        self.order.watch(self.model.named_parameters())  # DeepSpeed may have replaced some
+        self.groups = optim.split_groups(optim.parameter_groups(self.model, self.config.optim), marks)
+        return optim.build_optimizer([dict(group) for group in self.groups], self.config.optim)
 
     def local(self, batch: Batch) -> Batch:
-        """This rank's part of a batch that its group shares: all of it here."""
+        """This rank's share of a batch, on its device."""
+        for part in self.parts:
+            batch = part.local(batch)
         return batch.to(self.world.device)
 
     def begin_step(self) -> None:
         """Count the step, give it its random numbers, and let check_collectives name it."""
         self.step += 1
-        torch.manual_seed(dropout_seed(self.config.seed, self.step, self.stream))
+        torch.manual_seed(dropout_seed(self.config.seed, self.step, self.grid.stream))
         if self.watch is not None:
             self.watch.where = f"in step {self.step}"
 
     def train_step(self, micro_batches: list[Batch]) -> dict[str, float]:
-        """One update; see the protocol. Every rank runs every module in every micro-step."""
+        """One update; see the protocol."""
         self.begin_step()
         self.engine.train()
         factor, counts = self.scale(micro_batches)
         micro_batches = fill(micro_batches, self.ds["gradient_accumulation_steps"])
         sums = []
         for i, batch in enumerate(micro_batches):
-            self.engine.set_gradient_accumulation_boundary(i == len(micro_batches) - 1 and not self.scratch)
+            last = i == len(micro_batches) - 1
+            self.engine.set_gradient_accumulation_boundary(last and not self.defers)
             losses = self.engine(self.local(batch).weighted(factor))
             self.order.compare_before(losses[0] + losses[1])
             self.engine.backward(losses[0] + losses[1], scale_wrt_gas=False)
@@ -112,8 +151,8 @@ class ZeroEngine:
             sums.append(torch.stack([loss.detach().double() for loss in losses]))
         norms = self.clip_gradients()
         self.set_learning_rates()
-        if self.scratch:
-            nvme.hand_over(self.engine)
+        for part in self.parts:
+            part.before_step(self.engine)
         self.engine.step()
         self.writer.poll()
         return self.report(sums, counts, norms)
@@ -129,8 +168,9 @@ class ZeroEngine:
         return self.means(sums, counts, {})
 
     def scale(self, micro_batches: list[Batch]) -> tuple[Tensor, Tensor]:
-        """`weights.scale` over the ranks whose losses are averaged."""
-        return scale(micro_batches, self.replicas, self.data_group, self.world.device, self.config.model)
+        """`loss_scale.scale` over the ranks that read different samples."""
+        group = self.grid.group("data")
+        return scale(micro_batches, self.averaged, group, self.world.device, self.config.model)
 
     def report(self, sums: list[Tensor], counts: Tensor, norms: dict[str, Tensor]) -> dict[str, float]:
         """What an update returns: `means`, and of each component the rate and the norm before clipping.
@@ -153,9 +193,9 @@ class ZeroEngine:
         Here a step waits for the device, and nowhere else. `order` is this rank's fingerprint of the gradients' order.
         """
         summed = sums if order is None else torch.cat((sums, order))
-        dist.all_reduce(summed, group=self.loss_group)
+        dist.all_reduce(summed, group=self.grid.group(*LOSSES))
         norm_values = [norm.view(1).to(sums) for norm in norms.values()]
-        found = torch.cat((summed[:3] / self.replicas, counts, *norm_values, summed[3:])).tolist()
+        found = torch.cat((summed[:3] / self.averaged, counts, *norm_values, summed[3:])).tolist()
         names = ("ce_loss", "z_loss", "accuracy", *COUNTS, *(f"grad_norm/{part}" for part in norms))
         values = dict(zip(names, found))
         if order is not None:
@@ -168,14 +208,19 @@ class ZeroEngine:
 
     def set_learning_rates(self) -> None:
         """Give every optimizer group its component's rate."""
-        for group in self.engine.basic_optimizer.param_groups:
+        for group in deepspeed_0_19.torch_optimizer(self.engine).param_groups:
             group["lr"] = optim.learning_rate(*self.schedule(group["component"]))
 
     def clip_gradients(self) -> dict[str, Tensor]:
         """Clip each component to its own norm over all ranks; the norms before."""
-        pieces, split = fragments.gradients(self.engine, self.groups)
+        every: dict[str, list[Tensor]] = {group["component"]: [] for group in self.groups}
+        owned: dict[str, list[Tensor]] = {group["component"]: [] for group in self.groups}
+        for found in fragments.gradients(self.engine, self.groups):
+            every[found.component] += found.tensors
+            if self.grid.first(found.copies):
+                owned[found.component] += found.tensors
         limit = optim.norm_limit_used(self.config.optim, self.step)
-        return optim.clip(pieces, self.sum_over_ranks if split else lambda squares: None, limit)
+        return optim.clip(every, self.sum_over_ranks, limit, owned)
 
     def sum_over_ranks(self, squares: Tensor) -> None:
         """Sum a tensor in place; offloaded gradients lie on the CPU, where NCCL sums nothing."""
@@ -184,8 +229,11 @@ class ZeroEngine:
         squares.copy_(there)
 
     def fragments(self, changed: bool = False) -> Iterator[fragments.Fragment]:
-        """What this rank holds of every parameter; see fragments.fragments."""
-        return fragments.fragments(self.model, self.engine, changed)
+        """What this rank holds of every parameter, under the names of one process; see fragments.fragments."""
+        for piece in fragments.fragments(self.model, self.engine, changed):
+            for part in self.parts:
+                piece = part.rename(piece)
+            yield replace(piece, owned=self.grid.first(piece.copies))
 
     @torch.no_grad()
     def set_weights(self, whole: Callable[[str, tuple[int, ...]], Tensor]) -> None:
@@ -194,7 +242,7 @@ class ZeroEngine:
             value = whole(piece.name, piece.shape).reshape(-1)
             for first, here, length in piece.runs():
                 piece.tensors["weight"][here : here + length] = value[first : first + length]
-        fragments.publish(self.engine)
+        deepspeed_0_19.publish(self.engine)
 
     def save(self, folder: str, data_state: dict[int, dict]) -> None:
         """Write a checkpoint; see the protocol."""
@@ -208,7 +256,7 @@ class ZeroEngine:
         fragments.create_state(self.engine, *restore.state_keys(found))
         restore.restore(found, self.fragments(changed=True), set(self.shapes()), self.config.optim.name)
         fragments.set_scalars(self.engine, found.scalars)
-        fragments.publish(self.engine)
+        deepspeed_0_19.publish(self.engine)
         self.step = found.step
         return found.data_state
 
@@ -217,8 +265,8 @@ class ZeroEngine:
         self.writer.finish()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every parameter of the model, on whichever rank, with its whole shape."""
-        return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self.model.named_parameters()}
+        """Every parameter of the network as one process has it, on whichever rank, with its shape."""
+        return {name: tuple(p.shape) for name, p in without_memory(self.config).named_parameters()}
 
     def full_state(self) -> Iterator[tuple[str, Tensor]]:
         """Every parameter, whole, on the CPU, adapters merged; see the protocol."""
@@ -226,25 +274,41 @@ class ZeroEngine:
         for piece in self.fragments():
             if self.scratch:
                 weight = piece.tensors["weight"]
-                piece = replace(piece, tensors={"weight": nvme.buffer(weight, self.scratch).copy_(weight)})
-            pieces.setdefault(piece.name, []).append(piece)
+                piece = replace(piece, tensors={"weight": buffer(weight, self.scratch).copy_(weight)})
+            if piece.owned:
+                pieces.setdefault(piece.name, []).append(piece)
         shapes = self.shapes()
 
         def whole(name: str) -> Tensor:
-            buffer = torch.zeros(shapes[name], dtype=torch.float32, device=self.world.device).view(-1)
+            summed = torch.zeros(shapes[name], dtype=torch.float32, device=self.world.device).view(-1)
             for piece in pieces.get(name, ()):
-                if not piece.whole or self.keeper:
-                    for first, here, length in piece.runs():
-                        buffer[first : first + length] = piece.tensors["weight"][here : here + length]
-            dist.all_reduce(buffer)
-            return buffer.view(shapes[name]).cpu()
+                for first, here, length in piece.runs():
+                    summed[first : first + length] = piece.tensors["weight"][here : here + length]
+            dist.all_reduce(summed)
+            return summed.view(shapes[name]).cpu()
 
         names, read = lora.merged(shapes, whole, self.config.lora.alpha)
         for name in names:
             yield name, read(name)
 
 
-def prepare(model: nn.Module, optimizer: torch.optim.Optimizer, ds: dict[str, Any], world: World) -> Any:
+def without_memory(config: RunConfig) -> Molmo:
+    """The network as one process has it, adapters included, on the meta device."""
+    with torch.device("meta"):
+        model = Molmo(config.model)
+        lora.adapt(model, config.lora)
+    return model
+
+
+def direct(model: nn.Module, build_optimizer: Callable[[Any], torch.optim.Optimizer], ds: dict[str, Any]) -> Any:
+    """deepspeed.initialize without Accelerate, which takes no function that builds an optimizer."""
+    import deepspeed
+
+    engine, *_ = deepspeed.initialize(model=model, optimizer=build_optimizer, config=ds, dist_init_required=False)
+    return engine
+
+
+def through_accelerate(model: nn.Module, optimizer: torch.optim.Optimizer, ds: dict[str, Any], world: World) -> Any:
     """deepspeed.initialize by way of Accelerate; the DeepSpeed engine."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState

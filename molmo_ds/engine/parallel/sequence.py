@@ -12,40 +12,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from molmo_ds.batch import PER_TOKEN, Batch, learnt_rows_of
-from molmo_ds.engine.zero import ZeroEngine
+from molmo_ds.engine.parallel.part import Part
 from molmo_ds.model.carry import Carry
 from molmo_ds.model.decoder import Core, DecoderLayer
+from molmo_ds.model.molmo import Molmo
 from molmo_ds.ops.tree_attention import AttentionPlan, tree_attention
 
 Group = dist.ProcessGroup
 
 
-class SequenceEngine(ZeroEngine):
-    """ZeRO over all ranks; `sequence_parallel_size` neighbours read the same samples."""
+class Sequence(Part):
+    """Neighbours share each sequence; they read the same samples."""
 
-    def arrange(self) -> None:
-        """Make the groups: neighbours share a sequence, ranks at equal places in their groups share the data."""
-        size = self.strategy.ours["sequence_parallel_size"]
-        self.data_rank, self.place = divmod(self.world.rank, size)
-        self.data_size = self.world.size // size
-        neighbours = [dist.new_group(list(range(i * size, (i + 1) * size))) for i in range(self.data_size)]
-        across = [dist.new_group(list(range(i, self.world.size, size))) for i in range(size)]
-        self.sequence_group, self.data_group = neighbours[self.data_rank], across[self.place]
-
-    def build_model(self) -> nn.Module:
-        """The network with the gathering of features in front of the embedding and Ulysses in every decoder layer."""
-        model = super().build_model()
-        gather = GatherFeatures(self.sequence_group)
-        model.add_module("gather_features", gather)
+    def transform(self, model: Molmo) -> None:
+        """Gather features before the embedding, and exchange tokens for heads in every decoder layer."""
+        group = self.grid.group("sequence")
+        model.add_module("gather_features", GatherFeatures(group))
         model.rows.insert(model.rows.index("embed"), "gather_features")
         for layer in model.modules():
             if isinstance(layer, DecoderLayer):
-                layer.self_attn.core = Ulysses(self.sequence_group)
-        return model
+                layer.self_attn.core = Ulysses(group)
 
     def local(self, batch: Batch) -> Batch:
         """This rank's tokens and crops of a batch that all ranks of the group hold; see `part`."""
-        return part(batch, self.place, dist.get_world_size(self.sequence_group)).to(self.world.device)
+        return part(batch, self.grid.place("sequence"), self.grid.size("sequence"))
 
 
 def part(batch: Batch, place: int, size: int) -> Batch:

@@ -1,0 +1,366 @@
+"""Every private name of DeepSpeed that we touch, behind small functions; no other file holds one.
+
+DeepSpeed promises none of them. `NAMES` says where each is defined, and tests/engine/test_deepspeed_names.py looks for
+them in the installed version and names the one that vanished.
+
+Words: `engine` is what deepspeed.initialize returned, `zero` its optimizer (of whatever ZeRO stage). The optimizer
+steps *masters*: flat fp32 tensors of which a parameter is a slice, or under ZeRO-0 the parameters themselves.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from deepspeed import ops
+from deepspeed.comm import comm
+from deepspeed.pipe import DualPipeVModule, LayerSpec, PipelineModule
+from deepspeed.runtime.pipe import schedule
+from deepspeed.runtime.utils import partition_balanced
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from deepspeed.utils import groups
+from torch import Tensor, nn
+
+NAMES = {  # module -> names that are defined, or set on an object, there
+    "deepspeed.comm.comm": "cdb",
+    "deepspeed.module_inject.auto_ep_layer": "_is_autoep_layer group_name",
+    "deepspeed.ops": "__compatible_ops__",
+    "deepspeed.runtime.bf16_optimizer": "fp32_groups_flat_partition fp32_groups_gradient_flat_partition",
+    "deepspeed.runtime.engine": "_take_model_step basic_optimizer first_dataloader_check",
+    "deepspeed.runtime.fp16.unfused_optimizer": "fp16_groups fp32_groups",
+    "deepspeed.runtime.pipe.engine": "_INSTRUCTION_MAP _allocate_or_extend_buffers",
+    "deepspeed.runtime.pipe.module": "_partition_layers _set_bounds _topo global_rank parts",
+    "deepspeed.runtime.pipe.schedule": "OptimizerStep",
+    "deepspeed.runtime.swap_tensor.optimizer_utils": "swap_params_info unswapped_gradients",
+    "deepspeed.runtime.swap_tensor.partitioned_param_swapper": """
+        remove_partition_and_release_buffers swap_in swap_out_and_release synchronize_reads
+    """,
+    "deepspeed.runtime.utils": "partition_balanced",
+    "deepspeed.runtime.zero.partition_parameters": """
+        ds_id ds_numel ds_secondary_tensor ds_shape ds_tensor final_location nvme_swapper
+    """,
+    "deepspeed.runtime.zero.stage3": """
+        _get_param_partition_rank _optimizer_states_and_gradient_swap_in
+        _optimizer_states_and_gradient_swap_out _partition_all_parameters
+        _reassign_or_swap_out_partitioned_parameters _release_swap_buffers _swappable_optimizer_subgroup
+        averaged_gradients fp16_groups fp16_partitioned_groups_flat_numel fp32_partitioned_groups_flat
+        get_param_id grad_partitions_flat_buffer grad_position module norm_for_param_grads offload_optimizer
+        optimizer_swapper params_in_nvme_and_cpu persistent_parameters sub_group_to_group_id swap_optimizer
+    """,
+    "deepspeed.runtime.zero.stage_1_and_2": """
+        _configure_moe_settings averaged_gradients cpu_offload has_moe_layers is_moe_group
+        scaled_global_norm single_partition_of_fp32_groups update_lp_params
+    """,
+    "deepspeed.utils.groups": "_get_expert_data_parallel_group _get_expert_parallel_group _init_tp_mesh_device",
+    "deepspeed.utils.mixed_precision_linkage": "_hp_mapping",
+    "deepspeed.utils.tensor_fragment": "hp_fragment_address lp_fragment_address param_group_index",
+}
+MODEL_STEP = "_take_model_step"  # the method of an engine that ends in the optimizer's step
+CONFIGURE_EXPERTS = DeepSpeedZeroOptimizer._configure_moe_settings
+
+
+# Where parameters lie
+
+
+@dataclass(frozen=True)
+class Place:
+    """The part of a flattened parameter that this rank keeps: elements [start, start + size)."""
+
+    start: int
+    size: int
+    master: Tensor  # where they are elements [offset, offset + size); of a frozen parameter the weight itself
+    offset: int
+    split: bool  # whether ZeRO gives the other ranks other elements; else every rank keeps the same
+
+
+def is_split(parameter: nn.Parameter) -> bool:
+    """Whether ZeRO-3 keeps a part of it on each rank."""
+    return hasattr(parameter, "ds_id")
+
+
+def whole_shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """Its shape, also while ZeRO-3 keeps only a part."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def place(engine: Any, parameter: nn.Parameter) -> Place | None:
+    """Where this rank keeps its part of a parameter; None if it keeps nothing of it."""
+    if is_split(parameter):
+        return _place_of_stage_3(engine.optimizer, parameter)
+    if hasattr(parameter, "_hp_mapping"):  # ZeRO-1 and 2: one flat vector per group, cut into equal partitions
+        mapping = parameter._hp_mapping
+        if mapping is None or mapping.hp_fragment_address.numel == 0:
+            return None
+        master = _flat_partitions(engine.optimizer)[mapping.param_group_index]
+        address = mapping.hp_fragment_address
+        return Place(mapping.lp_fragment_address.start, address.numel, master, address.start, True)
+    return Place(0, parameter.numel(), _master_of_stage_0(engine, parameter), 0, False)  # or frozen
+
+
+def _place_of_stage_3(zero: Any, parameter: nn.Parameter) -> Place | None:
+    # rank r keeps elements [r * length, (r + 1) * length), of which the last ones are padding
+    length = parameter.ds_tensor.ds_numel
+    start = zero._get_param_partition_rank(parameter) * length
+    size = max(0, min(length, parameter.ds_numel - start))
+    if not size:
+        return None
+    if not parameter.requires_grad:
+        return Place(start, size, parameter.ds_tensor.data, 0, True)
+    group, offset, _ = zero.grad_position[zero.get_param_id(parameter)]
+    return Place(start, size, zero.fp32_partitioned_groups_flat[group], offset, True)
+
+
+def _flat_partitions(zero: Any) -> list[Tensor] | None:
+    # of ZeRO-1 in bf16, or of ZeRO-1 and 2
+    bf16 = getattr(zero, "fp32_groups_flat_partition", None)
+    return getattr(zero, "single_partition_of_fp32_groups", None) if bf16 is None else bf16
+
+
+def _master_of_stage_0(engine: Any, parameter: nn.Parameter) -> Tensor:
+    for half, master in _copies_of_stage_0(engine.optimizer):
+        if half is parameter:
+            return master
+    return parameter
+
+
+def _copies_of_stage_0(zero: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    # the half-precision optimizer of ZeRO-0 keeps a list of fp32 copies next to the list of parameters
+    for halves, masters in zip(getattr(zero, "fp16_groups", ()), getattr(zero, "fp32_groups", ())):
+        yield from zip(halves, masters)
+
+
+def masters(engine: Any) -> list[Tensor]:
+    """The tensors that the optimizer steps, which are the keys of its state."""
+    zero = engine.optimizer
+    flats = getattr(zero, "fp32_partitioned_groups_flat", None) or _flat_partitions(zero)
+    if flats is None:
+        flats = [flat for group in engine.basic_optimizer.param_groups for flat in group["params"]]
+    return flats
+
+
+def torch_optimizer(engine: Any) -> torch.optim.Optimizer:
+    """The optimizer of torch that does the step."""
+    return engine.basic_optimizer
+
+
+@torch.no_grad()
+def publish(engine: Any) -> None:
+    """Carry changed masters into the weights that the forward pass reads."""
+    zero = engine.optimizer
+    if hasattr(zero, "fp32_partitioned_groups_flat"):
+        zero._partition_all_parameters()
+        for parameter in engine.module.parameters():
+            parameter.ds_secondary_tensor = None  # hpZ's copy within a node; DeepSpeed forgets those of frozen ones
+        for group in range(len(zero.fp16_groups)):
+            with sub_group(zero, group, changed=False):
+                zero._reassign_or_swap_out_partitioned_parameters(group)
+        if zero.persistent_parameters:  # small ones that ZeRO-3 keeps gathered
+            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+    elif hasattr(zero, "update_lp_params"):
+        zero.update_lp_params()
+    else:
+        for half, master in _copies_of_stage_0(zero):
+            half.data.copy_(master.data)
+
+
+def gradients(engine: Any) -> list[tuple[int, list[Tensor]]] | None:
+    """(group of the optimizer, this rank's part of its gradients) between the last backward pass and the step.
+
+    None under ZeRO-0, where every parameter has its whole gradient.
+    """
+    zero = engine.optimizer
+    if hasattr(zero, "fp32_partitioned_groups_flat"):
+        on_nvme = collected(zero) if uses_nvme(zero) else ()
+        out = []
+        for i, flat in enumerate(zero.fp32_partitioned_groups_flat):
+            if on_nvme:
+                pieces = [on_nvme[i]]
+            else:
+                pieces = [flat.grad] if zero.offload_optimizer else zero.averaged_gradients[i]
+            out.append((zero.sub_group_to_group_id[i], pieces))
+        return out
+    if hasattr(zero, "fp32_groups_gradient_flat_partition"):
+        return [(i, [flat]) for i, flat in enumerate(zero.fp32_groups_gradient_flat_partition)]
+    if hasattr(zero, "single_partition_of_fp32_groups"):
+        flats = zero.single_partition_of_fp32_groups
+        return [(i, [f.grad] if zero.cpu_offload else zero.averaged_gradients[i]) for i, f in enumerate(flats)]
+    return None
+
+
+# What lies on NVMe
+
+
+def uses_nvme(zero: Any) -> bool:
+    """Whether DeepSpeed's optimizer keeps state or weights on NVMe."""
+    return getattr(zero, "swap_optimizer", False) or getattr(zero, "params_in_nvme_and_cpu", False)
+
+
+def sub_group_of(zero: Any) -> dict[int, int]:
+    """id of a parameter that learns -> its sub-group of ZeRO-3's optimizer."""
+    return {id(parameter): i for i, group in enumerate(zero.fp16_groups) for parameter in group}
+
+
+@contextmanager
+def sub_group(zero: Any, index: int, changed: bool) -> Iterator[None]:
+    """A sub-group of the optimizer's state is in memory inside, and is written back if it is `changed` there."""
+    if not getattr(zero, "swap_optimizer", False) or not zero._swappable_optimizer_subgroup(index):
+        yield
+        return
+    zero._optimizer_states_and_gradient_swap_in(index)
+    try:
+        yield
+    finally:
+        if changed:
+            zero._optimizer_states_and_gradient_swap_out(index)
+        else:
+            zero._release_swap_buffers(index)
+
+
+@contextmanager
+def frozen_weight(parameter: nn.Parameter, changed: bool) -> Iterator[None]:
+    """The same for this rank's part of one frozen weight."""
+    if parameter.ds_tensor.final_location != "nvme":
+        yield
+        return
+    swapper = parameter.nvme_swapper
+    swapper.swap_in([parameter], async_op=False)
+    try:
+        yield
+    finally:
+        if changed:
+            swapper.swap_out_and_release([parameter])
+        else:
+            swapper.remove_partition_and_release_buffers([parameter])
+
+
+def settle(zero: Any) -> None:
+    """End the last pass's prefetch and release every gathered weight, so that the files are what counts."""
+    zero._partition_all_parameters()
+    for parameter in zero.module.parameters():
+        if parameter.ds_tensor.final_location == "nvme":
+            parameter.nvme_swapper.synchronize_reads()
+            parameter.nvme_swapper.remove_partition_and_release_buffers([parameter])
+
+
+def collected(zero: Any) -> tuple[Tensor, ...]:
+    """This rank's gradients, a view for each sub-group, as they are collected before `hand_over`."""
+    return zero.grad_partitions_flat_buffer.split(zero.fp16_partitioned_groups_flat_numel)
+
+
+def hand_over(engine: Any) -> None:
+    """Give the gradients (clipped) to the step that follows.
+
+    DeepSpeed itself would write those of large weights to NVMe in the last backward pass, out of reach of clipping,
+    and read them back, though they never left the memory.
+    """
+    zero = engine.optimizer
+    engine.set_gradient_accumulation_boundary(True)
+    for i, (flat, gradient) in enumerate(zip(zero.fp32_partitioned_groups_flat, collected(zero))):
+        zero.norm_for_param_grads[zero.get_param_id(zero.fp16_groups[i][0])] = gradient.norm()  # is it finite?
+        if zero._swappable_optimizer_subgroup(i):
+            zero.optimizer_swapper.swap_params_info[flat.ds_id].unswapped_gradients = {0: gradient}
+        elif zero.offload_optimizer:
+            flat.grad.copy_(gradient)
+
+
+# Pipeline
+
+
+class Stages(PipelineModule):
+    """DeepSpeed's module, cut where we say."""
+
+    def __init__(self, specs: list[LayerSpec], bounds: list[int], **arguments: Any) -> None:
+        self.bounds = bounds
+        super().__init__(specs, **arguments)
+
+    def _partition_layers(self, method: str = "") -> None:
+        stage = self._topo.get_coord(self.global_rank).pipe
+        self.parts = self.bounds
+        self._set_bounds(self.bounds[stage], self.bounds[stage + 1])
+
+
+class FoldedStages(DualPipeVModule, Stages):
+    """DualPipeV's module: rank r of P holds parts r and 2P - 1 - r of our 2P, so the first has data and loss."""
+
+
+def balanced(costs: list[int], parts: int) -> list[int]:
+    """parts + 1 bounds that minimise the cost of the most expensive part."""
+    return partition_balanced(costs, parts)
+
+
+def before_update(engine: Any, function: Callable[[], None], device: torch.device) -> None:
+    """Let a pipeline engine call `function` just before its optimizer's step, instead of taking a norm of its own."""
+    # its own norm makes one collective per parameter group, and stages differ in their groups: it would hang
+    nothing = torch.zeros((), device=device)
+    engine.optimizer.scaled_global_norm = lambda *_: nothing
+    steps = engine._INSTRUCTION_MAP[schedule.OptimizerStep]
+
+    def step(pipeline: Any) -> None:
+        function()
+        steps(pipeline)
+
+    engine._INSTRUCTION_MAP = {**engine._INSTRUCTION_MAP, schedule.OptimizerStep: step}
+
+
+def fresh_buffers(engine: Any, device: torch.device) -> None:
+    """Let a pipeline engine receive into a new tensor each time.
+
+    It gives a buffer again for another type, which crashes a stage that receives from both sides.
+    """
+    nothing = torch.zeros((), device=device)
+    engine._allocate_or_extend_buffers = lambda _, shape, dtype: nothing.new_empty(shape, dtype=dtype)
+
+
+# Tensor and expert parallelism
+
+
+def tensor_groups(size: int) -> list[Any]:
+    """AutoTP's groups of this rank: those that share the decoder, and those that read different samples."""
+    groups._init_tp_mesh_device(tensor_model_parallel_size=size)
+    return [groups.get_tensor_model_parallel_group(), groups.get_data_parallel_group()]
+
+
+def compare_no_inputs(engine: Any) -> None:
+    """Take AutoTP's comparison of the first batch away, which knows no Batch."""
+    engine.first_dataloader_check.remove()
+
+
+def expert_groups(size: int) -> tuple[Any, Any]:
+    """AutoEP's groups of this rank: those over which the experts are spread, and those that hold the same ones."""
+    name = f"ep_size_{size}"
+    return groups._get_expert_parallel_group(name), groups._get_expert_data_parallel_group(name)
+
+
+def group_of_experts(parameter: nn.Parameter) -> str | None:
+    """AutoEP's name of the group over which a parameter is spread; None if it is none of an expert."""
+    return getattr(parameter, "group_name", None)
+
+
+def expert_layers(model: nn.Module) -> int:
+    """Layers of experts that AutoEP has replaced."""
+    return sum(getattr(module, "_is_autoep_layer", False) for module in model.modules())
+
+
+def allow_frozen_experts() -> None:
+    """Let ZeRO 1 and 2 take a model whose experts are all frozen, which it refuses."""
+    DeepSpeedZeroOptimizer._configure_moe_settings = _configure_experts
+
+
+def _configure_experts(zero: DeepSpeedZeroOptimizer) -> None:
+    zero.has_moe_layers = any(zero.is_moe_group(group) for group in zero.optimizer.param_groups)
+    if zero.has_moe_layers:
+        CONFIGURE_EXPERTS(zero)
+
+
+# Collectives and ops
+
+
+def compile_no_ops() -> None:
+    """Let DeepSpeed believe that it can compile no op, so that it tries no compilers at each start."""
+    ops.__compatible_ops__ = {}
+
+
+def backend() -> Any:
+    """The object whose methods all collectives of DeepSpeed go through."""
+    return comm.cdb
