@@ -23,10 +23,7 @@ TABLE = (  # what a browser would fetch, and the attribute that says from where
     ("iframe", "src"),
     ("source", "src"),
 )
-TO_BE_WRITTEN = {  # by who follows a page on how to add something
-    "molmo_ds/ops/swiglu/cpu.py",
-    "tests/data/test_sources_FAMILY.py",
-}
+TO_BE_WRITTEN = {"molmo_ds/ops/swiglu/cpu.py"}  # by who follows the page on adding a kernel
 
 spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs/generate.py")
 generate = importlib.util.module_from_spec(spec)
@@ -125,7 +122,7 @@ def test_files_that_pages_name_are_there() -> None:
     named = set()
     for page in PAGES:
         if page.name != "changelog.md":
-            named |= set(re.findall(r"`((?:[a-z_]+/)+\w+\.(?:py|json|yaml|sh))`", page.read_text()))
+            named |= set(re.findall(r"`((?:[a-z_]+/)+[a-z0-9_]+\.(?:py|json|yaml|sh))`", page.read_text()))
     assert len(named) > 50
     there = {name for name in named if (ROOT / name).exists() or (ROOT / "molmo_ds" / name).exists()}
     assert sorted(named - there - TO_BE_WRITTEN) == []
