@@ -16,7 +16,7 @@ from molmo_ds.eval.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
-TABLE = (  # what a browser would fetch, and the attribute that says from where
+LOADED = (  # what a browser would fetch, and the attribute that says from where
     ("script", "src"),
     ("link", "href"),
     ("img", "src"),
@@ -42,7 +42,7 @@ class Fetched(HTMLParser):
         given = dict(attrs)
         if tag == "link" and given.get("rel") == "canonical":
             return
-        self.addresses += [given[name] or "" for kind, name in TABLE if kind == tag and name in given]
+        self.addresses += [given[name] or "" for kind, name in LOADED if kind == tag and name in given]
 
 
 @pytest.fixture(scope="module")
