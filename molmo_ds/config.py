@@ -48,15 +48,15 @@ class VisionConfig(Checked):
     model_type: Literal["clip", "siglip", "dinov2"] = "clip"
     image_size: Size = 336  # side of one crop in pixels
     patch_size: Size = 14  # side of a patch in pixels; divides image_size
-    hidden_size: Size = 1024
+    hidden_size: Size = 1024  # width of a patch's vector
     intermediate_size: Size = 4096  # of the MLP
-    num_hidden_layers: Size = 23
+    num_hidden_layers: Size = 23  # those after the last feature layer are not run
     num_attention_heads: Size = 16  # divide hidden_size
-    hidden_act: Literal["quick_gelu", "gelu", "gelu_pytorch_tanh"] = "quick_gelu"
-    layer_norm_eps: Positive = 1e-5
+    hidden_act: Literal["quick_gelu", "gelu", "gelu_pytorch_tanh"] = "quick_gelu"  # of the MLP
+    layer_norm_eps: Positive = 1e-5  # added to the variance
     num_positions: Optional[Size] = None  # patches in the position table (no class token); None = those of a crop
     feature_layers: Annotated[tuple[int, ...], MinLen(1)] = (-2, -9)  # outputs of blocks, concatenated in this order
-    attention_dropout: Rate = 0.0
+    attention_dropout: Rate = 0.0  # of the attention's weights
     initializer_range: Positive = 0.02  # standard deviation of first weights
 
 
@@ -69,7 +69,7 @@ class ConnectorConfig(Checked):
     projector: Literal["mlp", "linear"] = "mlp"  # mlp is a SwiGLU
     padding_embed: Literal["none", "pad_embed", "regress", "pad_and_partial_pad"] = "pad_and_partial_pad"
     intermediate_size: Optional[Size] = None  # of the mlp; None = text.intermediate_size
-    feature_dropout: Rate = 0.0
+    feature_dropout: Rate = 0.0  # of the features
     initializer_range: Positive = 0.02  # standard deviation of first weights
 
 
@@ -82,29 +82,29 @@ class TextConfig(Checked):
     vocab_size: Size = 152064  # words of the padded tokenizer; the image tokens' ids start here
     embedding_size: Size = 152064  # rows of the base embedding and of the head
     additional_vocab_size: Size = 128  # rows of the second embedding
-    hidden_size: Size = 3584
+    hidden_size: Size = 3584  # width of a token's vector
     intermediate_size: Size = 18944  # of one half of the SwiGLU (or of one expert)
-    num_hidden_layers: Size = 28
-    num_attention_heads: Size = 28
+    num_hidden_layers: Size = 28  # decoder blocks
+    num_attention_heads: Size = 28  # of the queries
     num_key_value_heads: Size = 4  # divide num_attention_heads
     head_dim: Optional[Size] = None  # even; None = hidden_size / num_attention_heads
-    rope_theta: Positive = 1e6
+    rope_theta: Positive = 1e6  # base of the rotary positions
     rope_scaling: Optional[dict[str, Any]] = None  # transformers' dictionary; only "llama3" and "default" are known
     norm_type: Literal["rms", "layer"] = "rms"  # layer = LayerNorm without weights, OLMo v1
-    rms_norm_eps: Positive = 1e-6
+    rms_norm_eps: Positive = 1e-6  # added to the mean square
     attention_bias: bool = True  # on q, k, v
     qk_norm: bool = False  # RMSNorm over the whole q and k projections
     norm_after: bool = False  # normalise the branch's output (OLMo2) instead of its input
     clip_qkv: Optional[Positive] = None  # largest absolute value of q, k and v
     num_experts: Annotated[int, Ge(0), Le(1 << 20)] = 0  # 0 = dense
-    num_experts_per_tok: Annotated[int, Ge(0), Le(1 << 20)] = 0
+    num_experts_per_tok: Annotated[int, Ge(0), Le(1 << 20)] = 0  # experts that each token goes to
     norm_topk_prob: bool = False  # the chosen experts' weights sum to 1
     max_position_embeddings: Size = 4096  # longest prompt, in tokens
     tie_word_embeddings: bool = False  # the head is the base embedding
-    attention_dropout: Rate = 0.0
+    attention_dropout: Rate = 0.0  # of the attention's weights
     residual_dropout: Rate = 0.0  # where the target is not learnt
     response_residual_dropout: Rate = 0.0  # where it is
-    embedding_dropout: Rate = 0.0
+    embedding_dropout: Rate = 0.0  # of the token embeddings
     initializer_range: Positive = 0.02  # standard deviation of first weights
 
 
@@ -148,7 +148,7 @@ class PromptConfig(Checked):
     prompt_templates: Literal["none", "uber_model"] = "uber_model"  # questions of styles that have none
     message_format: Literal["none", "role"] = "role"  # role = "User: ... Assistant:"
     system_prompt: Literal["none", "style", "style_and_length", "demo_or_style"] = "demo_or_style"
-    always_start_with_space: bool = True
+    always_start_with_space: bool = True  # the first turn too, as in the reference
     default_inference_len: Optional[Whole] = 65  # length that a prompt asks for, in 15 characters; None = none
     root_subsegments: bool = True  # divide a picture's loss weights by sqrt(number of annotations)
     shuffle_messages: bool = True  # the order of a picture's annotations
@@ -174,7 +174,7 @@ class DataConfig(Checked):
     prompts: PromptConfig = field(default_factory=PromptConfig)
     sequence_length: Size = 4096  # tokens of one packed sequence
     crops_per_sequence: Size = 39  # crop budget of one packed sequence
-    packing: Literal["pack", "to_max", "to_128"] = "pack"
+    packing: Literal["pack", "to_max", "to_128"] = "pack"  # to_max, to_128 = one sample per sequence, padded
     pool_size: Size = 48  # samples a lane chooses from when it packs
     seed: Whole = 95818  # of the order of samples and of their prompts
     num_workers: Annotated[int, Ge(0), Le(1024)] = 2  # processes per rank that read and decode; 0 = in the rank itself
@@ -187,26 +187,26 @@ class ComponentConfig(Checked):
     """The optimisation of one component."""
 
     lr: NotNegative = 1e-5  # peak of the learning rate
-    warmup_steps: Whole = 200
+    warmup_steps: Whole = 200  # steps until the learning rate is at its peak
     weight_decay: Optional[NotNegative] = None  # None = optim.weight_decay
-    freeze: bool = False
+    freeze: bool = False  # nothing of it learns
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig(Checked):
     """AdamW or SGD with a cosine schedule, per component as the reference does."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
+    name: Literal["adamw", "sgd"] = "adamw"  # sgd is for comparisons
     connector: ComponentConfig = field(default_factory=lambda: ComponentConfig(lr=2e-4))
     vision: ComponentConfig = field(default_factory=lambda: ComponentConfig(lr=6e-6, warmup_steps=2000))
     text: ComponentConfig = field(default_factory=lambda: ComponentConfig(lr=2e-5, warmup_steps=2000))
     freeze_embedding: bool = True  # the base table only; head and additional rows train
-    betas: tuple[Rate, Rate] = (0.9, 0.95)
-    eps: Positive = 1e-6
-    weight_decay: NotNegative = 0.0
+    betas: tuple[Rate, Rate] = (0.9, 0.95)  # of AdamW
+    eps: Positive = 1e-6  # of AdamW
+    weight_decay: NotNegative = 0.0  # of components that have none of their own
     max_grad_norm: NotNegative = 1.0  # of each component; 0 = no clipping
     grad_clip_warmup_steps: Whole = 0  # for so many steps the limit is grad_clip_warmup_factor times higher
-    grad_clip_warmup_factor: Positive = 1.0
+    grad_clip_warmup_factor: Positive = 1.0  # see grad_clip_warmup_steps
     warmup_min_lr: Optional[NotNegative] = 0.0  # where the warm-up starts; None = a tenth of the peak
     alpha_f: Share = 0.1  # final share of the peak
     t_max: Optional[Count] = None  # step at which the cosine ends; None = max_steps
@@ -218,9 +218,9 @@ class LoraConfig(Checked):
     """Adapters beside the linear layers of some components, of which all else is then frozen."""
 
     components: tuple[Component, ...] = ()  # that get adapters
-    rank: Size = 16
+    rank: Size = 16  # inner width of an adapter
     alpha: Positive = 32.0  # the adapter's output is multiplied by alpha / rank
-    dropout: Rate = 0.0
+    dropout: Rate = 0.0  # of the adapter's input
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +247,7 @@ class RunConfig(Checked):
     out: Place = ""  # (required) folder of this run
     resume: bool = True  # go on from the newest whole checkpoint in `out`
     overwrite: bool = False  # allow a folder that holds another run
-    max_steps: Count = 30000
+    max_steps: Count = 30000  # of the whole run
     stop_after: Optional[Count] = None  # end this process after that step without changing the schedule
     global_batch: Size = 8  # sequences per step = lanes
     micro_batch: Size = 1  # sequences per rank and micro-step; divides global_batch

@@ -1,6 +1,6 @@
 """The planned bytes are those torch allocates: two ranks, on the CPU, within 10 %.
 
-`python tests/test_plan_memory.py` measures every case and prints the table of docs/seeing.md.
+`python tests/test_plan_memory.py` measures every case and prints the table of docs/evidence/memory.md.
 """
 
 import gc

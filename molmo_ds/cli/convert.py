@@ -8,7 +8,7 @@
     to-peft CHECKPOINT OUT                   a run's LoRA adapters -> peft's format
     from-peft ADAPTERS OUT --base WEIGHTS    merged into their base -> weights folder
 
-KEY=VALUE changes the architecture, for example vision.num_hidden_layers=3 (docs/hub.md).
+KEY=VALUE changes the architecture, for example vision.num_hidden_layers=3 (docs/guides/convert.md).
 """
 
 import argparse

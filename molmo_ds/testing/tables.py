@@ -14,12 +14,13 @@ def cpu() -> str:
 
 
 def write(table: str, lines: list[str]) -> None:
-    """Put the lines between the markers of a table in docs/parallelism.md. ValueError if it has no such markers."""
-    page = ROOT / "docs/parallelism.md"
+    """Put the lines between the markers of a table in docs/evidence. ValueError if no page there has such markers."""
     begin = f"<!-- {table} -->"
     end = f"<!-- end of {table} -->"
     pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.S)
-    text, found = pattern.subn(lambda _: "\n".join([begin, *lines, end]), page.read_text())
-    if not found:
-        raise ValueError(f"{page} has no '{begin}' followed by '{end}'; write both where the table shall stand.")
-    page.write_text(text)
+    for page in sorted((ROOT / "docs/evidence").glob("*.md")):
+        text, found = pattern.subn(lambda _: "\n".join([begin, *lines, end]), page.read_text())
+        if found:
+            page.write_text(text)
+            return
+    raise ValueError(f"No page of docs/evidence has '{begin}' followed by '{end}'; write both where the table belongs.")

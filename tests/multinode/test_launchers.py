@@ -1,4 +1,4 @@
-"""The commands for several hosts in docs/running.md, as they stand there, on a laboratory of two hosts."""
+"""The commands for several hosts in docs/guides/many-hosts.md, as they stand there, on a laboratory of two hosts."""
 
 import json
 import re
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(bool(lab.missing()), reason=lab.missing() or "it
 
 def documented(launcher: str, slots: int, hostfile: Path) -> list[str]:
     """The command of the page for two hosts of 8 ranks, for as many ranks as the test has; N is the host's number."""
-    page = (ROOT / "docs/running.md").read_text()
+    page = (ROOT / "docs/guides/many-hosts.md").read_text()
     rows = re.findall(r"^\| several hosts \|.*`(\S+ .*) CONFIG\.yaml \.\.\.`", page, re.M)
     found = [shlex.split(row) for row in rows if row.startswith(launcher)]
     assert len(found) == 1, rows

@@ -3,7 +3,7 @@
     python tools/bench/bench_network.py [--strategies zero1 zero3] [--rate 100mbit] [--write]
 
 Each host is a network namespace of this machine; the kernel counts what its network card sends, headers and all. Needs
-root and iproute2. --write replaces the table between the markers in docs/parallelism.md.
+root and iproute2. --write replaces the table between the markers in docs/evidence/bytes.md.
 """
 
 import argparse
@@ -276,7 +276,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--strategies", nargs="+", default=STRATEGIES, choices=STRATEGIES)
     parser.add_argument("--rate", default="100mbit")
-    parser.add_argument("--write", action="store_true", help="into docs/parallelism.md")
+    parser.add_argument("--write", action="store_true", help="into docs/evidence/bytes.md")
     arguments = parser.parse_args()
     if why := missing():
         raise ValueError(f"There can be no laboratory here: {why}.")

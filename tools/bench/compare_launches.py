@@ -5,7 +5,7 @@
 A cell is `deepspeed --num_accelerators N --module molmo_ds.train examples/digits/questions.yaml strategy=... ` with SGD
 and micro-batches of one sequence, dense and with four experts, under each packing. Its losses and gradient norms of
 every step are compared with those of zero1.json on the same number of ranks. --write replaces the table in
-docs/parallelism.md. RUN is a folder of examples/quickstart.sh (16 steps are enough).
+docs/evidence/equality.md. RUN is a folder of examples/quickstart.sh (16 steps are enough).
 """
 
 import argparse
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="+", default=everything, choices=everything)
     parser.add_argument("--packings", nargs="+", default=list(PACKINGS), choices=PACKINGS)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
-    parser.add_argument("--write", action="store_true", help="replace the table in docs/parallelism.md")
+    parser.add_argument("--write", action="store_true", help="replace the table in docs/evidence/equality.md")
     arguments = parser.parse_args()
     run = arguments.run.absolute()
     if not (run / "data/questions").is_dir():

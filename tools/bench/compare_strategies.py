@@ -6,7 +6,7 @@
 Every global batch holds unequal token counts and loss weights, packed documents, message trees, and for some ranks no
 picture. Two rows tell what the others mean: how far the plain process is from itself when its first weights are
 rounded otherwise (what must be allowed), and when its gradients are 1 % too large (what must be seen). --write replaces
-the table of that name in docs/parallelism.md. Takes the batches of molmo_ds/testing.
+the table of that name in docs/evidence/equality.md. Takes the batches of molmo_ds/testing.
 """
 
 import argparse
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--accumulations", nargs="+", type=int, default=[1, 4])
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--write", metavar="NAME", help="replace the table `equality at NAME` in docs/parallelism.md")
+    parser.add_argument("--write", metavar="NAME", help="replace the table `equality at NAME` of docs/evidence")
     arguments = parser.parse_args()
     cells = [
         (name, strategy, optimizer, accumulation, arguments.precision)

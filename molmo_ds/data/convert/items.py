@@ -66,7 +66,7 @@ class FileItem:
     def read(self, mapping: Mapping, notes: Notes) -> Read:
         """The row and its picture; BadSample where one of them cannot be had."""
         if self.beside is None:
-            raise BadSample("It has neither a .json nor a .txt file beside it; see docs/data_format.md.")
+            raise BadSample("It has neither a .json nor a .txt file beside it; see docs/reference/data-format.md.")
         if self.beside.lower().endswith(".txt"):
             row = {"text": read_text(self.beside).strip()}
         else:

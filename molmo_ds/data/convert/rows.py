@@ -1,4 +1,4 @@
-"""A row of any table and its pictures to a sample in the record format (docs/data_format.md)."""
+"""A row of any table and its pictures to a sample in the record format (docs/reference/data-format.md)."""
 
 import json
 import math

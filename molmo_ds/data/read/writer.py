@@ -2,7 +2,8 @@
 
 A shard `name-000000.tar` comes with `name-000000.tar.idx` (Energon's: N + 1 little-endian uint64 sample offsets) and
 `name-000000.tar.parquet` (the sidecar, one row per sample: SIDECAR below). The folder's `.nv-meta` holds Energon's
-`.info.json` and `split.yaml`, and `molmo_ds.json` (bytes of each tar, hash of each sidecar). See docs/data_format.md.
+`.info.json` and `split.yaml`, and `molmo_ds.json` (bytes of each tar, hash of each sidecar). See
+docs/reference/data-format.md.
 """
 
 import hashlib

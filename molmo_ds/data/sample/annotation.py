@@ -57,7 +57,7 @@ class InlinePoints(_Checked):
 
 
 class Annotation(_Checked):
-    """What is to be learnt of a sample, or asked; the keys are explained in docs/data_format.md."""
+    """What is to be learnt of a sample, or asked; the keys are explained in docs/reference/data-format.md."""
 
     style: Text | None = None
     question: Text | None = None

@@ -32,8 +32,9 @@ Picture = bytes | np.ndarray | Image.Image
 class SampleBuilder:
     """Records to Samples under one RunConfig.
 
-    A record is the JSON of a sample (docs/data_format.md) with `sizes`, the upright (width, height) of every picture,
-    and, to be built, `pixels`, their encoded bytes. `size` and `build` draw the same prompts from equal generators.
+    A record is the JSON of a sample (docs/reference/data-format.md) with `sizes`, the upright (width, height) of every
+    picture, and, to be built, `pixels`, their encoded bytes. `size` and `build` draw the same prompts from equal
+    generators.
     """
 
     def __init__(self, config: RunConfig):

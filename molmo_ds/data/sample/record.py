@@ -19,13 +19,15 @@ def parse_record(key: str, data: bytes | None, parts: dict[str, Any]) -> Record:
     Of the annotations only that they are a list is checked here: `annotations` below looks into them.
     """
     if data is None:
-        raise ValueError(f"Sample '{key}' has no .json part; see docs/data_format.md.")
+        raise ValueError(f"Sample '{key}' has no .json part; see docs/reference/data-format.md.")
     try:
         record = read_json(data)
     except ValueError as error:
         raise ValueError(f"The JSON of sample '{key}' cannot be read: {error}.") from None
     if not isinstance(record, dict) or not isinstance(record.get("annotations"), list):
-        raise ValueError(f"Sample '{key}' is not in the record format (no 'annotations'); see docs/data_format.md.")
+        raise ValueError(
+            f"Sample '{key}' is not in the record format (no 'annotations'); see docs/reference/data-format.md."
+        )
     images = [] if record.get("images") is None else record["images"]
     if not isinstance(images, list) or not all(isinstance(name, str) for name in images):
         raise ValueError(f"'images' of sample '{key}' is {shown(images)}, but must be a list of members' names.")

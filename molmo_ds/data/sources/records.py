@@ -87,7 +87,7 @@ def tell(what: str, why: str, dropped: Counter) -> None:
 
 
 def encode(item: Item, read: Callable[[Picture], bytes | None], dropped: Counter) -> dict[str, bytes] | str:
-    """The parts of a sample (docs/data_format.md), or why there is none; annotations that no training can use go."""
+    """The parts of a sample, or why there is none; annotations that no training can use are dropped."""
     parts = {}
     for n, picture in enumerate(item.pictures):
         data = read(picture)

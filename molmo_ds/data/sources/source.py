@@ -22,7 +22,7 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class Item:
-    """One record before its pictures are fetched: `annotations` and `metadata` as docs/data_format.md has them."""
+    """One record before its pictures are fetched; `annotations` and `metadata`: docs/reference/data-format.md."""
 
     pictures: tuple[Picture, ...]
     annotations: list[dict[str, Any]]
