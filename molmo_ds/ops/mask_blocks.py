@@ -6,7 +6,7 @@ leave a half to a tenth of that to do. The heads of a group are folded into the 
 Shapes: B sequences, H heads, G key-value heads, R = H / G, T tokens, d head width, t queries of a block, s its keys.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -31,7 +31,21 @@ class Block:
     mask: Tensor  # [t, s]
 
 
-def cut(mask: Tensor) -> tuple[Block, ...] | None:
+@dataclass(frozen=True)
+class Blocks:
+    """The blocks of one mask."""
+
+    blocks: tuple[Block, ...]
+    folded: dict[int, list[Tensor]] = field(default_factory=dict)  # by R, [1, 1, R * t, s] of each block
+
+    def masks(self, group: int) -> list[Tensor]:
+        """The masks of the blocks for R = `group` heads folded into the queries; made for the first layer that asks."""
+        if group not in self.folded:
+            self.folded[group] = [block.mask.repeat(group, 1)[None, None] for block in self.blocks]
+        return self.folded[group]
+
+
+def cut(mask: Tensor) -> Blocks | None:
     """The blocks of a mask [B, 1, T, T] of 0 and -inf; None where they do not pay."""
     rows, _, tokens, _ = mask.shape
     spans, area = [], 0
@@ -49,7 +63,7 @@ def cut(mask: Tensor) -> tuple[Block, ...] | None:
     if area > WORTH * rows * tokens * tokens:
         return None
     parts = (_join(mask[row, 0, begin:end], runs, 1) for row, begin, end, runs in spans)
-    return tuple(Block(*span, part) for span, part in zip(spans, parts))
+    return Blocks(tuple(Block(*span, part) for span, part in zip(spans, parts)))
 
 
 def _join(x: Tensor, runs: tuple[tuple[int, int], ...], dim: int) -> Tensor:
@@ -62,13 +76,14 @@ class _Blocks(torch.autograd.Function):
     def forward(ctx, q, k, v, blocks):  # noqa: ANN001, ANN205
         out = torch.empty_like(q)
         sums = []
-        for block in blocks:
+        ctx.masks = blocks.masks(q.shape[1] // k.shape[1])
+        for block, mask in zip(blocks.blocks, ctx.masks):
             (folded,), (keys, values) = _gather(block, k.shape[1], (q,), (k, v))
-            part, lse = _forward(folded, keys, values, 0.0, False, attn_mask=_fold(block.mask, q, k))
+            part, lse = _forward(folded, keys, values, 0.0, False, attn_mask=mask)
             out[block.row, :, block.begin : block.end] = part.reshape(q.shape[1], -1, q.shape[3])
             sums.append(lse)
         ctx.save_for_backward(q, k, v, out, *sums)
-        ctx.blocks = blocks
+        ctx.blocks = blocks.blocks
         return out
 
     @staticmethod
@@ -77,10 +92,10 @@ class _Blocks(torch.autograd.Function):
         q, k, v, out, *sums = ctx.saved_tensors
         of_q = torch.empty_like(q)
         of_k, of_v = (torch.zeros_like(x, dtype=torch.float32) for x in (k, v))
-        for block, lse in zip(ctx.blocks, sums):
+        for block, mask, lse in zip(ctx.blocks, ctx.masks, sums):
             queries, keys = _gather(block, k.shape[1], (of_out, q, out), (k, v))
             grad, folded, part = queries
-            a, b, c = _backward(grad, folded, *keys, part, lse, 0.0, False, attn_mask=_fold(block.mask, q, k))
+            a, b, c = _backward(grad, folded, *keys, part, lse, 0.0, False, attn_mask=mask)
             of_q[block.row, :, block.begin : block.end] = a.reshape(q.shape[1], -1, q.shape[3])
             at = 0
             for first, last in block.keys:
@@ -88,11 +103,6 @@ class _Blocks(torch.autograd.Function):
                 of_v[block.row, :, first:last] += c[0, :, at : at + last - first]
                 at += last - first
         return of_q, of_k.to(k.dtype), of_v.to(v.dtype), None
-
-
-def _fold(mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    # [t, s] -> [1, 1, R * t, s]
-    return mask.repeat(q.shape[1] // k.shape[1], 1)[None, None]
 
 
 def _gather(
@@ -104,13 +114,13 @@ def _gather(
     return folded, [_join(x[block.row][None], block.keys, 2) for x in keys]
 
 
-def usable(q: Tensor, blocks: tuple[Block, ...] | None, dropout_p: float) -> bool:
+def usable(q: Tensor, blocks: Blocks | None, dropout_p: float) -> bool:
     """Whether `attention` takes these: a CPU, blocks of q's type, no dropout, nothing that is compiled."""
     if blocks is None or dropout_p or q.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    return q.dtype in TYPES and blocks[0].mask.dtype == q.dtype
+    return q.dtype in TYPES and blocks.blocks[0].mask.dtype == q.dtype
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, blocks: tuple[Block, ...]) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks) -> Tensor:
     """q [B, H, T, d], k and v [B, G, T, d], blocks of their mask -> [B, H, T, d]."""
     return _Blocks.apply(q, k, v, blocks)

@@ -10,7 +10,6 @@ Shapes: B sequences, H heads, G key-value heads, T tokens, d head width.
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +32,7 @@ class AttentionPlan:
     image_ids: Tensor | None = None  # int [B, T], 1, 2, ... per image, 0 = text
     mask: Tensor | None = None  # [B, 1, T, T], 0 or -inf, added to the scores
     lengths: tuple[int, ...] | None = None  # with a mask on the CPU: of the documents, one after the other in B * T
-    mask_blocks: tuple[Any, ...] | None = None  # with a long mask on the CPU: `mask_blocks.Block`s where they pay
+    cpu_blocks: mask_blocks.Blocks | None = None  # with a long mask on the CPU, where they pay
     blocks: BlockMask | None = None  # of FlexAttention
     segments: cascade.Segments | None = None  # of the flash-attention cascade
 
@@ -92,13 +91,11 @@ def _long(document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype, image_id
 
 
 @dispatch.implements("attention_plan", "cpu", _long)
-def _plan_mask_blocks(
-    document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype, image_ids: Tensor | None
-) -> AttentionPlan:
+def _plan_cpu(document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype, image_ids: Tensor | None) -> AttentionPlan:
     plan = _plan_mask(document_ids, branch_ids, dtype, image_ids)
     # documents shorter than the blocks run one by one in less time
     short = plan.lengths is not None and document_ids.numel() <= mask_blocks.BLOCK * len(plan.lengths)
-    return plan if short else replace(plan, mask_blocks=mask_blocks.cut(plan.mask))
+    return plan if short else replace(plan, cpu_blocks=mask_blocks.cut(plan.mask))
 
 
 @dispatch.implements("attention_plan", "triton", lambda document_ids, *rest: document_ids.is_cuda)
@@ -134,14 +131,14 @@ def _torch(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_
 def _in_blocks(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float) -> bool:
     if plan is None or torch.compiler.is_compiling():  # blocks would be compiled in
         return False
-    return mask_blocks.usable(q, plan.mask_blocks, dropout_p)
+    return mask_blocks.usable(q, plan.cpu_blocks, dropout_p)
 
 
 @dispatch.implements("tree_attention", "cpu", _in_blocks)
 def _cpu(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float) -> Tensor:
     if not _in_blocks(q, k, v, plan, dropout_p):  # the plan decides, also where a name is forced
         return _torch(q, k, v, plan, dropout_p)
-    return mask_blocks.attention(q, k, v, plan.mask_blocks)
+    return mask_blocks.attention(q, k, v, plan.cpu_blocks)
 
 
 @dispatch.implements("tree_attention", "triton", lambda q, k, v, plan, p: plan is not None and plan.blocks is not None)
