@@ -4,9 +4,10 @@
         [--write "2 ranks"]
 
 Every global batch holds unequal token counts and loss weights, packed documents, message trees, and for some ranks no
-picture. Two rows tell what the others mean: how far the plain process is from itself when its first weights are
-rounded otherwise (what must be allowed), and when its gradients are 1 % too large (what must be seen). --write replaces
-the table of that name in docs/evidence/equality.md. Takes the batches of molmo_ds/testing.
+picture. A decoder named `unlike` has batches whose ranks hold amounts on both sides of every threshold of the kernels
+(molmo_ds/testing/unlike.py). Two rows tell what the others mean: how far the plain process is from itself when its
+first weights are rounded otherwise (what must be allowed), and when its gradients are 1 % too large (what must be
+seen). --write replaces the table of that name in docs/evidence/equality.md. Takes the batches of molmo_ds/testing.
 """
 
 import argparse
@@ -14,16 +15,18 @@ import shlex
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from tqdm import tqdm
 
+from molmo_ds.batch import Batch
 from molmo_ds.config import RunConfig
 from molmo_ds.engine import build_engine, optim, pipeline  # noqa: F401 (before the fork)
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.strategy import read_strategy
-from molmo_ds.testing import synthetic
+from molmo_ds.testing import synthetic, unlike
 from molmo_ds.testing.oracle import Run, difference, family, fresh_groups, plain
 from molmo_ds.testing.ranks import run_ranks
 from molmo_ds.testing.tables import ROOT, cpu, write
@@ -33,12 +36,17 @@ SGD_RATE = 0.25  # of synthetic.config's rates, whose 20 steps without clipping 
 SHOWN = {"sgd": "SGD", "adamw": "AdamW"}
 BF16 = [(strategy, times) for strategy in ("zero1", "zero2", "zero3") for times in (1, 2, 4, 8, 16)]
 ALLOWED = 1e-5  # loss difference under SGD in fp32
+UNLIKE = " unlike"  # behind the name of a decoder
 Cell = tuple[str, str, str, int, str]  # family, strategy, optimizer, accumulation, precision
 
 
 def run_config(cell: Cell, data_size: int, steps: int) -> RunConfig:
     """The run of a cell on `data_size` replicas; no clipping under SGD, clipping that acts under AdamW."""
     name, strategy, optimizer, accumulation, precision = cell
+    if name.endswith(UNLIKE):
+        micro_batch = max(1, LANES // data_size // accumulation)
+        model = family(name.removesuffix(UNLIKE))
+        return unlike.run_config(model, f"ds_configs/{strategy}.json", steps, LANES, micro_batch)
     base = synthetic.config() if optimizer == "sgd" else synthetic.adamw()
     settings = base.optim
     if optimizer == "sgd":
@@ -57,6 +65,21 @@ def run_config(cell: Cell, data_size: int, steps: int) -> RunConfig:
     )
 
 
+def lanes_of(name: str, steps: int) -> Callable[[int], list[Batch]] | None:
+    """The sequences of each step of the plain process for a decoder; None = those of synthetic.py."""
+    if not name.endswith(UNLIKE):
+        return None
+    shapes = unlike.extremes(LANES, steps)
+    return lambda step: unlike.lanes(shapes, step)
+
+
+def micro_batches(cell: Cell, config: RunConfig, step: int, rank: int, size: int) -> list[Batch]:
+    """A rank's share of a step of a cell."""
+    if cell[0].endswith(UNLIKE):
+        return unlike.micro_batches(config, unlike.extremes(LANES, config.max_steps), step, rank, size)
+    return synthetic.micro_batches(config, step, rank, size)
+
+
 def under_strategies(world: World, cells: list[Cell], steps: int) -> dict[Cell, Run | str]:
     """Losses and weights of each cell through the engine, or the sentence with which it is refused."""
     out: dict[Cell, Run | str] = {}
@@ -71,7 +94,7 @@ def under_strategies(world: World, cells: list[Cell], steps: int) -> dict[Cell, 
             continue
         losses = []
         for step in range(1, steps + 1):
-            batches = synthetic.micro_batches(config, step, engine.data_rank, engine.data_size)
+            batches = micro_batches(cell, config, step, engine.data_rank, engine.data_size)
             losses.append(engine.train_step(batches)["loss"])
         out[cell] = losses, dict(engine.full_state())
     return out
@@ -92,7 +115,8 @@ def table(results: dict[Cell, Run | str], noise: dict[Cell, Run | str], steps: i
         first, second = [], []
         for optimizer in optimizers:
             config = run_config((name, "zero0", optimizer, 1, "fp32"), 1, steps)
-            references[name, optimizer] = reference = plain(config)[::2]
+            lanes = lanes_of(name, steps)
+            references[name, optimizer] = reference = plain(config, lanes=lanes)[::2]
             if noise:
                 pairs = [difference(run, reference) for c, run in noise.items() if (c[0], c[2]) == (name, optimizer)]
                 spreads = [(statistics.mean(values), statistics.stdev(values)) for values in zip(*pairs)]
@@ -100,8 +124,8 @@ def table(results: dict[Cell, Run | str], noise: dict[Cell, Run | str], steps: i
                 first += [f"{mean:.1e} +- {deviation:.1e}" for mean, deviation in spreads]
                 continue
             allowed[name, optimizer] = ALLOWED
-            first += [f"{x:.1e}" for x in difference(plain(config, rounding=1e-7)[::2], reference)]
-            second += [f"{x:.1e}" for x in difference(plain(config, too_large=0.01)[::2], reference)]
+            first += [f"{x:.1e}" for x in difference(plain(config, rounding=1e-7, lanes=lanes)[::2], reference)]
+            second += [f"{x:.1e}" for x in difference(plain(config, too_large=0.01, lanes=lanes)[::2], reference)]
         what = f"{len(BF16)} runs in bf16" if noise else "first weights rounded otherwise"
         lines.append(f"| one process, {what} | {name} | {' | '.join(first)} |")
         if second:
@@ -138,13 +162,21 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2)
     everything = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
     parser.add_argument("--strategies", nargs="+", default=everything, choices=everything)
-    parser.add_argument("--families", nargs="+", default=["qwen2", "llama", "olmo", "olmo2", "olmoe"])
+    parser.add_argument("--families", nargs="+", help="default: all, and under SGD in fp32 two of them with `unlike`")
     parser.add_argument("--optimizers", nargs="+", default=["sgd", "adamw"])
     parser.add_argument("--accumulations", nargs="+", type=int, default=[1, 4])
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--write", metavar="NAME", help="replace the table `equality at NAME` of docs/evidence")
     arguments = parser.parse_args()
+    if arguments.families is None:
+        arguments.families = ["qwen2", "llama", "olmo", "olmo2", "olmoe"]
+        if arguments.optimizers == ["sgd"] and arguments.precision == "fp32":
+            arguments.families += [f"qwen2{UNLIKE}", f"olmoe{UNLIKE}"]
+    elif any(name.endswith(UNLIKE) for name in arguments.families) and (
+        arguments.optimizers != ["sgd"] or arguments.precision != "fp32"
+    ):
+        raise ValueError("Decoders with `unlike` are compared with --optimizers sgd --precision fp32 alone.")
     cells = [
         (name, strategy, optimizer, accumulation, arguments.precision)
         for strategy in arguments.strategies
