@@ -282,7 +282,7 @@ def resized_positions(table: Tensor, vision: VisionConfig) -> Tensor:
     new = round((vision.num_positions or (vision.image_size // vision.patch_size) ** 2) ** 0.5)
     if old == new or old * old != len(table) - first:
         return table
-    patches = rearrange(table[first:], "(row column) width -> 1 width row column", row=old).float()
+    patches = rearrange(table[first:], "(row column) width -> 1 width row column", row=old).contiguous().float()
     scale = (new + 0.1) / old
     patches = F.interpolate(patches, scale_factor=(scale, scale), mode="bicubic", align_corners=False)
     assert patches.shape[-2:] == (new, new)
