@@ -254,7 +254,7 @@ def test_fields_are_checked_in_python_too() -> None:
         with pytest.raises(ValueError):
             replace(TextConfig(), **wrong)
     with pytest.raises(ValueError, match="positional"):
-        TextConfig(model_type="qwen2")
+        TextConfig("qwen2")
     with pytest.raises(dataclasses.FrozenInstanceError):
         TextConfig().hidden_size = 3  # type: ignore[misc]
 
