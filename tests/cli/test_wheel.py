@@ -42,8 +42,12 @@ def test_the_wheel_holds_what_is_read_at_run_time(installed: Path) -> None:
         assert theirs
         for path in theirs:
             assert (installed / "molmo_ds" / path).read_bytes() == (ROOT / path).read_bytes()
-    for name in ("py.typed", "data/show/page.css", "hub/remote/README.md", "ops/csrc/pool_patches.cu"):
-        assert (installed / "molmo_ds" / name).is_file()
+    others = [
+        path for path in (ROOT / "molmo_ds").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc", ".so")
+    ]
+    assert {"py.typed", "page.css", "README.md", "pool_patches.cu"} <= {path.name for path in others}
+    for path in others:
+        assert (installed / path.relative_to(ROOT)).is_file(), path
     assert not [path for path in installed.iterdir() if path.name in ("tests", "tools", "examples")]
 
 
