@@ -69,7 +69,7 @@ def train(shards: Path, cell: tuple[int, str, str, str], out: Path) -> list[dict
     said = [out.with_name(f"{out.name}-{rank}.txt") for rank in range(ranks)]
     started = [Forked(words, said[rank], rank_environment(rank, ranks, port)) for rank in range(ranks)]
     for process in started:
-        code, output = process.finish(timeout=240)
+        code, output = process.finish(timeout=500)  # DeepSpeed may compile its op for NVMe first
         assert code == 0, output[-3000:]
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 

@@ -23,6 +23,7 @@ OTHERS = {  # of Python, torch and accelerate
     "_asdict",
     "_cdata",
     "_dynamo",
+    "_field_defaults",
     "_fields",
     "_foreach_mul_",
     "_foreach_norm",
