@@ -145,10 +145,11 @@ class DeepSpeedEngine:
             last = i == len(micro_batches) - 1
             self.engine.set_gradient_accumulation_boundary(last and not self.defers)
             losses = self.engine(self.local(batch).weighted(factor))
-            self.order.compare_before(losses[0] + losses[1])
-            self.engine.backward(losses[0] + losses[1], scale_wrt_gas=False)
+            loss = losses[0] + losses[1]
+            self.order.compare_before(loss)
+            self.engine.backward(loss, scale_wrt_gas=False)
             self.order.end_pass()
-            sums.append(torch.stack([loss.detach().double() for loss in losses]))
+            sums.append(torch.stack([value.detach().double() for value in losses]))
         norms = self.clip_gradients()
         self.set_learning_rates()
         for part in self.parts:

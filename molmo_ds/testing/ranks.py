@@ -5,7 +5,6 @@ import logging
 import os
 import pickle
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -31,6 +30,7 @@ import molmo_ds.monitor.metrics  # noqa: F401
 from molmo_ds import train
 from molmo_ds.engine import launch
 from molmo_ds.engine.launch import World
+from molmo_ds.engine.supervise import free_port
 
 torch.set_num_threads(1)
 tqdm.set_lock(threading.RLock())  # tqdm's own is one for all forks: a rank killed with it would stop all later ones
@@ -60,13 +60,6 @@ def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, timeout: flo
         assert not errors, errors[0]
         assert not waiting and not failed, f"{ranks} ranks did not finish within {timeout} s or died"
         return [pickle.loads((Path(folder) / f"{rank}.result").read_bytes()) for rank in range(ranks)]
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
