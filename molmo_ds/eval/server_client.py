@@ -84,29 +84,23 @@ class ServerClient:
 
     def _reply(self, ask: Ask) -> Reply:
         try:
-            text = self._prompt(ask)
-            body = {
-                "model": self.model,
-                "messages": [{"role": "user", "content": [*map(_part, ask.pictures), _text(text)]}],
-                "max_tokens": ask.max_new_tokens,
-                "temperature": 0,
-                "style": VERBATIM,
-            }
-            if self.max_crops is not None:
-                body["max_crops"] = self.max_crops
+            text = self.formatter.messages(ask.annotation, RandomState(ask.seed), inference=True)[-1]
+            content = [*(_part(picture) for picture in ask.pictures), {"type": "text", "text": text}]
+        except (ValueError, OSError) as error:  # an annotation that cannot be used, a picture that is none
+            return failure(ask, error)
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": ask.max_new_tokens,
+            "temperature": 0,
+            "style": VERBATIM,
+        }
+        if self.max_crops is not None:
+            body["max_crops"] = self.max_crops
+        try:
             return _read(ask, self._call("/chat/completions", body), text)
         except Unanswered as error:
             return failure(ask, error)
-
-    def _prompt(self, ask: Ask) -> str:
-        size = None
-        try:
-            if ask.pictures:
-                size = Image.open(io.BytesIO(ask.pictures[0])).size
-            messages = self.formatter.messages(ask.annotation, RandomState(ask.seed), size, inference=True)
-        except (ValueError, OSError) as error:
-            raise Unanswered(error) from None
-        return messages[-1]
 
     def _only_model(self) -> str:
         """The name of the model that the server says it has."""
@@ -168,10 +162,6 @@ def _part(picture: bytes) -> dict[str, Any]:
     kind = Image.open(io.BytesIO(picture)).get_format_mimetype() or "image/jpeg"
     url = f"data:{kind};base64,{base64.b64encode(picture).decode()}"
     return {"type": "image_url", "image_url": {"url": url}}
-
-
-def _text(text: str) -> dict[str, Any]:
-    return {"type": "text", "text": text}
 
 
 def _error_text(error: urllib.error.HTTPError) -> str:
