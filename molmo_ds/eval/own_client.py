@@ -14,11 +14,13 @@ from numpy.random import RandomState
 from molmo_ds.batch import Sample
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.sample.builder import SampleBuilder
+from molmo_ds.engine.strategy import Limits
 from molmo_ds.eval.client import Ask, Reply, failure
 from molmo_ds.eval.load import Answerer
-from molmo_ds.infer.generate import Options, generate
-
-AHEAD = 4  # batches of prompts that are made before they are needed
+from molmo_ds.infer.answers import answer
+from molmo_ds.infer.options import Options
+from molmo_ds.infer.question import Question
+from molmo_ds.infer.replica import Replica
 
 
 @dataclass(frozen=True)
@@ -29,49 +31,55 @@ class _Made:
 
 
 class OwnClient:
-    """A checkpoint that answers `batch` questions at a time, greedily."""
+    """A checkpoint that answers, greedily, `batch` questions at a time; those about one picture share its prefill.
+
+    The room for a prompt and its answer are the positions that the network knows.
+    """
 
     def __init__(self, answerer: Answerer, batch: int = 64, workers: int | None = None):
-        self.answerer = answerer
+        self.builder = answerer.builder
+        self.known = answerer.model.config.text.max_position_embeddings
         self.batch = batch
         self.workers = workers or min(8, len(os.sched_getaffinity(0)))
+        limits = Limits(slots=batch, slot_tokens=self.known)
+        self.replica = Replica.of(answerer.model, self.builder.tokenizer.eos, limits)
 
     def replies(self, asks: Iterable[Ask]) -> Iterator[Reply]:
-        """As in `Client`; batch by batch."""
-        made = self._made(asks)
-        while batch := list(itertools.islice(made, self.batch)):
-            yield from (failure(one.ask, one.text) for one in batch if one.prompt is None)
-            usable = [one for one in batch if one.prompt is not None]
-            for tokens, alike in itertools.groupby(usable, lambda one: one.ask.max_new_tokens):
-                yield from self._answer(list(alike), tokens)
+        """As in `Client`."""
+        prompts: dict[str, str] = {}
+        failed: deque[Reply] = deque()
+        for found in answer(self.replica, self._questions(asks, prompts, failed)):
+            while failed:
+                yield failed.popleft()
+            text = self.builder.tokenizer.decode(found.token_ids).strip()
+            count = len(found.token_ids)
+            yield Reply(id=found.name, text=text, token_count=count, end=found.end, prompt=prompts.pop(found.name))
+        yield from failed
 
-    def _answer(self, made: list[_Made], max_new_tokens: int) -> Iterator[Reply]:
-        tokenizer = self.answerer.builder.tokenizer
-        prompts = self.answerer.batch([one.prompt for one in made])
-        options = Options(max_new_tokens=max_new_tokens)
-        answers = generate(self.answerer.model, prompts, tokenizer.eos, options, tokenizer.decode)
-        for row, one in enumerate(made):
-            ids = answers.ids(row)
-            end = "context" if answers.cut[row] else "length"
-            if tokenizer.eos in answers.token_ids[row, 0].tolist():
-                end = "stop"
-            text = tokenizer.decode(ids).strip()
-            yield Reply(id=one.ask.id, text=text, token_count=len(ids), end=end, prompt=one.text)
+    def _questions(self, asks: Iterable[Ask], prompts: dict[str, str], failed: deque[Reply]) -> Iterator[Question]:
+        """The questions for the replica, their texts into `prompts`; those that cannot be asked into `failed`."""
+        for made in self._made(asks):
+            if made.prompt is None:
+                failed.append(failure(made.ask, made.text))
+                continue
+            prompts[made.ask.id] = made.text
+            options = Options(max_new_tokens=made.ask.max_new_tokens)
+            yield Question(name=made.ask.id, prompt=made.prompt, options=options)
 
     def _made(self, asks: Iterable[Ask]) -> Iterator[_Made]:
-        """The prompts in order, as many ahead as AHEAD batches hold."""
+        """The prompts in order, those of as many pictures ahead as there are answers at a time."""
         waiting: deque = deque()
         with ThreadPoolExecutor(self.workers) as pool:
             for _, group in itertools.groupby(asks, lambda ask: ask.pictures):
-                waiting.append(pool.submit(make, self.answerer.builder, list(group)))
-                while len(waiting) > AHEAD * self.batch:
+                waiting.append(pool.submit(make, self.builder, list(group), self.known))
+                while len(waiting) > self.batch:
                     yield from waiting.popleft().result()
             while waiting:
                 yield from waiting.popleft().result()
 
 
-def make(builder: SampleBuilder, asks: list[Ask]) -> list[_Made]:
-    """The prompts of questions about the same pictures, which are decoded once."""
+def make(builder: SampleBuilder, asks: list[Ask], known: int) -> list[_Made]:
+    """The prompts of questions about the same pictures, which are decoded once; `known`: positions of the network."""
     try:
         seen = builder.see(asks[0].pictures)
     except BadSample as error:
@@ -82,6 +90,11 @@ def make(builder: SampleBuilder, asks: list[Ask]) -> list[_Made]:
             prompt = builder.prompt(seen, ask.annotation, rng=RandomState(ask.seed))
         except ValueError as error:  # too long, or an annotation that cannot be used
             out.append(_Made(ask, None, str(error)))
+            continue
+        length = len(prompt.input_ids)
+        if length >= known:
+            why = f"The prompt has {length} tokens and leaves no room for an answer within the {known} known positions."
+            out.append(_Made(ask, None, why))
         else:
             out.append(_Made(ask, prompt, prompt_text(builder, prompt)))
     return out
