@@ -10,7 +10,6 @@ questions. Kill it at any point and give the same command again: only what has n
 """
 
 import argparse
-import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,12 @@ WAIT_SECONDS = 7 * 86_400  # of a rank that has no more questions for one that h
 HIGH_RES = 36  # crops
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Ask, score, write, print."""
+def main(arguments: list[str] | None = None) -> int:
+    """Ask, score, write, print; 1 where a question got no reply."""
     given = evaluate_options.read(__doc__, arguments)
     if given.list:
         print(listing(given.data))
-        return
+        return 0
     tasks = resolve(given.tasks)
     missing = [str(shards_of(*one, given.data)) for one in tasks if not shards_of(*one, given.data).is_dir()]
     if missing:
@@ -37,33 +36,44 @@ def main(arguments: list[str] | None = None) -> None:
             f"There are no shards at {', '.join(missing)}; write them with molmo-ds download NAME --split SPLIT --out"
             f" {given.data}, or name their folder with --data."
         )
-    evaluate(given, tasks)
+    return evaluate(given, tasks)
 
 
-def evaluate(given: argparse.Namespace, tasks: list[tuple[Task, str]]) -> None:
+def evaluate(given: argparse.Namespace, tasks: list[tuple[Task, str]]) -> int:
     """Evaluate the tasks one after the other."""
     from molmo_ds.engine import launch
     from molmo_ds.eval import results, run
+    from molmo_ds.eval.plan import Wish, plan
 
     world = launch.start(WAIT_SECONDS) if int(os.environ.get("WORLD_SIZE", 1)) > 1 else launch.alone()
     subject = subject_of(given)
+    wish = Wish(
+        data=given.data,
+        limit=given.limit,
+        shuffle_seed=given.shuffle_seed,
+        eval_name=given.eval_name,
+        rescore=given.rescore,
+    )
+    fresh = {}
     found = {}
     for task, split in tasks:
         crops = crops_of(given, task)
-        job = job_of(given, subject, task, split, crops)
+        job = plan(subject, task, split, wish, crops)
+        known = None if given.overwrite or given.rescore else results.cached(job, world)
+        if known is not None:
+            found[job.label] = known
+            continue
         if given.rescore:
             outcome = run.rescore(job) if world.rank == 0 else None
-        elif not given.overwrite and world.broadcast(results.cached(job) is not None):
-            found[job.label] = results.read_metrics(job.results)
-            continue
         else:
             outcome = run.evaluate(job, subject.client(crops), world, given.overwrite, subject.counter(crops))
         if outcome is not None:
-            found[job.label] = results.write(job, outcome, options(given), subject.described(crops))
+            fresh[job.label] = results.write(job, outcome, options(given), subject.described(crops))
             write_page(given, job, outcome)
     if world.rank == 0:
-        results.record(subject.base, subject.step, {label: one["metrics"] for label, one in found.items()})
-        print(results.table({label: one["figures"] for label, one in found.items()}))
+        results.record(subject.base, subject.step, fresh)
+        print(results.table({**found, **fresh}))
+    return int(any(one["failures"] for one in fresh.values()))
 
 
 def subject_of(given: argparse.Namespace) -> Any:
@@ -82,33 +92,6 @@ def crops_of(given: argparse.Namespace, task: Task) -> int | None:
     if given.high_res:
         return HIGH_RES
     return task.crops if given.tasks == ["paper"] else None
-
-
-def job_of(given: argparse.Namespace, subject: Any, task: Task, split: str, crops: int | None) -> Any:
-    """The task with its shards, its folder and its provenance; of --rescore those of the saved replies."""
-    from molmo_ds.data.read.shards import ShardSet
-    from molmo_ds.eval import log, provenance
-    from molmo_ds.eval.run import Job
-
-    eval_name = given.eval_name or (f"{crops}crop" if crops is not None else "")
-    folder = subject.base / provenance.results_name(task, split, subject.step, eval_name)
-    shards = ShardSet(str(shards_of(task, split, given.data)))
-    now = provenance.Provenance(
-        task=task.name,
-        split=split,
-        limit=given.limit,
-        shuffle_seed=given.shuffle_seed,
-        data=shards.fingerprint,
-        new_tokens=task.max_new_tokens,
-        code=provenance.code_version(),
-        **subject.known(crops),
-    )
-    if given.rescore:
-        saved = log.read_provenance(folder)
-        if saved is None:
-            raise ValueError(f"{folder} holds no replies to score; leave --rescore out.")
-        now = dataclasses.replace(now, **saved)
-    return Job(task=task, split=split, shards=shards, results=folder, provenance=now)
 
 
 def options(given: argparse.Namespace) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from molmo_ds.engine.launch import World
 from molmo_ds.eval.log import differences
 from molmo_ds.eval.row import Row
 from molmo_ds.eval.run import DONE, Job, Outcome
@@ -18,22 +19,32 @@ PREDICTIONS = "predictions.json"  # the reference's
 ROWS = "rows.jsonl"  # ours: every scored row
 
 
-def cached(job: Job) -> dict[str, Any] | None:
-    """The finished metrics of a job, whole and of equal provenance; None where it has to be run.
+def cached(job: Job, world: World) -> dict[str, Any] | None:
+    """The finished metrics of a job, whole and of equal provenance, on all ranks; None where it has to be run.
 
-    Raises ValueError where they are finished and of another provenance.
+    Raises ValueError, on all ranks, where they are finished and of another provenance.
     """
-    file = job.results / DONE
-    if not file.is_file():
-        return None
-    known = read_metrics(job.results)
-    if known.get("provenance") != job.provenance.values():
-        said = differences(known.get("provenance") or {}, job.provenance.values())
+    known: dict[str, Any] = {}
+
+    def check() -> None:
+        if (job.results / DONE).is_file():
+            known.update(read_metrics(job.results))
+            refuse_others(job, known)
+
+    world.agree(check)
+    known = world.broadcast(known)
+    return known if known and not known["failures"] else None
+
+
+def refuse_others(job: Job, known: Mapping[str, Any]) -> None:
+    """ValueError where finished metrics are of another provenance."""
+    before = known.get("provenance") or {}
+    if before != job.provenance.values():
         raise ValueError(
-            f"{file} holds figures made otherwise ({said}); give --eval-name or --save-dir to keep both, --rescore to"
-            " score the saved replies, or --overwrite to replace them."
+            f"{job.results / DONE} holds figures made otherwise ({differences(before, job.provenance.values())}); give"
+            " --eval-name or --save-dir to keep both, --rescore to score the saved replies, or --overwrite to replace"
+            " them."
         )
-    return None if known["failures"] else known
 
 
 def read_metrics(results: Path) -> dict[str, Any]:
@@ -92,13 +103,13 @@ def prediction(row: Row, scored: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def record(run: Path, step: int | None, figures: Mapping[str, Mapping[str, Any]]) -> None:
+def record(run: Path, step: int | None, found: Mapping[str, Mapping[str, Any]]) -> None:
     """Add `eval/TASK:SPLIT/METRIC` to the log.jsonl and the TensorBoard of a training run's folder, if it is one."""
-    if step is None or not (run / "log.jsonl").is_file():
+    if not found or step is None or not (run / "log.jsonl").is_file():
         return
     from torch.utils.tensorboard import SummaryWriter
 
-    values = {f"eval/{label}/{name}": one for label, found in figures.items() for name, one in found.items()}
+    values = {f"eval/{label}/{name}": one for label, its in found.items() for name, one in its["metrics"].items()}
     with open(run / "log.jsonl", "a") as lines:
         lines.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
     with SummaryWriter(str(run / "tensorboard")) as writer:
@@ -106,10 +117,10 @@ def record(run: Path, step: int | None, figures: Mapping[str, Mapping[str, Any]]
             writer.add_scalar(name, value, step)
 
 
-def table(figures: Mapping[str, Mapping[str, Any]]) -> str:
+def table(metrics: Mapping[str, Mapping[str, Any]]) -> str:
     """`TASK:SPLIT/METRIC` lines with value, standard error, n, chance level and published figures."""
     lines = []
-    for label, found in figures.items():
+    for label, found in ((label, one["figures"]) for label, one in metrics.items()):
         names = sorted(found["metrics"], key=lambda name: (name != found["headline"], name))
         lines += [_line(label, name, found) for name in names]
         if not names:

@@ -73,6 +73,4 @@ def job(folder: Path, results: str, **changes: object) -> Job:
         "code": "1",
         **changes,
     }
-    return Job(
-        task=TASK, split="validation", shards=shards, results=folder / results, provenance=Provenance(**values)
-    )
+    return Job(task=TASK, split="validation", shards=shards, results=folder / results, provenance=Provenance(**values))
