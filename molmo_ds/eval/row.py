@@ -21,6 +21,8 @@ UNREADABLE = (
 )
 HIDDEN = ("answer", "answers", "answer_index", "points", "text", "boxes", "masks", "inline_points")  # the truth
 
+_FORMATTER = PromptFormatter(PromptConfig(system_prompt="none"))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -62,8 +64,7 @@ def true_answer(row: Row) -> str | None:
     known = row.annotation
     if not known.get("answers") and all(known.get(name) is None for name in ("answer", "answer_index", "points")):
         return None
-    formatter = PromptFormatter(PromptConfig(system_prompt="none"))
-    return formatter.messages(known, RandomState(0), row.size if row.size[0] else None)[-1].strip()
+    return _FORMATTER.messages(known, RandomState(0), row.size if row.size[0] else None)[-1].strip()
 
 
 def by_metadata(*keys: str) -> Callable[[Row], Mapping[str, str]]:
