@@ -6,7 +6,8 @@
 `speed` asks the same questions of the same weights in three ways: `molmo-ds evaluate` (log, scores and all), batches of
 `generate` in which every question brings its picture, as it was until 2026-11, and the exported folder under
 transformers. CPU seconds are those of this process, all threads (time.process_time), after a first batch of each.
-`rows` scores, writes and pages the rows of a model that is made up, and prints its wall seconds and its largest memory.
+`rows` scores, writes and pages the rows of a model that is made up, and prints wall seconds, CPU seconds and the
+largest memory.
 """
 
 import argparse
@@ -160,6 +161,7 @@ def rows(folder: Path, count: int) -> None:
     each = len(QUESTIONS)
     write_shards(records(itertools.islice(itertools.cycle(noise(100)), count // each)), folder / "data", 10_000)
     job = job_of(folder)
+    busy = time.process_time()
     began = time.perf_counter()
     outcome = evaluate(job, MadeUp(), launch.alone())
     asked = time.perf_counter()
@@ -167,10 +169,10 @@ def rows(folder: Path, count: int) -> None:
     written = time.perf_counter()
     text = page.render(job, outcome)
     ended = time.perf_counter()
+    busy = time.process_time() - busy
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(
-        f"{len(outcome.rows):,} rows, {tables.cpu()}: {ended - began:.1f} s, at most {memory:,.0f} MB (asked: {LIMIT})"
-    )
+    print(f"{len(outcome.rows):,} rows, {tables.cpu()}: {ended - began:.1f} s ({busy:.1f} CPU-s)", end=", ")
+    print(f"at most {memory:,.0f} MB (asked: {LIMIT})")
     print(f"read, asked, logged and scored {asked - began:.1f} s, written {written - asked:.1f} s,", end=" ")
     print(f"page of {len(text) / 1e6:.1f} MB {ended - written:.1f} s")
 
