@@ -92,7 +92,8 @@ def _rope(scaling: dict[str, Any] | None, key: str) -> Rows:
         yield wrong, f"{key}.{name} is {value!r}; it must be a number above 0."
         if wrong:
             return
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    low = scaling["low_freq_factor"]
+    high = scaling["high_freq_factor"]
     yield high <= low, f"{key}.high_freq_factor is {high}; it must be above low_freq_factor={low}."
 
 

@@ -55,7 +55,8 @@ def train(config: RunConfig) -> int:
         log.warning(sentence)  # main shows those of rank 0 only
     world = launch.start(config.timeout_seconds)
     world.agree(lambda: check_folder(config))
-    out, checkpoints = Path(config.out), str(Path(config.out) / "checkpoints")
+    out = Path(config.out)
+    checkpoints = str(Path(config.out) / "checkpoints")
     going_on = config.resume and bool(checkpoint.steps(checkpoints))
     engine = build_engine(replace(config, init_from=None) if going_on else config, world)
     data_state = engine.load(checkpoints) if config.resume else None
@@ -69,7 +70,9 @@ def train(config: RunConfig) -> int:
     world.agree(lambda: claim_folder(config, finished=engine.step >= last))
     metrics = Metrics(config, world, engine.step)
     asked = catch_signals()
-    saved, values, stopped_by = engine.step, {}, 0
+    saved = engine.step
+    values = {}
+    stopped_by = 0
     while engine.step < last and not stopped_by:
         began = time.perf_counter()
         micro_batches, lane_states = next(stream)
@@ -84,7 +87,8 @@ def train(config: RunConfig) -> int:
         stopped_by, save_now = world.largest(asked["stop"], asked["save"])
         if engine.step % config.save_interval == 0 or engine.step == last or stopped_by or save_now:
             engine.save(checkpoints, lane_states)
-            saved, asked["save"] = engine.step, 0
+            saved = engine.step
+            asked["save"] = 0
         metrics.step(engine.step, values | phases, arrived - began, trained - arrived, time.perf_counter() - evaluated)
     stream.close()
     engine.close()

@@ -48,7 +48,8 @@ class Watch:
             if tensor is None or name in UNEVEN
             else f" of {tensor.numel()} x {str(tensor.dtype).removeprefix('torch.')}"
         )
-        mine, rank = f"{name}{shape} {self.where}", dist.get_rank()
+        mine = f"{name}{shape} {self.where}"
+        rank = dist.get_rank()
         key = f"{'-'.join(map(str, ranks))}/{number}"
         self.store.set(f"{key}/{rank}", mine)
         for other in ranks:

@@ -89,7 +89,9 @@ def learning_rate(optim: OptimConfig, part: str, step: int, max_steps: int) -> f
     Linear warm-up from warmup_min_lr, a cosine down to alpha_f of the peak at t_max (or max_steps), then flat.
     """
     settings: ComponentConfig = getattr(optim, part)
-    peak, warmup, end = settings.lr, settings.warmup_steps, optim.t_max or max_steps
+    peak = settings.lr
+    warmup = settings.warmup_steps
+    end = optim.t_max or max_steps
     if step < warmup:
         start = 0.1 * peak if optim.warmup_min_lr is None else optim.warmup_min_lr
         return start + (peak - start) * min(step, warmup) / warmup

@@ -50,7 +50,8 @@ class PipelineEngine(DeepSpeedEngine):
         stage = nn.Module()
         stage.config = self.config.model
         for row in (layer for layer in self.module.children() if isinstance(layer, Row)):
-            parent, (*path, leaf) = stage, row.name.split(".")
+            parent = stage
+            (*path, leaf) = row.name.split(".")
             for part in path:
                 if not hasattr(parent, part):
                     parent.add_module(part, nn.Module())
@@ -130,7 +131,9 @@ class Row(nn.Module):
         ends: bool,
     ) -> None:
         super().__init__()
-        self.name, self.layer, self.checkpointing = name, kind(*arguments), checkpointing
+        self.name = name
+        self.layer = kind(*arguments)
+        self.checkpointing = checkpointing
         self.entry = Wire() if begins else None
         self.exit = Wire() if ends else None
         lora.adapt(self.layer, adapters, f"{name}.")
@@ -149,12 +152,18 @@ def balance(rows: list[tuple], config: RunConfig, stages: int) -> list[int]:
     A row in which nothing learns shares a stage with the one in front of it, or, before the first that learns, with
     that: what passes between stages must carry a gradient, and DeepSpeed's stages need something to optimise.
     """
-    vision, data, network = config.model.vision, config.data, without_memory(config)
+    vision = config.model.vision
+    data = config.data
+    network = without_memory(config)
     frozen = optim.frozen_names(network, config.optim, config.lora)
-    crops, tokens = data.crops_per_sequence, data.sequence_length
+    crops = data.crops_per_sequence
+    tokens = data.sequence_length
     patches = (vision.image_size // vision.patch_size) ** 2
     rows_of = {"vision": crops * patches, "connector": crops * patches // 4}
-    costs, starts, begun = [0], [0], False  # of the parts that may stand alone
+    # of the parts that may stand alone
+    costs = [0]
+    starts = [0]
+    begun = False
     for i, (name, *_) in enumerate(rows):
         parameters = dict(network.get_submodule(name).named_parameters(name))
         learns = bool(parameters.keys() - frozen)

@@ -65,7 +65,9 @@ class Asked:
 
     def heads_divide(self) -> bool:
         """Whether ranks that share a sequence can share its heads."""
-        heads, keys, size = self.text.num_attention_heads, self.text.num_key_value_heads, self.s.sequence
+        heads = self.text.num_attention_heads
+        keys = self.text.num_key_value_heads
+        size = self.s.sequence
         return heads % size == 0 and (keys % size == 0 or size % keys == 0)
 
     def columns_divide(self) -> bool:

@@ -44,7 +44,9 @@ class Supervisor:
     """One run and everything that was started for it."""
 
     def __init__(self, config: RunConfig, hosts: list[Host], limits: Limits, exported: str) -> None:
-        self.config, self.hosts, self.limits = config, hosts, limits
+        self.config = config
+        self.hosts = hosts
+        self.limits = limits
         self.out = Path(config.out).absolute()
         self.folder = self.out / "launch"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +72,9 @@ class Supervisor:
 
     def run(self) -> None:
         """Start and start again until the run is done. Raises ValueError where that is hopeless."""
-        failed, reached, reason = 0, self.saved(), ""
+        failed = 0
+        reached = self.saved()
+        reason = ""
         while True:
             answering = alive(self.hosts)
             self.signal(answering, signal.SIGKILL)  # what this try, an earlier one or another supervisor left behind
@@ -119,7 +123,9 @@ class Supervisor:
     def watch(self, hosts: list[Host]) -> str | None:
         """Wait until the run is done (None) or something is wrong (what)."""
         began = last = looked = time.monotonic()
-        beat, longest, first = self.heartbeat(), 0.0, True
+        beat = self.heartbeat()
+        longest = 0.0
+        first = True
         while True:
             time.sleep(0.2)
             if self.done():
@@ -132,7 +138,9 @@ class Supervisor:
             now = time.monotonic()
             if (new := self.heartbeat()) != beat:
                 longest = longest if first else max(longest, now - last)
-                beat, last, first = new, now, False
+                beat = new
+                last = now
+                first = False
             if first and now - began > self.limits.start:
                 return f"no step within {self.limits.start:.0f} s"
             if not first and now - last > max(self.limits.stall, 5 * longest):
@@ -221,7 +229,8 @@ def usable(hosts: list[Host], config: RunConfig) -> list[Host]:
 
     Raises ValueError if hosts are there and no number of them will do.
     """
-    strategy, why = read_strategy(config.strategy), None
+    strategy = read_strategy(config.strategy)
+    why = None
     for count in range(len(hosts), 0, -1):
         try:
             refuse(strategy, config, sum(host.slots for host in hosts[:count]))

@@ -46,7 +46,8 @@ def to_peft(source: str | Path, out: str | Path) -> None:
 def from_peft(source: str | Path, base: str | Path, out: str | Path) -> None:
     """Adapters of peft for an exported folder, and the weights below them -> a weights folder with both merged."""
     config, tensors, tokenizer = load.open_checkpoint(Path(base))
-    weights, adapters = dict(tensors), TensorFolder(Path(source) / "adapter_model.safetensors")
+    weights = dict(tensors)
+    adapters = TensorFolder(Path(source) / "adapter_model.safetensors")
     settings = json.loads((Path(source) / "adapter_config.json").read_text())
     weights |= {name.removeprefix(PREFIX): adapters.read(name) for name in adapters.names()}
     names, read = lora.merged(weights, weights.__getitem__, settings["lora_alpha"])

@@ -73,7 +73,8 @@ def from_reference(values: dict[str, Any]) -> MolmoConfig:
     for name in UNUSED:
         _refuse(values, name, (False,))
     moe = get("block_type") == "moe"
-    heads, width = values["n_heads"], values["d_model"]
+    heads = values["n_heads"]
+    width = values["d_model"]
     half = int(get("mlp_hidden_size", get("mlp_ratio", 4) * width)) // 2
     # experts know no mlp_hidden_size, the connector does
     inner = int(get("mlp_ratio", 4) * width) // 2 if moe else half
@@ -182,7 +183,8 @@ def text_config(values: dict[str, Any]) -> TextConfig:
         raise ValueError(f"This {kind} model has sliding windows or biases that Molmo does not have.")
     rope = values.get("rope_parameters") or {}  # transformers 5; rope_theta and rope_scaling before
     scaling = {k: v for k, v in (values.get("rope_scaling") or rope).items() if k != "rope_theta"}
-    rows, heads = values["vocab_size"], values["num_attention_heads"]
+    rows = values["vocab_size"]
+    heads = values["num_attention_heads"]
     padded = [p.text for p in PADDED if (p.text.model_type, p.text.embedding_size) == (kind, rows)]
     return TextConfig(
         model_type=kind,
@@ -232,9 +234,12 @@ def vision_config(values: dict[str, Any], name: str) -> tuple[VisionConfig, Imag
     values = defaults | (values if part is None else part)
     if values.get("use_swiglu_ffn"):
         raise ValueError("DINOv2 giant (use_swiglu_ffn) is not supported; use DINOv2 large, base or small.")
-    layers, size, patch = values["num_hidden_layers"], values["image_size"], values["patch_size"]
+    layers = values["num_hidden_layers"]
+    size = values["image_size"]
+    patch = values["patch_size"]
     # crops are as large as Molmo's, whatever the tower saw: SigLIP's 384 pixels hold 27 patches as 378 do
-    crop, table = base.image_size, (size // patch) ** 2
+    crop = base.image_size
+    table = (size // patch) ** 2
     vision = VisionConfig(
         model_type=kind,
         image_size=crop,
@@ -265,7 +270,8 @@ def _reference_vision(tower: dict[str, Any]) -> VisionConfig:
     kind = TOWERS.get(tower["image_model_type"])
     if kind is None:
         raise ValueError(f"There is no vision tower '{tower['image_model_type']}'; there are {', '.join(TOWERS)}.")
-    size, patch = tower["image_default_input_size"][0], tower["image_patch_size"]
+    size = tower["image_default_input_size"][0]
+    patch = tower["image_patch_size"]
     positions = tower["image_num_pos"] - (kind != "siglip")
     return VisionConfig(
         model_type=kind,

@@ -133,7 +133,9 @@ def _tokenizer_of_transformers(folder: Path) -> Any:
 
 def not_servable(config: MolmoConfig) -> str | None:
     """Why vLLM's MolmoForCausalLM (0.33) cannot serve a model, None if it can."""
-    vision, text, connector = config.vision, config.text, config.connector
+    vision = config.vision
+    text = config.text
+    connector = config.connector
     tower = (vision.model_type, vision.image_size, vision.patch_size, vision.hidden_size, vision.num_hidden_layers)
     if tower != ("clip", 336, 14, 1024, 23) or (vision.num_attention_heads, vision.intermediate_size) != (16, 4096):
         return "vLLM knows only the tower CLIP L/14 at 336 pixels with 23 layers"

@@ -74,7 +74,8 @@ def backbones(
         vision: (openai, metaclip, siglip or dinov2, folder or hub id).
         changes: `text.embedding_size=1024` overrides.
     """
-    text_folder, vision_folder = find(llm[1]), find(vision[1])
+    text_folder = find(llm[1])
+    vision_folder = find(vision[1])
     text = configs.text_config(configs.read_json(text_folder))
     if not text.model_type.startswith(llm[0].split("-")[0].split("_")[0].lower().rstrip("0123456789.")):
         raise ValueError(f"'{llm[0]}' does not fit {text_folder}, which holds a {text.model_type} model.")
@@ -221,7 +222,8 @@ def copy_tokenizer(source: Path | None, target: Path) -> None:
 def _convert(source: Path, folder: TensorFolder, config: MolmoConfig, out: Path) -> MolmoConfig:
     if config.text.tie_word_embeddings:  # our models are never tied: servers want the head
         config = replace(config, text=replace(config.text, tie_word_embeddings=False))
-    table, shapes = rename.detect(config, folder.names()), shapes_of(config)
+    table = rename.detect(config, folder.names())
+    shapes = shapes_of(config)
     head = next(rule for rule in table if rule.ours == ("head.lm_head.weight",))
     if head.theirs[0] not in folder:  # tied
         embedding = next(rule.theirs for rule in table if rule.ours == ("embed.embedding",))

@@ -29,14 +29,17 @@ class Pooling(nn.Module):
 
     def __init__(self, features: int, width: int, heads: int, query: str):
         super().__init__()
-        self.head_dim, self.query = width // heads, query
+        self.head_dim = width // heads
+        self.query = query
         self.q_proj, self.k_proj, self.v_proj = (Linear(features, width) for _ in range(3))
         self.out_proj = Linear(width, width)
 
     def forward(self, patches: Tensor, mean: Tensor, windows: Tensor) -> Tensor:
         """patches [M, W, F], mean [M, F], windows [M, W] -> [M, C]."""
         query = mean if self.query == "attention_meanq" else patches[:, 0]
-        q, k, v = self.q_proj(query), self.k_proj(patches), self.v_proj(patches)
+        q = self.q_proj(query)
+        k = self.k_proj(patches)
+        v = self.v_proj(patches)
         q, k, v = (t.view(*t.shape[:-1], -1, self.head_dim) for t in (q, k, v))
         return self.out_proj(pool_patches(q, k, v, windows).flatten(1))
 
@@ -60,10 +63,13 @@ class Connector(nn.Module):
 
     def __init__(self, vision: VisionConfig, connector: ConnectorConfig, text: TextConfig):
         super().__init__()
-        used, width = used_layers(vision), vision.hidden_size
+        used = used_layers(vision)
+        width = vision.hidden_size
         self.order = [used.index(i % vision.num_hidden_layers) for i in vision.feature_layers]
-        self.grid, self.size = vision.image_size // vision.patch_size, connector.pooling_size
-        self.padding, self.dropout = connector.padding_embed, connector.feature_dropout
+        self.grid = vision.image_size // vision.patch_size
+        self.size = connector.pooling_size
+        self.padding = connector.padding_embed
+        self.dropout = connector.feature_dropout
         features = width * len(self.order)
         shape = {"none": (0, features), "pad_and_partial_pad": (2, features)}.get(self.padding, (features,))
         self.pad_embed = None if self.padding == "none" else nn.Parameter(torch.empty(shape))
@@ -86,7 +92,8 @@ class Connector(nn.Module):
     def project(self, layers: list[Tensor], masks: Tensor) -> Tensor:
         """layers: tensors [N, S, C] in the order of the features; masks float32 [N, P] -> [N * Q, D]."""
         windows = windows_of(len(masks), self.grid, self.size, masks.device)
-        shares, table = self.pad_shares(masks), self.pad_embed
+        shares = self.pad_shares(masks)
+        table = self.pad_embed
         if table is None:
             table = layers[0].new_zeros(0, layers[0].shape[-1] * len(layers))
         patches, mean = gather_patches(layers, shares, table.view(-1, table.shape[-1]), windows)

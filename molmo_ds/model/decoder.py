@@ -42,7 +42,8 @@ class Norm(nn.Module):
 
     def __init__(self, text: TextConfig, width: int | None = None):
         super().__init__()
-        self.eps, width = text.rms_norm_eps, width or text.hidden_size
+        self.eps = text.rms_norm_eps
+        width = width or text.hidden_size
         self.weight = nn.Parameter(torch.empty(width)) if text.norm_type == "rms" else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,8 +77,11 @@ class Attention(nn.Module):
     def __init__(self, text: TextConfig):
         super().__init__()
         self.head_dim = text.head_dim or text.hidden_size // text.num_attention_heads
-        self.clip, self.dropout, self.core = text.clip_qkv, text.attention_dropout, Core()
-        queries, keys = text.num_attention_heads * self.head_dim, text.num_key_value_heads * self.head_dim
+        self.clip = text.clip_qkv
+        self.dropout = text.attention_dropout
+        self.core = Core()
+        queries = text.num_attention_heads * self.head_dim
+        keys = text.num_key_value_heads * self.head_dim
         self.q_proj = Linear(text.hidden_size, queries, bias=text.attention_bias)
         self.k_proj = Linear(text.hidden_size, keys, bias=text.attention_bias)
         self.v_proj = Linear(text.hidden_size, keys, bias=text.attention_bias)
@@ -87,13 +91,17 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, plan: Any) -> Tensor:
         """[B, T, D] -> [B, T, D]; cos and sin [B, T, d]; plan as `core` made it."""
-        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        q = self.q_proj(x)
+        k = self.k_proj(x)
+        v = self.v_proj(x)
         if self.clip is not None:
             q, k, v = (t.clamp(-self.clip, self.clip) for t in (q, k, v))
         if self.q_norm is not None:
-            q, k = self.q_norm(q).to(q.dtype), self.k_norm(k).to(k.dtype)
+            q = self.q_norm(q).to(q.dtype)
+            k = self.k_norm(k).to(k.dtype)
         q, k, v = (t.view(*t.shape[:2], -1, self.head_dim).transpose(1, 2) for t in (q, k, v))
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q = rotate(q, cos, sin)
+        k = rotate(k, cos, sin)
         out = self.core(q, k, v, plan, self.dropout if self.training else 0.0)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
@@ -103,8 +111,11 @@ class Experts(nn.Module):
 
     def __init__(self, text: TextConfig):
         super().__init__()
-        n, width, inner = text.num_experts, text.hidden_size, text.intermediate_size
-        self.top_k, self.normalise = text.num_experts_per_tok, text.norm_topk_prob
+        n = text.num_experts
+        width = text.hidden_size
+        inner = text.intermediate_size
+        self.top_k = text.num_experts_per_tok
+        self.normalise = text.norm_topk_prob
         self.gate_up_proj = nn.Parameter(torch.empty(n, 2 * inner, width))
         self.down_proj = nn.Parameter(torch.empty(n, width, inner))
 
@@ -132,15 +143,20 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, text: TextConfig):
         super().__init__()
-        self.theta, self.scaling, self.norm_after = text.rope_theta, text.rope_scaling, text.norm_after
-        self.dropout, self.response_dropout = text.residual_dropout, text.response_residual_dropout
+        self.theta = text.rope_theta
+        self.scaling = text.rope_scaling
+        self.norm_after = text.norm_after
+        self.dropout = text.residual_dropout
+        self.response_dropout = text.response_residual_dropout
         self.self_attn = Attention(text)
         width = text.hidden_size
         self.mlp = MoE(text) if text.num_experts else GatedMLP(width, text.intermediate_size, width)
         if text.norm_after:
-            self.post_attention_layernorm, self.post_feedforward_layernorm = Norm(text), Norm(text)
+            self.post_attention_layernorm = Norm(text)
+            self.post_feedforward_layernorm = Norm(text)
         else:
-            self.input_layernorm, self.post_attention_layernorm = Norm(text), Norm(text)
+            self.input_layernorm = Norm(text)
+            self.post_attention_layernorm = Norm(text)
 
     def forward(self, x: Carry) -> Carry:
         """hidden -> hidden."""

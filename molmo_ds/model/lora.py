@@ -36,7 +36,8 @@ def merged(
     adapted = {name.removesuffix("lora_A.weight") for name in names if name.endswith(".lora_A.weight")}
 
     def whole(name: str) -> Tensor:
-        weight, stem = read(name), name.removesuffix("weight")
+        weight = read(name)
+        stem = name.removesuffix("weight")
         if name == stem or stem not in adapted:
             return weight
         down, up = (read(f"{stem}lora_{side}.weight").double() for side in "AB")

@@ -26,7 +26,8 @@ CHECKPOINTING = ("none", "full", "one_in_two", "vision", "offload")
 
 def layer_list(config: MolmoConfig, z_loss: float = 1e-4) -> list[Row]:
     """Rows (name, class, arguments) in the order in which they run."""
-    vision, text = config.vision, config.text
+    vision = config.vision
+    text = config.text
     return [
         ("vision.embeddings", VisionEmbeddings, (vision, config.images)),
         *((f"vision.layers.{i}", VisionLayer, (vision, i)) for i in range(vision.num_hidden_layers)),
@@ -50,10 +51,12 @@ class Molmo(nn.Module):
         super().__init__()
         if checkpointing not in CHECKPOINTING:
             raise ValueError(f"activation_checkpointing is '{checkpointing}'; use one of {', '.join(CHECKPOINTING)}.")
-        self.config, self.checkpointing = config, checkpointing
+        self.config = config
+        self.checkpointing = checkpointing
         self.rows = []
         for name, kind, arguments in layer_list(config, z_loss):
-            parent, layer = self, kind(*arguments)
+            parent = self
+            layer = kind(*arguments)
             *path, leaf = name.split(".")
             for part in path:
                 if not hasattr(parent, part):

@@ -40,9 +40,11 @@ class VisionEmbeddings(nn.Module):
 
     def __init__(self, vision: VisionConfig, images: ImageConfig):
         super().__init__()
-        width, kind = vision.hidden_size, vision.model_type
+        width = vision.hidden_size
+        kind = vision.model_type
         self.grid = vision.image_size // vision.patch_size
-        self.patch_size, self.pixels = vision.patch_size, PIXEL_STATISTICS[images.resize]
+        self.patch_size = vision.patch_size
+        self.pixels = PIXEL_STATISTICS[images.resize]
         self.class_tokens = 0 if kind == "siglip" else 1
         positions = (vision.num_positions or self.grid**2) + self.class_tokens
         if self.class_tokens:
@@ -84,7 +86,8 @@ class VisionAttention(nn.Module):
     def __init__(self, vision: VisionConfig):
         super().__init__()
         width = vision.hidden_size
-        self.head_dim, self.dropout = width // vision.num_attention_heads, vision.attention_dropout
+        self.head_dim = width // vision.num_attention_heads
+        self.dropout = vision.attention_dropout
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (Linear(width, width) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -115,7 +118,9 @@ class VisionLayer(nn.Module):
     def __init__(self, vision: VisionConfig, index: int):
         super().__init__()
         used = used_layers(vision)
-        self.is_feature, self.is_last, self.is_idle = index in used, index == used[-1], index > used[-1]
+        self.is_feature = index in used
+        self.is_last = index == used[-1]
+        self.is_idle = index > used[-1]
         self.layer_norm1 = nn.LayerNorm(vision.hidden_size, vision.layer_norm_eps)
         self.self_attn = VisionAttention(vision)
         self.layer_norm2 = nn.LayerNorm(vision.hidden_size, vision.layer_norm_eps)

@@ -33,7 +33,8 @@ def flops_per_token(config: MolmoConfig, length: int) -> float:
     """
     text = config.text
     head = text.head_dim or text.hidden_size // text.num_attention_heads
-    queries, keys = text.num_attention_heads * head, text.num_key_value_heads * head
+    queries = text.num_attention_heads * head
+    keys = text.num_key_value_heads * head
     attention = text.hidden_size * (2 * queries + 2 * keys)
     mlp = 3 * text.hidden_size * text.intermediate_size * (text.num_experts_per_tok or 1)
     mlp += text.hidden_size * text.num_experts
@@ -43,14 +44,18 @@ def flops_per_token(config: MolmoConfig, length: int) -> float:
 
 def flops_per_crop(config: MolmoConfig) -> float:
     """The same for one crop through tower and connector."""
-    vision, connector, text = config.vision, config.connector, config.text
-    patches, width = (vision.image_size // vision.patch_size) ** 2, vision.hidden_size
+    vision = config.vision
+    connector = config.connector
+    text = config.text
+    patches = (vision.image_size // vision.patch_size) ** 2
+    width = vision.hidden_size
     tokens = patches + (vision.model_type != "siglip")
     layer = 4 * width * width + 2 * width * vision.intermediate_size + 2 * tokens * width
     layers = used_layers(vision)[-1] + 1
     tower = patches * 3 * vision.patch_size**2 * width + layers * tokens * layer
     pooled = math.ceil(vision.image_size // vision.patch_size / connector.pooling_size) ** 2
-    features, window = width * len(vision.feature_layers), connector.pooling_size**2
+    features = width * len(vision.feature_layers)
+    window = connector.pooling_size**2
     inner = connector.intermediate_size or text.intermediate_size
     pooling = (
         (features * width * (1 + 2 * window) + width * width + 2 * window * width)
@@ -80,12 +85,15 @@ class Metrics:
     since the line before."""
 
     def __init__(self, config: RunConfig, world: World, first_step: int) -> None:
-        self.config, self.world = config, world
+        self.config = config
+        self.world = world
         self.out = Path(config.out)
         self.since = time.perf_counter()
         self.began = self.since - process_age()  # so that imports and building lower the goodput
         self.sums: dict[str, float] = {}
-        self.trained, self.writer, self.wandb = 0.0, None, None
+        self.trained = 0.0
+        self.writer = None
+        self.wandb = None
         if config.wandb and importlib.util.find_spec("wandb") is None:
             raise ValueError(f"wandb={config.wandb} needs the package: pip install wandb, or leave wandb unset.")
         self.bar = tqdm(
@@ -125,7 +133,8 @@ class Metrics:
         if due or "held_out/loss" in values:
             if self.world.rank == 0:
                 self._write(step, values | self._rates())
-            self.sums, self.since = {}, time.perf_counter()
+            self.sums = {}
+            self.since = time.perf_counter()
 
     def close(self) -> None:
         """Flush and close the files."""
@@ -138,7 +147,8 @@ class Metrics:
             self.wandb.finish()
 
     def _rates(self) -> dict[str, float]:
-        now, sums = time.perf_counter(), self.sums
+        now = time.perf_counter()
+        sums = self.sums
         wall = now - self.since
         out = {
             "tokens_per_second": sums["tokens"] / wall,

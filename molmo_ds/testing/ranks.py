@@ -72,7 +72,8 @@ class Forked:
     """`molmo_ds.train.main(arguments)` in a forked process, as python or a launcher would run it."""
 
     def __init__(self, arguments: list[str], said: Path, environment: dict[str, str] | None = None) -> None:
-        self.said, self.code = said, None
+        self.said = said
+        self.code = None
         self.pid = os.fork()
         if self.pid:
             return

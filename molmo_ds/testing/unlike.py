@@ -19,7 +19,9 @@ SIZES = {
     "documents": (1, 2, 40),
     "learnt": (0.0, 0.01, 0.5, 1.0),
 }
-PATCHES, POOLED, SIDE = 64, 16, 56
+PATCHES = 64
+POOLED = 16
+SIDE = 56
 RATE = 0.05  # of synthetic.config's learning rates
 
 

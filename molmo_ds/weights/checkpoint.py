@@ -81,11 +81,14 @@ def runs(start: int, size: int, stride: tuple[int, ...]) -> list[tuple[int, int,
     if not stride:
         return [(start, 0, size)]
     width, distance, phase = stride
-    out, done = [], 0
+    out = []
+    done = 0
     while done < size:
         length = min(width - phase, size - done)
         out.append((start, done, length))
-        start, done, phase = start + distance - phase, done + length, 0
+        start = start + distance - phase
+        done = done + length
+        phase = 0
     return out
 
 
@@ -129,7 +132,9 @@ def open_checkpoint(path: Path) -> Found:
     """Open a checkpoint that `what_is_wrong` found whole."""
     manifest = json.loads((path / "manifest.json").read_text())
     pieces: dict[str, list[Stored]] = {}
-    shapes, scalars, lanes = {}, {}, {}
+    shapes = {}
+    scalars = {}
+    lanes = {}
     for name in manifest["files"]:
         if not (name.startswith("rank-") and name.endswith(".json")):
             continue

@@ -85,12 +85,14 @@ def reference(config: MolmoConfig, block: str | None = None, head: str = "transf
         block: its `block_type`: sequential (fused q|k|v and up|gate), llama (separate) or moe; None takes moe for
             experts and sequential for the rest. "olmoe" spells blocks OLMo's way, as the released MolmoE does.
     """
-    text, block = config.text, block or ("moe" if config.text.num_experts else "sequential")
+    text = config.text
+    block = block or ("moe" if config.text.num_experts else "sequential")
     attention, mlp = ("attn.", "mlp.") if block == "olmoe" else ("", "")
     table = _reference_vision(config.vision) + _reference_connector(config)
     table += _pairs("embed.", "transformer.wte.", {"embedding": "embedding", "new_embedding": "new_embedding"})
     for i in range(text.num_hidden_layers):
-        ours, theirs = f"layers.{i}.", f"transformer.blocks.{i}."
+        ours = f"layers.{i}."
+        theirs = f"transformer.blocks.{i}."
         table += _attention(text, ours + "self_attn.", theirs + attention, fused=block != "llama")
         table += _pairs(ours, theirs, _norms(text, attention + "attn_norm", mlp + "ff_norm"))
         table += _reference_mlp(text, ours + "mlp.", theirs + mlp, block)
@@ -115,7 +117,8 @@ def text_backbone(text: TextConfig, fused_experts: bool = False) -> Table:
     table = [Rule(("embed.embedding",), ("model.embed_tokens.weight",), SAME)]
     norms = ("post_attention_layernorm", "post_feedforward_layernorm") if text.norm_after else None
     for i in range(text.num_hidden_layers):
-        ours, theirs = f"layers.{i}.", f"model.layers.{i}."
+        ours = f"layers.{i}."
+        theirs = f"model.layers.{i}."
         names = [f"{p}_proj.weight" for p in "qkvo"] + [f"{p}_proj.bias" for p in "qkv" if text.attention_bias]
         names += [f"{p}_norm.weight" for p in "qk" if text.qk_norm]
         table += _pairs(ours + "self_attn.", theirs + "self_attn.", {n: n for n in names})
@@ -158,7 +161,8 @@ def vision_backbone(vision: VisionConfig) -> Table:
     names["self_attn.out_proj"] = "attention.o_proj" if dino else "self_attn.out_proj"
     names |= {f"layer_norm{i}": f"norm{i}" if dino else f"layer_norm{i}" for i in (1, 2)}
     for i in range(vision.num_hidden_layers):
-        ours, theirs = f"vision.layers.{i}.", f"encoder.{'layer' if dino else 'layers'}.{i}."
+        ours = f"vision.layers.{i}."
+        theirs = f"encoder.{'layer' if dino else 'layers'}.{i}."
         table += _affine(ours, theirs, names)
         if dino:
             table += _pairs(ours, theirs, {f"layer_scale{j}": f"layer_scale{j}.lambda1" for j in (1, 2)})
@@ -220,7 +224,8 @@ def _head(text: TextConfig, norm: str, head: str) -> Table:
 
 def _attention(text: TextConfig, ours: str, theirs: str, fused: bool) -> Table:
     size = text.head_dim or text.hidden_size // text.num_attention_heads
-    q, kv = text.num_attention_heads * size, text.num_key_value_heads * size
+    q = text.num_attention_heads * size
+    kv = text.num_key_value_heads * size
     table = _pairs(ours, theirs, {"o_proj.weight": "attn_out.weight"})
     table += _pairs(ours, theirs, {f"{p}_norm.weight": f"{p}_norm.weight" for p in "qk" if text.qk_norm})
     for part in ("weight", "bias") if text.attention_bias else ("weight",):
@@ -236,7 +241,9 @@ def _reference_mlp(text: TextConfig, ours: str, theirs: str, block: str) -> Tabl
     if block == "olmoe":
         return _experts(text, ours, theirs)
     if block == "moe":
-        e, d, mlp = text.num_experts, text.hidden_size, theirs + "ffn.experts.mlp."
+        e = text.num_experts
+        d = text.hidden_size
+        mlp = theirs + "ffn.experts.mlp."
         return [
             Rule((ours + "gate.weight",), (theirs + "ffn.router.layer.weight",), SAME),
             Rule((ours + "experts.gate_up_proj",), (mlp + "w1", mlp + "v1"), stacked_gate_up(e, d)),
@@ -263,7 +270,8 @@ def _experts(text: TextConfig, ours: str, theirs: str) -> Table:
 
 
 def _reference_vision(vision: VisionConfig) -> Table:
-    ours, theirs = "vision.embeddings.", "vision_backbone.image_vit."
+    ours = "vision.embeddings."
+    theirs = "vision_backbone.image_vit."
     names = {"patch_embedding.weight": "patch_embedding.weight", "position_embedding": "positional_embedding"}
     names |= {} if vision.model_type == "siglip" else {"class_embedding": "class_embedding"}
     names |= {} if vision.model_type == "clip" else {"patch_embedding.bias": "patch_embedding.bias"}
@@ -274,7 +282,8 @@ def _reference_vision(vision: VisionConfig) -> Table:
     names |= {"mlp.fc1": "feed_forward.w1", "mlp.fc2": "feed_forward.w2"}
     names |= {"layer_norm1": "attention_norm", "layer_norm2": "ffn_norm"}
     for i in range(vision.num_hidden_layers):
-        ours, theirs = f"vision.layers.{i}.", f"vision_backbone.image_vit.transformer.resblocks.{i}."
+        ours = f"vision.layers.{i}."
+        theirs = f"vision_backbone.image_vit.transformer.resblocks.{i}."
         table += _affine(ours, theirs, names)
         if vision.model_type == "dinov2":
             table += _pairs(ours, theirs, {"layer_scale1": "lambda1", "layer_scale2": "lambda2"})
@@ -282,7 +291,8 @@ def _reference_vision(vision: VisionConfig) -> Table:
 
 
 def _reference_connector(config: MolmoConfig) -> Table:
-    connector, theirs = config.connector, "vision_backbone."
+    connector = config.connector
+    theirs = "vision_backbone."
     table = [] if connector.padding_embed == "none" else _pairs("connector.", theirs, {"pad_embed": "pad_embed"})
     if connector.pooling != "stack":
         names = {f"{p}_proj": f"w{p}" for p in "qkv"} | {"out_proj": "wo"}

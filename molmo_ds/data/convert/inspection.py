@@ -37,7 +37,8 @@ def inspect(shards: ShardSet, decode: bool = True) -> Iterator[Report]:
     Told, not raised: damaged headers, bytes that do not match their hash, shards that cannot be read, keys that come
     twice, annotations that training cannot use and, with `decode`, pictures that cannot be decoded.
     """
-    report, keys = Report(), set()
+    report = Report()
+    keys = set()
     for index in range(len(shards)):
         shard, row = shards.locate(index)
         where = f"{shard.path}: sample '{row['key']}'"

@@ -56,7 +56,8 @@ class Mixture:
     @classmethod
     def open(cls, config: RunConfig, builder: Any = None, sets: dict[str, Any] | None = None) -> "Mixture":
         """Open and check all sources; `builder` and `sets` (by name) replace those of the configuration in tests."""
-        data, lanes = config.data, config.global_batch
+        data = config.data
+        lanes = config.global_batch
         if sets is None:
             missing = [name for name, source in data.sources.items() if not source.path]
             if missing:
@@ -118,7 +119,10 @@ class Sequences(IterableDataset):
     """
 
     def __init__(self, mixture: Mixture, lanes: range, states: dict[int, dict[str, Any]], packing: str):
-        self.mixture, self.lanes, self.states, self.packing = mixture, lanes, states, packing
+        self.mixture = mixture
+        self.lanes = lanes
+        self.states = states
+        self.packing = packing
 
     def __iter__(self) -> Iterator[Sequence | Exception | None]:
         worker = get_worker_info()

@@ -108,7 +108,8 @@ class SampleBuilder:
 
     def _sample(self, tree: Tree, layouts: list[Layout], pictures: list[np.ndarray], frames: bool) -> Sample:
         made = [self.images(picture, frame=frames) for picture in pictures]
-        images, masks = [crops.images for crops in made], [crops.masks for crops in made]
+        images = [crops.images for crops in made]
+        masks = [crops.masks for crops in made]
         where = [np.where(one.positions >= 0, one.positions + start, -1) for one, start in zip(layouts, tree.starts)]
         if not made:
             images = [torch.empty((0, *self.images.crop_shape), dtype=self.images.dtype)]

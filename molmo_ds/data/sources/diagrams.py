@@ -15,7 +15,9 @@ from PIL import Image, ImageDraw, ImageFont
 from molmo_ds.data.sources.source import Item, Picture, Row, Source, annotation, read_json
 
 _FILL = (25, 249, 255)
-_HELD_OUT, _SEED = 384, 5961  # pictures of the reference's validation split
+# pictures of the reference's validation split
+_HELD_OUT = 384
+_SEED = 5961
 
 
 def ai2d(row: Row, split: str) -> list[Item]:

@@ -98,7 +98,8 @@ def write(
     """Write the shards under a temporary name and rename the folder when it is whole; returns the number of records."""
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    head, count = list(itertools.islice(samples, 1)), Counter()
+    head = list(itertools.islice(samples, 1))
+    count = Counter()
     if not head:
         why = ", ".join(f"{why} ({n})" for why, n in dropped.items()) or "there are no rows"
         raise ValueError(f"there is no record to write: {why}. {source.by_hand}")

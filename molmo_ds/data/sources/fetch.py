@@ -117,7 +117,8 @@ class Store:
     def put(self, data: bytes) -> str:
         """Keep bytes under their hash (a rename, so a reader sees all or nothing) and return it."""
         sha256 = hashlib.sha256(data).hexdigest()
-        partial, path = self._partial / f"{sha256}.{random.getrandbits(32):x}", self.path(sha256)
+        partial = self._partial / f"{sha256}.{random.getrandbits(32):x}"
+        path = self.path(sha256)
         partial.write_bytes(data)
         path.parent.mkdir(parents=True, exist_ok=True)
         os.replace(partial, path)
@@ -208,7 +209,9 @@ class _Run:
     """One run of `fetch`: requests wait for their host's turn first, so that a slow host holds up nobody else."""
 
     def __init__(self, store: Store, limits: Limits, bar: tqdm) -> None:
-        self.store, self.limits, self.bar = store, limits, bar
+        self.store = store
+        self.limits = limits
+        self.bar = bar
         self.hosts: dict[str, _Host] = collections.defaultdict(lambda: _Host(asyncio.Semaphore(limits.per_host)))
         self.slots = asyncio.Semaphore(limits.workers)
         self.window = asyncio.Semaphore(200 * limits.workers)  # addresses that wait in memory

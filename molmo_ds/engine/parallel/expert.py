@@ -61,7 +61,8 @@ def ours(piece: Fragment, first: int, experts: int) -> Fragment:
         return piece
     block = math.prod(piece.shape[1:])
     if leaf == "w2":
-        shape, start = (experts, *piece.shape[1:]), first * block + piece.start
+        shape = (experts, *piece.shape[1:])
+        start = first * block + piece.start
         return replace(piece, name=f"{prefix}.down_proj", shape=shape, start=start)
     expert, phase = divmod(piece.start, block)
     start = ((first + expert) * 2 + (leaf == "w3")) * block + phase

@@ -56,7 +56,8 @@ def part(batch: Batch, place: int, size: int) -> Batch:
         return torch.cat([x, fill])[place::size]
 
     positions = batch.image_positions
-    rows, columns = positions.clamp(min=0) // length, positions.clamp(min=0) % length
+    rows = positions.clamp(min=0) // length
+    columns = positions.clamp(min=0) % length
     padded = torch.where(positions >= 0, rows * share * size + columns, -1)
     texts = {name: tokens(getattr(batch, name)) for name in PER_TOKEN}
     return Batch(
@@ -77,11 +78,14 @@ class GatherFeatures(nn.Module):
 
     def forward(self, x: Carry) -> Carry:
         """image_features and image_positions of this rank's crops -> of all crops, among this rank's tokens."""
-        size, place = dist.get_world_size(self.group), dist.get_rank(self.group)
+        size = dist.get_world_size(self.group)
+        place = dist.get_rank(self.group)
         parts = [torch.empty_like(x.image_positions) for _ in range(size)]
         dist.all_gather(parts, x.image_positions.contiguous(), group=self.group)
-        whole, share = torch.cat(parts), x.input_ids.shape[1]
-        rows, columns = whole.clamp(min=0) // (share * size), whole.clamp(min=0) % (share * size)
+        whole = torch.cat(parts)
+        share = x.input_ids.shape[1]
+        rows = whole.clamp(min=0) // (share * size)
+        columns = whole.clamp(min=0) % (share * size)
         here = (whole >= 0) & (columns // share == place)
         local = torch.where(here, rows * share + columns % share, -1)
         return x._replace(image_positions=local, image_features=AllGather.apply(x.image_features, self.group))
@@ -138,7 +142,8 @@ class AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
         """Every rank's rows, in the order of the ranks."""
-        ctx.group, ctx.rows = group, len(x)
+        ctx.group = group
+        ctx.rows = len(x)
         parts = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
         dist.all_gather(parts, x.contiguous(), group=group)
         return torch.cat(parts)

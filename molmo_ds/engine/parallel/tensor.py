@@ -21,7 +21,8 @@ from molmo_ds.engine.parallel.part import Part
 from molmo_ds.model.decoder import DecoderLayer, MoE, Norm
 from molmo_ds.model.linear import Linear
 
-IN, OUT = r"layers\.\d+\.(self_attn\.[qkv]|mlp\.(gate|up))_proj", r"layers\.\d+\.(self_attn\.o|mlp\.down)_proj"
+IN = r"layers\.\d+\.(self_attn\.[qkv]|mlp\.(gate|up))_proj"
+OUT = r"layers\.\d+\.(self_attn\.o|mlp\.down)_proj"
 COLUMNS = re.compile(rf"({IN}(\.lora_B)?|layers\.\d+\.self_attn\.[qk]_norm)\.(weight|bias)")
 ROWS = re.compile(rf"{OUT}(\.lora_A)?\.weight")
 
@@ -83,7 +84,8 @@ def splits(name: str) -> bool:
 def shard(config: MolmoConfig, shards: int) -> MolmoConfig:
     """The network of which one rank holds a share of the decoder; the rest keeps its size."""
     text = config.text
-    heads, keys = text.num_attention_heads // shards, text.num_key_value_heads // shards
+    heads = text.num_attention_heads // shards
+    keys = text.num_key_value_heads // shards
     width = text.head_dim or text.hidden_size // text.num_attention_heads
     inner = text.intermediate_size if text.num_experts else text.intermediate_size // shards
     small = replace(text, num_attention_heads=heads, num_key_value_heads=keys, head_dim=width, intermediate_size=inner)
@@ -138,7 +140,9 @@ class SharedNorm(nn.Module):
 
     def __init__(self, norm: Norm, group: dist.ProcessGroup) -> None:
         super().__init__()
-        self.weight, self.eps, self.group = norm.weight, norm.eps, group
+        self.weight = norm.weight
+        self.eps = norm.eps
+        self.group = group
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., H * d / S] -> the same; the mean of squares is that of all H * d."""

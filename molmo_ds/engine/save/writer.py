@@ -51,7 +51,9 @@ class Writer:
         partial = self.target.with_suffix(".partial")
         if self.world.rank == 0:
             self._begin(Path(folder), partial)
-        tensors, listed, scalars = {}, [], {}
+        tensors = {}
+        listed = []
+        scalars = {}
         for piece in pieces:
             scalars |= piece.scalars
             if not piece.owned:

@@ -47,7 +47,8 @@ class MolmoImageProcessor(ImageProcessingMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """What preprocessor_config.json holds."""
-        crop, self._crop = self._crop, None
+        crop = self._crop
+        self._crop = None
         try:
             return {key: value for key, value in super().to_dict().items() if key != "_crop"}
         finally:

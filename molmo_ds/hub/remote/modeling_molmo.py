@@ -34,7 +34,8 @@ class Convert(ConversionOps):
     """One rule of the rename tables, run by transformers while it loads or saves."""
 
     def __init__(self, rule: rename.Rule, forward: bool) -> None:
-        self.rule, self.forward = rule, forward
+        self.rule = rule
+        self.forward = forward
 
     def convert(
         self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **_: Any
@@ -177,7 +178,8 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
         x = Carry(position_ids=position_ids, hidden=hidden)  # a device map moves it along: each layer is called
         try:
             for layer in self.model.layers:
-                layer.self_attn.core.mask, layer.self_attn.core.cache = mask, cache
+                layer.self_attn.core.mask = mask
+                layer.self_attn.core.cache = cache
                 x = layer(x)
         finally:
             for layer in self.model.layers:
