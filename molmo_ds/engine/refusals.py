@@ -168,12 +168,6 @@ TABLE = [
         "attention heads and {a.text.num_key_value_heads} key-value heads (or be a multiple of the latter).",
     ),
     Row(
-        "sequence and experts",
-        lambda a: a.s.engine == "sequence" and a.s.experts > 1,
-        "{path}: expert parallelism and sequence parallelism want the same ranks; use ds_configs/zero3_ep.json or "
-        "ds_configs/zero3_sp.json.",
-    ),
-    Row(
         "sequence and tensors",
         lambda a: a.s.engine == "sequence" and a.s.tensor > 1,
         "{path}: tensor parallelism and sequence parallelism want the same ranks; use ds_configs/zero3_tp.json or "

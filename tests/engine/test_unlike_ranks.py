@@ -33,7 +33,13 @@ TWO = [
     ("pipe_zero1", "qwen2"),
     ("pipe_dualpipev", "qwen2"),
 ]
-FOUR = [("zero2", "qwen2"), ("zero3_ep_tp", "olmoe"), ("pipe_zero1_ep", "olmoe"), ("zero3_sp", "qwen2")]
+FOUR = [
+    ("zero2", "qwen2"),
+    ("zero3_ep_tp", "olmoe"),
+    ("zero3_sp_ep", "olmoe"),
+    ("pipe_zero1_ep", "olmoe"),
+    ("zero3_sp", "qwen2"),
+]
 SHAPES = draw.builds(
     unlike.Shape, *(draw.sampled_from(unlike.SIZES[name]) for name in ("tokens", "crops", "documents", "learnt"))
 )
