@@ -59,6 +59,11 @@ class VisionConfig(Checked):
     attention_dropout: Rate = 0.0  # of the attention's weights
     initializer_range: Positive = 0.02  # standard deviation of first weights
 
+    @property
+    def class_tokens(self) -> int:
+        """Tokens of a crop before those of its patches."""
+        return 0 if self.model_type == "siglip" else 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConnectorConfig(Checked):

@@ -45,7 +45,7 @@ class VisionEmbeddings(nn.Module):
         self.grid = vision.image_size // vision.patch_size
         self.patch_size = vision.patch_size
         self.pixels = PIXEL_STATISTICS[images.resize]
-        self.class_tokens = 0 if kind == "siglip" else 1
+        self.class_tokens = vision.class_tokens
         positions = (vision.num_positions or self.grid**2) + self.class_tokens
         if self.class_tokens:
             self.class_embedding = nn.Parameter(torch.empty(width))

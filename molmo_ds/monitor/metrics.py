@@ -14,9 +14,9 @@ import torch
 from tqdm import tqdm
 
 from molmo_ds import settings
-from molmo_ds.config import MolmoConfig, RunConfig
+from molmo_ds.config import RunConfig
 from molmo_ds.engine.launch import World
-from molmo_ds.model.vision import used_layers
+from molmo_ds.model.flops import flops_per_crop, flops_per_token
 
 PEAK_FLOPS = {  # dense bf16 of one device, from NVIDIA's and AMD's data sheets
     "A100": 312e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "GB200": 2500e12,
@@ -24,47 +24,6 @@ PEAK_FLOPS = {  # dense bf16 of one device, from NVIDIA's and AMD's data sheets
 }  # fmt: skip
 SAMPLES = {"loss": "Train/Samples/train_loss", "lr/text": "Train/Samples/lr"}  # DeepSpeed's monitor, by samples
 STEPS = {"loss": "train_loss", "lr/text": "learning_rate", "grad_norm": "grad_norm"}  # accelerate's examples, by steps
-
-
-def flops_per_token(config: MolmoConfig, length: int) -> float:
-    """Floating-point operations of training on one text token in a sequence of `length`, forward and backward.
-
-    Matrix products only, backward = twice forward, all components trained, attention over the causal half.
-    """
-    text = config.text
-    head = text.head_dim or text.hidden_size // text.num_attention_heads
-    queries = text.num_attention_heads * head
-    keys = text.num_key_value_heads * head
-    attention = text.hidden_size * (2 * queries + 2 * keys)
-    mlp = 3 * text.hidden_size * text.intermediate_size * (text.num_experts_per_tok or 1)
-    mlp += text.hidden_size * text.num_experts
-    scores = queries * length  # q k and p v, over half of the positions
-    return 6 * (text.num_hidden_layers * (attention + mlp + scores) + text.hidden_size * text.embedding_size)
-
-
-def flops_per_crop(config: MolmoConfig) -> float:
-    """The same for one crop through tower and connector."""
-    vision = config.vision
-    connector = config.connector
-    text = config.text
-    patches = (vision.image_size // vision.patch_size) ** 2
-    width = vision.hidden_size
-    tokens = patches + (vision.model_type != "siglip")
-    layer = 4 * width * width + 2 * width * vision.intermediate_size + 2 * tokens * width
-    layers = used_layers(vision)[-1] + 1
-    tower = patches * 3 * vision.patch_size**2 * width + layers * tokens * layer
-    pooled = math.ceil(vision.image_size // vision.patch_size / connector.pooling_size) ** 2
-    features = width * len(vision.feature_layers)
-    window = connector.pooling_size**2
-    inner = connector.intermediate_size or text.intermediate_size
-    pooling = (
-        (features * width * (1 + 2 * window) + width * width + 2 * window * width)
-        if connector.pooling != "stack"
-        else 0
-    )
-    source = features * window if connector.pooling == "stack" else width
-    projector = (2 * source + text.hidden_size) * inner if connector.projector == "mlp" else source * text.hidden_size
-    return 6 * (tower + pooled * (pooling + projector))
 
 
 def peak_flops(device: torch.device) -> float | None:

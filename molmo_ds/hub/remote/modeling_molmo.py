@@ -24,16 +24,17 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from molmo_ds.hub.remote.config_molmo import MolmoConfig
 from molmo_ds.model.carry import Carry
 from molmo_ds.model.decoder import Core
+from molmo_ds.model.families import molmo_names
+from molmo_ds.model.families.table import Rule
 from molmo_ds.model.molmo import Molmo
-from molmo_ds.weights import rename
 
 PICTURES = ("images", "image_masks", "image_input_idx")
 
 
 class Convert(ConversionOps):
-    """One rule of the rename tables, run by transformers while it loads or saves."""
+    """One rule of a rename table, run by transformers while it loads or saves."""
 
-    def __init__(self, rule: rename.Rule, forward: bool) -> None:
+    def __init__(self, rule: Rule, forward: bool) -> None:
         self.rule = rule
         self.forward = forward
 
@@ -304,7 +305,7 @@ def conversions(config: MolmoConfig) -> list[WeightConverter]:
             ["^model." + name.replace(".", r"\.") for name in rule.ours],
             [Convert(rule, True)],
         )
-        for rule in rename.released(config.architecture())
+        for rule in molmo_names.released(config.architecture())
     ]
 
 
