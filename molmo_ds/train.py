@@ -42,7 +42,8 @@ def train(config: RunConfig) -> int:
     Raises ValueError or OSError, the same on every rank where that can be known, for what the user has to mend.
     """
     from molmo_ds.data.order.loader import build_stream
-    from molmo_ds.engine import build_engine, launch, launchers, strategy_place
+    from molmo_ds.engine import build_engine, launch, strategy_place
+    from molmo_ds.engine.launching import launchers
     from molmo_ds.engine.strategy import read_strategy
     from molmo_ds.monitor import profile
     from molmo_ds.monitor.metrics import Metrics
@@ -107,7 +108,7 @@ def check_finite(engine: "Engine", values: dict[str, float], samples: list[list[
         values: what the update returned.
         samples: (source, number, epoch) of the samples in each of this rank's micro-batches.
     """
-    from molmo_ds.engine.faults import NotFiniteError
+    from molmo_ds.engine.checks.faults import NotFiniteError
 
     wrong = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
     if not wrong:
@@ -253,7 +254,7 @@ def print_help() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run from the command line; an error of the user's is one sentence and exit code 1."""
-    from molmo_ds.engine.faults import TrainingFault
+    from molmo_ds.engine.checks.faults import TrainingFault
 
     rank = int(os.environ.get("RANK", 0))
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.ERROR, format="%(message)s", stream=sys.stderr)

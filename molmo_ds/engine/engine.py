@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from molmo_ds.batch import Batch
 from molmo_ds.config import RunConfig
-from molmo_ds.engine import collectives, deepspeed_0_19, ds_config, fragments, optim
+from molmo_ds.engine import deepspeed_0_19, ds_config, fragments, optim
+from molmo_ds.engine.checks import collectives
+from molmo_ds.engine.checks.gradient_order import GradientOrder
 from molmo_ds.engine.compiled import compile_layers
-from molmo_ds.engine.gradient_order import GradientOrder
 from molmo_ds.engine.grid import COPIES, LOSSES
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.loss_scale import COUNTS, fill, scale

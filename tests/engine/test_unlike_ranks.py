@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from molmo_ds.engine import build_engine
-from molmo_ds.engine.faults import GradientOrderError
-from molmo_ds.engine.gradient_order import GradientOrder
+from molmo_ds.engine.checks.faults import GradientOrderError
+from molmo_ds.engine.checks.gradient_order import GradientOrder
 from molmo_ds.engine.launch import World
 from molmo_ds.model.molmo import component
 from molmo_ds.ops import dispatch

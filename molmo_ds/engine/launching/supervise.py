@@ -19,10 +19,10 @@ from typing import Any
 
 from molmo_ds import settings
 from molmo_ds.config import RunConfig
-from molmo_ds.engine import signal_run
-from molmo_ds.engine.hosts import Host
+from molmo_ds.engine.launching import signal_run
+from molmo_ds.engine.launching.hosts import Host
+from molmo_ds.engine.launching.signal_run import MARK
 from molmo_ds.engine.refusals import refuse
-from molmo_ds.engine.signal_run import MARK
 from molmo_ds.engine.strategy import read_strategy
 
 SSH = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=12", "-o", "ServerAliveInterval=3", "-o", "ServerAliveCountMax=2"]
