@@ -174,7 +174,7 @@ class DataConfig(Checked):
     """The stream of batches."""
 
     sources: dict[str, SourceConfig] = field(default_factory=dict)
-    group_rates: dict[str, NotNegative] = field(default_factory=dict)  # empty = all groups alike
+    group_rates: dict[str, NotNegative] = field(default_factory=dict)  # empty = the same for all groups
     tokenizer: Place = ""  # (required) folder of a transformers tokenizer
     prompts: PromptConfig = field(default_factory=PromptConfig)
     sequence_length: Size = 4096  # tokens of one packed sequence
@@ -220,7 +220,7 @@ class OptimConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig(Checked):
-    """Adapters beside the linear layers of some components, of which all else is then frozen."""
+    """Adapters of the linear layers of some components, of which all else is then frozen."""
 
     components: tuple[Component, ...] = ()  # that get adapters
     rank: Size = 16  # inner width of an adapter
@@ -239,7 +239,7 @@ class HeldOutConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Checked):
-    """One run; saved resolved beside its checkpoints, and enough to run again."""
+    """One run; saved resolved with its checkpoints, and enough to run again."""
 
     preset: str = "tiny"  # a function of presets.py; model.* overrides it
     model: MolmoConfig = field(default_factory=MolmoConfig)
@@ -250,7 +250,7 @@ class RunConfig(Checked):
     strategy: Place = "ds_configs/zero3.json"  # a DeepSpeed JSON, or `accelerate`: what accelerate launch was given
     init_from: Optional[Place] = None  # a checkpoint whose weights (nothing else) start this run
     out: Place = ""  # (required) folder of this run
-    resume: bool = True  # go on from the newest whole checkpoint in `out`
+    resume: bool = True  # continue from the newest whole checkpoint in `out`
     overwrite: bool = False  # allow a folder that holds another run
     max_steps: Count = 30000  # of the whole run
     stop_after: Optional[Count] = None  # end this process after that step without changing the schedule

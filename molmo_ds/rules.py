@@ -26,7 +26,7 @@ def together(sentences: list[str]) -> str:
 
 
 def model(config: MolmoConfig, prefix: str = "model.") -> Rows:
-    """An architecture; `prefix` stands before its keys."""
+    """An architecture; `prefix` is that of its keys."""
     yield from _text(config.text, f"{prefix}text.")
     yield from _vision(config.vision, f"{prefix}vision.")
     side = config.vision.image_size // config.vision.patch_size

@@ -85,7 +85,7 @@ class DeepSpeedEngine:
 
     @property
     def scratch(self) -> Path | None:
-        """A folder for copies that shall not fill the host's memory."""
+        """A folder for copies that must not fill the host's memory."""
         return next((part.scratch for part in self.parts if part.scratch), None)
 
     def lay_out(self) -> Any:

@@ -25,8 +25,8 @@ def frozen_names(model: Molmo, optim: OptimConfig, lora: LoraConfig | None = Non
 
     The reference leaves those blocks in the optimizer without a gradient, which skips them: the same thing.
     """
-    behind = used_layers(model.config.vision)[-1] + 1
-    unused = tuple(f"vision.layers.{i}." for i in range(behind, model.config.vision.num_hidden_layers))
+    first_unused = used_layers(model.config.vision)[-1] + 1
+    unused = tuple(f"vision.layers.{i}." for i in range(first_unused, model.config.vision.num_hidden_layers))
     return {
         name
         for name, _ in model.named_parameters()
@@ -40,7 +40,7 @@ def frozen_names(model: Molmo, optim: OptimConfig, lora: LoraConfig | None = Non
 def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict]:
     """Optimizer groups, decayed and not, of each component; frozen parameters are left out, and so are empty groups.
 
-    Each group carries its "component" and its "names" (in the order of its parameters) beside what the optimizer needs.
+    Each group carries its "component" and its "names" (in the order of its parameters) with what the optimizer needs.
     """
     groups: dict[tuple[str, bool], dict] = {}
     for part in COMPONENTS:

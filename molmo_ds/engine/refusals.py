@@ -105,7 +105,7 @@ TABLE = [
     Row(
         "DeepSpeed's own sequence key",
         lambda a: a.s.deepspeeds_sequence,
-        "{path}: write sequence_parallel_size inside the molmo_ds block, not beside it.",
+        "{path}: write sequence_parallel_size inside the molmo_ds block, not outside.",
     ),
     Row(
         "stages without pipeline",
@@ -198,12 +198,12 @@ TABLE = [
     Row(
         "experts and hpZ",
         lambda a: a.s.experts > 1 and a.zero.hpz > 1,
-        "{path}: DeepSpeed has no zero_hpz_partition_size beside experts; use ds_configs/zero3_ep.json without it.",
+        "{path}: DeepSpeed has no zero_hpz_partition_size with experts; use ds_configs/zero3_ep.json without it.",
     ),
     Row(
         "experts and quantised",
         lambda a: a.s.experts > 1 and a.zero.quantised,
-        "{path}: DeepSpeed does not quantise weights or gradients beside experts; use ds_configs/zero3_ep.json.",
+        "{path}: DeepSpeed does not quantise weights or gradients with experts; use ds_configs/zero3_ep.json.",
     ),
     Row(
         "experts and offload",

@@ -57,7 +57,7 @@ def to_hub(
         Why vLLM cannot serve the model, None if it can.
 
     Raises ValueError where a tensor is missing or has another shape than the configuration asks for, where `out`
-    exists, and for an unknown dtype; nothing is left behind then.
+    exists, and for an unknown dtype; nothing is left then.
     """
     if dtype not in (None, *DTYPES):
         raise ValueError(f"There is no dtype '{dtype}'; use {' or '.join(DTYPES)}.")

@@ -22,9 +22,14 @@ from molmo_ds.weights import rename
 from molmo_ds.weights.tensor_files import INDEX, TensorFolder, new_folder, write_tensors
 
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "tokenizer.model",
-)  # fmt: skip
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
 IGNORED = ("rotary_emb.inv_freq", "position_ids")  # buffers that old releases saved
 PAD_EMBED = "model.vision_backbone.pad_embed"  # exported as zeros where a model has none
 
@@ -36,7 +41,7 @@ def from_hub(source: str | Path, out: str | Path, changes: tuple[str, ...] = ())
         source: local folder, or a hub id where there is a network.
         changes: `vision.num_hidden_layers=3` overrides, for what config.json does not say.
 
-    Raises ValueError with the key and both shapes for weights that do not fit; nothing is left behind then.
+    Raises ValueError with the key and both shapes for weights that do not fit; nothing is left then.
     """
     folder = find(source)
     config = configs.override(molmo.from_released(configs.read_json(folder)), changes)

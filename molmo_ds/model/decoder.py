@@ -1,7 +1,7 @@
-"""The decoder: Qwen2, Llama, OLMo, OLMo2 and OLMoE from one layer, with the embedding in front and the head behind.
+"""The decoder: Qwen2, Llama, OLMo, OLMo2 and OLMoE from one layer, with the embedding and the head.
 
 Shapes: B sequences, T tokens, D width, H heads, G key-value heads, d head width, E words of the head, R learnt rows.
-Facts: allenai/molmo at 793fa38 (facts/molmo.md 6 and 8).
+Source: allenai/molmo at 793fa38, olmo/model.py.
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ class Core:
     planned = ("document_ids", "branch_ids")  # fields of a Carry, int [B, T], that the plan is made of
 
     def plan(self, x: Carry, dtype: torch.dtype) -> Any:
-        """What `__call__` needs to know of the tokens' ids; made once per forward pass, for queries of `dtype`."""
+        """The plan that `__call__` takes, from the tokens' ids; made once per forward pass, for queries of `dtype`."""
         return attention_plan(x.document_ids, x.branch_ids, dtype)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, dropout_p: float) -> Tensor:
@@ -139,7 +139,7 @@ class MoE(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention and MLP, normalised in front (most) or behind (OLMo2), with response dropout on both branches."""
+    """Attention and MLP, normalised before (most) or after (OLMo2), with response dropout on both branches."""
 
     def __init__(self, text: TextConfig):
         super().__init__()
@@ -165,7 +165,7 @@ class DecoderLayer(nn.Module):
         return x._replace(hidden=hidden)
 
     def with_shared(self, x: Carry) -> Carry:
-        """x with what all decoder layers share, which is made here if x has none yet, or has it on another device."""
+        """x with `shared`, which is made here if x has none, or has one on another device."""
         device = x.hidden.device
         if x.shared is not None and x.shared.cos.device == device:
             return x
@@ -180,21 +180,24 @@ class DecoderLayer(nn.Module):
         if self.norm_after:
             out = self.post_attention_layernorm(self.self_attn(hidden, cos, sin, plan))
             hidden = hidden + self.drop(out, loss_weights)
-            return hidden + self.drop(self.post_feedforward_layernorm(self.mlp(hidden)), loss_weights)
+            out = self.post_feedforward_layernorm(self.mlp(hidden))
+            return hidden + self.drop(out, loss_weights)
         out = self.self_attn(self.input_layernorm(hidden), cos, sin, plan)
         hidden = hidden + self.drop(out, loss_weights)
-        return hidden + self.drop(self.mlp(self.post_attention_layernorm(hidden)), loss_weights)
+        out = self.mlp(self.post_attention_layernorm(hidden))
+        return hidden + self.drop(out, loss_weights)
 
     def drop(self, x: Tensor, loss_weights: Tensor | None) -> Tensor:
         """Elementwise dropout of x [B, T, D] with one rate where a response is learnt and another elsewhere."""
         if not self.training or not (self.dropout or self.response_dropout):
             return x
         keep = torch.where(loss_weights > 0, 1 - self.response_dropout, 1 - self.dropout)[..., None]
-        return x * ((torch.rand_like(x, dtype=torch.float32) < keep) / keep).to(x.dtype)
+        kept = torch.rand_like(x, dtype=torch.float32) < keep
+        return x * (kept / keep).to(x.dtype)
 
 
 class LMHead(nn.Linear):
-    """Logits, or the loss without ever holding all of them; both in `forward`, where ZeRO-3 gathers the weight."""
+    """Logits, or the loss without ever holding all logits; both in `forward`, where ZeRO-3 gathers the weight."""
 
     def forward(self, x: Tensor, target: tuple[Tensor, Tensor, float] | None = None) -> Any:
         """x [..., D] -> logits [..., E]; with (labels [R], loss_weights [R], z_loss) and x [R, D] -> three sums."""
@@ -216,9 +219,10 @@ class Head(nn.Module):
     def forward(self, x: Carry) -> tuple[Tensor, Tensor, Tensor]:
         """x -> (ce_sum, z_sum, accuracy_sum), float32 scalars; the loss is ce_sum + z_sum."""
         rows = x.learnt_rows
+        labels = x.labels.take(rows)
         weights = x.loss_weights.take(rows)
         hidden = self.norm(x.hidden.flatten(0, 1).index_select(0, rows))
-        return self.lm_head(hidden, (x.labels.take(rows), weights, self.z_loss))
+        return self.lm_head(hidden, (labels, weights, self.z_loss))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., D] as the last layer leaves it -> [..., E]."""

@@ -7,7 +7,7 @@ from molmo_ds.ops.linear import linear
 
 
 class Linear(nn.Linear):
-    """nn.Linear; what looks for linear layers (AutoTP, peft) finds it. `adapt` puts a LoRA adapter beside it."""
+    """nn.Linear, so that AutoTP and peft find it; `adapt` adds a LoRA adapter."""
 
     lora_scale = lora_dropout = 0.0
 

@@ -1,4 +1,4 @@
-"""What a run tells of itself every log_interval steps, by rank 0: a console line, JSON lines, TensorBoard and W&B."""
+"""Writes the numbers of a run every log_interval steps, on rank 0: a console line, JSON lines, TensorBoard and W&B."""
 
 import hashlib
 import importlib.util
@@ -19,9 +19,20 @@ from molmo_ds.engine.launch import World
 from molmo_ds.model.flops import flops_per_crop, flops_per_token
 
 PEAK_FLOPS = {  # dense bf16 of one device, from NVIDIA's and AMD's data sheets
-    "A100": 312e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "GB200": 2500e12,
-    "L40S": 362e12, "L4": 121e12, "A10": 125e12, "4090": 165e12, "3090": 71e12, "MI250": 362e12, "MI300X": 1307e12,
-}  # fmt: skip
+    "A100": 312e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+    "GB200": 2500e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10": 125e12,
+    "4090": 165e12,
+    "3090": 71e12,
+    "MI250": 362e12,
+    "MI300X": 1307e12,
+}
 SAMPLES = {"loss": "Train/Samples/train_loss", "lr/text": "Train/Samples/lr"}  # DeepSpeed's monitor, by samples
 STEPS = {"loss": "train_loss", "lr/text": "learning_rate", "grad_norm": "grad_norm"}  # accelerate's examples, by steps
 
@@ -56,9 +67,14 @@ class Metrics:
         if config.wandb and importlib.util.find_spec("wandb") is None:
             raise ValueError(f"wandb={config.wandb} needs the package: pip install wandb, or leave wandb unset.")
         self.bar = tqdm(
-            total=config.max_steps, initial=first_step, desc="train", unit="step", disable=world.rank != 0,
-            mininterval=0.5, dynamic_ncols=True,
-        )  # fmt: skip
+            total=config.max_steps,
+            initial=first_step,
+            desc="train",
+            unit="step",
+            disable=world.rank != 0,
+            mininterval=0.5,
+            dynamic_ncols=True,
+        )
         if world.rank == 0:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -76,7 +92,7 @@ class Metrics:
                 self.wandb = wandb.init(project=config.wandb, dir=config.out, config=settings.to_dict(config), **run)
 
     def beat(self) -> None:
-        """Show whoever watches from outside (tools/launch.py) that a step has ended."""
+        """Show tools/launch.py, which watches from outside, that a step has ended."""
         if self.world.rank == 0:
             (self.out / "heartbeat").touch()
 

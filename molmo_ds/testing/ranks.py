@@ -63,7 +63,7 @@ def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, timeout: flo
 
 
 def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
-    """What a launcher tells a rank."""
+    """The environment that a launcher gives a rank."""
     values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return {name: str(value) for name, value in values.items()}
 

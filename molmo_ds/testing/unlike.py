@@ -50,7 +50,7 @@ def model(text: MolmoConfig) -> MolmoConfig:
 
 
 def sequence(shape: Shape, seed: int) -> Batch:
-    """One packed sequence of that shape: documents of a prefix and, behind it, branches of 5 tokens.
+    """One packed sequence of that shape: documents of a prefix and, after it, branches of 5 tokens.
 
     Labels of image tokens, which lie beyond the head's words, stand where nothing is learnt.
     """

@@ -76,7 +76,7 @@ def runs(start: int, size: int, stride: tuple[int, ...]) -> list[tuple[int, int,
 
     Args:
         stride: () for one stretch; (width, distance, phase) for a piece of a shard that holds `width` elements out of
-            every `distance`, and which begins `phase` elements behind the beginning of such a stretch.
+            every `distance`, and which begins `phase` elements after the beginning of such a stretch.
     """
     if not stride:
         return [(start, 0, size)]

@@ -1,4 +1,4 @@
-"""The global order: which sample stands where, a pure function of (seed, source, epoch, lane, position).
+"""The global order: the place of each sample, a pure function of (seed, source, epoch, lane, position).
 
 The stream is V lanes, V = the global batch; lane v yields sequence v of every step. Nothing here knows of ranks and
 workers, so they may change whenever a run starts again. A lane's state is a small dictionary that fits into JSON.
@@ -30,7 +30,7 @@ class RottenSource(ValueError):
 
 
 class Order:
-    """The samples of one source, dealt to the lanes anew in every epoch.
+    """The samples of one source, dealt to the lanes again in every epoch.
 
     `bounds` (int64 [C + 1]) are the first samples of the chunks and the end. In each epoch the chunks are permuted and
     dealt to the lanes like cards; a lane permutes its samples inside blocks of BLOCK_CHUNKS chunks. So each sample

@@ -1,4 +1,4 @@
-"""The stream of batches of one rank: lanes dealt to worker processes, their states beside every step."""
+"""The stream of batches of one rank: lanes dealt to worker processes, their states with every step."""
 
 import hashlib
 import json

@@ -110,7 +110,7 @@ class ShardSet:
         return self._parts(index, shard, row, row["part_names"])
 
     def headers(self, index: int) -> dict[str, bytes]:
-        """The tar header in front of each member of a sample."""
+        """The tar header before each member of a sample."""
         shard, row = self.locate(index)
         places = zip(row["part_names"], row["part_offsets"])
         return {name: self._bytes(index, shard, offset - BLOCK, offset) for name, offset in places}

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.sample.conversation import read_messages, shown, without_marks
 
-LIGHTEST = 1e-6  # weights are float32 in a batch, where less would vanish beside 1
+LIGHTEST = 1e-6  # weights are float32 in a batch, where less would vanish next to 1
 HEAVIEST = 1e6  # and more would drown every other token
 NUMBERS = ("weight", "points", "point_scale", "answer_index")  # keys whose NaN is a fault, not an empty cell
 INLINE_POINT = "<|POINT|>"  # stands in an answer where `inline_points` go

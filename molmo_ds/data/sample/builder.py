@@ -141,5 +141,7 @@ def _checked_sizes(record: Record, pictures: list[np.ndarray]) -> list[tuple[int
     sizes = [(picture.shape[1], picture.shape[0]) for picture in pictures]
     said = [tuple(size) for size in record.get("sizes", sizes)]
     if not is_video(record) and said != sizes:
-        raise ValueError(f"The index says that the pictures measure {said}, but they measure {sizes}; index them anew.")
+        raise ValueError(
+            f"The index says that the pictures measure {said}, but they measure {sizes}; index them again."
+        )
     return sizes

@@ -1,8 +1,8 @@
 """AI2D: questions about school-book diagrams, some of them about letters that have to be written on the picture first.
 
 Layout: the archive ai2d-all.zip as allenai/molmo's olmo/hf_datasets/ai2d.py reads it (questions/, annotations/ and
-images/). Where a question's options are letters, the text boxes of the diagram are hidden behind letters; such
-questions come twice in training, with letters on filled boxes and with letters beside tinted ones.
+images/). Where a question's options are letters, the text boxes of the diagram are covered by letters; such
+questions come twice in training, with letters on filled boxes and with letters next to tinted ones.
 """
 
 import csv

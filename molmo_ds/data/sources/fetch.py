@@ -92,7 +92,7 @@ class Store:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ValueError(f"Another process is using {folder}; wait for it or give another --out.") from None
-        self._partial = self.folder / "partial"  # what a killed process leaves behind, swept here
+        self._partial = self.folder / "partial"  # files of a killed process, swept here
         self._partial.mkdir(exist_ok=True)
         for path in self._partial.iterdir():
             path.unlink()

@@ -17,9 +17,18 @@ import torch
 import torch.distributed as dist
 
 CHECKED = (
-    "all_reduce", "all_reduce_coalesced", "reduce", "reduce_scatter", "reduce_scatter_tensor", "broadcast",
-    "all_gather", "all_gather_into_tensor", "all_gather_coalesced", "all_to_all_single", "all_to_all",
-)  # fmt: skip
+    "all_reduce",
+    "all_reduce_coalesced",
+    "reduce",
+    "reduce_scatter",
+    "reduce_scatter_tensor",
+    "broadcast",
+    "all_gather",
+    "all_gather_into_tensor",
+    "all_gather_coalesced",
+    "all_to_all_single",
+    "all_to_all",
+)
 OURS = ("all_reduce", "all_gather", "all_to_all_single")  # of torch, called by the engines themselves
 UNEVEN = ("all_to_all_single", "all_to_all")  # experts send as many rows as the router says
 WATCHES = itertools.count()

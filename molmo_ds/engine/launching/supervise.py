@@ -64,7 +64,7 @@ class Supervisor:
         self.count = 0
 
     def say(self, event: str, **facts: Any) -> None:
-        """Tell people and events.jsonl."""
+        """Write a line for people and one for events.jsonl."""
         with open(self.folder / "events.jsonl", "a") as stream:
             stream.write(json.dumps({"time": time.time(), "event": event, **facts}) + "\n")
         values = " ".join(f"{key}={value}" for key, value in facts.items())
@@ -77,7 +77,7 @@ class Supervisor:
         reason = ""
         while True:
             answering = alive(self.hosts)
-            self.signal(answering, signal.SIGKILL)  # what this try, an earlier one or another supervisor left behind
+            self.signal(answering, signal.SIGKILL)  # processes of this try, an earlier one or another supervisor
             self.end_launcher()
             if self.done():
                 break
@@ -256,4 +256,4 @@ def check(config: RunConfig) -> None:
     if config.stop_after is not None:
         raise ValueError("stop_after ends a run without DONE, so it would be started again; leave it out.")
     if not config.resume:
-        raise ValueError("resume=false would begin anew after each fault; leave it out.")
+        raise ValueError("resume=false would start from step 0 after each fault; leave it out.")

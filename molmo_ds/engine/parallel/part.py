@@ -24,7 +24,7 @@ class Part:
 
     regroups = False  # the optimizer must be built after DeepSpeed has replaced layers, in groups cut by `marks`
     defers = False  # DeepSpeed must not see the last backward pass as such; `before_step` makes up for it
-    scratch: Path | None = None  # a folder for copies that shall not fill the host's memory
+    scratch: Path | None = None  # a folder for copies that must not fill the host's memory
 
     def __init__(self, strategy: Strategy, config: RunConfig, world: World, grid: Grid, ds: dict[str, Any]) -> None:
         self.strategy = strategy
@@ -45,7 +45,7 @@ class Part:
         """Change the network before anything else sees it."""
 
     def settle(self, engine: Any, model: nn.Module) -> None:
-        """Look after what deepspeed.initialize has made."""
+        """Adjust what deepspeed.initialize has made."""
 
     def marks(self, name: str, parameter: nn.Parameter) -> dict[str, Any]:
         """What the optimizer's group of a parameter carries; "copies" are axes of ranks with the same gradient."""

@@ -28,12 +28,12 @@ ROWS = re.compile(rf"{OUT}(\.lora_A)?\.weight")
 
 
 class Tensors(Part):
-    """Neighbours read the same samples and share the decoder; what is not split they all hold."""
+    """Neighbours read the same samples and share the decoder; parameters that are not split are replicated."""
 
     regroups = True
 
     def shape(self, model: MolmoConfig) -> MolmoConfig:
-        """With this rank's share of the decoder."""
+        """The network with this rank's share of the decoder."""
         return shard(model, self.strategy.tensor)
 
     def transform(self, model: nn.Module) -> None:
@@ -49,16 +49,16 @@ class Tensors(Part):
                 join_adapter(layer, group, bool(ROWS.fullmatch(f"{name}.weight")))
 
     def settle(self, engine: Any, model: nn.Module) -> None:
-        """AutoTP would compare the first batch, and knows no Batch."""
+        """Switch off AutoTP's comparison of the first batch, since it knows no Batch."""
         deepspeed_0_19.compare_no_inputs(engine)
 
     def marks(self, name: str, parameter: nn.Parameter) -> dict[str, Any]:
-        """Whether ranks of a group hold different parts, or all the same parameter."""
+        """Axes along which a parameter is replicated: those of the group, unless its ranks hold different parts."""
         spread = splits(name) or deepspeed_0_19.group_of_experts(parameter) is not None
         return {"copies": () if spread else ("tensor",)}
 
     def rename(self, piece: Fragment) -> Fragment:
-        """A piece at its place in the whole parameter; what is not split all ranks of the group hold."""
+        """A piece at its place in the whole parameter; one that is not split is replicated in the group."""
         name = piece.name
         shape = piece.shape
         shards = self.strategy.tensor
@@ -82,13 +82,19 @@ def splits(name: str) -> bool:
 
 
 def shard(config: MolmoConfig, shards: int) -> MolmoConfig:
-    """The network of which one rank holds a share of the decoder; the rest keeps its size."""
+    """The configuration of one rank: its share of the decoder, all else as it was."""
     text = config.text
     heads = text.num_attention_heads // shards
     keys = text.num_key_value_heads // shards
     width = text.head_dim or text.hidden_size // text.num_attention_heads
     inner = text.intermediate_size if text.num_experts else text.intermediate_size // shards
-    small = replace(text, num_attention_heads=heads, num_key_value_heads=keys, head_dim=width, intermediate_size=inner)
+    small = replace(
+        text,
+        num_attention_heads=heads,
+        num_key_value_heads=keys,
+        head_dim=width,
+        intermediate_size=inner,
+    )
     projector = config.connector.intermediate_size or text.intermediate_size
     return replace(config, text=small, connector=replace(config.connector, intermediate_size=projector))
 
@@ -108,14 +114,19 @@ def join(layer: DecoderLayer, group: dist.ProcessGroup) -> None:
             branch.register_forward_hook(add)
     attention = layer.self_attn
     if attention.q_norm is not None:
-        attention.q_norm, attention.k_norm = (SharedNorm(n, group) for n in (attention.q_norm, attention.k_norm))
+        attention.q_norm = SharedNorm(attention.q_norm, group)
+        attention.k_norm = SharedNorm(attention.k_norm, group)
 
 
 def join_adapter(layer: Linear, group: dist.ProcessGroup, rows: bool) -> None:
-    """Make the gradients of an adapter, one matrix of which every rank holds whole, those of the whole layer."""
+    """Make the gradients of an adapter those of the whole layer; one of its two matrices is replicated.
+
+    The branch sums its output, and the gradient of its input, over the group: a replicated share of either is divided
+    by the group's size first.
+    """
     size = dist.get_world_size(group)
 
-    def once(module: nn.Module, inputs: tuple) -> tuple:  # the branch adds the gradients of its input over the group
+    def divide_gradient(module: nn.Module, inputs: tuple) -> tuple:
         return (Scale.apply(inputs[0], 1, 1 / size),)
 
     def take(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
@@ -124,14 +135,14 @@ def join_adapter(layer: Linear, group: dist.ProcessGroup, rows: bool) -> None:
     def add(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
         return Add.apply(output, group)
 
-    def share(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:  # the branch adds its output
+    def divide(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
         return Scale.apply(output, 1 / size, 1)
 
     if rows:
         layer.lora_A.register_forward_hook(add)
-        layer.lora_B.register_forward_hook(share)
+        layer.lora_B.register_forward_hook(divide)
     else:
-        layer.lora_A.register_forward_pre_hook(once)
+        layer.lora_A.register_forward_pre_hook(divide_gradient)
         layer.lora_A.register_forward_hook(take)
 
 
@@ -153,7 +164,7 @@ class SharedNorm(nn.Module):
 
 
 class Scale(torch.autograd.Function):
-    """A product with a number, and another number for the gradient."""
+    """Multiply by one number, and the gradient by another."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, forward: float, backward: float) -> Tensor:
@@ -168,7 +179,7 @@ class Scale(torch.autograd.Function):
 
 
 class Take(torch.autograd.Function):
-    """What all ranks of a group read: the gradient is the sum of theirs."""
+    """The input of all ranks of a group; its gradient is the sum of theirs."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -185,7 +196,7 @@ class Take(torch.autograd.Function):
 
 
 class Add(torch.autograd.Function):
-    """The sum over a group of what each rank made; each gets the gradient of the sum."""
+    """The sum over a group; each rank gets the gradient of the sum."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:

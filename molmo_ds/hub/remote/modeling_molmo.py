@@ -1,4 +1,4 @@
-"""Molmo for transformers: the network of molmo_ds behind the interface of a causal language model.
+"""Molmo for transformers: the network of molmo_ds with the interface of a causal language model.
 
 Shapes: B sequences, T tokens, n crops of a sequence, P patches per crop, Q pooled patches per crop, D width.
 """

@@ -66,7 +66,7 @@ class Decoder:
         return names
 
     def mlp(self, text: TextConfig, ours: str, theirs: str, keys: Container[str]) -> Table:
-        """The tensors of an MLP behind the prefixes `ours` and `theirs`."""
+        """The tensors of an MLP after the prefixes `ours` and `theirs`."""
         return alike(ours, theirs, ["gate_proj.weight", "up_proj.weight", "down_proj.weight"])
 
     def not_served(self, text: TextConfig) -> str | None:

@@ -13,7 +13,7 @@ FUSED = ("gate.weight", "experts.gate_up_proj", "experts.down_proj")  # as trans
 
 
 class Olmoe(Decoder):
-    """Its experts stand one by one in files, and fused in what transformers 5 holds in memory."""
+    """Its experts are a tensor each in files, and fused in the memory of transformers 5."""
 
     def text_config(self, values: dict[str, Any]) -> TextConfig:
         """transformers' config.json as a TextConfig."""

@@ -68,7 +68,7 @@ def pairs(ours: str, theirs: str, names: dict[str, str]) -> Table:
 
 
 def alike(ours: str, theirs: str, names: list[str]) -> Table:
-    """A rule for each name that is the same behind both prefixes."""
+    """A rule for each name that is the same after both prefixes."""
     return pairs(ours, theirs, {name: name for name in names})
 
 
@@ -94,7 +94,7 @@ def head(text: TextConfig, norm: str, lm_head: str) -> Table:
 
 
 def experts(text: TextConfig, ours: str, theirs: str) -> Table:
-    """A router and experts that stand one by one, as OLMoE's files hold them."""
+    """A router and experts with a tensor each, as OLMoE's files have them."""
     each = [f"{theirs}experts.{e}." for e in range(text.num_experts)]
     gate_up = tuple(f"{expert}{part}_proj.weight" for expert in each for part in ("gate", "up"))
     down = tuple(f"{expert}down_proj.weight" for expert in each)

@@ -77,7 +77,7 @@ class Tower:
         return table
 
     def prefix(self, keys: Container[str]) -> str:
-        """What stands before the names: nothing, or the name of the model in a larger one."""
+        """The prefix of the names: empty, or the name of the model inside a larger one."""
         known = ("", "vision_model.", "dinov2.")
         return next((prefix for prefix in known if f"{prefix}{self.patch}.weight" in keys), "")
 

@@ -21,7 +21,7 @@ class AttentionPlan:
     image_ids: Tensor | None = None  # int [B, T], 1, 2, ... per image, 0 = text
     mask: Tensor | None = None  # [B, 1, T, T], 0 or -inf, added to the scores
     lengths: tuple[int, ...] | None = None  # with a mask on the CPU: of the documents, one after the other in B * T
-    prepared: Any = None  # instead of a mask or beside it; its type says which implementation made it
+    prepared: Any = None  # instead of a mask or with it; its type says which implementation made it
 
 
 def attention_plan(
