@@ -67,7 +67,7 @@ class VisionConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class ConnectorConfig(Checked):
-    """What turns the features of a crop into a few vectors of the decoder's width."""
+    """The way from the features of a crop to a few vectors of the decoder's width."""
 
     pooling: Literal["attention_meanq", "attention", "stack"] = "attention_meanq"  # attention: query = first patch
     pooling_size: Size = 2  # windows of pooling_size x pooling_size patches
@@ -115,7 +115,7 @@ class TextConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageConfig(Checked):
-    """How a picture becomes crops and image tokens."""
+    """The way from a picture to crops and image tokens."""
 
     crop_mode: Literal["overlap-and-resize-c2", "resize"] = "overlap-and-resize-c2"
     max_crops: Annotated[int, Ge(1), Le(36)] = 12  # high-resolution crops; the global view comes on top
@@ -148,7 +148,7 @@ class MolmoConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class PromptConfig(Checked):
-    """How an annotation becomes text."""
+    """The way from an annotation to text."""
 
     prompt_templates: Literal["none", "uber_model"] = "uber_model"  # questions of styles that have none
     message_format: Literal["none", "role"] = "role"  # role = "User: ... Assistant:"

@@ -1,4 +1,4 @@
-"""What must hold between settings: rows (whether it is wrong, what is said), asked when a configuration is read."""
+"""Rules between settings: rows (whether it is wrong, what is said), asked when a configuration is read."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -222,7 +222,7 @@ def rates(sources: dict[str, SourceConfig], group_rates: dict[str, float], at: s
 
 
 def training(config: RunConfig) -> Rows:
-    """What a run must be given on top, and other uses of a configuration need not."""
+    """Settings that a run must be given and other uses of a configuration need not."""
     yield not config.out, "out is empty; give the run a folder, for example out=runs/first."
     yield not config.data.tokenizer, "data.tokenizer is empty; give the folder of a transformers tokenizer."
     yield not config.data.sources, "There is no data set; give data.sources.<name>.path."

@@ -85,7 +85,7 @@ def comments(kind: type) -> dict[str, str]:
 
 
 def legal(hint: Any) -> str:
-    """What a value of this type may be, in words."""
+    """The values of this type, in words."""
     origin = typing.get_origin(hint)
     parts = typing.get_args(hint)
     if origin is typing.Annotated:

@@ -183,7 +183,7 @@ def claim_folder(config: RunConfig, finished: bool) -> None:
 
 
 def difference_to(saved: Path, config: RunConfig) -> str:
-    """How the run whose config.yaml is `saved` differs from this one, or an empty string where this one goes on."""
+    """A difference to the run whose config.yaml is `saved`; empty where this run continues it."""
     if not config.resume:
         return "resume=false"
     import yaml

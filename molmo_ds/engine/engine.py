@@ -70,17 +70,17 @@ class DeepSpeedEngine:
 
     @property
     def data_rank(self) -> int:
-        """Which part of the global batch this process reads."""
+        """Index of the part of the global batch that this process reads."""
         return self.grid.place("data")
 
     @property
     def data_size(self) -> int:
-        """Of how many."""
+        """Number of parts of the global batch."""
         return self.grid.size("data")
 
     @property
     def averaged(self) -> int:
-        """Over how many gradients DeepSpeed takes the mean."""
+        """The number of gradients of which DeepSpeed takes the mean."""
         return self.grid.size(*COPIES)
 
     @property
@@ -175,7 +175,7 @@ class DeepSpeedEngine:
         return scale(micro_batches, self.averaged, group, self.world.device, self.config.model)
 
     def report(self, sums: list[Tensor], counts: Tensor, norms: dict[str, Tensor]) -> dict[str, float]:
-        """What an update returns: `means`, and of each component the rate and the norm before clipping.
+        """The result of an update: `means`, and of each component the rate and the norm before clipping.
 
         Args:
             sums: (ce, z-loss, accuracy), float64 [3], of each micro-batch whose loss this rank has.
@@ -205,7 +205,7 @@ class DeepSpeedEngine:
         return {"loss": values["ce_loss"] + values["z_loss"], **values}
 
     def schedule(self, part: str) -> tuple:
-        """What `optim.learning_rate` takes for the current step."""
+        """Arguments of `optim.learning_rate` for the current step."""
         return self.config.optim, part, self.step, self.config.max_steps
 
     def set_learning_rates(self) -> None:
@@ -231,7 +231,7 @@ class DeepSpeedEngine:
         squares.copy_(there)
 
     def fragments(self, changed: bool = False) -> Iterator[fragments.Fragment]:
-        """What this rank holds of every parameter, under the names of one process; see fragments.fragments."""
+        """This rank's pieces of every parameter, under the names of one process; see fragments.fragments."""
         for piece in fragments.fragments(self.model, self.engine, changed):
             for part in self.parts:
                 piece = part.rename(piece)

@@ -1,4 +1,4 @@
-"""Who learns how fast: components, parameter groups, schedules and the clipping of each component.
+"""Optimisers: components, parameter groups, learning rates and the clipping of each component.
 
 A component is "connector", "vision" or "text". Every rule follows allenai/molmo 793fa38 (olmo.optim, olmo.train).
 """

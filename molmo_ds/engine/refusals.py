@@ -1,4 +1,4 @@
-"""What cannot run: a table of strategies and runs that exclude each other, each with the nearest that can.
+"""Refusals: a table of strategies and runs that exclude each other, each with the nearest that can run.
 
 A row is tested only after those above it have passed, so that it may rely on them.
 """
@@ -30,7 +30,7 @@ class Asked:
 
     @property
     def owned(self) -> Owned:
-        """What the file says of what the run owns."""
+        """The file's values of settings that the run owns."""
         return self.s.owned
 
     @property

@@ -145,7 +145,7 @@ class Lab:
         return done.stdout.decode()
 
     def environment(self) -> dict[str, str]:
-        """Of commands on the hosts."""
+        """The environment of commands on the hosts."""
         return {**os.environ, "PATH": PATH}
 
     def kill(self, name: str, words: tuple[str, ...], number: int) -> int:

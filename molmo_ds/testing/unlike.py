@@ -27,7 +27,7 @@ RATE = 0.05  # of synthetic.config's learning rates
 
 @dataclass(frozen=True)
 class Shape:
-    """How much one sequence holds; more documents than tokens allow become fewer, and so do crops."""
+    """Sizes of one sequence; more documents than tokens allow become fewer, and so do crops."""
 
     tokens: int
     crops: int

@@ -29,7 +29,7 @@ FROZEN = "a component that was frozen there and is trained now has no optimizer 
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a piece lies."""
+    """The place of a piece."""
 
     file: Path
     start: int

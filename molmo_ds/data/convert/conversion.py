@@ -23,7 +23,7 @@ MOST_BAD = 1000  # rows, before half of all is too many to go on
 
 @dataclass
 class Outcome:
-    """What became of rows: samples written, sentences about the others, and what is worth a word."""
+    """The result for some rows: samples written, sentences about the others, and what is worth a word."""
 
     samples: int = 0
     faults: list[str] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Plan:
-    """How items become shards."""
+    """Settings of the way from items to shards."""
 
     out: Path
     name: str

@@ -19,7 +19,7 @@ Sizes = tuple[str, dict[str, int]]  # key of a sample, length of each part
 
 @dataclass
 class Report:
-    """What was found in one data set so far; `faults` are sentences."""
+    """Findings in one data set so far; `faults` are sentences."""
 
     samples: int = 0
     pictures: int = 0
@@ -88,7 +88,7 @@ def sound(header: bytes, name: str, length: int) -> bool:
 
 
 def differences(shards: ShardSet) -> Iterator[str]:
-    """What any other reader of webdataset tars sees otherwise than the index, a sentence for each local shard."""
+    """Differences between the index and what other readers of webdataset tars see, a sentence a local shard."""
     first = 0
     for shard in shards.shards:
         stop = first + shard.samples

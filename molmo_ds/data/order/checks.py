@@ -1,4 +1,4 @@
-"""What tools and tests ask of streams: those of any number of ranks and workers, and whether two are identical."""
+"""Checks of streams for tools and tests: those of any number of ranks and workers, and whether two are identical."""
 
 import dataclasses
 from typing import Any

@@ -26,7 +26,7 @@ def generator(*key: int | str) -> np.random.RandomState:
 
 
 class RottenSource(ValueError):
-    """So many samples cannot be used that going on would mean to read for ever."""
+    """Raised where so many samples cannot be used that reading would never end."""
 
 
 class Order:

@@ -31,7 +31,7 @@ Step = tuple[list[Batch], dict[int, dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Sequence:
-    """What a worker hands over: one lane's next sequence (B = 1), the lane's state after it, and what was skipped."""
+    """The result of a worker: one lane's next sequence (B = 1), the lane's state after it, and what was skipped."""
 
     lane: int
     row: Batch
@@ -103,7 +103,7 @@ class Mixture:
         return getattr(self.builder, "cut", 0)
 
     def describe(self, source: int, sample: int) -> str:
-        """Where a sample comes from, for a log."""
+        """The origin of a sample, for a log."""
         shard, row = self.sets[source].locate(sample)
         return f"'{row['key']}' of {shard.path}"
 
@@ -203,7 +203,7 @@ def build_stream(
     lane_states: dict[int, dict[str, Any]] | None = None,
     start_step: int = 0,
 ) -> "Steps":
-    """For ever (micro_batches, lane_states after them) of one rank, from `start_step` on.
+    """Yield for ever (micro_batches, lane_states after them) of one rank, from `start_step` on.
 
     Rank r of R owns lanes [r V / R, (r + 1) V / R), V = global_batch. `lane_states` holds at least these lanes' states,
     as an earlier stream on any number of ranks and workers gave them. Raises ValueError at once for sources that cannot

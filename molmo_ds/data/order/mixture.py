@@ -1,4 +1,4 @@
-"""How often each source of a mixture is drawn."""
+"""Rates at which the sources of a mixture are drawn."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Which samples share a sequence, and how their tensors become a Batch."""
+"""Packing: chooses the samples that share a sequence, and joins their tensors into a Batch."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ ROUND = 128  # of packing = to_128
 
 @dataclass(frozen=True)
 class Budget:
-    """What a sequence may hold, and how many samples a lane chooses from."""
+    """Limits of a sequence, and the number of samples that a lane chooses from."""
 
     tokens: int
     crops: int

@@ -46,7 +46,7 @@ _KEY = re.compile(r"[^./][^.]*\Z")
 
 @dataclass
 class ShardIndex:
-    """What the sidecar and the .idx of one tar hold, while it is being gathered."""
+    """The content of the sidecar and the .idx of one tar, while it is being gathered."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     offsets: list[int] = field(default_factory=lambda: [0])  # where each sample's first header starts, and the end

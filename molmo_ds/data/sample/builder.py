@@ -77,7 +77,7 @@ class SampleBuilder:
         style: str = "demo",
         rng: RandomState | None = None,
     ) -> Sample:
-        """What the model is to answer: a question, the turns of a chat (the user's last), or a record's annotation.
+        """The prompt of an answer: a question, the turns of a chat (the user's last), or a record's annotation.
 
         Nothing in it is learnt: labels and weights are 0. Raises ValueError where it is longer than the model can see.
         """

@@ -1,4 +1,4 @@
-"""Where a picture's crops and image tokens lie: a pure function of its width and height.
+"""Places of a picture's crops and image tokens: a pure function of its width and height.
 
 Shapes: R x C tiles, n = 1 + R * C crops (the global view is crop 0), P patches per crop, Q pooled patches per crop.
 """

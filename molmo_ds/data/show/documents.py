@@ -21,7 +21,7 @@ from molmo_ds.data.show.pictures import HUES, img
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """What the parts of the page need."""
+    """Values that the parts of the page share."""
 
     mixture: Mixture
     drawn: list[Sequence]
@@ -29,7 +29,7 @@ class Page:
 
 
 def crop_documents(row: Batch) -> list[int]:
-    """For each crop the document, from 0, that holds its tokens."""
+    """The document, from 0, of each crop's tokens."""
     if not len(row.images):
         return []
     first = row.image_positions.amax(dim=1).clamp(min=0)

@@ -28,7 +28,7 @@ from molmo_ds.data.sources.source import Row, Source
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is downloaded, and how it becomes records."""
+    """Settings of a download, and of the way to records."""
 
     out: Path
     folder: Path | None  # local file, zip or folder; may hold a folder per data set

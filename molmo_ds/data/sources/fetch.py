@@ -40,7 +40,7 @@ NOW = frozenset({408, 425, 429, 500, 502, 503, 504})  # tried again in this run;
 
 @dataclass(frozen=True)
 class Limits:
-    """How politely and how long. Times are in seconds."""
+    """Limits of requests and of waiting. Times are in seconds."""
 
     workers: int = 64  # requests under way at once
     per_host: int = 4
@@ -61,7 +61,7 @@ class Request(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What one attempt gave: bytes, or a cause. `retry` says whether this run may try again."""
+    """The result of one attempt: bytes, or a cause. `retry` says whether this run may try again."""
 
     data: bytes = b""
     cause: str = ""
@@ -111,7 +111,7 @@ class Store:
         self._lock.close()
 
     def path(self, sha256: str) -> Path:
-        """Where the bytes with that hash are or will be."""
+        """The path at which the bytes with that hash are or will be."""
         return self.folder / "objects" / sha256[:2] / sha256
 
     def put(self, data: bytes) -> str:

@@ -53,7 +53,7 @@ def merge(items: list[Item], most: int) -> list[Item]:
 
 
 def reader(store: Store | None, folder: Path | None) -> Callable[[Picture], bytes | None]:
-    """What gives a picture's bytes: the row itself, the store, or a file below `folder`."""
+    """The source of a picture's bytes: the row itself, the store, or a file below `folder`."""
 
     def read(picture: Picture) -> bytes | None:
         if picture.url:

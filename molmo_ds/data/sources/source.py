@@ -1,4 +1,4 @@
-"""What a public data set is: where it lies, under which terms, and the pure function from a row to items."""
+"""A public data set: its address, its terms, and the pure function from a row to items."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence

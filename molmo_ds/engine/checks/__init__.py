@@ -1,1 +1,1 @@
-"""What ranks must agree on, and what is raised where they do not."""
+"""Checks that ranks agree, and the errors where they do not."""

@@ -151,7 +151,7 @@ class Supervisor:
                 looked = time.monotonic()
 
     def heartbeat(self) -> int:
-        """When the last step ended, in nanoseconds of whatever clock the storage has; 0 before the first."""
+        """Time at which the last step ended, in nanoseconds of the storage's clock; 0 before the first."""
         try:
             return (self.out / "heartbeat").stat().st_mtime_ns
         except OSError:
@@ -225,7 +225,7 @@ def alive(hosts: list[Host]) -> list[Host]:
 
 
 def usable(hosts: list[Host], config: RunConfig) -> list[Host]:
-    """As many of the hosts, from the first on, as the strategy and the global batch allow.
+    """The first of the hosts, as many as the strategy and the global batch allow.
 
     Raises ValueError if hosts are there and no number of them will do.
     """

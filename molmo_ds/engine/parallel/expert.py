@@ -18,7 +18,7 @@ from molmo_ds.model.decoder import MoE
 
 
 class Experts(Part):
-    """Over ZeRO 2 or 3, inside the stages of a pipeline, or over the ranks that share a decoder."""
+    """Spread experts under ZeRO 2 or 3: of a whole network, of a stage, of ranks that share a decoder or a sequence."""
 
     regroups = True
 

@@ -54,7 +54,7 @@ def prepare(ds: dict[str, Any], path: str, out: str, world: World) -> Path:
 
 
 def folder_name(out: str, rank: int) -> str:
-    """What a rank of the run that writes into `out` calls its folder on NVMe."""
+    """Name of a rank's folder on NVMe, for the run that writes into `out`."""
     return f"molmo_ds-{hashlib.sha256(os.path.abspath(out).encode()).hexdigest()[:8]}-{rank}"
 
 

@@ -1,4 +1,4 @@
-"""What one kind of parallelism adds to an engine, which composes the parts of a strategy."""
+"""One kind of parallelism, as an addition to an engine, which composes the parts of a strategy."""
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -38,7 +38,7 @@ class Part:
         return model
 
     def inside(self) -> AbstractContextManager:
-        """Where the network is built."""
+        """The context in which the network is built."""
         return nullcontext()
 
     def transform(self, model: nn.Module) -> None:
@@ -48,7 +48,7 @@ class Part:
         """Adjust what deepspeed.initialize has made."""
 
     def marks(self, name: str, parameter: nn.Parameter) -> dict[str, Any]:
-        """What the optimizer's group of a parameter carries; "copies" are axes of ranks with the same gradient."""
+        """Keys of the optimizer's group of a parameter; "copies" are axes of ranks with the same gradient."""
         return {}
 
     def local(self, batch: Batch) -> Batch:
@@ -56,7 +56,7 @@ class Part:
         return batch
 
     def before_step(self, engine: Any) -> None:
-        """Do what must be done between the clipping and the step."""
+        """Act between the clipping and the step."""
 
     def rename(self, piece: Fragment) -> Fragment:
         """A piece under the name and at the place that it has in the network of one process, and who holds the same."""

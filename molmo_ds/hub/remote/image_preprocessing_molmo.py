@@ -46,7 +46,7 @@ class MolmoImageProcessor(ImageProcessingMixin):
         super().__init__(**(others | own))
 
     def to_dict(self) -> dict[str, Any]:
-        """What preprocessor_config.json holds."""
+        """The content of preprocessor_config.json."""
         crop = self._crop
         self._crop = None
         try:

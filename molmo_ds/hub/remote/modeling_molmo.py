@@ -65,7 +65,7 @@ class CachedCore(Core):
         """Nothing: the mask is made once for all layers."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, plan: Any, dropout_p: float) -> Tensor:
-        """As in `Core`."""
+        """The attention of `Core`, with the cache."""
         if self.cache is not None:
             k, v = self.cache.update(k, v, self.index)
         mask = F.pad(self.mask.to(q.device), (0, k.shape[2] - self.mask.shape[3]))  # static caches have room to spare
@@ -241,7 +241,7 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
         stopping_criteria: Any = None,
         **options: Any,
     ) -> Any:
-        """As transformers', but a row ends at the last position that the model knows, and a warning counts such rows.
+        """Generate as transformers does; a row ends at the last position that the model knows, which a warning counts.
 
         Raises ValueError for a prompt that leaves no room for an answer.
         """

@@ -56,7 +56,7 @@ class MolmoProcessor(ProcessorMixin):
         return [MolmoImageProcessor.from_pretrained(path, **options), AutoTokenizer.from_pretrained(path, **options)]
 
     def to_dict(self, *args: Any, **options: Any) -> dict[str, Any]:
-        """What processor_config.json holds."""
+        """The content of processor_config.json."""
         return {key: value for key, value in super().to_dict(*args, **options).items() if key != "_words"}
 
     @property
@@ -262,11 +262,11 @@ class MolmoProcessor(ProcessorMixin):
         return inputs if return_dict else inputs["input_ids"]
 
     def decode(self, *args: Any, **options: Any) -> str:
-        """As the tokenizer's, special tokens skipped unless asked for."""
+        """Decode as the tokenizer does, special tokens skipped unless asked for."""
         return self.tokenizer.decode(*args, **({"skip_special_tokens": True} | options))
 
     def batch_decode(self, *args: Any, **options: Any) -> list[str]:
-        """As the tokenizer's, special tokens skipped unless asked for."""
+        """Decode as the tokenizer does, special tokens skipped unless asked for."""
         return self.tokenizer.batch_decode(*args, **({"skip_special_tokens": True} | options))
 
     @property

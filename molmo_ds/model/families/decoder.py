@@ -1,4 +1,4 @@
-"""What the families of decoders share: Llama's fields of config.json, and Llama's names of tensors.
+"""The base of the families of decoders: Llama's fields of config.json, and Llama's names of tensors.
 
 Source: transformers 5.23, models/{llama, qwen2, olmo, olmo2, olmoe}.
 """

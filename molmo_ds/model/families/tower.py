@@ -1,4 +1,4 @@
-"""What the families of vision towers share: CLIP's fields of config.json, and CLIP's names of tensors.
+"""The base of the families of vision towers: CLIP's fields of config.json, and CLIP's names of tensors.
 
 Source: transformers 5.23, models/{clip, siglip, dinov2}.
 """

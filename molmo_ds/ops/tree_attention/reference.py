@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """What the layers of one forward pass share: the ids, and the mask or what a faster implementation made of them."""
+    """Values shared by the layers of a forward pass: ids, and the mask or what a faster implementation made of them."""
 
     document_ids: Tensor  # int [B, T], 0 = padding, which sees only itself
     branch_ids: Tensor  # int [B, T]
