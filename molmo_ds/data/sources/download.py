@@ -20,10 +20,11 @@ from tqdm import tqdm
 
 from molmo_ds.data import sources
 from molmo_ds.data.read.writer import write_shards
-from molmo_ds.data.sources.fetch import Limits, Request, Store, describe, fetch
+from molmo_ds.data.sources.fetch import Limits, describe, fetch
 from molmo_ds.data.sources.records import reader, records
 from molmo_ds.data.sources.rows import column, group, load_rows, take
 from molmo_ds.data.sources.source import Row, Source
+from molmo_ds.data.sources.store import Request, Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,11 @@ def fetch_and_write(source: Source, options: Options, limits: Limits, store: Sto
 
 
 def write(
-    samples: Iterator[tuple[str, dict[str, bytes]]], path: Path, source: Source, per_shard: int, dropped: Counter
+    samples: Iterator[tuple[str, dict[str, bytes]]],
+    path: Path,
+    source: Source,
+    per_shard: int,
+    dropped: Counter,
 ) -> int:
     """Write the shards under a temporary name and rename the folder when it is whole; returns the number of records."""
     partial = path.with_name(f".{path.name}.partial")
