@@ -67,13 +67,13 @@ def described() -> dict[str, tuple[str, dict[str, str]]]:
 
 
 def strategies() -> str:
-    """A table of ds_configs, then each file."""
+    """A table of ds_configs, then each file and those of ds_configs/infer."""
     files = sorted((ROOT / "ds_configs").glob("*.json"))
     lines = [_row(COLUMNS), "|---|---|---|---|---|"]
     for path in files:
         lines.append(_row(_strategy_cells(path)))
-    for path in files:
-        lines += ["", f'??? note "{path.name}"', "", "    ```json"]
+    for path in [*files, *sorted((ROOT / "ds_configs/infer").glob("*.json"))]:
+        lines += ["", f'??? note "{path.relative_to(ROOT / "ds_configs")}"', "", "    ```json"]
         lines += [f"    {line}" for line in path.read_text().splitlines()]
         lines.append("    ```")
     return "\n".join(lines)
