@@ -12,6 +12,7 @@ import pytest
 
 from molmo_ds import setting_list, settings
 from molmo_ds.config import RunConfig
+from molmo_ds.engine.refusals import TABLE
 from molmo_ds.eval.benchmarks import BENCHMARKS
 from molmo_ds.eval.sets import SETS
 
@@ -150,3 +151,9 @@ def test_the_page_of_benchmarks_lists_every_task_and_set() -> None:
         assert cells[0].startswith(f"`{task.name}`")
         assert cells[3:5] == [", ".join(task.styles), str(task.max_new_tokens)]
     assert [row.split("`")[1] for row in generate.sets().splitlines()[2:]] == list(SETS)
+
+
+def test_the_page_of_strategies_lists_every_refusal() -> None:
+    rows = generate.refusals().splitlines()[2:]
+    assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == [row.name for row in TABLE]
+    assert not [row for row in rows if "{" in row]

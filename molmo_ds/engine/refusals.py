@@ -1,4 +1,4 @@
-"""What cannot run: a table of strategies and runs that exclude each other, each with the nearest that can.
+"""Refusals: a table of strategies and runs that exclude each other, each with the nearest that can run.
 
 A row is tested only after those above it have passed, so that it may rely on them.
 """
@@ -30,7 +30,7 @@ class Asked:
 
     @property
     def owned(self) -> Owned:
-        """What the file says of what the run owns."""
+        """The file's values of settings that the run owns."""
         return self.s.owned
 
     @property
@@ -72,7 +72,9 @@ class Asked:
 
     def heads_divide(self) -> bool:
         """Whether ranks that share a sequence can share its heads."""
-        heads, keys, size = self.text.num_attention_heads, self.text.num_key_value_heads, self.s.sequence
+        heads = self.text.num_attention_heads
+        keys = self.text.num_key_value_heads
+        size = self.s.sequence
         return heads % size == 0 and (keys % size == 0 or size % keys == 0)
 
     def columns_divide(self) -> bool:
@@ -120,7 +122,7 @@ TABLE = [
     Row(
         "DeepSpeed's own sequence key",
         lambda a: a.s.deepspeeds_sequence,
-        "{path}: write sequence_parallel_size inside the molmo_ds block, not beside it.",
+        "{path}: write sequence_parallel_size inside the molmo_ds block, not outside.",
     ),
     Row(
         "stages without pipeline",
@@ -183,12 +185,6 @@ TABLE = [
         "attention heads and {a.text.num_key_value_heads} key-value heads (or be a multiple of the latter).",
     ),
     Row(
-        "sequence and experts",
-        lambda a: a.s.engine == "sequence" and a.s.experts > 1,
-        "{path}: expert parallelism and sequence parallelism want the same ranks; use ds_configs/zero3_ep.json or "
-        "ds_configs/zero3_sp.json.",
-    ),
-    Row(
         "sequence and tensors",
         lambda a: a.s.engine == "sequence" and a.s.tensor > 1,
         "{path}: tensor parallelism and sequence parallelism want the same ranks; use ds_configs/zero3_tp.json or "
@@ -219,12 +215,12 @@ TABLE = [
     Row(
         "experts and hpZ",
         lambda a: a.s.experts > 1 and a.zero.hpz > 1,
-        "{path}: DeepSpeed has no zero_hpz_partition_size beside experts; use ds_configs/zero3_ep.json without it.",
+        "{path}: DeepSpeed has no zero_hpz_partition_size with experts; use ds_configs/zero3_ep.json without it.",
     ),
     Row(
         "experts and quantised",
         lambda a: a.s.experts > 1 and a.zero.quantised,
-        "{path}: DeepSpeed does not quantise weights or gradients beside experts; use ds_configs/zero3_ep.json.",
+        "{path}: DeepSpeed does not quantise weights or gradients with experts; use ds_configs/zero3_ep.json.",
     ),
     Row(
         "experts and offload",

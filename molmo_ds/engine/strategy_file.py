@@ -141,7 +141,7 @@ def _example(hint: Any) -> str:
 
 
 def _place(location: tuple[int | str, ...]) -> tuple[str, Any]:
-    """The dotted key of a mistake and the type that it should have; behind it pydantic names members of a union."""
+    """The dotted key of a mistake and the type that it should have; after it pydantic names members of a union."""
     hint: Any = File
     keys = []
     for part in location:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from molmo_ds.config import MolmoConfig
 from molmo_ds.model.decoder import Norm
 
-IN, OUT = r"layers\.\d+\.(self_attn\.[qkv]|mlp\.(gate|up))_proj", r"layers\.\d+\.(self_attn\.o|mlp\.down)_proj"
+IN = r"layers\.\d+\.(self_attn\.[qkv]|mlp\.(gate|up))_proj"
+OUT = r"layers\.\d+\.(self_attn\.o|mlp\.down)_proj"
 COLUMNS = re.compile(rf"({IN}(\.lora_B)?|layers\.\d+\.self_attn\.[qk]_norm)\.(weight|bias)")
 ROWS = re.compile(rf"{OUT}(\.lora_A)?\.weight")
 
@@ -27,7 +28,8 @@ def splits(name: str) -> bool:
 def shard(config: MolmoConfig, shards: int) -> MolmoConfig:
     """The network of which one rank holds a share of the decoder; the rest keeps its size."""
     text = config.text
-    heads, keys = text.num_attention_heads // shards, text.num_key_value_heads // shards
+    heads = text.num_attention_heads // shards
+    keys = text.num_key_value_heads // shards
     width = text.head_dim or text.hidden_size // text.num_attention_heads
     inner = text.intermediate_size if text.num_experts else text.intermediate_size // shards
     small = replace(text, num_attention_heads=heads, num_key_value_heads=keys, head_dim=width, intermediate_size=inner)
@@ -40,7 +42,9 @@ class SharedNorm(nn.Module):
 
     def __init__(self, norm: Norm, group: dist.ProcessGroup) -> None:
         super().__init__()
-        self.weight, self.eps, self.group = norm.weight, norm.eps, group
+        self.weight = norm.weight
+        self.eps = norm.eps
+        self.group = group
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., H * d / S] -> the same; the mean of squares is that of all H * d."""
@@ -51,7 +55,7 @@ class SharedNorm(nn.Module):
 
 
 class Take(torch.autograd.Function):
-    """What all ranks of a group read: the gradient is the sum of theirs."""
+    """The input of all ranks of a group; its gradient is the sum of theirs."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -68,7 +72,7 @@ class Take(torch.autograd.Function):
 
 
 class Add(torch.autograd.Function):
-    """The sum over a group of what each rank made; each gets the gradient of the sum."""
+    """The sum over a group; each rank gets the gradient of the sum."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:

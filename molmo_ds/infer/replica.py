@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from molmo_ds.config import MolmoConfig
-from molmo_ds.engine.inference import Fill, Share
+from molmo_ds.engine.inference import Share
+from molmo_ds.engine.inference_layout import Fill
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.strategy import USUAL, Limits, Strategy
 from molmo_ds.infer import prefill
@@ -145,7 +146,7 @@ class Replica:
             slots.admit(batch, ends)
             self.prefilled += batch.input_ids.shape[1]
             rows = [row for tree in begun for row in tree.rows]
-            return Pass(rows, Carry.of(batch.to(self.share.device)), ends.to(self.share.device, non_blocking=True))
+            return Pass(rows, self.share.take(batch), ends.to(self.share.device, non_blocking=True))
         rows = list(self.schedule.running[group])
         if not rows:
             return None

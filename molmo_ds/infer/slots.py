@@ -141,9 +141,8 @@ class Slots:
         """[R, 1, 1, L]: 0 where the newest token of a row sees one, -inf elsewhere."""
         places = torch.arange(self.longest, device=self.index.device)
         hidden = places > self.positions[: self.width, None]
-        return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)[
-            :, None, None
-        ]
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
+        return mask[:, None, None]
 
     def drop(self, moves: Sequence[tuple[int, int]], rows: int) -> None:
         """Leave `rows` running rows, after the move of some (from, to) into the slots of those that end."""

@@ -51,8 +51,6 @@ REFUSED: dict[str, tuple[str, dict, TextConfig, int, str]] = {
         8,
         "divide 4 attention heads",
     ),
-    "sequence and experts": ("zero3_ep", SHARE, EXPERTS, 4, "zero3_ep.json"),
-    "sequence and experts, ZeRO-2": ("zero2_ep", SHARE, EXPERTS, 4, "zero3_sp.json"),
     "sequence and tensors": ("zero3_tp", SHARE, DENSE, 4, "zero3_tp.json"),
     "experts of a dense model": ("zero3_ep", {}, DENSE, 4, "zero3.json"),
     "experts that do not divide": ("zero3_ep", {"expert_parallel": {"autoep_size": 3}}, EXPERTS, 3, "divide 4 experts"),

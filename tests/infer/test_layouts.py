@@ -2,17 +2,20 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import answer_oracle
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from molmo_ds.config import MolmoConfig
-from molmo_ds.engine.inference import Cut, Share, refuse
+from molmo_ds.engine.inference import Share
+from molmo_ds.engine.inference_layout import Cut, refuse
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.strategy import Limits, parse, read_strategy
 from molmo_ds.infer.answers import answer
@@ -35,7 +38,14 @@ FAMILIES = {
         "intermediate_size": 16,
     },
 }  # fmt: skip
-LAYOUTS = {"2 shares": (2, 1), "2 stages": (1, 2), "2 shares x 2 stages": (2, 2), "2 replicas of 2 shares": (2, 1)}
+SOME = ("qwen2", "olmoe")
+# tensor, stages, replicas, families
+LAYOUTS = {
+    "2 shares": (2, 1, 1, SOME),
+    "2 stages": (1, 2, 1, SOME),
+    "2 shares x 2 stages": (2, 2, 1, tuple(FAMILIES)),
+    "2 replicas of 2 shares": (2, 1, 2, SOME),
+}
 
 
 def config(family: str) -> MolmoConfig:
@@ -62,11 +72,27 @@ def strategy(tensor: int, stages: int) -> str:
     return json.dumps({"tensor_parallel": {"autotp_size": tensor}, "molmo_ds": ours})
 
 
-def answers_on_a_rank(world: World, tensor: int, stages: int) -> dict[str, dict[str, Answer]]:
+@dataclass(frozen=True)
+class Traffic:
+    """Of one rank."""
+
+    tokens: int  # that its layers computed
+    all_reduce: int  # bytes of payload
+    isend: int
+
+
+def answers_on_a_rank(
+    world: World, tensor: int, stages: int, families: tuple[str, ...]
+) -> tuple[dict[str, dict[str, Answer]], Traffic]:
+    """(answers by family and name, what the dense decoder sent)."""
     torch.set_num_threads(1)
     laid_out = parse("mine.json", json.loads(strategy(tensor, stages)))
+    sent: Counter[str] = Counter()
+    for name in ("all_reduce", "isend"):
+        count_bytes(name, sent)
     out = {}
-    for family in FAMILIES:
+    traffic = None
+    for family in families:
         whole = network(family).state_dict()
 
         def fill(cuts: dict[str, Cut], whole: dict[str, Tensor] = whole) -> Iterator[tuple[str, Tensor]]:
@@ -74,8 +100,39 @@ def answers_on_a_rank(world: World, tensor: int, stages: int) -> dict[str, dict[
 
         replica = Replica.over_ranks(config(family), laid_out, world, fill, EOS)
         mine = asked(family)[replica.index :: replica.count]
+        sent.clear()
         out[family] = {one.name: one for one in answer(replica, mine)}
-    return out
+        traffic = traffic or Traffic(replica.prefilled + replica.row_steps, sent["all_reduce"], sent["isend"])
+        drop_one(replica, mine, out[family])
+    return out, traffic
+
+
+def drop_one(replica: Replica, questions: list[Question], whole: dict[str, Answer]) -> None:
+    """A question that is dropped while its pass is in flight leaves the others as they were."""
+    replica.admit(questions)
+    given: dict[str, list[int]] = {question.name: [] for question in questions}
+    steps = 0
+    while replica.busy:
+        if steps == 3:
+            replica.drop(questions[0].name)
+            given.pop(questions[0].name)
+        for piece in replica.step():
+            if piece.end != "stop":
+                given[piece.name].append(piece.token)
+        steps += 1
+    replica.close()
+    assert given == {question.name: list(whole[question.name].token_ids) for question in questions[1:]}
+
+
+def count_bytes(name: str, sent: Counter[str]) -> None:
+    """Count the payloads of a function of torch.distributed, in this process from now on."""
+    function = getattr(dist, name)
+
+    def counted(tensor: Tensor, *args: object, **kwargs: object) -> object:
+        sent[name] += tensor.numel() * tensor.element_size()
+        return function(tensor, *args, **kwargs)
+
+    setattr(dist, name, counted)
 
 
 @pytest.fixture(scope="module")
@@ -89,18 +146,23 @@ def expected() -> dict[str, dict[str, Answer]]:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_gives_the_tokens_of_one_process(layout: str, expected: dict) -> None:
-    tensor, stages = LAYOUTS[layout]
-    replicas = 2 if "replicas" in layout else 1
-    ranks = run_ranks(answers_on_a_rank, tensor * stages * replicas, tensor, stages)
-    for family, wanted in expected.items():
+    tensor, stages, replicas, families = LAYOUTS[layout]
+    ranks = run_ranks(answers_on_a_rank, tensor * stages * replicas, tensor, stages, families)
+    for family in families:
+        wanted = expected[family]
         names = [question.name for question in asked(family)]
-        for rank, found in enumerate(ranks):
+        for rank, (found, _) in enumerate(ranks):
             index = rank // tensor % replicas
             assert found[family].keys() == set(names[index::replicas])
             for name, one in found[family].items():
                 assert (one.token_ids, one.end) == (wanted[name].token_ids, wanted[name].end), (family, name, rank)
                 assert one.log_probability == pytest.approx(wanted[name].log_probability, abs=1e-4)
     assert {one.end for one in expected["qwen2"].values()} == {"stop", "length"}
+    for rank, (_, traffic) in enumerate(ranks):
+        hidden = 4 * synthetic.MODEL.text.hidden_size * traffic.tokens  # bytes of all hidden states
+        layers = synthetic.MODEL.text.num_hidden_layers // stages
+        assert traffic.all_reduce == (2 * layers * hidden if tensor > 1 else 0)
+        assert traffic.isend == (hidden if stages > 1 and rank < tensor else 0)
 
 
 def test_the_files() -> None:

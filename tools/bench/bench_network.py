@@ -44,6 +44,7 @@ STRATEGIES = [
     "zero2_ep",
     "zero3_ep",
     "zero3_ep_tp",
+    "zero3_sp_ep",
     "pipe_zero1",
     "pipe_zero1_ep",
     "pipe_dualpipev",

@@ -95,7 +95,7 @@ class SampleBuilder:
         style: str = "demo",
         rng: RandomState | None = None,
     ) -> Sample:
-        """What the model is to answer: a question, the turns of a chat (the user's last), or a record's annotation.
+        """The prompt of an answer: a question, the turns of a chat (the user's last), or a record's annotation.
 
         Nothing in it is learnt: labels and weights are 0. Raises ValueError where it is longer than the model can see.
         """
@@ -169,5 +169,7 @@ def _checked_sizes(record: Record, pictures: list[np.ndarray]) -> list[tuple[int
     sizes = [(picture.shape[1], picture.shape[0]) for picture in pictures]
     said = [tuple(size) for size in record.get("sizes", sizes)]
     if not is_video(record) and said != sizes:
-        raise ValueError(f"The index says that the pictures measure {said}, but they measure {sizes}; index them anew.")
+        raise ValueError(
+            f"The index says that the pictures measure {said}, but they measure {sizes}; index them again."
+        )
     return sizes

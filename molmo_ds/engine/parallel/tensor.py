@@ -23,12 +23,12 @@ from molmo_ds.model.linear import Linear
 
 
 class Tensors(Part):
-    """Neighbours read the same samples and share the decoder; what is not split they all hold."""
+    """Neighbours read the same samples and share the decoder; parameters that are not split are replicated."""
 
     regroups = True
 
     def shape(self, model: MolmoConfig) -> MolmoConfig:
-        """With this rank's share of the decoder."""
+        """The network with this rank's share of the decoder."""
         return shard(model, self.strategy.tensor)
 
     def transform(self, model: nn.Module) -> None:
@@ -44,16 +44,16 @@ class Tensors(Part):
                 join_adapter(layer, group, bool(ROWS.fullmatch(f"{name}.weight")))
 
     def settle(self, engine: Any, model: nn.Module) -> None:
-        """AutoTP would compare the first batch, and knows no Batch."""
+        """Switch off AutoTP's comparison of the first batch, since it knows no Batch."""
         deepspeed_0_19.compare_no_inputs(engine)
 
     def marks(self, name: str, parameter: nn.Parameter) -> dict[str, Any]:
-        """Whether ranks of a group hold different parts, or all the same parameter."""
+        """Axes along which a parameter is replicated: those of the group, unless its ranks hold different parts."""
         spread = splits(name) or deepspeed_0_19.group_of_experts(parameter) is not None
         return {"copies": () if spread else ("tensor",)}
 
     def rename(self, piece: Fragment) -> Fragment:
-        """A piece at its place in the whole parameter; what is not split all ranks of the group hold."""
+        """A piece at its place in the whole parameter; one that is not split is replicated in the group."""
         name = piece.name
         shape = piece.shape
         shards = self.strategy.tensor
@@ -86,14 +86,19 @@ def join(layer: DecoderLayer, group: dist.ProcessGroup) -> None:
             branch.register_forward_hook(add)
     attention = layer.self_attn
     if attention.q_norm is not None:
-        attention.q_norm, attention.k_norm = (SharedNorm(n, group) for n in (attention.q_norm, attention.k_norm))
+        attention.q_norm = SharedNorm(attention.q_norm, group)
+        attention.k_norm = SharedNorm(attention.k_norm, group)
 
 
 def join_adapter(layer: Linear, group: dist.ProcessGroup, rows: bool) -> None:
-    """Make the gradients of an adapter, one matrix of which every rank holds whole, those of the whole layer."""
+    """Make the gradients of an adapter those of the whole layer; one of its two matrices is replicated.
+
+    The branch sums its output, and the gradient of its input, over the group: a replicated share of either is divided
+    by the group's size first.
+    """
     size = dist.get_world_size(group)
 
-    def once(module: nn.Module, inputs: tuple) -> tuple:  # the branch adds the gradients of its input over the group
+    def divide_gradient(module: nn.Module, inputs: tuple) -> tuple:
         return (Scale.apply(inputs[0], 1, 1 / size),)
 
     def take(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
@@ -102,19 +107,19 @@ def join_adapter(layer: Linear, group: dist.ProcessGroup, rows: bool) -> None:
     def add(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
         return Add.apply(output, group)
 
-    def share(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:  # the branch adds its output
+    def divide(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
         return Scale.apply(output, 1 / size, 1)
 
     if rows:
         layer.lora_A.register_forward_hook(add)
-        layer.lora_B.register_forward_hook(share)
+        layer.lora_B.register_forward_hook(divide)
     else:
-        layer.lora_A.register_forward_pre_hook(once)
+        layer.lora_A.register_forward_pre_hook(divide_gradient)
         layer.lora_A.register_forward_hook(take)
 
 
 class Scale(torch.autograd.Function):
-    """A product with a number, and another number for the gradient."""
+    """Multiply by one number, and the gradient by another."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, forward: float, backward: float) -> Tensor:

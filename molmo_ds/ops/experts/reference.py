@@ -13,7 +13,13 @@ from molmo_ds.ops.swiglu import swiglu
 
 
 def experts(
-    x: Tensor, router_logits: Tensor, gate_up_proj: Tensor, down_proj: Tensor, top_k: int, normalise: bool, first: int
+    x: Tensor,
+    router_logits: Tensor,
+    gate_up_proj: Tensor,
+    down_proj: Tensor,
+    top_k: int,
+    normalise: bool,
+    first: int = 0,
 ) -> Tensor:
     """x [R, D] through those of the top_k experts of each token that are held -> [R, D]."""
     shares, chosen = router_logits.softmax(-1).topk(top_k, -1)
