@@ -12,7 +12,7 @@ from numpy.random import RandomState
 from molmo_ds.config import PromptConfig
 from molmo_ds.data.sample.prompts import PromptFormatter
 from molmo_ds.eval import scores
-from molmo_ds.eval.pointing import pointing_scores
+from molmo_ds.eval.metrics.pointing import pointing_scores
 
 Annotation = dict[str, Any]
 Size = tuple[int, int]  # width, height of the picture

@@ -9,7 +9,7 @@ import pytest
 from golden_files import need, read_json
 
 from molmo_ds.eval import scores
-from molmo_ds.eval.pointing import extract_points, in_format, pointing_scores
+from molmo_ds.eval.metrics.pointing import extract_points, in_format, pointing_scores
 from molmo_ds.eval.tasks import mean
 
 FILES = ("metrics", "metrics2")
