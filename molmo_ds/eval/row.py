@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Mapping
+import random
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ Scores = dict[str, float]  # named numbers, 1 is best, and UNREADABLE
 UNREADABLE = (
     "unreadable"  # 1.0 where the reply holds no answer of the expected form, so that it was guessed or is wrong
 )
-HIDDEN = ("answer", "answers", "answer_index", "points", "text", "boxes", "inline_points")  # the truth
+HIDDEN = ("answer", "answers", "answer_index", "points", "text", "boxes", "masks", "inline_points")  # the truth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +37,9 @@ class Row:
         """The annotation without its truth, which is all that a prompt may be made of."""
         return {name: value for name, value in self.annotation.items() if name not in HIDDEN}
 
-    def random(self) -> RandomState:
-        """Random numbers that depend on the row alone, never on the rank or the order of the rows."""
-        return RandomState(int.from_bytes(hashlib.sha256(self.id.encode()).digest()[:4], "big"))
+    def random(self) -> random.Random:
+        """A generator that depends on the row alone, never on the rank or the order of rows."""
+        return random.Random(self.id)
 
 
 def as_text(answer: Any) -> Any:
@@ -64,3 +64,17 @@ def true_answer(row: Row) -> str | None:
         return None
     formatter = PromptFormatter(PromptConfig(system_prompt="none"))
     return formatter.messages(known, RandomState(0), row.size if row.size[0] else None)[-1].strip()
+
+
+def by_metadata(*keys: str) -> Callable[[Row], Mapping[str, str]]:
+    """The categories of a row that stand in its record's metadata, those that are known."""
+
+    def categories(row: Row) -> Mapping[str, str]:
+        return {key: str(row.metadata[key]) for key in keys if row.metadata.get(key) is not None}
+
+    return categories
+
+
+def unscored(reply: str, row: Row) -> Scores:
+    """No scores: the replies of this task are judged elsewhere."""
+    return {}

@@ -1,15 +1,24 @@
-"""Score of points named in a text, with the reference's reading of them (olmo/util.py, olmo/eval/evaluators.py)."""
+"""Score of points named in a text, against points and the regions in which they count.
+
+Source: allenai/molmo 793fa38, olmo/util.py and olmo/eval/evaluators.py (PointingEval).
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any
 
 from scipy.optimize import linear_sum_assignment
 
+from molmo_ds.eval.row import Row, Scores
+
 Point = tuple[float, float]
 Box = Sequence[float]  # left, top, right, bottom in pixels; right and bottom do not belong to it
+Mask = Mapping[str, Any]  # height, width, runs: lengths of rows of pixels outside, inside, outside ... line by line
 
 _CLICK = re.compile(r"Click\(([0-9]+\.[0-9]), ?([0-9]+\.[0-9])\)")
 _PLAIN = re.compile(r"\(([0-9]+\.[0-9]),? ?([0-9]+\.[0-9])\)")
@@ -41,20 +50,20 @@ def extract_points(text: str, width: float, height: float) -> list[Point]:
 
 
 def pointing_scores(
-    text: str, points: Sequence[Point], boxes: Sequence[Box], size: tuple[int, int]
+    text: str, points: Sequence[Point], regions: Sequence[Box | Mask], size: tuple[int, int]
 ) -> dict[str, float]:
     """precision, recall and f1 of the points in `text` against `points`, pixels of a picture of `size` (width, height).
 
     Points are paired with the wanted ones so that the distances' sum is least; a pair counts when the rounded point
-    lies in the wanted one's box. Where nothing is to be found, everything is 1 if no point is given, else 0. A text
+    lies in the wanted one's region. Where nothing is to be found, everything is 1 if no point is given, else 0. A text
     that is not wholly in a format of points scores 0.
 
-    Raises ValueError where there is not one box per point, or a box holds no pixel of the picture.
+    Raises ValueError where there is not one region per point, or a region holds no pixel of the picture.
     """
-    if len(points) != len(boxes):
-        raise ValueError(f"There are {len(points)} points and {len(boxes)} boxes; give one box per point.")
-    for box in boxes:
-        _check(box, size)
+    if len(points) != len(regions):
+        raise ValueError(f"There are {len(points)} points and {len(regions)} boxes or masks; give one per point.")
+    for region in regions:
+        _check(region, size)
     given = extract_points(text, *size)
     if not points:
         return dict.fromkeys(("precision", "recall", "f1"), float(not given))
@@ -62,8 +71,9 @@ def pointing_scores(
     if given and in_format(text):
         distances = [[(a - c) ** 2 + (b - d) ** 2 for c, d in points] for a, b in given]
         pairs = nearest_pairs([[value**0.5 for value in row] for row in distances])
-        hits = sum(_inside(given[i], boxes[j], size) for i, j in pairs)
-    precision, recall = hits / max(len(given), 1), hits / len(points)
+        hits = sum(_inside(given[i], regions[j], size) for i, j in pairs)
+    precision = hits / max(len(given), 1)
+    recall = hits / len(points)
     return {
         "precision": precision,
         "recall": recall,
@@ -76,21 +86,48 @@ def in_format(text: str) -> bool:
     return _FORMAT.fullmatch(text.strip()) is not None
 
 
-def _check(box: Box, size: tuple[int, int]) -> None:
-    numbers = isinstance(box, list | tuple) and len(box) == 4
-    if not numbers or not all(isinstance(n, int | float) and math.isfinite(n) for n in box):
-        raise ValueError(f"A box is {box!r}; it is left, top, right and bottom in pixels.")
-    spans = ((box[0], box[2], size[0]), (box[1], box[3], size[1]))
+def score_points(reply: str, row: Row) -> Scores:
+    """precision, recall and f1 of an annotation's points; its `boxes` or `masks` are their regions, one for each."""
+    known = row.annotation
+    points = known.get("points")
+    if points is None:
+        raise ValueError("The annotation has no `points`, which its score compares with; give it a list, maybe empty.")
+    regions = known.get("masks") if known.get("masks") is not None else known.get("boxes")
+    if regions is None:
+        raise ValueError(
+            "Pointing is scored by regions: give the annotation `boxes` in pixels or `masks`, one per point."
+        )
+    scale = known.get("point_scale")
+    across, down = (1, 1) if scale is None else (row.size[0] / scale, row.size[1] / scale)
+    found = pointing_scores(reply, [(x * across, y * down) for x, y in points], regions, row.size)
+    readable = in_format(reply) if points or extract_points(reply, *row.size) else True
+    return {**found, "unreadable": float(not readable)}
+
+
+def _check(region: Box | Mask, size: tuple[int, int]) -> None:
+    if isinstance(region, Mapping):
+        if sum(region["runs"]) != region["height"] * region["width"] or sum(region["runs"][1::2]) < 1:
+            raise ValueError("A mask holds no pixel, or its runs do not add up to its pixels; make the shards anew.")
+        return
+    numbers = isinstance(region, list | tuple) and len(region) == 4
+    if not numbers or not all(isinstance(n, int | float) and math.isfinite(n) for n in region):
+        raise ValueError(f"A box is {region!r}; it is left, top, right and bottom in pixels.")
+    spans = ((region[0], region[2], size[0]), (region[1], region[3], size[1]))
     for first, end, length in spans:
         pixel = max(math.ceil(first), 0)
         if pixel >= min(end, length):
-            raise ValueError(f"The box {list(box)} holds no pixel of a picture of {size[0]} x {size[1]}.")
+            raise ValueError(f"The box {list(region)} holds no pixel of a picture of {size[0]} x {size[1]}.")
 
 
-def _inside(point: Point, box: Box, size: tuple[int, int]) -> bool:
+def _inside(point: Point, region: Box | Mask, size: tuple[int, int]) -> bool:
     x = round(point[0])
     y = round(point[1])
-    return box[0] <= x < min(box[2], size[0]) and box[1] <= y < min(box[3], size[1])
+    if isinstance(region, Mapping):
+        if not (0 <= x < region["width"] and 0 <= y < region["height"]):
+            return False
+        ends = list(accumulate(region["runs"]))
+        return bisect_right(ends, y * region["width"] + x) % 2 == 1
+    return region[0] <= x < min(region[2], size[0]) and region[1] <= y < min(region[3], size[1])
 
 
 def nearest_pairs(costs: list[list[float]]) -> list[tuple[int, int]]:
