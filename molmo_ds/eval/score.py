@@ -146,6 +146,12 @@ def chance_level(task: Task, rows: Iterable[Row]) -> dict[str, float]:
     return best
 
 
+def average(results: Iterable[Mapping[str, Any]]) -> float | None:
+    """The plain mean of several tasks' headlines, as the paper's average of eleven; None where one has no figure."""
+    values = [result["metrics"].get(result["headline"], {}).get("value") for result in results]
+    return math.fsum(values) / len(values) if values and None not in values else None
+
+
 def reference_metrics(result: Mapping[str, Any]) -> dict[str, float]:
     """The values alone, under the reference's names, in sorted order."""
     named = {REFERENCE_NAMES.get(name, name): one["value"] for name, one in result["metrics"].items()}
