@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 from collections.abc import Callable, Mapping
@@ -62,8 +63,12 @@ def true_answer(row: Row) -> str | None:
     known = row.annotation
     if not known.get("answers") and all(known.get(name) is None for name in ("answer", "answer_index", "points")):
         return None
-    formatter = PromptFormatter(PromptConfig(system_prompt="none"))
-    return formatter.messages(known, RandomState(0), row.size if row.size[0] else None)[-1].strip()
+    return _formatter().messages(known, RandomState(0), row.size if row.size[0] else None)[-1].strip()
+
+
+@functools.cache
+def _formatter() -> PromptFormatter:
+    return PromptFormatter(PromptConfig(system_prompt="none"))
 
 
 def by_metadata(*keys: str) -> Callable[[Row], Mapping[str, str]]:

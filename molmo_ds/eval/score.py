@@ -14,7 +14,7 @@ from molmo_ds.eval.row import UNREADABLE, Row, Scores
 from molmo_ds.eval.task import MODELS, Task
 
 GUESSES = 20  # constant answers that are tried for the chance level, the commonest truths
-TRIED_ON = 2000  # rows that each of them is tried on
+TRIED_ON = 1000  # rows that each of them is tried on
 REFERENCE_NAMES = {"anls": "ansl"}  # our name of a metric -> the reference's, where they differ
 Figure = dict[str, float | int | None]
 

@@ -1,6 +1,9 @@
 """Every benchmark on a row of its data set: from the published columns to rows with stable ids, and their scores."""
 
 import itertools
+import re
+import textwrap
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -216,6 +219,20 @@ def test_splits_lie_where_the_download_puts_them():
             name, _, theirs = split.shards.rpartition("-")
             known = name in sources.ALL and theirs in sources.ALL[name].splits
             assert known or split.shards in HELD_OUT | OWN, split.shards
+
+
+def test_the_page_on_adding_a_benchmark_adds_one():
+    page = (Path(__file__).parents[2] / "docs/architecture/add-a-benchmark.md").read_text()
+    code = re.search(r"^    ```python\n(.*?)^    ```", page, re.S | re.M)[1]
+    module: dict[str, Any] = {}
+    exec(textwrap.dedent(code), module)
+    [task] = module["TASKS"]
+    assert task.name not in BENCHMARKS
+    columns = {"image": "bar.png", "question": "How many bars?", "answer": "3", "question_id": 5}
+    [row] = task.rows(Records("dv_qa", "validation_easy", [columns]), "easy")
+    assert (row.id, row.picture) == ("dv_qa:easy:key-0", "bar.png")
+    assert [task.score(reply, row)["em"] for reply in ("3", "4")] == [1.0, 0.0]
+    assert all(split.shards.removeprefix("dv_qa-") in sources.ALL["dv_qa"].splits for split in task.splits.values())
 
 
 def test_the_table_is_whole():

@@ -5,6 +5,7 @@ Source: allenai/molmo 793fa38, olmo/eval/vqa.py; the official mean is that of vi
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 
@@ -34,6 +35,7 @@ _REPAIRS = {wrong: right for right in _CONTRACTIONS.split() for wrong in _withou
 }
 
 
+@functools.lru_cache(maxsize=1 << 16)  # people's answers are few and come again and again
 def normalise_answer(text: str) -> str:
     """The VQA challenge's clean-up: punctuation, articles, number words, contractions."""
     text = text.replace("\n", " ").replace("\t", " ").strip()
