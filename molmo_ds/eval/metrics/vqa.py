@@ -76,11 +76,14 @@ def vqa_official(answers: Sequence[str], prediction: str) -> float:
 
     It differs from `vqa_score` where exactly three of ten agree with the prediction: 0.9 instead of 1.
     """
-    given = [normalise_answer(answer) for answer in true_answers(answers)]
-    prediction = normalise_answer(prediction)
-    equal = given.count(prediction)
-    left_out = [min(1.0, (equal - (answer == prediction)) / 3) for answer in given]
-    return sum(left_out) / len(left_out)
+    return _leave_one_out(normalise_answer(prediction), [normalise_answer(one) for one in true_answers(answers)])
+
+
+def _leave_one_out(answer: str, given: list[str]) -> float:
+    people = len(given)
+    equal = given.count(answer)
+    without_one = equal * min(1.0, (equal - 1) / 3)  # an agreeing person is left out
+    return (without_one + (people - equal) * min(1.0, equal / 3)) / people
 
 
 def score_answers(reply: str, row: Row) -> Scores:
@@ -89,8 +92,10 @@ def score_answers(reply: str, row: Row) -> Scores:
     got = parse_answer(reply)
     if isinstance(true, str):  # vqa_score leaves a single text as it is, so that `Yes` could never be right
         return {"vqa_score": vqa_score(normalise_answer(true), got), "unreadable": float(not got)}
-    official = vqa_official(true, got)
-    return {"vqa_score": vqa_score(true, got), "vqa_official": official, "unreadable": float(not got)}
+    answer = normalise_answer(got)
+    given = [normalise_answer(one) for one in true_answers(true)]
+    official = _leave_one_out(answer, given)
+    return {"vqa_score": _agreement(answer, given), "vqa_official": official, "unreadable": float(not got)}
 
 
 def score_direct(reply: str, row: Row) -> Scores:
