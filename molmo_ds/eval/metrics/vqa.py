@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from molmo_ds.eval.metrics.reply import parse_answer, true_answers
 from molmo_ds.eval.row import Row, Scores, answers
 
-_TO_TEN = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-_NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(_TO_TEN)}
+_NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _CONTRACTIONS = """
 ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's isn't it'd
@@ -36,7 +35,7 @@ _REPAIRS = {wrong: right for right in _CONTRACTIONS.split() for wrong in _withou
 }
 
 
-@functools.lru_cache(maxsize=1 << 16)  # of ten people's answers most are equal, and each is asked for several times
+@functools.lru_cache(maxsize=1 << 16)  # people's answers are few and come again and again
 def normalise_answer(text: str) -> str:
     """The VQA challenge's clean-up: punctuation, articles, number words, contractions."""
     text = text.replace("\n", " ").replace("\t", " ").strip()
@@ -46,7 +45,8 @@ def normalise_answer(text: str) -> str:
         drop = f"{mark} " in text or f" {mark}" in text or digits_comma
         out = out.replace(mark, "" if drop else " ")
     out = re.sub(r"\.(?!\d)", "", out, count=32)  # the reference passes a flag where the count goes; the flag is 32
-    words = [_NUMBERS.get(word, word) for word in out.lower().split()]
+    numbers = {"none": "0"} | {word: str(n) for n, word in enumerate(_NUMBERS)}
+    words = [numbers.get(word, word) for word in out.lower().split()]
     return " ".join(_REPAIRS.get(word, word) for word in words if word not in ("a", "an", "the"))
 
 
@@ -76,11 +76,14 @@ def vqa_official(answers: Sequence[str], prediction: str) -> float:
 
     It differs from `vqa_score` where exactly three of ten agree with the prediction: 0.9 instead of 1.
     """
-    given = [normalise_answer(answer) for answer in true_answers(answers)]
-    prediction = normalise_answer(prediction)
-    equal = given.count(prediction)
-    left_out = [min(1.0, (equal - (answer == prediction)) / 3) for answer in given]
-    return sum(left_out) / len(left_out)
+    return _leave_one_out(normalise_answer(prediction), [normalise_answer(one) for one in true_answers(answers)])
+
+
+def _leave_one_out(answer: str, given: list[str]) -> float:
+    people = len(given)
+    equal = given.count(answer)
+    without_one = equal * min(1.0, (equal - 1) / 3)  # an agreeing person is left out
+    return (without_one + (people - equal) * min(1.0, equal / 3)) / people
 
 
 def score_answers(reply: str, row: Row) -> Scores:
@@ -89,8 +92,10 @@ def score_answers(reply: str, row: Row) -> Scores:
     got = parse_answer(reply)
     if isinstance(true, str):  # vqa_score leaves a single text as it is, so that `Yes` could never be right
         return {"vqa_score": vqa_score(normalise_answer(true), got), "unreadable": float(not got)}
-    official = vqa_official(true, got)
-    return {"vqa_score": vqa_score(true, got), "vqa_official": official, "unreadable": float(not got)}
+    answer = normalise_answer(got)
+    given = [normalise_answer(one) for one in true_answers(true)]
+    official = _leave_one_out(answer, given)
+    return {"vqa_score": _agreement(answer, given), "vqa_official": official, "unreadable": float(not got)}
 
 
 def score_direct(reply: str, row: Row) -> Scores:
