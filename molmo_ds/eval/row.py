@@ -22,6 +22,8 @@ UNREADABLE = (
 )
 HIDDEN = ("answer", "answers", "answer_index", "points", "text", "boxes", "masks", "inline_points")  # the truth
 
+_DRAWS = RandomState(0)  # made once: making one costs more than scoring a row
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -63,7 +65,8 @@ def true_answer(row: Row) -> str | None:
     known = row.annotation
     if not known.get("answers") and all(known.get(name) is None for name in ("answer", "answer_index", "points")):
         return None
-    return _formatter().messages(known, RandomState(0), row.size if row.size[0] else None)[-1].strip()
+    _DRAWS.seed(0)
+    return _formatter().messages(known, _DRAWS, row.size if row.size[0] else None)[-1].strip()
 
 
 @functools.cache
