@@ -11,20 +11,23 @@ from PIL import Image, ImageDraw, ImageFont
 
 from molmo_ds.data.decode import load_image
 from molmo_ds.data.read.shards import ShardSet
+from molmo_ds.eval.benchmarks import BENCHMARKS
 from molmo_ds.eval.load import load
-from molmo_ds.eval.pointing import extract_points
-from molmo_ds.eval.run import Asked, evaluate, summarise
-from molmo_ds.eval.tasks import TASKS
+from molmo_ds.eval.metrics.pointing import extract_points
+from molmo_ds.eval.row import Row
+from molmo_ds.eval.run import evaluate
+from molmo_ds.eval.score import chance_level, score
 
 SHOWN = 12  # pictures in predictions.png
 COLUMNS = 4
 TILE = 224  # side of a picture there
-WHAT = {  # name in the summary -> task, score
-    "reading_accuracy": ("short_answer", "accuracy"),
-    "counting_accuracy": ("counting", "correct"),
-    "counting_within_1": ("counting", "close"),
-    "pointing_f1": ("pointing", "f1"),
+WHAT = {  # name in the summary -> task, metric
+    "reading_accuracy": ("short_answers", "vqa_score"),
+    "counting_accuracy": ("counts", "correct"),
+    "counting_within_1": ("counts", "close"),
+    "pointing_f1": ("points", "f1"),
 }
+Asked = tuple[Row, dict[str, Any]]  # a question and its scored row
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -40,15 +43,20 @@ def write(out: Path, stages: dict[str, int], facts: dict[str, Any]) -> None:
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     shards = ShardSet(str(out / "data/examination"))
-    tasks = [TASKS[name] for name in dict.fromkeys(task for task, _ in WHAT.values())]
-    asked = evaluate(load(out / "questions"), shards, tasks)
-    found = summarise(asked, tasks)
+    answerer = load(out / "questions")
+    asked: list[Asked] = []
+    found = {}
+    for name in dict.fromkeys(task for task, _ in WHAT.values()):
+        task = BENCHMARKS[name]
+        pairs = evaluate(answerer, shards, task)
+        found[name] = score(task, [scored for _, scored in pairs], chance_level(task, [row for row, _ in pairs]))
+        asked += pairs
     logs = {stage: read_log(out / stage / "log.jsonl") for stage in stages}
     rows = [row for log in logs.values() for row in log]
     seconds = [json.loads(line)["seconds"] for line in (out / "seconds.jsonl").read_text().splitlines()]
     summary = {
-        **{name: round(found[task]["scores"][score], 4) for name, (task, score) in WHAT.items()},
-        "chance": {name: round(found[task]["chance"][score], 4) for name, (task, score) in WHAT.items()},
+        **{name: round(found[task]["metrics"][metric]["value"], 4) for name, (task, metric) in WHAT.items()},
+        "chance": {name: round(found[task]["chance"][metric], 4) for name, (task, metric) in WHAT.items()},
         "questions": {task: part["questions"] for task, part in found.items()},
         "train_seconds": round(sum(seconds), 1),
         "tokens_per_second": round(sum(r["tokens"] for r in rows) / sum(r["step_seconds"] for r in rows), 1),
@@ -93,32 +101,33 @@ def show(out: Path) -> None:
 
 def draw(asked: list[Asked], shards: ShardSet, path: Path) -> None:
     """A grid of held-out pictures with the questions, the answers (green right, red wrong) and the points given."""
-    by_key: dict[str, list[Asked]] = {}
-    for one in asked:
-        by_key.setdefault(one.key, []).append(one)
+    by_sample: dict[int, list[Asked]] = {}
+    for row, scored in asked:
+        by_sample.setdefault(row.index, []).append((row, scored))
     font, line = ImageFont.load_default(12), 15
     height = TILE + 6 * line + 10
-    rows = -(-min(SHOWN, len(by_key)) // COLUMNS)
+    rows = -(-min(SHOWN, len(by_sample)) // COLUMNS)
     grid = Image.new("RGB", (COLUMNS * (TILE + 12), rows * height), "white")
     pen = ImageDraw.Draw(grid)
-    for number, (_, mine) in enumerate(list(by_key.items())[:SHOWN]):
+    for number, (index, mine) in enumerate(sorted(by_sample.items())[:SHOWN]):
         left, top = number % COLUMNS * (TILE + 12) + 6, number // COLUMNS * height + 6
-        picture = Image.fromarray(load_image(shards.read(number)["pixels"][0]))
+        picture = Image.fromarray(load_image(shards.read(index)["pixels"][0]))
         grid.paste(picture.resize((TILE, TILE), Image.Resampling.NEAREST), (left, top))
-        for i, one in enumerate(mine):
-            right = next(iter(one.scores.values())) == 1 if one.task != "counting" else one.scores["correct"] == 1
+        for i, (row, scored) in enumerate(mine):
+            right = scored["scores"][BENCHMARKS[scored["task"]].headline] == 1
             color = (0, 130, 0) if right else (200, 0, 0)
             y = top + TILE + 2 + 2 * i * line
-            pen.text((left, y), one.annotation["question"], "black", font)
-            pen.text((left + 8, y + line), _short(one), color, font)
-            if one.task == "pointing":
-                for x, y in extract_points(one.prediction, TILE, TILE):
+            pen.text((left, y), row.annotation["question"], "black", font)
+            pen.text((left + 8, y + line), _short(scored), color, font)
+            if scored["task"] == "points":
+                for x, y in extract_points(scored["reply"], TILE, TILE):
                     pen.ellipse((left + x - 5, top + y - 5, left + x + 5, top + y + 5), color, "white", 2)
     grid.save(path)
 
 
-def _short(one: Asked) -> str:
-    points = " ".join(f"({x:.0f}, {y:.0f})" for x, y in extract_points(one.prediction, 100, 100))
-    total = one.prediction.rpartition("a total of ")[2] if one.task == "counting" else ""
-    text = f"{points} {total}".strip() if points else one.prediction
+def _short(scored: dict[str, Any]) -> str:
+    reply = scored["reply"]
+    points = " ".join(f"({x:.0f}, {y:.0f})" for x, y in extract_points(reply, 100, 100))
+    total = reply.rpartition("a total of ")[2] if scored["task"] == "counts" else ""
+    text = f"{points} {total}".strip() if points else reply
     return "".join(c if c.isprintable() else " " for c in text)[:34]
