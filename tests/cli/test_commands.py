@@ -12,6 +12,7 @@ from molmo_ds import cli
 ROOT = Path(__file__).parents[2]
 TOOLS = {  # tools/NAME.py -> its command
     "generate": "ask",
+    "judge": "judge",
     "make_shards": "shards make",
     "inspect_shards": "shards inspect",
     "visualize": "show",

@@ -53,6 +53,7 @@ METRICS: dict[str, Callable[[dict], object]] = {
 # scored by a test of its own, below
 OWN = ("vqa_preprocess", "PointCountEval_single", "PointCountEval_aggregate", "extract_points", "PointingEval_single")
 OWN += ("VqaEval_aggregate", "splits_without_answers", "vqa_official", "anls_of_kits", "distributed_run")
+OWN += ("dense_caption", "judge_cache_key", "loss_over_ranks")  # test_d_captions.py
 
 
 def cases_of(name: str) -> list[dict]:
