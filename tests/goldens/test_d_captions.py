@@ -3,6 +3,7 @@
 import pytest
 from golden_files import need, read_json
 
+from molmo_ds.eval.caption_loss import Sums, means
 from molmo_ds.eval.captions import results, statements
 from molmo_ds.eval.captions.cache import file_name
 from molmo_ds.eval.captions.inputs import Reference, Task, sample
@@ -64,3 +65,21 @@ def test_names_of_files() -> None:
 def test_names_of_cached_replies() -> None:
     for case in cases_of("judge_cache_key"):
         assert file_name(case["model"], case["message"], case["options"]) == case["file"]
+
+
+def test_loss_over_ranks() -> None:
+    """The reference's sums are of batches, and its means of float32."""
+    for case in cases_of("loss_over_ranks"):
+        batches = [batch for rank in case["per_rank"] for batch in rank]
+        found = means(
+            Sums(
+                picture=number,
+                weight=batch["total_weight"],
+                cross_entropy=batch["total_loss"],
+                z_loss=batch["total_zloss"],
+                accuracy=batch["total_accuracy"],
+            )
+            for number, batch in enumerate(batches)
+        )
+        names = {"val/Loss": "CrossEntropyLoss", "val/Accuracy": "Accuracy", "val/ZLoss": "ZLoss"}
+        assert {theirs: found[ours] for theirs, ours in names.items()} == pytest.approx(case["metrics"], rel=1e-6)

@@ -1,0 +1,126 @@
+"""The loss of a captioner on held-out captions: one sequence a picture, every picture once at any number of ranks.
+
+The weighted mean over all tokens of the caption and its end, where the prompt tells a blurred length of the caption
+that is drawn from RandomState(6198 + number of the picture): `eval.py --loss --task=pixmo_cap` of the later code base of
+allenai/molmo, and olmo/eval/loss_evaluator.py of 793fa38 for the means.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from numpy.random import RandomState
+from tqdm import tqdm
+
+from molmo_ds.data.decode import BadSample
+from molmo_ds.data.read.shards import ShardSet
+from molmo_ds.data.sample.builder import SampleBuilder
+from molmo_ds.eval.load import Answerer
+
+log = logging.getLogger(__name__)
+STYLE = "long_caption"
+SEED = 6198
+SEQUENCE_LENGTH = 2048  # tokens; a longer sequence loses its end
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sums:
+    """Sums over the learnt tokens of one picture's caption, each times its weight."""
+
+    picture: int  # its number in the shards
+    weight: float
+    cross_entropy: float
+    z_loss: float  # times the coefficient of training
+    accuracy: float
+    cut: int = 0  # tokens beyond SEQUENCE_LENGTH
+
+
+def pictures(shards: ShardSet, limit: int | None = None) -> list[int]:
+    """The numbers of the first `limit` samples that have a caption; ValueError where none has."""
+    found = []
+    for index in range(len(shards)):
+        if len(found) == limit:
+            break
+        if _captions(shards.record(index)):
+            found.append(index)
+    if not found:
+        raise ValueError(f"{shards.path} holds no caption (style {STYLE}); give the shards of pixmo_cap.")
+    return found
+
+
+def caption_sums(
+    answerer: Answerer,
+    shards: ShardSet,
+    rank: int = 0,
+    size: int = 1,
+    limit: int | None = None,
+    known: Container[int] = (),
+    sequence_length: int = SEQUENCE_LENGTH,
+) -> Iterator[Sums]:
+    """The sums of this rank's pictures: every `size`-th from `rank` on, without those in `known`.
+
+    One picture runs at a time, so that its sums are the same bits at every number of ranks. Raises ValueError, with the
+    sample's key, for a picture that cannot be read or leaves no room for its caption.
+    """
+    builder = _builder(answerer.builder, sequence_length)
+    mine = [index for index in pictures(shards, limit)[rank::size] if index not in known]
+    for index in tqdm(mine, "caption loss", unit="picture", dynamic_ncols=True, disable=rank > 0):
+        record = shards.read(index)
+        record["annotations"] = _captions(record)
+        try:
+            sample = builder.build(record, RandomState(SEED + index))
+        except BadSample as error:
+            raise ValueError(f"Sample {record['__key__']} has no loss: {error}") from None
+        batch = answerer.batch([sample])
+        with torch.inference_mode():
+            cross_entropy, z_loss, accuracy = (value.item() for value in answerer.model(batch))
+        yield Sums(
+            picture=index,
+            weight=batch.loss_weights.double().sum().item(),
+            cross_entropy=cross_entropy,
+            z_loss=z_loss,
+            accuracy=accuracy,
+            cut=builder.cut,
+        )
+
+
+def means(sums: Iterable[Sums]) -> dict[str, float]:
+    """Weighted means over all tokens of all pictures, with the reference's names; equal in whatever order they come.
+
+    `CrossEntropyLoss_error` is the standard error over pictures, `n` counts them. An assertion fails where one comes
+    twice.
+    """
+    rows = list(sums)
+    assert len({row.picture for row in rows}) == len(rows), "a picture counts twice"
+    total = math.fsum(row.weight for row in rows)
+    mean = math.fsum(row.cross_entropy for row in rows) / total
+    squares = math.fsum((row.cross_entropy - mean * row.weight) ** 2 for row in rows)
+    cut = sum(row.cut > 0 for row in rows)
+    if cut:
+        log.warning("%d of %d captions lost their end.", cut, len(rows))
+    return {
+        "CrossEntropyLoss": mean,
+        "CrossEntropyLoss_error": math.sqrt(squares * len(rows) / max(len(rows) - 1, 1)) / total,
+        "Accuracy": math.fsum(row.accuracy for row in rows) / total,
+        "ZLoss": math.fsum(row.z_loss for row in rows) / total,
+        "n": len(rows),
+        "cut": cut,
+    }
+
+
+def _captions(record: dict) -> list[dict]:
+    """The caption of a record as a list of one annotation of weight 1, or an empty list."""
+    found = [annotation for annotation in record["annotations"] if annotation.get("style") == STYLE]
+    return [{name: value for name, value in found[0].items() if name != "weight"}] if found else []
+
+
+def _builder(builder: SampleBuilder, sequence_length: int) -> SampleBuilder:
+    """The same builder with another sequence length."""
+    other = copy.copy(builder)
+    other.sequence_length = sequence_length
+    return other
