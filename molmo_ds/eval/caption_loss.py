@@ -1,7 +1,7 @@
 """The loss of a captioner on held-out captions: one sequence a picture, every picture once at any number of ranks.
 
 The weighted mean over all tokens of the caption and its end, where the prompt tells a blurred length of the caption
-that is drawn from RandomState(6198 + number of the picture): `eval.py --loss --task=pixmo_cap` of the later code base of
+that is drawn from RandomState(6198 + number of the picture): `eval.py --loss --task=pixmo_cap` of the later code of
 allenai/molmo, and olmo/eval/loss_evaluator.py of 793fa38 for the means.
 """
 
