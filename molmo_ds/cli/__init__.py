@@ -8,6 +8,7 @@ COMMANDS = {  # words of the command -> its file, what it does
     "train": ("train", "train a model; deepspeed, accelerate and torchrun start it as --module molmo_ds.train"),
     "launch": ("launch", "keep one run going on one or more hosts: start, watch, start again"),
     "plan": ("plan", "the bytes per GPU that a run will need"),
+    "evaluate": ("evaluate", "score a checkpoint or a server on benchmarks"),
     "ask": ("ask", "ask a trained model about pictures"),
     "judge": ("judge", "judge dense captions with a language model behind any OpenAI-compatible URL"),
     "shards make": ("make_shards", "write shards from a data set, a folder, JSON lines or tars; index tars of others"),

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _CHANNELS = (1, 2, 3, 4)  # grey, grey and alpha, RGB, RGB and alpha
@@ -25,6 +24,8 @@ def to_pixels(picture: Any) -> np.ndarray:
             raise ValueError(f"A picture of {picture.width} x {picture.height} pixels is empty.")
         pixels = colours(picture)
         return np.ascontiguousarray(turn(pixels, orientation(picture)))
+    from torch import Tensor  # here, so that tables of tasks and data sets are printed without torch
+
     if isinstance(picture, Tensor):
         tensor = picture.detach().cpu()
         array = (tensor if tensor.dtype.itemsize > 2 or not tensor.is_floating_point() else tensor.float()).numpy()

@@ -24,10 +24,13 @@ class World:
 
     def barrier(self) -> None:
         """Wait for all ranks."""
-        dist.barrier(device_ids=[self.local_rank] if self.device.type == "cuda" else None)
+        if self.size > 1:
+            dist.barrier(device_ids=[self.local_rank] if self.device.type == "cuda" else None)
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's picklable value, on every rank."""
+        if self.size == 1:
+            return [value]
         values = [None] * self.size
         dist.all_gather_object(values, value)
         return values
@@ -51,9 +54,16 @@ class World:
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's picklable value."""
+        if self.size == 1:
+            return value
         box = [value]
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
+
+
+def alone() -> World:
+    """The world of one process without a process group, and so without DeepSpeed."""
+    return World(0, 0, 1, torch.device("cpu"))
 
 
 def start(timeout_seconds: int = 600) -> World:

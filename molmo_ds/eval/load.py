@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import yaml
@@ -19,6 +20,9 @@ from molmo_ds.data.sample.builder import SampleBuilder
 from molmo_ds.infer.generate import Options, generate
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.weights import checkpoint
+
+Precision = Literal["fp32", "bf16"]
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,13 @@ def load(path: str | Path, tokenizer: str | Path | None = None, device: str | No
 
     Raises ValueError if there is no such device, no whole checkpoint or no tokenizer.
     """
-    where = _device(device)
+    where = usable_device(device)
+    folder, config = look_up(path, tokenizer)
+    return read(folder, config, where, default_precision(where))
+
+
+def look_up(path: str | Path, tokenizer: str | Path | None = None) -> tuple[Path, RunConfig]:
+    """(the folder of the weights, the configuration with which they answer); reads no weights, otherwise as `load`."""
     folder = checkpoint.find(path)
     values = yaml.safe_load((folder / "config.yaml").read_text())
     known = {field.name for field in dataclasses.fields(RunConfig)}
@@ -58,15 +68,32 @@ def load(path: str | Path, tokenizer: str | Path | None = None, device: str | No
     words = str(tokenizer or (beside if beside.is_dir() else config.data.tokenizer))
     if not words:
         raise ValueError(f"{folder} does not say which tokenizer it belongs to; name its folder with --tokenizer.")
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=words))
+    return folder, dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=words))
+
+
+def read(folder: Path, config: RunConfig, device: torch.device, precision: Precision) -> Answerer:
+    """Read the weights that `look_up` found."""
     with torch.device("meta"):
         model = Molmo(config.model)
     model.load_state_dict(dict(checkpoint.read_full_state(folder)), assign=True)
-    model = model.to(where, torch.bfloat16 if where.type == "cuda" else torch.float32)
-    return Answerer(model.eval(), SampleBuilder(config), where)
+    model = model.to(device, DTYPES[precision])
+    return Answerer(model.eval(), SampleBuilder(config), device)
 
 
-def _device(name: str | None) -> torch.device:
+def with_crops(config: RunConfig, max_crops: int | None) -> RunConfig:
+    """The configuration with at most that many crops of a picture; None changes nothing."""
+    if max_crops is None:
+        return config
+    images = dataclasses.replace(config.model.images, max_crops=max_crops)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, images=images))
+
+
+def default_precision(device: torch.device) -> Precision:
+    """bf16 on a GPU, fp32 on a CPU."""
+    return "bf16" if device.type == "cuda" else "fp32"
+
+
+def usable_device(name: str | None) -> torch.device:
     """The device of that name, which must be usable; by default the first GPU, else the CPU."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from molmo_ds.data.decode import BadSample, load_image
-from molmo_ds.eval.pointing import extract_points
+from molmo_ds.eval.metrics.pointing import extract_points
 
 
 def read_picture(path: str) -> np.ndarray:

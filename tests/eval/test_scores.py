@@ -6,7 +6,7 @@ import random
 import pytest
 
 from molmo_ds.eval import scores
-from molmo_ds.eval.pointing import in_format, nearest_pairs, pointing_scores
+from molmo_ds.eval.metrics.pointing import in_format, nearest_pairs, pointing_scores
 
 
 @pytest.mark.parametrize("a, b, edits", [("", "", 0), ("abc", "", 3), ("kitten", "sitting", 3), ("flaw", "lawn", 2)])

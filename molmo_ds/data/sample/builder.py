@@ -29,6 +29,17 @@ from molmo_ds.data.tokens import Tokenizer
 Picture = bytes | np.ndarray | Image.Image
 
 
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """Pictures as the network gets them, for any number of prompts about them."""
+
+    layouts: list[Layout]
+    size: tuple[int, int] | None  # width, height of the first
+    images: torch.Tensor  # [n, ...], the crops of all
+    masks: torch.Tensor  # float32 [n, P]
+    pooled_patches: int  # of a crop
+
+
 class SampleBuilder:
     """Records to Samples under one RunConfig.
 
@@ -68,11 +79,18 @@ class SampleBuilder:
         pictures = _pictures(record)
         record = {**record, "sizes": _checked_sizes(record, pictures)}
         layouts = self._layouts(record)
-        return self._sample(self._tree(record, layouts, rng), layouts, pictures, is_video(record))
+        tree = self._tree(record, layouts, rng)
+        return _sample(tree, self._seen(layouts, pictures, is_video(record)))
+
+    def see(self, pictures: Sequence[Picture]) -> Seen:
+        """Decode pictures and cut them into crops, once for all prompts about them; BadSample where one is broken."""
+        arrays = [_to_array(picture) for picture in pictures]
+        layouts = [self.images.layout(array.shape[1], array.shape[0]) for array in arrays]
+        return self._seen(layouts, arrays, frames=False)
 
     def prompt(
         self,
-        pictures: Sequence[Picture],
+        pictures: Sequence[Picture] | Seen,
         request: str | list[str] | dict[str, Any],
         style: str = "demo",
         rng: RandomState | None = None,
@@ -87,12 +105,9 @@ class SampleBuilder:
             annotation = Annotation(style=style, question=request)
         else:
             annotation = Annotation(style=style, messages=list(request))
-        arrays = [_to_array(picture) for picture in pictures]
-        size = (arrays[0].shape[1], arrays[0].shape[0]) if arrays else None
-        layouts = [self.images.layout(array.shape[1], array.shape[0]) for array in arrays]
-        messages = self.prompts.messages(annotation, rng or RandomState(0), size, inference=True)
-        tree = ask(self.tokenizer, messages, layouts, self.longest)
-        return self._sample(tree, layouts, arrays, frames=False)
+        seen = pictures if isinstance(pictures, Seen) else self.see(pictures)
+        messages = self.prompts.messages(annotation, rng or RandomState(0), seen.size, inference=True)
+        return _sample(ask(self.tokenizer, messages, seen.layouts, self.longest), seen)
 
     def _tree(self, record: Record, layouts: list[Layout], rng: RandomState) -> Tree:
         conversations = self.prompts.conversations(record.get("annotations") or [], rng, first_size(record))
@@ -106,24 +121,38 @@ class SampleBuilder:
             return [self.images.layout(1, 1, frame=True)] * count_frames(record)
         return [self.images.layout(width, height) for width, height in record["sizes"]]
 
-    def _sample(self, tree: Tree, layouts: list[Layout], pictures: list[np.ndarray], frames: bool) -> Sample:
+    def _seen(self, layouts: list[Layout], pictures: list[np.ndarray], frames: bool) -> Seen:
+        if not pictures:
+            images = torch.empty((0, *self.images.crop_shape), dtype=self.images.dtype)
+            masks = torch.empty(0, self.images.patches)
+            return Seen(layouts, None, images, masks, self.images.pooled_patches)
+        size = (pictures[0].shape[1], pictures[0].shape[0])
         made = [self.images(picture, frame=frames) for picture in pictures]
-        images, masks = [crops.images for crops in made], [crops.masks for crops in made]
-        where = [np.where(one.positions >= 0, one.positions + start, -1) for one, start in zip(layouts, tree.starts)]
-        if not made:
-            images = [torch.empty((0, *self.images.crop_shape), dtype=self.images.dtype)]
-            masks = [torch.empty(0, self.images.patches)]
-            where = [np.empty((0, self.images.pooled_patches), np.int64)]
-        return Sample(
-            input_ids=torch.tensor(tree.input_ids),
-            labels=torch.tensor(tree.labels),
-            loss_weights=torch.tensor(tree.loss_weights, dtype=torch.float32),
-            position_ids=torch.from_numpy(tree.positions()),
-            branch_ids=torch.from_numpy(tree.branches()),
-            images=images[0] if len(images) == 1 else torch.cat(images),
-            image_masks=masks[0] if len(masks) == 1 else torch.cat(masks),
-            image_positions=torch.from_numpy(np.concatenate(where)),
-        )
+        images = _joined([crops.images for crops in made])
+        masks = _joined([crops.masks for crops in made])
+        return Seen(layouts, size, images, masks, self.images.pooled_patches)
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)  # crops are megabytes: no copy without need
+
+
+def _sample(tree: Tree, seen: Seen) -> Sample:
+    """The tokens of a tree with the pictures that it speaks of."""
+    moved = zip(seen.layouts, tree.starts)
+    where = [np.where(one.positions >= 0, one.positions + start, -1) for one, start in moved]
+    if not where:
+        where = [np.empty((0, seen.pooled_patches), np.int64)]
+    return Sample(
+        input_ids=torch.tensor(tree.input_ids),
+        labels=torch.tensor(tree.labels),
+        loss_weights=torch.tensor(tree.loss_weights, dtype=torch.float32),
+        position_ids=torch.from_numpy(tree.positions()),
+        branch_ids=torch.from_numpy(tree.branches()),
+        images=seen.images,
+        image_masks=seen.masks,
+        image_positions=torch.from_numpy(np.concatenate(where)),
+    )
 
 
 def _pictures(record: Record) -> list[np.ndarray]:

@@ -1,0 +1,124 @@
+"""What is evaluated: a checkpoint, whose weights are read when the first question is asked, or a server."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from molmo_ds import settings
+from molmo_ds.config import RunConfig
+from molmo_ds.data.sample.builder import SampleBuilder
+from molmo_ds.data.sample.images import ImageProcessor
+from molmo_ds.eval import load, provenance
+from molmo_ds.eval.client import Client
+from molmo_ds.eval.own_client import OwnClient
+from molmo_ds.eval.server_client import BARE, ServerClient
+
+
+class Subject(Protocol):
+    """Something that answers, with `crops` as a user gave them: None = its own number."""
+
+    base: Path  # folder of its results
+    step: int | None  # of its training
+
+    def known(self, crops: int | None) -> dict[str, Any]:
+        """Its fields of a Provenance."""
+
+    def client(self, crops: int | None) -> Client:
+        """What is asked."""
+
+    def counter(self, crops: int | None) -> Callable[[int, int], int] | None:
+        """The crops of a picture of a width and height, where they are known."""
+
+    def described(self, crops: int | None) -> dict[str, Any]:
+        """Its architecture, as far as it is known."""
+
+
+class Checkpoint:
+    """A run's folder, a checkpoint or a folder of weights."""
+
+    def __init__(
+        self,
+        path: Path,
+        base: Path | None = None,
+        batch: int = 64,
+        tokenizer: Path | None = None,
+        device: str | None = None,
+        precision: load.Precision | None = None,
+    ):
+        self.folder, self.config = load.look_up(path, tokenizer)
+        self.device = load.usable_device(device)
+        self.precision = precision or load.default_precision(self.device)
+        self.base = base or provenance.results_base(self.folder)
+        self.step = provenance.step_of(self.folder)
+        self.batch = batch
+        self.builders: dict[int, SampleBuilder] = {}
+        self.answerer: load.Answerer | None = None
+
+    def known(self, crops: int | None) -> dict[str, Any]:
+        """See Subject."""
+        return {
+            "checkpoint": provenance.checkpoint_hash(self.folder),
+            "prompt": provenance.prompt_version(self.config.data.prompts, self.builder(crops).tokenizer.digest),
+            "crops": self.configured(crops).model.images.max_crops,
+            "precision": self.precision,
+        }
+
+    def client(self, crops: int | None) -> OwnClient:
+        """See Subject."""
+        if self.answerer is None:
+            self.answerer = load.read(self.folder, self.config, self.device, self.precision)
+        return OwnClient(dataclasses.replace(self.answerer, builder=self.builder(crops)), self.batch)
+
+    def counter(self, crops: int | None) -> Callable[[int, int], int]:
+        """See Subject."""
+        images = ImageProcessor(self.configured(crops).model)
+        return lambda width, height: images.layout(width, height).crops
+
+    def described(self, crops: int | None) -> dict[str, Any]:
+        """See Subject."""
+        return settings.to_dict(self.configured(crops).model)
+
+    def configured(self, crops: int | None) -> RunConfig:
+        """The configuration with that many crops."""
+        return load.with_crops(self.config, crops)
+
+    def builder(self, crops: int | None) -> SampleBuilder:
+        """What makes the prompts with that many crops."""
+        config = self.configured(crops)
+        number = config.model.images.max_crops
+        if number not in self.builders:
+            self.builders[number] = SampleBuilder(config)
+        return self.builders[number]
+
+
+class Server:
+    """An OpenAI-compatible server."""
+
+    def __init__(self, url: str, base: Path, parallel: int = 16, model: str | None = None):
+        self.base = base
+        self.step = None
+        self.asked = ServerClient(url, parallel, model)
+
+    def known(self, crops: int | None) -> dict[str, Any]:
+        """See Subject."""
+        return {
+            "checkpoint": f"{self.asked.url} {self.asked.model}",
+            "prompt": provenance.prompt_version(BARE),
+            "crops": crops,
+            "precision": "the server's",
+        }
+
+    def client(self, crops: int | None) -> ServerClient:
+        """See Subject."""
+        self.asked.max_crops = crops
+        return self.asked
+
+    def counter(self, crops: int | None) -> None:
+        """See Subject."""
+
+    def described(self, crops: int | None) -> dict[str, Any]:
+        """See Subject."""
+        return {"server": self.asked.url, "model": self.asked.model}
