@@ -2,7 +2,7 @@
 
 The weighted mean over all tokens of the caption and its end, where the prompt tells a blurred length of the caption
 that is drawn from RandomState(6198 + number of the picture): `eval.py --loss --task=pixmo_cap` of the later code of
-allenai/molmo, and olmo/eval/loss_evaluator.py of 793fa38 for the means.
+allenai/molmo.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from molmo_ds.data.decode import BadSample
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.sample.builder import SampleBuilder
 from molmo_ds.eval.load import Answerer
+from molmo_ds.eval.metrics.loss import total_loss
 
 log = logging.getLogger(__name__)
 STYLE = "long_caption"
@@ -38,6 +39,15 @@ class Sums:
     z_loss: float  # times the coefficient of training
     accuracy: float
     cut: int = 0  # tokens beyond SEQUENCE_LENGTH
+
+    def totals(self) -> dict[str, float]:
+        """Under the names of eval/metrics/loss.py."""
+        return {
+            "total_weight": self.weight,
+            "total_loss": self.cross_entropy,
+            "total_zloss": self.z_loss,
+            "total_accuracy": self.accuracy,
+        }
 
 
 def pictures(shards: ShardSet, limit: int | None = None) -> list[int]:
@@ -90,27 +100,22 @@ def caption_sums(
 
 
 def means(sums: Iterable[Sums]) -> dict[str, float]:
-    """Weighted means over all tokens of all pictures, with the reference's names; equal in whatever order they come.
+    """Loss, Accuracy and ZLoss: weighted means over all tokens of all pictures, equal in whatever order they come.
 
-    `CrossEntropyLoss_error` is the standard error over pictures, `n` counts them. An assertion fails where one comes
-    twice.
+    `Loss_error` is the standard error of the loss over pictures, `n` counts them, and `cut` those that lost their end.
+    An assertion fails where a picture comes twice.
     """
     rows = list(sums)
     assert len({row.picture for row in rows}) == len(rows), "a picture counts twice"
+    found = total_loss([row.totals() for row in rows])
     total = math.fsum(row.weight for row in rows)
-    mean = math.fsum(row.cross_entropy for row in rows) / total
-    squares = math.fsum((row.cross_entropy - mean * row.weight) ** 2 for row in rows)
-    cut = sum(row.cut > 0 for row in rows)
-    if cut:
-        log.warning("%d of %d captions lost their end.", cut, len(rows))
-    return {
-        "CrossEntropyLoss": mean,
-        "CrossEntropyLoss_error": math.sqrt(squares * len(rows) / max(len(rows) - 1, 1)) / total,
-        "Accuracy": math.fsum(row.accuracy for row in rows) / total,
-        "ZLoss": math.fsum(row.z_loss for row in rows) / total,
-        "n": len(rows),
-        "cut": cut,
-    }
+    squares = math.fsum((row.cross_entropy - found["Loss"] * row.weight) ** 2 for row in rows)
+    found["Loss_error"] = math.sqrt(squares * len(rows) / max(len(rows) - 1, 1)) / total
+    found["n"] = len(rows)
+    found["cut"] = sum(row.cut > 0 for row in rows)
+    if found["cut"]:
+        log.warning("%d of %d captions lost their end.", found["cut"], len(rows))
+    return found
 
 
 def _captions(record: dict) -> list[dict]:

@@ -111,7 +111,7 @@ def test_means_by_hand() -> None:
         Sums(picture=0, weight=2.0, cross_entropy=6.0, z_loss=0.8, accuracy=1.0),
         Sums(picture=1, weight=6.0, cross_entropy=2.0, z_loss=0.0, accuracy=3.0),
     ]
-    wanted = {"CrossEntropyLoss": 1, "CrossEntropyLoss_error": 1, "Accuracy": 0.5, "ZLoss": 0.1, "n": 2, "cut": 0}
+    wanted = {"Loss": 1, "Loss_error": 1, "Accuracy": 0.5, "ZLoss": 0.1, "n": 2, "cut": 0}
     assert means(rows) == pytest.approx(wanted)
     with pytest.raises(AssertionError, match="counts twice"):
         means([rows[0], rows[0]])

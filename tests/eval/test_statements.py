@@ -14,11 +14,11 @@ from molmo_ds.eval.captions.statements import (
     CONSISTENT,
     STATED,
     Unreadable,
-    by_line_stated,
     read_claims,
     read_repeating,
     verdicts,
 )
+from molmo_ds.eval.metrics.dense_caption import read_recall
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_both_readings_where_they_differ() -> None:
     """`Not Stated.` with a full stop counts as stated in the reference, and so in published figures."""
     reply = "1. Not Stated.\n2. Stated"
     assert verdicts(reply, 2, STATED) == [False, True]
-    assert by_line_stated(reply) == [True, True]
+    assert read_recall(reply) == [True, True]
 
 
 def test_consistency_claims_and_repetition() -> None:

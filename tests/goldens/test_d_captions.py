@@ -1,13 +1,13 @@
-"""Judged captions and their loss against the reference's: replies to figures, the sample, names of cached replies."""
+"""Judged captions against the reference's: replies to figures, the sample, names of cached replies."""
 
 import pytest
 from golden_files import need, read_json
 
-from molmo_ds.eval.caption_loss import Sums, means
-from molmo_ds.eval.captions import results, statements
+from molmo_ds.eval.captions import results
 from molmo_ds.eval.captions.cache import file_name
 from molmo_ds.eval.captions.inputs import Reference, Task, sample
 from molmo_ds.eval.captions.verdict import Verdict
+from molmo_ds.eval.metrics import dense_caption
 
 FILE = "D_metrics/metrics2.json"
 
@@ -34,12 +34,10 @@ def verdict(picture: dict) -> Verdict:
 def test_lines() -> None:
     for case in cases_of("dense_caption"):
         for picture in case["images"]:
-            stated = statements.by_line_stated(picture["recall_reply"])
-            assert stated == picture["recall"]["scores"], picture
-            consistent = statements.by_line_consistent(picture["consistency_reply"])
-            inconsistent = [None if one is None else not one for one in consistent]
+            assert dense_caption.read_recall(picture["recall_reply"]) == picture["recall"]["scores"], picture
+            inconsistent = dense_caption.read_consistency(picture["consistency_reply"])
             assert inconsistent == picture["consistency"]["inconsistent"], picture
-            assert statements.by_line_repeating(picture["repeat_reply"]) == picture["is_repeating"], picture
+            assert dense_caption.read_repetition(picture["repeat_reply"]) == picture["is_repeating"], picture
 
 
 def test_figures() -> None:
@@ -65,21 +63,3 @@ def test_names_of_files() -> None:
 def test_names_of_cached_replies() -> None:
     for case in cases_of("judge_cache_key"):
         assert file_name(case["model"], case["message"], case["options"]) == case["file"]
-
-
-def test_loss_over_ranks() -> None:
-    """The reference's sums are of batches, and its means of float32."""
-    for case in cases_of("loss_over_ranks"):
-        batches = [batch for rank in case["per_rank"] for batch in rank]
-        found = means(
-            Sums(
-                picture=number,
-                weight=batch["total_weight"],
-                cross_entropy=batch["total_loss"],
-                z_loss=batch["total_zloss"],
-                accuracy=batch["total_accuracy"],
-            )
-            for number, batch in enumerate(batches)
-        )
-        names = {"val/Loss": "CrossEntropyLoss", "val/Accuracy": "Accuracy", "val/ZLoss": "ZLoss"}
-        assert {theirs: found[ours] for theirs, ours in names.items()} == pytest.approx(case["metrics"], rel=1e-6)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from numpy.random import RandomState
+from molmo_ds.eval.metrics import dense_caption
 
 KEYS = ("image_url", "id")  # of a reference: what names its picture
 IDS = ("id", "example_id", "image_id")  # of a prediction, where references have ids
 FIELDS = ("transcripts", "statements")
-SAMPLE_SEED = 12312  # allenai/molmo2 f3cb108, scripts/gpt_dense_caption_eval.py
 
 
 @dataclass(frozen=True)
@@ -126,9 +124,8 @@ def sample(references: Sequence[Reference], size: int | None) -> list[Reference]
     """
     if size is not None and not 1 <= size <= len(references):
         raise ValueError(f"--sample is {size}, but there are {len(references)} references; draw from 1 to that many.")
-    drawn = sorted(references, key=lambda one: hashlib.sha256(one.picture.encode()).hexdigest())
-    RandomState(SAMPLE_SEED).shuffle(drawn)
-    return sorted(drawn[:size], key=lambda one: one.picture)
+    drawn = set(dense_caption.sample([one.picture for one in references], size))
+    return sorted((one for one in references if one.picture in drawn), key=lambda one: one.picture)
 
 
 def pair(references: Sequence[Reference], captions: dict[str, str], partial: bool) -> list[Task]:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from molmo_ds.eval.captions import statements
 from molmo_ds.eval.captions.verdict import Verdict
+from molmo_ds.eval.metrics import dense_caption
 from molmo_ds.files import write_atomic
 
 FIRST_STATEMENTS = 10  # of recall_at_10
@@ -40,23 +40,23 @@ def by_number(verdicts: Sequence[Verdict]) -> Reading:
 
 def by_line(verdicts: Sequence[Verdict]) -> Reading:
     """The reference's reading: every line that is understood counts, whatever is missing or too much."""
-    understood = statements.understood
     stated = []
     consistent = []
     repeating = []
     for one in verdicts:
         replies = one.replies
         if "recall" in replies:
-            stated.append(understood(statements.by_line_stated(replies["recall"])))
+            stated.append(_understood(dense_caption.read_recall(replies["recall"])))
         elif not one.task.caption:
             stated.append(one.stated)
         if "consistency" in replies:
-            consistent.append(understood(statements.by_line_consistent(replies["consistency"])))
+            inconsistent = _understood(dense_caption.read_consistency(replies["consistency"]))
+            consistent.append([not line for line in inconsistent])
         if "repetition" in replies:
-            repeating.append(statements.by_line_repeating(replies["repetition"]))
+            repeating.append(dense_caption.read_repetition(replies["repetition"]))
         elif one.repeating is not None:
             repeating.append(one.repeating)
-    return Reading([one for one in stated if one], [one for one in consistent if one], understood(repeating))
+    return Reading([one for one in stated if one], [one for one in consistent if one], _understood(repeating))
 
 
 def metrics(reading: Reading) -> Metrics:
@@ -77,9 +77,9 @@ def metrics(reading: Reading) -> Metrics:
         found["consistency_error"] = _error(consistency)
         found["num_statements"] = sum(map(len, reading.consistent)) / len(reading.consistent)
     if recall and consistency:
-        total = found["recall"] + found["consistency"]
-        found["cap_f1"] = 2 * found["recall"] * found["consistency"] / total if total else 0.0
-        found["arithmetic_mean"] = total / 2
+        both = dense_caption.cap_f1(found)
+        found["cap_f1"] = both["cap_f1"]
+        found["arithmetic_mean"] = both["avg"]
     if reading.repeating:
         found["is_repeating"] = _percent(reading.repeating)
     found["n_recall"] = len(recall)
@@ -87,6 +87,10 @@ def metrics(reading: Reading) -> Metrics:
     if reading.repeating:
         found["n_repeating"] = len(reading.repeating)
     return found
+
+
+def _understood(lines: Sequence[bool | None]) -> Lines:
+    return [line for line in lines if line is not None]
 
 
 def _share(lines: Lines) -> float:
@@ -180,8 +184,8 @@ def _their_row(one: Verdict) -> dict[str, Any]:
     row: dict[str, Any] = {"image_url": one.task.reference.picture, "caption": one.task.caption}
     reply = one.replies.get("recall")
     if reply is not None:
-        scores = statements.by_line_stated(reply)
-        known = statements.understood(scores)
+        scores = dense_caption.read_recall(reply)
+        known = _understood(scores)
         row["recall"] = {
             "recall_str": reply,
             "num_statements": len(known),
@@ -190,18 +194,18 @@ def _their_row(one: Verdict) -> dict[str, Any]:
         }
     reply = one.replies.get("consistency")
     if reply is not None:
-        scores = statements.by_line_consistent(reply)
-        known = statements.understood(scores)
+        scores = dense_caption.read_consistency(reply)
+        known = _understood(scores)
         row["consistency"] = {
             "consistency_str": reply,
             "statements_str": one.replies.get("claims"),
             "num_statements": len(known),
-            "num_consistent": sum(known),
-            "statement_scores": [None if score is None else not score for score in scores],  # True is inconsistent
+            "num_consistent": len(known) - sum(known),
+            "statement_scores": scores,  # true is inconsistent
         }
     reply = one.replies.get("repetition")
     if reply is not None:
-        row["repeating"] = {"is_repeating": statements.by_line_repeating(reply), "is_repeating_str": reply}
+        row["repeating"] = {"is_repeating": dense_caption.read_repetition(reply), "is_repeating_str": reply}
     return row
 
 

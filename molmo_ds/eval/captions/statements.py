@@ -1,14 +1,11 @@
-"""Reads a judge's replies, twice: by number, which our figures use, and by line, as the reference does.
+"""Reads a judge's replies by number: every statement has exactly one verdict, or the reply is unreadable.
 
-By number every statement has exactly one verdict, or the reply is unreadable. By line (allenai/molmo2 f3cb108,
-scripts/gpt_dense_caption_eval.py) whatever lines are understood count, however many statements there are; published
-figures were made so.
+The reference's reading by line, which published figures were made with, is eval/metrics/dense_caption.py.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 _NUMBERED = re.compile(r"^[\s>*_#-]*(\d+)\s*[.):\]-]\s*(.*)$")  # with what Markdown may put before a number
@@ -84,56 +81,3 @@ def _numbered(reply: str) -> list[tuple[int, str]]:
 
 def _short(text: str) -> str:
     return " ".join(text.split())[:60]
-
-
-# the reference's reading, its oddities included
-
-_NOT_STATED = re.compile(r"\bnot st[a-z]+$", re.IGNORECASE)  # at the end: `Not Stated.` is taken for stated
-_DISAGREES = (
-    "inconsisten", "inconsiten", "iinconsisten", "iinconsiten", "inconsisent", "iconsistent", "incorrect",
-    "incomplete", "contradictory",
-)  # fmt: skip
-_AGREES = ("consistent", "constistent", "correct")
-
-
-def by_line_stated(reply: str) -> list[bool | None]:
-    """Of each line that is not empty whether it says Stated; None where it is not understood."""
-    return [_line_stated(line) for line in _lines(reply)]
-
-
-def by_line_consistent(reply: str) -> list[bool | None]:
-    """Of each line that is not empty whether it says Consistent; None where it says neither or both."""
-    return [_line_consistent(line) for line in _lines(reply)]
-
-
-def by_line_repeating(reply: str) -> bool | None:
-    """Whether `yes` is anywhere in the reply, else False where `no` is."""
-    if "yes" in reply.lower():
-        return True
-    return False if "no" in reply.lower() else None
-
-
-def understood(lines: Sequence[bool | None]) -> list[bool]:
-    """The lines that count."""
-    return [line for line in lines if line is not None]
-
-
-def _lines(reply: str) -> list[str]:
-    return [line.strip() for line in reply.split("\n") if line.strip()]
-
-
-def _line_stated(line: str) -> bool | None:
-    if _NOT_STATED.search(line):
-        return False
-    return True if " stated" in line.lower() else None
-
-
-def _line_consistent(line: str) -> bool | None:
-    disagrees = _holds(line, _DISAGREES)
-    agrees = _holds(line, _AGREES)
-    return None if agrees == disagrees else agrees
-
-
-def _holds(line: str, words: Sequence[str]) -> bool:
-    """Whether one of the words stands in a line behind something that is no letter (a line's first word does not)."""
-    return re.search(rf"[^a-z](?:{'|'.join(words)})", line, re.IGNORECASE) is not None
