@@ -8,10 +8,12 @@ allenai/molmo.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 import math
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from numpy.random import RandomState
@@ -20,8 +22,11 @@ from tqdm import tqdm
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.sample.builder import SampleBuilder
+from molmo_ds.engine.launch import World
+from molmo_ds.eval import log as finished
 from molmo_ds.eval.load import Answerer
 from molmo_ds.eval.metrics.loss import total_loss
+from molmo_ds.eval.run import Job
 
 log = logging.getLogger(__name__)
 STYLE = "long_caption"
@@ -48,6 +53,54 @@ class Sums:
             "total_zloss": self.z_loss,
             "total_accuracy": self.accuracy,
         }
+
+
+def evaluate(job: Job, answerer: Answerer, world: World, overwrite: bool = False) -> dict[str, Any] | None:
+    """The figures of a checkpoint's loss, as `eval/score.py` gives those of replies; None on other ranks than 0.
+
+    Sums go to the job's log picture by picture, so that a run that was killed goes on where it was. Raises ValueError,
+    on all ranks, where the log was made otherwise, a picture has no loss, or --shuffle-seed is asked for.
+    """
+    provenance = job.provenance
+    if provenance.shuffle_seed is not None:
+        raise ValueError("The loss is taken over the first pictures; leave --shuffle-seed out.")
+    world.agree(lambda: finished.claim(job.results, provenance.values(), overwrite))
+    known = world.broadcast([row["picture"] for row in _logged(job)] if world.rank == 0 else None)
+    lines = finished.Log(job.results, world.rank)
+    for sums in caption_sums(answerer, job.shards, world.rank, world.size, provenance.limit, frozenset(known)):
+        lines.append({"id": f"{job.label}:{sums.picture}", **dataclasses.asdict(sums)})
+    lines.close()
+    world.barrier()
+    return figures(job, [Sums(**row) for row in _logged(job)]) if world.rank == 0 else None
+
+
+def _logged(job: Job) -> list[dict[str, Any]]:
+    rows = finished.read(job.results).values()
+    return [{name: value for name, value in row.items() if name != "id"} for row in rows]
+
+
+def figures(job: Job, sums: list[Sums]) -> dict[str, Any]:
+    """The means in the form of `eval/score.py`. Raises ValueError where another rank's log cannot be seen from here."""
+    wanted = pictures(job.shards, job.provenance.limit)
+    missing = len(wanted) - len(sums)
+    if missing:
+        raise ValueError(f"{missing} pictures have no line in {job.results}; give a folder that all hosts see.")
+    found = means(sums)
+    error = found["Loss_error"] if len(sums) > 1 else None
+    return {
+        "task": job.task.name,
+        "questions": len(sums),
+        "failed": 0,
+        "cut": found["cut"],
+        "headline": "Loss",
+        "metrics": {
+            name: {"value": found[name], "n": len(sums), "standard_error": error if name == "Loss" else None}
+            for name in ("Loss", "Accuracy", "ZLoss")
+        },
+        "chance": {},
+        "published": None,
+        "categories": {},
+    }
 
 
 def pictures(shards: ShardSet, limit: int | None = None) -> list[int]:

@@ -1,5 +1,6 @@
 """The loss over held-out captions: prompt and weights by hand, equal bits on any number of ranks."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,13 +10,20 @@ from numpy.random import RandomState
 
 from molmo_ds import settings
 from molmo_ds.batch import Sample
+from molmo_ds.cli import evaluate as command
 from molmo_ds.config import RunConfig
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.read.writer import write_shards
 from molmo_ds.data.sample.builder import SampleBuilder
-from molmo_ds.eval.caption_loss import Sums, caption_sums, means, pictures
+from molmo_ds.engine.launch import World
+from molmo_ds.eval.caption_loss import Sums, caption_sums, evaluate, means, pictures
 from molmo_ds.eval.load import Answerer
+from molmo_ds.eval.plan import Wish, plan
+from molmo_ds.eval.sets import resolve
+from molmo_ds.eval.subject import Checkpoint
+from molmo_ds.hub.load import write_weights
 from molmo_ds.model.molmo import Molmo
+from molmo_ds.testing.ranks import run_ranks
 
 CAPTIONER = ["data.prompts.prompt_templates=none", "data.prompts.message_format=none"]
 CAPTIONER += ["data.prompts.system_prompt=style_and_length"]
@@ -122,3 +130,52 @@ def test_shards_without_captions(tmp_path: Path) -> None:
     write_shards(iter([("0", {"json": record})]), tmp_path / "shards", samples_per_shard=1)
     with pytest.raises(ValueError, match="holds no caption"):
         pictures(ShardSet(str(tmp_path / "shards")))
+
+
+@pytest.fixture(scope="module")
+def folder(made: tuple[Answerer, ShardSet], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`data/pixmo_cap-validation` and the weights folder `model`."""
+    answerer, shards = made
+    folder = tmp_path_factory.mktemp("caption_loss")
+    (folder / "data").mkdir()
+    (folder / "data/pixmo_cap-validation").symlink_to(shards.path)
+    config: RunConfig = answerer.model.config
+    state = answerer.model.state_dict()
+    tokenizer = Path(shards.path).parent / "tokenizer"
+    write_weights(folder / "model", config, iter(state.items()), tokenizer, len(state))
+    return folder
+
+
+def of_two_ranks(world: World, folder: Path, results: Path) -> dict | None:
+    """The figures at two ranks of the model in `folder`."""
+    subject = Checkpoint(folder / "model", results)
+    [(task, split)] = resolve("pixmo_cap")
+    job = plan(subject, task, split, Wish(data=folder / "data", loss=True))
+    return evaluate(job, subject.loaded(None), world)
+
+
+def test_the_command_goes_on_after_a_kill_and_ranks_agree(folder: Path, tmp_path: Path) -> None:
+    words = [str(folder / "model"), "pixmo_cap", "--loss", "--data", str(folder / "data"), "--save-dir", str(tmp_path)]
+    assert command.main(words) == 0
+    results = tmp_path / "loss-pixmo_cap-validation"
+    first = json.loads((results / "metrics.json").read_text())
+    assert set(first["metrics"]) == {"Loss", "Accuracy", "ZLoss"}
+    assert first["figures"]["questions"] == 20, "every second of 40 samples has a caption"
+
+    [log] = (results / "log").glob("*.jsonl")
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines[:8]) + lines[8][:20])
+    (results / "metrics.json").unlink()
+    assert command.main(words) == 0
+    assert json.loads((results / "metrics.json").read_text())["figures"] == first["figures"]
+    again = log.read_text().splitlines(keepends=True)
+    assert again[:8] == lines[:8] and sorted(again) == sorted(lines)
+
+    figures, none = run_ranks(of_two_ranks, 2, folder, tmp_path / "two")
+    assert figures == first["figures"] and none is None
+
+
+def test_what_a_loss_cannot_be_of(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["--server", "http://none", "pixmo_cap", "--loss", "--save-dir", str(tmp_path)])
+    assert "--loss needs a checkpoint" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from numpy.random import RandomState
 from molmo_ds.config import PromptConfig
 from molmo_ds.data.sample.prompts import PromptFormatter
 from molmo_ds.data.sample.templates import LONG_CAPTION
+from molmo_ds.eval import results
 from molmo_ds.eval.captions import inputs, prompts
 from molmo_ds.eval.captions.statements import (
     CONSISTENT,
@@ -19,6 +20,7 @@ from molmo_ds.eval.captions.statements import (
     verdicts,
 )
 from molmo_ds.eval.metrics.dense_caption import read_recall
+from molmo_ds.eval.row import Row
 
 
 @pytest.mark.parametrize(
@@ -118,6 +120,15 @@ def test_references_by_id_and_captions(tmp_path: Path) -> None:
     (tmp_path / "predictions.json").write_text('[{"id": "7", "prediction": "A"}, {"id": 7, "prediction": "B"}]')
     with pytest.raises(ValueError, match="7 has two different captions"):
         inputs.read_captions(tmp_path, key)
+
+
+@pytest.mark.parametrize("key", inputs.KEYS)
+def test_captions_of_an_evaluation_are_found(tmp_path: Path, key: str) -> None:
+    row = Row(id="t:s:7", index=0, picture="p", annotation={}, metadata={"image_url": "http://p/7.jpg"})
+    scored = {"reply": "A dog.", "tokens": 3, "prompt": "long_caption 65:"}
+    (tmp_path / "predictions.json").write_text(json.dumps([results.prediction(row, scored)]))
+    found = inputs.read_captions(tmp_path, key)
+    assert found == {"http://p/7.jpg" if key == "image_url" else "t:s:7": "A dog."}
 
 
 def test_a_missing_caption_is_an_error_unless_partial() -> None:
