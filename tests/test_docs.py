@@ -9,10 +9,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from molmo_ds.eval.tasks import TASKS
 
 from molmo_ds import setting_list, settings
 from molmo_ds.config import RunConfig
-from molmo_ds.eval.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))

@@ -44,7 +44,7 @@ def render(
         if str(row.index) not in pictures:
             pictures[str(row.index)] = picture(job, row)
     data = {"examples": examples, "pictures": pictures, "beside": name}
-    script = json.dumps(data, ensure_ascii=True).replace("</", "<\\/")
+    script = json.dumps(data).replace("<", "\\u003c")  # or a reply could end the script
     title = f"{job.task.benchmark}, {job.split}"
     parts = [
         f"<header><h1>{html.escape(title)}</h1><p>{html.escape(_provenance(job))}</p></header>",
@@ -207,5 +207,5 @@ def _filters(outcome: Outcome, shown: int, beside: str) -> str:
         f'<nav>{buttons}<select id="category"><option value="">every category</option>{options}</select>'
         '<input id="text" placeholder="words of prompt, reply or truth" aria-label="words">'
         f'<output id="count"></output></nav><p class="legend">{key} &nbsp; {shown:,} of {len(outcome.rows):,} questions'
-        " are on this page, up to half of them wrong ones.</p>"
+        f" are on this page{', up to half of them wrong ones' if shown < len(outcome.rows) else ''}.</p>"
     )
