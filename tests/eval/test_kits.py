@@ -61,7 +61,7 @@ def test_pictures() -> None:
 
 
 def test_lmms_eval(model: Path, tmp_path: Path) -> None:
-    pytest.importorskip("lmms_eval", reason="lmms-eval is not installed; see docs/guides/kits.md", exc_type=ImportError)
+    pytest.importorskip("lmms_eval", reason="lmms-eval is not installed; see docs/guides/kits.md")
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.models import MODEL_REGISTRY_V2
     from lmms_eval.tasks import TaskManager
@@ -87,6 +87,43 @@ def test_lmms_eval(model: Path, tmp_path: Path) -> None:
     wanted = [ours(model, question, 80 * i, "text_vqa", 4) for i, question in enumerate(QUESTIONS)]
     assert [said[i] for i in range(3)] == wanted
     assert found["results"]["textvqa_made"]["exact_match,none"] == 0.0
+
+
+def test_vlmevalkit(model: Path, tmp_path: Path) -> None:
+    reason = "VLMEvalKit is not installed; see docs/guides/kits.md"
+    pytest.importorskip("vlmeval", reason=reason)
+    import pandas
+    from vlmeval.config import supported_VLM
+    from vlmeval.inference import infer_data
+    from vlmeval.smp import load as read
+
+    from molmo_ds.eval.kits.vlmevalkit import register
+
+    class Made:
+        """A data set as the kit has them."""
+
+        dataset_name = "ChartQA_TEST"
+        data = pandas.DataFrame({"index": [7, 8, 9], "question": QUESTIONS, "A": ["red", "blue", None]})
+
+        def __len__(self) -> int:
+            return len(self.data)
+
+        def dump_image(self, line: dict) -> list[str]:
+            file = tmp_path / f"{line['index']}.png"
+            file.write_bytes(picture(80 * (line["index"] - 7)))
+            return [str(file)]
+
+    register("mine", str(model), max_new_tokens=4)
+    assert "mine" in supported_VLM
+    out = tmp_path / "out.pkl"
+    infer_data("mine", "mine", str(tmp_path), Made(), str(out))
+    asked = ["What is this?\nA: red\n", "How bright is it?\nA: blue\n", "Which colour?"]
+    wanted = [ours(model, question, 80 * i, "chart_qa", 4) for i, question in enumerate(asked)]
+    assert list(read(str(out)).values()) == wanted and any(wanted)
+    free = supported_VLM["mine"]()
+    assert not free.use_custom_prompt("MMVet") and free.use_custom_prompt("AI2D_TEST")
+    with pytest.raises(ValueError, match="not about videos"):
+        free.generate_inner([{"type": "video", "value": "a.mp4"}], "MVBench")
 
 
 TASK = """

@@ -49,8 +49,8 @@ def question_of(text: str, style: str) -> str:
     """A kit's text as training has it: for a style, without the kit's instructions."""
     if style != FREE:
         for instruction in INSTRUCTIONS:
-            text = text.replace(instruction, "")
-    return text.strip()
+            text = text.replace(f"\n{instruction}", "").replace(instruction, "")
+    return text
 
 
 class Kit:
