@@ -1,7 +1,7 @@
 """The parts of the docs that are made from the code when the site is built: `<!-- generated: NAME -->` in a page.
 
-python docs/generate.py NAME prints one of them. Imports molmo_ds.config and reads all else as text, so that torch and
-DeepSpeed need not be installed.
+python docs/generate.py NAME prints one of them. Imports molmo_ds.config, and molmo_ds.eval for the table of benchmarks;
+reads all else as text.
 """
 
 import ast
@@ -80,13 +80,33 @@ def strategies() -> str:
     return "\n".join(lines)
 
 
-def tasks() -> str:
-    """The tasks of an evaluation: which styles they ask, and how long an answer may be."""
-    lines = ["| task | styles that it asks | new tokens |", "|---|---|---|"]
-    for node in ast.walk(ast.parse((ROOT / "molmo_ds/eval/tasks.py").read_text())):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Task":
-            name, styles, tokens = (ast.literal_eval(word) for word in node.args[:3])
-            lines.append(_row([f"`{name}`", ", ".join(styles), tokens]))
+def benchmarks() -> str:
+    """Every task of an evaluation."""
+    from molmo_ds.eval.benchmarks import BENCHMARKS
+
+    heads = ("task", "benchmark", "splits (questions)", "styles", "new tokens", "crops", "headline", "published")
+    lines = [_row(heads), "|---" * len(heads) + "|"]
+    for task in BENCHMARKS.values():
+        splits = [
+            f"{name} ({split.questions or '?'}{'' if split.public else ', no public answers'})"
+            for name, split in task.splits.items()
+        ]
+        published = ""
+        if task.published:
+            figures = " / ".join("-" if value is None else str(value) for value in task.published.figures)
+            published = f"{task.published.split}: {figures}"
+        names = ", ".join(f"`{name}`" for name in (task.name, *task.aliases))
+        cells = [names, task.benchmark, ", ".join(splits) or "any shards", ", ".join(task.styles)]
+        lines.append(_row([*cells, task.max_new_tokens, task.crops or "own", f"`{task.headline}`", published]))
+    return "\n".join(lines)
+
+
+def sets() -> str:
+    """The sets of an evaluation and their tasks."""
+    from molmo_ds.eval.sets import SETS
+
+    lines = ["| set | tasks |", "|---|---|"]
+    lines += [_row([f"`{name}`", ", ".join(tasks) or "none yet"]) for name, tasks in SETS.items()]
     return "\n".join(lines)
 
 
@@ -201,7 +221,8 @@ PARTS = {
     "settings": settings,
     "commands": commands,
     "strategies": strategies,
-    "tasks": tasks,
+    "benchmarks": benchmarks,
+    "sets": sets,
     "tree": tree,
     "layers": layers,
 }

@@ -9,10 +9,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from molmo_ds.eval.tasks import TASKS
 
 from molmo_ds import setting_list, settings
 from molmo_ds.config import RunConfig
+from molmo_ds.eval.benchmarks import BENCHMARKS
+from molmo_ds.eval.sets import SETS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -23,7 +24,10 @@ LOADED = (  # what a browser would fetch, and the attribute that says from where
     ("iframe", "src"),
     ("source", "src"),
 )
-TO_BE_WRITTEN = {"molmo_ds/ops/swiglu/cpu.py"}  # by who follows the page on adding a kernel
+TO_BE_WRITTEN = {  # by who follows the pages on adding a kernel and a benchmark
+    "molmo_ds/ops/swiglu/cpu.py",
+    "molmo_ds/eval/benchmarks/dvqa.py",
+}
 
 spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs/generate.py")
 generate = importlib.util.module_from_spec(spec)
@@ -138,7 +142,11 @@ def test_the_first_fine_tune_is_a_configuration(tmp_path: Path) -> None:
     assert config.optim.text.lr == 1e-5
 
 
-def test_the_page_of_evaluation_lists_every_task() -> None:
-    rows = generate.tasks().splitlines()[2:]
-    wanted = [f"| `{task.name}` | {', '.join(task.styles)} | {task.max_new_tokens} |" for task in TASKS.values()]
-    assert rows == wanted
+def test_the_page_of_benchmarks_lists_every_task_and_set() -> None:
+    rows = generate.benchmarks().splitlines()[2:]
+    assert len(rows) == len(BENCHMARKS)
+    for row, task in zip(rows, BENCHMARKS.values(), strict=True):
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert cells[0].startswith(f"`{task.name}`")
+        assert cells[3:5] == [", ".join(task.styles), str(task.max_new_tokens)]
+    assert [row.split("`")[1] for row in generate.sets().splitlines()[2:]] == list(SETS)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from molmo_ds.engine.launch import World
+from molmo_ds.eval import submit
 from molmo_ds.eval.log import differences
 from molmo_ds.eval.row import Row
 from molmo_ds.eval.run import DONE, Job, Outcome
 from molmo_ds.eval.score import reference_metrics
 from molmo_ds.files import write_atomic
 
+log = logging.getLogger(__name__)
 PREDICTIONS = "predictions.json"  # the reference's
+SUBMISSION = "submission.json"  # for the test server of a split whose answers are not public
 ROWS = "rows.jsonl"  # ours: every scored row
 
 
@@ -71,6 +75,7 @@ def write(job: Job, outcome: Outcome, config: Mapping[str, Any], model: Mapping[
     predictions = [prediction(row, scored) for row, scored in outcome.pairs()]
     write_atomic(job.results / PREDICTIONS, json.dumps(predictions, ensure_ascii=False).encode(errors="replace"))
     write_atomic(job.results / ROWS, _lines(outcome.rows))
+    write_submission(job, outcome)
     return write_metrics(job, outcome.figures, outcome.failures, config, model)
 
 
@@ -93,6 +98,23 @@ def write_metrics(
     }
     write_atomic(job.results / DONE, (json.dumps(metrics, indent=1) + "\n").encode())
     return metrics
+
+
+def write_submission(job: Job, outcome: Outcome) -> None:
+    """Write the test server's file of a split whose answers are not public; say it where that cannot be."""
+    known = job.task.splits.get(job.split)
+    if known is None or known.public or not job.task.submission:
+        return
+    number = submit.expected_number(job.task, job.split, outcome.questions)
+    if number:
+        log.warning(number)
+    try:
+        replies = {row["id"]: row["reply"] for row in outcome.rows if row["id"] not in outcome.failures}
+        content = submit.submission(job.task, outcome.questions, replies)
+    except ValueError as error:
+        log.warning("%s: no file for the test server: %s", job.label, error)
+        return
+    submit.write(job.results / SUBMISSION, content)
 
 
 def prediction(row: Row, scored: Mapping[str, Any]) -> dict[str, Any]:

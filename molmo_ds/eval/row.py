@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 from collections.abc import Callable, Mapping
@@ -20,6 +21,9 @@ UNREADABLE = (
     "unreadable"  # 1.0 where the reply holds no answer of the expected form, so that it was guessed or is wrong
 )
 HIDDEN = ("answer", "answers", "answer_index", "points", "text", "boxes", "masks", "inline_points")  # the truth
+
+_FORMATTER = PromptFormatter(PromptConfig(system_prompt="none"))
+_DRAWS = RandomState(0)  # made once: making one costs more than scoring a row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +66,8 @@ def true_answer(row: Row) -> str | None:
     known = row.annotation
     if not known.get("answers") and all(known.get(name) is None for name in ("answer", "answer_index", "points")):
         return None
-    formatter = PromptFormatter(PromptConfig(system_prompt="none"))
-    return formatter.messages(known, RandomState(0), row.size if row.size[0] else None)[-1].strip()
+    _DRAWS.seed(0)
+    return _FORMATTER.messages(known, _DRAWS, row.size if row.size[0] else None)[-1].strip()
 
 
 def by_metadata(*keys: str) -> Callable[[Row], Mapping[str, str]]:

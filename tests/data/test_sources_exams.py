@@ -1,4 +1,4 @@
-"""Exams and Android Control in their published layouts, through tools/download.py to shards and back."""
+"""Exams, clocks and Android Control in their published layouts, through tools/download.py to shards and back."""
 
 import gzip
 import json
@@ -111,6 +111,32 @@ def example(features: dict[str, list], packed: bool = True) -> bytes:
     return message((1, message(*entries)))
 
 
+def test_clocks_in_photographs(tmp_path: Path) -> None:
+    hub = Hub(tmp_path / "clock_bench")
+    hub.file("movies_final.csv", 'file_name,hour,minute,img_id,bbox_det\ncafé.png,12,5,7,"[1, 2, 3, 4]"\n'.encode())
+    hub.file("ClockMovies/images/cafe\u0301.png", picture(1, kind="PNG"))
+    [record] = build(tmp_path, "clock_bench", split="movies")
+    assert record["annotations"] == [{"style": "clocks", "question": "What time is being shown?"}]
+    assert record["metadata"] == {"image_id": "7", "hour": 12, "minute": 5, "second": -1}
+
+
+def node(edges: dict[int, int], visible: bool = True) -> bytes:
+    """An element of a screen: its bounds by field (1 left, 2 top, 3 right, 4 bottom), and whether it is seen."""
+    bounds = b"".join(varint(number << 3) + varint(value % (1 << 64)) for number, value in edges.items())
+    return message((2, bounds)) + (varint(23 << 3) + varint(1) if visible else b"")
+
+
+def forest() -> bytes:
+    """Two windows with elements around (540, 1200)."""
+    whole = node({3: 1080, 4: 2400})  # left and top are 0, and not written
+    narrow = node({1: 500, 2: 1000, 3: 600, 4: 1300})
+    lower = node({1: 500, 2: 1100, 3: 600, 4: 1300})
+    hidden = node({1: 539, 2: 1199, 3: 541, 4: 1201}, visible=False)
+    elsewhere = node({1: -4, 2: 3, 3: 1080, 4: 90})
+    first = message((11, message((1, whole), (1, narrow), (1, hidden))))
+    return message((1, first), (1, message((11, message((1, lower), (1, elsewhere))))))
+
+
 def test_android_control(tmp_path: Path) -> None:
     hub = Hub(tmp_path / "android_control")
     actions = [
@@ -126,6 +152,7 @@ def test_android_control(tmp_path: Path) -> None:
         "screenshot_heights": [2400] * 4,
         "actions": [json.dumps(action).encode() for action in actions],
         "step_instructions": [b"Tap it", b"Open Zoho", b"Hold it"],
+        "accessibility_trees": [forest(), forest(), message()],
         "noise": [0.5],
     }
     records = [example(features), example({**features, "episode_id": [301]}, packed=False)]
@@ -153,3 +180,6 @@ def test_android_control(tmp_path: Path) -> None:
     assert len(test) == 12
     assert [r["metadata"]["mode"] for r in test[:4]] == ["ll", "hl_ll", "hl", "hl_cot"]
     assert test[4]["metadata"]["episode_id"] == 301
+    boxes = [record["metadata"]["target_box"] for record in test[::4]]
+    # pixels to percent of 1080 x 2400: the lower of the two narrowest; none; 10 pixels around (1, 2399)
+    assert boxes == ["[46.3, 45.8, 55.6, 54.2]", "", "[-0.8, 99.5, 1.0, 100.4]"]

@@ -122,6 +122,14 @@ def test_pixmo_points(server: Server, tmp_path: Path) -> None:
         [record] = build(tmp_path, name, split="test")
         assert record["annotations"] == [{"style": style, "label": "cat"}]
         assert record["metadata"]["count"] == 3
+    mask = [[False, False, False], [False, True, True]]
+    rows = [{**shared, "label": "dog", "points": [{"x": 50.0, "y": 70.0}], "masks": [mask]}]
+    Hub(tmp_path / "pixmo_points_eval").parquet(rows, "data/test-00000-of-00001")
+    [record] = build(tmp_path, "pixmo_points_eval", split="test")
+    [asked] = record["annotations"]
+    assert asked.pop("masks") == [{"height": 2, "width": 3, "runs": [4, 2]}]
+    assert asked == {"style": "pointing", "label": "dog", "points": [[50.0, 70.0]], "point_scale": 100}
+
     # the picture is 40 x 30 pixels, so (20, 6) is (50 %, 20 %)
     formatter = PromptFormatter(PromptConfig())
     text = formatter.messages(

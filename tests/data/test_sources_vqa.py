@@ -83,6 +83,16 @@ def test_photograph_questions(tmp_path: Path) -> None:
     ]
     assert record["metadata"] == {"image_id": 4}
 
+    hub = Hub(tmp_path / "gqa")
+    rows = {
+        f"0{i}": {"imageId": "n4", "question": f"q{i}", "answer": "no", "types": {"structural": "verify"}} for i in "12"
+    }
+    hub.json("val_balanced_questions.json", rows)
+    hub.file("images/n4.jpg", picture(4))
+    one, two = build(tmp_path, "gqa", split="validation")
+    assert one["annotations"] == [{"style": "gqa", "question": "q1", "answer": "no"}]
+    assert two["metadata"] == {"image_id": "n4", "example_id": "02", "question_kind": "verify"}
+
     row = {"image": shown(3), "text": "Four hats", "question": "How many hats are there?", "number": 4}
     Hub(tmp_path / "count_bench_qa").parquet([row], "data/test-00000-of-00001", "image")
     [record] = build(tmp_path, "count_bench_qa", split="test")

@@ -1,5 +1,6 @@
 """An evaluation: each question once at every number of ranks and after every kill, figures equal to the last bit."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -244,3 +245,18 @@ def test_a_line_that_is_no_row_is_dropped(tmp_path: Path) -> None:
     with open(tmp_path / "log/rank-0.jsonl", "ab") as file:
         file.write(b'[1]\n{"reply": 1}\n\xff\n{"id": "b"}\n{"id": "c"}')
     assert list(log.read(tmp_path)) == ["a", "b"]
+
+
+def test_a_split_without_public_answers_gets_the_test_server_s_file(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mine = dataclasses.replace(job(folder, "private"), split="test")
+    found = run.evaluate(mine, MadeUp(), ALONE)
+    results.write(mine, found, {}, {})
+    sent = json.loads((mine.results / "submission.json").read_text())
+    assert sent == [{"question_id": row.metadata["example_id"], "answer": said["reply"]} for row, said in found.pairs()]
+    first = "text_vqa:test:0.0"
+    (mine.results / "submission.json").unlink()
+    broken = run.evaluate(mine, MadeUp(broken=[first]), ALONE, overwrite=True)
+    results.write(mine, broken, {}, {})
+    assert "without a reply: 0.0" in caplog.text and not (mine.results / "submission.json").exists()

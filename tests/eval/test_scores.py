@@ -21,6 +21,24 @@ def test_edit_distance(a: str, b: str, edits: int):
     assert edit_distance(a, b) == edit_distance(b, a) == edits
 
 
+def plain_edit_distance(a: str, b: str) -> int:
+    """The table of distances, line by line."""
+    row = list(range(len(b) + 1))
+    for i, letter in enumerate(a, 1):
+        above = row
+        row = [i]
+        for j, other in enumerate(b, 1):
+            row.append(min(above[j] + 1, row[j - 1] + 1, above[j - 1] + (letter != other)))
+    return row[-1]
+
+
+def test_edit_distance_is_the_table_s():
+    draw = random.Random(3)
+    for _ in range(300):
+        a, b = ("".join(draw.choices("abcé", k=draw.randint(0, 90))) for _ in range(2))
+        assert edit_distance(a, b) == plain_edit_distance(a, b), (a, b)
+
+
 def test_a_missing_apostrophe_is_put_back():
     assert normalise_answer("Dont, Ill") == "don't ill"
     assert normalise_answer("couldnt've couldn'tve") == "couldn't've couldn't've"

@@ -2,7 +2,8 @@
 
 Layout: the gzip TFRecords of gs://gresearch/android_control as allenai/molmo's olmo/hf_datasets/android_control.py
 reads them: one tf.train.Example per episode with goal, screenshots (PNG; one more than actions), their widths and
-heights, actions (JSON) and step_instructions; splits.json and test_subsplits.json list episodes.
+heights, actions (JSON), step_instructions and accessibility_trees; splits.json and test_subsplits.json list episodes.
+The trees are AndroidAccessibilityForest messages (google-deepmind/android_env, android_env/proto/a11y).
 """
 
 import gzip
@@ -33,6 +34,8 @@ def android_control(row: Row, split: str) -> list[Item]:
         }
         shown = (Picture(data=row["screenshots"][step]),)
         known = {"episode_id": row["episode_id"][0], "step": step, "target_action": done}
+        if split != "train":
+            known["target_box"] = target_box(json.loads(action), row["accessibility_trees"][step], size)
         if split == "train":
             items.append(Item(shown, list(asked.values()), known))
         else:
@@ -55,6 +58,40 @@ def action_text(action: dict[str, Any], size: tuple[int, int]) -> str:
     if kind not in _WORDS:
         raise ValueError(f"Android Control has an action '{kind}' that is not known; its layout has changed.")
     return _WORDS[kind]
+
+
+def target_box(action: dict[str, Any], forest: bytes, size: tuple[int, int]) -> str:
+    """Where a tap is right, [left, top, right, bottom] in percent with one decimal, as text; "" for other actions.
+
+    It is the narrowest, then lowest, box of a visible element around the tap, else 10 pixels on each side. The
+    reference also looks for the icon of an app that is to be opened, but finds it by a name in lower case only; here
+    such an action has no box.
+    """
+    if action["action_type"] not in ("click", "long_press"):
+        return ""
+    x = action["x"]
+    y = action["y"]
+    around = [box for box in visible_boxes(forest, size) if box[0] <= x <= box[2] and box[1] <= y <= box[3]]
+    box = min(around, key=lambda box: (box[2] - box[0], box[3] - box[1]), default=(x - 10, y - 10, x + 10, y + 10))
+    return str([round(edge / size[i % 2] * 100, 1) for i, edge in enumerate(box)])
+
+
+def visible_boxes(forest: bytes, size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
+    """(left, top, right, bottom) in pixels of the visible elements of a screen, window by window.
+
+    An edge that is 0 is not written: left and top are then 0, and right and bottom, as in the reference, the screen's.
+    """
+    boxes = []
+    for _, window in _fields(forest):
+        for tree in (value for number, value in _fields(window) if number == 11):
+            for _, node in _fields(tree):
+                known = dict(_fields(node))
+                edges = dict(_fields(known.get(2, b"")))
+                if known.get(23) and edges:
+                    edges = {number: _signed(value) for number, value in edges.items()}
+                    corner = edges.get(3, size[0]), edges.get(4, size[1])
+                    boxes.append((edges.get(1, 0), edges.get(2, 0), *corner))
+    return boxes
 
 
 def read_android_control(folder: Path, split: str) -> Iterator[Row]:
@@ -111,6 +148,11 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
         value, shift, position = value | (byte & 127) << shift, shift + 7, position + 1
         if byte < 128:
             return value, position
+
+
+def _signed(value: int) -> int:
+    """An int32 of a varint, which holds negative numbers as unsigned 64-bit ones."""
+    return value - (1 << 64) if value >> 63 else value
 
 
 def _varints(data: bytes) -> Iterator[int]:

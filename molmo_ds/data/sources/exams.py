@@ -23,7 +23,8 @@ def science_qa(row: Row, split: str) -> list[Item]:
         return []
     question = f"{row['hint']}\n{row['question']}" if row["hint"] else row["question"]
     asked = annotation("science_qa", question=question, options=list(row["choices"]), answer_index=row["answer"])
-    return [Item(picture(row["image"]), [asked])]
+    known = {"subject": row["subject"]} if split != "train" and row.get("subject") else {}
+    return [Item(picture(row["image"]), [asked], known)]
 
 
 def mmmu(row: Row, split: str) -> list[Item]:
@@ -49,6 +50,7 @@ def math_vista(row: Row, split: str) -> list[Item]:
     question = row["question"].split("Question:")[-1].split("Hint:")[0].strip()
     keys = ("answer", "precision", "choices", "question_type", "answer_type")
     known = {"example_id": row["pid"], "query": row["question"], **{key: row[key] for key in keys}}
+    known |= {key: row["metadata"][key] for key in ("task", "category") if (row.get("metadata") or {}).get(key)}
     if row["question_type"] != "multi_choice":
         asked = annotation("eval_short_answer", question=question, answer=row["answer"] or None)
         return [Item(picture(row["decoded_image"]), [asked], known)]

@@ -1,12 +1,15 @@
 """PixMo, Ai2's data for Molmo: captions, questions, points, counts, drawn documents and clocks.
 
 Layouts: the dataset cards of pixmo-cap, pixmo-points, pixmo-count and pixmo-clocks on the hub (all of 2024-12), and for
-the others the columns that the loaders of allenai/molmo read. The card of pixmo-points says that points are pixels; its
-rows hold percent, and the loader treats them so. Hashes are of the file's bytes. pixmo-clocks publishes no pictures.
+the others (pixmo-points-eval too) the columns that the loaders of allenai/molmo read. The card of pixmo-points says
+that points are pixels; its rows hold percent, and the loader treats them so. Hashes are of the file's bytes.
+pixmo-clocks publishes no pictures.
 """
 
 import functools
 from typing import Any
+
+import numpy as np
 
 from molmo_ds.data.sources.source import Item, Picture, Row, Source, annotation, pairs, picture
 
@@ -45,6 +48,21 @@ def points(row: Row, split: str, style: str) -> list[Item]:
     """Every place of something that a person named, or none."""
     places = _points(row["points"])
     return _item(row, [annotation(style, label=row["label"], points=places, point_scale=100)])
+
+
+def points_eval(row: Row, split: str) -> list[Item]:
+    """Places for evaluation, each with the mask in which a point counts; `masks` of height x width truth values."""
+    places = _points(row["points"])
+    masks = [_runs(np.asarray(mask, dtype=bool)) for mask in row["masks"]]
+    return _item(row, [annotation("pointing", label=row["label"], points=places, point_scale=100, masks=masks)])
+
+
+def _runs(mask: np.ndarray) -> dict[str, Any]:
+    """A mask as lengths of runs of pixels outside, inside, outside, ..., line by line."""
+    flat = np.concatenate([[False], mask.ravel()])
+    changes = np.flatnonzero(flat[1:] != flat[:-1])
+    runs = np.diff(np.concatenate([[0], changes, [mask.size]]))
+    return {"height": mask.shape[0], "width": mask.shape[1], "runs": runs.tolist()}
 
 
 def count(row: Row, split: str, style: str) -> list[Item]:
@@ -106,6 +124,11 @@ SOURCES = [
             name, _LICENCE, _POINTS, functools.partial(points, style=style), _TRAIN, "allenai/pixmo-points", **_HASHED
         )
         for name, style in (("pixmo_points", "pointing"), ("pixmo_points_counting", "point_count"))
+    ),
+    Source(
+        *("pixmo_points_eval", _LICENCE, _LOADER, points_eval, {"test": "test"}),
+        hub="allenai/pixmo-points-eval",
+        **_HASHED,
     ),
     *(
         Source(name, _LICENCE, _CARD, functools.partial(count, style=style), hub="allenai/pixmo-count", **_HASHED)

@@ -1,8 +1,9 @@
-"""Questions about photographs: VQAv2, OK-VQA, A-OKVQA, TextVQA, TallyQA, CountBenchQA, RealWorldQA.
+"""Questions about photographs: VQAv2, OK-VQA, A-OKVQA, TextVQA, TallyQA, GQA, CountBenchQA, RealWorldQA.
 
 Layouts: the cards of lmms-lab/textvqa, vikhyatk/CountBenchQA and xai-org/RealworldQA; the official JSON of VQAv2 and
 OK-VQA (visualqa.org, "Input Questions Format") and of TallyQA as the loaders of allenai/molmo read them. A-OKVQA: the
-names of its official JSON; the hub's copy was not seen, and whether direct_answers is a list or its text there.
+names of its official JSON; the hub's copy was not seen, and whether direct_answers is a list or its text there. GQA:
+the names of its official JSON, which was not seen.
 """
 
 import ast
@@ -19,6 +20,8 @@ def vqa2(row: Row, split: str, style: str = "vqa2", answer: str = "answer") -> l
     """Ten people's answers; the test split has none."""
     answers = [a[answer] for a in row["answers"]] if row.get("answers") else None
     known = {"image_id": row["image_id"], "example_id": row["question_id"]}
+    if split != "train" and row.get("answer_type"):
+        known["answer_type"] = row["answer_type"]  # yes/no, number, other
     return [Item(picture(row["image"]), [annotation(style, question=row["question"], answers=answers)], known)]
 
 
@@ -61,6 +64,21 @@ def tally_qa(row: Row, split: str) -> list[Item]:
     known = {"image_id": row["image_id"], "example_id": row["question_id"], "is_simple": row.get("issimple")}
     asked = annotation("tally_qa", question=row["question"], answer=str(row["answer"]))
     return [Item(picture(row["image"]), [asked], known)]
+
+
+def gqa(row: Row, split: str) -> list[Item]:
+    """Questions made from scene graphs; `types` says of which structure a question is."""
+    known = {"image_id": row["imageId"], "example_id": row["question_id"]}
+    if split != "train" and row.get("types"):
+        known["question_kind"] = row["types"]["structural"]
+    return [Item(picture(row["image"]), [annotation("gqa", question=row["question"], answer=row.get("answer"))], known)]
+
+
+def read_gqa(folder: Path, split: str) -> Iterator[Row]:
+    """The balanced questions; the file maps the question's id to the question."""
+    theirs = {"train": "train", "validation": "val", "testdev": "testdev"}[split]
+    for number, row in read_json(folder, f"{theirs}_balanced_questions.json").items():
+        yield {**row, "question_id": number, "image": f"images/{row['imageId']}.jpg"}
 
 
 def count_bench_qa(row: Row, split: str) -> list[Item]:
@@ -114,6 +132,15 @@ SOURCES = [
         read=lambda folder, split: read_json(folder, f"{split}.json"),
         by_hand="unpack https://github.com/manoja328/tallyqa (tallyqa.zip), COCO's train2014.zip and val2014.zip from"
         f" {COCO} and Visual Genome's two picture archives (VG_100K, VG_100K_2) into one folder DIR",
+    ),
+    Source(
+        *("gqa", "CC BY 4.0*", "the names of the official JSON, which was not seen", gqa),
+        splits={"train": "train", "validation": "val", "testdev": "testdev"},
+        group="imageId",
+        read=read_gqa,
+        confirmed=False,
+        by_hand="unpack questions (1.2) and images of https://cs.stanford.edu/people/dorarad/gqa/download.html into one"
+        " folder DIR, so that it holds SPLIT_balanced_questions.json and images/",
     ),
     Source(
         *("count_bench_qa", "not stated", "card of vikhyatk/CountBenchQA", count_bench_qa, {"test": "test"}),

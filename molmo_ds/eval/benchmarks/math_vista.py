@@ -1,7 +1,7 @@
 """MathVista: mathematics in pictures; without a judge an answer has to be the whole reply."""
 
 from molmo_ds.eval.metrics.math_vista import score_math_vista
-from molmo_ds.eval.row import by_metadata
+from molmo_ds.eval.row import by_metadata, true_answer
 from molmo_ds.eval.task import Published, Split, Task
 
 TASKS = [
@@ -18,7 +18,7 @@ TASKS = [
         crops=36,
         score=score_math_vista,
         headline="score",
-        truth=lambda row: row.metadata.get("answer") or None,
+        truth=lambda row: true_answer(row) or row.metadata.get("answer") or None,
         categories=by_metadata("question_type", "answer_type", "task"),
         published=Published(figures=(34.0, 44.5, 51.6, 58.6), split="validation"),
     )

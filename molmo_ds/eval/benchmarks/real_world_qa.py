@@ -15,7 +15,6 @@ TASKS = [
         crops=36,
         score=score_real_world,
         headline="real_world_qa_score",
-        truth=lambda row: row.metadata.get("answer"),
         categories=by_metadata("question_type"),
         published=Published(figures=(60.4, 67.5, 70.7, 75.2), split="test"),
     )

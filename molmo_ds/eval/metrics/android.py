@@ -12,7 +12,7 @@ from typing import NamedTuple
 from molmo_ds.eval.row import Row, Scores
 
 _COORDINATE = re.compile(r"\d+(?:\.\d+)?")
-_EDGE = re.compile(r"\d+\.\d+")  # of a box: only numbers with a point are read
+_EDGE = re.compile(r"-?\d+\.\d+")  # of a box: only numbers with a point are read
 _TAPS = ("click", "long press")
 _ALONE = ("wait", "navigate home", "navigate back")
 

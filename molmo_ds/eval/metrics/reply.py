@@ -31,13 +31,28 @@ def true_answers(target: object) -> list[str]:
 
 
 def edit_distance(a: str, b: str) -> int:
-    """Levenshtein's: insertions, deletions and replacements that turn a into b."""
-    row = list(range(len(b) + 1))
-    for i, letter in enumerate(a, 1):
-        diagonal = row[0]
-        row[0] = i
-        for j, other in enumerate(b, 1):
-            above = row[j]
-            row[j] = min(above + 1, row[j - 1] + 1, diagonal + (letter != other))
-            diagonal = above
-    return row[-1]
+    """Levenshtein's: insertions, deletions and replacements that turn a into b.
+
+    A column of the table of distances is two integers, of which bit i says that the distance rises, or falls, from
+    letter i to the next (Hyyro, "A bit-vector algorithm for computing Levenshtein and Damerau edit distances", 2003).
+    """
+    if not a:
+        return len(b)
+    places: dict[str, int] = {}
+    for i, letter in enumerate(a):
+        places[letter] = places.get(letter, 0) | 1 << i
+    whole = (1 << len(a)) - 1
+    last = 1 << (len(a) - 1)
+    rises = whole
+    falls = 0
+    distance = len(a)
+    for letter in b:
+        match = places.get(letter, 0)
+        equal = (((match & rises) + rises) ^ rises) | match | falls
+        right_rises = falls | (~(equal | rises) & whole)
+        right_falls = rises & equal
+        distance += bool(right_rises & last) - bool(right_falls & last)
+        right_rises = right_rises << 1 | 1
+        rises = (right_falls << 1 | ~(equal | right_rises)) & whole
+        falls = right_rises & equal & whole
+    return distance

@@ -5,13 +5,15 @@ Source: allenai/molmo 793fa38, olmo/eval/vqa.py; the official mean is that of vi
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 
 from molmo_ds.eval.metrics.reply import parse_answer, true_answers
 from molmo_ds.eval.row import Row, Scores, answers
 
-_NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+_TO_TEN = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+_NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(_TO_TEN)}
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _CONTRACTIONS = """
 ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's isn't it'd
@@ -34,6 +36,7 @@ _REPAIRS = {wrong: right for right in _CONTRACTIONS.split() for wrong in _withou
 }
 
 
+@functools.lru_cache(maxsize=1 << 16)  # of ten people's answers most are equal, and each is asked for several times
 def normalise_answer(text: str) -> str:
     """The VQA challenge's clean-up: punctuation, articles, number words, contractions."""
     text = text.replace("\n", " ").replace("\t", " ").strip()
@@ -43,8 +46,7 @@ def normalise_answer(text: str) -> str:
         drop = f"{mark} " in text or f" {mark}" in text or digits_comma
         out = out.replace(mark, "" if drop else " ")
     out = re.sub(r"\.(?!\d)", "", out, count=32)  # the reference passes a flag where the count goes; the flag is 32
-    numbers = {"none": "0"} | {word: str(n) for n, word in enumerate(_NUMBERS)}
-    words = [numbers.get(word, word) for word in out.lower().split()]
+    words = [_NUMBERS.get(word, word) for word in out.lower().split()]
     return " ".join(_REPAIRS.get(word, word) for word in words if word not in ("a", "an", "the"))
 
 
