@@ -110,9 +110,9 @@ def test_references_are_checked(tmp_path: Path, row: object, said: str) -> None:
 
 def test_references_by_id_and_captions(tmp_path: Path) -> None:
     file = tmp_path / "references.jsonl"
-    file.write_text('{"id": 7, "transcripts": ["a"], "statements": ["b", "c"]}\n\n')
+    file.write_text('{"id": 7, "transcripts": ["a\u2028"], "statements": ["b", "c"]}\n\n')
     key, [reference] = inputs.read_references(file)
-    assert (key, reference) == ("id", inputs.Reference("7", ("a",), ("b", "c")))
+    assert (key, reference) == ("id", inputs.Reference("7", ("a\u2028",), ("b", "c")))
     (tmp_path / "predictions.json").write_text('[{"example_id": 7, "prediction": " A dog. "}]')
     assert inputs.read_captions(tmp_path, key) == {"7": "A dog."}
     with pytest.raises(ValueError, match="row 0: there is no image_url, which the references go by"):

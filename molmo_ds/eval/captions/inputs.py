@@ -39,7 +39,7 @@ def read_references(path: Path) -> tuple[str, list[Reference]]:
     """
     found: dict[str, Reference] = {}
     keys: set[str] = set()
-    for number, line in enumerate(_text(path).splitlines(), 1):
+    for number, line in enumerate(_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -114,7 +114,7 @@ def read_captions(path: Path, key: str) -> dict[str, str]:
 def _text(file: Path) -> str:
     if not file.is_file():
         raise ValueError(f"There is no file {file}.")
-    return file.read_text()
+    return file.read_text(encoding="utf-8")
 
 
 def sample(references: Sequence[Reference], size: int | None) -> list[Reference]:
