@@ -3,6 +3,7 @@
     runs/mine chart_qa doc_qa:test --limit 500
     weights/molmo-7b-d paper
     --server http://localhost:8000 pointing_eval --save-dir results
+    runs/captioner pixmo_cap --loss
     --list
 
 deepspeed, torchrun and accelerate launch start it on any number of ranks, each with the whole model and a share of the
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 def evaluate(given: argparse.Namespace, tasks: list[tuple[Task, str]]) -> int:
     """Evaluate the tasks one after the other."""
     from molmo_ds.engine import launch
-    from molmo_ds.eval import results, run
+    from molmo_ds.eval import caption_loss, results, run
     from molmo_ds.eval.plan import Wish, plan
 
     world = launch.start(WAIT_SECONDS) if int(os.environ.get("WORLD_SIZE", 1)) > 1 else launch.alone()
@@ -53,6 +54,7 @@ def evaluate(given: argparse.Namespace, tasks: list[tuple[Task, str]]) -> int:
         shuffle_seed=given.shuffle_seed,
         eval_name=given.eval_name,
         rescore=given.rescore,
+        loss=given.loss,
     )
     fresh = {}
     found = {}
@@ -62,6 +64,11 @@ def evaluate(given: argparse.Namespace, tasks: list[tuple[Task, str]]) -> int:
         known = None if given.overwrite or given.rescore else results.cached(job, world)
         if known is not None:
             found[job.label] = known
+            continue
+        if given.loss:
+            figures = caption_loss.evaluate(job, subject.loaded(crops), world, given.overwrite)
+            if figures is not None:
+                fresh[job.label] = results.write_metrics(job, figures, {}, options(given), subject.described(crops))
             continue
         if given.rescore:
             outcome = run.rescore(job) if world.rank == 0 else None

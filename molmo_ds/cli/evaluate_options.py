@@ -17,6 +17,7 @@ def parser(text: str) -> argparse.ArgumentParser:
     what.add_argument("--shuffle-seed", type=int, help="draw those of --limit instead of taking the first")
     what.add_argument("--max-crops", type=int, help="of a picture; default: as in training")
     what.add_argument("--high-res", action="store_true", help="36 crops, unless --max-crops says otherwise")
+    what.add_argument("--loss", action="store_true", help="of the captions of pixmo_cap, instead of replies")
     how = top.add_argument_group("who answers")
     how.add_argument("--server", metavar="URL", help="an OpenAI-compatible server instead of a CHECKPOINT")
     how.add_argument("--model", help="of the server; default: its first")
@@ -59,4 +60,6 @@ def read(text: str, arguments: list[str] | None) -> argparse.Namespace:
         top.error(f"--max-crops is {given.max_crops}; Molmo knows up to 36.")
     if given.shuffle_seed is not None and given.limit is None:
         top.error("--shuffle-seed draws the questions of --limit; give both.")
+    if given.loss and (given.server or given.rescore or given.beside):
+        top.error("--loss needs a checkpoint; --server, --rescore and --beside are for replies.")
     return given

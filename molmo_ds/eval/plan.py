@@ -22,6 +22,7 @@ class Wish:
     limit: int | None = None
     shuffle_seed: int | None = None
     eval_name: str = ""
+    loss: bool = False  # of captions, in a folder of its own, as in the reference
     rescore: bool = False  # the saved replies, whatever made them
 
 
@@ -31,7 +32,8 @@ def plan(subject: Subject, task: Task, split: str, wish: Wish, crops: int | None
     Other crops than those of training are part of the folder's name, as in the reference (36crop).
     """
     name = wish.eval_name or ("" if crops is None else f"{crops}crop")
-    results = subject.base / results_name(task, split, subject.step, name)
+    kind = "loss" if wish.loss else "predictions"
+    results = subject.base / results_name(task, split, subject.step, name, kind)
     shards = ShardSet(str(shards_of(task, split, wish.data)))
     now = Provenance(
         task=task.name,

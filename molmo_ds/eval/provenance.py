@@ -93,7 +93,7 @@ def results_base(folder: Path) -> Path:
     return folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent
 
 
-def results_name(task: Task, split: str, step: int | None, eval_name: str = "") -> str:
-    """predictions[-ck<step>]-<dataset>-<split>[-<eval_name>], as allenai/molmo names the folder (olmo/eval)."""
-    parts = ["predictions", f"ck{step}" if step is not None else "", task.name, split, eval_name]
+def results_name(task: Task, split: str, step: int | None, eval_name: str = "", kind: str = "predictions") -> str:
+    """KIND[-ck<step>]-<dataset>-<split>[-<eval_name>], as allenai/molmo names the folder (olmo/eval)."""
+    parts = [kind, f"ck{step}" if step is not None else "", task.name, split, eval_name]
     return "-".join(part for part in parts if part)

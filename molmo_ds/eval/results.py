@@ -76,14 +76,25 @@ def write(job: Job, outcome: Outcome, config: Mapping[str, Any], model: Mapping[
     write_atomic(job.results / PREDICTIONS, json.dumps(predictions, ensure_ascii=False).encode(errors="replace"))
     write_atomic(job.results / ROWS, _lines(outcome.rows))
     write_submission(job, outcome)
+    return write_metrics(job, outcome.figures, outcome.failures, config, model)
+
+
+def write_metrics(
+    job: Job,
+    figures: Mapping[str, Any],
+    failures: Mapping[str, str],
+    config: Mapping[str, Any],
+    model: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write metrics.json, which marks the job as done; returns what it holds."""
     metrics = {
-        "metrics": reference_metrics(outcome.figures),
+        "metrics": reference_metrics(figures),
         "date": time.strftime("%m/%d/%Y, %H:%M:%S"),
         "eval_config": dict(config),
         "model_config": dict(model),
         "provenance": job.provenance.values(),
-        "figures": outcome.figures,
-        "failures": outcome.failures,
+        "figures": dict(figures),
+        "failures": dict(failures),
     }
     write_atomic(job.results / DONE, (json.dumps(metrics, indent=1) + "\n").encode())
     return metrics

@@ -68,9 +68,13 @@ class Checkpoint:
 
     def client(self, crops: int | None) -> OwnClient:
         """See Subject."""
+        return OwnClient(self.loaded(crops), self.batch)
+
+    def loaded(self, crops: int | None) -> load.Answerer:
+        """The network, whose weights are read once, with that many crops."""
         if self.answerer is None:
             self.answerer = load.read(self.folder, self.config, self.device, self.precision)
-        return OwnClient(dataclasses.replace(self.answerer, builder=self.builder(crops)), self.batch)
+        return dataclasses.replace(self.answerer, builder=self.builder(crops))
 
     def counter(self, crops: int | None) -> Callable[[int, int], int]:
         """See Subject."""

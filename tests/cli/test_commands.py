@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 TOOLS = {  # tools/NAME.py -> its command
     "generate": "ask",
     "compare": "compare",
+    "judge": "judge",
     "make_shards": "shards make",
     "inspect_shards": "shards inspect",
     "visualize": "show",

@@ -1,4 +1,4 @@
-"""Dense captions: what a judge replies about a caption, read and summed up; the judge itself is asked elsewhere.
+"""Dense captions: a judge's replies read as the reference reads them, and its sample; eval/captions asks the judge.
 
 Source: the rules of the reference's scripts/gpt_dense_caption_eval.py, whose goldens are in tests/goldens. Only lines
 that are understood count, and nothing ties line k of a reply to statement k.
@@ -35,24 +35,7 @@ def read_repetition(reply: str) -> bool | None:
     """Whether the judge says that a caption repeats itself; None where it says neither yes nor no."""
     if "yes" in reply.lower():
         return True
-    return False if re.search(r"\bno\b", reply.lower()) else None
-
-
-def caption_scores(recall: str, consistency: str, repetition: str | None = None) -> dict[str, float]:
-    """The named scores of one caption from the judge's replies, in percent; what cannot be read has none."""
-    stated = [line for line in read_recall(recall) if line is not None]
-    inconsistent = [line for line in read_consistency(consistency) if line is not None]
-    scores: dict[str, float] = {}
-    if stated:
-        scores["recall"] = 100 * sum(stated) / len(stated)
-        scores["recall_at_10"] = 100 * min(sum(stated), 10) / min(len(stated), 10)
-    if inconsistent:
-        scores["consistency"] = 100 * (len(inconsistent) - sum(inconsistent)) / len(inconsistent)
-        scores["num_statements"] = float(len(inconsistent))
-    repeats = None if repetition is None else read_repetition(repetition)
-    if repeats is not None:
-        scores["is_repeating"] = 100 * float(repeats)
-    return scores
+    return False if "no" in reply.lower() else None
 
 
 def cap_f1(means: Mapping[str, float]) -> dict[str, float]:
