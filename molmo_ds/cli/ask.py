@@ -1,6 +1,7 @@
 """Asks a trained model about pictures: --checkpoint RUN --image a.jpg "How many dogs?"
 
-The checkpoint is a run's folder, one of its checkpoints or a folder of weights. The answer appears as it is made.
+The checkpoint is a run's folder, one of its checkpoints, a folder of weights, a released folder or an export.
+The answer appears as it is made.
 """
 
 import argparse
@@ -12,9 +13,9 @@ from PIL import Image
 from molmo_ds.cli import caller
 from molmo_ds.config import home
 from molmo_ds.data.sample.prompts import BARE_STYLES
-from molmo_ds.eval.load import load
 from molmo_ds.eval.pictures import draw_points, read_picture
 from molmo_ds.infer.generate import Options, generate, room, stream_text, warn_of_cuts
+from molmo_ds.infer.load import load
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -24,9 +24,9 @@ from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.sample.builder import SampleBuilder
 from molmo_ds.engine.launch import World
 from molmo_ds.eval import log as finished
-from molmo_ds.eval.load import Answerer
 from molmo_ds.eval.metrics.loss import total_loss
 from molmo_ds.eval.run import Job
+from molmo_ds.infer.load import Answerer
 
 log = logging.getLogger(__name__)
 STYLE = "long_caption"

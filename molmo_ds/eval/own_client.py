@@ -16,8 +16,8 @@ from molmo_ds.data.decode import BadSample
 from molmo_ds.data.sample.builder import SampleBuilder
 from molmo_ds.engine.strategy import Limits
 from molmo_ds.eval.client import Ask, Reply, failure
-from molmo_ds.eval.load import Answerer
 from molmo_ds.infer.answers import answer
+from molmo_ds.infer.load import Answerer
 from molmo_ds.infer.options import Options
 from molmo_ds.infer.question import Question
 from molmo_ds.infer.replica import Replica

@@ -16,7 +16,7 @@ BLOCKS = 64  # of each weight file that are hashed
 BLOCK = 1 << 16  # bytes
 PACKAGE = Path(__file__).parents[1]
 PROMPTS = ("prompts.py", "templates.py", "turns.py", "annotation.py")  # of data/sample: what makes a prompt
-FOLDERS = ("data", "model", "ops", "infer", "eval")  # whose code decides answers and figures
+FOLDERS = ("data", "model", "ops", "weights", "infer", "eval")  # whose code decides answers and figures
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,13 +43,13 @@ class Provenance:
 def checkpoint_hash(folder: Path) -> str:
     """A hash of the weights in a folder: of a run's checkpoint its manifest, which holds all checksums.
 
-    Of other folders 64 blocks of each safetensors file at equal distances, so that 150 GB take a second.
+    Of other folders 64 blocks of each weight file at equal distances, so that 150 GB take a second.
     """
     manifest = folder / "manifest.json"
     if manifest.is_file():
         return hashlib.sha256(manifest.read_bytes()).hexdigest()[:16]
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
         size = file.stat().st_size
         digest.update(f"{file.name} {size}\n".encode())
         with open(file, "rb") as weights:

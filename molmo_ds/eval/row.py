@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 from collections.abc import Callable, Mapping
@@ -16,9 +17,8 @@ from molmo_ds.data.sample.prompts import PromptFormatter
 Annotation = dict[str, Any]
 Size = tuple[int, int]  # width, height
 Scores = dict[str, float]  # named numbers, 1 is best, and UNREADABLE
-UNREADABLE = (
-    "unreadable"  # 1.0 where the reply holds no answer of the expected form, so that it was guessed or is wrong
-)
+# 1.0 where the reply holds no answer of the expected form, so that it was guessed or is wrong
+UNREADABLE = "unreadable"
 HIDDEN = ("answer", "answers", "answer_index", "points", "text", "boxes", "masks", "inline_points")  # the truth
 
 _DRAWS = RandomState(0)  # made once: making one costs more than scoring a row

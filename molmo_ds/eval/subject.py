@@ -11,10 +11,11 @@ from molmo_ds import settings
 from molmo_ds.config import RunConfig
 from molmo_ds.data.sample.builder import SampleBuilder
 from molmo_ds.data.sample.images import ImageProcessor
-from molmo_ds.eval import load, provenance
+from molmo_ds.eval import provenance
 from molmo_ds.eval.client import Client
 from molmo_ds.eval.own_client import OwnClient
 from molmo_ds.eval.server_client import BARE, ServerClient
+from molmo_ds.infer import load
 
 
 class Subject(Protocol):
@@ -48,7 +49,8 @@ class Checkpoint:
         device: str | None = None,
         precision: load.Precision | None = None,
     ):
-        self.folder, self.config = load.look_up(path, tokenizer)
+        self.source, self.config = load.look_up(path, tokenizer)
+        self.folder = self.source.path
         self.device = load.usable_device(device)
         self.precision = precision or load.default_precision(self.device)
         self.base = base or provenance.results_base(self.folder)
@@ -73,7 +75,7 @@ class Checkpoint:
     def loaded(self, crops: int | None) -> load.Answerer:
         """The network, whose weights are read once, with that many crops."""
         if self.answerer is None:
-            self.answerer = load.read(self.folder, self.config, self.device, self.precision)
+            self.answerer = load.read(self.source, self.config, self.device, self.precision)
         return dataclasses.replace(self.answerer, builder=self.builder(crops))
 
     def counter(self, crops: int | None) -> Callable[[int, int], int]:

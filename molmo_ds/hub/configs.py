@@ -1,24 +1,12 @@
 """The configuration of a folder of others: read, dispatched to its family, overridden."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from molmo_ds import presets
 from molmo_ds.config import ImageConfig, MolmoConfig, TextConfig, VisionConfig
 from molmo_ds.model import families
 from molmo_ds.settings import changed, in_sentences
-
-
-def read_json(folder: Path, name: str = "config.json") -> dict[str, Any]:
-    """A folder's JSON file; ValueError if there is none."""
-    try:
-        return json.loads((folder / name).read_text())
-    except OSError:
-        raise ValueError(f"{folder} has no {name}; give the folder of a model.") from None
-    except ValueError as error:
-        raise ValueError(f"{folder / name} is not JSON: {error}.") from None
 
 
 def override(config: MolmoConfig, changes: list[str] | tuple[str, ...]) -> MolmoConfig:

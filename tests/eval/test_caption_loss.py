@@ -17,11 +17,11 @@ from molmo_ds.data.read.writer import write_shards
 from molmo_ds.data.sample.builder import SampleBuilder
 from molmo_ds.engine.launch import World
 from molmo_ds.eval.caption_loss import Sums, caption_sums, evaluate, means, pictures
-from molmo_ds.eval.load import Answerer
 from molmo_ds.eval.plan import Wish, plan
 from molmo_ds.eval.sets import resolve
 from molmo_ds.eval.subject import Checkpoint
 from molmo_ds.hub.load import write_weights
+from molmo_ds.infer.load import Answerer
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.testing.ranks import run_ranks
 

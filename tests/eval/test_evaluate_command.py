@@ -10,7 +10,7 @@ from chat_server import ChatServer, said
 from eval_files import make
 
 from molmo_ds.cli import evaluate
-from molmo_ds.eval import load
+from molmo_ds.infer import load
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import torch
 from eval_files import make, picture
 from PIL import Image
 
-from molmo_ds.eval import load
 from molmo_ds.eval.kits.answering import FREE, Kit, encoded, question_of, style_of
+from molmo_ds.infer import load
 from molmo_ds.infer.generate import Options
 
 QUESTIONS = ["What is this?", "How bright is it?", "Which colour?"]

@@ -15,8 +15,8 @@ from molmo_ds.engine import launch
 from molmo_ds.engine.launch import World
 from molmo_ds.eval import log, results, run
 from molmo_ds.eval.client import Ask, Reply, failure
-from molmo_ds.eval.load import Answerer, load
 from molmo_ds.eval.own_client import OwnClient
+from molmo_ds.infer.load import Answerer, load
 from molmo_ds.testing.ranks import run_ranks
 
 ALONE = launch.alone()

@@ -32,13 +32,13 @@ from molmo_ds.engine import launch
 from molmo_ds.eval import page, results
 from molmo_ds.eval.benchmarks import BENCHMARKS
 from molmo_ds.eval.client import Ask, Reply
-from molmo_ds.eval.load import Answerer, load
 from molmo_ds.eval.own_client import OwnClient
 from molmo_ds.eval.provenance import Provenance
 from molmo_ds.eval.row import Row
 from molmo_ds.eval.run import Job, evaluate
 from molmo_ds.files import local
 from molmo_ds.infer.generate import Options
+from molmo_ds.infer.load import Answerer, load
 from molmo_ds.testing import tables
 
 QUESTIONS = (

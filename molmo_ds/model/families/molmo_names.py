@@ -13,19 +13,22 @@ from molmo_ds.config import MolmoConfig, TextConfig, VisionConfig
 from molmo_ds.model.families.table import SAME, Form, Rule, Table, affine, alike, experts, head, norms, pairs, rows
 
 
-def stacked_gate_up(e: int, d: int) -> Form:
+def stacked_gate_up(i: int, d: int) -> Form:
     """The reference's w1 (gate) and v1 (up), each [E * I, D] <-> [E, 2 I, D]."""
+    to_ours = lambda t: [torch.cat([w.reshape(-1, i, d) for w in t], 1)]  # noqa: E731
     return Form(
-        lambda t: [torch.cat([w.reshape(e, -1, d) for w in t], 1)],
+        to_ours,
         lambda t: [half.reshape(-1, d) for half in t[0].chunk(2, 1)],
+        lambda read, _, first, last: to_ours([read(n, first * i, last * i) for n in range(2)])[0],
     )
 
 
-def stacked_down(e: int, d: int) -> Form:
+def stacked_down(i: int, d: int) -> Form:
     """The reference's w2 [E * I, D], transposed per expert <-> [E, D, I]."""
     return Form(
-        lambda t: [t[0].reshape(e, -1, d).transpose(1, 2).contiguous()],
+        lambda t: [t[0].reshape(-1, i, d).transpose(1, 2).contiguous()],
         lambda t: [t[0].transpose(1, 2).reshape(-1, d)],
+        lambda read, _, first, last: read(0, first * i, last * i).reshape(-1, i, d).transpose(1, 2),
     )
 
 
@@ -115,13 +118,13 @@ def _mlp(text: TextConfig, ours: str, theirs: str, block: str) -> Table:
 
 
 def _stacked_experts(text: TextConfig, ours: str, theirs: str) -> Table:
-    e = text.num_experts
+    i = text.intermediate_size
     d = text.hidden_size
     mlp = f"{theirs}experts.mlp."
     return [
         Rule((f"{ours}gate.weight",), (f"{theirs}router.layer.weight",), SAME),
-        Rule((f"{ours}experts.gate_up_proj",), (f"{mlp}w1", f"{mlp}v1"), stacked_gate_up(e, d)),
-        Rule((f"{ours}experts.down_proj",), (f"{mlp}w2",), stacked_down(e, d)),
+        Rule((f"{ours}experts.gate_up_proj",), (f"{mlp}w1", f"{mlp}v1"), stacked_gate_up(i, d)),
+        Rule((f"{ours}experts.down_proj",), (f"{mlp}w2",), stacked_down(i, d)),
     ]
 
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-import yaml
 from torch import Tensor
 
-from molmo_ds import settings
 from molmo_ds.batch import Batch, Sample
 from molmo_ds.config import RunConfig
 from molmo_ds.data.order.packing import collate
 from molmo_ds.data.sample.builder import SampleBuilder
 from molmo_ds.infer.generate import Options, generate
 from molmo_ds.model.molmo import Molmo
-from molmo_ds.weights import checkpoint
+from molmo_ds.weights.slices import fill
+from molmo_ds.weights.source import Source, open_source
 
 Precision = Literal["fp32", "bf16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -45,7 +43,7 @@ class Answerer:
 
 
 def load(path: str | Path, tokenizer: str | Path | None = None, device: str | None = None) -> Answerer:
-    """Read a run's folder, one of its checkpoints or a folder of weights.
+    """Read a run's folder, one of its checkpoints, a folder of weights, a released or an exported folder.
 
     Args:
         tokenizer: folder; by default `tokenizer/` beside the weights, or the one that the run was trained with.
@@ -54,38 +52,34 @@ def load(path: str | Path, tokenizer: str | Path | None = None, device: str | No
     Raises ValueError if there is no such device, no whole checkpoint or no tokenizer.
     """
     where = usable_device(device)
-    folder, config = look_up(path, tokenizer)
-    return read(folder, config, where, default_precision(where))
+    source, config = look_up(path, tokenizer)
+    return read(source, config, where, default_precision(where))
 
 
-def look_up(path: str | Path, tokenizer: str | Path | None = None) -> tuple[Path, RunConfig]:
-    """(the folder of the weights, the configuration with which they answer); reads no weights, otherwise as `load`."""
-    folder = checkpoint.find(path)
-    values = yaml.safe_load((folder / "config.yaml").read_text())
-    known = {field.name for field in dataclasses.fields(RunConfig)}
-    config = settings.from_dict(RunConfig, {k: v for k, v in values.items() if k in known})
-    beside = folder / "tokenizer"
-    words = str(tokenizer or (beside if beside.is_dir() else config.data.tokenizer))
+def look_up(path: str | Path, tokenizer: str | Path | None = None) -> tuple[Source, RunConfig]:
+    """(the weights, the configuration with which they answer); reads no tensor, otherwise as `load`."""
+    source = open_source(path)
+    words = str(tokenizer or source.config.data.tokenizer)
     if not words:
-        raise ValueError(f"{folder} does not say which tokenizer it belongs to; name its folder with --tokenizer.")
-    return folder, dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=words))
+        raise ValueError(f"{source.path} does not say which tokenizer it belongs to; name its folder with --tokenizer.")
+    return source, replace(source.config, data=replace(source.config.data, tokenizer=words))
 
 
-def read(folder: Path, config: RunConfig, device: torch.device, precision: Precision) -> Answerer:
+def read(source: Source, config: RunConfig, device: torch.device, precision: Precision) -> Answerer:
     """Read the weights that `look_up` found."""
+    builder = SampleBuilder(config)
     with torch.device("meta"):
         model = Molmo(config.model)
-    model.load_state_dict(dict(checkpoint.read_full_state(folder)), assign=True)
-    model = model.to(device, DTYPES[precision])
-    return Answerer(model.eval(), SampleBuilder(config), device)
+    fill(model, source, dtype=DTYPES[precision], device=device)
+    return Answerer(model.eval(), builder, device)
 
 
 def with_crops(config: RunConfig, max_crops: int | None) -> RunConfig:
     """The configuration with at most that many crops of a picture; None changes nothing."""
     if max_crops is None:
         return config
-    images = dataclasses.replace(config.model.images, max_crops=max_crops)
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, images=images))
+    images = replace(config.model.images, max_crops=max_crops)
+    return replace(config, model=replace(config.model, images=images))
 
 
 def default_precision(device: torch.device) -> Precision:
