@@ -6,7 +6,7 @@ Shapes: t tokens, n crops, P patches per crop, Q pooled patches per crop.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,7 +68,8 @@ class SampleBuilder:
         pictures = _pictures(record)
         record = {**record, "sizes": _checked_sizes(record, pictures)}
         layouts = self._layouts(record)
-        return self._sample(self._tree(record, layouts, rng), layouts, pictures, is_video(record))
+        single = [is_video(record)] * len(pictures)
+        return self._sample(self._tree(record, layouts, rng), layouts, pictures, single)
 
     def prompt(
         self,
@@ -76,10 +77,14 @@ class SampleBuilder:
         request: str | list[str] | dict[str, Any],
         style: str = "demo",
         rng: RandomState | None = None,
+        overviews: Collection[int] = (),
     ) -> Sample:
         """What the model is to answer: a question, the turns of a chat (the user's last), or a record's annotation.
 
         Nothing in it is learnt: labels and weights are 0. Raises ValueError where it is longer than the model can see.
+
+        Args:
+            overviews: numbers of the pictures of which one resized crop is enough.
         """
         if isinstance(request, dict):
             annotation = read_annotation(request)
@@ -89,10 +94,11 @@ class SampleBuilder:
             annotation = Annotation(style=style, messages=list(request))
         arrays = [_to_array(picture) for picture in pictures]
         size = (arrays[0].shape[1], arrays[0].shape[0]) if arrays else None
-        layouts = [self.images.layout(array.shape[1], array.shape[0]) for array in arrays]
+        single = [i in overviews for i in range(len(arrays))]
+        layouts = [self.images.layout(array.shape[1], array.shape[0], one) for array, one in zip(arrays, single)]
         messages = self.prompts.messages(annotation, rng or RandomState(0), size, inference=True)
         tree = ask(self.tokenizer, messages, layouts, self.longest)
-        return self._sample(tree, layouts, arrays, frames=False)
+        return self._sample(tree, layouts, arrays, single)
 
     def _tree(self, record: Record, layouts: list[Layout], rng: RandomState) -> Tree:
         conversations = self.prompts.conversations(record.get("annotations") or [], rng, first_size(record))
@@ -106,8 +112,8 @@ class SampleBuilder:
             return [self.images.layout(1, 1, frame=True)] * count_frames(record)
         return [self.images.layout(width, height) for width, height in record["sizes"]]
 
-    def _sample(self, tree: Tree, layouts: list[Layout], pictures: list[np.ndarray], frames: bool) -> Sample:
-        made = [self.images(picture, frame=frames) for picture in pictures]
+    def _sample(self, tree: Tree, layouts: list[Layout], pictures: list[np.ndarray], single: list[bool]) -> Sample:
+        made = [self.images(picture, frame=one) for picture, one in zip(pictures, single)]
         images, masks = [crops.images for crops in made], [crops.masks for crops in made]
         where = [np.where(one.positions >= 0, one.positions + start, -1) for one, start in zip(layouts, tree.starts)]
         if not made:
