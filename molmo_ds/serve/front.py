@@ -2,13 +2,14 @@
 serve/watch.py, reads its settings as one line of JSON from its standard input, and ends when that is closed."""
 
 import asyncio
+import contextlib
 import hmac
 import json
 import logging
 import secrets
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, TypeVar
@@ -85,8 +86,9 @@ class Front:
         ])  # fmt: skip
         return app
 
-    async def run(self) -> None:
-        """Listen to clients and to the engine until the standard input is closed."""
+    @contextlib.asynccontextmanager
+    async def listening(self) -> AsyncIterator[None]:
+        """Listen to clients and to the engine; ValueError where the folder has no configuration or tokenizer."""
         settings = self.settings
         self.prompts = asyncio.ensure_future(asyncio.to_thread(load_prompts, settings))
         runner = web.AppRunner(self.app(), handler_cancellation=True, access_log=None)
@@ -94,12 +96,13 @@ class Front:
         address = read_address(settings.address)
         link = read_address(settings.link)
         await web.TCPSite(runner, address.host, address.port).start()
-        async with await asyncio.start_server(self.dispatcher.accept, link.host, link.port):
-            try:
-                await self.prompts  # a folder that cannot be read ends the front with a sentence
-                await asyncio.to_thread(sys.stdin.read)
-            finally:
-                await runner.cleanup()
+        engines = await asyncio.start_server(self.dispatcher.accept, link.host, link.port)
+        try:
+            await self.prompts
+            yield
+        finally:
+            engines.close()
+            await runner.cleanup()
 
     @web.middleware
     async def answer_errors(self, http: web.Request, handler: Handler) -> web.StreamResponse:
@@ -325,13 +328,19 @@ def load_prompts(settings: FrontSettings) -> "Prompts":
     return Prompts(settings.folder, settings.tokenizer, settings.max_pixels)
 
 
+async def serve(settings: FrontSettings) -> None:
+    """Serve until the standard input is closed."""
+    async with Front(settings).listening():
+        await asyncio.to_thread(sys.stdin.read)
+
+
 def main() -> None:
     """Serve until the standard input is closed; a user's mistake is a sentence and exit code 1."""
     logging.basicConfig(format="front: %(message)s", level=logging.WARNING)
     values = json.loads(sys.stdin.readline())
     settings = FrontSettings(**{**values, "hosts": tuple(values.get("hosts", ()))})
     try:
-        asyncio.run(Front(settings).run())
+        asyncio.run(serve(settings))
     except (ValueError, OSError) as error:
         sys.exit(f"front: {error}")
 

@@ -51,10 +51,12 @@ async def read_frame(reader: asyncio.StreamReader, most: int = MOST_BYTES) -> tu
     try:
         words, data = HEAD.unpack(await reader.readexactly(HEAD.size))
         if words + data > most:
-            raise ConnectionError(f"A frame of {words + data} bytes is longer than {most}.")
+            raise ConnectionError(f"It sent a frame of {words + data} bytes, more than {most}.")
         return json.loads(await reader.readexactly(words)), await reader.readexactly(data)
-    except (asyncio.IncompleteReadError, ValueError) as error:
-        raise ConnectionError(f"The peer speaks another language or is gone: {error}") from None
+    except asyncio.IncompleteReadError:
+        raise ConnectionError("It hung up.") from None
+    except ValueError:
+        raise ConnectionError("It speaks another language.") from None
 
 
 async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secret: str) -> Words:
@@ -63,7 +65,7 @@ async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secr
     writer.write(pack({"nonce": nonce}))
     words, _ = await read_frame(reader, GREETING_BYTES)
     if not isinstance(words, dict) or not hmac.compare_digest(str(words.get("hello")), proof(secret, nonce)):
-        raise ConnectionError("A peer does not know the secret of this server.")
+        raise ConnectionError("It does not know the secret of this server.")
     return words
 
 
@@ -133,7 +135,7 @@ class Dialled:
             nonce = self._greeting()["nonce"]
             self.socket.sendall(pack({"hello": proof(self.secret, nonce)}))
         except (OSError, KeyError, ValueError):
-            self._close()
+            self.close()
             time.sleep(min(seconds, REDIAL_SECONDS))
             return False
         self.sent_at = time.monotonic()
@@ -148,10 +150,11 @@ class Dialled:
         return next(unpack(frame))[0]
 
     def _lose(self) -> None:
-        self._close()
+        self.close()
         self.lost_at = time.monotonic()
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Hang up."""
         if self.socket is not None:
             self.socket.close()
         self.socket = None

@@ -41,19 +41,19 @@ class Media:
         return await self._fetch(target)
 
     async def _fetch(self, url: URL) -> bytes:
-        timeout = aiohttp.ClientTimeout(total=FETCH_SECONDS)
         try:
-            async with aiohttp.ClientSession(timeout=timeout) as session:
-                # a redirect could lead to a host that is not allowed
-                async with session.get(url, allow_redirects=False) as response:
-                    if response.status != 200:
-                        raise Refused(400, f"{url.host} answered {response.status} for a picture.")
-                    data = bytearray()
-                    async for piece in response.content.iter_chunked(1 << 16):
-                        data += piece
-                        if len(data) > self.most:
-                            raise Refused(413, f"The picture of {url.host} has more than {self.most} bytes.")
-                    return bytes(data)
+            async with (
+                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=FETCH_SECONDS)) as session,
+                session.get(url, allow_redirects=False) as response,  # it could lead to a host that is not allowed
+            ):
+                if response.status != 200:
+                    raise Refused(400, f"{url.host} answered {response.status} for a picture.")
+                data = bytearray()
+                async for piece in response.content.iter_chunked(1 << 16):
+                    data += piece
+                    if len(data) > self.most:
+                        raise Refused(413, f"The picture of {url.host} has more than {self.most} bytes.")
+                return bytes(data)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise Refused(400, f"{url.host} did not give a picture: {type(error).__name__}.") from None
 

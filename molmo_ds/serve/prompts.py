@@ -39,7 +39,7 @@ class Prompts:
         self.builder_for = functools.lru_cache(maxsize=80)(self._builder_for)
 
     def make(self, request: Request, pictures: list[bytes]) -> Prompt:
-        """The prompt of a request; Refused (400, 413) with a sentence where its pictures or its length do not allow it."""
+        """The prompt of a request; Refused (400, 413) where its pictures or its length do not allow one."""
         self._check(pictures)
         overviews = [i for i, picture in enumerate(request.pictures) if picture.detail == "low"]
         style = request.style or "demo"
