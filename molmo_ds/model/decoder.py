@@ -105,12 +105,13 @@ class Experts(nn.Module):
         super().__init__()
         n, width, inner = text.num_experts, text.hidden_size, text.intermediate_size
         self.top_k, self.normalise = text.num_experts_per_tok, text.norm_topk_prob
+        self.first = 0  # of those held, where others hold the rest
         self.gate_up_proj = nn.Parameter(torch.empty(n, 2 * inner, width))
         self.down_proj = nn.Parameter(torch.empty(n, width, inner))
 
     def forward(self, x: Tensor, router_logits: Tensor) -> Tensor:
         """x [R, D], router_logits float32 [R, n] -> [R, D]."""
-        return experts(x, router_logits, self.gate_up_proj, self.down_proj, self.top_k, self.normalise)
+        return experts(x, router_logits, self.gate_up_proj, self.down_proj, self.top_k, self.normalise, self.first)
 
 
 class MoE(nn.Module):
