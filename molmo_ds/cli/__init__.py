@@ -9,6 +9,7 @@ COMMANDS = {  # words of the command -> its file, what it does
     "launch": ("launch", "keep one run going on one or more hosts: start, watch, start again"),
     "plan": ("plan", "the bytes per GPU that a run will need"),
     "ask": ("ask", "ask a trained model about pictures"),
+    "serve": ("serve", "serve a model over HTTP (OpenAI chat completions), with a page to try it"),
     "shards make": ("make_shards", "write shards from a data set, a folder, JSON lines or tars; index tars of others"),
     "shards inspect": ("inspect_shards", "count and check every member of a data set's shards"),
     "show": ("show", "a page with the crops, tokens and packing of real batches"),

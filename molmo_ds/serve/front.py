@@ -186,9 +186,14 @@ class Front:
         return web.json_response({"object": "list", "data": [model]})
 
     async def health(self, http: web.Request) -> web.Response:
-        """GET /health: 200 while an engine is there, else 503."""
-        there = self.dispatcher.engine is not None
-        state = {"engine": there, "admitted": self.admitted, "unfinished": len(self.dispatcher.open)}
+        """GET /health: 200 while there is an engine, else 503."""
+        there = len(self.dispatcher.engines)
+        state = {
+            "engines": there,
+            "missing": self.dispatcher.expected - there,
+            "admitted": self.admitted,
+            "unfinished": len(self.dispatcher.open),
+        }
         return web.json_response(state, status=200 if there else 503)
 
     async def show_metrics(self, http: web.Request) -> web.Response:
@@ -216,7 +221,7 @@ class Deadline:
             async with asyncio.timeout_at(self.end):
                 return await work
         except TimeoutError:
-            if self.dispatcher.engine is None:
+            if not self.dispatcher.engines:
                 raise Refused(503, "The engine is not there; it is started again. Try later.") from None
             raise Refused(504, f"There was no whole answer within {self.seconds:.0f} s.") from None
 

@@ -1,7 +1,7 @@
-"""The link between the front and rank 0: frames of JSON and, behind it, the bytes of a prompt; never pickle.
+"""The link between the front and the first rank of a replica: frames of JSON and bytes of a prompt; never pickle.
 
-Rank 0 dials in and proves with an HMAC of the front's nonce that it knows the shared secret. A frame is two lengths
-(uint32, little-endian), JSON, bytes. To the front go {hello}, {pieces}, {failed}, {alive}; to rank 0 {nonce}, {ask},
+The rank dials in and proves with an HMAC of the front's nonce that it knows the shared secret. A frame is two lengths
+(uint32, little-endian), JSON, bytes. To the front go {hello}, {pieces}, {failed}, {alive}; to the rank {nonce}, {ask},
 {drop}.
 """
 
@@ -60,7 +60,7 @@ async def read_frame(reader: asyncio.StreamReader, most: int = MOST_BYTES) -> tu
 
 
 async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secret: str) -> Words:
-    """The front's end of the greeting: what rank 0 says of itself; ConnectionError where it lacks the secret."""
+    """The front's end of the greeting: what the rank says of itself; ConnectionError where it lacks the secret."""
     nonce = secrets.token_hex(16)
     writer.write(pack({"nonce": nonce}))
     words, _ = await read_frame(reader, GREETING_BYTES)
@@ -75,13 +75,14 @@ def proof(secret: str, nonce: str) -> str:
 
 
 class Dialled:
-    """Rank 0's end: a socket to the front, that is dialled again when it is lost.
+    """The end of a replica's first rank: a socket to the front, which is dialled again when it is lost.
 
     ValueError from `receive` where the front has not answered for `patience` seconds.
     """
 
-    def __init__(self, address: Address, secret: str, patience: float):
+    def __init__(self, address: Address, secret: str, patience: float, replica: int = 0, replicas: int = 1):
         self.address = address
+        self.place = {"replica": replica, "replicas": replicas}
         self.secret = secret
         self.patience = patience
         self.socket: socket.socket | None = None
@@ -133,7 +134,7 @@ class Dialled:
             self.socket = socket.create_connection(self.address, timeout=self.patience)
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             nonce = self._greeting()["nonce"]
-            self.socket.sendall(pack({"hello": proof(self.secret, nonce)}))
+            self.socket.sendall(pack({"hello": proof(self.secret, nonce), **self.place}))
         except (OSError, KeyError, ValueError):
             self.close()
             time.sleep(min(seconds, REDIAL_SECONDS))

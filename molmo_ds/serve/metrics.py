@@ -17,7 +17,7 @@ class Metrics:
         self.admitted = Gauge(PREFIX + "requests_admitted", "requests that are read or answered", registry=registry)
         self.waiting = Gauge(PREFIX + "answers_waiting", "answers without a first token", registry=registry)
         self.running = Gauge(PREFIX + "answers_running", "answers with a first token", registry=registry)
-        self.connected = Gauge(PREFIX + "engine_connected", "1 while an engine is there", registry=registry)
+        self.connected = Gauge(PREFIX + "engines_connected", "engines that are there", registry=registry)
         self.losses = Counter(PREFIX + "engine_losses", "engines that were lost", registry=registry)
         self.resent = Counter(PREFIX + "answers_resent", "answers sent to another engine", registry=registry)
         self.prompt_tokens = Counter(PREFIX + "prompt_tokens", "tokens of prompts", registry=registry)

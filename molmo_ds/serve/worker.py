@@ -1,7 +1,7 @@
-"""One rank of the engine behind a front: rank 0 dials in, all ranks admit, drop and step alike.
+"""One rank of a replica behind a front: the first one dials in, and all admit, drop and step alike.
 
-A tick: rank 0 tells all ranks how many bytes came from the front, and the bytes themselves only where there are some;
-every rank reads the same frames and makes the same calls of its Replica.
+A tick: the first rank tells the others how many bytes came from the front, and the bytes themselves only where there
+are some; every rank reads the same frames and makes the same calls of its Replica.
 """
 
 import logging
@@ -20,11 +20,11 @@ from molmo_ds.serve import link
 from molmo_ds.serve.link import Dialled
 
 log = logging.getLogger(__name__)
-IDLE_SECONDS = 0.2  # how long rank 0 waits for the front where there is nothing to do
+IDLE_SECONDS = 0.2  # how long the first rank waits for the front where there is nothing to do
 BEAT_SECONDS = 1.0  # between two signs of life where there are no tokens to tell
 
 
-class Replies(Protocol):
+class Answering(Protocol):
     """What is needed of a Replica."""
 
     busy: bool
@@ -40,32 +40,48 @@ class Replies(Protocol):
 
 
 class Ranks:
-    """What rank 0 tells the others; a group of its own on gloo, so that no GPU is waited for."""
+    """What the first rank of a replica tells the others; in a group of gloo, so that no GPU is waited for.
 
-    def __init__(self) -> None:
-        self.rank = dist.get_rank() if dist.is_initialized() else 0
+    Args:
+        members: the replica's ranks, ascending; () for one process. All ranks of all replicas call alike.
+    """
+
+    def __init__(self, members: tuple[int, ...] = ()) -> None:
+        self.members = members
         self.group = None
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            self.group = dist.new_group(backend="gloo")
+        if len(members) > 1:
+            self.group, _ = dist.new_subgroups_by_enumeration(_everybody(members), backend="gloo")
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank has the link."""
+        return not self.members or dist.get_rank() == self.members[0]
 
     def share(self, data: bytes) -> bytes:
-        """Rank 0's bytes, on every rank."""
+        """The first rank's bytes, on every rank."""
         if self.group is None:
             return data
         size = torch.tensor([len(data)])
-        dist.broadcast(size, 0, group=self.group)
+        dist.broadcast(size, self.members[0], group=self.group)
         if not size.item():
             return b""
-        box = torch.frombuffer(bytearray(data), dtype=torch.uint8) if self.rank == 0 else None
-        box = torch.empty(int(size), dtype=torch.uint8) if box is None else box
-        dist.broadcast(box, 0, group=self.group)
-        return box.numpy().tobytes()
+        data = bytearray(data) if self.is_first else bytearray(int(size))
+        box = torch.frombuffer(data, dtype=torch.uint8)
+        dist.broadcast(box, self.members[0], group=self.group)
+        return bytes(data)
+
+
+def _everybody(members: tuple[int, ...]) -> list[list[int]]:
+    """The ranks of every replica."""
+    told: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(told, members)
+    return [list(ranks) for ranks in sorted(set(told))]
 
 
 class Worker:
-    """A Replica's rank in its loop; only rank 0 has a link."""
+    """A Replica's rank in its loop; only the first has a link."""
 
-    def __init__(self, replica: Replies, ranks: Ranks, front: Dialled | None):
+    def __init__(self, replica: Answering, ranks: Ranks, front: Dialled | None):
         self.replica = replica
         self.ranks = ranks
         self.front = front
@@ -96,7 +112,7 @@ class Worker:
         self._tell(pieces)
 
     def _news(self) -> bytes:
-        """Frames for this tick, on rank 0."""
+        """Frames for this tick, on the first rank."""
         if self.front is None:
             return b""
         try:

@@ -25,7 +25,7 @@ from molmo_ds.model.molmo import Molmo
 from molmo_ds.serve.address import read_address
 from molmo_ds.serve.front import Front, FrontSettings
 from molmo_ds.serve.link import Dialled
-from molmo_ds.serve.worker import Ranks, Replies, Worker
+from molmo_ds.serve.worker import Ranks, Answering, Worker
 from molmo_ds.testing import run_files
 
 CROPS = ["model.images.crop_mode=overlap-and-resize-c2", "model.images.max_crops=4"]
@@ -85,7 +85,7 @@ class Server:
         loop.close()
 
     @contextmanager
-    def engine_in_a_thread(self, replica: Replies) -> Iterator[None]:
+    def engine_in_a_thread(self, replica: Answering) -> Iterator[None]:
         """An engine that answers until the block is left."""
         worker = Worker(replica, Ranks(), self.dialled())
         over = threading.Event()

@@ -19,6 +19,7 @@ TOOLS = {  # tools/NAME.py -> its command
     "convert": "convert",
     "plan_memory": "plan",
     "launch": "launch",
+    "serve": "serve",
 }
 
 

@@ -1,0 +1,95 @@
+"""The process of one rank of the engine: it reads its part of the weights and works behind the front until that is gone.
+
+    python -m molmo_ds.serve.rank '{"folder": ..., "link": "127.0.0.1:8001"}'      alone, or under any launcher
+
+The secret of the link is in MOLMO_DS_LINK_SECRET.
+"""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from molmo_ds.data.tokens import Tokenizer
+from molmo_ds.engine import launch
+from molmo_ds.engine.inference import Cut
+from molmo_ds.engine.strategy import Limits, read_strategy
+from molmo_ds.eval.load import load
+from molmo_ds.infer.replica import Replica
+from molmo_ds.serve.address import read_address
+from molmo_ds.serve.link import Dialled
+from molmo_ds.serve.prompts import run_config
+from molmo_ds.serve.worker import Ranks, Worker
+from molmo_ds.weights import checkpoint
+
+SECRET = "MOLMO_DS_LINK_SECRET"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankSettings:
+    """What a rank needs to know."""
+
+    folder: str
+    link: str  # the front's HOST:PORT
+    tokenizer: str | None = None
+    strategy: str | None = None  # None: one process
+    device: str | None = None  # of one process
+    slots: int = 64  # of one process: answers at a time
+    patience: float = 60.0  # seconds without a front before the engine ends
+    stall: int = 30  # seconds that a rank may be silent to the others
+
+
+def main() -> None:
+    """Work; a user's mistake, or a front that is gone, is a sentence and exit code 1."""
+    logging.basicConfig(format="engine: %(message)s", level=logging.WARNING)
+    settings = RankSettings(**json.loads(sys.argv[1]))
+    try:
+        work(settings, os.environ.get(SECRET, ""))
+    except (ValueError, OSError) as error:
+        sys.exit(f"engine: {error}")
+
+
+def work(settings: RankSettings, secret: str) -> None:
+    """Build this rank's part of a Replica and answer."""
+    alone = settings.strategy is None
+    replica = build_alone(settings) if alone else build_part(settings)
+    grid = replica.share.grid
+    ranks = Ranks(() if alone else grid.along("stage", "tensor"))
+    front = None
+    if ranks.is_first:
+        place = read_address(settings.link)
+        front = Dialled(place, secret, settings.patience, replica.index, replica.count)
+    Worker(replica, ranks, front).run()
+
+
+def build_alone(settings: RankSettings) -> Replica:
+    """A replica that is this process."""
+    answerer = load(settings.folder, settings.tokenizer, settings.device)
+    known = answerer.model.config.text.max_position_embeddings
+    limits = Limits(slots=settings.slots, slot_tokens=known)
+    return Replica.of(answerer.model, answerer.builder.tokenizer.eos, limits)
+
+
+def build_part(settings: RankSettings) -> Replica:
+    """This rank's part of a replica that lies on several; all ranks call alike."""
+    strategy = read_strategy(settings.strategy)
+    world = launch.start(settings.stall)
+    config = run_config(settings.folder, settings.tokenizer)
+    tokenizer = Tokenizer(config.data.tokenizer, config.model.text.vocab_size)
+    dtype = torch.bfloat16 if world.device.type == "cuda" else torch.float32
+
+    def fill(wanted: dict[str, Cut]) -> Iterable[tuple[str, Tensor]]:
+        for name, values in checkpoint.read_full_state(settings.folder):
+            if name in wanted:
+                yield name, values[wanted[name]]
+
+    return Replica.over_ranks(config.model, strategy, world, fill, tokenizer.eos, dtype)
+
+
+if __name__ == "__main__":
+    main()
