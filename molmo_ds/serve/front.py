@@ -10,7 +10,6 @@ import secrets
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, TypeVar
 
@@ -23,6 +22,7 @@ from molmo_ds.serve.dispatcher import Answer, Dispatcher, Prompt, Step
 from molmo_ds.serve.media import Media
 from molmo_ds.serve.metrics import Metrics
 from molmo_ds.serve.protocol import Refused, Request
+from molmo_ds.serve.settings import FrontSettings
 
 if TYPE_CHECKING:  # which import torch
     from molmo_ds.data.tokens import Tokenizer
@@ -40,26 +40,6 @@ PAGE_HEADERS = {  # the page may load only what this server has
 }
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FrontSettings:
-    """What a front needs to know."""
-
-    folder: str
-    tokenizer: str | None = None
-    model: str = "molmo"  # its name in answers
-    address: str = "127.0.0.1:8000"
-    link: str = "127.0.0.1:8001"  # where the engine dials in
-    secret: str = ""  # that the engine must know
-    api_key: str | None = None
-    queue: int = 64  # requests that are read or answered at a time; one more gets 429
-    seconds: float = 600.0  # in which a request must be answered
-    stall: float = 30.0  # seconds of silence after which the engine counts as lost
-    max_bytes: int = 32 << 20  # of a request
-    max_pixels: int = 64_000_000  # of all pictures of a request
-    max_pictures: int = 8
-    hosts: tuple[str, ...] = ()  # from which pictures may be fetched
 
 
 class Front:

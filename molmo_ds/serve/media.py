@@ -36,7 +36,7 @@ class Media:
             raise Refused(
                 400,
                 f"The picture {url[:60]!r} is no data: URL, and this server fetches only from hosts that"
-                " --allowed-media-domains names; send data:image/png;base64,...",
+                " --allowed-media-domains names; send data:image/png;base64, and the file in base64.",
             )
         return await self._fetch(target)
 
@@ -62,7 +62,7 @@ def decode(url: str) -> bytes:
     """The bytes of a data: URL; Refused (400) where it holds no picture in base64."""
     head = _DATA.match(url)
     if head is None:
-        raise Refused(400, f"A picture begins with {url[:30]!r}, but must with data:image/KIND;base64,")
+        raise Refused(400, f"A picture is {url[:30]!r}..., but must be data:image/png;base64, and the file in base64.")
     try:
         return base64.b64decode(url[head.end() :], validate=True)
     except (binascii.Error, ValueError) as error:

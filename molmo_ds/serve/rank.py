@@ -1,4 +1,4 @@
-"""The process of one rank of the engine: it reads its part of the weights and works behind the front until that is gone.
+"""The process of one rank of the engine: it reads its part of the weights and works behind the front.
 
     python -m molmo_ds.serve.rank '{"folder": ..., "link": "127.0.0.1:8001"}'      alone, or under any launcher
 
@@ -10,7 +10,6 @@ import logging
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,24 +23,9 @@ from molmo_ds.infer.replica import Replica
 from molmo_ds.serve.address import read_address
 from molmo_ds.serve.link import Dialled
 from molmo_ds.serve.prompts import run_config
+from molmo_ds.serve.settings import SECRET, RankSettings
 from molmo_ds.serve.worker import Ranks, Worker
 from molmo_ds.weights import checkpoint
-
-SECRET = "MOLMO_DS_LINK_SECRET"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankSettings:
-    """What a rank needs to know."""
-
-    folder: str
-    link: str  # the front's HOST:PORT
-    tokenizer: str | None = None
-    strategy: str | None = None  # None: one process
-    device: str | None = None  # of one process
-    slots: int = 64  # of one process: answers at a time
-    patience: float = 60.0  # seconds without a front before the engine ends
-    stall: int = 30  # seconds that a rank may be silent to the others
 
 
 def main() -> None:

@@ -5,7 +5,6 @@ many replicas are missing.
 """
 
 import json
-import os
 import secrets
 import signal
 import subprocess
@@ -17,7 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from molmo_ds.engine import signal_run
 from molmo_ds.engine.hosts import Host
 from molmo_ds.engine.signal_run import MARK
 from molmo_ds.engine.supervise import (
@@ -28,8 +26,7 @@ from molmo_ds.engine.supervise import (
     signal_hosts,
     wait,
 )
-from molmo_ds.serve.front import FrontSettings
-from molmo_ds.serve.rank import SECRET, RankSettings
+from molmo_ds.serve.settings import SECRET, FrontSettings, RankSettings
 
 LOOK_SECONDS = 0.5  # between two looks at /health
 END_SECONDS = 5.0  # that a front has to end by itself

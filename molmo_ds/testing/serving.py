@@ -23,9 +23,10 @@ from molmo_ds.engine.supervise import free_port
 from molmo_ds.hub.load import write_weights
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.serve.address import read_address
-from molmo_ds.serve.front import Front, FrontSettings
+from molmo_ds.serve.front import Front
 from molmo_ds.serve.link import Dialled
-from molmo_ds.serve.worker import Ranks, Answering, Worker
+from molmo_ds.serve.settings import FrontSettings
+from molmo_ds.serve.worker import Answering, Ranks, Worker
 from molmo_ds.testing import run_files
 
 CROPS = ["model.images.crop_mode=overlap-and-resize-c2", "model.images.max_crops=4"]
