@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from molmo_ds.config import MolmoConfig
 from molmo_ds.engine.grid import Grid
 from molmo_ds.engine.launch import World
-from molmo_ds.engine.parallel.tensor import COLUMNS, ROWS, SharedNorm, shard
 from molmo_ds.engine.strategy import Strategy
+from molmo_ds.engine.tensor_shards import COLUMNS, ROWS, SharedNorm, shard
 from molmo_ds.model.carry import Carry
 from molmo_ds.model.decoder import DecoderLayer, MoE
 from molmo_ds.model.molmo import Molmo, layer_list

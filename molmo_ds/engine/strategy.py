@@ -76,6 +76,9 @@ class Limits:
     prefill_tokens: int = 8192  # of one packed prefill
 
 
+USUAL = Limits()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Strategy:
     """One file. Sizes are numbers of ranks that share something, 1 = they do not."""

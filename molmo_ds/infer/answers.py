@@ -10,8 +10,8 @@ from molmo_ds.infer.replica import Replica
 def answer(replica: Replica, questions: Iterable[Question]) -> Iterator[Answer]:
     """Yield every answer in the order in which they end; every rank of the replica calls it with equal questions.
 
-    Questions are taken from the iterator when fewer wait than there are slots, as many as there are slots: neighbours
-    about equal pictures share a prefill. Stop strings are the caller's.
+    Questions are taken from the iterator while fewer wait than there are slots; neighbours about equal pictures share a
+    prefill. Stop strings are the caller's.
     """
     source = iter(questions)
     size = sum(slots.count for slots in replica.slots)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from molmo_ds.batch import Batch
 from molmo_ds.engine.inference import Share
-from molmo_ds.infer.options import Options
+from molmo_ds.infer.options import GREEDY, Options
 from molmo_ds.infer.sampling import draw, next_tokens
 from molmo_ds.infer.schedule import compact
 from molmo_ds.infer.slots import Slots
@@ -94,7 +94,7 @@ def stream(
     model: Molmo,
     prompts: Batch,
     eos: int,
-    options: Options = Options(),
+    options: Options = GREEDY,
     decode: Decode | None = None,
     all_done: Callable[[bool], bool] = bool,
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -147,7 +147,7 @@ def generate(
     model: Molmo,
     prompts: Batch,
     eos: int,
-    options: Options = Options(),
+    options: Options = GREEDY,
     decode: Decode | None = None,
     all_done: Callable[[bool], bool] = bool,
 ) -> Generation:

@@ -41,3 +41,6 @@ class Options:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+GREEDY = Options()

@@ -1,7 +1,7 @@
-"""Questions as one packed sequence: questions about the same pictures are a message tree, whose prefix is there once."""
+"""Questions as one packed sequence; those about the same pictures are a message tree, whose prefix is there once."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -9,25 +9,6 @@ from torch import Tensor
 from molmo_ds.batch import Batch, Sample
 from molmo_ds.data.order.packing import row
 from molmo_ds.infer.question import Question
-
-
-def trees(questions: Iterable[Question], most: int) -> list[list[Question]]:
-    """Questions that share a prefill, in order of the first of each; at most `most` together."""
-    found: dict[object, list[list[Question]]] = {}
-    out: list[list[Question]] = []
-    for question in questions:
-        same = found.setdefault(_pictures(question), [])
-        if not same or len(same[-1]) == most:
-            same.append([])
-            out.append(same[-1])
-        same[-1].append(question)
-    return out
-
-
-def tokens_of(questions: Sequence[Question]) -> int:
-    """Tokens of the tree of questions with one prefix."""
-    prefix = questions[0].prefix
-    return prefix + sum(question.length - prefix for question in questions)
 
 
 def pack(packed: Sequence[Sequence[Question]]) -> tuple[Batch, Tensor]:
@@ -72,7 +53,7 @@ def tree(questions: Sequence[Question]) -> Sample:
     )
 
 
-def _pictures(question: Question) -> object:
+def key(question: Question) -> Hashable:
     """Equal for questions that can share a prefix: those whose pictures, the same, lie in it."""
     prompt = question.prompt
     prefix = question.prefix

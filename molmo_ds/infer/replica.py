@@ -13,11 +13,11 @@ from torch import Tensor
 from molmo_ds.config import MolmoConfig
 from molmo_ds.engine.inference import Fill, Share
 from molmo_ds.engine.launch import World
-from molmo_ds.engine.strategy import Limits, Strategy
+from molmo_ds.engine.strategy import USUAL, Limits, Strategy
 from molmo_ds.infer import prefill
 from molmo_ds.infer.question import Piece, Question
 from molmo_ds.infer.sampling import Choice, draw, next_tokens
-from molmo_ds.infer.schedule import Row, Schedule, Tree
+from molmo_ds.infer.schedule import Row, Schedule
 from molmo_ds.infer.slots import Slots
 from molmo_ds.model.carry import Carry
 from molmo_ds.model.molmo import Molmo
@@ -43,7 +43,7 @@ class Replica:
         limits: slots and tokens; a slot never needs more tokens than the network knows positions.
     """
 
-    def __init__(self, share: Share, eos: int, limits: Limits = Limits()) -> None:
+    def __init__(self, share: Share, eos: int, limits: Limits = USUAL) -> None:
         self.share = share
         known = share.config.text.max_position_embeddings
         self.capacity = min(limits.slot_tokens, known)
@@ -51,14 +51,13 @@ class Replica:
         size = limits.slots // self.groups
         self.slots = [Slots(share.layers, size, self.capacity, share.device) for _ in range(self.groups)]
         self.schedule = Schedule(size, self.groups, limits.prefill_tokens, eos)
-        self.questions: dict[str, Question] = {}
         self.passes: list[Pass | None] = [None] * self.groups
         self.steps = 0
         self.row_steps = 0
         self.prefilled = 0
 
     @classmethod
-    def of(cls, model: Molmo, eos: int, limits: Limits = Limits()) -> "Replica":
+    def of(cls, model: Molmo, eos: int, limits: Limits = USUAL) -> "Replica":
         """A network in one process' hands, in eval mode."""
         return cls(Share.whole(model), eos, limits)
 
@@ -88,12 +87,13 @@ class Replica:
     @property
     def waiting(self) -> int:
         """Questions that have not begun."""
-        return sum(len(tree.rows) for tree in self.schedule.waiting)
+        return sum(not row.ended for tree in self.schedule.waiting for row in tree.rows)
 
     @property
     def free(self) -> int:
         """Slots without a question."""
-        return sum(slots.count for slots in self.slots) - sum(len(rows) for rows in self.schedule.running)
+        taken = sum(not row.ended for rows in self.schedule.running for row in rows)
+        return sum(slots.count for slots in self.slots) - taken
 
     @property
     def busy(self) -> bool:
@@ -101,24 +101,23 @@ class Replica:
         return bool(self.schedule.rows) or any(self.passes)
 
     def admit(self, questions: Sequence[Question]) -> None:
-        """Queue questions; those about equal pictures share one prefill.
+        """Queue questions; those about equal pictures that wait together share one prefill.
 
         Raises ValueError, before any is queued, for one that cannot be answered.
         """
-        names = set(self.questions)
+        names = set(self.schedule.rows)
         for question in questions:
             self._check(question, names)
             names.add(question.name)
-        for together in prefill.trees(questions, self.slots[0].count):
-            rows = tuple(self._row(question) for question in together)
-            self.schedule.add(Tree(rows, prefill.tokens_of(together)))
-            self.questions |= {question.name: question for question in together}
+        for question in questions:
+            row = self._row(question)
+            self.schedule.add(row, prefill.key(question), question.prefix, question.length)
 
     def drop(self, name: str) -> None:
         """Answer a question no further; one that is not in flight has ended by itself."""
         self.schedule.drop(name)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def step(self) -> list[Piece]:
         """Begin one pass (a packed prefill, or one more token for every row of a group) and end one."""
         share = self.share
@@ -140,10 +139,9 @@ class Replica:
     def _begin(self, group: int) -> Pass | None:
         slots = self.slots[group]
         slots.drop(*self.schedule.settle(group))
-        self._forget()
         begun = self.schedule.begin(group)
         if begun:
-            batch, ends = prefill.pack([[self.questions[row.name] for row in tree.rows] for tree in begun])
+            batch, ends = prefill.pack([[row.question for row in tree.rows] for tree in begun])
             slots.admit(batch, ends)
             self.prefilled += batch.input_ids.shape[1]
             rows = [row for tree in begun for row in tree.rows]
@@ -160,7 +158,7 @@ class Replica:
         done = self.passes[group]
         self.passes[group] = None
         rows = done.rows
-        asked = [self.questions[row.name] for row in rows]
+        asked = [row.question for row in rows]
         choice = None
         if hidden is not None:
             hidden = hidden[:, 0] if done.ends is None else hidden.flatten(0, 1)[done.ends]
@@ -171,32 +169,26 @@ class Replica:
         if done.ends is None:
             slots.advance()
         slots.tokens[slots.rows - len(rows) : slots.rows] = told[:, 0]
-        return self._pieces(rows, asked, told.cpu())
+        return self._pieces(rows, told.cpu())
 
-    def _pieces(self, rows: list[Row], asked: list[Question], told: Tensor) -> list[Piece]:
+    def _pieces(self, rows: list[Row], told: Tensor) -> list[Piece]:
         tokens = told[:, 0].tolist()
         most = (told.shape[1] - 2) // 2
         words = told[:, 2 : 2 + most].tolist()
         log_probabilities = told[:, 1].contiguous().view(torch.float32).tolist()
         others = told[:, 2 + most :].contiguous().view(torch.float32).tolist()
-        of = {row.name: i for i, row in enumerate(rows)}
         pieces = []
-        for row, end in self.schedule.take(rows, tokens):
-            i = of[row.name]
-            top = tuple(zip(words[i], others[i]))[: asked[i].options.logprobs]
-            pieces.append(Piece(name=row.name, token=tokens[i], log_probability=log_probabilities[i], top=top, end=end))
+        for i, end in self.schedule.take(rows, tokens):
+            top = tuple(zip(words[i], others[i]))[: rows[i].question.options.logprobs]
+            pieces.append(
+                Piece(name=rows[i].name, token=tokens[i], log_probability=log_probabilities[i], top=top, end=end)
+            )
         return pieces
-
-    def _forget(self) -> None:
-        """Questions that have ended and have no pass in flight."""
-        held = {row.name for rows in self.schedule.running for row in rows} | self.schedule.rows.keys()
-        for name in [name for name in self.questions if name not in held]:
-            del self.questions[name]
 
     def _row(self, question: Question) -> Row:
         begun = len(question.begun)
         room = self.capacity - len(question.prompt.input_ids)
-        return Row(question.name, question.options.max_new_tokens, room, begun)
+        return Row(question.name, question.options.max_new_tokens, room, begun, question=question)
 
     def _check(self, question: Question, names: set[str]) -> None:
         name = question.name
@@ -223,7 +215,7 @@ def _draw(question: Question, place: int) -> float:
 
 
 def _packed(choice: Choice | None, asked: list[Question], device: torch.device) -> Tensor:
-    """int32 [R, 2 + 2 n]: token, log-probability, the likeliest tokens and their log-probabilities (bits of float32)."""
+    """int32 [R, 2 + 2 n]: token, log-probability, n likeliest tokens, their log-probabilities; float32 as its bits."""
     most = max(question.options.logprobs for question in asked)
     told = torch.empty(len(asked), 2 + 2 * most, dtype=torch.int32, device=device)
     if choice is not None:

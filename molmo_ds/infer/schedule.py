@@ -5,8 +5,9 @@ The running rows are cut into groups, one for each stage of a pipeline, whose pa
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 REFILL = 8  # rows begin when 1 / REFILL of a group's slots are free: few large prefills instead of many small ones
 
@@ -28,13 +29,15 @@ class Row:
     room: int  # tokens that it can have up to the last position
     count: int = 0  # tokens that it has
     ended: bool = False
+    question: Any = None  # the caller's
 
 
-@dataclass(frozen=True)
+@dataclass
 class Tree:
-    """Answers whose prompts are prefilled together."""
+    """Answers whose prompts are prefilled together, since they begin with the same."""
 
-    rows: tuple[Row, ...]
+    key: Hashable  # what they begin with
+    rows: list[Row]
     tokens: int  # of the prefill
 
 
@@ -55,14 +58,21 @@ class Schedule:
     waiting: deque[Tree] = field(default_factory=deque)
     running: list[list[Row]] = field(init=False)  # by group; row i is in slot i
     rows: dict[str, Row] = field(default_factory=dict)  # all that have not ended, by name
+    open: dict[Hashable, Tree] = field(default_factory=dict)  # trees that wait and may grow, by key
 
     def __post_init__(self) -> None:
         self.running = [[] for _ in range(self.groups)]
 
-    def add(self, tree: Tree) -> None:
-        """Queue it."""
-        self.waiting.append(tree)
-        self.rows |= {row.name: row for row in tree.rows}
+    def add(self, row: Row, key: Hashable, prefix: int, tokens: int) -> None:
+        """Queue an answer to `tokens` tokens; it joins a tree that waits, if one begins with the same `prefix`."""
+        self.rows[row.name] = row
+        tree = self.open.get(key)
+        if tree is None or len(tree.rows) == self.slots:
+            tree = Tree(key, [], prefix)
+            self.waiting.append(tree)
+            self.open[key] = tree
+        tree.rows.append(row)
+        tree.tokens += tokens - prefix
 
     def drop(self, name: str) -> None:
         """End an answer; a name that is not in flight has ended by itself."""
@@ -89,28 +99,30 @@ class Schedule:
         tokens = 0
         while self.waiting:
             tree = self.waiting[0]
-            if all(row.ended for row in tree.rows):  # dropped before it began
-                self.waiting.popleft()
-                continue
+            tree.rows = [row for row in tree.rows if not row.ended]  # some were dropped before they began
             if len(tree.rows) > free or (chosen and tokens + tree.tokens > self.prefill_tokens):
                 break
-            chosen.append(self.waiting.popleft())
-            tokens += tree.tokens
-            free -= len(tree.rows)
-            rows += tree.rows
+            self.waiting.popleft()
+            if self.open[tree.key] is tree:
+                del self.open[tree.key]
+            if tree.rows:
+                chosen.append(tree)
+                tokens += tree.tokens
+                free -= len(tree.rows)
+                rows += tree.rows
         return chosen
 
-    def take(self, rows: Sequence[Row], tokens: Sequence[int]) -> list[tuple[Row, str | None]]:
-        """Count each row's new token: (row, why it ends) of those that were not dropped meanwhile."""
+    def take(self, rows: Sequence[Row], tokens: Sequence[int]) -> list[tuple[int, str | None]]:
+        """Count each row's new token: (index of the row, why it ends) of those that were not dropped meanwhile."""
         out = []
-        for row, token in zip(rows, tokens, strict=True):
+        for index, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             if row.ended:
                 continue
             row.count += 1
             end = self._end(row, token)
             if end:
                 self.drop(row.name)
-            out.append((row, end))
+            out.append((index, end))
         return out
 
     def _end(self, row: Row, token: int) -> str | None:

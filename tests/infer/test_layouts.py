@@ -1,0 +1,111 @@
+"""Replicas over ranks: every layout gives the tokens of one process, greedy and sampled, trees and single questions."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import answer_oracle
+import pytest
+import torch
+from torch import Tensor
+
+from molmo_ds.config import MolmoConfig
+from molmo_ds.engine.inference import Cut
+from molmo_ds.engine.launch import World
+from molmo_ds.engine.strategy import Limits, parse, read_strategy
+from molmo_ds.infer.answers import answer
+from molmo_ds.infer.options import Options
+from molmo_ds.infer.question import Answer, Question
+from molmo_ds.infer.replica import Replica
+from molmo_ds.model.molmo import Molmo
+from molmo_ds.testing import synthetic
+from molmo_ds.testing.ranks import run_ranks
+
+ROOT = Path(__file__).parents[2]
+EOS = 7
+FAMILIES = {
+    "qwen2": {"attention_bias": True, "embedding_size": 95},  # words that two ranks cannot share equally
+    "llama": {"model_type": "llama", "attention_bias": False, "tie_word_embeddings": True},
+    "olmo": {"model_type": "olmo", "attention_bias": False, "norm_type": "layer", "clip_qkv": 0.5},
+    "olmo2": {"model_type": "olmo2", "attention_bias": False, "qk_norm": True, "norm_after": True},
+    "olmoe": {
+        "model_type": "olmoe", "attention_bias": False, "qk_norm": True, "num_experts": 4, "num_experts_per_tok": 2,
+        "intermediate_size": 16,
+    },
+}  # fmt: skip
+LAYOUTS = {"2 shares": (2, 1), "2 stages": (1, 2), "2 shares x 2 stages": (2, 2), "2 replicas of 2 shares": (2, 1)}
+
+
+def config(family: str) -> MolmoConfig:
+    return replace(synthetic.MODEL, text=replace(synthetic.MODEL.text, **FAMILIES[family]))
+
+
+def network(family: str) -> Molmo:
+    model = Molmo(config(family))
+    model.reset_parameters(0)
+    return model.eval()
+
+
+def asked(family: str) -> list[Question]:
+    """Single questions, some sampled, and trees."""
+    single = answer_oracle.questions(config(family), 6, Options(max_new_tokens=7))
+    for i in (1, 4):
+        single[i] = replace(single[i], options=Options(max_new_tokens=7, temperature=0.9, top_k=20, seed=i, logprobs=2))
+    trees = answer_oracle.questions(config(family), 4, Options(max_new_tokens=5), same=2)
+    return single + [replace(question, name=f"tree {question.name}") for question in trees]
+
+
+def strategy(tensor: int, stages: int) -> str:
+    ours = {"engine": "inference", "stages": stages, "slots": 4, "slot_tokens": 64, "prefill_tokens": 40}
+    return json.dumps({"tensor_parallel": {"autotp_size": tensor}, "molmo_ds": ours})
+
+
+def answers_on_a_rank(world: World, tensor: int, stages: int) -> dict[str, dict[str, Answer]]:
+    torch.set_num_threads(1)
+    laid_out = parse("mine.json", json.loads(strategy(tensor, stages)))
+    out = {}
+    for family in FAMILIES:
+        whole = network(family).state_dict()
+
+        def fill(cuts: dict[str, Cut], whole: dict[str, Tensor] = whole) -> Iterator[tuple[str, Tensor]]:
+            return ((name, whole[name][cut]) for name, cut in cuts.items())
+
+        replica = Replica.over_ranks(config(family), laid_out, world, fill, EOS)
+        mine = asked(family)[replica.index :: replica.count]
+        out[family] = {one.name: one for one in answer(replica, mine)}
+    return out
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, dict[str, Answer]]:
+    out = {}
+    for family in FAMILIES:
+        replica = Replica.of(network(family), EOS, Limits(slots=4, slot_tokens=64, prefill_tokens=40))
+        out[family] = {one.name: one for one in answer(replica, asked(family))}
+    return out
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_tokens_of_one_process(layout: str, expected: dict) -> None:
+    tensor, stages = LAYOUTS[layout]
+    replicas = 2 if "replicas" in layout else 1
+    ranks = run_ranks(answers_on_a_rank, tensor * stages * replicas, tensor, stages)
+    for family, wanted in expected.items():
+        names = [question.name for question in asked(family)]
+        for rank, found in enumerate(ranks):
+            index = rank // tensor % replicas
+            assert found[family].keys() == set(names[index::replicas])
+            for name, one in found[family].items():
+                assert (one.token_ids, one.end) == (wanted[name].token_ids, wanted[name].end), (family, name, rank)
+                assert one.log_probability == pytest.approx(wanted[name].log_probability, abs=1e-4)
+    assert {one.end for one in expected["qwen2"].values()} == {"stop", "length"}
+
+
+def test_the_files() -> None:
+    sizes = {"tp8": (8, 1, 1, 64), "tp8_pp2": (8, 2, 1, 128), "ep8": (8, 1, 8, 64)}
+    assert sorted(sizes) == sorted(path.stem for path in (ROOT / "ds_configs/infer").glob("*.json"))
+    for name, size in sizes.items():
+        s = read_strategy(f"ds_configs/infer/{name}.json")
+        assert (s.tensor, s.stages, s.experts, s.limits.slots) == size
+        assert (s.engine, s.limits.slot_tokens, s.limits.prefill_tokens) == ("inference", 2304, 8192)
