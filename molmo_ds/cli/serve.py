@@ -15,6 +15,7 @@ from pathlib import Path
 from molmo_ds.cli.serve_options import read_arguments
 from molmo_ds.engine.hosts import read_hosts, refuse_unknown
 from molmo_ds.engine.supervise import free_port
+from molmo_ds.serve.prompts import run_config
 from molmo_ds.serve.settings import FrontSettings, RankSettings
 from molmo_ds.serve.vllm import VLLMSettings
 from molmo_ds.serve.vllm import serve as serve_vllm
@@ -43,6 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     hosts = read_hosts(given.hosts) if given.hosts else []
     refuse_unknown(hosts)
     tokenizer = given.tokenizer and str(given.tokenizer)
+    run_config(both["folder"], tokenizer)  # a wrong folder is a sentence before anything is started
     link = given.link or f"127.0.0.1:{free_port()}"
     front = FrontSettings(
         **both,

@@ -104,6 +104,11 @@ class Dispatcher:
         if self._close(answer) and engine is not None:
             engine.writer.write(link.pack({"drop": [answer.name]}))
 
+    def hang_up(self) -> None:
+        """Let all engines go; they look for another front."""
+        for engine in self.engines.values():
+            engine.writer.close()
+
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """An engine dials in: what nobody works on is sent to it, and what it makes is read until it is lost."""
         engine = None

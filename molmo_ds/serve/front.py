@@ -82,6 +82,7 @@ class Front:
             yield
         finally:
             engines.close()
+            self.dispatcher.hang_up()
             await runner.cleanup()
 
     @web.middleware

@@ -11,10 +11,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from molmo_ds.engine.hosts import Host
 from molmo_ds.engine.signal_run import MARK
@@ -60,6 +60,7 @@ class Watch:
         self.began = 0.0  # when the engine was started
         self.seen = 0.0  # when all its replicas were there last; 0 = never
         self.failed = 0  # starts in a row
+        self.heard = 0.0  # when the front answered last
 
     def run(self) -> None:
         """Until a signal ends it; ValueError where it is hopeless."""
@@ -67,9 +68,11 @@ class Watch:
         self._start_engine()
         while True:
             time.sleep(LOOK_SECONDS)
+            self._look()
             if self.processes["front"].poll() is not None:
                 self._start_front_again()
-            self._look()
+            elif self.served and time.monotonic() - self.heard > self.patience.stall:
+                self.processes["front"].kill()
             fault = self._fault()
             if fault is not None:
                 self._start_engine_again(fault)
@@ -93,6 +96,7 @@ class Watch:
         process.stdin.write(json.dumps(asdict(self.front)).encode() + b"\n")
         process.stdin.flush()
         self.processes["front"] = process
+        self.heard = time.monotonic()
 
     def _start_front_again(self) -> None:
         if not self.served:
@@ -134,13 +138,22 @@ class Watch:
 
     def _look(self) -> None:
         """Ask the front how many replicas are missing."""
-        health = self._health()
-        if health.get("missing") != 0:
+        host, _, port = self.front.address.rpartition(":")
+        host = "127.0.0.1" if host in ("0.0.0.0", "") else host
+        try:
+            with urllib.request.urlopen(f"http://{host}:{port}/health", timeout=5) as response:
+                missing = json.loads(response.read())["missing"]
+        except urllib.error.HTTPError:  # 503: all of them
+            missing = None
+        except OSError:
+            return
+        self.heard = time.monotonic()
+        if missing != 0:
             return
         if not self.served:
             self.say(f"ready at http://{self.front.address}")
         self.served = True
-        self.seen = time.monotonic()
+        self.seen = self.heard
         self.failed = 0
 
     def _fault(self) -> str | None:
@@ -154,15 +167,6 @@ class Watch:
         if self.seen and now - self.seen > self.patience.stall:
             return f"the engine was missing for {now - self.seen:.0f} s"
         return None
-
-    def _health(self) -> dict[str, Any]:
-        host, _, port = self.front.address.rpartition(":")
-        host = "127.0.0.1" if host in ("0.0.0.0", "") else host
-        try:
-            with urllib.request.urlopen(f"http://{host}:{port}/health", timeout=5) as response:
-                return json.loads(response.read())
-        except (OSError, ValueError):  # 503 as well
-            return {}
 
 
 def new_secret() -> str:
