@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from molmo_ds.config import MolmoConfig
 from molmo_ds.engine.grid import Grid
 from molmo_ds.engine.launch import World
-from molmo_ds.engine.strategy import Strategy
+from molmo_ds.engine.strategy import SETTINGS, Strategy
 from molmo_ds.engine.tensor_shards import COLUMNS, ROWS, SharedNorm, shard
 from molmo_ds.model.carry import Carry
 from molmo_ds.model.decoder import DecoderLayer, MoE
@@ -76,9 +76,17 @@ class Share:
         grid = Grid(strategy.axes(world.size), world.rank)
         if strategy.tensor > 1:
             grid.make("tensor")
-        grid.make("stage", "tensor")
+        if strategy.stages > 1:
+            grid.make("stage", "tensor")
         module, rows = stage_rows(config, strategy, grid)
-        load(module, config, fill, grid, world.device, dtype)
+        failure = None
+        try:
+            load(module, config, fill, grid, world.device, dtype)
+        except (ValueError, OSError) as error:
+            failure = error
+        failures = world.gather(failure) if world.size > 1 else [failure]
+        for failure in filter(None, failures):  # of whichever rank: all end with its sentence
+            raise failure
         if strategy.tensor > 1:
             for _, layer in rows:
                 if isinstance(layer, DecoderLayer):
@@ -247,30 +255,37 @@ def refuse(config: MolmoConfig, strategy: Strategy) -> None:
     text = config.text
     path = strategy.path
     tensor = strategy.tensor
+    stages = strategy.stages
+    slots = strategy.limits.slots
+    idle = sorted(strategy.ds.keys() - {"tensor_parallel", "expert_parallel"})
+    parts = {"num_attention_heads": text.num_attention_heads, "num_key_value_heads": text.num_key_value_heads}
+    parts |= {"num_experts": text.num_experts} if text.num_experts else {"intermediate_size": text.intermediate_size}
+    uneven = [f"{name}={count}" for name, count in parts.items() if count % tensor]
     if strategy.engine != "inference":
-        raise ValueError(f"{path} is a strategy to train with; answer with ds_configs/infer/tp8.json or another there.")
-    if strategy.limits.slots % strategy.stages:
-        raise ValueError(
-            f"{path}: {strategy.limits.slots} slots do not divide by {strategy.stages} stages, which take turns with"
-            " equal parts; choose a multiple."
-        )
-    if strategy.stages > text.num_hidden_layers:
-        raise ValueError(f"{path}: {text.num_hidden_layers} layers cannot fill {strategy.stages} stages; use fewer.")
+        nearest = "tp8_pp2" if stages > 1 else "ep8" if text.num_experts else "tp8"
+        raise ValueError(f"{path} is a strategy to train with; answer with ds_configs/infer/{nearest}.json.")
+    if idle:
+        raise ValueError(f"{path}: nothing that answers reads {', '.join(idle)}; leave it out.")
+    if strategy.unknown:
+        raise ValueError(f"{path}: molmo_ds has no setting '{strategy.unknown[0]}'; it has {', '.join(SETTINGS)}.")
+    if strategy.sequence > 1 or strategy.schedule:
+        raise ValueError(f"{path}: sequence_parallel_size and schedule are for training; leave them out.")
+    if slots % stages:
+        raise ValueError(f"{path}: {stages} stages take turns with equal parts of slots={slots}; choose a multiple.")
+    if stages > text.num_hidden_layers:
+        raise ValueError(f"{path}: {text.num_hidden_layers} layers cannot fill {stages} stages; use fewer.")
     if strategy.experts > 1 and not text.num_experts:
         raise ValueError(f"{path}: a dense model has no experts to spread; use ds_configs/infer/tp8.json.")
     if strategy.experts not in (1, tensor):
         raise ValueError(
-            f"{path}: experts lie inside the tensor group, so autoep_size={strategy.experts} must be"
-            f" autotp_size={tensor}, or leave expert_parallel out."
+            f"{path}: experts lie on the ranks that share the decoder, so write autoep_size={tensor}, which is"
+            " autotp_size, or leave expert_parallel out."
         )
-    parts = {"num_attention_heads": text.num_attention_heads, "num_key_value_heads": text.num_key_value_heads}
-    parts |= {"num_experts": text.num_experts} if text.num_experts else {"intermediate_size": text.intermediate_size}
-    for name, count in parts.items():
-        if count % tensor:
-            raise ValueError(
-                f"{path}: {name}={count} does not divide by autotp_size={tensor}; choose a divisor, and more"
-                " replicas or stages for the other ranks."
-            )
+    if uneven:
+        raise ValueError(
+            f"{path}: {uneven[0]} does not divide by autotp_size={tensor}; choose a divisor, and more replicas or"
+            " stages for the other ranks."
+        )
 
 
 def _share(count: int, size: int, place: int) -> slice:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from molmo_ds.config import RunConfig, TextConfig
-from molmo_ds.engine.strategy import ENGINES, NEEDS_BATCH, NEEDS_RANKS, SETTINGS, Owned, Strategy, Zero
+from molmo_ds.engine.strategy import ENGINES, LIMITS, NEEDS_BATCH, NEEDS_RANKS, SETTINGS, USUAL, Owned, Strategy, Zero
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,13 @@ class Asked:
         """Micro-steps of a step."""
         return self.run.global_batch // self.multiple
 
+    @property
+    def training(self) -> str:
+        """The strategy to train with that is nearest to one to answer with."""
+        if self.text.num_experts:
+            return "zero3_ep.json"
+        return "pipe_zero1.json" if self.s.stages > 1 else "zero3_tp.json"
+
     def heads_divide(self) -> bool:
         """Whether ranks that share a sequence can share its heads."""
         heads, keys, size = self.text.num_attention_heads, self.text.num_key_value_heads, self.s.sequence
@@ -89,6 +96,16 @@ TABLE = [
         "unknown engine",
         lambda a: a.s.engine not in ENGINES,
         "{path}: there is no engine '{a.s.engine}'; molmo_ds.engine is {engines}.",
+    ),
+    Row(
+        "strategy to answer with",
+        lambda a: a.s.engine == "inference",
+        "{path} is a strategy to answer with; train with ds_configs/{a.training}.",
+    ),
+    Row(
+        "limits without inference",
+        lambda a: a.s.limits != USUAL,
+        '{path}: {limits} are of the engine "inference", with which nothing is trained; leave them out.',
     ),
     Row(
         "ranks that do not divide",
@@ -352,6 +369,7 @@ def refuse(strategy: Strategy, config: RunConfig, world: int) -> None:
         path=strategy.path,
         engines=", ".join(ENGINES),
         settings=", ".join(SETTINGS),
+        limits=", ".join(LIMITS),
         least=2 * strategy.stages,
         tensor_settings=list(strategy.tensor_settings),
     )

@@ -145,7 +145,7 @@ class Replica:
             slots.admit(batch, ends)
             self.prefilled += batch.input_ids.shape[1]
             rows = [row for tree in begun for row in tree.rows]
-            return Pass(rows, Carry.of(batch.to(self.share.device)), ends.to(self.share.device))
+            return Pass(rows, Carry.of(batch.to(self.share.device)), ends.to(self.share.device, non_blocking=True))
         rows = list(self.schedule.running[group])
         if not rows:
             return None
@@ -169,9 +169,11 @@ class Replica:
         if done.ends is None:
             slots.advance()
         slots.tokens[slots.rows - len(rows) : slots.rows] = told[:, 0]
-        return self._pieces(rows, told.cpu())
+        return self._pieces(rows, told)
 
     def _pieces(self, rows: list[Row], told: Tensor) -> list[Piece]:
+        """Here a step waits for the device, and nowhere else."""
+        told = told.cpu()
         tokens = told[:, 0].tolist()
         most = (told.shape[1] - 2) // 2
         words = told[:, 2 : 2 + most].tolist()

@@ -120,10 +120,12 @@ class Slots:
         lengths = positions[ends] + 1
         first = self.rows
         assert torch.equal(seen.sum(1), lengths), "a position is missing from a prompt, or there twice"
-        self.filling = Filling(*(x.to(self.index.device) for x in (source, first + answer, positions[source])))
+        device = self.index.device
+        parts = (source, first + answer, positions[source])
+        self.filling = Filling(*(part.to(device, non_blocking=True) for part in parts))
         self.lengths += lengths.tolist()
         assert self.rows <= self.count and max(self.lengths) <= self.capacity, "the slots do not suffice"
-        self.positions[first : self.rows] = lengths.to(self.index.device)
+        self.positions[first : self.rows] = lengths.to(device, non_blocking=True)
 
     def carry(self) -> Carry:
         """What the decoder takes for one more token of every running row; `advance` follows the pass."""

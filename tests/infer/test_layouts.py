@@ -1,6 +1,7 @@
 """Replicas over ranks: every layout gives the tokens of one process, greedy and sampled, trees and single questions."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from molmo_ds.config import MolmoConfig
-from molmo_ds.engine.inference import Cut
+from molmo_ds.engine.inference import Cut, Share, refuse
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.strategy import Limits, parse, read_strategy
 from molmo_ds.infer.answers import answer
@@ -109,3 +110,50 @@ def test_the_files() -> None:
         s = read_strategy(f"ds_configs/infer/{name}.json")
         assert (s.tensor, s.stages, s.experts, s.limits.slots) == size
         assert (s.engine, s.limits.slot_tokens, s.limits.prefill_tokens) == ("inference", 2304, 8192)
+
+
+INFERENCE = {"engine": "inference"}
+# strategy file, decoder, words of the sentence
+REFUSED = {
+    "to train with": ({"zero_optimization": {"stage": 3}}, "qwen2", "answer with ds_configs/infer/tp8.json"),
+    "experts to train with": ({}, "olmoe", "answer with ds_configs/infer/ep8.json"),
+    "stages to train with": ({"molmo_ds": {"engine": "pipeline", "stages": 2}}, "qwen2", "infer/tp8_pp2.json"),
+    "idle": ({"molmo_ds": INFERENCE, "zero_optimization": {"stage": 3}}, "qwen2", "reads zero_optimization; leave"),
+    "unknown": ({"molmo_ds": {**INFERENCE, "slot": 3}}, "qwen2", "no setting 'slot'; it has engine, stages"),
+    "sequence": ({"molmo_ds": {**INFERENCE, "sequence_parallel_size": 2}}, "qwen2", "are for training"),
+    "uneven slots": ({"molmo_ds": {**INFERENCE, "stages": 2, "slots": 5}}, "qwen2", "2 stages take turns"),
+    "too many stages": ({"molmo_ds": {**INFERENCE, "stages": 4}}, "qwen2", "2 layers cannot fill 4 stages"),
+    "dense experts": (
+        {"molmo_ds": INFERENCE, "expert_parallel": {"enabled": True, "autoep_size": 2}}, "qwen2", "no experts",
+    ),
+    "experts elsewhere": (
+        {"molmo_ds": INFERENCE, "expert_parallel": {"enabled": True, "autoep_size": 2}}, "olmoe", "write autoep_size=1",
+    ),
+    "too many shares": (
+        {"molmo_ds": INFERENCE, "tensor_parallel": {"autotp_size": 4}}, "qwen2", "num_key_value_heads=2 does not",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_laid_out_is_one_sentence(name: str) -> None:
+    values, family, words = REFUSED[name]
+    with pytest.raises(ValueError, match=rf"^mine\.json.*{re.escape(words)}.*\.$"):
+        refuse(config(family), parse("mine.json", values))
+
+
+def test_what_the_weights_lack_is_said() -> None:
+    world = World(0, 0, 1, torch.device("cpu"))
+    laid_out = parse("mine.json", {"molmo_ds": INFERENCE})
+    whole = network("qwen2").state_dict()
+
+    def fill(cuts: dict[str, Cut], lost: str, changed: str) -> Iterator[tuple[str, Tensor]]:
+        for name, cut in cuts.items():
+            if name != lost:
+                yield name, whole[name][cut][..., : 3 if name == changed else None]
+
+    name = "layers.1.mlp.up_proj.weight"
+    with pytest.raises(ValueError, match=f"The weights lack {name}; they are not those of this network"):
+        Share.build(config("qwen2"), laid_out, world, lambda cuts: fill(cuts, name, ""))
+    with pytest.raises(ValueError, match=rf"{name} has a part of \[48, 3\], not \[48, 32\]"):
+        Share.build(config("qwen2"), laid_out, world, lambda cuts: fill(cuts, "", name))
