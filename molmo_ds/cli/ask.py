@@ -12,9 +12,9 @@ from PIL import Image
 from molmo_ds.cli import caller
 from molmo_ds.config import home
 from molmo_ds.data.sample.prompts import BARE_STYLES
-from molmo_ds.eval.load import load
 from molmo_ds.eval.pictures import draw_points, read_picture
 from molmo_ds.infer.generate import Options, generate, room, stream_text, warn_of_cuts
+from molmo_ds.infer.load import load
 
 
 def main(arguments: list[str] | None = None) -> None:
