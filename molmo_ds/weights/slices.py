@@ -1,6 +1,6 @@
 """A rank's slices of a model: read from a folder of any kind in blocks of rows, and nothing beside them is held."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -10,18 +10,13 @@ from molmo_ds.weights.source import Source, compare
 from molmo_ds.weights.tensor_files import check_numbers
 
 BLOCK = 8 << 20  # bytes of float32 rows that are read at once
-Cut = Callable[[str, Sequence[int]], tuple[slice, ...]]
-
-
-def whole(name: str, shape: Sequence[int]) -> tuple[slice, ...]:
-    """The cut of one process that holds everything."""
-    return ()
+Cut = tuple[slice, ...]  # what a rank holds of a whole tensor, by dimension; () = all
 
 
 def fill(
     module: nn.Module,
     source: Source,
-    cut: Cut = whole,
+    cuts: Mapping[str, Cut] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     part: int = 0,
@@ -32,7 +27,7 @@ def fill(
     The module may be one stage of the model, or a thinner one: its parameters have our names.
 
     Args:
-        cut: (name, shape of the whole tensor) -> the slices, one per leading dimension, that this rank holds of it.
+        cuts: by name what this rank holds of a tensor, where it does not hold all.
         dtype: None takes the parameter's.
         part, parts: this rank's number among those that read the folder; each begins at another tensor.
 
@@ -42,7 +37,7 @@ def fill(
     parameters = list(module.named_parameters(remove_duplicate=False))
     begin = len(parameters) * part // parts
     for name, parameter in tqdm(parameters[begin:] + parameters[:begin], "weights", leave=False, disable=part > 0):
-        own = read_slice(source, name, cut, dtype or parameter.dtype, device)
+        own = read_slice(source, name, (cuts or {}).get(name, ()), dtype or parameter.dtype, device)
         compare(source.path, name, list(own.shape), list(parameter.shape))
         path, _, leaf = name.rpartition(".")
         made = nn.Parameter(own, requires_grad=parameter.requires_grad)
@@ -54,11 +49,10 @@ def read_slice(source: Source, name: str, cut: Cut, dtype: torch.dtype, device: 
     shape = source.shapes.get(name)
     if shape is None:
         raise ValueError(f"{source.path} has no tensor '{name}'; it belongs to another architecture.")
-    index = cut(name, shape)
-    first, last, _ = (index[0] if index else slice(None)).indices(shape[0])
-    inner = (slice(None), *index[1:])
+    first, last, _ = (cut[0] if cut else slice(None)).indices(shape[0])
+    inner = (slice(None), *cut[1:])
     with torch.device("meta"):
-        size = torch.empty(shape)[index].shape
+        size = torch.empty(shape)[cut].shape
     own = torch.empty(size, dtype=dtype, device=device)
     row = 4 * torch.Size(shape[1:]).numel()
     step = max(1, BLOCK // max(row, 1))
