@@ -58,9 +58,9 @@ class World:
             made = action()
         except (ValueError, OSError) as error:
             failure = error
-        for failure in self.gather(failure):
-            if failure is not None:
-                raise failure
+        failures = [error for error in self.gather(failure) if error is not None]
+        if failures:
+            raise failures[0]
         return made
 
     def broadcast(self, value: Any) -> Any:

@@ -16,7 +16,7 @@ def find(path: str) -> Path:
     if not file.is_absolute() and (PACKAGE / file).is_file():
         return PACKAGE / file
     there = sorted(str(f) for f in file.parent.glob("*.json"))
-    installed = sorted(f"ds_configs/{f.name}" for f in (PACKAGE / "ds_configs").glob("*.json"))
+    installed = sorted(str(f.relative_to(PACKAGE)) for f in (PACKAGE / "ds_configs").rglob("*.json"))
     raise ValueError(f"There is no strategy file {path}; files beside it: {', '.join(there or installed)}.")
 
 
