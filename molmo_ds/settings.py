@@ -74,6 +74,11 @@ def changed(made: Any, overrides: list[str] | tuple[str, ...]) -> Any:
     return from_dict(type(made), _over(to_dict(made), _read(None, overrides, type(made))))
 
 
+def read_values(path: str | Path) -> dict[str, Any]:
+    """A YAML file's settings as plain values, not checked; ValueError as of `read_yaml`."""
+    return _read(path, ())
+
+
 def _read(path: str | Path | None, overrides: list[str] | tuple[str, ...], kind: type = RunConfig) -> dict[str, Any]:
     given = OmegaConf.create() if path is None else read_yaml(path)
     for word in overrides:

@@ -17,11 +17,11 @@ from molmo_ds.data.sample import images
 from molmo_ds.data.sample.layout import Geometry
 from molmo_ds.data.sample.prompts import PromptFormatter
 from molmo_ds.engine import ds_config, optim
-from molmo_ds.hub.configs import text_config
 from molmo_ds.model import lora
 from molmo_ds.model.molmo import Molmo, component, recomputed
 from molmo_ds.model.vision import ACTIVATIONS
 from molmo_ds.testing.streams import FakeBuilder, make_shards, run_config
+from molmo_ds.weights.released_config import text_config
 
 CHOICES = {setting.name: setting.choices for setting in settings.settings(RunConfig) if setting.choices}
 NETWORK = {  # setting -> how many of its choices compute another loss

@@ -11,10 +11,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from molmo_ds.data.decode import load_image
 from molmo_ds.data.read.shards import ShardSet
-from molmo_ds.eval.load import load
 from molmo_ds.eval.pointing import extract_points
 from molmo_ds.eval.run import Asked, evaluate, summarise
 from molmo_ds.eval.tasks import TASKS
+from molmo_ds.infer.load import load
 
 SHOWN = 12  # pictures in predictions.png
 COLUMNS = 4

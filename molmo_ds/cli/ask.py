@@ -14,9 +14,9 @@ import numpy as np
 from molmo_ds.cli import caller
 from molmo_ds.cli.ask_options import read_arguments
 from molmo_ds.data.sample.prompts import BARE_STYLES
-from molmo_ds.eval.load import load
 from molmo_ds.eval.pictures import draw_points, read_picture
 from molmo_ds.infer.generate import Options, generate, room, stream_text, warn_of_cuts
+from molmo_ds.infer.load import load
 from molmo_ds.serve import client
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as FastTokenizer
@@ -108,10 +109,10 @@ class Tokenizer(Words):
     def _special(self, name: str) -> int | None:
         for file in ("tokenizer_config.json", "special_tokens_map.json"):
             path = self.folder / file
-            value = json.loads(path.read_text()).get(name) if path.is_file() else None
+            value = _settings(path).get(name) if path.is_file() else None
             if value is not None:
-                content = value["content"] if isinstance(value, dict) else value
-                token = self._fast.token_to_id(content)
+                content = value.get("content") if isinstance(value, dict) else value
+                token = self._fast.token_to_id(content) if isinstance(content, str) else None
                 if token is None:
                     raise ValueError(f"{path} names {content} as {name}, but the tokenizer does not know that word.")
                 return token
@@ -160,6 +161,16 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: str | Path, p
     return Tokenizer(folder, vocab_size)
 
 
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is no JSON of settings by name; copy the tokenizer's folder again.")
+    return values
+
+
 def _read(folder: Path) -> FastTokenizer:
     if not folder.is_dir():
         raise ValueError(f"There is no tokenizer folder '{folder}'; set data.tokenizer to one that transformers saved.")
@@ -167,10 +178,12 @@ def _read(folder: Path) -> FastTokenizer:
         try:
             return FastTokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # the library raises nothing narrower
-            raise ValueError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from None
+            reason = str(error).rstrip(".")
+            raise ValueError(f"{folder / 'tokenizer.json'} cannot be read: {reason}.") from None
     from transformers import AutoTokenizer  # older folders hold vocab.json and merges.txt, which transformers converts
 
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True).backend_tokenizer
     except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{folder} holds no tokenizer that transformers can read: {error}") from None
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ValueError(f"{folder} holds no tokenizer that transformers can read: {reason}.") from None

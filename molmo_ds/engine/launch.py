@@ -7,10 +7,12 @@ import socket
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,18 @@ class World:
                 failure = error
         if failure := self.broadcast(failure):
             raise failure
+
+    def together(self, action: Callable[[], T]) -> T:
+        """Run `action` on every rank; what one of them raises as ValueError or OSError is raised on every rank."""
+        made = failure = None
+        try:
+            made = action()
+        except (ValueError, OSError) as error:
+            failure = error
+        failures = [error for error in self.gather(failure) if error is not None]
+        if failures:
+            raise failures[0]
+        return made
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's picklable value."""

@@ -11,9 +11,9 @@ from numpy.random import RandomState
 from tqdm import tqdm
 
 from molmo_ds.data.read.shards import ShardSet
-from molmo_ds.eval.load import Answerer
 from molmo_ds.eval.tasks import Annotation, Size, Task, has_truth, mean, true_answer
 from molmo_ds.infer.generate import Options, warn_of_cuts
+from molmo_ds.infer.load import Answerer
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,13 @@ import json
 import re
 from pathlib import Path
 
-import yaml
 from safetensors.torch import save_file
 
-from molmo_ds.config import RunConfig
 from molmo_ds.hub import load
 from molmo_ds.model import lora
-from molmo_ds.settings import from_dict
-from molmo_ds.weights.tensor_files import TensorFolder, new_folder
+from molmo_ds.weights import checkpoint
+from molmo_ds.weights.tensor_files import TensorFolder
+from molmo_ds.weights.tensor_writer import new_folder
 
 PREFIX = "base_model.model.model."  # peft's wrapper, transformers' class, our network
 
@@ -21,10 +20,8 @@ def to_peft(source: str | Path, out: str | Path) -> None:
 
     Raises ValueError if the run has no adapters, or if something else learnt in it, which adapters do not hold.
     """
-    from molmo_ds.weights import checkpoint
-
     path = checkpoint.find(source)
-    run = from_dict(RunConfig, yaml.safe_load((path / "config.yaml").read_text()))
+    run = checkpoint.read_config(path)
     found = checkpoint.open_checkpoint(path) if (path / "manifest.json").is_file() else None
     if found is None or not run.lora.components:
         raise ValueError(f"{source} has no adapters; give the checkpoint of a run with lora.components.")

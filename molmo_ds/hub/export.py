@@ -11,12 +11,13 @@ from torch import Tensor
 
 from molmo_ds.config import MolmoConfig
 from molmo_ds.data.tokens import IMAGE_TOKENS, Tokenizer
-from molmo_ds.hub import configs
 from molmo_ds.hub.bundle import bundle
-from molmo_ds.hub.load import PAD_EMBED, checked, open_checkpoint, prompt_form, shapes_of
+from molmo_ds.hub.load import checked, open_checkpoint, prompt_form
 from molmo_ds.settings import to_dict
+from molmo_ds.weights import released_config as configs
 from molmo_ds.weights import rename
-from molmo_ds.weights.tensor_files import SHARD, new_folder, write_tensors
+from molmo_ds.weights.source import PAD_EMBED, shapes_of
+from molmo_ds.weights.tensor_writer import SHARD, new_folder, write_tensors
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

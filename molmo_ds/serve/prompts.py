@@ -3,24 +3,22 @@
 import copy
 import dataclasses
 import functools
-from pathlib import Path
 
-import yaml
 from safetensors.torch import save
 
-from molmo_ds import settings
 from molmo_ds.batch import Sample
-from molmo_ds.config import DataConfig, RunConfig
+from molmo_ds.config import RunConfig
 from molmo_ds.data.decode import read_size
 from molmo_ds.data.sample.builder import SampleBuilder
 from molmo_ds.data.sample.prompts import PromptFormatter
 from molmo_ds.data.sample.turns import unspoken
-from molmo_ds.hub import configs
 from molmo_ds.serve.dispatcher import Prompt
 from molmo_ds.serve.protocol import Refused, Request
-from molmo_ds.weights import checkpoint
+from molmo_ds.weights.source import open_source
 
 VERBATIM = "verbatim"  # no style: the text is a prompt of PromptFormatter's already, with or without its frame
+
+NO_FILE = (2**31 - 1, 2**31)  # part, parts: which files' checksums are compared
 
 
 class Prompts:
@@ -84,19 +82,13 @@ def pack_sample(sample: Sample) -> bytes:
 
 
 def run_config(folder: str, tokenizer: str | None) -> RunConfig:
-    """The configuration of a run's folder, a checkpoint, a weights folder or a released one, with its tokenizer.
+    """The configuration of any folder that weights.source opens, with its tokenizer; checksums are the engine's affair.
 
-    ValueError where it is none of them, or no tokenizer is known.
+    ValueError where the folder is none, or no tokenizer is known.
     """
-    if (Path(folder) / "config.json").is_file() and not (Path(folder) / "config.yaml").is_file():
-        model = configs.from_released(configs.read_json(Path(folder)))
-        return RunConfig(model=model, data=DataConfig(tokenizer=tokenizer or folder))
-    found = checkpoint.find(folder)
-    values = yaml.safe_load((found / "config.yaml").read_text())
-    known = {field.name for field in dataclasses.fields(RunConfig)}
-    config = settings.from_dict(RunConfig, {name: value for name, value in values.items() if name in known})
-    beside = found / "tokenizer"
-    words = tokenizer or (str(beside) if beside.is_dir() else config.data.tokenizer)
+    source = open_source(folder, *NO_FILE)
+    config = source.config
+    words = tokenizer or config.data.tokenizer
     if not words:
-        raise ValueError(f"{found} does not say which tokenizer it belongs to; name its folder with --tokenizer.")
+        raise ValueError(f"{source.path} does not say which tokenizer it belongs to; name its folder with --tokenizer.")
     return dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=words))

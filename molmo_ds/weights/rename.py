@@ -19,10 +19,15 @@ from molmo_ds.config import MolmoConfig, TextConfig, VisionConfig
 
 @dataclass(frozen=True)
 class Form:
-    """Two inverse functions between lists of tensors; `to_ours` may return views."""
+    """Two inverse functions between lists of tensors; `to_ours` may return views.
+
+    `rows(read, index, first, last)` makes rows [first, last) of `to_ours(...)[index]` of no more of theirs than they
+    need, where `read(number, first, last)` gives rows of their tensor `number`, by default all. None: theirs are small.
+    """
 
     to_ours: Callable[[list[Tensor]], list[Tensor]]
     to_theirs: Callable[[list[Tensor]], list[Tensor]]
+    rows: Callable[[Callable[..., Tensor], int, int, int], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -35,14 +40,19 @@ class Rule:
 
 
 Table = list[Rule]
-SAME = Form(lambda t: t, lambda t: t)
+SAME = Form(lambda t: t, lambda t: t, lambda read, _, first, last: read(0, first, last))
 FIRST = Form(lambda t: [t[0].reshape(-1, t[0].shape[-1])], lambda t: [t[0][None]])  # [1, n, D] <-> [n, D]
 CLASS = Form(lambda t: [t[0].reshape(-1)], lambda t: [t[0][None, None]])  # [1, 1, D] <-> [D]
 
 
 def rows(*sizes: int) -> Form:
     """Theirs is one matrix (or bias) whose rows are ours, one after the other."""
-    return Form(lambda t: list(t[0].split(list(sizes))), lambda t: [torch.cat(t)])
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    return Form(
+        lambda t: list(t[0].split(list(sizes))),
+        lambda t: [torch.cat(t)],
+        lambda read, index, first, last: read(0, starts[index] + first, starts[index] + last),
+    )
 
 
 def patches(p: int) -> Form:
@@ -53,29 +63,35 @@ def patches(p: int) -> Form:
     )
 
 
-def stacked_gate_up(e: int, d: int) -> Form:
+def stacked_gate_up(i: int, d: int) -> Form:
     """The reference's w1 (gate) and v1 (up), each [E * I, D] <-> [E, 2 I, D]."""
+    to_ours = lambda t: [torch.cat([w.reshape(-1, i, d) for w in t], 1)]  # noqa: E731
     return Form(
-        lambda t: [torch.cat([w.reshape(e, -1, d) for w in t], 1)],
+        to_ours,
         lambda t: [half.reshape(-1, d) for half in t[0].chunk(2, 1)],
+        lambda read, _, first, last: to_ours([read(n, first * i, last * i) for n in range(2)])[0],
     )
 
 
-def stacked_down(e: int, d: int) -> Form:
+def stacked_down(i: int, d: int) -> Form:
     """The reference's w2 [E * I, D], transposed per expert <-> [E, D, I]."""
     return Form(
-        lambda t: [t[0].reshape(e, -1, d).transpose(1, 2).contiguous()],
+        lambda t: [t[0].reshape(-1, i, d).transpose(1, 2).contiguous()],
         lambda t: [t[0].transpose(1, 2).reshape(-1, d)],
+        lambda read, _, first, last: read(0, first * i, last * i).reshape(-1, i, d).transpose(1, 2),
     )
 
 
 GATE_UP_PER_EXPERT = Form(  # gate 0, up 0, gate 1, ... each [I, D] <-> [E, 2 I, D]
     lambda t: [torch.stack([torch.cat(t[i : i + 2]) for i in range(0, len(t), 2)])],
     lambda t: [half.contiguous() for expert in t[0] for half in expert.chunk(2)],
+    lambda read, _, first, last: torch.stack([torch.cat((read(2 * e), read(2 * e + 1))) for e in range(first, last)]),
 )
-DOWN_PER_EXPERT = Form(
-    lambda t: [torch.stack(t)], lambda t: [w.contiguous() for w in t[0]]
-)  # [D, I] each <-> [E, D, I]
+DOWN_PER_EXPERT = Form(  # [D, I] each <-> [E, D, I]
+    lambda t: [torch.stack(t)],
+    lambda t: [w.contiguous() for w in t[0]],
+    lambda read, _, first, last: torch.stack([read(e) for e in range(first, last)]),
+)
 
 
 def reference(config: MolmoConfig, block: str | None = None, head: str = "transformer.ff_out") -> Table:
@@ -236,11 +252,11 @@ def _reference_mlp(text: TextConfig, ours: str, theirs: str, block: str) -> Tabl
     if block == "olmoe":
         return _experts(text, ours, theirs)
     if block == "moe":
-        e, d, mlp = text.num_experts, text.hidden_size, theirs + "ffn.experts.mlp."
+        i, d, mlp = text.intermediate_size, text.hidden_size, theirs + "ffn.experts.mlp."
         return [
             Rule((ours + "gate.weight",), (theirs + "ffn.router.layer.weight",), SAME),
-            Rule((ours + "experts.gate_up_proj",), (mlp + "w1", mlp + "v1"), stacked_gate_up(e, d)),
-            Rule((ours + "experts.down_proj",), (mlp + "w2",), stacked_down(e, d)),
+            Rule((ours + "experts.gate_up_proj",), (mlp + "w1", mlp + "v1"), stacked_gate_up(i, d)),
+            Rule((ours + "experts.down_proj",), (mlp + "w2",), stacked_down(i, d)),
         ]
     table = _pairs(ours, theirs, {"down_proj.weight": "ff_out.weight"})
     if block == "llama":

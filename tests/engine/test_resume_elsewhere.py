@@ -17,7 +17,7 @@ from molmo_ds.engine.strategy import read_strategy
 from molmo_ds.testing import synthetic
 from molmo_ds.testing.oracle import difference, family, fresh_groups, plain
 from molmo_ds.testing.ranks import run_ranks
-from molmo_ds.weights import checkpoint
+from molmo_ds.weights import checkpoint, checksums
 
 LEGS = [  # ranks, and strategies of one step each
     (4, ["pipe_zero1_ep", "zero3_ep_tp", "zero2_ep"]),
@@ -85,7 +85,7 @@ def test_what_is_missing_is_an_error(tmp_path: Path) -> None:
         (path / "rank-00000.json").write_text(json.dumps({**part, "pieces": pieces}))
         manifest = json.loads((path / "manifest.json").read_text())
         file = path / "rank-00000.json"
-        manifest["files"][file.name] = {"bytes": file.stat().st_size, "crc32": checkpoint.checksum(file)}
+        manifest["files"][file.name] = checksums.facts_of(file)
         (path / "manifest.json").write_text(json.dumps(manifest))
         assert checkpoint.what_is_wrong(path) is None
         with pytest.raises(AssertionError, match=said):

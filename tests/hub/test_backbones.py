@@ -12,9 +12,9 @@ from torch import Tensor
 from molmo_ds import presets
 from molmo_ds.batch import Batch, learnt_rows_of
 from molmo_ds.hub import load
-from molmo_ds.hub.configs import text_config, vision_config
 from molmo_ds.model.init import initial_parameter
 from molmo_ds.model.molmo import Molmo
+from molmo_ds.weights.released_config import text_config, vision_config
 from molmo_ds.weights.tensor_files import TensorFolder
 
 SMALL = {

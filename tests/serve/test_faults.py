@@ -16,8 +16,8 @@ import aiohttp
 import pytest
 
 from molmo_ds.data.tokens import Tokenizer
-from molmo_ds.eval.load import load
 from molmo_ds.infer.generate import Options, generate
+from molmo_ds.infer.load import load
 from molmo_ds.infer.replica import Replica
 from molmo_ds.serve.worker import Ranks, Worker
 from molmo_ds.testing.parrot import Parrot

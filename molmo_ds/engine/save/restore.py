@@ -8,7 +8,7 @@ import torch
 
 from molmo_ds.engine.fragments import Fragment
 from molmo_ds.engine.launch import World
-from molmo_ds.weights.checkpoint import FROZEN, Found, open_checkpoint, steps, what_is_wrong
+from molmo_ds.weights.checkpoint import Found, open_checkpoint, steps, what_is_wrong
 
 log = logging.getLogger(__name__)
 
@@ -59,17 +59,9 @@ def restore(found: Found, pieces: Iterable[Fragment], names: set[str], optimizer
             raise ValueError(f"{found.path}: {piece.name} has shape {shape}, and the model has {piece.shape}.")
         assert not piece.trains or expected == set(piece.tensors), f"no place for the state of {piece.name}"
         for key, target in piece.tensors.items():
-            if piece.stride or any(stored.stride for stored in found.pieces[piece.name]):
-                flat = found.whole(piece.name, key).view(-1)
-                for first, here, length in piece.runs():
-                    target[here : here + length] = flat[first : first + length]
+            if not piece.stride:
+                target.copy_(found.elements(piece.name, key, piece.start, piece.start + piece.size))
                 continue
-            done, end = piece.start, piece.start + piece.size
-            for stored in sorted(found.pieces[piece.name], key=lambda s: s.start):
-                first, last = max(done, stored.start), min(end, stored.start + stored.size)
-                if first >= last or first > done or key not in stored.keys:
-                    continue
-                target[first - piece.start : last - piece.start] = found.read(stored, piece.name, key, first, last)
-                done = last
-            if done < end:
-                raise ValueError(f"{found.path} has no {key} for {piece.name}[{done}:{end}]; {FROZEN}")
+            flat = found.whole(piece.name, key).view(-1)
+            for first, here, length in piece.runs():
+                target[here : here + length] = flat[first : first + length]

@@ -22,7 +22,7 @@ from molmo_ds import settings
 from molmo_ds.config import RunConfig
 from molmo_ds.engine.fragments import Fragment
 from molmo_ds.engine.launch import World
-from molmo_ds.weights import checkpoint
+from molmo_ds.weights import checkpoint, checksums
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class Writer:
             sums = {}
             for file in (partial / f"{name}.safetensors", partial / f"{name}.json"):
                 sync(file)
-                sums[file.name] = {"bytes": file.stat().st_size, "crc32": checkpoint.checksum(file)}
+                sums[file.name] = checksums.facts_of(file)
             (partial / f"{name}.sums").write_text(json.dumps(sums))
         except Exception as error:  # whatever it was, the main thread of every rank must hear of it
             self.error = str(error) or type(error).__name__
@@ -128,7 +128,7 @@ class Writer:
             sums.unlink()
         config = partial / "config.yaml"
         sync(config)
-        files["config.yaml"] = {"bytes": config.stat().st_size, "crc32": checkpoint.checksum(config)}
+        files["config.yaml"] = checksums.facts_of(config)
         step = int(self.target.name[5:])
         manifest = {"format": checkpoint.FORMAT, "step": step, "ranks": self.world.size}
         manifest |= {"optimizer": self.config.optim.name, "files": files}

@@ -13,6 +13,8 @@ from molmo_ds import presets
 from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, TextConfig, VisionConfig
 from molmo_ds.settings import changed, from_dict, in_sentences, to_dict
 
+PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+PROMPTS = ("message_format", "always_start_with_space")  # that decide how a question is put
 OWN = "molmo_ds"  # the field of config.json that holds the MolmoConfig
 TOWERS = {"openai": "clip", "clip": "clip", "siglip": "siglip", "dino": "dinov2", "dinov2": "dinov2"}
 RESIZES = {"default": "clip", "siglip": "siglip", "dino": "dinov2", "dinov2": "dinov2", "metaclip": "metaclip"}
@@ -27,11 +29,36 @@ SHARED = (  # fields of TextConfig that a released config.json calls the same
 def read_json(folder: Path, name: str = "config.json") -> dict[str, Any]:
     """A folder's JSON file; ValueError if there is none."""
     try:
-        return json.loads((folder / name).read_text())
+        values = json.loads((folder / name).read_text())
     except OSError:
         raise ValueError(f"{folder} has no {name}; give the folder of a model.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{folder / name} is not JSON: {error}.") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{folder / name} holds no settings by name; copy the file again.")
+    return values
+
+
+def read(folder: Path) -> MolmoConfig:
+    """The MolmoConfig of a released folder, or of our export.
+
+    Crops are cut as its preprocessor_config.json says; ours repeats what `molmo_ds` holds. Raises ValueError.
+    """
+    values = read_json(folder)
+    config = from_released(values)
+    if OWN in values or not (folder / PREPROCESSOR).is_file():
+        return config
+    said = read_json(folder, PREPROCESSOR)
+    given = {name: said[name] for name in ("max_crops", "overlap_margins") if said.get(name) is not None}
+    return from_dict(MolmoConfig, to_dict(config) | {"images": to_dict(config.images) | given})
+
+
+def prompts(folder: Path) -> dict[str, Any]:
+    """Settings of PromptConfig that our export's processor_config.json repeats; a released folder has none of them."""
+    if not (folder / PROCESSOR).is_file():
+        return {}
+    said = read_json(folder, PROCESSOR)
+    return {name: said[name] for name in PROMPTS if name in said}
 
 
 def override(config: MolmoConfig, changes: list[str] | tuple[str, ...]) -> MolmoConfig:

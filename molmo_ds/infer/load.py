@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import yaml
 from torch import Tensor
 
-from molmo_ds import settings
 from molmo_ds.batch import Batch, Sample
-from molmo_ds.config import RunConfig
 from molmo_ds.data.order.packing import collate
 from molmo_ds.data.sample.builder import SampleBuilder
 from molmo_ds.infer.generate import Options, generate
 from molmo_ds.model.molmo import Molmo
-from molmo_ds.weights import checkpoint
+from molmo_ds.weights.slices import fill
+from molmo_ds.weights.source import open_source
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class Answerer:
 
 
 def load(path: str | Path, tokenizer: str | Path | None = None, device: str | None = None) -> Answerer:
-    """Read a run's folder, one of its checkpoints or a folder of weights.
+    """Read a run's folder, one of its checkpoints, a folder of weights, a released or an exported folder.
 
     Args:
         tokenizer: folder; by default `tokenizer/` beside the weights, or the one that the run was trained with.
@@ -50,20 +47,16 @@ def load(path: str | Path, tokenizer: str | Path | None = None, device: str | No
     Raises ValueError if there is no such device, no whole checkpoint or no tokenizer.
     """
     where = _device(device)
-    folder = checkpoint.find(path)
-    values = yaml.safe_load((folder / "config.yaml").read_text())
-    known = {field.name for field in dataclasses.fields(RunConfig)}
-    config = settings.from_dict(RunConfig, {k: v for k, v in values.items() if k in known})
-    beside = folder / "tokenizer"
-    words = str(tokenizer or (beside if beside.is_dir() else config.data.tokenizer))
+    source = open_source(path)
+    config = source.config
+    words = str(tokenizer or config.data.tokenizer)
     if not words:
-        raise ValueError(f"{folder} does not say which tokenizer it belongs to; name its folder with --tokenizer.")
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=words))
+        raise ValueError(f"{source.path} does not say which tokenizer it belongs to; name its folder with --tokenizer.")
+    builder = SampleBuilder(replace(config, data=replace(config.data, tokenizer=words)))
     with torch.device("meta"):
         model = Molmo(config.model)
-    model.load_state_dict(dict(checkpoint.read_full_state(folder)), assign=True)
-    model = model.to(where, torch.bfloat16 if where.type == "cuda" else torch.float32)
-    return Answerer(model.eval(), SampleBuilder(config), where)
+    fill(model, source, dtype=torch.bfloat16 if where.type == "cuda" else torch.float32, device=where)
+    return Answerer(model.eval(), builder, where)
 
 
 def _device(name: str | None) -> torch.device:
