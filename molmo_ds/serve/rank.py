@@ -1,11 +1,10 @@
 """The process of one rank of the engine: it reads its part of the weights and works behind the front.
 
-    python -m molmo_ds.serve.rank '{"folder": ..., "link": "127.0.0.1:8001"}'      alone, or under any launcher
+    python -m molmo_ds.serve.rank SETTINGS      alone, or under any launcher; serve/watch.py does it
 
 The secret of the link is in MOLMO_DS_LINK_SECRET.
 """
 
-import json
 import logging
 import os
 import sys
@@ -23,7 +22,7 @@ from molmo_ds.infer.replica import Replica
 from molmo_ds.serve.address import read_address
 from molmo_ds.serve.link import Dialled
 from molmo_ds.serve.prompts import run_config
-from molmo_ds.serve.settings import SECRET, RankSettings
+from molmo_ds.serve.settings import SECRET, RankSettings, from_word
 from molmo_ds.serve.worker import Ranks, Worker
 from molmo_ds.weights.slices import read_slice
 from molmo_ds.weights.source import open_source
@@ -32,7 +31,7 @@ from molmo_ds.weights.source import open_source
 def main() -> None:
     """Work; a user's mistake, or a front that is gone, is a sentence and exit code 1."""
     logging.basicConfig(format="engine: %(message)s", level=logging.WARNING)
-    settings = RankSettings(**json.loads(sys.argv[1]))
+    settings = from_word(sys.argv[-1])  # launchers put their own words before it
     try:
         work(settings, os.environ.get(SECRET, ""))
     except (ValueError, OSError) as error:
@@ -71,7 +70,7 @@ def build_part(settings: RankSettings) -> Replica:
 
     def fill(wanted: dict[str, Cut]) -> Iterable[tuple[str, Tensor]]:
         for name, cut in wanted.items():
-            yield name, read_slice(source, name, lambda *_, cut=cut: cut, dtype)
+            yield name, read_slice(source, name, cut, dtype)
 
     return Replica.over_ranks(config.model, strategy, world, fill, tokenizer.eos, dtype)
 

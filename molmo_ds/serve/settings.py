@@ -1,6 +1,8 @@
 """What the processes of a server are told when they are started, as JSON."""
 
-from dataclasses import dataclass
+import base64
+import json
+from dataclasses import asdict, dataclass
 
 SECRET = "MOLMO_DS_LINK_SECRET"  # variable of the ranks that holds the secret of the link
 
@@ -37,3 +39,13 @@ class RankSettings:
     slots: int = 64  # of one process: answers at a time
     patience: float = 60.0  # seconds without a front before the engine ends
     stall: int = 30  # seconds that a rank may be silent to the others
+
+
+def as_word(settings: RankSettings) -> str:
+    """Settings as one word that every shell on the way to another host leaves as it is."""
+    return base64.urlsafe_b64encode(json.dumps(asdict(settings)).encode()).decode()
+
+
+def from_word(word: str) -> RankSettings:
+    """What `as_word` was given."""
+    return RankSettings(**json.loads(base64.urlsafe_b64decode(word)))

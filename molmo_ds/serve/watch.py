@@ -26,7 +26,7 @@ from molmo_ds.engine.supervise import (
     signal_hosts,
     wait,
 )
-from molmo_ds.serve.settings import SECRET, FrontSettings, RankSettings
+from molmo_ds.serve.settings import SECRET, FrontSettings, RankSettings, as_word
 
 LOOK_SECONDS = 0.5  # between two looks at /health
 END_SECONDS = 5.0  # that a front has to end by itself
@@ -108,7 +108,7 @@ class Watch:
     def _start_engine(self) -> None:
         marks = {MARK: str(self.folder), SECRET: self.front.secret}
         environment = launcher_environment(self.folder / "environment", EXPORTED, marks)
-        words = ["molmo_ds.serve.rank", json.dumps(asdict(self.rank))]
+        words = ["molmo_ds.serve.rank", as_word(self.rank)]
         if self.hosts:
             words = launcher_words(self.hosts, self.folder / "hostfile", free_port(), words)
         else:

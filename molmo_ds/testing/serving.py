@@ -142,7 +142,7 @@ def events(url: str, body: dict[str, Any]) -> list[dict[str, Any]]:
     """The events of a streamed answer, without the [DONE] that must be the last."""
     data = json.dumps({**body, "stream": True}).encode()
     request = urllib.request.Request(f"{url}/v1/chat/completions", data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as response:
+    with urllib.request.urlopen(request, timeout=300) as response:
         *lines, last = [line[len(b"data: ") :].strip() for line in response if line.startswith(b"data: ")]
     assert last == b"[DONE]"
     return [json.loads(line) for line in lines]
@@ -150,7 +150,7 @@ def events(url: str, body: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _open(request: urllib.request.Request) -> tuple[int, bytes]:
     try:
-        with urllib.request.urlopen(request, timeout=60) as response:
+        with urllib.request.urlopen(request, timeout=300) as response:
             return response.status, response.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
