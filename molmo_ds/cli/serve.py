@@ -63,7 +63,6 @@ def main(arguments: list[str] | None = None) -> None:
         strategy=given.strategy and str(given.strategy),
         device=given.device,
         slots=given.slots,
-        stall=int(given.stall),
     )
     watch = Watch(front, rank, hosts, Patience(stall=given.stall))
     try:

@@ -62,7 +62,7 @@ def build_alone(settings: RankSettings) -> Replica:
 def build_part(settings: RankSettings) -> Replica:
     """This rank's part of a replica that lies on several; all ranks call alike."""
     strategy = read_strategy(settings.strategy)
-    world = launch.start(settings.stall)
+    world = launch.start()
     source = world.together(lambda: open_source(settings.folder, world.rank, world.size))
     config = run_config(settings.folder, settings.tokenizer)
     tokenizer = Tokenizer(config.data.tokenizer, config.model.text.vocab_size)

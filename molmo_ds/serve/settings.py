@@ -38,7 +38,6 @@ class RankSettings:
     device: str | None = None  # of one process
     slots: int = 64  # of one process: answers at a time
     patience: float = 60.0  # seconds without a front before the engine ends
-    stall: int = 30  # seconds that a rank may be silent to the others
 
 
 def as_word(settings: RankSettings) -> str:

@@ -6,6 +6,7 @@ many replicas are missing.
 
 import json
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,6 +86,7 @@ class Watch:
         self._kill_engine()
         if "front" in self.processes:
             wait(self.processes["front"], END_SECONDS)
+        shutil.rmtree(self.folder, ignore_errors=True)  # the secret is in it
 
     def say(self, sentence: str) -> None:
         """Tell people."""
