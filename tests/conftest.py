@@ -26,6 +26,7 @@ SLOW = {  # file or folder: why it takes its time
     "ops/test_cuda.py": "compiles the CUDA kernels for the CPU",
     "goldens/test_a_ranks.py": "the reference's numbers on several ranks",
     "hub/test_remote.py": "exported folders in processes of their own",
+    "serve/test_serve_command.py": "a server with all its processes",
     "hub/test_generate_tool.py": "a process for each question",
     "test_examples.py": "the quickstart",
     "test_plan_memory.py": "bytes that torch allocates",

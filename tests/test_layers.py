@@ -14,7 +14,7 @@ LAYERS = [
     ["engine"],
     ["infer", "monitor"],
     ["eval", "hub"],
-    ["train"],
+    ["train", "serve"],
     ["cli"],
     ["testing"],
 ]

@@ -10,6 +10,7 @@ COMMANDS = {  # words of the command -> its file, what it does
     "plan": ("plan", "the bytes per GPU that a run will need"),
     "evaluate": ("evaluate", "score a checkpoint or a server on benchmarks"),
     "ask": ("ask", "ask a trained model about pictures"),
+    "serve": ("serve", "serve a model over HTTP (OpenAI chat completions), with a page to try it"),
     "judge": ("judge", "judge dense captions with a language model behind any OpenAI-compatible URL"),
     "compare": ("compare", "two evaluations question by question: a paired test, and the replies that changed"),
     "shards make": ("make_shards", "write shards from a data set, a folder, JSON lines or tars; index tars of others"),

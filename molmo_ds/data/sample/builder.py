@@ -6,7 +6,7 @@ Shapes: t tokens, n crops, P patches per crop, Q pooled patches per crop.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,13 +80,19 @@ class SampleBuilder:
         record = {**record, "sizes": _checked_sizes(record, pictures)}
         layouts = self._layouts(record)
         tree = self._tree(record, layouts, rng)
-        return _sample(tree, self._seen(layouts, pictures, is_video(record)))
+        single = [is_video(record)] * len(pictures)
+        return _sample(tree, self._seen(layouts, pictures, single))
 
-    def see(self, pictures: Sequence[Picture]) -> Seen:
-        """Decode pictures and cut them into crops, once for all prompts about them; BadSample where one is broken."""
+    def see(self, pictures: Sequence[Picture], overviews: Collection[int] = ()) -> Seen:
+        """Decode pictures and cut them into crops, once for all prompts about them; BadSample where one is broken.
+
+        Args:
+            overviews: numbers of the pictures of which one resized crop is enough.
+        """
         arrays = [_to_array(picture) for picture in pictures]
-        layouts = [self.images.layout(array.shape[1], array.shape[0]) for array in arrays]
-        return self._seen(layouts, arrays, frames=False)
+        single = [number in overviews for number in range(len(arrays))]
+        layouts = [self.images.layout(array.shape[1], array.shape[0], one) for array, one in zip(arrays, single)]
+        return self._seen(layouts, arrays, single)
 
     def prompt(
         self,
@@ -121,13 +127,13 @@ class SampleBuilder:
             return [self.images.layout(1, 1, frame=True)] * count_frames(record)
         return [self.images.layout(width, height) for width, height in record["sizes"]]
 
-    def _seen(self, layouts: list[Layout], pictures: list[np.ndarray], frames: bool) -> Seen:
+    def _seen(self, layouts: list[Layout], pictures: list[np.ndarray], single: list[bool]) -> Seen:
         if not pictures:
             images = torch.empty((0, *self.images.crop_shape), dtype=self.images.dtype)
             masks = torch.empty(0, self.images.patches)
             return Seen(layouts, None, images, masks, self.images.pooled_patches)
         size = (pictures[0].shape[1], pictures[0].shape[0])
-        made = [self.images(picture, frame=frames) for picture in pictures]
+        made = [self.images(picture, frame=one) for picture, one in zip(pictures, single)]
         images = _joined([crops.images for crops in made])
         masks = _joined([crops.masks for crops in made])
         return Seen(layouts, size, images, masks, self.images.pooled_patches)

@@ -31,6 +31,13 @@ def speak(i: int, turn: str, message_format: str = "role", always_start_with_spa
     return " " + turn if i > 0 or always_start_with_space else turn
 
 
+def unspoken(text: str) -> str:
+    """What a user said in a text that `speak` made under `role`; any other text as it is."""
+    if _LAST.fullmatch(text) is None:
+        return text
+    return text.removeprefix(" ").removeprefix(_USER).removesuffix(_ANSWER)
+
+
 def spoken(text: str, end: str) -> list[str] | None:
     """The turns of a text that is a conversation as `speak` writes it, or None.
 

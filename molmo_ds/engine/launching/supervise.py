@@ -56,10 +56,7 @@ class Supervisor:
         except OSError:
             raise ValueError(f"Another tools/launch.py looks after {self.out}; stop it first.") from None
         settings.save(config, self.folder / "config.yaml")
-        lines = [f"{name}={value}\n" for name, value in os.environ.items() if wanted(name, exported)]
-        own = Path(os.environ.get("DS_ENV_FILE", ".deepspeed_env"))
-        lines += own.read_text().splitlines(keepends=True) if own.is_file() else []
-        (self.folder / "environment").write_text("".join(lines) + f"{MARK}={self.out}\n")
+        self.exported = exported
         self.process: subprocess.Popen | None = None
         self.count = 0
 
@@ -101,22 +98,11 @@ class Supervisor:
     def start(self, hosts: list[Host]) -> None:
         """Write the hostfile and start the launcher, on a port of its own."""
         self.count += 1
-        hostfile = self.folder / "hostfile"
         local = len(hosts) == 1 and hosts[0].here
         port = free_port() if local else 20000 + (os.getpid() * 37 + self.count * 101) % 10000
-        words = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", "--master_port", str(port)]
-        if local:
-            words += ["--hostfile", os.devnull, "--num_accelerators", str(hosts[0].slots)]
-        else:
-            hostfile.write_text("".join(f"{host.name} slots={host.slots}\n" for host in hosts))
-            words += ["--hostfile", str(hostfile), "--force_multi"]
-        words += ["--module", "molmo_ds.train", str(self.folder / "config.yaml")]
-        environment = {
-            **os.environ,
-            MARK: str(self.out),
-            "DS_ENV_FILE": str(self.folder / "environment"),
-            "PDSH_SSH_ARGS_APPEND": " ".join(SSH),
-        }
+        module = ["molmo_ds.train", str(self.folder / "config.yaml")]
+        words = launcher_words(hosts, self.folder / "hostfile", port, module)
+        environment = launcher_environment(self.folder / "environment", self.exported, {MARK: str(self.out)})
         self.say("start", hosts=",".join(f"{host.name}:{host.slots}" for host in hosts), port=port)
         self.process = subprocess.Popen(words, env=environment, start_new_session=True, stdin=subprocess.DEVNULL)
 
@@ -173,12 +159,7 @@ class Supervisor:
 
     def signal(self, hosts: list[Host], number: int, ranks_only: bool = False) -> None:
         """Send a signal to every process of this run on these hosts and on this machine, and to nobody else's."""
-        words = [sys.executable, "-S", signal_run.__file__, str(int(number)), str(self.out)]
-        command = shlex.join(words + ["--ranks-only"] * ranks_only)
-        remote = [subprocess.Popen(["ssh", *SSH, host.name, command]) for host in hosts if not host.here]
-        signal_run.signal_run(str(self.out), number, ranks_only)
-        for process in remote:
-            wait(process, 30)
+        signal_hosts(hosts, str(self.out), number, ranks_only)
 
     def wait_for_launcher(self, seconds: float) -> None:
         """Until the launcher has ended, or so long."""
@@ -197,6 +178,37 @@ class Supervisor:
             self.wait_for_launcher(max(60.0, self.limits.stall))
         self.signal(alive(self.hosts), signal.SIGKILL)
         self.end_launcher()
+
+
+def launcher_words(hosts: list[Host], hostfile: Path, port: int, module: list[str]) -> list[str]:
+    """DeepSpeed's launcher for a module and its arguments on these hosts; the hostfile is written if it needs one."""
+    words = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", "--master_port", str(port)]
+    if len(hosts) == 1 and hosts[0].here:
+        words += ["--hostfile", os.devnull, "--num_accelerators", str(hosts[0].slots)]
+    else:
+        hostfile.write_text("".join(f"{host.name} slots={host.slots}\n" for host in hosts))
+        words += ["--hostfile", str(hostfile), "--force_multi"]
+    return [*words, "--module", *module]
+
+
+def launcher_environment(file: Path, exported: str, more: dict[str, str]) -> dict[str, str]:
+    """The launcher's variables; those that the other hosts get too are written to `file`, with `more` among them."""
+    lines = [f"{name}={value}\n" for name, value in os.environ.items() if wanted(name, exported)]
+    own = Path(os.environ.get("DS_ENV_FILE", ".deepspeed_env"))
+    lines += own.read_text().splitlines(keepends=True) if own.is_file() else []
+    file.touch(mode=0o600)  # a server's secret is in it
+    file.write_text("".join([*lines, *(f"{name}={value}\n" for name, value in more.items())]))
+    return {**os.environ, **more, "DS_ENV_FILE": str(file), "PDSH_SSH_ARGS_APPEND": " ".join(SSH)}
+
+
+def signal_hosts(hosts: list[Host], mark: str, number: int, ranks_only: bool = False) -> None:
+    """Send a signal to every process with this mark on these hosts and on this machine, and to nobody else's."""
+    words = [sys.executable, "-S", signal_run.__file__, str(int(number)), mark]
+    command = shlex.join(words + ["--ranks-only"] * ranks_only)
+    remote = [subprocess.Popen(["ssh", *SSH, host.name, command]) for host in hosts if not host.here]
+    signal_run.signal_run(mark, number, ranks_only)
+    for process in remote:
+        wait(process, 30)
 
 
 def wait(process: subprocess.Popen, seconds: float, kill: bool = True) -> bool:
