@@ -12,7 +12,15 @@ ROOT = Path(__file__).parents[1]
 NAMES = {"PIL": "pillow", "yaml": "pyyaml", "flash_attn": "flash-attn", "liger_kernel": "liger-kernel"}
 OPTIONAL = {"av": "video", "wandb": "wandb", "triton": "gpu"}  # imported where they are there
 BY_NAME = {"tensorboard": "torch.utils.tensorboard"}  # imported by another package of ours
-TOOLS = {"pytest-timeout", "ruff", "pre-commit", "setuptools", "mkdocs-material", "mkdocstrings"}  # run, not imported
+TOOLS = {  # run, not imported
+    "mkdocs-material",
+    "mkdocstrings",
+    "pre-commit",
+    "pytest-timeout",
+    "pytest-xdist",
+    "ruff",
+    "setuptools",
+}
 
 
 def declared(section: str, option: str) -> dict[str, str]:
