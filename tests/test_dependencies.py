@@ -18,7 +18,15 @@ NAMES = {
 }
 OPTIONAL = {"av": "video", "wandb": "wandb", "triton": "gpu", "lmms-eval": "lmms-eval"}  # imported where they are
 BY_NAME = {"tensorboard": "torch.utils.tensorboard"}  # imported by another package of ours
-TOOLS = {"pytest-timeout", "ruff", "pre-commit", "setuptools", "mkdocs-material", "mkdocstrings"}  # run, not imported
+TOOLS = {  # run, not imported
+    "mkdocs-material",
+    "mkdocstrings",
+    "pre-commit",
+    "pytest-timeout",
+    "pytest-xdist",
+    "ruff",
+    "setuptools",
+}
 
 
 def declared(section: str, option: str) -> dict[str, str]:

@@ -7,6 +7,8 @@ Words: `engine` is what deepspeed.initialize returned, `zero` its optimizer (of 
 steps *masters*: flat fp32 tensors of which a parameter is a slice, or under ZeRO-0 the parameters themselves.
 """
 
+import importlib.util
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +39,8 @@ NAMES = {  # module -> names that are defined, or set on an object, there
         remove_partition_and_release_buffers swap_in swap_out_and_release synchronize_reads
     """,
     "deepspeed.runtime.utils": "partition_balanced",
+    "deepspeed.runtime.zero.muon.muon_optimizer": "MuonWithAuxAdam",
+    "deepspeed.runtime.zero.muon.original_muon": "muon_update",
     "deepspeed.runtime.zero.partition_parameters": """
         ds_id ds_numel ds_secondary_tensor ds_shape ds_tensor final_location nvme_swapper
     """,
@@ -359,6 +363,20 @@ def _configure_experts(zero: DeepSpeedZeroOptimizer) -> None:
 def compile_no_ops() -> None:
     """Let DeepSpeed believe that it can compile no op, so that it tries no compilers at each start."""
     ops.__compatible_ops__ = {}
+
+
+def leave_out_muon() -> None:
+    """Let DeepSpeed ask whether our optimizer is its Muon without running Muon's modules.
+
+    They load torch's compiler: about a second at each start of a process.
+    """
+    never = {"muon_optimizer.MuonWithAuxAdam": type("MuonWithAuxAdam", (), {}), "original_muon.muon_update": None}
+    for place, value in never.items():
+        name, _, attribute = place.partition(".")
+        spec = importlib.util.find_spec(f"deepspeed.runtime.zero.muon.{name}")
+        module = importlib.util.module_from_spec(spec)
+        setattr(module, attribute, value)
+        sys.modules.setdefault(spec.name, module)
 
 
 def backend() -> Any:

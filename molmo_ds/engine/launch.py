@@ -98,6 +98,7 @@ def start(timeout_seconds: int = 600) -> World:
     from molmo_ds.engine import deepspeed_0_19
 
     deepspeed_0_19.compile_no_ops()
+    deepspeed_0_19.leave_out_muon()
     if "RANK" not in os.environ:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

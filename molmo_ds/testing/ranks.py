@@ -16,7 +16,6 @@ from typing import Any
 
 # what building an engine imports, once, before the fork
 import accelerate  # noqa: F401
-import deepspeed.runtime.zero.muon.muon_optimizer
 import deepspeed.runtime.zero.stage3  # noqa: F401
 import torch
 import torch._inductor.compile_fx

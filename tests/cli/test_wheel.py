@@ -29,9 +29,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def call(installed: Path, folder: Path, *words: str) -> subprocess.CompletedProcess:
+def call(installed: Path, folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess:
     """`molmo-ds WORDS` of the installed package in a folder."""
-    environment = {**os.environ, "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1", **variables}
     command = [str(installed / "bin/molmo-ds"), *words]
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=300)
 
@@ -61,11 +61,14 @@ def test_a_run_with_the_default_strategy_from_another_folder(
     installed: Path, tiny_run: list[str], tmp_path: Path
 ) -> None:
     words = [word for word in tiny_run if not word.startswith(("strategy=", "max_steps="))]
-    done = call(installed, tmp_path, "train", *words, "max_steps=2", "micro_batch=4", f"out={tmp_path / 'out'}")
+    words += ["max_steps=2", "micro_batch=4", f"out={tmp_path / 'out'}"]
+    done = call(installed, tmp_path, "train", *words, PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 0, done.stderr[-3000:]
     there = installed / "molmo_ds/ds_configs/zero3.json"
     assert f"strategy=ds_configs/zero3.json: the working folder has no such file; {there} is taken." in done.stderr
     assert (tmp_path / "out/DONE").is_file()
+    assert "| torch._dynamo\n" in done.stderr.replace(" ", "").replace("|", "| ")  # what is imported is told
+    assert "torch._inductor.compile_fx" not in done.stderr  # which takes a second, and nothing was compiled
 
 
 def test_the_plan_of_another_strategy_of_the_package(installed: Path, tmp_path: Path) -> None:
