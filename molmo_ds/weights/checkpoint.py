@@ -191,8 +191,9 @@ def read_manifest(path: Path) -> Manifest:
         raise ValueError("manifest.json cannot be read") from None
     if made.format != FORMAT:
         raise ValueError(f"its format is {made.format}, not {FORMAT}")
-    files = {f"rank-{rank:05d}.{kind}" for rank in range(made.ranks) for kind in ("json", "safetensors")}
-    if made.files.keys() != files | {"config.yaml"}:
+    ranks = range(min(made.ranks, len(made.files)))  # a damaged number may be of any size
+    files = {f"rank-{rank:05d}.{kind}" for rank in ranks for kind in ("json", "safetensors")}
+    if len(ranks) != made.ranks or made.files.keys() != files | {"config.yaml"}:
         raise ValueError(f"manifest.json does not name the files of {made.ranks} ranks")
     if path.name[5:].isdigit() and path.name != f"step-{made.step:08d}":
         raise ValueError(f"manifest.json is of step {made.step}")
