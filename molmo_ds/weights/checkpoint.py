@@ -92,6 +92,8 @@ class Found:
         if stored.file not in self.handles:
             self.handles[stored.file] = TensorFolder(stored.file)
         piece = self.handles[stored.file].rows(f"{name}|{stored.start}|{key}")
+        if not piece.is_floating_point():
+            raise ValueError(f"{stored.file} holds {key} of {name} as {piece.dtype}, which no save writes.")
         if piece.shape != (stored.size,):
             raise ValueError(f"{stored.file} holds {list(piece.shape)} of {name} at {stored.start}, not {stored.size}.")
         return piece
