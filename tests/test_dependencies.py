@@ -16,7 +16,7 @@ NAMES = {
     "liger_kernel": "liger-kernel",
     "lmms_eval": "lmms-eval",
 }
-OPTIONAL = {"av": "video", "wandb": "wandb", "triton": "gpu", "lmms-eval": "lmms-eval"}  # imported where they are
+OPTIONAL = {"av": "video", "wandb": "wandb", "triton": "gpu", "flash-attn": "gpu", "torchao": "quantized", "lmms-eval": "lmms-eval"}  # imported where they are
 BY_NAME = {"tensorboard": "torch.utils.tensorboard"}  # imported by another package of ours
 TOOLS = {  # run, not imported
     "mkdocs-material",
