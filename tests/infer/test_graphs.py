@@ -150,34 +150,17 @@ def test_a_buffer_that_does_not_stay_is_seen(monkeypatch: pytest.MonkeyPatch) ->
         check(asked, made, NEVER, answers(Replica.of(model, NEVER, FEW, BUCKETS, Recorder()), asked))
 
 
-@pytest.mark.parametrize("recorded", [False, True])
-def test_a_compiled_step_is_one_graph_for_each_bucket(
-    recorded: bool, seen: list[Bucket], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_compiled_step_is_one_graph_for_each_bucket(seen: list[Bucket], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
     torch._dynamo.reset()
     counters.clear()
     model = network()
     asked = asked_of(model, 5)
-    replica = Replica.of(model, NEVER, FEW, Execution(compile=True), Recorder() if recorded else None)
-    check(asked, oracle(model, asked), NEVER, answers(replica, asked))
+    with torch._dynamo.config.patch(recompile_limit=1):  # torch's own limit, beyond which it goes on uncompiled
+        found = answers(Replica.of(model, NEVER, FEW, Execution(compile=True)), asked)
+    check(asked, oracle(model, asked), NEVER, found)
     assert counters["stats"]["unique_graphs"] == len(set(seen)) > 2, "layers share a graph, and a bucket has one"
     assert len(seen) > 2 * len(set(seen)) and not counters["graph_break"]
-    again = Replica.of(model, NEVER, FEW, Execution(compile=True))
-    answers(again, asked)
+    answers(Replica.of(model, NEVER, FEW, Execution(compile=True)), asked)
     assert counters["stats"]["unique_graphs"] == len(set(seen)), "another replica compiles nothing"
-    torch._dynamo.reset()
-
-
-def test_more_buckets_than_torch_compiles_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "BACKEND", "eager")
-    monkeypatch.setattr(slots, "ROUND", 2)
-    torch._dynamo.reset()
-    counters.clear()
-    model = network()
-    asked = answer_oracle.questions(model.config, 1, Options(max_new_tokens=22))
-    replica = Replica.of(model, NEVER, FEW, Execution(compile=True))
-    answers(replica, asked)
-    assert counters["stats"]["unique_graphs"] in (11, 12), "of 21 steps in pairs"
-    assert torch._dynamo.config.recompile_limit < 11
     torch._dynamo.reset()

@@ -1,0 +1,142 @@
+"""INT8 and FP8 weights: every element within half a step, and logits as far off as rounding noise makes them."""
+
+import importlib.util
+
+import pytest
+import torch
+from torch import Tensor
+
+from molmo_ds.batch import Sample
+from molmo_ds.config import MolmoConfig
+from molmo_ds.data.order.packing import collate
+from molmo_ds.engine.quantized import quantize
+from molmo_ds.engine.strategy import Execution
+from molmo_ds.infer.options import Options
+from molmo_ds.infer.question import Question
+from molmo_ds.infer.replica import Replica
+from molmo_ds.model.decoder import DecoderLayer
+from molmo_ds.model.linear import Linear
+from molmo_ds.model.molmo import Molmo
+from molmo_ds.testing import synthetic
+from molmo_ds.testing.oracle import family
+
+needs_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
+
+
+def network(config: MolmoConfig = synthetic.MODEL) -> Molmo:
+    model = Molmo(config)
+    model.reset_parameters(0)
+    return model.eval()
+
+
+def matrices(model: Molmo) -> dict[str, Tensor]:
+    return {
+        f"{name}.{inner}.weight": module.weight
+        for name, layer in model.named_modules()
+        if isinstance(layer, DecoderLayer)
+        for inner, module in layer.named_modules()
+        if isinstance(module, Linear)
+    }
+
+
+def held_bytes(weight: Tensor) -> int:
+    """Of all that a quantised weight is made of."""
+    names, _ = weight.__tensor_flatten__()
+    return sum(getattr(weight, name).nbytes for name in names)
+
+
+@needs_torchao
+@pytest.mark.parametrize("weights", ["int8", "fp8"])
+def test_each_element_is_within_half_a_step(weights: str) -> None:
+    model = network()
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    names = set(matrices(model))
+    quantize(model.layers, weights)
+    after = matrices(model)
+    assert len(names) == 7 * len(model.layers) and after.keys() == names
+    for name, weight in after.items():
+        old = before[name]
+        error = (weight.dequantize() - old).abs()
+        largest = old.abs().amax(1, keepdim=True)
+        # int8: 255 steps over the row's range; fp8: 4 significant bits, and below 2^-6 of a range of 448 whole 2^-9
+        step = largest / 127.5 if weights == "int8" else torch.maximum(old.abs() / 8, largest / 448 / 2**9)
+        assert float((error / step).max()) <= 0.5 * (1 + 1e-4), name
+        assert float(error.max()) > 0
+        assert held_bytes(weight) <= old.numel() + 8 * len(old)  # and a scale and a zero for each row
+    kept = {name: weight for name, weight in model.named_parameters() if name not in names}
+    assert all(torch.equal(weight, before[name]) for name, weight in kept.items())
+
+
+@needs_torchao
+def test_logits_differ_as_rounding_noise_says() -> None:
+    """To first order a logit moves by sum(gradient x error), each error uniform in a step: variance step^2 / 12."""
+    model = network()
+    batch = collate([[sample(9)]], 10)
+    exact = model.logits(batch)[0, -1]
+    weights = matrices(model)
+    sigmas = []
+    for word in range(0, len(exact), 8):
+        gradients = torch.autograd.grad(exact[word], list(weights.values()), retain_graph=True)
+        steps = [weight.detach().abs().amax(1, keepdim=True) / 127.5 for weight in weights.values()]
+        sigmas.append(sum(float((g * step).square().sum()) / 12 for g, step in zip(gradients, steps)) ** 0.5)
+    quantize(model.layers, "int8")
+    with torch.no_grad():
+        found = model.logits(batch)[0, -1]
+    relative = (found - exact.detach())[::8] / torch.tensor(sigmas)
+    assert len(relative) > 10
+    assert float(relative.abs().max()) < 5
+    assert 0.4 < float(relative.square().mean().sqrt()) < 2
+
+
+@needs_torchao
+def test_a_replica_gives_the_same_words_where_they_are_clear() -> None:
+    options = Options(max_new_tokens=8, logprobs=2)
+    asked = [Question(name=str(i), prompt=sample(5 + i), options=options) for i in range(4)]
+    exact = pieces(Replica.of(network(), 97), asked)
+    found = pieces(Replica.of(network(), 97, execution=Execution(weights="int8")), asked)
+    agreed = 0
+    for name, tokens in exact.items():
+        for (token, top), (other, _) in zip(tokens, found[name]):
+            if token != other:
+                assert top[0][1] - top[1][1] < 0.02, "a word that was clearly the likeliest is another"
+                break  # the answers part here
+            agreed += 1
+    assert agreed > 16  # of 32
+
+
+@pytest.mark.parametrize(
+    ("decoder", "there", "sentence"),
+    [("qwen2", False, "needs torchao; install it"), ("olmoe", True, "cannot hold the fused weights of experts")],
+)
+def test_what_cannot_be_quantised_is_a_sentence(
+    decoder: str, there: bool, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if there else None)
+    with torch.device("meta"):
+        layers = Molmo(family(decoder)).layers
+    with pytest.raises(ValueError, match=sentence):
+        quantize(layers, "int8")
+
+
+def pieces(replica: Replica, asked: list[Question]) -> dict[str, list]:
+    """(token, the two likeliest with their log-probabilities) of each answer."""
+    replica.admit(asked)
+    out: dict[str, list] = {}
+    while replica.busy:
+        for piece in replica.step():
+            out.setdefault(piece.name, []).append((piece.token, piece.top))
+    return out
+
+
+def sample(words: int) -> Sample:
+    """A prompt without a picture."""
+    return Sample(
+        input_ids=torch.arange(1, 1 + words) * 7 % 90,
+        labels=torch.zeros(words, dtype=torch.int64),
+        loss_weights=torch.zeros(words),
+        position_ids=torch.arange(words),
+        branch_ids=torch.zeros(words, dtype=torch.int32),
+        images=torch.zeros(0, 28, 28, 3, dtype=torch.uint8),
+        image_masks=torch.zeros(0, 16),
+        image_positions=torch.zeros(0, 4, dtype=torch.int64),
+    )
