@@ -16,10 +16,10 @@ from torch.nn import functional as F
 
 from molmo_ds.batch import Batch
 from molmo_ds.config import MolmoConfig
+from molmo_ds.engine import quantized
 from molmo_ds.engine.grid import Grid
 from molmo_ds.engine.inference_layout import Fill, load, refuse, share_of, stage_rows
 from molmo_ds.engine.launch import World
-from molmo_ds.engine.quantized import quantize
 from molmo_ds.engine.strategy import Strategy
 from molmo_ds.engine.tensor_shards import SharedNorm
 from molmo_ds.model.carry import Carry
@@ -70,6 +70,7 @@ class Share:
         Raises ValueError where the network cannot be cut so, or a parameter is not filled.
         """
         refuse(config, strategy)
+        weights = strategy.execution.weights
         grid = Grid(strategy.axes(world.size), world.rank)
         if strategy.tensor > 1:
             grid.make("tensor")
@@ -78,14 +79,15 @@ class Share:
         module, rows = stage_rows(config, strategy, grid)
         failure = None
         try:
+            quantized.check(config, weights)
             load(module, config, fill, grid, world.device, dtype)
         except (ValueError, OSError) as error:
             failure = error
         failures = world.gather(failure) if world.size > 1 else [failure]
         for failure in filter(None, failures):  # of whichever rank: all end with its sentence
             raise failure
-        if strategy.execution.weights:
-            quantize([layer for _, layer in rows], strategy.execution.weights)
+        if weights:
+            quantized.quantize([layer for _, layer in rows], weights)
         if strategy.tensor > 1:
             for _, layer in rows:
                 if isinstance(layer, DecoderLayer):

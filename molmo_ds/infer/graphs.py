@@ -92,7 +92,7 @@ def default_capture(share: Share) -> Capture | None:
     if share.device.type != "cuda":
         return None
     if share.config.text.num_experts and share.dtype != torch.bfloat16:
-        log.warning("Decode steps are no CUDA graphs: the grouped product of experts waits for the GPU in %s.", share.dtype)
+        log.warning("Decode steps are no CUDA graphs: in %s the product of experts waits for the GPU.", share.dtype)
         return None
     return CudaCapture()
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from molmo_ds.config import MolmoConfig
+from molmo_ds.engine import quantized
 from molmo_ds.engine.inference import Share
 from molmo_ds.engine.inference_layout import Fill
 from molmo_ds.engine.launch import World
-from molmo_ds.engine.quantized import quantize
 from molmo_ds.engine.strategy import PLAIN, USUAL, Execution, Limits, Strategy
 from molmo_ds.infer import prefill
 from molmo_ds.infer.graphs import Capture, DecodeStep, default_capture
@@ -86,7 +86,8 @@ class Replica:
         """A network in one process' hands, in eval mode; `execution.weights` changes its weights in place."""
         share = Share.whole(model)
         if execution.weights:
-            quantize(share.layers, execution.weights)
+            quantized.check(model.config, execution.weights)
+            quantized.quantize(share.layers, execution.weights)
         return cls(share, eos, limits, execution, capture)
 
     @classmethod

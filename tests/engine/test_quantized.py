@@ -9,7 +9,7 @@ from torch import Tensor
 from molmo_ds.batch import Sample
 from molmo_ds.config import MolmoConfig
 from molmo_ds.data.order.packing import collate
-from molmo_ds.engine.quantized import quantize
+from molmo_ds.engine.quantized import check, quantize
 from molmo_ds.engine.strategy import Execution
 from molmo_ds.infer.options import Options
 from molmo_ds.infer.question import Question
@@ -67,22 +67,29 @@ def test_each_element_is_within_half_a_step(weights: str) -> None:
     assert all(torch.equal(weight, before[name]) for name, weight in kept.items())
 
 
+def noise(model: Molmo, words: int) -> tuple[Tensor, Tensor]:
+    """(the last logits [E] of a prompt, [E / 8] how far every eighth moves: a standard deviation).
+
+    To first order a logit moves by sum(gradient x error), each error uniform in a step: variance step^2 / 12.
+    """
+    logits = model.logits(collate([[sample(words)]], words))[0, -1]
+    weights = list(matrices(model).values())
+    steps = [weight.detach().abs().amax(1, keepdim=True) / 127.5 for weight in weights]
+    variances = []
+    for word in range(0, len(logits), 8):
+        gradients = torch.autograd.grad(logits[word], weights, retain_graph=True)
+        variances.append(sum((g * step).square().sum() / 12 for g, step in zip(gradients, steps)))
+    return logits.detach(), torch.stack(variances).sqrt()
+
+
 @needs_torchao
 def test_logits_differ_as_rounding_noise_says() -> None:
-    """To first order a logit moves by sum(gradient x error), each error uniform in a step: variance step^2 / 12."""
     model = network()
-    batch = collate([[sample(9)]], 10)
-    exact = model.logits(batch)[0, -1]
-    weights = matrices(model)
-    sigmas = []
-    for word in range(0, len(exact), 8):
-        gradients = torch.autograd.grad(exact[word], list(weights.values()), retain_graph=True)
-        steps = [weight.detach().abs().amax(1, keepdim=True) / 127.5 for weight in weights.values()]
-        sigmas.append(sum(float((g * step).square().sum()) / 12 for g, step in zip(gradients, steps)) ** 0.5)
+    exact, sigma = noise(model, 9)
     quantize(model.layers, "int8")
     with torch.no_grad():
-        found = model.logits(batch)[0, -1]
-    relative = (found - exact.detach())[::8] / torch.tensor(sigmas)
+        found = model.logits(collate([[sample(9)]], 9))[0, -1]
+    relative = (found - exact)[::8] / sigma
     assert len(relative) > 10
     assert float(relative.abs().max()) < 5
     assert 0.4 < float(relative.square().mean().sqrt()) < 2
@@ -90,18 +97,21 @@ def test_logits_differ_as_rounding_noise_says() -> None:
 
 @needs_torchao
 def test_a_replica_gives_the_same_words_where_they_are_clear() -> None:
+    _, sigma = noise(network(), 8)
+    clear = 5 * 2**0.5 * float(sigma.max())  # a difference of two logits moves by sqrt(2) as much
     options = Options(max_new_tokens=8, logprobs=2)
     asked = [Question(name=str(i), prompt=sample(5 + i), options=options) for i in range(4)]
     exact = pieces(Replica.of(network(), 97), asked)
     found = pieces(Replica.of(network(), 97, execution=Execution(weights="int8")), asked)
-    agreed = 0
+    compared = 0
     for name, tokens in exact.items():
         for (token, top), (other, _) in zip(tokens, found[name]):
+            lead = top[0][1] - top[1][1]
+            assert token == other or lead < clear, "a word that was clearly the likeliest is another"
+            compared += lead >= clear
             if token != other:
-                assert top[0][1] - top[1][1] < 0.02, "a word that was clearly the likeliest is another"
                 break  # the answers part here
-            agreed += 1
-    assert agreed > 16  # of 32
+    assert compared > 16  # of 32
 
 
 @pytest.mark.parametrize(
@@ -112,10 +122,9 @@ def test_what_cannot_be_quantised_is_a_sentence(
     decoder: str, there: bool, sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if there else None)
-    with torch.device("meta"):
-        layers = Molmo(family(decoder)).layers
     with pytest.raises(ValueError, match=sentence):
-        quantize(layers, "int8")
+        check(family(decoder), "int8")
+    check(family(decoder), None)
 
 
 def pieces(replica: Replica, asked: list[Question]) -> dict[str, list]:

@@ -1,17 +1,15 @@
 """Decode steps of few shapes: padded, compiled, or recorded and replayed, the answers are those without a cache."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import answer_oracle
 import pytest
 import torch
+from recorder import Recorder
 from test_replica import FEW, NEVER, answers, check, network, oracle
-from torch import Tensor
 from torch._dynamo.utils import counters
-from torch.utils._python_dispatch import TorchDispatchMode
 
-import answer_oracle
 from molmo_ds.engine import compiled
 from molmo_ds.engine.strategy import Execution
 from molmo_ds.infer import slots
@@ -22,48 +20,6 @@ from molmo_ds.infer.slots import Bucket, Slots
 from molmo_ds.model.molmo import Molmo
 
 BUCKETS = Execution(buckets=True)
-
-
-class Recorded(TorchDispatchMode):
-    """What a CUDA graph is, on the CPU: the operators with the very tensors they had; the host's numbers are fixed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[Callable, tuple, dict, Any]] = []
-        self.replays = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        out = function(*args, **(kwargs or {}))
-        self.calls.append((function, args, kwargs or {}, out))
-        return out
-
-    def replay(self) -> None:
-        """Each operator again, its result into the memory of the first one."""
-        self.replays += 1
-        for function, args, kwargs, old in self.calls:
-            new = function(*args, **kwargs)
-            if function.is_view or function._schema.is_mutable:
-                continue
-            pairs = zip(old, new) if isinstance(old, (tuple, list)) else [(old, new)]
-            for before, after in pairs:
-                if isinstance(before, Tensor) and before.data_ptr() != after.data_ptr():
-                    before.copy_(after)
-
-
-class Recorder:
-    """Captures on the CPU; warms up as on a GPU."""
-
-    def __init__(self) -> None:
-        self.graphs: list[Recorded] = []
-
-    def __call__(self, work: Callable[[], Tensor]) -> tuple[Recorded, Tensor]:
-        """Run twice, then record."""
-        work()
-        work()
-        self.graphs.append(Recorded())
-        with self.graphs[-1]:
-            out = work()
-        return self.graphs[-1], out
 
 
 @pytest.fixture(autouse=True)
@@ -92,9 +48,10 @@ def asked_of(model: Molmo, count: int = 9) -> list[Question]:
 
 def test_buckets_are_powers_of_two_and_multiples_of_a_round() -> None:
     made = Slots([], 6, 40, torch.device("cpu"), buckets=True)
-    for lengths, bucket in [([3], (1, 16)), ([15], (1, 16)), ([16], (1, 32)), ([9, 9, 9], (4, 16)), ([39] * 5, (6, 40))]:
-        made.lengths = lengths
-        assert made.bucket == Bucket(*bucket)
+    expected = {(3,): (1, 16), (15,): (1, 16), (16,): (1, 32), (9, 9, 9): (4, 16), (39,) * 5: (6, 40)}
+    for lengths, (rows, longest) in expected.items():
+        made.lengths = list(lengths)
+        assert made.bucket == Bucket(rows, longest)
     made.buckets = False
     assert made.bucket == Bucket(5, 40)
 

@@ -101,7 +101,8 @@ def arguments(device: str) -> dict[str, list]:
     }
 
 
-FREE = {"attention_plan", "cached_attention", "tree_attention"}  # ops without parameters that choose by sizes: see ops/dispatch.py
+# ops without parameters that choose by sizes: see ops/dispatch.py
+FREE = {"attention_plan", "cached_attention", "tree_attention"}
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

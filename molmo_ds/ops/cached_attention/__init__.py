@@ -1,7 +1,7 @@
 """Attention of one new token per row over a KV cache, into which its key and value are written.
 
-No parameters and no gradients. Shapes: R running rows, S slots, C tokens of a slot, L tokens of the longest row, H heads,
-G key-value heads, d head width.
+No parameters and no gradients. Shapes: R running rows, S slots, C tokens of a slot, L tokens of the longest row,
+H heads, G key-value heads, d head width.
 """
 
 from torch import Tensor
