@@ -1,6 +1,7 @@
 """INT8 and FP8 weights: every element within half a step, and logits as far off as rounding noise makes them."""
 
 import importlib.util
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -9,8 +10,10 @@ from torch import Tensor
 from molmo_ds.batch import Sample
 from molmo_ds.config import MolmoConfig
 from molmo_ds.data.order.packing import collate
+from molmo_ds.engine.inference_layout import Cut
+from molmo_ds.engine.launch import World
 from molmo_ds.engine.quantized import check, quantize
-from molmo_ds.engine.strategy import Execution
+from molmo_ds.engine.strategy import Execution, parse
 from molmo_ds.infer.options import Options
 from molmo_ds.infer.question import Question
 from molmo_ds.infer.replica import Replica
@@ -112,6 +115,21 @@ def test_a_replica_gives_the_same_words_where_they_are_clear() -> None:
             if token != other:
                 break  # the answers part here
     assert compared > 16  # of 32
+
+
+@needs_torchao
+def test_a_strategy_file_quantises_what_a_rank_holds() -> None:
+    whole = network().state_dict()
+    ours = {"engine": "inference", "weights": "int8"}
+
+    def fill(cuts: dict[str, Cut]) -> Iterator[tuple[str, Tensor]]:
+        return ((name, whole[name][cut]) for name, cut in cuts.items())
+
+    world = World(0, 0, 1, torch.device("cpu"))
+    replica = Replica.over_ranks(synthetic.MODEL, parse("mine.json", {"molmo_ds": ours}), world, fill, 97)
+    asked = [Question(name="one", prompt=sample(6), options=Options(max_new_tokens=4, logprobs=2))]
+    assert pieces(replica, asked) == pieces(Replica.of(network(), 97, execution=Execution(weights="int8")), asked)
+    assert replica.share.layers[0].mlp.down_proj.weight.__tensor_flatten__()
 
 
 @pytest.mark.parametrize(
