@@ -1,7 +1,7 @@
 """Charts: relaxed correctness within 5 %, exact match, and the lenient rule of the reference's later code.
 
-Source of the rules: allenai/molmo 793fa38 and, for the lenient one, allenai/molmo2 f3cb108, both olmo/eval/vqa.py. `2%` against `2`
-is wrong under the relaxed rule, as in the reference.
+Source of the rules: allenai/molmo 793fa38 and, for the lenient one, allenai/molmo2 f3cb108, both olmo/eval/vqa.py.
+`2%` against `2` is wrong under the relaxed rule, as in the reference.
 """
 
 from __future__ import annotations
