@@ -16,7 +16,6 @@ from molmo_ds.config import RunConfig
 from molmo_ds.testing import run_files
 from molmo_ds.testing.ranks import Forked, free_port, rank_environment
 from molmo_ds.train import main, read_arguments
-from molmo_ds.weights import checkpoint
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[1]
@@ -145,9 +144,7 @@ def test_evaluators_log_under_their_names_and_change_nothing(tiny_run: list[str]
     named = {step: [key for key in line if key.startswith("eval/")] for step, line in seen.items()}
     assert named == {1: [], 2: some, 4: some + few}
     assert seen[4]["eval/some/examples"] == 40 and seen[4]["eval/few/examples"] == 2
-    assert (
-        seen[4]["eval/some/loss"] != seen[4]["eval/few/loss"] and seen[2]["eval/some/loss"] != seen[4]["eval/some/loss"]
-    )
+    assert len({seen[2]["eval/some/loss"], seen[4]["eval/some/loss"], seen[4]["eval/few/loss"]}) == 3
 
 
 def wait_for_steps(run: Forked, out: Path, steps: int, timeout: float = 60) -> None:

@@ -10,17 +10,19 @@ from eval_files import make
 from torch import Tensor
 
 from molmo_ds import settings
+from molmo_ds.batch import Batch
 from molmo_ds.config import EvaluatorConfig, RunConfig, SourceConfig
 from molmo_ds.data.order.loader import Mixture, build_stream
 from molmo_ds.data.order.packing import Budget, collate
 from molmo_ds.data.read.writer import write_shards
 from molmo_ds.engine import build_engine, launch
 from molmo_ds.engine.launch import World
-from molmo_ds.eval.client import Reply, failure
+from molmo_ds.eval.client import FAILED, Reply
 from molmo_ds.eval.evaluators import Evaluator, build_evaluators
-from molmo_ds.eval.loss_of_source import pack
+from molmo_ds.eval.loss_of_source import LossOfSource, pack
 from molmo_ds.eval.task_in_training import TaskInTraining
 from molmo_ds.model.molmo import Molmo
+from molmo_ds.testing import run_files
 from molmo_ds.testing.ranks import run_ranks
 
 STRATEGIES = ("zero1", "zero3", "pipe_zero1")
@@ -169,12 +171,67 @@ def reading(config: RunConfig, folder: Path) -> TaskInTraining:
 def test_only_what_was_answered_is_scored(reading: TaskInTraining) -> None:
     right, wrong, failed, _ = reading.questions
     truth = right.annotation["answers"][0]
-    replies = [Reply(id=one.id, text=truth, token_count=2, end="stop") for one in (right, wrong)]
-    replies[1] = replace(replies[1], text="no idea")
-    ask = next(one for one in [failed])
-    replies.append(replace(replies[0], id=ask.id, end=failure(replies[0], "no luck").end))
-    figures = reading.score({reply.id: reply for reply in replies})
+    replies = {
+        right.id: Reply(id=right.id, text=truth, token_count=2, end="stop"),
+        wrong.id: Reply(id=wrong.id, text="no idea", token_count=2, end="stop"),
+        failed.id: Reply(id=failed.id, text="", token_count=0, end=f"{FAILED}no luck"),
+    }
+    figures = reading.score(replies)
     assert figures["vqa_score"] == 0.5 and figures["failed"] == 1 and figures["examples"] == 3
+
+
+class Scale:
+    """An engine that only weighs what it is given."""
+
+    world = launch.alone()
+
+    def __init__(self, rank: int = 0, ranks: int = 1) -> None:
+        self.data_rank = rank
+        self.data_size = ranks
+        self.calls: list[float] = []
+
+    def eval_loss(self, batches: list[Batch]) -> Numbers:
+        weight = sum(batch.loss_weights.double().sum().item() for batch in batches)
+        self.calls.append(weight)
+        return {"weight": weight, "loss": 1.0, "ce_loss": 1.0, "z_loss": 0.0, "accuracy": 0.5}
+
+
+def words_of(config: RunConfig, path: Path, **changes: object) -> LossOfSource:
+    data = replace(config.data, sequence_length=100, crops_per_sequence=8)
+    one = EvaluatorConfig(path=str(path))
+    run = replace(config, evaluators={"words": one}, data=data, **changes)
+    return LossOfSource("words", run, launch.alone())
+
+
+def test_ranks_share_the_samples_and_make_equally_many_calls(config: RunConfig, folder: Path) -> None:
+    measure = words_of(config, folder / "words", global_batch=6)
+    assert len(measure.sequences) == 9
+    whole = Scale()
+    assert measure.measure(whole, 60, lambda: None)["examples"] == 9 and len(whole.calls) == 2
+    parts = [Scale(rank, 6) for rank in range(6)]  # in the second call three ranks have nothing
+    counts = [measure.measure(part, 60, lambda: None)["examples"] for part in parts]
+    assert counts == [2, 2, 2, 1, 1, 1]
+    assert [part.calls[1] for part in parts][3:] == [0, 0, 0]
+    together = [sum(calls) for calls in zip(*(part.calls for part in parts), strict=True)]
+    assert together == pytest.approx(whole.calls, rel=1e-12)
+
+
+def test_the_time_is_bounded(config: RunConfig, folder: Path) -> None:
+    engine = Scale()
+    found = words_of(config, folder / "words", global_batch=2).measure(engine, 0.0, lambda: None)
+    assert len(engine.calls) == 1 and found["examples"] == 2
+
+
+def test_samples_that_cannot_be_decoded_are_left_out(config: RunConfig, tmp_path: Path) -> None:
+    def torn():
+        for number, (key, parts) in enumerate(run_files.records(6)):
+            cut = {name: data[:-30] if number == 2 and name == "png" else data for name, data in parts.items()}
+            yield key, cut
+
+    write_shards(torn(), tmp_path / "torn", samples_per_shard=20)
+    measure = words_of(config, tmp_path / "torn", global_batch=2)
+    assert measure.examples == 6
+    assert measure.measure(Scale(), 60, lambda: None)["examples"] == 5
 
 
 def test_when_it_is_due(config: RunConfig) -> None:
