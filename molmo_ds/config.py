@@ -234,7 +234,7 @@ class EvaluatorConfig(Checked):
 
     path: Place = ""  # folder, URL or glob of shards whose loss is taken
     task: str = ""  # TASK[:SPLIT] of `molmo-ds evaluate --list` whose questions are answered
-    data: Place = "data"  # folder of the task's shards, as `molmo-ds download` writes them
+    data_folder: Place = "data"  # folder of the task's shards, as `molmo-ds download` writes them
     examples: Count = 2048  # the first samples of path, or the first questions of task
     interval: Optional[Count] = 1000  # steps between two evaluations; None = only at the end
     at_end: bool = True  # once more after the last step

@@ -48,7 +48,7 @@ class TaskInTraining:
         self.name = name
         self.config = config
         self.headline = self.task.headline
-        self.shards = ShardSet(str(shards_of(self.task, self.split, Path(asked.data))))
+        self.shards = ShardSet(str(shards_of(self.task, self.split, Path(asked.data_folder))))
         self.questions = list(self.task.rows(self.shards, self.split, asked.examples))
         self.examples = len(self.questions)
         if not self.questions:

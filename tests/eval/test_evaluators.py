@@ -55,7 +55,7 @@ def config(folder: Path, tiny_run: list[str]) -> RunConfig:
             "shades": EvaluatorConfig(path=shades, examples=30, interval=2),
             "words": EvaluatorConfig(path=str(folder / "words"), interval=2),
             "one": EvaluatorConfig(path=shades, examples=1, interval=2),
-            "reading": EvaluatorConfig(task="text_vqa", data=str(folder / "data"), examples=1, interval=2),
+            "reading": EvaluatorConfig(task="text_vqa", data_folder=str(folder / "data"), examples=1, interval=2),
         },
     )
 
@@ -154,7 +154,7 @@ def answers_under(world: World, config: RunConfig) -> tuple[dict[str, Tensor], d
 
 
 def test_the_network_of_now_answers(config: RunConfig, folder: Path) -> None:
-    asked = {"reading": EvaluatorConfig(task="text_vqa", data=str(folder / "data"), examples=5)}
+    asked = {"reading": EvaluatorConfig(task="text_vqa", data_folder=str(folder / "data"), examples=5)}
     run = replace(config, evaluators=asked, strategy="ds_configs/zero3.json", init_from=str(folder / "model"))
     (weights, used, replies), _ = run_ranks(answers_under, 2, run)
     assert weights.keys() == used.keys() and all(torch.equal(used[name], weights[name]) for name in used)
@@ -164,7 +164,7 @@ def test_the_network_of_now_answers(config: RunConfig, folder: Path) -> None:
 
 @pytest.fixture
 def reading(config: RunConfig, folder: Path) -> TaskInTraining:
-    one = EvaluatorConfig(task="text_vqa", data=str(folder / "data"), examples=4)
+    one = EvaluatorConfig(task="text_vqa", data_folder=str(folder / "data"), examples=4)
     return TaskInTraining("reading", replace(config, evaluators={"reading": one}), launch.alone())
 
 
