@@ -20,12 +20,13 @@ from tqdm import tqdm
 from molmo_ds.batch import Batch
 from molmo_ds.config import RunConfig, SourceConfig
 from molmo_ds.data.decode import BadSample
-from molmo_ds.data.order.loader import Mixture
+from molmo_ds.data.order.loader import Mixture, as_it_is, outlive_signals
 from molmo_ds.data.order.packing import Budget, merge, row
 from molmo_ds.engine import Engine
 from molmo_ds.engine.launch import World
 
 log = logging.getLogger("molmo_ds")
+KEPT = 64  # chunks of shards that a worker keeps
 MEANS = ("loss", "ce_loss", "z_loss", "accuracy")
 
 
@@ -99,13 +100,19 @@ class LossOfSource:
             sampler=mine,
             num_workers=workers,
             prefetch_factor=self.config.data.prefetch_factor if workers else None,
-            worker_init_fn=lambda _: self.mixture.sets[0].serve(64),
+            collate_fn=as_it_is,
+            worker_init_fn=self.begin_worker,
             generator=torch.Generator(),  # the training's random numbers are not touched
         )
         for one in found:
             if isinstance(one, Exception):
                 raise one
             yield one
+
+    def begin_worker(self, worker: int) -> None:
+        """Give a worker process open files of its own."""
+        outlive_signals(worker)
+        self.mixture.sets[0].serve(KEPT)
 
 
 class Found(NamedTuple):
