@@ -229,12 +229,16 @@ class LoraConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldOutConfig(Checked):
-    """Data that is not trained on, whose loss is logged; packed and prompted as the training data is."""
+class EvaluatorConfig(Checked):
+    """What is measured during training under a name: the loss of shards (`path`), or the answers to a `task`."""
 
-    sources: dict[str, SourceConfig] = field(default_factory=dict)  # empty = none
-    interval: Count = 1000  # steps between two evaluations; one more at the end
-    batches: Count = 8  # global batches of each, every time the same
+    path: Place = ""  # folder, URL or glob of shards whose loss is taken
+    task: str = ""  # TASK[:SPLIT] of `molmo-ds evaluate --list` whose questions are answered
+    data_folder: Place = "data"  # folder of the task's shards, as `molmo-ds download` writes them
+    examples: Count = 2048  # the first samples of path, or the first questions of task
+    interval: Optional[Count] = 1000  # steps between two evaluations; None = only at the end
+    at_end: bool = True  # once more after the last step
+    max_seconds: Optional[Positive] = None  # then it ends with what it has; None = half of timeout_seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +248,7 @@ class RunConfig(Checked):
     preset: str = "tiny"  # a function of presets.py; model.* overrides it
     model: MolmoConfig = field(default_factory=MolmoConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
+    evaluators: dict[str, EvaluatorConfig] = field(default_factory=dict)
     optim: OptimConfig = field(default_factory=OptimConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     strategy: Place = "ds_configs/zero3.json"  # a DeepSpeed JSON, or `accelerate`: what accelerate launch was given

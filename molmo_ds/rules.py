@@ -135,7 +135,7 @@ def run(config: RunConfig) -> Rows:
     yield from _budgets(config)
     yield from _schedule(config)
     yield from rates(config.data.sources, config.data.group_rates, "data.")
-    yield from rates(config.held_out.sources, {}, "held_out.")
+    yield from _evaluators(config)
 
 
 def _budgets(config: RunConfig) -> Rows:
@@ -178,6 +178,25 @@ def _schedule(config: RunConfig) -> Rows:
     )
     late = [step for step in config.profile_steps if step > config.max_steps]
     yield bool(late), f"profile_steps has {late[:1]}; it must hold steps up to max_steps={config.max_steps}."
+
+
+def _evaluators(config: RunConfig) -> Rows:
+    silence = config.timeout_seconds
+    for name, one in config.evaluators.items():
+        at = f"evaluators.{name}"
+        yield (
+            bool(one.path) == bool(one.task),
+            f"{at} needs one of path (shards whose loss is taken) and task (questions that are answered).",
+        )
+        yield (
+            one.interval is None and not one.at_end,
+            f"{at} never runs: {at}.interval is null and {at}.at_end is false; set one of them.",
+        )
+        yield (
+            one.max_seconds is not None and one.max_seconds >= silence,
+            f"{at}.max_seconds is {one.max_seconds}; it must be below timeout_seconds={silence}, after which ranks "
+            "that wait end the run.",
+        )
 
 
 def _asked_for(config: RunConfig, name: str) -> bool:
@@ -226,6 +245,5 @@ def training(config: RunConfig) -> Rows:
     yield not config.out, "out is empty; give the run a folder, for example out=runs/first."
     yield not config.data.tokenizer, "data.tokenizer is empty; give the folder of a transformers tokenizer."
     yield not config.data.sources, "There is no data set; give data.sources.<name>.path."
-    for at, sources in (("data", config.data.sources), ("held_out", config.held_out.sources)):
-        for name, source in sources.items():
-            yield not source.path, f"{at}.sources.{name}.path is empty; give a folder, URL or glob of shards."
+    for name, source in config.data.sources.items():
+        yield not source.path, f"data.sources.{name}.path is empty; give a folder, URL or glob of shards."

@@ -15,20 +15,15 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from tqdm import tqdm
 
 from molmo_ds import rules, setting_list, settings
 from molmo_ds.config import RunConfig
 
 if TYPE_CHECKING:
-    from molmo_ds.data.order.loader import Step
     from molmo_ds.engine import Engine
-    from molmo_ds.monitor.metrics import Metrics
 
 log = logging.getLogger("molmo_ds")
 RUN_FILES = ("config.yaml", "checkpoints", "log.jsonl", "tensorboard", "profile", "DONE")
@@ -45,6 +40,7 @@ def train(config: RunConfig) -> int:
     from molmo_ds.engine import build_engine, launch, strategy_place
     from molmo_ds.engine.launching import launchers
     from molmo_ds.engine.strategy import read_strategy
+    from molmo_ds.eval.evaluators import build_evaluators
     from molmo_ds.monitor import profile
     from molmo_ds.monitor.metrics import Metrics
     from molmo_ds.weights import checkpoint
@@ -64,9 +60,7 @@ def train(config: RunConfig) -> int:
     if engine.step:
         log.info("resumed from step %d", engine.step)
     stream = build_stream(config, engine.data_rank, engine.data_size, data_state, engine.step)
-    aside = held_out_run(config)
-    if aside:
-        build_stream(aside, engine.data_rank, engine.data_size)  # refused now rather than at the first evaluation
+    evaluators = build_evaluators(config, world)
     last = min(config.max_steps, config.stop_after or config.max_steps)
     world.agree(lambda: claim_folder(config, finished=engine.step >= last))
     metrics = Metrics(config, world, engine.step)
@@ -82,15 +76,17 @@ def train(config: RunConfig) -> int:
             values = engine.train_step(micro_batches)
         check_finite(engine, values, stream.samples)
         trained = time.perf_counter()
-        if aside and (engine.step % config.held_out.interval == 0 or engine.step == last):
-            values |= held_out(engine, build_stream(aside, engine.data_rank, engine.data_size), metrics)
+        for evaluator in evaluators:
+            if evaluator.due(engine.step, last):
+                values |= evaluator.run(engine, metrics.beat)
         evaluated = time.perf_counter()
         stopped_by, save_now = world.largest(asked["stop"], asked["save"])
         if engine.step % config.save_interval == 0 or engine.step == last or stopped_by or save_now:
             engine.save(checkpoints, lane_states)
             saved = engine.step
             asked["save"] = 0
-        metrics.step(engine.step, values | phases, arrived - began, trained - arrived, time.perf_counter() - evaluated)
+        saving = time.perf_counter() - evaluated
+        metrics.step(engine.step, values | phases, arrived - began, trained - arrived, saving, evaluated - trained)
     stream.close()
     engine.close()
     metrics.close()
@@ -123,32 +119,6 @@ def check_finite(engine: "Engine", values: dict[str, float], samples: list[list[
         "the checkpoints before it are whole. Look at those samples, lower the learning rate, or start from an "
         "earlier checkpoint."
     )
-
-
-def held_out_run(config: RunConfig) -> RunConfig | None:
-    """This run with the held-out sources in place of its own; None without any."""
-    if not config.held_out.sources:
-        return None
-    return replace(config, data=replace(config.data, sources=config.held_out.sources, group_rates={}))
-
-
-def held_out(engine: "Engine", stream: "Iterator[Step]", metrics: "Metrics") -> dict[str, float]:
-    """held_out/NAME: the weighted means over the first batches of the stream."""
-    seen = []
-    for _ in tqdm(range(metrics.config.held_out.batches), "held out", leave=False, disable=engine.world.rank > 0):
-        seen.append(engine.eval_loss(next(stream)[0]))
-        metrics.beat()
-    weight = max(sum(values["weight"] for values in seen), 1e-9)
-    names = ("loss", "ce_loss", "z_loss", "accuracy")
-    values = {f"held_out/{name}": sum(v[name] * v["weight"] for v in seen) / weight for name in names}
-    if not math.isfinite(values["held_out/loss"]):
-        log.warning(
-            "The held-out loss of step %d is %s, although the training's is finite: a sample of held_out.sources makes "
-            "it so. The run goes on; log.jsonl holds null.",
-            engine.step,
-            values["held_out/loss"],
-        )
-    return values
 
 
 def check_folder(config: RunConfig) -> None:

@@ -71,7 +71,7 @@ def test_the_list_of_settings_is_whole() -> None:
     kinds = [kind for kind in vars(configs).values() if getattr(kind, "__module__", "") == configs.__name__]
     kinds = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
     fields = {field.name for kind in kinds for field in dataclasses.fields(kind)}
-    blocks = {"text", "vision", "connector", "images", "model", "data", "prompts", "sources", "held_out"}
+    blocks = {"text", "vision", "connector", "images", "model", "data", "prompts", "sources", "evaluators"}
     assert len(kinds) == 13 and leaves == fields - blocks - {"optim", "lora"}
 
 
@@ -145,7 +145,7 @@ BETWEEN = [
     (["max_steps=10", "profile_steps=[3,11]"], "profile_steps has [11]; it must hold steps up to max_steps=10"),
     (["data.sources.a.rate=1", "data.sources.b.path=x"], "Either all sources of group 'all' have a rate or none: a, b"),
     (["data.sources.a.rate=0"], "The rates of group 'all' must be at least 0, and one above 0"),
-    (["held_out.sources.a.rate=0"], "The rates of group 'all' must be at least 0, and one above 0"),
+    (["data.sources.a.rate=0"], "The rates of group 'all' must be at least 0, and one above 0"),
     (["data.sources.a.path=x", "data.group_rates.b=1"], "group_rates names ['b'], but the sources' groups are ['all']"),
     (["data.group_rates.all=0", "data.sources.a.path=x"], "data.group_rates are all 0"),
     (["preset=tinny"], "There is no preset 'tinny'; the nearest one is 'tiny'"),
@@ -228,9 +228,9 @@ def test_home_is_a_folder_in_every_path(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setenv("HOME", "/home/of/mine")
     file = tmp_path / "run.yaml"
     file.write_text("out: ~/out\ninit_from: ~/from\ndata: {tokenizer: ~/words, sources: {a: {path: ~/a}}}\n")
-    made = settings.load(file, ["strategy=~/mine.json", "held_out.sources.b.path=~/b"])
+    made = settings.load(file, ["strategy=~/mine.json", "evaluators.b.path=~/b"])
     paths = [made.out, made.init_from, made.data.tokenizer, made.data.sources["a"].path, made.strategy]
-    paths.append(made.held_out.sources["b"].path)
+    paths.append(made.evaluators["b"].path)
     names = ("out", "from", "words", "a", "mine.json", "b")
     assert paths == [f"/home/of/mine/{name}" for name in names]
     with pytest.raises(ValueError, match="out is '~nobody-here/x': there is no home folder ~nobody-here"):

@@ -132,7 +132,7 @@ def ask(job: Job, client: Client, rows: Sequence[Row], world: World) -> dict[str
     with tqdm(
         total=len(rows), desc=name, unit="question", dynamic_ncols=True, disable=world.rank != 0 or not rows
     ) as bar:
-        for reply in client.replies(asks(job, rows)):
+        for reply in client.replies(asks(job.shards, rows, job.provenance.new_tokens)):
             if reply.failed:
                 failures[reply.id] = reply.end
             else:
@@ -142,17 +142,17 @@ def ask(job: Job, client: Client, rows: Sequence[Row], world: World) -> dict[str
     return failures
 
 
-def asks(job: Job, rows: Iterable[Row]) -> Iterator[Ask]:
+def asks(shards: ShardSet, rows: Iterable[Row], new_tokens: int) -> Iterator[Ask]:
     """The questions with their pictures, which are read when they are needed."""
     for index, alike in itertools.groupby(rows, lambda row: row.index):
-        pictures = tuple(job.shards.read(index)["pixels"])
+        pictures = tuple(shards.read(index)["pixels"])
         for row in alike:
             yield Ask(
                 id=row.id,
                 pictures=pictures,
                 annotation=row.question(),
                 seed=index,
-                max_new_tokens=job.provenance.new_tokens,
+                max_new_tokens=new_tokens,
             )
 
 

@@ -34,6 +34,7 @@ PEAK_FLOPS = {  # dense bf16 of one device, from NVIDIA's and AMD's data sheets
     "MI300X": 1307e12,
 }
 SAMPLES = {"loss": "Train/Samples/train_loss", "lr/text": "Train/Samples/lr"}  # DeepSpeed's monitor, by samples
+EVALUATION = "eval/"  # before the names of an evaluator's numbers
 STEPS = {"loss": "train_loss", "lr/text": "learning_rate", "grad_norm": "grad_norm"}  # accelerate's examples, by steps
 
 
@@ -96,16 +97,28 @@ class Metrics:
         if self.world.rank == 0:
             (self.out / "heartbeat").touch()
 
-    def step(self, step: int, values: dict[str, float], waited: float, stepped: float, saving: float = 0.0) -> None:
-        """Take in one step: `waited` seconds for data, `stepped` for the update, `saving` for a checkpoint."""
+    def step(
+        self,
+        step: int,
+        values: dict[str, float],
+        waited: float,
+        stepped: float,
+        saving: float = 0.0,
+        evaluating: float = 0.0,
+    ) -> None:
+        """Take in one step: `waited` seconds for data, `stepped` for the update, `saving` for a checkpoint.
+
+        `evaluating` seconds count in no rate but the goodput.
+        """
         self.beat()
+        self.since += evaluating
         self.trained += stepped
         counts = {"steps": 1.0, "waited": waited, "stepped": stepped, "saving": saving}
         counts |= {k: values[k] for k in ("tokens", "positions", "crops", "documents", "images", "learnt_tokens")}
         self.sums = {key: self.sums.get(key, 0.0) + value for key, value in counts.items()}
         self.bar.update()
         due = step % self.config.log_interval == 0 or step == 1 or step in self.config.profile_steps
-        if due or "held_out/loss" in values:
+        if due or any(key.startswith(EVALUATION) for key in values):
             if self.world.rank == 0:
                 self._write(step, values | self._rates())
             self.sums = {}
@@ -155,7 +168,7 @@ class Metrics:
         values = {**values, "grad_norm": math.hypot(*parts)}
         written = {key: value if math.isfinite(value) else None for key, value in values.items()}  # JSON knows no NaN
         self.log.write(json.dumps({"step": step, "time": time.time(), **written}, allow_nan=False) + "\n")
-        tagged = {key if key.startswith("held_out/") else f"train/{key}": value for key, value in values.items()}
+        tagged = {key if key.startswith(EVALUATION) else f"train/{key}": value for key, value in values.items()}
         for tag, value in tagged.items():
             self.writer.add_scalar(tag, value, step)
         for key, tag in SAMPLES.items():
@@ -165,9 +178,8 @@ class Metrics:
         if self.wandb is not None:
             self.wandb.log(tagged, step=step)
         norms = " ".join(f"{norm:.2f}" for norm in parts)
-        held_out = f" held out {values['held_out/loss']:.4f}" if "held_out/loss" in values else ""
         self.bar.write(
-            f"step {step} loss {values['loss']:.4f}{held_out} accuracy {values['accuracy']:.3f} norms {norms} "
+            f"step {step} loss {values['loss']:.4f} accuracy {values['accuracy']:.3f} norms {norms} "
             f"lr {values['lr/text']:.2e} {values['tokens_per_second']:.0f} tokens/s fill {values['packing_fill']:.2f} "
             f"wait {values['data_wait_share']:.0%}"
         )

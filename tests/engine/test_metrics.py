@@ -140,6 +140,22 @@ def test_lines_and_events(tmp_path: Path, clock: list[float], monkeypatch: pytes
     assert [e.step for e in by_samples.Scalars("Train/Samples/train_loss")] == [4 * config.global_batch]
 
 
+def test_an_evaluation_has_a_line_and_counts_in_no_rate(tmp_path: Path, clock: list[float]) -> None:
+    log = metrics.Metrics(synthetic.config(out=str(tmp_path), log_interval=4), ALONE, first_step=1)
+    for step, evaluating in ((2, 0.0), (3, 40.0), (4, 0.0)):
+        clock[0] += 2.0 + evaluating
+        found = {"eval/val/loss": 0.5} if evaluating else {}
+        log.step(step, step_values(step, 100.0) | found, waited=0.5, stepped=1.0, evaluating=evaluating)
+    log.close()
+    lines = {line["step"]: line for line in map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())}
+    assert list(lines) == [3, 4] and lines[3]["eval/val/loss"] == 0.5
+    assert [line["tokens_per_second"] for line in lines.values()] == [50, 50]
+    assert [line["data_wait_share"] for line in lines.values()] == [0.25, 0.25]
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("eval/val/loss")] == [(3, 0.5)]
+
+
 def test_a_resumed_run_forgets_only_what_it_makes_again(tmp_path: Path) -> None:
     config = synthetic.config(out=str(tmp_path), log_interval=1)
     for first in (0, 2):  # three steps, then again from the second checkpoint on

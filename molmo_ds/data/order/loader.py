@@ -253,8 +253,8 @@ def sequences(
         batch_size=None,
         num_workers=workers,
         prefetch_factor=config.data.prefetch_factor if workers else None,
-        collate_fn=_as_it_is,
-        worker_init_fn=_outlive_signals,
+        collate_fn=as_it_is,
+        worker_init_fn=outlive_signals,
         generator=torch.Generator(),  # the loader draws from it, and torch's global one belongs to the model
     )
     for item in loader:
@@ -333,14 +333,15 @@ def _report(config: RunConfig, sequence: Sequence, states: dict[int, dict[str, A
         )
 
 
-def _outlive_signals(worker: int) -> None:
+def outlive_signals(worker: int) -> None:
     """Schedulers signal all processes of a job, but a rank needs its workers until it has saved, and then ends them."""
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))  # a second one ends it
 
 
-def _as_it_is(item: Any) -> Any:
+def as_it_is(item: Any) -> Any:
+    """What a worker made, in place of torch's own collation."""
     return item
 
 

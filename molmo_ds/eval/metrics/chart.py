@@ -1,7 +1,7 @@
 """Charts: relaxed correctness within 5 %, exact match, and the lenient rule of the reference's later code.
 
-Source: allenai/molmo 793fa38 and, for the lenient rule, allenai/molmo2 f3cb108, both olmo/eval/vqa.py. `2%` against `2`
-is wrong under the relaxed rule, as in the reference.
+Source of the rules: allenai/molmo 793fa38 and, for the lenient one, allenai/molmo2 f3cb108, both olmo/eval/vqa.py.
+`2%` against `2` is wrong under the relaxed rule, as in the reference.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import re
 from molmo_ds.eval.metrics.reply import parse_answer, true_answers
 from molmo_ds.eval.row import Row, Scores, answers
 
-_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_FIRST_NUMBER = re.compile(r"[-+]?\d*\.\d+|\d+")
+_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBER_WORDS = {word: str(number) for number, word in enumerate(_WORDS)}
 
 
 def exact_match(target: str, prediction: str) -> bool:
@@ -41,20 +41,16 @@ def lenient_correctness(target: str, prediction: str) -> bool:
     Number words become digits even inside of words, so that `seventeen` is right for 7; a target that is no number
     must stand somewhere in the prediction, and so must every item of a list in square brackets. Never a headline.
     """
-    wanted = _behind_answer(target)
-    got = _behind_answer(prediction).removesuffix(".")
-    number = _plain_number(wanted)
-    if number is None:
-        items = wanted.replace("[", "").replace("]", "").split(",") if "[" in wanted and "," in wanted else [wanted]
-        return bool(got) and all(item.strip() in got for item in items)
-    got = got.replace(",", "")
-    for digit, word in enumerate(_DIGITS):
-        got = got.replace(word, str(digit))
-    found = _FIRST_NUMBER.search(got)
-    if found is None:
+    true = _after_label(target)
+    said = _after_label(prediction).removesuffix(".")
+    wanted = _plain_number(true)
+    if wanted is None:
+        return bool(said) and all(item in said for item in _items(true))
+    value = _first_number(said)
+    if value is None:
         return False
-    value = float(found.group())
-    return any(abs(number - one) / (abs(number) or 1) <= 0.05 for one in (value, value / 100))
+    allowed = 0.05 * (abs(wanted) or 1)
+    return abs(wanted - value) <= allowed or abs(wanted - value / 100) <= allowed
 
 
 def score_chart(reply: str, row: Row) -> Scores:
@@ -72,9 +68,24 @@ def score_chart(reply: str, row: Row) -> Scores:
     return {**scores, "unreadable": float(not got)}
 
 
-def _behind_answer(text: str) -> str:
-    text = text.lower().strip()
-    return text.split("answer:")[1].strip() if "answer:" in text else text
+def _after_label(text: str) -> str:
+    """What follows the first `answer:` and stands before the next, in lower case; the whole text without one."""
+    parts = [part.strip() for part in text.lower().split("answer:")]
+    return parts[min(1, len(parts) - 1)]
+
+
+def _items(target: str) -> list[str]:
+    """The items of a list in square brackets, or the target itself."""
+    if not ("[" in target and "," in target):
+        return [target]
+    return [item.strip() for item in re.sub(r"[\[\]]", "", target).split(",")]
+
+
+def _first_number(text: str) -> float | None:
+    """The first number, commas left out and number words read as digits; a sign counts with decimals only."""
+    digits = re.sub("|".join(_NUMBER_WORDS), lambda word: _NUMBER_WORDS[word.group()], text.replace(",", ""))
+    found = re.search(r"(?:[-+]?\d*\.)?\d+", digits)
+    return float(found.group()) if found else None
 
 
 def _plain_number(text: str) -> float | None:

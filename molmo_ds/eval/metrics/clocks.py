@@ -1,14 +1,25 @@
 """Clocks: hour, minute and second of a time in words.
 
-Source: allenai/molmo 793fa38, olmo/eval/evaluators.py (ClockEval), for PixMo-Clocks' drawn watch faces (24 hours, three
-minutes of tolerance, some of which show no time) and for the clock benchmark's photographs (12 hours, one minute).
+Source of the rule: allenai/molmo 793fa38, olmo/eval/evaluators.py (ClockEval): PixMo-Clocks' drawn watch faces have 24
+hours and three minutes of tolerance, and some show no time; the clock benchmark's photographs have 12 hours and one
+minute.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from molmo_ds.eval.row import Row, Scores
 
 _NOT_SHOWN = -1
+
+
+class _Time(NamedTuple):
+    """What a clock shows or a reply says; None for what cannot be read."""
+
+    hour: int | None
+    minute: int | None
+    second: int | None
 
 
 def clock_scores(reply: str, hour: int, minute: int, second: int, benchmark: bool) -> dict[str, float]:
@@ -16,37 +27,31 @@ def clock_scores(reply: str, hour: int, minute: int, second: int, benchmark: boo
 
     `benchmark` means the rules of the clock benchmark, where a time just before twelve is close to one just after it.
     """
-    reply = reply.strip()
     if max(hour, minute, second) <= _NOT_SHOWN:
         declines = float(":" not in reply)
         return dict.fromkeys(("correctly_declines_to_answer", "overall_close", "overall_exact"), declines)
-    tolerance = 1 if benchmark else 3
+    said = _read_time(reply, benchmark)
     if benchmark:
-        hour = 0 if hour == 12 else hour
-        minute = 0 if minute == 60 else minute
-    parts = reply.split(":")
-    said_hour = _number(parts, 0, -1)
-    said_minute = _number(parts, 1, 0)
-    if said_hour is not None:
-        said_hour += 12 if "PM" in reply and not benchmark else 0
-        said_hour -= 12 if benchmark and said_hour >= 12 else 0
-    if benchmark and said_minute == 60:
-        said_minute = 0
+        true = _Time(0 if hour == 12 else hour, 0 if minute == 60 else minute, second)
+        minutes_off = (-59, -1, 0, 1, 59)  # around the face
+        seconds_off = range(-1, 2)
+    else:
+        true = _Time(hour, minute, second)
+        minutes_off = seconds_off = range(-3, 4)
+    right_hours = (0, 12) if true.hour == 0 else (true.hour,)
     scores = {
-        "hour_correct": said_hour is not None and (said_hour == hour or (hour == 0 and said_hour == 12)),
-        "minute_correct": said_minute == minute,
-        "minute_close": _near(said_minute, minute, tolerance) or (benchmark and _apart(said_minute, minute) == 59),
+        "hour_correct": said.hour in right_hours,
+        "minute_correct": said.minute == true.minute,
+        "minute_close": said.minute is not None and said.minute - true.minute in minutes_off,
     }
-    exact = scores["hour_correct"] and scores["minute_correct"]
-    close = scores["hour_correct"] and scores["minute_close"]
     if second != _NOT_SHOWN:
-        said_second = _number(parts, 2, 0)
-        scores["second_correct"] = said_second == second
-        scores["second_close"] = _near(said_second, second, tolerance)
-        exact = exact and scores["second_correct"]
-        close = close and scores["second_close"]
-    elif benchmark and said_hour is not None and said_minute is not None:
-        close = close or abs(hour * 60 + minute - (said_hour * 60 + said_minute)) == 719
+        scores["second_correct"] = said.second == second
+        scores["second_close"] = said.second is not None and said.second - second in seconds_off
+    hands = ("minute", "second") if second != _NOT_SHOWN else ("minute",)
+    exact = scores["hour_correct"] and all(scores[f"{hand}_correct"] for hand in hands)
+    close = scores["hour_correct"] and all(scores[f"{hand}_close"] for hand in hands)
+    if benchmark and second == _NOT_SHOWN:
+        close = close or _across_twelve(said, true)
     scores |= {"all_correct": exact, "all_close": close, "overall_exact": exact, "overall_close": close}
     return {name: float(value) for name, value in scores.items()}
 
@@ -98,9 +103,22 @@ def _number(parts: list[str], at: int, word: int) -> int | None:
         return None
 
 
-def _apart(said: int | None, true: int) -> int | None:
-    return None if said is None else abs(said - true)
+def _read_time(reply: str, benchmark: bool) -> _Time:
+    """The time that a reply says: on a face of twelve hours in the benchmark, else PM adds twelve."""
+    parts = reply.strip().split(":")
+    hour = _number(parts, 0, -1)
+    minute = _number(parts, 1, 0)
+    if hour is not None and benchmark and hour >= 12:
+        hour -= 12
+    if hour is not None and not benchmark and "PM" in reply:
+        hour += 12
+    if benchmark and minute == 60:
+        minute = 0
+    return _Time(hour, minute, _number(parts, 2, 0))
 
 
-def _near(said: int | None, true: int, tolerance: int) -> bool:
-    return said is not None and abs(said - true) <= tolerance
+def _across_twelve(said: _Time, true: _Time) -> bool:
+    """Whether one time is the last minute before twelve and the other is twelve."""
+    if said.hour is None or said.minute is None:
+        return False
+    return abs((said.hour - true.hour) * 60 + said.minute - true.minute) == 719

@@ -1,7 +1,7 @@
-"""Dense captions: a judge's replies read as the reference reads them, and its sample; eval/captions asks the judge.
+"""Dense captions: the verdicts in a judge's replies, line by line, and the sample of pictures; eval/captions asks.
 
-Source: the rules of the reference's scripts/gpt_dense_caption_eval.py, whose goldens are in tests/goldens. Only lines
-that are understood count, and nothing ties line k of a reply to statement k.
+Source of the rule: allenai/molmo2 f3cb108, scripts/gpt_dense_caption_eval.py. Only lines that are understood count,
+and nothing ties line k of a reply to statement k.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping
 
 from numpy.random import RandomState
 
-_NOT_STATED = re.compile(r".*\bnot st[a-z]+$", re.IGNORECASE)  # `Not Stated.` is not one: published figures have it so
-_INCONSISTENT = re.compile(
-    r".*[^a-z](i?inconsis?ten(t|cy)?|incorrect|inconsistence|iconsistent|inconsisent|incomplete|contradictory).*",
-    re.IGNORECASE,
+# Beginnings of words, misspelt ones included, that a judge was seen to use.
+_AGAINST = (
+    *("inconsisten", "inconsiten", "iinconsisten", "iinconsiten", "inconsisent", "iconsistent"),
+    *("incorrect", "incomplete", "contradictory"),
 )
-_CONSISTENT = re.compile(r".*[^a-z](consistent(ly)?|constistent|correct).*", re.IGNORECASE)
+_FOR = ("consistent", "constistent", "correct")
 SAMPLE_SEED = 12312
 
 
@@ -62,12 +62,17 @@ def _lines(reply: str) -> list[str]:
 
 
 def _stated(line: str) -> bool | None:
-    if _NOT_STATED.fullmatch(line):
+    """False where the line ends in `not st...`, which a full stop undoes: published figures have it so."""
+    line = line.lower()
+    before, _, last = line.rpartition(" ")
+    misspelt = last.startswith("st") and len(last) > 2 and last.isascii() and last.isalpha()
+    if misspelt and re.split(r"\W", before)[-1] == "not":
         return False
-    return True if " stated" in line.lower() else None
+    return True if " stated" in line else None
 
 
 def _inconsistent(line: str) -> bool | None:
-    against = _INCONSISTENT.fullmatch(line) is not None
-    supports = _CONSISTENT.fullmatch(line) is not None
+    words = re.split("[^a-z]", line.lower())[1:]  # the first stands before any number or blank
+    against = any(word.startswith(_AGAINST) for word in words)
+    supports = any(word.startswith(_FOR) for word in words)
     return None if against == supports else against
