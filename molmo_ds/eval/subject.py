@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -107,9 +108,14 @@ class _Asked:
     checkpoint: Checkpoint
     crops: int | None
 
+    @functools.cached_property
+    def own(self) -> OwnClient:
+        """The one that answers."""
+        return OwnClient(self.checkpoint.loaded(self.crops), self.checkpoint.batch)
+
     def replies(self, asks: Iterable[Ask]) -> Iterator[Reply]:
         """See Client."""
-        return OwnClient(self.checkpoint.loaded(self.crops), self.checkpoint.batch).replies(asks)
+        return self.own.replies(asks)
 
 
 class Server:

@@ -48,6 +48,10 @@ def test_a_checkpoint_is_evaluated_and_its_figures_are_kept(
     assert capsys.readouterr().out == printed
     assert command(model, "text_vqa", "--rescore") == 0
     assert capsys.readouterr().out == printed
+    (results / "metrics.json").unlink()  # killed after the last reply and before the figures
+    assert command(model, "text_vqa") == 0
+    assert capsys.readouterr().out == printed
+    assert json.loads((results / "metrics.json").read_text())["figures"] == found["figures"]
     with pytest.raises(ValueError, match="limit None, now 3.*--eval-name"):
         command(model, "text_vqa", "--limit", "3")
 

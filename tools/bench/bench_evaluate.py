@@ -80,9 +80,10 @@ def speed(folder: Path, given: argparse.Namespace) -> None:
     write_shards(records(itertools.islice(pictures(given.pictures), given.count)), folder / "data")
     job = job_of(folder)
     answerer = load(given.checkpoint, device="cpu")
+    client = OwnClient(answerer, given.batch)
     asked = job.rows()
     ways = {
-        "molmo-ds evaluate": lambda: evaluated(job, answerer, given.batch),
+        "molmo-ds evaluate": lambda: evaluated(job, client),
         f"batches of generate, {given.batch}": lambda: in_batches(job, answerer, asked, given.batch),
     }
     ways[f"exported, transformers, {given.other_batch}"] = exported(job, given, folder / "export", asked)
@@ -102,9 +103,9 @@ def timed(way: Callable[[], list[str]]) -> tuple[float, list[str]]:
     return time.process_time() - began, replies
 
 
-def evaluated(job: Job, answerer: Answerer, batch: int) -> list[str]:
+def evaluated(job: Job, client: OwnClient) -> list[str]:
     """The replies of an evaluation, in the order of the rows."""
-    outcome = evaluate(job, OwnClient(answerer, batch), launch.alone(), overwrite=True)
+    outcome = evaluate(job, client, launch.alone(), overwrite=True)
     return [row["reply"] for row in outcome.rows]
 
 
