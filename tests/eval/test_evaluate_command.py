@@ -69,8 +69,9 @@ def test_other_crops_get_a_folder_of_their_own(command, folder: Path) -> None:
         assert found["provenance"]["crops"] == crops and found["figures"]["questions"] == 2
 
 
-def test_high_res_cuts_a_large_picture_into_36_crops(command, folder: Path) -> None:
+def test_high_res_cuts_a_large_picture_into_36_crops(tmp_path: Path) -> None:
     """6 x 6 crops of 28 pixels, each 2 x 2 pooled patches; rows end in a token, views begin and end with one."""
+    folder = make(tmp_path, "model.images.crop_mode=overlap-and-resize-c2")
     asked = {"style": "text_vqa", "question": "What is here?", "answers": ["red"] * 10}
     content = json.dumps({"images": ["png"], "annotations": [asked], "metadata": {"image_id": "large"}})
     parts = {"png": picture(100, (6 * 28, 6 * 28)), "json": content.encode()}
@@ -82,7 +83,9 @@ def test_high_res_cuts_a_large_picture_into_36_crops(command, folder: Path) -> N
         rows = (folder / f"model/predictions-text_vqa-validation-{len(options)}/rows.jsonl").read_text()
         tokens[len(options)] = json.loads(rows)["prompt"].split()[0]
     overview = 1 + 2 * (2 + 1) + 1
-    assert tokens == {0: f"IMAGE[{overview}]", 1: f"IMAGE[{overview + 1 + 12 * (12 + 1) + 1}]"}
+    usual = 1 + 2 * (2 + 1) + 1  # one crop
+    high = 1 + 12 * (12 + 1) + 1
+    assert tokens == {0: f"IMAGE[{overview + usual}]", 1: f"IMAGE[{overview + high}]"}
 
 
 def test_a_server_is_evaluated(command, folder: Path) -> None:
