@@ -103,7 +103,7 @@ def speed(folder: Path, given: argparse.Namespace) -> None:
 
 
 def scratch(folder: Path, tokenizer: Path) -> Path:
-    """Random weights of the preset tiny with 36 tokens a crop: 7 crops and 279 tokens of a picture of 504 x 336."""
+    """Random weights of the preset tiny with 36 tokens a crop: 7 crops and 274 tokens of a picture of 504 x 336."""
     shape = ["model.vision.image_size=168", "model.images.max_crops=6", "model.images.overlap_margins=[0,0]"]
     crop = ["model.images.crop_mode=overlap-and-resize-c2"]
     config = settings.load(overrides=["preset=tiny", *shape, *crop, f"out={folder / 'none'}"])
