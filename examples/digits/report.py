@@ -73,7 +73,7 @@ def examine(out: Path) -> dict[str, Outcome]:
         job = plan(subject, BENCHMARKS[name], "examination", Wish(data=out / "data"))
         outcome = evaluate(job, subject.client(None), launch.alone(), overwrite=True)
         results.write(job, outcome, {}, subject.described(None))
-        (job.results / f"{name}-predictions.html").write_text(page.render(job, outcome))
+        page.write(job, outcome)
         outcomes[name] = outcome
     return outcomes
 

@@ -11,17 +11,17 @@ questions. Kill it at any point and give the same command again: only what has n
 """
 
 import argparse
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
 
 from molmo_ds.cli import evaluate_options
 from molmo_ds.eval.listing import listing, shards_of
-from molmo_ds.eval.sets import resolve
+from molmo_ds.eval.sets import PAPER, published_crops, resolve, words
 from molmo_ds.eval.task import Task
 
 WAIT_SECONDS = 7 * 86_400  # of a rank that has no more questions for one that has
-HIGH_RES = 36  # crops
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,44 +43,47 @@ def main(arguments: list[str] | None = None) -> int:
 def evaluate(given: argparse.Namespace, tasks: list[tuple[Task, str]]) -> int:
     """Evaluate the tasks one after the other."""
     from molmo_ds.engine import launch
-    from molmo_ds.eval import caption_loss, results, run
+    from molmo_ds.eval import results
     from molmo_ds.eval.plan import Wish, plan
 
     world = launch.start(WAIT_SECONDS) if int(os.environ.get("WORLD_SIZE", 1)) > 1 else launch.alone()
     subject = subject_of(given)
-    wish = Wish(
-        data=given.data,
-        limit=given.limit,
-        shuffle_seed=given.shuffle_seed,
-        eval_name=given.eval_name,
-        rescore=given.rescore,
-        loss=given.loss,
-    )
+    names = {field.name for field in dataclasses.fields(Wish)}
+    wish = Wish(**{name: value for name, value in vars(given).items() if name in names})
     fresh = {}
     found = {}
     for task, split in tasks:
-        crops = crops_of(given, task)
+        crops = given.max_crops or published_crops(given.tasks, task, split)
         job = plan(subject, task, split, wish, crops)
         known = None if given.overwrite or given.rescore else results.cached(job, world)
         if known is not None:
             found[job.label] = known
-            continue
-        if given.loss:
-            figures = caption_loss.evaluate(job, subject.loaded(crops), world, given.overwrite)
-            if figures is not None:
-                fresh[job.label] = results.write_metrics(job, figures, {}, options(given), subject.described(crops))
-            continue
-        if given.rescore:
-            outcome = run.rescore(job) if world.rank == 0 else None
-        else:
-            outcome = run.evaluate(job, subject.client(crops), world, given.overwrite, subject.counter(crops))
-        if outcome is not None:
-            fresh[job.label] = results.write(job, outcome, options(given), subject.described(crops))
-            write_page(given, job, outcome)
+        elif (made := evaluated(given, job, subject, crops, world)) is not None:
+            found[job.label] = fresh[job.label] = made
     if world.rank == 0:
         results.record(subject.base, subject.step, fresh)
-        print(results.table({**found, **fresh}))
+        print(results.table(found))
+        if PAPER in words(given.tasks) and not given.loss:
+            print(results.paper_line(found))
     return int(any(one["failures"] for one in fresh.values()))
+
+
+def evaluated(given: argparse.Namespace, job: Any, subject: Any, crops: int | None, world: Any) -> dict | None:
+    """What metrics.json of a job holds once it is done; None on other ranks than 0."""
+    from molmo_ds.eval import caption_loss, page, results, run
+
+    options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(given).items()}
+    if given.loss:
+        figures = caption_loss.evaluate(job, subject.loaded(crops), world, given.overwrite)
+        return None if figures is None else results.write_metrics(job, figures, {}, options, subject.described(crops))
+    if given.rescore:
+        outcome = run.rescore(job) if world.rank == 0 else None
+    else:
+        outcome = run.evaluate(job, subject.client(crops), world, given.overwrite, subject.counter(crops))
+    if outcome is None:
+        return None
+    page.write(job, outcome, given.examples, given.beside)
+    return results.write(job, outcome, options, subject.described(crops))
 
 
 def subject_of(given: argparse.Namespace) -> Any:
@@ -90,32 +93,3 @@ def subject_of(given: argparse.Namespace) -> Any:
     if given.server:
         return Server(given.server, given.save_dir, given.parallel, given.model)
     return Checkpoint(given.checkpoint, given.save_dir, given.batch, given.tokenizer, given.device, given.precision)
-
-
-def crops_of(given: argparse.Namespace, task: Task) -> int | None:
-    """What the user said, else 36 for --high-res, else those of the published figures for the set `paper`."""
-    if given.max_crops is not None:
-        return given.max_crops
-    if given.high_res:
-        return HIGH_RES
-    return task.crops if given.tasks == ["paper"] else None
-
-
-def options(given: argparse.Namespace) -> dict[str, Any]:
-    """The command's options, as metrics.json keeps them."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(given).items()}
-
-
-def write_page(given: argparse.Namespace, job: Any, outcome: Any) -> None:
-    """The task's page, with another run's replies where they are given."""
-    from molmo_ds.eval import page, results
-    from molmo_ds.files import write_atomic
-
-    other = None
-    name = "other"
-    if given.beside:
-        folder = given.beside if (given.beside / results.ROWS).is_file() else given.beside / job.results.name
-        other = {row["id"]: row for row in results.read_rows(folder)}
-        name = given.beside.name
-    text = page.render(job, outcome, given.examples, other, name)
-    write_atomic(job.results / f"{job.task.name}-predictions.html", text.encode())

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from molmo_ds.files import local
 
+HIGH_RES = 36  # crops
+
 
 def parser(text: str) -> argparse.ArgumentParser:
     """The command line; `text` describes the command."""
@@ -56,8 +58,10 @@ def read(text: str, arguments: list[str] | None) -> argparse.Namespace:
         value = getattr(given, name)
         if value is not None and value < least:
             top.error(f"--{name.replace('_', '-')} is {value}; it is at least {least}.")
-    if given.max_crops is not None and given.max_crops > 36:
-        top.error(f"--max-crops is {given.max_crops}; Molmo knows up to 36.")
+    if given.max_crops is None and given.high_res:
+        given.max_crops = HIGH_RES
+    if given.max_crops is not None and given.max_crops > HIGH_RES:
+        top.error(f"--max-crops is {given.max_crops}; Molmo knows up to {HIGH_RES}.")
     if given.shuffle_seed is not None and given.limit is None:
         top.error("--shuffle-seed draws the questions of --limit; give both.")
     if given.loss and (given.server or given.rescore or given.beside):

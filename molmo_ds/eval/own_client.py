@@ -85,9 +85,11 @@ def make(builder: SampleBuilder, asks: list[Ask], known: int) -> list[_Made]:
     except BadSample as error:
         return [_Made(ask, None, str(error)) for ask in asks]
     out = []
+    draws = RandomState()  # seeded for each: making one costs as much as making a prompt
     for ask in asks:
+        draws.seed(ask.seed)
         try:
-            prompt = builder.prompt(seen, ask.annotation, rng=RandomState(ask.seed))
+            prompt = builder.prompt(seen, ask.annotation, rng=draws)
         except ValueError as error:  # too long, or an annotation that cannot be used
             out.append(_Made(ask, None, str(error)))
             continue

@@ -14,14 +14,28 @@ from PIL import Image
 
 from molmo_ds.data.decode import BadSample, load_image
 from molmo_ds.eval.metrics.pointing import extract_points
+from molmo_ds.eval.results import ROWS, read_rows
 from molmo_ds.eval.row import Row
 from molmo_ds.eval.run import Job, Outcome
+from molmo_ds.files import write_atomic
 
 FOLDER = Path(__file__).parent
 EXAMPLES = 300  # on a page, as many as the reference's
 SIDE = 512  # pixels of a picture's longer side
 Scored = Mapping[str, Any]
 KINDS = {"all": "all", "wrong": "wrong only", "truncated": "without end", "changed": "changed"}
+
+
+def write(job: Job, outcome: Outcome, most: int = EXAMPLES, beside: Path | None = None) -> None:
+    """Put the page into the job's results; `beside`: results of another evaluation, or a folder that holds them."""
+    other = None
+    name = "other"
+    if beside:
+        folder = beside if (beside / ROWS).is_file() else beside / job.results.name
+        other = {row["id"]: row for row in read_rows(folder)}
+        name = beside.name
+    text = render(job, outcome, most, other, name)
+    write_atomic(job.results / f"{job.task.name}-predictions.html", text.encode())
 
 
 def render(

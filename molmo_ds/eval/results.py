@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,7 +15,9 @@ from molmo_ds.eval import submit
 from molmo_ds.eval.log import differences
 from molmo_ds.eval.row import Row
 from molmo_ds.eval.run import DONE, Job, Outcome
-from molmo_ds.eval.score import reference_metrics
+from molmo_ds.eval.score import average, reference_metrics
+from molmo_ds.eval.sets import PAPER, labels
+from molmo_ds.eval.task import MODELS
 from molmo_ds.files import write_atomic
 
 log = logging.getLogger(__name__)
@@ -159,6 +162,19 @@ def table(metrics: Mapping[str, Mapping[str, Any]]) -> str:
         if not names:
             lines.append(f"{label}: {found['questions']} questions asked; their answers are not public")
     return "\n".join(lines)
+
+
+def paper_line(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    """The mean of the eleven headlines of the set `paper`, for the paper's own figures; or whose figure is missing."""
+    eleven = {label: metrics[label]["figures"] for label in labels(PAPER)}
+    value = average(eleven.values())
+    if value is None:
+        missing = [label for label, found in eleven.items() if found["headline"] not in found["metrics"]]
+        return f"{PAPER}: no mean of the {len(eleven)}, since there is no figure of {', '.join(missing)}"
+    line = f"{PAPER}: mean of the {len(eleven)} headlines {value:.4f}"
+    published = [found["published"] for found in eleven.values()]
+    means = [f"{model} {math.fsum(one[model] for one in published) / len(published):.1f}" for model in MODELS]
+    return f"{line}; mean of the published (%): {', '.join(means)}"
 
 
 def _line(label: str, name: str, found: Mapping[str, Any]) -> str:

@@ -39,6 +39,15 @@ class Row:
         """The annotation without its truth, which is all that a prompt may be made of."""
         return {name: value for name, value in self.annotation.items() if name not in HIDDEN}
 
+    @functools.cached_property
+    def learnt(self) -> str | None:
+        """What training would teach as the answer, without its leading space; None where it is not public."""
+        known = self.annotation
+        if not known.get("answers") and all(known.get(name) is None for name in ("answer", "answer_index", "points")):
+            return None
+        _DRAWS.seed(0)
+        return _formatter().messages(known, _DRAWS, self.size if self.size[0] else None)[-1].strip()
+
     def random(self) -> random.Random:
         """A generator that depends on the row alone, never on the rank or the order of rows."""
         return random.Random(self.id)
@@ -60,12 +69,8 @@ def answers(row: Row) -> Any:
 
 
 def true_answer(row: Row) -> str | None:
-    """What training would teach as the answer, without its leading space; None where the truth is not public."""
-    known = row.annotation
-    if not known.get("answers") and all(known.get(name) is None for name in ("answer", "answer_index", "points")):
-        return None
-    _DRAWS.seed(0)
-    return _formatter().messages(known, _DRAWS, row.size if row.size[0] else None)[-1].strip()
+    """The truth of most tasks: what training would teach."""
+    return row.learnt
 
 
 @functools.cache

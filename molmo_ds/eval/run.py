@@ -127,11 +127,11 @@ def by_picture(rows: Iterable[Row], crops: Crops | None = None) -> list[list[Row
 def ask(job: Job, client: Client, rows: Sequence[Row], world: World) -> dict[str, str]:
     """Ask the rows and log each reply as it comes; id -> why, of those that got none."""
     failures: dict[str, str] = {}
+    if not rows:  # and so a log that is whole is scored without the weights
+        return failures
     name = job.label if world.size == 1 else f"{job.label} (rank 0 of {world.size})"
     finished = answers.Log(job.results, world.rank)
-    with tqdm(
-        total=len(rows), desc=name, unit="question", dynamic_ncols=True, disable=world.rank != 0 or not rows
-    ) as bar:
+    with tqdm(total=len(rows), desc=name, unit="question", dynamic_ncols=True, disable=world.rank != 0) as bar:
         for reply in client.replies(asks(job.shards, rows, job.provenance.new_tokens)):
             if reply.failed:
                 failures[reply.id] = reply.end

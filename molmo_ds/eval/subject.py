@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ from molmo_ds.config import RunConfig
 from molmo_ds.data.sample.builder import SampleBuilder
 from molmo_ds.data.sample.images import ImageProcessor
 from molmo_ds.eval import provenance
-from molmo_ds.eval.client import Client
+from molmo_ds.eval.client import Ask, Client, Reply
 from molmo_ds.eval.own_client import OwnClient
 from molmo_ds.eval.server_client import BARE, ServerClient
 from molmo_ds.infer import load
@@ -68,9 +69,9 @@ class Checkpoint:
             "precision": self.precision,
         }
 
-    def client(self, crops: int | None) -> OwnClient:
+    def client(self, crops: int | None) -> Client:
         """See Subject."""
-        return OwnClient(self.loaded(crops), self.batch)
+        return _Asked(self, crops)
 
     def loaded(self, crops: int | None) -> load.Answerer:
         """The network, whose weights are read once, with that many crops."""
@@ -98,6 +99,23 @@ class Checkpoint:
         if number not in self.builders:
             self.builders[number] = SampleBuilder(config)
         return self.builders[number]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """A checkpoint as a client: whoever asks it nothing reads no weights."""
+
+    checkpoint: Checkpoint
+    crops: int | None
+
+    @functools.cached_property
+    def own(self) -> OwnClient:
+        """The one that answers."""
+        return OwnClient(self.checkpoint.loaded(self.crops), self.checkpoint.batch)
+
+    def replies(self, asks: Iterable[Ask]) -> Iterator[Reply]:
+        """See Client."""
+        return self.own.replies(asks)
 
 
 class Server:

@@ -1,5 +1,6 @@
 """What a replica is asked, and what each of its steps gives back."""
 
+import functools
 from dataclasses import dataclass
 
 from molmo_ds.batch import Sample
@@ -21,7 +22,7 @@ class Question:
         """Tokens that are known."""
         return len(self.prompt.input_ids) + len(self.begun)
 
-    @property
+    @functools.cached_property
     def prefix(self) -> int:
         """Tokens before the branch."""
         return int((self.prompt.branch_ids == 0).sum())

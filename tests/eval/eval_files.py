@@ -45,11 +45,11 @@ def records(pictures: int = 6, each: int = 3) -> Iterator[tuple[str, dict[str, b
             yield f"{number:03d}-{question}", {"png": shown, "json": json.dumps(record).encode()}
 
 
-def make(folder: Path) -> Path:
-    """`folder` with `data/text_vqa-validation` and the weights folder `model`."""
+def make(folder: Path, *overrides: str) -> Path:
+    """`folder` with `data/text_vqa-validation` and the weights folder `model`, one crop a picture by default."""
     write_shards(records(), folder / "data/text_vqa-validation", samples_per_shard=7)
     wide = [f"model.{part}.initializer_range=0.3" for part in ("text", "vision", "connector")]
-    config = settings.load(overrides=[*run_files.make(folder / "run"), *wide, f"out={folder / 'none'}"])
+    config = settings.load(overrides=[*run_files.make(folder / "run"), *wide, *overrides, f"out={folder / 'none'}"])
     shapes = shapes_of(config.model)
     tensors = ((name, initial_parameter(config.model, name, shape, 1)) for name, shape in shapes.items())
     write_weights(folder / "model", config.model, tensors, folder / "run/tokenizer", len(shapes))

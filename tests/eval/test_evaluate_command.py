@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 from chat_server import ChatServer, said
-from eval_files import make
+from eval_files import make, picture
 
 from molmo_ds.cli import evaluate
+from molmo_ds.data.read.writer import write_shards
 from molmo_ds.infer import load
 
 
@@ -48,6 +49,10 @@ def test_a_checkpoint_is_evaluated_and_its_figures_are_kept(
     assert capsys.readouterr().out == printed
     assert command(model, "text_vqa", "--rescore") == 0
     assert capsys.readouterr().out == printed
+    (results / "metrics.json").unlink()  # killed after the last reply and before the figures
+    assert command(model, "text_vqa") == 0
+    assert capsys.readouterr().out == printed
+    assert json.loads((results / "metrics.json").read_text())["figures"] == found["figures"]
     with pytest.raises(ValueError, match="limit None, now 3.*--eval-name"):
         command(model, "text_vqa", "--limit", "3")
 
@@ -62,6 +67,25 @@ def test_other_crops_get_a_folder_of_their_own(command, folder: Path) -> None:
         assert command(*words) == 0
         found = json.loads((folder / f"out/predictions-text_vqa-validation-{name}/metrics.json").read_text())
         assert found["provenance"]["crops"] == crops and found["figures"]["questions"] == 2
+
+
+def test_high_res_cuts_a_large_picture_into_36_crops(tmp_path: Path) -> None:
+    """6 x 6 crops of 28 pixels, each 2 x 2 pooled patches; rows end in a token, views begin and end with one."""
+    folder = make(tmp_path, "model.images.crop_mode=overlap-and-resize-c2")
+    asked = {"style": "text_vqa", "question": "What is here?", "answers": ["red"] * 10}
+    content = json.dumps({"images": ["png"], "annotations": [asked], "metadata": {"image_id": "large"}})
+    parts = {"png": picture(100, (6 * 28, 6 * 28)), "json": content.encode()}
+    write_shards([("large", parts)], folder / "large/text_vqa-validation")
+    tokens = {}
+    for options in ([], ["--high-res"]):
+        words = [str(folder / "model"), "text_vqa", "--data", str(folder / "large"), "--eval-name", f"{len(options)}"]
+        assert evaluate.main([*words, *options]) == 0
+        rows = (folder / f"model/predictions-text_vqa-validation-{len(options)}/rows.jsonl").read_text()
+        tokens[len(options)] = json.loads(rows)["prompt"].split()[0]
+    overview = 1 + 2 * (2 + 1) + 1
+    usual = 1 + 2 * (2 + 1) + 1  # one crop
+    high = 1 + 12 * (12 + 1) + 1
+    assert tokens == {0: f"IMAGE[{overview + usual}]", 1: f"IMAGE[{overview + high}]"}
 
 
 def test_a_server_is_evaluated(command, folder: Path) -> None:

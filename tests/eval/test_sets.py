@@ -2,7 +2,7 @@
 
 import pytest
 
-from molmo_ds.eval.sets import SETS, resolve
+from molmo_ds.eval.sets import SETS, published_crops, resolve
 
 
 def named(*words: str) -> list[str]:
@@ -27,6 +27,17 @@ def test_every_name_in_a_set_is_one():
     for name, members in SETS.items():
         if members:
             assert len(named(name)) == len(members)
+
+
+def test_tasks_of_the_paper_take_its_crops_whatever_else_is_named():
+    for words in (["paper"], ["okvqa,paper"], ["chart_qa:test", "paper"]):
+        found = {task.name: published_crops(words, task, split) for task, split in resolve(words)}
+        assert found.pop("okvqa", None) is None
+        assert found.pop("countbench_qa") is None and found.pop("pixmo_count_counting") is None
+        assert set(found.values()) == {36} and len(found) == 9
+    (task, split), *_ = resolve("chart_qa:test")
+    assert published_crops(["chart_qa:test"], task, split) is None
+    assert published_crops(["paper"], task, "validation") is None  # another split than the paper's
 
 
 def test_a_dataset_that_has_no_validation_split_means_its_own():

@@ -1,6 +1,7 @@
 """Measures an evaluation: questions per CPU-second with several questions a picture, and 100,000 made-up rows.
 
     python tools/bench/bench_evaluate.py speed --checkpoint RUN/questions --pictures RUN/data/examination
+    python tools/bench/bench_evaluate.py speed --scratch RUN/tokenizer --count 16
     python tools/bench/bench_evaluate.py rows
 
 `speed` asks the same questions of the same weights in three ways: `molmo-ds evaluate` (log, scores and all), batches of
@@ -26,6 +27,7 @@ import torch
 from numpy.random import RandomState
 from PIL import Image
 
+from molmo_ds import settings
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.read.writer import write_shards
 from molmo_ds.engine import launch
@@ -37,8 +39,10 @@ from molmo_ds.eval.provenance import Provenance
 from molmo_ds.eval.row import Row
 from molmo_ds.eval.run import Job, evaluate
 from molmo_ds.files import local
+from molmo_ds.hub.load import shapes_of, write_weights
 from molmo_ds.infer.generate import Options
 from molmo_ds.infer.load import Answerer, load
+from molmo_ds.model.init import initial_parameter
 from molmo_ds.testing import tables
 
 QUESTIONS = (
@@ -57,6 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["speed", "rows"])
     parser.add_argument("--checkpoint", type=local, help="of speed: a run's folder or a folder of weights")
+    parser.add_argument("--scratch", type=local, metavar="TOKENIZER", help="of speed: random weights, larger pictures")
     parser.add_argument("--pictures", type=local, help="shards whose pictures are asked about; default: noise")
     parser.add_argument("--count", type=int, default=64, help="pictures of speed, each with five questions")
     parser.add_argument("--batch", type=int, default=64, help="questions at once, ours")
@@ -68,9 +73,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if given.what == "rows":
             rows(Path(folder), given.rows)
-        elif given.checkpoint is None:
-            parser.error("speed needs --checkpoint")
+        elif given.checkpoint is None and given.scratch is None:
+            parser.error("speed needs --checkpoint or --scratch")
         else:
+            given.checkpoint = given.checkpoint or scratch(Path(folder), given.scratch)
             speed(Path(folder), given)
 
 
@@ -80,9 +86,10 @@ def speed(folder: Path, given: argparse.Namespace) -> None:
     write_shards(records(itertools.islice(pictures(given.pictures), given.count)), folder / "data")
     job = job_of(folder)
     answerer = load(given.checkpoint, device="cpu")
+    client = OwnClient(answerer, given.batch)
     asked = job.rows()
     ways = {
-        "molmo-ds evaluate": lambda: evaluated(job, answerer, given.batch),
+        "molmo-ds evaluate": lambda: evaluated(job, client),
         f"batches of generate, {given.batch}": lambda: in_batches(job, answerer, asked, given.batch),
     }
     ways[f"exported, transformers, {given.other_batch}"] = exported(job, given, folder / "export", asked)
@@ -95,6 +102,17 @@ def speed(folder: Path, given: argparse.Namespace) -> None:
         print(f"{name:32} {len(asked) / seconds:8.1f} questions per CPU-second, {equal} of {len(asked)} replies equal")
 
 
+def scratch(folder: Path, tokenizer: Path) -> Path:
+    """Random weights of the preset tiny with 36 tokens a crop: 7 crops and 274 tokens of a picture of 504 x 336."""
+    shape = ["model.vision.image_size=168", "model.images.max_crops=6", "model.images.overlap_margins=[0,0]"]
+    crop = ["model.images.crop_mode=overlap-and-resize-c2"]
+    config = settings.load(overrides=["preset=tiny", *shape, *crop, f"out={folder / 'none'}"])
+    shapes = shapes_of(config.model)
+    tensors = ((name, initial_parameter(config.model, name, one, 1)) for name, one in shapes.items())
+    write_weights(folder / "scratch", config.model, tensors, tokenizer, len(shapes))
+    return folder / "scratch"
+
+
 def timed(way: Callable[[], list[str]]) -> tuple[float, list[str]]:
     """(CPU seconds, what it returned)."""
     began = time.process_time()
@@ -102,9 +120,9 @@ def timed(way: Callable[[], list[str]]) -> tuple[float, list[str]]:
     return time.process_time() - began, replies
 
 
-def evaluated(job: Job, answerer: Answerer, batch: int) -> list[str]:
+def evaluated(job: Job, client: OwnClient) -> list[str]:
     """The replies of an evaluation, in the order of the rows."""
-    outcome = evaluate(job, OwnClient(answerer, batch), launch.alone(), overwrite=True)
+    outcome = evaluate(job, client, launch.alone(), overwrite=True)
     return [row["reply"] for row in outcome.rows]
 
 
@@ -198,20 +216,20 @@ def records(shown: Iterable[bytes]) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 
 def pictures(folder: Path | None) -> Iterator[bytes]:
-    """The first picture of every sample, or noise."""
+    """The first picture of every sample, or noise that makes 6 crops of 168 pixels."""
     if folder is None:
-        yield from noise(1000)
+        yield from noise(1000, (504, 336))
         return
     shards = ShardSet(str(folder))
     for index in range(len(shards)):
         yield shards.read(index)["pixels"][0]
 
 
-def noise(count: int) -> Iterator[bytes]:
-    """PNGs of 56 x 56 pixels."""
+def noise(count: int, size: tuple[int, int] = (56, 56)) -> Iterator[bytes]:
+    """PNGs of a width and height in pixels."""
     for seed in range(count):
         stream = io.BytesIO()
-        Image.fromarray(RandomState(seed).randint(0, 256, (56, 56, 3)).astype(np.uint8)).save(stream, "PNG")
+        Image.fromarray(RandomState(seed).randint(0, 256, (size[1], size[0], 3)).astype(np.uint8)).save(stream, "PNG")
         yield stream.getvalue()
 
 

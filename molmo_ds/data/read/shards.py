@@ -1,5 +1,6 @@
 """Indexed reader of webdataset tars: one folder, URL or glob of shards as a sequence of records."""
 
+import bisect
 import hashlib
 import io
 import json
@@ -122,7 +123,7 @@ class ShardSet:
         return chunk.shard, {name: chunk.rows.column(name)[row].as_py() for name in chunk.rows.column_names}
 
     def _chunk(self, index: int) -> "_Chunk":
-        number = int(np.searchsorted(self.bounds, index, side="right")) - 1
+        number = bisect.bisect_right(self.bounds, index) - 1
         return self._chunks.get(number, lambda: self._load(number))
 
     def _release(self, chunk: "_Chunk") -> None:
