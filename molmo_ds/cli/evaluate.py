@@ -7,7 +7,8 @@
     --list
 
 deepspeed, torchrun and accelerate launch start it on any number of ranks, each with the whole model and a share of the
-questions. Kill it at any point and give the same command again: only what has no reply yet is asked.
+questions, or with a part of a replica as --strategy says. Kill it at any point and give the same command again: only
+what has no reply yet is asked.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from molmo_ds.eval.task import Task
 
 WAIT_SECONDS = 7 * 86_400  # of a rank that has no more questions for one that has
 HIGH_RES = 36  # crops
+BATCH = 64  # questions at once
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,7 +49,7 @@ def evaluate(given: argparse.Namespace, tasks: list[tuple[Task, str]]) -> int:
     from molmo_ds.eval.plan import Wish, plan
 
     world = launch.start(WAIT_SECONDS) if int(os.environ.get("WORLD_SIZE", 1)) > 1 else launch.alone()
-    subject = subject_of(given)
+    subject = subject_of(given, world)
     wish = Wish(
         data=given.data,
         limit=given.limit,
@@ -73,7 +75,8 @@ def evaluate(given: argparse.Namespace, tasks: list[tuple[Task, str]]) -> int:
         if given.rescore:
             outcome = run.rescore(job) if world.rank == 0 else None
         else:
-            outcome = run.evaluate(job, subject.client(crops), world, given.overwrite, subject.counter(crops))
+            counter = subject.counter(crops)
+            outcome = run.evaluate(job, subject.client(crops), world, given.overwrite, counter, subject.part())
         if outcome is not None:
             fresh[job.label] = results.write(job, outcome, options(given), subject.described(crops))
             write_page(given, job, outcome)
@@ -83,13 +86,22 @@ def evaluate(given: argparse.Namespace, tasks: list[tuple[Task, str]]) -> int:
     return int(any(one["failures"] for one in fresh.values()))
 
 
-def subject_of(given: argparse.Namespace) -> Any:
+def subject_of(given: argparse.Namespace, world: Any) -> Any:
     """The checkpoint or the server."""
     from molmo_ds.eval.subject import Checkpoint, Server
 
     if given.server:
-        return Server(given.server, given.save_dir, given.parallel, given.model)
-    return Checkpoint(given.checkpoint, given.save_dir, given.batch, given.tokenizer, given.device, given.precision)
+        return Server(given.server, given.save_dir, given.parallel, given.model, world)
+    return Checkpoint(
+        given.checkpoint,
+        given.save_dir,
+        batch=given.batch or BATCH,
+        tokenizer=given.tokenizer,
+        device=given.device,
+        precision=given.precision,
+        strategy=given.strategy and str(given.strategy),
+        world=world,
+    )
 
 
 def crops_of(given: argparse.Namespace, task: Task) -> int | None:

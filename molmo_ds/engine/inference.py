@@ -99,17 +99,26 @@ class Share:
         if self.embed is not None:
             x = self.embed(self.look(x))
         else:
-            hidden = torch.empty(*x.input_ids.shape, self.config.text.hidden_size, device=self.device, dtype=self.dtype)
-            dist.recv(hidden, self.line[self.stage - 1])
-            x = x._replace(hidden=hidden)
+            x = x._replace(hidden=self.receive(*x.input_ids.shape))
         for layer in self.layers:
             x = layer(x)
         if self.head is not None:
             return x.hidden
-        self.finish()
-        hidden = x.hidden.contiguous()
-        self.sending = dist.isend(hidden, self.line[self.stage + 1]), hidden
+        self.send(x.hidden)
         return None
+
+    def send(self, hidden: Tensor) -> None:
+        """Send hidden states [B, T, D] to the next stage, D / S columns from each rank of the tensor group."""
+        self.finish()
+        part = hidden.chunk(self.size, -1)[self.grid.place("tensor")].contiguous()
+        self.sending = dist.isend(part, self.line[self.stage + 1]), part
+
+    def receive(self, sequences: int, tokens: int) -> Tensor:
+        """Hidden states [B, T, D] of the stage before: the columns cross the hosts once, then the tensor group."""
+        columns = self.config.text.hidden_size // self.size
+        part = torch.empty(sequences, tokens, columns, device=self.device, dtype=self.dtype)
+        dist.recv(part, self.line[self.stage - 1])
+        return self.gather(part).movedim(0, 2).flatten(2)
 
     def finish(self) -> None:
         """Wait until what was sent has left."""

@@ -11,11 +11,19 @@ from molmo_ds import settings
 from molmo_ds.config import RunConfig
 from molmo_ds.data.sample.builder import SampleBuilder
 from molmo_ds.data.sample.images import ImageProcessor
+from molmo_ds.engine import launch
+from molmo_ds.engine.grid import Grid
+from molmo_ds.engine.inference_layout import refuse
+from molmo_ds.engine.launch import World
+from molmo_ds.engine.strategy import read_strategy
 from molmo_ds.eval import provenance
-from molmo_ds.eval.client import Client
+from molmo_ds.eval.client import Client, Part
 from molmo_ds.eval.own_client import OwnClient
 from molmo_ds.eval.server_client import BARE, ServerClient
 from molmo_ds.infer import load
+from molmo_ds.infer.replica import Replica
+
+ALONE = launch.alone()
 
 
 class Subject(Protocol):
@@ -30,6 +38,9 @@ class Subject(Protocol):
     def client(self, crops: int | None) -> Client:
         """What is asked."""
 
+    def part(self) -> Part:
+        """What of the questions this rank asks."""
+
     def counter(self, crops: int | None) -> Callable[[int, int], int] | None:
         """The crops of a picture of a width and height, where they are known."""
 
@@ -38,7 +49,11 @@ class Subject(Protocol):
 
 
 class Checkpoint:
-    """A run's folder, a checkpoint or a folder of weights."""
+    """A run's folder, a checkpoint or a folder of weights; all ranks of `world` call alike.
+
+    Args:
+        strategy: a file of ds_configs/infer, by which ranks make up replicas; None = each rank holds the whole network.
+    """
 
     def __init__(
         self,
@@ -48,16 +63,25 @@ class Checkpoint:
         tokenizer: Path | None = None,
         device: str | None = None,
         precision: load.Precision | None = None,
+        strategy: str | None = None,
+        world: World = ALONE,
     ):
-        self.source, self.config = load.look_up(path, tokenizer)
+        self.world = world
+        self.source, self.config = world.together(lambda: load.look_up(path, tokenizer, world.rank, world.size))
         self.folder = self.source.path
-        self.device = load.usable_device(device)
+        self.device = load.usable_device(device) if strategy is None else world.device
         self.precision = precision or load.default_precision(self.device)
         self.base = base or provenance.results_base(self.folder)
         self.step = provenance.step_of(self.folder)
         self.batch = batch
         self.builders: dict[int, SampleBuilder] = {}
         self.answerer: load.Answerer | None = None
+        self.replica: Replica | None = None
+        self.strategy = None
+        if strategy is not None:
+            self.strategy = read_strategy(strategy)
+            refuse(self.config.model, self.strategy)
+            self.grid = Grid(self.strategy.axes(world.size), world.rank)
 
     def known(self, crops: int | None) -> dict[str, Any]:
         """See Subject."""
@@ -70,7 +94,20 @@ class Checkpoint:
 
     def client(self, crops: int | None) -> OwnClient:
         """See Subject."""
-        return OwnClient(self.loaded(crops), self.batch)
+        if self.strategy is None:
+            return OwnClient.of(self.loaded(crops), self.batch)
+        builder = self.builder(crops)
+        if self.replica is None:
+            share = load.read_share(self.source, self.config, self.strategy, self.world, self.precision)
+            self.replica = Replica(share, builder.tokenizer.eos, self.strategy.limits)
+        return OwnClient(builder, self.replica)
+
+    def part(self) -> Part:
+        """See Subject."""
+        if self.strategy is None:
+            return Part(index=self.world.rank, count=self.world.size)
+        grid = self.grid
+        return Part(index=grid.place("data"), count=grid.size("data"), writes=grid.first(("stage", "tensor")))
 
     def loaded(self, crops: int | None) -> load.Answerer:
         """The network, whose weights are read once, with that many crops."""
@@ -103,7 +140,8 @@ class Checkpoint:
 class Server:
     """An OpenAI-compatible server."""
 
-    def __init__(self, url: str, base: Path, parallel: int = 16, model: str | None = None):
+    def __init__(self, url: str, base: Path, parallel: int = 16, model: str | None = None, world: World = ALONE):
+        self.world = world
         self.base = base
         self.step = None
         self.asked = ServerClient(url, parallel, model)
@@ -121,6 +159,10 @@ class Server:
         """See Subject."""
         self.asked.max_crops = crops
         return self.asked
+
+    def part(self) -> Part:
+        """See Subject."""
+        return Part(index=self.world.rank, count=self.world.size)
 
     def counter(self, crops: int | None) -> None:
         """See Subject."""

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from molmo_ds.engine.launching.hosts import Host
+from molmo_ds.engine.launching.signal_run import MARK
 from molmo_ds.engine.launching.supervise import (
     EXPORTED,
     free_port,
@@ -26,7 +27,6 @@ from molmo_ds.engine.launching.supervise import (
     signal_hosts,
     wait,
 )
-from molmo_ds.engine.signal_run import MARK
 from molmo_ds.serve.settings import SECRET, FrontSettings, RankSettings, as_word
 
 LOOK_SECONDS = 0.5  # between two looks at /health

@@ -54,7 +54,7 @@ def answerer(folder: Path) -> Answerer:
 @pytest.fixture(scope="module")
 def alone(folder: Path, answerer: Answerer) -> run.Outcome:
     """What one process finds, 64 questions at a time."""
-    return run.evaluate(job(folder, "alone"), OwnClient(answerer), ALONE)
+    return run.evaluate(job(folder, "alone"), OwnClient.of(answerer), ALONE)
 
 
 def lines(folder: Path) -> list[str]:
@@ -74,7 +74,7 @@ def test_ranks_ask_each_question_once_and_find_the_same(
     folder: Path, answerer: Answerer, alone: run.Outcome, ranks: int
 ) -> None:
     def part(world: World) -> run.Outcome | None:
-        return run.evaluate(job(folder, f"ranks-{ranks}"), OwnClient(answerer, batch=3), world)
+        return run.evaluate(job(folder, f"ranks-{ranks}"), OwnClient.of(answerer, batch=3), world)
 
     found, *others = run_ranks(part, ranks)
     assert found == alone and others == [None] * (ranks - 1)
@@ -92,7 +92,7 @@ def test_a_rank_without_questions_is_no_special_case(folder: Path) -> None:
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_the_batch_changes_nothing(folder: Path, answerer: Answerer, alone: run.Outcome, batch: int) -> None:
-    assert run.evaluate(job(folder, f"batch-{batch}"), OwnClient(answerer, batch=batch), ALONE) == alone
+    assert run.evaluate(job(folder, f"batch-{batch}"), OwnClient.of(answerer, batch=batch), ALONE) == alone
 
 
 def killed(folder: Path, name: str, rows: int) -> None:

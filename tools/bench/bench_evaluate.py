@@ -104,7 +104,7 @@ def timed(way: Callable[[], list[str]]) -> tuple[float, list[str]]:
 
 def evaluated(job: Job, answerer: Answerer, batch: int) -> list[str]:
     """The replies of an evaluation, in the order of the rows."""
-    outcome = evaluate(job, OwnClient(answerer, batch), launch.alone(), overwrite=True)
+    outcome = evaluate(job, OwnClient.of(answerer, batch), launch.alone(), overwrite=True)
     return [row["reply"] for row in outcome.rows]
 
 
