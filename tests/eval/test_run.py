@@ -16,6 +16,7 @@ from molmo_ds.engine.launch import World
 from molmo_ds.eval import log, results, run
 from molmo_ds.eval.client import Ask, Reply, failure
 from molmo_ds.eval.own_client import OwnClient
+from molmo_ds.eval.subject import Checkpoint
 from molmo_ds.infer.load import Answerer, load
 from molmo_ds.testing.ranks import run_ranks
 
@@ -79,6 +80,27 @@ def test_ranks_ask_each_question_once_and_find_the_same(
     found, *others = run_ranks(part, ranks)
     assert found == alone and others == [None] * (ranks - 1)
     assert lines(folder / f"ranks-{ranks}") == sorted(row["id"] for row in alone.rows)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_replicas_over_ranks_find_the_same(folder: Path, alone: run.Outcome, replicas: int) -> None:
+    """Two ranks share a decoder, or there are two such pairs."""
+    name = f"replicas-{replicas}"
+    strategy = folder / "tp2.json"
+    limits = {"slots": 4, "slot_tokens": 256, "prefill_tokens": 64}
+    strategy.write_text(
+        json.dumps({"tensor_parallel": {"autotp_size": 2}, "molmo_ds": {"engine": "inference", **limits}})
+    )
+
+    def part(world: World) -> run.Outcome | None:
+        subject = Checkpoint(folder / "model", strategy=str(strategy), world=world)
+        return run.evaluate(job(folder, name), subject.client(None), world, part=subject.part())
+
+    found, *others = run_ranks(part, 2 * replicas)
+    assert found == alone and others == [None] * (2 * replicas - 1)
+    assert lines(folder / name) == sorted(row["id"] for row in alone.rows)
+    logs = sorted(file.name for file in (folder / name).glob("log/*.jsonl"))
+    assert logs == [f"rank-{2 * index}.jsonl" for index in range(replicas)]
 
 
 def test_a_rank_without_questions_is_no_special_case(folder: Path) -> None:
