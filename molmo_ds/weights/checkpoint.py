@@ -92,6 +92,8 @@ class Found:
         if stored.file not in self.handles:
             self.handles[stored.file] = TensorFolder(stored.file)
         piece = self.handles[stored.file].rows(f"{name}|{stored.start}|{key}")
+        if not piece.is_floating_point():
+            raise ValueError(f"{stored.file} holds {key} of {name} as {piece.dtype}, which no save writes.")
         if piece.shape != (stored.size,):
             raise ValueError(f"{stored.file} holds {list(piece.shape)} of {name} at {stored.start}, not {stored.size}.")
         return piece
@@ -191,8 +193,9 @@ def read_manifest(path: Path) -> Manifest:
         raise ValueError("manifest.json cannot be read") from None
     if made.format != FORMAT:
         raise ValueError(f"its format is {made.format}, not {FORMAT}")
-    files = {f"rank-{rank:05d}.{kind}" for rank in range(made.ranks) for kind in ("json", "safetensors")}
-    if made.files.keys() != files | {"config.yaml"}:
+    ranks = range(min(made.ranks, len(made.files)))  # a damaged number may be of any size
+    files = {f"rank-{rank:05d}.{kind}" for rank in ranks for kind in ("json", "safetensors")}
+    if len(ranks) != made.ranks or made.files.keys() != files | {"config.yaml"}:
         raise ValueError(f"manifest.json does not name the files of {made.ranks} ranks")
     if path.name[5:].isdigit() and path.name != f"step-{made.step:08d}":
         raise ValueError(f"manifest.json is of step {made.step}")

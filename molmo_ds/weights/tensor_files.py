@@ -24,6 +24,7 @@ INDEX = "model.safetensors.index.json"
 INDEXES = (INDEX, "pytorch_model.bin.index.json")
 SINGLE = ("model.safetensors", "pytorch_model.bin", "model.pt")
 PAGE = mmap.PAGESIZE
+LARGEST = 1 << 62  # no tensor has that many elements
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +205,8 @@ def _place(file: Path, name: str, entry: Any, data: int) -> Place:
         numbers = [*shape, first, last]
     except (KeyError, TypeError, ValueError):
         numbers = [None]
-    if any(type(number) is not int or number < 0 for number in numbers):
+    wrong = any(type(number) is not int or number < 0 for number in numbers)
+    if wrong or math.prod(number or 1 for number in numbers[:-2]) > LARGEST:  # next to a size of 0 too
         raise ValueError(f"{file} is damaged: its header says of tensor '{name}' what cannot be; copy the file again.")
     if type(kind) is not str or kind not in DTYPES:
         raise ValueError(f"{file}: tensor '{name}' has type {kind}, which is not supported.")
