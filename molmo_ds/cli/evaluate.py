@@ -44,11 +44,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def evaluate(given: argparse.Namespace, tasks: list[tuple[Task, str]]) -> int:
     """Evaluate the tasks one after the other."""
-    from molmo_ds.engine import launch
     from molmo_ds.eval import caption_loss, results, run
     from molmo_ds.eval.plan import Wish, plan
 
-    world = launch.start(WAIT_SECONDS) if int(os.environ.get("WORLD_SIZE", 1)) > 1 else launch.alone()
+    world = join(given)
     subject = subject_of(given, world)
     wish = Wish(
         data=given.data,
@@ -84,6 +83,19 @@ def evaluate(given: argparse.Namespace, tasks: list[tuple[Task, str]]) -> int:
         results.record(subject.base, subject.step, fresh)
         print(results.table({**found, **fresh}))
     return int(any(one["failures"] for one in fresh.values()))
+
+
+def join(given: argparse.Namespace) -> Any:
+    """The world of ranks; a silent one is given up after minutes where all of them are one replica."""
+    from molmo_ds.engine import launch
+    from molmo_ds.engine.strategy import read_strategy
+
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    if size == 1:
+        return launch.alone()
+    if given.strategy and read_strategy(str(given.strategy)).shared == size:
+        return launch.start()
+    return launch.start(WAIT_SECONDS)
 
 
 def subject_of(given: argparse.Namespace, world: Any) -> Any:
