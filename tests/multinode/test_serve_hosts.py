@@ -19,7 +19,7 @@ from molmo_ds.testing.serving import Server, chat, get, post, weights_folder
 
 ROOT = Path(__file__).parents[2]
 URL = "http://127.0.0.1:8000"
-STALL = 8  # seconds
+STALL = 6  # seconds
 STRATEGY = {
     "tensor_parallel": {"autotp_size": 2},
     "molmo_ds": {"engine": "inference", "stages": 2, "slots": 8, "slot_tokens": 512},
@@ -72,7 +72,7 @@ def clients(laboratory: lab.Lab) -> Iterator[ThreadPoolExecutor]:
 
 def ask(body: dict[str, Any]) -> Any:
     """The choices of an answer; a closed connection is tried again, as clients do."""
-    while True:
+    for _ in range(200):
         try:
             status, answer = post(URL, body)
         except OSError:
@@ -80,6 +80,7 @@ def ask(body: dict[str, Any]) -> Any:
             continue
         assert status == 200, answer
         return answer["choices"]
+    raise AssertionError("the front does not come back")
 
 
 def health() -> int:
@@ -104,8 +105,7 @@ def test_no_answer_is_lost_and_no_token_changes(
     def is_healthy() -> bool:
         return clients.submit(health).result() == 200
 
-    took = {"start": seconds(is_healthy, said)}
-    assert list(clients.map(ask, QUESTIONS)) == wanted
+    took = {"start": seconds(lambda: "ready at" in said.read_text(), said)}
     answers = clients.map(ask, QUESTIONS)
     laboratory.kill("head", ("molmo_ds.serve.front",), signal.SIGKILL)
     assert list(answers) == wanted
@@ -119,5 +119,6 @@ def test_no_answer_is_lost_and_no_token_changes(
     assert list(answers) == wanted
     took["answers"] = time.monotonic() - began
     print(took, said.read_text())
-    assert took["503"] < 2 * STALL
+    assert took["503"] < 3 * STALL
+    assert "6 unfinished answers go on" in said.read_text()  # all were on their way
     assert "the front ended with code -9" in said.read_text()
