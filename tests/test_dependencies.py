@@ -16,7 +16,14 @@ NAMES = {
     "liger_kernel": "liger-kernel",
     "lmms_eval": "lmms-eval",
 }
-OPTIONAL = {"av": "video", "wandb": "wandb", "triton": "gpu", "lmms-eval": "lmms-eval"}  # imported where they are
+OPTIONAL = {  # imported where they are
+    "av": "video",
+    "flash-attn": "gpu",
+    "lmms-eval": "lmms-eval",
+    "torchao": "quantized",
+    "triton": "gpu",
+    "wandb": "wandb",
+}
 BY_NAME = {"tensorboard": "torch.utils.tensorboard"}  # imported by another package of ours
 TOOLS = {  # run, not imported
     "mkdocs-material",

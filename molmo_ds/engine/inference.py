@@ -6,6 +6,7 @@ Ranks of a replica differ on the axes "tensor" (shares of heads, columns, expert
 Shapes: B sequences, T tokens, D width, N crops, Q pooled patches of a crop, R rows, S ranks of a tensor group.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from molmo_ds.batch import Batch
 from molmo_ds.config import MolmoConfig
+from molmo_ds.engine import quantized
 from molmo_ds.engine.grid import Grid
 from molmo_ds.engine.inference_layout import Fill, load, refuse, share_of, stage_rows
 from molmo_ds.engine.launch import World
@@ -68,6 +70,7 @@ class Share:
         Raises ValueError where the network cannot be cut so, or a parameter is not filled.
         """
         refuse(config, strategy)
+        weights = strategy.execution.weights
         grid = Grid(strategy.axes(world.size), world.rank)
         if strategy.tensor > 1:
             grid.make("tensor")
@@ -76,12 +79,15 @@ class Share:
         module, rows = stage_rows(config, strategy, grid)
         failure = None
         try:
+            quantized.check(config, weights)
             load(module, config, fill, grid, world.device, dtype)
         except (ValueError, OSError) as error:
             failure = error
         failures = world.gather(failure) if world.size > 1 else [failure]
         for failure in filter(None, failures):  # of whichever rank: all end with its sentence
             raise failure
+        if weights:
+            quantized.quantize([layer for _, layer in rows], weights)
         if strategy.tensor > 1:
             for _, layer in rows:
                 if isinstance(layer, DecoderLayer):
@@ -96,29 +102,39 @@ class Share:
 
     def run(self, x: Carry) -> Tensor | None:
         """Hidden states [B, T, D] behind the last decoder layer; None where a later stage has them."""
+        return self.send(self.compute(self.receive(x)))
+
+    def receive(self, x: Carry) -> Carry:
+        """x with the hidden states of the stage before, if there is one; D / S columns of them come to each rank."""
+        if self.embed is not None:
+            return x
+        columns = self.config.text.hidden_size // self.size
+        part = torch.empty(*x.input_ids.shape, columns, device=self.device, dtype=self.dtype)
+        dist.recv(part, self.line[self.stage - 1])
+        return x._replace(hidden=self.gather(part).movedim(0, 2).flatten(2))
+
+    def compute(self, x: Carry, layer_run: Callable[..., Tensor] = DecoderLayer.run) -> Tensor:
+        """Hidden states [B, T, D] behind this rank's decoder layers.
+
+        Args:
+            layer_run: `DecoderLayer.run`, or what was compiled from it.
+        """
         if self.embed is not None:
             x = self.embed(self.look(x))
-        else:
-            x = x._replace(hidden=self.receive(*x.input_ids.shape))
         for layer in self.layers:
-            x = layer(x)
-        if self.head is not None:
-            return x.hidden
-        self.send(x.hidden)
-        return None
+            x = layer.with_shared(x)
+            hidden = layer_run(layer, x.hidden, x.loss_weights, x.shared.cos, x.shared.sin, x.shared.plan)
+            x = x._replace(hidden=hidden)
+        return x.hidden
 
-    def send(self, hidden: Tensor) -> None:
-        """Send hidden states [B, T, D] to the next stage, D / S columns from each rank of the tensor group."""
+    def send(self, hidden: Tensor) -> Tensor | None:
+        """This rank's columns of hidden states to the stage behind; the last stage keeps them."""
+        if self.head is not None:
+            return hidden
         self.finish()
         part = hidden.chunk(self.size, -1)[self.grid.place("tensor")].contiguous()
         self.sending = dist.isend(part, self.line[self.stage + 1]), part
-
-    def receive(self, sequences: int, tokens: int) -> Tensor:
-        """Hidden states [B, T, D] of the stage before: the columns cross the hosts once, then the tensor group."""
-        columns = self.config.text.hidden_size // self.size
-        part = torch.empty(sequences, tokens, columns, device=self.device, dtype=self.dtype)
-        dist.recv(part, self.line[self.stage - 1])
-        return self.gather(part).movedim(0, 2).flatten(2)
+        return None
 
     def finish(self) -> None:
         """Wait until what was sent has left."""

@@ -73,7 +73,7 @@ def load(
             shape = module.get_submodule(owner).get_parameter(leaf).shape
             if values.shape != shape:
                 raise ValueError(f"The weights' {source} has a part of {list(values.shape)}, not {list(shape)}.")
-            own = torch.empty(shape, dtype=dtype, device=device).copy_(values)
+            own = values.to(device, dtype)  # no copy of what is read as it shall be
             setattr(module.get_submodule(owner), leaf, nn.Parameter(own, requires_grad=False))
         if ours:
             raise ValueError(f"The weights lack {next(iter(ours))}; they are not those of this network.")

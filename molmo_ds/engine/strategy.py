@@ -8,14 +8,15 @@ import copy
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from molmo_ds.config import RunConfig
 from molmo_ds.engine import strategy_file, strategy_place
 
 ENGINES = ("zero", "sequence", "pipeline", "inference")
 LIMITS = ("slots", "slot_tokens", "prefill_tokens")  # settings of the engine that answers
-SETTINGS = ("engine", "stages", "schedule", "sequence_parallel_size", *LIMITS)  # of the block molmo_ds
+EXECUTION = ("compile", "graphs", "weights")  # of the same engine
+SETTINGS = ("engine", "stages", "schedule", "sequence_parallel_size", *LIMITS, *EXECUTION)  # of the block molmo_ds
 NEEDS_RANKS = "{path} needs a multiple of {shared} ranks, and there are {world}."
 NEEDS_BATCH = (
     "global_batch={batch} does not divide by {replicas} ranks x micro_batch={micro}; choose a multiple of {multiple}."
@@ -76,7 +77,18 @@ class Limits:
     prefill_tokens: int = 8192  # of one packed prefill
 
 
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How a replica computes its answers."""
+
+    compile: bool = False  # the decoder layers of a decode step, once for each bucket of shapes
+    graphs: bool = True  # decode steps are replayed as CUDA graphs, on a GPU
+    weights: Literal["int8", "fp8"] | None = None  # what the decoder's matrices are kept in, by torchao
+    buckets: bool | None = None  # few shapes of decode steps; by default on a GPU and where layers are compiled
+
+
 USUAL = Limits()
+PLAIN = Execution()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +106,7 @@ class Strategy:
     zero: Zero = field(default_factory=Zero)
     owned: Owned = field(default_factory=Owned)
     limits: Limits = field(default_factory=Limits)
+    execution: Execution = field(default_factory=Execution)
     unknown: tuple[str, ...] = ()  # settings of the block molmo_ds that there are not
     deepspeeds_sequence: bool = False  # whether DeepSpeed's own key sequence_parallel_size is there
     experts_switched_on: bool = False
@@ -179,6 +192,7 @@ def parse(path: str, values: dict[str, Any]) -> Strategy:
         zero=_zero(ds.get("zero_optimization", {})),
         owned=_owned(ds),
         limits=Limits(**{name: ours[name] for name in LIMITS if name in ours}),
+        execution=Execution(**{name: ours[name] for name in EXECUTION if name in ours}),
         unknown=tuple(sorted(set(ours) - set(SETTINGS))),
         deepspeeds_sequence="sequence_parallel_size" in ds,
         experts_switched_on=switched_on,

@@ -51,7 +51,8 @@ Aio = with_config(STRICT)(TypedDict("Aio", {
 }, total=False))
 Ours = with_config(STRICT)(TypedDict("Ours", {
     "engine": Text, "stages": Count, "schedule": Text, "sequence_parallel_size": Count, "slots": Count,
-    "slot_tokens": Count, "prefill_tokens": Count,
+    "slot_tokens": Count, "prefill_tokens": Count, "compile": bool, "graphs": bool,
+    "weights": Literal["int8", "fp8"],
 }, total=False))
 File = with_config(STRICT)(TypedDict("File", {
     "molmo_ds": Ours, "zero_optimization": Zero, "optimizer": Named, "scheduler": Named, "fp16": Switched,

@@ -99,7 +99,7 @@ class Checkpoint:
         builder = self.builder(crops)
         if self.replica is None:
             share = load.read_share(self.source, self.config, self.strategy, self.world, self.precision)
-            self.replica = Replica(share, builder.tokenizer.eos, self.strategy.limits)
+            self.replica = Replica(share, builder.tokenizer.eos, self.strategy.limits, self.strategy.execution)
         return OwnClient(builder, self.replica)
 
     def part(self) -> Part:

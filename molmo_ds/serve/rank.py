@@ -58,7 +58,7 @@ def build_part(settings: RankSettings) -> Replica:
     source, config = world.together(lambda: look_up(settings.folder, settings.tokenizer, world.rank, world.size))
     tokenizer = Tokenizer(config.data.tokenizer, config.model.text.vocab_size)
     share = read_share(source, config, strategy, world, default_precision(world.device))
-    return Replica(share, tokenizer.eos, strategy.limits)
+    return Replica(share, tokenizer.eos, strategy.limits, strategy.execution)
 
 
 if __name__ == "__main__":

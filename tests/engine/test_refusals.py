@@ -28,6 +28,7 @@ REFUSED: dict[str, tuple[str, dict, TextConfig, int, str]] = {
     "stages to answer with": ("infer/tp8_pp2", {}, DENSE, 16, "train with ds_configs/pipe_zero1.json"),
     "experts to answer with": ("infer/ep8", {}, EXPERTS, 8, "train with ds_configs/zero3_ep.json"),
     "limits without inference": ("zero3", {"molmo_ds": {"slots": 8}}, DENSE, 4, "leave them out"),
+    "execution without inference": ("zero3", {"molmo_ds": {"weights": "int8"}}, DENSE, 4, "leave them out"),
     "unknown setting": ("pipe_zero1", {"molmo_ds": {"stage": 2}}, DENSE, 4, "has no setting"),
     "stages without pipeline": ("zero3", {"molmo_ds": {"stages": 2}}, DENSE, 4, '"engine": "pipeline"'),
     "sequence without engine": ("zero3", {"molmo_ds": {"sequence_parallel_size": 2}}, DENSE, 4, '"engine": "sequence"'),

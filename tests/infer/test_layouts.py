@@ -11,13 +11,14 @@ import answer_oracle
 import pytest
 import torch
 import torch.distributed as dist
+from recorder import Recorder
 from torch import Tensor
 
 from molmo_ds.config import MolmoConfig
 from molmo_ds.engine.inference import Share
 from molmo_ds.engine.inference_layout import Cut, refuse
 from molmo_ds.engine.launch import World
-from molmo_ds.engine.strategy import Limits, parse, read_strategy
+from molmo_ds.engine.strategy import Execution, Limits, parse, read_strategy
 from molmo_ds.infer.answers import answer
 from molmo_ds.infer.options import Options
 from molmo_ds.infer.question import Answer, Question
@@ -104,7 +105,19 @@ def answers_on_a_rank(
         out[family] = {one.name: one for one in answer(replica, mine)}
         traffic = traffic or Traffic(replica.prefilled + replica.row_steps, sent["all_reduce"], sent["isend"])
         drop_one(replica, mine, out[family])
+        if replica.count == 1:
+            recorded_alike(replica, laid_out.limits, mine, out[family])
     return out, traffic
+
+
+def recorded_alike(replica: Replica, limits: Limits, questions: list[Question], whole: dict[str, Answer]) -> None:
+    """Decode steps that are replayed, sums over ranks included, give the same answers."""
+    recorder = Recorder()
+    again = Replica(replica.share, EOS, limits, Execution(buckets=True), recorder)
+    found = {one.name: one.token_ids for one in answer(again, questions)}
+    again.close()
+    assert found == {name: one.token_ids for name, one in whole.items()}
+    assert 0 < 2 * len(recorder.graphs) < sum(graph.replays for graph in recorder.graphs)
 
 
 def drop_one(replica: Replica, questions: list[Question], whole: dict[str, Answer]) -> None:
@@ -171,7 +184,18 @@ def test_the_files() -> None:
     for name, size in sizes.items():
         s = read_strategy(f"ds_configs/infer/{name}.json")
         assert (s.tensor, s.stages, s.experts, s.limits.slots) == size
+        assert s.execution == Execution()
         assert (s.engine, s.limits.slot_tokens, s.limits.prefill_tokens) == ("inference", 2304, 8192)
+
+
+def test_how_a_replica_computes_is_in_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    ours = {"engine": "inference", "compile": True, "graphs": False, "weights": "int8"}
+    file.write_text(json.dumps({"molmo_ds": ours}))
+    assert read_strategy(str(file)).execution == Execution(compile=True, graphs=False, weights="int8")
+    file.write_text(json.dumps({"molmo_ds": {**ours, "weights": "int4"}}))
+    with pytest.raises(ValueError, match='molmo_ds.weights is "int4"; it must be'):
+        read_strategy(str(file))
 
 
 INFERENCE = {"engine": "inference"}

@@ -128,13 +128,41 @@ def test_a_step_reads_nothing(like_a_gpu: str, text: Any, checkpointing: str) ->
     assert unread.ours == {"weighted_cross_entropy"} | (kernels | backward if like_a_gpu == "triton" else set())
 
 
+class Alone(TorchDispatchMode):
+    """Refuses all copies between devices: a graph would replay them from memory that is something else by then."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        tensors = [x for x in (*args, out) if isinstance(x, Tensor)]
+        assert all(x.device == DEVICE for x in tensors), f"{function} in a capture leaves the device"
+        return out
+
+
+class Captured:
+    """A CUDA graph that is run again rather than replayed."""
+
+    def __init__(self, work: Callable[[], Tensor]) -> None:
+        self.work = work
+
+    def replay(self) -> None:
+        """The recorded work, which may wait for nothing."""
+        with Alone():
+            self.work()
+
+
+def capture(work: Callable[[], Tensor]) -> tuple[Captured, Tensor]:
+    with Alone():
+        return Captured(work), work()
+
+
 @pytest.mark.parametrize("text", [synthetic.MODEL.text, EXPERTS], ids=["dense", "experts"])
+@pytest.mark.parametrize("captures", [None, capture], ids=["eager", "captured"])
 def test_an_answers_step_reads_its_tokens_and_nothing_else(
-    like_a_gpu: str, text: Any, monkeypatch: pytest.MonkeyPatch
+    like_a_gpu: str, text: Any, captures: Callable | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with DEVICE:
         model = Molmo(replace(synthetic.MODEL, text=text)).bfloat16().eval()
-    replica = Replica.of(model, 5, Limits(slots=4, slot_tokens=64, prefill_tokens=30))
+    replica = Replica.of(model, 5, Limits(slots=4, slot_tokens=64, prefill_tokens=30), capture=captures)
     reads = []
 
     def read(rows: list[Row], told: Tensor) -> list:
@@ -152,6 +180,13 @@ def test_an_answers_step_reads_its_tokens_and_nothing_else(
             replica.step()
             steps += 1
     assert len(reads) == steps > 6 and max(reads) == 4 and replica.row_steps < 4 * steps
+    assert 1 < len(replica.decode[0].graphs) <= 3 if captures else not replica.decode[0].graphs  # 1, 2 and 4 rows
+
+
+@pytest.mark.parametrize("work", [lambda: torch.ones(3).to(DEVICE, non_blocking=True), lambda: torch.ones(3)])
+def test_what_a_capture_cannot_hold_is_seen(work: Callable[[], Tensor]) -> None:
+    with pytest.raises(AssertionError, match="leaves the device"):
+        capture(work)
 
 
 def sample_of(number: int) -> Sample:
