@@ -11,6 +11,7 @@ SLOW = {  # file or folder: why it takes its time
     "torture": "runs that are killed at random moments",
     "multinode/test_hosts.py": "two hosts that fail in every way",
     "multinode/test_launchers.py": "each launcher on two hosts",
+    "multinode/test_serve_hosts.py": "a server on two hosts that fail",
     "multinode/test_bench_network.py": "bytes on the wire between two hosts",
     "engine/test_parallel.py": "pipeline, sequence, expert and tensor parallelism against one process",
     "engine/test_unlike_ranks.py": "every strategy with unlike amounts of work",

@@ -7,12 +7,12 @@
     --list
 
 deepspeed, torchrun and accelerate launch start it on any number of ranks, each with the whole model and a share of the
-questions. Kill it at any point and give the same command again: only what has no reply yet is asked.
+questions, or with a part of a replica as --strategy says. Kill it at any point and give the same command again: only
+what has no reply yet is asked.
 """
 
 import argparse
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from molmo_ds.eval.listing import listing, shards_of
 from molmo_ds.eval.sets import PAPER, published_crops, resolve, words
 from molmo_ds.eval.task import Task
 
-WAIT_SECONDS = 7 * 86_400  # of a rank that has no more questions for one that has
+BATCH = 64  # questions at once
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,12 +42,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def evaluate(given: argparse.Namespace, tasks: list[tuple[Task, str]]) -> int:
     """Evaluate the tasks one after the other."""
-    from molmo_ds.engine import launch
     from molmo_ds.eval import results
     from molmo_ds.eval.plan import Wish, plan
+    from molmo_ds.eval.subject import join
 
-    world = launch.start(WAIT_SECONDS) if int(os.environ.get("WORLD_SIZE", 1)) > 1 else launch.alone()
-    subject = subject_of(given)
+    world = join(given.strategy and str(given.strategy))
+    subject = subject_of(given, world)
     names = {field.name for field in dataclasses.fields(Wish)}
     wish = Wish(**{name: value for name, value in vars(given).items() if name in names})
     fresh = {}
@@ -79,17 +79,27 @@ def evaluated(given: argparse.Namespace, job: Any, subject: Any, crops: int | No
     if given.rescore:
         outcome = run.rescore(job) if world.rank == 0 else None
     else:
-        outcome = run.evaluate(job, subject.client(crops), world, given.overwrite, subject.counter(crops))
+        counter = subject.counter(crops)
+        outcome = run.evaluate(job, subject.client(crops), world, given.overwrite, counter, subject.part())
     if outcome is None:
         return None
     page.write(job, outcome, given.examples, given.beside)
     return results.write(job, outcome, options, subject.described(crops))
 
 
-def subject_of(given: argparse.Namespace) -> Any:
+def subject_of(given: argparse.Namespace, world: Any) -> Any:
     """The checkpoint or the server."""
     from molmo_ds.eval.subject import Checkpoint, Server
 
     if given.server:
-        return Server(given.server, given.save_dir, given.parallel, given.model)
-    return Checkpoint(given.checkpoint, given.save_dir, given.batch, given.tokenizer, given.device, given.precision)
+        return Server(given.server, given.save_dir, given.parallel, given.model, world)
+    return Checkpoint(
+        given.checkpoint,
+        given.save_dir,
+        batch=given.batch or BATCH,
+        tokenizer=given.tokenizer,
+        device=given.device,
+        precision=given.precision,
+        strategy=given.strategy and str(given.strategy),
+        world=world,
+    )

@@ -24,7 +24,8 @@ def parser(text: str) -> argparse.ArgumentParser:
     how.add_argument("--server", metavar="URL", help="an OpenAI-compatible server instead of a CHECKPOINT")
     how.add_argument("--model", help="of the server; default: its first")
     how.add_argument("--parallel", type=int, default=16, help="questions that a server is asked at once")
-    how.add_argument("--batch", type=int, default=64, help="questions that a checkpoint answers at once")
+    how.add_argument("--batch", type=int, help="questions that a checkpoint answers at once; default: 64")
+    how.add_argument("--strategy", type=local, help="a file of ds_configs/infer: replicas that lie on several ranks")
     how.add_argument("--precision", choices=["fp32", "bf16"], help="of a checkpoint; default: bf16 on a GPU, fp32 else")
     how.add_argument("--tokenizer", type=local, help="its folder, where the checkpoint does not know it")
     how.add_argument("--device", help="default: a GPU if there is one")
@@ -62,6 +63,9 @@ def read(text: str, arguments: list[str] | None) -> argparse.Namespace:
         given.max_crops = HIGH_RES
     if given.max_crops is not None and given.max_crops > HIGH_RES:
         top.error(f"--max-crops is {given.max_crops}; Molmo knows up to {HIGH_RES}.")
+    for name in ("batch", "device", "server", "loss", "rescore"):
+        if given.strategy and getattr(given, name):
+            top.error(f"--strategy lays a checkpoint over ranks that reply, in its own slots; leave --{name} out.")
     if given.shuffle_seed is not None and given.limit is None:
         top.error("--shuffle-seed draws the questions of --limit; give both.")
     if given.loss and (given.server or given.rescore or given.beside):

@@ -105,12 +105,13 @@ class Share:
         return self.send(self.compute(self.receive(x)))
 
     def receive(self, x: Carry) -> Carry:
-        """x with the hidden states of the stage before, if there is one."""
+        """x with the hidden states of the stage before, if there is one; D / S columns of them come to each rank."""
         if self.embed is not None:
             return x
-        hidden = torch.empty(*x.input_ids.shape, self.config.text.hidden_size, device=self.device, dtype=self.dtype)
-        dist.recv(hidden, self.line[self.stage - 1])
-        return x._replace(hidden=hidden)
+        columns = self.config.text.hidden_size // self.size
+        part = torch.empty(*x.input_ids.shape, columns, device=self.device, dtype=self.dtype)
+        dist.recv(part, self.line[self.stage - 1])
+        return x._replace(hidden=self.gather(part).movedim(0, 2).flatten(2))
 
     def compute(self, x: Carry, layer_run: Callable[..., Tensor] = DecoderLayer.run) -> Tensor:
         """Hidden states [B, T, D] behind this rank's decoder layers.
@@ -127,12 +128,12 @@ class Share:
         return x.hidden
 
     def send(self, hidden: Tensor) -> Tensor | None:
-        """Hidden states to the stage behind; the last stage keeps them."""
+        """This rank's columns of hidden states to the stage behind; the last stage keeps them."""
         if self.head is not None:
             return hidden
         self.finish()
-        hidden = hidden.contiguous()
-        self.sending = dist.isend(hidden, self.line[self.stage + 1]), hidden
+        part = hidden.chunk(self.size, -1)[self.grid.place("tensor")].contiguous()
+        self.sending = dist.isend(part, self.line[self.stage + 1]), part
         return None
 
     def finish(self) -> None:

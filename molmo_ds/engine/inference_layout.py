@@ -102,6 +102,7 @@ def refuse(config: MolmoConfig, strategy: Strategy) -> None:
     idle = sorted(strategy.ds.keys() - {"tensor_parallel", "expert_parallel"})
     parts = {"num_attention_heads": text.num_attention_heads, "num_key_value_heads": text.num_key_value_heads}
     parts |= {"num_experts": text.num_experts} if text.num_experts else {"intermediate_size": text.intermediate_size}
+    parts |= {"hidden_size": text.hidden_size} if stages > 1 else {}
     uneven = [f"{name}={count}" for name, count in parts.items() if count % tensor]
     if strategy.engine != "inference":
         nearest = "tp8_pp2" if stages > 1 else "ep8" if text.num_experts else "tp8"

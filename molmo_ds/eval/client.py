@@ -36,6 +36,15 @@ class Reply:
         return self.end.startswith(FAILED)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Which questions a rank asks: those of every `count`-th picture from `index` on, as the others of its replica."""
+
+    index: int
+    count: int
+    writes: bool = True  # whether this rank of the replica logs the replies
+
+
 class Client(Protocol):
     """Answers questions."""
 

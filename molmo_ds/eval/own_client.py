@@ -31,18 +31,22 @@ class _Made:
 
 
 class OwnClient:
-    """A checkpoint that answers, greedily, `batch` questions at a time; those about one picture share its prefill.
+    """A replica that answers, greedily, as many questions at a time as it has slots; a picture is prefilled once.
 
-    The room for a prompt and its answer are the positions that the network knows.
+    On several ranks all of a replica make every prompt.
     """
 
-    def __init__(self, answerer: Answerer, batch: int = 64, workers: int | None = None):
-        self.builder = answerer.builder
-        self.known = answerer.model.config.text.max_position_embeddings
-        self.batch = batch
+    def __init__(self, builder: SampleBuilder, replica: Replica, workers: int | None = None):
+        self.builder = builder
+        self.replica = replica
+        self.batch = sum(slots.count for slots in replica.slots)
         self.workers = workers or min(8, len(os.sched_getaffinity(0)))
-        limits = Limits(slots=batch, slot_tokens=self.known)
-        self.replica = Replica.of(answerer.model, self.builder.tokenizer.eos, limits)
+
+    @classmethod
+    def of(cls, answerer: Answerer, batch: int = 64, workers: int | None = None) -> OwnClient:
+        """A network in this process; a prompt and its answer have all positions that it knows."""
+        limits = Limits(slots=batch, slot_tokens=answerer.model.config.text.max_position_embeddings)
+        return cls(answerer.builder, Replica.of(answerer.model, answerer.builder.tokenizer.eos, limits), workers)
 
     def replies(self, asks: Iterable[Ask]) -> Iterator[Reply]:
         """As in `Client`."""
@@ -71,7 +75,7 @@ class OwnClient:
         waiting: deque = deque()
         with ThreadPoolExecutor(self.workers) as pool:
             for _, group in itertools.groupby(asks, lambda ask: ask.pictures):
-                waiting.append(pool.submit(make, self.builder, list(group), self.known))
+                waiting.append(pool.submit(make, self.builder, list(group), self.replica.capacity))
                 while len(waiting) > self.batch:
                     yield from waiting.popleft().result()
             while waiting:
@@ -79,7 +83,7 @@ class OwnClient:
 
 
 def make(builder: SampleBuilder, asks: list[Ask], known: int) -> list[_Made]:
-    """The prompts of questions about the same pictures, which are decoded once; `known`: positions of the network."""
+    """The prompts of questions about the same pictures, which are decoded once; `known`: positions of a replica."""
     try:
         seen = builder.see(asks[0].pictures)
     except BadSample as error:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.engine.launch import World
 from molmo_ds.eval import log as answers
-from molmo_ds.eval.client import FAILED, Ask, Client, Reply
+from molmo_ds.eval.client import FAILED, Ask, Client, Part, Reply
 from molmo_ds.eval.provenance import Provenance
 from molmo_ds.eval.row import Row
 from molmo_ds.eval.score import chance_level, score, scored_row
@@ -67,7 +67,12 @@ class Outcome:
 
 
 def evaluate(
-    job: Job, client: Client, world: World, overwrite: bool = False, crops: Crops | None = None
+    job: Job,
+    client: Client,
+    world: World,
+    overwrite: bool = False,
+    crops: Crops | None = None,
+    part: Part | None = None,
 ) -> Outcome | None:
     """Ask what the log does not hold yet, and score all of it; None on other ranks than 0.
 
@@ -77,6 +82,7 @@ def evaluate(
     Args:
         overwrite: forget the answers that are there.
         crops: of a picture; sorts the questions, so that those asked together are alike.
+        part: of the questions, for this rank; None = every rank asks others.
 
     Raises ValueError, on all ranks and before anything is asked, for a log of other provenance and for a truth that
     cannot be right.
@@ -87,9 +93,10 @@ def evaluate(
     world.agree(lambda: check(job, rows, overwrite))
     done = world.broadcast(set(answers.read(job.results)) if world.rank == 0 else None)
     groups = by_picture((row for row in rows if row.id not in done), crops)
-    mine = [row for group in groups[world.rank :: world.size] for row in group]
-    failures = ask(job, client, mine, world)
-    everyone = {name: why for part in world.gather(failures) for name, why in part.items()}
+    part = part or Part(index=world.rank, count=world.size)
+    mine = [row for group in groups[part.index :: part.count] for row in group]
+    failures = ask(job, client, mine, world, part)
+    everyone = {name: why for told in world.gather(failures) for name, why in told.items()}
     return finish(job, rows, answers.read(job.results), everyone) if world.rank == 0 else None
 
 
@@ -124,21 +131,22 @@ def by_picture(rows: Iterable[Row], crops: Crops | None = None) -> list[list[Row
     return sorted(groups.values(), key=cost, reverse=True)
 
 
-def ask(job: Job, client: Client, rows: Sequence[Row], world: World) -> dict[str, str]:
+def ask(job: Job, client: Client, rows: Sequence[Row], world: World, part: Part) -> dict[str, str]:
     """Ask the rows and log each reply as it comes; id -> why, of those that got none."""
     failures: dict[str, str] = {}
     if not rows:  # and so a log that is whole is scored without the weights
         return failures
-    name = job.label if world.size == 1 else f"{job.label} (rank 0 of {world.size})"
-    finished = answers.Log(job.results, world.rank)
+    name = job.label if part.count == 1 else f"{job.label} (part 1 of {part.count})"
+    finished = answers.Log(job.results, world.rank) if part.writes else None
     with tqdm(total=len(rows), desc=name, unit="question", dynamic_ncols=True, disable=world.rank != 0) as bar:
         for reply in client.replies(asks(job.shards, rows, job.provenance.new_tokens)):
             if reply.failed:
                 failures[reply.id] = reply.end
-            else:
+            elif finished is not None:
                 finished.append(logged(reply))
             bar.update()
-    finished.close()
+    if finished is not None:
+        finished.close()
     return failures
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,11 +13,30 @@ from molmo_ds import settings
 from molmo_ds.config import RunConfig
 from molmo_ds.data.sample.builder import SampleBuilder
 from molmo_ds.data.sample.images import ImageProcessor
+from molmo_ds.engine import launch
+from molmo_ds.engine.grid import Grid
+from molmo_ds.engine.inference_layout import refuse
+from molmo_ds.engine.launch import World
+from molmo_ds.engine.strategy import read_strategy
 from molmo_ds.eval import provenance
-from molmo_ds.eval.client import Ask, Client, Reply
+from molmo_ds.eval.client import Ask, Client, Part, Reply
 from molmo_ds.eval.own_client import OwnClient
 from molmo_ds.eval.server_client import BARE, ServerClient
 from molmo_ds.infer import load
+from molmo_ds.infer.replica import Replica
+
+ALONE = launch.alone()
+WAIT_SECONDS = 7 * 86_400  # of a rank that has no more questions for one that has
+
+
+def join(strategy: str | None) -> World:
+    """The world of ranks; a silent one is given up after minutes where all of them are one replica."""
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    if size == 1:
+        return launch.alone()
+    if strategy and read_strategy(strategy).shared == size:
+        return launch.start()
+    return launch.start(WAIT_SECONDS)
 
 
 class Subject(Protocol):
@@ -31,6 +51,9 @@ class Subject(Protocol):
     def client(self, crops: int | None) -> Client:
         """What is asked."""
 
+    def part(self) -> Part:
+        """What of the questions this rank asks."""
+
     def counter(self, crops: int | None) -> Callable[[int, int], int] | None:
         """The crops of a picture of a width and height, where they are known."""
 
@@ -39,7 +62,11 @@ class Subject(Protocol):
 
 
 class Checkpoint:
-    """A run's folder, a checkpoint or a folder of weights."""
+    """A run's folder, a checkpoint or a folder of weights; all ranks of `world` call alike.
+
+    Args:
+        strategy: a file of ds_configs/infer, by which ranks make up replicas; None = each rank holds the whole network.
+    """
 
     def __init__(
         self,
@@ -49,16 +76,25 @@ class Checkpoint:
         tokenizer: Path | None = None,
         device: str | None = None,
         precision: load.Precision | None = None,
+        strategy: str | None = None,
+        world: World = ALONE,
     ):
-        self.source, self.config = load.look_up(path, tokenizer)
+        self.world = world
+        self.source, self.config = world.together(lambda: load.look_up(path, tokenizer, world.rank, world.size))
         self.folder = self.source.path
-        self.device = load.usable_device(device)
+        self.device = load.usable_device(device) if strategy is None else world.device
         self.precision = precision or load.default_precision(self.device)
         self.base = base or provenance.results_base(self.folder)
         self.step = provenance.step_of(self.folder)
         self.batch = batch
         self.builders: dict[int, SampleBuilder] = {}
         self.answerer: load.Answerer | None = None
+        self.replica: Replica | None = None
+        self.strategy = None
+        if strategy is not None:
+            self.strategy = read_strategy(strategy)
+            refuse(self.config.model, self.strategy)
+            self.grid = Grid(self.strategy.axes(world.size), world.rank)
 
     def known(self, crops: int | None) -> dict[str, Any]:
         """See Subject."""
@@ -71,7 +107,20 @@ class Checkpoint:
 
     def client(self, crops: int | None) -> Client:
         """See Subject."""
-        return _Asked(self, crops)
+        if self.strategy is None:
+            return _Asked(self, crops)
+        builder = self.builder(crops)
+        if self.replica is None:
+            share = load.read_share(self.source, self.config, self.strategy, self.world, self.precision)
+            self.replica = Replica(share, builder.tokenizer.eos, self.strategy.limits, self.strategy.execution)
+        return OwnClient(builder, self.replica)
+
+    def part(self) -> Part:
+        """See Subject."""
+        if self.strategy is None:
+            return Part(index=self.world.rank, count=self.world.size)
+        grid = self.grid
+        return Part(index=grid.place("data"), count=grid.size("data"), writes=grid.first(("stage", "tensor")))
 
     def loaded(self, crops: int | None) -> load.Answerer:
         """The network, whose weights are read once, with that many crops."""
@@ -111,7 +160,7 @@ class _Asked:
     @functools.cached_property
     def own(self) -> OwnClient:
         """The one that answers."""
-        return OwnClient(self.checkpoint.loaded(self.crops), self.checkpoint.batch)
+        return OwnClient.of(self.checkpoint.loaded(self.crops), self.checkpoint.batch)
 
     def replies(self, asks: Iterable[Ask]) -> Iterator[Reply]:
         """See Client."""
@@ -121,7 +170,8 @@ class _Asked:
 class Server:
     """An OpenAI-compatible server."""
 
-    def __init__(self, url: str, base: Path, parallel: int = 16, model: str | None = None):
+    def __init__(self, url: str, base: Path, parallel: int = 16, model: str | None = None, world: World = ALONE):
+        self.world = world
         self.base = base
         self.step = None
         self.asked = ServerClient(url, parallel, model)
@@ -139,6 +189,10 @@ class Server:
         """See Subject."""
         self.asked.max_crops = crops
         return self.asked
+
+    def part(self) -> Part:
+        """See Subject."""
+        return Part(index=self.world.rank, count=self.world.size)
 
     def counter(self, crops: int | None) -> None:
         """See Subject."""

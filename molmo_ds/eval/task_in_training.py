@@ -103,7 +103,7 @@ class TaskInTraining:
         replies: list[Reply] = []
         if not rows:
             return replies
-        client = OwnClient(answerer, min(BATCH, len(rows)))
+        client = OwnClient.of(answerer, min(BATCH, len(rows)))
         asked = asks(self.shards, rows, self.task.max_new_tokens)
         with tqdm(total=len(rows), desc=self.name, unit="question", leave=False, disable=silent) as bar:
             for reply in client.replies(asked):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -14,9 +14,13 @@ from molmo_ds.batch import Batch, Sample
 from molmo_ds.config import RunConfig
 from molmo_ds.data.order.packing import collate
 from molmo_ds.data.sample.builder import SampleBuilder
+from molmo_ds.engine.inference import Share
+from molmo_ds.engine.inference_layout import Cut
+from molmo_ds.engine.launch import World
+from molmo_ds.engine.strategy import Strategy
 from molmo_ds.infer.generate import Options, generate
 from molmo_ds.model.molmo import Molmo
-from molmo_ds.weights.slices import fill
+from molmo_ds.weights.slices import fill, read_slice
 from molmo_ds.weights.source import Source, open_source
 
 Precision = Literal["fp32", "bf16"]
@@ -56,9 +60,15 @@ def load(path: str | Path, tokenizer: str | Path | None = None, device: str | No
     return read(source, config, where, default_precision(where))
 
 
-def look_up(path: str | Path, tokenizer: str | Path | None = None) -> tuple[Source, RunConfig]:
-    """(the weights, the configuration with which they answer); reads no tensor, otherwise as `load`."""
-    source = open_source(path)
+def look_up(
+    path: str | Path, tokenizer: str | Path | None = None, part: int = 0, parts: int = 1
+) -> tuple[Source, RunConfig]:
+    """(the weights, the configuration with which they answer); reads no tensor, otherwise as `load`.
+
+    Args:
+        part, parts: which files' checksums are compared, as in `open_source`.
+    """
+    source = open_source(path, part, parts)
     words = str(tokenizer or source.config.data.tokenizer)
     if not words:
         raise ValueError(f"{source.path} does not say which tokenizer it belongs to; name its folder with --tokenizer.")
@@ -72,6 +82,16 @@ def read(source: Source, config: RunConfig, device: torch.device, precision: Pre
         model = Molmo(config.model)
     fill(model, source, dtype=DTYPES[precision], device=device)
     return Answerer(model.eval(), builder, device)
+
+
+def read_share(source: Source, config: RunConfig, strategy: Strategy, world: World, precision: Precision) -> Share:
+    """Read this rank's part of the weights that `look_up` found; all ranks call alike, and fail alike."""
+    dtype = DTYPES[precision]
+
+    def slices(wanted: dict[str, Cut]) -> Iterable[tuple[str, Tensor]]:
+        return ((name, read_slice(source, name, cut, dtype)) for name, cut in wanted.items())
+
+    return Share.build(config.model, strategy, world, slices, dtype)
 
 
 def with_crops(config: RunConfig, max_crops: int | None) -> RunConfig:

@@ -123,7 +123,7 @@ class Dispatcher:
                     words, _ = await link.read_frame(reader)
                 self._heard(words)
         except (ConnectionError, TimeoutError) as error:
-            log.warning("An engine is lost. %s", error or f"Nothing was heard of it for {self.stall:.0f} s.")
+            log.warning("An engine is lost. %s", str(error) or f"Nothing was heard of it for {self.stall:.0f} s.")
         finally:
             writer.close()
             if engine is not None and self.engines.get(engine.replica) is engine:

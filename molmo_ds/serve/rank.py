@@ -8,24 +8,16 @@ The secret of the link is in MOLMO_DS_LINK_SECRET.
 import logging
 import os
 import sys
-from collections.abc import Iterable
-
-import torch
-from torch import Tensor
 
 from molmo_ds.data.tokens import Tokenizer
 from molmo_ds.engine import launch
-from molmo_ds.engine.inference import Cut
 from molmo_ds.engine.strategy import Limits, read_strategy
-from molmo_ds.infer.load import load
+from molmo_ds.infer.load import default_precision, load, look_up, read_share
 from molmo_ds.infer.replica import Replica
 from molmo_ds.serve.address import read_address
 from molmo_ds.serve.link import Dialled
-from molmo_ds.serve.prompts import run_config
 from molmo_ds.serve.settings import SECRET, RankSettings, from_word
 from molmo_ds.serve.worker import Ranks, Worker
-from molmo_ds.weights.slices import read_slice
-from molmo_ds.weights.source import open_source
 
 
 def main() -> None:
@@ -63,16 +55,10 @@ def build_part(settings: RankSettings) -> Replica:
     """This rank's part of a replica that lies on several; all ranks call alike."""
     strategy = read_strategy(settings.strategy)
     world = launch.start()
-    source = world.together(lambda: open_source(settings.folder, world.rank, world.size))
-    config = run_config(settings.folder, settings.tokenizer)
+    source, config = world.together(lambda: look_up(settings.folder, settings.tokenizer, world.rank, world.size))
     tokenizer = Tokenizer(config.data.tokenizer, config.model.text.vocab_size)
-    dtype = torch.bfloat16 if world.device.type == "cuda" else torch.float32
-
-    def fill(wanted: dict[str, Cut]) -> Iterable[tuple[str, Tensor]]:
-        for name, cut in wanted.items():
-            yield name, read_slice(source, name, cut, dtype)
-
-    return Replica.over_ranks(config.model, strategy, world, fill, tokenizer.eos, dtype)
+    share = read_share(source, config, strategy, world, default_precision(world.device))
+    return Replica(share, tokenizer.eos, strategy.limits, strategy.execution)
 
 
 if __name__ == "__main__":

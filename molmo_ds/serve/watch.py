@@ -21,6 +21,7 @@ from molmo_ds.engine.launching.hosts import Host
 from molmo_ds.engine.launching.signal_run import MARK
 from molmo_ds.engine.launching.supervise import (
     EXPORTED,
+    alive,
     free_port,
     launcher_environment,
     launcher_words,
@@ -68,12 +69,7 @@ class Watch:
         self._start_front()
         self._start_engine()
         while True:
-            time.sleep(LOOK_SECONDS)
-            self._look()
-            if self.processes["front"].poll() is not None:
-                self._start_front_again()
-            elif self.served and time.monotonic() - self.heard > self.patience.stall:
-                self.processes["front"].kill()
+            self._watch_front()
             fault = self._fault()
             if fault is not None:
                 self._start_engine_again(fault)
@@ -91,6 +87,14 @@ class Watch:
     def say(self, sentence: str) -> None:
         """Tell people."""
         print(f"serve: {time.strftime('%H:%M:%S')} {sentence}", file=sys.stderr, flush=True)
+
+    def _watch_front(self) -> None:
+        time.sleep(LOOK_SECONDS)
+        self._look()
+        if self.processes["front"].poll() is not None:
+            self._start_front_again()
+        elif self.served and time.monotonic() - self.heard > self.patience.stall:
+            self.processes["front"].kill()
 
     def _start_front(self) -> None:
         words = [sys.executable, "-m", "molmo_ds.serve.front"]
@@ -131,7 +135,19 @@ class Watch:
         self._kill_engine()
         if self.failed > 1:
             time.sleep(min(60.0, self.patience.backoff * 2 ** (self.failed - 2)))
+        if self._wait_for_hosts():
+            self._kill_engine()  # a host that was away may have kept its ranks
         self._start_engine()
+
+    def _wait_for_hosts(self) -> bool:
+        """Return once all hosts answer by ssh: whether one of them did not at first."""
+        said = False
+        while missing := set(self.hosts) - set(alive(self.hosts)):
+            if not said:
+                self.say(f"{missing.pop().name} does not answer; the engine is started when it does")
+            said = True
+            self._watch_front()
+        return said
 
     def _kill_engine(self) -> None:
         signal_hosts(self.hosts, str(self.folder), signal.SIGKILL)

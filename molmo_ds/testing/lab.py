@@ -3,6 +3,7 @@
 Nothing here has a name outside: when the first process of a namespace ends, all of it is gone, network included.
 """
 
+import ctypes
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import time
 from pathlib import Path
 
+CLONE_NEWNET = 0x40000000
 TOOLS = ("unshare", "nsenter", "setpriv", "ps", "ip", "tc", "ssh", "ssh-keygen", "pdsh", "/usr/sbin/sshd")
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 SSHD = """
@@ -147,6 +149,13 @@ class Lab:
     def environment(self) -> dict[str, str]:
         """The environment of commands on the hosts."""
         return {**os.environ, "PATH": PATH}
+
+    def enter(self, name: str) -> None:
+        """Move the calling thread, and no other, into the network of a host."""
+        network = os.open(f"/proc/{self.inner[name]}/ns/net", os.O_RDONLY)
+        failed = ctypes.CDLL(None, use_errno=True).setns(network, CLONE_NEWNET)
+        os.close(network)
+        assert not failed, os.strerror(ctypes.get_errno())
 
     def kill(self, name: str, words: tuple[str, ...], number: int) -> int:
         """Signal the youngest process of a host whose command line holds all these words; its PID there."""

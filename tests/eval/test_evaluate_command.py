@@ -107,6 +107,8 @@ def test_a_server_is_evaluated(command, folder: Path) -> None:
         (["nowhere", "text_vqa"], "nowhere cannot be read"),
         (["MODEL", "text_vqa", "--rescore", "--eval-name", "new"], "holds no replies"),
         (["MODEL", "text_vqa", "--device", "abacus"], "no device 'abacus'"),
+        (["MODEL", "text_vqa", "--strategy", "ds_configs/infer/tp8.json"], "does not divide by autotp_size=8"),
+        (["MODEL", "text_vqa", "--strategy", "ds_configs/zero3.json"], "answer with ds_configs/infer/tp8.json"),
     ],
 )
 def test_mistakes_are_sentences(command, folder: Path, words: list[str], sentence: str) -> None:
@@ -122,6 +124,7 @@ def test_mistakes_are_sentences(command, folder: Path, words: list[str], sentenc
         (["m", "text_vqa", "--limit", "0"], "--limit is 0"),
         (["m", "text_vqa", "--max-crops", "37"], "up to 36"),
         (["m", "text_vqa", "--shuffle-seed", "1"], "give both"),
+        (["m", "text_vqa", "--strategy", "a.json", "--batch", "3"], "leave --batch out"),
     ],
 )
 def test_options_that_cannot_be(words: list[str], sentence: str, capsys: pytest.CaptureFixture) -> None:

@@ -16,6 +16,7 @@ from molmo_ds.engine.launch import World
 from molmo_ds.eval import log, results, run
 from molmo_ds.eval.client import Ask, Reply, failure
 from molmo_ds.eval.own_client import OwnClient
+from molmo_ds.eval.subject import Checkpoint
 from molmo_ds.infer.load import Answerer, load
 from molmo_ds.testing.ranks import run_ranks
 
@@ -54,7 +55,7 @@ def answerer(folder: Path) -> Answerer:
 @pytest.fixture(scope="module")
 def alone(folder: Path, answerer: Answerer) -> run.Outcome:
     """What one process finds, 64 questions at a time."""
-    return run.evaluate(job(folder, "alone"), OwnClient(answerer), ALONE)
+    return run.evaluate(job(folder, "alone"), OwnClient.of(answerer), ALONE)
 
 
 def lines(folder: Path) -> list[str]:
@@ -74,11 +75,32 @@ def test_ranks_ask_each_question_once_and_find_the_same(
     folder: Path, answerer: Answerer, alone: run.Outcome, ranks: int
 ) -> None:
     def part(world: World) -> run.Outcome | None:
-        return run.evaluate(job(folder, f"ranks-{ranks}"), OwnClient(answerer, batch=3), world)
+        return run.evaluate(job(folder, f"ranks-{ranks}"), OwnClient.of(answerer, batch=3), world)
 
     found, *others = run_ranks(part, ranks)
     assert found == alone and others == [None] * (ranks - 1)
     assert lines(folder / f"ranks-{ranks}") == sorted(row["id"] for row in alone.rows)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_replicas_over_ranks_find_the_same(folder: Path, alone: run.Outcome, replicas: int) -> None:
+    """Two ranks share a decoder, or there are two such pairs."""
+    name = f"replicas-{replicas}"
+    strategy = folder / "tp2.json"
+    limits = {"slots": 4, "slot_tokens": 256, "prefill_tokens": 64}
+    strategy.write_text(
+        json.dumps({"tensor_parallel": {"autotp_size": 2}, "molmo_ds": {"engine": "inference", **limits}})
+    )
+
+    def part(world: World) -> run.Outcome | None:
+        subject = Checkpoint(folder / "model", strategy=str(strategy), world=world)
+        return run.evaluate(job(folder, name), subject.client(None), world, part=subject.part())
+
+    found, *others = run_ranks(part, 2 * replicas)
+    assert found == alone and others == [None] * (2 * replicas - 1)
+    assert lines(folder / name) == sorted(row["id"] for row in alone.rows)
+    logs = sorted(file.name for file in (folder / name).glob("log/*.jsonl"))
+    assert logs == [f"rank-{2 * index}.jsonl" for index in range(replicas)]
 
 
 def test_a_rank_without_questions_is_no_special_case(folder: Path) -> None:
@@ -92,7 +114,7 @@ def test_a_rank_without_questions_is_no_special_case(folder: Path) -> None:
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_the_batch_changes_nothing(folder: Path, answerer: Answerer, alone: run.Outcome, batch: int) -> None:
-    assert run.evaluate(job(folder, f"batch-{batch}"), OwnClient(answerer, batch=batch), ALONE) == alone
+    assert run.evaluate(job(folder, f"batch-{batch}"), OwnClient.of(answerer, batch=batch), ALONE) == alone
 
 
 def killed(folder: Path, name: str, rows: int) -> None:

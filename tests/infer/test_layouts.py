@@ -175,7 +175,7 @@ def test_every_layout_gives_the_tokens_of_one_process(layout: str, expected: dic
         hidden = 4 * synthetic.MODEL.text.hidden_size * traffic.tokens  # bytes of all hidden states
         layers = synthetic.MODEL.text.num_hidden_layers // stages
         assert traffic.all_reduce == (2 * layers * hidden if tensor > 1 else 0)
-        assert traffic.isend == (hidden if stages > 1 and rank < tensor else 0)
+        assert traffic.isend == (hidden // tensor if stages > 1 and rank < tensor else 0)
 
 
 def test_the_files() -> None:

@@ -86,7 +86,7 @@ def speed(folder: Path, given: argparse.Namespace) -> None:
     write_shards(records(itertools.islice(pictures(given.pictures), given.count)), folder / "data")
     job = job_of(folder)
     answerer = load(given.checkpoint, device="cpu")
-    client = OwnClient(answerer, given.batch)
+    client = OwnClient.of(answerer, given.batch)
     asked = job.rows()
     ways = {
         "molmo-ds evaluate": lambda: evaluated(job, client),
