@@ -38,7 +38,12 @@ def settings() -> str:
         lines += ["| setting | default | what it may be | meaning |", "|---|---|---|---|"]
         for setting in rows:
             name = setting.name.removeprefix(f"{block}.")
-            cells = [f"`{name}`", f"`{_shown(setting.default)}`", setting_list.legal(setting.hint), setting.comment]
+            cells = [
+                f"`{name}`",
+                f"`{_shown(setting.default)}`",
+                setting_list.legal(setting.hint),
+                setting.comment,
+            ]
             lines.append(_row(cells))
     return "\n".join(lines)
 
@@ -83,7 +88,16 @@ def benchmarks() -> str:
     """Every task of an evaluation."""
     from molmo_ds.eval.benchmarks import BENCHMARKS
 
-    heads = ("task", "benchmark", "splits (questions)", "styles", "new tokens", "crops", "headline", "published")
+    heads = (
+        "task",
+        "benchmark",
+        "splits (questions)",
+        "styles",
+        "new tokens",
+        "crops",
+        "headline",
+        "published",
+    )
     lines = [_row(heads), "|---" * len(heads) + "|"]
     for task in BENCHMARKS.values():
         splits = [
@@ -92,11 +106,17 @@ def benchmarks() -> str:
         ]
         published = ""
         if task.published:
-            figures = " / ".join("-" if value is None else str(value) for value in task.published.figures)
+            figures = " / ".join(
+                "-" if value is None else str(value) for value in task.published.figures
+            )
             published = f"{task.published.split}: {figures}"
         names = ", ".join(f"`{name}`" for name in (task.name, *task.aliases))
         cells = [names, task.benchmark, ", ".join(splits) or "any shards", ", ".join(task.styles)]
-        lines.append(_row([*cells, task.max_new_tokens, task.crops or "own", f"`{task.headline}`", published]))
+        lines.append(
+            _row(
+                [*cells, task.max_new_tokens, task.crops or "own", f"`{task.headline}`", published]
+            )
+        )
     return "\n".join(lines)
 
 
@@ -141,7 +161,11 @@ def layers() -> str:
     """The import order that tests/test_layers.py enforces."""
     path = ROOT / "tests/test_layers.py"
     for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "LAYERS":
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Name)
+            and node.targets[0].id == "LAYERS"
+        ):
             rows = ast.literal_eval(node.value)
             return "```text\n" + "\n<- ".join(" | ".join(row) for row in rows) + "\n```"
     raise ValueError(f"{path} has no LAYERS, of which the page of the architecture is made.")
@@ -163,15 +187,25 @@ def _read_command(path: Path) -> tuple[ast.Module, dict[str, str]]:
 
 def _arguments(module: ast.Module) -> Iterator[tuple[str, str]]:
     calls = [node for node in ast.walk(module) if isinstance(node, ast.Call)]
-    calls = [node for node in calls if isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument"]
+    calls = [
+        node
+        for node in calls
+        if isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument"
+    ]
     for call in sorted(calls, key=lambda node: node.lineno):
         words = [word.value for word in call.args if isinstance(word, ast.Constant)]
         given = {keyword.arg: keyword.value for keyword in call.keywords}
         said = [_text(given["help"])] if "help" in given else []
         if isinstance(given.get("choices"), ast.List):
-            said.append("one of " + ", ".join(str(choice) for choice in ast.literal_eval(given["choices"])))
+            said.append(
+                "one of " + ", ".join(str(choice) for choice in ast.literal_eval(given["choices"]))
+            )
         default = given.get("default")
-        if isinstance(default, ast.Constant) and default.value not in (None, "") and "default" not in "".join(said):
+        if (
+            isinstance(default, ast.Constant)
+            and default.value not in (None, "")
+            and "default" not in "".join(said)
+        ):
             said.append(f"default {default.value}")
         if words:
             yield ", ".join(words), "; ".join(said)
@@ -194,9 +228,13 @@ def _strategy_cells(path: Path) -> list[str]:
     zero = values.get("zero_optimization", {})
     sizes = {key: ours[key] for key in ours if key != "engine"}
     sizes |= values.get("tensor_parallel", {})
-    sizes |= {key: size for key, size in values.get("expert_parallel", {}).items() if key != "enabled"}
+    sizes |= {
+        key: size for key, size in values.get("expert_parallel", {}).items() if key != "enabled"
+    }
     sizes |= {key: zero[key] for key in ("zero_hpz_partition_size",) if key in zero}
-    offload = {key: zero[key]["device"] for key in ("offload_param", "offload_optimizer") if key in zero}
+    offload = {
+        key: zero[key]["device"] for key in ("offload_param", "offload_optimizer") if key in zero
+    }
     return [
         f"`{path.name}`",
         ours.get("engine", "zero"),

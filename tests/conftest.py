@@ -63,7 +63,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """The mark by which tests/run.sh tells what may run beside other tests."""
-    config.addinivalue_line("markers", "alone: nothing may run beside it (ALONE of tests/conftest.py)")
+    config.addinivalue_line(
+        "markers", "alone: nothing may run beside it (ALONE of tests/conftest.py)"
+    )
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses by the mark
@@ -84,7 +86,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if not listed(item, SLOW)]
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
     """Say what --fast left out."""
     if config.getoption("--fast"):
         terminalreporter.section("left out by --fast; bash tests/run.sh runs them")

@@ -60,7 +60,9 @@ def imported(*folders: str) -> dict[str, str]:
                 if top not in sys.stdlib_module_names and top != "molmo_ds":
                     found[NAMES.get(top, top).lower().replace("_", "-")] = str(path)
                 if name in BY_NAME.values():
-                    found |= {package: str(path) for package, module in BY_NAME.items() if module == name}
+                    found |= {
+                        package: str(path) for package, module in BY_NAME.items() if module == name
+                    }
     return found
 
 
@@ -72,10 +74,14 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
     assert set(needed) == set(declared("options", "install_requires")), needed
 
 
-@pytest.mark.parametrize(("extra", "folders"), [("examples", ["examples"]), ("dev", ["tests", "tools", "molmo_ds"])])
+@pytest.mark.parametrize(
+    ("extra", "folders"), [("examples", ["examples"]), ("dev", ["tests", "tools", "molmo_ds"])]
+)
 def test_extras_are_imported_somewhere(extra: str, folders: list[str]) -> None:
     names = set(declared("options.extras_require", extra)) - TOOLS
-    names = {{"scikit-learn": "sklearn", "scikit-image": "skimage"}.get(name, name) for name in names}
+    names = {
+        {"scikit-learn": "sklearn", "scikit-image": "skimage"}.get(name, name) for name in names
+    }
     assert names <= set(imported(*folders))
 
 

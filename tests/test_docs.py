@@ -47,7 +47,9 @@ class Fetched(HTMLParser):
         given = dict(attrs)
         if tag == "link" and given.get("rel") == "canonical":
             return
-        self.addresses += [given[name] or "" for kind, name in LOADED if kind == tag and name in given]
+        self.addresses += [
+            given[name] or "" for kind, name in LOADED if kind == tag and name in given
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +57,20 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built site; a link or an anchor that does not hold fails the build."""
     pytest.importorskip("mkdocs", reason="mkdocs is not installed; pip install -e '.[docs]'")
     out = tmp_path_factory.mktemp("docs") / "site"
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--quiet",
+        "--site-dir",
+        str(out),
+    ]
     silent = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=silent)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=silent
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return out
 
@@ -127,9 +140,13 @@ def test_files_that_pages_name_are_there() -> None:
     named = set()
     for page in PAGES:
         if page.name != "changelog.md":
-            named |= set(re.findall(r"`((?:[a-z_]+/)+[a-z0-9_]+\.(?:py|json|yaml|sh))`", page.read_text()))
+            named |= set(
+                re.findall(r"`((?:[a-z_]+/)+[a-z0-9_]+\.(?:py|json|yaml|sh))`", page.read_text())
+            )
     assert len(named) > 50
-    there = {name for name in named if (ROOT / name).exists() or (ROOT / "molmo_ds" / name).exists()}
+    there = {
+        name for name in named if (ROOT / name).exists() or (ROOT / "molmo_ds" / name).exists()
+    }
     assert sorted(named - there - TO_BE_WRITTEN) == []
 
 

@@ -35,7 +35,11 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a run's log.jsonl."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [
+        json.loads(line)
+        for line in path.read_text().splitlines(keepends=True)
+        if line.endswith("\n")
+    ]
 
 
 def write(out: Path, stages: dict[str, int], facts: dict[str, Any]) -> None:
@@ -47,14 +51,25 @@ def write(out: Path, stages: dict[str, int], facts: dict[str, Any]) -> None:
     found = {task: outcome.figures for task, outcome in outcomes.items()}
     logs = {stage: read_log(out / stage / "log.jsonl") for stage in stages}
     rows = [row for log in logs.values() for row in log]
-    seconds = [json.loads(line)["seconds"] for line in (out / "seconds.jsonl").read_text().splitlines()]
+    seconds = [
+        json.loads(line)["seconds"] for line in (out / "seconds.jsonl").read_text().splitlines()
+    ]
     summary = {
-        **{name: round(found[task]["metrics"][score]["value"], 4) for name, (task, score) in WHAT.items()},
-        "chance": {name: round(found[task]["chance"][score], 4) for name, (task, score) in WHAT.items()},
+        **{
+            name: round(found[task]["metrics"][score]["value"], 4)
+            for name, (task, score) in WHAT.items()
+        },
+        "chance": {
+            name: round(found[task]["chance"][score], 4) for name, (task, score) in WHAT.items()
+        },
         "questions": {task: part["questions"] for task, part in found.items()},
         "train_seconds": round(sum(seconds), 1),
-        "tokens_per_second": round(sum(r["tokens"] for r in rows) / sum(r["step_seconds"] for r in rows), 1),
-        "packing_fill": round(sum(r["tokens"] for r in rows) / sum(r["positions"] for r in rows), 4),
+        "tokens_per_second": round(
+            sum(r["tokens"] for r in rows) / sum(r["step_seconds"] for r in rows), 1
+        ),
+        "packing_fill": round(
+            sum(r["tokens"] for r in rows) / sum(r["positions"] for r in rows), 4
+        ),
         "last_loss": {stage: log[-1]["loss"] for stage, log in logs.items()},
         "resume": resumed(read_log(out / "questions/killed.jsonl"), logs["questions"]),
         **facts,
@@ -81,12 +96,16 @@ def examine(out: Path) -> dict[str, Outcome]:
 def resumed(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> dict[str, Any]:
     """Compare the losses of the steps that were made before the kill and again after it."""
     again = {row["step"]: row for row in after}
-    same = [(row, again[row["step"]]) for row in before if again[row["step"]]["time"] != row["time"]]
+    same = [
+        (row, again[row["step"]]) for row in before if again[row["step"]]["time"] != row["time"]
+    ]
     return {
         "killed_behind_step": before[-1]["step"],
         "resumed_from_step": same[0][0]["step"] - 1 if same else None,
         "steps_made_twice": len(same),
-        "largest_difference_of_loss": max((abs(a["loss"] - b["loss"]) for a, b in same), default=None),
+        "largest_difference_of_loss": max(
+            (abs(a["loss"] - b["loss"]) for a, b in same), default=None
+        ),
     }
 
 
@@ -132,7 +151,9 @@ def draw(outcomes: dict[str, Outcome], shards: ShardSet, path: Path) -> None:
             pen.text((left + 8, y + line), _short(task, scored["reply"]), color, font)
             if task == "points":
                 for x, y in extract_points(scored["reply"], TILE, TILE):
-                    pen.ellipse((left + x - 5, top + y - 5, left + x + 5, top + y + 5), color, "white", 2)
+                    pen.ellipse(
+                        (left + x - 5, top + y - 5, left + x + 5, top + y + 5), color, "white", 2
+                    )
     grid.save(path)
 
 

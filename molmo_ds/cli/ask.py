@@ -33,7 +33,9 @@ def main(arguments: list[str] | None = None) -> None:
         tuple(given.stop),
     )
     if not given.question.strip() and given.style in BARE_STYLES:
-        raise ValueError("The question is empty; write one, or name a --style that needs none, as long_caption.")
+        raise ValueError(
+            "The question is empty; write one, or name a --style that needs none, as long_caption."
+        )
     pictures = [read_picture(path) for path in given.image]
     text = ""
     for piece in (ask_server if given.server else ask_checkpoint)(given, options, pictures):
@@ -45,7 +47,9 @@ def main(arguments: list[str] | None = None) -> None:
         draw_points(pictures[0], text, given.draw)
 
 
-def ask_checkpoint(given: argparse.Namespace, options: Options, pictures: list[np.ndarray]) -> Iterator[str]:
+def ask_checkpoint(
+    given: argparse.Namespace, options: Options, pictures: list[np.ndarray]
+) -> Iterator[str]:
     """The pieces of an answer that is made in this process."""
     answerer = load(given.checkpoint, given.tokenizer, given.device)
     prompt = answerer.batch([answerer.builder.prompt(pictures, given.question, given.style)])
@@ -53,7 +57,9 @@ def ask_checkpoint(given: argparse.Namespace, options: Options, pictures: list[n
     if places < given.max_new_tokens:
         known = answerer.model.config.text.max_position_embeddings
         asked = given.max_new_tokens
-        say(f"the answer ends after {places} of {asked} tokens, at position {known}, the model's last.")
+        say(
+            f"the answer ends after {places} of {asked} tokens, at position {known}, the model's last."
+        )
     tokenizer = answerer.builder.tokenizer
     if given.beams > 1:
         made = generate(answerer.model, prompt, tokenizer.eos, options, tokenizer.decode)
@@ -63,7 +69,9 @@ def ask_checkpoint(given: argparse.Namespace, options: Options, pictures: list[n
         yield from stream_text(answerer.model, prompt, tokenizer.eos, options, tokenizer.decode)
 
 
-def ask_server(given: argparse.Namespace, options: Options, pictures: list[np.ndarray]) -> Iterator[str]:
+def ask_server(
+    given: argparse.Namespace, options: Options, pictures: list[np.ndarray]
+) -> Iterator[str]:
     """The pieces of a server's answer."""
     key = os.environ.get(given.api_key_env) if given.api_key_env else None
     body = client.request_body(

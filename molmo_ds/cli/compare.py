@@ -16,11 +16,15 @@ from molmo_ds.files import local
 
 def main(arguments: list[str] | None = None) -> None:
     """Print the comparison of every task that both have."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("first", type=local, metavar="A", help="results of one run")
     parser.add_argument("second", type=local, metavar="B", help="results of the other")
     parser.add_argument("--metric", default="", help="instead of each task's headline")
-    parser.add_argument("--changed", type=int, default=5, help="replies to show that became better, and worse")
+    parser.add_argument(
+        "--changed", type=int, default=5, help="replies to show that became better, and worse"
+    )
     args = parser.parse_args(arguments)
     if args.changed < 0:
         parser.error("--changed must be at least 0")

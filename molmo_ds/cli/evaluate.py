@@ -31,7 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(listing(given.data))
         return 0
     tasks = resolve(given.tasks)
-    missing = [str(shards_of(*one, given.data)) for one in tasks if not shards_of(*one, given.data).is_dir()]
+    missing = [
+        str(shards_of(*one, given.data))
+        for one in tasks
+        if not shards_of(*one, given.data).is_dir()
+    ]
     if missing:
         raise ValueError(
             f"There are no shards at {', '.join(missing)}; write them with molmo-ds download NAME --split SPLIT --out"
@@ -68,19 +72,30 @@ def evaluate(given: argparse.Namespace, tasks: list[tuple[Task, str]]) -> int:
     return int(any(one["failures"] for one in fresh.values()))
 
 
-def evaluated(given: argparse.Namespace, job: Any, subject: Any, crops: int | None, world: Any) -> dict | None:
+def evaluated(
+    given: argparse.Namespace, job: Any, subject: Any, crops: int | None, world: Any
+) -> dict | None:
     """What metrics.json of a job holds once it is done; None on other ranks than 0."""
     from molmo_ds.eval import caption_loss, page, results, run
 
-    options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(given).items()}
+    options = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in vars(given).items()
+    }
     if given.loss:
         figures = caption_loss.evaluate(job, subject.loaded(crops), world, given.overwrite)
-        return None if figures is None else results.write_metrics(job, figures, {}, options, subject.described(crops))
+        return (
+            None
+            if figures is None
+            else results.write_metrics(job, figures, {}, options, subject.described(crops))
+        )
     if given.rescore:
         outcome = run.rescore(job) if world.rank == 0 else None
     else:
         counter = subject.counter(crops)
-        outcome = run.evaluate(job, subject.client(crops), world, given.overwrite, counter, subject.part())
+        outcome = run.evaluate(
+            job, subject.client(crops), world, given.overwrite, counter, subject.part()
+        )
     if outcome is None:
         return None
     page.write(job, outcome, given.examples, given.beside)

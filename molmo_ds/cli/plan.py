@@ -18,10 +18,10 @@ from pathlib import Path
 
 from molmo_ds import settings
 from molmo_ds.config import RunConfig
-from molmo_ds.engine import plan_inference
 from molmo_ds.engine.launching.hosts import read_hosts
-from molmo_ds.engine.plan_inference import Card
-from molmo_ds.engine.plan_memory import plan
+from molmo_ds.engine.plan import plan_inference
+from molmo_ds.engine.plan.plan_inference import Card
+from molmo_ds.engine.plan.plan_memory import plan
 from molmo_ds.engine.refusals import refuse
 from molmo_ds.engine.strategy import read_strategy
 
@@ -58,7 +58,11 @@ def read_arguments(arguments: list[str]) -> tuple[list[str], RunConfig, int]:
     micro = given.get("micro_batch", "1")
     if "global_batch" not in given and micro.isdigit():
         overrides.append(f"global_batch={world * max(1, int(micro))}")
-    return words, settings.load(None, [f"preset={words[0]}", f"strategy={words[1]}", *overrides]), world
+    return (
+        words,
+        settings.load(None, [f"preset={words[0]}", f"strategy={words[1]}", *overrides]),
+        world,
+    )
 
 
 def read_card(words: list[str]) -> Card:
@@ -84,14 +88,22 @@ def main(arguments: list[str] | None = None) -> None:
     if "--help" in arguments or "-h" in arguments:
         print(__doc__)
         return
-    cards = [word.removeprefix("--") for word in arguments if word.removeprefix("--").startswith("card.")]
+    cards = [
+        word.removeprefix("--") for word in arguments if word.removeprefix("--").startswith("card.")
+    ]
     arguments = [word for word in arguments if word.removeprefix("--") not in cards]
     (preset, path, _), config, world = read_arguments(arguments)
     strategy = read_strategy(path)
     card = read_card(cards)
     if strategy.engine == "inference":
         print(f"{preset}, {strategy.name}, {world} GPUs")
-        print("\n".join(plan_inference.report(plan_inference.layout(config.model, strategy, world, card), strategy)))
+        print(
+            "\n".join(
+                plan_inference.report(
+                    plan_inference.layout(config.model, strategy, world, card), strategy
+                )
+            )
+        )
         return
     refuse(strategy, config, world)
     print(f"{preset}, {strategy.name}, {world} GPUs, GB (10^9 bytes) on the fullest rank")

@@ -27,7 +27,9 @@ def main(arguments: list[str] | None = None) -> None:
     given = read_arguments(__doc__, arguments)
     key = os.environ.get(given.api_key_env) if given.api_key_env else None
     if given.api_key_env and not key:
-        raise ValueError(f"--api-key-env names {given.api_key_env}, which is empty; set it to the key.")
+        raise ValueError(
+            f"--api-key-env names {given.api_key_env}, which is empty; set it to the key."
+        )
     both = {
         "folder": str(given.folder),
         "model": given.model or Path(given.folder).resolve().name,
@@ -39,7 +41,9 @@ def main(arguments: list[str] | None = None) -> None:
     }
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if given.backend == "vllm":
-        serve_vllm(VLLMSettings(python=str(given.vllm_python), options=tuple(given.vllm_option), **both))
+        serve_vllm(
+            VLLMSettings(python=str(given.vllm_python), options=tuple(given.vllm_option), **both)
+        )
         return
     hosts = read_hosts(given.hosts) if given.hosts else []
     refuse_unknown(hosts)

@@ -89,7 +89,8 @@ def start(timeout_seconds: int = 600) -> World:
     # deprecations of torch.distributed that DeepSpeed calls, once per collective
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed says in every process that it found no other
+        # or DeepSpeed says in every process that it found no other
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
         # without it DeepSpeed starts numactl for every bucket of gradients that ZeRO-3 reduces
         os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
     import deepspeed
@@ -103,7 +104,13 @@ def start(timeout_seconds: int = 600) -> World:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        alone = {
+            "RANK": 0,
+            "LOCAL_RANK": 0,
+            "WORLD_SIZE": 1,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
         os.environ.update({name: str(value) for name, value in alone.items()})
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     on_gpu = torch.cuda.is_available()
@@ -111,7 +118,8 @@ def start(timeout_seconds: int = 600) -> World:
     if on_gpu:
         torch.cuda.set_device(device)
     elif "OMP_NUM_THREADS" not in os.environ:
-        processes = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE", 1)  # torchrun's, deepspeed's
+        # torchrun's, deepspeed's
+        processes = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE", 1)
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(processes)))
     timeout = datetime.timedelta(seconds=timeout_seconds)
     # neither DEEPSPEED_TIMEOUT nor init_distributed(timeout=) reaches the groups that DeepSpeed makes later

@@ -93,7 +93,10 @@ class Asked:
         """Whether ranks that share the decoder hold equal parts of it; experts are not cut."""
         text = self.text
         inner = 0 if text.num_experts else text.intermediate_size
-        return not any(size % self.s.tensor for size in (text.num_attention_heads, text.num_key_value_heads, inner))
+        return not any(
+            size % self.s.tensor
+            for size in (text.num_attention_heads, text.num_key_value_heads, inner)
+        )
 
 
 @dataclass(frozen=True)

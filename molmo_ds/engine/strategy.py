@@ -16,11 +16,10 @@ from molmo_ds.engine import strategy_file, strategy_place
 ENGINES = ("zero", "sequence", "pipeline", "inference")
 LIMITS = ("slots", "slot_tokens", "prefill_tokens")  # settings of the engine that answers
 EXECUTION = ("compile", "graphs", "weights")  # of the same engine
-SETTINGS = ("engine", "stages", "schedule", "sequence_parallel_size", *LIMITS, *EXECUTION)  # of the block molmo_ds
+# of the block molmo_ds
+SETTINGS = ("engine", "stages", "schedule", "sequence_parallel_size", *LIMITS, *EXECUTION)
 NEEDS_RANKS = "{path} needs a multiple of {shared} ranks, and there are {world}."
-NEEDS_BATCH = (
-    "global_batch={batch} does not divide by {replicas} ranks x micro_batch={micro}; choose a multiple of {multiple}."
-)
+NEEDS_BATCH = "global_batch={batch} does not divide by {replicas} ranks x micro_batch={micro}; choose a multiple of {multiple}."  # noqa: E501
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +82,10 @@ class Execution:
 
     compile: bool = False  # the decoder layers of a decode step, once for each bucket of shapes
     graphs: bool = True  # decode steps are replayed as CUDA graphs, on a GPU
-    weights: Literal["int8", "fp8"] | None = None  # what the decoder's matrices are kept in, by torchao
-    buckets: bool | None = None  # few shapes of decode steps; by default on a GPU and where layers are compiled
+    # what the decoder's matrices are kept in, by torchao
+    weights: Literal["int8", "fp8"] | None = None
+    # few shapes of decode steps; by default on a GPU and where layers are compiled
+    buckets: bool | None = None
 
 
 USUAL = Limits()
@@ -141,7 +142,12 @@ class Strategy:
     def axes(self, world: int) -> dict[str, int]:
         """Sizes of the map of ranks (engine/grid.py) by axis."""
         data = self.data_parallel_size(world)
-        return {"stage": self.stages, "data": data, "sequence": self.sequence, "tensor": self.tensor}
+        return {
+            "stage": self.stages,
+            "data": data,
+            "sequence": self.sequence,
+            "tensor": self.tensor,
+        }
 
 
 def read_strategy(path: str) -> Strategy:
@@ -235,7 +241,9 @@ def _owned(ds: dict[str, Any]) -> Owned:
 
 def _written(ds: dict[str, Any], block: str) -> tuple[str, ...]:
     values = ds.get(block, {}).get("params", {})
-    return tuple(sorted(key for key, value in values.items() if value != "auto" and key != "torch_adam"))
+    return tuple(
+        sorted(key for key, value in values.items() if value != "auto" and key != "torch_adam")
+    )
 
 
 def accumulation(config: RunConfig, replicas: int) -> int:
@@ -243,5 +251,7 @@ def accumulation(config: RunConfig, replicas: int) -> int:
     multiple = replicas * config.micro_batch
     if config.global_batch % multiple:
         batch, micro = config.global_batch, config.micro_batch
-        raise ValueError(NEEDS_BATCH.format(batch=batch, replicas=replicas, micro=micro, multiple=multiple))
+        raise ValueError(
+            NEEDS_BATCH.format(batch=batch, replicas=replicas, micro=micro, multiple=multiple)
+        )
     return config.global_batch // multiple

@@ -106,12 +106,17 @@ def load(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"The strategy file {file} is not JSON: {error}.") from None
     if not isinstance(values, dict):
-        raise ValueError(f"The strategy file {file} holds no JSON object; write DeepSpeed's settings in braces.")
+        raise ValueError(
+            f"The strategy file {file} holds no JSON object; write DeepSpeed's settings in braces."
+        )
     known = [*File.__annotations__, *OTHERS]
     unknown = [key for key in values if key not in known]
     if unknown:
         near = {key: difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0] for key in unknown}
-        said = (f"The strategy file {file} has the unknown key '{k}'; the nearest one is '{near[k]}'." for k in unknown)
+        said = (
+            f"The strategy file {file} has the unknown key '{k}'; the nearest one is '{near[k]}'."
+            for k in unknown
+        )
         raise ValueError(rules.together(list(said)))
     check(values, str(file))
     return values

@@ -55,7 +55,9 @@ class Sums:
         }
 
 
-def evaluate(job: Job, answerer: Answerer, world: World, overwrite: bool = False) -> dict[str, Any] | None:
+def evaluate(
+    job: Job, answerer: Answerer, world: World, overwrite: bool = False
+) -> dict[str, Any] | None:
     """The figures of a checkpoint's loss, as `eval/score.py` gives those of replies; None on other ranks than 0.
 
     Sums go to the job's log picture by picture, so that a run that was killed goes on where it was. Raises ValueError,
@@ -67,7 +69,9 @@ def evaluate(job: Job, answerer: Answerer, world: World, overwrite: bool = False
     world.agree(lambda: finished.claim(job.results, provenance.values(), overwrite))
     known = world.broadcast([row["picture"] for row in _logged(job)] if world.rank == 0 else None)
     lines = finished.Log(job.results, world.rank)
-    for sums in caption_sums(answerer, job.shards, world.rank, world.size, provenance.limit, frozenset(known)):
+    for sums in caption_sums(
+        answerer, job.shards, world.rank, world.size, provenance.limit, frozenset(known)
+    ):
         lines.append({"id": f"{job.label}:{sums.picture}", **dataclasses.asdict(sums)})
     lines.close()
     world.barrier()
@@ -84,7 +88,9 @@ def figures(job: Job, sums: list[Sums]) -> dict[str, Any]:
     wanted = pictures(job.shards, job.provenance.limit)
     missing = len(wanted) - len(sums)
     if missing:
-        raise ValueError(f"{missing} pictures have no line in {job.results}; give a folder that all hosts see.")
+        raise ValueError(
+            f"{missing} pictures have no line in {job.results}; give a folder that all hosts see."
+        )
     found = means(sums)
     error = found["Loss_error"] if len(sums) > 1 else None
     return {
@@ -94,7 +100,11 @@ def figures(job: Job, sums: list[Sums]) -> dict[str, Any]:
         "cut": found["cut"],
         "headline": "Loss",
         "metrics": {
-            name: {"value": found[name], "n": len(sums), "standard_error": error if name == "Loss" else None}
+            name: {
+                "value": found[name],
+                "n": len(sums),
+                "standard_error": error if name == "Loss" else None,
+            }
             for name in ("Loss", "Accuracy", "ZLoss")
         },
         "chance": {},
@@ -112,7 +122,9 @@ def pictures(shards: ShardSet, limit: int | None = None) -> list[int]:
         if _captions(shards.record(index)):
             found.append(index)
     if not found:
-        raise ValueError(f"{shards.path} holds no caption (style {STYLE}); give the shards of pixmo_cap.")
+        raise ValueError(
+            f"{shards.path} holds no caption (style {STYLE}); give the shards of pixmo_cap."
+        )
     return found
 
 

@@ -27,7 +27,8 @@ class Reply:
     id: str
     text: str
     token_count: int
-    end: str  # stop (by itself), length (max_new_tokens), context (the last position known), failed: SENTENCE
+    # stop (by itself), length (max_new_tokens), context (the last position known), failed: SENTENCE
+    end: str
     prompt: str = ""  # the text that was asked, IMAGE[n] for n tokens of pictures
 
     @property

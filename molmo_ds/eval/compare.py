@@ -41,7 +41,9 @@ class Comparison:
     only_second: int
 
 
-def compare(first: Iterable[Scored], second: Iterable[Scored], metric: str = "") -> list[Comparison]:
+def compare(
+    first: Iterable[Scored], second: Iterable[Scored], metric: str = ""
+) -> list[Comparison]:
     """The comparison of every task that both runs have; `metric` = "" is the headline of each.
 
     Raises ValueError where they have no task in common, or a question is there twice.
@@ -60,7 +62,9 @@ def headline(name: str) -> str:
     """The headline metric of TASK or TASK:SPLIT."""
     task = BENCHMARKS.get(name.partition(":")[0])
     if task is None:
-        raise ValueError(f"The task {name} is none of ours; name the metric to compare with --metric.")
+        raise ValueError(
+            f"The task {name} is none of ours; name the metric to compare with --metric."
+        )
     return task.headline
 
 
@@ -91,7 +95,9 @@ def report(found: Comparison, names: tuple[str, str], shown: int) -> str:
         f"  {len(found.better):,} better, {len(found.worse):,} worse, {len(found.otherwise):,} changed in words only",
     ]
     if found.only_first or found.only_second:
-        lines.append(f"  left out: {found.only_first:,} only in {names[0]}, {found.only_second:,} only in {names[1]}")
+        lines.append(
+            f"  left out: {found.only_first:,} only in {names[0]}, {found.only_second:,} only in {names[1]}"
+        )
     for what, pairs in (("better", found.better), ("worse", found.worse)):
         for one, other in pairs[:shown]:
             said = f"{one['reply']!r} -> {other['reply']!r}, true {one['truth']!r}"
@@ -99,13 +105,19 @@ def report(found: Comparison, names: tuple[str, str], shown: int) -> str:
     return "\n".join(lines)
 
 
-def _compared(name: str, first: dict[str, Scored], second: dict[str, Scored], metric: str) -> Comparison:
+def _compared(
+    name: str, first: dict[str, Scored], second: dict[str, Scored], metric: str
+) -> Comparison:
     both = sorted(set(first) & set(second))
     pairs = [(first[one], second[one]) for one in both]
     pairs = [pair for pair in pairs if all(metric in one["scores"] for one in pair)]
     if not pairs:
-        known = sorted({score for rows in (first, second) for one in rows.values() for score in one["scores"]})
-        raise ValueError(f"No question of {name} has the metric '{metric}' in both runs; there are {', '.join(known)}.")
+        known = sorted(
+            {score for rows in (first, second) for one in rows.values() for score in one["scores"]}
+        )
+        raise ValueError(
+            f"No question of {name} has the metric '{metric}' in both runs; there are {', '.join(known)}."
+        )
     gains = [float(other["scores"][metric]) - float(one["scores"][metric]) for one, other in pairs]
     pictures = [one["picture"] for one, _ in pairs]
     change = figure(list(zip(pictures, gains)))
@@ -115,14 +127,18 @@ def _compared(name: str, first: dict[str, Scored], second: dict[str, Scored], me
         task=name,
         metric=metric,
         first=figure([(one["picture"], float(one["scores"][metric])) for one, _ in pairs])["value"],
-        second=figure([(other["picture"], float(other["scores"][metric])) for _, other in pairs])["value"],
+        second=figure([(other["picture"], float(other["scores"][metric])) for _, other in pairs])[
+            "value"
+        ],
         questions=len(pairs),
         pictures=groups,
         standard_error=change["standard_error"],
         p_value=_p_value(change["value"], change["standard_error"], groups),
         better=[pair for gain, pair in changed if gain > 0],
         worse=[pair for gain, pair in changed if gain < 0],
-        otherwise=[pair for gain, pair in changed if gain == 0 and pair[0]["reply"] != pair[1]["reply"]],
+        otherwise=[
+            pair for gain, pair in changed if gain == 0 and pair[0]["reply"] != pair[1]["reply"]
+        ],
         only_first=len(first) - len(pairs),
         only_second=len(second) - len(pairs),
     )
@@ -132,7 +148,8 @@ def _p_value(difference: float, error: float | None, groups: int) -> float | Non
     if error is None:
         return None
     if error == 0:
-        return 1.0 if difference == 0 else None  # every picture changed alike: nothing to estimate a spread from
+        # every picture changed alike: nothing to estimate a spread from
+        return 1.0 if difference == 0 else None
     return float(2 * student.sf(abs(difference / error), groups - 1))
 
 
@@ -143,9 +160,14 @@ def _by_task(rows: Iterable[Scored]) -> dict[str, dict[str, Scored]]:
         name = ":".join(row["id"].split(":")[:2])
         mine = found.setdefault(name, {})
         if row["id"] in mine:
-            raise ValueError(f"The row {row['id']} is there twice in one run; compare one results folder with another.")
+            raise ValueError(
+                f"The row {row['id']} is there twice in one run; compare one results folder with another."
+            )
         mine[row["id"]] = row
-    return {name: {key: row for key, row in mine.items() if row["scores"]} for name, mine in found.items()}
+    return {
+        name: {key: row for key, row in mine.items() if row["scores"]}
+        for name, mine in found.items()
+    }
 
 
 def _row(file: Path, number: int, line: str) -> dict[str, Any]:

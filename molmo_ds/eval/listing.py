@@ -17,8 +17,14 @@ def listing(data: Path) -> str:
     for task in BENCHMARKS.values():
         rows += [_row(task, split, data) for split in task.splits or [""]]
     widths = [max(len(row[column]) for row in rows) for column in range(len(NAMES))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-    lines += ["", f"Published figures in percent; data: whether the shards lie in {data}, or the folder to make.", ""]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
+    ]
+    lines += [
+        "",
+        f"Published figures in percent; data: whether the shards lie in {data}, or the folder to make.",
+        "",
+    ]
     lines += [f"{name}: {', '.join(names) or 'not yet'}" for name, names in SETS.items()]
     return "\n".join(lines)
 

@@ -31,12 +31,16 @@ def claim(results: Path, provenance: Provenance, overwrite: bool = False) -> Non
         shutil.rmtree(folder, ignore_errors=True)
     known = read_provenance(results)
     if known is None and any(folder.glob("*.jsonl")):
-        raise ValueError(f"{folder} holds rows but no {SAID_BY}, so nobody knows whose they are; give --overwrite.")
+        raise ValueError(
+            f"{folder} holds rows but no {SAID_BY}, so nobody knows whose they are; give --overwrite."
+        )
     if known is None:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / SAID_BY, (json.dumps(provenance, indent=1) + "\n").encode())
     elif known != provenance:
-        raise ValueError(f"{results} holds answers made otherwise ({differences(known, provenance)}); {REMEDY}")
+        raise ValueError(
+            f"{results} holds answers made otherwise ({differences(known, provenance)}); {REMEDY}"
+        )
 
 
 def differences(known: Provenance, now: Provenance) -> str:
@@ -98,7 +102,9 @@ class Log:
 
     def append(self, row: Row) -> None:
         """Add a row, which holds at least `id`, in one write."""
-        self._file.write((json.dumps(row, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
+        self._file.write(
+            (json.dumps(row, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+        )
 
     def close(self) -> None:
         """Bring everything to the disk."""

@@ -39,15 +39,21 @@ class LossOfSource:
         self.name = name
         prompts = replace(config.data.prompts, shuffle_messages=False)
         sources = {name: SourceConfig(path=config.evaluators[name].path)}
-        self.config = replace(config, data=replace(config.data, sources=sources, group_rates={}, prompts=prompts))
+        self.config = replace(
+            config, data=replace(config.data, sources=sources, group_rates={}, prompts=prompts)
+        )
         self.mixture = Mixture.open(self.config)
         sizes, unusable = self.sizes(config.evaluators[name].examples, world.rank > 0)
         self.examples = len(sizes)
         self.sequences = Sequences(self.mixture, pack(sizes, self.mixture.budget))
         if not sizes:
-            raise ValueError(f"evaluators.{name}.path={sources[name].path} holds no sample that can be used.")
+            raise ValueError(
+                f"evaluators.{name}.path={sources[name].path} holds no sample that can be used."
+            )
         if unusable:
-            log.warning("The evaluator %s leaves out %d samples that cannot be used.", name, unusable)
+            log.warning(
+                "The evaluator %s leaves out %d samples that cannot be used.", name, unusable
+            )
         self.idle = idle_row(self.mixture)
 
     def sizes(self, count: int, silent: bool) -> tuple[dict[int, tuple[int, int]], int]:
@@ -73,14 +79,19 @@ class LossOfSource:
             last = min(first + self.config.global_batch, len(self.sequences))
             mine = [next(rows) for _ in range(first + engine.data_rank, last, engine.data_size)]
             taken += sum(found.samples for found in mine)
-            seen.append(engine.eval_loss(self.micro_batches([found.row for found in mine if found.samples])))
+            seen.append(
+                engine.eval_loss(self.micro_batches([found.row for found in mine if found.samples]))
+            )
             beat()
             if world.broadcast(time.perf_counter() > deadline):
                 break
         rows.close()
         weight = max(sum(values["weight"] for values in seen), 1e-9)
-        found = {key: sum(values[key] * values["weight"] for values in seen) / weight for key in MEANS}
-        by_part = dict(world.gather((engine.data_rank, taken)))  # ranks that share a sequence count once
+        found = {
+            key: sum(values[key] * values["weight"] for values in seen) / weight for key in MEANS
+        }
+        # ranks that share a sequence count once
+        by_part = dict(world.gather((engine.data_rank, taken)))
         return {**found, "examples": float(sum(by_part.values()))}
 
     def micro_batches(self, rows: list[Batch]) -> list[Batch]:

@@ -46,7 +46,11 @@ class OwnClient:
     def of(cls, answerer: Answerer, batch: int = 64, workers: int | None = None) -> OwnClient:
         """A network in this process; a prompt and its answer have all positions that it knows."""
         limits = Limits(slots=batch, slot_tokens=answerer.model.config.text.max_position_embeddings)
-        return cls(answerer.builder, Replica.of(answerer.model, answerer.builder.tokenizer.eos, limits), workers)
+        return cls(
+            answerer.builder,
+            Replica.of(answerer.model, answerer.builder.tokenizer.eos, limits),
+            workers,
+        )
 
     def replies(self, asks: Iterable[Ask]) -> Iterator[Reply]:
         """As in `Client`."""
@@ -57,10 +61,18 @@ class OwnClient:
                 yield failed.popleft()
             text = self.builder.tokenizer.decode(found.token_ids).strip()
             count = len(found.token_ids)
-            yield Reply(id=found.name, text=text, token_count=count, end=found.end, prompt=prompts.pop(found.name))
+            yield Reply(
+                id=found.name,
+                text=text,
+                token_count=count,
+                end=found.end,
+                prompt=prompts.pop(found.name),
+            )
         yield from failed
 
-    def _questions(self, asks: Iterable[Ask], prompts: dict[str, str], failed: deque[Reply]) -> Iterator[Question]:
+    def _questions(
+        self, asks: Iterable[Ask], prompts: dict[str, str], failed: deque[Reply]
+    ) -> Iterator[Question]:
         """The questions for the replica, their texts into `prompts`; those that cannot be asked into `failed`."""
         for made in self._made(asks):
             if made.prompt is None:

@@ -39,7 +39,11 @@ def write(job: Job, outcome: Outcome, most: int = EXAMPLES, beside: Path | None 
 
 
 def render(
-    job: Job, outcome: Outcome, most: int = EXAMPLES, beside: Mapping[str, Scored] | None = None, name: str = "other"
+    job: Job,
+    outcome: Outcome,
+    most: int = EXAMPLES,
+    beside: Mapping[str, Scored] | None = None,
+    name: str = "other",
 ) -> str:
     """The page with at most `most` examples.
 
@@ -48,7 +52,11 @@ def render(
         name: of that evaluation.
     """
     chosen = choose(outcome.rows, most, job.task.headline)
-    examples = [example(*pair, job.task.headline) for number, pair in enumerate(outcome.pairs()) if number in chosen]
+    examples = [
+        example(*pair, job.task.headline)
+        for number, pair in enumerate(outcome.pairs())
+        if number in chosen
+    ]
     for one in examples:
         if beside and one["id"] in beside:
             one["other"] = _other(beside[one["id"]], one["size"])
@@ -70,19 +78,17 @@ def render(
         f"<script>{(FOLDER / 'page.js').read_text()}</script>",
     ]
     style = (FOLDER / "page.css").read_text()
-    head = (
-        f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
-    )
-    return (
-        f'<!doctype html><html lang="en"><head>{head}<style>{style}</style></head><body>{"".join(parts)}</body></html>'
-    )
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'  # noqa: E501
+    return f'<!doctype html><html lang="en"><head>{head}<style>{style}</style></head><body>{"".join(parts)}</body></html>'  # noqa: E501
 
 
 def choose(rows: Sequence[Scored], most: int, headline: str) -> set[int]:
     """Numbers of the rows to show: all if there is room, else up to half of it wrong ones, each kind evenly spread."""
     if len(rows) <= most:
         return set(range(len(rows)))
-    wrong = [number for number, row in enumerate(rows) if verdict(row, headline) in ("wrong", "part")]
+    wrong = [
+        number for number, row in enumerate(rows) if verdict(row, headline) in ("wrong", "part")
+    ]
     others = sorted(set(range(len(rows))) - set(wrong))
     room = min(len(wrong), max(most // 2, most - len(others)))
     return {*_spread(wrong, room), *_spread(others, most - room)}
@@ -107,7 +113,8 @@ def example(row: Row, scored: Scored, headline: str) -> dict[str, Any]:
         "id": row.id,
         "picture": str(row.index),
         "size": list(row.size),
-        "prompt": scored["prompt"] or str(row.annotation.get("question") or row.annotation.get("label") or ""),
+        "prompt": scored["prompt"]
+        or str(row.annotation.get("question") or row.annotation.get("label") or ""),
         "reply": scored["reply"],
         "truth": scored["truth"],
         "scores": scored["scores"],
@@ -159,18 +166,30 @@ def _figures(figures: Mapping[str, Any]) -> str:
     found = figures["metrics"].get(headline)
     cells = []
     if found:
-        error = f" ± {100 * found['standard_error']:.1f}" if found["standard_error"] is not None else ""
-        cells.append((f"{100 * found['value']:.1f} %<small>{error}</small>", f"{headline}, standard error by picture"))
+        error = (
+            f" ± {100 * found['standard_error']:.1f}" if found["standard_error"] is not None else ""
+        )
+        cells.append(
+            (
+                f"{100 * found['value']:.1f} %<small>{error}</small>",
+                f"{headline}, standard error by picture",
+            )
+        )
     if headline in figures["chance"]:
         cells.append((f"{100 * figures['chance'][headline]:.1f} %", "best constant answer"))
     cells.append((f"{figures['questions']:,}", f"questions, {figures['pictures']:,} pictures"))
-    for name, what in (("share_without_end", "replies without end"), ("share_unreadable", "unreadable replies")):
+    for name, what in (
+        ("share_without_end", "replies without end"),
+        ("share_unreadable", "unreadable replies"),
+    ):
         if figures[name] is not None:
             cells.append((f"{100 * figures[name]:.1f} %", what))
     if figures["failed"]:
         cells.append((f"{figures['failed']:,}", "without a reply, not scored"))
     return (
-        '<div class="figures">' + "".join(f"<div><b>{n}</b><span>{what}</span></div>" for n, what in cells) + "</div>"
+        '<div class="figures">'
+        + "".join(f"<div><b>{n}</b><span>{what}</span></div>" for n, what in cells)
+        + "</div>"
     )
 
 
@@ -178,12 +197,15 @@ def _metrics(figures: Mapping[str, Any]) -> str:
     rows = [(name, one) for name, one in figures["metrics"].items()]
     table = _table(("metric", "value", "n"), rows)
     published = {
-        model: value for model, value in figures["published"].items() if model != "split" and value is not None
+        model: value
+        for model, value in figures["published"].items()
+        if model != "split" and value is not None
     }
     if published:
         split = html.escape(str(figures["published"]["split"]))
         cells = "".join(
-            f"<tr><td>{html.escape(model)}</td><td>{value:.1f} %</td></tr>" for model, value in published.items()
+            f"<tr><td>{html.escape(model)}</td><td>{value:.1f} %</td></tr>"
+            for model, value in published.items()
         )
         table += f"<br><h2>Published, {split}</h2><table>{cells}</table>"
     return f"<section><h2>Metrics</h2>{table}</section>"
@@ -202,20 +224,26 @@ def _table(names: Sequence[str], rows: Sequence[tuple[str, Mapping[str, Any]]]) 
     for name, one in rows:
         value = one["value"]
         bar = f'<meter value="{value:.4f}"></meter>' if 0 <= value <= 1 else ""
-        body += f"<tr><td>{html.escape(name)}</td><td>{value:.4f}{bar}</td><td>{one['n']:,}</td></tr>"
+        body += (
+            f"<tr><td>{html.escape(name)}</td><td>{value:.4f}{bar}</td><td>{one['n']:,}</td></tr>"
+        )
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
 def _filters(outcome: Outcome, shown: int, beside: str) -> str:
     kinds = [kind for kind in KINDS if kind != "changed" or beside]
     buttons = "".join(
-        f'<button value="{kind}" aria-pressed="{str(kind == "all").lower()}">{KINDS[kind]}</button>' for kind in kinds
+        f'<button value="{kind}" aria-pressed="{str(kind == "all").lower()}">{KINDS[kind]}</button>'
+        for kind in kinds
     )
-    names = [f"{kind} {name}" for kind, found in outcome.figures["categories"].items() for name in found]
+    names = [
+        f"{kind} {name}" for kind, found in outcome.figures["categories"].items() for name in found
+    ]
     options = "".join(f"<option>{html.escape(name)}</option>" for name in names)
     colours = {"predicted": "#2b6cff", "true": "#18a558"} | ({beside: "#e0721b"} if beside else {})
     key = "".join(
-        f'<span class="key" style="background:{colour}"></span>{html.escape(name)}' for name, colour in colours.items()
+        f'<span class="key" style="background:{colour}"></span>{html.escape(name)}'
+        for name, colour in colours.items()
     )
     return (
         f'<nav>{buttons}<select id="category"><option value="">every category</option>{options}</select>'

@@ -15,8 +15,10 @@ from molmo_ds.eval.task import Task
 BLOCKS = 64  # of each weight file that are hashed
 BLOCK = 1 << 16  # bytes
 PACKAGE = Path(__file__).parents[1]
-PROMPTS = ("prompts.py", "templates.py", "turns.py", "annotation.py")  # of data/sample: what makes a prompt
-FOLDERS = ("data", "model", "ops", "weights", "infer", "eval")  # whose code decides answers and figures
+# of data/sample: what makes a prompt
+PROMPTS = ("prompts.py", "templates.py", "turns.py", "annotation.py")
+# whose code decides answers and figures
+FOLDERS = ("data", "model", "ops", "weights", "infer", "eval")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,9 @@ def checkpoint_hash(folder: Path) -> str:
 
 def prompt_version(config: PromptConfig, tokenizer: str = "") -> str:
     """A hash of what makes a question's text; `tokenizer` is its digest, where it is known."""
-    digest = hashlib.sha256(json.dumps([dataclasses.asdict(config), tokenizer], sort_keys=True).encode())
+    digest = hashlib.sha256(
+        json.dumps([dataclasses.asdict(config), tokenizer], sort_keys=True).encode()
+    )
     for name in PROMPTS:
         digest.update((PACKAGE / "data/sample" / name).read_bytes())
     return digest.hexdigest()[:16]
@@ -93,7 +97,9 @@ def results_base(folder: Path) -> Path:
     return folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent
 
 
-def results_name(task: Task, split: str, step: int | None, eval_name: str = "", kind: str = "predictions") -> str:
+def results_name(
+    task: Task, split: str, step: int | None, eval_name: str = "", kind: str = "predictions"
+) -> str:
     """KIND[-ck<step>]-<dataset>-<split>[-<eval_name>], as allenai/molmo names the folder (olmo/eval)."""
     parts = [kind, f"ck{step}" if step is not None else "", task.name, split, eval_name]
     return "-".join(part for part in parts if part)

@@ -67,16 +67,23 @@ def read_rows(results: Path) -> list[dict[str, Any]]:
     """The scored rows of a finished evaluation; ValueError where there are none."""
     file = results / ROWS
     if not file.is_file():
-        raise ValueError(f"{results} holds no {ROWS}; give the results folder of a finished evaluation.")
+        raise ValueError(
+            f"{results} holds no {ROWS}; give the results folder of a finished evaluation."
+        )
     with open(file) as lines:
         return [json.loads(line) for line in lines]
 
 
-def write(job: Job, outcome: Outcome, config: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+def write(
+    job: Job, outcome: Outcome, config: Mapping[str, Any], model: Mapping[str, Any]
+) -> dict[str, Any]:
     """Write predictions.json, rows.jsonl and, last, metrics.json; returns what metrics.json holds."""
     job.results.mkdir(parents=True, exist_ok=True)
     predictions = [prediction(row, scored) for row, scored in outcome.pairs()]
-    write_atomic(job.results / PREDICTIONS, json.dumps(predictions, ensure_ascii=False).encode(errors="replace"))
+    write_atomic(
+        job.results / PREDICTIONS,
+        json.dumps(predictions, ensure_ascii=False).encode(errors="replace"),
+    )
     write_atomic(job.results / ROWS, _lines(outcome.rows))
     write_submission(job, outcome)
     return write_metrics(job, outcome.figures, outcome.failures, config, model)
@@ -112,7 +119,9 @@ def write_submission(job: Job, outcome: Outcome) -> None:
     if number:
         log.warning(number)
     try:
-        replies = {row["id"]: row["reply"] for row in outcome.rows if row["id"] not in outcome.failures}
+        replies = {
+            row["id"]: row["reply"] for row in outcome.rows if row["id"] not in outcome.failures
+        }
         content = submit.submission(job.task, outcome.questions, replies)
     except ValueError as error:
         log.warning("%s: no file for the test server: %s", job.label, error)
@@ -145,7 +154,11 @@ def record(run: Path, step: int | None, found: Mapping[str, Mapping[str, Any]]) 
         return
     from torch.utils.tensorboard import SummaryWriter
 
-    values = {f"eval/{label}/{name}": one for label, its in found.items() for name, one in its["metrics"].items()}
+    values = {
+        f"eval/{label}/{name}": one
+        for label, its in found.items()
+        for name, one in its["metrics"].items()
+    }
     with open(run / "log.jsonl", "a") as lines:
         lines.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
     with SummaryWriter(str(run / "tensorboard")) as writer:
@@ -160,7 +173,9 @@ def table(metrics: Mapping[str, Mapping[str, Any]]) -> str:
         names = sorted(found["metrics"], key=lambda name: (name != found["headline"], name))
         lines += [_line(label, name, found) for name in names]
         if not names:
-            lines.append(f"{label}: {found['questions']} questions asked; their answers are not public")
+            lines.append(
+                f"{label}: {found['questions']} questions asked; their answers are not public"
+            )
     return "\n".join(lines)
 
 
@@ -169,11 +184,16 @@ def paper_line(metrics: Mapping[str, Mapping[str, Any]]) -> str:
     eleven = {label: metrics[label]["figures"] for label in labels(PAPER)}
     value = average(eleven.values())
     if value is None:
-        missing = [label for label, found in eleven.items() if found["headline"] not in found["metrics"]]
+        missing = [
+            label for label, found in eleven.items() if found["headline"] not in found["metrics"]
+        ]
         return f"{PAPER}: no mean of the {len(eleven)}, since there is no figure of {', '.join(missing)}"
     line = f"{PAPER}: mean of the {len(eleven)} headlines {value:.4f}"
     published = [found["published"] for found in eleven.values()]
-    means = [f"{model} {math.fsum(one[model] for one in published) / len(published):.1f}" for model in MODELS]
+    means = [
+        f"{model} {math.fsum(one[model] for one in published) / len(published):.1f}"
+        for model in MODELS
+    ]
     return f"{line}; mean of the published (%): {', '.join(means)}"
 
 
@@ -185,10 +205,19 @@ def _line(label: str, name: str, found: Mapping[str, Any]) -> str:
         line += f", best constant answer {found['chance'][name]:.4f}"
     if name == found["headline"] and found["published"]:
         split = found["published"]["split"]
-        models = {model: value for model, value in found["published"].items() if model != "split" and value is not None}
-        line += f"; published ({split}, %): " + ", ".join(f"{model} {value}" for model, value in models.items())
+        models = {
+            model: value
+            for model, value in found["published"].items()
+            if model != "split" and value is not None
+        }
+        line += f"; published ({split}, %): " + ", ".join(
+            f"{model} {value}" for model, value in models.items()
+        )
     return line
 
 
 def _lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
-    return b"".join((json.dumps(row, ensure_ascii=False) + "\n").encode(errors="backslashreplace") for row in rows)
+    return b"".join(
+        (json.dumps(row, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+        for row in rows
+    )

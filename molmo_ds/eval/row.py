@@ -19,7 +19,8 @@ Size = tuple[int, int]  # width, height
 Scores = dict[str, float]  # named numbers, 1 is best, and UNREADABLE
 # 1.0 where the reply holds no answer of the expected form, so that it was guessed or is wrong
 UNREADABLE = "unreadable"
-HIDDEN = ("answer", "answers", "answer_index", "points", "text", "boxes", "masks", "inline_points")  # the truth
+# the truth
+HIDDEN = ("answer", "answers", "answer_index", "points", "text", "boxes", "masks", "inline_points")
 
 _DRAWS = RandomState(0)  # made once: making one costs more than scoring a row
 
@@ -43,7 +44,9 @@ class Row:
     def learnt(self) -> str | None:
         """What training would teach as the answer, without its leading space; None where it is not public."""
         known = self.annotation
-        if not known.get("answers") and all(known.get(name) is None for name in ("answer", "answer_index", "points")):
+        if not known.get("answers") and all(
+            known.get(name) is None for name in ("answer", "answer_index", "points")
+        ):
             return None
         _DRAWS.seed(0)
         return _formatter().messages(known, _DRAWS, self.size if self.size[0] else None)[-1].strip()
@@ -55,7 +58,9 @@ class Row:
 
 def as_text(answer: Any) -> Any:
     """A number as training writes it; anything else as it is."""
-    number = isinstance(answer, int | float) and not isinstance(answer, bool) and math.isfinite(answer)
+    number = (
+        isinstance(answer, int | float) and not isinstance(answer, bool) and math.isfinite(answer)
+    )
     return str(answer) if number else answer
 
 

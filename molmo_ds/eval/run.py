@@ -89,7 +89,9 @@ def evaluate(
     """
     rows = job.rows()
     if not rows:
-        raise ValueError(f"{job.label} finds no question in {job.shards.path}; are these its shards?")
+        raise ValueError(
+            f"{job.label} finds no question in {job.shards.path}; are these its shards?"
+        )
     world.agree(lambda: check(job, rows, overwrite))
     done = world.broadcast(set(answers.read(job.results)) if world.rank == 0 else None)
     groups = by_picture((row for row in rows if row.id not in done), crops)
@@ -126,7 +128,9 @@ def by_picture(rows: Iterable[Row], crops: Crops | None = None) -> list[list[Row
 
     def cost(group: list[Row]) -> tuple[int, int]:
         size = group[0].size
-        return crops(*size) if crops and size[0] else 0, max(len(str(row.question())) for row in group)
+        return crops(*size) if crops and size[0] else 0, max(
+            len(str(row.question())) for row in group
+        )
 
     return sorted(groups.values(), key=cost, reverse=True)
 
@@ -138,7 +142,9 @@ def ask(job: Job, client: Client, rows: Sequence[Row], world: World, part: Part)
         return failures
     name = job.label if part.count == 1 else f"{job.label} (part 1 of {part.count})"
     finished = answers.Log(job.results, world.rank) if part.writes else None
-    with tqdm(total=len(rows), desc=name, unit="question", dynamic_ncols=True, disable=world.rank != 0) as bar:
+    with tqdm(
+        total=len(rows), desc=name, unit="question", dynamic_ncols=True, disable=world.rank != 0
+    ) as bar:
         for reply in client.replies(asks(job.shards, rows, job.provenance.new_tokens)):
             if reply.failed:
                 failures[reply.id] = reply.end
@@ -176,7 +182,10 @@ def logged(reply: Reply) -> dict[str, Any]:
 
 
 def finish(
-    job: Job, rows: Sequence[Row], replies: Mapping[str, Mapping[str, Any]], failures: Mapping[str, str]
+    job: Job,
+    rows: Sequence[Row],
+    replies: Mapping[str, Mapping[str, Any]],
+    failures: Mapping[str, str],
 ) -> Outcome:
     """Score every row in the order of the shards.
 
@@ -190,7 +199,12 @@ def finish(
         )
     scored = []
     for row in rows:
-        said = replies.get(row.id) or {"reply": "", "tokens": 0, "end": failures[row.id], "prompt": ""}
+        said = replies.get(row.id) or {
+            "reply": "",
+            "tokens": 0,
+            "end": failures[row.id],
+            "prompt": "",
+        }
         more = {"tokens": said["tokens"], "prompt": said["prompt"]}
         scored.append(scored_row(job.task, row, said["reply"], said["end"], **more))
     figures = score(job.task, scored, chance_level(job.task, rows))

@@ -50,7 +50,9 @@ def scored_row(task: Task, row: Row, reply: str, end: str, **more: Any) -> dict[
     }
 
 
-def score(task: Task, rows: Iterable[Mapping[str, Any]], chance: Mapping[str, float] | None = None) -> dict[str, Any]:
+def score(
+    task: Task, rows: Iterable[Mapping[str, Any]], chance: Mapping[str, float] | None = None
+) -> dict[str, Any]:
     """The figures of a task from its `scored_row`s; those without scores are counted and left out of every mean.
 
     A figure is {value, n, standard_error}: the mean over the n rows that have the metric, and its standard error
@@ -73,7 +75,9 @@ def score(task: Task, rows: Iterable[Mapping[str, Any]], chance: Mapping[str, fl
     replies = len(seen) - counts["failed"]
     metrics = figures(kept)
     unreadable = metrics.pop(UNREADABLE, None)
-    for name, value in task.derived({name: figure["value"] for name, figure in metrics.items()}).items():
+    for name, value in task.derived(
+        {name: figure["value"] for name, figure in metrics.items()}
+    ).items():
         metrics[name] = {"value": value, "n": len(kept), "standard_error": None}
     return {
         "task": task.name,
@@ -137,7 +141,9 @@ def chance_level(task: Task, rows: Iterable[Row]) -> dict[str, float]:
     known = {row.id: (row, truth) for row in rows if (truth := task.truth(row)) is not None}
     order = sorted(known)
     chosen = [known[order[i]] for i in range(0, len(order), -(-len(order) // TRIED_ON) or 1)]
-    commonest = sorted(Counter(truth for _, truth in chosen).items(), key=lambda pair: (-pair[1], pair[0]))
+    commonest = sorted(
+        Counter(truth for _, truth in chosen).items(), key=lambda pair: (-pair[1], pair[0])
+    )
     best: dict[str, float] = {}
     for guess, _ in commonest[:GUESSES]:
         for name, value in mean([task.score(guess, row) for row, _ in chosen]).items():
@@ -154,7 +160,9 @@ def average(results: Iterable[Mapping[str, Any]]) -> float | None:
 
 def reference_metrics(result: Mapping[str, Any]) -> dict[str, float]:
     """The values alone, under the reference's names, in sorted order."""
-    named = {REFERENCE_NAMES.get(name, name): one["value"] for name, one in result["metrics"].items()}
+    named = {
+        REFERENCE_NAMES.get(name, name): one["value"] for name, one in result["metrics"].items()
+    }
     return dict(sorted(named.items()))
 
 
@@ -170,4 +178,7 @@ def _categories(task: Task, rows: Sequence[_Kept]) -> dict[str, dict[str, Figure
         if task.headline in row.scores:
             for kind, category in row.categories.items():
                 columns[kind][category].append((row.picture, float(row.scores[task.headline])))
-    return {kind: {name: figure(found[name]) for name in sorted(found)} for kind, found in sorted(columns.items())}
+    return {
+        kind: {name: figure(found[name]) for name in sorted(found)}
+        for kind, found in sorted(columns.items())
+    }

@@ -30,9 +30,11 @@ TIMEOUT = 600.0  # seconds for one answer
 AGAIN = (408, 409, 425, 429)  # and every 5xx: the next attempt may succeed
 REFUSED = (401, 403, 404)  # no question would be answered
 ENDS = {"stop": "stop", "length": "length"}  # finish_reason -> the end of a reply
-VERBATIM = "verbatim"  # our server's key `style`: the text is a whole prompt, the tag of a style included
+# our server's key `style`: the text is a whole prompt, the tag of a style included
+VERBATIM = "verbatim"
 
-BARE = PromptConfig(message_format="none", always_start_with_space=False)  # a chat template adds the rest
+# a chat template adds the rest
+BARE = PromptConfig(message_format="none", always_start_with_space=False)
 
 
 class Unanswered(Exception):
@@ -84,9 +86,15 @@ class ServerClient:
 
     def _reply(self, ask: Ask) -> Reply:
         try:
-            text = self.formatter.messages(ask.annotation, RandomState(ask.seed), inference=True)[-1]
-            content = [*(_part(picture) for picture in ask.pictures), {"type": "text", "text": text}]
-        except (ValueError, OSError) as error:  # an annotation that cannot be used, a picture that is none
+            text = self.formatter.messages(ask.annotation, RandomState(ask.seed), inference=True)[
+                -1
+            ]
+            content = [
+                *(_part(picture) for picture in ask.pictures),
+                {"type": "text", "text": text},
+            ]
+        # an annotation that cannot be used, a picture that is none
+        except (ValueError, OSError) as error:
             return failure(ask, error)
         body = {
             "model": self.model,
@@ -108,7 +116,9 @@ class ServerClient:
             found = self._call("/models", None)["data"]
             return str(found[0]["id"])
         except (Unanswered, LookupError, TypeError) as error:
-            raise ValueError(f"{self.url} does not say which model it serves ({error}); check --server.") from None
+            raise ValueError(
+                f"{self.url} does not say which model it serves ({error}); check --server."
+            ) from None
 
     def _call(self, path: str, body: dict[str, Any] | None) -> Any:
         """The JSON of an answer; tries again, ever later, what may succeed later."""
@@ -119,7 +129,9 @@ class ServerClient:
             except urllib.error.HTTPError as error:
                 said = _error_text(error)
                 if error.code in REFUSED:
-                    raise ValueError(f"{self.url}{path} refuses with {error.code}: {said}") from None
+                    raise ValueError(
+                        f"{self.url}{path} refuses with {error.code}: {said}"
+                    ) from None
                 if error.code not in AGAIN and error.code < 500:
                     raise Unanswered(f"{error.code}: {said}") from None
                 why = f"{error.code}: {said}"
@@ -155,7 +167,9 @@ def _read(ask: Ask, answer: Any, prompt: str) -> Reply:
     if not isinstance(text, str):
         raise Unanswered("the server's answer has no text")
     shown = f"IMAGE[{len(ask.pictures)}] " if ask.pictures else ""
-    return Reply(id=ask.id, text=text.strip(), token_count=int(tokens), end=end, prompt=shown + prompt)
+    return Reply(
+        id=ask.id, text=text.strip(), token_count=int(tokens), end=end, prompt=shown + prompt
+    )
 
 
 def _part(picture: bytes) -> dict[str, Any]:

@@ -10,25 +10,69 @@ from molmo_ds.eval.task import Task
 
 PAPER = "paper"  # the eleven whose mean allenai/molmo's paper gives
 SETS: dict[str, tuple[str, ...]] = {
-    "low-res": ("android_control_ll", "countbench_qa:huggingface", "pixmo_count_counting:validation")
+    "low-res": (
+        "android_control_ll",
+        "countbench_qa:huggingface",
+        "pixmo_count_counting:validation",
+    )
     + ("pointing_eval:test",),
-    "high-res": ("coco_2014_vqa", "text_vqa", "okvqa", "chart_qa", "doc_qa", "info_qa", "science_qa_img")
-    + ("ai2_diagram_v2_mix_transparent", "a_okvqa_mc", "a_okvqa_da", "mmmu_test", "real_world_qa_no_instruction:test")
+    "high-res": (
+        "coco_2014_vqa",
+        "text_vqa",
+        "okvqa",
+        "chart_qa",
+        "doc_qa",
+        "info_qa",
+        "science_qa_img",
+    )
+    + (
+        "ai2_diagram_v2_mix_transparent",
+        "a_okvqa_mc",
+        "a_okvqa_da",
+        "mmmu_test",
+        "real_world_qa_no_instruction:test",
+    )
     + ("math_vista_v2", "pixmo_clocks:validation"),
-    "low-res-test": ("countbench_qa:huggingface", "pixmo_count_counting:test", "android_control_hl_ll:test")
+    "low-res-test": (
+        "countbench_qa:huggingface",
+        "pixmo_count_counting:test",
+        "android_control_hl_ll:test",
+    )
     + ("android_control_hl:test", "vqa_v2_test:test2015"),
     "high-res-test": ("info_qa:test", "doc_qa:test", "chart_qa:test", "text_vqa")
-    + ("ai2_diagram_v2_mix_transparent:test", "math_vista_v2", "real_world_qa_no_instruction:test", "a_okvqa_mc")
+    + (
+        "ai2_diagram_v2_mix_transparent:test",
+        "math_vista_v2",
+        "real_world_qa_no_instruction:test",
+        "a_okvqa_mc",
+    )
     + ("a_okvqa_da", "mmmu_test", "a_okvqa_mc:test", "a_okvqa_da:test"),
-    PAPER: ("ai2_diagram_v2_mix_transparent:test", "chart_qa:test", "coco_2014_vqa", "doc_qa:test", "info_qa:test")
-    + ("text_vqa", "real_world_qa_no_instruction:test", "mmmu_test", "math_vista_v2", "countbench_qa:huggingface")
+    PAPER: (
+        "ai2_diagram_v2_mix_transparent:test",
+        "chart_qa:test",
+        "coco_2014_vqa",
+        "doc_qa:test",
+        "info_qa:test",
+    )
+    + (
+        "text_vqa",
+        "real_world_qa_no_instruction:test",
+        "mmmu_test",
+        "math_vista_v2",
+        "countbench_qa:huggingface",
+    )
     + ("pixmo_count_counting:test",),
     "captioner": ("dense_caption_eval:test",),
     "pointing": ("pointing_eval:test",),
-    "counting": ("countbench_qa:huggingface", "pixmo_count_counting:validation", "pixmo_count_counting:test"),
+    "counting": (
+        "countbench_qa:huggingface",
+        "pixmo_count_counting:validation",
+        "pixmo_count_counting:test",
+    ),
     "video": (),
 }
-OTHER_SPELLINGS = {"test-low-res": "low-res-test", "test-high-res": "high-res-test"}  # the reference's code
+# the reference's code
+OTHER_SPELLINGS = {"test-low-res": "low-res-test", "test-high-res": "high-res-test"}
 ALIASES = {alias: task.name for task in BENCHMARKS.values() for alias in task.aliases}
 
 
@@ -69,7 +113,9 @@ def members(word: str) -> tuple[str, ...]:
     if name not in SETS:
         return (word,)
     if not SETS[name]:
-        raise ValueError(f"The set {name} has no tasks yet, since videos cannot be evaluated here yet.")
+        raise ValueError(
+            f"The set {name} has no tasks yet, since videos cannot be evaluated here yet."
+        )
     return SETS[name]
 
 

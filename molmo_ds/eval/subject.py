@@ -14,8 +14,8 @@ from molmo_ds.config import RunConfig
 from molmo_ds.data.sample.builder import SampleBuilder
 from molmo_ds.data.sample.images import ImageProcessor
 from molmo_ds.engine import launch
+from molmo_ds.engine.answering.layout import refuse
 from molmo_ds.engine.grid import Grid
-from molmo_ds.engine.inference_layout import refuse
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.strategy import read_strategy
 from molmo_ds.eval import provenance
@@ -80,7 +80,9 @@ class Checkpoint:
         world: World = ALONE,
     ):
         self.world = world
-        self.source, self.config = world.together(lambda: load.look_up(path, tokenizer, world.rank, world.size))
+        self.source, self.config = world.together(
+            lambda: load.look_up(path, tokenizer, world.rank, world.size)
+        )
         self.folder = self.source.path
         self.device = load.usable_device(device) if strategy is None else world.device
         self.precision = precision or load.default_precision(self.device)
@@ -100,7 +102,9 @@ class Checkpoint:
         """See Subject."""
         return {
             "checkpoint": provenance.checkpoint_hash(self.folder),
-            "prompt": provenance.prompt_version(self.config.data.prompts, self.builder(crops).tokenizer.digest),
+            "prompt": provenance.prompt_version(
+                self.config.data.prompts, self.builder(crops).tokenizer.digest
+            ),
             "crops": self.configured(crops).model.images.max_crops,
             "precision": self.precision,
         }
@@ -111,8 +115,12 @@ class Checkpoint:
             return _Asked(self, crops)
         builder = self.builder(crops)
         if self.replica is None:
-            share = load.read_share(self.source, self.config, self.strategy, self.world, self.precision)
-            self.replica = Replica(share, builder.tokenizer.eos, self.strategy.limits, self.strategy.execution)
+            share = load.read_share(
+                self.source, self.config, self.strategy, self.world, self.precision
+            )
+            self.replica = Replica(
+                share, builder.tokenizer.eos, self.strategy.limits, self.strategy.execution
+            )
         return OwnClient(builder, self.replica)
 
     def part(self) -> Part:
@@ -120,7 +128,11 @@ class Checkpoint:
         if self.strategy is None:
             return Part(index=self.world.rank, count=self.world.size)
         grid = self.grid
-        return Part(index=grid.place("data"), count=grid.size("data"), writes=grid.first(("stage", "tensor")))
+        return Part(
+            index=grid.place("data"),
+            count=grid.size("data"),
+            writes=grid.first(("stage", "tensor")),
+        )
 
     def loaded(self, crops: int | None) -> load.Answerer:
         """The network, whose weights are read once, with that many crops."""
@@ -170,7 +182,14 @@ class _Asked:
 class Server:
     """An OpenAI-compatible server."""
 
-    def __init__(self, url: str, base: Path, parallel: int = 16, model: str | None = None, world: World = ALONE):
+    def __init__(
+        self,
+        url: str,
+        base: Path,
+        parallel: int = 16,
+        model: str | None = None,
+        world: World = ALONE,
+    ):
         self.world = world
         self.base = base
         self.step = None

@@ -30,7 +30,10 @@ def short_answer(reply: str) -> str:
 
 
 def submission(
-    task: Task, rows: Sequence[Row], replies: Mapping[str, str], expected: Iterable[Any] | None = None
+    task: Task,
+    rows: Sequence[Row],
+    replies: Mapping[str, str],
+    expected: Iterable[Any] | None = None,
 ) -> Submission:
     """The test server's file of a task, in the order of its rows; `replies` by the row's id.
 
@@ -45,7 +48,11 @@ def submission(
     asked = {row.id: question_id(row) for row in rows}
     _check(task, "without a reply", [asked[name] for name in asked if name not in replies])
     _check(task, "not asked", [name for name in replies if name not in asked])
-    _check(task, "there twice", [name for name, count in Counter(map(question_id, rows)).items() if count > 1])
+    _check(
+        task,
+        "there twice",
+        [name for name, count in Counter(map(question_id, rows)).items() if count > 1],
+    )
     if expected is not None:
         wanted = set(expected)
         _check(task, "missing", sorted(wanted - set(asked.values()), key=str))
@@ -58,16 +65,16 @@ def expected_number(task: Task, split: str, rows: Sequence[Row]) -> str | None:
     known = task.splits.get(split)
     if known is None or known.questions in (None, len(rows)):
         return None
-    return (
-        f"{task.name}:{split} has {known.questions:,} questions, and {len(rows):,} are here; a server wants them all."
-    )
+    return f"{task.name}:{split} has {known.questions:,} questions, and {len(rows):,} are here; a server wants them all."  # noqa: E501
 
 
 def question_id(row: Row) -> Any:
     """The data set's own id of a question, of the type that it has there; ValueError where it has none."""
     found = row.metadata.get("example_id")
     if found is None:
-        raise ValueError(f"The question {row.id} has no example_id, which a test server needs; make the shards anew.")
+        raise ValueError(
+            f"The question {row.id} has no example_id, which a test server needs; make the shards anew."
+        )
     return found
 
 
@@ -81,7 +88,9 @@ def write(path: Path, content: Submission) -> None:
     write_atomic(path, (json.dumps(content, ensure_ascii=False) + "\n").encode(errors="replace"))
 
 
-def answers_list(pairs: Iterable[tuple[Row, str]], key: str = "question_id") -> list[dict[str, Any]]:
+def answers_list(
+    pairs: Iterable[tuple[Row, str]], key: str = "question_id"
+) -> list[dict[str, Any]]:
     """A list of {KEY, answer}."""
     return [{key: question_id(row), "answer": short_answer(reply)} for row, reply in pairs]
 
@@ -120,7 +129,9 @@ def _check(task: Task, what: str, names: Sequence[Any]) -> None:
     if names:
         shown = ", ".join(map(str, names[:SHOWN]))
         more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-        raise ValueError(f"Questions of {task.name} are {what}: {shown}{more}. A test server takes whole files only.")
+        raise ValueError(
+            f"Questions of {task.name} are {what}: {shown}{more}. A test server takes whole files only."
+        )
 
 
 FORMS: dict[str, Callable[[Iterable[tuple[Row, str]]], Submission]] = {

@@ -37,16 +37,25 @@ class Task:
     name: str  # on the command line
     benchmark: str  # as people write it
     styles: tuple[str, ...]  # of the annotations that it asks, which make the prompt
-    splits: Mapping[str, Split]  # the first one is meant where none is named; none at all: any shards
+    # the first one is meant where none is named; none at all: any shards
+    splits: Mapping[str, Split]
     max_new_tokens: int
     score: Callable[[str, Row], Scores]
     headline: str  # the metric that is printed first
-    crops: int | None = None  # of the published figures; None = as many as the model was trained with
-    where: Callable[[Mapping[str, Any]], bool] = lambda metadata: True  # which records are asked, by their metadata
-    question: Callable[[Mapping[str, Any]], str] = lambda metadata: str(metadata.get("example_id", ""))  # its id
-    truth: Callable[[Row], str | None] = true_answer  # for people and for the chance level; None = not public
-    categories: Callable[[Row], Mapping[str, str]] = lambda row: {}  # what to break the headline down by
-    derived: Callable[[Mapping[str, float]], Mapping[str, float]] = lambda means: {}  # metrics made of others
+    # of the published figures; None = as many as the model was trained with
+    crops: int | None = None
+    # which records are asked, by their metadata
+    where: Callable[[Mapping[str, Any]], bool] = lambda metadata: True
+    # its id
+    question: Callable[[Mapping[str, Any]], str] = lambda metadata: str(
+        metadata.get("example_id", "")
+    )
+    # for people and for the chance level; None = not public
+    truth: Callable[[Row], str | None] = true_answer
+    # what to break the headline down by
+    categories: Callable[[Row], Mapping[str, str]] = lambda row: {}
+    # metrics made of others
+    derived: Callable[[Mapping[str, float]], Mapping[str, float]] = lambda means: {}
     published: Published | None = None
     submission: str = ""  # form of the test server's file, a name of eval/submit.py
     aliases: tuple[str, ...] = ()
@@ -74,7 +83,9 @@ class Task:
                 name += f"#{number}" if len(asked) > 1 else ""
                 row_id = f"{self.name}:{split}:{name}"
                 if row_id in seen:
-                    raise ValueError(f"Two questions of {self.name}:{split} are called {name}; make the shards anew.")
+                    raise ValueError(
+                        f"Two questions of {self.name}:{split} are called {name}; make the shards anew."
+                    )
                 if len(seen) == limit:
                     return
                 seen.add(row_id)

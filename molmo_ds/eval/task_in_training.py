@@ -40,11 +40,15 @@ class TaskInTraining:
         asked = config.evaluators[name]
         found = resolve(asked.task)
         if len(found) > 1:
-            raise ValueError(f"evaluators.{name}.task={asked.task} names {len(found)} tasks; give each an evaluator.")
+            raise ValueError(
+                f"evaluators.{name}.task={asked.task} names {len(found)} tasks; give each an evaluator."
+            )
         [(self.task, self.split)] = found
         known = self.task.splits.get(self.split)
         if self.task.score is unscored or (known is not None and not known.public):
-            raise ValueError(f"evaluators.{name}.task={asked.task} has no score here: its answers are not public.")
+            raise ValueError(
+                f"evaluators.{name}.task={asked.task} has no score here: its answers are not public."
+            )
         self.name = name
         self.config = config
         self.headline = self.task.headline
@@ -52,10 +56,14 @@ class TaskInTraining:
         self.questions = list(self.task.rows(self.shards, self.split, asked.examples))
         self.examples = len(self.questions)
         if not self.questions:
-            raise ValueError(f"evaluators.{name} finds no question of {asked.task} in {self.shards.path}.")
+            raise ValueError(
+                f"evaluators.{name} finds no question of {asked.task} in {self.shards.path}."
+            )
         for row in self.questions:
             scored_row(self.task, row, "?", "stop")
-        self.precision = default_precision(world.device) if config.precision == "auto" else config.precision
+        self.precision = (
+            default_precision(world.device) if config.precision == "auto" else config.precision
+        )
         self.check_memory(world)
         self.builder = SampleBuilder(config)
 
@@ -65,7 +73,11 @@ class TaskInTraining:
             numbers = sum(parameter.numel() for parameter in Molmo(self.config.model).parameters())
         needed = numbers * DTYPES[self.precision].itemsize
         on_gpu = world.device.type == "cuda"
-        free = torch.cuda.mem_get_info(world.device)[0] if on_gpu else psutil.virtual_memory().available
+        free = (
+            torch.cuda.mem_get_info(world.device)[0]
+            if on_gpu
+            else psutil.virtual_memory().available
+        )
         if needed > free:
             raise ValueError(
                 f"evaluators.{self.name}.task needs {needed / 1e9:.1f} GB for the whole weights on every rank, and "
@@ -89,15 +101,24 @@ class TaskInTraining:
         with torch.device("meta"):
             model = Molmo(self.config.model)
         silent = engine.world.rank > 0
-        for name, value in tqdm(engine.full_state(), f"{self.name}: weights", leave=False, disable=silent):
+        for name, value in tqdm(
+            engine.full_state(), f"{self.name}: weights", leave=False, disable=silent
+        ):
             path, _, leaf = name.rpartition(".")
             value = value.to(engine.world.device, DTYPES[self.precision])
             setattr(model.get_submodule(path), leaf, nn.Parameter(value, requires_grad=False))
-        assert not any(parameter.is_meta for parameter in model.parameters()), "a parameter has no weights"
+        assert not any(parameter.is_meta for parameter in model.parameters()), (
+            "a parameter has no weights"
+        )
         return model.eval()
 
     def ask(
-        self, answerer: Answerer, rows: list[Row], deadline: float, beat: Callable[[], None], silent: bool
+        self,
+        answerer: Answerer,
+        rows: list[Row],
+        deadline: float,
+        beat: Callable[[], None],
+        silent: bool,
     ) -> list[Reply]:
         """The replies to this rank's questions, as many as the time allows; one at least."""
         replies: list[Reply] = []
@@ -105,7 +126,9 @@ class TaskInTraining:
             return replies
         client = OwnClient.of(answerer, min(BATCH, len(rows)))
         asked = asks(self.shards, rows, self.task.max_new_tokens)
-        with tqdm(total=len(rows), desc=self.name, unit="question", leave=False, disable=silent) as bar:
+        with tqdm(
+            total=len(rows), desc=self.name, unit="question", leave=False, disable=silent
+        ) as bar:
             for reply in client.replies(asked):
                 replies.append(reply)
                 bar.update()
@@ -117,7 +140,10 @@ class TaskInTraining:
     def score(self, replies: dict[str, Reply]) -> dict[str, float]:
         """The metrics over the questions that were answered, in the order of the shards."""
         answered = [(row, replies[row.id]) for row in self.questions if row.id in replies]
-        figures = score(self.task, [scored_row(self.task, row, reply.text, reply.end) for row, reply in answered])
+        figures = score(
+            self.task,
+            [scored_row(self.task, row, reply.text, reply.end) for row, reply in answered],
+        )
         found = {name: figure["value"] for name, figure in figures["metrics"].items()}
         for name in ("share_unreadable", "share_without_end"):
             if figures[name] is not None:

@@ -24,10 +24,14 @@ def to_peft(source: str | Path, out: str | Path) -> None:
     run = checkpoint.read_config(path)
     found = checkpoint.open_checkpoint(path) if (path / "manifest.json").is_file() else None
     if found is None or not run.lora.components:
-        raise ValueError(f"{source} has no adapters; give the checkpoint of a run with lora.components.")
+        raise ValueError(
+            f"{source} has no adapters; give the checkpoint of a run with lora.components."
+        )
     for part in ("connector", "vision", "text"):
         if part not in run.lora.components and not getattr(run.optim, part).freeze:
-            raise ValueError(f"In {source} the {part} learnt as well, which adapters do not hold; use to-hub, merged.")
+            raise ValueError(
+                f"In {source} the {part} learnt as well, which adapters do not hold; use to-hub, merged."
+            )
     names = sorted(name for name in found.pieces if ".lora_" in name)
     modules = sorted({re.escape(name.partition(".lora_")[0]) for name in names})
     settings = {
@@ -41,7 +45,10 @@ def to_peft(source: str | Path, out: str | Path) -> None:
         "base_model_name_or_path": run.init_from,
     }
     with new_folder(out) as folder:
-        save_file({PREFIX + name: found.whole(name) for name in names}, folder / "adapter_model.safetensors")
+        save_file(
+            {PREFIX + name: found.whole(name) for name in names},
+            folder / "adapter_model.safetensors",
+        )
         (folder / "adapter_config.json").write_text(json.dumps(settings, indent=1))
 
 

@@ -29,12 +29,16 @@ def vision_config(values: dict[str, Any], name: str) -> tuple[VisionConfig, Imag
     """
     resize = "clip" if name == "openai" else name
     if resize not in presets.TOWERS:
-        raise ValueError(f"There is no vision tower '{name}'; use openai, metaclip, siglip or dinov2.")
+        raise ValueError(
+            f"There is no vision tower '{name}'; use openai, metaclip, siglip or dinov2."
+        )
     base = presets.TOWERS[resize]
     part = values.get("vision_config") or {}  # of a model of text and pictures
     kind = str(part.get("model_type") or values.get("model_type")).removesuffix("_vision_model")
     if kind != base.model_type:
-        raise ValueError(f"The vision tower '{name}' is a {base.model_type} model and the folder holds '{kind}'.")
+        raise ValueError(
+            f"The vision tower '{name}' is a {base.model_type} model and the folder holds '{kind}'."
+        )
     vision = families.tower(kind).vision_config(part or values, base)
     if resize == "clip":
         vision = replace(vision, num_hidden_layers=vision.num_hidden_layers - 1)

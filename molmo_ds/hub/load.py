@@ -46,16 +46,24 @@ def from_hub(source: str | Path, out: str | Path, changes: tuple[str, ...] = ())
     return _convert(folder, TensorFolder(folder), config, Path(out))
 
 
-def from_reference(source: str | Path, out: str | Path, changes: tuple[str, ...] = ()) -> MolmoConfig:
+def from_reference(
+    source: str | Path, out: str | Path, changes: tuple[str, ...] = ()
+) -> MolmoConfig:
     """An unsharded checkpoint of the reference (config.yaml or model.yaml, and model.pt) -> a weights folder."""
     folder = Path(source)
-    file = next((folder / name for name in ("config.yaml", "model.yaml") if (folder / name).is_file()), None)
+    file = next(
+        (folder / name for name in ("config.yaml", "model.yaml") if (folder / name).is_file()), None
+    )
     if file is None:
-        raise ValueError(f"{folder} has no config.yaml; give an unsharded checkpoint of the reference.")
+        raise ValueError(
+            f"{folder} has no config.yaml; give an unsharded checkpoint of the reference."
+        )
     values = yaml.safe_load(file.read_text())
     config = configs.override(molmo.from_reference(values.get("model", values)), changes)
     weights = TensorFolder(
-        folder if not (folder / "state_dict.safetensors").is_file() else folder / "state_dict.safetensors"
+        folder
+        if not (folder / "state_dict.safetensors").is_file()
+        else folder / "state_dict.safetensors"
     )
     return _convert(folder, weights, config, Path(out))
 
@@ -82,8 +90,12 @@ def backbones(
     text_folder = find(llm[1])
     vision_folder = find(vision[1])
     text = configs.text_config(released_config.read_json(text_folder))
-    if not text.model_type.startswith(llm[0].split("-")[0].split("_")[0].lower().rstrip("0123456789.")):
-        raise ValueError(f"'{llm[0]}' does not fit {text_folder}, which holds a {text.model_type} model.")
+    if not text.model_type.startswith(
+        llm[0].split("-")[0].split("_")[0].lower().rstrip("0123456789.")
+    ):
+        raise ValueError(
+            f"'{llm[0]}' does not fit {text_folder}, which holds a {text.model_type} model."
+        )
     tower, images = configs.vision_config(released_config.read_json(vision_folder), vision[0])
     config = configs.override(MolmoConfig(text=text, vision=tower, images=images), changes)
     shapes = shapes_of(config)
@@ -109,19 +121,27 @@ def consolidate(source: str | Path, out: str | Path) -> MolmoConfig:
 
 
 def write_weights(
-    out: str | Path, config: MolmoConfig, tensors: Iterator[tuple[str, Tensor]], tokenizer: Path | None, total: int
+    out: str | Path,
+    config: MolmoConfig,
+    tensors: Iterator[tuple[str, Tensor]],
+    tokenizer: Path | None,
+    total: int,
 ) -> None:
     """A weights folder: safetensors with our names, config.yaml, and the tokenizer's files if `tokenizer` has any."""
     with new_folder(out) as folder:
         write_tensors(folder, tensors, total=total)
-        (folder / "config.yaml").write_text(yaml.safe_dump({"model": to_dict(config)}, sort_keys=False))
+        (folder / "config.yaml").write_text(
+            yaml.safe_dump({"model": to_dict(config)}, sort_keys=False)
+        )
         copy_tokenizer(tokenizer, folder / "tokenizer")
 
 
 def read_config(folder: Path) -> MolmoConfig:
     """The MolmoConfig of a weights folder or a run, from its config.yaml."""
     if not (folder / "config.yaml").is_file():
-        raise ValueError(f"{folder} has no config.yaml; give a weights folder or the checkpoint of a run.")
+        raise ValueError(
+            f"{folder} has no config.yaml; give a weights folder or the checkpoint of a run."
+        )
     return checkpoint.read_config(folder).model
 
 
@@ -176,9 +196,12 @@ def find(source: str | Path) -> Path:
     try:
         patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.bin"]
         return Path(snapshot_download(str(source), allow_patterns=patterns))
-    except Exception as error:  # the hub's client raises many kinds: no network, no such model, no permission
+    # the hub's client raises many kinds: no network, no such model, no permission
+    except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"There is no folder '{source}', and it could not be downloaded: {reason}.") from None
+        raise ValueError(
+            f"There is no folder '{source}', and it could not be downloaded: {reason}."
+        ) from None
 
 
 def checked(
@@ -197,7 +220,9 @@ def checked(
 
 def copy_tokenizer(source: Path | None, target: Path) -> None:
     """Copy a tokenizer's files, if there are any."""
-    files = [source / name for name in TOKENIZER_FILES if (source / name).is_file()] if source else []
+    files = (
+        [source / name for name in TOKENIZER_FILES if (source / name).is_file()] if source else []
+    )
     if files:
         target.mkdir(exist_ok=True)
     for file in files:
@@ -246,9 +271,15 @@ def resized_positions(table: Tensor, vision: VisionConfig) -> Tensor:
     new = round((vision.num_positions or (vision.image_size // vision.patch_size) ** 2) ** 0.5)
     if old == new or old * old != len(table) - first:
         return table
-    patches = rearrange(table[first:], "(row column) width -> 1 width row column", row=old).contiguous().float()
+    patches = (
+        rearrange(table[first:], "(row column) width -> 1 width row column", row=old)
+        .contiguous()
+        .float()
+    )
     scale = (new + 0.1) / old
-    patches = F.interpolate(patches, scale_factor=(scale, scale), mode="bicubic", align_corners=False)
+    patches = F.interpolate(
+        patches, scale_factor=(scale, scale), mode="bicubic", align_corners=False
+    )
     assert patches.shape[-2:] == (new, new)
     flat = rearrange(patches, "1 width row column -> (row column) width")
     return torch.cat((table[:first], flat.to(table.dtype)))

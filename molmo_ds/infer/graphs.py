@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from molmo_ds.engine import compiled
-from molmo_ds.engine.inference import Share
+from molmo_ds.engine.answering.share import Share
 from molmo_ds.infer.slots import Bucket, Slots
 from molmo_ds.model.carry import Carry
 from molmo_ds.model.decoder import DecoderLayer
@@ -21,7 +21,8 @@ from molmo_ds.model.decoder import DecoderLayer
 log = logging.getLogger(__name__)
 
 WARMING = 3  # runs before a capture: libraries choose kernels and make their work space
-MOST_BUCKETS = 256  # that are compiled; torch's own limit for one function is 8, and it goes on uncompiled beyond
+# that are compiled; torch's own limit for one function is 8, and it goes on uncompiled beyond
+MOST_BUCKETS = 256
 
 
 class Graph(Protocol):
@@ -31,7 +32,8 @@ class Graph(Protocol):
         """Do it once more."""
 
 
-Capture = Callable[[Callable[[], Tensor]], tuple[Graph, Tensor]]  # (the graph, where every replay leaves the result)
+# (the graph, where every replay leaves the result)
+Capture = Callable[[Callable[[], Tensor]], tuple[Graph, Tensor]]
 
 
 class CudaCapture:
@@ -49,7 +51,8 @@ class CudaCapture:
                 work()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):  # NCCL's watchdog is a thread
+        # NCCL's watchdog is a thread
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             out = work()
         return graph, out
 
@@ -62,7 +65,9 @@ class DecodeStep:
         capture: records a bucket's step when it first occurs; None runs every step as it is.
     """
 
-    def __init__(self, share: Share, slots: Slots, compile: bool = False, capture: Capture | None = None) -> None:
+    def __init__(
+        self, share: Share, slots: Slots, compile: bool = False, capture: Capture | None = None
+    ) -> None:
         self.share = share
         self.slots = slots
         self.layer_run = _compiled_run() if compile else DecoderLayer.run
@@ -70,7 +75,9 @@ class DecodeStep:
         self.graphs: dict[Bucket, tuple[Graph, Tensor]] = {}
         first = share.embed is not None
         shape = (slots.count, 1, share.config.text.hidden_size)
-        self.received = None if first else torch.zeros(shape, device=share.device, dtype=share.dtype)
+        self.received = (
+            None if first else torch.zeros(shape, device=share.device, dtype=share.dtype)
+        )
 
     def __call__(self, x: Carry) -> Tensor:
         """x as `Slots.carry` and `Share.receive` made it -> hidden states [R, 1, D]; the slots are entered."""
@@ -92,7 +99,10 @@ def default_capture(share: Share) -> Capture | None:
     if share.device.type != "cuda":
         return None
     if share.config.text.num_experts and share.dtype != torch.bfloat16:
-        log.warning("Decode steps are no CUDA graphs: in %s the product of experts waits for the GPU.", share.dtype)
+        log.warning(
+            "Decode steps are no CUDA graphs: in %s the product of experts waits for the GPU.",
+            share.dtype,
+        )
         return None
     return CudaCapture()
 

@@ -14,8 +14,8 @@ from molmo_ds.batch import Batch, Sample
 from molmo_ds.config import RunConfig
 from molmo_ds.data.order.packing import collate
 from molmo_ds.data.sample.builder import SampleBuilder
-from molmo_ds.engine.inference import Share
-from molmo_ds.engine.inference_layout import Cut
+from molmo_ds.engine.answering.layout import Cut
+from molmo_ds.engine.answering.share import Share
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.strategy import Strategy
 from molmo_ds.infer.generate import Options, generate
@@ -37,7 +37,9 @@ class Answerer:
 
     def batch(self, prompts: Sequence[Sample]) -> Batch:
         """One row per prompt, padded on the right."""
-        return collate([[prompt] for prompt in prompts], max(len(p.input_ids) for p in prompts)).to(self.device)
+        return collate([[prompt] for prompt in prompts], max(len(p.input_ids) for p in prompts)).to(
+            self.device
+        )
 
     def answer(self, prompts: Sequence[Sample], options: Options) -> tuple[list[str], Tensor]:
         """(the texts that the model generates, bool [B]: which of them ended at the last position that it knows)."""
@@ -46,7 +48,9 @@ class Answerer:
         return [text.strip() for text in made.texts(tokenizer.decode)], made.cut
 
 
-def load(path: str | Path, tokenizer: str | Path | None = None, device: str | None = None) -> Answerer:
+def load(
+    path: str | Path, tokenizer: str | Path | None = None, device: str | None = None
+) -> Answerer:
     """Read a run's folder, one of its checkpoints, a folder of weights, a released or an exported folder.
 
     Args:
@@ -71,7 +75,9 @@ def look_up(
     source = open_source(path, part, parts)
     words = str(tokenizer or source.config.data.tokenizer)
     if not words:
-        raise ValueError(f"{source.path} does not say which tokenizer it belongs to; name its folder with --tokenizer.")
+        raise ValueError(
+            f"{source.path} does not say which tokenizer it belongs to; name its folder with --tokenizer."
+        )
     return source, replace(source.config, data=replace(source.config.data, tokenizer=words))
 
 
@@ -84,7 +90,9 @@ def read(source: Source, config: RunConfig, device: torch.device, precision: Pre
     return Answerer(model.eval(), builder, device)
 
 
-def read_share(source: Source, config: RunConfig, strategy: Strategy, world: World, precision: Precision) -> Share:
+def read_share(
+    source: Source, config: RunConfig, strategy: Strategy, world: World, precision: Precision
+) -> Share:
     """Read this rank's part of the weights that `look_up` found; all ranks call alike, and fail alike."""
     dtype = DTYPES[precision]
 
@@ -117,7 +125,9 @@ def usable_device(name: str | None) -> torch.device:
         torch.ones(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
-        raise ValueError(f"The device '{name}' cannot be used ({reason}); here are {_devices()}.") from None
+        raise ValueError(
+            f"The device '{name}' cannot be used ({reason}); here are {_devices()}."
+        ) from None
     return device
 
 

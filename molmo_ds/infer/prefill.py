@@ -39,7 +39,8 @@ def tree(questions: Sequence[Question]) -> Sample:
     for number, question in enumerate(questions, 1):
         begun = torch.tensor(question.begun, dtype=torch.int64)
         length = question.length
-        here = int(first.branch_ids[-1] > 0 or len(questions) > 1) * number  # a prompt may have no branch at all
+        # a prompt may have no branch at all
+        here = int(first.branch_ids[-1] > 0 or len(questions) > 1) * number
         ids += [question.prompt.input_ids[prefix:], begun]
         positions.append(torch.arange(prefix, length))
         branches.append(torch.full((length - prefix,), here, dtype=torch.int32))
@@ -60,7 +61,11 @@ def key(question: Question) -> Hashable:
     """Equal for questions that can share a prefix: those whose pictures, the same, lie in it."""
     prompt = question.prompt
     prefix = question.prefix
-    if not len(prompt.images) or int(prompt.image_positions.max()) >= prefix or prefix == len(prompt.input_ids):
+    if (
+        not len(prompt.images)
+        or int(prompt.image_positions.max()) >= prefix
+        or prefix == len(prompt.input_ids)
+    ):
         return question.name
     digest = hashlib.blake2b(_digest(prompt.images))
     for tensor in (prompt.input_ids[:prefix], prompt.image_masks, prompt.image_positions):

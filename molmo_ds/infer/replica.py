@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from molmo_ds.config import MolmoConfig
-from molmo_ds.engine import quantized
-from molmo_ds.engine.inference import Share
-from molmo_ds.engine.inference_layout import Fill
+from molmo_ds.engine.answering import quantized
+from molmo_ds.engine.answering.layout import Fill
+from molmo_ds.engine.answering.share import Share
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.strategy import PLAIN, USUAL, Execution, Limits, Strategy
 from molmo_ds.infer import prefill
@@ -66,7 +66,10 @@ class Replica:
         buckets = execution.buckets
         if buckets is None and (execution.compile or capture):
             buckets = True
-        self.slots = [Slots(share.layers, size, self.capacity, share.device, buckets) for _ in range(self.groups)]
+        self.slots = [
+            Slots(share.layers, size, self.capacity, share.device, buckets)
+            for _ in range(self.groups)
+        ]
         self.decode = [DecodeStep(share, slots, execution.compile, capture) for slots in self.slots]
         self.schedule = Schedule(size, self.groups, limits.prefill_tokens, eos)
         self.passes: list[Pass | None] = [None] * self.groups
@@ -162,7 +165,9 @@ class Replica:
                 hidden = share.send(compute(share.receive(current.x)))
         last = (self.steps - self.groups + 1) % self.groups
         self.steps += 1
-        return [] if self.steps < self.groups or self.passes[last] is None else self._end(last, hidden)
+        return (
+            [] if self.steps < self.groups or self.passes[last] is None else self._end(last, hidden)
+        )
 
     def close(self) -> None:
         """Wait for what is on its way to another stage."""
@@ -215,7 +220,13 @@ class Replica:
         for i, end in self.schedule.take(rows, tokens):
             top = tuple(zip(words[i], others[i]))[: rows[i].question.options.logprobs]
             pieces.append(
-                Piece(name=rows[i].name, token=tokens[i], log_probability=log_probabilities[i], top=top, end=end)
+                Piece(
+                    name=rows[i].name,
+                    token=tokens[i],
+                    log_probability=log_probabilities[i],
+                    top=top,
+                    end=end,
+                )
             )
         return pieces
 
@@ -228,18 +239,24 @@ class Replica:
         name = question.name
         options = question.options
         if name in names:
-            raise ValueError(f"There is a question named {name!r} already; give each a name of its own.")
+            raise ValueError(
+                f"There is a question named {name!r} already; give each a name of its own."
+            )
         if options.beams > 1:
             raise ValueError(f"{name}: a replica has no beam search; use beams=1, or generate().")
         if options.logprobs > self.share.config.text.embedding_size:
-            raise ValueError(f"{name}: logprobs={options.logprobs} are more words than there are; ask for fewer.")
+            raise ValueError(
+                f"{name}: logprobs={options.logprobs} are more words than there are; ask for fewer."
+            )
         if question.length >= self.capacity:
             raise ValueError(
                 f"{name}: the prompt has {question.length} tokens and an answer has {self.capacity} positions in all;"
                 " make it shorter."
             )
         if len(question.begun) >= options.max_new_tokens or self.schedule.eos in question.begun:
-            raise ValueError(f"{name}: what was begun is a whole answer already; ask for more tokens.")
+            raise ValueError(
+                f"{name}: what was begun is a whole answer already; ask for more tokens."
+            )
 
 
 def _draw(question: Question, place: int) -> float:

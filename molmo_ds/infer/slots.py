@@ -18,7 +18,8 @@ from molmo_ds.model.carry import Carry
 from molmo_ds.model.decoder import Core, DecoderLayer
 from molmo_ds.ops.cached_attention import cached_attention, step_plan
 
-ROUND = 256  # in buckets L is a multiple of it and R a power of two: few shapes, each of which a graph can replay
+# in buckets L is a multiple of it and R a power of two: few shapes, each of which a graph can replay
+ROUND = 256
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,11 @@ class SlotCore(Core):
     def plan(self, x: Carry, dtype: torch.dtype) -> object:
         """A prefill's own plan, or a step's."""
         slots = self.slots
-        return super().plan(x, dtype) if slots.filling else step_plan(x.position_ids[:, 0], slots.longest, dtype)
+        return (
+            super().plan(x, dtype)
+            if slots.filling
+            else step_plan(x.position_ids[:, 0], slots.longest, dtype)
+        )
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, plan: object, dropout_p: float) -> Tensor:
         """As in `Core`."""
@@ -85,8 +90,10 @@ class Slots:
         self.capacity = capacity
         self.buckets = device.type == "cuda" if buckets is None else buckets
         self.lengths: list[int] = []  # tokens of each running row that are in the cache
-        self.positions = torch.zeros(count, dtype=torch.int64, device=device)  # the same, 0 for free slots
-        self.tokens = torch.zeros(count, dtype=torch.int64, device=device)  # each row's newest, not yet in the cache
+        # the same, 0 for free slots
+        self.positions = torch.zeros(count, dtype=torch.int64, device=device)
+        # each row's newest, not yet in the cache
+        self.tokens = torch.zeros(count, dtype=torch.int64, device=device)
         self.filling: Filling | None = None
 
     def __enter__(self) -> "Slots":
@@ -131,24 +138,33 @@ class Slots:
         documents = batch.document_ids[sequence]
         branches = batch.branch_ids[sequence]
         own = batch.branch_ids.flatten()[ends][:, None]
-        seen = (documents == batch.document_ids.flatten()[ends][:, None]) & ((branches == 0) | (branches == own))
+        seen = (documents == batch.document_ids.flatten()[ends][:, None]) & (
+            (branches == 0) | (branches == own)
+        )
         answer, token = seen.nonzero(as_tuple=True)
         positions = batch.position_ids.flatten()
         source = sequence[answer] * batch.input_ids.shape[1] + token
         lengths = positions[ends] + 1
         first = self.rows
-        assert torch.equal(seen.sum(1), lengths), "a position is missing from a prompt, or there twice"
+        assert torch.equal(seen.sum(1), lengths), (
+            "a position is missing from a prompt, or there twice"
+        )
         device = self.positions.device
         parts = (source, first + answer, positions[source])
         self.filling = Filling(*(part.to(device, non_blocking=True) for part in parts))
         self.lengths += lengths.tolist()
-        assert self.rows <= self.count and max(self.lengths) <= self.capacity, "the slots do not suffice"
+        assert self.rows <= self.count and max(self.lengths) <= self.capacity, (
+            "the slots do not suffice"
+        )
         self.positions[first : self.rows] = lengths.to(device, non_blocking=True)
 
     def carry(self) -> Carry:
         """What the decoder takes for one more token of every running row; `advance` follows the pass."""
         self.filling = None
-        return Carry(input_ids=self.tokens[: self.width, None], position_ids=self.positions[: self.width, None])
+        return Carry(
+            input_ids=self.tokens[: self.width, None],
+            position_ids=self.positions[: self.width, None],
+        )
 
     def advance(self) -> None:
         """Count the tokens that a step has put into the cache."""
@@ -158,7 +174,10 @@ class Slots:
     def drop(self, moves: Sequence[tuple[int, int]], rows: int) -> None:
         """Leave `rows` running rows, after the move of some (from, to) into the slots of those that end."""
         if moves:
-            old, new = (torch.tensor(slots).to(self.positions.device, non_blocking=True) for slots in zip(*moves))
+            old, new = (
+                torch.tensor(slots).to(self.positions.device, non_blocking=True)
+                for slots in zip(*moves)
+            )
             longest = max(self.lengths[row] for row, _ in moves)
             for core in self.cores:
                 for kept in core.kept:

@@ -33,9 +33,11 @@ PEAK_FLOPS = {  # dense bf16 of one device, from NVIDIA's and AMD's data sheets
     "MI250": 362e12,
     "MI300X": 1307e12,
 }
-SAMPLES = {"loss": "Train/Samples/train_loss", "lr/text": "Train/Samples/lr"}  # DeepSpeed's monitor, by samples
+# DeepSpeed's monitor, by samples
+SAMPLES = {"loss": "Train/Samples/train_loss", "lr/text": "Train/Samples/lr"}
 EVALUATION = "eval/"  # before the names of an evaluator's numbers
-STEPS = {"loss": "train_loss", "lr/text": "learning_rate", "grad_norm": "grad_norm"}  # accelerate's examples, by steps
+# accelerate's examples, by steps
+STEPS = {"loss": "train_loss", "lr/text": "learning_rate", "grad_norm": "grad_norm"}
 
 
 def peak_flops(device: torch.device) -> float | None:
@@ -66,7 +68,9 @@ class Metrics:
         self.writer = None
         self.wandb = None
         if config.wandb and importlib.util.find_spec("wandb") is None:
-            raise ValueError(f"wandb={config.wandb} needs the package: pip install wandb, or leave wandb unset.")
+            raise ValueError(
+                f"wandb={config.wandb} needs the package: pip install wandb, or leave wandb unset."
+            )
         self.bar = tqdm(
             total=config.max_steps,
             initial=first_step,
@@ -84,13 +88,21 @@ class Metrics:
             self.writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=first_step + 1)
             # apart, because what a resumed run makes again is counted in samples here
             first_sample = first_step * config.global_batch + 1
-            self.by_samples = SummaryWriter(str(self.out / "tensorboard" / "samples"), purge_step=first_sample)
+            self.by_samples = SummaryWriter(
+                str(self.out / "tensorboard" / "samples"), purge_step=first_sample
+            )
             if config.wandb:
                 import wandb
 
                 name = str(self.out.resolve())
-                run = {"name": self.out.name, "id": hashlib.sha256(name.encode()).hexdigest()[:16], "resume": "allow"}
-                self.wandb = wandb.init(project=config.wandb, dir=config.out, config=settings.to_dict(config), **run)
+                run = {
+                    "name": self.out.name,
+                    "id": hashlib.sha256(name.encode()).hexdigest()[:16],
+                    "resume": "allow",
+                }
+                self.wandb = wandb.init(
+                    project=config.wandb, dir=config.out, config=settings.to_dict(config), **run
+                )
 
     def beat(self) -> None:
         """Show tools/launch.py, which watches from outside, that a step has ended."""
@@ -114,7 +126,10 @@ class Metrics:
         self.since += evaluating
         self.trained += stepped
         counts = {"steps": 1.0, "waited": waited, "stepped": stepped, "saving": saving}
-        counts |= {k: values[k] for k in ("tokens", "positions", "crops", "documents", "images", "learnt_tokens")}
+        counts |= {
+            k: values[k]
+            for k in ("tokens", "positions", "crops", "documents", "images", "learnt_tokens")
+        }
         self.sums = {key: self.sums.get(key, 0.0) + value for key, value in counts.items()}
         self.bar.update()
         due = step % self.config.log_interval == 0 or step == 1 or step in self.config.profile_steps
@@ -166,9 +181,15 @@ class Metrics:
     def _write(self, step: int, values: dict[str, Any]) -> None:
         parts = [values[f"grad_norm/{part}"] for part in ("connector", "vision", "text")]
         values = {**values, "grad_norm": math.hypot(*parts)}
-        written = {key: value if math.isfinite(value) else None for key, value in values.items()}  # JSON knows no NaN
-        self.log.write(json.dumps({"step": step, "time": time.time(), **written}, allow_nan=False) + "\n")
-        tagged = {key if key.startswith(EVALUATION) else f"train/{key}": value for key, value in values.items()}
+        # JSON knows no NaN
+        written = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        self.log.write(
+            json.dumps({"step": step, "time": time.time(), **written}, allow_nan=False) + "\n"
+        )
+        tagged = {
+            key if key.startswith(EVALUATION) else f"train/{key}": value
+            for key, value in values.items()
+        }
         for tag, value in tagged.items():
             self.writer.add_scalar(tag, value, step)
         for key, tag in SAMPLES.items():

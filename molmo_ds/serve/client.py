@@ -16,14 +16,19 @@ SECONDS = 600
 
 def request_body(question: str, pictures: Sequence[np.ndarray], **keys: Any) -> dict[str, Any]:
     """The body of a request with one message; pictures are uint8 [height, width, 3]."""
-    parts = [{"type": "image_url", "image_url": {"url": _data_url(picture)}} for picture in pictures]
+    parts = [
+        {"type": "image_url", "image_url": {"url": _data_url(picture)}} for picture in pictures
+    ]
     parts.append({"type": "text", "text": question})
     return {"messages": [{"role": "user", "content": parts}], "stream": True, **keys}
 
 
 def stream(server: str, key: str | None, body: dict[str, Any]) -> Iterator[str]:
     """The pieces of an answer; ValueError with the server's own sentence where it gives none."""
-    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+    headers = {
+        "Content-Type": "application/json",
+        **({"Authorization": f"Bearer {key}"} if key else {}),
+    }
     url = f"{server.rstrip('/')}/v1/chat/completions"
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"--server {server} is no URL; write it as http://HOST:PORT.")

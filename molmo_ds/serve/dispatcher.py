@@ -57,13 +57,19 @@ class Answer:
     tokens: list[int] = field(default_factory=list)
     engine: "Engine | None" = None  # that works on it
     losses: int = 0
-    touched: float = field(default_factory=time.monotonic)  # when it was asked, then its newest token
+    # when it was asked, then its newest token
+    touched: float = field(default_factory=time.monotonic)
 
     def words(self) -> link.Words:
         """What the engine is told."""
         options = dataclasses.asdict(self.options)
         # the random numbers are the request's: its seed and the choice's index, so that a seed makes an answer again
-        return {"name": self.name, "options": options, "begun": self.tokens, "draws": str(self.index)}
+        return {
+            "name": self.name,
+            "options": options,
+            "begun": self.tokens,
+            "draws": str(self.index),
+        }
 
 
 @dataclass(eq=False)
@@ -123,7 +129,10 @@ class Dispatcher:
                     words, _ = await link.read_frame(reader)
                 self._heard(words)
         except (ConnectionError, TimeoutError) as error:
-            log.warning("An engine is lost. %s", str(error) or f"Nothing was heard of it for {self.stall:.0f} s.")
+            log.warning(
+                "An engine is lost. %s",
+                str(error) or f"Nothing was heard of it for {self.stall:.0f} s.",
+            )
         finally:
             writer.close()
             if engine is not None and self.engines.get(engine.replica) is engine:
@@ -151,7 +160,10 @@ class Dispatcher:
             answer.engine = None
             answer.losses += 1
             if answer.losses >= LOSSES:
-                self._fail(answer, f"{LOSSES} engines ended while they worked on this request; it may be the cause.")
+                self._fail(
+                    answer,
+                    f"{LOSSES} engines ended while they worked on this request; it may be the cause.",
+                )
 
     def _send_again(self) -> None:
         """What nobody works on, to whoever is there."""
@@ -194,7 +206,9 @@ class Dispatcher:
             if name in self.open:
                 self._fail(self.open[name], words["why"])
 
-    def _add(self, answer: Answer, token: int, log_probability: float, top: list, end: str | None) -> None:
+    def _add(
+        self, answer: Answer, token: int, log_probability: float, top: list, end: str | None
+    ) -> None:
         self._time(answer)
         answer.tokens.append(token)
         text = "" if end == "stop" else answer.text.add(token)  # with "stop" comes the end token

@@ -56,7 +56,9 @@ class Front:
 
     def app(self) -> web.Application:
         """The routes."""
-        app = web.Application(client_max_size=self.settings.max_bytes, middlewares=[self.answer_errors])
+        app = web.Application(
+            client_max_size=self.settings.max_bytes, middlewares=[self.answer_errors]
+        )
         app.add_routes([
             web.post("/v1/chat/completions", self.chat),
             web.get("/v1/models", self.models),
@@ -96,24 +98,33 @@ class Front:
             response = failure(refused.status, str(refused), headers)
         except web.HTTPRequestEntityTooLarge:
             response = failure(
-                413, f"The request has more than {self.settings.max_bytes} bytes; send smaller pictures."
+                413,
+                f"The request has more than {self.settings.max_bytes} bytes; send smaller pictures.",
             )
         except web.HTTPException as error:
-            response = failure(error.status, f"{http.method} {http.path} is nothing that this server has.")
+            response = failure(
+                error.status, f"{http.method} {http.path} is nothing that this server has."
+            )
         except ConnectionError:  # the client is gone: nobody reads this
             response = failure(499, "The connection was closed before the answer.")
         except Exception:
             log.exception("A request failed.")
             response = failure(500, "The server failed at this request; its log says why.")
         route = http.match_info.route.resource
-        self.metrics.requests.labels(route.canonical if route else "other", str(response.status)).inc()
+        self.metrics.requests.labels(
+            route.canonical if route else "other", str(response.status)
+        ).inc()
         return response
 
     async def chat(self, http: web.Request) -> web.StreamResponse:
         """POST /v1/chat/completions."""
         self.check_key(http)
-        if self.admitted >= self.settings.queue:  # counted before the first await, or a burst would pass
-            raise Refused(429, f"{self.admitted} requests are in flight, which is all that are taken; try again.")
+        # counted before the first await, or a burst would pass
+        if self.admitted >= self.settings.queue:
+            raise Refused(
+                429,
+                f"{self.admitted} requests are in flight, which is all that are taken; try again.",
+            )
         self.admitted += 1
         self.metrics.admitted.set(self.admitted)
         try:
@@ -128,7 +139,14 @@ class Front:
         options = request.options(secrets.randbits(62))
         steps: asyncio.Queue[Step] = asyncio.Queue()
         answers = [
-            Answer(self.dispatcher.name(), index, prompt, options, TextStream(tokenizer.decode, options.stop), steps)
+            Answer(
+                self.dispatcher.name(),
+                index,
+                prompt,
+                options,
+                TextStream(tokenizer.decode, options.stop),
+                steps,
+            )
             for index in range(request.n or 1)
         ]
         writer = Writer(http, request, self.settings.model, answers, tokenizer, deadline)
@@ -141,12 +159,14 @@ class Front:
 
     async def read(self, http: web.Request) -> tuple[Request, Prompt, "Tokenizer"]:
         """A request that can be answered, its prompt, and what knows its words; Refused with a sentence otherwise."""
-        if http.content_type != "application/json":  # which no page of another site can send unasked
+        # which no page of another site can send unasked
+        if http.content_type != "application/json":
             raise Refused(400, "The body must be JSON, sent as Content-Type: application/json.")
         request = protocol.read(await http.read())
         if len(request.pictures) > self.settings.max_pictures:
             raise Refused(
-                400, f"{len(request.pictures)} pictures are more than the {self.settings.max_pictures} allowed."
+                400,
+                f"{len(request.pictures)} pictures are more than the {self.settings.max_pictures} allowed.",
             )
         pictures = await self.media.read(request.pictures)
         prompts = await asyncio.shield(self.prompts)
@@ -163,7 +183,12 @@ class Front:
     async def models(self, http: web.Request) -> web.Response:
         """GET /v1/models."""
         self.check_key(http)
-        model = {"id": self.settings.model, "object": "model", "created": self.started, "owned_by": "molmo_ds"}
+        model = {
+            "id": self.settings.model,
+            "object": "model",
+            "created": self.started,
+            "owned_by": "molmo_ds",
+        }
         return web.json_response({"object": "list", "data": [model]})
 
     async def health(self, http: web.Request) -> web.Response:
@@ -179,7 +204,9 @@ class Front:
 
     async def show_metrics(self, http: web.Request) -> web.Response:
         """GET /metrics."""
-        return web.Response(body=self.metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4"})
+        return web.Response(
+            body=self.metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4"}
+        )
 
     async def page(self, http: web.Request) -> web.Response:
         """GET /, and its script and style."""
@@ -203,7 +230,9 @@ class Deadline:
                 return await work
         except TimeoutError:
             if not self.dispatcher.engines:
-                raise Refused(503, "The engine is not there; it is started again. Try later.") from None
+                raise Refused(
+                    503, "The engine is not there; it is started again. Try later."
+                ) from None
             raise Refused(504, f"There was no whole answer within {self.seconds:.0f} s.") from None
 
 
@@ -224,7 +253,11 @@ class Writer:
         self.answers = answers
         self.tokenizer = tokenizer
         self.deadline = deadline
-        self.head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
+        self.head = {
+            "id": f"chatcmpl-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": model,
+        }
         self.texts = [""] * len(answers)
         self.logs: list[list[dict]] = [[] for _ in answers]
 
@@ -235,7 +268,9 @@ class Writer:
             step = await self.next()
             ends[step.answer.index] = protocol.FINISH.get(step.end, "")
         choices = [
-            protocol.choice(i, self.texts[i], ends[i], self.logs[i] if self.request.logprobs else None)
+            protocol.choice(
+                i, self.texts[i], ends[i], self.logs[i] if self.request.logprobs else None
+            )
             for i in range(len(self.answers))
         ]
         return web.json_response(protocol.completion(self.head, choices, self.usage()))
@@ -243,10 +278,14 @@ class Writer:
     async def stream(self) -> web.StreamResponse:
         """Server-sent events; the status waits for the first token, so that a refusal can still be one."""
         step = await self.next()
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+        response = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
+        )
         await response.prepare(self.http)
         for index in range(len(self.answers)):
-            await self.send(response, protocol.chunk(self.head, index, {"role": "assistant", "content": ""}))
+            await self.send(
+                response, protocol.chunk(self.head, index, {"role": "assistant", "content": ""})
+            )
         left = len(self.answers)
         try:
             while True:
@@ -259,7 +298,12 @@ class Writer:
             await self.send(response, protocol.error(refused.status, str(refused)))
             return response
         if self.request.include_usage:
-            counted = {**self.head, "object": "chat.completion.chunk", "choices": [], "usage": self.usage()}
+            counted = {
+                **self.head,
+                "object": "chat.completion.chunk",
+                "choices": [],
+                "usage": self.usage(),
+            }
             await self.send(response, counted)
         await response.write(b"data: [DONE]\n\n")
         return response
@@ -284,9 +328,13 @@ class Writer:
         if self.request.logprobs and self.logs[index]:
             logs = [self.logs[index].pop()]
         if step.text or logs:
-            await self.send(response, protocol.chunk(self.head, index, {"content": step.text}, None, logs))
+            await self.send(
+                response, protocol.chunk(self.head, index, {"content": step.text}, None, logs)
+            )
         if step.end is not None:
-            await self.send(response, protocol.chunk(self.head, index, {}, protocol.FINISH[step.end]))
+            await self.send(
+                response, protocol.chunk(self.head, index, {}, protocol.FINISH[step.end])
+            )
 
     async def send(self, response: web.StreamResponse, event: dict) -> None:
         """One event."""
@@ -299,7 +347,9 @@ class Writer:
 
     def usage(self) -> dict[str, int]:
         """Tokens of the prompt, which is read once for all choices, and of all answers."""
-        return protocol.usage(self.answers[0].prompt.tokens, sum(len(answer.tokens) for answer in self.answers))
+        return protocol.usage(
+            self.answers[0].prompt.tokens, sum(len(answer.tokens) for answer in self.answers)
+        )
 
 
 def failure(status: int, sentence: str, headers: dict[str, str] | None = None) -> web.Response:

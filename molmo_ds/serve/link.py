@@ -64,7 +64,9 @@ async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secr
     nonce = secrets.token_hex(16)
     writer.write(pack({"nonce": nonce}))
     words, _ = await read_frame(reader, GREETING_BYTES)
-    if not isinstance(words, dict) or not hmac.compare_digest(str(words.get("hello")), proof(secret, nonce)):
+    if not isinstance(words, dict) or not hmac.compare_digest(
+        str(words.get("hello")), proof(secret, nonce)
+    ):
         raise ConnectionError("It does not know the secret of this server.")
     return words
 
@@ -80,7 +82,9 @@ class Dialled:
     ValueError from `receive` where the front has not answered for `patience` seconds.
     """
 
-    def __init__(self, address: Address, secret: str, patience: float, replica: int = 0, replicas: int = 1):
+    def __init__(
+        self, address: Address, secret: str, patience: float, replica: int = 0, replicas: int = 1
+    ):
         self.address = address
         self.place = {"replica": replica, "replicas": replicas}
         self.secret = secret
@@ -129,7 +133,9 @@ class Dialled:
 
     def _dial(self, seconds: float) -> bool:
         if time.monotonic() - self.lost_at > self.patience:
-            raise ValueError(f"The front at {self.address} has not answered for {self.patience:.0f} s; is it running?")
+            raise ValueError(
+                f"The front at {self.address} has not answered for {self.patience:.0f} s; is it running?"
+            )
         try:
             self.socket = socket.create_connection(self.address, timeout=self.patience)
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -43,8 +43,11 @@ class Media:
     async def _fetch(self, url: URL) -> bytes:
         try:
             async with (
-                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=FETCH_SECONDS)) as session,
-                session.get(url, allow_redirects=False) as response,  # it could lead to a host that is not allowed
+                aiohttp.ClientSession(
+                    timeout=aiohttp.ClientTimeout(total=FETCH_SECONDS)
+                ) as session,
+                # it could lead to a host that is not allowed
+                session.get(url, allow_redirects=False) as response,
             ):
                 if response.status != 200:
                     raise Refused(400, f"{url.host} answered {response.status} for a picture.")
@@ -52,17 +55,24 @@ class Media:
                 async for piece in response.content.iter_chunked(1 << 16):
                     data += piece
                     if len(data) > self.most:
-                        raise Refused(413, f"The picture of {url.host} has more than {self.most} bytes.")
+                        raise Refused(
+                            413, f"The picture of {url.host} has more than {self.most} bytes."
+                        )
                 return bytes(data)
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise Refused(400, f"{url.host} did not give a picture: {type(error).__name__}.") from None
+            raise Refused(
+                400, f"{url.host} did not give a picture: {type(error).__name__}."
+            ) from None
 
 
 def decode(url: str) -> bytes:
     """The bytes of a data: URL; Refused (400) where it holds no picture in base64."""
     head = _DATA.match(url)
     if head is None:
-        raise Refused(400, f"A picture is {url[:30]!r}..., but must be data:image/png;base64, and the file in base64.")
+        raise Refused(
+            400,
+            f"A picture is {url[:30]!r}..., but must be data:image/png;base64, and the file in base64.",
+        )
     try:
         return base64.b64decode(url[head.end() :], validate=True)
     except (binascii.Error, ValueError) as error:

@@ -16,7 +16,8 @@ from molmo_ds.serve.dispatcher import Prompt
 from molmo_ds.serve.protocol import Refused, Request
 from molmo_ds.weights.source import open_source
 
-VERBATIM = "verbatim"  # no style: the text is a prompt of PromptFormatter's already, with or without its frame
+# no style: the text is a prompt of PromptFormatter's already, with or without its frame
+VERBATIM = "verbatim"
 
 NO_FILE = (2**31 - 1, 2**31)  # part, parts: which files' checksums are compared
 
@@ -50,7 +51,10 @@ class Prompts:
             raise Refused(400, str(error)) from None
         if len(sample.input_ids) >= self.known:
             count = len(sample.input_ids)
-            raise Refused(400, f"The prompt has {count} tokens and the model knows {self.known} positions; shorten it.")
+            raise Refused(
+                400,
+                f"The prompt has {count} tokens and the model knows {self.known} positions; shorten it.",
+            )
         return Prompt(pack_sample(sample), len(sample.input_ids))
 
     def _builder_for(self, max_crops: int | None, verbatim: bool) -> SampleBuilder:
@@ -61,7 +65,9 @@ class Prompts:
             images = dataclasses.replace(model.images, max_crops=max_crops)
             builder.images = type(builder.images)(dataclasses.replace(model, images=images))
         if verbatim:
-            builder.prompts = PromptFormatter(dataclasses.replace(self.config.data.prompts, system_prompt="none"))
+            builder.prompts = PromptFormatter(
+                dataclasses.replace(self.config.data.prompts, system_prompt="none")
+            )
         return builder
 
     def _check(self, pictures: list[bytes]) -> None:
@@ -73,7 +79,10 @@ class Prompts:
                 raise Refused(400, str(error)) from None
             pixels += width * height
         if pixels > self.max_pixels:
-            raise Refused(413, f"The pictures have {pixels} pixels, more than {self.max_pixels}; make them smaller.")
+            raise Refused(
+                413,
+                f"The pictures have {pixels} pixels, more than {self.max_pixels}; make them smaller.",
+            )
 
 
 def pack_sample(sample: Sample) -> bytes:
@@ -90,5 +99,7 @@ def run_config(folder: str, tokenizer: str | None) -> RunConfig:
     config = source.config
     words = tokenizer or config.data.tokenizer
     if not words:
-        raise ValueError(f"{source.path} does not say which tokenizer it belongs to; name its folder with --tokenizer.")
+        raise ValueError(
+            f"{source.path} does not say which tokenizer it belongs to; name its folder with --tokenizer."
+        )
     return dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=words))

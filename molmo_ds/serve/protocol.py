@@ -91,7 +91,10 @@ class Message(_Read):
     """One turn of a conversation, or what the system says before it."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], BeforeValidator(_as_parts)]
+    content: Annotated[
+        list[Annotated[TextPart | ImagePart, Field(discriminator="type")]],
+        BeforeValidator(_as_parts),
+    ]
 
     @property
     def text(self) -> str:
@@ -120,7 +123,12 @@ class Request(_Read):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     stop: (
-        Annotated[list[Annotated[Text, Field(min_length=1)]], Field(max_length=16), BeforeValidator(_as_list)] | None
+        Annotated[
+            list[Annotated[Text, Field(min_length=1)]],
+            Field(max_length=16),
+            BeforeValidator(_as_list),
+        ]
+        | None
     ) = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     n: Annotated[int, Field(ge=1, le=CHOICES)] | None = None
@@ -128,7 +136,8 @@ class Request(_Read):
     stream_options: StreamOptions | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    style: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,60}$")] | None = None  # verbatim: the text is the whole prompt
+    # verbatim: the text is the whole prompt
+    style: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,60}$")] | None = None
     max_crops: Annotated[int, Field(ge=1, le=36)] | None = None
 
     @property
@@ -173,14 +182,19 @@ def read(body: bytes) -> Request:
     if request.top_logprobs and not request.logprobs:
         raise Refused(400, "'top_logprobs' needs logprobs: true.")
     if request.style in (None, "demo", "verbatim") and not request.messages[-1].text.strip():
-        raise Refused(400, "The question is empty; write one, or name a style that needs none, as long_caption.")
+        raise Refused(
+            400,
+            "The question is empty; write one, or name a style that needs none, as long_caption.",
+        )
     return request
 
 
 def _check_turns(messages: list[Message]) -> None:
     start = 1 if messages[0].role in ("system", "developer") else 0
     if messages[0].pictures and start:
-        raise Refused(400, "'messages[0]' is the system's and has a picture; only the user can show one.")
+        raise Refused(
+            400, "'messages[0]' is the system's and has a picture; only the user can show one."
+        )
     if not messages[start:] or messages[-1].role != "user":
         raise Refused(400, "'messages' must end with a message of the user.")
     for i, message in enumerate(messages[start:]):
@@ -192,20 +206,32 @@ def _check_turns(messages: list[Message]) -> None:
                 " take turns, and the system speaks first or not at all.",
             )
         if wanted == "assistant" and (message.pictures or not message.text.strip()):
-            raise Refused(400, f"'messages[{start + i}]' is the assistant's and must be a text, without a picture.")
+            raise Refused(
+                400,
+                f"'messages[{start + i}]' is the assistant's and must be a text, without a picture.",
+            )
 
 
 def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
-    where = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in _path(first["loc"])).lstrip(".")
+    where = "".join(
+        f"[{step}]" if isinstance(step, int) else f".{step}" for step in _path(first["loc"])
+    ).lstrip(".")
     kind = first["type"]
     if kind == "json_invalid":
         return f"The body is no JSON: {first['msg'].removeprefix('Invalid JSON: ')}."
     if kind == "missing":
         return f"'{where}' is missing."
     if kind.startswith("union_tag"):
-        return f"'{where}' is no part of type text or image_url, which are the types that are known."
-    what = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be").replace("should", "must")
+        return (
+            f"'{where}' is no part of type text or image_url, which are the types that are known."
+        )
+    what = (
+        first["msg"]
+        .removeprefix("Value error, ")
+        .replace("Input should be", "must be")
+        .replace("should", "must")
+    )
     given = ascii(first["input"])
     given = given if len(given) <= 60 else given[:57] + "..."
     return f"{repr(where) if where else 'The body'}: {what}, but is {given}."
@@ -214,7 +240,9 @@ def _sentence(error: ValidationError) -> str:
 def _path(steps: tuple[int | str, ...]) -> list[int | str]:
     """Without the names of the kinds of a part, which pydantic puts between."""
     return [
-        step for i, step in enumerate(steps) if not (i and step in ("text", "image_url") and _is_index(steps[i - 1]))
+        step
+        for i, step in enumerate(steps)
+        if not (i and step in ("text", "image_url") and _is_index(steps[i - 1]))
     ]
 
 
@@ -224,20 +252,30 @@ def _is_index(step: int | str) -> bool:
 
 def error(status: int, sentence: str) -> dict[str, Any]:
     """The body of an error."""
-    return {"error": {"message": sentence, "type": KINDS.get(status, "server_error"), "code": status}}
+    return {
+        "error": {"message": sentence, "type": KINDS.get(status, "server_error"), "code": status}
+    }
 
 
 def usage(prompt: int, completion: int) -> dict[str, int]:
     """How many tokens were read and made."""
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
 
 
-def completion(head: dict[str, Any], choices: list[dict[str, Any]], counted: dict[str, int]) -> dict[str, Any]:
+def completion(
+    head: dict[str, Any], choices: list[dict[str, Any]], counted: dict[str, int]
+) -> dict[str, Any]:
     """The body of a whole answer; `head` holds id, created and model."""
     return {**head, "object": "chat.completion", "choices": choices, "usage": counted}
 
 
-def choice(index: int, text: str, reason: str, logprobs: list[dict[str, Any]] | None) -> dict[str, Any]:
+def choice(
+    index: int, text: str, reason: str, logprobs: list[dict[str, Any]] | None
+) -> dict[str, Any]:
     """One of the answers of a completion."""
     message = {"role": "assistant", "content": text}
     content = None if logprobs is None else {"content": logprobs}
@@ -259,12 +297,16 @@ def chunk(
 
 def logprob(token: str, log_probability: float, top: list[tuple[str, float]]) -> dict[str, Any]:
     """One token with its log-probability and those of the likeliest."""
-    return {**_logged(token, log_probability), "top_logprobs": [_logged(word, value) for word, value in top]}
+    return {
+        **_logged(token, log_probability),
+        "top_logprobs": [_logged(word, value) for word, value in top],
+    }
 
 
 def _logged(token: str, value: float) -> dict[str, Any]:
     return {
         "token": token,
         "logprob": value if math.isfinite(value) else LEAST_LOG,
-        "bytes": None if "\ufffd" in token else list(token.encode()),  # part of a character has no text
+        # part of a character has no text
+        "bytes": None if "\ufffd" in token else list(token.encode()),
     }

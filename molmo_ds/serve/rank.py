@@ -55,7 +55,9 @@ def build_part(settings: RankSettings) -> Replica:
     """This rank's part of a replica that lies on several; all ranks call alike."""
     strategy = read_strategy(settings.strategy)
     world = launch.start()
-    source, config = world.together(lambda: look_up(settings.folder, settings.tokenizer, world.rank, world.size))
+    source, config = world.together(
+        lambda: look_up(settings.folder, settings.tokenizer, world.rank, world.size)
+    )
     tokenizer = Tokenizer(config.data.tokenizer, config.model.text.vocab_size)
     share = read_share(source, config, strategy, world, default_precision(world.device))
     return Replica(share, tokenizer.eos, strategy.limits, strategy.execution)

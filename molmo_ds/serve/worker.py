@@ -142,7 +142,10 @@ class Worker:
 
     def _tell(self, pieces: list[Piece]) -> None:
         if pieces:
-            rows = [(piece.name, piece.token, piece.log_probability, piece.top, piece.end) for piece in pieces]
+            rows = [
+                (piece.name, piece.token, piece.log_probability, piece.top, piece.end)
+                for piece in pieces
+            ]
             self._send({"pieces": rows})
         elif self.front is not None and time.monotonic() - self.front.sent_at > BEAT_SECONDS:
             self._send({"alive": True})

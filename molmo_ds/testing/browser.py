@@ -12,7 +12,9 @@ from typing import Any
 
 import aiohttp
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+BROWSER = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --hide-scrollbars"
 FLAGS += " --disable-background-networking --disable-component-update --disable-sync --remote-debugging-port=0"
 START_SECONDS = 60
@@ -48,7 +50,9 @@ class Tab:
 
     async def value(self, expression: str) -> Any:
         """What an expression of JavaScript gives."""
-        told = await self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        told = await self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in told, told["exceptionDetails"]
         return told["result"].get("value")
 
@@ -68,7 +72,9 @@ class Tab:
         """Press and release the mouse on an element."""
         x, y = await self.middle(selector)
         for kind in ("mousePressed", "mouseReleased"):
-            await self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+            await self.call(
+                "Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1
+            )
 
     async def write(self, text: str) -> None:
         """Type a text."""
@@ -91,14 +97,22 @@ class Tab:
 async def tab(folder: Path, size: str = "1280,800") -> AsyncIterator[Tab]:
     """A tab of a fresh browser whose profile lies in `folder`."""
     profile = folder / "profile"
-    command = [BROWSER, *FLAGS.split(), f"--user-data-dir={profile}", f"--window-size={size}", "about:blank"]
+    command = [
+        BROWSER,
+        *FLAGS.split(),
+        f"--user-data-dir={profile}",
+        f"--window-size={size}",
+        "about:blank",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         port = await _port(profile / "DevToolsActivePort")
         async with aiohttp.ClientSession() as session:
             async with session.get(f"http://127.0.0.1:{port}/json") as response:
                 pages = [page for page in await response.json() if page["type"] == "page"]
-            async with session.ws_connect(pages[0]["webSocketDebuggerUrl"], max_msg_size=1 << 28) as socket:
+            async with session.ws_connect(
+                pages[0]["webSocketDebuggerUrl"], max_msg_size=1 << 28
+            ) as socket:
                 yield Tab(socket)
     finally:
         process.terminate()

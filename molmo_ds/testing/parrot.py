@@ -33,7 +33,9 @@ class Parrot:
         """Take questions; ValueError for a prompt that is longer than the positions."""
         for question in questions:
             if len(question.prompt.input_ids) > self.positions:
-                raise ValueError(f"The prompt has {len(question.prompt.input_ids)} tokens; make it shorter.")
+                raise ValueError(
+                    f"The prompt has {len(question.prompt.input_ids)} tokens; make it shorter."
+                )
             self.asked.append(question)
             self.rows[question.name] = question, list(question.begun)
 

@@ -42,7 +42,9 @@ def weights_folder(folder: Path, positions: int = 512) -> Path:
     torch.manual_seed(0)
     model = Molmo(config)
     tensors = ((name, torch.randn(p.shape) * 0.1) for name, p in model.named_parameters())
-    write_weights(folder / "weights", config, tensors, folder / "words", len(list(model.parameters())))
+    write_weights(
+        folder / "weights", config, tensors, folder / "words", len(list(model.parameters()))
+    )
     return folder / "weights"
 
 
@@ -115,7 +117,10 @@ class Server:
 def chat(text: str, *pictures: str, **keys: Any) -> dict[str, Any]:
     """The body of a request with one message."""
     parts = [{"type": "image_url", "image_url": {"url": picture}} for picture in pictures]
-    return {"messages": [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}], **keys}
+    return {
+        "messages": [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}],
+        **keys,
+    }
 
 
 def data_url(width: int = 40, height: int = 30, shade: int = 90) -> str:
@@ -141,9 +146,13 @@ def post(url: str, body: dict[str, Any] | bytes, **headers: str) -> tuple[int, d
 def events(url: str, body: dict[str, Any]) -> list[dict[str, Any]]:
     """The events of a streamed answer, without the [DONE] that must be the last."""
     data = json.dumps({**body, "stream": True}).encode()
-    request = urllib.request.Request(f"{url}/v1/chat/completions", data, {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        f"{url}/v1/chat/completions", data, {"Content-Type": "application/json"}
+    )
     with urllib.request.urlopen(request, timeout=300) as response:
-        *lines, last = [line[len(b"data: ") :].strip() for line in response if line.startswith(b"data: ")]
+        *lines, last = [
+            line[len(b"data: ") :].strip() for line in response if line.startswith(b"data: ")
+        ]
     assert last == b"[DONE]"
     return [json.loads(line) for line in lines]
 

@@ -50,7 +50,8 @@ class Piece:
     start: Count
     size: Count
     keys: tuple[str, ...]
-    stride: tuple[()] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Count] = ()  # as in `runs`
+    # as in `runs`
+    stride: tuple[()] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Count] = ()
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,13 @@ class Found:
             self.handles[stored.file] = TensorFolder(stored.file)
         piece = self.handles[stored.file].rows(f"{name}|{stored.start}|{key}")
         if not piece.is_floating_point():
-            raise ValueError(f"{stored.file} holds {key} of {name} as {piece.dtype}, which no save writes.")
+            raise ValueError(
+                f"{stored.file} holds {key} of {name} as {piece.dtype}, which no save writes."
+            )
         if piece.shape != (stored.size,):
-            raise ValueError(f"{stored.file} holds {list(piece.shape)} of {name} at {stored.start}, not {stored.size}.")
+            raise ValueError(
+                f"{stored.file} holds {list(piece.shape)} of {name} at {stored.start}, not {stored.size}."
+            )
         return piece
 
     def elements(self, name: str, key: str, first: int, last: int) -> Tensor:
@@ -111,9 +116,12 @@ class Found:
             piece = None
             for group in stretches(stored, first, last):
                 piece = self.piece(stored, name, key) if piece is None else piece
-                if out is None:  # a save has no number that is not finite, so NaN marks what no piece has filled
+                # a save has no number that is not finite, so NaN marks what no piece has filled
+                if out is None:
                     out = torch.full((last - first,), math.nan, dtype=piece.dtype)
-                taken = piece[group.here : group.here + group.count * group.length].view(group.count, group.length)
+                taken = piece[group.here : group.here + group.count * group.length].view(
+                    group.count, group.length
+                )
                 place = out.as_strided(taken.shape, (group.distance, 1), group.start - first)
                 place.copy_(taken)
                 filled += taken.numel()
@@ -169,7 +177,8 @@ def stretches(stored: Stored, first: int, last: int) -> Iterator[Group]:
     low = max(0, (first - origin - width) // distance + 1)
     high = min(total, -(-(last - origin) // distance))
 
-    def part(number: int) -> Iterator[Group]:  # the first and the last may be cut, by the piece's ends or by the range
+    # the first and the last may be cut, by the piece's ends or by the range
+    def part(number: int) -> Iterator[Group]:
         begin = origin + number * distance
         behind = number * width - phase
         start = max(begin, begin - behind, first) if number == 0 else max(begin, first)
@@ -180,7 +189,13 @@ def stretches(stored: Stored, first: int, last: int) -> Iterator[Group]:
     for number in sorted({low, high - 1}) if low < high else ():
         yield from part(number)
     if high - low > 2:
-        yield Group(origin + (low + 1) * distance, (low + 1) * width - phase, width, high - low - 2, distance)
+        yield Group(
+            origin + (low + 1) * distance,
+            (low + 1) * width - phase,
+            width,
+            high - low - 2,
+            distance,
+        )
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -213,7 +228,10 @@ def what_is_wrong(path: Path, part: int = 0, parts: int = 1) -> str | None:
 
 def steps(folder: str | Path) -> list[Path]:
     """The checkpoint folders below `folder`, newest first, whole or not."""
-    return sorted((p for p in Path(folder).glob("step-*") if p.is_dir() and p.name[5:].isdigit()), reverse=True)
+    return sorted(
+        (p for p in Path(folder).glob("step-*") if p.is_dir() and p.name[5:].isdigit()),
+        reverse=True,
+    )
 
 
 def open_checkpoint(path: Path) -> Found:
@@ -226,14 +244,20 @@ def open_checkpoint(path: Path) -> Found:
         try:
             part = TypeAdapter(RankFile).validate_json((path / f"{name}.json").read_bytes())
         except (ValidationError, OSError):
-            raise ValueError(f"{path / name}.json is not as a save writes it; use another checkpoint.") from None
+            raise ValueError(
+                f"{path / name}.json is not as a save writes it; use another checkpoint."
+            ) from None
         scalars |= part.scalars
         lanes |= part.lanes
         for piece in part.pieces:
             wide = piece.stride and not piece.stride[2] < piece.stride[0] <= piece.stride[1]
             if wide or shapes.setdefault(piece.name, piece.shape) != piece.shape:
-                raise ValueError(f"{path / name}.json contradicts itself in {piece.name}; use another checkpoint.")
-            stored = Stored(path / f"{name}.safetensors", piece.start, piece.size, piece.keys, piece.stride)
+                raise ValueError(
+                    f"{path / name}.json contradicts itself in {piece.name}; use another checkpoint."
+                )
+            stored = Stored(
+                path / f"{name}.safetensors", piece.start, piece.size, piece.keys, piece.stride
+            )
             pieces.setdefault(piece.name, []).append(stored)
     return Found(path, manifest.step, manifest.optimizer, pieces, shapes, scalars, lanes)
 
@@ -256,14 +280,22 @@ def find(path: str | Path, part: int = 0, parts: int = 1) -> Path:
         if wrong is None:
             return candidate
         log.warning("The checkpoint %s is damaged (%s).", candidate, wrong)
-    reason = "none of its checkpoints is whole" if candidates else "it holds neither checkpoints nor weights"
-    raise ValueError(f"{path} cannot be read: {reason}; give a run's folder, a checkpoint or a folder of weights.")
+    reason = (
+        "none of its checkpoints is whole"
+        if candidates
+        else "it holds neither checkpoints nor weights"
+    )
+    raise ValueError(
+        f"{path} cannot be read: {reason}; give a run's folder, a checkpoint or a folder of weights."
+    )
 
 
 def read_config(path: Path) -> RunConfig:
     """The configuration of a checkpoint, or of a folder of weights, which says only what the model is."""
     values = settings.read_values(path / "config.yaml")
-    known = {name: value for name, value in values.items() if name in RunConfig.__dataclass_fields__}
+    known = {
+        name: value for name, value in values.items() if name in RunConfig.__dataclass_fields__
+    }
     try:
         return settings.from_dict(RunConfig, known)
     except ValueError as error:
@@ -292,7 +324,9 @@ def first_weights(config: RunConfig) -> Callable[[str, tuple[int, ...]], Tensor]
         if ".lora_" in name:
             return draw(name, shape)
         if name not in names:
-            raise ValueError(f"init_from={config.init_from} has no {name}; it belongs to another architecture.")
+            raise ValueError(
+                f"init_from={config.init_from} has no {name}; it belongs to another architecture."
+            )
         tensor = read(name)
         if tuple(tensor.shape) != tuple(shape):
             raise ValueError(

@@ -8,8 +8,10 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-NAME = "checksums.json"  # of a folder of weights; a checkpoint's manifest.json holds the same and more
-READ = (".safetensors", ".json", ".yaml", ".txt", ".model")  # what decides the numbers and the words of an answer
+# of a folder of weights; a checkpoint's manifest.json holds the same and more
+NAME = "checksums.json"
+# what decides the numbers and the words of an answer
+READ = (".safetensors", ".json", ".yaml", ".txt", ".model")
 
 
 @dataclass(frozen=True)

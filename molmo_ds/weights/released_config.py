@@ -10,7 +10,8 @@ from molmo_ds.settings import from_dict, to_dict
 
 PREPROCESSOR = "preprocessor_config.json"
 PROCESSOR = "processor_config.json"
-PROMPTS = ("message_format", "always_start_with_space")  # settings of PromptConfig that decide how a question is put
+# settings of PromptConfig that decide how a question is put
+PROMPTS = ("message_format", "always_start_with_space")
 
 
 def read_json(folder: Path, name: str = "config.json") -> dict[str, Any]:
@@ -36,7 +37,9 @@ def read(folder: Path) -> MolmoConfig:
     if OWN in values or not (folder / PREPROCESSOR).is_file():
         return config
     said = read_json(folder, PREPROCESSOR)
-    given = {name: said[name] for name in ("max_crops", "overlap_margins") if said.get(name) is not None}
+    given = {
+        name: said[name] for name in ("max_crops", "overlap_margins") if said.get(name) is not None
+    }
     return from_dict(MolmoConfig, to_dict(config) | {"images": to_dict(config.images) | given})
 
 
@@ -52,4 +55,6 @@ def _made(folder: Path, values: dict[str, Any]) -> MolmoConfig:
     try:
         return from_released(values)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(f"{folder / 'config.json'} lacks or garbles {error}; copy the file again.") from None
+        raise ValueError(
+            f"{folder / 'config.json'} lacks or garbles {error}; copy the file again."
+        ) from None

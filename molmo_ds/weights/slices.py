@@ -36,7 +36,9 @@ def fill(
     """
     parameters = list(module.named_parameters(remove_duplicate=False))
     begin = len(parameters) * part // parts
-    for name, parameter in tqdm(parameters[begin:] + parameters[:begin], "weights", leave=False, disable=part > 0):
+    for name, parameter in tqdm(
+        parameters[begin:] + parameters[:begin], "weights", leave=False, disable=part > 0
+    ):
         own = read_slice(source, name, (cuts or {}).get(name, ()), dtype or parameter.dtype, device)
         compare(source.path, name, list(own.shape), list(parameter.shape))
         path, _, leaf = name.rpartition(".")
@@ -44,11 +46,15 @@ def fill(
         setattr(module.get_submodule(path), leaf, made)
 
 
-def read_slice(source: Source, name: str, cut: Cut, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+def read_slice(
+    source: Source, name: str, cut: Cut, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> Tensor:
     """This rank's slice of a tensor, on its device."""
     shape = source.shapes.get(name)
     if shape is None:
-        raise ValueError(f"{source.path} has no tensor '{name}'; it belongs to another architecture.")
+        raise ValueError(
+            f"{source.path} has no tensor '{name}'; it belongs to another architecture."
+        )
     first, last, _ = (cut[0] if cut else slice(None)).indices(shape[0])
     inner = (slice(None), *cut[1:])
     with torch.device("meta"):

@@ -89,7 +89,9 @@ class Run(Source):
     def _own_rows(self, name: str, first: int, last: int) -> Tensor:
         shape = self.found.shapes[name]
         row = math.prod(shape[1:])
-        return self.found.elements(name, "weight", first * row, last * row).view(last - first, *shape[1:])
+        return self.found.elements(name, "weight", first * row, last * row).view(
+            last - first, *shape[1:]
+        )
 
     def _stored(self, name: str) -> str:
         return EMBEDDING if name == HEAD and name not in self.found.pieces else name
@@ -112,7 +114,9 @@ class Released(Source):
 
         if rule.form.rows is not None:
             return rule.form.rows(read, index, first, last)
-        return rule.form.to_ours([read(number) for number in range(len(rule.theirs))])[index][first:last]
+        return rule.form.to_ours([read(number) for number in range(len(rule.theirs))])[index][
+            first:last
+        ]
 
     def file(self, name: str) -> Path:
         """See Source."""
@@ -128,9 +132,13 @@ def open_source(path: str | Path, part: int = 0, parts: int = 1) -> Source:
     Raises ValueError in a sentence for a folder that is none of these, or is damaged, or holds another model's tensors.
     """
     if files.is_remote(str(path)):
-        raise ValueError(f"{path} is remote, and weights are read from local folders; copy it to a disk first.")
+        raise ValueError(
+            f"{path} is remote, and weights are read from local folders; copy it to a disk first."
+        )
     path = Path(path)
-    if (path / "config.json").is_file() and any((path / name).is_file() for name in (*INDEXES, *SINGLE)):
+    if (path / "config.json").is_file() and any(
+        (path / name).is_file() for name in (*INDEXES, *SINGLE)
+    ):
         checksums.check(path, part, parts)
         return _open_released(path)
     path = checkpoint.find(path, part, parts)
@@ -146,7 +154,11 @@ def open_source(path: str | Path, part: int = 0, parts: int = 1) -> Source:
         folder = TensorFolder(path)
         stored = {name: folder.shape(name) for name in folder.names()}
         made = OwnFolder(path=path, config=config, shapes=shapes, folder=folder)
-    if HEAD not in stored and EMBEDDING in stored and checkpoint.read_config(path).model.text.tie_word_embeddings:
+    if (
+        HEAD not in stored
+        and EMBEDDING in stored
+        and checkpoint.read_config(path).model.text.tie_word_embeddings
+    ):
         stored[HEAD] = stored[EMBEDDING]
     for name in (*shapes, *stored):
         compare(path, name, stored.get(name), shapes.get(name))
@@ -178,7 +190,9 @@ def released_table(source: str | Path, folder: TensorFolder, config: MolmoConfig
         embedding = next(rule.theirs for rule in table if rule.ours == (EMBEDDING,))
         table = [replace(rule, theirs=embedding) if rule is head else rule for rule in table]
     for rule in table:
-        wanted = rule.form.to_theirs([torch.empty(shapes[name], device="meta") for name in rule.ours])
+        wanted = rule.form.to_theirs(
+            [torch.empty(shapes[name], device="meta") for name in rule.ours]
+        )
         for key, want in zip(rule.theirs, wanted):
             compare(source, key, folder.shape(key) if key in folder else None, list(want.shape))
     used = {key for rule in table for key in rule.theirs}
@@ -197,14 +211,23 @@ def untied(config: MolmoConfig) -> MolmoConfig:
 def shapes_of(config: MolmoConfig) -> dict[str, list[int]]:
     """Name -> shape of every tensor of a model, without making it."""
     with torch.device("meta"):
-        return {name: list(p.shape) for name, p in Molmo(config).named_parameters(remove_duplicate=False)}
+        return {
+            name: list(p.shape)
+            for name, p in Molmo(config).named_parameters(remove_duplicate=False)
+        }
 
 
-def compare(source: str | Path, name: str, shape: Iterable[int] | None, want: list[int] | None) -> None:
+def compare(
+    source: str | Path, name: str, shape: Iterable[int] | None, want: list[int] | None
+) -> None:
     """ValueError unless the shape of a tensor of `source` is what the configuration asks for; None = no such tensor."""
     if want is None:
-        raise ValueError(f"{source} holds a tensor '{name}' {shape} that the configuration has no place for.")
+        raise ValueError(
+            f"{source} holds a tensor '{name}' {shape} that the configuration has no place for."
+        )
     if shape is None:
         raise ValueError(f"{source} has no tensor '{name}', which should have shape {want}.")
     if shape != want:
-        raise ValueError(f"{source}: tensor '{name}' has shape {shape} and the configuration asks for {want}.")
+        raise ValueError(
+            f"{source}: tensor '{name}' has shape {shape} and the configuration asks for {want}."
+        )

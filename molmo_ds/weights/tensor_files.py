@@ -65,9 +65,13 @@ class TensorFolder:
                 twice = held.keys() & self._bin.keys()
                 self._bin |= dict.fromkeys(held, file)
             if twice:
-                raise ValueError(f"{file} holds tensor '{min(twice)}', as another file does; keep one of the two.")
+                raise ValueError(
+                    f"{file} holds tensor '{min(twice)}', as another file does; keep one of the two."
+                )
             if missing := sorted(set(promised) - held.keys()):
-                raise ValueError(f"{file} lacks tensor '{missing[0]}', which the index promises; copy the file again.")
+                raise ValueError(
+                    f"{file} lacks tensor '{missing[0]}', which the index promises; copy the file again."
+                )
 
     def names(self) -> list[str]:
         """All names, in the order of the files."""
@@ -91,19 +95,23 @@ class TensorFolder:
         file = self.file(name)
         if name in self._bin:
             if file not in self._open:
-                if not zipfile.is_zipfile(file):  # from before torch 1.6: not mapped but read, one file at a time
+                # from before torch 1.6: not mapped but read, one file at a time
+                if not zipfile.is_zipfile(file):
                     self._open.clear()
                 self._open[file] = _load(file)
             tensor = self._open[file][name]
             return tensor[first:last] if tensor.ndim else tensor
         place = self._safe[name]
-        if not place.bytes or place.offset % place.dtype.itemsize:  # a header of others may not be padded
+        # a header of others may not be padded
+        if not place.bytes or place.offset % place.dtype.itemsize:
             return self.read(name)[first:last]
         if file not in self._maps:
             with open(file, "rb") as stream:
                 self._maps[file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
         count = math.prod(place.shape)
-        whole = torch.frombuffer(self._maps[file], dtype=place.dtype, count=count, offset=place.offset)
+        whole = torch.frombuffer(
+            self._maps[file], dtype=place.dtype, count=count, offset=place.offset
+        )
         if last is not None:
             self._announce(place, first, min(last, place.shape[0]))
         return whole.view(place.shape)[first:last] if place.shape else whole.view(())
@@ -129,7 +137,9 @@ class TensorFolder:
                 while done < len(view):
                     count = stream.readinto(view[done : done + (1 << 30)])
                     if not count:
-                        raise ValueError(f"{file} ends inside tensor '{name}'; copy the file again.")
+                        raise ValueError(
+                            f"{file} ends inside tensor '{name}'; copy the file again."
+                        )
                     done += count
         return tensor
 
@@ -138,9 +148,15 @@ def check_numbers(file: str | Path, name: str, tensor: Tensor) -> None:
     """ValueError unless a tensor holds floating-point numbers that are all finite."""
     if not tensor.is_floating_point():
         kind = str(tensor.dtype).removeprefix("torch.")
-        raise ValueError(f"{file}: tensor '{name}' is of type {kind}, which weights cannot have; copy the file again.")
-    if tensor.numel() and not all(math.isfinite(end) for end in torch.stack(tensor.aminmax()).tolist()):
-        raise ValueError(f"{file}: tensor '{name}' holds a number that is not finite; copy the file again.")
+        raise ValueError(
+            f"{file}: tensor '{name}' is of type {kind}, which weights cannot have; copy the file again."
+        )
+    if tensor.numel() and not all(
+        math.isfinite(end) for end in torch.stack(tensor.aminmax()).tolist()
+    ):
+        raise ValueError(
+            f"{file}: tensor '{name}' holds a number that is not finite; copy the file again."
+        )
 
 
 def _files(path: Path) -> dict[Path, list[str]]:
@@ -151,13 +167,18 @@ def _files(path: Path) -> dict[Path, list[str]]:
         file = path / name
         if file.is_file():
             return _indexed(file) if name in INDEXES else {file: []}
-    raise ValueError(f"{path} holds no weights: no {INDEX}, model.safetensors, pytorch_model.bin or model.pt.")
+    raise ValueError(
+        f"{path} holds no weights: no {INDEX}, model.safetensors, pytorch_model.bin or model.pt."
+    )
 
 
 def _indexed(index: Path) -> dict[Path, list[str]]:
     try:
         shard_of = json.loads(index.read_text())["weight_map"]
-        plain = all(Path(shard).name == shard and Path(shard).suffix != ".json" for shard in shard_of.values())
+        plain = all(
+            Path(shard).name == shard and Path(shard).suffix != ".json"
+            for shard in shard_of.values()
+        )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         plain = False
     if not plain or not shard_of:
@@ -167,7 +188,9 @@ def _indexed(index: Path) -> dict[Path, list[str]]:
         names.setdefault(index.parent / shard, []).append(name)
     for shard in names:
         if not shard.is_file():
-            raise ValueError(f"{index} names {shard.name}, which is not there; copy that shard too.")
+            raise ValueError(
+                f"{index} names {shard.name}, which is not there; copy that shard too."
+            )
     return names
 
 
@@ -183,7 +206,9 @@ def _header(file: Path) -> dict[str, Place]:
         try:
             entries = dict(json.loads(stream.read(length)))
         except (ValueError, TypeError, RecursionError):
-            raise ValueError(f"{file} is not a safetensors file; its header cannot be read.") from None
+            raise ValueError(
+                f"{file} is not a safetensors file; its header cannot be read."
+            ) from None
     entries.pop("__metadata__", None)
     places = {name: _place(file, name, entry, 8 + length) for name, entry in entries.items()}
     behind = 8 + length
@@ -206,8 +231,11 @@ def _place(file: Path, name: str, entry: Any, data: int) -> Place:
     except (KeyError, TypeError, ValueError):
         numbers = [None]
     wrong = any(type(number) is not int or number < 0 for number in numbers)
-    if wrong or math.prod(number or 1 for number in numbers[:-2]) > LARGEST:  # next to a size of 0 too
-        raise ValueError(f"{file} is damaged: its header says of tensor '{name}' what cannot be; copy the file again.")
+    # next to a size of 0 too
+    if wrong or math.prod(number or 1 for number in numbers[:-2]) > LARGEST:
+        raise ValueError(
+            f"{file} is damaged: its header says of tensor '{name}' what cannot be; copy the file again."
+        )
     if type(kind) is not str or kind not in DTYPES:
         raise ValueError(f"{file}: tensor '{name}' has type {kind}, which is not supported.")
     place = Place(file=file, dtype=DTYPES[kind], shape=shape, offset=data + first)
@@ -230,6 +258,9 @@ def _unpickled(file: Path) -> Any:
         with contextlib.suppress(RuntimeError):
             return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
         return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds, from EOFError to RuntimeError, for a file that is cut short
+    # torch raises many kinds, from EOFError to RuntimeError, for a file that is cut short
+    except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{file} cannot be read as a PyTorch checkpoint ({reason}); copy the file again.") from None
+        raise ValueError(
+            f"{file} cannot be read as a PyTorch checkpoint ({reason}); copy the file again."
+        ) from None

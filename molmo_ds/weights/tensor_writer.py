@@ -63,7 +63,10 @@ def write_tensors(
     final = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     for part, name in zip(shards, final):
         os.replace(part, folder / name)
-    index = {"metadata": {"total_size": size}, "weight_map": {name: final[i - 1] for name, i in where.items()}}
+    index = {
+        "metadata": {"total_size": size},
+        "weight_map": {name: final[i - 1] for name, i in where.items()},
+    }
     (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
     return size
 
@@ -105,7 +108,11 @@ class _Shard:
 
     def add(self, name: str, tensor: Tensor) -> None:
         end = self.offset + tensor.nbytes
-        entry = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [self.offset, end]}
+        entry = {
+            "dtype": NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [self.offset, end],
+        }
         self.entries[name] = entry
         self.text += len(json.dumps({name: entry}))
         if tensor.numel():

@@ -10,12 +10,25 @@ from source_helpers import Hub, build, shown
 
 
 def test_exams(tmp_path: Path) -> None:
-    row = {"image": shown(1, "PNG"), "question": "Which is it?", "choices": ["a", "b"], "answer": 1, "hint": ""}
-    Hub(tmp_path / "science_qa").parquet([{**row, "image": None}, row, {**row, "hint": "Look."}], image="image")
+    row = {
+        "image": shown(1, "PNG"),
+        "question": "Which is it?",
+        "choices": ["a", "b"],
+        "answer": 1,
+        "hint": "",
+    }
+    Hub(tmp_path / "science_qa").parquet(
+        [{**row, "image": None}, row, {**row, "hint": "Look."}], image="image"
+    )
     one, two = build(tmp_path, "science_qa")
     assert one["__key__"] == "science_qa-00000001"
     assert one["annotations"] == [
-        {"style": "science_qa", "question": "Which is it?", "options": ["a", "b"], "answer_index": 1}
+        {
+            "style": "science_qa",
+            "question": "Which is it?",
+            "options": ["a", "b"],
+            "answer_index": 1,
+        }
     ]
     assert two["annotations"][0]["question"] == "Look.\nWhich is it?"
     report = json.loads((tmp_path / "out" / "science_qa-train" / "report.json").read_text())
@@ -39,19 +52,36 @@ def test_exams(tmp_path: Path) -> None:
         },
     ]
     maths = [
-        {**base, "id": "v_Math_1", "options": "[]", "answer": "['24/7', '3.429']", "question_type": "open"},
+        {
+            **base,
+            "id": "v_Math_1",
+            "options": "[]",
+            "answer": "['24/7', '3.429']",
+            "question_type": "open",
+        },
         {**base, "id": "v_Math_2", "options": "[]", "answer": "8", "question_type": "open"},
     ]
     for subject, rows in (("Art", art), ("Math", maths)):
         Hub(tmp_path / "mmmu").parquet(rows, f"{subject}/validation-00000-of-00001", "image_1")
     first, second, third, fourth = build(tmp_path, "mmmu", split="validation")
     assert first["annotations"] == [
-        {"style": "a_okvqa_mc", "question": "<image 1> What?", "options": ["one", "it's two"], "answer_index": 1}
+        {
+            "style": "a_okvqa_mc",
+            "question": "<image 1> What?",
+            "options": ["one", "it's two"],
+            "answer_index": 1,
+        }
     ]
     assert second["images"] == []
-    assert third["annotations"] == [{"style": "vqa2", "question": "<image 1> What?", "answers": ["24/7", "3.429"]}]
+    assert third["annotations"] == [
+        {"style": "vqa2", "question": "<image 1> What?", "answers": ["24/7", "3.429"]}
+    ]
     assert fourth["annotations"][0]["answers"] == ["8"]
-    assert first["metadata"] == {"example_id": "v_Art_1", "question_type": "multiple-choice", "answer": "B"}
+    assert first["metadata"] == {
+        "example_id": "v_Art_1",
+        "question_type": "multiple-choice",
+        "answer": "B",
+    }
 
     base = {"image": "images/1.jpg", "decoded_image": shown(1), "unit": None, "precision": 1.0}
     rows = [
@@ -77,9 +107,16 @@ def test_exams(tmp_path: Path) -> None:
     Hub(tmp_path / "math_vista").parquet(rows, "data/testmini-00000-of-00001", "decoded_image")
     one, two = build(tmp_path, "math_vista", split="validation")
     assert one["annotations"] == [
-        {"style": "eval_multiple_choice", "question": "How long?", "options": ["2", "5"], "answer_index": 1}
+        {
+            "style": "eval_multiple_choice",
+            "question": "How long?",
+            "options": ["2", "5"],
+            "answer_index": 1,
+        }
     ]
-    assert two["annotations"] == [{"style": "eval_short_answer", "question": "What is x?", "answer": "1.2"}]
+    assert two["annotations"] == [
+        {"style": "eval_short_answer", "question": "What is x?", "answer": "1.2"}
+    ]
     assert two["metadata"]["precision"] == 1.0
     assert one["metadata"]["query"] == "Hint: Choose.\nQuestion: How long?"
 
@@ -113,7 +150,10 @@ def example(features: dict[str, list], packed: bool = True) -> bytes:
 
 def test_clocks_in_photographs(tmp_path: Path) -> None:
     hub = Hub(tmp_path / "clock_bench")
-    hub.file("movies_final.csv", 'file_name,hour,minute,img_id,bbox_det\ncafé.png,12,5,7,"[1, 2, 3, 4]"\n'.encode())
+    hub.file(
+        "movies_final.csv",
+        'file_name,hour,minute,img_id,bbox_det\ncafé.png,12,5,7,"[1, 2, 3, 4]"\n'.encode(),
+    )
     hub.file("ClockMovies/images/cafe\u0301.png", picture(1, kind="PNG"))
     [record] = build(tmp_path, "clock_bench", split="movies")
     assert record["annotations"] == [{"style": "clocks", "question": "What time is being shown?"}]
@@ -122,7 +162,9 @@ def test_clocks_in_photographs(tmp_path: Path) -> None:
 
 def node(edges: dict[int, int], visible: bool = True) -> bytes:
     """An element of a screen: its bounds by field (1 left, 2 top, 3 right, 4 bottom), and whether it is seen."""
-    bounds = b"".join(varint(number << 3) + varint(value % (1 << 64)) for number, value in edges.items())
+    bounds = b"".join(
+        varint(number << 3) + varint(value % (1 << 64)) for number, value in edges.items()
+    )
     return message((2, bounds)) + (varint(23 << 3) + varint(1) if visible else b"")
 
 
@@ -161,9 +203,16 @@ def test_android_control(tmp_path: Path) -> None:
     hub.json("splits.json", {"train": [300], "validation": [], "test": [301, 5]})
     hub.json("test_subsplits.json", {"IDD": [301], "app_unseen": [5]})
     first, second, third = build(tmp_path, "android_control")
-    assert [r["__key__"] for r in (first, third)] == ["android_control-00000000-0", "android_control-00000000-2"]
+    assert [r["__key__"] for r in (first, third)] == [
+        "android_control-00000000-0",
+        "android_control-00000000-2",
+    ]
     assert first["pixels"] == [picture(0, (27, 60), "PNG")]
-    asked = ["low_level: Tap it", "high_level: Open the meeting low_level: Tap it", "high_level: Open the meeting"]
+    asked = [
+        "low_level: Tap it",
+        "high_level: Open the meeting low_level: Tap it",
+        "high_level: Open the meeting",
+    ]
     answer = "Click(50.0, 50.0)"
     assert first["annotations"] == [
         *({"style": "android_control", "question": q, "answer": answer} for q in asked),

@@ -10,7 +10,7 @@ from molmo_ds import presets
 from molmo_ds.batch import Batch, Sample
 from molmo_ds.cli import plan as plan_command
 from molmo_ds.data.order.packing import collate
-from molmo_ds.engine.plan_inference import GIB, PICTURE, Answering, answering
+from molmo_ds.engine.plan.plan_inference import GIB, PICTURE, Answering, answering
 from molmo_ds.engine.strategy import Limits
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.testing import synthetic
@@ -41,13 +41,16 @@ PREFILL = {
 @pytest.fixture(scope="module")
 def made() -> dict[str, Answering]:
     config = presets.get("molmo_72b")
-    return {name: answering(config, tensor, stages, 16) for name, (tensor, stages) in LAYOUTS.items()}
+    return {
+        name: answering(config, tensor, stages, 16) for name, (tensor, stages) in LAYOUTS.items()
+    }
 
 
 def test_parameters(made: dict[str, Answering]) -> None:
     """Decoder 70.215 B, head 1.246, embedding 1.246, ViT 0.291, connector 0.310; a token's cache is 320 KiB."""
     (stage,) = made["TP8 x DP2"].stages
-    assert 8 * stage.dense / 1e9 == pytest.approx(70.215 + 7 * 160 * 8192e-9, abs=1e-3)  # norms lie on every rank
+    # norms lie on every rank
+    assert 8 * stage.dense / 1e9 == pytest.approx(70.215 + 7 * 160 * 8192e-9, abs=1e-3)
     assert 8 * stage.head / 1e9 == pytest.approx(1.246, abs=1e-3)
     assert stage.other / 1e9 == pytest.approx(1.246 + 0.291 + 0.310, abs=2e-3)
     assert 8 * 2 * stage.cache == 2 * 2 * 80 * 8 * 128 == 320 * 1024
@@ -86,7 +89,10 @@ def test_experts_are_read_as_they_are_chosen() -> None:
     one = answering(presets.get("molmoe_1b"), 1, 1, 1)
     (stage,) = one.stages
     assert stage.experts == 16 * 64 * 3 * 2048 * 1024
-    reads = [one.tick(rows, stage) * one.card.bandwidth / 2 - rows * 2000 * stage.cache for rows in (1, 64)]
+    reads = [
+        one.tick(rows, stage) * one.card.bandwidth / 2 - rows * 2000 * stage.cache
+        for rows in (1, 64)
+    ]
     assert reads[0] == pytest.approx(stage.dense + stage.head + stage.experts / 8)
     assert reads[1] == pytest.approx(stage.dense + stage.head + stage.experts * (1 - (7 / 8) ** 64))
 
@@ -94,11 +100,23 @@ def test_experts_are_read_as_they_are_chosen() -> None:
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     plan_command.main(["molmo_72b", "ds_configs/infer/tp8.json", "2x8"])
     said = capsys.readouterr().out
-    for figure in ("2 replicas of 8 x 1", "20.1 GiB", "602", "320 KiB", "7.4 ms", "12,85", "20,44", "325 ms", "38,1"):
+    for figure in (
+        "2 replicas of 8 x 1",
+        "20.1 GiB",
+        "602",
+        "320 KiB",
+        "7.4 ms",
+        "12,85",
+        "20,44",
+        "325 ms",
+        "38,1",
+    ):
         assert figure in said, said
     plan_command.main(["molmo_72b", "ds_configs/infer/tp8.json", "2x8", "card.memory=30e9"])
     assert "does not fit: use 55 slots" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="card.wheels is no number of a GPU; these are: .*bandwidth"):
+    with pytest.raises(
+        ValueError, match="card.wheels is no number of a GPU; these are: .*bandwidth"
+    ):
         plan_command.main(["molmo_72b", "ds_configs/infer/tp8.json", "2x8", "card.wheels=4"])
     with pytest.raises(ValueError, match="8 x 2 GPUs, and 8 are no multiple"):
         plan_command.main(["molmo_72b", "ds_configs/infer/tp8_pp2.json", "8"])
@@ -123,21 +141,34 @@ def prompts(count: int, tokens: int) -> Batch:
 @pytest.mark.parametrize("inner", [256, 2048])
 def test_a_prefill_takes_what_is_planned(inner: int) -> None:
     """The most bytes that a pass over a packed prompt allocates: an MLP, or the attention, is the widest."""
-    sizes = {"hidden_size": 256, "intermediate_size": inner, "num_hidden_layers": 3, "num_attention_heads": 8}
+    sizes = {
+        "hidden_size": 256,
+        "intermediate_size": inner,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 8,
+    }
     text = replace(synthetic.MODEL.text, max_position_embeddings=1024, **sizes)
     config = replace(synthetic.MODEL, text=text)
     model = Molmo(config).eval()
     batch = prompts(4, 256)
     with torch.no_grad():
         model.body(batch)
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as trace:
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        ) as trace:
             model.body(batch)
     events = trace.profiler.kineto_results.events()
-    changes = [change for _, change in sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")]
+    changes = [
+        change
+        for _, change in sorted(
+            (e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"
+        )
+    ]
     weights = sum(parameter.nbytes for parameter in model.parameters())
     made = answering(config, 1, 1, 1, size=4)
     assert made.weights == weights
     planned = made.peak(Limits(slots=0, slot_tokens=1024, prefill_tokens=1024), on_gpu=False)
     assert planned == pytest.approx(weights + max(itertools.accumulate(changes)), rel=0.1)
     slots = Limits(slots=8, slot_tokens=100, prefill_tokens=1024)
-    assert made.peak(slots, on_gpu=False) - planned == 4 * 8 * 100 * 2 * 3 * 2 * 32  # two key-value heads of 32
+    # two key-value heads of 32
+    assert made.peak(slots, on_gpu=False) - planned == 4 * 8 * 100 * 2 * 3 * 2 * 32

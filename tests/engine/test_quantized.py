@@ -10,9 +10,9 @@ from torch import Tensor
 from molmo_ds.batch import Sample
 from molmo_ds.config import MolmoConfig
 from molmo_ds.data.order.packing import collate
-from molmo_ds.engine.inference_layout import Cut
+from molmo_ds.engine.answering.layout import Cut
+from molmo_ds.engine.answering.quantized import check, quantize
 from molmo_ds.engine.launch import World
-from molmo_ds.engine.quantized import check, quantize
 from molmo_ds.engine.strategy import Execution, parse
 from molmo_ds.infer.options import Options
 from molmo_ds.infer.question import Question
@@ -23,7 +23,9 @@ from molmo_ds.model.molmo import Molmo
 from molmo_ds.testing import synthetic
 from molmo_ds.testing.oracle import family
 
-needs_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
+needs_torchao = pytest.mark.skipif(
+    importlib.util.find_spec("torchao") is None, reason="torchao is not installed"
+)
 
 
 def network(config: MolmoConfig = synthetic.MODEL) -> Molmo:
@@ -62,10 +64,15 @@ def test_each_element_is_within_half_a_step(weights: str) -> None:
         error = (weight.dequantize() - old).abs()
         largest = old.abs().amax(1, keepdim=True)
         # int8: 255 steps over the row's range; fp8: 4 significant bits, and below 2^-6 of a range of 448 whole 2^-9
-        step = largest / 127.5 if weights == "int8" else torch.maximum(old.abs() / 8, largest / 448 / 2**9)
+        step = (
+            largest / 127.5
+            if weights == "int8"
+            else torch.maximum(old.abs() / 8, largest / 448 / 2**9)
+        )
         assert float((error / step).max()) <= 0.5 * (1 + 1e-4), name
         assert float(error.max()) > 0
-        assert held_bytes(weight) <= old.numel() + 8 * len(old)  # and a scale and a zero for each row
+        # and a scale and a zero for each row
+        assert held_bytes(weight) <= old.numel() + 8 * len(old)
     kept = {name: weight for name, weight in model.named_parameters() if name not in names}
     assert all(torch.equal(weight, before[name]) for name, weight in kept.items())
 
@@ -124,7 +131,9 @@ def test_a_replica_gives_the_same_words_where_they_are_clear() -> None:
     for name, tokens in exact.items():
         for (token, top), (other, _) in zip(tokens, found[name]):
             lead = top[0][1] - top[1][1]
-            assert token == other or lead < clear, "a word that was clearly the likeliest is another"
+            assert token == other or lead < clear, (
+                "a word that was clearly the likeliest is another"
+            )
             compared += lead >= clear
             if token != other:
                 break  # the answers part here
@@ -140,15 +149,22 @@ def test_a_strategy_file_quantises_what_a_rank_holds() -> None:
         return ((name, whole[name][cut]) for name, cut in cuts.items())
 
     world = World(0, 0, 1, torch.device("cpu"))
-    replica = Replica.over_ranks(synthetic.MODEL, parse("mine.json", {"molmo_ds": ours}), world, fill, 97)
+    replica = Replica.over_ranks(
+        synthetic.MODEL, parse("mine.json", {"molmo_ds": ours}), world, fill, 97
+    )
     asked = [Question(name="one", prompt=sample(6), options=Options(max_new_tokens=4, logprobs=2))]
-    assert pieces(replica, asked) == pieces(Replica.of(network(), 97, execution=Execution(weights="int8")), asked)
+    assert pieces(replica, asked) == pieces(
+        Replica.of(network(), 97, execution=Execution(weights="int8")), asked
+    )
     assert replica.share.layers[0].mlp.down_proj.weight.__tensor_flatten__()
 
 
 @pytest.mark.parametrize(
     ("decoder", "there", "sentence"),
-    [("qwen2", False, "needs torchao; install it"), ("olmoe", True, "cannot hold the fused weights of experts")],
+    [
+        ("qwen2", False, "needs torchao; install it"),
+        ("olmoe", True, "cannot hold the fused weights of experts"),
+    ],
 )
 def test_what_cannot_be_quantised_is_a_sentence(
     decoder: str, there: bool, sentence: str, monkeypatch: pytest.MonkeyPatch

@@ -40,7 +40,11 @@ def records(pictures: int = 6, each: int = 3) -> Iterator[tuple[str, dict[str, b
                 "question": f"What is number {question} here?" + " And now?" * (number % 2),
                 "answers": [ANSWERS[(number + question) % 3]] * 10,
             }
-            known = {"image_id": f"picture {number}", "example_id": f"{number}.{question}", "prompt": "not ours"}
+            known = {
+                "image_id": f"picture {number}",
+                "example_id": f"{number}.{question}",
+                "prompt": "not ours",
+            }
             record = {"images": ["png"], "annotations": [asked], "metadata": known}
             yield f"{number:03d}-{question}", {"png": shown, "json": json.dumps(record).encode()}
 
@@ -49,9 +53,13 @@ def make(folder: Path, *overrides: str) -> Path:
     """`folder` with `data/text_vqa-validation` and the weights folder `model`, one crop a picture by default."""
     write_shards(records(), folder / "data/text_vqa-validation", samples_per_shard=7)
     wide = [f"model.{part}.initializer_range=0.3" for part in ("text", "vision", "connector")]
-    config = settings.load(overrides=[*run_files.make(folder / "run"), *wide, *overrides, f"out={folder / 'none'}"])
+    config = settings.load(
+        overrides=[*run_files.make(folder / "run"), *wide, *overrides, f"out={folder / 'none'}"]
+    )
     shapes = shapes_of(config.model)
-    tensors = ((name, initial_parameter(config.model, name, shape, 1)) for name, shape in shapes.items())
+    tensors = (
+        (name, initial_parameter(config.model, name, shape, 1)) for name, shape in shapes.items()
+    )
     write_weights(folder / "model", config.model, tensors, folder / "run/tokenizer", len(shapes))
     return folder
 
@@ -73,4 +81,10 @@ def job(folder: Path, results: str, **changes: object) -> Job:
         "code": "1",
         **changes,
     }
-    return Job(task=TASK, split="validation", shards=shards, results=folder / results, provenance=Provenance(**values))
+    return Job(
+        task=TASK,
+        split="validation",
+        shards=shards,
+        results=folder / results,
+        provenance=Provenance(**values),
+    )

@@ -10,7 +10,8 @@ from typing import Any
 
 from aiohttp import web
 
-Behaviour = Callable[[str, str, int], Any]  # (call, caption or claims, how often it was asked) -> reply or web.Response
+# (call, caption or claims, how often it was asked) -> reply or web.Response
+Behaviour = Callable[[str, str, int], Any]
 
 
 class StandIn:
@@ -24,7 +25,8 @@ class StandIn:
         self.behaviour = behaviour
         self.seconds = seconds  # that every reply takes
         self.asked: collections.Counter[str] = collections.Counter()  # request -> how often
-        self.calls: collections.Counter[str] = collections.Counter()  # recall, claims, ... -> how often
+        # recall, claims, ... -> how often
+        self.calls: collections.Counter[str] = collections.Counter()
         self.keys: set[str] = set()
         self.temperatures: dict[str, Any] = {}
         self.times: list[float] = []  # of requests, on the loop's clock
@@ -83,7 +85,11 @@ class StandIn:
 
 def completion(text: str | None, finish: str = "stop", **message: Any) -> web.Response:
     """A chat completion."""
-    choice = {"index": 0, "message": {"role": "assistant", "content": text, **message}, "finish_reason": finish}
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": text, **message},
+        "finish_reason": finish,
+    }
     return web.json_response({"choices": [choice], "usage": {"total_tokens": 10}})
 
 
@@ -91,7 +97,10 @@ def error(status: int, message: str = "no", **headers: str) -> web.Response:
     """An error as OpenAI sends it."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return web.Response(
-        status=status, text=json.dumps({"error": {"message": message}}), content_type="application/json", headers=named
+        status=status,
+        text=json.dumps({"error": {"message": message}}),
+        content_type="application/json",
+        headers=named,
     )
 
 
@@ -114,7 +123,9 @@ def right(call: str, text: str) -> str:
     if call == "repetition":
         return "No"
     if call == "claims":
-        return "\n".join(f"{i}. {part.strip()}" for i, part in enumerate(subject(text).split(","), 1))
+        return "\n".join(
+            f"{i}. {part.strip()}" for i, part in enumerate(subject(text).split(","), 1)
+        )
     yes, no = ("Stated", "Not Stated") if call == "recall" else ("Consistent", "Inconsistent")
     listed = re.search(r"<(?:statements|claims)>\n(.*?)\n</", text, re.S)[1].splitlines()
     return "\n".join(f"{i}. {yes if i % 2 else no}" for i in range(1, len(listed) + 1))

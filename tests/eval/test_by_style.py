@@ -7,7 +7,13 @@ from molmo_ds.eval.row import Row, true_answer
 from molmo_ds.eval.score import chance_level, mean
 
 SIZE = (200, 100)
-POINTED = {"style": "pointing", "label": "Cat", "points": [[50, 50]], "point_scale": 100, "boxes": [[90, 40, 110, 60]]}
+POINTED = {
+    "style": "pointing",
+    "label": "Cat",
+    "points": [[50, 50]],
+    "point_scale": 100,
+    "boxes": [[90, 40, 110, 60]],
+}
 
 
 def row(annotation: dict, name: str = "one") -> Row:
@@ -31,14 +37,29 @@ def test_styles_belong_to_one_task():
         ("direct_answers", {"style": "a_okvqa_da", "answers": ["Red"] * 3}, " red", "blue"),
         ("charts", {"style": "chart_qa", "answer": "100"}, "100", "94"),
         ("documents", {"style": "doc_qa", "answers": ["Mr. Hill", "Hill"]}, "hill", "dale"),
-        ("choices", {"style": "a_okvqa_mc", "options": ["cat", "dog"], "answer_index": 1}, "B", "A"),
         (
             "choices",
-            {"style": "a_okvqa_mc", "options": ["cat", "dog"], "answer_index": 1, "unlabelled": True},
+            {"style": "a_okvqa_mc", "options": ["cat", "dog"], "answer_index": 1},
+            "B",
+            "A",
+        ),
+        (
+            "choices",
+            {
+                "style": "a_okvqa_mc",
+                "options": ["cat", "dog"],
+                "answer_index": 1,
+                "unlabelled": True,
+            },
             "a dog",
             "cat",
         ),
-        ("counts", {"style": "point_count", "points": [[1, 1], [2, 2]], "label": "cat"}, "a total of 2.", "three"),
+        (
+            "counts",
+            {"style": "point_count", "points": [[1, 1], [2, 2]], "label": "cat"},
+            "a total of 2.",
+            "three",
+        ),
         ("points", POINTED, '<point x="50.1" y="50.0" alt="cat">cat</point>', "There are none."),
     ],
 )
@@ -52,7 +73,15 @@ def test_right_and_wrong(task: str, annotation: dict, right: str, wrong: str):
     ("task", "annotation"),
     [
         ("short_answers", {"style": "vqa2", "question": "?", "answer": "7"}),
-        ("counts", {"style": "point_count", "points": [[1, 1], [2, 2]], "point_scale": 100, "label": "cat"}),
+        (
+            "counts",
+            {
+                "style": "point_count",
+                "points": [[1, 1], [2, 2]],
+                "point_scale": 100,
+                "label": "cat",
+            },
+        ),
         ("points", POINTED),
     ],
 )
@@ -74,9 +103,13 @@ def test_pointing_without_boxes_is_refused():
 
 
 def test_chance_is_the_best_constant_answer():
-    asked = [row({"style": "vqa2", "answer": a}, str(i)) for i, a in enumerate(("1", "2", "2", "3"))]
+    asked = [
+        row({"style": "vqa2", "answer": a}, str(i)) for i, a in enumerate(("1", "2", "2", "3"))
+    ]
     assert chance_level(BENCHMARKS["short_answers"], asked) == {"vqa_score": 0.5}
-    known = [{"style": "point_count", "points": [[1, 1]] * n, "label": "x"} for n in (1, 2, 2, 3, 9)]
+    known = [
+        {"style": "point_count", "points": [[1, 1]] * n, "label": "x"} for n in (1, 2, 2, 3, 9)
+    ]
     found = chance_level(BENCHMARKS["counts"], [row(one, str(i)) for i, one in enumerate(known)])
     assert (found["valid"], found["correct"], found["close"]) == (1.0, 2 / 5, 4 / 5)
     assert chance_level(BENCHMARKS["short_answers"], [row({"style": "vqa2"})]) == {}
@@ -114,7 +147,8 @@ def test_the_best_of_several_answers_counts():
     near = scores("charts", "96", annotation)
     assert (right["relaxed_correctness"], right["em"]) == (1.0, 1.0)
     assert (near["relaxed_correctness"], near["em"]) == (1.0, 0.0)
-    assert scores("short_answers", "7", {"style": "vqa2", "answer": 7})["vqa_score"] == 1.0  # as it is learnt
+    # as it is learnt
+    assert scores("short_answers", "7", {"style": "vqa2", "answer": 7})["vqa_score"] == 1.0
 
 
 def test_what_makes_a_prompt_holds_no_truth():
@@ -126,4 +160,9 @@ def test_what_makes_a_prompt_holds_no_truth():
         "masks": [],
         "options": ["a"],
     }
-    assert row(annotation).question() == {"style": "pointing", "label": "Cat", "point_scale": 100, "options": ["a"]}
+    assert row(annotation).question() == {
+        "style": "pointing",
+        "label": "Cat",
+        "point_scale": 100,
+        "options": ["a"],
+    }

@@ -50,7 +50,8 @@ def by_hand(answerer: Answerer, shards: ShardSet, index: int) -> tuple[float, fl
     prompt = words.encode(f" long_caption {length}:")
     answer = [*words.encode(f" {caption}"), words.eos]
     sample = answerer.builder.build(
-        {**record, "annotations": [{"style": "demo", "question": "x", "answer": "y"}]}, RandomState(0)
+        {**record, "annotations": [{"style": "demo", "question": "x", "answer": "y"}]},
+        RandomState(0),
     )
     prefix = int((sample.branch_ids == 0).sum())
     ids = torch.cat([sample.input_ids[:prefix], torch.tensor(prompt + answer[:-1])])
@@ -85,7 +86,9 @@ def test_each_picture_is_as_by_hand(made: tuple[Answerer, ShardSet]) -> None:
     for index in with_picture:
         row = found[index]
         wanted = by_hand(answerer, shards, index)
-        assert (row.weight, row.cross_entropy, row.z_loss, row.accuracy) == pytest.approx(wanted, rel=2e-5), index
+        assert (row.weight, row.cross_entropy, row.z_loss, row.accuracy) == pytest.approx(
+            wanted, rel=2e-5
+        ), index
 
 
 def test_equal_bits_on_any_number_of_ranks(made: tuple[Answerer, ShardSet]) -> None:
@@ -93,19 +96,27 @@ def test_equal_bits_on_any_number_of_ranks(made: tuple[Answerer, ShardSet]) -> N
     whole = list(caption_sums(answerer, shards, limit=7))
     assert [row.picture for row in whole] == pictures(shards)[:7] == [1, 3, 5, 7, 9, 11, 13]
     for size in (2, 3):
-        parts = [row for rank in range(size) for row in caption_sums(answerer, shards, rank, size, limit=7)]
+        parts = [
+            row
+            for rank in range(size)
+            for row in caption_sums(answerer, shards, rank, size, limit=7)
+        ]
         assert sorted(parts, key=lambda row: row.picture) == whole
         assert means(parts) == means(whole)
     rest = list(caption_sums(answerer, shards, limit=7, known={1, 3, 5, 7, 9}))
     assert rest == whole[5:]
 
 
-def test_what_is_cut_is_counted(made: tuple[Answerer, ShardSet], caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_cut_is_counted(
+    made: tuple[Answerer, ShardSet], caplog: pytest.LogCaptureFixture
+) -> None:
     answerer, shards = made
     [whole] = caption_sums(answerer, shards, limit=1)
     record = shards.record(whole.picture)
     captions = [one for one in record["annotations"] if one["style"] == "long_caption"]
-    tokens, _ = answerer.builder.size({**record, "annotations": captions}, RandomState(6198 + whole.picture))
+    tokens, _ = answerer.builder.size(
+        {**record, "annotations": captions}, RandomState(6198 + whole.picture)
+    )
     [short] = caption_sums(answerer, shards, limit=1, sequence_length=tokens - 2)
     assert (short.cut, short.weight) == (2, whole.weight - 2)
     assert means([short])["cut"] == 1 and "1 of 1 captions lost their end" in caplog.text
@@ -155,7 +166,15 @@ def of_two_ranks(world: World, folder: Path, results: Path) -> dict | None:
 
 
 def test_the_command_goes_on_after_a_kill_and_ranks_agree(folder: Path, tmp_path: Path) -> None:
-    words = [str(folder / "model"), "pixmo_cap", "--loss", "--data", str(folder / "data"), "--save-dir", str(tmp_path)]
+    words = [
+        str(folder / "model"),
+        "pixmo_cap",
+        "--loss",
+        "--data",
+        str(folder / "data"),
+        "--save-dir",
+        str(tmp_path),
+    ]
     assert command.main(words) == 0
     results = tmp_path / "loss-pixmo_cap-validation"
     first = json.loads((results / "metrics.json").read_text())
@@ -175,7 +194,11 @@ def test_the_command_goes_on_after_a_kill_and_ranks_agree(folder: Path, tmp_path
     assert figures == first["figures"] and none is None
 
 
-def test_what_a_loss_cannot_be_of(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_what_a_loss_cannot_be_of(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     with pytest.raises(SystemExit):
-        command.main(["--server", "http://none", "pixmo_cap", "--loss", "--save-dir", str(tmp_path)])
+        command.main(
+            ["--server", "http://none", "pixmo_cap", "--loss", "--save-dir", str(tmp_path)]
+        )
     assert "--loss needs a checkpoint" in capsys.readouterr().err

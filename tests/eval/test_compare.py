@@ -14,7 +14,9 @@ FIRST = [1, 0, 0, 1, 0, 1, 0, 0]
 SECOND = [1, 1, 0, 1, 1, 0, 1, 0]
 
 
-def rows(values: list[float], pictures: list[str] | None = None, task: str = "text_vqa:validation") -> list[dict]:
+def rows(
+    values: list[float], pictures: list[str] | None = None, task: str = "text_vqa:validation"
+) -> list[dict]:
     names = pictures or [str(i) for i in range(len(values))]
     return [
         {
@@ -33,7 +35,9 @@ def test_a_picture_a_question_is_the_paired_t_test():
     known = ttest_rel(SECOND, FIRST)
     assert found.p_value == pytest.approx(known.pvalue, rel=1e-12)
     assert (found.first, found.second) == (3 / 8, 5 / 8)
-    assert (found.second - found.first) / found.standard_error == pytest.approx(known.statistic, rel=1e-12)
+    assert (found.second - found.first) / found.standard_error == pytest.approx(
+        known.statistic, rel=1e-12
+    )
     assert (len(found.better), len(found.worse), len(found.otherwise)) == (3, 1, 0)
 
 
@@ -43,9 +47,12 @@ def test_questions_of_one_picture_are_one_cluster():
     # differences 0 1 0 0 1 -1 1 0, mean 1/4; residuals summed by picture: 1/2, -1/2, -1/2, 1/2
     assert found.standard_error == pytest.approx(math.sqrt(4 / 4 * 4 / 3) / 8)
     assert found.pictures == 4
-    doubled = compare(rows(FIRST * 2, list("abcdefgh") * 2), rows(SECOND * 2, list("abcdefgh") * 2))[0]
+    doubled = compare(
+        rows(FIRST * 2, list("abcdefgh") * 2), rows(SECOND * 2, list("abcdefgh") * 2)
+    )[0]
     alone = compare(rows(FIRST), rows(SECOND))[0]
-    assert doubled.p_value == pytest.approx(alone.p_value)  # asking everything twice proves nothing more
+    # asking everything twice proves nothing more
+    assert doubled.p_value == pytest.approx(alone.p_value)
 
 
 def test_order_does_not_show_and_what_one_run_lacks_is_said():
@@ -92,8 +99,17 @@ def test_the_command_reads_folders(tmp_path: Path, capsys: pytest.CaptureFixture
     for name, values in (("a", FIRST), ("b", SECOND)):
         folder = tmp_path / name / "predictions-text_vqa-validation"
         folder.mkdir(parents=True)
-        folder.joinpath("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(values)))
-    command.main([str(tmp_path / "a"), str(tmp_path / "b" / "predictions-text_vqa-validation"), "--changed", "0"])
+        folder.joinpath("rows.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows(values))
+        )
+    command.main(
+        [
+            str(tmp_path / "a"),
+            str(tmp_path / "b" / "predictions-text_vqa-validation"),
+            "--changed",
+            "0",
+        ]
+    )
     said = capsys.readouterr().out
     assert "text_vqa:validation: vqa_score 0.3750 -> 0.6250: +0.2500" in said
     assert "3 better, 1 worse, 0 changed in words only" in said

@@ -63,9 +63,19 @@ def test_other_crops_get_a_folder_of_their_own(command, folder: Path) -> None:
         (["--high-res", "--max-crops", "3"], "3crop", 3),
         (["--high-res", "--eval-name", "mine"], "mine", 36),
     ):
-        words = [str(folder / "model"), "text_vqa", "--limit", "2", "--save-dir", str(folder / "out"), *options]
+        words = [
+            str(folder / "model"),
+            "text_vqa",
+            "--limit",
+            "2",
+            "--save-dir",
+            str(folder / "out"),
+            *options,
+        ]
         assert command(*words) == 0
-        found = json.loads((folder / f"out/predictions-text_vqa-validation-{name}/metrics.json").read_text())
+        found = json.loads(
+            (folder / f"out/predictions-text_vqa-validation-{name}/metrics.json").read_text()
+        )
         assert found["provenance"]["crops"] == crops and found["figures"]["questions"] == 2
 
 
@@ -73,14 +83,25 @@ def test_high_res_cuts_a_large_picture_into_36_crops(tmp_path: Path) -> None:
     """6 x 6 crops of 28 pixels, each 2 x 2 pooled patches; rows end in a token, views begin and end with one."""
     folder = make(tmp_path, "model.images.crop_mode=overlap-and-resize-c2")
     asked = {"style": "text_vqa", "question": "What is here?", "answers": ["red"] * 10}
-    content = json.dumps({"images": ["png"], "annotations": [asked], "metadata": {"image_id": "large"}})
+    content = json.dumps(
+        {"images": ["png"], "annotations": [asked], "metadata": {"image_id": "large"}}
+    )
     parts = {"png": picture(100, (6 * 28, 6 * 28)), "json": content.encode()}
     write_shards([("large", parts)], folder / "large/text_vqa-validation")
     tokens = {}
     for options in ([], ["--high-res"]):
-        words = [str(folder / "model"), "text_vqa", "--data", str(folder / "large"), "--eval-name", f"{len(options)}"]
+        words = [
+            str(folder / "model"),
+            "text_vqa",
+            "--data",
+            str(folder / "large"),
+            "--eval-name",
+            f"{len(options)}",
+        ]
         assert evaluate.main([*words, *options]) == 0
-        rows = (folder / f"model/predictions-text_vqa-validation-{len(options)}/rows.jsonl").read_text()
+        rows = (
+            folder / f"model/predictions-text_vqa-validation-{len(options)}/rows.jsonl"
+        ).read_text()
         tokens[len(options)] = json.loads(rows)["prompt"].split()[0]
     overview = 1 + 2 * (2 + 1) + 1
     usual = 1 + 2 * (2 + 1) + 1  # one crop
@@ -107,8 +128,14 @@ def test_a_server_is_evaluated(command, folder: Path) -> None:
         (["nowhere", "text_vqa"], "nowhere cannot be read"),
         (["MODEL", "text_vqa", "--rescore", "--eval-name", "new"], "holds no replies"),
         (["MODEL", "text_vqa", "--device", "abacus"], "no device 'abacus'"),
-        (["MODEL", "text_vqa", "--strategy", "ds_configs/infer/tp8.json"], "does not divide by autotp_size=8"),
-        (["MODEL", "text_vqa", "--strategy", "ds_configs/zero3.json"], "answer with ds_configs/infer/tp8.json"),
+        (
+            ["MODEL", "text_vqa", "--strategy", "ds_configs/infer/tp8.json"],
+            "does not divide by autotp_size=8",
+        ),
+        (
+            ["MODEL", "text_vqa", "--strategy", "ds_configs/zero3.json"],
+            "answer with ds_configs/infer/tp8.json",
+        ),
     ],
 )
 def test_mistakes_are_sentences(command, folder: Path, words: list[str], sentence: str) -> None:
@@ -127,20 +154,31 @@ def test_mistakes_are_sentences(command, folder: Path, words: list[str], sentenc
         (["m", "text_vqa", "--strategy", "a.json", "--batch", "3"], "leave --batch out"),
     ],
 )
-def test_options_that_cannot_be(words: list[str], sentence: str, capsys: pytest.CaptureFixture) -> None:
+def test_options_that_cannot_be(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture
+) -> None:
     with pytest.raises(SystemExit):
         evaluate.main(words)
     assert sentence in capsys.readouterr().err
 
 
 def test_the_list_needs_no_torch_and_says_what_is_here(folder: Path) -> None:
-    code = (
-        "import sys; from molmo_ds.cli import evaluate; evaluate.main(sys.argv[1:]); assert 'torch' not in sys.modules"
-    )
+    code = "import sys; from molmo_ds.cli import evaluate; evaluate.main(sys.argv[1:]); assert 'torch' not in sys.modules"  # noqa: E501
     command = [sys.executable, "-c", code, "--list", "--data", str(folder / "data")]
     printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
     (line,) = [line for line in printed.splitlines() if line.startswith("text_vqa:validation ")]
-    for word in ("TextVQA", "5,000", "12", "36", "vqa_score", "78.8", "80.4", "81.7", "83.1", "here"):
+    for word in (
+        "TextVQA",
+        "5,000",
+        "12",
+        "36",
+        "vqa_score",
+        "78.8",
+        "80.4",
+        "81.7",
+        "83.1",
+        "here",
+    ):
         assert word in line.split(), word
     (line,) = [line for line in printed.splitlines() if line.startswith("text_vqa:test ")]
     assert "(no answers)" in line and line.endswith("text_vqa-test") and "83.1" not in line

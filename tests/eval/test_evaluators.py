@@ -40,7 +40,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def texts():
     """Nine samples without a picture."""
     for i in range(9):
-        said = {"style": "demo", "question": "what is it?", "answer": f"{'about ' * (1 + i % 3)}{i}"}
+        said = {
+            "style": "demo",
+            "question": "what is it?",
+            "answer": f"{'about ' * (1 + i % 3)}{i}",
+        }
         yield f"{i:06d}", {"json": json.dumps({"images": [], "annotations": [said, said]}).encode()}
 
 
@@ -55,12 +59,16 @@ def config(folder: Path, tiny_run: list[str]) -> RunConfig:
             "shades": EvaluatorConfig(path=shades, examples=30, interval=2),
             "words": EvaluatorConfig(path=str(folder / "words"), interval=2),
             "one": EvaluatorConfig(path=shades, examples=1, interval=2),
-            "reading": EvaluatorConfig(task="text_vqa", data_folder=str(folder / "data"), examples=1, interval=2),
+            "reading": EvaluatorConfig(
+                task="text_vqa", data_folder=str(folder / "data"), examples=1, interval=2
+            ),
         },
     )
 
 
-def trained(world: World, config: RunConfig, watched: bool) -> tuple[Numbers, dict[str, Tensor], dict[str, Tensor]]:
+def trained(
+    world: World, config: RunConfig, watched: bool
+) -> tuple[Numbers, dict[str, Tensor], dict[str, Tensor]]:
     """What evaluators say after step 2, the weights then, and those after step 3."""
     engine = build_engine(config, world)
     stream = build_stream(config, engine.data_rank, engine.data_size)
@@ -99,7 +107,9 @@ def test_training_is_untouched(found: list, strategy: str) -> None:
     alone, watched = found[0][strategy]
     assert alone[2].keys() == watched[2].keys()
     assert all(torch.equal(alone[2][name], weight) for name, weight in watched[2].items())
-    assert any(not torch.equal(watched[1][name], weight) for name, weight in watched[2].items()), "nothing was learnt"
+    assert any(not torch.equal(watched[1][name], weight) for name, weight in watched[2].items()), (
+        "nothing was learnt"
+    )
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -108,7 +118,9 @@ def test_losses_are_those_of_one_process(found: list, strategy: str, config: Run
     model = Molmo(config.model, config.optim.z_loss)
     model.load_state_dict(weights)
     for name, count in (("shades", 30), ("words", 9), ("one", 1)):
-        got = {key: numbers[f"eval/{name}/{key}"] for key in ("loss", "ce_loss", "z_loss", "accuracy")}
+        got = {
+            key: numbers[f"eval/{name}/{key}"] for key in ("loss", "ce_loss", "z_loss", "accuracy")
+        }
         assert got == pytest.approx(by_hand(model.eval(), config, name, count), rel=2e-5), name
         assert numbers[f"eval/{name}/examples"] == count
     assert len({round(numbers[f"eval/{name}/loss"], 3) for name in ("shades", "words", "one")}) == 3
@@ -118,7 +130,9 @@ def by_hand(model: Molmo, config: RunConfig, name: str, count: int) -> Numbers:
     """The weighted means, one sample at a time."""
     prompts = replace(config.data.prompts, shuffle_messages=False)
     sources = {name: SourceConfig(path=config.evaluators[name].path)}
-    mixture = Mixture.open(replace(config, data=replace(config.data, sources=sources, prompts=prompts)))
+    mixture = Mixture.open(
+        replace(config, data=replace(config.data, sources=sources, prompts=prompts))
+    )
     sums = torch.zeros(4, dtype=torch.float64)
     for number in range(count):
         batch = collate([[mixture.build((0, number, 0))]], config.data.sequence_length)
@@ -137,7 +151,9 @@ def test_both_ranks_know_the_same(found: list) -> None:
         assert timeless[0]["eval/reading/examples"] == 1 and "eval/reading/vqa_score" in timeless[0]
 
 
-def answers_under(world: World, config: RunConfig) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
+def answers_under(
+    world: World, config: RunConfig
+) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
     """(the engine's weights, those that answer, the replies of all ranks)."""
     engine = build_engine(config, world)
     task = build_evaluators(config, world)[0].measure
@@ -154,10 +170,16 @@ def answers_under(world: World, config: RunConfig) -> tuple[dict[str, Tensor], d
 
 
 def test_the_network_of_now_answers(config: RunConfig, folder: Path) -> None:
-    asked = {"reading": EvaluatorConfig(task="text_vqa", data_folder=str(folder / "data"), examples=5)}
-    run = replace(config, evaluators=asked, strategy="ds_configs/zero3.json", init_from=str(folder / "model"))
+    asked = {
+        "reading": EvaluatorConfig(task="text_vqa", data_folder=str(folder / "data"), examples=5)
+    }
+    run = replace(
+        config, evaluators=asked, strategy="ds_configs/zero3.json", init_from=str(folder / "model")
+    )
     (weights, used, replies), _ = run_ranks(answers_under, 2, run)
-    assert weights.keys() == used.keys() and all(torch.equal(used[name], weights[name]) for name in used)
+    assert weights.keys() == used.keys() and all(
+        torch.equal(used[name], weights[name]) for name in used
+    )
     [alone] = run_ranks(answers_under, 1, replace(run, strategy="ds_configs/zero0.json"))
     assert replies == alone[2] and len(replies) == 5 and len(set(replies)) > 1
 
@@ -203,7 +225,9 @@ def words_of(config: RunConfig, path: Path, **changes: object) -> LossOfSource:
     return LossOfSource("words", run, launch.alone())
 
 
-def test_ranks_share_the_samples_and_make_equally_many_calls(config: RunConfig, folder: Path) -> None:
+def test_ranks_share_the_samples_and_make_equally_many_calls(
+    config: RunConfig, folder: Path
+) -> None:
     measure = words_of(config, folder / "words", global_batch=6)
     assert len(measure.sequences) == 9
     whole = Scale()
@@ -225,7 +249,10 @@ def test_the_time_is_bounded(config: RunConfig, folder: Path) -> None:
 def test_samples_that_cannot_be_decoded_are_left_out(config: RunConfig, tmp_path: Path) -> None:
     def torn():
         for number, (key, parts) in enumerate(run_files.records(6)):
-            cut = {name: data[:-30] if number == 2 and name == "png" else data for name, data in parts.items()}
+            cut = {
+                name: data[:-30] if number == 2 and name == "png" else data
+                for name, data in parts.items()
+            }
             yield key, cut
 
     write_shards(torn(), tmp_path / "torn", samples_per_shard=20)
@@ -254,8 +281,14 @@ def test_packs_keep_the_order_and_the_budget() -> None:
     [
         (["evaluators.a.interval=5"], "evaluators.a needs one of path"),
         (["evaluators.a.path=x", "evaluators.a.task=chart_qa"], "evaluators.a needs one of path"),
-        (["evaluators.a.path=x", "evaluators.a.interval=null", "evaluators.a.at_end=false"], "evaluators.a never runs"),
-        (["evaluators.a.path=x", "evaluators.a.max_seconds=600.0"], "it must be below timeout_seconds=600"),
+        (
+            ["evaluators.a.path=x", "evaluators.a.interval=null", "evaluators.a.at_end=false"],
+            "evaluators.a never runs",
+        ),
+        (
+            ["evaluators.a.path=x", "evaluators.a.max_seconds=600.0"],
+            "it must be below timeout_seconds=600",
+        ),
     ],
 )
 def test_settings_that_cannot_be(words: list[str], said: str) -> None:

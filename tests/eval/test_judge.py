@@ -29,15 +29,26 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def write(folder: Path, captions: list[str], statements: int = 4) -> list[str]:
     """Files of a run; the command line without the judge."""
     rows = [
-        {"id": f"dense:{i}", "image_url": f"http://p/{i}.jpg", "prediction": text} for i, text in enumerate(captions)
+        {"id": f"dense:{i}", "image_url": f"http://p/{i}.jpg", "prediction": text}
+        for i, text in enumerate(captions)
     ]
     (folder / "predictions.json").write_text(json.dumps(rows))
     references = [
-        {"image_url": row["image_url"], "transcripts": ["I see it."], "statements": ["It is."] * statements}
+        {
+            "image_url": row["image_url"],
+            "transcripts": ["I see it."],
+            "statements": ["It is."] * statements,
+        }
         for row in rows
     ]
     (folder / "references.jsonl").write_text("".join(json.dumps(row) + "\n" for row in references))
-    return [str(folder), "--references", str(folder / "references.jsonl"), "--judge-model", "stand-in"]
+    return [
+        str(folder),
+        "--references",
+        str(folder / "references.jsonl"),
+        "--judge-model",
+        "stand-in",
+    ]
 
 
 def run(words: list[str], judge: StandIn | None, *more: str) -> dict[str, Any]:
@@ -83,10 +94,16 @@ def test_recall_at_10_and_the_name_of_a_sample(tmp_path: Path) -> None:
     with StandIn() as judge:
         found = run(words, judge, "--sample", "2")
     assert found["metrics"]["recall_at_10"] == 100 and found["metrics"]["recall"] == 50
-    assert len(found["pictures"]) == 2 and judge.calls == {"recall": 2, "claims": 2, "consistency": 2}
+    assert len(found["pictures"]) == 2 and judge.calls == {
+        "recall": 2,
+        "claims": 2,
+        "consistency": 2,
+    }
     names = sorted(path.name for path in tmp_path.glob("s2*"))
     begin = "s2-mconsistency-recall-"
-    assert names == sorted(f"{begin}{name}.json" for name in ("judge", "results_v3", "all-results-v3"))
+    assert names == sorted(
+        f"{begin}{name}.json" for name in ("judge", "results_v3", "all-results-v3")
+    )
 
 
 BROKEN: dict[str, Callable[[], object]] = {
@@ -105,7 +122,9 @@ BROKEN: dict[str, Callable[[], object]] = {
 }
 
 
-def test_what_cannot_be_read_is_listed_and_never_scored(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_what_cannot_be_read_is_listed_and_never_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     words = write(tmp_path, [CAPTION, *(f"{name}, there" for name in BROKEN)])
 
     def behaviour(call: str, text: str, times: int) -> object:
@@ -129,7 +148,10 @@ def test_what_cannot_be_read_is_listed_and_never_scored(tmp_path: Path, capsys: 
 
 def test_a_restart_repeats_no_call_and_again_repeats_those_without_use(tmp_path: Path) -> None:
     words = write(tmp_path, [CAPTION, "a cow, a hen"])
-    grumpy = lambda call, text, times: "Hm." if call == "recall" and text == CAPTION and times == 1 else None  # noqa: E731
+
+    def grumpy(call: str, text: str, times: int) -> str | None:
+        return "Hm." if call == "recall" and text == CAPTION and times == 1 else None
+
     with StandIn(grumpy) as judge:
         first = run(words, judge)
         assert sum(judge.asked.values()) == 6 and first["metrics"]["n_recall"] == 1
@@ -138,7 +160,9 @@ def test_a_restart_repeats_no_call_and_again_repeats_those_without_use(tmp_path:
         better = run(words, judge, "--again")
         assert sum(judge.asked.values()) == 7 and better["metrics"]["n_recall"] == 2
     offline = run(words, None, "--judge-key-env", "NOT_SET")
-    assert offline["metrics"] == better["metrics"], "all is in the cache: no URL and no key is needed"
+    assert offline["metrics"] == better["metrics"], (
+        "all is in the cache: no URL and no key is needed"
+    )
 
 
 def test_back_off(tmp_path: Path) -> None:
@@ -171,10 +195,14 @@ def test_calls_at_a_time(tmp_path: Path, parallel: int) -> None:
     assert judge.most == parallel and sum(judge.calls.values()) == 24
 
 
-def test_the_key_is_asked_for_late_and_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_is_asked_for_late_and_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = write(tmp_path, [CAPTION])
     with StandIn() as judge:
-        with pytest.raises(ValueError, match=r"variable MY_KEY is empty; put the judge's key there\.$"):
+        with pytest.raises(
+            ValueError, match=r"variable MY_KEY is empty; put the judge's key there\.$"
+        ):
             run(words, judge, "--judge-key-env", "MY_KEY")
         assert not judge.asked
         monkeypatch.setenv("MY_KEY", "secret")
@@ -186,9 +214,15 @@ def test_the_key_is_asked_for_late_and_sent(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("behaviour", "said"),
     [
-        (lambda *_: error(401, "wrong key"), r"refuses the key; name .* \(status 401: wrong key\)\.$"),
+        (
+            lambda *_: error(401, "wrong key"),
+            r"refuses the key; name .* \(status 401: wrong key\)\.$",
+        ),
         (lambda *_: error(404, "no model"), r"no such address or model"),
-        (lambda *_: error(429, "no money left"), r"20 calls in a row without a reply.*no money left"),
+        (
+            lambda *_: error(429, "no money left"),
+            r"20 calls in a row without a reply.*no money left",
+        ),
     ],
 )
 def test_what_ends_a_run(tmp_path: Path, behaviour: Callable, said: str) -> None:
@@ -200,9 +234,15 @@ def test_what_ends_a_run(tmp_path: Path, behaviour: Callable, said: str) -> None
 
 def test_without_a_judge(tmp_path: Path) -> None:
     words = write(tmp_path, [CAPTION])
-    with pytest.raises(ValueError, match=r"2 replies are not in .*judge-cache, the first is recall of http://p/0\.jpg"):
+    with pytest.raises(
+        ValueError,
+        match=r"2 replies are not in .*judge-cache, the first is recall of http://p/0\.jpg",
+    ):
         run(words, None)
-    with StandIn(lambda *_: "Hm.") as judge, pytest.raises(ValueError, match="None of 1 captions could be judged"):
+    with (
+        StandIn(lambda *_: "Hm.") as judge,
+        pytest.raises(ValueError, match="None of 1 captions could be judged"),
+    ):
         run(words, judge)
 
 
@@ -213,7 +253,9 @@ def test_other_figures_are_not_overwritten(tmp_path: Path) -> None:
         (tmp_path / "references.jsonl").write_text(
             (tmp_path / "references.jsonl").read_text().replace("I see", "We see")
         )
-        with pytest.raises(ValueError, match=r"holds other figures \(inputs_sha256 was .*--overwrite"):
+        with pytest.raises(
+            ValueError, match=r"holds other figures \(inputs_sha256 was .*--overwrite"
+        ):
             run(words, judge)
         run(words, judge, "--overwrite")
     next(tmp_path.glob("*judge.json")).unlink()
@@ -224,8 +266,18 @@ def test_other_figures_are_not_overwritten(tmp_path: Path) -> None:
 def test_a_killed_run_goes_on_without_a_repeated_call(tmp_path: Path) -> None:
     words = write(tmp_path, [f"{i}, there" for i in range(30)])
     with StandIn(seconds=0.03) as judge:
-        line = [sys.executable, str(ROOT / "tools/judge.py"), *words, "--judge-url", judge.url, "--parallel", "2"]
-        child = subprocess.Popen(line, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
+        line = [
+            sys.executable,
+            str(ROOT / "tools/judge.py"),
+            *words,
+            "--judge-url",
+            judge.url,
+            "--parallel",
+            "2",
+        ]
+        child = subprocess.Popen(
+            line, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL
+        )
         deadline = time.monotonic() + 60
         while len(judge.asked) < 20 and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -31,22 +31,37 @@ def ours(model: Path, question: str, shade: int, style: str, tokens: int) -> str
 
 
 def test_styles() -> None:
-    named = {"chartqa": "chart_qa", "ChartQA_TEST": "chart_qa", "docvqa_val": "doc_qa", "TextVQA_VAL": "text_vqa"}
-    named |= {"InfoVQA_VAL": "info_qa", "ai2d": "ai2_diagram", "AI2D_TEST": "ai2_diagram", "vqav2_val": "vqa2"}
+    named = {
+        "chartqa": "chart_qa",
+        "ChartQA_TEST": "chart_qa",
+        "docvqa_val": "doc_qa",
+        "TextVQA_VAL": "text_vqa",
+    }
+    named |= {
+        "InfoVQA_VAL": "info_qa",
+        "ai2d": "ai2_diagram",
+        "AI2D_TEST": "ai2_diagram",
+        "vqav2_val": "vqa2",
+    }
     named |= {"mmmu_val": "a_okvqa_mc", "MMVet": FREE, "llava_bench": FREE, "pope": FREE}
     assert {task: style_of(task) for task in named} == named
     asked = "How many?\nAnswer the question using a single word or phrase."
     assert question_of(asked, "chart_qa") == "How many?" and question_of(asked, FREE) == asked
 
 
-def test_answers_come_in_order_and_what_cannot_be_asked_is_said(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_answers_come_in_order_and_what_cannot_be_asked_is_said(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     kit = Kit(str(model), batch=2)
     for shade, question in zip((0, 80, 160), QUESTIONS):
         kit.add("textvqa_val", [question], [Image.open(io.BytesIO(picture(shade)))], 4)
     kit.add("textvqa_val", ["What?"], [b"no picture"], 4)
     kit.add("mmvet", ["What?", "Red.", "Sure?"], [picture(0)], 4)
     *texts, (none, _), (chat, count) = kit.answers()
-    wanted = [ours(model, question, shade, "text_vqa", 4) for shade, question in zip((0, 80, 160), QUESTIONS)]
+    wanted = [
+        ours(model, question, shade, "text_vqa", 4)
+        for shade, question in zip((0, 80, 160), QUESTIONS)
+    ]
     assert [text for text, _ in texts] == wanted and any(wanted)
     assert none == "" and "Question 3 has no answer" in caplog.text
     assert count <= 4 and isinstance(chat, str)
@@ -72,7 +87,9 @@ def test_lmms_eval(model: Path, tmp_path: Path) -> None:
     rows = []
     for number, question in enumerate(QUESTIONS):
         (tmp_path / f"{number}.png").write_bytes(picture(80 * number))
-        rows.append({"image": str(tmp_path / f"{number}.png"), "question": question, "answer": "red"})
+        rows.append(
+            {"image": str(tmp_path / f"{number}.png"), "question": question, "answer": "red"}
+        )
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "utils.py").write_text(TASK_CODE)
     (tmp_path / "task.yaml").write_text(TASK.format(rows=tmp_path / "rows.jsonl"))
@@ -103,7 +120,9 @@ def test_vlmevalkit(model: Path, tmp_path: Path) -> None:
         """A data set as the kit has them."""
 
         dataset_name = "ChartQA_TEST"
-        data = pandas.DataFrame({"index": [7, 8, 9], "question": QUESTIONS, "A": ["red", "blue", None]})
+        data = pandas.DataFrame(
+            {"index": [7, 8, 9], "question": QUESTIONS, "A": ["red", "blue", None]}
+        )
 
         def __len__(self) -> int:
             return len(self.data)

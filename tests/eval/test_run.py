@@ -39,7 +39,13 @@ class MadeUp:
                 yield failure(ask, "no luck")
             else:
                 text = ("red", "blue", "a long street")[sum(ask.id.encode()) % 3]
-                yield Reply(id=ask.id, text=text, token_count=2, end="stop", prompt=ask.annotation["question"])
+                yield Reply(
+                    id=ask.id,
+                    text=text,
+                    token_count=2,
+                    end="stop",
+                    prompt=ask.annotation["question"],
+                )
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +95,9 @@ def test_replicas_over_ranks_find_the_same(folder: Path, alone: run.Outcome, rep
     strategy = folder / "tp2.json"
     limits = {"slots": 4, "slot_tokens": 256, "prefill_tokens": 64}
     strategy.write_text(
-        json.dumps({"tensor_parallel": {"autotp_size": 2}, "molmo_ds": {"engine": "inference", **limits}})
+        json.dumps(
+            {"tensor_parallel": {"autotp_size": 2}, "molmo_ds": {"engine": "inference", **limits}}
+        )
     )
 
     def part(world: World) -> run.Outcome | None:
@@ -113,8 +121,13 @@ def test_a_rank_without_questions_is_no_special_case(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
-def test_the_batch_changes_nothing(folder: Path, answerer: Answerer, alone: run.Outcome, batch: int) -> None:
-    assert run.evaluate(job(folder, f"batch-{batch}"), OwnClient.of(answerer, batch=batch), ALONE) == alone
+def test_the_batch_changes_nothing(
+    folder: Path, answerer: Answerer, alone: run.Outcome, batch: int
+) -> None:
+    assert (
+        run.evaluate(job(folder, f"batch-{batch}"), OwnClient.of(answerer, batch=batch), ALONE)
+        == alone
+    )
 
 
 def killed(folder: Path, name: str, rows: int) -> None:
@@ -125,7 +138,9 @@ def killed(folder: Path, name: str, rows: int) -> None:
         os._exit(0)
     deadline = time.monotonic() + 20
     file = folder / name / "log/rank-0.jsonl"
-    while time.monotonic() < deadline and not (file.is_file() and file.read_bytes().count(b"\n") >= rows):
+    while time.monotonic() < deadline and not (
+        file.is_file() and file.read_bytes().count(b"\n") >= rows
+    ):
         time.sleep(0.005)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
@@ -145,7 +160,9 @@ def test_kills_lose_nothing_and_repeat_nothing(folder: Path) -> None:
     assert lines(folder / "killed") == sorted(row["id"] for row in found.rows)
 
 
-def test_a_torn_line_is_asked_again_and_said(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_torn_line_is_asked_again_and_said(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     whole = run.evaluate(job(folder, "torn"), MadeUp(), ALONE)
     file = folder / "torn/log/rank-0.jsonl"
     file.write_bytes(file.read_bytes()[:-9])
@@ -167,7 +184,9 @@ def test_logs_of_more_ranks_than_now_count(folder: Path) -> None:
 
 def test_answers_of_other_provenance_are_never_mixed(folder: Path) -> None:
     run.evaluate(job(folder, "other"), MadeUp(), ALONE)
-    with pytest.raises(ValueError, match=r"checkpoint tiny, now large; crops None, now 36.*--overwrite"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint tiny, now large; crops None, now 36.*--overwrite"
+    ):
         run.evaluate(job(folder, "other", checkpoint="large", crops=36), MadeUp(), ALONE)
     client = MadeUp()
     run.evaluate(job(folder, "other", checkpoint="large"), client, ALONE, overwrite=True)
@@ -189,7 +208,9 @@ def test_failures_are_listed_never_scored_and_asked_again(folder: Path) -> None:
 def test_finished_metrics_count_for_equal_provenance_only(folder: Path) -> None:
     mine = job(folder, "cached")
     assert results.cached(mine, ALONE) is None
-    metrics = results.write(mine, run.evaluate(mine, MadeUp(), ALONE), {"limit": None}, {"text": {}})
+    metrics = results.write(
+        mine, run.evaluate(mine, MadeUp(), ALONE), {"limit": None}, {"text": {}}
+    )
     assert results.cached(mine, ALONE) == metrics
     with pytest.raises(ValueError, match="limit None, now 5"):
         results.cached(job(folder, "cached", limit=5), ALONE)
@@ -217,7 +238,10 @@ def test_a_limit_takes_the_first_and_a_seed_draws(folder: Path) -> None:
 
 def test_questions_of_a_picture_follow_each_other_largest_first(folder: Path) -> None:
     groups = run.by_picture(job(folder, "x").rows(), lambda width, height: width // 30)
-    assert [{row.picture for row in group} for group in groups][:2] == [{"picture 5"}, {"picture 2"}]
+    assert [{row.picture for row in group} for group in groups][:2] == [
+        {"picture 5"},
+        {"picture 2"},
+    ]
     assert [len(group) for group in groups] == [3] * 6
     assert [group[0].size[0] for group in groups] == [100, 100, 70, 70, 40, 40]
 
@@ -243,7 +267,15 @@ def test_the_files_have_the_references_keys(folder: Path) -> None:
         "metadata_prompt": "not ours",
     }
     metrics = json.loads((mine.results / "metrics.json").read_text())
-    assert {"metrics", "date", "eval_config", "model_config", "provenance", "figures", "failures"} == set(metrics)
+    assert {
+        "metrics",
+        "date",
+        "eval_config",
+        "model_config",
+        "provenance",
+        "figures",
+        "failures",
+    } == set(metrics)
     assert metrics["metrics"]["vqa_score"] == found.figures["metrics"]["vqa_score"]["value"]
     assert time.strptime(metrics["date"], "%m/%d/%Y, %H:%M:%S")
     assert results.read_rows(mine.results) == found.rows
@@ -257,7 +289,9 @@ def test_the_run_s_log_and_tensorboard_get_the_figures(folder: Path, tmp_path: P
     added = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[1])
     assert added["step"] == 5 and added["eval/text_vqa:validation/vqa_score"] == 0.25
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [(one.step, one.value) for one in events.Scalars("eval/text_vqa:validation/vqa_score")] == [(5, 0.25)]
+    assert [
+        (one.step, one.value) for one in events.Scalars("eval/text_vqa:validation/vqa_score")
+    ] == [(5, 0.25)]
 
 
 def test_a_line_that_is_no_row_is_dropped(tmp_path: Path) -> None:
@@ -276,7 +310,10 @@ def test_a_split_without_public_answers_gets_the_test_server_s_file(
     found = run.evaluate(mine, MadeUp(), ALONE)
     results.write(mine, found, {}, {})
     sent = json.loads((mine.results / "submission.json").read_text())
-    assert sent == [{"question_id": row.metadata["example_id"], "answer": said["reply"]} for row, said in found.pairs()]
+    assert sent == [
+        {"question_id": row.metadata["example_id"], "answer": said["reply"]}
+        for row, said in found.pairs()
+    ]
     first = "text_vqa:test:0.0"
     (mine.results / "submission.json").unlink()
     broken = run.evaluate(mine, MadeUp(broken=[first]), ALONE, overwrite=True)

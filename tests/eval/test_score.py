@@ -33,7 +33,8 @@ def test_the_error_is_clustered_by_picture():
     # residuals by picture: 1, -1/2, -1/2; three pictures
     assert found["standard_error"] == pytest.approx(math.sqrt((1 + 1 / 4 + 1 / 4) * 3 / 2) / 4)
     apart = figure([(str(i), value) for i, value in enumerate((1.0, 1.0, 0.0, 0.0))])
-    assert apart["standard_error"] == pytest.approx(math.sqrt(1 / 4 / 3))  # the usual one: s / sqrt(n)
+    # the usual one: s / sqrt(n)
+    assert apart["standard_error"] == pytest.approx(math.sqrt(1 / 4 / 3))
     assert figure([("a", 1.0), ("a", 0.0)])["standard_error"] is None
 
 
@@ -55,7 +56,12 @@ def test_what_is_counted_beside_the_means():
         {**line(4, 0.0), "scores": {}, "truth": None},
     ]
     found = score(TASK, rows, {"relaxed_correctness": 0.25})
-    assert (found["questions"], found["scored"], found["failed"], found["without_public_answer"]) == (5, 3, 1, 1)
+    assert (
+        found["questions"],
+        found["scored"],
+        found["failed"],
+        found["without_public_answer"],
+    ) == (5, 3, 1, 1)
     assert found["share_without_end"] == 2 / 4  # of the replies that there are
     assert found["share_unreadable"] == 1 / 3
     assert found["metrics"]["relaxed_correctness"]["value"] == 2 / 3
@@ -69,7 +75,8 @@ def test_what_is_counted_beside_the_means():
 def test_a_metric_is_the_mean_over_the_rows_that_have_it():
     task = BENCHMARKS["countbench_qa"]
     rows = [
-        Row(id=str(i), index=i, picture=str(i), annotation={}, metadata={"count": n}) for i, n in enumerate((2, 2, 5))
+        Row(id=str(i), index=i, picture=str(i), annotation={}, metadata={"count": n})
+        for i, n in enumerate((2, 2, 5))
     ]
     found = score(task, [scored_row(task, row, "2", "stop") for row in rows])["metrics"]
     assert (found["correct_2"]["value"], found["correct_2"]["n"]) == (1.0, 2)
@@ -97,7 +104,12 @@ def test_a_truth_that_cannot_be_right_names_its_row():
 
 
 def test_failures_and_hidden_truths_have_no_scores():
-    row = Row(id="a", index=0, picture="p", annotation={"style": "chart_qa", "question": "?", "answers": ["1"]})
+    row = Row(
+        id="a",
+        index=0,
+        picture="p",
+        annotation={"style": "chart_qa", "question": "?", "answers": ["1"]},
+    )
     assert scored_row(TASK, row, "", "failed: no answer.")["scores"] == {}
     hidden = Row(id="a", index=0, picture="p", annotation={"style": "chart_qa", "question": "?"})
     assert scored_row(TASK, hidden, "1", "stop", tokens=3)["truth"] is None
@@ -117,8 +129,12 @@ def test_reference_names():
 
 
 def test_chance_is_tried_on_rows_of_any_order():
-    annotations = [{"style": "chart_qa", "question": "?", "answers": [str(i % 7)]} for i in range(50)]
-    rows = [Row(id=f"{i:03}", index=i, picture="p", annotation=one) for i, one in enumerate(annotations)]
+    annotations = [
+        {"style": "chart_qa", "question": "?", "answers": [str(i % 7)]} for i in range(50)
+    ]
+    rows = [
+        Row(id=f"{i:03}", index=i, picture="p", annotation=one) for i, one in enumerate(annotations)
+    ]
     found = chance_level(TASK, rows)
     assert found == chance_level(TASK, rows[::-1])
     assert found["em"] == 8 / 50  # 0 is the answer of 8 of 50
@@ -136,4 +152,6 @@ def test_the_mean_of_the_paper_s_eleven_is_printed_beside_the_published_ones() -
     assert said.startswith("paper: mean of the 11 headlines 0.5000; ")
     assert said.endswith("MolmoE-1B 68.6, Molmo-7B-O 74.7, Molmo-7B-D 77.3, Molmo-72B 81.2")
     found["chart_qa:test"]["figures"]["metrics"] = {}
-    assert paper_line(found) == "paper: no mean of the 11, since there is no figure of chart_qa:test"
+    assert (
+        paper_line(found) == "paper: no mean of the 11, since there is no figure of chart_qa:test"
+    )

@@ -16,7 +16,9 @@ from molmo_ds.eval.metrics.reply import edit_distance
 from molmo_ds.eval.metrics.vqa import a_okvqa_score, normalise_answer, vqa_official, vqa_score
 
 
-@pytest.mark.parametrize("a, b, edits", [("", "", 0), ("abc", "", 3), ("kitten", "sitting", 3), ("flaw", "lawn", 2)])
+@pytest.mark.parametrize(
+    "a, b, edits", [("", "", 0), ("abc", "", 3), ("kitten", "sitting", 3), ("flaw", "lawn", 2)]
+)
 def test_edit_distance(a: str, b: str, edits: int):
     assert edit_distance(a, b) == edit_distance(b, a) == edits
 
@@ -64,9 +66,15 @@ def test_pairs_are_the_cheapest_of_all(rows: int, columns: int):
         pairs = nearest_pairs(costs)
         assert len(pairs) == min(rows, columns)
         if rows <= columns:
-            sums = [sum(costs[i][j] for i, j in enumerate(p)) for p in itertools.permutations(range(columns), rows)]
+            sums = [
+                sum(costs[i][j] for i, j in enumerate(p))
+                for p in itertools.permutations(range(columns), rows)
+            ]
         else:
-            sums = [sum(costs[i][j] for j, i in enumerate(p)) for p in itertools.permutations(range(rows), columns)]
+            sums = [
+                sum(costs[i][j] for j, i in enumerate(p))
+                for p in itertools.permutations(range(rows), columns)
+            ]
         assert sum(costs[i][j] for i, j in pairs) == pytest.approx(min(sums))
 
 
@@ -81,9 +89,9 @@ def test_one_of_two_points_is_inside_its_box():
 
 def test_a_box_ends_before_its_right_edge():
     def f1(x: float) -> float:
-        return pointing_scores(f'<point x="{x}" y="5.0" alt="a">a</point>', [(7, 5)], [[4, 4, 10, 10]], (100, 100))[
-            "f1"
-        ]
+        return pointing_scores(
+            f'<point x="{x}" y="5.0" alt="a">a</point>', [(7, 5)], [[4, 4, 10, 10]], (100, 100)
+        )["f1"]
 
     assert (f1(9.4), f1(9.6), f1(4.0), f1(3.4)) == (1.0, 0.0, 1.0, 0.0)
 
@@ -178,7 +186,10 @@ def test_points_and_nothing_else(text: str, wholly: bool):
 def test_a_point_on_the_far_edge_is_in_no_mask():
     text = '<point x="100.0" y="50.0" alt="a">a</point>'  # rounds to 10, and the last pixel is 9
     assert pointing_scores(text, [(9, 5)], [[8, 4, 12, 7]], (10, 10))["f1"] == 0.0
-    assert pointing_scores(text.replace("100.0", "90.0"), [(9, 5)], [[8, 4, 12, 7]], (10, 10))["f1"] == 1.0
+    assert (
+        pointing_scores(text.replace("100.0", "90.0"), [(9, 5)], [[8, 4, 12, 7]], (10, 10))["f1"]
+        == 1.0
+    )
 
 
 def test_a_mask_is_read_line_by_line():
@@ -189,7 +200,12 @@ def test_a_mask_is_read_line_by_line():
         return pointing_scores(text.format(x, y), [(1, 1)], [mask], (4, 3))["f1"] == 1.0
 
     assert inside(25.0, 33.0) and inside(50.0, 33.0)
-    assert not inside(0.0, 33.0) and not inside(75.0, 33.0) and not inside(25.0, 66.0) and not inside(25.0, 0.0)
+    assert (
+        not inside(0.0, 33.0)
+        and not inside(75.0, 33.0)
+        and not inside(25.0, 66.0)
+        and not inside(25.0, 0.0)
+    )
 
 
 @pytest.mark.parametrize("runs", [[12], [5, 2, 4], [5, 0, 7]])
@@ -212,7 +228,8 @@ def test_what_a_reply_says_and_what_is_guessed(reply: str, index: int, said: boo
 def test_three_of_ten_are_nine_tenths_officially():
     given = ["cat"] * 3 + ["dog"] * 7
     assert vqa_score(given, "cat") == 1.0
-    assert vqa_official(given, "cat") == pytest.approx((3 * 2 / 3 + 7 * 1) / 10)  # each person left out in turn
+    # each person left out in turn
+    assert vqa_official(given, "cat") == pytest.approx((3 * 2 / 3 + 7 * 1) / 10)
 
 
 def test_a_minute_before_twelve_is_close_to_twelve_in_photographs_only():

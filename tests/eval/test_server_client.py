@@ -42,7 +42,11 @@ def test_a_question_is_sent_as_training_writes_it(monkeypatch: pytest.MonkeyPatc
     }
     assert server.headers[0]["Authorization"] == "Bearer secret"
     assert reply == Reply(
-        id="Which colour?", text="Red.", token_count=2, end="stop", prompt="IMAGE[1] text_vqa: Which colour?"
+        id="Which colour?",
+        text="Red.",
+        token_count=2,
+        end="stop",
+        prompt="IMAGE[1] text_vqa: Which colour?",
     )
 
 
@@ -65,7 +69,11 @@ def test_busy_and_broken_servers_are_asked_again() -> None:
 @pytest.mark.parametrize(
     ("answer", "sentence", "attempts"),
     [
-        ((500, {"error": {"message": "out of memory"}}), "8 attempts; the last: 500: out of memory", 8),
+        (
+            (500, {"error": {"message": "out of memory"}}),
+            "8 attempts; the last: 500: out of memory",
+            8,
+        ),
         ((429, {}), "8 attempts; the last: 429", 8),
         ((200, b"{]"), "8 attempts; the last: its answer is no JSON", 8),
         ((400, {"error": {"message": "too many tokens"}}), "400: too many tokens", 1),
@@ -114,7 +122,9 @@ def test_questions_are_taken_as_there_is_room() -> None:
 
 
 def test_a_picture_that_is_none_is_a_failure() -> None:
-    broken = Ask(id="a", pictures=(b"no picture",), annotation={"question": "?"}, seed=0, max_new_tokens=1)
+    broken = Ask(
+        id="a", pictures=(b"no picture",), annotation={"question": "?"}, seed=0, max_new_tokens=1
+    )
     with ChatServer(lambda text, times: said("x")) as server:
         (reply,) = ServerClient(server.url).replies([broken])
     assert reply.failed and not server.bodies

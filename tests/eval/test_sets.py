@@ -11,8 +11,14 @@ def named(*words: str) -> list[str]:
 
 def test_commas_splits_and_repeats_in_order():
     found = named("chart_qa,doc_qa", "info_qa:test, chart_qa", "text_vqa:validation", "text_vqa")
-    assert found == ["chart_qa:validation", "doc_qa:validation", "info_qa:test", "text_vqa:validation"]
-    assert named("a_okvqa_mc", "a_okvqa_mc:test") == ["a_okvqa_mc:validation", "a_okvqa_mc:test"]  # two, not one
+    assert found == [
+        "chart_qa:validation",
+        "doc_qa:validation",
+        "info_qa:test",
+        "text_vqa:validation",
+    ]
+    # two, not one
+    assert named("a_okvqa_mc", "a_okvqa_mc:test") == ["a_okvqa_mc:validation", "a_okvqa_mc:test"]
     assert resolve("chart_qa") == resolve(["chart_qa"])
 
 
@@ -20,7 +26,8 @@ def test_commas_splits_and_repeats_in_order():
 def test_both_spellings_of_the_test_sets(name: str):
     assert named(f"{name}-test") == named(f"test-{name}") != []
     more = named("okvqa", f"test-{name}")
-    assert more == ["okvqa:validation", *named(f"{name}-test")]  # a set adds to what was named before
+    # a set adds to what was named before
+    assert more == ["okvqa:validation", *named(f"{name}-test")]
 
 
 def test_every_name_in_a_set_is_one():
@@ -46,7 +53,10 @@ def test_a_dataset_that_has_no_validation_split_means_its_own():
         "pointing_eval:test",
         "clock_bench:coco",
     ]
-    assert named("mmmu", "ai2_diagram") == ["mmmu_test:validation", "ai2_diagram_v2_mix_transparent:validation"]
+    assert named("mmmu", "ai2_diagram") == [
+        "mmmu_test:validation",
+        "ai2_diagram_v2_mix_transparent:validation",
+    ]
     assert named("counts:mine") == ["counts:mine"]  # any shards, by their name
 
 

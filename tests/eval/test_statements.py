@@ -44,7 +44,10 @@ def test_verdicts_go_by_number(reply: str) -> None:
         ("1. Stated", "1 of 2 statements have no verdict, the first is 2"),
         ("1. Stated\n2. Stated\n3. Stated", "a verdict 3, but 2 statements"),
         ("1. Stated\n1. Not Stated", "Statement 1 has two verdicts"),
-        ("1. Stated\n2. Partially stated", "Statement 2 is judged 'Partially stated', not Stated or Not Stated"),
+        (
+            "1. Stated\n2. Partially stated",
+            "Statement 2 is judged 'Partially stated', not Stated or Not Stated",
+        ),
         ("1. Stated\n2. Not Stated or Stated", "Statement 2 is judged"),
         ("0. Stated\n1. Stated\n2. Stated", "a verdict 0"),
     ],
@@ -79,11 +82,18 @@ def test_consistency_claims_and_repetition() -> None:
 
 def test_prompts_number_the_lists() -> None:
     [message] = prompts.consistency(["one", "two"], ["A dog\nis there.", "A cat."])
-    assert "1. A dog is there.\n2. A cat." in message["content"] and message["content"].count("<transcript>") == 2
+    assert (
+        "1. A dog is there.\n2. A cat." in message["content"]
+        and message["content"].count("<transcript>") == 2
+    )
     assert "Answer with 2 numbered lines" in message["content"]
 
 
-GOOD = {"image_url": "http://p/1.jpg", "transcripts": ["I see a dog."], "statements": ["A dog is there."]}
+GOOD = {
+    "image_url": "http://p/1.jpg",
+    "transcripts": ["I see a dog."],
+    "statements": ["A dog is there."],
+}
 
 
 @pytest.mark.parametrize(
@@ -95,15 +105,26 @@ GOOD = {"image_url": "http://p/1.jpg", "transcripts": ["I see a dog."], "stateme
         ({**GOOD, "image_url": ""}, "line 2: image_url is ''"),
         ({**GOOD, "statement": []}, "line 2: there is a field 'statement'"),
         ({**GOOD, "statements": []}, "line 2: 'statements' is missing or empty"),
-        ({**GOOD, "transcripts": "I see"}, "line 2: 'transcripts' is missing or empty; it is a list"),
-        ({**GOOD, "transcripts": [" "]}, "line 2: 'transcripts' holds something else than texts, or an empty one"),
+        (
+            {**GOOD, "transcripts": "I see"},
+            "line 2: 'transcripts' is missing or empty; it is a list",
+        ),
+        (
+            {**GOOD, "transcripts": [" "]},
+            "line 2: 'transcripts' holds something else than texts, or an empty one",
+        ),
         (GOOD, "line 2: http://p/1.jpg has a reference already"),
-        ({"id": 7, **{k: GOOD[k] for k in inputs.FIELDS}}, "line 2: name all pictures by image_url or all by id"),
+        (
+            {"id": 7, **{k: GOOD[k] for k in inputs.FIELDS}},
+            "line 2: name all pictures by image_url or all by id",
+        ),
     ],
 )
 def test_references_are_checked(tmp_path: Path, row: object, said: str) -> None:
     file = tmp_path / "references.jsonl"
-    file.write_text(json.dumps(GOOD) + "\n" + (row if isinstance(row, str) else json.dumps(row)) + "\n")
+    file.write_text(
+        json.dumps(GOOD) + "\n" + (row if isinstance(row, str) else json.dumps(row)) + "\n"
+    )
     with pytest.raises(ValueError, match=f"references.jsonl, {said}"):
         inputs.read_references(file)
 
@@ -115,16 +136,22 @@ def test_references_by_id_and_captions(tmp_path: Path) -> None:
     assert (key, reference) == ("id", inputs.Reference("7", ("a\u2028",), ("b", "c")))
     (tmp_path / "predictions.json").write_text('[{"example_id": 7, "prediction": " A dog. "}]')
     assert inputs.read_captions(tmp_path, key) == {"7": "A dog."}
-    with pytest.raises(ValueError, match="row 0: there is no image_url, which the references go by"):
+    with pytest.raises(
+        ValueError, match="row 0: there is no image_url, which the references go by"
+    ):
         inputs.read_captions(tmp_path, "image_url")
-    (tmp_path / "predictions.json").write_text('[{"id": "7", "prediction": "A"}, {"id": 7, "prediction": "B"}]')
+    (tmp_path / "predictions.json").write_text(
+        '[{"id": "7", "prediction": "A"}, {"id": 7, "prediction": "B"}]'
+    )
     with pytest.raises(ValueError, match="7 has two different captions"):
         inputs.read_captions(tmp_path, key)
 
 
 @pytest.mark.parametrize("key", inputs.KEYS)
 def test_captions_of_an_evaluation_are_found(tmp_path: Path, key: str) -> None:
-    row = Row(id="t:s:7", index=0, picture="p", annotation={}, metadata={"image_url": "http://p/7.jpg"})
+    row = Row(
+        id="t:s:7", index=0, picture="p", annotation={}, metadata={"image_url": "http://p/7.jpg"}
+    )
     scored = {"reply": "A dog.", "tokens": 3, "prompt": "long_caption 65:"}
     (tmp_path / "predictions.json").write_text(json.dumps([results.prediction(row, scored)]))
     found = inputs.read_captions(tmp_path, key)
@@ -133,9 +160,13 @@ def test_captions_of_an_evaluation_are_found(tmp_path: Path, key: str) -> None:
 
 def test_a_missing_caption_is_an_error_unless_partial() -> None:
     references = [inputs.Reference(name, ("a",), ("b",)) for name in "xyz"]
-    with pytest.raises(ValueError, match="2 of 3 pictures have no caption, the first is y; .*--partial"):
+    with pytest.raises(
+        ValueError, match="2 of 3 pictures have no caption, the first is y; .*--partial"
+    ):
         inputs.pair(references, {"x": "A dog."}, partial=False)
-    assert [task.caption for task in inputs.pair(references, {"x": "A dog."}, partial=True)] == ["A dog."]
+    assert [task.caption for task in inputs.pair(references, {"x": "A dog."}, partial=True)] == [
+        "A dog."
+    ]
     with pytest.raises(ValueError, match="No picture has a caption, for example x"):
         inputs.pair(references, {}, partial=True)
     with pytest.raises(ValueError, match="--sample is 4, but there are 3"):
@@ -144,10 +175,18 @@ def test_a_missing_caption_is_an_error_unless_partial() -> None:
 
 def test_the_prompt_follows_the_checkpoint() -> None:
     """A captioner is asked by style and length, an instructed model by one of the caption templates."""
-    captioner = PromptConfig(prompt_templates="none", message_format="none", system_prompt="style_and_length")
-    asked = PromptFormatter(captioner).messages({"style": "long_caption"}, RandomState(0), inference=True)
+    captioner = PromptConfig(
+        prompt_templates="none", message_format="none", system_prompt="style_and_length"
+    )
+    asked = PromptFormatter(captioner).messages(
+        {"style": "long_caption"}, RandomState(0), inference=True
+    )
     assert [text.strip() for text in asked] == ["long_caption 65:"]
     for seed in range(5):
-        [asked] = PromptFormatter(PromptConfig()).messages({"style": "long_caption"}, RandomState(seed), inference=True)
-        words = asked.removeprefix(" User: ").removesuffix(" Assistant:").removeprefix("long_caption: ")
+        [asked] = PromptFormatter(PromptConfig()).messages(
+            {"style": "long_caption"}, RandomState(seed), inference=True
+        )
+        words = (
+            asked.removeprefix(" User: ").removesuffix(" Assistant:").removeprefix("long_caption: ")
+        )
         assert words in LONG_CAPTION

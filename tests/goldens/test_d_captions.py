@@ -28,16 +28,22 @@ def verdict(picture: dict) -> Verdict:
         "consistency": picture["consistency_reply"],
         "repetition": picture["repeat_reply"],
     }
-    return Verdict(Task(Reference(picture["image_url"], ("said",), ("seen",)), "A caption."), replies=replies)
+    return Verdict(
+        Task(Reference(picture["image_url"], ("said",), ("seen",)), "A caption."), replies=replies
+    )
 
 
 def test_lines() -> None:
     for case in cases_of("dense_caption"):
         for picture in case["images"]:
-            assert dense_caption.read_recall(picture["recall_reply"]) == picture["recall"]["scores"], picture
+            assert (
+                dense_caption.read_recall(picture["recall_reply"]) == picture["recall"]["scores"]
+            ), picture
             inconsistent = dense_caption.read_consistency(picture["consistency_reply"])
             assert inconsistent == picture["consistency"]["inconsistent"], picture
-            assert dense_caption.read_repetition(picture["repeat_reply"]) == picture["is_repeating"], picture
+            assert (
+                dense_caption.read_repetition(picture["repeat_reply"]) == picture["is_repeating"]
+            ), picture
 
 
 def test_figures() -> None:
@@ -49,7 +55,9 @@ def test_figures() -> None:
 
 def test_the_sample() -> None:
     for case in cases_of("dense_caption"):
-        drawn = sample([Reference(url, ("said",), ("seen",)) for url in case["urls"]], case["sample"])
+        drawn = sample(
+            [Reference(url, ("said",), ("seen",)) for url in case["urls"]], case["sample"]
+        )
         assert [one.picture for one in drawn] == case["judged_in_order"]
 
 

@@ -48,8 +48,14 @@ def short(case: dict) -> float:
     answers = about.get("answers")
     if metric in ("vqa_score", "a_okvqa_score"):
         answers = [answers] if isinstance(answers, str) else answers
-        return {"vqa_score": vqa.vqa_score, "a_okvqa_score": vqa.a_okvqa_score}[metric](answers, got)
-    one = {"ansl": anls.anls, "relaxed_correctness": chart.relaxed_correctness, "em": chart.exact_match}[metric]
+        return {"vqa_score": vqa.vqa_score, "a_okvqa_score": vqa.a_okvqa_score}[metric](
+            answers, got
+        )
+    one = {
+        "ansl": anls.anls,
+        "relaxed_correctness": chart.relaxed_correctness,
+        "em": chart.exact_match,
+    }[metric]
     return max(one(answer, got) for answer in reply.true_answers(answers))
 
 
@@ -69,14 +75,18 @@ def math_vista_choice(case: dict) -> str | None:
 
 
 def action(case: dict) -> float:
-    return android.action_score(case["prediction"], case["metadata"]["target_action"], case["metadata"]["target_box"])
+    return android.action_score(
+        case["prediction"], case["metadata"]["target_action"], case["metadata"]["target_box"]
+    )
 
 
 METRICS: dict[str, Callable[[dict], object]] = {
     "vqa_score": lambda c: vqa.vqa_score(c["target"], c["pred"]),
     "a_okvqa_score": lambda c: vqa.a_okvqa_score(c["target"], c["pred"]),
     "relaxed_correctness": lambda c: chart.relaxed_correctness(c["target"], c["pred"]),
-    "relaxed_correctness_lenient": lambda c: chart.lenient_correctness(c["target"], c["prediction"]),
+    "relaxed_correctness_lenient": lambda c: chart.lenient_correctness(
+        c["target"], c["prediction"]
+    ),
     "anls_metric": lambda c: anls.anls(c["target"], c["pred"]),
     "select_mc_option": lambda c: choice.select_mc_option(c["pred"], c["options"]),
     "real_world_qa_score": real_world_score,
@@ -90,10 +100,29 @@ METRICS: dict[str, Callable[[dict], object]] = {
 }
 # scored by a test of its own, below
 OWN = ("PointCountEval_single", "PointCountEval_aggregate", "extract_points", "PointingEval_single")
-OWN += ("VqaEval_aggregate", "splits_without_answers", "vqa_official", "anls_of_kits", "distributed_run")
-OWN += ("math_vista_judged", "android_control", "ClockEval_single", "clocks_aggregate", "dense_caption")
+OWN += (
+    "VqaEval_aggregate",
+    "splits_without_answers",
+    "vqa_official",
+    "anls_of_kits",
+    "distributed_run",
+)
+OWN += (
+    "math_vista_judged",
+    "android_control",
+    "ClockEval_single",
+    "clocks_aggregate",
+    "dense_caption",
+)
 OWN += ("judge_cache_key",)  # and dense_caption: test_d_captions.py
-OWN += ("loss_over_ranks", "submission_files", "task_config", "task_config_v1", "task_sets", "task_sets_v1")
+OWN += (
+    "loss_over_ranks",
+    "submission_files",
+    "task_config",
+    "task_config_v1",
+    "task_sets",
+    "task_sets_v1",
+)
 NOT_COPIED = ("CountEval_QUIRK_as_shipped",)  # the reference never uses it, and it cannot be used
 
 
@@ -101,7 +130,11 @@ def cases_of(name: str) -> list[dict]:
     """The cases of a metric, in whichever file holds it."""
     for file in FILES:
         path = f"D_metrics/{file}.json"
-        found = read_json(path).get(name) if need("D_metrics").joinpath(f"{file}.json").is_file() else None
+        found = (
+            read_json(path).get(name)
+            if need("D_metrics").joinpath(f"{file}.json").is_file()
+            else None
+        )
         if found is not None:
             assert found["cases"], name
             return found["cases"]
@@ -140,7 +173,9 @@ def test_what_is_not_scored_here_is_named(file: str):
     known = {*METRICS, *OWN, *NOT_COPIED}
     others = sorted(set(read_json(f"D_metrics/{file}.json")) - known)
     if others:
-        pytest.skip(f"{file}.json also holds cases of functions that the package has not: {', '.join(others)}.")
+        pytest.skip(
+            f"{file}.json also holds cases of functions that the package has not: {', '.join(others)}."
+        )
 
 
 def test_point_count():
@@ -157,9 +192,13 @@ def counted(text: str, true: int) -> dict[str, float]:
 def test_point_count_over_several():
     for case in cases_of("PointCountEval_aggregate"):
         counts = [about["count"] for about in case["metadatas"]]
-        found = mean([counted(text, n) for text, n in zip(case["predictions"], counts, strict=True)])
+        found = mean(
+            [counted(text, n) for text, n in zip(case["predictions"], counts, strict=True)]
+        )
         same(found, case["score"])
-        assert close(count.per_category_average(found)["per_category_average"], case["per_category_average"])
+        assert close(
+            count.per_category_average(found)["per_category_average"], case["per_category_average"]
+        )
 
 
 def test_extract_points():
@@ -174,7 +213,10 @@ def test_extract_points():
 def test_pointing():
     for case in cases_of("PointingEval_single"):
         found = pointing_scores(
-            case["prediction"], case["gt_points"], case["mask_rects_xyxy_halfopen"], case["image_size"]
+            case["prediction"],
+            case["gt_points"],
+            case["mask_rects_xyxy_halfopen"],
+            case["image_size"],
         )
         # the reference crashes on a well-formed text whose points all lie outside; here that is 0
         wanted = dict.fromkeys(found, 0.0) if "raises" in case else case["score"]
@@ -187,14 +229,25 @@ def test_math_vista_with_a_judge_and_without():
         assert (quick is None) == (case["judge_calls"] > 0), case
         extraction = case["judge_reply"] if quick is None else quick
         assert extraction == case["extraction"]["score"], case
-        assert math_vista.is_right(extraction, case, reference=True) == case["correct_with_judge"]["score"], case
+        assert (
+            math_vista.is_right(extraction, case, reference=True)
+            == case["correct_with_judge"]["score"]
+        ), case
         alone = math_vista.extract(case["response"], case)
-        assert math_vista.is_right(alone, case, reference=True) == case["correct_without_judge"]["score"], case
+        assert (
+            math_vista.is_right(alone, case, reference=True)
+            == case["correct_without_judge"]["score"]
+        ), case
 
 
 def test_math_vista_reads_the_precision_of_a_float():
     """The reference calls every float wrong whose precision is a float, as the data set has it."""
-    about = {"question_type": "free_form", "answer_type": "float", "answer": "1.3", "precision": 1.0}
+    about = {
+        "question_type": "free_form",
+        "answer_type": "float",
+        "answer": "1.3",
+        "precision": 1.0,
+    }
     assert math_vista.is_right("1.26", about)
     assert not math_vista.is_right("1.26", about, reference=True)
 
@@ -207,9 +260,17 @@ def test_android_over_several():
                 with pytest.raises(ValueError, match=SENTENCE):
                     action({"prediction": text, "metadata": about})
             else:
-                assert action({"prediction": text, "metadata": about}) == wanted["score"], (text, about)
+                assert action({"prediction": text, "metadata": about}) == wanted["score"], (
+                    text,
+                    about,
+                )
         if "score" in case["aggregate"]:
-            found = mean([{"accuracy": action({"prediction": text, "metadata": about})} for text, about in rows])
+            found = mean(
+                [
+                    {"accuracy": action({"prediction": text, "metadata": about})}
+                    for text, about in rows
+                ]
+            )
             same(found, case["aggregate"]["score"])
 
 
@@ -245,13 +306,19 @@ def parts(metric: str, value: float, about: dict) -> dict[str, float]:
     if metric.startswith("mc_ai2d"):
         kind = "transparent" if about["has_transparent_box"] else "opaque"
         return {metric: value} if not about["abc_label"] or metric.endswith(kind) else {}
-    kind = {None: "", True: "human", False: "aug"}[None if "is_human" not in about else bool(about["is_human"])]
+    kind = {None: "", True: "human", False: "aug"}[
+        None if "is_human" not in about else bool(about["is_human"])
+    ]
     return {metric: value, **({f"{metric}_{kind}": value} if kind else {})}
 
 
 def one_example(metric: str, text: str, about: dict) -> dict[str, float]:
     if metric == "real_world_qa_score":
-        return {metric: float(real_world_score({"target": about["answer"], "pred": text, "metadata": about}))}
+        return {
+            metric: float(
+                real_world_score({"target": about["answer"], "pred": text, "metadata": about})
+            )
+        }
     if metric == "count":
         return counted(text, about["count"])
     if metric == "android":
@@ -259,13 +326,19 @@ def one_example(metric: str, text: str, about: dict) -> dict[str, float]:
     if metric == "clock":
         return clock(text, about, benchmark=False)
     kind = "mc" if metric.startswith("mc_") else metric
-    return parts(metric, float(short({"prediction": text, "metadata": about, "metric": kind})), about)
+    return parts(
+        metric, float(short({"prediction": text, "metadata": about, "metric": kind})), about
+    )
 
 
 def over_examples(metrics: str, case: dict) -> dict[str, float]:
     """The means over examples, each once."""
     rows = [
-        {name: value for metric in metrics.split(",") for name, value in one_example(metric, text, about).items()}
+        {
+            name: value
+            for metric in metrics.split(",")
+            for name, value in one_example(metric, text, about).items()
+        }
         for text, about in zip(case["predictions"], case["metadatas"], strict=True)
     ]
     found = mean(rows)
@@ -321,7 +394,14 @@ def test_submission_files():
             assert forms[case["format"]](pairs) == case["score"], case
 
 
-VIDEO = ("temp_compass", "ego_schema", "video_mme", "mlvu_mc", "long_video_bench", "llava_video_178k_mc")
+VIDEO = (
+    "temp_compass",
+    "ego_schema",
+    "video_mme",
+    "mlvu_mc",
+    "long_video_bench",
+    "llava_video_178k_mc",
+)
 VIDEO += ("intern_vid", "muir_bench", "mvbench", "nextqa_mc", "perception_test")
 METRIC_NAMES = {"ansl": "anls"}
 
@@ -334,26 +414,47 @@ def test_tasks_are_the_reference_s(table: str):
         if wanted is None or wanted["label"].startswith(VIDEO):
             continue
         name, _, split = case["name"].partition(":")
-        if name in ("pixmo_count", "clock_bench", "countbench_qa", "tally_qa", "dense_caption_eval") and not split:
-            continue  # the reference then means a split, validation, that these do not have or that does not load
+        if (
+            name
+            in ("pixmo_count", "clock_bench", "countbench_qa", "tally_qa", "dense_caption_eval")
+            and not split
+        ):
+            # the reference then means a split, validation, that these do not have or that does not load
+            continue
         ((task, found),) = resolve(case["name"])
         checked += 1
         assert found == wanted["split"] or not split, case
         # v1 gives counts 12 tokens, which is a bug (192), and captions the 12 of everything else (448)
-        if task.name not in ("pixmo_count_counting", "dense_caption_eval") or table == "task_config":
+        if (
+            task.name not in ("pixmo_count_counting", "dense_caption_eval")
+            or table == "task_config"
+        ):
             assert task.max_new_tokens == wanted["max_new_tokens"], case
         for metric in (wanted["evaluator"].get("vqa_eval") or "").split(","):
-            assert not metric or METRIC_NAMES.get(metric, metric) in declared(task), (task.name, metric)
+            assert not metric or METRIC_NAMES.get(metric, metric) in declared(task), (
+                task.name,
+                metric,
+            )
     assert checked > 10
 
 
 def declared(task: Task) -> set[str]:
     """The metrics of a task, from a row that has every truth."""
-    known = {"options": ["x", "y"], "answer_index": 0, "answer": "A", "answers": ["A"] * 10, "points": []}
+    known = {
+        "options": ["x", "y"],
+        "answer_index": 0,
+        "answer": "A",
+        "answers": ["A"] * 10,
+        "points": [],
+    }
     if task.name == "mmmu_test":
         known |= {"answers": ["A"]}
     about = {"question_type": "multiple_choice", "answer": "A"}
-    return set(task.score("A", Row(id="", index=0, picture="", annotation=known, metadata=about, size=(9, 9))))
+    return set(
+        task.score(
+            "A", Row(id="", index=0, picture="", annotation=known, metadata=about, size=(9, 9))
+        )
+    )
 
 
 @pytest.mark.parametrize("table", ["task_sets_v1", "task_sets"])
@@ -366,6 +467,7 @@ def test_sets_are_the_reference_s(table: str):
         found = [f"{task.name}:{split}" for task, split in resolve(words)]
         if words == ["low-res"] and table == "task_sets_v1":
             wanted = [*wanted, "pointing_eval:test"]  # the later code has it
-        if words == ["low-res", "test-high-res"]:  # the reference drops the tasks named before this set: wanted is both
+        # the reference drops the tasks named before this set: wanted is both
+        if words == ["low-res", "test-high-res"]:
             wanted = [f"{task.name}:{split}" for task, split in resolve("low-res")] + wanted
         assert found == wanted, case

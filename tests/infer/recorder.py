@@ -15,7 +15,9 @@ class Recorded(TorchDispatchMode):
         self.calls: list[tuple[Callable, tuple, dict, Any]] = []
         self.replays = 0
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         out = function(*args, **(kwargs or {}))
         self.calls.append((function, args, kwargs or {}, out))
         return out

@@ -43,12 +43,21 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Bucket]:
 
 def asked_of(model: Molmo, count: int = 9) -> list[Question]:
     asked = answer_oracle.questions(model.config, count, Options(max_new_tokens=12))
-    return [replace(q, options=replace(q.options, max_new_tokens=1 + i * 7 % 12)) for i, q in enumerate(asked)]
+    return [
+        replace(q, options=replace(q.options, max_new_tokens=1 + i * 7 % 12))
+        for i, q in enumerate(asked)
+    ]
 
 
 def test_buckets_are_powers_of_two_and_multiples_of_a_round() -> None:
     made = Slots([], 6, 40, torch.device("cpu"), buckets=True)
-    expected = {(3,): (1, 16), (15,): (1, 16), (16,): (1, 32), (9, 9, 9): (4, 16), (39,) * 5: (6, 40)}
+    expected = {
+        (3,): (1, 16),
+        (15,): (1, 16),
+        (16,): (1, 32),
+        (9, 9, 9): (4, 16),
+        (39,) * 5: (6, 40),
+    }
     for lengths, (rows, longest) in expected.items():
         made.lengths = list(lengths)
         assert made.bucket == Bucket(rows, longest)
@@ -73,10 +82,14 @@ def test_free_slots_full_of_nan_disturb_no_row(family: str) -> None:
         padded += held.width - held.rows
     assert padded > 3
     for question in asked:
-        mine = [(piece.token, piece.log_probability) for piece in pieces if piece.name == question.name]
+        mine = [
+            (piece.token, piece.log_probability) for piece in pieces if piece.name == question.name
+        ]
         made = answer_oracle.run(model, question)
         assert [token for token, _ in mine] == [token for token, _ in made]
-        assert [number for _, number in mine] == pytest.approx([number for _, number in made], abs=2e-5)
+        assert [number for _, number in mine] == pytest.approx(
+            [number for _, number in made], abs=2e-5
+        )
 
 
 @pytest.mark.parametrize("family", ["qwen2", "olmoe"])
@@ -104,19 +117,26 @@ def test_a_buffer_that_does_not_stay_is_seen(monkeypatch: pytest.MonkeyPatch) ->
     made = oracle(model, asked)
     check(asked, made, NEVER, answers(Replica.of(model, NEVER, FEW, BUCKETS), asked))
     with pytest.raises(AssertionError):
-        check(asked, made, NEVER, answers(Replica.of(model, NEVER, FEW, BUCKETS, Recorder()), asked))
+        check(
+            asked, made, NEVER, answers(Replica.of(model, NEVER, FEW, BUCKETS, Recorder()), asked)
+        )
 
 
-def test_a_compiled_step_is_one_graph_for_each_bucket(seen: list[Bucket], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_step_is_one_graph_for_each_bucket(
+    seen: list[Bucket], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
     torch._dynamo.reset()
     counters.clear()
     model = network()
     asked = asked_of(model, 5)
-    with torch._dynamo.config.patch(recompile_limit=1):  # torch's own limit, beyond which it goes on uncompiled
+    # torch's own limit, beyond which it goes on uncompiled
+    with torch._dynamo.config.patch(recompile_limit=1):
         found = answers(Replica.of(model, NEVER, FEW, Execution(compile=True)), asked)
     check(asked, oracle(model, asked), NEVER, found)
-    assert counters["stats"]["unique_graphs"] == len(set(seen)) > 2, "layers share a graph, and a bucket has one"
+    assert counters["stats"]["unique_graphs"] == len(set(seen)) > 2, (
+        "layers share a graph, and a bucket has one"
+    )
     assert len(seen) > 2 * len(set(seen)) and not counters["graph_break"]
     answers(Replica.of(model, NEVER, FEW, Execution(compile=True)), asked)
     assert counters["stats"]["unique_graphs"] == len(set(seen)), "another replica compiles nothing"

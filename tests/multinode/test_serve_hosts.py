@@ -49,7 +49,15 @@ def said(laboratory: lab.Lab, folder: Path, tmp_path: Path) -> Iterator[Path]:
     """What a server on the laboratory's head says until the end of a test."""
     strategy = tmp_path / "tp2_pp2.json"
     strategy.write_text(json.dumps(STRATEGY))
-    words = [sys.executable, ROOT / "tools/serve.py", folder, "--strategy", strategy, "--hosts", "host1:2,host2:2"]
+    words = [
+        sys.executable,
+        ROOT / "tools/serve.py",
+        folder,
+        "--strategy",
+        strategy,
+        "--hosts",
+        "host1:2,host2:2",
+    ]
     words += ["--link", f"{laboratory.address('head')}:8001", "--stall", str(STALL)]
     environment = laboratory.environment() | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     file = tmp_path / "said"
@@ -59,14 +67,17 @@ def said(laboratory: lab.Lab, folder: Path, tmp_path: Path) -> Iterator[Path]:
         )
     yield file
     if server.poll() is None:
-        laboratory.kill("head", ("tools/serve.py",), signal.SIGTERM)  # `server` is nsenter, before it
+        # `server` is nsenter, before it
+        laboratory.kill("head", ("tools/serve.py",), signal.SIGTERM)
         server.wait(60)
 
 
 @pytest.fixture
 def clients(laboratory: lab.Lab) -> Iterator[ThreadPoolExecutor]:
     """Threads in the network of the head."""
-    with ThreadPoolExecutor(len(QUESTIONS) + 1, initializer=laboratory.enter, initargs=("head",)) as pool:
+    with ThreadPoolExecutor(
+        len(QUESTIONS) + 1, initializer=laboratory.enter, initargs=("head",)
+    ) as pool:
         yield pool
 
 

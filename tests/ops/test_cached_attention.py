@@ -20,7 +20,9 @@ def inputs(dtype: torch.dtype) -> list[Tensor]:
     q = torch.randn(ROWS, HEADS, 1, WIDTH, generator=drawn, dtype=dtype)
     k, v = torch.randn(2, ROWS, GROUPS, 1, WIDTH, generator=drawn, dtype=dtype)
     cache = torch.full((2, SLOTS, GROUPS, PLACES, WIDTH), torch.nan, dtype=dtype)
-    cache[:, :ROWS, :, :LONGEST] = torch.randn(2, ROWS, GROUPS, LONGEST, WIDTH, generator=drawn, dtype=dtype)
+    cache[:, :ROWS, :, :LONGEST] = torch.randn(
+        2, ROWS, GROUPS, LONGEST, WIDTH, generator=drawn, dtype=dtype
+    )
     return [q, k, v, *cache]
 
 
@@ -61,7 +63,14 @@ def test_each_row_sees_its_places_and_no_slot_but_its_own() -> None:
 
 
 def flash_attn_with_kvcache(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, *, cache_seqlens: Tensor, causal: bool
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    cache_seqlens: Tensor,
+    causal: bool,
 ) -> Tensor:
     """The stand-in: q, k, v [B, 1, heads, d], caches [B, C, G, d]; k and v go to cache_seqlens, which all see."""
     assert cache_seqlens.dtype == torch.int32 and causal
@@ -94,7 +103,8 @@ def test_flash_attns_call_has_a_shape_before_it_runs() -> None:
 
 
 @pytest.mark.skipif(
-    not (flash.HAS_FLASH and torch.cuda.is_available()), reason="needs a GPU and flash-attn, which is not installed"
+    not (flash.HAS_FLASH and torch.cuda.is_available()),
+    reason="needs a GPU and flash-attn, which is not installed",
 )
 def test_flash_attn_itself() -> None:
     check(flash.cached_attention, torch.bfloat16, 2e-2, "cuda")

@@ -19,9 +19,19 @@ def ask(monkeypatch: pytest.MonkeyPatch) -> partial:
     return partial(run, "ask")
 
 
-def test_an_answer(ask: partial, server: Server, parrot: Parrot, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_an_answer(
+    ask: partial, server: Server, parrot: Parrot, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     Image.fromarray(np.zeros((30, 40, 3), np.uint8)).save(tmp_path / "a.png")
-    words = ["Is it dark?", "--server", f"{server.url}/", "--image", str(tmp_path / "a.png"), "--style", "vqa2"]
+    words = [
+        "Is it dark?",
+        "--server",
+        f"{server.url}/",
+        "--image",
+        str(tmp_path / "a.png"),
+        "--style",
+        "vqa2",
+    ]
     ask([*words, "--draw", str(tmp_path / "b.png")])
     assert capsys.readouterr().out == "User: vqa2: Is it dark? Assistant:\n"
     assert (tmp_path / "b.png").is_file() and len(parrot.asked[-1].prompt.images) > 1

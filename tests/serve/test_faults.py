@@ -25,7 +25,13 @@ from molmo_ds.testing.serving import Server, chat, data_url, post
 
 QUESTIONS = [
     chat(f"{word} " * 9, temperature=warm, seed=7, n=many)
-    for word, warm, many in [("one", 0, 1), ("two", 0.5, 1), ("three", 0, 2), ("four", 0.5, 3), ("five", 0, 1)]
+    for word, warm, many in [
+        ("one", 0, 1),
+        ("two", 0.5, 1),
+        ("three", 0, 2),
+        ("four", 0.5, 3),
+        ("five", 0, 1),
+    ]
 ]
 
 
@@ -71,7 +77,9 @@ async def texts(url: str, body: dict) -> list[str]:
             if line.startswith(b"data: {"):
                 event = json.loads(line[6:])
                 for choice in event["choices"]:
-                    said[choice["index"]] = said.get(choice["index"], "") + choice["delta"].get("content", "")
+                    said[choice["index"]] = said.get(choice["index"], "") + choice["delta"].get(
+                        "content", ""
+                    )
     return [said[index] for index in sorted(said)]
 
 
@@ -91,7 +99,9 @@ async def all_of(url: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_nothing_is_lost_and_no_token_changes(folder: Path, tokenizer: Tokenizer, number: int) -> None:
+def test_nothing_is_lost_and_no_token_changes(
+    folder: Path, tokenizer: Tokenizer, number: int
+) -> None:
     server = Server(folder, queue=20, seconds=60.0, stall=1.0)
     with server.front_in_a_thread():
         with engine(server, tokenizer.eos):

@@ -26,16 +26,26 @@ def test_an_answer(server: Server, parrot: Parrot) -> None:
     status, answer = post(server.url, chat("How many?", data_url(), model="any"))
     assert status == 200
     assert text_of(answer) == ECHO.format("How many?")
-    assert answer["object"] == "chat.completion" and answer["model"] == "molmo" and answer["id"].startswith("chatcmpl-")
+    assert (
+        answer["object"] == "chat.completion"
+        and answer["model"] == "molmo"
+        and answer["id"].startswith("chatcmpl-")
+    )
     assert answer["choices"][0]["finish_reason"] == "stop"
     asked = parrot.asked[-1]
     said = int((asked.prompt.branch_ids > 0).sum()) + 1  # the end token
     prompt = len(asked.prompt.input_ids)
-    assert answer["usage"] == {"prompt_tokens": prompt, "completion_tokens": said, "total_tokens": prompt + said}
+    assert answer["usage"] == {
+        "prompt_tokens": prompt,
+        "completion_tokens": said,
+        "total_tokens": prompt + said,
+    }
     assert len(asked.prompt.images) > 1  # a global view and tiles
 
 
-@pytest.mark.parametrize("keys", [{}, {"stop": "many"}, {"stop": ["nothing", "How", "ma"]}, {"max_tokens": 5}])
+@pytest.mark.parametrize(
+    "keys", [{}, {"stop": "many"}, {"stop": ["nothing", "How", "ma"]}, {"max_tokens": 5}]
+)
 def test_a_stream_is_the_answer_in_pieces(server: Server, keys: dict) -> None:
     body = chat("How many naïve birds é?", **keys)
     _, whole = post(server.url, body)
@@ -45,7 +55,9 @@ def test_a_stream_is_the_answer_in_pieces(server: Server, keys: dict) -> None:
     assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     pieces = [chunk["choices"][0]["delta"].get("content", "") for chunk in chunks]
     assert "".join(pieces) == text_of(whole) and len([piece for piece in pieces if piece]) > 2
-    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks][-1] == whole["choices"][0]["finish_reason"]
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks][-1] == whole["choices"][0][
+        "finish_reason"
+    ]
     assert counted["choices"] == [] and counted["usage"] == whole["usage"]
     assert all("usage" not in chunk for chunk in events(server.url, body))
 
@@ -63,7 +75,10 @@ def test_stop_strings_cut_and_the_engine_stops(server: Server, parrot: Parrot) -
 def test_lengths(server: Server) -> None:
     for key in ("max_tokens", "max_completion_tokens"):
         _, answer = post(server.url, chat("How many birds?", **{key: 3}))
-        assert answer["usage"]["completion_tokens"] == 3 and answer["choices"][0]["finish_reason"] == "length"
+        assert (
+            answer["usage"]["completion_tokens"] == 3
+            and answer["choices"][0]["finish_reason"] == "length"
+        )
 
 
 def test_choices_and_seeds(server: Server, parrot: Parrot) -> None:
@@ -73,14 +88,18 @@ def test_choices_and_seeds(server: Server, parrot: Parrot) -> None:
     texts = [choice["message"]["content"] for choice in first["choices"]]
     assert [choice["index"] for choice in first["choices"]] == [0, 1, 2]
     assert len(set(texts)) == 3 and first["choices"] == again["choices"]
-    assert texts[1] == post(server.url, {**body, "seed": 6})[1]["choices"][0]["message"]["content"]  # the parrot's way
+    # the parrot's way
+    assert texts[1] == post(server.url, {**body, "seed": 6})[1]["choices"][0]["message"]["content"]
     three = parrot.asked[-6:-3]
     assert [question.draws for question in three] == ["0", "1", "2"]
     assert three[0].prompt is three[1].prompt  # one prefill for all
     streamed = events(server.url, body)
     for index, text in enumerate(texts):
         mine = [chunk["choices"][0] for chunk in streamed if chunk["choices"][0]["index"] == index]
-        assert "".join(one["delta"].get("content", "") for one in mine) == text and mine[-1]["finish_reason"] == "stop"
+        assert (
+            "".join(one["delta"].get("content", "") for one in mine) == text
+            and mine[-1]["finish_reason"] == "stop"
+        )
 
 
 def test_log_probabilities(server: Server, parrot: Parrot) -> None:
@@ -101,18 +120,27 @@ def test_log_probabilities(server: Server, parrot: Parrot) -> None:
 def test_turns_are_one_prompt_by_the_template_of_training(server: Server) -> None:
     talk = [
         {"role": "system", "content": "Be short."},
-        {"role": "user", "content": [{"type": "text", "text": "How"}, {"type": "text", "text": "many?"}]},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "How"}, {"type": "text", "text": "many?"}],
+        },
         {"role": "assistant", "content": "Three."},
         {"role": "user", "content": "And birds?"},
     ]
     _, answer = post(server.url, {"messages": talk})
-    assert text_of(answer).startswith("User: Be short.\nHow many? Assistant: Three.")  # the parrot's end is the turn's
+    # the parrot's end is the turn's
+    assert text_of(answer).startswith("User: Be short.\nHow many? Assistant: Three.")
     talk[2]["content"] = ""
     assert post(server.url, {"messages": talk})[0] == 400
 
 
 def test_styles(server: Server) -> None:
-    for style, said in [("vqa2", "vqa2: Why?"), ("verbatim", "Why?"), ("demo", "Why?"), (None, "Why?")]:
+    for style, said in [
+        ("vqa2", "vqa2: Why?"),
+        ("verbatim", "Why?"),
+        ("demo", "Why?"),
+        (None, "Why?"),
+    ]:
         assert text_of(post(server.url, chat("Why?", style=style))[1]) == ECHO.format(said)
     framed = chat(" User: ai2_diagram: Why? Assistant:", style="verbatim")
     assert text_of(post(server.url, framed)[1]) == ECHO.format("ai2_diagram: Why?")
@@ -134,7 +162,9 @@ def test_crops(server: Server, parrot: Parrot) -> None:
 
 def test_a_burst_over_the_queue(server: Server) -> None:
     async def ask(session: aiohttp.ClientSession) -> tuple[int, str | None]:
-        async with session.post(f"{server.url}/v1/chat/completions", json=chat("birds " * 20)) as response:
+        async with session.post(
+            f"{server.url}/v1/chat/completions", json=chat("birds " * 20)
+        ) as response:
             await response.read()
             return response.status, response.headers.get("Retry-After")
 
@@ -185,7 +215,11 @@ def test_health_models_and_metrics(server: Server) -> None:
     get(f"{server.url}/nothing")
     after = metrics()
     path = "/v1/chat/completions"
-    grown = {name: value - before.get(name, 0) for name, value in after.items() if value != before.get(name, 0)}
+    grown = {
+        name: value - before.get(name, 0)
+        for name, value in after.items()
+        if value != before.get(name, 0)
+    }
     made = answer["usage"]["completion_tokens"]
     assert grown[f'requests_total{{code="200",path="{path}"}}'] == 1
     assert grown[f'requests_total{{code="400",path="{path}"}}'] == 1
@@ -198,7 +232,9 @@ def test_health_models_and_metrics(server: Server) -> None:
 
 
 def test_an_api_key_limits_and_hosts(folder: Path) -> None:
-    server = Server(folder, api_key="sesame", max_bytes=20_000, max_pixels=10_000, max_pictures=2, seconds=1.0)
+    server = Server(
+        folder, api_key="sesame", max_bytes=20_000, max_pixels=10_000, max_pictures=2, seconds=1.0
+    )
     with server.front_in_a_thread():
         assert post(server.url, chat("Why?"))[0] == 401
         assert post(server.url, chat("Why?"), Authorization="Bearer Sesame")[0] == 401
@@ -214,7 +250,15 @@ def test_an_api_key_limits_and_hosts(folder: Path) -> None:
             post(server.url, chat("Why?"), **key),
         ]
         assert [status for status, _ in said] == [413, 413, 400, 400, 400, 400, 503]
-        words = ["20000 bytes", "20000 pixels", "3 pictures", "--allowed-media-domains", "tokens", "JSON", "engine"]
+        words = [
+            "20000 bytes",
+            "20000 pixels",
+            "3 pictures",
+            "--allowed-media-domains",
+            "tokens",
+            "JSON",
+            "engine",
+        ]
         for (status, body), word in zip(said, words, strict=True):
             assert word in body["error"]["message"] and body["error"]["code"] == status, body
         assert get(f"{server.url}/health")[0] == 503

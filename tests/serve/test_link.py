@@ -85,8 +85,12 @@ def test_what_an_engine_leaves_goes_on_with_the_tokens_it_gave() -> None:
             answer = desk.answer(Prompt(b"p", 1))
             first = await desk.engine()
             (one,) = await asked(first)
-            assert one["begun"] == [] and one["options"]["max_new_tokens"] == Options().max_new_tokens
-            first.send({"pieces": [[answer.name, 65, -0.1, [], None], [answer.name, 66, -0.1, [], None]]})
+            assert (
+                one["begun"] == [] and one["options"]["max_new_tokens"] == Options().max_new_tokens
+            )
+            first.send(
+                {"pieces": [[answer.name, 65, -0.1, [], None], [answer.name, 66, -0.1, [], None]]}
+            )
             assert [(await desk.queue.get()).text for _ in range(2)] == ["A", "B"]
             first.close()
             await desk.until(0)

@@ -12,8 +12,12 @@ def client(server: Server) -> openai.OpenAI:
 
 
 def test_an_answer(client: openai.OpenAI) -> None:
-    body = chat("How many?", data_url(), n=2, seed=3, temperature=0.5, logprobs=True, top_logprobs=1)
-    answer = client.chat.completions.create(model="molmo", extra_body={"style": "vqa2", "max_crops": 2}, **body)
+    body = chat(
+        "How many?", data_url(), n=2, seed=3, temperature=0.5, logprobs=True, top_logprobs=1
+    )
+    answer = client.chat.completions.create(
+        model="molmo", extra_body={"style": "vqa2", "max_crops": 2}, **body
+    )
     assert [choice.finish_reason for choice in answer.choices] == ["stop", "stop"]
     assert len({choice.message.content for choice in answer.choices}) == 2
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
@@ -24,7 +28,10 @@ def test_an_answer(client: openai.OpenAI) -> None:
 def test_a_stream(client: openai.OpenAI) -> None:
     options = {"stream": True, "stream_options": {"include_usage": True}}
     *chunks, counted = client.chat.completions.create(model="molmo", **chat("How many?"), **options)
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "User: How many? Assistant:"
+    assert (
+        "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+        == "User: How many? Assistant:"
+    )
     assert counted.usage.completion_tokens > 3
 
 

@@ -12,7 +12,9 @@ from molmo_ds.testing.browser import BROWSER, tab
 from molmo_ds.testing.parrot import Parrot
 from molmo_ds.testing.serving import Server, get
 
-QUESTION = 'Two: <points x1="25.0" y1="75.0" x2="75.0" y2="25.0" alt="birds">birds</points> are there.'
+QUESTION = (
+    'Two: <points x1="25.0" y1="75.0" x2="75.0" y2="25.0" alt="birds">birds</points> are there.'
+)
 
 
 def test_the_page_needs_nothing_else(server: Server) -> None:
@@ -20,7 +22,10 @@ def test_the_page_needs_nothing_else(server: Server) -> None:
     assert status == 200
     for name in ("page.js", "page.css"):
         assert name in page.decode() and get(f"{server.url}/{name}")[0] == 200
-        assert b"http" not in get(f"{server.url}/{name}")[1].replace(b"https", b"http") and b"http" not in page
+        assert (
+            b"http" not in get(f"{server.url}/{name}")[1].replace(b"https", b"http")
+            and b"http" not in page
+        )
 
 
 @pytest.fixture
@@ -36,7 +41,9 @@ def picture(tmp_path: Path) -> Path:
     return tmp_path / "birds.png"
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no chromium here: the page of the server is NOT checked")
+@pytest.mark.skipif(
+    BROWSER is None, reason="no chromium here: the page of the server is NOT checked"
+)
 def test_drop_ask_and_points(server: Server, parrot: Parrot, picture: Path, tmp_path: Path) -> None:
     shot = tmp_path / "shot.png"
 
@@ -53,11 +60,18 @@ def test_drop_ask_and_points(server: Server, parrot: Parrot, picture: Path, tmp_
             await page.until("document.querySelector('#ask').textContent === 'Ask'")
             said = await page.value("document.querySelector('.assistant').dataset.text")
             assert said == f"User: {QUESTION} Assistant:"
-            assert await page.value("document.querySelector('.assistant mark').textContent") == "birds"
-            assert await page.value("document.querySelector('.assistant').textContent.includes('<')") is False
+            assert (
+                await page.value("document.querySelector('.assistant mark').textContent") == "birds"
+            )
+            assert (
+                await page.value("document.querySelector('.assistant').textContent.includes('<')")
+                is False
+            )
             place = "(({left, top}) => [left, top])(document.querySelectorAll('.point')[1].style)"
             assert await page.value(place) == ["75%", "25%"]
-            await page.until("[...document.querySelectorAll('.point')].every((mark) => !mark.getAnimations().length)")
+            await page.until(
+                "[...document.querySelectorAll('.point')].every((mark) => !mark.getAnimations().length)"
+            )
             await page.screenshot(shot)
             await page.click("#question")
             await page.write("And now?")
@@ -71,11 +85,14 @@ def test_drop_ask_and_points(server: Server, parrot: Parrot, picture: Path, tmp_
     first, second = parrot.asked[-2:]
     assert len(first.prompt.images) > 1
     turns = int((second.prompt.branch_ids > 0).sum())
-    assert len(second.prompt.images) == len(first.prompt.images) and turns > int((first.prompt.branch_ids > 0).sum())
+    assert len(second.prompt.images) == len(first.prompt.images) and turns > int(
+        (first.prompt.branch_ids > 0).sum()
+    )
     pixels = np.asarray(Image.open(shot).convert("RGB")).astype(int)
     pink = np.abs(pixels - (255, 45, 120)).max(axis=2) < 12
     rows, columns = pink.nonzero()
-    assert pink.sum() > 300 and np.ptp(rows) > 100 and np.ptp(columns) > 200  # two marks, apart as they should be
+    # two marks, apart as they should be
+    assert pink.sum() > 300 and np.ptp(rows) > 100 and np.ptp(columns) > 200
 
 
 def test_the_page_knows_every_tag_that_the_scores_know() -> None:

@@ -32,10 +32,19 @@ WRONG = [  # body, what the sentence names
     ({"messages": [{"role": "user"}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": ["x"]}]}, "messages[0].content[0]"),
-    ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "messages[0].content[0]"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},
+        "messages[0].content[0]",
+    ),
     ({"messages": [{"role": "user", "content": [{"text": "x"}]}]}, "messages[0].content[0]"),
-    ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].image_url"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+        "messages[0].content[0].text",
+    ),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+        "messages[0].content[0].image_url",
+    ),
     ({"messages": [{"role": "user", "content": "  "}]}, "empty"),
     ({"messages": [SAID]}, "user"),
     ({"messages": [USER, SAID]}, "user"),
@@ -98,14 +107,35 @@ def test_the_torch_free_part_stays_so() -> None:
 
 
 def test_what_is_read() -> None:
-    parts = [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": "data:,"}, {"type": "text", "text": "b"}]
-    talk = [{"role": "developer", "content": "Be short."}, {"role": "user", "content": parts}, SAID, USER]
-    body = {"messages": talk, "max_tokens": 3, "max_completion_tokens": 5, "top_k": -1, "seed": -4, "unknown": {}}
+    parts = [
+        {"type": "text", "text": "a"},
+        {"type": "image_url", "image_url": "data:,"},
+        {"type": "text", "text": "b"},
+    ]
+    talk = [
+        {"role": "developer", "content": "Be short."},
+        {"role": "user", "content": parts},
+        SAID,
+        USER,
+    ]
+    body = {
+        "messages": talk,
+        "max_tokens": 3,
+        "max_completion_tokens": 5,
+        "top_k": -1,
+        "seed": -4,
+        "unknown": {},
+    }
     request = protocol.read(json.dumps(body).encode())
     assert request.turns == ["Be short.\na b", "So.", "Why?"]
     assert [picture.url for picture in request.pictures] == ["data:,"]
     options = request.options(9)
-    assert (options.max_new_tokens, options.top_k, options.seed, options.temperature) == (5, 0, -4, 0.0)
+    assert (options.max_new_tokens, options.top_k, options.seed, options.temperature) == (
+        5,
+        0,
+        -4,
+        0.0,
+    )
     assert protocol.read(json.dumps(chat("Why?", stop="x")).encode()).options(9).stop == ("x",)
     assert protocol.read(json.dumps(chat("Why?")).encode()).options(9).seed == 9
 
@@ -118,7 +148,9 @@ def test_pictures_of_data_urls() -> None:
 def test_log_probabilities_are_json() -> None:
     one = protocol.logprob("é", float("-inf"), [("\ufffd", float("nan"))])
     assert one["bytes"] == [195, 169] and one["logprob"] == protocol.LEAST_LOG
-    assert one["top_logprobs"] == [{"token": "\ufffd", "logprob": protocol.LEAST_LOG, "bytes": None}]
+    assert one["top_logprobs"] == [
+        {"token": "\ufffd", "logprob": protocol.LEAST_LOG, "bytes": None}
+    ]
 
 
 def damaged(draw: random.Random) -> bytes | dict[str, Any]:
@@ -129,23 +161,41 @@ def damaged(draw: random.Random) -> bytes | dict[str, Any]:
     if kind == 1:
         return chat("Why?", *[data_url()] * draw.randrange(2), draw.choice(PICTURES))
     if kind == 2:  # one key of a good request gets a value of no type that it may have
-        keys = {"max_tokens": 3, "temperature": 0.5, "top_p": 0.5, "seed": 1, "n": 1, "stream": True, "logprobs": True}
+        keys = {
+            "max_tokens": 3,
+            "temperature": 0.5,
+            "top_p": 0.5,
+            "seed": 1,
+            "n": 1,
+            "stream": True,
+            "logprobs": True,
+        }
         body = chat("Why?", data_url(), **keys)
         name = draw.choice(list(keys))
-        return {**body, name: draw.choice([[], {}, "", "x" * draw.randrange(1, 9), -1.5, [[0]], {"a": None}])}
+        return {
+            **body,
+            name: draw.choice([[], {}, "", "x" * draw.randrange(1, 9), -1.5, [[0]], {"a": None}]),
+        }
     text = json.dumps(chat("Why?")).encode()
     return text[: draw.randrange(1, len(text) - 1)]  # cut short
 
 
-def test_malformed_requests_never_reach_the_engine(server: Server, parrot: Parrot, pytestconfig: pytest.Config) -> None:
+def test_malformed_requests_never_reach_the_engine(
+    server: Server, parrot: Parrot, pytestconfig: pytest.Config
+) -> None:
     """100 in the suite; 1,000 with --examples 20."""
     draw = random.Random(13)
     before = len(parrot.asked)
     for number in range(50 * pytestconfig.getoption("--examples")):
         body = damaged(draw)
-        status, answer = post(server.url, body if isinstance(body, bytes) else json.dumps(body).encode())
+        status, answer = post(
+            server.url, body if isinstance(body, bytes) else json.dumps(body).encode()
+        )
         sentence = answer["error"]["message"]
         assert 400 <= status < 500 and status != 429, (number, body, answer)
-        assert sentence.endswith(".") and "\n" not in sentence and "Traceback" not in sentence, (number, sentence)
+        assert sentence.endswith(".") and "\n" not in sentence and "Traceback" not in sentence, (
+            number,
+            sentence,
+        )
     assert len(parrot.asked) == before
     assert post(server.url, chat("Why?"))[0] == 200

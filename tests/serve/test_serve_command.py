@@ -37,7 +37,15 @@ def until(done: str, said: Path) -> None:
 def test_a_killed_rank_comes_back_and_every_answer_is_whole(folder: Path, tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{(port := free_port())}"
     said = tmp_path / "said"
-    words = [sys.executable, str(ROOT / "tools/serve.py"), str(folder), "--port", str(port), "--model", "tiny"]
+    words = [
+        sys.executable,
+        str(ROOT / "tools/serve.py"),
+        str(folder),
+        "--port",
+        str(port),
+        "--model",
+        "tiny",
+    ]
     with open(said, "w") as stream:
         server = subprocess.Popen(words, stderr=stream, env={**os.environ, "PYTHONPATH": str(ROOT)})
     try:
@@ -59,7 +67,9 @@ def test_a_killed_rank_comes_back_and_every_answer_is_whole(folder: Path, tmp_pa
         server.send_signal(signal.SIGTERM)
         code = server.wait(30)
     assert code == 128 + signal.SIGTERM
-    assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in started)
+    assert not any(
+        process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in started
+    )
 
 
 @pytest.mark.parametrize(
@@ -69,11 +79,16 @@ def test_a_killed_rank_comes_back_and_every_answer_is_whole(folder: Path, tmp_pa
         ([".", "--backend", "vllm"], "belong together"),
         ([".", "--strategy", "a.json"], "belong together"),
         ([".", "--api-key-env", "NO_SUCH_VARIABLE"], "NO_SUCH_VARIABLE"),
-        ([".", "--backend", "vllm", "--vllm-python", "/nowhere/python"], "no Python that can be started"),
+        (
+            [".", "--backend", "vllm", "--vllm-python", "/nowhere/python"],
+            "no Python that can be started",
+        ),
         ([".", "--backend", "vllm", "--vllm-python", sys.executable], "has no package vllm"),
     ],
 )
-def test_mistakes_are_a_sentence(words: list[str], sentence: str, capfd: pytest.CaptureFixture) -> None:
+def test_mistakes_are_a_sentence(
+    words: list[str], sentence: str, capfd: pytest.CaptureFixture
+) -> None:
     with pytest.raises(SystemExit) as ended:
         run("serve", [*words, "--port", str(free_port())])
     said = f"{ended.value.code} {capfd.readouterr().err}"
@@ -81,8 +96,14 @@ def test_mistakes_are_a_sentence(words: list[str], sentence: str, capfd: pytest.
 
 
 def test_the_command_line_of_vllm() -> None:
-    settings = VLLMSettings(python="venv/bin/python", folder="export", queue=9, options=("--enforce-eager",))
+    settings = VLLMSettings(
+        python="venv/bin/python", folder="export", queue=9, options=("--enforce-eager",)
+    )
     words = " ".join(command(settings))
-    assert words.startswith("venv/bin/python -m vllm.entrypoints.openai.api_server --model export --trust-remote-code")
-    assert "--host 127.0.0.1 --port 8000 --max-num-seqs 9" in words and words.endswith("--enforce-eager")
+    assert words.startswith(
+        "venv/bin/python -m vllm.entrypoints.openai.api_server --model export --trust-remote-code"
+    )
+    assert "--host 127.0.0.1 --port 8000 --max-num-seqs 9" in words and words.endswith(
+        "--enforce-eager"
+    )
     assert '--limit-mm-per-prompt {"image": 1}' in words

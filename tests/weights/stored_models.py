@@ -43,7 +43,9 @@ def flat_parts(name: str, tensor: Tensor, ranks: int) -> list[list[Piece]]:
     """As ZeRO cuts: consecutive stretches, some of them empty."""
     size = -(-tensor.numel() // ranks)
     parts = tensor.reshape(-1).split(size)
-    return [[(rank * size, (), part)] for rank, part in enumerate(parts)] + [[]] * (ranks - len(parts))
+    return [[(rank * size, (), part)] for rank, part in enumerate(parts)] + [[]] * (
+        ranks - len(parts)
+    )
 
 
 def in_turn(name: str, tensor: Tensor, ranks: int) -> list[list[Piece]]:
@@ -62,7 +64,9 @@ def tensor_parts(name: str, tensor: Tensor, ranks: int) -> list[list[Piece]]:
         shards = tensor.tensor_split(ranks, 1)
         width = shards[0].shape[1]
         stride = (width, width * ranks)
-        return [halves(rank * width, stride, 0, part.reshape(-1)) for rank, part in enumerate(shards)]
+        return [
+            halves(rank * width, stride, 0, part.reshape(-1)) for rank, part in enumerate(shards)
+        ]
     return in_turn(name, tensor, ranks)
 
 
@@ -79,7 +83,9 @@ def expert_parts(name: str, tensor: Tensor, ranks: int) -> list[list[Piece]]:
             continue
         stride = (block // 2, block)
         w1, w3 = (half.reshape(-1) for half in mine.chunk(2, 1))
-        out.append(halves(first * block, stride, 0, w1) + halves(first * block + block // 2, stride, 0, w3))
+        out.append(
+            halves(first * block, stride, 0, w1) + halves(first * block + block // 2, stride, 0, w3)
+        )
     return out
 
 
@@ -91,7 +97,10 @@ def halves(start: int, stride: tuple[int, ...], phase: int, flat: Tensor) -> lis
     width, distance = stride
     row, phase = divmod(cut, width)
     behind = start + row * distance + phase
-    return [(start, (width, distance, 0), flat[:cut]), (behind, (width, distance, phase), flat[cut:])]
+    return [
+        (start, (width, distance, 0), flat[:cut]),
+        (behind, (width, distance, phase), flat[cut:]),
+    ]
 
 
 class Alone(World):
@@ -117,13 +126,19 @@ def write_checkpoint(
     """A checkpoint with Adam's first moment, each rank's files by the Writer that training uses."""
     held: list[list[Fragment]] = [[] for _ in range(ranks)]
     for name, tensor in state.items():
-        assert sum(len(flat) for part in parts(name, tensor, ranks) for *_, flat in part) == math.prod(tensor.shape)
+        assert sum(
+            len(flat) for part in parts(name, tensor, ranks) for *_, flat in part
+        ) == math.prod(tensor.shape)
         for rank, pieces in enumerate(parts(name, tensor, ranks)):
             for start, stride, flat in pieces:
                 tensors = {"weight": flat, "exp_avg": flat / 2}
-                made = Fragment(name, tuple(tensor.shape), start, tensors, {"step": 3.0}, True, (), True, stride)
+                made = Fragment(
+                    name, tuple(tensor.shape), start, tensors, {"step": 3.0}, True, (), True, stride
+                )
                 held[rank].append(made)
-    writers = [Writer(config, Alone(rank, rank, ranks, torch.device("cpu"))) for rank in range(ranks)]
+    writers = [
+        Writer(config, Alone(rank, rank, ranks, torch.device("cpu"))) for rank in range(ranks)
+    ]
     writers[0]._begin(folder, (folder / f"step-{step:08d}").with_suffix(".partial"))
     for rank in range(1, ranks):
         writers[rank].save(str(folder), step, held[rank], {rank: {"step": step}})

@@ -25,7 +25,26 @@ from molmo_ds.weights import checkpoint, checksums
 
 EXAMPLES = int(os.environ.get("MOLMO_FUZZ", "60"))
 SEED = int(os.environ.get("MOLMO_FUZZ_SEED", "0"))
-VALUES = (None, True, False, 0, -1, 1, 2.5, 1e300, 10**400, "", "x", "F32", "I32", [], [1], {}, {"a": 1}, [[1, 2]])
+VALUES = (
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    2.5,
+    1e300,
+    10**400,
+    "",
+    "x",
+    "F32",
+    "I32",
+    [],
+    [1],
+    {},
+    {"a": 1},
+    [[1, 2]],
+)
 TEXT = "What is this? A grey square."
 MODEL = model()
 
@@ -45,7 +64,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def damage(folder: Path, draw: random.Random) -> str:
     """Hurt one file in one way; what was done."""
-    file = draw.choice(sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in checksums.READ))
+    file = draw.choice(
+        sorted(
+            path for path in folder.rglob("*") if path.is_file() and path.suffix in checksums.READ
+        )
+    )
     data = bytearray(file.read_bytes())
     kinds = ["flip", "cut", "empty", "missing", "other", "longer", "swapped"]
     kinds += ["value"] * 6 if file.suffix in (".json", ".yaml") else ["header"] * 6
@@ -58,14 +81,24 @@ def damage(folder: Path, draw: random.Random) -> str:
     elif kind == "empty":
         data.clear()
     elif kind == "other":
-        data = bytearray(draw.choice((b"null", b"[]", b"{}", b"-", b"\xff\xfe", b"PK\3\4", b"[" * 5000, b"a: [b")))
+        data = bytearray(
+            draw.choice(
+                (b"null", b"[]", b"{}", b"-", b"\xff\xfe", b"PK\3\4", b"[" * 5000, b"a: [b")
+            )
+        )
     elif kind == "longer":
         data += draw.choice((b"\0", b"\n", b"{}", bytes(5000)))
     elif kind == "swapped":
-        data = bytearray(draw.choice(sorted(p for p in folder.rglob("*") if p.is_file())).read_bytes())
+        data = bytearray(
+            draw.choice(sorted(p for p in folder.rglob("*") if p.is_file())).read_bytes()
+        )
     elif kind == "value":
         values = yaml.safe_load(bytes(data)) if file.suffix == ".yaml" else json.loads(data)
-        data = bytearray((yaml.safe_dump if file.suffix == ".yaml" else json.dumps)(changed(values, draw)).encode())
+        data = bytearray(
+            (yaml.safe_dump if file.suffix == ".yaml" else json.dumps)(
+                changed(values, draw)
+            ).encode()
+        )
     elif kind == "header":
         data = with_header(data, lambda entries: changed(entries, draw))
     if kind == "missing":

@@ -81,7 +81,9 @@ def released_folder(folder: Path, config: MolmoConfig, state: dict[str, Tensor],
     halves = [dict(list(theirs.items())[half::2]) for half in range(2)]
     for number, half in enumerate(halves):
         save_file(half, folder / f"part{number}.safetensors")
-    where = {name: f"part{number}.safetensors" for number, half in enumerate(halves) for name in half}
+    where = {
+        name: f"part{number}.safetensors" for number, half in enumerate(halves) for name in half
+    }
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
     return folder
 
@@ -91,8 +93,12 @@ def weights_folder(folder: Path, config: MolmoConfig, state: dict[str, Tensor]) 
     return folder
 
 
-def checkpoint_of(parts: Callable, ranks: int) -> Callable[[Path, MolmoConfig, dict[str, Tensor]], Path]:
-    return lambda folder, config, state: write_checkpoint(folder, run_config(config), state, parts, ranks)
+def checkpoint_of(
+    parts: Callable, ranks: int
+) -> Callable[[Path, MolmoConfig, dict[str, Tensor]], Path]:
+    return lambda folder, config, state: write_checkpoint(
+        folder, run_config(config), state, parts, ranks
+    )
 
 
 FOLDERS = {
@@ -111,11 +117,14 @@ CASES = [(kind, DENSE) for kind in FOLDERS if kind != "experts"]
 CASES += [(kind, EXPERTS) for kind in ("weights", "shards", "bin", "experts")]
 
 
-@pytest.mark.parametrize(("kind", "architecture"), CASES, ids=[f"{k} {a.text.model_type}" for k, a in CASES])
+@pytest.mark.parametrize(
+    ("kind", "architecture"), CASES, ids=[f"{k} {a.text.model_type}" for k, a in CASES]
+)
 def test_slices_of_every_folder(
     tmp_path: Path, kind: str, architecture: MolmoConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slices, "BLOCK", 4000)  # a few rows, so that blocks begin and end inside pieces
+    # a few rows, so that blocks begin and end inside pieces
+    monkeypatch.setattr(slices, "BLOCK", 4000)
     state = random_state(architecture)
     source = open_source(FOLDERS[kind](tmp_path / "folder", architecture, state))
     assert source.config.model == architecture
@@ -161,9 +170,18 @@ def test_a_tied_head_is_a_copy(tmp_path: Path, kind: str) -> None:
     tied = model(tie_word_embeddings=True)
     state = {name: tensor for name, tensor in random_state(tied).items() if name != HEAD}
     if kind == "shards":
-        folder = released_folder(tmp_path / "folder", tied, state | {HEAD: state["embed.embedding"]}, kind)
+        folder = released_folder(
+            tmp_path / "folder", tied, state | {HEAD: state["embed.embedding"]}, kind
+        )
         for part in folder.glob("*.safetensors"):
-            save_file({n: t for n, t in load_file(part).items() if n[-13:] != "ff_out.weight" or "blocks" in n}, part)
+            save_file(
+                {
+                    n: t
+                    for n, t in load_file(part).items()
+                    if n[-13:] != "ff_out.weight" or "blocks" in n
+                },
+                part,
+            )
         index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
         index.pop("model.transformer.ff_out.weight")
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
@@ -213,18 +231,28 @@ def test_one_sentence_names_file_and_tensor(tmp_path: Path) -> None:
     lost = shutil.copytree(good, tmp_path / "lost")
     (lost / file).unlink()
     faults = {
-        f"{file} lacks tensor '{key}', which the index promises": broken("missing", lambda t: t.pop(key)),
+        f"{file} lacks tensor '{key}', which the index promises": broken(
+            "missing", lambda t: t.pop(key)
+        ),
         f"'{key}' has shape [96, 31] and the configuration asks for [96, 32]": broken(
             "shape", lambda t: t.update({key: torch.ones(96, 31)})
         ),
-        f"{file}: tensor '{key}' is of type int32": broken("kind", lambda t: t.update({key: t[key].int()})),
+        f"{file}: tensor '{key}' is of type int32": broken(
+            "kind", lambda t: t.update({key: t[key].int()})
+        ),
         f"{file}: tensor '{key}' holds a number that is not finite": broken("nan", not_a_number),
         f"{file} is cut short: tensor": cut("short", -100),
         f"{file} is cut short: its header": cut("header", 60),
         f"{file}, which is not there": lost,
-        "lies over another one": lying("over", lambda e: e.update(data_offsets=[n - 4 for n in e["data_offsets"]])),
-        f"{file} is damaged: tensor '{key}' [96, 33] of type F32": lying("wide", lambda e: e.update(shape=[96, 33])),
-        f"header says of tensor '{key}' what cannot be": lying("negative", lambda e: e.update(shape=[-96, -32])),
+        "lies over another one": lying(
+            "over", lambda e: e.update(data_offsets=[n - 4 for n in e["data_offsets"]])
+        ),
+        f"{file} is damaged: tensor '{key}' [96, 33] of type F32": lying(
+            "wide", lambda e: e.update(shape=[96, 33])
+        ),
+        f"header says of tensor '{key}' what cannot be": lying(
+            "negative", lambda e: e.update(shape=[-96, -32])
+        ),
     }
     for sentence, folder in faults.items():
         with pytest.raises(ValueError) as said:
@@ -232,7 +260,11 @@ def test_one_sentence_names_file_and_tensor(tmp_path: Path) -> None:
             with torch.device("meta"):
                 module = Molmo(DENSE)
             slices.fill(module, source)
-        text = str(said.value).replace("layers.1.mlp.up_proj.weight", key).replace("layers.1.mlp.gate_proj.weight", key)
+        text = (
+            str(said.value)
+            .replace("layers.1.mlp.up_proj.weight", key)
+            .replace("layers.1.mlp.gate_proj.weight", key)
+        )
         assert sentence in text and text.endswith(".") and "\n" not in text, text
 
 
@@ -242,7 +274,9 @@ def test_another_architecture_and_damaged_pieces(tmp_path: Path) -> None:
     with torch.device("meta"):
         wider = Molmo(model(intermediate_size=64))
         deeper = Molmo(model(num_hidden_layers=3))
-    with pytest.raises(ValueError, match=r"gate_proj.weight' has shape \[48, \d+\] and .* asks for \[64, \d+\]"):
+    with pytest.raises(
+        ValueError, match=r"gate_proj.weight' has shape \[48, \d+\] and .* asks for \[64, \d+\]"
+    ):
         slices.fill(wider, source)
     with pytest.raises(ValueError, match="has no tensor 'layers.2"):
         slices.fill(deeper, source)
@@ -292,7 +326,11 @@ def test_memory(tmp_path: Path) -> None:
     experts = replace(EXPERTS.text, num_experts=32, intermediate_size=512, **heads)
     many = replace(EXPERTS, text=experts)
     folders = []
-    for name, kind, architecture in (("a", "shards", big), ("b", "tensor", big), ("c", "bin", many)):
+    for name, kind, architecture in (
+        ("a", "shards", big),
+        ("b", "tensor", big),
+        ("c", "bin", many),
+    ):
         with torch.device("meta"):
             shapes = {n: p.shape for n, p in Molmo(architecture).named_parameters()}
         state = {n: torch.full(shape, 0.5) for n, shape in shapes.items()}
@@ -300,7 +338,9 @@ def test_memory(tmp_path: Path) -> None:
     command = [sys.executable, "-c", HELD, *folders]
     watched = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     watched["PYTHONPATH"] = f"{ROOT}:{Path(__file__).parent}"
-    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=180, env=watched)
+    run = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, timeout=180, env=watched
+    )
     assert run.returncode == 0, run.stderr
     lines = [line for line in run.stdout.splitlines() if line.startswith("seen ")]
     for line, folder in zip(lines, folders, strict=True):
@@ -314,11 +354,18 @@ def test_a_released_folder_says_how_to_crop_and_to_ask(tmp_path: Path) -> None:
     values = to_released(presets.get("molmo_7b_d"), "float32")
     values.pop("molmo_ds")
     (tmp_path / "config.json").write_text(json.dumps(values))
-    assert released_config.read(tmp_path) == presets.get("molmo_7b_d") and released_config.prompts(tmp_path) == {}
-    (tmp_path / "preprocessor_config.json").write_text('{"max_crops": 20, "overlap_margins": [3, 5]}')
+    assert (
+        released_config.read(tmp_path) == presets.get("molmo_7b_d")
+        and released_config.prompts(tmp_path) == {}
+    )
+    (tmp_path / "preprocessor_config.json").write_text(
+        '{"max_crops": 20, "overlap_margins": [3, 5]}'
+    )
     images = released_config.read(tmp_path).images
     assert (images.max_crops, images.overlap_margins) == (20, (3, 5))
-    (tmp_path / "processor_config.json").write_text('{"message_format": "none", "processor_class": "MolmoProcessor"}')
+    (tmp_path / "processor_config.json").write_text(
+        '{"message_format": "none", "processor_class": "MolmoProcessor"}'
+    )
     assert released_config.prompts(tmp_path) == {"message_format": "none"}
     with pytest.raises(ValueError, match="s3://bucket/run is remote"):
         open_source("s3://bucket/run")

@@ -58,14 +58,29 @@ LIMIT = 1000  # megabytes, of --rows
 
 def main() -> None:
     """Measure one of the two."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["speed", "rows"])
-    parser.add_argument("--checkpoint", type=local, help="of speed: a run's folder or a folder of weights")
-    parser.add_argument("--scratch", type=local, metavar="TOKENIZER", help="of speed: random weights, larger pictures")
-    parser.add_argument("--pictures", type=local, help="shards whose pictures are asked about; default: noise")
-    parser.add_argument("--count", type=int, default=64, help="pictures of speed, each with five questions")
+    parser.add_argument(
+        "--checkpoint", type=local, help="of speed: a run's folder or a folder of weights"
+    )
+    parser.add_argument(
+        "--scratch",
+        type=local,
+        metavar="TOKENIZER",
+        help="of speed: random weights, larger pictures",
+    )
+    parser.add_argument(
+        "--pictures", type=local, help="shards whose pictures are asked about; default: noise"
+    )
+    parser.add_argument(
+        "--count", type=int, default=64, help="pictures of speed, each with five questions"
+    )
     parser.add_argument("--batch", type=int, default=64, help="questions at once, ours")
-    parser.add_argument("--other-batch", type=int, default=8, help="questions at once, transformers")
+    parser.add_argument(
+        "--other-batch", type=int, default=8, help="questions at once, transformers"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="of each way; the best counts")
     parser.add_argument("--rows", type=int, default=100_000)
     given = parser.parse_args()
@@ -90,25 +105,39 @@ def speed(folder: Path, given: argparse.Namespace) -> None:
     asked = job.rows()
     ways = {
         "molmo-ds evaluate": lambda: evaluated(job, client),
-        f"batches of generate, {given.batch}": lambda: in_batches(job, answerer, asked, given.batch),
+        f"batches of generate, {given.batch}": lambda: in_batches(
+            job, answerer, asked, given.batch
+        ),
     }
-    ways[f"exported, transformers, {given.other_batch}"] = exported(job, given, folder / "export", asked)
-    print(f"{len(asked)} questions about {given.count} pictures, {tables.cpu()}, torch {torch.__version__}, one thread")
+    ways[f"exported, transformers, {given.other_batch}"] = exported(
+        job, given, folder / "export", asked
+    )
+    print(
+        f"{len(asked)} questions about {given.count} pictures, {tables.cpu()}, torch {torch.__version__}, one thread"
+    )
     first: list[str] = []
     for name, way in ways.items():
         seconds, replies = min((timed(way) for _ in range(given.rounds)), key=lambda pair: pair[0])
         first = first or replies
         equal = sum(a == b for a, b in zip(first, replies))
-        print(f"{name:32} {len(asked) / seconds:8.1f} questions per CPU-second, {equal} of {len(asked)} replies equal")
+        print(
+            f"{name:32} {len(asked) / seconds:8.1f} questions per CPU-second, {equal} of {len(asked)} replies equal"
+        )
 
 
 def scratch(folder: Path, tokenizer: Path) -> Path:
     """Random weights of the preset tiny with 36 tokens a crop: 7 crops and 274 tokens of a picture of 504 x 336."""
-    shape = ["model.vision.image_size=168", "model.images.max_crops=6", "model.images.overlap_margins=[0,0]"]
+    shape = [
+        "model.vision.image_size=168",
+        "model.images.max_crops=6",
+        "model.images.overlap_margins=[0,0]",
+    ]
     crop = ["model.images.crop_mode=overlap-and-resize-c2"]
     config = settings.load(overrides=["preset=tiny", *shape, *crop, f"out={folder / 'none'}"])
     shapes = shapes_of(config.model)
-    tensors = ((name, initial_parameter(config.model, name, one, 1)) for name, one in shapes.items())
+    tensors = (
+        (name, initial_parameter(config.model, name, one, 1)) for name, one in shapes.items()
+    )
     write_weights(folder / "scratch", config.model, tensors, tokenizer, len(shapes))
     return folder / "scratch"
 
@@ -131,7 +160,9 @@ def in_batches(job: Job, answerer: Answerer, asked: Sequence[Row], batch: int) -
     replies: list[str] = []
     for start in range(0, len(asked), batch):
         prompts = [
-            answerer.builder.prompt(job.shards.read(row.index)["pixels"], row.question(), rng=RandomState(row.index))
+            answerer.builder.prompt(
+                job.shards.read(row.index)["pixels"], row.question(), rng=RandomState(row.index)
+            )
             for row in asked[start : start + batch]
         ]
         texts, _ = answerer.answer(prompts, Options(max_new_tokens=TASK.max_new_tokens))
@@ -139,25 +170,34 @@ def in_batches(job: Job, answerer: Answerer, asked: Sequence[Row], batch: int) -
     return replies
 
 
-def exported(job: Job, given: argparse.Namespace, folder: Path, asked: Sequence[Row]) -> Callable[[], list[str]]:
+def exported(
+    job: Job, given: argparse.Namespace, folder: Path, asked: Sequence[Row]
+) -> Callable[[], list[str]]:
     """The same questions of the exported folder under transformers, as a user would ask them."""
     from transformers import AutoModelForCausalLM, AutoProcessor
 
     from molmo_ds.hub.export import to_hub
 
     to_hub(given.checkpoint, folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, trust_remote_code=True, dtype=torch.float32
+    ).eval()
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 
     def way() -> list[str]:
         replies = []
         for start in range(0, len(asked), given.other_batch):
             chunk = asked[start : start + given.other_batch]
-            shown = [[Image.open(io.BytesIO(data)) for data in job.shards.read(row.index)["pixels"]] for row in chunk]
+            shown = [
+                [Image.open(io.BytesIO(data)) for data in job.shards.read(row.index)["pixels"]]
+                for row in chunk
+            ]
             texts = [f"vqa2: {row.annotation['question']}" for row in chunk]
             inputs = processor(text=texts, images=shown, return_tensors="pt")
             with torch.no_grad():
-                output = model.generate(**inputs, max_new_tokens=TASK.max_new_tokens, do_sample=False)
+                output = model.generate(
+                    **inputs, max_new_tokens=TASK.max_new_tokens, do_sample=False
+                )
             new = output[:, inputs["input_ids"].shape[1] :]
             replies += [processor.decode(ids).strip() for ids in new]
         return replies
@@ -171,13 +211,23 @@ class MadeUp:
     def replies(self, asks: Iterable[Ask]) -> Iterator[Reply]:
         """See Client."""
         for number, ask in enumerate(asks):
-            yield Reply(id=ask.id, text=str(number % 10), token_count=1, end="stop", prompt=ask.annotation["question"])
+            yield Reply(
+                id=ask.id,
+                text=str(number % 10),
+                token_count=1,
+                end="stop",
+                prompt=ask.annotation["question"],
+            )
 
 
 def rows(folder: Path, count: int) -> None:
     """Evaluate, score, write and page that many questions; print seconds and memory."""
     each = len(QUESTIONS)
-    write_shards(records(itertools.islice(itertools.cycle(noise(100)), count // each)), folder / "data", 10_000)
+    write_shards(
+        records(itertools.islice(itertools.cycle(noise(100)), count // each)),
+        folder / "data",
+        10_000,
+    )
     job = job_of(folder)
     busy = time.process_time()
     began = time.perf_counter()
@@ -189,9 +239,15 @@ def rows(folder: Path, count: int) -> None:
     ended = time.perf_counter()
     busy = time.process_time() - busy
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{len(outcome.rows):,} rows, {tables.cpu()}: {ended - began:.1f} s ({busy:.1f} CPU-s)", end=", ")
+    print(
+        f"{len(outcome.rows):,} rows, {tables.cpu()}: {ended - began:.1f} s ({busy:.1f} CPU-s)",
+        end=", ",
+    )
     print(f"at most {memory:,.0f} MB (asked: {LIMIT})")
-    print(f"read, asked, logged and scored {asked - began:.1f} s, written {written - asked:.1f} s,", end=" ")
+    print(
+        f"read, asked, logged and scored {asked - began:.1f} s, written {written - asked:.1f} s,",
+        end=" ",
+    )
     print(f"page of {len(text) / 1e6:.1f} MB {ended - written:.1f} s")
 
 
@@ -201,7 +257,9 @@ def job_of(folder: Path) -> Job:
     values |= dict.fromkeys(("crops", "limit", "shuffle_seed"))
     known = Provenance(task=TASK.name, split="bench", new_tokens=TASK.max_new_tokens, **values)
     shards = ShardSet(str(folder / "data"))
-    return Job(task=TASK, split="bench", shards=shards, results=folder / "results", provenance=known)
+    return Job(
+        task=TASK, split="bench", shards=shards, results=folder / "results", provenance=known
+    )
 
 
 def records(shown: Iterable[bytes]) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -209,7 +267,11 @@ def records(shown: Iterable[bytes]) -> Iterator[tuple[str, dict[str, bytes]]]:
     for number, data in enumerate(shown):
         kind = Image.open(io.BytesIO(data)).format.lower()
         for place, question in enumerate(QUESTIONS):
-            asked = {"style": "vqa2", "question": question, "answers": [str((number + place) % 10)] * 10}
+            asked = {
+                "style": "vqa2",
+                "question": question,
+                "answers": [str((number + place) % 10)] * 10,
+            }
             known = {"image_id": number, "example_id": f"{number}-{place}"}
             record = {"images": [kind], "annotations": [asked], "metadata": known}
             yield f"{number:06d}-{place}", {kind: data, "json": json.dumps(record).encode()}
@@ -229,7 +291,9 @@ def noise(count: int, size: tuple[int, int] = (56, 56)) -> Iterator[bytes]:
     """PNGs of a width and height in pixels."""
     for seed in range(count):
         stream = io.BytesIO()
-        Image.fromarray(RandomState(seed).randint(0, 256, (size[1], size[0], 3)).astype(np.uint8)).save(stream, "PNG")
+        Image.fromarray(
+            RandomState(seed).randint(0, 256, (size[1], size[0], 3)).astype(np.uint8)
+        ).save(stream, "PNG")
         yield stream.getvalue()
 
 

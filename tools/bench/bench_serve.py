@@ -27,18 +27,23 @@ class Seen:
     """What the clients noted."""
 
     codes: Counter = field(default_factory=Counter)
-    first: list[float] = field(default_factory=list)  # seconds from an admitted question to its first token
+    # seconds from an admitted question to its first token
+    first: list[float] = field(default_factory=list)
     next: list[float] = field(default_factory=list)  # seconds from a token to the next
     memory: list[int] = field(default_factory=list)  # bytes of all processes, twice
 
     def rows(self) -> list[str]:
         """The report."""
-        lines = [f"answers: {', '.join(f'{count} x {code}' for code, count in sorted(self.codes.items()))}"]
+        lines = [
+            f"answers: {', '.join(f'{count} x {code}' for code, count in sorted(self.codes.items()))}"
+        ]
         for name in ("first", "next"):
             values = getattr(self, name)
             if values:
                 half, most = np.percentile(values, (50, 95))
-                lines.append(f"{name} token: p50 {half * 1e3:.1f} ms, p95 {most * 1e3:.1f} ms of {len(values)}")
+                lines.append(
+                    f"{name} token: p50 {half * 1e3:.1f} ms, p95 {most * 1e3:.1f} ms of {len(values)}"
+                )
         if self.memory:
             lines.append(f"memory: {', '.join(f'{size / 2**20:.1f} MiB' for size in self.memory)}")
         return lines
@@ -51,7 +56,9 @@ async def load(url: str, clients: int, seconds: float, tokens: int, pids: list[i
     connections = aiohttp.TCPConnector(limit=clients)
     async with aiohttp.ClientSession(connector=connections) as session:
         watch = asyncio.create_task(measure(seen, pids, seconds / 10))
-        await asyncio.gather(*(client(session, url, number, end, tokens, seen) for number in range(clients)))
+        await asyncio.gather(
+            *(client(session, url, number, end, tokens, seen) for number in range(clients))
+        )
         await watch
     if pids:
         seen.memory.append(memory_of(pids))
@@ -65,14 +72,22 @@ async def measure(seen: Seen, pids: list[int], seconds: float) -> None:
         seen.memory.append(memory_of(pids))
 
 
-async def client(session: aiohttp.ClientSession, url: str, number: int, end: float, tokens: int, seen: Seen) -> None:
+async def client(
+    session: aiohttp.ClientSession, url: str, number: int, end: float, tokens: int, seen: Seen
+) -> None:
     """One client: every third question is about a picture."""
-    picture = [{"type": "image_url", "image_url": {"url": data_url(number)}}] if number % 3 == 0 else []
+    picture = (
+        [{"type": "image_url", "image_url": {"url": data_url(number)}}] if number % 3 == 0 else []
+    )
     turn = 0
     while time.monotonic() < end:
         turn += 1
         content = [*picture, {"type": "text", "text": f"How many, client {number}, turn {turn}?"}]
-        body = {"messages": [{"role": "user", "content": content}], "max_tokens": tokens, "stream": True}
+        body = {
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": tokens,
+            "stream": True,
+        }
         began = time.monotonic()
         async with session.post(f"{url}/v1/chat/completions", json=body) as response:
             seen.codes[response.status] += 1
@@ -87,7 +102,9 @@ async def read(response: aiohttp.ClientResponse, began: float, seen: Seen) -> No
     """Note when the tokens come."""
     last = None
     async for line in response.content:
-        if not line.startswith(b"data: {") or not json.loads(line[6:])["choices"][0]["delta"].get("content"):
+        if not line.startswith(b"data: {") or not json.loads(line[6:])["choices"][0]["delta"].get(
+            "content"
+        ):
             continue
         now = time.monotonic()
         if last is None:
@@ -100,7 +117,9 @@ async def read(response: aiohttp.ClientResponse, began: float, seen: Seen) -> No
 def data_url(seed: int) -> str:
     """A small picture of noise."""
     stream = io.BytesIO()
-    Image.fromarray(np.random.RandomState(seed).randint(0, 256, (60, 80, 3), np.uint8)).save(stream, "PNG")
+    Image.fromarray(np.random.RandomState(seed).randint(0, 256, (60, 80, 3), np.uint8)).save(
+        stream, "PNG"
+    )
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
@@ -111,7 +130,9 @@ def memory_of(pids: list[int]) -> int:
 
 def main(arguments: list[str] | None = None) -> None:
     """Read the command line, load, report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("url")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=600)
@@ -119,7 +140,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pids", default="", help="processes whose memory is measured")
     given = parser.parse_args(arguments)
     pids = [int(word) for word in given.pids.split(",") if word]
-    seen = asyncio.run(load(given.url.rstrip("/"), given.clients, given.seconds, given.tokens, pids))
+    seen = asyncio.run(
+        load(given.url.rstrip("/"), given.clients, given.seconds, given.tokens, pids)
+    )
     print("\n".join(seen.rows()))
 
 

@@ -55,9 +55,12 @@ class SampleBuilder:
         self.tokenizer = Tokenizer(config.data.tokenizer, config.model.text.vocab_size)
         self.longest = config.model.text.max_position_embeddings
         settings = [
-            dataclasses.asdict(part) for part in (self.images.geometry, config.model.images, config.data.prompts)
+            dataclasses.asdict(part)
+            for part in (self.images.geometry, config.model.images, config.data.prompts)
         ]
-        digest = hashlib.sha256(json.dumps([settings, self.sequence_length], sort_keys=True).encode())
+        digest = hashlib.sha256(
+            json.dumps([settings, self.sequence_length], sort_keys=True).encode()
+        )
         digest.update(self.tokenizer.digest.encode())
         self.fingerprint = digest.hexdigest()  # what decides a sample's tokens and crops
         self.cut = 0  # tokens that sequence_length cost the sample that was sized or built last
@@ -91,7 +94,10 @@ class SampleBuilder:
         """
         arrays = [_to_array(picture) for picture in pictures]
         single = [number in overviews for number in range(len(arrays))]
-        layouts = [self.images.layout(array.shape[1], array.shape[0], one) for array, one in zip(arrays, single)]
+        layouts = [
+            self.images.layout(array.shape[1], array.shape[0], one)
+            for array, one in zip(arrays, single)
+        ]
         return self._seen(layouts, arrays, single)
 
     def prompt(
@@ -112,11 +118,15 @@ class SampleBuilder:
         else:
             annotation = Annotation(style=style, messages=list(request))
         seen = pictures if isinstance(pictures, Seen) else self.see(pictures)
-        messages = self.prompts.messages(annotation, rng or RandomState(0), seen.size, inference=True)
+        messages = self.prompts.messages(
+            annotation, rng or RandomState(0), seen.size, inference=True
+        )
         return _sample(ask(self.tokenizer, messages, seen.layouts, self.longest), seen)
 
     def _tree(self, record: Record, layouts: list[Layout], rng: RandomState) -> Tree:
-        conversations = self.prompts.conversations(record.get("annotations") or [], rng, first_size(record))
+        conversations = self.prompts.conversations(
+            record.get("annotations") or [], rng, first_size(record)
+        )
         check_pictures(record, [conversation.pictures for conversation in conversations])
         tree = learn(self.tokenizer, conversations, layouts, self.sequence_length)
         self.cut = tree.cut
@@ -140,7 +150,8 @@ class SampleBuilder:
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)  # crops are megabytes: no copy without need
+    # crops are megabytes: no copy without need
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _sample(tree: Tree, seen: Seen) -> Sample:

@@ -19,7 +19,9 @@ class Conversation:
     pictures: int | None = None  # that the text says it begins with
 
 
-def speak(i: int, turn: str, message_format: str = "role", always_start_with_space: bool = True) -> str:
+def speak(
+    i: int, turn: str, message_format: str = "role", always_start_with_space: bool = True
+) -> str:
     """Turn i of a conversation, the user's if i is even, with what goes before and after it.
 
     Args:

@@ -27,16 +27,22 @@ def android_control(row: Row, split: str) -> list[Item]:
         goal = row["goal"]
         asked = {
             "ll": annotation("android_control", question=f"low_level: {low}", answer=done),
-            "hl_ll": annotation("android_control", question=f"high_level: {goal} low_level: {low}", answer=done),
+            "hl_ll": annotation(
+                "android_control", question=f"high_level: {goal} low_level: {low}", answer=done
+            ),
             "hl": annotation("android_control", question=f"high_level: {goal}", answer=done),
             "hl_cot": annotation(
-                "android_control", question=f"high_level_cot: {goal}", answer=f"Plan: {low} Action: {done}"
+                "android_control",
+                question=f"high_level_cot: {goal}",
+                answer=f"Plan: {low} Action: {done}",
             ),
         }
         shown = (Picture(data=row["screenshots"][step]),)
         known = {"episode_id": row["episode_id"][0], "step": step, "target_action": done}
         if split != "train":
-            known["target_box"] = target_box(json.loads(action), row["accessibility_trees"][step], size)
+            known["target_box"] = target_box(
+                json.loads(action), row["accessibility_trees"][step], size
+            )
         if split == "train":
             items.append(Item(shown, list(asked.values()), known))
         else:
@@ -58,7 +64,9 @@ def action_text(action: dict[str, Any], size: tuple[int, int]) -> str:
     if kind == "input_text":
         return f"Type {action['text']}"
     if kind not in _WORDS:
-        raise ValueError(f"Android Control has an action '{kind}' that is not known; its layout has changed.")
+        raise ValueError(
+            f"Android Control has an action '{kind}' that is not known; its layout has changed."
+        )
     return _WORDS[kind]
 
 
@@ -73,8 +81,16 @@ def target_box(action: dict[str, Any], forest: bytes, size: tuple[int, int]) -> 
         return ""
     x = action["x"]
     y = action["y"]
-    around = [box for box in visible_boxes(forest, size) if box[0] <= x <= box[2] and box[1] <= y <= box[3]]
-    box = min(around, key=lambda box: (box[2] - box[0], box[3] - box[1]), default=(x - 10, y - 10, x + 10, y + 10))
+    around = [
+        box
+        for box in visible_boxes(forest, size)
+        if box[0] <= x <= box[2] and box[1] <= y <= box[3]
+    ]
+    box = min(
+        around,
+        key=lambda box: (box[2] - box[0], box[3] - box[1]),
+        default=(x - 10, y - 10, x + 10, y + 10),
+    )
     return str([round(edge / size[i % 2] * 100, 1) for i, edge in enumerate(box)])
 
 
@@ -111,7 +127,11 @@ def read_android_control(folder: Path, split: str) -> Iterator[Row]:
                 row = parse_example(file.read(length + 4)[:length])
                 if row["episode_id"][0] in wanted:
                     decode = ("actions", "step_instructions")
-                    yield {**row, "goal": row["goal"][0].decode(), **{k: [v.decode() for v in row[k]] for k in decode}}
+                    yield {
+                        **row,
+                        "goal": row["goal"][0].decode(),
+                        **{k: [v.decode() for v in row[k]] for k in decode},
+                    }
 
 
 def parse_example(data: bytes) -> dict[str, list]:
@@ -124,7 +144,9 @@ def parse_example(data: bytes) -> dict[str, list]:
                 if kind == 1:  # BytesList
                     features[pair[1].decode()] = [value for _, value in _fields(values)]
                 elif kind == 3:  # Int64List, packed or not
-                    found = [[v] if isinstance(v, int) else list(_varints(v)) for _, v in _fields(values)]
+                    found = [
+                        [v] if isinstance(v, int) else list(_varints(v)) for _, v in _fields(values)
+                    ]
                     features[pair[1].decode()] = [number for numbers in found for number in numbers]
     return features
 
@@ -169,7 +191,12 @@ def _varints(data: bytes) -> Iterator[int]:
 
 SOURCES = [
     Source(
-        *("android_control", "Apache-2.0", "allenai/molmo, olmo/hf_datasets/android_control.py", android_control),
+        *(
+            "android_control",
+            "Apache-2.0",
+            "allenai/molmo, olmo/hf_datasets/android_control.py",
+            android_control,
+        ),
         read=read_android_control,
         by_hand="copy https://console.cloud.google.com/storage/browser/gresearch/android_control into DIR: 20 files"
         " android_control-000NN-of-00020, splits.json and test_subsplits.json",

@@ -17,7 +17,12 @@ _FOLDERS = {"coco": "trainval_images", "openimg": "data", "movies": "ClockMovies
 
 def clock_bench(row: Row, split: str) -> list[Item]:
     """The hour and the minute that a clock shows; seconds are not known."""
-    known = {"image_id": row["img_id"], "hour": int(row["hour"]), "minute": int(row["minute"]), "second": -1}
+    known = {
+        "image_id": row["img_id"],
+        "hour": int(row["hour"]),
+        "minute": int(row["minute"]),
+        "second": -1,
+    }
     return [Item(picture(row["image"]), [annotation("clocks", question=QUESTION)], known)]
 
 
@@ -25,12 +30,20 @@ def read_clock_bench(folder: Path, split: str) -> Iterator[Row]:
     """SPLIT_final.csv; the pictures' names are decomposed Unicode."""
     with open(folder / f"{split}_final.csv", newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            yield {**row, "image": f"{_FOLDERS[split]}/{unicodedata.normalize('NFD', row['file_name'])}"}
+            yield {
+                **row,
+                "image": f"{_FOLDERS[split]}/{unicodedata.normalize('NFD', row['file_name'])}",
+            }
 
 
 SOURCES = [
     Source(
-        *("clock_bench", "not stated", "allenai/molmo, olmo/hf_datasets/clock_bench.py", clock_bench),
+        *(
+            "clock_bench",
+            "not stated",
+            "allenai/molmo, olmo/hf_datasets/clock_bench.py",
+            clock_bench,
+        ),
         splits={split: split for split in _FOLDERS},
         read=read_clock_bench,
         by_hand="put data/*_final.csv of https://github.com/charigyang/itsabouttime into DIR and unpack the pictures"

@@ -21,7 +21,9 @@ def newest(folder: str, world: World) -> Found | None:
     candidates = world.broadcast([p.name for p in steps(folder)])
     for name in candidates:
         path = Path(folder) / name
-        wrong = next((w for w in world.gather(what_is_wrong(path, world.rank, world.size)) if w), None)
+        wrong = next(
+            (w for w in world.gather(what_is_wrong(path, world.rank, world.size)) if w), None
+        )
         if wrong is None:
             return open_checkpoint(path)
         if world.rank == 0:
@@ -49,15 +51,23 @@ def restore(found: Found, pieces: Iterable[Fragment], names: set[str], optimizer
         optimizer: what optim.name is now.
     """
     if found.optimizer != optimizer:
-        raise ValueError(f"{found.path} was written with optim.name={found.optimizer}, not {optimizer}.")
+        raise ValueError(
+            f"{found.path} was written with optim.name={found.optimizer}, not {optimizer}."
+        )
     if missing := sorted(names ^ set(found.shapes)):
-        raise ValueError(f"{found.path} belongs to another model: '{missing[0]}' is on one side only.")
+        raise ValueError(
+            f"{found.path} belongs to another model: '{missing[0]}' is on one side only."
+        )
     expected = {"weight"} | state_keys(found)[0]
     for piece in pieces:
         if tuple(piece.shape) != found.shapes[piece.name]:
             shape = found.shapes[piece.name]
-            raise ValueError(f"{found.path}: {piece.name} has shape {shape}, and the model has {piece.shape}.")
-        assert not piece.trains or expected == set(piece.tensors), f"no place for the state of {piece.name}"
+            raise ValueError(
+                f"{found.path}: {piece.name} has shape {shape}, and the model has {piece.shape}."
+            )
+        assert not piece.trains or expected == set(piece.tensors), (
+            f"no place for the state of {piece.name}"
+        )
         for key, target in piece.tensors.items():
             if not piece.stride:
                 target.copy_(found.elements(piece.name, key, piece.start, piece.start + piece.size))

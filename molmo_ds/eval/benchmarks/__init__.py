@@ -25,7 +25,8 @@ from molmo_ds.eval.benchmarks import (
 from molmo_ds.eval.task import Task
 
 FILES = (
-    *(ai2d, chart_qa, vqa2, doc_qa, info_qa, text_vqa, real_world_qa, mmmu, math_vista, counting),  # the paper's eleven
+    # the paper's eleven
+    *(ai2d, chart_qa, vqa2, doc_qa, info_qa, text_vqa, real_world_qa, mmmu, math_vista, counting),
     *(okvqa, a_okvqa, science_qa, st_qa, scene_graphs),
     *(pointing, android_control, clocks),
     *(captions, by_style),

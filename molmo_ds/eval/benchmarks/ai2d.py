@@ -9,7 +9,11 @@ from molmo_ds.eval.task import Published, Split, Task
 
 def question(metadata: Mapping[str, Any]) -> str:
     """The data set's id; a question with letters on the picture is there twice."""
-    kind = ("-opaque", "-transparent")[metadata["has_transparent_box"]] if metadata["abc_label"] else ""
+    kind = (
+        ("-opaque", "-transparent")[metadata["has_transparent_box"]]
+        if metadata["abc_label"]
+        else ""
+    )
     return f"{metadata['example_id']}{kind}"
 
 

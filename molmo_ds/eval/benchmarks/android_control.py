@@ -41,5 +41,10 @@ TASKS = [
         categories=action,
         published=_PUBLISHED.get(mode),
     )
-    for mode, what in (("ll", "low"), ("hl", "high"), ("hl_ll", "high and low"), ("hl_cot", "high with a plan"))
+    for mode, what in (
+        ("ll", "low"),
+        ("hl", "high"),
+        ("hl_ll", "high and low"),
+        ("hl_cot", "high with a plan"),
+    )
 ]

@@ -20,11 +20,15 @@ TASKS = [
         name="clock_bench",
         benchmark="ClockBench",
         styles=("clocks",),
-        splits={name: Split(shards=f"clock_bench-{name}") for name in ("coco", "openimg", "movies")},
+        splits={
+            name: Split(shards=f"clock_bench-{name}") for name in ("coco", "openimg", "movies")
+        },
         max_new_tokens=12,
         score=partial(score_clock, benchmark=True),
         headline="overall_close",
         truth=true_time,
-        published=Published(figures=(65.8, 64.2, 68.2, 65.6), split="coco, openimg and movies together"),
+        published=Published(
+            figures=(65.8, 64.2, 68.2, 65.6), split="coco, openimg and movies together"
+        ),
     ),
 ]

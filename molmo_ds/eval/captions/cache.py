@@ -41,7 +41,9 @@ class Cache:
         except ValueError:
             completion = None
         if not isinstance(completion, dict) or "choices" not in completion:
-            raise ValueError(f"{file} holds no reply of a judge; delete it, and the judge is asked again.")
+            raise ValueError(
+                f"{file} holds no reply of a judge; delete it, and the judge is asked again."
+            )
         return completion
 
     def put(self, name: str, completion: dict[str, Any]) -> None:

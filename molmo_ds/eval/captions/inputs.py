@@ -48,12 +48,18 @@ def read_references(path: Path) -> tuple[str, list[Reference]]:
             raise ValueError(f"{path}, line {number}: {error}") from None
         keys.add(key)
         if len(keys) > 1:
-            raise ValueError(f"{path}, line {number}: name all pictures by image_url or all by id, not some by each.")
+            raise ValueError(
+                f"{path}, line {number}: name all pictures by image_url or all by id, not some by each."
+            )
         if reference.picture in found:
-            raise ValueError(f"{path}, line {number}: {reference.picture} has a reference already; keep one.")
+            raise ValueError(
+                f"{path}, line {number}: {reference.picture} has a reference already; keep one."
+            )
         found[reference.picture] = reference
     if not found:
-        raise ValueError(f"{path} holds no references; docs/guides/captions.md says how to write them.")
+        raise ValueError(
+            f"{path} holds no references; docs/guides/captions.md says how to write them."
+        )
     return keys.pop(), list(found.values())
 
 
@@ -69,7 +75,9 @@ def _reference(line: str) -> tuple[str, Reference]:
         raise ValueError("name the picture by image_url or by id, one of them.")
     unknown = sorted(set(row) - {*FIELDS, *named})
     if unknown:
-        raise ValueError(f"there is a field '{unknown[0]}'; a reference has {named[0]}, {' and '.join(FIELDS)} only.")
+        raise ValueError(
+            f"there is a field '{unknown[0]}'; a reference has {named[0]}, {' and '.join(FIELDS)} only."
+        )
     picture = row[named[0]]
     if not isinstance(picture, str | int) or picture == "":
         raise ValueError(f"{named[0]} is {picture!r}; write a text or a number.")
@@ -102,7 +110,9 @@ def read_captions(path: Path, key: str) -> dict[str, str]:
     for number, row in enumerate(rows):
         named = [row[name] for name in names if row.get(name) not in (None, "")]
         if not named:
-            raise ValueError(f"{file}, row {number}: there is no {' or '.join(names)}, which the references go by.")
+            raise ValueError(
+                f"{file}, row {number}: there is no {' or '.join(names)}, which the references go by."
+            )
         if not isinstance(row.get("prediction"), str):
             raise ValueError(f"{file}, row {number}: there is no prediction.")
         caption = row["prediction"].strip()
@@ -123,7 +133,9 @@ def sample(references: Sequence[Reference], size: int | None) -> list[Reference]
     Raises ValueError where there are fewer.
     """
     if size is not None and not 1 <= size <= len(references):
-        raise ValueError(f"--sample is {size}, but there are {len(references)} references; draw from 1 to that many.")
+        raise ValueError(
+            f"--sample is {size}, but there are {len(references)} references; draw from 1 to that many."
+        )
     drawn = set(dense_caption.sample([one.picture for one in references], size))
     return sorted((one for one in references if one.picture in drawn), key=lambda one: one.picture)
 
@@ -135,7 +147,9 @@ def pair(references: Sequence[Reference], captions: dict[str, str], partial: boo
     """
     missing = [one.picture for one in references if one.picture not in captions]
     if len(missing) == len(references):
-        raise ValueError(f"No picture has a caption, for example {missing[0]}; are the names the same in both files?")
+        raise ValueError(
+            f"No picture has a caption, for example {missing[0]}; are the names the same in both files?"
+        )
     if missing and not partial:
         raise ValueError(
             f"{len(missing)} of {len(references)} pictures have no caption, the first is {missing[0]}; caption them, "

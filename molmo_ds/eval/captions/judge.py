@@ -70,7 +70,10 @@ class Judge:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._session is not None:
             await self._session.close()
@@ -94,7 +97,9 @@ class Judge:
         if not self.endpoint.url:
             raise Lost("not cached", "The reply is not in the cache, and no --judge-url is given.")
         try:
-            completion = await self._attempts({"model": self.endpoint.model, "messages": messages, **options})
+            completion = await self._attempts(
+                {"model": self.endpoint.model, "messages": messages, **options}
+            )
         except Lost as error:
             self._lost_in_a_row += 1
             if self._lost_in_a_row < LOST_IN_A_ROW:
@@ -113,7 +118,8 @@ class Judge:
         for attempt in range(self.endpoint.attempts):
             if attempt:
                 longest = min(FIRST_DELAY * 2 ** (attempt - 1), LONGEST_DELAY)
-                await asyncio.sleep(longest * random.uniform(0.5, 1.0))  # or all would come back at once
+                # or all would come back at once
+                await asyncio.sleep(longest * random.uniform(0.5, 1.0))
             await self._wait_for_pause()
             try:
                 return await self._send(request)
@@ -133,7 +139,9 @@ class Judge:
         """One try."""
         session = self._connected()
         self.sent += 1
-        async with session.post(self.endpoint.url.rstrip("/") + "/chat/completions", json=request) as response:
+        async with session.post(
+            self.endpoint.url.rstrip("/") + "/chat/completions", json=request
+        ) as response:
             body = await response.text()
             if response.status != 200:
                 raise self._failure(response.status, body, response.headers.get("Retry-After", ""))
@@ -160,11 +168,15 @@ class Judge:
             if variable:
                 key = os.environ.get(variable, "").strip()
                 if not key:
-                    raise ValueError(f"The environment variable {variable} is empty; put the judge's key there.")
+                    raise ValueError(
+                        f"The environment variable {variable} is empty; put the judge's key there."
+                    )
                 headers["Authorization"] = f"Bearer {key}"
             timeout = aiohttp.ClientTimeout(total=self.endpoint.timeout)
             connector = aiohttp.TCPConnector(limit=self.endpoint.parallel)
-            self._session = aiohttp.ClientSession(headers=headers, timeout=timeout, connector=connector)
+            self._session = aiohttp.ClientSession(
+                headers=headers, timeout=timeout, connector=connector
+            )
         return self._session
 
 
@@ -191,7 +203,11 @@ def _parsed(body: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     choices = completion.get("choices") if isinstance(completion, dict) else None
-    return completion if isinstance(choices, list) and choices and isinstance(choices[0], dict) else None
+    return (
+        completion
+        if isinstance(choices, list) and choices and isinstance(choices[0], dict)
+        else None
+    )
 
 
 def _message(body: str) -> str:

@@ -56,7 +56,9 @@ def by_line(verdicts: Sequence[Verdict]) -> Reading:
             repeating.append(dense_caption.read_repetition(replies["repetition"]))
         elif one.repeating is not None:
             repeating.append(one.repeating)
-    return Reading([one for one in stated if one], [one for one in consistent if one], _understood(repeating))
+    return Reading(
+        [one for one in stated if one], [one for one in consistent if one], _understood(repeating)
+    )
 
 
 def metrics(reading: Reading) -> Metrics:
@@ -139,7 +141,9 @@ def prefix(size: int | None, repetition: bool) -> str:
     return "".join(f"{part}-" for part in parts)
 
 
-def write(folder: Path, begin: str, verdicts: Sequence[Verdict], provenance: dict[str, Any]) -> Path:
+def write(
+    folder: Path, begin: str, verdicts: Sequence[Verdict], provenance: dict[str, Any]
+) -> Path:
     """Write BEGINjudge.json, BEGINresults_v3.json and BEGINall-results-v3.json; the path of the first.
 
     The last two have the reference's keys and its reading.
@@ -164,7 +168,10 @@ def write(folder: Path, begin: str, verdicts: Sequence[Verdict], provenance: dic
     figures = metrics(by_line(verdicts))
     named = ("num_statements", "consistency", "is_repeating", "recall", "recall_at_10")
     _write(folder / f"{begin}all-results-v3.json", theirs)
-    _write(folder / f"{begin}results_v3.json", {name: figures[name] for name in named if name in figures})
+    _write(
+        folder / f"{begin}results_v3.json",
+        {name: figures[name] for name in named if name in figures},
+    )
     _write(judged, ours)
     return judged
 
@@ -205,7 +212,10 @@ def _their_row(one: Verdict) -> dict[str, Any]:
         }
     reply = one.replies.get("repetition")
     if reply is not None:
-        row["repeating"] = {"is_repeating": dense_caption.read_repetition(reply), "is_repeating_str": reply}
+        row["repeating"] = {
+            "is_repeating": dense_caption.read_repetition(reply),
+            "is_repeating_str": reply,
+        }
     return row
 
 

@@ -62,7 +62,9 @@ def judge(run: Run) -> tuple[Path, list[Verdict]]:
         )
     if not any(one.stated or one.consistent for one in verdicts):
         first = next(results.failures(verdicts))
-        raise ValueError(f"None of {len(verdicts)} captions could be judged; the first: {first['reason']}")
+        raise ValueError(
+            f"None of {len(verdicts)} captions could be judged; the first: {first['reason']}"
+        )
     return results.write(folder, begin, verdicts, provenance), verdicts
 
 
@@ -88,7 +90,9 @@ async def _judge_all(run: Run, tasks: Sequence[Task]) -> list[Verdict]:
     return [done[index] for index in range(len(tasks))]
 
 
-def _say_what_is_left_out(references: Sequence[inputs.Reference], captions: dict[str, str], missing: int) -> None:
+def _say_what_is_left_out(
+    references: Sequence[inputs.Reference], captions: dict[str, str], missing: int
+) -> None:
     others = len(captions.keys() - {one.picture for one in references})
     if others:
         log.warning("%d captions have no reference and are not judged.", others)
@@ -114,10 +118,16 @@ def _check_nothing_is_lost(folder: Path, begin: str, provenance: dict[str, Any])
     foreign = folder / f"{begin}results_v3.json"
     if not file.is_file():
         if foreign.is_file():
-            raise ValueError(f"{foreign} was written by another program; give --overwrite to replace it, or move it.")
+            raise ValueError(
+                f"{foreign} was written by another program; give --overwrite to replace it, or move it."
+            )
         return
     known = json.loads(file.read_text())["provenance"]
-    names = [name for name in provenance if known.get(name) != provenance[name] and name != "judge_url"]
+    names = [
+        name for name in provenance if known.get(name) != provenance[name] and name != "judge_url"
+    ]
     if names:
         was = "; ".join(f"{name} was {known.get(name)}, is {provenance[name]}" for name in names)
-        raise ValueError(f"{file} holds other figures ({was}); give --overwrite to replace them, or move it.")
+        raise ValueError(
+            f"{file} holds other figures ({was}); give --overwrite to replace them, or move it."
+        )

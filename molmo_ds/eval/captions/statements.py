@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_NUMBERED = re.compile(r"^[\s>*_#-]*(\d+)\s*[.):\]-]\s*(.*)$")  # with what Markdown may put before a number
+# with what Markdown may put before a number
+_NUMBERED = re.compile(r"^[\s>*_#-]*(\d+)\s*[.):\]-]\s*(.*)$")
 _DRESS = " \t*_`\"'"  # around a verdict
 
 
@@ -50,11 +51,15 @@ def verdicts(reply: str, count: int, words: Words) -> list[bool]:
         if number in found:
             raise Unreadable(f"Statement {number} has two verdicts.")
         if verdict is None:
-            raise Unreadable(f"Statement {number} is judged '{_short(text)}', not {words.yes} or {words.no}.")
+            raise Unreadable(
+                f"Statement {number} is judged '{_short(text)}', not {words.yes} or {words.no}."
+            )
         found[number] = verdict
     missing = [number for number in range(1, count + 1) if number not in found]
     if missing:
-        raise Unreadable(f"{len(missing)} of {count} statements have no verdict, the first is {missing[0]}.")
+        raise Unreadable(
+            f"{len(missing)} of {count} statements have no verdict, the first is {missing[0]}."
+        )
     return [found[number] for number in range(1, count + 1)]
 
 

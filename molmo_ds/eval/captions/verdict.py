@@ -74,7 +74,9 @@ async def judge_caption(judge: Judge, task: Task, repetition: bool, again: bool 
             "consistency", messages, EXACT, lambda reply: verdicts(reply, count, CONSISTENT)
         )
     if repetition:
-        verdict.repeating = await asked.read("repetition", prompts.repetition(task.caption), {}, read_repeating)
+        verdict.repeating = await asked.read(
+            "repetition", prompts.repetition(task.caption), {}, read_repeating
+        )
     return verdict
 
 
@@ -84,7 +86,9 @@ class _Asked:
     verdict: Verdict
     again: bool
 
-    async def read(self, call: str, messages: Messages, options: dict[str, Any], parse: Callable[[str], T]) -> T | None:
+    async def read(
+        self, call: str, messages: Messages, options: dict[str, Any], parse: Callable[[str], T]
+    ) -> T | None:
         """What `parse` makes of the reply; where there is none to read, None and one failure more."""
         failure = None
         for fresh in (False, True) if self.again else (False,):

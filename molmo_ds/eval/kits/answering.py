@@ -78,11 +78,17 @@ class Kit:
         self.style = style
         self.asked: list[Ask] = []
 
-    def add(self, task: str, turns: Sequence[str], pictures: Sequence[Any], max_new_tokens: int) -> None:
+    def add(
+        self, task: str, turns: Sequence[str], pictures: Sequence[Any], max_new_tokens: int
+    ) -> None:
         """Queue a question: the turns of a chat, the user's first and last, and its pictures."""
         style = style_of(task) if self.style == "auto" else self.style
         said = [question_of(turn, style) if i % 2 == 0 else turn for i, turn in enumerate(turns)]
-        annotation = {"style": style, "question": said[0]} if len(said) == 1 else {"style": style, "messages": said}
+        annotation = (
+            {"style": style, "question": said[0]}
+            if len(said) == 1
+            else {"style": style, "messages": said}
+        )
         number = len(self.asked)
         self.asked.append(
             Ask(
@@ -115,7 +121,9 @@ def encoded(picture: Any) -> bytes:
     if isinstance(picture, str | Path):
         return Path(picture).read_bytes()
     if not isinstance(picture, Image.Image):
-        raise ValueError(f"A picture is {type(picture).__name__}; Molmo sees pictures only, as paths, bytes or PIL's.")
+        raise ValueError(
+            f"A picture is {type(picture).__name__}; Molmo sees pictures only, as paths, bytes or PIL's."
+        )
     stream = io.BytesIO()
     picture.convert("RGB").save(stream, "PNG")
     return stream.getvalue()

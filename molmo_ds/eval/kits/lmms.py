@@ -34,7 +34,8 @@ class Molmo(lmms):
     ):
         super().__init__()
         self.batch_size = int(batch_size)
-        device = None if device == "cuda:0" else device  # lmms-eval's default, given without a GPU too
+        # lmms-eval's default, given without a GPU too
+        device = None if device == "cuda:0" else device
         self.kit = Kit(
             checkpoint,
             style=style,
@@ -54,15 +55,22 @@ class Molmo(lmms):
             self.kit.add(task, turns, pictures, int(options.get("max_new_tokens", MOST_TOKENS)))
             ends.append(options.get("until") or [])
         found = zip(self.kit.answers(), ends, strict=True)
-        return [GenerationResult(cut(text, end), TokenCounts(output_tokens=count)) for (text, count), end in found]
+        return [
+            GenerationResult(cut(text, end), TokenCounts(output_tokens=count))
+            for (text, count), end in found
+        ]
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Not there."""
-        raise ValueError("molmo_ds answers no tasks of several rounds in lmms-eval; leave them out.")
+        raise ValueError(
+            "molmo_ds answers no tasks of several rounds in lmms-eval; leave them out."
+        )
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Not there."""
-        raise ValueError("molmo_ds gives no log-likelihoods in lmms-eval; choose the generating form of the task.")
+        raise ValueError(
+            "molmo_ds gives no log-likelihoods in lmms-eval; choose the generating form of the task."
+        )
 
 
 def read_messages(messages: list[dict[str, Any]]) -> tuple[list[str], list[Any]]:

@@ -27,7 +27,12 @@ def register(
 ) -> None:
     """Add a checkpoint to the models that VLMEvalKit knows, as `name`; its weights are read when it is asked."""
     supported_VLM[name] = functools.partial(
-        Molmo, checkpoint, style=style, max_crops=max_crops, max_new_tokens=max_new_tokens, device=device
+        Molmo,
+        checkpoint,
+        style=style,
+        max_crops=max_crops,
+        max_new_tokens=max_new_tokens,
+        device=device,
     )
 
 
@@ -53,9 +58,13 @@ class Molmo(BaseModel):
         """Whether training had questions like these; all others keep the kit's own prompt."""
         return style_of(dataset or "") != FREE
 
-    def build_prompt(self, line: Mapping[str, Any], dataset: str | None = None) -> list[dict[str, str]]:
+    def build_prompt(
+        self, line: Mapping[str, Any], dataset: str | None = None
+    ) -> list[dict[str, str]]:
         """The pictures of a row, its question and its options, as training has them."""
-        options = [(name, line[name]) for name in ascii_uppercase if isinstance(line.get(name), str)]
+        options = [
+            (name, line[name]) for name in ascii_uppercase if isinstance(line.get(name), str)
+        ]
         text = line["question"]
         if options:
             text += "\n" + "".join(f"{name}: {option}\n" for name, option in options)
@@ -65,7 +74,9 @@ class Molmo(BaseModel):
     def generate_inner(self, message: list[dict[str, str]], dataset: str | None = None) -> str:
         """The answer to a message of pictures and texts. Raises ValueError for a video."""
         if any(part["type"] == "video" for part in message):
-            raise ValueError("molmo_ds answers about pictures in VLMEvalKit, not about videos; leave the data set out.")
+            raise ValueError(
+                "molmo_ds answers about pictures in VLMEvalKit, not about videos; leave the data set out."
+            )
         text = "\n".join(part["value"] for part in message if part["type"] == "text")
         pictures = [part["value"] for part in message if part["type"] == "image"]
         self.kit.add(dataset or "", [text], pictures, self.max_new_tokens)

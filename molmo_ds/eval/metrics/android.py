@@ -31,7 +31,9 @@ def read_action(text: str) -> Action:
     for kind in _TAPS:
         if text.startswith(kind):
             numbers = _COORDINATE.findall(text)
-            return Action(kind, place=(float(numbers[0]), float(numbers[1])) if len(numbers) >= 2 else None)
+            return Action(
+                kind, place=(float(numbers[0]), float(numbers[1])) if len(numbers) >= 2 else None
+            )
     if text.startswith("type"):
         return Action("type", text[5:])
     if text.startswith("scroll"):
@@ -52,7 +54,9 @@ def action_score(reply: str, target: str, box: str | None) -> float:
     wanted = read_action(target)
     got = read_action(reply)
     if got.kind == wanted.kind and wanted.kind in _TAPS:
-        return float(bool(got.place and wanted.place) and box is not None and _holds(box, got.place))
+        return float(
+            bool(got.place and wanted.place) and box is not None and _holds(box, got.place)
+        )
     if got.kind == wanted.kind:
         return float(got == wanted)
     if got.kind == "click" and wanted.kind == "open app":
@@ -71,6 +75,8 @@ def score_action(reply: str, row: Row) -> Scores:
 def _holds(box: str, place: tuple[float, float]) -> bool:
     edges = [float(number) for number in _EDGE.findall(box)]
     if len(edges) != 4:
-        raise ValueError(f"The box of an action is {box!r}; it is left, top, right and bottom in percent, as 10.5.")
+        raise ValueError(
+            f"The box of an action is {box!r}; it is left, top, right and bottom in percent, as 10.5."
+        )
     left, top, right, bottom = edges
     return left <= place[0] <= right and top <= place[1] <= bottom

@@ -59,7 +59,9 @@ def score_chart(reply: str, row: Row) -> Scores:
     true = true_answers(answers(row))
     scores = {
         "relaxed_correctness": float(max(relaxed_correctness(answer, got) for answer in true)),
-        "scifi_relaxed_correctness": float(max(lenient_correctness(answer, got) for answer in true)),
+        "scifi_relaxed_correctness": float(
+            max(lenient_correctness(answer, got) for answer in true)
+        ),
         "em": float(max(exact_match(answer, got) for answer in true)),
     }
     human = row.metadata.get("is_human")
@@ -83,7 +85,9 @@ def _items(target: str) -> list[str]:
 
 def _first_number(text: str) -> float | None:
     """The first number, commas left out and number words read as digits; a sign counts with decimals only."""
-    digits = re.sub("|".join(_NUMBER_WORDS), lambda word: _NUMBER_WORDS[word.group()], text.replace(",", ""))
+    digits = re.sub(
+        "|".join(_NUMBER_WORDS), lambda word: _NUMBER_WORDS[word.group()], text.replace(",", "")
+    )
     found = re.search(r"(?:[-+]?\d*\.)?\d+", digits)
     return float(found.group()) if found else None
 

@@ -51,7 +51,9 @@ def option_names(row: Row) -> list[str]:
     """What the options of a question are called: letters, or their own texts where they are shown without letters."""
     given = row.annotation.get("options")
     if not isinstance(given, list | tuple) or not given:
-        raise ValueError(f"The options are {given!r}; a multiple-choice question needs a list of them.")
+        raise ValueError(
+            f"The options are {given!r}; a multiple-choice question needs a list of them."
+        )
     options = [str(option) for option in given]
     return options if row.annotation.get("unlabelled") else list(ascii_uppercase[: len(options)])
 

@@ -22,14 +22,18 @@ class _Time(NamedTuple):
     second: int | None
 
 
-def clock_scores(reply: str, hour: int, minute: int, second: int, benchmark: bool) -> dict[str, float]:
+def clock_scores(
+    reply: str, hour: int, minute: int, second: int, benchmark: bool
+) -> dict[str, float]:
     """The named scores that apply; -1 for what is not shown, -1 everywhere for a face that shows no time.
 
     `benchmark` means the rules of the clock benchmark, where a time just before twelve is close to one just after it.
     """
     if max(hour, minute, second) <= _NOT_SHOWN:
         declines = float(":" not in reply)
-        return dict.fromkeys(("correctly_declines_to_answer", "overall_close", "overall_exact"), declines)
+        return dict.fromkeys(
+            ("correctly_declines_to_answer", "overall_close", "overall_exact"), declines
+        )
     said = _read_time(reply, benchmark)
     if benchmark:
         true = _Time(0 if hour == 12 else hour, 0 if minute == 60 else minute, second)
@@ -52,7 +56,12 @@ def clock_scores(reply: str, hour: int, minute: int, second: int, benchmark: boo
     close = scores["hour_correct"] and all(scores[f"{hand}_close"] for hand in hands)
     if benchmark and second == _NOT_SHOWN:
         close = close or _across_twelve(said, true)
-    scores |= {"all_correct": exact, "all_close": close, "overall_exact": exact, "overall_close": close}
+    scores |= {
+        "all_correct": exact,
+        "all_close": close,
+        "overall_exact": exact,
+        "overall_close": close,
+    }
     return {name: float(value) for name, value in scores.items()}
 
 
@@ -60,11 +69,16 @@ def score_clock(reply: str, row: Row, benchmark: bool = False) -> Scores:
     """The scores against the true time; unreadable is a reply without hour or minute where a time is shown."""
     known = shown_time(row)
     if known is None:
-        raise ValueError("The true time is not known: the record needs hour, minute and second, or an answer.")
+        raise ValueError(
+            "The true time is not known: the record needs hour, minute and second, or an answer."
+        )
     found = clock_scores(reply, *known, benchmark)
     parts = reply.strip().split(":")
     readable = _number(parts, 0, -1) is not None and _number(parts, 1, 0) is not None
-    return {**found, "unreadable": float(not readable and "correctly_declines_to_answer" not in found)}
+    return {
+        **found,
+        "unreadable": float(not readable and "correctly_declines_to_answer" not in found),
+    }
 
 
 def shown_time(row: Row) -> tuple[int, int, int] | None:

@@ -14,7 +14,17 @@ from molmo_ds.eval.metrics.pointing import extract_points
 from molmo_ds.eval.row import Row, Scores, true_answer
 
 _NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-_TO_TWENTY = [*_NUMBERS, "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen"]
+_TO_TWENTY = [
+    *_NUMBERS,
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+]
 _TO_TWENTY += ["nineteen", "twenty"]
 
 
@@ -70,7 +80,13 @@ def true_count(row: Row) -> int | None:
 def true_count_text(row: Row) -> str | None:
     """What training would teach where the points are known, else the bare number."""
     count = true_count(row)
-    return true_answer(row) if row.annotation.get("points") is not None else None if count is None else str(count)
+    return (
+        true_answer(row)
+        if row.annotation.get("points") is not None
+        else None
+        if count is None
+        else str(count)
+    )
 
 
 def score_count(reply: str, row: Row) -> Scores:

@@ -18,7 +18,9 @@ from molmo_ds.eval.row import Row, Scores
 
 def quick_extract(response: str, about: Mapping[str, Any]) -> str | None:
     """The answer where it is the whole reply; None where a judge has to take it out of a sentence."""
-    if response == "" or (about["question_type"] == "multi_choice" and response in about["choices"]):
+    if response == "" or (
+        about["question_type"] == "multi_choice" and response in about["choices"]
+    ):
         return response
     if about["answer_type"] in ("integer", "float"):
         return _as_number(response, about["answer_type"])

@@ -15,7 +15,9 @@ from molmo_ds.eval.metrics.reply import parse_answer, true_answers
 from molmo_ds.eval.row import Row, Scores
 
 
-def mmmu_score(target: str | Sequence[str], response: str, options: Sequence[str] | None, rng: Any = random) -> float:
+def mmmu_score(
+    target: str | Sequence[str], response: str, options: Sequence[str] | None, rng: Any = random
+) -> float:
     """MMMU's own parsing; `options` None = open question. An unreadable choice is drawn with `rng.choice`.
 
     Empty options do not count. ValueError where there is no answer, or one that is the letter of no option.
@@ -26,7 +28,9 @@ def mmmu_score(target: str | Sequence[str], response: str, options: Sequence[str
     named = _named(options)
     impossible = next((answer for answer in answers if answer not in named), None)
     if impossible is not None:
-        raise ValueError(f"The true option is {impossible!r}, and the options are called {', '.join(named) or 'none'}.")
+        raise ValueError(
+            f"The true option is {impossible!r}, and the options are called {', '.join(named) or 'none'}."
+        )
     return float((read_choice(response, options) or rng.choice(list(named))) in answers)
 
 
@@ -88,7 +92,11 @@ def _open_answer_matches(targets: Sequence[str], response: str) -> bool:
     parts = []
     for number, sentence in enumerate(sentences):
         last = number == len(sentences) - 1
-        tails = [sentence.split(w)[-1].strip() for w in (*_INDICATORS, *(["="] if last else [])) if w in sentence]
+        tails = [
+            sentence.split(w)[-1].strip()
+            for w in (*_INDICATORS, *(["="] if last else []))
+            if w in sentence
+        ]
         if tails:
             shortest = min(tails, key=len)
             if shortest not in ("", ":", ",", ".", "!", "?", ";", "'"):
@@ -98,4 +106,7 @@ def _open_answer_matches(targets: Sequence[str], response: str) -> bool:
         for text in (part, *re.findall(_NUMBER, part)):
             said.extend(_comparable(text))
     wanted = [value for target in targets for value in _comparable(target)]
-    return any(any(isinstance(s, str) and w in s for s in said) if isinstance(w, str) else w in said for w in wanted)
+    return any(
+        any(isinstance(s, str) and w in s for s in said) if isinstance(w, str) else w in said
+        for w in wanted
+    )

@@ -18,7 +18,8 @@ from molmo_ds.eval.row import Row, Scores
 
 Point = tuple[float, float]
 Box = Sequence[float]  # left, top, right, bottom in pixels; right and bottom do not belong to it
-Mask = Mapping[str, Any]  # height, width, runs: lengths of rows of pixels outside, inside, outside ... line by line
+# height, width, runs: lengths of rows of pixels outside, inside, outside ... line by line
+Mask = Mapping[str, Any]
 
 _CLICK = re.compile(r"Click\(([0-9]+\.[0-9]), ?([0-9]+\.[0-9])\)")
 _PLAIN = re.compile(r"\(([0-9]+\.[0-9]),? ?([0-9]+\.[0-9])\)")
@@ -61,7 +62,9 @@ def pointing_scores(
     Raises ValueError where there is not one region per point, or a region holds no pixel of the picture.
     """
     if len(points) != len(regions):
-        raise ValueError(f"There are {len(points)} points and {len(regions)} boxes or masks; give one per point.")
+        raise ValueError(
+            f"There are {len(points)} points and {len(regions)} boxes or masks; give one per point."
+        )
     for region in regions:
         _check(region, size)
     given = extract_points(text, *size)
@@ -91,7 +94,9 @@ def score_points(reply: str, row: Row) -> Scores:
     known = row.annotation
     points = known.get("points")
     if points is None:
-        raise ValueError("The annotation has no `points`, which its score compares with; give it a list, maybe empty.")
+        raise ValueError(
+            "The annotation has no `points`, which its score compares with; give it a list, maybe empty."
+        )
     regions = known.get("masks") if known.get("masks") is not None else known.get("boxes")
     if regions is None:
         raise ValueError(
@@ -106,8 +111,13 @@ def score_points(reply: str, row: Row) -> Scores:
 
 def _check(region: Box | Mask, size: tuple[int, int]) -> None:
     if isinstance(region, Mapping):
-        if sum(region["runs"]) != region["height"] * region["width"] or sum(region["runs"][1::2]) < 1:
-            raise ValueError("A mask holds no pixel, or its runs do not add up to its pixels; make the shards anew.")
+        if (
+            sum(region["runs"]) != region["height"] * region["width"]
+            or sum(region["runs"][1::2]) < 1
+        ):
+            raise ValueError(
+                "A mask holds no pixel, or its runs do not add up to its pixels; make the shards anew."
+            )
         return
     numbers = isinstance(region, list | tuple) and len(region) == 4
     if not numbers or not all(isinstance(n, int | float) and math.isfinite(n) for n in region):
@@ -116,7 +126,9 @@ def _check(region: Box | Mask, size: tuple[int, int]) -> None:
     for first, end, length in spans:
         pixel = max(math.ceil(first), 0)
         if pixel >= min(end, length):
-            raise ValueError(f"The box {list(region)} holds no pixel of a picture of {size[0]} x {size[1]}.")
+            raise ValueError(
+                f"The box {list(region)} holds no pixel of a picture of {size[0]} x {size[1]}."
+            )
 
 
 def _inside(point: Point, region: Box | Mask, size: tuple[int, int]) -> bool:

@@ -23,7 +23,9 @@ def true_answers(target: object) -> list[str]:
     """The answers of an annotation as a list; ValueError where there is none, since nothing could be right then."""
     answers = [target] if isinstance(target, str) else target
     if not isinstance(answers, list | tuple) or not answers:
-        raise ValueError(f"The true answer is {target!r}; a score needs a text or a list of at least one text.")
+        raise ValueError(
+            f"The true answer is {target!r}; a score needs a text or a list of at least one text."
+        )
     wrong = [answer for answer in answers if not isinstance(answer, str)]
     if wrong:
         raise ValueError(f"Among the true answers is {wrong[0]!r}; write every answer as a text.")

@@ -30,9 +30,9 @@ def _without_one_apostrophe(word: str) -> list[str]:
     return [word[:i] + word[i + 1 :] for i in at]
 
 
-_REPAIRS = {wrong: right for right in _CONTRACTIONS.split() for wrong in _without_one_apostrophe(right)} | {
-    "somebody'd": "somebodyd"
-}
+_REPAIRS = {
+    wrong: right for right in _CONTRACTIONS.split() for wrong in _without_one_apostrophe(right)
+} | {"somebody'd": "somebodyd"}
 
 
 @functools.lru_cache(maxsize=1 << 16)  # people's answers are few and come again and again
@@ -44,7 +44,8 @@ def normalise_answer(text: str) -> str:
     for mark in _PUNCTUATION:
         drop = f"{mark} " in text or f" {mark}" in text or digits_comma
         out = out.replace(mark, "" if drop else " ")
-    out = re.sub(r"\.(?!\d)", "", out, count=32)  # the reference passes a flag where the count goes; the flag is 32
+    # the reference passes a flag where the count goes; the flag is 32
+    out = re.sub(r"\.(?!\d)", "", out, count=32)
     numbers = {"none": "0"} | {word: str(n) for n, word in enumerate(_NUMBERS)}
     words = [numbers.get(word, word) for word in out.lower().split()]
     return " ".join(_REPAIRS.get(word, word) for word in words if word not in ("a", "an", "the"))
@@ -68,7 +69,9 @@ def vqa_score(target: str | Sequence[str], prediction: str) -> float:
 
 def a_okvqa_score(target: str | Sequence[str], prediction: str) -> float:
     """As `vqa_score` with nothing cleaned up but case and outer blanks; a single string is a list of one."""
-    return _agreement(prediction.strip().lower(), [answer.strip().lower() for answer in true_answers(target)])
+    return _agreement(
+        prediction.strip().lower(), [answer.strip().lower() for answer in true_answers(target)]
+    )
 
 
 def vqa_official(answers: Sequence[str], prediction: str) -> float:
@@ -76,7 +79,9 @@ def vqa_official(answers: Sequence[str], prediction: str) -> float:
 
     It differs from `vqa_score` where exactly three of ten agree with the prediction: 0.9 instead of 1.
     """
-    return _leave_one_out(normalise_answer(prediction), [normalise_answer(one) for one in true_answers(answers)])
+    return _leave_one_out(
+        normalise_answer(prediction), [normalise_answer(one) for one in true_answers(answers)]
+    )
 
 
 def _leave_one_out(answer: str, given: list[str]) -> float:
@@ -90,12 +95,17 @@ def score_answers(reply: str, row: Row) -> Scores:
     """`vqa_score`, the reference's, and `vqa_official` where several people answered."""
     true = answers(row)
     got = parse_answer(reply)
-    if isinstance(true, str):  # vqa_score leaves a single text as it is, so that `Yes` could never be right
+    # vqa_score leaves a single text as it is, so that `Yes` could never be right
+    if isinstance(true, str):
         return {"vqa_score": vqa_score(normalise_answer(true), got), "unreadable": float(not got)}
     answer = normalise_answer(got)
     given = [normalise_answer(one) for one in true_answers(true)]
     official = _leave_one_out(answer, given)
-    return {"vqa_score": _agreement(answer, given), "vqa_official": official, "unreadable": float(not got)}
+    return {
+        "vqa_score": _agreement(answer, given),
+        "vqa_official": official,
+        "unreadable": float(not got),
+    }
 
 
 def score_direct(reply: str, row: Row) -> Scores:

@@ -10,7 +10,19 @@ from dataclasses import replace
 import torch
 
 from molmo_ds.config import MolmoConfig, TextConfig, VisionConfig
-from molmo_ds.model.families.table import SAME, Form, Rule, Table, affine, alike, experts, head, norms, pairs, rows
+from molmo_ds.model.families.table import (
+    SAME,
+    Form,
+    Rule,
+    Table,
+    affine,
+    alike,
+    experts,
+    head,
+    norms,
+    pairs,
+    rows,
+)
 
 
 def stacked_gate_up(i: int, d: int) -> Form:
@@ -32,7 +44,9 @@ def stacked_down(i: int, d: int) -> Form:
     )
 
 
-def reference(config: MolmoConfig, block: str | None = None, lm_head: str = "transformer.ff_out") -> Table:
+def reference(
+    config: MolmoConfig, block: str | None = None, lm_head: str = "transformer.ff_out"
+) -> Table:
     """Keys of the reference's own checkpoints.
 
     Args:
@@ -49,7 +63,9 @@ def reference(config: MolmoConfig, block: str | None = None, lm_head: str = "tra
     for i in range(text.num_hidden_layers):
         ours = f"layers.{i}."
         theirs = f"transformer.blocks.{i}."
-        table += _attention(text, f"{ours}self_attn.", f"{theirs}{attention}", fused=block != "llama")
+        table += _attention(
+            text, f"{ours}self_attn.", f"{theirs}{attention}", fused=block != "llama"
+        )
         table += pairs(ours, theirs, norms(text, f"{attention}attn_norm", f"{mlp}ff_norm"))
         table += _mlp(text, f"{ours}mlp.", f"{theirs}{mlp}", block)
     return table + head(text, "transformer.ln_f", lm_head)
@@ -74,11 +90,16 @@ def detect(config: MolmoConfig, keys: Collection[str]) -> Table:
     else:
         tables += [reference(config, "llama")]
     keys = set(keys)
-    return min(tables, key=lambda table: sum(key not in keys for rule in table for key in rule.theirs))
+    return min(
+        tables, key=lambda table: sum(key not in keys for rule in table for key in rule.theirs)
+    )
 
 
 def _after_model(table: Table) -> Table:
-    moved = [tuple(key if key.startswith("lm_head") else f"model.{key}" for key in rule.theirs) for rule in table]
+    moved = [
+        tuple(key if key.startswith("lm_head") else f"model.{key}" for key in rule.theirs)
+        for rule in table
+    ]
     return [replace(rule, theirs=theirs) for rule, theirs in zip(table, moved)]
 
 
@@ -169,7 +190,11 @@ def _connector(config: MolmoConfig) -> Table:
     if connector.pooling != "stack":
         names = {"q_proj": "wq", "k_proj": "wk", "v_proj": "wv", "out_proj": "wo"}
         table += affine("connector.pooling.", "vision_backbone.image_pooling_2d.", names)
-    names = {"gate_proj.weight": "w1.weight", "up_proj.weight": "w3.weight", "down_proj.weight": "w2.weight"}
+    names = {
+        "gate_proj.weight": "w1.weight",
+        "up_proj.weight": "w3.weight",
+        "down_proj.weight": "w2.weight",
+    }
     if connector.projector == "linear":
         names = {"weight": "weight"}
     return table + pairs("connector.projector.", "vision_backbone.image_projector.", names)

@@ -64,7 +64,9 @@ def patches(p: int) -> Form:
 GATE_UP_PER_EXPERT = Form(
     lambda t: [torch.stack([torch.cat(t[i : i + 2]) for i in range(0, len(t), 2)])],
     lambda t: [half.contiguous() for expert in t[0] for half in expert.chunk(2)],
-    lambda read, _, first, last: torch.stack([torch.cat((read(2 * e), read(2 * e + 1))) for e in range(first, last)]),
+    lambda read, _, first, last: torch.stack(
+        [torch.cat((read(2 * e), read(2 * e + 1))) for e in range(first, last)]
+    ),
 )
 # [D, I] each <-> [E, D, I]
 DOWN_PER_EXPERT = Form(
@@ -86,7 +88,11 @@ def alike(ours: str, theirs: str, names: list[str]) -> Table:
 
 def affine(ours: str, theirs: str, names: dict[str, str]) -> Table:
     """Two rules for each module of `names`: its weight and its bias."""
-    return pairs(ours, theirs, {f"{a}.{part}": f"{b}.{part}" for a, b in names.items() for part in ("weight", "bias")})
+    return pairs(
+        ours,
+        theirs,
+        {f"{a}.{part}": f"{b}.{part}" for a, b in names.items() for part in ("weight", "bias")},
+    )
 
 
 def norms(text: TextConfig, attention: str, mlp: str) -> dict[str, str]:

@@ -16,7 +16,9 @@ dispatch.register("cached_attention", "torch", reference.cached_attention)
 dispatch.register("cached_attention", "cuda", flash.cached_attention, flash.usable)
 
 
-def cached_attention(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, plan: StepPlan) -> Tensor:
+def cached_attention(
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, plan: StepPlan
+) -> Tensor:
     """q [R, H, 1, d], k and v [R, G, 1, d] -> [R, H, 1, d]; row r sees places 0 to plan.positions[r] of slot r.
 
     k and v are written into keys and values [S, G, C, d], in place. A masked NaN spoils the sum of its own row, so a

@@ -21,7 +21,9 @@ def usable(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, plan: 
     return HAS_FLASH and q.is_cuda and half and q.shape[-1] <= WIDEST and q.shape[-1] % 8 == 0
 
 
-def cached_attention(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, plan: StepPlan) -> Tensor:
+def cached_attention(
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, plan: StepPlan
+) -> Tensor:
     """q [R, H, 1, d], k and v [R, G, 1, d] -> [R, H, 1, d]."""
     return _step(q, k, v, keys, values, plan.lengths)
 
@@ -31,7 +33,8 @@ def _step(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, lengths
     from flash_attn import flash_attn_with_kvcache
 
     rows = q.shape[0]
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # the library's order is rows, tokens, heads, width
+    # the library's order is rows, tokens, heads, width
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     cache = (kept[:rows].transpose(1, 2) for kept in (keys, values))
     out = flash_attn_with_kvcache(q, *cache, k, v, cache_seqlens=lengths, causal=True)
     return out.transpose(1, 2).contiguous()

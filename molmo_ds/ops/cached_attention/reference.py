@@ -26,12 +26,15 @@ def step_plan(positions: Tensor, longest: int, dtype: torch.dtype) -> StepPlan:
     return StepPlan(rows, positions, positions.int(), mask[:, None, None])
 
 
-def cached_attention(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, plan: StepPlan) -> Tensor:
+def cached_attention(
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, plan: StepPlan
+) -> Tensor:
     """q [R, H, 1, d], k and v [R, G, 1, d] -> [R, H, 1, d]."""
     rows = q.shape[0]
     longest = plan.mask.shape[-1]
     for kept, new in ((keys, k), (values, v)):
         kept[plan.rows, :, plan.positions] = new[:, :, 0]
-    grouped = q.reshape(rows, k.shape[1], -1, q.shape[-1])  # heads of a group as queries: no copy of the cache
+    # heads of a group as queries: no copy of the cache
+    grouped = q.reshape(rows, k.shape[1], -1, q.shape[-1])
     seen = (kept[:rows, :, :longest] for kept in (keys, values))
     return F.scaled_dot_product_attention(grouped, *seen, plan.mask).reshape(q.shape)

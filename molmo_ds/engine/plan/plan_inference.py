@@ -26,14 +26,16 @@ class Card:
 
     per_host: int = 8
     memory: float = 76.0 * GIB  # bytes that a process can have
-    working: float = 3.0 * GIB  # of these for a prefill's activations, a batch's logits, NCCL and captured graphs
+    # of these for a prefill's activations, a batch's logits, NCCL and captured graphs
+    working: float = 3.0 * GIB
     bandwidth: float = 3.0e12  # bytes/s read from its memory
     flops: float = 450e12  # FLOP/s in bf16 that matrix products reach
     in_host: float = 360e9  # bytes/s of one GPU's NVLink
     between: float = 45e9  # bytes/s of one GPU from host to host
     reduce_in_host: float = 6e-6  # seconds of the smallest all-reduce, without
     reduce_doubling: float = 1e-6  # these for each doubling of its ranks
-    reduce_between: float = 30e-6  # seconds of the smallest all-reduce over two hosts, or of one message
+    # seconds of the smallest all-reduce over two hosts, or of one message
+    reduce_between: float = 30e-6
 
 
 CARD = Card()
@@ -87,16 +89,23 @@ class Answering:
         # queries, keys and values, these repeated for the heads that share them, what comes out by document and whole
         attention = width * (3 * heads + 2 * keys + (2 * heads if heads > keys else 0))
         if text.num_experts:  # a token's experts, of which a rank has its share
-            mlp = (4 * text.intermediate_size + 2 * text.hidden_size) * text.num_experts_per_tok / self.tensor
+            mlp = (
+                (4 * text.intermediate_size + 2 * text.hidden_size)
+                * text.num_experts_per_tok
+                / self.tensor
+            )
         else:
-            mlp = 4 * text.intermediate_size / self.tensor  # gate, up, the gate's activation, their product
+            # gate, up, the gate's activation, their product
+            mlp = 4 * text.intermediate_size / self.tensor
         mask = 0 if on_gpu else 4 * tokens**2  # the CPU's attention takes a whole one
         return self.size * tokens * (4 * text.hidden_size + max(attention, mlp)) + mask
 
     @property
     def tokens(self) -> int:
         """Tokens whose keys and values fit on every GPU of a replica."""
-        left = [self.card.memory - self.card.working - self.size * _held(stage) for stage in self.stages]
+        left = [
+            self.card.memory - self.card.working - self.size * _held(stage) for stage in self.stages
+        ]
         return max(0, int(min(room / (self.size * s.cache) for room, s in zip(left, self.stages))))
 
     def slots(self, slot_tokens: int) -> int:
@@ -111,7 +120,11 @@ class Answering:
     def tick(self, rows: int, stage: Stage) -> float:
         """Seconds of one stage's part of a decode step: weights and cache are read, two sums a layer are made."""
         text = self.text
-        used = 1.0 if not text.num_experts else 1 - (1 - text.num_experts_per_tok / text.num_experts) ** rows
+        used = (
+            1.0
+            if not text.num_experts
+            else 1 - (1 - text.num_experts_per_tok / text.num_experts) ** rows
+        )
         read = stage.dense + stage.head + stage.experts * used
         reading = self.size * (read + rows * CONTEXT * stage.cache) / self.card.bandwidth
         chosen = stage.experts * text.num_experts_per_tok / max(text.num_experts, 1)
@@ -131,7 +144,9 @@ class Answering:
 
     def latency(self, rows: int) -> float:
         """Seconds from one token of a row to its next: every stage in turn, and hidden states between them."""
-        send = self.card.reduce_between + self.size * rows * self.text.hidden_size / self.card.between
+        send = (
+            self.card.reduce_between + self.size * rows * self.text.hidden_size / self.card.between
+        )
         return sum(self.tick(rows, stage) for stage in self.stages) + (len(self.stages) - 1) * send
 
     def step(self, rows: int) -> float:
@@ -146,13 +161,16 @@ class Answering:
         """(seconds of matrix products, the head's for all tokens included, and of all-reduces) of a stage's prefill."""
         text = self.text
         share = text.num_experts_per_tok / max(text.num_experts, 1)
-        products = sum(stage.dense + stage.head + share * stage.experts for stage in self.stages) / len(self.stages)
+        products = sum(
+            stage.dense + stage.head + share * stage.experts for stage in self.stages
+        ) / len(self.stages)
         compute = 2 * tokens * products / self.card.flops
         layers = max(stage.layers for stage in self.stages)
         payload = 2 * layers * self.size * tokens * text.hidden_size
         inside = min(self.tensor, self.card.per_host)
         sums = 2 * (inside - 1) / inside * payload / self.card.in_host
-        if self.crosses:  # large ones go in two levels: each GPU of a host sums a share of it with the other hosts
+        # large ones go in two levels: each GPU of a host sums a share of it with the other hosts
+        if self.crosses:
             hosts = self.tensor // inside
             sums += 2 * (hosts - 1) / hosts * payload / inside / self.card.between
         return compute, sums
@@ -162,10 +180,14 @@ class Answering:
         return self.replicas * tokens / sum(self.prefill(tokens))
 
 
-def answering(config: MolmoConfig, tensor: int, stages: int, gpus: int, card: Card = CARD, size: int = 2) -> Answering:
+def answering(
+    config: MolmoConfig, tensor: int, stages: int, gpus: int, card: Card = CARD, size: int = 2
+) -> Answering:
     """A model on `gpus` GPUs. Raises ValueError where a replica does not divide them."""
     if gpus % (tensor * stages):
-        raise ValueError(f"A replica has {tensor} x {stages} GPUs, and {gpus} are no multiple; choose another layout.")
+        raise ValueError(
+            f"A replica has {tensor} x {stages} GPUs, and {gpus} are no multiple; choose another layout."
+        )
     text = config.text
     layers = text.num_hidden_layers
     bounds = [layers * stage // stages for stage in range(stages + 1)]
@@ -181,7 +203,14 @@ def answering(config: MolmoConfig, tensor: int, stages: int, gpus: int, card: Ca
     for stage, counts in enumerate(held):
         own = bounds[stage + 1] - bounds[stage]
         made.append(Stage(layers=own, cache=2 * own * keys * width, **counts))
-    return Answering(text=text, tensor=tensor, stages=made, replicas=gpus // (tensor * stages), card=card, size=size)
+    return Answering(
+        text=text,
+        tensor=tensor,
+        stages=made,
+        replicas=gpus // (tensor * stages),
+        card=card,
+        size=size,
+    )
 
 
 def layout(config: MolmoConfig, strategy: Strategy, gpus: int, card: Card = CARD) -> Answering:
@@ -194,8 +223,14 @@ def report(made: Answering, strategy: Strategy) -> list[str]:
     limits = strategy.limits
     gpus = made.replicas * made.tensor * len(made.stages)
     slots = made.slots(limits.slot_tokens)
-    lines = [f"{made.replicas} replicas of {made.tensor} x {len(made.stages)} GPUs (tensor x stages); counted, bf16"]
-    cache = made.size * sum(stage.cache for stage in made.stages) * min(made.tensor, made.text.num_key_value_heads)
+    lines = [
+        f"{made.replicas} replicas of {made.tensor} x {len(made.stages)} GPUs (tensor x stages); counted, bf16"
+    ]
+    cache = (
+        made.size
+        * sum(stage.cache for stage in made.stages)
+        * min(made.tensor, made.text.num_key_value_heads)
+    )
     lines += [
         f"weights per GPU     {made.weights / GIB:8.1f} GiB",
         f"room for the cache  {made.room / GIB:8.1f} GiB of {made.card.memory / GIB:.0f},"
@@ -207,7 +242,9 @@ def report(made: Answering, strategy: Strategy) -> list[str]:
         f"at most, as asked    {made.peak(limits) / GIB:8.1f} GiB in a prefill of {limits.prefill_tokens} tokens"
     )
     if slots < limits.slots:
-        lines.append(f"It does not fit: use {slots} slots, shorter ones, or more GPUs to a replica.")
+        lines.append(
+            f"It does not fit: use {slots} slots, shorter ones, or more GPUs to a replica."
+        )
     for rows in (1, 64, 128):
         time = made.latency(rows) if rows == 1 else made.step(rows)
         what = "a token" if rows == 1 else "a stage's step" if len(made.stages) > 1 else "a step"

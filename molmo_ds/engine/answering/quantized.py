@@ -16,9 +16,13 @@ from molmo_ds.model.linear import Linear
 def check(config: MolmoConfig, weights: str | None) -> None:
     """Raise ValueError where torchao is missing, and for experts, whose fused weights it does not take."""
     if weights and config.text.num_experts:
-        raise ValueError(f"weights={weights} cannot hold the fused weights of experts; leave it out for this model.")
+        raise ValueError(
+            f"weights={weights} cannot hold the fused weights of experts; leave it out for this model."
+        )
     if weights and importlib.util.find_spec("torchao") is None:
-        raise ValueError(f"weights={weights} needs torchao; install it with: pip install 'molmo_ds[quantized]'.")
+        raise ValueError(
+            f"weights={weights} needs torchao; install it with: pip install 'molmo_ds[quantized]'."
+        )
 
 
 def quantize(layers: Sequence[nn.Module], weights: str) -> None:

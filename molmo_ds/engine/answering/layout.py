@@ -22,7 +22,9 @@ WORDS = "head.lm_head.weight"
 EXPERTS = re.compile(r"layers\.\d+\.mlp\.experts\.(gate_up|down)_proj")
 
 
-def stage_rows(config: MolmoConfig, strategy: Strategy, grid: Grid) -> tuple[nn.Module, list[tuple[str, nn.Module]]]:
+def stage_rows(
+    config: MolmoConfig, strategy: Strategy, grid: Grid
+) -> tuple[nn.Module, list[tuple[str, nn.Module]]]:
     """(a module with the parameters' names of Molmo, rows) of this rank, on the meta device."""
     rows = layer_list(shard(config, strategy.tensor))
     bounds = stage_bounds(config, strategy.stages)
@@ -30,7 +32,9 @@ def stage_rows(config: MolmoConfig, strategy: Strategy, grid: Grid) -> tuple[nn.
     module = nn.Module()
     made = []
     with torch.device("meta"):
-        for name, kind, arguments in rows[bounds[grid.place("stage")] : bounds[grid.place("stage") + 1]]:
+        for name, kind, arguments in rows[
+            bounds[grid.place("stage")] : bounds[grid.place("stage") + 1]
+        ]:
             layer = kind(*arguments).eval()
             if name == "head":
                 words = share_of(config.text.embedding_size, strategy.tensor, place)
@@ -61,22 +65,33 @@ def stage_bounds(config: MolmoConfig, stages: int) -> list[int]:
 
 
 def load(
-    module: nn.Module, config: MolmoConfig, fill: Fill, grid: Grid, device: torch.device, dtype: torch.dtype
+    module: nn.Module,
+    config: MolmoConfig,
+    fill: Fill,
+    grid: Grid,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> None:
     """Give every parameter of this rank, all on the meta device, its values."""
     tied = {WORDS: "embed.embedding"} if config.text.tie_word_embeddings else {}
     wanted = {name: cut_of(name, p.shape, config, grid) for name, p in module.named_parameters()}
     for names in ([n for n in wanted if n not in tied], [n for n in wanted if n in tied]):
         ours = {tied.get(name, name): name for name in names}
-        for source, values in fill({source: wanted[name] for source, name in ours.items()}) if ours else ():
+        for source, values in (
+            fill({source: wanted[name] for source, name in ours.items()}) if ours else ()
+        ):
             owner, _, leaf = ours.pop(source).rpartition(".")
             shape = module.get_submodule(owner).get_parameter(leaf).shape
             if values.shape != shape:
-                raise ValueError(f"The weights' {source} has a part of {list(values.shape)}, not {list(shape)}.")
+                raise ValueError(
+                    f"The weights' {source} has a part of {list(values.shape)}, not {list(shape)}."
+                )
             own = values.to(device, dtype)  # no copy of what is read as it shall be
             setattr(module.get_submodule(owner), leaf, nn.Parameter(own, requires_grad=False))
         if ours:
-            raise ValueError(f"The weights lack {next(iter(ours))}; they are not those of this network.")
+            raise ValueError(
+                f"The weights lack {next(iter(ours))}; they are not those of this network."
+            )
 
 
 def cut_of(name: str, shape: torch.Size, config: MolmoConfig, grid: Grid) -> Cut:
@@ -100,25 +115,44 @@ def refuse(config: MolmoConfig, strategy: Strategy) -> None:
     stages = strategy.stages
     slots = strategy.limits.slots
     idle = sorted(strategy.ds.keys() - {"tensor_parallel", "expert_parallel"})
-    parts = {"num_attention_heads": text.num_attention_heads, "num_key_value_heads": text.num_key_value_heads}
-    parts |= {"num_experts": text.num_experts} if text.num_experts else {"intermediate_size": text.intermediate_size}
+    parts = {
+        "num_attention_heads": text.num_attention_heads,
+        "num_key_value_heads": text.num_key_value_heads,
+    }
+    parts |= (
+        {"num_experts": text.num_experts}
+        if text.num_experts
+        else {"intermediate_size": text.intermediate_size}
+    )
     parts |= {"hidden_size": text.hidden_size} if stages > 1 else {}
     uneven = [f"{name}={count}" for name, count in parts.items() if count % tensor]
     if strategy.engine != "inference":
         nearest = "tp8_pp2" if stages > 1 else "ep8" if text.num_experts else "tp8"
-        raise ValueError(f"{path} is a strategy to train with; answer with ds_configs/infer/{nearest}.json.")
+        raise ValueError(
+            f"{path} is a strategy to train with; answer with ds_configs/infer/{nearest}.json."
+        )
     if idle:
         raise ValueError(f"{path}: nothing that answers reads {', '.join(idle)}; leave it out.")
     if strategy.unknown:
-        raise ValueError(f"{path}: molmo_ds has no setting '{strategy.unknown[0]}'; it has {', '.join(SETTINGS)}.")
+        raise ValueError(
+            f"{path}: molmo_ds has no setting '{strategy.unknown[0]}'; it has {', '.join(SETTINGS)}."
+        )
     if strategy.sequence > 1 or strategy.schedule:
-        raise ValueError(f"{path}: sequence_parallel_size and schedule are for training; leave them out.")
+        raise ValueError(
+            f"{path}: sequence_parallel_size and schedule are for training; leave them out."
+        )
     if slots % stages:
-        raise ValueError(f"{path}: {stages} stages take turns with equal parts of slots={slots}; choose a multiple.")
+        raise ValueError(
+            f"{path}: {stages} stages take turns with equal parts of slots={slots}; choose a multiple."
+        )
     if stages > text.num_hidden_layers:
-        raise ValueError(f"{path}: {text.num_hidden_layers} layers cannot fill {stages} stages; use fewer.")
+        raise ValueError(
+            f"{path}: {text.num_hidden_layers} layers cannot fill {stages} stages; use fewer."
+        )
     if strategy.experts > 1 and not text.num_experts:
-        raise ValueError(f"{path}: a dense model has no experts to spread; use ds_configs/infer/tp8.json.")
+        raise ValueError(
+            f"{path}: a dense model has no experts to spread; use ds_configs/infer/tp8.json."
+        )
     if strategy.experts not in (1, tensor):
         raise ValueError(
             f"{path}: experts lie on the ranks that share the decoder, so write autoep_size={tensor}, which is"

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from molmo_ds.batch import Batch
 from molmo_ds.config import MolmoConfig
-from molmo_ds.engine import quantized
+from molmo_ds.engine.answering import quantized
+from molmo_ds.engine.answering.layout import Fill, load, refuse, share_of, stage_rows
 from molmo_ds.engine.grid import Grid
-from molmo_ds.engine.inference_layout import Fill, load, refuse, share_of, stage_rows
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.strategy import Strategy
 from molmo_ds.engine.tensor_shards import SharedNorm
@@ -47,7 +47,8 @@ class Share:
         self.stages = grid.size("stage")
         self.size = grid.size("tensor")
         self.line = grid.along("stage")  # ranks that pass hidden states on
-        self.sending: tuple[dist.Work, Tensor] | None = None  # the tensor must live until it is sent
+        # the tensor must live until it is sent
+        self.sending: tuple[dist.Work, Tensor] | None = None
         weight = next(self.layers[0].parameters())
         self.device = weight.device
         self.dtype = weight.dtype
@@ -60,7 +61,12 @@ class Share:
 
     @classmethod
     def build(
-        cls, config: MolmoConfig, strategy: Strategy, world: World, fill: Fill, dtype: torch.dtype = torch.float32
+        cls,
+        config: MolmoConfig,
+        strategy: Strategy,
+        world: World,
+        fill: Fill,
+        dtype: torch.dtype = torch.float32,
     ) -> "Share":
         """This rank's rows with weights on its device; all ranks call alike.
 
@@ -123,7 +129,9 @@ class Share:
             x = self.embed(self.look(x))
         for layer in self.layers:
             x = layer.with_shared(x)
-            hidden = layer_run(layer, x.hidden, x.loss_weights, x.shared.cos, x.shared.sin, x.shared.plan)
+            hidden = layer_run(
+                layer, x.hidden, x.loss_weights, x.shared.cos, x.shared.sin, x.shared.plan
+            )
             x = x._replace(hidden=hidden)
         return x.hidden
 
@@ -147,7 +155,9 @@ class Share:
         if x.images is None or not len(x.images):
             nothing = torch.full((1, 1), -1, dtype=torch.int64, device=x.input_ids.device)
             features = self.embed.new_embedding.new_zeros(1, self.config.text.hidden_size)
-            return x._replace(images=None, image_masks=None, image_positions=nothing, image_features=features)
+            return x._replace(
+                images=None, image_masks=None, image_positions=nothing, image_features=features
+            )
         place = self.grid.place("tensor")
         missing = -len(x.images) % self.size
         images = _longer(x.images, missing, 0)[place :: self.size]
@@ -164,7 +174,9 @@ class Share:
         """x of every rank of the tensor group, [S, ...]."""
         if self.size == 1:
             return x[None]
-        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(self.size)]
+        parts = [
+            torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(self.size)
+        ]
         dist.all_gather(parts, x.contiguous(), group=self.grid.group("tensor"))
         return torch.stack(parts)
 
