@@ -49,6 +49,7 @@ ALONE = {  # file or folder: why nothing runs beside it
     "data/test_download.py": "a server that is given up after 2 seconds",
     "data/test_faults.py": "a server that is given up after seconds",
     "data/test_loader.py": "workers that end within 10 seconds",
+    "serve/test_serve_faults.py": "an engine that is given up after seconds",
 }
 
 

@@ -346,7 +346,7 @@ def test_memory(tmp_path: Path) -> None:
     for line, folder in zip(lines, folders, strict=True):
         held, above, whole = map(int, line.split()[1:])
         assert whole > 60e6 and held < whole / 8, (folder, line)
-        assert above < 4 << 20, (folder, line)
+        assert above < 6 << 20, (folder, line)  # a whole matrix would be 8 << 20 at least
 
 
 def test_a_released_folder_says_how_to_crop_and_to_ask(tmp_path: Path) -> None:
