@@ -41,7 +41,6 @@ ALONE = {  # file or folder: why nothing runs beside it
     "torture": "kills at moments of milliseconds",
     "multinode": "hosts that must answer within seconds",
     "test_train.py": "kills at random moments, and launchers",
-    "test_examples.py": "a launcher, and a kill at a step",
     "test_plan_memory.py": "when a thread of gloo lets its tensors go",
     "engine/test_collectives.py": "a collective that is given up after 3 seconds",
     "engine/test_nvme.py": "DeepSpeed's op, which is compiled beside the others",

@@ -85,8 +85,11 @@ def test_one_supervisor_for_a_run(tmp_path: Path) -> None:
         launch.Supervisor(config, [Host("localhost", 1)], limits, "")
     first.lock.close()
     again = launch.Supervisor(config, [Host("localhost", 1)], limits, "PATH,MOLMO_*")
-    lines = (tmp_path / "run/launch/environment").read_text().splitlines()
+    file = tmp_path / "environment"
+    variables = launch.launcher_environment(file, again.exported, {MARK: str(again.out)})
+    lines = file.read_text().splitlines()
     assert f"PATH={os.environ['PATH']}" in lines and f"{MARK}={tmp_path / 'run'}" in lines
+    assert variables["DS_ENV_FILE"] == str(file) and file.stat().st_mode & 0o077 == 0
     assert not again.done() and again.saved() == 0
     (tmp_path / "run/DONE").write_text('{"step": 29999, "loss": 1.0}\n')
     assert not again.done(), "the run of an older configuration was done, this one is not"
