@@ -108,7 +108,7 @@ def subject_of(given: argparse.Namespace, world: Any) -> Any:
 
     if given.server:
         return Server(given.server, given.save_dir, given.parallel, given.model, world)
-    return Checkpoint(
+    checkpoint = Checkpoint(
         given.checkpoint,
         given.save_dir,
         batch=given.batch or BATCH,
@@ -118,3 +118,8 @@ def subject_of(given: argparse.Namespace, world: Any) -> Any:
         strategy=given.strategy and str(given.strategy),
         world=world,
     )
+    if given.max_crops and checkpoint.config.model.images.crop_mode == "resize":
+        raise ValueError(
+            f"{given.checkpoint} sees each picture as one crop; leave --high-res and --max-crops out."
+        )
+    return checkpoint

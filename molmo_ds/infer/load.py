@@ -103,8 +103,11 @@ def read_share(
 
 
 def with_crops(config: RunConfig, max_crops: int | None) -> RunConfig:
-    """The configuration with at most that many crops of a picture; None changes nothing."""
-    if max_crops is None:
+    """The configuration with at most that many crops of a picture.
+
+    None changes nothing, nor does a number where each picture is resized into one crop.
+    """
+    if max_crops is None or config.model.images.crop_mode == "resize":
         return config
     images = replace(config.model.images, max_crops=max_crops)
     return replace(config, model=replace(config.model, images=images))

@@ -16,7 +16,7 @@ from molmo_ds.infer import load
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make(tmp_path_factory.mktemp("command"))
+    return make(tmp_path_factory.mktemp("command"), "model.images.crop_mode=overlap-and-resize-c2")
 
 
 @pytest.fixture
@@ -117,6 +117,13 @@ def test_a_server_is_evaluated(command, folder: Path) -> None:
     assert found["figures"]["failed"] == 12 and len(found["failures"]) == 12
     assert found["metrics"]["vqa_score"] == pytest.approx(1 / 3)  # two of six pictures are red
     assert found["provenance"]["checkpoint"].endswith("/v1 made-up")
+
+
+def test_crops_of_a_model_that_resizes_are_refused(tmp_path: Path) -> None:
+    folder = make(tmp_path)
+    words = [str(folder / "model"), "text_vqa", "--data", str(folder / "data"), "--high-res"]
+    with pytest.raises(ValueError, match="sees each picture as one crop"):
+        evaluate.main(words)
 
 
 @pytest.mark.parametrize(
