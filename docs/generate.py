@@ -1,23 +1,22 @@
 """The parts of the docs that are made from the code when the site is built: `<!-- generated: NAME -->` in a page.
 
-python docs/generate.py NAME prints one of them. Imports molmo_ds.config and reads all else as text, so that torch and
-DeepSpeed need not be installed.
+python docs/generate.py NAME prints one of them, where molmo_ds is installed (pip install -e .). It imports the settings
+and reads all else as text, so that torch and DeepSpeed need not be there.
 """
 
 import ast
 import json
 import re
+import string
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from molmo_ds import setting_list
+from molmo_ds.config import RunConfig
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from molmo_ds import setting_list  # noqa: E402
-from molmo_ds.config import RunConfig  # noqa: E402
-
 MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.M)
 FOLDERS = ("tools", "tools/bench")  # of the commands, in the order of the page
 COLUMNS = ("file", "engine", "ZeRO", "sizes", "offload")
@@ -68,15 +67,26 @@ def described() -> dict[str, tuple[str, dict[str, str]]]:
 
 
 def strategies() -> str:
-    """A table of ds_configs, then each file."""
+    """A table of ds_configs, then each file and those of ds_configs/infer."""
     files = sorted((ROOT / "ds_configs").glob("*.json"))
     lines = [_row(COLUMNS), "|---|---|---|---|---|"]
     for path in files:
         lines.append(_row(_strategy_cells(path)))
-    for path in files:
-        lines += ["", f'??? note "{path.name}"', "", "    ```json"]
+    for path in [*files, *sorted((ROOT / "ds_configs/infer").glob("*.json"))]:
+        lines += ["", f'??? note "{path.relative_to(ROOT / "ds_configs")}"', "", "    ```json"]
         lines += [f"    {line}" for line in path.read_text().splitlines()]
         lines.append("    ```")
+    return "\n".join(lines)
+
+
+def refusals() -> str:
+    """The table of engine/refusals.py: what cannot run, and what is said then; values stand in brackets."""
+    lines = ["| what | sentence |", "|---|---|"]
+    tree = ast.parse((ROOT / "molmo_ds/engine/refusals.py").read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Row":
+            name, _, sentence = node.args
+            lines.append(_row([ast.literal_eval(name), _sentence(sentence)]))
     return "\n".join(lines)
 
 
@@ -176,6 +186,24 @@ def _strategy_cells(path: Path) -> list[str]:
     ]
 
 
+def _sentence(node: ast.expr) -> str:
+    """A sentence of a refusal; one that others raise as well is a name of engine/strategy.py, filled in by a call."""
+    if isinstance(node, ast.Call):
+        name = node
+        while isinstance(name, ast.Call | ast.Attribute):
+            name = name.func if isinstance(name, ast.Call) else name.value
+        for other in ast.parse((ROOT / "molmo_ds/engine/strategy.py").read_text()).body:
+            if isinstance(other, ast.Assign) and ast.unparse(other.targets[0]) == name.id:
+                node = other.value
+    text = ast.literal_eval(node).removeprefix("{path}: ").replace("{path}", "the file")
+    parts = []
+    for before, field, _, _ in string.Formatter().parse(text):
+        parts.append(before)
+        if field:
+            parts.append(f"[{field.rpartition('.')[2]}]")
+    return "".join(parts)
+
+
 def _first_sentence(path: Path) -> str:
     said = ast.get_docstring(ast.parse(path.read_text())) or ""
     paragraph = " ".join(said.partition("\n\n")[0].split())
@@ -201,6 +229,7 @@ PARTS = {
     "settings": settings,
     "commands": commands,
     "strategies": strategies,
+    "refusals": refusals,
     "tasks": tasks,
     "tree": tree,
     "layers": layers,

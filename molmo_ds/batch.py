@@ -26,7 +26,7 @@ class Sample:
     input_ids: Tensor  # int64 [t]
     labels: Tensor  # int64 [t], already shifted by one inside each branch
     loss_weights: Tensor  # float32 [t], 0 where nothing is learnt
-    position_ids: Tensor  # int64 [t], restarts behind the prefix for every branch
+    position_ids: Tensor  # int64 [t], restarts after the prefix for every branch
     branch_ids: Tensor  # int32 [t], 0 = prefix
     images: Tensor  # uint8 [n, height, width, 3], or float32 [n, P, patch * patch * 3] in the exact mode; n may be 0
     image_masks: Tensor  # float32 [n, P], share of real pixels per patch (1 real, 0 padding, -1 see legacy_image_mask)

@@ -59,10 +59,15 @@ class VisionConfig(Checked):
     attention_dropout: Rate = 0.0  # of the attention's weights
     initializer_range: Positive = 0.02  # standard deviation of first weights
 
+    @property
+    def class_tokens(self) -> int:
+        """Tokens of a crop before those of its patches."""
+        return 0 if self.model_type == "siglip" else 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConnectorConfig(Checked):
-    """What turns the features of a crop into a few vectors of the decoder's width."""
+    """The way from the features of a crop to a few vectors of the decoder's width."""
 
     pooling: Literal["attention_meanq", "attention", "stack"] = "attention_meanq"  # attention: query = first patch
     pooling_size: Size = 2  # windows of pooling_size x pooling_size patches
@@ -110,7 +115,7 @@ class TextConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageConfig(Checked):
-    """How a picture becomes crops and image tokens."""
+    """The way from a picture to crops and image tokens."""
 
     crop_mode: Literal["overlap-and-resize-c2", "resize"] = "overlap-and-resize-c2"
     max_crops: Annotated[int, Ge(1), Le(36)] = 12  # high-resolution crops; the global view comes on top
@@ -143,7 +148,7 @@ class MolmoConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class PromptConfig(Checked):
-    """How an annotation becomes text."""
+    """The way from an annotation to text."""
 
     prompt_templates: Literal["none", "uber_model"] = "uber_model"  # questions of styles that have none
     message_format: Literal["none", "role"] = "role"  # role = "User: ... Assistant:"
@@ -169,7 +174,7 @@ class DataConfig(Checked):
     """The stream of batches."""
 
     sources: dict[str, SourceConfig] = field(default_factory=dict)
-    group_rates: dict[str, NotNegative] = field(default_factory=dict)  # empty = all groups alike
+    group_rates: dict[str, NotNegative] = field(default_factory=dict)  # empty = the same for all groups
     tokenizer: Place = ""  # (required) folder of a transformers tokenizer
     prompts: PromptConfig = field(default_factory=PromptConfig)
     sequence_length: Size = 4096  # tokens of one packed sequence
@@ -215,7 +220,7 @@ class OptimConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig(Checked):
-    """Adapters beside the linear layers of some components, of which all else is then frozen."""
+    """Adapters of the linear layers of some components, of which all else is then frozen."""
 
     components: tuple[Component, ...] = ()  # that get adapters
     rank: Size = 16  # inner width of an adapter
@@ -234,7 +239,7 @@ class HeldOutConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Checked):
-    """One run; saved resolved beside its checkpoints, and enough to run again."""
+    """One run; saved resolved with its checkpoints, and enough to run again."""
 
     preset: str = "tiny"  # a function of presets.py; model.* overrides it
     model: MolmoConfig = field(default_factory=MolmoConfig)
@@ -245,7 +250,7 @@ class RunConfig(Checked):
     strategy: Place = "ds_configs/zero3.json"  # a DeepSpeed JSON, or `accelerate`: what accelerate launch was given
     init_from: Optional[Place] = None  # a checkpoint whose weights (nothing else) start this run
     out: Place = ""  # (required) folder of this run
-    resume: bool = True  # go on from the newest whole checkpoint in `out`
+    resume: bool = True  # continue from the newest whole checkpoint in `out`
     overwrite: bool = False  # allow a folder that holds another run
     max_steps: Count = 30000  # of the whole run
     stop_after: Optional[Count] = None  # end this process after that step without changing the schedule

@@ -30,7 +30,7 @@ def is_remote(path: str) -> bool:
 
 
 def join(folder: str, name: str) -> str:
-    """`folder/name` for local paths and URLs alike."""
+    """`folder/name` for local paths and URLs."""
     return folder.rstrip("/") + "/" + name
 
 

@@ -235,7 +235,7 @@ def get(name: str) -> MolmoConfig:
     if name not in known:
         best = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
         raise ValueError(
-            f"There is no preset '{name}'; the nearest one is '{best}', there are {', '.join(PRESETS)}, and behind a / "
+            f"There is no preset '{name}'; the nearest one is '{best}', there are {', '.join(PRESETS)}, and after a / "
             f"the towers {', '.join(TOWERS)}."
         )
     preset, _, vision = name.partition("/")

@@ -1,4 +1,4 @@
-"""What must hold between settings: rows (whether it is wrong, what is said), asked when a configuration is read."""
+"""Rules between settings: rows (whether it is wrong, what is said), asked when a configuration is read."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -26,7 +26,7 @@ def together(sentences: list[str]) -> str:
 
 
 def model(config: MolmoConfig, prefix: str = "model.") -> Rows:
-    """An architecture; `prefix` stands before its keys."""
+    """An architecture; `prefix` is that of its keys."""
     yield from _text(config.text, f"{prefix}text.")
     yield from _vision(config.vision, f"{prefix}vision.")
     side = config.vision.image_size // config.vision.patch_size
@@ -92,7 +92,8 @@ def _rope(scaling: dict[str, Any] | None, key: str) -> Rows:
         yield wrong, f"{key}.{name} is {value!r}; it must be a number above 0."
         if wrong:
             return
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    low = scaling["low_freq_factor"]
+    high = scaling["high_freq_factor"]
     yield high <= low, f"{key}.high_freq_factor is {high}; it must be above low_freq_factor={low}."
 
 
@@ -221,7 +222,7 @@ def rates(sources: dict[str, SourceConfig], group_rates: dict[str, float], at: s
 
 
 def training(config: RunConfig) -> Rows:
-    """What a run must be given on top, and other uses of a configuration need not."""
+    """Settings that a run must be given and other uses of a configuration need not."""
     yield not config.out, "out is empty; give the run a folder, for example out=runs/first."
     yield not config.data.tokenizer, "data.tokenizer is empty; give the folder of a transformers tokenizer."
     yield not config.data.sources, "There is no data set; give data.sources.<name>.path."

@@ -1,4 +1,4 @@
-"""Every setting of a dataclass in a list: its dotted name, default, what it may be, and the comment beside it."""
+"""Every setting of a dataclass in a list: its dotted name, default, what it may be, and the comment on it."""
 
 import dataclasses
 import inspect
@@ -62,7 +62,7 @@ def settings(kind: type, prefix: str = "") -> tuple[Setting, ...]:
 
 
 def comments(kind: type) -> dict[str, str]:
-    """Field -> the comment on its line, or the one that stands alone above it."""
+    """Field -> the comment on its line, or the one alone on the line above."""
     out: dict[str, str] = {}
     names = {item.name for item in dataclasses.fields(kind)}
     above = ""
@@ -85,7 +85,7 @@ def comments(kind: type) -> dict[str, str]:
 
 
 def legal(hint: Any) -> str:
-    """What a value of this type may be, in words."""
+    """The values of this type, in words."""
     origin = typing.get_origin(hint)
     parts = typing.get_args(hint)
     if origin is typing.Annotated:

@@ -139,7 +139,7 @@ def from_dict(kind: type, values: dict[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def in_sentences(what: str) -> Iterator[None]:
-    """What a dataclass of settings refuses inside the block is said in sentences about `what`, a file for example."""
+    """Turn the errors of dataclasses inside the block into sentences about `what`, a file for example."""
     try:
         yield
     except ValidationError as error:

@@ -42,7 +42,8 @@ def train(config: RunConfig) -> int:
     Raises ValueError or OSError, the same on every rank where that can be known, for what the user has to mend.
     """
     from molmo_ds.data.order.loader import build_stream
-    from molmo_ds.engine import build_engine, launch, launchers, strategy_place
+    from molmo_ds.engine import build_engine, launch, strategy_place
+    from molmo_ds.engine.launching import launchers
     from molmo_ds.engine.strategy import read_strategy
     from molmo_ds.monitor import profile
     from molmo_ds.monitor.metrics import Metrics
@@ -55,7 +56,8 @@ def train(config: RunConfig) -> int:
         log.warning(sentence)  # main shows those of rank 0 only
     world = launch.start(config.timeout_seconds)
     world.agree(lambda: check_folder(config))
-    out, checkpoints = Path(config.out), str(Path(config.out) / "checkpoints")
+    out = Path(config.out)
+    checkpoints = str(Path(config.out) / "checkpoints")
     going_on = config.resume and bool(checkpoint.steps(checkpoints))
     engine = build_engine(replace(config, init_from=None) if going_on else config, world)
     data_state = engine.load(checkpoints) if config.resume else None
@@ -69,7 +71,9 @@ def train(config: RunConfig) -> int:
     world.agree(lambda: claim_folder(config, finished=engine.step >= last))
     metrics = Metrics(config, world, engine.step)
     asked = catch_signals()
-    saved, values, stopped_by = engine.step, {}, 0
+    saved = engine.step
+    values = {}
+    stopped_by = 0
     while engine.step < last and not stopped_by:
         began = time.perf_counter()
         micro_batches, lane_states = next(stream)
@@ -84,7 +88,8 @@ def train(config: RunConfig) -> int:
         stopped_by, save_now = world.largest(asked["stop"], asked["save"])
         if engine.step % config.save_interval == 0 or engine.step == last or stopped_by or save_now:
             engine.save(checkpoints, lane_states)
-            saved, asked["save"] = engine.step, 0
+            saved = engine.step
+            asked["save"] = 0
         metrics.step(engine.step, values | phases, arrived - began, trained - arrived, time.perf_counter() - evaluated)
     stream.close()
     engine.close()
@@ -103,7 +108,7 @@ def check_finite(engine: "Engine", values: dict[str, float], samples: list[list[
         values: what the update returned.
         samples: (source, number, epoch) of the samples in each of this rank's micro-batches.
     """
-    from molmo_ds.engine.faults import NotFiniteError
+    from molmo_ds.engine.checks.faults import NotFiniteError
 
     wrong = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
     if not wrong:
@@ -178,7 +183,7 @@ def claim_folder(config: RunConfig, finished: bool) -> None:
 
 
 def difference_to(saved: Path, config: RunConfig) -> str:
-    """How the run whose config.yaml is `saved` differs from this one, or an empty string where this one goes on."""
+    """A difference to the run whose config.yaml is `saved`; empty where this run continues it."""
     if not config.resume:
         return "resume=false"
     import yaml
@@ -249,7 +254,7 @@ def print_help() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run from the command line; an error of the user's is one sentence and exit code 1."""
-    from molmo_ds.engine.faults import TrainingFault
+    from molmo_ds.engine.checks.faults import TrainingFault
 
     rank = int(os.environ.get("RANK", 0))
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.ERROR, format="%(message)s", stream=sys.stderr)

@@ -12,6 +12,7 @@ import pytest
 
 from molmo_ds import setting_list, settings
 from molmo_ds.config import RunConfig
+from molmo_ds.engine.refusals import TABLE
 from molmo_ds.eval.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
@@ -142,3 +143,9 @@ def test_the_page_of_evaluation_lists_every_task() -> None:
     rows = generate.tasks().splitlines()[2:]
     wanted = [f"| `{task.name}` | {', '.join(task.styles)} | {task.max_new_tokens} |" for task in TASKS.values()]
     assert rows == wanted
+
+
+def test_the_page_of_strategies_lists_every_refusal() -> None:
+    rows = generate.refusals().splitlines()[2:]
+    assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == [row.name for row in TABLE]
+    assert not [row for row in rows if "{" in row]

@@ -1,7 +1,7 @@
 """Keeps one run going (molmo_ds/cli/launch.py; the same as `molmo-ds launch`)."""
 
 from molmo_ds.cli import run
-from molmo_ds.engine.hosts import read_hosts
+from molmo_ds.engine.launching.hosts import read_hosts
 
 __all__ = ["read_hosts"]
 

@@ -59,5 +59,5 @@ def run(file: str, arguments: list[str] | None = None) -> None:
 
 
 def caller() -> str:
-    """What the user called: `molmo-ds ask`, or `generate` for tools/generate.py."""
+    """Name of the command as the user called it: `molmo-ds ask`, or `generate` for tools/generate.py."""
     return Path(sys.argv[0]).stem

@@ -13,9 +13,9 @@ import signal
 import sys
 
 from molmo_ds import rules
-from molmo_ds.engine.hosts import read_hosts, refuse_unknown
+from molmo_ds.engine.launching.hosts import read_hosts, refuse_unknown
+from molmo_ds.engine.launching.supervise import EXPORTED, Limits, Supervisor, check
 from molmo_ds.engine.strategy import read_strategy
-from molmo_ds.engine.supervise import EXPORTED, Limits, Supervisor, check
 from molmo_ds.train import read_arguments
 
 

@@ -62,7 +62,7 @@ def write(args: argparse.Namespace) -> None:
 
 
 def origin(args: argparse.Namespace, mapping: Mapping) -> DataSet | Folder | Lines | Tars:
-    """Where the samples come from."""
+    """The origin of the samples."""
     if args.kind == "dataset":
         root = args.root or (args.source if Path(args.source).is_dir() else "")
         return DataSet(args.source, mapping, args.subset, args.split or "train", args.streaming, root)

@@ -46,7 +46,7 @@ def parse(arguments: list[str] | None, about: str) -> argparse.Namespace:
 
 
 def problem_of(args: argparse.Namespace) -> str:
-    """What is wrong with the options, in a sentence; empty if nothing is."""
+    """A sentence about the first mistake in the options; empty if there is none."""
     if args.kind != "index" and not args.out:
         return "give the folder to write to"
     if args.kind == "index" and args.out:

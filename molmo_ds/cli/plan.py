@@ -15,7 +15,7 @@ from pathlib import Path
 
 from molmo_ds import settings
 from molmo_ds.config import RunConfig
-from molmo_ds.engine.hosts import read_hosts
+from molmo_ds.engine.launching.hosts import read_hosts
 from molmo_ds.engine.plan_memory import plan
 from molmo_ds.engine.refusals import refuse
 from molmo_ds.engine.strategy import read_strategy

@@ -1,4 +1,4 @@
-"""When so many samples cannot be used that the data is wrong and not a sample: in training and where data comes in."""
+"""The share of unusable samples above which the data is wrong: in training and where data comes in."""
 
 FEWEST_SEEN = 10_000  # the share of bad samples is taken of at least this many
 

@@ -139,8 +139,8 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _orientation(picture: Image.Image, data: bytes) -> int:
-    # Pillow decodes a PNG to look for EXIF behind the pixels; a second decoding after one that failed raises nothing
-    # and leaves half a picture, so pixels come first wherever they are wanted
+    # Pillow decodes a PNG to look for EXIF after the pixels; a second decoding after one that failed raises nothing
+    # and leaves half a picture, so pixels come first where they are wanted
     if picture.format == "PNG" and not any(mark in data for mark in _PNG_MARKS):
         return 1
     return orientation(picture)

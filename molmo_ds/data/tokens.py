@@ -1,4 +1,4 @@
-"""Text to token ids and back: a transformers tokenizer folder with Molmo's image tokens behind its vocabulary."""
+"""Text to token ids and back: a transformers tokenizer folder with Molmo's image tokens after its vocabulary."""
 
 import hashlib
 import json

@@ -11,7 +11,7 @@ from molmo_ds.engine.launch import World
 
 
 class Engine(Protocol):
-    """What the loop knows of training; the same verbs whatever the strategy."""
+    """The verbs of training that the loop uses, the same under every strategy."""
 
     step: int  # updates made so far
     world: World

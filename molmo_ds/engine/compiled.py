@@ -31,7 +31,8 @@ def compile_layers(model: nn.Module) -> None:
     made: dict[type, Callable[..., Tensor]] = {}
     for layer in [module for module in model.modules() if isinstance(module, (DecoderLayer, VisionLayer))]:
         for part in (layer.self_attn, layer.mlp) if split else (layer,):
-            kind, name = type(part), "forward" if split else "run"
+            kind = type(part)
+            name = "forward" if split else "run"
             if kind is MoE:  # AutoEP has a way of its own with these
                 continue
             if kind not in made:

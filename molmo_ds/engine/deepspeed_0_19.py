@@ -85,7 +85,7 @@ def whole_shape(parameter: nn.Parameter) -> tuple[int, ...]:
 
 
 def place(engine: Any, parameter: nn.Parameter) -> Place | None:
-    """Where this rank keeps its part of a parameter; None if it keeps nothing of it."""
+    """The place of this rank's part of a parameter; None if it keeps nothing of it."""
     if is_split(parameter):
         return _place_of_stage_3(engine.optimizer, parameter)
     if hasattr(parameter, "_hp_mapping"):  # ZeRO-1 and 2: one flat vector per group, cut into equal partitions

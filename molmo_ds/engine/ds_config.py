@@ -28,7 +28,7 @@ def resolve(strategy: Strategy, config: RunConfig, world_size: int, on_gpu: bool
     ds["gradient_clipping"] = 0.0
     if strategy.experts > 1:
         ds["expert_parallel"] = _experts(ds["expert_parallel"], config)
-    if strategy.tensor > 1:  # engine/parallel/tensor.py splits, so AutoTP shall match nothing
+    if strategy.tensor > 1:  # engine/parallel/tensor.py splits, so AutoTP must match nothing
         ds["tensor_parallel"]["partition_config"] = {"use_default_specs": False, "layer_specs": []}
     for block in ("optimizer", "scheduler", "tensorboard", "wandb", "csv_monitor", "fp16"):
         ds.pop(block, None)

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from molmo_ds.batch import Batch
 from molmo_ds.config import RunConfig
-from molmo_ds.engine import collectives, deepspeed_0_19, ds_config, fragments, optim
+from molmo_ds.engine import deepspeed_0_19, ds_config, fragments, optim
+from molmo_ds.engine.checks import collectives
+from molmo_ds.engine.checks.gradient_order import GradientOrder
 from molmo_ds.engine.compiled import compile_layers
-from molmo_ds.engine.gradient_order import GradientOrder
 from molmo_ds.engine.grid import COPIES, LOSSES
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.loss_scale import COUNTS, fill, scale
@@ -69,22 +70,22 @@ class DeepSpeedEngine:
 
     @property
     def data_rank(self) -> int:
-        """Which part of the global batch this process reads."""
+        """Index of the part of the global batch that this process reads."""
         return self.grid.place("data")
 
     @property
     def data_size(self) -> int:
-        """Of how many."""
+        """Number of parts of the global batch."""
         return self.grid.size("data")
 
     @property
     def averaged(self) -> int:
-        """Over how many gradients DeepSpeed takes the mean."""
+        """The number of gradients of which DeepSpeed takes the mean."""
         return self.grid.size(*COPIES)
 
     @property
     def scratch(self) -> Path | None:
-        """A folder for copies that shall not fill the host's memory."""
+        """A folder for copies that must not fill the host's memory."""
         return next((part.scratch for part in self.parts if part.scratch), None)
 
     def lay_out(self) -> Any:
@@ -174,7 +175,7 @@ class DeepSpeedEngine:
         return scale(micro_batches, self.averaged, group, self.world.device, self.config.model)
 
     def report(self, sums: list[Tensor], counts: Tensor, norms: dict[str, Tensor]) -> dict[str, float]:
-        """What an update returns: `means`, and of each component the rate and the norm before clipping.
+        """The result of an update: `means`, and of each component the rate and the norm before clipping.
 
         Args:
             sums: (ce, z-loss, accuracy), float64 [3], of each micro-batch whose loss this rank has.
@@ -204,7 +205,7 @@ class DeepSpeedEngine:
         return {"loss": values["ce_loss"] + values["z_loss"], **values}
 
     def schedule(self, part: str) -> tuple:
-        """What `optim.learning_rate` takes for the current step."""
+        """Arguments of `optim.learning_rate` for the current step."""
         return self.config.optim, part, self.step, self.config.max_steps
 
     def set_learning_rates(self) -> None:
@@ -230,7 +231,7 @@ class DeepSpeedEngine:
         squares.copy_(there)
 
     def fragments(self, changed: bool = False) -> Iterator[fragments.Fragment]:
-        """What this rank holds of every parameter, under the names of one process; see fragments.fragments."""
+        """This rank's pieces of every parameter, under the names of one process; see fragments.fragments."""
         for piece in fragments.fragments(self.model, self.engine, changed):
             for part in self.parts:
                 piece = part.rename(piece)

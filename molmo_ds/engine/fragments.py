@@ -1,4 +1,4 @@
-"""Where a rank keeps each parameter: its slice of the fp32 weight and of the optimizer's state, under one set of names.
+"""Places of parameters on a rank: slices of the fp32 weight and of the optimizer's state, under one set of names.
 
 DeepSpeed lays parameters out in flat partitions that differ by stage. Everything that must not care (checkpoints, first
 weights, full state, clipping) goes through this file.
@@ -138,7 +138,7 @@ class Gradients:
 
 
 def gradients(engine: Any, groups: list[dict]) -> Iterator[Gradients]:
-    """What there is between the last backward pass and the step, to be scaled in place.
+    """The gradients between the last backward pass and the step, to be scaled in place.
 
     Args:
         groups: of the optimizer as they were before DeepSpeed replaced their parameters by flat ones; "copies" are

@@ -1,4 +1,4 @@
-"""The map of ranks: where this one stands on each axis, and the groups of those that differ from it on some axes only.
+"""The map of ranks: the place of this one on each axis, and the groups of those that differ from it on some axes only.
 
 Ranks are numbered with the tensor axis fastest: neighbours share the decoder, then a sequence, then a stage. Groups
 come from DeepSpeed where DeepSpeed makes them, and are made here where it does not. The axes "expert" (ranks over which
@@ -41,7 +41,7 @@ class Grid:
         return math.prod(self.sizes[axis] for axis in axes)
 
     def place(self, axis: str) -> int:
-        """Where this rank stands on an axis, from 0 on."""
+        """Index of this rank on an axis."""
         return self.places[axis]
 
     def first(self, axes: Iterable[str]) -> bool:
@@ -64,7 +64,7 @@ class Grid:
         return self.groups[ranks]
 
     def make(self, *axes: str) -> None:
-        """Make the groups along these axes, unless DeepSpeed has; all ranks call alike."""
+        """Make the groups along these axes, unless DeepSpeed has; all ranks make the same calls."""
         if self.along(*axes) in self.groups:
             return
         for ranks in self._all_along(*axes):
@@ -73,7 +73,7 @@ class Grid:
                 self.groups[ranks] = group
 
     def complete(self) -> None:
-        """Make what DeepSpeed has not and an engine needs; all ranks call alike."""
+        """Make the groups that an engine needs and DeepSpeed has not made; all ranks make the same calls."""
         if self.size("sequence") > 1:
             self.make("sequence")
         for axes in (("data",), COPIES, LOSSES):

@@ -1,4 +1,4 @@
-"""One process of a run: its rank, its device, its process group, whoever started it."""
+"""One process of a run: its rank, its device, its process group, under any launcher."""
 
 import datetime
 import logging
@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class World:
-    """Where this process stands among all."""
+    """The place of this process among all."""
 
     rank: int
     local_rank: int
@@ -86,8 +86,8 @@ def start(timeout_seconds: int = 600) -> World:
     if on_gpu:
         torch.cuda.set_device(device)
     elif "OMP_NUM_THREADS" not in os.environ:
-        beside = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE", 1)  # torchrun's, deepspeed's
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(beside)))
+        processes = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE", 1)  # torchrun's, deepspeed's
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(processes)))
     timeout = datetime.timedelta(seconds=timeout_seconds)
     # neither DEEPSPEED_TIMEOUT nor init_distributed(timeout=) reaches the groups that DeepSpeed makes later
     dist.distributed_c10d.default_pg_timeout = timeout

@@ -34,7 +34,7 @@ def scale(
 
 
 def fill(micro_batches: list[Batch], steps: int) -> list[Batch]:
-    """As many micro-batches as every rank runs in a step; the last one again, with weights 0, where there are fewer.
+    """The micro-batches, filled up to the number that every rank runs with copies of the last one, weights 0.
 
     A collective that one rank comes to less often than the others would hang them.
     """

@@ -1,4 +1,4 @@
-"""Who learns how fast: components, parameter groups, schedules and the clipping of each component.
+"""Optimisers: components, parameter groups, learning rates and the clipping of each component.
 
 A component is "connector", "vision" or "text". Every rule follows allenai/molmo 793fa38 (olmo.optim, olmo.train).
 """
@@ -25,8 +25,8 @@ def frozen_names(model: Molmo, optim: OptimConfig, lora: LoraConfig | None = Non
 
     The reference leaves those blocks in the optimizer without a gradient, which skips them: the same thing.
     """
-    behind = used_layers(model.config.vision)[-1] + 1
-    unused = tuple(f"vision.layers.{i}." for i in range(behind, model.config.vision.num_hidden_layers))
+    first_unused = used_layers(model.config.vision)[-1] + 1
+    unused = tuple(f"vision.layers.{i}." for i in range(first_unused, model.config.vision.num_hidden_layers))
     return {
         name
         for name, _ in model.named_parameters()
@@ -40,7 +40,7 @@ def frozen_names(model: Molmo, optim: OptimConfig, lora: LoraConfig | None = Non
 def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict]:
     """Optimizer groups, decayed and not, of each component; frozen parameters are left out, and so are empty groups.
 
-    Each group carries its "component" and its "names" (in the order of its parameters) beside what the optimizer needs.
+    Each group carries its "component" and its "names" (in the order of its parameters) with what the optimizer needs.
     """
     groups: dict[tuple[str, bool], dict] = {}
     for part in COMPONENTS:
@@ -89,7 +89,9 @@ def learning_rate(optim: OptimConfig, part: str, step: int, max_steps: int) -> f
     Linear warm-up from warmup_min_lr, a cosine down to alpha_f of the peak at t_max (or max_steps), then flat.
     """
     settings: ComponentConfig = getattr(optim, part)
-    peak, warmup, end = settings.lr, settings.warmup_steps, optim.t_max or max_steps
+    peak = settings.lr
+    warmup = settings.warmup_steps
+    end = optim.t_max or max_steps
     if step < warmup:
         start = 0.1 * peak if optim.warmup_min_lr is None else optim.warmup_min_lr
         return start + (peak - start) * min(step, warmup) / warmup

@@ -24,25 +24,34 @@ class PipelineEngine(DeepSpeedEngine):
     """Each rank holds some rows; micro-batches flow through the stages, activations between neighbours only."""
 
     def lay_out(self) -> Any:
-        """Lay the stages over the ranks as DeepSpeed does: a stage's data group are neighbours."""
+        """Lay the stages over the ranks as DeepSpeed does: neighbours are the data group of a stage."""
         stages = self.strategy.stages
         self.folded = self.strategy.folded
         self.rows = layer_list(self.config.model, self.config.optim.z_loss)
         self.bounds = balance(self.rows, self.config, stages * (2 if self.folded else 1))
         self.sums: list[Tensor] = []  # of each micro-batch, on the rank that has the loss
         self.wire = Wire()  # to the first row
-        settings = self.config.activation_checkpointing, self.config.lora
-        specs = [
-            LayerSpec(Row, name, kind, args, *settings, i in self.bounds, i + 1 in self.bounds[:-1])
-            for i, (name, kind, args) in enumerate(self.rows)
-        ]
+        specs = [self.spec(i, *row) for i, row in enumerate(self.rows)]
         kind = FoldedStages if self.folded else Stages
-        self.module = kind(specs, self.bounds, num_stages=stages, loss_fn=self.take_loss, dynamic_shape=not self.folded)
+        self.module = kind(
+            specs,
+            self.bounds,
+            num_stages=stages,
+            loss_fn=self.take_loss,
+            dynamic_shape=not self.folded,
+        )
         return self.module.mpu()
+
+    def spec(self, i: int, name: str, kind: type[nn.Module], arguments: tuple) -> LayerSpec:
+        """Row i as DeepSpeed builds it, on the rank that holds it."""
+        first = i in self.bounds
+        last = i + 1 in self.bounds[:-1]
+        checkpointing = self.config.activation_checkpointing
+        return LayerSpec(Row, name, kind, arguments, checkpointing, self.config.lora, first, last)
 
     @property
     def averaged(self) -> int:
-        """Over how many gradients DeepSpeed takes the mean: here over micro-batches as well."""
+        """The number of gradients of which DeepSpeed takes the mean: here micro-batches count as well."""
         return super().averaged * self.ds["gradient_accumulation_steps"]
 
     def build_model(self) -> nn.Module:
@@ -50,7 +59,8 @@ class PipelineEngine(DeepSpeedEngine):
         stage = nn.Module()
         stage.config = self.config.model
         for row in (layer for layer in self.module.children() if isinstance(layer, Row)):
-            parent, (*path, leaf) = stage, row.name.split(".")
+            parent = stage
+            (*path, leaf) = row.name.split(".")
             for part in path:
                 if not hasattr(parent, part):
                     parent.add_module(part, nn.Module())
@@ -71,21 +81,20 @@ class PipelineEngine(DeepSpeedEngine):
         self.set_learning_rates()
 
     def take_loss(self, outputs: tuple[Tensor, Tensor, Tensor], _: Tensor) -> Tensor:
-        """What the last stage differentiates; the three sums are kept for the log."""
+        """The loss that the last stage differentiates; the three sums are kept for the log."""
         self.sums.append(torch.stack([x.detach().double() for x in outputs]))
         return outputs[0] + outputs[1]
 
     def feed(self, batches: list[Batch], factor: Tensor) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
         """(arguments of the first row, a label that nobody reads) of each micro-batch, weights times `factor`.
 
-        DualPipeV's micro-batches have one shape, which its ranks exchange before the first of them: each step's are
-        padded to the largest of that step, whatever the next step's will be.
+        DualPipeV's ranks exchange one shape before the first micro-batch, so those of a step are padded to the largest.
         """
         self.engine.micro_batches = len(batches)
         if self.folded:
             self.engine.reset_activation_shape()
-            sizes = [max(sizes) for sizes in zip(*(batch.sizes for batch in batches))]
-            batches = (batch.padded(*sizes) for batch in batches)  # one by one, where there is data
+            largest = [max(sizes) for sizes in zip(*(batch.sizes for batch in batches))]
+            batches = (batch.padded(*largest) for batch in batches)  # one by one, where there is data
         local = (self.local(batch).weighted(factor) for batch in batches)
         return ((self.wire.pack(Carry.of(batch)), batch.labels) for batch in local)
 
@@ -116,7 +125,7 @@ class Row(nn.Module):
     """A row of `layer_list`, recomputed in the backward pass where the run asks for it.
 
     Args:
-        begins, ends: whether it is the first or the last row of a stage, which takes or gives what is sent.
+        first, last: whether it is the first or the last row of a stage, which receives or sends.
     """
 
     def __init__(
@@ -126,17 +135,19 @@ class Row(nn.Module):
         arguments: tuple,
         checkpointing: str,
         adapters: LoraConfig,
-        begins: bool,
-        ends: bool,
+        first: bool,
+        last: bool,
     ) -> None:
         super().__init__()
-        self.name, self.layer, self.checkpointing = name, kind(*arguments), checkpointing
-        self.entry = Wire() if begins else None
-        self.exit = Wire() if ends else None
+        self.name = name
+        self.layer = kind(*arguments)
+        self.checkpointing = checkpointing
+        self.entry = Wire() if first else None
+        self.exit = Wire() if last else None
         lora.adapt(self.layer, adapters, f"{name}.")
 
     def forward(self, x: Carry | tuple[Tensor, ...]) -> Any:
-        """The row's own result, or what is sent of it."""
+        """The result of the row, or the tensors that are sent of it."""
         if self.entry is not None:
             x = self.entry.unpack(x)
         out = run_row(self.layer, self.name, x, self.checkpointing)
@@ -144,32 +155,45 @@ class Row(nn.Module):
 
 
 def balance(rows: list[tuple], config: RunConfig, stages: int) -> list[int]:
-    """stages + 1 bounds that make the dearest stage as cheap as can be, by counted products per packed sequence.
+    """Stage boundaries that minimise the cost of the most expensive stage: stages + 1 indices into `rows`.
 
-    A row in which nothing learns shares a stage with the one in front of it, or, before the first that learns, with
-    that: what passes between stages must carry a gradient, and DeepSpeed's stages need something to optimise.
+    The cost of a row is its number of products for one packed sequence. What passes between stages must carry a
+    gradient, and DeepSpeed's stages need something to optimise: so a row in which nothing learns shares a stage with
+    the row before it, or with the first row that learns.
+
+    Raises ValueError if fewer rows learn than there are stages.
     """
-    vision, data, network = config.model.vision, config.data, without_memory(config)
+    network = without_memory(config)
     frozen = optim.frozen_names(network, config.optim, config.lora)
-    crops, tokens = data.crops_per_sequence, data.sequence_length
-    patches = (vision.image_size // vision.patch_size) ** 2
-    rows_of = {"vision": crops * patches, "connector": crops * patches // 4}
-    costs, starts, begun = [0], [0], False  # of the parts that may stand alone
+    costs = [0]  # of the pieces between which a boundary may lie
+    starts = [0]  # their first rows
+    learnt_before = False
     for i, (name, *_) in enumerate(rows):
         parameters = dict(network.get_submodule(name).named_parameters(name))
         learns = bool(parameters.keys() - frozen)
-        if learns and begun:
+        if learns and learnt_before:
             costs.append(0)
             starts.append(i)
-        begun = begun or learns
-        weights = [p for n, p in parameters.items() if p.dim() > 1 and "embedding" not in n]
-        seen = rows_of.get(name.partition(".")[0], tokens)
-        routed = [p.numel() * (config.model.text.num_experts_per_tok / len(p)) for p in weights if p.dim() == 3]
-        costs[-1] += int(seen * (sum(p.numel() for p in weights if p.dim() == 2) + sum(routed)))
+        learnt_before = learnt_before or learns
+        costs[-1] += cost(name, parameters, config)
     if len(costs) < stages:
         raise ValueError(
             f"{len(costs)} layers that learn cannot fill {stages} pipeline stages; use a strategy with fewer stages."
         )
-    unit = max(1, math.ceil(sum(costs) / 10**6))
+    unit = max(1, math.ceil(sum(costs) / 10**6))  # DeepSpeed's search takes small integers
     cuts = deepspeed_0_19.balanced([max(1, cost // unit) for cost in costs], stages)
-    return [[*starts, len(rows)][cut] for cut in cuts]
+    bounds = [*starts, len(rows)]
+    return [bounds[cut] for cut in cuts]
+
+
+def cost(name: str, parameters: dict[str, nn.Parameter], config: RunConfig) -> int:
+    """Products of the row `name` for one packed sequence: vectors that it sees times numbers of its matrices."""
+    vision = config.model.vision
+    data = config.data
+    patches = data.crops_per_sequence * (vision.image_size // vision.patch_size) ** 2
+    vectors = {"vision": patches, "connector": patches // 4}.get(name.partition(".")[0], data.sequence_length)
+    weights = [parameter for key, parameter in parameters.items() if "embedding" not in key]
+    dense = sum(weight.numel() for weight in weights if weight.dim() == 2)
+    top_k = config.model.text.num_experts_per_tok
+    routed = sum(weight.numel() * (top_k / len(weight)) for weight in weights if weight.dim() == 3)
+    return int(vectors * (dense + routed))

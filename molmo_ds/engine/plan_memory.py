@@ -16,6 +16,7 @@ from torch._subclasses import FakeTensorMode
 from molmo_ds.config import RunConfig
 from molmo_ds.engine import ds_config, optim
 from molmo_ds.engine.strategy import Strategy, accumulation, parse
+from molmo_ds.engine.tensor_shards import shard
 from molmo_ds.model import lora
 from molmo_ds.model.connector import GatedMLP
 from molmo_ds.model.decoder import DecoderLayer, MoE
@@ -150,8 +151,6 @@ def _rows(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool) -> li
     experts, tensors = strategy.experts, strategy.tensor
     model, sequence = config.model, strategy.sequence
     if tensors > 1:
-        from molmo_ds.engine.parallel.tensor import shard
-
         model = shard(model, tensors)
     with torch.device("meta"):
         network = Molmo(model, config.optim.z_loss)

@@ -1,4 +1,4 @@
-"""What cannot run: a table of strategies and runs that exclude each other, each with the nearest that can.
+"""Refusals: a table of strategies and runs that exclude each other, each with the nearest that can run.
 
 A row is tested only after those above it have passed, so that it may rely on them.
 """
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from molmo_ds.config import RunConfig, TextConfig
-from molmo_ds.engine.strategy import ENGINES, NEEDS_BATCH, NEEDS_RANKS, SETTINGS, Owned, Strategy, Zero
+from molmo_ds.engine.strategy import ENGINES, LIMITS, NEEDS_BATCH, NEEDS_RANKS, SETTINGS, USUAL, Owned, Strategy, Zero
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Asked:
 
     @property
     def owned(self) -> Owned:
-        """What the file says of what the run owns."""
+        """The file's values of settings that the run owns."""
         return self.s.owned
 
     @property
@@ -63,9 +63,18 @@ class Asked:
         """Micro-steps of a step."""
         return self.run.global_batch // self.multiple
 
+    @property
+    def training(self) -> str:
+        """The strategy to train with that is nearest to one to answer with."""
+        if self.text.num_experts:
+            return "zero3_ep.json"
+        return "pipe_zero1.json" if self.s.stages > 1 else "zero3_tp.json"
+
     def heads_divide(self) -> bool:
         """Whether ranks that share a sequence can share its heads."""
-        heads, keys, size = self.text.num_attention_heads, self.text.num_key_value_heads, self.s.sequence
+        heads = self.text.num_attention_heads
+        keys = self.text.num_key_value_heads
+        size = self.s.sequence
         return heads % size == 0 and (keys % size == 0 or size % keys == 0)
 
     def columns_divide(self) -> bool:
@@ -91,6 +100,16 @@ TABLE = [
         "{path}: there is no engine '{a.s.engine}'; molmo_ds.engine is {engines}.",
     ),
     Row(
+        "strategy to answer with",
+        lambda a: a.s.engine == "inference",
+        "{path} is a strategy to answer with; train with ds_configs/{a.training}.",
+    ),
+    Row(
+        "limits without inference",
+        lambda a: a.s.limits != USUAL,
+        '{path}: {limits} are of the engine "inference", with which nothing is trained; leave them out.',
+    ),
+    Row(
         "ranks that do not divide",
         lambda a: bool(a.world % a.s.shared),
         NEEDS_RANKS.replace("{shared}", "{a.s.shared}").replace("{world}", "{a.world}"),
@@ -103,7 +122,7 @@ TABLE = [
     Row(
         "DeepSpeed's own sequence key",
         lambda a: a.s.deepspeeds_sequence,
-        "{path}: write sequence_parallel_size inside the molmo_ds block, not beside it.",
+        "{path}: write sequence_parallel_size inside the molmo_ds block, not outside.",
     ),
     Row(
         "stages without pipeline",
@@ -166,12 +185,6 @@ TABLE = [
         "attention heads and {a.text.num_key_value_heads} key-value heads (or be a multiple of the latter).",
     ),
     Row(
-        "sequence and experts",
-        lambda a: a.s.engine == "sequence" and a.s.experts > 1,
-        "{path}: expert parallelism and sequence parallelism want the same ranks; use ds_configs/zero3_ep.json or "
-        "ds_configs/zero3_sp.json.",
-    ),
-    Row(
         "sequence and tensors",
         lambda a: a.s.engine == "sequence" and a.s.tensor > 1,
         "{path}: tensor parallelism and sequence parallelism want the same ranks; use ds_configs/zero3_tp.json or "
@@ -202,12 +215,12 @@ TABLE = [
     Row(
         "experts and hpZ",
         lambda a: a.s.experts > 1 and a.zero.hpz > 1,
-        "{path}: DeepSpeed has no zero_hpz_partition_size beside experts; use ds_configs/zero3_ep.json without it.",
+        "{path}: DeepSpeed has no zero_hpz_partition_size with experts; use ds_configs/zero3_ep.json without it.",
     ),
     Row(
         "experts and quantised",
         lambda a: a.s.experts > 1 and a.zero.quantised,
-        "{path}: DeepSpeed does not quantise weights or gradients beside experts; use ds_configs/zero3_ep.json.",
+        "{path}: DeepSpeed does not quantise weights or gradients with experts; use ds_configs/zero3_ep.json.",
     ),
     Row(
         "experts and offload",
@@ -352,6 +365,7 @@ def refuse(strategy: Strategy, config: RunConfig, world: int) -> None:
         path=strategy.path,
         engines=", ".join(ENGINES),
         settings=", ".join(SETTINGS),
+        limits=", ".join(LIMITS),
         least=2 * strategy.stages,
         tensor_settings=list(strategy.tensor_settings),
     )

@@ -42,7 +42,7 @@ class Wire:
         return self.layout_tensor, *flat
 
     def unpack(self, flat: tuple[Tensor, ...]) -> Carry:
-        """What was packed, but for `shared`."""
+        """The Carry that was packed, without `shared`."""
         if self.layout is None:
             self.layout = flat[0].tolist()
         found: dict[str, Tensor | tuple[Tensor, ...]] = {}

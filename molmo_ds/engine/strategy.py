@@ -13,8 +13,9 @@ from typing import Any
 from molmo_ds.config import RunConfig
 from molmo_ds.engine import strategy_file, strategy_place
 
-ENGINES = ("zero", "sequence", "pipeline")
-SETTINGS = ("engine", "stages", "schedule", "sequence_parallel_size")  # of the block molmo_ds
+ENGINES = ("zero", "sequence", "pipeline", "inference")
+LIMITS = ("slots", "slot_tokens", "prefill_tokens")  # settings of the engine that answers
+SETTINGS = ("engine", "stages", "schedule", "sequence_parallel_size", *LIMITS)  # of the block molmo_ds
 NEEDS_RANKS = "{path} needs a multiple of {shared} ranks, and there are {world}."
 NEEDS_BATCH = (
     "global_batch={batch} does not divide by {replicas} ranks x micro_batch={micro}; choose a multiple of {multiple}."
@@ -67,6 +68,18 @@ class Owned:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How much a replica that answers has in flight."""
+
+    slots: int = 64  # answers; with stages, of all groups together
+    slot_tokens: int = 2304  # of a prompt and its answer
+    prefill_tokens: int = 8192  # of one packed prefill
+
+
+USUAL = Limits()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Strategy:
     """One file. Sizes are numbers of ranks that share something, 1 = they do not."""
 
@@ -80,6 +93,7 @@ class Strategy:
     experts: int = 1  # ranks over which the experts are spread
     zero: Zero = field(default_factory=Zero)
     owned: Owned = field(default_factory=Owned)
+    limits: Limits = field(default_factory=Limits)
     unknown: tuple[str, ...] = ()  # settings of the block molmo_ds that there are not
     deepspeeds_sequence: bool = False  # whether DeepSpeed's own key sequence_parallel_size is there
     experts_switched_on: bool = False
@@ -164,6 +178,7 @@ def parse(path: str, values: dict[str, Any]) -> Strategy:
         experts=experts.get("autoep_size", 1) if switched_on else 1,
         zero=_zero(ds.get("zero_optimization", {})),
         owned=_owned(ds),
+        limits=Limits(**{name: ours[name] for name in LIMITS if name in ours}),
         unknown=tuple(sorted(set(ours) - set(SETTINGS))),
         deepspeeds_sequence="sequence_parallel_size" in ds,
         experts_switched_on=switched_on,

@@ -50,7 +50,8 @@ Aio = with_config(STRICT)(TypedDict("Aio", {
     "overlap_events": bool,
 }, total=False))
 Ours = with_config(STRICT)(TypedDict("Ours", {
-    "engine": Text, "stages": Count, "schedule": Text, "sequence_parallel_size": Count,
+    "engine": Text, "stages": Count, "schedule": Text, "sequence_parallel_size": Count, "slots": Count,
+    "slot_tokens": Count, "prefill_tokens": Count,
 }, total=False))
 File = with_config(STRICT)(TypedDict("File", {
     "molmo_ds": Ours, "zero_optimization": Zero, "optimizer": Named, "scheduler": Named, "fp16": Switched,
@@ -140,7 +141,7 @@ def _example(hint: Any) -> str:
 
 
 def _place(location: tuple[int | str, ...]) -> tuple[str, Any]:
-    """The dotted key of a mistake and the type that it should have; behind it pydantic names members of a union."""
+    """The dotted key of a mistake and the type that it should have; after it pydantic names members of a union."""
     hint: Any = File
     keys = []
     for part in location:

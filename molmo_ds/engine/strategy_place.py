@@ -1,4 +1,4 @@
-"""Where the strategy file of a path lies: as it stands, or among the files that are installed with molmo_ds."""
+"""Finds the strategy file of a path: the path itself, or one of the files that are installed with molmo_ds."""
 
 from pathlib import Path
 
@@ -16,8 +16,8 @@ def find(path: str) -> Path:
     if not file.is_absolute() and (PACKAGE / file).is_file():
         return PACKAGE / file
     there = sorted(str(f) for f in file.parent.glob("*.json"))
-    installed = sorted(f"ds_configs/{f.name}" for f in (PACKAGE / "ds_configs").glob("*.json"))
-    raise ValueError(f"There is no strategy file {path}; files beside it: {', '.join(there or installed)}.")
+    installed = sorted(str(f.relative_to(PACKAGE)) for f in (PACKAGE / "ds_configs").rglob("*.json"))
+    raise ValueError(f"There is no strategy file {path}; files next to it: {', '.join(there or installed)}.")
 
 
 def told(path: str) -> list[str]:

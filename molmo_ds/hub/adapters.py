@@ -34,10 +34,15 @@ def to_peft(source: str | Path, out: str | Path) -> None:
     names = sorted(name for name in found.pieces if ".lora_" in name)
     modules = sorted({re.escape(name.partition(".lora_")[0]) for name in names})
     settings = {
-        "peft_type": "LORA", "r": run.lora.rank, "lora_alpha": run.lora.alpha, "lora_dropout": run.lora.dropout,
-        "bias": "none", "target_modules": rf"(.*\.)?model\.({'|'.join(modules)})", "inference_mode": True,
+        "peft_type": "LORA",
+        "r": run.lora.rank,
+        "lora_alpha": run.lora.alpha,
+        "lora_dropout": run.lora.dropout,
+        "bias": "none",
+        "target_modules": rf"(.*\.)?model\.({'|'.join(modules)})",
+        "inference_mode": True,
         "base_model_name_or_path": run.init_from,
-    }  # fmt: skip
+    }
     with new_folder(out) as folder:
         save_file({PREFIX + name: found.whole(name) for name in names}, folder / "adapter_model.safetensors")
         (folder / "adapter_config.json").write_text(json.dumps(settings, indent=1))
@@ -46,7 +51,8 @@ def to_peft(source: str | Path, out: str | Path) -> None:
 def from_peft(source: str | Path, base: str | Path, out: str | Path) -> None:
     """Adapters of peft for an exported folder, and the weights below them -> a weights folder with both merged."""
     config, tensors, tokenizer = load.open_checkpoint(Path(base))
-    weights, adapters = dict(tensors), TensorFolder(Path(source) / "adapter_model.safetensors")
+    weights = dict(tensors)
+    adapters = TensorFolder(Path(source) / "adapter_model.safetensors")
     settings = json.loads((Path(source) / "adapter_config.json").read_text())
     weights |= {name.removeprefix(PREFIX): adapters.read(name) for name in adapters.names()}
     names, read = lora.merged(weights, weights.__getitem__, settings["lora_alpha"])

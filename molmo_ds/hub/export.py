@@ -11,11 +11,11 @@ from torch import Tensor
 
 from molmo_ds.config import MolmoConfig
 from molmo_ds.data.tokens import IMAGE_TOKENS, Tokenizer
-from molmo_ds.hub import configs
 from molmo_ds.hub.bundle import bundle
 from molmo_ds.hub.load import PAD_EMBED, checked, open_checkpoint, prompt_form, shapes_of
+from molmo_ds.model.families import molmo_names
+from molmo_ds.model.families.molmo import not_servable, to_released
 from molmo_ds.settings import to_dict
-from molmo_ds.weights import rename
 from molmo_ds.weights.tensor_files import SHARD, new_folder, write_tensors
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -57,7 +57,7 @@ def to_hub(
         Why vLLM cannot serve the model, None if it can.
 
     Raises ValueError where a tensor is missing or has another shape than the configuration asks for, where `out`
-    exists, and for an unknown dtype; nothing is left behind then.
+    exists, and for an unknown dtype; nothing is left then.
     """
     if dtype not in (None, *DTYPES):
         raise ValueError(f"There is no dtype '{dtype}'; use {' or '.join(DTYPES)}.")
@@ -65,10 +65,10 @@ def to_hub(
     words = Path(tokenizer) if tokenizer else words
     with new_folder(out) as folder:
         kinds: set[torch.dtype] = set()
-        count = sum(len(rule.theirs) for rule in rename.released(config))
+        count = sum(len(rule.theirs) for rule in molmo_names.released(config))
         write_tensors(folder, _released(config, tensors, checkpoint, kinds), shard_bytes, DTYPES.get(dtype), count)
         kind = DTYPES.get(dtype) or (kinds.pop() if len(kinds) == 1 else torch.float32)
-        values = configs.to_released(config, str(kind).removeprefix("torch."))
+        values = to_released(config, str(kind).removeprefix("torch."))
         _write_json(folder / "config.json", values)
         for name, source in bundle().items():
             (folder / name).write_text(source)
@@ -131,30 +131,11 @@ def _tokenizer_of_transformers(folder: Path) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=fast, **theirs.special_tokens_map)
 
 
-def not_servable(config: MolmoConfig) -> str | None:
-    """Why vLLM's MolmoForCausalLM (0.33) cannot serve a model, None if it can."""
-    vision, text, connector = config.vision, config.text, config.connector
-    tower = (vision.model_type, vision.image_size, vision.patch_size, vision.hidden_size, vision.num_hidden_layers)
-    if tower != ("clip", 336, 14, 1024, 23) or (vision.num_attention_heads, vision.intermediate_size) != (16, 4096):
-        return "vLLM knows only the tower CLIP L/14 at 336 pixels with 23 layers"
-    if tuple(vision.feature_layers) != (-2, -9) or vision.hidden_act != "quick_gelu" or vision.num_positions:
-        return "vLLM takes CLIP's layers -2 and -9 and quick_gelu only"
-    if text.num_experts:
-        return "vLLM has no mixture-of-experts Molmo"
-    if text.norm_type != "rms" or text.rope_scaling or text.clip_qkv:
-        return "vLLM's Molmo has RMSNorm, plain rotary positions and no clipping of q, k and v"
-    if (connector.pooling, connector.projector, connector.pooling_size) != ("attention_meanq", "mlp", 2):
-        return "vLLM's Molmo pools 2 x 2 patches by attention_meanq and projects by an mlp"
-    if connector.padding_embed not in ("pad_and_partial_pad", "none") or connector.intermediate_size:
-        return "vLLM's Molmo has pad_and_partial_pad, and a connector as wide as the text's MLP"
-    return None
-
-
 def _released(
     config: MolmoConfig, tensors: Iterator[tuple[str, Tensor]], source: str | Path, kinds: set[torch.dtype]
 ) -> Iterator[tuple[str, Tensor]]:
     """Our tensors in any order -> theirs; at most the parts of one of theirs are held."""
-    rule_of = {name: rule for rule in rename.released(config) for name in rule.ours}
+    rule_of = {name: rule for rule in molmo_names.released(config) for name in rule.ours}
     held = {}
     for name, tensor in checked(tensors, shapes_of(config), source):
         rule = rule_of[name]

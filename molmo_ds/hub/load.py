@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from molmo_ds.config import MolmoConfig, PromptConfig, VisionConfig
 from molmo_ds.hub import configs
+from molmo_ds.model import families
+from molmo_ds.model.families import molmo, molmo_names
 from molmo_ds.model.init import initial_parameter
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.settings import from_dict, to_dict
@@ -20,9 +22,14 @@ from molmo_ds.weights import rename
 from molmo_ds.weights.tensor_files import INDEX, TensorFolder, new_folder, write_tensors
 
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "tokenizer.model",
-)  # fmt: skip
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
 IGNORED = ("rotary_emb.inv_freq", "position_ids")  # buffers that old releases saved
 PAD_EMBED = "model.vision_backbone.pad_embed"  # exported as zeros where a model has none
 
@@ -34,10 +41,10 @@ def from_hub(source: str | Path, out: str | Path, changes: tuple[str, ...] = ())
         source: local folder, or a hub id where there is a network.
         changes: `vision.num_hidden_layers=3` overrides, for what config.json does not say.
 
-    Raises ValueError with the key and both shapes for weights that do not fit; nothing is left behind then.
+    Raises ValueError with the key and both shapes for weights that do not fit; nothing is left then.
     """
     folder = find(source)
-    config = configs.override(configs.from_released(configs.read_json(folder)), changes)
+    config = configs.override(molmo.from_released(configs.read_json(folder)), changes)
     return _convert(folder, TensorFolder(folder), config, Path(out))
 
 
@@ -48,7 +55,7 @@ def from_reference(source: str | Path, out: str | Path, changes: tuple[str, ...]
     if file is None:
         raise ValueError(f"{folder} has no config.yaml; give an unsharded checkpoint of the reference.")
     values = yaml.safe_load(file.read_text())
-    config = configs.override(configs.from_reference(values.get("model", values)), changes)
+    config = configs.override(molmo.from_reference(values.get("model", values)), changes)
     weights = TensorFolder(
         folder if not (folder / "state_dict.safetensors").is_file() else folder / "state_dict.safetensors"
     )
@@ -74,7 +81,8 @@ def backbones(
         vision: (openai, metaclip, siglip or dinov2, folder or hub id).
         changes: `text.embedding_size=1024` overrides.
     """
-    text_folder, vision_folder = find(llm[1]), find(vision[1])
+    text_folder = find(llm[1])
+    vision_folder = find(vision[1])
     text = configs.text_config(configs.read_json(text_folder))
     if not text.model_type.startswith(llm[0].split("-")[0].split("_")[0].lower().rstrip("0123456789.")):
         raise ValueError(f"'{llm[0]}' does not fit {text_folder}, which holds a {text.model_type} model.")
@@ -221,7 +229,8 @@ def copy_tokenizer(source: Path | None, target: Path) -> None:
 def _convert(source: Path, folder: TensorFolder, config: MolmoConfig, out: Path) -> MolmoConfig:
     if config.text.tie_word_embeddings:  # our models are never tied: servers want the head
         config = replace(config, text=replace(config.text, tie_word_embeddings=False))
-    table, shapes = rename.detect(config, folder.names()), shapes_of(config)
+    table = molmo_names.detect(config, folder.names())
+    shapes = shapes_of(config)
     head = next(rule for rule in table if rule.ours == ("head.lm_head.weight",))
     if head.theirs[0] not in folder:  # tied
         embedding = next(rule.theirs for rule in table if rule.ours == ("embed.embedding",))
@@ -240,8 +249,7 @@ def _convert(source: Path, folder: TensorFolder, config: MolmoConfig, out: Path)
 
 
 def _text(config: MolmoConfig, folder: TensorFolder, seed: int) -> Iterator[tuple[str, Tensor]]:
-    fused = "model.layers.0.mlp.experts.gate_up_proj" in folder
-    table = rename.text_backbone(config.text, fused)
+    table = families.decoder(config.text.model_type).rename_table(config.text, folder)
 
     def read(key: str) -> Tensor:
         tied = key == "lm_head.weight" and key not in folder
@@ -258,15 +266,8 @@ def _text(config: MolmoConfig, folder: TensorFolder, seed: int) -> Iterator[tupl
 
 
 def _vision(vision: VisionConfig, folder: TensorFolder) -> Iterator[tuple[str, Tensor]]:
-    first = "patch_embeddings.projection.weight" if vision.model_type == "dinov2" else "patch_embedding.weight"
-    prefix = next((p for p in ("", "vision_model.", "dinov2.") if f"{p}embeddings.{first}" in folder), "")
-
-    def read(key: str) -> Tensor:
-        if prefix + key not in folder and ".attention." in key:  # transformers below 5 nested DINOv2's attention
-            key = _old_dinov2(key)
-        return folder.read(prefix + key)
-
-    for name, tensor in rename.to_ours(rename.vision_backbone(vision), read):
+    table = families.tower(vision.model_type).rename_table(vision, folder)
+    for name, tensor in rename.to_ours(table, folder.read):
         if name == "vision.embeddings.position_embedding":
             tensor = resized_positions(tensor, vision)
         yield name, tensor
@@ -277,7 +278,7 @@ def resized_positions(table: Tensor, vision: VisionConfig) -> Tensor:
 
     Bicubic without antialias, with the scale of (grid + 0.1) / old grid that transformers' DINOv2 once used.
     """
-    first = 0 if vision.model_type == "siglip" else 1
+    first = vision.class_tokens
     old = round((len(table) - first) ** 0.5)
     new = round((vision.num_positions or (vision.image_size // vision.patch_size) ** 2) ** 0.5)
     if old == new or old * old != len(table) - first:
@@ -288,9 +289,3 @@ def resized_positions(table: Tensor, vision: VisionConfig) -> Tensor:
     assert patches.shape[-2:] == (new, new)
     flat = rearrange(patches, "1 width row column -> (row column) width")
     return torch.cat((table[:first], flat.to(table.dtype)))
-
-
-def _old_dinov2(key: str) -> str:
-    for new, old in (("q", "query"), ("k", "key"), ("v", "value")):
-        key = key.replace(f".attention.{new}_proj.", f".attention.attention.{old}.")
-    return key.replace(".attention.o_proj.", ".attention.output.dense.")

@@ -1,1 +1,1 @@
-"""Answers: generation from a prompt."""
+"""Answers to prompts: KV slots, their schedule, and replicas over ranks."""

@@ -1,4 +1,4 @@
-"""What flows from row to row of the network, by name.
+"""The value that flows from row to row of the network, by name.
 
 Shapes: B sequences, T tokens, D decoder width; N crops, P patches of a crop, S = P + class token, C ViT width, Q pooled
 patches of a crop, R learnt rows, d head width.
@@ -20,7 +20,7 @@ from molmo_ds.batch import Batch
 
 @dataclass(frozen=True)
 class Shared:
-    """What the decoder layers of a forward pass share; the first one of a process makes it, hooks leave it alone."""
+    """Values shared by the decoder layers of a forward pass; the first layer of a process makes them."""
 
     plan: Any  # of the attention, as `Attention.core` makes it
     cos: Tensor  # float32 [B, T, d], the rotary table
@@ -49,5 +49,5 @@ class Carry(NamedTuple):
 
     @classmethod
     def of(cls, batch: Batch) -> "Carry":
-        """What the first row takes."""
+        """The argument of the first row."""
         return cls(**{name: tensor for name, tensor in vars(batch).items() if name in cls._fields})

@@ -1,7 +1,7 @@
 """The connector: features of a crop's patches become a few vectors of the decoder's width.
 
 Shapes: N crops, P patches of a crop on a g x g grid, Q windows of W patches, C ViT width, F = C x layers, D decoder
-width. Facts: allenai/molmo at 793fa38 (facts/molmo.md 5).
+width. Source: allenai/molmo at 793fa38, olmo/model.py.
 """
 
 import torch
@@ -19,26 +19,37 @@ from molmo_ds.ops.swiglu import swiglu
 def windows_of(crops: int, grid: int, size: int, device: torch.device) -> Tensor:
     """int64 [N * Q, size * size] into the N * P patches; -1 beyond the right and bottom edge of an uneven grid."""
     side = -(-grid // size)
+    missing = side * size - grid
     patches = torch.arange(crops * grid * grid, device=device).view(crops, grid, grid)
-    patches = F.pad(patches, (0, side * size - grid, 0, side * size - grid), value=-1)
-    return patches.view(crops, side, size, side, size).transpose(2, 3).reshape(-1, size * size)
+    patches = F.pad(patches, (0, missing, 0, missing), value=-1)
+    windows = patches.view(crops, side, size, side, size).transpose(2, 3)
+    return windows.reshape(-1, size * size)
 
 
 class Pooling(nn.Module):
-    """One query per window attends to the window's patches; no mask: what is missing is a zero vector, as released."""
+    """One query per window attends to the window's patches.
+
+    There is no mask: a patch beyond the edge is a zero vector, as in the released models.
+    """
 
     def __init__(self, features: int, width: int, heads: int, query: str):
         super().__init__()
-        self.head_dim, self.query = width // heads, query
-        self.q_proj, self.k_proj, self.v_proj = (Linear(features, width) for _ in range(3))
+        self.head_dim = width // heads
+        self.query = query
+        self.q_proj = Linear(features, width)
+        self.k_proj = Linear(features, width)
+        self.v_proj = Linear(features, width)
         self.out_proj = Linear(width, width)
 
     def forward(self, patches: Tensor, mean: Tensor, windows: Tensor) -> Tensor:
         """patches [M, W, F], mean [M, F], windows [M, W] -> [M, C]."""
         query = mean if self.query == "attention_meanq" else patches[:, 0]
-        q, k, v = self.q_proj(query), self.k_proj(patches), self.v_proj(patches)
+        q = self.q_proj(query)
+        k = self.k_proj(patches)
+        v = self.v_proj(patches)
         q, k, v = (t.view(*t.shape[:-1], -1, self.head_dim) for t in (q, k, v))
-        return self.out_proj(pool_patches(q, k, v, windows).flatten(1))
+        pooled = pool_patches(q, k, v, windows)
+        return self.out_proj(pooled.flatten(1))
 
 
 class GatedMLP(nn.Module):
@@ -60,19 +71,24 @@ class Connector(nn.Module):
 
     def __init__(self, vision: VisionConfig, connector: ConnectorConfig, text: TextConfig):
         super().__init__()
-        used, width = used_layers(vision), vision.hidden_size
+        used = used_layers(vision)
+        width = vision.hidden_size
         self.order = [used.index(i % vision.num_hidden_layers) for i in vision.feature_layers]
-        self.grid, self.size = vision.image_size // vision.patch_size, connector.pooling_size
-        self.padding, self.dropout = connector.padding_embed, connector.feature_dropout
+        self.grid = vision.image_size // vision.patch_size
+        self.size = connector.pooling_size
+        self.padding = connector.padding_embed
+        self.dropout = connector.feature_dropout
         features = width * len(self.order)
-        shape = {"none": (0, features), "pad_and_partial_pad": (2, features)}.get(self.padding, (features,))
-        self.pad_embed = None if self.padding == "none" else nn.Parameter(torch.empty(shape))
+        self.pad_embed = None
+        if self.padding != "none":
+            shape = (2, features) if self.padding == "pad_and_partial_pad" else (features,)
+            self.pad_embed = nn.Parameter(torch.empty(shape))
         self.pooling = None
         if connector.pooling != "stack":
             self.pooling = Pooling(features, width, vision.num_attention_heads, connector.pooling)
         inputs = features * self.size**2 if self.pooling is None else width
-        inner = connector.intermediate_size or text.intermediate_size
         if connector.projector == "mlp":
+            inner = connector.intermediate_size or text.intermediate_size
             self.projector: nn.Module = GatedMLP(inputs, inner, text.hidden_size)
         else:
             self.projector = Linear(inputs, text.hidden_size, bias=False)
@@ -86,10 +102,13 @@ class Connector(nn.Module):
     def project(self, layers: list[Tensor], masks: Tensor) -> Tensor:
         """layers: tensors [N, S, C] in the order of the features; masks float32 [N, P] -> [N * Q, D]."""
         windows = windows_of(len(masks), self.grid, self.size, masks.device)
-        shares, table = self.pad_shares(masks), self.pad_embed
+        shares = self.pad_shares(masks)
+        table = self.pad_embed
         if table is None:
-            table = layers[0].new_zeros(0, layers[0].shape[-1] * len(layers))
-        patches, mean = gather_patches(layers, shares, table.view(-1, table.shape[-1]), windows)
+            features = layers[0].shape[-1] * len(layers)
+            table = layers[0].new_zeros(0, features)
+        table = table.view(-1, table.shape[-1])
+        patches, mean = gather_patches(layers, shares, table, windows)
         if self.dropout and self.training:
             patches = F.dropout(patches, self.dropout)
             mean = patches.mean(1)
@@ -97,10 +116,13 @@ class Connector(nn.Module):
         return self.projector(pooled)
 
     def pad_shares(self, masks: Tensor) -> Tensor:
-        """[N, P, kinds]: how much of each row of `pad_embed` is added to a patch; a mask of -1 counts as partial."""
-        none = masks == 0
+        """Shares [N, P, kinds] of the rows of `pad_embed` that are added to a patch; a mask of -1 counts as partial."""
+        is_padding = masks == 0
         if self.padding == "pad_and_partial_pad":
-            return torch.stack((none, (masks < 1) & ~none), -1).float()
+            is_partial = (masks < 1) & ~is_padding
+            return torch.stack((is_padding, is_partial), -1).float()
         if self.padding == "pad_embed":
-            return none[..., None].float()
-        return masks.clamp(min=0)[..., None] if self.padding == "regress" else masks.new_zeros(*masks.shape, 0)
+            return is_padding[..., None].float()
+        if self.padding == "regress":
+            return masks.clamp(min=0)[..., None]
+        return masks.new_zeros(*masks.shape, 0)

@@ -1,7 +1,7 @@
-"""The decoder: Qwen2, Llama, OLMo, OLMo2 and OLMoE from one layer, with the embedding in front and the head behind.
+"""The decoder: Qwen2, Llama, OLMo, OLMo2 and OLMoE from one layer, with the embedding and the head.
 
 Shapes: B sequences, T tokens, D width, H heads, G key-value heads, d head width, E words of the head, R learnt rows.
-Facts: allenai/molmo at 793fa38 (facts/molmo.md 6 and 8).
+Source: allenai/molmo at 793fa38, olmo/model.py.
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ class Core:
     planned = ("document_ids", "branch_ids")  # fields of a Carry, int [B, T], that the plan is made of
 
     def plan(self, x: Carry, dtype: torch.dtype) -> Any:
-        """What `__call__` needs to know of the tokens' ids; made once per forward pass, for queries of `dtype`."""
+        """The plan that `__call__` takes, from the tokens' ids; made once per forward pass, for queries of `dtype`."""
         return attention_plan(x.document_ids, x.branch_ids, dtype)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, dropout_p: float) -> Tensor:
@@ -42,7 +42,8 @@ class Norm(nn.Module):
 
     def __init__(self, text: TextConfig, width: int | None = None):
         super().__init__()
-        self.eps, width = text.rms_norm_eps, width or text.hidden_size
+        self.eps = text.rms_norm_eps
+        width = width or text.hidden_size
         self.weight = nn.Parameter(torch.empty(width)) if text.norm_type == "rms" else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,8 +77,11 @@ class Attention(nn.Module):
     def __init__(self, text: TextConfig):
         super().__init__()
         self.head_dim = text.head_dim or text.hidden_size // text.num_attention_heads
-        self.clip, self.dropout, self.core = text.clip_qkv, text.attention_dropout, Core()
-        queries, keys = text.num_attention_heads * self.head_dim, text.num_key_value_heads * self.head_dim
+        self.clip = text.clip_qkv
+        self.dropout = text.attention_dropout
+        self.core = Core()
+        queries = text.num_attention_heads * self.head_dim
+        keys = text.num_key_value_heads * self.head_dim
         self.q_proj = Linear(text.hidden_size, queries, bias=text.attention_bias)
         self.k_proj = Linear(text.hidden_size, keys, bias=text.attention_bias)
         self.v_proj = Linear(text.hidden_size, keys, bias=text.attention_bias)
@@ -87,13 +91,17 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, plan: Any) -> Tensor:
         """[B, T, D] -> [B, T, D]; cos and sin [B, T, d]; plan as `core` made it."""
-        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        q = self.q_proj(x)
+        k = self.k_proj(x)
+        v = self.v_proj(x)
         if self.clip is not None:
             q, k, v = (t.clamp(-self.clip, self.clip) for t in (q, k, v))
         if self.q_norm is not None:
-            q, k = self.q_norm(q).to(q.dtype), self.k_norm(k).to(k.dtype)
+            q = self.q_norm(q).to(q.dtype)
+            k = self.k_norm(k).to(k.dtype)
         q, k, v = (t.view(*t.shape[:2], -1, self.head_dim).transpose(1, 2) for t in (q, k, v))
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q = rotate(q, cos, sin)
+        k = rotate(k, cos, sin)
         out = self.core(q, k, v, plan, self.dropout if self.training else 0.0)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
@@ -103,14 +111,18 @@ class Experts(nn.Module):
 
     def __init__(self, text: TextConfig):
         super().__init__()
-        n, width, inner = text.num_experts, text.hidden_size, text.intermediate_size
-        self.top_k, self.normalise = text.num_experts_per_tok, text.norm_topk_prob
+        n = text.num_experts
+        width = text.hidden_size
+        inner = text.intermediate_size
+        self.top_k = text.num_experts_per_tok
+        self.normalise = text.norm_topk_prob
+        self.first = 0  # of those held, where others hold the rest
         self.gate_up_proj = nn.Parameter(torch.empty(n, 2 * inner, width))
         self.down_proj = nn.Parameter(torch.empty(n, width, inner))
 
     def forward(self, x: Tensor, router_logits: Tensor) -> Tensor:
         """x [R, D], router_logits float32 [R, n] -> [R, D]."""
-        return experts(x, router_logits, self.gate_up_proj, self.down_proj, self.top_k, self.normalise)
+        return experts(x, router_logits, self.gate_up_proj, self.down_proj, self.top_k, self.normalise, self.first)
 
 
 class MoE(nn.Module):
@@ -128,19 +140,24 @@ class MoE(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention and MLP, normalised in front (most) or behind (OLMo2), with response dropout on both branches."""
+    """Attention and MLP, normalised before (most) or after (OLMo2), with response dropout on both branches."""
 
     def __init__(self, text: TextConfig):
         super().__init__()
-        self.theta, self.scaling, self.norm_after = text.rope_theta, text.rope_scaling, text.norm_after
-        self.dropout, self.response_dropout = text.residual_dropout, text.response_residual_dropout
+        self.theta = text.rope_theta
+        self.scaling = text.rope_scaling
+        self.norm_after = text.norm_after
+        self.dropout = text.residual_dropout
+        self.response_dropout = text.response_residual_dropout
         self.self_attn = Attention(text)
         width = text.hidden_size
         self.mlp = MoE(text) if text.num_experts else GatedMLP(width, text.intermediate_size, width)
         if text.norm_after:
-            self.post_attention_layernorm, self.post_feedforward_layernorm = Norm(text), Norm(text)
+            self.post_attention_layernorm = Norm(text)
+            self.post_feedforward_layernorm = Norm(text)
         else:
-            self.input_layernorm, self.post_attention_layernorm = Norm(text), Norm(text)
+            self.input_layernorm = Norm(text)
+            self.post_attention_layernorm = Norm(text)
 
     def forward(self, x: Carry) -> Carry:
         """hidden -> hidden."""
@@ -149,7 +166,7 @@ class DecoderLayer(nn.Module):
         return x._replace(hidden=hidden)
 
     def with_shared(self, x: Carry) -> Carry:
-        """x with what all decoder layers share, which is made here if x has none yet, or has it on another device."""
+        """x with `shared`, which is made here if x has none, or has one on another device."""
         device = x.hidden.device
         if x.shared is not None and x.shared.cos.device == device:
             return x
@@ -164,21 +181,24 @@ class DecoderLayer(nn.Module):
         if self.norm_after:
             out = self.post_attention_layernorm(self.self_attn(hidden, cos, sin, plan))
             hidden = hidden + self.drop(out, loss_weights)
-            return hidden + self.drop(self.post_feedforward_layernorm(self.mlp(hidden)), loss_weights)
+            out = self.post_feedforward_layernorm(self.mlp(hidden))
+            return hidden + self.drop(out, loss_weights)
         out = self.self_attn(self.input_layernorm(hidden), cos, sin, plan)
         hidden = hidden + self.drop(out, loss_weights)
-        return hidden + self.drop(self.mlp(self.post_attention_layernorm(hidden)), loss_weights)
+        out = self.mlp(self.post_attention_layernorm(hidden))
+        return hidden + self.drop(out, loss_weights)
 
     def drop(self, x: Tensor, loss_weights: Tensor | None) -> Tensor:
         """Elementwise dropout of x [B, T, D] with one rate where a response is learnt and another elsewhere."""
         if not self.training or not (self.dropout or self.response_dropout):
             return x
         keep = torch.where(loss_weights > 0, 1 - self.response_dropout, 1 - self.dropout)[..., None]
-        return x * ((torch.rand_like(x, dtype=torch.float32) < keep) / keep).to(x.dtype)
+        kept = torch.rand_like(x, dtype=torch.float32) < keep
+        return x * (kept / keep).to(x.dtype)
 
 
 class LMHead(nn.Linear):
-    """Logits, or the loss without ever holding all of them; both in `forward`, where ZeRO-3 gathers the weight."""
+    """Logits, or the loss without ever holding all logits; both in `forward`, where ZeRO-3 gathers the weight."""
 
     def forward(self, x: Tensor, target: tuple[Tensor, Tensor, float] | None = None) -> Any:
         """x [..., D] -> logits [..., E]; with (labels [R], loss_weights [R], z_loss) and x [R, D] -> three sums."""
@@ -200,9 +220,10 @@ class Head(nn.Module):
     def forward(self, x: Carry) -> tuple[Tensor, Tensor, Tensor]:
         """x -> (ce_sum, z_sum, accuracy_sum), float32 scalars; the loss is ce_sum + z_sum."""
         rows = x.learnt_rows
+        labels = x.labels.take(rows)
         weights = x.loss_weights.take(rows)
         hidden = self.norm(x.hidden.flatten(0, 1).index_select(0, rows))
-        return self.lm_head(hidden, (x.labels.take(rows), weights, self.z_loss))
+        return self.lm_head(hidden, (labels, weights, self.z_loss))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., D] as the last layer leaves it -> [..., E]."""

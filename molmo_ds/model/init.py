@@ -1,4 +1,4 @@
-"""First weights, as the reference draws them, and a pure function of (seed, name): alike on every rank and strategy."""
+"""First weights, as the reference draws them: a pure function of (seed, name), equal under every strategy."""
 
 import hashlib
 from collections.abc import Sequence

@@ -7,7 +7,7 @@ from molmo_ds.ops.linear import linear
 
 
 class Linear(nn.Linear):
-    """nn.Linear; what looks for linear layers (AutoTP, peft) finds it. `adapt` puts a LoRA adapter beside it."""
+    """nn.Linear, so that AutoTP and peft find it; `adapt` adds a LoRA adapter."""
 
     lora_scale = lora_dropout = 0.0
 
@@ -15,7 +15,8 @@ class Linear(nn.Linear):
         """Add alpha / rank * lora_B(lora_A(dropout(x))) to the output."""
         self.lora_A = Linear(self.in_features, rank, bias=False)
         self.lora_B = Linear(rank, self.out_features, bias=False)
-        self.lora_scale, self.lora_dropout = alpha / rank, dropout
+        self.lora_scale = alpha / rank
+        self.lora_dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""

@@ -1,8 +1,8 @@
-"""LoRA: adapters beside the linear layers of a component, which alone learn there, and their merging.
+"""LoRA: adapters of the linear layers of a component, which alone learn there, and their merging.
 
 peft is not used for training: its wrapper renames each weight it wraps (`q_proj.base_layer.weight`), and checkpoints,
-first weights, component rules and released names all go by name. Here the base keeps its name and peft's `lora_A` and
-`lora_B` stand beside it. Experts and their router, the head and the embeddings have no adapter.
+first weights, component rules and released names all go by name. Here the base keeps its name, and its module has
+peft's `lora_A` and `lora_B` as well. Experts and their router, the head and the embeddings have no adapter.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,7 +16,7 @@ from molmo_ds.model.molmo import component
 
 
 def adapt(model: nn.Module, lora: LoraConfig, prefix: str = "") -> None:
-    """Give every Linear of `lora.components` an adapter; `prefix` stands before the names if `model` is but one row."""
+    """Give every Linear of `lora.components` an adapter; `prefix` is that of the names if `model` is one row."""
     for name, module in list(model.named_modules()):
         router = name.endswith("mlp.gate")  # what AutoEP puts in its place has none
         if isinstance(module, Linear) and component(f"{prefix}{name}") in lora.components and not router:
@@ -36,7 +36,8 @@ def merged(
     adapted = {name.removesuffix("lora_A.weight") for name in names if name.endswith(".lora_A.weight")}
 
     def whole(name: str) -> Tensor:
-        weight, stem = read(name), name.removesuffix("weight")
+        weight = read(name)
+        stem = name.removesuffix("weight")
         if name == stem or stem not in adapted:
             return weight
         down, up = (read(f"{stem}lora_{side}.weight").double() for side in "AB")

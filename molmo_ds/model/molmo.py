@@ -26,7 +26,8 @@ CHECKPOINTING = ("none", "full", "one_in_two", "vision", "offload")
 
 def layer_list(config: MolmoConfig, z_loss: float = 1e-4) -> list[Row]:
     """Rows (name, class, arguments) in the order in which they run."""
-    vision, text = config.vision, config.text
+    vision = config.vision
+    text = config.text
     return [
         ("vision.embeddings", VisionEmbeddings, (vision, config.images)),
         *((f"vision.layers.{i}", VisionLayer, (vision, i)) for i in range(vision.num_hidden_layers)),
@@ -43,17 +44,19 @@ class Molmo(nn.Module):
     Args:
         z_loss: factor of the z-loss.
         checkpointing: which rows are computed again in the backward pass: none, full (every ViT block and decoder
-            layer), one_in_two (every second of them), vision, or offload (full; what waits is kept on the CPU).
+            layer), one_in_two (every second of them), vision, or offload (full; inputs are kept on the CPU).
     """
 
     def __init__(self, config: MolmoConfig, z_loss: float = 1e-4, checkpointing: str = "none"):
         super().__init__()
         if checkpointing not in CHECKPOINTING:
             raise ValueError(f"activation_checkpointing is '{checkpointing}'; use one of {', '.join(CHECKPOINTING)}.")
-        self.config, self.checkpointing = config, checkpointing
+        self.config = config
+        self.checkpointing = checkpointing
         self.rows = []
         for name, kind, arguments in layer_list(config, z_loss):
-            parent, layer = self, kind(*arguments)
+            parent = self
+            layer = kind(*arguments)
             *path, leaf = name.split(".")
             for part in path:
                 if not hasattr(parent, part):
@@ -76,7 +79,7 @@ class Molmo(nn.Module):
         return x
 
     def hidden(self, batch: Batch) -> Tensor:
-        """Hidden states [B, T, D] behind the last norm."""
+        """Hidden states [B, T, D] after the last norm."""
         return self.head.norm(self.body(batch).hidden)
 
     def logits(self, batch: Batch) -> Tensor:
@@ -91,7 +94,7 @@ class Molmo(nn.Module):
 def run_row(layer: nn.Module, name: str, x: Carry, checkpointing: str) -> Any:
     """layer(x) for the row `name`, recomputed in the backward pass if `checkpointing` says so.
 
-    Only `hidden` is saved for it, the one tensor that each row makes anew. A ViT block after the last feature has none.
+    Only `hidden` is saved for it, the one tensor that each row replaces. A ViT block after the last feature has none.
     """
     if not torch.is_grad_enabled() or not recomputed(name, checkpointing) or x.hidden is None:
         return layer(x)

@@ -1,7 +1,7 @@
 """The vision tower: CLIP, SigLIP and DINOv2 from one pair of layers.
 
 Shapes: N crops, P patches of a crop, S = P + class token, D width, p patch side.
-Facts: allenai/molmo at 793fa38 (facts/molmo.md 5).
+Source: allenai/molmo at 793fa38, olmo/model.py.
 """
 
 from collections.abc import Callable
@@ -36,14 +36,16 @@ def used_layers(vision: VisionConfig) -> list[int]:
 
 
 class VisionEmbeddings(nn.Module):
-    """Crops to tokens: patch embedding, class token, positions, and CLIP's LayerNorm in front."""
+    """Crops to tokens: patch embedding, class token, positions, and CLIP's LayerNorm before the first block."""
 
     def __init__(self, vision: VisionConfig, images: ImageConfig):
         super().__init__()
-        width, kind = vision.hidden_size, vision.model_type
+        width = vision.hidden_size
+        kind = vision.model_type
         self.grid = vision.image_size // vision.patch_size
-        self.patch_size, self.pixels = vision.patch_size, PIXEL_STATISTICS[images.resize]
-        self.class_tokens = 0 if kind == "siglip" else 1
+        self.patch_size = vision.patch_size
+        self.pixels = PIXEL_STATISTICS[images.resize]
+        self.class_tokens = vision.class_tokens
         positions = (vision.num_positions or self.grid**2) + self.class_tokens
         if self.class_tokens:
             self.class_embedding = nn.Parameter(torch.empty(width))
@@ -75,7 +77,8 @@ class VisionEmbeddings(nn.Module):
         patches = table[self.class_tokens :].T.reshape(1, -1, side, side).float()
         size = (self.grid, self.grid)
         patches = F.interpolate(patches, size, mode="bicubic", align_corners=False, antialias=True)
-        return torch.cat((table[: self.class_tokens], patches.flatten(2)[0].T.to(table.dtype)))
+        resized = patches.flatten(2)[0].T
+        return torch.cat((table[: self.class_tokens], resized.to(table.dtype)))
 
 
 class VisionAttention(nn.Module):
@@ -84,15 +87,24 @@ class VisionAttention(nn.Module):
     def __init__(self, vision: VisionConfig):
         super().__init__()
         width = vision.hidden_size
-        self.head_dim, self.dropout = width // vision.num_attention_heads, vision.attention_dropout
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (Linear(width, width) for _ in range(4))
+        self.head_dim = width // vision.num_attention_heads
+        self.dropout = vision.attention_dropout
+        self.q_proj = Linear(width, width)
+        self.k_proj = Linear(width, width)
+        self.v_proj = Linear(width, width)
+        self.out_proj = Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, S, D] -> [N, S, D]."""
-        n, s, _ = x.shape
-        q, k, v = (f(x).view(n, s, -1, self.head_dim).transpose(1, 2) for f in (self.q_proj, self.k_proj, self.v_proj))
+        q = self.heads(self.q_proj(x))
+        k = self.heads(self.k_proj(x))
+        v = self.heads(self.v_proj(x))
         out = tree_attention(q, k, v, None, self.dropout if self.training else 0.0)
-        return self.out_proj(out.transpose(1, 2).reshape(n, s, -1))
+        return self.out_proj(out.transpose(1, 2).reshape(x.shape))
+
+    def heads(self, x: Tensor) -> Tensor:
+        """[N, S, D] -> [N, heads, S, D / heads]."""
+        return x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
 
 
 class VisionMLP(nn.Module):
@@ -110,12 +122,14 @@ class VisionMLP(nn.Module):
 
 
 class VisionLayer(nn.Module):
-    """One block; its output joins the features where the connector wants it; behind the last of those it rests."""
+    """One block; its output is a feature if the connector wants it, and after the last feature it is not run."""
 
     def __init__(self, vision: VisionConfig, index: int):
         super().__init__()
         used = used_layers(vision)
-        self.is_feature, self.is_last, self.is_idle = index in used, index == used[-1], index > used[-1]
+        self.is_feature = index in used
+        self.is_last = index == used[-1]
+        self.is_idle = index > used[-1]
         self.layer_norm1 = nn.LayerNorm(vision.hidden_size, vision.layer_norm_eps)
         self.self_attn = VisionAttention(vision)
         self.layer_norm2 = nn.LayerNorm(vision.hidden_size, vision.layer_norm_eps)

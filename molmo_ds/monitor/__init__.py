@@ -1,1 +1,1 @@
-"""What a run tells of itself: metrics, floating-point operations, profiles."""
+"""Reports of a run: metrics, floating-point operations, profiles."""

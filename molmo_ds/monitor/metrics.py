@@ -1,4 +1,4 @@
-"""What a run tells of itself every log_interval steps, by rank 0: a console line, JSON lines, TensorBoard and W&B."""
+"""Writes the numbers of a run every log_interval steps, on rank 0: a console line, JSON lines, TensorBoard and W&B."""
 
 import hashlib
 import importlib.util
@@ -14,52 +14,27 @@ import torch
 from tqdm import tqdm
 
 from molmo_ds import settings
-from molmo_ds.config import MolmoConfig, RunConfig
+from molmo_ds.config import RunConfig
 from molmo_ds.engine.launch import World
-from molmo_ds.model.vision import used_layers
+from molmo_ds.model.flops import flops_per_crop, flops_per_token
 
 PEAK_FLOPS = {  # dense bf16 of one device, from NVIDIA's and AMD's data sheets
-    "A100": 312e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "GB200": 2500e12,
-    "L40S": 362e12, "L4": 121e12, "A10": 125e12, "4090": 165e12, "3090": 71e12, "MI250": 362e12, "MI300X": 1307e12,
-}  # fmt: skip
+    "A100": 312e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+    "GB200": 2500e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10": 125e12,
+    "4090": 165e12,
+    "3090": 71e12,
+    "MI250": 362e12,
+    "MI300X": 1307e12,
+}
 SAMPLES = {"loss": "Train/Samples/train_loss", "lr/text": "Train/Samples/lr"}  # DeepSpeed's monitor, by samples
 STEPS = {"loss": "train_loss", "lr/text": "learning_rate", "grad_norm": "grad_norm"}  # accelerate's examples, by steps
-
-
-def flops_per_token(config: MolmoConfig, length: int) -> float:
-    """Floating-point operations of training on one text token in a sequence of `length`, forward and backward.
-
-    Matrix products only, backward = twice forward, all components trained, attention over the causal half.
-    """
-    text = config.text
-    head = text.head_dim or text.hidden_size // text.num_attention_heads
-    queries, keys = text.num_attention_heads * head, text.num_key_value_heads * head
-    attention = text.hidden_size * (2 * queries + 2 * keys)
-    mlp = 3 * text.hidden_size * text.intermediate_size * (text.num_experts_per_tok or 1)
-    mlp += text.hidden_size * text.num_experts
-    scores = queries * length  # q k and p v, over half of the positions
-    return 6 * (text.num_hidden_layers * (attention + mlp + scores) + text.hidden_size * text.embedding_size)
-
-
-def flops_per_crop(config: MolmoConfig) -> float:
-    """The same for one crop through tower and connector."""
-    vision, connector, text = config.vision, config.connector, config.text
-    patches, width = (vision.image_size // vision.patch_size) ** 2, vision.hidden_size
-    tokens = patches + (vision.model_type != "siglip")
-    layer = 4 * width * width + 2 * width * vision.intermediate_size + 2 * tokens * width
-    layers = used_layers(vision)[-1] + 1
-    tower = patches * 3 * vision.patch_size**2 * width + layers * tokens * layer
-    pooled = math.ceil(vision.image_size // vision.patch_size / connector.pooling_size) ** 2
-    features, window = width * len(vision.feature_layers), connector.pooling_size**2
-    inner = connector.intermediate_size or text.intermediate_size
-    pooling = (
-        (features * width * (1 + 2 * window) + width * width + 2 * window * width)
-        if connector.pooling != "stack"
-        else 0
-    )
-    source = features * window if connector.pooling == "stack" else width
-    projector = (2 * source + text.hidden_size) * inner if connector.projector == "mlp" else source * text.hidden_size
-    return 6 * (tower + pooled * (pooling + projector))
 
 
 def peak_flops(device: torch.device) -> float | None:
@@ -80,18 +55,26 @@ class Metrics:
     since the line before."""
 
     def __init__(self, config: RunConfig, world: World, first_step: int) -> None:
-        self.config, self.world = config, world
+        self.config = config
+        self.world = world
         self.out = Path(config.out)
         self.since = time.perf_counter()
         self.began = self.since - process_age()  # so that imports and building lower the goodput
         self.sums: dict[str, float] = {}
-        self.trained, self.writer, self.wandb = 0.0, None, None
+        self.trained = 0.0
+        self.writer = None
+        self.wandb = None
         if config.wandb and importlib.util.find_spec("wandb") is None:
             raise ValueError(f"wandb={config.wandb} needs the package: pip install wandb, or leave wandb unset.")
         self.bar = tqdm(
-            total=config.max_steps, initial=first_step, desc="train", unit="step", disable=world.rank != 0,
-            mininterval=0.5, dynamic_ncols=True,
-        )  # fmt: skip
+            total=config.max_steps,
+            initial=first_step,
+            desc="train",
+            unit="step",
+            disable=world.rank != 0,
+            mininterval=0.5,
+            dynamic_ncols=True,
+        )
         if world.rank == 0:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -109,7 +92,7 @@ class Metrics:
                 self.wandb = wandb.init(project=config.wandb, dir=config.out, config=settings.to_dict(config), **run)
 
     def beat(self) -> None:
-        """Show whoever watches from outside (tools/launch.py) that a step has ended."""
+        """Show tools/launch.py, which watches from outside, that a step has ended."""
         if self.world.rank == 0:
             (self.out / "heartbeat").touch()
 
@@ -125,7 +108,8 @@ class Metrics:
         if due or "held_out/loss" in values:
             if self.world.rank == 0:
                 self._write(step, values | self._rates())
-            self.sums, self.since = {}, time.perf_counter()
+            self.sums = {}
+            self.since = time.perf_counter()
 
     def close(self) -> None:
         """Flush and close the files."""
@@ -138,7 +122,8 @@ class Metrics:
             self.wandb.finish()
 
     def _rates(self) -> dict[str, float]:
-        now, sums = time.perf_counter(), self.sums
+        now = time.perf_counter()
+        sums = self.sums
         wall = now - self.since
         out = {
             "tokens_per_second": sums["tokens"] / wall,

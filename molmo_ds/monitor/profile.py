@@ -19,7 +19,8 @@ class Clock:
     """Seconds by phase, each counted once: an inner phase's time is not its outer one's. On a GPU each border waits."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.stack = device, ["other"]
+        self.device = device
+        self.stack = ["other"]
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.since = self._now()
 
@@ -76,11 +77,14 @@ def watch(engine: Any, config: RunConfig, waited: float) -> Iterator[dict[str, f
     from molmo_ds.engine import deepspeed_0_19
 
     times: dict[str, float] = {}
-    step, world = engine.step + 1, engine.world
+    step = engine.step + 1
+    world = engine.world
     if step not in config.profile_steps:
         yield times
         return
-    clock, inside, on_gpu = Clock(world.device), dict(engine.model.named_modules()), world.device.type == "cuda"
+    clock = Clock(world.device)
+    inside = dict(engine.model.named_modules())
+    on_gpu = world.device.type == "cuda"
     with contextlib.ExitStack() as stack:
         for name, *_ in layer_list(config.model):
             if name in inside:

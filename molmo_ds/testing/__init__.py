@@ -1,1 +1,1 @@
-"""What tests and tools/bench share: ranks, the one-process oracle, batches, run files, a laboratory of hosts."""
+"""Helpers of tests and tools/bench: ranks, the one-process oracle, batches, run files, a laboratory of hosts."""

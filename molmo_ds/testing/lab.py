@@ -61,7 +61,8 @@ class Lab:
     """`head`, where a launcher runs, and host1 ... hostN; as a context manager it cleans up."""
 
     def __init__(self, folder: Path, hosts: int) -> None:
-        self.folder, self.names = folder, ["head", *(f"host{i + 1}" for i in range(hosts))]
+        self.folder = folder
+        self.names = ["head", *(f"host{i + 1}" for i in range(hosts))]
         self.outer: dict[str, subprocess.Popen] = {}  # unshare, outside
         self.inner: dict[str, int] = {}  # process 1 of the namespaces, as seen from here
 
@@ -113,7 +114,8 @@ class Lab:
         self._ip(name, "link", "set", "eth0", "up")
         self.outer[name].stdin.write(b"\n")
         self.outer[name].stdin.close()
-        log, deadline = self.folder / f"{name}.log", time.monotonic() + 30
+        log = self.folder / f"{name}.log"
+        deadline = time.monotonic() + 30
         while name != "head" and b"Server listening" not in log.read_bytes():
             assert time.monotonic() < deadline, f"sshd of {name} does not start: {log.read_text()}"
             time.sleep(0.02)
@@ -143,7 +145,7 @@ class Lab:
         return done.stdout.decode()
 
     def environment(self) -> dict[str, str]:
-        """Of commands on the hosts."""
+        """The environment of commands on the hosts."""
         return {**os.environ, "PATH": PATH}
 
     def kill(self, name: str, words: tuple[str, ...], number: int) -> int:
@@ -175,7 +177,8 @@ class Lab:
         )
         log.close()
         self.outer[name] = process
-        children, deadline = Path(f"/proc/{process.pid}/task/{process.pid}/children"), time.monotonic() + 30
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        deadline = time.monotonic() + 30
         while not (text := children.read_text().split()):
             assert process.poll() is None and time.monotonic() < deadline, f"no namespaces for {name}"
             time.sleep(0.01)

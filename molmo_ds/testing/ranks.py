@@ -30,7 +30,7 @@ import molmo_ds.monitor.metrics  # noqa: F401
 from molmo_ds import train
 from molmo_ds.engine import launch
 from molmo_ds.engine.launch import World
-from molmo_ds.engine.supervise import free_port
+from molmo_ds.engine.launching.supervise import free_port
 
 torch.set_num_threads(1)
 tqdm.set_lock(threading.RLock())  # tqdm's own is one for all forks: a rank killed with it would stop all later ones
@@ -63,7 +63,7 @@ def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, timeout: flo
 
 
 def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
-    """What a launcher tells a rank."""
+    """The environment that a launcher gives a rank."""
     values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return {name: str(value) for name, value in values.items()}
 
@@ -72,7 +72,8 @@ class Forked:
     """`molmo_ds.train.main(arguments)` in a forked process, as python or a launcher would run it."""
 
     def __init__(self, arguments: list[str], said: Path, environment: dict[str, str] | None = None) -> None:
-        self.said, self.code = said, None
+        self.said = said
+        self.code = None
         self.pid = os.fork()
         if self.pid:
             return

@@ -12,14 +12,22 @@ from molmo_ds.data.read.writer import write_shards
 from molmo_ds.data.tokens import train_tokenizer
 
 MODEL = [
-    "model.text.vocab_size=288", "model.text.embedding_size=288", "model.text.additional_vocab_size=8",
-    "model.text.hidden_size=32", "model.text.intermediate_size=48", "model.text.num_hidden_layers=2",
-    "model.text.num_attention_heads=4", "model.text.num_key_value_heads=2", "model.vision.image_size=28",
+    "model.text.vocab_size=288",
+    "model.text.embedding_size=288",
+    "model.text.additional_vocab_size=8",
+    "model.text.hidden_size=32",
+    "model.text.intermediate_size=48",
+    "model.text.num_hidden_layers=2",
+    "model.text.num_attention_heads=4",
+    "model.text.num_key_value_heads=2",
+    "model.vision.image_size=28",
     "model.vision.patch_size=7",
-    "model.vision.hidden_size=16", "model.vision.intermediate_size=32", "model.vision.num_hidden_layers=2",
+    "model.vision.hidden_size=16",
+    "model.vision.intermediate_size=32",
+    "model.vision.num_hidden_layers=2",
     "model.vision.num_attention_heads=2",
     "model.images.overlap_margins=[0,0]",
-]  # fmt: skip
+]
 
 
 def records(count: int = 40) -> Iterator[tuple[str, dict[str, bytes]]]:

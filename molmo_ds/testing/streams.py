@@ -1,4 +1,4 @@
-"""What the tests of the stream share: small shards of real JPEGs, a builder without tokenizer, faked orders."""
+"""Helpers of the tests of the stream: small shards of real JPEGs, a builder without tokenizer, faked orders."""
 
 import dataclasses
 import io

@@ -48,7 +48,10 @@ MODEL = MolmoConfig(
     connector=ConnectorConfig(initializer_range=0.2),
     images=ImageConfig(crop_mode="resize", max_crops=1),
 )
-LENGTH, PREFIX, PATCHES, POOLED = 24, 5, 16, 4
+LENGTH = 24
+PREFIX = 5
+PATCHES = 16
+POOLED = 4
 
 
 def config(**changes) -> RunConfig:

@@ -1,4 +1,4 @@
-"""Tables of measurements: what the machine is, and where a table stands in the docs."""
+"""Tables of measurements: what the machine is, and where a table is in the docs."""
 
 import platform
 import re

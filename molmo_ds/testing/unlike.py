@@ -19,13 +19,15 @@ SIZES = {
     "documents": (1, 2, 40),
     "learnt": (0.0, 0.01, 0.5, 1.0),
 }
-PATCHES, POOLED, SIDE = 64, 16, 56
+PATCHES = 64
+POOLED = 16
+SIDE = 56
 RATE = 0.05  # of synthetic.config's learning rates
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How much one sequence holds; more documents than tokens allow become fewer, and so do crops."""
+    """Sizes of one sequence; more documents than tokens allow become fewer, and so do crops."""
 
     tokens: int
     crops: int
@@ -48,7 +50,7 @@ def model(text: MolmoConfig) -> MolmoConfig:
 
 
 def sequence(shape: Shape, seed: int) -> Batch:
-    """One packed sequence of that shape: documents of a prefix and, behind it, branches of 5 tokens.
+    """One packed sequence of that shape: documents of a prefix and, after it, branches of 5 tokens.
 
     Labels of image tokens, which lie beyond the head's words, stand where nothing is learnt.
     """

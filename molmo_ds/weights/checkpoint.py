@@ -29,7 +29,7 @@ FROZEN = "a component that was frozen there and is trained now has no optimizer 
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a piece lies."""
+    """The place of a piece."""
 
     file: Path
     start: int
@@ -76,16 +76,19 @@ def runs(start: int, size: int, stride: tuple[int, ...]) -> list[tuple[int, int,
 
     Args:
         stride: () for one stretch; (width, distance, phase) for a piece of a shard that holds `width` elements out of
-            every `distance`, and which begins `phase` elements behind the beginning of such a stretch.
+            every `distance`, and which begins `phase` elements after the beginning of such a stretch.
     """
     if not stride:
         return [(start, 0, size)]
     width, distance, phase = stride
-    out, done = [], 0
+    out = []
+    done = 0
     while done < size:
         length = min(width - phase, size - done)
         out.append((start, done, length))
-        start, done, phase = start + distance - phase, done + length, 0
+        start = start + distance - phase
+        done = done + length
+        phase = 0
     return out
 
 
@@ -129,7 +132,9 @@ def open_checkpoint(path: Path) -> Found:
     """Open a checkpoint that `what_is_wrong` found whole."""
     manifest = json.loads((path / "manifest.json").read_text())
     pieces: dict[str, list[Stored]] = {}
-    shapes, scalars, lanes = {}, {}, {}
+    shapes = {}
+    scalars = {}
+    lanes = {}
     for name in manifest["files"]:
         if not (name.startswith("rank-") and name.endswith(".json")):
             continue

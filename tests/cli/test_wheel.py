@@ -37,7 +37,7 @@ def call(installed: Path, folder: Path, *words: str) -> subprocess.CompletedProc
 
 
 def test_the_wheel_holds_what_is_read_at_run_time(installed: Path) -> None:
-    for pattern in ("ds_configs/*.json", "ds_configs/accelerate/*.yaml", "hostfile.example"):
+    for pattern in ("ds_configs/*.json", "ds_configs/infer/*.json", "ds_configs/accelerate/*.yaml", "hostfile.example"):
         theirs = {path.relative_to(ROOT) for path in ROOT.glob(pattern)}
         assert theirs
         for path in theirs:

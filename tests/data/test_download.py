@@ -17,7 +17,8 @@ from aiohttp import web
 from picture_server import Server, picture
 from PIL import Image
 
-from molmo_ds.data.sources.fetch import AGENT, Limits, Outcome, Request, Store, describe, fetch, judge, refuses_ai
+from molmo_ds.data.sources.fetch import AGENT, Limits, describe, fetch, judge, refuses_ai
+from molmo_ds.data.sources.store import Outcome, Request, Store
 
 QUICK = Limits(workers=8, per_host=4, attempts=2, timeout=2.0, backoff=0.01, max_wait=5, max_bytes=200_000)
 
@@ -106,7 +107,11 @@ def test_retry_after(server: Server, tmp_path: Path) -> None:
     store = Store(tmp_path)
     tomorrow = [Request(server.url(f"come_tomorrow/{n}", "localhost")) for n in range(6)]
     soon = Request(server.url("too_many"))
-    report = fetch([soon, *tomorrow], store, Limits(workers=8, per_host=1, attempts=3, backoff=0.01, max_wait=5))
+    report = fetch(
+        [soon, *tomorrow],
+        store,
+        Limits(workers=8, per_host=1, attempts=3, backoff=0.01, max_wait=5),
+    )
     asked = [when for path, when in server.times if path == "/too_many"]
     assert len(asked) == 2
     assert 1.0 <= asked[1] - asked[0] < 10.0
@@ -152,7 +157,10 @@ def test_hosts(server: Server, tmp_path: Path) -> None:
     polite = Limits(workers=50, per_host=2, attempts=2, backoff=0.01, host_failures=4)
     requests = [Request(server.url(f"lingering/{n}")) for n in range(12)]
     closed = [Request(f"http://127.0.0.1:1/{n}") for n in range(30)]  # nothing listens there
-    signed = [Request(server.url("signed/5?key=a%2Fb%2Bc%3D")), Request(server.url("good/6?name=two words"))]
+    signed = [
+        Request(server.url("signed/5?key=a%2Fb%2Bc%3D")),
+        Request(server.url("good/6?name=two words")),
+    ]
     odd = [Request("ftp://example.org/a.jpg"), Request("http://[broken/a.jpg"), Request("")]
     report = fetch([*requests, *closed, *signed, *odd], store, polite)
     assert server.peak == 2
@@ -197,7 +205,8 @@ def test_tls_is_verified(tmp_path: Path) -> None:
 
 CHILD = """
 import sys
-from molmo_ds.data.sources.fetch import Limits, Request, Store, fetch
+from molmo_ds.data.sources.fetch import Limits, fetch
+from molmo_ds.data.sources.store import Request, Store
 store = Store(sys.argv[1])
 fetch([Request(f"{sys.argv[2]}/{n}") for n in range(200)], store, Limits(workers=2, per_host=2))
 """

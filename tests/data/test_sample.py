@@ -276,7 +276,7 @@ def test_bad_pictures_and_a_stale_index(builder: SampleBuilder) -> None:
     with pytest.raises(BadSample, match="cannot be decoded"):
         builder.build(broken, RandomState(0))
     stale = {**record([COLOUR], (70, 50)), "sizes": [(71, 50)]}
-    with pytest.raises(ValueError, match="index them anew") as error:
+    with pytest.raises(ValueError, match="index them again") as error:
         builder.build(stale, RandomState(0))
     assert not isinstance(error.value, BadSample)  # not to be skipped: the whole index may be wrong
     with pytest.raises(BadSample, match="too narrow"):  # known before decoding

@@ -5,7 +5,8 @@ import time
 import pytest
 import torch
 
-from molmo_ds.engine import build_engine, collectives
+from molmo_ds.engine import build_engine
+from molmo_ds.engine.checks import collectives
 from molmo_ds.engine.launch import World
 from molmo_ds.testing import synthetic
 from molmo_ds.testing.ranks import run_ranks

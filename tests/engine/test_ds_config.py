@@ -114,7 +114,7 @@ def test_one_sentence_for_what_cannot_run(tmp_path: Path, name: str) -> None:
 
 
 def test_missing_file_and_batch_that_does_not_divide() -> None:
-    with pytest.raises(ValueError, match="no strategy file ds_configs/zero9.json; files beside it: ds_configs/"):
+    with pytest.raises(ValueError, match="no strategy file ds_configs/zero9.json; files next to it: ds_configs/"):
         read_strategy("ds_configs/zero9.json")
     with pytest.raises(ValueError, match="choose a multiple of 6"):
         refuse(read_strategy("ds_configs/zero1.json"), run(micro_batch=2), 3)

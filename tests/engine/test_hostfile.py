@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from molmo_ds.engine.hosts import Host, read_hosts, refuse_unknown
+from molmo_ds.engine.launching.hosts import Host, read_hosts, refuse_unknown
 
 ROOT = Path(__file__).parents[2]
 TWO = [Host("one", 8), Host("two", 4)]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from molmo_ds.config import OptimConfig, RunConfig
-from molmo_ds.engine import launchers
+from molmo_ds.engine.launching import launchers
 from molmo_ds.engine.strategy import read_strategy
 
 RUN = RunConfig(global_batch=8, micro_batch=2, precision="fp32", strategy="ds_configs/zero3.json")

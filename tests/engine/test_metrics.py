@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from molmo_ds.batch import Batch, learnt_rows_of
 from molmo_ds.config import RunConfig, TextConfig, VisionConfig
 from molmo_ds.engine.launch import World
+from molmo_ds.model.flops import flops_per_crop, flops_per_token
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.monitor import metrics
 from molmo_ds.testing import synthetic
@@ -60,7 +61,7 @@ def test_operations_are_those_of_a_forward_pass() -> None:
     patches = synthetic.PATCHES + 1
     vision_scores = crops * 2 * 2 * 2 * vision.hidden_size * patches * patches  # two of three blocks are used
     pooling_scores = crops * synthetic.POOLED * 2 * 2 * vision.hidden_size * 4  # one query, four keys
-    ours = length * metrics.flops_per_token(config, length) + crops * metrics.flops_per_crop(config)
+    ours = length * flops_per_token(config, length) + crops * flops_per_crop(config)
     assert ours == 3 * (sum(counted) + text_scores + vision_scores + pooling_scores)
 
 
@@ -69,7 +70,7 @@ def test_operations_of_experts() -> None:
     dense = replace(synthetic.MODEL, text=replace(synthetic.MODEL.text, intermediate_size=96))
     experts = replace(synthetic.MODEL, text=replace(synthetic.MODEL.text, num_experts=4, num_experts_per_tok=2))
     router = 6 * 2 * 32 * 4
-    assert metrics.flops_per_token(experts, 40) == metrics.flops_per_token(dense, 40) + router
+    assert flops_per_token(experts, 40) == flops_per_token(dense, 40) + router
 
 
 def test_operations_of_a_released_model() -> None:
@@ -77,7 +78,7 @@ def test_operations_of_a_released_model() -> None:
     config = replace(synthetic.MODEL, text=TextConfig(), vision=VisionConfig())
     attention = 3584 * (2 * 3584 + 2 * 512)
     parameters = 28 * (attention + 3 * 3584 * 18944) + 3584 * 152064
-    assert metrics.flops_per_token(config, 0) == 6 * parameters
+    assert flops_per_token(config, 0) == 6 * parameters
 
 
 def step_values(step: int, tokens: float) -> dict[str, float]:
@@ -122,8 +123,8 @@ def test_lines_and_events(tmp_path: Path, clock: list[float], monkeypatch: pytes
         and line["images_per_second"] == 1
         and line["save_share"] == pytest.approx(0.1)
     )
-    flops = 200 * metrics.flops_per_token(config.model, config.data.sequence_length)
-    flops += 8 * metrics.flops_per_crop(config.model)
+    flops = 200 * flops_per_token(config.model, config.data.sequence_length)
+    flops += 8 * flops_per_crop(config.model)
     assert line["mfu"] == pytest.approx(flops / 4.0 / 1e9)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from molmo_ds.engine import build_engine
-from molmo_ds.engine.faults import NotFiniteError
+from molmo_ds.engine.checks.faults import NotFiniteError
 from molmo_ds.engine.launch import World
 from molmo_ds.testing import synthetic
 from molmo_ds.testing.ranks import Forked, run_ranks

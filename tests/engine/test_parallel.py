@@ -29,6 +29,7 @@ TWO: list[Case] = [
     ("olmo2", "zero3_tp", 2, "none"),
     ("olmoe", "zero2_ep", 1, "none"),
     ("olmoe", "zero3_ep", 2, "full"),
+    ("olmoe", "zero3_sp_ep", 2, "full"),
     ("qwen2", "pipe_zero1", 2, "one_in_two"),
     ("olmoe", "pipe_zero1", 1, "vision"),
     ("frozen", "pipe_zero1", 2, "none"),
@@ -46,12 +47,16 @@ FOUR: list[Case] = [
     ("qwen2", "dualpipev4", 1, "full"),  # each of 8 stages holds a row or two
     ("olmoe", "dualpipev_ep", 1, "none"),  # the first two ranks hold no experts
     ("olmoe", "zero3_ep_tp", 2, "none"),
+    ("olmoe", "sp2_ep4", 2, "none"),  # a group of experts holds two groups of sequences
+    ("olmoe", "sp4_ep2", 1, "none"),  # and the other way round
     ("qwen2", "zero3_tp", 2, "full"),
 ]
 SHARED = {"engine": "sequence", "sequence_parallel_size": 4}
 STAGES = {"engine": "pipeline", "stages": 4}
 MADE = {  # a file of ds_configs/, and what stands in place of its blocks
     "sp4": ("zero3_sp", {"molmo_ds": SHARED, "zero_optimization": {"stage": 2}}),
+    "sp2_ep4": ("zero3_sp_ep", {"expert_parallel": {"enabled": True, "autoep_size": 4}}),
+    "sp4_ep2": ("zero3_sp_ep", {"molmo_ds": SHARED, "zero_optimization": {"stage": 2}}),
     "pipe4": ("pipe_zero1", {"molmo_ds": STAGES}),
     "dualpipev4": ("pipe_dualpipev", {"molmo_ds": {**STAGES, "schedule": "dualpipev"}}),
     "dualpipev_ep": ("pipe_dualpipev", {"expert_parallel": {"enabled": True, "autoep_size": 2}}),

@@ -24,6 +24,10 @@ SHARE = {"molmo_ds": {"engine": "sequence", "sequence_parallel_size": 2}}
 OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
 # file, what is merged into it, decoder, ranks, words of the sentence
 REFUSED: dict[str, tuple[str, dict, TextConfig, int, str]] = {
+    "strategy to answer with": ("infer/tp8", {}, DENSE, 8, "train with ds_configs/zero3_tp.json"),
+    "stages to answer with": ("infer/tp8_pp2", {}, DENSE, 16, "train with ds_configs/pipe_zero1.json"),
+    "experts to answer with": ("infer/ep8", {}, EXPERTS, 8, "train with ds_configs/zero3_ep.json"),
+    "limits without inference": ("zero3", {"molmo_ds": {"slots": 8}}, DENSE, 4, "leave them out"),
     "unknown setting": ("pipe_zero1", {"molmo_ds": {"stage": 2}}, DENSE, 4, "has no setting"),
     "stages without pipeline": ("zero3", {"molmo_ds": {"stages": 2}}, DENSE, 4, '"engine": "pipeline"'),
     "sequence without engine": ("zero3", {"molmo_ds": {"sequence_parallel_size": 2}}, DENSE, 4, '"engine": "sequence"'),
@@ -47,8 +51,6 @@ REFUSED: dict[str, tuple[str, dict, TextConfig, int, str]] = {
         8,
         "divide 4 attention heads",
     ),
-    "sequence and experts": ("zero3_ep", SHARE, EXPERTS, 4, "zero3_ep.json"),
-    "sequence and experts, ZeRO-2": ("zero2_ep", SHARE, EXPERTS, 4, "zero3_sp.json"),
     "sequence and tensors": ("zero3_tp", SHARE, DENSE, 4, "zero3_tp.json"),
     "experts of a dense model": ("zero3_ep", {}, DENSE, 4, "zero3.json"),
     "experts that do not divide": ("zero3_ep", {"expert_parallel": {"autoep_size": 3}}, EXPERTS, 3, "divide 4 experts"),

@@ -23,7 +23,7 @@ LEGS = [  # ranks, and strategies of one step each
     (4, ["pipe_zero1_ep", "zero3_ep_tp", "zero2_ep"]),
     (3, ["zero3", "zero1"]),
     (1, ["zero2", "zero0"]),
-    (2, ["pipe_zero1", "zero3_ep"]),
+    (2, ["pipe_zero1", "zero3_ep", "zero3_sp_ep"]),
     (4, ["zero3_sp", "pipe_zero1", "zero3_tp", "zero1"]),
 ]
 STEPS = sum(len(names) for _, names in LEGS)

@@ -23,6 +23,7 @@ FIELDS = {
     "zero3_nvme": ("zero", 1, None, 1, 1, 1, 3, 1, {"nvme"}),
     "zero3_offload": ("zero", 1, None, 1, 1, 1, 3, 1, {"cpu"}),
     "zero3_sp": ("sequence", 1, None, 2, 1, 1, 3, 1, {"none"}),
+    "zero3_sp_ep": ("sequence", 1, None, 2, 1, 2, 3, 1, {"none"}),
     "zero3_tp": ("zero", 1, None, 1, 2, 1, 3, 1, {"none"}),
 }
 

@@ -28,7 +28,7 @@ def test_a_missing_file_is_refused_with_those_that_are_there(tmp_path: Path, mon
     with pytest.raises(ValueError, match=r"no strategy file ds_configs/zero9.json; .*ds_configs/zero1.json"):
         strategy_place.find("ds_configs/zero9.json")
     (tmp_path / "mine.json").write_text("{}")
-    with pytest.raises(ValueError, match="no strategy file yours.json; files beside it: mine.json."):
+    with pytest.raises(ValueError, match="no strategy file yours.json; files next to it: mine.json."):
         strategy_place.find("yours.json")
     with pytest.raises(ValueError, match="no strategy file /ds_configs/zero3.json"):
         strategy_place.find("/ds_configs/zero3.json")

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from molmo_ds.engine import build_engine
-from molmo_ds.engine.faults import GradientOrderError
-from molmo_ds.engine.gradient_order import GradientOrder
+from molmo_ds.engine.checks.faults import GradientOrderError
+from molmo_ds.engine.checks.gradient_order import GradientOrder
 from molmo_ds.engine.launch import World
 from molmo_ds.model.molmo import component
 from molmo_ds.ops import dispatch
@@ -33,7 +33,13 @@ TWO = [
     ("pipe_zero1", "qwen2"),
     ("pipe_dualpipev", "qwen2"),
 ]
-FOUR = [("zero2", "qwen2"), ("zero3_ep_tp", "olmoe"), ("pipe_zero1_ep", "olmoe"), ("zero3_sp", "qwen2")]
+FOUR = [
+    ("zero2", "qwen2"),
+    ("zero3_ep_tp", "olmoe"),
+    ("zero3_sp_ep", "olmoe"),
+    ("pipe_zero1_ep", "olmoe"),
+    ("zero3_sp", "qwen2"),
+]
 SHAPES = draw.builds(
     unlike.Shape, *(draw.sampled_from(unlike.SIZES[name]) for name in ("tokens", "crops", "documents", "learnt"))
 )

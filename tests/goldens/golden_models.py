@@ -10,6 +10,7 @@ from torch import Tensor
 
 from molmo_ds.batch import Batch, learnt_rows_of
 from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, TextConfig, VisionConfig
+from molmo_ds.model.families import molmo_names
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.weights import rename
 
@@ -96,7 +97,7 @@ def read_config(kind: str) -> MolmoConfig:
 def load_model(kind: str, **arguments: Any) -> Molmo:
     """The golden model in eval mode; every weight of the file is used and none is missing."""
     config, state = read_config(kind), read_tensors(f"A_model/{kind}/state_dict.safetensors")
-    table = rename.detect(config, state)
+    table = molmo_names.detect(config, state)
     assert {key for rule in table for key in rule.theirs} == set(state)
     model = Molmo(config, **arguments)
     model.load_state_dict(dict(rename.to_ours(table, state.__getitem__)), strict=True)
@@ -107,7 +108,7 @@ def to_reference(kind: str, ours: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors under our names (weights or gradients) under the reference's, in its layout."""
     config = read_config(kind)
     keys = read_tensors(f"A_model/{kind}/state_dict.safetensors")
-    return dict(rename.to_theirs(rename.detect(config, keys), ours.__getitem__))
+    return dict(rename.to_theirs(molmo_names.detect(config, keys), ours.__getitem__))
 
 
 def real_crops(images: Tensor) -> Tensor:

@@ -6,7 +6,9 @@ import pytest
 from golden_files import MISSING, listed, read_json
 
 from molmo_ds.config import MolmoConfig, TextConfig, VisionConfig
-from molmo_ds.weights import rename
+from molmo_ds.model import families
+from molmo_ds.model.families import molmo_names
+from molmo_ds.model.families.table import Table
 
 EVIDENCE = listed("A_model/conversion.json", "evidence")
 DROPPED = ("post_layernorm.", "head.", "layernorm.", "embeddings.mask_token")
@@ -19,7 +21,7 @@ KINDS = {
 }
 
 
-def theirs(table: rename.Table) -> set[str]:
+def theirs(table: Table) -> set[str]:
     return {key for rule in table for key in rule.theirs}
 
 
@@ -27,9 +29,10 @@ def theirs(table: rename.Table) -> set[str]:
 def test_text(name: str) -> None:
     evidence = read_json("A_model/conversion.json")["evidence"][name]
     text = KINDS[name.split("_")[1]]
-    assert theirs(rename.text_backbone(text, fused_experts=True)) == set(evidence["hf_state_keys_layer0"])
+    keys = set(evidence["hf_state_keys_layer0"])
+    assert theirs(families.decoder(name.split("_")[1]).rename_table(text, keys)) == keys
     separate = "transformer.blocks.0.q_proj.weight" in evidence["ref_keys_layer0"]
-    table = rename.reference(MolmoConfig(text=text), "llama" if separate else None)
+    table = molmo_names.reference(MolmoConfig(text=text), "llama" if separate else None)
     assert {key for key in theirs(table) if key.startswith("transformer.")} == set(evidence["ref_keys_layer0"])
 
 
@@ -37,7 +40,8 @@ def test_text(name: str) -> None:
 def test_vision(name: str) -> None:
     evidence = read_json("A_model/conversion.json")["evidence"][name]
     kind = {"openai": "clip", "siglip": "siglip", "dino": "dinov2"}[name.split("_")[1]]
-    table = theirs(rename.vision_backbone(VisionConfig(model_type=kind, num_hidden_layers=1)))
     sample = set(evidence["hf_state_keys_sample"])
+    vision = VisionConfig(model_type=kind, num_hidden_layers=1)
+    table = theirs(families.tower(kind).rename_table(vision, sample))
     assert table <= sample
     assert all(key.startswith(DROPPED) for key in sample - table)

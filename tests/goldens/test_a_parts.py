@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, TextConfig, VisionConfig
 from molmo_ds.model.carry import Carry
 from molmo_ds.model.connector import Connector
+from molmo_ds.model.families import molmo_names
+from molmo_ds.model.families.table import Table
 from molmo_ds.model.vision import VisionEmbeddings, VisionLayer, used_layers
 from molmo_ds.weights import rename
 
@@ -23,7 +25,7 @@ def tower_cases() -> list[tuple[str, str]]:
     return [(tower, case) for tower in TOWERS for case in listed("A_model/vit_meta.json", tower, "cases")]
 
 
-def fill(module: nn.Module, prefix: str, table: rename.Table, golden: dict[str, Tensor], root: str) -> None:
+def fill(module: nn.Module, prefix: str, table: Table, golden: dict[str, Tensor], root: str) -> None:
     """Load the rules of `table` that fill `module`, whose parameters are called `prefix`...; all must be given."""
     wanted = {prefix + key for key in module.state_dict()}
     rules = [rule for rule in table if wanted & set(rule.ours)]
@@ -42,7 +44,7 @@ def test_vision_tower(tower: str, case: str) -> None:
     vision = nn.Module()
     vision.embeddings = VisionEmbeddings(config, ImageConfig())
     vision.layers = nn.ModuleList(VisionLayer(config, i) for i in range(config.num_hidden_layers))
-    table = rename.reference(MolmoConfig(vision=config))
+    table = molmo_names.reference(MolmoConfig(vision=config))
     fill(vision, "vision.", table, golden, VIT)
 
     images = golden["in.images"]
@@ -88,7 +90,7 @@ def test_connector(name: str) -> None:
     fill(
         connector,
         "connector.",
-        rename.reference(MolmoConfig(text=text, vision=vision, connector=config)),
+        molmo_names.reference(MolmoConfig(text=text, vision=vision, connector=config)),
         golden,
         BACKBONE,
     )

@@ -16,6 +16,7 @@ from molmo_ds.batch import PER_TOKEN, Batch, learnt_rows_of
 from molmo_ds.config import ComponentConfig, OptimConfig, RunConfig
 from molmo_ds.engine import build_engine
 from molmo_ds.engine.launch import World
+from molmo_ds.model.families import molmo_names
 from molmo_ds.testing.oracle import fresh_groups
 from molmo_ds.testing.ranks import run_ranks
 from molmo_ds.weights import rename
@@ -58,7 +59,7 @@ def one_step(
     )
     model = read_config(kind)
     state = read_tensors(f"A_model/{kind}/state_dict.safetensors")
-    start = dict(rename.to_ours(rename.detect(model, state), state.__getitem__))
+    start = dict(rename.to_ours(molmo_names.detect(model, state), state.__getitem__))
     batch, *_ = read_batch(kind, name)
     examples = [example(batch, row) for row in range(len(batch.input_ids))]
     if len(examples) % 2:

@@ -15,9 +15,9 @@ from molmo_ds.config import ComponentConfig, OptimConfig, RunConfig
 from molmo_ds.engine import build_engine, optim
 from molmo_ds.engine.launch import World
 from molmo_ds.hub.load import write_weights
+from molmo_ds.model.families import molmo_names
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.testing.ranks import run_ranks
-from molmo_ds.weights import rename
 
 PARTS = {"connector": "connector", "vit": "vision", "llm": "text"}
 KIND = "d_qwen2"  # the model that the reference trained
@@ -93,7 +93,7 @@ def test_parameter_groups(kind: str) -> None:
     }
     keys = {name for group in golden for name in group["param_names"]} | {"transformer.wte.embedding"}
     used = set()
-    for rule in rename.detect(config, keys):
+    for rule in molmo_names.detect(config, keys):
         groups = [g for g in golden if set(rule.theirs) & set(g["param_names"])]
         if set(rule.ours) <= frozen:  # the base table; and ViT blocks that the reference keeps but never changes
             assert not groups or rule.ours[0].startswith("vision.layers.")

@@ -10,6 +10,7 @@ from golden_models import column_step, read_batch, read_config
 
 from molmo_ds.hub import load
 from molmo_ds.hub.export import to_hub
+from molmo_ds.model.families import molmo_names
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.weights import rename
 from molmo_ds.weights.tensor_files import TensorFolder
@@ -26,8 +27,8 @@ def test_from_reference_and_to_hub(kind: str, tmp_path: Path) -> None:
     )
     to_hub(tmp_path / "ours", tmp_path / "hub")
     hub, state = TensorFolder(tmp_path / "hub"), read_tensors(f"A_model/{kind}/state_dict.safetensors")
-    ours = dict(rename.to_ours(rename.released(config), hub.read))
-    back = dict(rename.to_theirs(rename.detect(config, state), ours.__getitem__))
+    ours = dict(rename.to_ours(molmo_names.released(config), hub.read))
+    back = dict(rename.to_theirs(molmo_names.detect(config, state), ours.__getitem__))
     assert set(back) == set(state) and all(torch.equal(back[key].float(), state[key]) for key in state)
     if not config.text.num_experts:  # released keys are the reference's with another beginning
         fused = {key for key in state if "q_proj" not in key and "k_proj" not in key and "v_proj" not in key}

@@ -24,6 +24,7 @@ from molmo_ds.data.tokens import Tokenizer
 from molmo_ds.engine import build_engine
 from molmo_ds.engine.launch import World
 from molmo_ds.hub import export, load
+from molmo_ds.model.families import molmo, molmo_names
 from molmo_ds.settings import save
 from molmo_ds.testing import synthetic
 from molmo_ds.testing.ranks import run_ranks
@@ -40,13 +41,13 @@ TOWER = (
 
 
 def released(config: MolmoConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: t.contiguous() for key, t in rename.to_theirs(rename.released(config), state.__getitem__)}
+    return {key: t.contiguous() for key, t in rename.to_theirs(molmo_names.released(config), state.__getitem__)}
 
 
 def released_folder(folder: Path, config: MolmoConfig, state: dict[str, Tensor], form: str) -> Path:
     """A folder as Ai2 released it: no word about the tower, weights in one of four forms."""
     folder.mkdir()
-    values = export.configs.to_released(config, "float32")
+    values = molmo.to_released(config, "float32")
     for name in ("molmo_ds", "auto_map"):
         del values[name]
     if config.text.num_experts:  # MolmoE's config.json speaks the reference's language
@@ -142,7 +143,7 @@ def test_from_reference(tmp_path: Path) -> None:
         "additional_vocab_size": 128, "activation_type": "llama_swiglu", "weight_tying": False,
     }  # fmt: skip
     (folder / "config.yaml").write_text(yaml.safe_dump({"run_name": "x", "model": model}))
-    theirs = dict(rename.to_theirs(rename.reference(config, "llama"), state.__getitem__))
+    theirs = dict(rename.to_theirs(molmo_names.reference(config, "llama"), state.__getitem__))
     torch.save({key: t.clone() for key, t in theirs.items()}, folder / "model.pt")
     got = load.from_reference(folder, tmp_path / "ours", ("images.exact=true",))
     assert got == replace(config, text=text, vision=vision)
@@ -359,9 +360,9 @@ def test_released_configurations() -> None:
         "molmoe_1b": moe,
     }
     for preset, values in read.items():
-        assert export.configs.from_released(values) == presets.get(preset), preset
+        assert molmo.from_released(values) == presets.get(preset), preset
     for preset in read:  # what we write is read again, with and without our own field
-        values = export.configs.to_released(presets.get(preset), "bfloat16")
-        assert export.configs.from_released(values) == presets.get(preset)
+        values = molmo.to_released(presets.get(preset), "bfloat16")
+        assert molmo.from_released(values) == presets.get(preset)
         del values["molmo_ds"]
-        assert export.configs.from_released(values) == presets.get(preset), preset
+        assert molmo.from_released(values) == presets.get(preset), preset

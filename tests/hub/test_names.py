@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from molmo_ds import presets
 from molmo_ds.config import ConnectorConfig
-from molmo_ds.hub.export import not_servable
 from molmo_ds.hub.load import resized_positions, shapes_of
+from molmo_ds.model.families import molmo_names
+from molmo_ds.model.families.molmo import not_servable
 from molmo_ds.weights import rename
 
 CONNECTORS = {
@@ -28,11 +29,13 @@ def test_round_trip(text: str, of: str) -> None:
     config = tiny(text, tower, list(CONNECTORS.values())[len(text) % 2])
     state = random_state(config)
     table = (
-        rename.released(config) if of == "released" else rename.reference(config, "llama" if of == "llama" else None)
+        molmo_names.released(config)
+        if of == "released"
+        else molmo_names.reference(config, "llama" if of == "llama" else None)
     )
     assert sorted(name for rule in table for name in rule.ours) == sorted(state)
     theirs = dict(rename.to_theirs(table, state.__getitem__))
-    found = rename.detect(config, theirs)
+    found = molmo_names.detect(config, theirs)
     assert [(rule.ours, rule.theirs) for rule in found] == [(rule.ours, rule.theirs) for rule in table]
     back = dict(rename.to_ours(found, theirs.__getitem__))
     assert set(back) == set(state) and all(torch.equal(back[name], state[name]) for name in state)
@@ -42,7 +45,7 @@ def test_orders_of_fused_rows() -> None:
     """q, k, v and up, gate: the order of the reference, which names alone do not show."""
     config = tiny("qwen2")
     state = random_state(config)
-    theirs = dict(rename.to_theirs(rename.released(config), state.__getitem__))
+    theirs = dict(rename.to_theirs(molmo_names.released(config), state.__getitem__))
     block, ours = "model.transformer.blocks.1.", "layers.1."
     assert torch.equal(theirs[block + "att_proj.weight"][32:48], state[ours + "self_attn.k_proj.weight"])
     assert torch.equal(theirs[block + "att_proj.bias"][48:], state[ours + "self_attn.v_proj.bias"])
@@ -50,14 +53,14 @@ def test_orders_of_fused_rows() -> None:
     assert torch.equal(theirs[block + "ff_proj.weight"][44:], state[ours + "mlp.gate_proj.weight"])
     moe = tiny("olmoe")
     state = random_state(moe)
-    theirs = dict(rename.to_theirs(rename.reference(moe), state.__getitem__))
+    theirs = dict(rename.to_theirs(molmo_names.reference(moe), state.__getitem__))
     mlp = "transformer.blocks.0.ffn.experts.mlp."
     gate_up, down = state["layers.0.mlp.experts.gate_up_proj"], state["layers.0.mlp.experts.down_proj"]
     assert torch.equal(theirs[mlp + "w1"][16:32], gate_up[1, :16]) and torch.equal(
         theirs[mlp + "v1"][:16], gate_up[0, 16:]
     )
     assert torch.equal(theirs[mlp + "w2"][80:], down[5].T)
-    released = dict(rename.to_theirs(rename.released(moe), state.__getitem__))
+    released = dict(rename.to_theirs(molmo_names.released(moe), state.__getitem__))
     expert = "model.transformer.blocks.0.mlp.experts.3."
     assert torch.equal(released[expert + "up_proj.weight"], gate_up[3, 16:])
     assert torch.equal(released[expert + "down_proj.weight"], down[3])
@@ -105,7 +108,7 @@ def test_keys_that_vllm_reads(preset: str) -> None:
     config = presets.get(preset)
     assert not_servable(config) is None
     shapes = shapes_of(config)
-    table = rename.released(config)
+    table = molmo_names.released(config)
     meta = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     ours = {key: list(t.shape) for key, t in rename.to_theirs(table, meta.__getitem__)}
     sizes = {"molmo_7b_d": (28, 3584, 512, 18944, 152064), "molmo_72b": (80, 8192, 1024, 29568, 152064)}[preset]

@@ -9,7 +9,10 @@ from tiny_models import FAMILIES, document, pack
 from torch import Tensor
 
 from molmo_ds.batch import Batch, learnt_rows_of
-from molmo_ds.infer.generate import Options, Session, choose, cut, generate, room, stream, stream_text
+from molmo_ds.infer.generate import Session, generate, room, stream, stream_text
+from molmo_ds.infer.options import Options
+from molmo_ds.infer.sampling import sample
+from molmo_ds.infer.text import cut
 from molmo_ds.model.molmo import Molmo
 
 EOS = 5
@@ -63,7 +66,8 @@ def test_the_cache_gives_the_logits_of_the_whole_sequence(family: str) -> None:
     ids = torch.randint(0, tiny_models.WORDS, (3, 4), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         with Session(model, batch, 4) as session:
-            logits = [session.first(), *(session.next(ids[:, i]) for i in range(4))]
+            hidden = [session.first(), *(session.next(ids[:, i]) for i in range(4))]
+            logits = [session.logits(x) for x in hidden]
         for row in range(3):
             whole = model.logits(extended(batch, row, ids[row].tolist()))[0, -5:]
             torch.testing.assert_close(torch.stack([step[row] for step in logits]), whole, atol=2e-5, rtol=0)
@@ -142,7 +146,8 @@ def test_sampling_follows_the_distribution() -> None:
     chance = torch.rand(40_000, generator=torch.Generator().manual_seed(0))
 
     def shares(**options: float) -> Tensor:
-        return torch.bincount(choose(logits, Options(**options), chance), minlength=4) / 40_000
+        words = sample(logits, [Options(**options)] * 40_000, chance.tolist())
+        return torch.bincount(words, minlength=4) / 40_000
 
     exact = (logits[0] / 0.7).softmax(-1)
     torch.testing.assert_close(shares(temperature=0.7), exact, atol=0.01, rtol=0)
@@ -151,7 +156,7 @@ def test_sampling_follows_the_distribution() -> None:
     assert exact[0] < 0.8 < exact[:2].sum()
     torch.testing.assert_close(shares(temperature=0.7, top_p=0.8), top_two, atol=0.01, rtol=0)
     assert shares(temperature=0.7, top_p=float(exact[0]) - 0.01)[0] == 1
-    edge = choose(logits[:2], Options(temperature=1.0, top_k=2), torch.tensor([0.0, 1 - 2**-24]))
+    edge = sample(logits[:2], [Options(temperature=1.0, top_k=2)] * 2, [0.0, 1 - 2**-24])
     assert edge.tolist() == [0, 1]  # never a word that was ruled out
 
 
@@ -251,7 +256,7 @@ def test_wrong_options(options: dict, message: str) -> None:
 def test_no_temperature_is_too_small() -> None:
     logits = torch.tensor([[1.0, 3.0, 2.0], [500.0, -500.0, 499.0]])
     for temperature in (5e-324, 1e-300, 1e-40, 1e-6):
-        assert choose(logits, Options(temperature=temperature), torch.tensor([0.0, 0.999])).tolist() == [1, 0]
+        assert sample(logits, [Options(temperature=temperature)] * 2, [0.0, 0.999]).tolist() == [1, 0]
 
 
 def test_more_beams_than_words() -> None:

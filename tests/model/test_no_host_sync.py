@@ -18,7 +18,13 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from molmo_ds.batch import Sample
 from molmo_ds.engine import loss_scale, optim
+from molmo_ds.engine.strategy import Limits
+from molmo_ds.infer.options import Options
+from molmo_ds.infer.question import Question
+from molmo_ds.infer.replica import Replica
+from molmo_ds.infer.schedule import Row
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.ops import dispatch
 from molmo_ds.ops.tree_attention import flex
@@ -120,6 +126,47 @@ def test_a_step_reads_nothing(like_a_gpu: str, text: Any, checkpointing: str) ->
     kernels = {"splice", "gather_patches", "pool_patches", "normalise_patches"}
     backward = {"splice_backward", "gather_patches_backward", "pool_patches_backward"}
     assert unread.ours == {"weighted_cross_entropy"} | (kernels | backward if like_a_gpu == "triton" else set())
+
+
+@pytest.mark.parametrize("text", [synthetic.MODEL.text, EXPERTS], ids=["dense", "experts"])
+def test_an_answers_step_reads_its_tokens_and_nothing_else(
+    like_a_gpu: str, text: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with DEVICE:
+        model = Molmo(replace(synthetic.MODEL, text=text)).bfloat16().eval()
+    replica = Replica.of(model, 5, Limits(slots=4, slot_tokens=64, prefill_tokens=30))
+    reads = []
+
+    def read(rows: list[Row], told: Tensor) -> list:
+        reads.append(told.shape[0])
+        replica.schedule.take(rows, [5 * (row.name == "1") for row in rows])  # one ends at once
+        return []
+
+    monkeypatch.setattr(replica, "_pieces", read)
+    steps = 0
+    with Unmade(), Unread():
+        for name in range(6):
+            options = Options(max_new_tokens=3 + name % 2, temperature=name % 3 / 2, logprobs=name % 2)
+            replica.admit([Question(name=str(name), prompt=sample_of(name), options=options)])
+        while replica.busy:
+            replica.step()
+            steps += 1
+    assert len(reads) == steps > 6 and max(reads) == 4 and replica.row_steps < 4 * steps
+
+
+def sample_of(number: int) -> Sample:
+    """Twelve words behind a picture of four tokens; the first has none."""
+    crops = min(number, 1)
+    return Sample(
+        input_ids=torch.arange(12),
+        labels=torch.zeros(12, dtype=torch.int64),
+        loss_weights=torch.zeros(12),
+        position_ids=torch.arange(12),
+        branch_ids=(torch.arange(12) > 4).int(),
+        images=torch.zeros(crops, 28, 28, 3, dtype=torch.uint8),
+        image_masks=torch.ones(crops, 16),
+        image_positions=torch.arange(1, 1 + 4 * crops).view(crops, 4),
+    )
 
 
 WAITS: dict[str, Callable[[Tensor], Any]] = {

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from molmo_ds.config import RunConfig
-from molmo_ds.engine import supervise as launch
-from molmo_ds.engine.hosts import Host, read_hosts
-from molmo_ds.engine.signal_run import MARK, marked, signal_run
+from molmo_ds.engine.launching import supervise as launch
+from molmo_ds.engine.launching.hosts import Host, read_hosts
+from molmo_ds.engine.launching.signal_run import MARK, marked, signal_run
 
 
 def test_hosts_from_list_and_file(tmp_path: Path) -> None:

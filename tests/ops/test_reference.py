@@ -348,3 +348,18 @@ def _vocabulary_split(world: object) -> list[float]:
 def test_words_split_over_two_ranks() -> None:
     for found in run_ranks(_vocabulary_split, 2):
         assert max(found) <= LIMIT
+
+
+@pytest.mark.parametrize("width", [16, 6], ids=["grouped product", "expert by expert"])
+def test_experts_of_several_holders_add_up(width: int) -> None:
+    source = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=source)
+
+    x, logits, gate_up, down = drawn(9, width), drawn(9, 6), drawn(6, 2 * width, width), drawn(6, width, width)
+    logits[:, 2:4] = -30.0  # a holder whose experts nobody chose
+    whole = experts(x, logits, gate_up, down, 2, True)
+    parts = [experts(x, logits, gate_up[i : i + 2], down[i : i + 2], 2, True, first=i) for i in (0, 2, 4)]
+    torch.testing.assert_close(sum(parts), whole, atol=1e-5, rtol=1e-5)
+    assert not parts[1].any() and parts[0].any() and parts[2].any()

@@ -22,8 +22,7 @@ import torch
 from tqdm import tqdm
 
 from molmo_ds.config import RunConfig
-from molmo_ds.engine import build_engine, launch, optim
-from molmo_ds.engine.parallel import tensor
+from molmo_ds.engine import build_engine, launch, optim, tensor_shards
 from molmo_ds.engine.strategy import accumulation, read_strategy
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.testing import ranks, synthetic
@@ -45,6 +44,7 @@ STRATEGIES = [
     "zero2_ep",
     "zero3_ep",
     "zero3_ep_tp",
+    "zero3_sp_ep",
     "pipe_zero1",
     "pipe_zero1_ep",
     "pipe_dualpipev",
@@ -177,7 +177,7 @@ def sizes(config: RunConfig) -> dict[str, tuple[int, int]]:
     frozen = optim.frozen_names(model, config.optim)
     out = dict.fromkeys(("experts", "split", "rest"), (0, 0))
     for name, p in model.named_parameters():
-        kind = "experts" if ".mlp.experts." in name else "split" if tensor.splits(name) else "rest"
+        kind = "experts" if ".mlp.experts." in name else "split" if tensor_shards.splits(name) else "rest"
         out[kind] = out[kind][0] + p.numel(), out[kind][1] + p.numel() * (name not in frozen)
     return out
 

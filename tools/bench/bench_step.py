@@ -34,8 +34,9 @@ from molmo_ds.data.order.packing import choose, collate
 from molmo_ds.engine.compiled import compile_layers
 from molmo_ds.engine.optim import build_optimizer, clip, frozen_names, norm_limit_used, parameter_groups
 from molmo_ds.files import local
+from molmo_ds.model.flops import flops_per_crop, flops_per_token
 from molmo_ds.model.molmo import Molmo
-from molmo_ds.monitor.metrics import flops_per_crop, flops_per_token, peak_flops
+from molmo_ds.monitor.metrics import peak_flops
 from molmo_ds.ops import dispatch
 
 REFERENCE = 908  # tokens per CPU-second: allenai/molmo 793fa38 at the reference_cpu step, one AMD EPYC thread, fp32

@@ -23,7 +23,7 @@ MOST_BAD = 1000  # rows, before half of all is too many to go on
 
 @dataclass
 class Outcome:
-    """What became of rows: samples written, sentences about the others, and what is worth a word."""
+    """The result for some rows: samples written, sentences about the others, and what is worth a word."""
 
     samples: int = 0
     faults: list[str] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Plan:
-    """How items become shards."""
+    """Settings of the way from items to shards."""
 
     out: Path
     name: str
@@ -55,7 +55,7 @@ class Plan:
 def convert(items: Iterable[Item | Fault], mapping: Mapping, plan: Plan, outcome: Outcome) -> Iterator[int]:
     """Make shards of all items and publish them at the end; yields how many rows are done, and adds to `outcome`.
 
-    The shards do not depend on the number of workers. Raises ValueError, and leaves nothing behind, where more rows
+    The shards do not depend on the number of workers. Raises ValueError, and leaves nothing, where more rows
     than `max_bad_share` allows cannot be used, where no sample is left, and for what `Staging` refuses.
     """
     staging = Staging(plan.out, plan.name)
@@ -172,7 +172,7 @@ def _usable(batch: list[Item], mapping: Mapping, outcome: Outcome) -> Iterator[S
 
 
 def summary(outcome: Outcome, passed: dict[str, int]) -> list[str]:
-    """What is to be said at the end beside the number of samples, nothing left out in silence."""
+    """Lines for the end, after the number of samples: nothing is left out in silence."""
     notes = outcome.notes
     unused = sorted(notes.filled - notes.used)
     out = [f"{len(outcome.faults)} of {outcome.seen} rows skipped"] if outcome.faults else []

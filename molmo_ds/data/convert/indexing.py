@@ -73,7 +73,7 @@ def finish(folder: Folder, max_bad_share: float) -> None:
 
 
 def examined(tar: Path) -> Indexed | str:
-    """What became of a tar, or why it cannot be indexed."""
+    """The result for a tar, or why it cannot be indexed."""
     try:
         return examine_tar(tar)
     except ValueError as error:

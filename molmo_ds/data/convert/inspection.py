@@ -19,7 +19,7 @@ Sizes = tuple[str, dict[str, int]]  # key of a sample, length of each part
 
 @dataclass
 class Report:
-    """What was found in one data set so far; `faults` are sentences."""
+    """Findings in one data set so far; `faults` are sentences."""
 
     samples: int = 0
     pictures: int = 0
@@ -37,7 +37,8 @@ def inspect(shards: ShardSet, decode: bool = True) -> Iterator[Report]:
     Told, not raised: damaged headers, bytes that do not match their hash, shards that cannot be read, keys that come
     twice, annotations that training cannot use and, with `decode`, pictures that cannot be decoded.
     """
-    report, keys = Report(), set()
+    report = Report()
+    keys = set()
     for index in range(len(shards)):
         shard, row = shards.locate(index)
         where = f"{shard.path}: sample '{row['key']}'"
@@ -87,7 +88,7 @@ def sound(header: bytes, name: str, length: int) -> bool:
 
 
 def differences(shards: ShardSet) -> Iterator[str]:
-    """What any other reader of webdataset tars sees otherwise than the index, a sentence for each local shard."""
+    """Differences between the index and what other readers of webdataset tars see, a sentence a local shard."""
     first = 0
     for shard in shards.shards:
         stop = first + shard.samples

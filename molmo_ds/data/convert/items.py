@@ -1,4 +1,4 @@
-"""What one sample is made from, before anything of it is read: small enough to be sent to another process."""
+"""The source of one sample before anything of it is read: small enough to be sent to another process."""
 
 from dataclasses import dataclass
 from pathlib import Path

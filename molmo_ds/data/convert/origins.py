@@ -1,4 +1,4 @@
-"""Where samples come from: rows of a data set, lines of JSON, pictures of a folder, members of other tars.
+"""Origins of samples: rows of a data set, lines of JSON, pictures of a folder, members of other tars.
 
 Each yields items to be made samples of, and faults of what cannot even become one; `passed` counts what is passed over.
 """

@@ -27,7 +27,7 @@ LISTS_OF_TEXTS = ("answers", "options")
 
 @dataclass
 class Notes:
-    """What is worth a word of samples that were made, and which columns were there and which were used."""
+    """Notes on samples that were made, and the columns that were there and those that were used."""
 
     counts: Counter[str] = field(default_factory=Counter)
     review: Review = field(default_factory=Review)
@@ -46,7 +46,7 @@ class Notes:
 
 @dataclass(frozen=True)
 class Mapping:
-    """How a row becomes a record: the style of rows without `annotations`, field -> column, columns of the pictures.
+    """A row as a record: the style of rows without `annotations`, field -> column, columns of the pictures.
 
     `without` are columns to leave out on purpose; `questions` keeps samples that only ask.
     """

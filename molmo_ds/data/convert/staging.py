@@ -1,4 +1,4 @@
-"""Where shards lie while they are made: a hidden folder inside the data set's, so that a run can be started again."""
+"""The place of shards while they are made: a hidden folder inside the data set's, so that a run can restart."""
 
 import fcntl
 import os
@@ -38,7 +38,7 @@ class Staging:
             raise
 
     def tar(self, number: int) -> Path:
-        """Where shard `number` is made; numbers may have gaps."""
+        """The path of shard `number` while it is made; numbers may have gaps."""
         return self.folder / f"{self.name}-{number:06d}.tar"
 
     def publish(self) -> None:

@@ -39,7 +39,7 @@ class Contents:
 
 @dataclass
 class Indexed:
-    """What became of a tar that is to be indexed: `faults` are sentences about samples that training will skip."""
+    """The result of indexing a tar: `faults` are sentences about samples that training will skip."""
 
     index: ShardIndex = field(default_factory=ShardIndex)
     faults: list[str] = field(default_factory=list)
@@ -89,7 +89,7 @@ def walk_tar(path: str | Path) -> Iterator[tuple[str, list[tuple[str, int, bytes
 
 
 def samples_of(path: str | Path, contents: Contents) -> Iterator[tuple[str, list[tuple[str, int, bytes]], int, int]]:
-    """What `walk_tar` yields, of a tar that was scanned already."""
+    """The samples that `walk_tar` yields, of a tar that was scanned already."""
     members = contents.members
     firsts = [i for i, member in enumerate(members) if i == 0 or member.key != members[i - 1].key]
     with open(path, "rb") as file:

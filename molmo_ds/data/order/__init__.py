@@ -1,1 +1,1 @@
-"""Which sample stands where: lanes, mixtures, packing and the stream of batches."""
+"""The order of samples: lanes, mixtures, packing and the stream of batches."""

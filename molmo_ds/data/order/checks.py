@@ -1,4 +1,4 @@
-"""What tools and tests ask of streams: those of any number of ranks and workers, and whether two are identical."""
+"""Checks of streams for tools and tests: those of any number of ranks and workers, and whether two are identical."""
 
 import dataclasses
 from typing import Any
@@ -32,7 +32,8 @@ def replay(
         lanes = rank_lanes(config, rank, ranks)
         check_states(mixture, lanes, states, start_step)
         streams.append(Steps(config, sequences(config, mixture, lanes, states or {}), lanes))
-    batches, after = [], dict(states or {})
+    batches = []
+    after = dict(states or {})
     for _ in range(count):
         batches.append([])
         for stream in streams:

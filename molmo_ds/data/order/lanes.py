@@ -1,4 +1,4 @@
-"""The global order: which sample stands where, a pure function of (seed, source, epoch, lane, position).
+"""The global order: the place of each sample, a pure function of (seed, source, epoch, lane, position).
 
 The stream is V lanes, V = the global batch; lane v yields sequence v of every step. Nothing here knows of ranks and
 workers, so they may change whenever a run starts again. A lane's state is a small dictionary that fits into JSON.
@@ -26,11 +26,11 @@ def generator(*key: int | str) -> np.random.RandomState:
 
 
 class RottenSource(ValueError):
-    """So many samples cannot be used that going on would mean to read for ever."""
+    """Raised where so many samples cannot be used that reading would never end."""
 
 
 class Order:
-    """The samples of one source, dealt to the lanes anew in every epoch.
+    """The samples of one source, dealt to the lanes again in every epoch.
 
     `bounds` (int64 [C + 1]) are the first samples of the chunks and the end. In each epoch the chunks are permuted and
     dealt to the lanes like cards; a lane permutes its samples inside blocks of BLOCK_CHUNKS chunks. So each sample
@@ -43,7 +43,10 @@ class Order:
                 f"Data set '{name}' has {bounds[-1]} samples, fewer than the {lanes} sequences of a global batch; "
                 "lower global_batch or give it more samples."
             )
-        self.name, self.bounds, self.seed, self.lanes = name, bounds, seed, lanes
+        self.name = name
+        self.bounds = bounds
+        self.seed = seed
+        self.lanes = lanes
         self._deals: dict[int, np.ndarray] = {}
         self._starts: dict[tuple[int, int], np.ndarray] = {}
         self._blocks: dict[int, tuple[tuple[int, int], np.ndarray]] = {}
@@ -95,23 +98,32 @@ class Lane:
     """
 
     def __init__(self, lane: int, orders: list[Order], rates: np.ndarray, size: Size, budget: Budget):
-        self.lane, self.orders, self.size, self.budget = lane, orders, size, budget
+        self.lane = lane
+        self.orders = orders
+        self.size = size
+        self.budget = budget
         self._edges = np.cumsum(rates)[:-1]
         self._drawn: tuple[int, np.ndarray] = (-1, np.empty(0))
-        self.draws, self.places, self.pool = 0, [[0, 0] for _ in orders], []
-        self.seen, self.bad = 0, 0
+        self.draws = 0
+        self.places = [[0, 0] for _ in orders]
+        self.pool = []
+        self.seen = 0
+        self.bad = 0
         self.cut_samples = 0
         self.cut_tokens = 0
 
     def state(self) -> dict[str, Any]:
         """A copy of the lane's state for a checkpoint; JSON."""
-        places, pool = [list(place) for place in self.places], [list(entry) for entry in self.pool]
+        places = [list(place) for place in self.places]
+        pool = [list(entry) for entry in self.pool]
         counts = {"seen": self.seen, "bad": self.bad, "cut_samples": self.cut_samples, "cut_tokens": self.cut_tokens}
         return {"draws": self.draws, "places": places, "pool": pool} | counts
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken."""
-        self.draws, self.seen, self.bad = state["draws"], state["seen"], state["bad"]
+        self.draws = state["draws"]
+        self.seen = state["seen"]
+        self.bad = state["bad"]
         self.cut_samples = state.get("cut_samples", 0)  # states of before 2026-11-28 do not have it
         self.cut_tokens = state.get("cut_tokens", 0)
         self.places = [list(place) for place in state["places"]]
@@ -134,7 +146,8 @@ class Lane:
             self._drawn = block, generator(seed, "mixture", self.lane, block).random_sample(DRAWS)
         source = int(np.searchsorted(self._edges, self._drawn[1][index], side="right"))
         self.draws += 1
-        order, place = self.orders[source], self.places[source]
+        order = self.orders[source]
+        place = self.places[source]
         epoch, position = place
         sample = order.at(self.lane, epoch, position)
         self.places[source] = [epoch, position + 1] if position + 1 < order.length(self.lane, epoch) else [epoch + 1, 0]

@@ -1,4 +1,4 @@
-"""The stream of batches of one rank: lanes dealt to worker processes, their states beside every step."""
+"""The stream of batches of one rank: lanes dealt to worker processes, their states with every step."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ Step = tuple[list[Batch], dict[int, dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Sequence:
-    """What a worker hands over: one lane's next sequence (B = 1), the lane's state after it, and what was skipped."""
+    """The result of a worker: one lane's next sequence (B = 1), the lane's state after it, and what was skipped."""
 
     lane: int
     row: Batch
@@ -56,7 +56,8 @@ class Mixture:
     @classmethod
     def open(cls, config: RunConfig, builder: Any = None, sets: dict[str, Any] | None = None) -> "Mixture":
         """Open and check all sources; `builder` and `sets` (by name) replace those of the configuration in tests."""
-        data, lanes = config.data, config.global_batch
+        data = config.data
+        lanes = config.global_batch
         if sets is None:
             missing = [name for name, source in data.sources.items() if not source.path]
             if missing:
@@ -102,7 +103,7 @@ class Mixture:
         return getattr(self.builder, "cut", 0)
 
     def describe(self, source: int, sample: int) -> str:
-        """Where a sample comes from, for a log."""
+        """The origin of a sample, for a log."""
         shard, row = self.sets[source].locate(sample)
         return f"'{row['key']}' of {shard.path}"
 
@@ -118,7 +119,10 @@ class Sequences(IterableDataset):
     """
 
     def __init__(self, mixture: Mixture, lanes: range, states: dict[int, dict[str, Any]], packing: str):
-        self.mixture, self.lanes, self.states, self.packing = mixture, lanes, states, packing
+        self.mixture = mixture
+        self.lanes = lanes
+        self.states = states
+        self.packing = packing
 
     def __iter__(self) -> Iterator[Sequence | Exception | None]:
         worker = get_worker_info()
@@ -199,7 +203,7 @@ def build_stream(
     lane_states: dict[int, dict[str, Any]] | None = None,
     start_step: int = 0,
 ) -> "Steps":
-    """For ever (micro_batches, lane_states after them) of one rank, from `start_step` on.
+    """Yield for ever (micro_batches, lane_states after them) of one rank, from `start_step` on.
 
     Rank r of R owns lanes [r V / R, (r + 1) V / R), V = global_batch. `lane_states` holds at least these lanes' states,
     as an earlier stream on any number of ranks and workers gave them. Raises ValueError at once for sources that cannot

@@ -1,4 +1,4 @@
-"""How often each source of a mixture is drawn."""
+"""Rates at which the sources of a mixture are drawn."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from molmo_ds.config import DataConfig
 def sample_rates(data: DataConfig, sizes: dict[str, int]) -> dict[str, float]:
     """Share of the samples that each source gives, sorted by name; the shares sum to 1.
 
-    `sizes`: samples per source. A group's rate (`group_rates`; none given = all groups alike) is divided among its
+    `sizes`: samples per source. A group's rate (`group_rates`; none = the same for all) is divided among its
     sources by their `rate`, or where none has one by the square root of their size (the reference's rule). Raises
     ValueError for unknown groups, rates that are all 0, and groups where only some sources have a rate.
     """

@@ -1,4 +1,4 @@
-"""Which samples share a sequence, and how their tensors become a Batch."""
+"""Packing: chooses the samples that share a sequence, and joins their tensors into a Batch."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ ROUND = 128  # of packing = to_128
 
 @dataclass(frozen=True)
 class Budget:
-    """What a sequence may hold, and how many samples a lane chooses from."""
+    """Limits of a sequence, and the number of samples that a lane chooses from."""
 
     tokens: int
     crops: int
@@ -35,11 +35,13 @@ def choose(sizes: list[list[int]], tokens: int, crops: int) -> list[int]:
     crop budget: `fewest[n]` is the fewest crops with which the samples looked at so far can make exactly n tokens.
     Samples are looked at from old to new until the sequence is full, so that older ones go first. Deterministic.
     """
-    room, spare = tokens - sizes[0][0], crops - sizes[0][1]
+    room = tokens - sizes[0][0]
+    spare = crops - sizes[0][1]
     assert room >= 0 and spare >= 0, "one sample alone is over the budget"
     fewest = np.full(room + 1, spare + 1, np.int32)
     fewest[0] = 0
-    goal, history = room - tokens // SLACK, []
+    goal = room - tokens // SLACK
+    history = []
     for index in range(1, len(sizes)):
         if goal <= 0 or (history and int(fewest[max(goal, 0) :].min()) <= spare):
             break
@@ -49,7 +51,8 @@ def choose(sizes: list[list[int]], tokens: int, crops: int) -> list[int]:
             wider = fewest.copy()
             np.minimum(fewest[length:], fewest[: room + 1 - length] + np.int32(cost), out=wider[length:])
             fewest = wider
-    left, chosen = int(np.flatnonzero(fewest <= spare)[-1]), [0]
+    left = int(np.flatnonzero(fewest <= spare)[-1])
+    chosen = [0]
     for index, before in reversed(history):
         if before[left] != fewest[left]:  # reached only with this one
             chosen.append(index)
@@ -68,7 +71,8 @@ def row(pack: list[Sample], sequence_length: int) -> Batch:
     names = [name for name in PER_TOKEN if name != "document_ids"]
     tokens = {name: torch.zeros(1, sequence_length, dtype=getattr(pack[0], name).dtype) for name in names}
     documents = torch.zeros(1, sequence_length, dtype=torch.int32)
-    positions, start = [], 0
+    positions = []
+    start = 0
     for number, sample in enumerate(pack, 1):
         length = len(sample.input_ids)
         assert start + length <= sequence_length, "the budget was not kept"
@@ -93,7 +97,8 @@ def row(pack: list[Sample], sequence_length: int) -> Batch:
 def merge(rows: list[Batch]) -> Batch:
     """Batches under each other, padded to the longest; a blank crop is added where no row has a picture."""
     length = max(row.sizes[0] for row in rows)
-    moved, above = [], 0
+    moved = []
+    above = 0
     for row in rows:
         row = row.padded(length, len(row.images))
         positions = row.image_positions

@@ -110,7 +110,7 @@ class ShardSet:
         return self._parts(index, shard, row, row["part_names"])
 
     def headers(self, index: int) -> dict[str, bytes]:
-        """The tar header in front of each member of a sample."""
+        """The tar header before each member of a sample."""
         shard, row = self.locate(index)
         places = zip(row["part_names"], row["part_offsets"])
         return {name: self._bytes(index, shard, offset - BLOCK, offset) for name, offset in places}
@@ -132,7 +132,8 @@ class ShardSet:
     def _load(self, number: int) -> "_Chunk":
         first, stop = (int(bound) for bound in self.bounds[number : number + 2])
         place = int(np.searchsorted(self.starts, first, side="right")) - 1
-        shard, start = self.shards[place], int(self.starts[place])
+        shard = self.shards[place]
+        start = int(self.starts[place])
         sidecar = self._sidecars.get(place, lambda: _read_sidecar(shard))
         rows = _copied(sidecar.slice(first - start, stop - first))  # so that the shard's whole table need not stay
         if self._spool is None:
@@ -162,7 +163,8 @@ class ShardSet:
 
     def _parts(self, index: int, shard: Shard, row: dict[str, Any], names: list[str]) -> dict[str, bytes]:
         where = {n: (o, o + k) for n, o, k in zip(row["part_names"], row["part_offsets"], row["part_lengths"])}
-        start, stop = min(where[n][0] for n in names), max(where[n][1] for n in names)
+        start = min(where[n][0] for n in names)
+        stop = max(where[n][1] for n in names)
         data = memoryview(self._bytes(index, shard, start, stop))  # one read: the parts of a sample lie together
         return {name: bytes(data[where[name][0] - start : where[name][1] - start]) for name in names}
 
@@ -189,7 +191,9 @@ class _Recent:
     """The `size` things asked for last, made when asked for and closed when others take their place."""
 
     def __init__(self, size: int, close: Callable[[Any], None] = lambda thing: None):
-        self._size, self._close, self._things = size, close, OrderedDict()
+        self._size = size
+        self._close = close
+        self._things = OrderedDict()
 
     def get(self, key: Any, make: Callable[[], Any]) -> Any:
         if key not in self._things:

@@ -46,7 +46,7 @@ _KEY = re.compile(r"[^./][^.]*\Z")
 
 @dataclass
 class ShardIndex:
-    """What the sidecar and the .idx of one tar hold, while it is being gathered."""
+    """The content of the sidecar and the .idx of one tar, while it is being gathered."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     offsets: list[int] = field(default_factory=lambda: [0])  # where each sample's first header starts, and the end
@@ -98,7 +98,9 @@ def write_shards(
     Raises ValueError for a key with a dot, a key seen before, a sample that is not in the record format, and a folder
     that already holds shards of that name.
     """
-    folder, seen, tars = Path(out_dir), set(), []
+    folder = Path(out_dir)
+    seen = set()
+    tars = []
     refuse_existing(folder, name)
     samples = unique(records, seen)
     for first in samples:
@@ -142,14 +144,17 @@ def write_shard(
     """Take samples until one of the limits is reached and write them as one indexed tar; returns how many."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    index, position = ShardIndex(), 0
+    index = ShardIndex()
+    position = 0
     try:
         with open(temporary, "wb") as file:
             for key, contents in samples:
                 check_key(key)
-                start, parts = position, []
+                start = position
+                parts = []
                 for part in sorted(contents):
-                    head, data = header(f"{key}.{part}", len(contents[part])), contents[part]
+                    head = header(f"{key}.{part}", len(contents[part]))
+                    data = contents[part]
                     file.write(head + data + bytes(-len(data) % BLOCK))
                     parts.append((part, position + len(head), data))
                     position += len(head) + len(data) + -len(data) % BLOCK
@@ -169,7 +174,8 @@ def write_shard(
 def header(name: str, length: int) -> bytes:
     """A tar header that depends on nothing but name and length."""
     info = tarfile.TarInfo(name)
-    info.size, info.mode = length, 0o644
+    info.size = length
+    info.mode = 0o644
     try:
         return info.tobuf(tarfile.USTAR_FORMAT)
     except (ValueError, UnicodeError) as error:

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.sample.conversation import read_messages, shown, without_marks
 
-LIGHTEST = 1e-6  # weights are float32 in a batch, where less would vanish beside 1
+LIGHTEST = 1e-6  # weights are float32 in a batch, where less would vanish next to 1
 HEAVIEST = 1e6  # and more would drown every other token
 NUMBERS = ("weight", "points", "point_scale", "answer_index")  # keys whose NaN is a fault, not an empty cell
 INLINE_POINT = "<|POINT|>"  # stands in an answer where `inline_points` go
@@ -49,7 +49,7 @@ class _Checked(BaseModel):
 
 
 class InlinePoints(_Checked):
-    """What one `<|POINT|>` of an answer stands for."""
+    """The points of one `<|POINT|>` of an answer."""
 
     points: list[Point]
     alt: Name
@@ -57,7 +57,7 @@ class InlinePoints(_Checked):
 
 
 class Annotation(_Checked):
-    """What is to be learnt of a sample, or asked; the keys are explained in docs/reference/data-format.md."""
+    """A text to be learnt of a sample, or asked; the keys are explained in docs/reference/data-format.md."""
 
     style: Text | None = None
     question: Text | None = None
@@ -104,7 +104,7 @@ def present(value: Any) -> dict[str, Any]:
 
 
 def at(number: int, count: int) -> str:
-    """What names annotation `number`, from 0, of `count` before a sentence about it; nothing for the only one."""
+    """The name of annotation `number`, from 0, of `count` for a sentence about it; empty for the only one."""
     return f"annotation {number + 1} of {count}: " if count > 1 else ""
 
 

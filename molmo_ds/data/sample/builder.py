@@ -77,7 +77,7 @@ class SampleBuilder:
         style: str = "demo",
         rng: RandomState | None = None,
     ) -> Sample:
-        """What the model is to answer: a question, the turns of a chat (the user's last), or a record's annotation.
+        """The prompt of an answer: a question, the turns of a chat (the user's last), or a record's annotation.
 
         Nothing in it is learnt: labels and weights are 0. Raises ValueError where it is longer than the model can see.
         """
@@ -108,7 +108,8 @@ class SampleBuilder:
 
     def _sample(self, tree: Tree, layouts: list[Layout], pictures: list[np.ndarray], frames: bool) -> Sample:
         made = [self.images(picture, frame=frames) for picture in pictures]
-        images, masks = [crops.images for crops in made], [crops.masks for crops in made]
+        images = [crops.images for crops in made]
+        masks = [crops.masks for crops in made]
         where = [np.where(one.positions >= 0, one.positions + start, -1) for one, start in zip(layouts, tree.starts)]
         if not made:
             images = [torch.empty((0, *self.images.crop_shape), dtype=self.images.dtype)]
@@ -140,5 +141,7 @@ def _checked_sizes(record: Record, pictures: list[np.ndarray]) -> list[tuple[int
     sizes = [(picture.shape[1], picture.shape[0]) for picture in pictures]
     said = [tuple(size) for size in record.get("sizes", sizes)]
     if not is_video(record) and said != sizes:
-        raise ValueError(f"The index says that the pictures measure {said}, but they measure {sizes}; index them anew.")
+        raise ValueError(
+            f"The index says that the pictures measure {said}, but they measure {sizes}; index them again."
+        )
     return sizes

@@ -64,8 +64,10 @@ class ImageProcessor:
         self.config = config.images
         self.geometry = Geometry.of(config)
         self.frame_geometry = dataclasses.replace(self.geometry, crop_mode="resize")
-        self.patches, self.pooled_patches = self.geometry.side**2, self.geometry.pooled**2
-        size, columns = self.geometry.image_size, self.geometry.patch_size**2 * 3
+        self.patches = self.geometry.side**2
+        self.pooled_patches = self.geometry.pooled**2
+        size = self.geometry.image_size
+        columns = self.geometry.patch_size**2 * 3
         self.crop_shape = (self.patches, columns) if self.config.exact else (size, size, 3)
         self.dtype = torch.float32 if self.config.exact else torch.uint8
         self._mean, self._std = (torch.tensor(values) for values in PIXEL_STATISTICS[self.config.resize])
@@ -109,13 +111,15 @@ class ImageProcessor:
 
     def _fill(self, pixels: Tensor, crops: Tensor, masks: Tensor, tiling: tuple[int, int]) -> None:
         """Resize once for `tiling` and cut the overlapping crops out, row by row."""
-        geometry, size = self.geometry, self.geometry.image_size
+        geometry = self.geometry
+        size = self.geometry.image_size
         canvas = crops[0] if tiling == (1, 1) else torch.empty((*geometry.canvas(tiling), 3), dtype=crops.dtype)
         top, left, height, width = self._resize(pixels, canvas)
         if tiling != (1, 1):
             tiles = canvas.unfold(0, size, geometry.window).unfold(1, size, geometry.window)  # [R, C, 3, S, S]
             crops.view(*tiling, size, size, 3).copy_(tiles.permute(0, 1, 3, 4, 2))
-        rows, columns = self._cover(tiling[0], top, height), self._cover(tiling[1], left, width)
+        rows = self._cover(tiling[0], top, height)
+        columns = self._cover(tiling[1], left, width)
         masks.copy_(torch.from_numpy(rows[:, None, :, None] * columns[None, :, None, :]).view(masks.shape))
 
     def _cover(self, tiles: int, start: int, count: int) -> np.ndarray:
@@ -129,7 +133,8 @@ class ImageProcessor:
         """Fill a canvas [height, width, 3] and say which part of it is real: (top, left, height, width)."""
         height, width = canvas.shape[:2]
         h, w = fit(pixels.shape[0], pixels.shape[1], height, width) if self.config.resize == "clip" else (height, width)
-        top, left = (height - h) // 2, (width - w) // 2
+        top = (height - h) // 2
+        left = (width - w) // 2
         pad = self.config.pad_value if self.config.exact else round(self.config.pad_value * 255)
         canvas[:top], canvas[top + h :] = pad, pad
         canvas[:, :left], canvas[:, left + w :] = pad, pad
@@ -153,7 +158,8 @@ class ImageProcessor:
         return out[0].permute(1, 2, 0)
 
     def _normalise(self, crops: Tensor) -> Tensor:
-        geometry, n = self.geometry, len(crops)
+        geometry = self.geometry
+        n = len(crops)
         crops.sub_(self._mean).div_(self._std)
         patches = crops.view(n, geometry.side, geometry.patch_size, geometry.side, geometry.patch_size, 3)
         return patches.transpose(2, 3).reshape(n, *self.crop_shape)
@@ -161,6 +167,7 @@ class ImageProcessor:
 
 def fit(height: int, width: int, target_height: int, target_width: int) -> tuple[int, int]:
     """Largest (height, width) of this aspect ratio inside the target; float32 and truncated, as the reference."""
-    rows, columns = np.float32(height), np.float32(width)
+    rows = np.float32(height)
+    columns = np.float32(width)
     scale = min(np.float32(target_height) / rows, np.float32(target_width) / columns)
     return int(rows * scale), int(columns * scale)

@@ -1,4 +1,4 @@
-"""Where a picture's crops and image tokens lie: a pure function of its width and height.
+"""Places of a picture's crops and image tokens: a pure function of its width and height.
 
 Shapes: R x C tiles, n = 1 + R * C crops (the global view is crop 0), P patches per crop, Q pooled patches per crop.
 """
@@ -28,7 +28,8 @@ class Geometry:
     @classmethod
     def of(cls, config: MolmoConfig) -> "Geometry":
         """The geometry of a model; ValueError where its numbers do not fit together."""
-        images, vision = config.images, config.vision
+        images = config.images
+        vision = config.vision
         if images.crop_mode not in ("overlap-and-resize-c2", "resize"):
             raise ValueError(
                 f"crop_mode '{images.crop_mode}' is unknown; set images.crop_mode to overlap-and-resize-c2 or resize."
@@ -146,8 +147,10 @@ def _layout(geometry: Geometry, tiling: tuple[int, int] | None) -> Layout:
     tokens, where = _block(side, side, geometry.use_col_tokens)
     if tiling is None:
         return Layout(None, tokens, where.reshape(1, side * side))
-    row_parts, column_parts = _axis(geometry, tiling[0]), _axis(geometry, tiling[1])
-    rows, columns = sum(n for _, n in row_parts), sum(n for _, n in column_parts)
+    row_parts = _axis(geometry, tiling[0])
+    column_parts = _axis(geometry, tiling[1])
+    rows = sum(n for _, n in row_parts)
+    columns = sum(n for _, n in column_parts)
     high_tokens, high_where = _block(rows, columns, geometry.use_col_tokens)
     high_where = high_where + len(tokens)
     positions = np.full((1 + len(row_parts) * len(column_parts), side, side), -1, np.int64)

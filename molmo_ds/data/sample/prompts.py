@@ -151,7 +151,7 @@ class PromptFormatter:
         return f"{prefix} {question}" if question else prefix
 
     def _length(self, answer: str | None, rng: RandomState) -> str:
-        """How long the answer is, in units of 15 characters and blurred; empty where it is not to be told."""
+        """Length of the answer, in units of 15 characters and blurred; empty where it is not to be told."""
         if answer is None:
             wanted = self.config.default_inference_len
             return "" if wanted is None else str(wanted)

@@ -62,7 +62,7 @@ def read_json(data: bytes | str, once: bool = False) -> Any:
 
 
 def is_video(record: Record) -> bool:
-    """Whether the sample shows a video; BadSample where it shows more beside one."""
+    """Whether the sample shows a video; BadSample where it shows more than one."""
     parts = record.get("images") or ()
     videos = [part for part in parts if part.rsplit(".", 1)[-1] in VIDEOS]
     if videos and len(parts) > 1:

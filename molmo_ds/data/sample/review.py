@@ -1,4 +1,4 @@
-"""What every training would say of a record, whatever its settings: used where data comes in and by the inspection."""
+"""Reviews a record as every training would, under any settings: used where data comes in and by the inspection."""
 
 from dataclasses import dataclass, field
 
@@ -17,7 +17,7 @@ _ANSWERS = ("text", "answer", "answers", "points", "inline_points")
 
 @dataclass
 class Review:
-    """What is worth a word of records that can be used; counts of annotations, and of each key that nobody reads."""
+    """Notes on records that can be used; counts of annotations, and of each key that nobody reads."""
 
     unanswered: int = 0  # nothing is learnt of them: they only ask
     without_style: int = 0
@@ -46,7 +46,7 @@ class Review:
         ]
 
     def add(self, record: Record) -> None:
-        """Look at one record (with `sizes`); BadSample says in a sentence why no training can use it."""
+        """Examine one record (with `sizes`); BadSample says in a sentence why no training can use it."""
         given = annotations(record)
         if not given:
             raise BadSample("The sample has no annotations; give it at least one.")

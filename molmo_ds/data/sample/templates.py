@@ -1,6 +1,6 @@
 """Sentences that ask for a caption, for points and for a count; one is drawn per annotation.
 
-The lists are as long as the reference's, so that the random numbers behind a draw run alike; the words are our own.
+The lists are as long as the reference's, so that the same random numbers draw the same places; the words are our own.
 """
 
 LONG_CAPTION = (

@@ -53,7 +53,9 @@ def learn(tokenizer: Words, conversations: list[Conversation], layouts: list[Lay
     branches = [_branch(tokenizer, conversation, layouts) for conversation in conversations]
     placed = any(branch.places for branch in branches)
     ids, starts = prefix(tokenizer, () if placed else layouts)
-    labels, weights, lengths = [*ids[1:], branches[0].tokens[0]], [0.0] * len(ids), [len(ids)]
+    labels = [*ids[1:], branches[0].tokens[0]]
+    weights = [0.0] * len(ids)
+    lengths = [len(ids)]
     weights[-1] = branches[0].weights[0]
     for branch in branches:
         starts += [len(ids) + place for place in branch.places]
@@ -102,7 +104,8 @@ def ask(tokenizer: Words, messages: list[str], layouts: list[Layout], limit: int
 
 def prefix(tokenizer: Words, layouts: list[Layout] | tuple[()]) -> tuple[list[int], list[int]]:
     """(ids of the beginning and of pictures, where the tokens of each picture begin)."""
-    ids, starts = [tokenizer.bos], []
+    ids = [tokenizer.bos]
+    starts = []
     for layout in layouts:
         starts.append(len(ids))
         ids += _picture(tokenizer, layout)
@@ -110,7 +113,9 @@ def prefix(tokenizer: Words, layouts: list[Layout] | tuple[()]) -> tuple[list[in
 
 
 def _branch(tokenizer: Words, conversation: Conversation, layouts: list[Layout]) -> _Branch:
-    tokens, weights, places = [], [], []
+    tokens = []
+    weights = []
+    places = []
     for i, message in enumerate(conversation.messages):
         if i % 2:
             answer = [*tokenizer.encode(message), tokenizer.eos]

@@ -21,7 +21,7 @@ from molmo_ds.data.show.pictures import HUES, img
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """What the parts of the page need."""
+    """Values that the parts of the page share."""
 
     mixture: Mixture
     drawn: list[Sequence]
@@ -29,7 +29,7 @@ class Page:
 
 
 def crop_documents(row: Batch) -> list[int]:
-    """For each crop the document, from 0, that holds its tokens."""
+    """The document, from 0, of each crop's tokens."""
     if not len(row.images):
         return []
     first = row.image_positions.amax(dim=1).clamp(min=0)
@@ -53,7 +53,8 @@ def documents(page: Page) -> Iterator[str]:
 
 def document(page: Page, sequence: Sequence, number: int, where: str) -> str:
     """One document: picture, crops, branches."""
-    row, builder = sequence.row, page.mixture.builder
+    row = sequence.row
+    builder = page.mixture.builder
     _, sample, _ = sequence.references[number - 1]
     shards = page.mixture.sets[page.mixture.names.index(sequence.references[number - 1][0])]
     record = shards.read(sample)
@@ -64,7 +65,8 @@ def document(page: Page, sequence: Sequence, number: int, where: str) -> str:
         if 0 not in size:
             layout = builder.images.layout(*size)
             columns = layout.tiling[1] if layout.tiling else 1
-            own, crops = crops[: layout.crops], crops[layout.crops :]
+            own = crops[: layout.crops]
+            crops = crops[layout.crops :]
             tiling = "x".join(map(str, layout.tiling)) if layout.tiling else "one crop"
             thumbs = "".join(crop(row, i, builder) for i in own)
             caption = f"<figcaption>{size[0]} x {size[1]} &rarr; {tiling}</figcaption>"
@@ -111,11 +113,13 @@ def as_bytes(crop: torch.Tensor, images: ImageProcessor) -> torch.Tensor:
 def branches(row: Batch, mine: torch.Tensor, builder: SampleBuilder) -> Iterator[str]:
     """The prefix and each branch as boxes of tokens; a branch ends with the label of its last token."""
     ids, labels, weights = (getattr(row, name)[0][mine] for name in ("input_ids", "labels", "loss_weights"))
-    branch, heaviest = row.branch_ids[0][mine], max(float(row.loss_weights.max()), 1e-9)
+    branch = row.branch_ids[0][mine]
+    heaviest = max(float(row.loss_weights.max()), 1e-9)
     positions = row.position_ids[0][mine]
     for number in branch.unique().tolist():
         inside = (branch == number).nonzero()[:, 0].tolist()
-        cells, before = [], inside[0] - 1 if number == 1 else None
+        cells = []
+        before = inside[0] - 1 if number == 1 else None
         shown = [(ids[i].item(), before if k == 0 else i - 1, positions[i].item()) for k, i in enumerate(inside)]
         if number:
             shown.append((labels[inside[-1]].item(), inside[-1], positions[inside[-1]].item() + 1))

@@ -28,7 +28,8 @@ the more they weigh (hold the pointer over one).</p>"""
 
 def render(page: Page, config: RunConfig, dataset: str) -> str:
     """The whole page."""
-    shards, name = page.mixture.sets[0], html.escape(Path(dataset.rstrip("/")).name)
+    shards = page.mixture.sets[0]
+    name = html.escape(Path(dataset.rstrip("/")).name)
     about = f"{html.escape(dataset)} &middot; {len(shards):,} samples in {len(shards.shards)} shards &middot; "
     about += f"preset {html.escape(config.preset)}, packing {config.data.packing}, pool of {config.data.pool_size}"
     parts = [
@@ -103,7 +104,9 @@ def packing_row(sequence: Sequence, config: RunConfig) -> str:
 
 def token_kinds(row: Batch, vocab_size: int) -> list[str]:
     """image, prompt, learnt (its successor is predicted from it) or empty for each token of a sequence."""
-    ids, weights, documents = row.input_ids[0], row.loss_weights[0], row.document_ids[0]
+    ids = row.input_ids[0]
+    weights = row.loss_weights[0]
+    documents = row.document_ids[0]
     kinds = np.where(documents > 0, "prompt", "empty").astype(object)
     kinds[(weights > 0).numpy()] = "learnt"
     kinds[((ids >= vocab_size) & (documents > 0)).numpy()] = "image"
@@ -121,14 +124,16 @@ def attention_maps(page: Page) -> Iterator[str]:
     tree = widest.document_ids[0, int(widest.branch_ids[0].argmax())]
     inside = (widest.document_ids[0] == tree).nonzero()[:, 0]
     first = int(inside[(widest.branch_ids[0][inside] > 0).nonzero()[0, 0]])
-    start, stop = max(int(inside[0]), first - 10), int(inside[-1])
+    start = max(int(inside[0]), first - 10)
+    stop = int(inside[-1])
     yield attention_map(widest, start, stop, f"a document's {int(widest.branch_ids.max())} branches, magnified")
 
 
 def attention_map(row: Batch, start: int, stop: int, caption: str) -> str:
     """A picture of which of the tokens start .. stop sees which, coloured by document."""
     where = torch.linspace(start, stop, MAP).long()
-    document, branch = row.document_ids[0][where], row.branch_ids[0][where]
+    document = row.document_ids[0][where]
+    branch = row.branch_ids[0][where]
     sees = (document[:, None] == document) & (document > 0) & (where[:, None] >= where)
     sees &= (branch == 0) | (branch[:, None] == branch)
     hues = torch.tensor(HUES)[(document - 1) % len(HUES)]

@@ -22,7 +22,8 @@ def android_control(row: Row, split: str) -> list[Item]:
     items = []
     for step, (action, low) in enumerate(zip(row["actions"], row["step_instructions"])):
         size = row["screenshot_widths"][step], row["screenshot_heights"][step]
-        done, goal = action_text(json.loads(action), size), row["goal"]
+        done = action_text(json.loads(action), size)
+        goal = row["goal"]
         asked = {
             "ll": annotation("android_control", question=f"low_level: {low}", answer=done),
             "hl_ll": annotation("android_control", question=f"high_level: {goal} low_level: {low}", answer=done),
@@ -44,7 +45,8 @@ def action_text(action: dict[str, Any], size: tuple[int, int]) -> str:
     """An action in words; positions in percent of the screen's (width, height) with one decimal."""
     kind = action["action_type"]
     if kind in ("click", "long_press"):
-        x, y = round(action["x"] / size[0] * 100, 1), round(action["y"] / size[1] * 100, 1)
+        x = round(action["x"] / size[0] * 100, 1)
+        y = round(action["y"] / size[1] * 100, 1)
         return f"{'Click' if kind == 'click' else 'Long Press'}({x}, {y})"
     if kind == "open_app":
         return f"Open App {action['app_name']}"
@@ -100,7 +102,8 @@ def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
             value, position = data[position : position + value], position + value
         elif tag & 7 in (1, 5):
             width = 8 if tag & 7 == 1 else 4
-            value, position = data[position : position + width], position + width
+            value = data[position : position + width]
+            position = position + width
         yield tag >> 3, value
 
 
@@ -108,7 +111,9 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         byte = data[position]
-        value, shift, position = value | (byte & 127) << shift, shift + 7, position + 1
+        value = value | (byte & 127) << shift
+        shift = shift + 7
+        position = position + 1
         if byte < 128:
             return value, position
 

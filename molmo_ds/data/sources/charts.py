@@ -9,7 +9,9 @@ from pathlib import Path
 
 from molmo_ds.data.sources.source import Item, Row, Source, annotation, asks, picture, read_json
 
-HUMAN, MACHINE = 7398, 20901  # questions of ChartQA's train split
+# questions of ChartQA's train split
+HUMAN = 7398
+MACHINE = 20901
 HUMAN_WEIGHT, MACHINE_WEIGHT = (2 * n / (HUMAN + MACHINE) for n in (MACHINE, HUMAN))  # both halves count alike
 
 

@@ -1,8 +1,8 @@
 """AI2D: questions about school-book diagrams, some of them about letters that have to be written on the picture first.
 
 Layout: the archive ai2d-all.zip as allenai/molmo's olmo/hf_datasets/ai2d.py reads it (questions/, annotations/ and
-images/). Where a question's options are letters, the text boxes of the diagram are hidden behind letters; such
-questions come twice in training, with letters on filled boxes and with letters beside tinted ones.
+images/). Where a question's options are letters, the text boxes of the diagram are covered by letters; such
+questions come twice in training, with letters on filled boxes and with letters next to tinted ones.
 """
 
 import csv
@@ -15,7 +15,9 @@ from PIL import Image, ImageDraw, ImageFont
 from molmo_ds.data.sources.source import Item, Picture, Row, Source, annotation, read_json
 
 _FILL = (25, 249, 255)
-_HELD_OUT, _SEED = 384, 5961  # pictures of the reference's validation split
+# pictures of the reference's validation split
+_HELD_OUT = 384
+_SEED = 5961
 
 
 def ai2d(row: Row, split: str) -> list[Item]:

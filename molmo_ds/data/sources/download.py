@@ -20,15 +20,16 @@ from tqdm import tqdm
 
 from molmo_ds.data import sources
 from molmo_ds.data.read.writer import write_shards
-from molmo_ds.data.sources.fetch import Limits, Request, Store, describe, fetch
+from molmo_ds.data.sources.fetch import Limits, describe, fetch
 from molmo_ds.data.sources.records import reader, records
 from molmo_ds.data.sources.rows import column, group, load_rows, take
 from molmo_ds.data.sources.source import Row, Source
+from molmo_ds.data.sources.store import Request, Store
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is downloaded, and how it becomes records."""
+    """Settings of a download, and of the way to records."""
 
     out: Path
     folder: Path | None  # local file, zip or folder; may hold a folder per data set
@@ -93,12 +94,17 @@ def fetch_and_write(source: Source, options: Options, limits: Limits, store: Sto
 
 
 def write(
-    samples: Iterator[tuple[str, dict[str, bytes]]], path: Path, source: Source, per_shard: int, dropped: Counter
+    samples: Iterator[tuple[str, dict[str, bytes]]],
+    path: Path,
+    source: Source,
+    per_shard: int,
+    dropped: Counter,
 ) -> int:
     """Write the shards under a temporary name and rename the folder when it is whole; returns the number of records."""
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    head, count = list(itertools.islice(samples, 1)), Counter()
+    head = list(itertools.islice(samples, 1))
+    count = Counter()
     if not head:
         why = ", ".join(f"{why} ({n})" for why, n in dropped.items()) or "there are no rows"
         raise ValueError(f"there is no record to write: {why}. {source.by_hand}")

@@ -57,7 +57,8 @@ def count(row: Row, split: str, style: str) -> list[Item]:
 
 def point_explanations(row: Row, split: str) -> list[Item]:
     """An answer whose placeholders <|POINT|> stand for points in percent; unparsed answers are left out."""
-    answer, texts = row["parsed_response"], zip(row["points"], row["alt_text"], row["inline_text"])
+    answer = row["parsed_response"]
+    texts = zip(row["points"], row["alt_text"], row["inline_text"])
     marks = [{"points": _points(places), "alt": alt, "text": text} for places, alt, text in texts]
     if answer is None or answer.count("<|POINT|>") != len(marks):
         return []
@@ -82,7 +83,9 @@ def clocks(row: Row, split: str) -> list[Item]:
 _PICTURES = {"url": "image_url", "group": "image_url"}
 _HASHED = {**_PICTURES, "sha256": "image_sha256"}
 _TRAIN = {"train": "train"}
-_LICENCE, _CARD, _LOADER = "ODC-BY-1.0", "dataset card", "allenai/molmo, olmo/data/pixmo_datasets.py"
+_LICENCE = "ODC-BY-1.0"
+_CARD = "dataset card"
+_LOADER = "allenai/molmo, olmo/data/pixmo_datasets.py"
 _SPOKEN = functools.partial(cap, transcripts=True)
 _CAP_QA = f"card at 94817b5; {_LOADER} (messages)"
 _POINTS = f"dataset card; {_LOADER} (scale)"

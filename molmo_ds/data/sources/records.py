@@ -13,8 +13,8 @@ from PIL import Image
 from molmo_ds.data.decode import BadSample, load_image, read_size, upright_size
 from molmo_ds.data.sample.review import Review
 from molmo_ds.data.sources.diagrams import write_letters
-from molmo_ds.data.sources.fetch import Request, Store
 from molmo_ds.data.sources.source import Item, Picture, Row, Source
+from molmo_ds.data.sources.store import Request, Store
 
 MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp"}
 TOLD = 50  # rows and annotations of a kind that are printed when they are dropped
@@ -53,7 +53,7 @@ def merge(items: list[Item], most: int) -> list[Item]:
 
 
 def reader(store: Store | None, folder: Path | None) -> Callable[[Picture], bytes | None]:
-    """What gives a picture's bytes: the row itself, the store, or a file below `folder`."""
+    """The source of a picture's bytes: the row itself, the store, or a file below `folder`."""
 
     def read(picture: Picture) -> bytes | None:
         if picture.url:
@@ -75,7 +75,11 @@ def adapted(source: Source, rows: list[Row], split: str, dropped: Counter) -> li
         except KeyError as error:
             raise ValueError(f"the rows have no column {error}; they have {', '.join(row)}.") from None
         except (TypeError, ValueError, AttributeError, IndexError, SyntaxError) as error:
-            tell("row that cannot be read", f"{type(error).__name__}: {error} in {str(row)[:200]}", dropped)
+            tell(
+                "row that cannot be read",
+                f"{type(error).__name__}: {error} in {str(row)[:200]}",
+                dropped,
+            )
     return items
 
 

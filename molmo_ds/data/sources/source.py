@@ -1,4 +1,4 @@
-"""What a public data set is: where it lies, under which terms, and the pure function from a row to items."""
+"""A public data set: its address, its terms, and the pure function from a row to items."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ class Picture(NamedTuple):
     url: str = ""
     sha256: str = ""  # of the bytes behind the address, where it is published
     letters: tuple[tuple[float, float, float, float, str], ...] = ()  # boxes (left, top, right, bottom) to write on
-    see_through: bool = False  # the letters stand beside tinted boxes instead of on them
+    see_through: bool = False  # the letters are next to tinted boxes instead of on them
 
 
 @dataclass(frozen=True)

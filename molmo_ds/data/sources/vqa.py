@@ -38,7 +38,8 @@ def a_okvqa(row: Row, split: str, direct: bool) -> list[Item]:
     """Four options (`a_okvqa_mc`), or ten free answers (`a_okvqa_da`; the difficult ones are not evaluated)."""
     known = {"example_id": row["question_id"]}
     if not direct:
-        options, index = list(row["choices"]), row.get("correct_choice_idx")
+        options = list(row["choices"])
+        index = row.get("correct_choice_idx")
         asked = annotation("a_okvqa_mc", question=row["question"], options=options, answer_index=index)
         return [Item(picture(row["image"]), [asked], known)]
     if split != "train" and row["difficult_direct_answer"]:

@@ -30,7 +30,7 @@ def parts(strategy: Strategy, config: RunConfig, world: World, grid: Grid, ds: d
 
 
 def grid_of(strategy: Strategy, world: World, topology: Any = None) -> Grid:
-    """The map of a strategy's ranks, with its groups; all ranks call alike.
+    """The map of a strategy's ranks, with its groups; all ranks make the same call.
 
     Args:
         topology: DeepSpeed's map of a pipeline's ranks.

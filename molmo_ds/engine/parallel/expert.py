@@ -18,12 +18,12 @@ from molmo_ds.model.decoder import MoE
 
 
 class Experts(Part):
-    """Over ZeRO 2 or 3, inside the stages of a pipeline, or over the ranks that share a decoder."""
+    """Spread experts under ZeRO 2 or 3: of a whole network, of a stage, of ranks that share a decoder or a sequence."""
 
     regroups = True
 
     def transform(self, model: nn.Module) -> None:
-        """Count the layers that AutoEP shall replace."""
+        """Count the layers that AutoEP has to replace."""
         self.expected = sum(isinstance(module, MoE) for module in model.modules())
         deepspeed_0_19.allow_frozen_experts()
         if not self.expected:  # of a pipeline's stage; AutoEP would miss the pattern and raise on that rank only
@@ -33,12 +33,12 @@ class Experts(Part):
         """AutoEP must have replaced every layer of experts; its groups become axes."""
         replaced = deepspeed_0_19.expert_layers(model)
         assert replaced == self.expected, f"AutoEP replaced {replaced} of {self.expected} layers of experts"
-        spread, alike = deepspeed_0_19.expert_groups(self.strategy.experts)
+        spread, replicated = deepspeed_0_19.expert_groups(self.strategy.experts)
         self.grid.add("expert", spread)
-        self.grid.add("expert_data", alike)
+        self.grid.add("expert_data", replicated)
 
     def marks(self, name: str, parameter: nn.Parameter) -> dict[str, Any]:
-        """Experts stand in groups of their own, as DeepSpeed wants them."""
+        """Experts have optimizer groups of their own, as DeepSpeed wants them."""
         group = deepspeed_0_19.group_of_experts(parameter)
         return {} if group is None else {"moe": True, "name": group, "copies": ()}
 
@@ -61,7 +61,8 @@ def ours(piece: Fragment, first: int, experts: int) -> Fragment:
         return piece
     block = math.prod(piece.shape[1:])
     if leaf == "w2":
-        shape, start = (experts, *piece.shape[1:]), first * block + piece.start
+        shape = (experts, *piece.shape[1:])
+        start = first * block + piece.start
         return replace(piece, name=f"{prefix}.down_proj", shape=shape, start=start)
     expert, phase = divmod(piece.start, block)
     start = ((first + expert) * 2 + (leaf == "w3")) * block + phase

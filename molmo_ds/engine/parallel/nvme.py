@@ -32,14 +32,14 @@ class Nvme(Part):
 
 
 def prepare(ds: dict[str, Any], path: str, out: str, world: World) -> Path:
-    """Give this rank a folder of its own below each nvme_path in `ds`, and build DeepSpeed's op; all ranks call alike.
+    """Give this rank a folder of its own below each nvme_path in `ds`, and build DeepSpeed's op; all ranks call it.
 
     Args:
         path: the strategy file, for complaints.
         out: the run's folder. A run that starts again writes over its old files, and no other run does.
 
     Returns:
-        A folder for copies that shall not fill the memory.
+        A folder for copies that must not fill the memory.
 
     Raises ValueError on every rank if one of them cannot write to its folder or has no libaio to build the op with.
     """
@@ -54,7 +54,7 @@ def prepare(ds: dict[str, Any], path: str, out: str, world: World) -> Path:
 
 
 def folder_name(out: str, rank: int) -> str:
-    """What a rank of the run that writes into `out` calls its folder on NVMe."""
+    """Name of a rank's folder on NVMe, for the run that writes into `out`."""
     return f"molmo_ds-{hashlib.sha256(os.path.abspath(out).encode()).hexdigest()[:8]}-{rank}"
 
 

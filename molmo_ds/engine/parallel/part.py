@@ -1,4 +1,4 @@
-"""What one kind of parallelism adds to an engine, which composes the parts of a strategy."""
+"""One kind of parallelism, as an addition to an engine, which composes the parts of a strategy."""
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -24,7 +24,7 @@ class Part:
 
     regroups = False  # the optimizer must be built after DeepSpeed has replaced layers, in groups cut by `marks`
     defers = False  # DeepSpeed must not see the last backward pass as such; `before_step` makes up for it
-    scratch: Path | None = None  # a folder for copies that shall not fill the host's memory
+    scratch: Path | None = None  # a folder for copies that must not fill the host's memory
 
     def __init__(self, strategy: Strategy, config: RunConfig, world: World, grid: Grid, ds: dict[str, Any]) -> None:
         self.strategy = strategy
@@ -38,17 +38,17 @@ class Part:
         return model
 
     def inside(self) -> AbstractContextManager:
-        """Where the network is built."""
+        """The context in which the network is built."""
         return nullcontext()
 
     def transform(self, model: nn.Module) -> None:
         """Change the network before anything else sees it."""
 
     def settle(self, engine: Any, model: nn.Module) -> None:
-        """Look after what deepspeed.initialize has made."""
+        """Adjust what deepspeed.initialize has made."""
 
     def marks(self, name: str, parameter: nn.Parameter) -> dict[str, Any]:
-        """What the optimizer's group of a parameter carries; "copies" are axes of ranks with the same gradient."""
+        """Keys of the optimizer's group of a parameter; "copies" are axes of ranks with the same gradient."""
         return {}
 
     def local(self, batch: Batch) -> Batch:
@@ -56,7 +56,7 @@ class Part:
         return batch
 
     def before_step(self, engine: Any) -> None:
-        """Do what must be done between the clipping and the step."""
+        """Act between the clipping and the step."""
 
     def rename(self, piece: Fragment) -> Fragment:
         """A piece under the name and at the place that it has in the network of one process, and who holds the same."""

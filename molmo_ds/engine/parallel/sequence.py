@@ -39,7 +39,7 @@ class Sequence(Part):
 
 
 def part(batch: Batch, place: int, size: int) -> Batch:
-    """Tokens [place * t, (place + 1) * t) with t = T / size, padded up, and every size-th crop.
+    """The share of rank `place` of `size`: tokens [place * t, (place + 1) * t), t = T / size, and every size-th crop.
 
     `image_positions` still point into the whole sequences; `GatherFeatures` makes them local. A rank without a crop of
     its own gets a blank one, so that every rank runs the vision tower.
@@ -48,43 +48,54 @@ def part(batch: Batch, place: int, size: int) -> Batch:
     share = -(-length // size)
 
     def tokens(x: Tensor) -> Tensor:
-        return F.pad(x, (0, share * size - length))[:, place * share : (place + 1) * share].contiguous()
+        padded = F.pad(x, (0, share * size - length))
+        return padded[:, place * share : (place + 1) * share].contiguous()
 
     def crops(x: Tensor, blank: int) -> Tensor:
-        short = -len(x) % size  # every rank holds equally many, since gathering needs equal shapes
+        short = -len(x) % size  # gathering needs equal shapes, so every rank holds as many
         fill = x.new_full((short, *x.shape[1:]), blank)
         return torch.cat([x, fill])[place::size]
 
     positions = batch.image_positions
-    rows, columns = positions.clamp(min=0) // length, positions.clamp(min=0) % length
-    padded = torch.where(positions >= 0, rows * share * size + columns, -1)
+    rows = positions.clamp(min=0) // length
+    columns = positions.clamp(min=0) % length
+    in_padded = torch.where(positions >= 0, rows * share * size + columns, -1)
     texts = {name: tokens(getattr(batch, name)) for name in PER_TOKEN}
     return Batch(
         **texts,
         images=crops(batch.images, 0),
         image_masks=crops(batch.image_masks, 1),
-        image_positions=crops(padded, -1),
+        image_positions=crops(in_padded, -1),
         learnt_rows=learnt_rows_of(texts["loss_weights"]),
     )
 
 
+def gathered(x: Tensor, group: Group) -> list[Tensor]:
+    """The tensors of all ranks of a group, which have one shape, in the order of the ranks."""
+    parts = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, x.contiguous(), group=group)
+    return parts
+
+
 class GatherFeatures(nn.Module):
-    """All features of the group's crops on every rank; the gradient is summed back to the rank that made a feature."""
+    """Gather the features of the group's crops; each rank gets back the summed gradient of its own."""
 
     def __init__(self, group: Group) -> None:
         super().__init__()
         self.group = group
 
     def forward(self, x: Carry) -> Carry:
-        """image_features and image_positions of this rank's crops -> of all crops, among this rank's tokens."""
-        size, place = dist.get_world_size(self.group), dist.get_rank(self.group)
-        parts = [torch.empty_like(x.image_positions) for _ in range(size)]
-        dist.all_gather(parts, x.image_positions.contiguous(), group=self.group)
-        whole, share = torch.cat(parts), x.input_ids.shape[1]
-        rows, columns = whole.clamp(min=0) // (share * size), whole.clamp(min=0) % (share * size)
-        here = (whole >= 0) & (columns // share == place)
+        """image_features and image_positions of this rank's crops -> of all crops, positions in this rank's tokens."""
+        size = dist.get_world_size(self.group)
+        place = dist.get_rank(self.group)
+        positions = torch.cat(gathered(x.image_positions, self.group))
+        share = x.input_ids.shape[1]
+        rows = positions.clamp(min=0) // (share * size)
+        columns = positions.clamp(min=0) % (share * size)
+        here = (positions >= 0) & (columns // share == place)
         local = torch.where(here, rows * share + columns % share, -1)
-        return x._replace(image_positions=local, image_features=AllGather.apply(x.image_features, self.group))
+        features = AllGather.apply(x.image_features, self.group)
+        return x._replace(image_positions=local, image_features=features)
 
 
 class Ulysses(Core):
@@ -100,22 +111,24 @@ class Ulysses(Core):
 
     def whole(self, ids: Tensor) -> Tensor:
         """[B, T / S] -> [B, T]."""
-        parts = [torch.empty_like(ids) for _ in range(dist.get_world_size(self.group))]
-        dist.all_gather(parts, ids.contiguous(), group=self.group)
-        return torch.cat(parts, 1)
+        return torch.cat(gathered(ids, self.group), 1)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, plan: Any, dropout_p: float) -> Tensor:
         """q [B, H, T / S, d], k and v [B, G, T / S, d] -> [B, H, T / S, d]."""
         size = dist.get_world_size(self.group)
-        if k.shape[1] % size:  # fewer key-value heads than ranks: copies, until every rank has one
-            copies = size // k.shape[1]
-            k, v = (x.repeat_interleave(copies, 1) for x in (k, v))
-        q, k, v = (AllToAll.apply(x.contiguous(), 1, 2, self.group) for x in (q, k, v))
-        return AllToAll.apply(tree_attention(q, k, v, plan, dropout_p).contiguous(), 2, 1, self.group)
+        if k.shape[1] % size:  # fewer key-value heads than ranks: each is repeated until every rank has one
+            repeats = size // k.shape[1]
+            k = k.repeat_interleave(repeats, 1)
+            v = v.repeat_interleave(repeats, 1)
+        q = AllToAll.apply(q.contiguous(), 1, 2, self.group)
+        k = AllToAll.apply(k.contiguous(), 1, 2, self.group)
+        v = AllToAll.apply(v.contiguous(), 1, 2, self.group)
+        out = tree_attention(q, k, v, plan, dropout_p)
+        return AllToAll.apply(out.contiguous(), 2, 1, self.group)
 
 
 class AllToAll(torch.autograd.Function):
-    """Cut along one dimension, exchange, join along another; its own inverse with the dimensions swapped."""
+    """Cut along one dimension, exchange, join along another; with the dimensions swapped it is its own inverse."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cut: int, join: int, group: Group) -> Tensor:
@@ -138,10 +151,9 @@ class AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
         """Every rank's rows, in the order of the ranks."""
-        ctx.group, ctx.rows = group, len(x)
-        parts = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(parts, x.contiguous(), group=group)
-        return torch.cat(parts)
+        ctx.group = group
+        ctx.rows = len(x)
+        return torch.cat(gathered(x, group))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:

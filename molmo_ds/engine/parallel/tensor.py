@@ -6,7 +6,6 @@ Shapes: S ranks of a group, D width, H * d the width of all queries or keys.
 """
 
 import math
-import re
 from dataclasses import replace
 from typing import Any
 
@@ -18,21 +17,18 @@ from molmo_ds.config import MolmoConfig
 from molmo_ds.engine import deepspeed_0_19
 from molmo_ds.engine.fragments import Fragment
 from molmo_ds.engine.parallel.part import Part
-from molmo_ds.model.decoder import DecoderLayer, MoE, Norm
+from molmo_ds.engine.tensor_shards import COLUMNS, ROWS, Add, SharedNorm, Take, shard, splits
+from molmo_ds.model.decoder import DecoderLayer, MoE
 from molmo_ds.model.linear import Linear
-
-IN, OUT = r"layers\.\d+\.(self_attn\.[qkv]|mlp\.(gate|up))_proj", r"layers\.\d+\.(self_attn\.o|mlp\.down)_proj"
-COLUMNS = re.compile(rf"({IN}(\.lora_B)?|layers\.\d+\.self_attn\.[qk]_norm)\.(weight|bias)")
-ROWS = re.compile(rf"{OUT}(\.lora_A)?\.weight")
 
 
 class Tensors(Part):
-    """Neighbours read the same samples and share the decoder; what is not split they all hold."""
+    """Neighbours read the same samples and share the decoder; parameters that are not split are replicated."""
 
     regroups = True
 
     def shape(self, model: MolmoConfig) -> MolmoConfig:
-        """With this rank's share of the decoder."""
+        """The network with this rank's share of the decoder."""
         return shard(model, self.strategy.tensor)
 
     def transform(self, model: nn.Module) -> None:
@@ -48,16 +44,16 @@ class Tensors(Part):
                 join_adapter(layer, group, bool(ROWS.fullmatch(f"{name}.weight")))
 
     def settle(self, engine: Any, model: nn.Module) -> None:
-        """AutoTP would compare the first batch, and knows no Batch."""
+        """Switch off AutoTP's comparison of the first batch, since it knows no Batch."""
         deepspeed_0_19.compare_no_inputs(engine)
 
     def marks(self, name: str, parameter: nn.Parameter) -> dict[str, Any]:
-        """Whether ranks of a group hold different parts, or all the same parameter."""
+        """Axes along which a parameter is replicated: those of the group, unless its ranks hold different parts."""
         spread = splits(name) or deepspeed_0_19.group_of_experts(parameter) is not None
         return {"copies": () if spread else ("tensor",)}
 
     def rename(self, piece: Fragment) -> Fragment:
-        """A piece at its place in the whole parameter; what is not split all ranks of the group hold."""
+        """A piece at its place in the whole parameter; one that is not split is replicated in the group."""
         name = piece.name
         shape = piece.shape
         shards = self.strategy.tensor
@@ -75,22 +71,6 @@ class Tensors(Part):
         return replace(piece, copies=(*piece.copies, "tensor"))
 
 
-def splits(name: str) -> bool:
-    """Whether ranks of a group hold different parts of a parameter."""
-    return bool(COLUMNS.fullmatch(name) or ROWS.fullmatch(name))
-
-
-def shard(config: MolmoConfig, shards: int) -> MolmoConfig:
-    """The network of which one rank holds a share of the decoder; the rest keeps its size."""
-    text = config.text
-    heads, keys = text.num_attention_heads // shards, text.num_key_value_heads // shards
-    width = text.head_dim or text.hidden_size // text.num_attention_heads
-    inner = text.intermediate_size if text.num_experts else text.intermediate_size // shards
-    small = replace(text, num_attention_heads=heads, num_key_value_heads=keys, head_dim=width, intermediate_size=inner)
-    projector = config.connector.intermediate_size or text.intermediate_size
-    return replace(config, text=small, connector=replace(config.connector, intermediate_size=projector))
-
-
 def join(layer: DecoderLayer, group: dist.ProcessGroup) -> None:
     """Make the layer's output the sum over the group, and its gradients those of the whole layer."""
 
@@ -106,14 +86,19 @@ def join(layer: DecoderLayer, group: dist.ProcessGroup) -> None:
             branch.register_forward_hook(add)
     attention = layer.self_attn
     if attention.q_norm is not None:
-        attention.q_norm, attention.k_norm = (SharedNorm(n, group) for n in (attention.q_norm, attention.k_norm))
+        attention.q_norm = SharedNorm(attention.q_norm, group)
+        attention.k_norm = SharedNorm(attention.k_norm, group)
 
 
 def join_adapter(layer: Linear, group: dist.ProcessGroup, rows: bool) -> None:
-    """Make the gradients of an adapter, one matrix of which every rank holds whole, those of the whole layer."""
+    """Make the gradients of an adapter those of the whole layer; one of its two matrices is replicated.
+
+    The branch sums its output, and the gradient of its input, over the group: a replicated share of either is divided
+    by the group's size first.
+    """
     size = dist.get_world_size(group)
 
-    def once(module: nn.Module, inputs: tuple) -> tuple:  # the branch adds the gradients of its input over the group
+    def divide_gradient(module: nn.Module, inputs: tuple) -> tuple:
         return (Scale.apply(inputs[0], 1, 1 / size),)
 
     def take(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
@@ -122,34 +107,19 @@ def join_adapter(layer: Linear, group: dist.ProcessGroup, rows: bool) -> None:
     def add(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
         return Add.apply(output, group)
 
-    def share(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:  # the branch adds its output
+    def divide(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
         return Scale.apply(output, 1 / size, 1)
 
     if rows:
         layer.lora_A.register_forward_hook(add)
-        layer.lora_B.register_forward_hook(share)
+        layer.lora_B.register_forward_hook(divide)
     else:
-        layer.lora_A.register_forward_pre_hook(once)
+        layer.lora_A.register_forward_pre_hook(divide_gradient)
         layer.lora_A.register_forward_hook(take)
 
 
-class SharedNorm(nn.Module):
-    """RMSNorm over a width of which each rank of a group holds a part."""
-
-    def __init__(self, norm: Norm, group: dist.ProcessGroup) -> None:
-        super().__init__()
-        self.weight, self.eps, self.group = norm.weight, norm.eps, group
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., H * d / S] -> the same; the mean of squares is that of all H * d."""
-        wide = x.float()
-        squares = Take.apply(Add.apply(wide.square().mean(-1, keepdim=True), self.group), self.group)
-        out = wide * torch.rsqrt(squares / dist.get_world_size(self.group) + self.eps)
-        return self.weight * out.to(x.dtype)
-
-
 class Scale(torch.autograd.Function):
-    """A product with a number, and another number for the gradient."""
+    """Multiply by one number, and the gradient by another."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, forward: float, backward: float) -> Tensor:
@@ -161,36 +131,3 @@ class Scale(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         """The gradient times `backward`."""
         return gradient * ctx.factor, None, None
-
-
-class Take(torch.autograd.Function):
-    """What all ranks of a group read: the gradient is the sum of theirs."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        """x itself."""
-        ctx.group = group
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """The sum over the group."""
-        gradient = gradient.contiguous().clone()
-        dist.all_reduce(gradient, group=ctx.group)
-        return gradient, None
-
-
-class Add(torch.autograd.Function):
-    """The sum over a group of what each rank made; each gets the gradient of the sum."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        """The sum."""
-        total = x.contiguous().clone()
-        dist.all_reduce(total, group=group)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """The gradient itself."""
-        return gradient, None

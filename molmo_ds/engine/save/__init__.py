@@ -1,1 +1,1 @@
-"""Saving and resuming: files written beside the training, and read again on any number of ranks."""
+"""Saving and resuming: files written during training, and read again on any number of ranks."""

@@ -64,9 +64,11 @@ def restore(found: Found, pieces: Iterable[Fragment], names: set[str], optimizer
                 for first, here, length in piece.runs():
                     target[here : here + length] = flat[first : first + length]
                 continue
-            done, end = piece.start, piece.start + piece.size
+            done = piece.start
+            end = piece.start + piece.size
             for stored in sorted(found.pieces[piece.name], key=lambda s: s.start):
-                first, last = max(done, stored.start), min(end, stored.start + stored.size)
+                first = max(done, stored.start)
+                last = min(end, stored.start + stored.size)
                 if first >= last or first > done or key not in stored.keys:
                     continue
                 target[first - piece.start : last - piece.start] = found.read(stored, piece.name, key, first, last)

@@ -28,12 +28,12 @@ log = logging.getLogger(__name__)
 
 
 class Writer:
-    """One save at a time; `poll` after each step completes it, `finish` waits for it. All ranks call alike."""
+    """One save at a time; `poll` after each step completes it, `finish` waits for it. All ranks make the same calls."""
 
     def __init__(self, config: RunConfig, world: World, scratch: Path | None = None) -> None:
         self.config = config
         self.world = world
-        self.scratch = scratch  # where copies go that shall not fill the host's memory
+        self.scratch = scratch  # for copies that must not fill the host's memory
         self.thread: threading.Thread | None = None
         self.error: str | None = None
         self.target = Path()
@@ -51,7 +51,9 @@ class Writer:
         partial = self.target.with_suffix(".partial")
         if self.world.rank == 0:
             self._begin(Path(folder), partial)
-        tensors, listed, scalars = {}, [], {}
+        tensors = {}
+        listed = []
+        scalars = {}
         for piece in pieces:
             scalars |= piece.scalars
             if not piece.owned:

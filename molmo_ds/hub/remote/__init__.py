@@ -1,1 +1,1 @@
-"""What an exported folder adds around the package's own files: transformers' configuration, model and processor."""
+"""The files that an exported folder has besides the package's own: configuration, model and processor."""

@@ -29,7 +29,7 @@ def turns_of(talk: Any) -> list[str]:
 
 
 def pictures_of(talk: Any) -> list[Any]:
-    """What the parts of a conversation name as pictures, in order; None where a part names none."""
+    """Pictures that the parts of a conversation name, in order; None where a part names none."""
     found = []
     for turn in talk if isinstance(talk, list | tuple) else ():
         content = turn.get("content") if isinstance(turn, dict) else None

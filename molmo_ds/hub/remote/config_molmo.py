@@ -54,7 +54,8 @@ class MolmoConfig(PretrainedConfig):
 
 def build(kind: type, values: dict[str, Any]) -> Any:
     """A dataclass of dataclasses from dictionaries; lists become the tuples that its fields are."""
-    hints, out = typing.get_type_hints(kind), {}
+    hints = typing.get_type_hints(kind)
+    out = {}
     for name, value in values.items():
         if dataclasses.is_dataclass(hints[name]):
             value = build(hints[name], value)

@@ -46,8 +46,9 @@ class MolmoImageProcessor(ImageProcessingMixin):
         super().__init__(**(others | own))
 
     def to_dict(self) -> dict[str, Any]:
-        """What preprocessor_config.json holds."""
-        crop, self._crop = self._crop, None
+        """The content of preprocessor_config.json."""
+        crop = self._crop
+        self._crop = None
         try:
             return {key: value for key, value in super().to_dict().items() if key != "_crop"}
         finally:

@@ -1,4 +1,4 @@
-"""What a processor may be given: pictures of every kind as pixels, and texts with the pictures that belong to each."""
+"""Inputs of a processor: pictures of every kind as pixels, and texts with the pictures that belong to each."""
 
 import base64
 import binascii
@@ -23,7 +23,7 @@ _LONGEST = 255  # of a file's name
 
 
 class Rendered(str):
-    """What the chat template wrote, with what it was made from: it is not put into the template again.
+    """A text of the chat template with its conversation: it is not put into the template again.
 
     `messages` are the turns with their spaces, or None where another template wrote it; `tokens` its ids then;
     `pictures` counts the places of pictures.
@@ -173,7 +173,7 @@ def _from_base64(text: str) -> bytes:
 
 
 def _kind(given: Any) -> str:
-    """What a thing is, for a sentence."""
+    """The kind of a thing, for a sentence."""
     if given is None:
         return "None"
     if isinstance(given, list | tuple):

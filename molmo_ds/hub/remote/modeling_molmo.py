@@ -1,4 +1,4 @@
-"""Molmo for transformers: the network of molmo_ds behind the interface of a causal language model.
+"""Molmo for transformers: the network of molmo_ds with the interface of a causal language model.
 
 Shapes: B sequences, T tokens, n crops of a sequence, P patches per crop, Q pooled patches per crop, D width.
 """
@@ -24,17 +24,19 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from molmo_ds.hub.remote.config_molmo import MolmoConfig
 from molmo_ds.model.carry import Carry
 from molmo_ds.model.decoder import Core
+from molmo_ds.model.families import molmo_names
+from molmo_ds.model.families.table import Rule
 from molmo_ds.model.molmo import Molmo
-from molmo_ds.weights import rename
 
 PICTURES = ("images", "image_masks", "image_input_idx")
 
 
 class Convert(ConversionOps):
-    """One rule of the rename tables, run by transformers while it loads or saves."""
+    """One rule of a rename table, run by transformers while it loads or saves."""
 
-    def __init__(self, rule: rename.Rule, forward: bool) -> None:
-        self.rule, self.forward = rule, forward
+    def __init__(self, rule: Rule, forward: bool) -> None:
+        self.rule = rule
+        self.forward = forward
 
     def convert(
         self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **_: Any
@@ -63,7 +65,7 @@ class CachedCore(Core):
         """Nothing: the mask is made once for all layers."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, plan: Any, dropout_p: float) -> Tensor:
-        """As in `Core`."""
+        """The attention of `Core`, with the cache."""
         if self.cache is not None:
             k, v = self.cache.update(k, v, self.index)
         mask = F.pad(self.mask.to(q.device), (0, k.shape[2] - self.mask.shape[3]))  # static caches have room to spare
@@ -177,7 +179,8 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
         x = Carry(position_ids=position_ids, hidden=hidden)  # a device map moves it along: each layer is called
         try:
             for layer in self.model.layers:
-                layer.self_attn.core.mask, layer.self_attn.core.cache = mask, cache
+                layer.self_attn.core.mask = mask
+                layer.self_attn.core.cache = cache
                 x = layer(x)
         finally:
             for layer in self.model.layers:
@@ -238,7 +241,7 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
         stopping_criteria: Any = None,
         **options: Any,
     ) -> Any:
-        """As transformers', but a row ends at the last position that the model knows, and a warning counts such rows.
+        """Generate as transformers does; a row ends at the last position that the model knows, which a warning counts.
 
         Raises ValueError for a prompt that leaves no room for an answer.
         """
@@ -302,7 +305,7 @@ def conversions(config: MolmoConfig) -> list[WeightConverter]:
             ["^model." + name.replace(".", r"\.") for name in rule.ours],
             [Convert(rule, True)],
         )
-        for rule in rename.released(config.architecture())
+        for rule in molmo_names.released(config.architecture())
     ]
 
 

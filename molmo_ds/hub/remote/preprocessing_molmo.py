@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer as FastTokenizer
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 
 from molmo_ds.data.sample.tree import ask, prefix
 from molmo_ds.data.sample.turns import speak, spoken
 from molmo_ds.data.tokens import IMAGE_TOKENS, Words
+from molmo_ds.hub.remote.batches_molmo import collate
 from molmo_ds.hub.remote.chat_molmo import pictures_of, render, turns_of
 from molmo_ds.hub.remote.image_preprocessing_molmo import MolmoImageProcessor
 from molmo_ds.hub.remote.inputs_molmo import Rendered, pair
@@ -32,7 +32,10 @@ class MolmoProcessor(ProcessorMixin):
     `message_format` and `always_start_with_space` are how the model was trained to be asked.
     """
 
-    attributes = ["image_processor", "tokenizer"]  # this and the two names below are for transformers 4
+    attributes = [
+        "image_processor",
+        "tokenizer",
+    ]  # this and the two names below are for transformers 4
     image_processor_class = "AutoImageProcessor"
     tokenizer_class = "AutoTokenizer"
 
@@ -53,10 +56,13 @@ class MolmoProcessor(ProcessorMixin):
     @classmethod
     def _get_arguments_from_pretrained(cls, path: str, *_: Any, **options: Any) -> list[Any]:
         # by hand, since transformers would look the class names up among its own
-        return [MolmoImageProcessor.from_pretrained(path, **options), AutoTokenizer.from_pretrained(path, **options)]
+        return [
+            MolmoImageProcessor.from_pretrained(path, **options),
+            AutoTokenizer.from_pretrained(path, **options),
+        ]
 
     def to_dict(self, *args: Any, **options: Any) -> dict[str, Any]:
-        """What processor_config.json holds."""
+        """The content of processor_config.json."""
         return {key: value for key, value in super().to_dict(*args, **options).items() if key != "_words"}
 
     @property
@@ -77,7 +83,10 @@ class MolmoProcessor(ProcessorMixin):
         return self._words[2]
 
     def get_tokens_input(
-        self, prompt: str, message_format: str | None = None, always_start_with_space: bool | None = None
+        self,
+        prompt: str,
+        message_format: str | None = None,
+        always_start_with_space: bool | None = None,
     ) -> list[int]:
         """Ids of a question, which becomes the user's turn unless message_format is none."""
         messages = self._messages(prompt, message_format, always_start_with_space)
@@ -120,7 +129,10 @@ class MolmoProcessor(ProcessorMixin):
             input_ids int64 [T]; with pictures also images float32 [n, P, patch * patch * 3], image_input_idx int64
             [n, Q] (-1 = nowhere) and image_masks float32 [n, P].
         """
-        options = {"message_format": message_format, "always_start_with_space": always_start_with_space}
+        options = {
+            "message_format": message_format,
+            "always_start_with_space": always_start_with_space,
+        }
         options |= _known(text_kwargs, "text_kwargs", options)
         most = _known(images_kwargs, "images_kwargs", ("max_crops",)).get("max_crops", max_crops)
         texts, pictures = pair(text, images)
@@ -262,11 +274,11 @@ class MolmoProcessor(ProcessorMixin):
         return inputs if return_dict else inputs["input_ids"]
 
     def decode(self, *args: Any, **options: Any) -> str:
-        """As the tokenizer's, special tokens skipped unless asked for."""
+        """Decode as the tokenizer does, special tokens skipped unless asked for."""
         return self.tokenizer.decode(*args, **({"skip_special_tokens": True} | options))
 
     def batch_decode(self, *args: Any, **options: Any) -> list[str]:
-        """As the tokenizer's, special tokens skipped unless asked for."""
+        """Decode as the tokenizer does, special tokens skipped unless asked for."""
         return self.tokenizer.batch_decode(*args, **({"skip_special_tokens": True} | options))
 
     @property
@@ -281,7 +293,10 @@ class MolmoProcessor(ProcessorMixin):
         return Rendered("".join(ended).removeprefix(" "), messages, pictures=len(pictures_of(talk)))
 
     def _messages(
-        self, text: str, message_format: str | None = None, always_start_with_space: bool | None = None
+        self,
+        text: str,
+        message_format: str | None = None,
+        always_start_with_space: bool | None = None,
     ) -> list[str]:
         """The turns of a text: its own if the chat template wrote it, or one of the user's."""
         if isinstance(text, Rendered) and text.messages is not None:
@@ -323,27 +338,3 @@ def _cut(ids: list[int], truncation: Any, limit: int | None, starts: list[int], 
     if limit < max(end, 1):
         raise ValueError(f"max_length {limit} would cut a picture, which ends at token {end}; raise it.")
     return ids[:limit]
-
-
-def collate(rows: list[dict[str, Tensor]], pad: int, left: bool = True) -> dict[str, Tensor]:
-    """Rows as `process` makes them -> tensors [B, ...]: text padded on one side, crops that pad are -1 throughout."""
-    tokens = max(len(row["input_ids"]) for row in rows)
-    lengths = [tokens - len(row["input_ids"]) for row in rows]
-    sides = [(n, 0) if left else (0, n) for n in lengths]
-    out = {
-        "input_ids": torch.stack([F.pad(r["input_ids"], side, value=pad) for r, side in zip(rows, sides)]),
-        "attention_mask": torch.stack([F.pad(torch.ones_like(r["input_ids"]), s) for r, s in zip(rows, sides)]),
-    }
-    seen = next((row for row in rows if "images" in row), None)
-    if seen is None:
-        return out
-    crops = max(len(row["images"]) for row in rows if "images" in row)
-    for name in ("images", "image_input_idx", "image_masks"):
-        parts = []
-        for row, (before, _) in zip(rows, sides):
-            part = row.get(name, seen[name][:0])
-            if name == "image_input_idx":
-                part = torch.where(part >= 0, part + before, part)
-            parts.append(F.pad(part, (0, 0) * (part.ndim - 1) + (0, crops - len(part)), value=-1))
-        out[name] = torch.stack(parts)
-    return out

@@ -13,20 +13,34 @@ from molmo_ds.ops.swiglu import swiglu
 
 
 def experts(
-    x: Tensor, router_logits: Tensor, gate_up_proj: Tensor, down_proj: Tensor, top_k: int, normalise: bool
+    x: Tensor,
+    router_logits: Tensor,
+    gate_up_proj: Tensor,
+    down_proj: Tensor,
+    top_k: int,
+    normalise: bool,
+    first: int = 0,
 ) -> Tensor:
-    """x [R, D] through the top_k experts of each token -> [R, D]."""
+    """x [R, D] through those of the top_k experts of each token that are held -> [R, D]."""
     shares, chosen = router_logits.softmax(-1).topk(top_k, -1)
     if normalise:
         shares = shares / shares.sum(-1, keepdim=True)
+    held = len(gate_up_proj)
+    some = held < router_logits.shape[-1]
+    if some:  # the others sort behind those that are held, into no group
+        chosen = chosen - first
+        absent = (chosen < 0) | (chosen >= held)
+        chosen = chosen.masked_fill(absent, held)
     expert, order = chosen.flatten().sort(stable=True)
     back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-    index = torch.arange(gate_up_proj.shape[0], device=x.device)
+    index = torch.arange(held, device=x.device)
     ends = (expert[None] <= index[:, None]).sum(1, dtype=torch.int32)
     spread = _Spread.apply(x, order, back, top_k)
     gate, up = _grouped(spread, gate_up_proj, ends).chunk(2, -1)
     out = _grouped(swiglu(gate, up), down_proj, ends)
     out = out.index_select(0, back).unflatten(0, (-1, top_k))
+    if some:  # whatever the product left there
+        out = out.masked_fill(absent[..., None], 0)
     return (out * shares[..., None]).sum(1).to(x.dtype)
 
 

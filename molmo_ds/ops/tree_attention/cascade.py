@@ -21,7 +21,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Lengths:
-    """Where the parts of one call lie: part i has queries starts_q[i] : starts_q[i + 1], keys likewise."""
+    """Boundaries of the parts of one call: part i has queries starts_q[i] : starts_q[i + 1], keys in the same way."""
 
     starts_q: Tensor  # int32 [n + 1]
     starts_k: Tensor

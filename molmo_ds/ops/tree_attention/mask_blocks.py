@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BLOCK = 128  # queries; measured on an AMD EPYC core, 64 to 128 are alike and 256 is a tenth slower
+BLOCK = 128  # queries; measured on an AMD EPYC core, 64 to 128 take the same time and 256 is a tenth slower
 GAP = 32  # fewer unseen keys than this between two runs of keys are taken along
 TYPES = (torch.float32, torch.bfloat16)
 WORTH = 0.8  # of the whole mask; above, one call for all is faster

@@ -14,14 +14,14 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """What the layers of one forward pass share: the ids, and the mask or what a faster implementation made of them."""
+    """Values shared by the layers of a forward pass: ids, and the mask or what a faster implementation made of them."""
 
     document_ids: Tensor  # int [B, T], 0 = padding, which sees only itself
     branch_ids: Tensor  # int [B, T]
     image_ids: Tensor | None = None  # int [B, T], 1, 2, ... per image, 0 = text
     mask: Tensor | None = None  # [B, 1, T, T], 0 or -inf, added to the scores
     lengths: tuple[int, ...] | None = None  # with a mask on the CPU: of the documents, one after the other in B * T
-    prepared: Any = None  # instead of a mask or beside it; its type says which implementation made it
+    prepared: Any = None  # instead of a mask or with it; its type says which implementation made it
 
 
 def attention_plan(

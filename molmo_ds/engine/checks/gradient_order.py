@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from molmo_ds.engine.faults import GradientOrderError
+from molmo_ds.engine.checks.faults import GradientOrderError
 
 HASHES = 2  # numbers below 2**20: the sums of their squares over 8,192 ranks are exact in float64
 ADVICE = (

@@ -17,9 +17,18 @@ import torch
 import torch.distributed as dist
 
 CHECKED = (
-    "all_reduce", "all_reduce_coalesced", "reduce", "reduce_scatter", "reduce_scatter_tensor", "broadcast",
-    "all_gather", "all_gather_into_tensor", "all_gather_coalesced", "all_to_all_single", "all_to_all",
-)  # fmt: skip
+    "all_reduce",
+    "all_reduce_coalesced",
+    "reduce",
+    "reduce_scatter",
+    "reduce_scatter_tensor",
+    "broadcast",
+    "all_gather",
+    "all_gather_into_tensor",
+    "all_gather_coalesced",
+    "all_to_all_single",
+    "all_to_all",
+)
 OURS = ("all_reduce", "all_gather", "all_to_all_single")  # of torch, called by the engines themselves
 UNEVEN = ("all_to_all_single", "all_to_all")  # experts send as many rows as the router says
 WATCHES = itertools.count()
@@ -48,7 +57,8 @@ class Watch:
             if tensor is None or name in UNEVEN
             else f" of {tensor.numel()} x {str(tensor.dtype).removeprefix('torch.')}"
         )
-        mine, rank = f"{name}{shape} {self.where}", dist.get_rank()
+        mine = f"{name}{shape} {self.where}"
+        rank = dist.get_rank()
         key = f"{'-'.join(map(str, ranks))}/{number}"
         self.store.set(f"{key}/{rank}", mine)
         for other in ranks:

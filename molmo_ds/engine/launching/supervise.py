@@ -19,10 +19,10 @@ from typing import Any
 
 from molmo_ds import settings
 from molmo_ds.config import RunConfig
-from molmo_ds.engine import signal_run
-from molmo_ds.engine.hosts import Host
+from molmo_ds.engine.launching import signal_run
+from molmo_ds.engine.launching.hosts import Host
+from molmo_ds.engine.launching.signal_run import MARK
 from molmo_ds.engine.refusals import refuse
-from molmo_ds.engine.signal_run import MARK
 from molmo_ds.engine.strategy import read_strategy
 
 SSH = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=12", "-o", "ServerAliveInterval=3", "-o", "ServerAliveCountMax=2"]
@@ -44,7 +44,9 @@ class Supervisor:
     """One run and everything that was started for it."""
 
     def __init__(self, config: RunConfig, hosts: list[Host], limits: Limits, exported: str) -> None:
-        self.config, self.hosts, self.limits = config, hosts, limits
+        self.config = config
+        self.hosts = hosts
+        self.limits = limits
         self.out = Path(config.out).absolute()
         self.folder = self.out / "launch"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +64,7 @@ class Supervisor:
         self.count = 0
 
     def say(self, event: str, **facts: Any) -> None:
-        """Tell people and events.jsonl."""
+        """Write a line for people and one for events.jsonl."""
         with open(self.folder / "events.jsonl", "a") as stream:
             stream.write(json.dumps({"time": time.time(), "event": event, **facts}) + "\n")
         values = " ".join(f"{key}={value}" for key, value in facts.items())
@@ -70,10 +72,12 @@ class Supervisor:
 
     def run(self) -> None:
         """Start and start again until the run is done. Raises ValueError where that is hopeless."""
-        failed, reached, reason = 0, self.saved(), ""
+        failed = 0
+        reached = self.saved()
+        reason = ""
         while True:
             answering = alive(self.hosts)
-            self.signal(answering, signal.SIGKILL)  # what this try, an earlier one or another supervisor left behind
+            self.signal(answering, signal.SIGKILL)  # processes of this try, an earlier one or another supervisor
             self.end_launcher()
             if self.done():
                 break
@@ -119,7 +123,9 @@ class Supervisor:
     def watch(self, hosts: list[Host]) -> str | None:
         """Wait until the run is done (None) or something is wrong (what)."""
         began = last = looked = time.monotonic()
-        beat, longest, first = self.heartbeat(), 0.0, True
+        beat = self.heartbeat()
+        longest = 0.0
+        first = True
         while True:
             time.sleep(0.2)
             if self.done():
@@ -132,7 +138,9 @@ class Supervisor:
             now = time.monotonic()
             if (new := self.heartbeat()) != beat:
                 longest = longest if first else max(longest, now - last)
-                beat, last, first = new, now, False
+                beat = new
+                last = now
+                first = False
             if first and now - began > self.limits.start:
                 return f"no step within {self.limits.start:.0f} s"
             if not first and now - last > max(self.limits.stall, 5 * longest):
@@ -143,7 +151,7 @@ class Supervisor:
                 looked = time.monotonic()
 
     def heartbeat(self) -> int:
-        """When the last step ended, in nanoseconds of whatever clock the storage has; 0 before the first."""
+        """Time at which the last step ended, in nanoseconds of the storage's clock; 0 before the first."""
         try:
             return (self.out / "heartbeat").stat().st_mtime_ns
         except OSError:
@@ -217,11 +225,12 @@ def alive(hosts: list[Host]) -> list[Host]:
 
 
 def usable(hosts: list[Host], config: RunConfig) -> list[Host]:
-    """As many of the hosts, from the first on, as the strategy and the global batch allow.
+    """The first of the hosts, as many as the strategy and the global batch allow.
 
     Raises ValueError if hosts are there and no number of them will do.
     """
-    strategy, why = read_strategy(config.strategy), None
+    strategy = read_strategy(config.strategy)
+    why = None
     for count in range(len(hosts), 0, -1):
         try:
             refuse(strategy, config, sum(host.slots for host in hosts[:count]))
@@ -247,4 +256,4 @@ def check(config: RunConfig) -> None:
     if config.stop_after is not None:
         raise ValueError("stop_after ends a run without DONE, so it would be started again; leave it out.")
     if not config.resume:
-        raise ValueError("resume=false would begin anew after each fault; leave it out.")
+        raise ValueError("resume=false would start from step 0 after each fault; leave it out.")

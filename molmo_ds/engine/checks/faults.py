@@ -1,4 +1,4 @@
-"""What ends a run although nobody made a mistake in its settings: told in one sentence, before anything is saved."""
+"""Errors that end a run although its settings are right: one sentence each, before anything is saved."""
 
 
 class TrainingFault(RuntimeError):

@@ -1,4 +1,4 @@
-"""What `accelerate launch` was told and the run does not do: said once, before the first step.
+"""Says once, before the first step, what `accelerate launch` was told and the run does not do.
 
 accelerate hands its settings to its processes in variables; those of DeepSpeed count with strategy=accelerate only, and
 precision, clipping and accumulation belong to the run whatever the strategy.

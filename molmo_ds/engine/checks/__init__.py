@@ -1,0 +1,1 @@
+"""Checks that ranks agree, and the errors where they do not."""

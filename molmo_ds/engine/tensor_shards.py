@@ -1,0 +1,87 @@
+"""The share of the decoder that each rank of a tensor group holds, and the sums that make the shares a whole.
+
+Shapes: S ranks of a group, H * d the width of all queries or keys.
+"""
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from molmo_ds.config import MolmoConfig
+from molmo_ds.model.decoder import Norm
+
+IN = r"layers\.\d+\.(self_attn\.[qkv]|mlp\.(gate|up))_proj"
+OUT = r"layers\.\d+\.(self_attn\.o|mlp\.down)_proj"
+COLUMNS = re.compile(rf"({IN}(\.lora_B)?|layers\.\d+\.self_attn\.[qk]_norm)\.(weight|bias)")
+ROWS = re.compile(rf"{OUT}(\.lora_A)?\.weight")
+
+
+def splits(name: str) -> bool:
+    """Whether ranks of a group hold different parts of a parameter."""
+    return bool(COLUMNS.fullmatch(name) or ROWS.fullmatch(name))
+
+
+def shard(config: MolmoConfig, shards: int) -> MolmoConfig:
+    """The network of which one rank holds a share of the decoder; the rest keeps its size."""
+    text = config.text
+    heads = text.num_attention_heads // shards
+    keys = text.num_key_value_heads // shards
+    width = text.head_dim or text.hidden_size // text.num_attention_heads
+    inner = text.intermediate_size if text.num_experts else text.intermediate_size // shards
+    small = replace(text, num_attention_heads=heads, num_key_value_heads=keys, head_dim=width, intermediate_size=inner)
+    projector = config.connector.intermediate_size or text.intermediate_size
+    return replace(config, text=small, connector=replace(config.connector, intermediate_size=projector))
+
+
+class SharedNorm(nn.Module):
+    """RMSNorm over a width of which each rank of a group holds a part."""
+
+    def __init__(self, norm: Norm, group: dist.ProcessGroup) -> None:
+        super().__init__()
+        self.weight = norm.weight
+        self.eps = norm.eps
+        self.group = group
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., H * d / S] -> the same; the mean of squares is that of all H * d."""
+        wide = x.float()
+        squares = Take.apply(Add.apply(wide.square().mean(-1, keepdim=True), self.group), self.group)
+        out = wide * torch.rsqrt(squares / dist.get_world_size(self.group) + self.eps)
+        return self.weight * out.to(x.dtype)
+
+
+class Take(torch.autograd.Function):
+    """The input of all ranks of a group; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        """x itself."""
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """The sum over the group."""
+        gradient = gradient.contiguous().clone()
+        dist.all_reduce(gradient, group=ctx.group)
+        return gradient, None
+
+
+class Add(torch.autograd.Function):
+    """The sum over a group; each rank gets the gradient of the sum."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        """The sum."""
+        total = x.contiguous().clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """The gradient itself."""
+        return gradient, None

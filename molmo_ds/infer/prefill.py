@@ -1,0 +1,65 @@
+"""Questions as one packed sequence; those about the same pictures are a message tree, whose prefix is there once."""
+
+import hashlib
+from collections.abc import Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from molmo_ds.batch import Batch, Sample
+from molmo_ds.data.order.packing import row
+from molmo_ds.infer.question import Question
+
+
+def pack(packed: Sequence[Sequence[Question]]) -> tuple[Batch, Tensor]:
+    """Trees -> (one sequence of them without padding, int64 [A] the last token of every question in order)."""
+    samples = [tree(questions) for questions in packed]
+    ends = []
+    start = 0
+    for questions, sample in zip(packed, samples):
+        prefix = questions[0].prefix
+        end = start + prefix
+        for question in questions:
+            end += question.length - prefix
+            ends.append(end - 1)
+        start += len(sample.input_ids)
+    return row(samples, start), torch.tensor(ends)
+
+
+def tree(questions: Sequence[Question]) -> Sample:
+    """One sample with a branch for each question about the same pictures, tokens that were begun at their ends."""
+    first = questions[0].prompt
+    prefix = questions[0].prefix
+    ids = [first.input_ids[:prefix]]
+    positions = [first.position_ids[:prefix]]
+    branches = [first.branch_ids[:prefix]]
+    for number, question in enumerate(questions, 1):
+        begun = torch.tensor(question.begun, dtype=torch.int64)
+        length = question.length
+        here = int(first.branch_ids[-1] > 0 or len(questions) > 1) * number  # a prompt may have no branch at all
+        ids += [question.prompt.input_ids[prefix:], begun]
+        positions.append(torch.arange(prefix, length))
+        branches.append(torch.full((length - prefix,), here, dtype=torch.int32))
+    tokens = torch.cat(ids)
+    return Sample(
+        input_ids=tokens,
+        labels=torch.zeros_like(tokens),
+        loss_weights=torch.zeros(len(tokens)),
+        position_ids=torch.cat(positions),
+        branch_ids=torch.cat(branches),
+        images=first.images,
+        image_masks=first.image_masks,
+        image_positions=first.image_positions,
+    )
+
+
+def key(question: Question) -> Hashable:
+    """Equal for questions that can share a prefix: those whose pictures, the same, lie in it."""
+    prompt = question.prompt
+    prefix = question.prefix
+    if not len(prompt.images) or int(prompt.image_positions.max()) >= prefix or prefix == len(prompt.input_ids):
+        return question.name
+    digest = hashlib.blake2b()
+    for tensor in (prompt.input_ids[:prefix], prompt.images, prompt.image_masks, prompt.image_positions):
+        digest.update(tensor.contiguous().numpy())
+    return digest.digest()

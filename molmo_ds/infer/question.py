@@ -1,0 +1,48 @@
+"""What a replica is asked, and what each of its steps gives back."""
+
+from dataclasses import dataclass
+
+from molmo_ds.batch import Sample
+from molmo_ds.infer.options import Options
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One prompt and how it is to be answered."""
+
+    name: str  # unique among those in flight
+    prompt: Sample  # one conversation that ends where the answer begins, as SampleBuilder.prompt makes it
+    options: Options = Options()
+    begun: tuple[int, ...] = ()  # tokens of the answer that were given out before: they count as its first
+    draws: str | None = None  # names the answer's random numbers together with the seed; by default `name`
+
+    @property
+    def length(self) -> int:
+        """Tokens that are known."""
+        return len(self.prompt.input_ids) + len(self.begun)
+
+    @property
+    def prefix(self) -> int:
+        """Tokens before the branch."""
+        return int((self.prompt.branch_ids == 0).sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """What one step gave to one question."""
+
+    name: str
+    token: int
+    log_probability: float
+    top: tuple[tuple[int, float], ...] = ()  # (token, log-probability) of the likeliest, as many as Options.logprobs
+    end: str | None = None  # "stop": the end token, "length": max_new_tokens, "context": no further position
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """All pieces of one question."""
+
+    name: str
+    token_ids: tuple[int, ...]  # begun ones first, without the end token
+    log_probability: float  # sum over the tokens that were added, the end token included
+    end: str

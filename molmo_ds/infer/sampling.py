@@ -1,0 +1,98 @@
+"""Which token comes next.
+
+A draw is a pure function of (seed, answer, place in the answer): it does not depend on the rank, the slot or the batch
+in which the answer is computed.
+
+Shapes: R rows, E words of the head, S ranks that hold a share of the words each.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from molmo_ds.engine.inference import Share
+from molmo_ds.infer.options import Options
+
+BITS = 24  # of a draw: what float32 holds exactly
+
+
+class Choice(NamedTuple):
+    """One token per row."""
+
+    tokens: Tensor  # int64 [R]
+    log_probabilities: Tensor  # float32 [R]
+    top_tokens: Tensor  # int64 [R, n], the likeliest first
+    top_log_probabilities: Tensor  # float32 [R, n]
+
+
+def draw(seed: int, name: str, place: int) -> float:
+    """A uniform number in [0, 1) for one token of one answer."""
+    digest = hashlib.blake2b(f"{seed}/{place}/{name}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> (64 - BITS)) / 2**BITS
+
+
+def next_tokens(share: Share, hidden: Tensor, options: Sequence[Options], draws: Sequence[float]) -> Choice:
+    """The choice behind hidden states [R, D] of the last layer, on each rank that shares the words.
+
+    The likeliest token needs three numbers a row and rank; what else is asked needs all logits, 39 MB for 64 rows of
+    152,064 words.
+    """
+    logits = share.head.logits(hidden)
+    if any(one.temperature or one.logprobs for one in options):
+        return choose(share.all_words(logits), options, draws)
+    return greedy(share.gather(summary(logits, share.first_word)))
+
+
+def choose(logits: Tensor, options: Sequence[Options], draws: Sequence[float]) -> Choice:
+    """A token for each row of logits [R, E]; `draws[r]` picks it where the temperature of row r is not 0."""
+    logits = logits.float()
+    tokens = logits.argmax(-1)
+    if any(one.temperature for one in options):
+        sampled = sample(logits, options, draws)
+        tokens = torch.where(_there([one.temperature > 0 for one in options], logits), sampled, tokens)
+    known = logits.log_softmax(-1)
+    likeliest = known.topk(max((one.logprobs for one in options), default=0), -1)
+    return Choice(tokens, known.gather(1, tokens[:, None])[:, 0], likeliest.indices, likeliest.values)
+
+
+def sample(logits: Tensor, options: Sequence[Options], draws: Sequence[float]) -> Tensor:
+    """int64 [R]: words drawn from softmax(logits / temperature) within top_k and top_p; logits float32 [R, E]."""
+    words = logits.shape[-1]
+    tiny = torch.finfo(torch.float32).tiny
+    temperature = _there([max(one.temperature, tiny) for one in options], logits)[:, None]
+    top_k = _there([one.top_k or words for one in options], logits)[:, None]
+    top_p = _there([one.top_p for one in options], logits)[:, None]
+    chance = _there(list(draws), logits)[:, None]
+    best = logits.amax(-1, keepdim=True)  # taken off first, so that no temperature is too small
+    share, order = ((logits - best) / temperature).softmax(-1).sort(descending=True, stable=True)
+    share = torch.where(torch.arange(words, device=logits.device) < top_k, share, 0)
+    share = share / share.sum(-1, keepdim=True)
+    share = torch.where(share.cumsum(-1) - share < top_p, share, 0)  # the word that crosses top_p stays
+    level = share.cumsum(-1)
+    place = (level <= chance * level[:, -1:]).sum(-1, keepdim=True)
+    place = torch.minimum(place, (share > 0).sum(-1, keepdim=True) - 1)
+    return order.gather(1, place)[:, 0]
+
+
+def summary(logits: Tensor, first: int) -> Tensor:
+    """float64 [R, 3] of a share of the words: the largest logit, its word, log-sum-exp; word `first` is at index 0."""
+    value, index = logits.float().max(-1)
+    return torch.stack((value.double(), (index + first).double(), logits.float().logsumexp(-1).double()), -1)
+
+
+def greedy(summaries: Tensor) -> Choice:
+    """The likeliest tokens from the summaries [S, R, 3] of all shares; of equal ones the first, as argmax does."""
+    value, word, total = summaries.unbind(-1)
+    best = value.argmax(0, keepdim=True)
+    chosen = value.gather(0, best)[0]
+    tokens = word.gather(0, best)[0].long()
+    nothing = tokens.new_zeros(len(tokens), 0)
+    return Choice(tokens, (chosen - total.logsumexp(0)).float(), nothing, nothing.float())
+
+
+def _there(values: list, like: Tensor) -> Tensor:
+    dtype = torch.float32 if isinstance(values[0], float) else None
+    return torch.tensor(values, dtype=dtype).to(like.device, non_blocking=True)

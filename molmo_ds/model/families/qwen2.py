@@ -1,0 +1,20 @@
+"""Qwen2 and Qwen2.5: Llama with biases on q, k and v."""
+
+from dataclasses import replace
+from typing import Any
+
+from molmo_ds.config import TextConfig
+from molmo_ds.model.families.decoder import Decoder
+
+
+class Qwen2(Decoder):
+    """config.json says nothing of the biases."""
+
+    refused = ("use_sliding_window", "mlp_bias")
+
+    def text_config(self, values: dict[str, Any]) -> TextConfig:
+        """transformers' config.json as a TextConfig."""
+        return replace(super().text_config(values), attention_bias=True)
+
+
+FAMILY = Qwen2()

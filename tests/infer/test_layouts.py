@@ -1,0 +1,221 @@
+"""Replicas over ranks: every layout gives the tokens of one process, greedy and sampled, trees and single questions."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import answer_oracle
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from molmo_ds.config import MolmoConfig
+from molmo_ds.engine.inference import Share
+from molmo_ds.engine.inference_layout import Cut, refuse
+from molmo_ds.engine.launch import World
+from molmo_ds.engine.strategy import Limits, parse, read_strategy
+from molmo_ds.infer.answers import answer
+from molmo_ds.infer.options import Options
+from molmo_ds.infer.question import Answer, Question
+from molmo_ds.infer.replica import Replica
+from molmo_ds.model.molmo import Molmo
+from molmo_ds.testing import synthetic
+from molmo_ds.testing.ranks import run_ranks
+
+ROOT = Path(__file__).parents[2]
+EOS = 7
+FAMILIES = {
+    "qwen2": {"attention_bias": True, "embedding_size": 95},  # words that two ranks cannot share equally
+    "llama": {"model_type": "llama", "attention_bias": False, "tie_word_embeddings": True},
+    "olmo": {"model_type": "olmo", "attention_bias": False, "norm_type": "layer", "clip_qkv": 0.5},
+    "olmo2": {"model_type": "olmo2", "attention_bias": False, "qk_norm": True, "norm_after": True},
+    "olmoe": {
+        "model_type": "olmoe", "attention_bias": False, "qk_norm": True, "num_experts": 4, "num_experts_per_tok": 2,
+        "intermediate_size": 16,
+    },
+}  # fmt: skip
+SOME = ("qwen2", "olmoe")
+# tensor, stages, replicas, families
+LAYOUTS = {
+    "2 shares": (2, 1, 1, SOME),
+    "2 stages": (1, 2, 1, SOME),
+    "2 shares x 2 stages": (2, 2, 1, tuple(FAMILIES)),
+    "2 replicas of 2 shares": (2, 1, 2, SOME),
+}
+
+
+def config(family: str) -> MolmoConfig:
+    return replace(synthetic.MODEL, text=replace(synthetic.MODEL.text, **FAMILIES[family]))
+
+
+def network(family: str) -> Molmo:
+    model = Molmo(config(family))
+    model.reset_parameters(0)
+    return model.eval()
+
+
+def asked(family: str) -> list[Question]:
+    """Single questions, some sampled, and trees."""
+    single = answer_oracle.questions(config(family), 6, Options(max_new_tokens=7))
+    for i in (1, 4):
+        single[i] = replace(single[i], options=Options(max_new_tokens=7, temperature=0.9, top_k=20, seed=i, logprobs=2))
+    trees = answer_oracle.questions(config(family), 4, Options(max_new_tokens=5), same=2)
+    return single + [replace(question, name=f"tree {question.name}") for question in trees]
+
+
+def strategy(tensor: int, stages: int) -> str:
+    ours = {"engine": "inference", "stages": stages, "slots": 4, "slot_tokens": 64, "prefill_tokens": 40}
+    return json.dumps({"tensor_parallel": {"autotp_size": tensor}, "molmo_ds": ours})
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Of one rank."""
+
+    tokens: int  # that its layers computed
+    all_reduce: int  # bytes of payload
+    isend: int
+
+
+def answers_on_a_rank(
+    world: World, tensor: int, stages: int, families: tuple[str, ...]
+) -> tuple[dict[str, dict[str, Answer]], Traffic]:
+    """(answers by family and name, what the dense decoder sent)."""
+    torch.set_num_threads(1)
+    laid_out = parse("mine.json", json.loads(strategy(tensor, stages)))
+    sent: Counter[str] = Counter()
+    for name in ("all_reduce", "isend"):
+        count_bytes(name, sent)
+    out = {}
+    traffic = None
+    for family in families:
+        whole = network(family).state_dict()
+
+        def fill(cuts: dict[str, Cut], whole: dict[str, Tensor] = whole) -> Iterator[tuple[str, Tensor]]:
+            return ((name, whole[name][cut]) for name, cut in cuts.items())
+
+        replica = Replica.over_ranks(config(family), laid_out, world, fill, EOS)
+        mine = asked(family)[replica.index :: replica.count]
+        sent.clear()
+        out[family] = {one.name: one for one in answer(replica, mine)}
+        traffic = traffic or Traffic(replica.prefilled + replica.row_steps, sent["all_reduce"], sent["isend"])
+        drop_one(replica, mine, out[family])
+    return out, traffic
+
+
+def drop_one(replica: Replica, questions: list[Question], whole: dict[str, Answer]) -> None:
+    """A question that is dropped while its pass is in flight leaves the others as they were."""
+    replica.admit(questions)
+    given: dict[str, list[int]] = {question.name: [] for question in questions}
+    steps = 0
+    while replica.busy:
+        if steps == 3:
+            replica.drop(questions[0].name)
+            given.pop(questions[0].name)
+        for piece in replica.step():
+            if piece.end != "stop":
+                given[piece.name].append(piece.token)
+        steps += 1
+    replica.close()
+    assert given == {question.name: list(whole[question.name].token_ids) for question in questions[1:]}
+
+
+def count_bytes(name: str, sent: Counter[str]) -> None:
+    """Count the payloads of a function of torch.distributed, in this process from now on."""
+    function = getattr(dist, name)
+
+    def counted(tensor: Tensor, *args: object, **kwargs: object) -> object:
+        sent[name] += tensor.numel() * tensor.element_size()
+        return function(tensor, *args, **kwargs)
+
+    setattr(dist, name, counted)
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, dict[str, Answer]]:
+    out = {}
+    for family in FAMILIES:
+        replica = Replica.of(network(family), EOS, Limits(slots=4, slot_tokens=64, prefill_tokens=40))
+        out[family] = {one.name: one for one in answer(replica, asked(family))}
+    return out
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_tokens_of_one_process(layout: str, expected: dict) -> None:
+    tensor, stages, replicas, families = LAYOUTS[layout]
+    ranks = run_ranks(answers_on_a_rank, tensor * stages * replicas, tensor, stages, families)
+    for family in families:
+        wanted = expected[family]
+        names = [question.name for question in asked(family)]
+        for rank, (found, _) in enumerate(ranks):
+            index = rank // tensor % replicas
+            assert found[family].keys() == set(names[index::replicas])
+            for name, one in found[family].items():
+                assert (one.token_ids, one.end) == (wanted[name].token_ids, wanted[name].end), (family, name, rank)
+                assert one.log_probability == pytest.approx(wanted[name].log_probability, abs=1e-4)
+    assert {one.end for one in expected["qwen2"].values()} == {"stop", "length"}
+    for rank, (_, traffic) in enumerate(ranks):
+        hidden = 4 * synthetic.MODEL.text.hidden_size * traffic.tokens  # bytes of all hidden states
+        layers = synthetic.MODEL.text.num_hidden_layers // stages
+        assert traffic.all_reduce == (2 * layers * hidden if tensor > 1 else 0)
+        assert traffic.isend == (hidden if stages > 1 and rank < tensor else 0)
+
+
+def test_the_files() -> None:
+    sizes = {"tp8": (8, 1, 1, 64), "tp8_pp2": (8, 2, 1, 128), "ep8": (8, 1, 8, 64)}
+    assert sorted(sizes) == sorted(path.stem for path in (ROOT / "ds_configs/infer").glob("*.json"))
+    for name, size in sizes.items():
+        s = read_strategy(f"ds_configs/infer/{name}.json")
+        assert (s.tensor, s.stages, s.experts, s.limits.slots) == size
+        assert (s.engine, s.limits.slot_tokens, s.limits.prefill_tokens) == ("inference", 2304, 8192)
+
+
+INFERENCE = {"engine": "inference"}
+# strategy file, decoder, words of the sentence
+REFUSED = {
+    "to train with": ({"zero_optimization": {"stage": 3}}, "qwen2", "answer with ds_configs/infer/tp8.json"),
+    "experts to train with": ({}, "olmoe", "answer with ds_configs/infer/ep8.json"),
+    "stages to train with": ({"molmo_ds": {"engine": "pipeline", "stages": 2}}, "qwen2", "infer/tp8_pp2.json"),
+    "idle": ({"molmo_ds": INFERENCE, "zero_optimization": {"stage": 3}}, "qwen2", "reads zero_optimization; leave"),
+    "unknown": ({"molmo_ds": {**INFERENCE, "slot": 3}}, "qwen2", "no setting 'slot'; it has engine, stages"),
+    "sequence": ({"molmo_ds": {**INFERENCE, "sequence_parallel_size": 2}}, "qwen2", "are for training"),
+    "uneven slots": ({"molmo_ds": {**INFERENCE, "stages": 2, "slots": 5}}, "qwen2", "2 stages take turns"),
+    "too many stages": ({"molmo_ds": {**INFERENCE, "stages": 4}}, "qwen2", "2 layers cannot fill 4 stages"),
+    "dense experts": (
+        {"molmo_ds": INFERENCE, "expert_parallel": {"enabled": True, "autoep_size": 2}}, "qwen2", "no experts",
+    ),
+    "experts elsewhere": (
+        {"molmo_ds": INFERENCE, "expert_parallel": {"enabled": True, "autoep_size": 2}}, "olmoe", "write autoep_size=1",
+    ),
+    "too many shares": (
+        {"molmo_ds": INFERENCE, "tensor_parallel": {"autotp_size": 4}}, "qwen2", "num_key_value_heads=2 does not",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_laid_out_is_one_sentence(name: str) -> None:
+    values, family, words = REFUSED[name]
+    with pytest.raises(ValueError, match=rf"^mine\.json.*{re.escape(words)}.*\.$"):
+        refuse(config(family), parse("mine.json", values))
+
+
+def test_what_the_weights_lack_is_said() -> None:
+    world = World(0, 0, 1, torch.device("cpu"))
+    laid_out = parse("mine.json", {"molmo_ds": INFERENCE})
+    whole = network("qwen2").state_dict()
+
+    def fill(cuts: dict[str, Cut], lost: str, changed: str) -> Iterator[tuple[str, Tensor]]:
+        for name, cut in cuts.items():
+            if name != lost:
+                yield name, whole[name][cut][..., : 3 if name == changed else None]
+
+    name = "layers.1.mlp.up_proj.weight"
+    with pytest.raises(ValueError, match=f"The weights lack {name}; they are not those of this network"):
+        Share.build(config("qwen2"), laid_out, world, lambda cuts: fill(cuts, name, ""))
+    with pytest.raises(ValueError, match=rf"{name} has a part of \[48, 3\], not \[48, 32\]"):
+        Share.build(config("qwen2"), laid_out, world, lambda cuts: fill(cuts, "", name))
