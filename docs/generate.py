@@ -1,7 +1,7 @@
 """The parts of the docs that are made from the code when the site is built: `<!-- generated: NAME -->` in a page.
 
 python docs/generate.py NAME prints one of them, where molmo_ds is installed (pip install -e .). It imports the settings
-and reads all else as text, so that torch and DeepSpeed need not be there.
+and the benchmarks, and reads all else as text, so that torch and DeepSpeed need not be there.
 """
 
 import ast
@@ -38,7 +38,12 @@ def settings() -> str:
         lines += ["| setting | default | what it may be | meaning |", "|---|---|---|---|"]
         for setting in rows:
             name = setting.name.removeprefix(f"{block}.")
-            cells = [f"`{name}`", f"`{_shown(setting.default)}`", setting_list.legal(setting.hint), setting.comment]
+            cells = [
+                f"`{name}`",
+                f"`{_shown(setting.default)}`",
+                setting_list.legal(setting.hint),
+                setting.comment,
+            ]
             lines.append(_row(cells))
     return "\n".join(lines)
 
@@ -79,6 +84,51 @@ def strategies() -> str:
     return "\n".join(lines)
 
 
+def benchmarks() -> str:
+    """Every task of an evaluation."""
+    from molmo_ds.eval.benchmarks import BENCHMARKS
+
+    heads = (
+        "task",
+        "benchmark",
+        "splits (questions)",
+        "styles",
+        "new tokens",
+        "crops",
+        "headline",
+        "published",
+    )
+    lines = [_row(heads), "|---" * len(heads) + "|"]
+    for task in BENCHMARKS.values():
+        splits = [
+            f"{name} ({split.questions or '?'}{'' if split.public else ', no public answers'})"
+            for name, split in task.splits.items()
+        ]
+        published = ""
+        if task.published:
+            figures = " / ".join(
+                "-" if value is None else str(value) for value in task.published.figures
+            )
+            published = f"{task.published.split}: {figures}"
+        names = ", ".join(f"`{name}`" for name in (task.name, *task.aliases))
+        cells = [names, task.benchmark, ", ".join(splits) or "any shards", ", ".join(task.styles)]
+        lines.append(
+            _row(
+                [*cells, task.max_new_tokens, task.crops or "own", f"`{task.headline}`", published]
+            )
+        )
+    return "\n".join(lines)
+
+
+def sets() -> str:
+    """The sets of an evaluation and their tasks."""
+    from molmo_ds.eval.sets import SETS
+
+    lines = ["| set | tasks |", "|---|---|"]
+    lines += [_row([f"`{name}`", ", ".join(tasks) or "none yet"]) for name, tasks in SETS.items()]
+    return "\n".join(lines)
+
+
 def refusals() -> str:
     """The table of engine/refusals.py: what cannot run, and what is said then; values stand in brackets."""
     lines = ["| what | sentence |", "|---|---|"]
@@ -87,16 +137,6 @@ def refusals() -> str:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Row":
             name, _, sentence = node.args
             lines.append(_row([ast.literal_eval(name), _sentence(sentence)]))
-    return "\n".join(lines)
-
-
-def tasks() -> str:
-    """The tasks of an evaluation: which styles they ask, and how long an answer may be."""
-    lines = ["| task | styles that it asks | new tokens |", "|---|---|---|"]
-    for node in ast.walk(ast.parse((ROOT / "molmo_ds/eval/tasks.py").read_text())):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Task":
-            name, styles, tokens = (ast.literal_eval(word) for word in node.args[:3])
-            lines.append(_row([f"`{name}`", ", ".join(styles), tokens]))
     return "\n".join(lines)
 
 
@@ -121,7 +161,11 @@ def layers() -> str:
     """The import order that tests/test_layers.py enforces."""
     path = ROOT / "tests/test_layers.py"
     for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "LAYERS":
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Name)
+            and node.targets[0].id == "LAYERS"
+        ):
             rows = ast.literal_eval(node.value)
             return "```text\n" + "\n<- ".join(" | ".join(row) for row in rows) + "\n```"
     raise ValueError(f"{path} has no LAYERS, of which the page of the architecture is made.")
@@ -143,15 +187,25 @@ def _read_command(path: Path) -> tuple[ast.Module, dict[str, str]]:
 
 def _arguments(module: ast.Module) -> Iterator[tuple[str, str]]:
     calls = [node for node in ast.walk(module) if isinstance(node, ast.Call)]
-    calls = [node for node in calls if isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument"]
+    calls = [
+        node
+        for node in calls
+        if isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument"
+    ]
     for call in sorted(calls, key=lambda node: node.lineno):
         words = [word.value for word in call.args if isinstance(word, ast.Constant)]
         given = {keyword.arg: keyword.value for keyword in call.keywords}
         said = [_text(given["help"])] if "help" in given else []
         if isinstance(given.get("choices"), ast.List):
-            said.append("one of " + ", ".join(str(choice) for choice in ast.literal_eval(given["choices"])))
+            said.append(
+                "one of " + ", ".join(str(choice) for choice in ast.literal_eval(given["choices"]))
+            )
         default = given.get("default")
-        if isinstance(default, ast.Constant) and default.value not in (None, "") and "default" not in "".join(said):
+        if (
+            isinstance(default, ast.Constant)
+            and default.value not in (None, "")
+            and "default" not in "".join(said)
+        ):
             said.append(f"default {default.value}")
         if words:
             yield ", ".join(words), "; ".join(said)
@@ -174,9 +228,13 @@ def _strategy_cells(path: Path) -> list[str]:
     zero = values.get("zero_optimization", {})
     sizes = {key: ours[key] for key in ours if key != "engine"}
     sizes |= values.get("tensor_parallel", {})
-    sizes |= {key: size for key, size in values.get("expert_parallel", {}).items() if key != "enabled"}
+    sizes |= {
+        key: size for key, size in values.get("expert_parallel", {}).items() if key != "enabled"
+    }
     sizes |= {key: zero[key] for key in ("zero_hpz_partition_size",) if key in zero}
-    offload = {key: zero[key]["device"] for key in ("offload_param", "offload_optimizer") if key in zero}
+    offload = {
+        key: zero[key]["device"] for key in ("offload_param", "offload_optimizer") if key in zero
+    }
     return [
         f"`{path.name}`",
         ours.get("engine", "zero"),
@@ -229,8 +287,9 @@ PARTS = {
     "settings": settings,
     "commands": commands,
     "strategies": strategies,
+    "benchmarks": benchmarks,
+    "sets": sets,
     "refusals": refusals,
-    "tasks": tasks,
     "tree": tree,
     "layers": layers,
 }

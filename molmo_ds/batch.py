@@ -28,9 +28,12 @@ class Sample:
     loss_weights: Tensor  # float32 [t], 0 where nothing is learnt
     position_ids: Tensor  # int64 [t], restarts after the prefix for every branch
     branch_ids: Tensor  # int32 [t], 0 = prefix
-    images: Tensor  # uint8 [n, height, width, 3], or float32 [n, P, patch * patch * 3] in the exact mode; n may be 0
-    image_masks: Tensor  # float32 [n, P], share of real pixels per patch (1 real, 0 padding, -1 see legacy_image_mask)
-    image_positions: Tensor  # int64 [n, Q], token index inside this sample where a pooled patch is added, -1 = nowhere
+    # uint8 [n, height, width, 3], or float32 [n, P, patch * patch * 3] in the exact mode; n may be 0
+    images: Tensor
+    # float32 [n, P], share of real pixels per patch (1 real, 0 padding, -1 see legacy_image_mask)
+    image_masks: Tensor
+    # int64 [n, Q], token index inside this sample where a pooled patch is added, -1 = nowhere
+    image_positions: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,16 +76,26 @@ class Batch:
         if lacking > 0:
             others = (weights.flatten() == 0).nonzero()[:lacking, 0]
             learnt = torch.cat((learnt, others))
-        fields = {name: functional.pad(getattr(self, name), (0, tokens - length)) for name in PER_TOKEN}
+        fields = {
+            name: functional.pad(getattr(self, name), (0, tokens - length)) for name in PER_TOKEN
+        }
         fields |= {name: getattr(self, name) for name in PER_CROP}
         fields["image_positions"] = _moved(self.image_positions, length, tokens)
         if crops > len(self.images):
-            fields |= {name: _blank(fields[name], crops, -1 * (name == "image_positions")) for name in PER_CROP}
+            fields |= {
+                name: _blank(fields[name], crops, -1 * (name == "image_positions"))
+                for name in PER_CROP
+            }
         return Batch(**fields, learnt_rows=learnt)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
         """The same batch on another device."""
-        return Batch(**{name: tensor.to(device, non_blocking=non_blocking) for name, tensor in vars(self).items()})
+        return Batch(
+            **{
+                name: tensor.to(device, non_blocking=non_blocking)
+                for name, tensor in vars(self).items()
+            }
+        )
 
     def replace(self, **tensors: Tensor) -> "Batch":
         """A copy with some fields replaced; see `reweighted` for loss weights."""

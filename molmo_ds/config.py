@@ -20,7 +20,9 @@ def home(path: str) -> str:
     """The path with a leading `~` as the home folder; ValueError where there is no such user."""
     whole = os.path.expanduser(path)
     if whole.startswith("~"):
-        raise ValueError(f"there is no home folder {path.split('/')[0]}; write ./{path} if it is a name")
+        raise ValueError(
+            f"there is no home folder {path.split('/')[0]}; write ./{path} if it is a name"
+        )
     return whole
 
 
@@ -54,8 +56,10 @@ class VisionConfig(Checked):
     num_attention_heads: Size = 16  # divide hidden_size
     hidden_act: Literal["quick_gelu", "gelu", "gelu_pytorch_tanh"] = "quick_gelu"  # of the MLP
     layer_norm_eps: Positive = 1e-5  # added to the variance
-    num_positions: Optional[Size] = None  # patches in the position table (no class token); None = those of a crop
-    feature_layers: Annotated[tuple[int, ...], MinLen(1)] = (-2, -9)  # outputs of blocks, concatenated in this order
+    # patches in the position table (no class token); None = those of a crop
+    num_positions: Optional[Size] = None
+    # outputs of blocks, concatenated in this order
+    feature_layers: Annotated[tuple[int, ...], MinLen(1)] = (-2, -9)
     attention_dropout: Rate = 0.0  # of the attention's weights
     initializer_range: Positive = 0.02  # standard deviation of first weights
 
@@ -69,10 +73,13 @@ class VisionConfig(Checked):
 class ConnectorConfig(Checked):
     """The way from the features of a crop to a few vectors of the decoder's width."""
 
-    pooling: Literal["attention_meanq", "attention", "stack"] = "attention_meanq"  # attention: query = first patch
+    # attention: query = first patch
+    pooling: Literal["attention_meanq", "attention", "stack"] = "attention_meanq"
     pooling_size: Size = 2  # windows of pooling_size x pooling_size patches
     projector: Literal["mlp", "linear"] = "mlp"  # mlp is a SwiGLU
-    padding_embed: Literal["none", "pad_embed", "regress", "pad_and_partial_pad"] = "pad_and_partial_pad"
+    padding_embed: Literal["none", "pad_embed", "regress", "pad_and_partial_pad"] = (
+        "pad_and_partial_pad"
+    )
     intermediate_size: Optional[Size] = None  # of the mlp; None = text.intermediate_size
     feature_dropout: Rate = 0.0  # of the features
     initializer_range: Positive = 0.02  # standard deviation of first weights
@@ -94,7 +101,8 @@ class TextConfig(Checked):
     num_key_value_heads: Size = 4  # divide num_attention_heads
     head_dim: Optional[Size] = None  # even; None = hidden_size / num_attention_heads
     rope_theta: Positive = 1e6  # base of the rotary positions
-    rope_scaling: Optional[dict[str, Any]] = None  # transformers' dictionary; only "llama3" and "default" are known
+    # transformers' dictionary; only "llama3" and "default" are known
+    rope_scaling: Optional[dict[str, Any]] = None
     norm_type: Literal["rms", "layer"] = "rms"  # layer = LayerNorm without weights, OLMo v1
     rms_norm_eps: Positive = 1e-6  # added to the mean square
     attention_bias: bool = True  # on q, k, v
@@ -118,9 +126,11 @@ class ImageConfig(Checked):
     """The way from a picture to crops and image tokens."""
 
     crop_mode: Literal["overlap-and-resize-c2", "resize"] = "overlap-and-resize-c2"
-    max_crops: Annotated[int, Ge(1), Le(36)] = 12  # high-resolution crops; the global view comes on top
+    # high-resolution crops; the global view comes on top
+    max_crops: Annotated[int, Ge(1), Le(36)] = 12
     overlap_margins: tuple[Whole, Whole] = (4, 4)  # patches, left/top and right/bottom
-    resize: Literal["clip", "siglip", "dinov2", "metaclip"] = "clip"  # interpolation and normalisation
+    # interpolation and normalisation
+    resize: Literal["clip", "siglip", "dinov2", "metaclip"] = "clip"
     pad_value: Share = 0.0  # before normalisation
     use_col_tokens: bool = True  # a token at the end of each row of patches
     legacy_image_mask: bool = True  # released weights expect the padding mask one crop off
@@ -150,11 +160,13 @@ class MolmoConfig(Checked):
 class PromptConfig(Checked):
     """The way from an annotation to text."""
 
-    prompt_templates: Literal["none", "uber_model"] = "uber_model"  # questions of styles that have none
+    # questions of styles that have none
+    prompt_templates: Literal["none", "uber_model"] = "uber_model"
     message_format: Literal["none", "role"] = "role"  # role = "User: ... Assistant:"
     system_prompt: Literal["none", "style", "style_and_length", "demo_or_style"] = "demo_or_style"
     always_start_with_space: bool = True  # the first turn too, as in the reference
-    default_inference_len: Optional[Whole] = 65  # length that a prompt asks for, in 15 characters; None = none
+    # length that a prompt asks for, in 15 characters; None = none
+    default_inference_len: Optional[Whole] = 65
     root_subsegments: bool = True  # divide a picture's loss weights by sqrt(number of annotations)
     shuffle_messages: bool = True  # the order of a picture's annotations
 
@@ -174,16 +186,20 @@ class DataConfig(Checked):
     """The stream of batches."""
 
     sources: dict[str, SourceConfig] = field(default_factory=dict)
-    group_rates: dict[str, NotNegative] = field(default_factory=dict)  # empty = the same for all groups
+    # empty = the same for all groups
+    group_rates: dict[str, NotNegative] = field(default_factory=dict)
     tokenizer: Place = ""  # (required) folder of a transformers tokenizer
     prompts: PromptConfig = field(default_factory=PromptConfig)
     sequence_length: Size = 4096  # tokens of one packed sequence
     crops_per_sequence: Size = 39  # crop budget of one packed sequence
-    packing: Literal["pack", "to_max", "to_128"] = "pack"  # to_max, to_128 = one sample per sequence, padded
+    # to_max, to_128 = one sample per sequence, padded
+    packing: Literal["pack", "to_max", "to_128"] = "pack"
     pool_size: Size = 48  # samples a lane chooses from when it packs
     seed: Whole = 95818  # of the order of samples and of their prompts
-    num_workers: Annotated[int, Ge(0), Le(1024)] = 2  # processes per rank that read and decode; 0 = in the rank itself
-    prefetch_factor: Annotated[int, Ge(1), Le(1024)] = 4  # sequences that each of them prepares ahead
+    # processes per rank that read and decode; 0 = in the rank itself
+    num_workers: Annotated[int, Ge(0), Le(1024)] = 2
+    # sequences that each of them prepares ahead
+    prefetch_factor: Annotated[int, Ge(1), Le(1024)] = 4
     max_bad_share: Share = 0.001  # undecodable samples above this share stop the run
 
 
@@ -203,16 +219,22 @@ class OptimConfig(Checked):
 
     name: Literal["adamw", "sgd"] = "adamw"  # sgd is for comparisons
     connector: ComponentConfig = field(default_factory=lambda: ComponentConfig(lr=2e-4))
-    vision: ComponentConfig = field(default_factory=lambda: ComponentConfig(lr=6e-6, warmup_steps=2000))
-    text: ComponentConfig = field(default_factory=lambda: ComponentConfig(lr=2e-5, warmup_steps=2000))
+    vision: ComponentConfig = field(
+        default_factory=lambda: ComponentConfig(lr=6e-6, warmup_steps=2000)
+    )
+    text: ComponentConfig = field(
+        default_factory=lambda: ComponentConfig(lr=2e-5, warmup_steps=2000)
+    )
     freeze_embedding: bool = True  # the base table only; head and additional rows train
     betas: tuple[Rate, Rate] = (0.9, 0.95)  # of AdamW
     eps: Positive = 1e-6  # of AdamW
     weight_decay: NotNegative = 0.0  # of components that have none of their own
     max_grad_norm: NotNegative = 1.0  # of each component; 0 = no clipping
-    grad_clip_warmup_steps: Whole = 0  # for so many steps the limit is grad_clip_warmup_factor times higher
+    # for so many steps the limit is grad_clip_warmup_factor times higher
+    grad_clip_warmup_steps: Whole = 0
     grad_clip_warmup_factor: Positive = 1.0  # see grad_clip_warmup_steps
-    warmup_min_lr: Optional[NotNegative] = 0.0  # where the warm-up starts; None = a tenth of the peak
+    # where the warm-up starts; None = a tenth of the peak
+    warmup_min_lr: Optional[NotNegative] = 0.0
     alpha_f: Share = 0.1  # final share of the peak
     t_max: Optional[Count] = None  # step at which the cosine ends; None = max_steps
     z_loss: NotNegative = 1e-4  # factor of the z-loss
@@ -229,12 +251,17 @@ class LoraConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldOutConfig(Checked):
-    """Data that is not trained on, whose loss is logged; packed and prompted as the training data is."""
+class EvaluatorConfig(Checked):
+    """What is measured during training under a name: the loss of shards (`path`), or the answers to a `task`."""
 
-    sources: dict[str, SourceConfig] = field(default_factory=dict)  # empty = none
-    interval: Count = 1000  # steps between two evaluations; one more at the end
-    batches: Count = 8  # global batches of each, every time the same
+    path: Place = ""  # folder, URL or glob of shards whose loss is taken
+    task: str = ""  # TASK[:SPLIT] of `molmo-ds evaluate --list` whose questions are answered
+    data_folder: Place = "data"  # folder of the task's shards, as `molmo-ds download` writes them
+    examples: Count = 2048  # the first samples of path, or the first questions of task
+    interval: Optional[Count] = 1000  # steps between two evaluations; None = only at the end
+    at_end: bool = True  # once more after the last step
+    # then it ends with what it has; None = half of timeout_seconds
+    max_seconds: Optional[Positive] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,16 +271,18 @@ class RunConfig(Checked):
     preset: str = "tiny"  # a function of presets.py; model.* overrides it
     model: MolmoConfig = field(default_factory=MolmoConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
+    evaluators: dict[str, EvaluatorConfig] = field(default_factory=dict)
     optim: OptimConfig = field(default_factory=OptimConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
-    strategy: Place = "ds_configs/zero3.json"  # a DeepSpeed JSON, or `accelerate`: what accelerate launch was given
+    # a DeepSpeed JSON, or `accelerate`: what accelerate launch was given
+    strategy: Place = "ds_configs/zero3.json"
     init_from: Optional[Place] = None  # a checkpoint whose weights (nothing else) start this run
     out: Place = ""  # (required) folder of this run
     resume: bool = True  # continue from the newest whole checkpoint in `out`
     overwrite: bool = False  # allow a folder that holds another run
     max_steps: Count = 30000  # of the whole run
-    stop_after: Optional[Count] = None  # end this process after that step without changing the schedule
+    # end this process after that step without changing the schedule
+    stop_after: Optional[Count] = None
     global_batch: Size = 8  # sequences per step = lanes
     micro_batch: Size = 1  # sequences per rank and micro-step; divides global_batch
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto = bf16 on a GPU, else fp32
@@ -265,8 +294,11 @@ class RunConfig(Checked):
     async_save: bool = True  # the step waits for the copy to host memory only
     keep_checkpoints: Count = 2  # the newest stay
     keep_every: Optional[Count] = None  # every Nth checkpoint stays
-    log_interval: Count = 10  # steps between two lines of log.jsonl and TensorBoard, which hold their means
+    # steps between two lines of log.jsonl and TensorBoard, which hold their means
+    log_interval: Count = 10
     profile_steps: tuple[Count, ...] = ()  # steps to be timed by phase and traced, into out/profile
-    wandb: Optional[str] = None  # project of Weights & Biases to log to (WANDB_MODE=offline keeps it local)
-    timeout_seconds: Annotated[int, Ge(1), Le(10_000_000)] = 600  # silence of a rank that ends the run
+    # project of Weights & Biases to log to (WANDB_MODE=offline keeps it local)
+    wandb: Optional[str] = None
+    # silence of a rank that ends the run
+    timeout_seconds: Annotated[int, Ge(1), Le(10_000_000)] = 600
     check_collectives: bool = False  # name the rank and the collective where ranks disagree

@@ -76,7 +76,9 @@ def check_length(path: str, data: bytes, start: int, stop: int) -> None:
     if len(data) < stop - start:
         raise ShortRead(f"{path} gave {len(data)} of the {stop - start} bytes from {start} on")
     if len(data) > stop - start:
-        raise ValueError(f"The server of {path} does not honour range requests; copy the shards to another store.")
+        raise ValueError(
+            f"The server of {path} does not honour range requests; copy the shards to another store."
+        )
 
 
 def retry(action: Callable[[], T], path: str) -> T:
@@ -89,7 +91,8 @@ def retry(action: Callable[[], T], path: str) -> T:
             return action()
         except Exception as error:
             if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
-                error = error.__cause__  # fsspec says "not found" for every answer of a web server, 503 included
+                # fsspec says "not found" for every answer of a web server, 503 included
+                error = error.__cause__
             if isinstance(error, _PERMANENT) or getattr(error, "status", None) in (403, 404, 410):
                 raise FileNotFoundError(f"{path} is not there or may not be read") from error
             if not _transient(error):
@@ -107,7 +110,12 @@ def _transient(error: Exception) -> bool:
     if isinstance(status, int) and 400 <= status < 500:
         return status in (408, 425, 429)
     module = type(error).__module__.split(".")[0]
-    return isinstance(error, (OSError, TimeoutError)) or module in ("aiohttp", "botocore", "aiobotocore", "gcsfs")
+    return isinstance(error, (OSError, TimeoutError)) or module in (
+        "aiohttp",
+        "botocore",
+        "aiobotocore",
+        "gcsfs",
+    )
 
 
 def _delay(error: Exception, attempt: int) -> float:

@@ -47,7 +47,12 @@ TOWERS = {"clip": CLIP, "siglip": SIGLIP, "dinov2": DINOV2, "metaclip": METACLIP
 
 
 def _molmo(text: TextConfig, vision: str) -> MolmoConfig:
-    return MolmoConfig(text=text, vision=TOWERS[vision], connector=ConnectorConfig(), images=ImageConfig(resize=vision))
+    return MolmoConfig(
+        text=text,
+        vision=TOWERS[vision],
+        connector=ConnectorConfig(),
+        images=ImageConfig(resize=vision),
+    )
 
 
 def molmo_7b_d(vision: str = "clip") -> MolmoConfig:
@@ -224,14 +229,27 @@ def tiny_moe() -> MolmoConfig:
 
 PRESETS = {
     f.__name__: f
-    for f in (molmo_7b_d, molmo_7b_o, molmo_72b, molmoe_1b, qwen2_1b5, qwen2_0b5, reference_cpu, tiny, tiny_moe)
+    for f in (
+        molmo_7b_d,
+        molmo_7b_o,
+        molmo_72b,
+        molmoe_1b,
+        qwen2_1b5,
+        qwen2_0b5,
+        reference_cpu,
+        tiny,
+        tiny_moe,
+    )
 }
 ONE_TOWER = ("reference_cpu", "tiny", "tiny_moe")  # made as they are
 
 
 def get(name: str) -> MolmoConfig:
     """A preset by name, `molmo_7b_d` or with another tower `molmo_7b_d/siglip`; ValueError names those there are."""
-    known = [*PRESETS, *(f"{preset}/{tower}" for preset in PRESETS if preset not in ONE_TOWER for tower in TOWERS)]
+    known = [
+        *PRESETS,
+        *(f"{preset}/{tower}" for preset in PRESETS if preset not in ONE_TOWER for tower in TOWERS),
+    ]
     if name not in known:
         best = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
         raise ValueError(

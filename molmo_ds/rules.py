@@ -3,7 +3,15 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from molmo_ds.config import ComponentConfig, ImageConfig, MolmoConfig, RunConfig, SourceConfig, TextConfig, VisionConfig
+from molmo_ds.config import (
+    ComponentConfig,
+    ImageConfig,
+    MolmoConfig,
+    RunConfig,
+    SourceConfig,
+    TextConfig,
+    VisionConfig,
+)
 
 Rows = Iterator[tuple[bool, str]]
 IMAGE_IDS = 5  # ids from vocab_size on that mean parts of a picture (data/tokens.py)
@@ -81,14 +89,24 @@ def _rope(scaling: dict[str, Any] | None, key: str) -> Rows:
     if scaling is None:
         return
     kind = scaling.get("rope_type", scaling.get("type", "default"))
-    yield kind not in ("default", "llama3"), f"{key}.rope_type is {kind!r}; it must be default or llama3."
+    yield (
+        kind not in ("default", "llama3"),
+        f"{key}.rope_type is {kind!r}; it must be default or llama3.",
+    )
     unknown = sorted(set(scaling) - {"rope_type", "type", *LLAMA3})
-    yield bool(unknown), f"{key} has the unknown key {unknown[:1]}; it has rope_type, {', '.join(LLAMA3)}."
+    yield (
+        bool(unknown),
+        f"{key} has the unknown key {unknown[:1]}; it has rope_type, {', '.join(LLAMA3)}.",
+    )
     if kind != "llama3":
         return
     for name in LLAMA3:
         value = scaling.get(name)
-        wrong = isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf")
+        wrong = (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 < value < float("inf")
+        )
         yield wrong, f"{key}.{name} is {value!r}; it must be a number above 0."
         if wrong:
             return
@@ -103,7 +121,10 @@ def _vision(vision: VisionConfig, at: str) -> Rows:
     yield bool(size % patch), f"{at}patch_size is {patch}; it must divide {at}image_size={size}."
     heads = vision.num_attention_heads
     width = vision.hidden_size
-    yield bool(width % heads), f"{at}num_attention_heads is {heads}; it must divide {at}hidden_size={width}."
+    yield (
+        bool(width % heads),
+        f"{at}num_attention_heads is {heads}; it must divide {at}hidden_size={width}.",
+    )
     layers = vision.num_hidden_layers
     for index in vision.feature_layers:
         yield (
@@ -135,7 +156,7 @@ def run(config: RunConfig) -> Rows:
     yield from _budgets(config)
     yield from _schedule(config)
     yield from rates(config.data.sources, config.data.group_rates, "data.")
-    yield from rates(config.held_out.sources, {}, "held_out.")
+    yield from _evaluators(config)
 
 
 def _budgets(config: RunConfig) -> Rows:
@@ -148,7 +169,10 @@ def _budgets(config: RunConfig) -> Rows:
         f"data.crops_per_sequence is {budget}; it must be {crops} or more, the crops of one picture, or lower "
         f"model.images.max_crops={images.max_crops}.",
     )
-    side = -(-(config.model.vision.image_size // config.model.vision.patch_size) // config.model.connector.pooling_size)
+    side = -(
+        -(config.model.vision.image_size // config.model.vision.patch_size)
+        // config.model.connector.pooling_size
+    )
     view = side * (side + images.use_col_tokens) + 2
     tokens = 2 * view if overlapping else view
     length = config.data.sequence_length
@@ -170,14 +194,39 @@ def _schedule(config: RunConfig) -> Rows:
             "reaches its peak (stop_after ends a run early without changing its schedule).",
         )
     frozen = [getattr(optim, name).freeze for name in COMPONENTS]
-    yield all(frozen), "optim.connector.freeze, optim.vision.freeze and optim.text.freeze leave nothing to learn."
+    yield (
+        all(frozen),
+        "optim.connector.freeze, optim.vision.freeze and optim.text.freeze leave nothing to learn.",
+    )
     last = config.stop_after
     yield (
         last is not None and last > config.max_steps,
         f"stop_after is {last}; it must be at most max_steps={config.max_steps}, where the run ends anyway.",
     )
     late = [step for step in config.profile_steps if step > config.max_steps]
-    yield bool(late), f"profile_steps has {late[:1]}; it must hold steps up to max_steps={config.max_steps}."
+    yield (
+        bool(late),
+        f"profile_steps has {late[:1]}; it must hold steps up to max_steps={config.max_steps}.",
+    )
+
+
+def _evaluators(config: RunConfig) -> Rows:
+    silence = config.timeout_seconds
+    for name, one in config.evaluators.items():
+        at = f"evaluators.{name}"
+        yield (
+            bool(one.path) == bool(one.task),
+            f"{at} needs one of path (shards whose loss is taken) and task (questions that are answered).",
+        )
+        yield (
+            one.interval is None and not one.at_end,
+            f"{at} never runs: {at}.interval is null and {at}.at_end is false; set one of them.",
+        )
+        yield (
+            one.max_seconds is not None and one.max_seconds >= silence,
+            f"{at}.max_seconds is {one.max_seconds}; it must be below timeout_seconds={silence}, after which ranks "
+            "that wait end the run.",
+        )
 
 
 def _asked_for(config: RunConfig, name: str) -> bool:
@@ -190,10 +239,14 @@ def short_warmups(config: RunConfig) -> list[str]:
     """A sentence where a short run does not finish the default warm-up: legal, and worth a word."""
     end = config.optim.t_max or config.max_steps
     parts = {name: getattr(config.optim, name) for name in COMPONENTS}
-    late = {name: part for name, part in parts.items() if part.warmup_steps > end and not part.freeze}
+    late = {
+        name: part for name, part in parts.items() if part.warmup_steps > end and not part.freeze
+    }
     if not late:
         return []
-    keys = ", ".join(f"optim.{name}.warmup_steps={part.warmup_steps}" for name, part in late.items())
+    keys = ", ".join(
+        f"optim.{name}.warmup_steps={part.warmup_steps}" for name, part in late.items()
+    )
     return [f"The rate never reaches its peak: {keys} and only {end} steps; set shorter warm-ups."]
 
 
@@ -224,8 +277,13 @@ def rates(sources: dict[str, SourceConfig], group_rates: dict[str, float], at: s
 def training(config: RunConfig) -> Rows:
     """Settings that a run must be given and other uses of a configuration need not."""
     yield not config.out, "out is empty; give the run a folder, for example out=runs/first."
-    yield not config.data.tokenizer, "data.tokenizer is empty; give the folder of a transformers tokenizer."
+    yield (
+        not config.data.tokenizer,
+        "data.tokenizer is empty; give the folder of a transformers tokenizer.",
+    )
     yield not config.data.sources, "There is no data set; give data.sources.<name>.path."
-    for at, sources in (("data", config.data.sources), ("held_out", config.held_out.sources)):
-        for name, source in sources.items():
-            yield not source.path, f"{at}.sources.{name}.path is empty; give a folder, URL or glob of shards."
+    for name, source in config.data.sources.items():
+        yield (
+            not source.path,
+            f"data.sources.{name}.path is empty; give a folder, URL or glob of shards.",
+        )

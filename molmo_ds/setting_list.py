@@ -30,7 +30,14 @@ class Setting:
     @property
     def choices(self) -> tuple[str, ...]:
         """Those of a Literal, or of a list of them; empty for another type."""
-        return next((typing.get_args(hint) for hint in _inside(self.hint) if typing.get_origin(hint) is Literal), ())
+        return next(
+            (
+                typing.get_args(hint)
+                for hint in _inside(self.hint)
+                if typing.get_origin(hint) is Literal
+            ),
+            (),
+        )
 
     @property
     def is_text(self) -> bool:
@@ -56,7 +63,9 @@ def settings(kind: type, prefix: str = "") -> tuple[Setting, ...]:
         elif dataclasses.is_dataclass(entry):
             out += settings(entry, name + ".<name>.")
         else:
-            default = item.default if item.default is not dataclasses.MISSING else item.default_factory()
+            default = (
+                item.default if item.default is not dataclasses.MISSING else item.default_factory()
+            )
             out.append(Setting(name, hint, default, said.get(item.name, "")))
     return tuple(out)
 
@@ -100,7 +109,13 @@ def legal(hint: Any) -> str:
         return f"a list{number}, each {legal(parts[0])}"
     if origin is dict:
         return f"a block of names, each {legal(parts[1])}"
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Any: "a value"}
+    words = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+        Any: "a value",
+    }
     return words[hint]
 
 

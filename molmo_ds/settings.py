@@ -19,7 +19,15 @@ from molmo_ds.config import MolmoConfig, RunConfig
 from molmo_ds.setting_list import Setting, entry, legal, settings
 
 NOTHING = ("", "null", "~")
-ERRORS = (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, OSError, ValueError, TypeError, KeyError)
+ERRORS = (
+    OmegaConfBaseException,
+    yaml.YAMLError,
+    UnicodeDecodeError,
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+)
 
 
 def load(path: str | Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
@@ -60,12 +68,20 @@ def read_yaml(path: str | Path) -> DictConfig:
         reason = error.problem or error.context
         raise ValueError(f"{path}{where} is not YAML: {' '.join(str(reason).split())}.") from None
     except ERRORS as error:
-        reason = "it is no text in UTF-8" if isinstance(error, UnicodeDecodeError) else _first_line(error)
+        reason = (
+            "it is no text in UTF-8"
+            if isinstance(error, UnicodeDecodeError)
+            else _first_line(error)
+        )
         raise ValueError(f"{path} is not YAML: {reason}.") from None
     if not given:
-        raise ValueError(f"{path} is empty; write lines such as `max_steps: 1000`, or leave the file out.")
+        raise ValueError(
+            f"{path} is empty; write lines such as `max_steps: 1000`, or leave the file out."
+        )
     if not OmegaConf.is_dict(given):
-        raise ValueError(f"{path} holds no settings; write lines such as `max_steps: 1000`, not a list.")
+        raise ValueError(
+            f"{path} holds no settings; write lines such as `max_steps: 1000`, not a list."
+        )
     return given
 
 
@@ -74,25 +90,38 @@ def changed(made: Any, overrides: list[str] | tuple[str, ...]) -> Any:
     return from_dict(type(made), _over(to_dict(made), _read(None, overrides, type(made))))
 
 
-def _read(path: str | Path | None, overrides: list[str] | tuple[str, ...], kind: type = RunConfig) -> dict[str, Any]:
+def read_values(path: str | Path) -> dict[str, Any]:
+    """A YAML file's settings as plain values, not checked; ValueError as of `read_yaml`."""
+    return _read(path, ())
+
+
+def _read(
+    path: str | Path | None, overrides: list[str] | tuple[str, ...], kind: type = RunConfig
+) -> dict[str, Any]:
     given = OmegaConf.create() if path is None else read_yaml(path)
     for word in overrides:
         line = _as_yaml(word, kind)
         try:
             given = OmegaConf.merge(given, OmegaConf.from_dotlist([line]))
         except ERRORS as error:
-            raise ValueError(f"The override '{word}' cannot be read: {_first_line(error)}.") from None
+            raise ValueError(
+                f"The override '{word}' cannot be read: {_first_line(error)}."
+            ) from None
     try:
         return OmegaConf.to_container(given, resolve=True, throw_on_missing=True)
     except ERRORS as error:
-        raise ValueError(f"The configuration has a value that cannot be read: {_first_line(error)}.") from None
+        raise ValueError(
+            f"The configuration has a value that cannot be read: {_first_line(error)}."
+        ) from None
 
 
 def _as_yaml(word: str, kind: type) -> str:
     key, separator, value = word.removeprefix("--").partition("=")
     keys = key.split(".")
     if not separator or not all(keys):
-        raise ValueError(f"'{word}' is not an override; write key=value, for example model.vision.hidden_size=64.")
+        raise ValueError(
+            f"'{word}' is not an override; write key=value, for example model.vision.hidden_size=64."
+        )
     setting = _setting_of(keys, settings(kind))
     if setting is not None and setting.is_text and value not in NOTHING and value[0] not in "'\"":
         value = json.dumps(
@@ -103,7 +132,9 @@ def _as_yaml(word: str, kind: type) -> str:
 
 def _over(base: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """`given` over `base`, block by block."""
-    blocks = [key for key in given if isinstance(base.get(key), dict) and isinstance(given[key], dict)]
+    blocks = [
+        key for key in given if isinstance(base.get(key), dict) and isinstance(given[key], dict)
+    ]
     return base | given | {key: _over(base[key], given[key]) for key in blocks}
 
 
@@ -143,7 +174,9 @@ def in_sentences(what: str) -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        raise ValueError(f"{what}: {rules.together(_sentences(error, getattr(config, error.title)))}") from None
+        raise ValueError(
+            f"{what}: {rules.together(_sentences(error, getattr(config, error.title)))}"
+        ) from None
 
 
 @lru_cache
@@ -172,14 +205,18 @@ def _sentences(error: ValidationError, kind: type) -> list[str]:
         if setting is not None:
             said.setdefault(".".join(keys[: setting.depth]), _wrong_value(keys, mistake, setting))
         else:
-            said[key] = f"{key or 'The configuration'} is {_shown(mistake['input'])}; it must be a block of settings."
+            said[key] = (
+                f"{key or 'The configuration'} is {_shown(mistake['input'])}; it must be a block of settings."
+            )
     return list(said.values())
 
 
 def _setting_of(keys: list[str], known: Iterable[Setting]) -> Setting | None:
     """The setting that a place belongs to, which may lie inside its list or dictionary."""
     for setting in known:
-        if len(keys) >= setting.depth and all(p in ("<name>", k) for p, k in zip(setting.name.split("."), keys)):
+        if len(keys) >= setting.depth and all(
+            p in ("<name>", k) for p, k in zip(setting.name.split("."), keys)
+        ):
             return setting
     return None
 
@@ -190,7 +227,8 @@ def _wrong_value(keys: list[str], mistake: Any, setting: Setting) -> str:
     value = mistake["input"]
     if mistake["type"] == "value_error":  # of a check of our own
         return f"{key} is {_shown(value)}: {mistake['ctx']['error']}."
-    if inside and mistake["type"] not in ("missing", "too_long"):  # an entry of a list or dictionary
+    # an entry of a list or dictionary
+    if inside and mistake["type"] not in ("missing", "too_long"):
         spot = f"{key}[{inside[0]}]" if inside[0].isdigit() else f"{key}.{inside[0]}"
         sentence = f"{spot} is {_shown(value)}; it must be {legal(entry(setting.hint))}"
     else:

@@ -15,25 +15,21 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from tqdm import tqdm
 
 from molmo_ds import rules, setting_list, settings
 from molmo_ds.config import RunConfig
 
 if TYPE_CHECKING:
-    from molmo_ds.data.order.loader import Step
     from molmo_ds.engine import Engine
-    from molmo_ds.monitor.metrics import Metrics
 
 log = logging.getLogger("molmo_ds")
 RUN_FILES = ("config.yaml", "checkpoints", "log.jsonl", "tensorboard", "profile", "DONE")
 SHOWN_SAMPLES = 8  # in the sentence about a step that is not finite
-IDENTITY = ("model", "lora", "optim.name", "global_batch", "seed", "init_from")  # the stream tells if the data changed
+# the stream tells if the data changed
+IDENTITY = ("model", "lora", "optim.name", "global_batch", "seed", "init_from")
 
 
 def train(config: RunConfig) -> int:
@@ -45,6 +41,7 @@ def train(config: RunConfig) -> int:
     from molmo_ds.engine import build_engine, launch, strategy_place
     from molmo_ds.engine.launching import launchers
     from molmo_ds.engine.strategy import read_strategy
+    from molmo_ds.eval.evaluators import build_evaluators
     from molmo_ds.monitor import profile
     from molmo_ds.monitor.metrics import Metrics
     from molmo_ds.weights import checkpoint
@@ -64,9 +61,7 @@ def train(config: RunConfig) -> int:
     if engine.step:
         log.info("resumed from step %d", engine.step)
     stream = build_stream(config, engine.data_rank, engine.data_size, data_state, engine.step)
-    aside = held_out_run(config)
-    if aside:
-        build_stream(aside, engine.data_rank, engine.data_size)  # refused now rather than at the first evaluation
+    evaluators = build_evaluators(config, world)
     last = min(config.max_steps, config.stop_after or config.max_steps)
     world.agree(lambda: claim_folder(config, finished=engine.step >= last))
     metrics = Metrics(config, world, engine.step)
@@ -82,26 +77,39 @@ def train(config: RunConfig) -> int:
             values = engine.train_step(micro_batches)
         check_finite(engine, values, stream.samples)
         trained = time.perf_counter()
-        if aside and (engine.step % config.held_out.interval == 0 or engine.step == last):
-            values |= held_out(engine, build_stream(aside, engine.data_rank, engine.data_size), metrics)
+        for evaluator in evaluators:
+            if evaluator.due(engine.step, last):
+                values |= evaluator.run(engine, metrics.beat)
         evaluated = time.perf_counter()
         stopped_by, save_now = world.largest(asked["stop"], asked["save"])
         if engine.step % config.save_interval == 0 or engine.step == last or stopped_by or save_now:
             engine.save(checkpoints, lane_states)
             saved = engine.step
             asked["save"] = 0
-        metrics.step(engine.step, values | phases, arrived - began, trained - arrived, time.perf_counter() - evaluated)
+        saving = time.perf_counter() - evaluated
+        metrics.step(
+            engine.step,
+            values | phases,
+            arrived - began,
+            trained - arrived,
+            saving,
+            evaluated - trained,
+        )
     stream.close()
     engine.close()
     metrics.close()
     assert saved == engine.step
     if world.rank == 0 and engine.step >= config.max_steps and not (out / "DONE").exists():
-        (out / "DONE").write_text(json.dumps({"step": engine.step, "loss": values.get("loss")}) + "\n")
+        (out / "DONE").write_text(
+            json.dumps({"step": engine.step, "loss": values.get("loss")}) + "\n"
+        )
     world.barrier()
     return 128 + stopped_by if stopped_by else 0
 
 
-def check_finite(engine: "Engine", values: dict[str, float], samples: list[list[tuple[str, int, int]]]) -> None:
+def check_finite(
+    engine: "Engine", values: dict[str, float], samples: list[list[tuple[str, int, int]]]
+) -> None:
     """NotFiniteError, on every rank, where a loss or a gradient norm is not finite: nothing of it may be saved.
 
     Args:
@@ -117,38 +125,16 @@ def check_finite(engine: "Engine", values: dict[str, float], samples: list[list[
     everyone = list(dict.fromkeys(name for names in engine.world.gather(blamed) for name in names))
     shown = ", ".join(f"{source} {number}" for source, number, _ in everyone[:SHOWN_SAMPLES])
     more = f" and {len(everyone) - SHOWN_SAMPLES} more" if len(everyone) > SHOWN_SAMPLES else ""
-    where = f"; samples (source, number) in the micro-batches it came from: {shown}{more}" if shown else ""
+    where = (
+        f"; samples (source, number) in the micro-batches it came from: {shown}{more}"
+        if shown
+        else ""
+    )
     raise NotFiniteError(
         f"Step {engine.step} is not finite ({', '.join(wrong)}){where}. The run ends here and saves nothing of it; "
         "the checkpoints before it are whole. Look at those samples, lower the learning rate, or start from an "
         "earlier checkpoint."
     )
-
-
-def held_out_run(config: RunConfig) -> RunConfig | None:
-    """This run with the held-out sources in place of its own; None without any."""
-    if not config.held_out.sources:
-        return None
-    return replace(config, data=replace(config.data, sources=config.held_out.sources, group_rates={}))
-
-
-def held_out(engine: "Engine", stream: "Iterator[Step]", metrics: "Metrics") -> dict[str, float]:
-    """held_out/NAME: the weighted means over the first batches of the stream."""
-    seen = []
-    for _ in tqdm(range(metrics.config.held_out.batches), "held out", leave=False, disable=engine.world.rank > 0):
-        seen.append(engine.eval_loss(next(stream)[0]))
-        metrics.beat()
-    weight = max(sum(values["weight"] for values in seen), 1e-9)
-    names = ("loss", "ce_loss", "z_loss", "accuracy")
-    values = {f"held_out/{name}": sum(v[name] * v["weight"] for v in seen) / weight for name in names}
-    if not math.isfinite(values["held_out/loss"]):
-        log.warning(
-            "The held-out loss of step %d is %s, although the training's is finite: a sample of held_out.sources makes "
-            "it so. The run goes on; log.jsonl holds null.",
-            engine.step,
-            values["held_out/loss"],
-        )
-    return values
 
 
 def check_folder(config: RunConfig) -> None:
@@ -191,7 +177,11 @@ def difference_to(saved: Path, config: RunConfig) -> str:
     def flat(values: dict, prefix: str = "") -> dict:
         out = {}
         for key, value in values.items():
-            out |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
+            out |= (
+                flat(value, f"{prefix}{key}.")
+                if isinstance(value, dict) and value
+                else {prefix + key: value}
+            )
         return out
 
     try:
@@ -230,25 +220,32 @@ def read_arguments(arguments: list[str]) -> RunConfig | None:
     overrides = []
     skip = False
     for argument in arguments:
-        if skip or argument.startswith(("--local_rank", "--local-rank")):  # the deepspeed launcher adds it
+        # the deepspeed launcher adds it
+        if skip or argument.startswith(("--local_rank", "--local-rank")):
             skip = not skip and "=" not in argument
         elif argument.startswith("-") and "=" not in argument:
             raise ValueError(
                 f"There is no option {argument}; write settings as key=value, and see --help for their list."
             )
-        elif "=" not in argument or (argument.endswith((".yaml", ".yml")) and Path(argument).is_file()):
+        elif "=" not in argument or (
+            argument.endswith((".yaml", ".yml")) and Path(argument).is_file()
+        ):
             files.append(argument)
         else:
             overrides.append(argument)
     if len(files) > 1:
-        raise ValueError(f"'{files[1]}' is no key=value, and {files[0]} is the configuration file; give one file.")
+        raise ValueError(
+            f"'{files[1]}' is no key=value, and {files[0]} is the configuration file; give one file."
+        )
     return settings.load(files[0] if files else None, overrides)
 
 
 def print_help() -> None:
     """Usage, and every setting with its default, what it may be, and its comment."""
     print(__doc__)
-    print("Settings (defaults of the preset `tiny` apply to model.* unless preset=... says otherwise):")
+    print(
+        "Settings (defaults of the preset `tiny` apply to model.* unless preset=... says otherwise):"
+    )
     print(setting_list.help_text(RunConfig))
 
 
@@ -257,7 +254,9 @@ def main(arguments: list[str] | None = None) -> None:
     from molmo_ds.engine.checks.faults import TrainingFault
 
     rank = int(os.environ.get("RANK", 0))
-    logging.basicConfig(level=logging.INFO if rank == 0 else logging.ERROR, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=logging.INFO if rank == 0 else logging.ERROR, format="%(message)s", stream=sys.stderr
+    )
     try:
         config = read_arguments(sys.argv[1:] if arguments is None else arguments)
         if config is None:
@@ -266,7 +265,8 @@ def main(arguments: list[str] | None = None) -> None:
             return
         code = train(config)
     except (ValueError, OSError, TrainingFault) as error:
-        time.sleep(2.0 if rank else 0.0)  # rank 0 says what all have seen; the launcher then ends the others
+        # rank 0 says what all have seen; the launcher then ends the others
+        time.sleep(2.0 if rank else 0.0)
         print(f"molmo_ds: {error}", file=sys.stderr, flush=True)
         os._exit(1)
     except Exception:  # ours to mend; without destructors, which may wait for a rank that is gone

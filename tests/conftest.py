@@ -1,4 +1,4 @@
-"""What several tests share, made once, and which tests --fast leaves out."""
+"""What several tests share, made once, which tests --fast leaves out, and which run alone."""
 
 from pathlib import Path
 
@@ -11,6 +11,7 @@ SLOW = {  # file or folder: why it takes its time
     "torture": "runs that are killed at random moments",
     "multinode/test_hosts.py": "two hosts that fail in every way",
     "multinode/test_launchers.py": "each launcher on two hosts",
+    "multinode/test_serve_hosts.py": "a server on two hosts that fail",
     "multinode/test_bench_network.py": "bytes on the wire between two hosts",
     "engine/test_parallel.py": "pipeline, sequence, expert and tensor parallelism against one process",
     "engine/test_unlike_ranks.py": "every strategy with unlike amounts of work",
@@ -26,6 +27,7 @@ SLOW = {  # file or folder: why it takes its time
     "ops/test_cuda.py": "compiles the CUDA kernels for the CPU",
     "goldens/test_a_ranks.py": "the reference's numbers on several ranks",
     "hub/test_remote.py": "exported folders in processes of their own",
+    "serve/test_serve_command.py": "a server with all its processes",
     "hub/test_generate_tool.py": "a process for each question",
     "test_examples.py": "the quickstart",
     "test_plan_memory.py": "bytes that torch allocates",
@@ -34,6 +36,20 @@ SLOW = {  # file or folder: why it takes its time
     "data/test_bench_stream.py": "streams of every layout",
     "data/test_conversion.py": "worker processes",
     "data/test_malformed.py": "hundreds of damaged files",
+}
+ALONE = {  # file or folder: why nothing runs beside it
+    "torture": "kills at moments of milliseconds",
+    "multinode": "hosts that must answer within seconds",
+    "test_train.py": "kills at random moments, and launchers",
+    "test_examples.py": "a launcher, and a kill at a step",
+    "test_plan_memory.py": "when a thread of gloo lets its tensors go",
+    "engine/test_collectives.py": "a collective that is given up after 3 seconds",
+    "engine/test_nvme.py": "DeepSpeed's op, which is compiled beside the others",
+    "hub/test_convert.py": "memory that is read every half millisecond",
+    "data/test_download.py": "a server that is given up after 2 seconds",
+    "data/test_faults.py": "a server that is given up after seconds",
+    "data/test_loader.py": "workers that end within 10 seconds",
+    "serve/test_serve_faults.py": "an engine that is given up after seconds",
 }
 
 
@@ -46,18 +62,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """The mark by which tests/run.sh tells what may run beside other tests."""
+    config.addinivalue_line(
+        "markers", "alone: nothing may run beside it (ALONE of tests/conftest.py)"
+    )
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses by the mark
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What needs DeepSpeed's NVMe op comes last: run.sh compiles it meanwhile, which takes minutes."""
-    items.sort(key=lambda item: "nvme" in item.nodeid)
+    """What takes long comes first, so that two processes end together; what needs DeepSpeed's NVMe op comes last.
+
+    run.sh compiles that op meanwhile, which takes minutes.
+    """
+    missing = [place for place in (*SLOW, *ALONE) if not (HERE / place).exists()]
+    assert not missing, f"SLOW or ALONE names what is not there: {missing}"
+    items.sort(key=lambda item: ("nvme" in item.nodeid, not listed(item, SLOW)))
+    for item in items:
+        if listed(item, ALONE) or "nvme" in item.nodeid:
+            item.add_marker("alone")
     if config.getoption("--fast"):
-        missing = [place for place in SLOW if not (HERE / place).exists()]
-        assert not missing, f"SLOW names what is not there: {missing}"
-        left_out = [item for item in items if slow(item)]
+        left_out = [item for item in items if listed(item, SLOW)]
         config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not slow(item)]
+        items[:] = [item for item in items if not listed(item, SLOW)]
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
     """Say what --fast left out."""
     if config.getoption("--fast"):
         terminalreporter.section("left out by --fast; bash tests/run.sh runs them")
@@ -65,10 +97,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.line(f"tests/{place}: {why}")
 
 
-def slow(item: pytest.Item) -> bool:
-    """Whether SLOW lists its file or a folder above it."""
+def listed(item: pytest.Item, places: dict[str, str]) -> bool:
+    """Whether its file or a folder above it is one of the places."""
     place = item.path.relative_to(HERE)
-    return not SLOW.keys().isdisjoint({str(place), *map(str, place.parents)})
+    return not places.keys().isdisjoint({str(place), *map(str, place.parents)})
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,9 @@ from molmo_ds.model.molmo import Molmo, component, recomputed
 from molmo_ds.model.vision import ACTIVATIONS
 from molmo_ds.testing.streams import FakeBuilder, make_shards, run_config
 
-CHOICES = {setting.name: setting.choices for setting in settings.settings(RunConfig) if setting.choices}
+CHOICES = {
+    setting.name: setting.choices for setting in settings.settings(RunConfig) if setting.choices
+}
 NETWORK = {  # setting -> how many of its choices compute another loss
     "model.connector.pooling": 3,
     "model.connector.projector": 2,
@@ -31,10 +33,21 @@ NETWORK = {  # setting -> how many of its choices compute another loss
     "model.text.norm_type": 2,
     "model.vision.model_type": 3,
     "model.vision.hidden_act": 3,
-    "model.images.resize": 3,  # metaclip has clip's statistics and differs where pictures are resized
+    # metaclip has clip's statistics and differs where pictures are resized
+    "model.images.resize": 3,
 }
-PROMPTS = ("data.prompts.prompt_templates", "data.prompts.message_format", "data.prompts.system_prompt")
-OTHERS = ("model.text.model_type", "model.images.crop_mode", "data.packing", "optim.name", "lora.components")
+PROMPTS = (
+    "data.prompts.prompt_templates",
+    "data.prompts.message_format",
+    "data.prompts.system_prompt",
+)
+OTHERS = (
+    "model.text.model_type",
+    "model.images.crop_mode",
+    "data.packing",
+    "optim.name",
+    "lora.components",
+)
 OTHERS += ("precision", "activation_checkpointing")
 
 
@@ -66,7 +79,9 @@ def made_up(config: MolmoConfig) -> Batch:
 def test_each_choice_of_a_network_is_another_network(name: str) -> None:
     losses = set()
     for choice in CHOICES[name]:
-        model = Molmo(settings.load(None, [f"{name}={choice}", "model.connector.initializer_range=0.5"]).model)
+        model = Molmo(
+            settings.load(None, [f"{name}={choice}", "model.connector.initializer_range=0.5"]).model
+        )
         model.reset_parameters(0)
         with torch.no_grad():
             if model.connector.pad_embed is not None:  # 0 at first
@@ -108,19 +123,32 @@ def test_each_crop_mode_cuts_otherwise() -> None:
 
 def test_each_other_choice_is_in_the_table_that_reads_it() -> None:
     assert set(CHOICES["model.vision.hidden_act"]) == set(ACTIVATIONS)
-    assert set(CHOICES["model.images.resize"]) == set(images._INTERPOLATION) == set(configs.PIXEL_STATISTICS)
+    assert (
+        set(CHOICES["model.images.resize"])
+        == set(images._INTERPOLATION)
+        == set(configs.PIXEL_STATISTICS)
+    )
     for name in CHOICES["optim.name"]:
         weights = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 1.0}]
         assert type(optim.build_optimizer(weights, OptimConfig(name=name))).__name__.lower() == name
     expected = {"auto": (False, True), "fp32": (False, False), "bf16": (True, True)}
     runs = {precision: RunConfig(precision=precision) for precision in CHOICES["precision"]}
-    assert {p: (ds_config.uses_bf16(r, False), ds_config.uses_bf16(r, True)) for p, r in runs.items()} == expected
+    assert {
+        p: (ds_config.uses_bf16(r, False), ds_config.uses_bf16(r, True)) for p, r in runs.items()
+    } == expected
 
 
 def test_each_family_of_decoders_is_known_to_the_hub() -> None:
     same = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    same |= {"num_attention_heads": 4, "max_position_embeddings": 64, "num_experts": 4, "num_experts_per_tok": 2}
-    made = {kind: text_config({"model_type": kind, **same}) for kind in CHOICES["model.text.model_type"]}
+    same |= {
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+    }
+    made = {
+        kind: text_config({"model_type": kind, **same}) for kind in CHOICES["model.text.model_type"]
+    }
     assert {kind: text.model_type for kind, text in made.items()} == {kind: kind for kind in made}
     assert len({replace(text, model_type="qwen2") for text in made.values()}) == len(made)
 
@@ -135,6 +163,9 @@ def test_each_component_gets_adapters() -> None:
 
 def test_each_checkpointing_recomputes_other_rows() -> None:
     rows = ("vision.layers.0", "vision.layers.1", "layers.0", "layers.1", "head")
-    seen = {mode: tuple(recomputed(row, mode) for row in rows) for mode in CHOICES["activation_checkpointing"]}
+    seen = {
+        mode: tuple(recomputed(row, mode) for row in rows)
+        for mode in CHOICES["activation_checkpointing"]
+    }
     assert seen.pop("offload") == seen["full"], "offload keeps the inputs elsewhere"
     assert len(set(seen.values())) == len(seen) == 4

@@ -13,7 +13,8 @@ import pytest
 from molmo_ds import setting_list, settings
 from molmo_ds.config import RunConfig
 from molmo_ds.engine.refusals import TABLE
-from molmo_ds.eval.tasks import TASKS
+from molmo_ds.eval.benchmarks import BENCHMARKS
+from molmo_ds.eval.sets import SETS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -24,7 +25,10 @@ LOADED = (  # what a browser would fetch, and the attribute that says from where
     ("iframe", "src"),
     ("source", "src"),
 )
-TO_BE_WRITTEN = {"molmo_ds/ops/swiglu/cpu.py"}  # by who follows the page on adding a kernel
+TO_BE_WRITTEN = {  # by who follows the pages on adding a kernel and a benchmark
+    "molmo_ds/ops/swiglu/cpu.py",
+    "molmo_ds/eval/benchmarks/dvqa.py",
+}
 
 spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs/generate.py")
 generate = importlib.util.module_from_spec(spec)
@@ -43,7 +47,9 @@ class Fetched(HTMLParser):
         given = dict(attrs)
         if tag == "link" and given.get("rel") == "canonical":
             return
-        self.addresses += [given[name] or "" for kind, name in LOADED if kind == tag and name in given]
+        self.addresses += [
+            given[name] or "" for kind, name in LOADED if kind == tag and name in given
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +57,20 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built site; a link or an anchor that does not hold fails the build."""
     pytest.importorskip("mkdocs", reason="mkdocs is not installed; pip install -e '.[docs]'")
     out = tmp_path_factory.mktemp("docs") / "site"
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--quiet",
+        "--site-dir",
+        str(out),
+    ]
     silent = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=silent)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=silent
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return out
 
@@ -123,9 +140,13 @@ def test_files_that_pages_name_are_there() -> None:
     named = set()
     for page in PAGES:
         if page.name != "changelog.md":
-            named |= set(re.findall(r"`((?:[a-z_]+/)+[a-z0-9_]+\.(?:py|json|yaml|sh))`", page.read_text()))
+            named |= set(
+                re.findall(r"`((?:[a-z_]+/)+[a-z0-9_]+\.(?:py|json|yaml|sh))`", page.read_text())
+            )
     assert len(named) > 50
-    there = {name for name in named if (ROOT / name).exists() or (ROOT / "molmo_ds" / name).exists()}
+    there = {
+        name for name in named if (ROOT / name).exists() or (ROOT / "molmo_ds" / name).exists()
+    }
     assert sorted(named - there - TO_BE_WRITTEN) == []
 
 
@@ -139,10 +160,14 @@ def test_the_first_fine_tune_is_a_configuration(tmp_path: Path) -> None:
     assert config.optim.text.lr == 1e-5
 
 
-def test_the_page_of_evaluation_lists_every_task() -> None:
-    rows = generate.tasks().splitlines()[2:]
-    wanted = [f"| `{task.name}` | {', '.join(task.styles)} | {task.max_new_tokens} |" for task in TASKS.values()]
-    assert rows == wanted
+def test_the_page_of_benchmarks_lists_every_task_and_set() -> None:
+    rows = generate.benchmarks().splitlines()[2:]
+    assert len(rows) == len(BENCHMARKS)
+    for row, task in zip(rows, BENCHMARKS.values(), strict=True):
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert cells[0].startswith(f"`{task.name}`")
+        assert cells[3:5] == [", ".join(task.styles), str(task.max_new_tokens)]
+    assert [row.split("`")[1] for row in generate.sets().splitlines()[2:]] == list(SETS)
 
 
 def test_the_page_of_strategies_lists_every_refusal() -> None:

@@ -13,7 +13,8 @@ import pytest
 from molmo_ds import settings
 from molmo_ds.data.decode import load_image
 from molmo_ds.data.read.shards import ShardSet
-from molmo_ds.eval.tasks import TASKS, true_answer
+from molmo_ds.eval.benchmarks import by_style
+from molmo_ds.eval.row import Row, true_answer
 from molmo_ds.testing.scripts import load
 
 ROOT = Path(__file__).parents[1]
@@ -30,9 +31,22 @@ def compose() -> ModuleType:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a quickstart of 16 steps and what it printed."""
     out = tmp_path_factory.mktemp("quickstart") / "run"
-    command = [sys.executable, str(DIGITS / "quickstart.py"), "--out", str(out), "--steps", "16", "--ranks", "2"]
+    command = [
+        sys.executable,
+        str(DIGITS / "quickstart.py"),
+        "--out",
+        str(out),
+        "--steps",
+        "16",
+        "--ranks",
+        "2",
+    ]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=500, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        command,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     consoles = "\n".join(p.read_text(errors="replace")[-3000:] for p in out.glob("*/console.log"))
     assert done.returncode == 0, done.stderr[-3000:] + consoles
@@ -84,8 +98,11 @@ def test_true_answers_of_the_examination_score_one(compose):
     size = (compose.SIDE, compose.SIDE)
     for _, parts in compose.records("heldout", "examination", 100):
         for annotation in json.loads(parts["json"])["annotations"]:
-            task = next(t for t in TASKS.values() if annotation["style"] in t.styles)
-            assert set(task.score(true_answer(annotation, size), annotation, size).values()) == {1.0}
+            task = next(one for one in by_style.TASKS if annotation["style"] in one.styles)
+            row = Row(id="one", index=0, picture="one", annotation=annotation, size=size)
+            found = task.score(true_answer(row), row)
+            assert found.pop("unreadable") == 0.0
+            assert set(found.values()) == {1.0}
 
 
 def test_counts_asked_are_balanced(compose):
@@ -99,12 +116,20 @@ def test_counts_asked_are_balanced(compose):
     assert max(np.bincount(counts)) / len(counts) < 0.4  # expected 1/3, deviation 0.02
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "examples").rglob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "recipe", sorted((ROOT / "examples").rglob("*.yaml")), ids=lambda path: path.stem
+)
 def test_recipes_load(recipe: Path):
     assert (ROOT / settings.load(recipe).strategy).is_file()
 
 
-SCRIPTS = ["examples/quickstart.sh", "tools/setup_venv.sh", "tests/run.sh", "tests/precompiled/c++", ".ci/run"]
+SCRIPTS = [
+    "examples/quickstart.sh",
+    "tools/setup_venv.sh",
+    "tests/run.sh",
+    "tests/precompiled/c++",
+    ".ci/run",
+]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -116,10 +141,22 @@ def test_scripts_parse_and_can_be_run(script: str):
 def test_quickstart_reports_what_it_measured(finished: tuple[Path, str]):
     out, printed = finished
     summary = json.loads((out / "summary.json").read_text())
-    assert {"reading_accuracy", "counting_accuracy", "counting_within_1", "pointing_f1", "train_seconds"} <= set(
-        summary
-    )
-    assert {"tokens_per_second", "packing_fill", "steps", "ranks", "strategy", "versions", "chance"} <= set(summary)
+    assert {
+        "reading_accuracy",
+        "counting_accuracy",
+        "counting_within_1",
+        "pointing_f1",
+        "train_seconds",
+    } <= set(summary)
+    assert {
+        "tokens_per_second",
+        "packing_fill",
+        "steps",
+        "ranks",
+        "strategy",
+        "versions",
+        "chance",
+    } <= set(summary)
     assert (summary["steps"], summary["ranks"], summary["strategy"]["stage"]) == (16, 2, 3)
     assert 0.5 < summary["packing_fill"] <= 1
     assert "tensorboard" in printed and "generate.py" in printed and "reading_accuracy" in printed
@@ -134,22 +171,36 @@ def test_quickstart_was_killed_and_went_on_exactly(finished: tuple[Path, str]):
     assert again["largest_difference_of_loss"] == 0.0
 
 
-def test_quickstart_wrote_shards_of_held_out_scans_for_the_examination(finished: tuple[Path, str], compose):
+def test_quickstart_wrote_shards_of_held_out_scans_for_the_examination(
+    finished: tuple[Path, str], compose
+):
     held_out = set(compose.load_scans("heldout")[0].tolist())
     for stage in STAGES:
         shards = ShardSet(str(finished[0] / "data" / stage))
-        shown = {d["scan"] for i in range(len(shards)) for d in shards.record(i)["metadata"]["digits"]}
+        shown = {
+            d["scan"] for i in range(len(shards)) for d in shards.record(i)["metadata"]["digits"]
+        }
         assert shown <= held_out if stage == "examination" else not shown & held_out
 
 
 def test_a_second_quickstart_reuses_and_another_is_refused(finished: tuple[Path, str]):
     def run(*arguments: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, str(DIGITS / "quickstart.py"), "--out", str(finished[0]), *arguments]
+        command = [
+            sys.executable,
+            str(DIGITS / "quickstart.py"),
+            "--out",
+            str(finished[0]),
+            *arguments,
+        ]
         return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
     before = {p: p.stat().st_mtime_ns for p in finished[0].rglob("*") if p.is_file()}
     again = run("--steps", "16")
     assert again.returncode == 0 and "reading_accuracy" in again.stdout
     other = run("--steps", "40")
-    assert other.returncode == 1 and "holds another run" in other.stderr and "Traceback" not in other.stderr
+    assert (
+        other.returncode == 1
+        and "holds another run" in other.stderr
+        and "Traceback" not in other.stderr
+    )
     assert before == {p: p.stat().st_mtime_ns for p in finished[0].rglob("*") if p.is_file()}

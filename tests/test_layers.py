@@ -14,7 +14,7 @@ LAYERS = [
     ["engine"],
     ["infer", "monitor"],
     ["eval", "hub"],
-    ["train"],
+    ["train", "serve"],
     ["cli"],
     ["testing"],
 ]
@@ -54,10 +54,16 @@ def test_imports_run_one_way() -> None:
         for name in imports(path):
             top, _, rest = name.partition(".")
             assert top not in ("tools", "examples", "tests"), f"{path} imports {name}"
-            assert here in ONLY_IN.get(top, (here,)), f"{path}: only molmo_ds.{ONLY_IN[top][0]} imports {top}"
+            assert here in ONLY_IN.get(top, (here,)), (
+                f"{path}: only molmo_ds.{ONLY_IN[top][0]} imports {top}"
+            )
             if top == "molmo_ds" and rest and here != "__init__":
                 there = rest.split(".")[0]
-                allowed = there == here or RANK[there] < RANK[here] or there in FOUNDATION.get(here, set())
+                allowed = (
+                    there == here
+                    or RANK[there] < RANK[here]
+                    or there in FOUNDATION.get(here, set())
+                )
                 assert allowed, f"{path} may not import {name}"
 
 
@@ -68,25 +74,33 @@ def test_kinds_of_parallelism_do_not_know_each_other() -> None:
     assert kinds == {"expert", "nvme", "sequence", "tensor", "zero"}
     for kind in kinds:
         named = {
-            name.removeprefix("molmo_ds.engine.parallel.").split(".")[0] for name in imports(folder / f"{kind}.py")
+            name.removeprefix("molmo_ds.engine.parallel.").split(".")[0]
+            for name in imports(folder / f"{kind}.py")
         }
         assert not named & (kinds - {kind}), kind
 
 
 def test_tests_and_measurements_meet_in_testing() -> None:
     scripts = {
-        folder: {path.stem for path in (ROOT / folder).rglob("*.py")} for folder in ("tests", "tools", "examples")
+        folder: {path.stem for path in (ROOT / folder).rglob("*.py")}
+        for folder in ("tests", "tools", "examples")
     }
     assert len(scripts["tests"]) > 80 and len(scripts["tools"]) > 15
     for folder, names in scripts.items():
-        others = {name for other, found in scripts.items() if other != folder for name in found} - names
+        others = {
+            name for other, found in scripts.items() if other != folder for name in found
+        } - names
         for path in (ROOT / folder).rglob("*.py"):
             text = path.read_text()
             assert "sys" + ".path" not in text, f"{path} edits the path of modules"
             tops = {name.partition(".")[0] for name in imports(path)}
-            assert not tops & (others | {"tools", "examples", "tests"}), f"{path} imports {tops & others}"
+            assert not tops & (others | {"tools", "examples", "tests"}), (
+                f"{path} imports {tops & others}"
+            )
 
 
 def test_testing_needs_no_pytest() -> None:
     for path in (PACKAGE / "testing").rglob("*.py"):
-        assert not any(name.split(".")[0] in ("pytest", "hypothesis") for name in imports(path)), path
+        assert not any(name.split(".")[0] in ("pytest", "hypothesis") for name in imports(path)), (
+            path
+        )

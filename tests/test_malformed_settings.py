@@ -62,7 +62,10 @@ def overrides(draw: random.Random, file: Path) -> None:
         "model[text]",
     ]
     words = [
-        draw.choice(["", "--", "-"]) + draw.choice(names) + draw.choice(["=", "=", "=", ""]) + draw.choice(VALUES)
+        draw.choice(["", "--", "-"])
+        + draw.choice(names)
+        + draw.choice(["=", "=", "=", ""])
+        + draw.choice(VALUES)
         for _ in range(draw.randint(1, 3))
     ]
     settings.load(None, words)
@@ -103,10 +106,14 @@ def changed(draw: random.Random, values: Any) -> Any:
     if isinstance(values, dict) and values and draw.random() < 0.7:
         key = draw.choice(list(values))
         return values | {key: changed(draw, values[key])}
-    return draw.choice([None, True, 0, -1, 3, 1.5, "cpu", "auto", "", [], [1], {}, {"a": 1}, {"stage": 3}, 2**70])
+    return draw.choice(
+        [None, True, 0, -1, 3, 1.5, "cpu", "auto", "", [], [1], {}, {"a": 1}, {"stage": 3}, 2**70]
+    )
 
 
-@pytest.mark.parametrize("read", [overrides, yaml_files, hostfiles, strategies], ids=lambda read: read.__name__)
+@pytest.mark.parametrize(
+    "read", [overrides, yaml_files, hostfiles, strategies], ids=lambda read: read.__name__
+)
 def test_a_sentence_or_a_run(read: Callable[[random.Random, Path], None], tmp_path: Path) -> None:
     draw = random.Random(f"{SEED} {read.__name__}")
     refused = 0

@@ -53,7 +53,11 @@ def test_folders_are_no_patterns(bracketed: Path, made: tuple[Path, Path]) -> No
 def test_shards_below_home_and_brackets(bracketed: Path, made: tuple[Path, Path]) -> None:
     whole = ShardSet(str(made[0]))
     one = bracketed / "shard-000000.tar"
-    for path, count in ((f"~/{bracketed.name}", 40), (str(bracketed / "*.tar"), 40), (str(one), 20)):
+    for path, count in (
+        (f"~/{bracketed.name}", 40),
+        (str(bracketed / "*.tar"), 40),
+        (str(one), 20),
+    ):
         shards = ShardSet(path)
         assert len(shards) == count
         assert shards.record(3) == whole.record(3)
@@ -68,7 +72,9 @@ def test_home_in_the_arguments_of_tools(bracketed: Path, capsys: pytest.CaptureF
     assert files.local("~/x") == bracketed.parent / "x" and files.local("./~x") == Path("~x")
 
 
-def test_settings_and_options_of_visualize_in_any_order(made: tuple[Path, Path], tmp_path: Path) -> None:
+def test_settings_and_options_of_visualize_in_any_order(
+    made: tuple[Path, Path], tmp_path: Path
+) -> None:
     shards, tokenizer = map(str, made)
     run = ["preset=tiny", "data.sequence_length=256", "data.crops_per_sequence=16"]
     named = ["--tokenizer", tokenizer, "--sequences", "2"]
@@ -90,7 +96,11 @@ def test_settings_and_options_of_visualize_in_any_order(made: tuple[Path, Path],
 def test_settings_and_options_of_other_tools_in_any_order(capsys: pytest.CaptureFixture) -> None:
     tables = []
     words = ["tiny", "ds_configs/zero3.json", "2", "micro_batch=2", "max_steps=5"]
-    for order in (words, [words[3], *words[:3], words[4]], [*words[:1], "--micro_batch=2", *words[1:3], words[4]]):
+    for order in (
+        words,
+        [words[3], *words[:3], words[4]],
+        [*words[:1], "--micro_batch=2", *words[1:3], words[4]],
+    ):
         plan_memory.main(order)
         tables.append(capsys.readouterr().out)
     assert len(set(tables)) == 1 and "2 GPUs" in tables[0]
@@ -110,5 +120,7 @@ def test_field_names_of_make_shards_take_no_other_word() -> None:
     rest = ["dataset", "SRC", "OUT", "--style", "vqa2"]
     fields = ["--map", "question=query", "answer=label"]
     for place in range(len(rest)):  # at its end --style needs its word
-        parsed = parse([*rest[:place], *fields, *rest[place:]] if place < 4 else [*rest, *fields], "")
+        parsed = parse(
+            [*rest[:place], *fields, *rest[place:]] if place < 4 else [*rest, *fields], ""
+        )
         assert (parsed.source, parsed.out, parsed.map) == ("SRC", "OUT", fields[1:])

@@ -16,9 +16,18 @@ import torch
 from molmo_ds import settings
 from molmo_ds.batch import Batch, learnt_rows_of
 from molmo_ds.cli import plan as plan_command
-from molmo_ds.config import ConnectorConfig, DataConfig, ImageConfig, MolmoConfig, RunConfig, TextConfig, VisionConfig
-from molmo_ds.engine import build_engine, optim, plan_memory
+from molmo_ds.config import (
+    ConnectorConfig,
+    DataConfig,
+    ImageConfig,
+    MolmoConfig,
+    RunConfig,
+    TextConfig,
+    VisionConfig,
+)
+from molmo_ds.engine import build_engine, optim
 from molmo_ds.engine.launch import World
+from molmo_ds.engine.plan import plan_memory
 from molmo_ds.engine.strategy import accumulation, read_strategy
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.testing import synthetic
@@ -52,8 +61,23 @@ MODEL = MolmoConfig(
     connector=ConnectorConfig(),
     images=ImageConfig(crop_mode="resize", max_crops=1),
 )
-EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": False, "intermediate_size": 256}
-STRATEGIES = ["zero0", "zero1", "zero2", "zero3", "zero3_offload", "zero3_hpz", "zero3_sp", "zero3_tp", "pipe_zero1"]
+EXPERTS = {
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "norm_topk_prob": False,
+    "intermediate_size": 256,
+}
+STRATEGIES = [
+    "zero0",
+    "zero1",
+    "zero2",
+    "zero3",
+    "zero3_offload",
+    "zero3_hpz",
+    "zero3_sp",
+    "zero3_tp",
+    "pipe_zero1",
+]
 STRATEGIES += ["zero2_ep", "zero3_ep"]  # with a model that has experts
 CASES: dict[str, dict] = {name: {} for name in STRATEGIES} | {
     "pipe_dualpipev": {"global_batch": 4},
@@ -61,7 +85,10 @@ CASES: dict[str, dict] = {name: {} for name in STRATEGIES} | {
     "zero1 4 micro-steps": {"global_batch": 8},
     "zero3 4 micro-steps": {"global_batch": 8},
 }
-CASES |= {f"{name} bf16": {"precision": "bf16"} for name in ("zero0", "zero1", "zero2", "zero3", "pipe_zero1")}
+CASES |= {
+    f"{name} bf16": {"precision": "bf16"}
+    for name in ("zero0", "zero1", "zero2", "zero3", "pipe_zero1")
+}
 TESTED = ["zero1", "zero1 bf16", "zero3", "zero3 full", "zero3_tp", "zero3_ep", "pipe_zero1"]
 TOKENS, CROPS, PATCHES = 512, 8, 64
 
@@ -103,13 +130,24 @@ def measure(world: World, config: RunConfig) -> int:
     micro_steps = accumulation(config, read_strategy(config.strategy).data_parallel_size(2))
     engine = build_engine(config, world)
     engine.train_step([full_batch() for _ in range(micro_steps)])
-    tensors = [x for x in gc.get_objects() if isinstance(x, torch.Tensor) and x.device.type == "cpu"]
-    before = sum({x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in tensors}.values())
+    tensors = [
+        x for x in gc.get_objects() if isinstance(x, torch.Tensor) and x.device.type == "cpu"
+    ]
+    before = sum(
+        {x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in tensors}.values()
+    )
     del tensors
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as trace:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as trace:
         engine.train_step([full_batch() for _ in range(micro_steps)])
     events = trace.profiler.kineto_results.events()
-    changes = [change for _, change in sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")]
+    changes = [
+        change
+        for _, change in sorted(
+            (e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"
+        )
+    ]
     return before + max(itertools.accumulate(changes))
 
 
@@ -121,7 +159,11 @@ def compared(case: str) -> list[tuple[float, float]]:
     config = run(case)
     plans = plan_memory.plan(config, read_strategy(config.strategy), 2, on_gpu=False)
     peaks = run_ranks(measure, 2, config, timeout=300)
-    return list(zip([made.peak + made.host for made in plans], peaks if len(plans) > 1 else [sum(peaks) / 2]))
+    return list(
+        zip(
+            [made.peak + made.host for made in plans], peaks if len(plans) > 1 else [sum(peaks) / 2]
+        )
+    )
 
 
 @pytest.mark.parametrize("case", TESTED)
@@ -135,7 +177,8 @@ def test_every_strategy_has_a_plan(capsys: pytest.CaptureFixture, tmp_path: Path
     hosts.write_text("one slots=8\ntwo slots=8  # the second\n")
     for path in sorted((ROOT / "ds_configs").glob("*.json")):
         preset = "molmoe_1b" if "_ep" in path.stem else "molmo_7b_d"
-        words = "activation_checkpointing=full", "global_batch=32"  # four micro-batches of two stages
+        # four micro-batches of two stages
+        words = "activation_checkpointing=full", "global_batch=32"
         plan_command.main([preset, str(path), str(hosts), *words])
         said = capsys.readouterr().out.splitlines()
         numbers = [float(word) for word in said[-1].split()]
@@ -161,4 +204,6 @@ def test_shards_of_a_released_model() -> None:
 if __name__ == "__main__":
     for case in sys.argv[1:] or CASES:
         for planned, measured in compared(case):
-            print(f"| {case} | {planned / 1e6:.0f} | {measured / 1e6:.0f} | {100 * (planned / measured - 1):+.1f} % |")
+            print(
+                f"| {case} | {planned / 1e6:.0f} | {measured / 1e6:.0f} | {100 * (planned / measured - 1):+.1f} % |"
+            )

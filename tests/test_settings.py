@@ -38,14 +38,20 @@ def takes(hint: Any, value: Any) -> bool:
     if origin is dict:
         return isinstance(value, dict) and all(takes(parts[1], inner) for inner in value.values())
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return (
+            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        )
     if hint is Any:
         return True
     return type(value) is hint
 
 
 def _within(limit: Any, value: Any) -> bool:
-    tests = {"ge": lambda x: x >= limit.ge, "gt": lambda x: x > limit.gt, "le": lambda x: x <= limit.le}
+    tests = {
+        "ge": lambda x: x >= limit.ge,
+        "gt": lambda x: x > limit.gt,
+        "le": lambda x: x <= limit.le,
+    }
     tests |= {"lt": lambda x: x < limit.lt, "min_length": lambda x: len(x) >= limit.min_length}
     return all(test(value) for name, test in tests.items() if hasattr(limit, name))
 
@@ -68,10 +74,24 @@ def base() -> dict:
 def test_the_list_of_settings_is_whole() -> None:
     assert len(EVERY) > 125
     leaves = {setting.name.rsplit(".", 1)[-1] for setting in EVERY}
-    kinds = [kind for kind in vars(configs).values() if getattr(kind, "__module__", "") == configs.__name__]
+    kinds = [
+        kind
+        for kind in vars(configs).values()
+        if getattr(kind, "__module__", "") == configs.__name__
+    ]
     kinds = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
     fields = {field.name for kind in kinds for field in dataclasses.fields(kind)}
-    blocks = {"text", "vision", "connector", "images", "model", "data", "prompts", "sources", "held_out"}
+    blocks = {
+        "text",
+        "vision",
+        "connector",
+        "images",
+        "model",
+        "data",
+        "prompts",
+        "sources",
+        "evaluators",
+    }
     assert len(kinds) == 13 and leaves == fields - blocks - {"optim", "lora"}
 
 
@@ -92,7 +112,9 @@ def test_wrong_values_of_every_kind(setting: Setting, base: dict) -> None:
     assert refused >= 6, "the oracle takes nearly everything"
 
 
-@pytest.mark.parametrize("setting", [s for s in EVERY if not s.is_text], ids=lambda setting: setting.name)
+@pytest.mark.parametrize(
+    "setting", [s for s in EVERY if not s.is_text], ids=lambda setting: setting.name
+)
 def test_wrong_words_of_the_command_line(setting: Setting) -> None:
     for word in ("nonsense", "-5e9", ".nan", "[1, nonsense]", "{a: nonsense}"):
         if setting.name.endswith("rope_scaling") and word.startswith("{"):
@@ -102,7 +124,12 @@ def test_wrong_words_of_the_command_line(setting: Setting) -> None:
 
 
 def test_all_mistakes_at_once_and_the_nearest_right_one() -> None:
-    words = ["model.connector.pooling=atention_meanq", "micro_batch=0", "optim.text.lrr=1", "data.sources.a.pth=x"]
+    words = [
+        "model.connector.pooling=atention_meanq",
+        "micro_batch=0",
+        "optim.text.lrr=1",
+        "data.sources.a.pth=x",
+    ]
     with pytest.raises(ValueError) as caught:
         settings.load(None, words)
     lines = str(caught.value).split("\n")
@@ -118,42 +145,92 @@ def test_all_mistakes_at_once_and_the_nearest_right_one() -> None:
 
 # words, and what the sentence says
 BETWEEN = [
-    (["model.text.hidden_size=130"], "model.text.num_attention_heads is 4; it must divide model.text.hidden_size=130"),
+    (
+        ["model.text.hidden_size=130"],
+        "model.text.num_attention_heads is 4; it must divide model.text.hidden_size=130",
+    ),
     (["model.text.num_key_value_heads=3"], "it must divide model.text.num_attention_heads=4"),
     (["model.text.head_dim=31"], "model.text.head_dim is 31; it must be an even number"),
-    (["model.text.num_experts=4"], "num_experts_per_tok is 0; it must be from 1 to model.text.num_experts=4"),
-    (["model.text.num_experts=4", "model.text.num_experts_per_tok=5"], "num_experts_per_tok is 5; it must be from 1"),
+    (
+        ["model.text.num_experts=4"],
+        "num_experts_per_tok is 0; it must be from 1 to model.text.num_experts=4",
+    ),
+    (
+        ["model.text.num_experts=4", "model.text.num_experts_per_tok=5"],
+        "num_experts_per_tok is 5; it must be from 1",
+    ),
     (["model.text.num_experts_per_tok=2"], "it must be 0, because model.text.num_experts=0"),
-    (["model.text.vocab_size=513"], "vocab_size is 513; it must be at most model.text.embedding_size=512"),
-    (["model.text.additional_vocab_size=4"], "additional_vocab_size is 4; it must leave rows for the 5 image tokens"),
-    (["model.text.rope_scaling.rope_type=yarn"], "rope_scaling.rope_type is 'yarn'; it must be default or llama3"),
-    (["model.text.rope_scaling.rope_type=llama3"], "rope_scaling.factor is None; it must be a number above 0"),
-    (["model.text.rope_scaling={rope_type: default, fctor: 8}"], "rope_scaling has the unknown key ['fctor']"),
-    (["model.vision.patch_size=15"], "model.vision.patch_size is 15; it must divide model.vision.image_size=56"),
+    (
+        ["model.text.vocab_size=513"],
+        "vocab_size is 513; it must be at most model.text.embedding_size=512",
+    ),
+    (
+        ["model.text.additional_vocab_size=4"],
+        "additional_vocab_size is 4; it must leave rows for the 5 image tokens",
+    ),
+    (
+        ["model.text.rope_scaling.rope_type=yarn"],
+        "rope_scaling.rope_type is 'yarn'; it must be default or llama3",
+    ),
+    (
+        ["model.text.rope_scaling.rope_type=llama3"],
+        "rope_scaling.factor is None; it must be a number above 0",
+    ),
+    (
+        ["model.text.rope_scaling={rope_type: default, fctor: 8}"],
+        "rope_scaling has the unknown key ['fctor']",
+    ),
+    (
+        ["model.vision.patch_size=15"],
+        "model.vision.patch_size is 15; it must divide model.vision.image_size=56",
+    ),
     (["model.vision.num_attention_heads=3"], "it must divide model.vision.hidden_size=128"),
     (["model.vision.feature_layers=[-1,-5]"], "feature_layers has -5; it must be from -4 to 3"),
     (["model.vision.num_positions=17"], "num_positions is 17; it must be a square number"),
     (["model.connector.pooling_size=5"], "pooling_size is 5; it must be at most 4"),
-    (["model.images.crop_mode=overlap-and-resize-c2", "model.images.overlap_margins=[2,2]"], "must sum to less than 4"),
+    (
+        ["model.images.crop_mode=overlap-and-resize-c2", "model.images.overlap_margins=[2,2]"],
+        "must sum to less than 4",
+    ),
     (["micro_batch=3"], "micro_batch is 3; it must divide global_batch=8"),
-    (["preset=molmo_7b_d", "data.crops_per_sequence=12"], "crops_per_sequence is 12; it must be 13 or more"),
+    (
+        ["preset=molmo_7b_d", "data.crops_per_sequence=12"],
+        "crops_per_sequence is 12; it must be 13 or more",
+    ),
     (["data.sequence_length=8"], "data.sequence_length is 8; it must be above 8"),
-    (["max_steps=10", "optim.text.warmup_steps=11"], "optim.text.warmup_steps is 11; it must be at most max_steps=10"),
-    (["optim.t_max=5", "optim.vision.warmup_steps=6"], "vision.warmup_steps is 6; it must be at most optim.t_max=5"),
+    (
+        ["max_steps=10", "optim.text.warmup_steps=11"],
+        "optim.text.warmup_steps is 11; it must be at most max_steps=10",
+    ),
+    (
+        ["optim.t_max=5", "optim.vision.warmup_steps=6"],
+        "vision.warmup_steps is 6; it must be at most optim.t_max=5",
+    ),
     ([f"optim.{part}.freeze=true" for part in rules.COMPONENTS], "leave nothing to learn"),
     (["max_steps=10", "stop_after=11"], "stop_after is 11; it must be at most max_steps=10"),
-    (["max_steps=10", "profile_steps=[3,11]"], "profile_steps has [11]; it must hold steps up to max_steps=10"),
-    (["data.sources.a.rate=1", "data.sources.b.path=x"], "Either all sources of group 'all' have a rate or none: a, b"),
+    (
+        ["max_steps=10", "profile_steps=[3,11]"],
+        "profile_steps has [11]; it must hold steps up to max_steps=10",
+    ),
+    (
+        ["data.sources.a.rate=1", "data.sources.b.path=x"],
+        "Either all sources of group 'all' have a rate or none: a, b",
+    ),
     (["data.sources.a.rate=0"], "The rates of group 'all' must be at least 0, and one above 0"),
-    (["held_out.sources.a.rate=0"], "The rates of group 'all' must be at least 0, and one above 0"),
-    (["data.sources.a.path=x", "data.group_rates.b=1"], "group_rates names ['b'], but the sources' groups are ['all']"),
+    (["data.sources.a.rate=0"], "The rates of group 'all' must be at least 0, and one above 0"),
+    (
+        ["data.sources.a.path=x", "data.group_rates.b=1"],
+        "group_rates names ['b'], but the sources' groups are ['all']",
+    ),
     (["data.group_rates.all=0", "data.sources.a.path=x"], "data.group_rates are all 0"),
     (["preset=tinny"], "There is no preset 'tinny'; the nearest one is 'tiny'"),
     (["preset=tiny/clip"], "There is no preset 'tiny/clip'"),
 ]
 
 
-@pytest.mark.parametrize(("words", "said"), BETWEEN, ids=lambda value: value[0] if isinstance(value, list) else "")
+@pytest.mark.parametrize(
+    ("words", "said"), BETWEEN, ids=lambda value: value[0] if isinstance(value, list) else ""
+)
 def test_what_must_hold_between_settings(words: list[str], said: str) -> None:
     with pytest.raises(ValueError) as caught:
         settings.load(None, words)
@@ -174,7 +251,10 @@ def test_the_edges_of_the_rules_are_legal() -> None:
 def test_a_default_warm_up_in_a_short_run_is_said() -> None:
     assert rules.short_warmups(settings.load(None, ["max_steps=2000"])) == []
     said = rules.short_warmups(settings.load(None, ["max_steps=1999"]))
-    assert len(said) == 1 and "optim.vision.warmup_steps=2000, optim.text.warmup_steps=2000 and only 1999" in said[0]
+    assert (
+        len(said) == 1
+        and "optim.vision.warmup_steps=2000, optim.text.warmup_steps=2000 and only 1999" in said[0]
+    )
 
 
 def test_every_preset_is_legal() -> None:
@@ -211,36 +291,65 @@ def test_files_that_cannot_be_read(name: str, tmp_path: Path) -> None:
 
 
 def test_words_mean_the_same_with_and_without_dashes() -> None:
-    plain = settings.load(None, ["optim.text.lr=1e-3", "wandb=null", "model.vision.feature_layers=[-1,-2]"])
-    dashed = settings.load(None, ["--optim.text.lr=1e-3", "--wandb=null", "--model.vision.feature_layers=[-1,-2]"])
+    plain = settings.load(
+        None, ["optim.text.lr=1e-3", "wandb=null", "model.vision.feature_layers=[-1,-2]"]
+    )
+    dashed = settings.load(
+        None, ["--optim.text.lr=1e-3", "--wandb=null", "--model.vision.feature_layers=[-1,-2]"]
+    )
     assert plain == dashed and plain.optim.text.lr == 1e-3 and plain.wandb is None
 
 
 def test_texts_are_taken_as_they_stand() -> None:
-    made = settings.load(None, ["out=007", "data.sources.x.path=/data/run #2", "wandb=1e5", "data.tokenizer='quoted'"])
+    made = settings.load(
+        None,
+        ["out=007", "data.sources.x.path=/data/run #2", "wandb=1e5", "data.tokenizer='quoted'"],
+    )
     assert (made.out, made.data.sources["x"].path) == ("007", "/data/run #2")
     assert (made.wandb, made.data.tokenizer) == ("1e5", "quoted")
-    for text in ("caf\u00e9", "\U0001f600", 'a "b" \\ c', "[x]", "{x}", "a: b", "*", "'", "a # b", "a\nb"):
+    for text in (
+        "caf\u00e9",
+        "\U0001f600",
+        'a "b" \\ c',
+        "[x]",
+        "{x}",
+        "a: b",
+        "*",
+        "'",
+        "a # b",
+        "a\nb",
+    ):
         assert settings.load(None, [f"out=./{text}"]).out == f"./{text}"
 
 
 def test_home_is_a_folder_in_every_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", "/home/of/mine")
     file = tmp_path / "run.yaml"
-    file.write_text("out: ~/out\ninit_from: ~/from\ndata: {tokenizer: ~/words, sources: {a: {path: ~/a}}}\n")
-    made = settings.load(file, ["strategy=~/mine.json", "held_out.sources.b.path=~/b"])
-    paths = [made.out, made.init_from, made.data.tokenizer, made.data.sources["a"].path, made.strategy]
-    paths.append(made.held_out.sources["b"].path)
+    file.write_text(
+        "out: ~/out\ninit_from: ~/from\ndata: {tokenizer: ~/words, sources: {a: {path: ~/a}}}\n"
+    )
+    made = settings.load(file, ["strategy=~/mine.json", "evaluators.b.path=~/b"])
+    paths = [
+        made.out,
+        made.init_from,
+        made.data.tokenizer,
+        made.data.sources["a"].path,
+        made.strategy,
+    ]
+    paths.append(made.evaluators["b"].path)
     names = ("out", "from", "words", "a", "mine.json", "b")
     assert paths == [f"/home/of/mine/{name}" for name in names]
-    with pytest.raises(ValueError, match="out is '~nobody-here/x': there is no home folder ~nobody-here"):
+    with pytest.raises(
+        ValueError, match="out is '~nobody-here/x': there is no home folder ~nobody-here"
+    ):
         settings.load(None, ["out=~nobody-here/x"])
     assert settings.load(None, ["out=./~x"]).out == "./~x"
 
 
 def test_saved_and_read_again(tmp_path: Path) -> None:
     made = settings.load(
-        None, ["preset=tiny_moe", "data.sources.a.path=x", "optim.text.lr=1e-3", "profile_steps=[1,2]"]
+        None,
+        ["preset=tiny_moe", "data.sources.a.path=x", "optim.text.lr=1e-3", "profile_steps=[1,2]"],
     )
     settings.save(made, tmp_path / "config.yaml")
     assert settings.load(tmp_path / "config.yaml") == made == pickle.loads(pickle.dumps(made))
@@ -248,7 +357,12 @@ def test_saved_and_read_again(tmp_path: Path) -> None:
 
 
 def test_fields_are_checked_in_python_too() -> None:
-    for wrong in ({"hidden_size": -1}, {"norm_type": "rmss"}, {"attention_dropout": math.nan}, {"hiden_size": 3}):
+    for wrong in (
+        {"hidden_size": -1},
+        {"norm_type": "rmss"},
+        {"attention_dropout": math.nan},
+        {"hiden_size": 3},
+    ):
         with pytest.raises(ValueError):
             TextConfig(**wrong)
         with pytest.raises(ValueError):
@@ -264,6 +378,11 @@ def test_every_setting_says_what_it_is() -> None:
     assert comments(VisionConfig)["patch_size"] == "side of a patch in pixels; divides image_size"
     for setting in EVERY:
         assert legal(setting.hint), setting.name
-    plain = {"hidden_size", "num_attention_heads", "attention_dropout"}  # transformers' own names say it
-    mute = [s.name for s in EVERY if not s.comment and not s.choices and s.name.rsplit(".", 1)[-1] not in plain]
+    # transformers' own names say it
+    plain = {"hidden_size", "num_attention_heads", "attention_dropout"}
+    mute = [
+        s.name
+        for s in EVERY
+        if not s.comment and not s.choices and s.name.rsplit(".", 1)[-1] not in plain
+    ]
     assert len(mute) < 30, mute

@@ -16,7 +16,15 @@ ROOT = Path(__file__).parents[1]
 STEPS = 3
 STRATEGIES = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
 EXPERTS = ["model.text.num_experts=4", "model.text.num_experts_per_tok=2"]
-SAME = ("loss", "grad_norm/connector", "grad_norm/vision", "grad_norm/text", "tokens", "learnt_tokens", "crops")
+SAME = (
+    "loss",
+    "grad_norm/connector",
+    "grad_norm/vision",
+    "grad_norm/text",
+    "tokens",
+    "learnt_tokens",
+    "crops",
+)
 CELLS = [
     *((2, strategy, "dense", "pack") for strategy in STRATEGIES if "_ep" not in strategy),
     *(
@@ -67,7 +75,9 @@ def train(shards: Path, cell: tuple[int, str, str, str], out: Path) -> list[dict
     ]  # fmt: skip
     port = free_port()
     said = [out.with_name(f"{out.name}-{rank}.txt") for rank in range(ranks)]
-    started = [Forked(words, said[rank], rank_environment(rank, ranks, port)) for rank in range(ranks)]
+    started = [
+        Forked(words, said[rank], rank_environment(rank, ranks, port)) for rank in range(ranks)
+    ]
     for process in started:
         code, output = process.finish(timeout=500)  # DeepSpeed may compile its op for NVMe first
         assert code == 0, output[-3000:]

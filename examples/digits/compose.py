@@ -22,10 +22,19 @@ HELD_OUT = 0.25  # share of the scans
 PLACES = ("top left", "top right", "bottom left", "bottom right")
 NUMBERS = ("no", "one", "two", "three", "four")
 PHOTOGRAPHS = {
-    "train": ("astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "grass.png", "moon.png"),
+    "train": (
+        "astronaut.png",
+        "brick.png",
+        "camera.png",
+        "chelsea.png",
+        "coffee.png",
+        "grass.png",
+        "moon.png",
+    ),
     "heldout": ("rocket.jpg", "gravel.png", "motorcycle_left.png"),
 }
-STEP = 12.5  # points are annotated to the nearest eighth of the picture, as a person's pointing would be
+# points are annotated to the nearest eighth of the picture, as a person's pointing would be
+STEP = 12.5
 
 
 def load_scans(split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -44,7 +53,10 @@ def load_photographs(split: str) -> list[np.ndarray]:
     import skimage.data
 
     folder = Path(skimage.data.__file__).parent
-    return [np.asarray(Image.open(folder / name).convert("L"), np.float32) for name in PHOTOGRAPHS[split]]
+    return [
+        np.asarray(Image.open(folder / name).convert("L"), np.float32)
+        for name in PHOTOGRAPHS[split]
+    ]
 
 
 class Composer:
@@ -99,7 +111,10 @@ def _layout(rng: np.random.Generator) -> tuple[list[int], list[int]]:
 
 def centre(box: list[int]) -> list[float]:
     """The middle of a box in percent of the picture, to the nearest STEP."""
-    return [float(round((a + b) / 2 / SIDE * 100 / STEP) * STEP) for a, b in ((box[0], box[2]), (box[1], box[3]))]
+    return [
+        float(round((a + b) / 2 / SIDE * 100 / STEP) * STEP)
+        for a, b in ((box[0], box[2]), (box[1], box[3]))
+    ]
 
 
 def captions(shown: list[dict], rng: np.random.Generator) -> list[dict]:
@@ -142,12 +157,20 @@ def examination(shown: list[dict], rng: np.random.Generator) -> list[dict]:
 def reading(one: dict) -> dict:
     """Which digit is where `one` is?"""
     place = PLACES[one["place"]]
-    return {"style": "vqa2", "question": f"Which digit is at the {place}?", "answer": str(one["digit"])}
+    return {
+        "style": "vqa2",
+        "question": f"Which digit is at the {place}?",
+        "answer": str(one["digit"]),
+    }
 
 
 def counting(digit: int, shown: list[dict]) -> dict:
     """How many are there of a digit?"""
-    return {"style": "point_count", "question": f"How many {digit}s are there?", **_points(digit, shown)}
+    return {
+        "style": "point_count",
+        "question": f"How many {digit}s are there?",
+        **_points(digit, shown),
+    }
 
 
 def pointing(digit: int, shown: list[dict]) -> dict:
@@ -176,5 +199,9 @@ def records(split: str, stage: str, count: int) -> Iterator[tuple[str, dict[str,
             about = questions(shown) if stage == "questions" else examination(shown, rng)
         buffer = io.BytesIO()
         Image.fromarray(picture).convert("RGB").save(buffer, "JPEG", quality=95)
-        row = {"images": ["jpg"], "annotations": about, "metadata": {"split": split, "digits": shown}}
+        row = {
+            "images": ["jpg"],
+            "annotations": about,
+            "metadata": {"split": split, "digits": shown},
+        }
         yield f"{stage}-{number:06d}", {"jpg": buffer.getvalue(), "json": json.dumps(row).encode()}

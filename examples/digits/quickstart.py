@@ -35,7 +35,15 @@ STEPS = 2000
 FIRST_STAGE = 0.4  # share of the steps
 PICTURES = {"captions": 10_000, "questions": 10_000, "examination": 300}
 OVERLAP = 10  # steps that are lost by the kill and made again: their losses must be the same
-PACKAGES = ("molmo_ds", "torch", "deepspeed", "accelerate", "transformers", "scikit-learn", "scikit-image")
+PACKAGES = (
+    "molmo_ds",
+    "torch",
+    "deepspeed",
+    "accelerate",
+    "transformers",
+    "scikit-learn",
+    "scikit-image",
+)
 # what one word of the tokenizer may span: a turn of phrase, a piece of a point's tag, a coordinate, a digit, a word
 PIECES = (
     r" ?User:(?: vqa2:)?| Which digit is at| the (?:top|bottom) (?:left|right)| How many|s are there\?| Point to the"
@@ -76,10 +84,14 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"quickstart: {error}")
     report.show(job.out)
-    print(f"\nDone in {time.time() - began:.0f} s. Watch the curves, or ask about a picture of your own:")
+    print(
+        f"\nDone in {time.time() - began:.0f} s. Watch the curves, or ask about a picture of your own:"
+    )
     here = Path(sys.executable).parent
     print(f"  {here / 'tensorboard'} --logdir {job.out}")
-    print(f"  {sys.executable} {ROOT / 'tools/generate.py'} --checkpoint {job.out / 'questions'} \\")
+    print(
+        f"  {sys.executable} {ROOT / 'tools/generate.py'} --checkpoint {job.out / 'questions'} \\"
+    )
     print(f'      --image {job.out / "sample.png"} --style vqa2 "Which digit is at the top left?"')
 
 
@@ -89,18 +101,29 @@ def read_arguments(arguments: list[str] | None) -> Job:
 
     parser = argparse.ArgumentParser(prog="quickstart.sh", description=__doc__)
     parser.add_argument(
-        "--out", type=home, default=str(ROOT / "runs/quickstart"), help="folder of the run (default: %(default)s)"
+        "--out",
+        type=home,
+        default=str(ROOT / "runs/quickstart"),
+        help="folder of the run (default: %(default)s)",
     )
     gpus = max((n for n in (1, 2, 4, 8) if n <= torch.cuda.device_count()), default=0)
-    parser.add_argument("--ranks", type=int, default=gpus or 2, help="processes (default: the GPUs up to 8, else 2)")
-    parser.add_argument("--steps", type=int, default=STEPS, help="of both stages together (default: %(default)s)")
+    parser.add_argument(
+        "--ranks", type=int, default=gpus or 2, help="processes (default: the GPUs up to 8, else 2)"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=STEPS, help="of both stages together (default: %(default)s)"
+    )
     given = parser.parse_args(arguments)
     if given.steps < 10:
         raise ValueError("--steps must be at least 10.")
     if torch.cuda.is_available() and given.ranks > torch.cuda.device_count():
-        raise ValueError(f"--ranks {given.ranks} is more than the {torch.cuda.device_count()} GPUs of this machine.")
+        raise ValueError(
+            f"--ranks {given.ranks} is more than the {torch.cuda.device_count()} GPUs of this machine."
+        )
     if given.ranks not in (1, 2, 4, 8):
-        raise ValueError(f"--ranks {given.ranks} does not divide the 8 sequences of a step; give 1, 2, 4 or 8.")
+        raise ValueError(
+            f"--ranks {given.ranks} does not divide the 8 sequences of a step; give 1, 2, 4 or 8."
+        )
     return Job(Path(given.out).absolute(), given.ranks, given.steps)
 
 
@@ -110,7 +133,9 @@ def claim(job: Job) -> None:
     if note.exists():
         there = json.loads(note.read_text())
         if there != wanted:
-            raise ValueError(f"{job.out} holds another run ({there}, now {wanted}); name another folder with --out.")
+            raise ValueError(
+                f"{job.out} holds another run ({there}, now {wanted}); name another folder with --out."
+            )
     elif job.out.exists() and any(job.out.iterdir()):
         raise ValueError(f"{job.out} holds other files; name another folder with --out.")
     else:
@@ -124,12 +149,16 @@ def make_pictures(job: Job) -> None:
     missing = [stage for stage in counts if not (job.out / "data" / stage / ".nv-meta").exists()]
     if not missing:
         return
-    with tqdm(total=sum(counts[s] for s in missing), desc="compose", unit="picture", dynamic_ncols=True) as bar:
+    with tqdm(
+        total=sum(counts[s] for s in missing), desc="compose", unit="picture", dynamic_ncols=True
+    ) as bar:
         for stage in missing:
             shutil.rmtree(job.out / "data" / stage, ignore_errors=True)
             split = "heldout" if stage == "examination" else "train"
             write_shards(
-                _counted(compose.records(split, stage, counts[stage]), bar), job.out / "data" / stage, "digits"
+                _counted(compose.records(split, stage, counts[stage]), bar),
+                job.out / "data" / stage,
+                "digits",
             )
 
 
@@ -150,7 +179,9 @@ def make_tokenizer(job: Job) -> None:
         formatter = PromptFormatter(config.data.prompts)
         for number, (_, parts) in enumerate(compose.records("train", stage, 1000)):
             about = json.loads(parts["json"])["annotations"]
-            texts += [m for c in formatter.conversations(about, RandomState(number)) for m in c.messages]
+            texts += [
+                m for c in formatter.conversations(about, RandomState(number)) for m in c.messages
+            ]
     train_tokenizer(texts, config.model.text.vocab_size, folder, PIECES)
 
 
@@ -173,7 +204,9 @@ def train(job: Job, stage: str) -> None:
     recipe = settings.load(HERE / f"{stage}.yaml")
     words.append(f"micro_batch={recipe.global_batch // job.ranks}")
     for name in ("connector", "vision", "text"):  # a trial of few steps has a shorter warm-up
-        words.append(f"optim.{name}.warmup_steps={min(getattr(recipe.optim, name).warmup_steps, steps)}")
+        words.append(
+            f"optim.{name}.warmup_steps={min(getattr(recipe.optim, name).warmup_steps, steps)}"
+        )
     with tqdm(total=steps, desc=f"train on {stage}", unit="step", dynamic_ncols=True) as bar:
         killed = run / "killed.jsonl"  # the log as it was when the run was killed
         if stage == "questions" and not killed.exists():
@@ -185,7 +218,13 @@ def train(job: Job, stage: str) -> None:
 def launch(job: Job, stage: str, words: list[str], bar: tqdm, kill_at: int | None = None) -> None:
     """Train with the deepspeed launcher until it ends, or kill -9 all its processes once step `kill_at` is logged."""
     run = job.out / stage
-    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(job.ranks)]
+    command = [
+        sys.executable,
+        "-m",
+        "deepspeed.launcher.runner",
+        "--num_accelerators",
+        str(job.ranks),
+    ]
     command += [
         "--master_port",
         str(_free_port()),
@@ -202,7 +241,12 @@ def launch(job: Job, stage: str, words: list[str], bar: tqdm, kill_at: int | Non
     began = time.time()
     with open(run / "console.log", "ab") as console:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=console, stderr=console, start_new_session=True
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=console,
+            stderr=console,
+            start_new_session=True,
         )
     try:
         while process.poll() is None:
@@ -220,14 +264,18 @@ def launch(job: Job, stage: str, words: list[str], bar: tqdm, kill_at: int | Non
     if kill_at is None and not (run / "DONE").exists():
         lines = (run / "console.log").read_text(errors="replace").splitlines()
         said = [line for line in lines if "molmo_ds: " in line] or lines
-        raise ValueError(f"training on {stage} stopped ({said[-1].strip()}); all it said is in {run / 'console.log'}.")
+        raise ValueError(
+            f"training on {stage} stopped ({said[-1].strip()}); all it said is in {run / 'console.log'}."
+        )
 
 
 def _show(run: Path, bar: tqdm) -> int:
     rows = report.read_log(run / "log.jsonl")
     if rows:
         bar.n = rows[-1]["step"]
-        bar.set_postfix_str(f"loss {rows[-1]['loss']:.3f}, {rows[-1]['tokens_per_second']:.0f} tokens/s")
+        bar.set_postfix_str(
+            f"loss {rows[-1]['loss']:.3f}, {rows[-1]['tokens_per_second']:.0f} tokens/s"
+        )
     return bar.n
 
 
@@ -245,13 +293,19 @@ def facts(job: Job) -> dict:
     """What the summary says of the machine and the set-up."""
     import torch
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU, {os.cpu_count()} cores"
+    )
     return {
         "steps": sum(job.stages.values()),
         "ranks": job.ranks,
-        "strategy": json.loads(STRATEGY.read_text())["zero_optimization"] | {"file": str(STRATEGY.relative_to(ROOT))},
+        "strategy": json.loads(STRATEGY.read_text())["zero_optimization"]
+        | {"file": str(STRATEGY.relative_to(ROOT))},
         "device": f"{platform.machine()} {device}",
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in PACKAGES},
     }
 
 

@@ -11,19 +11,23 @@ from PIL import Image, ImageDraw, ImageFont
 
 from molmo_ds.data.decode import load_image
 from molmo_ds.data.read.shards import ShardSet
-from molmo_ds.eval.load import load
-from molmo_ds.eval.pointing import extract_points
-from molmo_ds.eval.run import Asked, evaluate, summarise
-from molmo_ds.eval.tasks import TASKS
+from molmo_ds.engine import launch
+from molmo_ds.eval import page, results
+from molmo_ds.eval.benchmarks import BENCHMARKS
+from molmo_ds.eval.metrics.pointing import extract_points
+from molmo_ds.eval.plan import Wish, plan
+from molmo_ds.eval.row import Row
+from molmo_ds.eval.run import Outcome, evaluate
+from molmo_ds.eval.subject import Checkpoint
 
 SHOWN = 12  # pictures in predictions.png
 COLUMNS = 4
 TILE = 224  # side of a picture there
 WHAT = {  # name in the summary -> task, score
-    "reading_accuracy": ("short_answer", "accuracy"),
-    "counting_accuracy": ("counting", "correct"),
-    "counting_within_1": ("counting", "close"),
-    "pointing_f1": ("pointing", "f1"),
+    "reading_accuracy": ("short_answers", "vqa_score"),
+    "counting_accuracy": ("counts", "correct"),
+    "counting_within_1": ("counts", "close"),
+    "pointing_f1": ("points", "f1"),
 }
 
 
@@ -31,7 +35,11 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a run's log.jsonl."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [
+        json.loads(line)
+        for line in path.read_text().splitlines(keepends=True)
+        if line.endswith("\n")
+    ]
 
 
 def write(out: Path, stages: dict[str, int], facts: dict[str, Any]) -> None:
@@ -39,38 +47,65 @@ def write(out: Path, stages: dict[str, int], facts: dict[str, Any]) -> None:
     import torch
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    shards = ShardSet(str(out / "data/examination"))
-    tasks = [TASKS[name] for name in dict.fromkeys(task for task, _ in WHAT.values())]
-    asked = evaluate(load(out / "questions"), shards, tasks)
-    found = summarise(asked, tasks)
+    outcomes = examine(out)
+    found = {task: outcome.figures for task, outcome in outcomes.items()}
     logs = {stage: read_log(out / stage / "log.jsonl") for stage in stages}
     rows = [row for log in logs.values() for row in log]
-    seconds = [json.loads(line)["seconds"] for line in (out / "seconds.jsonl").read_text().splitlines()]
+    seconds = [
+        json.loads(line)["seconds"] for line in (out / "seconds.jsonl").read_text().splitlines()
+    ]
     summary = {
-        **{name: round(found[task]["scores"][score], 4) for name, (task, score) in WHAT.items()},
-        "chance": {name: round(found[task]["chance"][score], 4) for name, (task, score) in WHAT.items()},
+        **{
+            name: round(found[task]["metrics"][score]["value"], 4)
+            for name, (task, score) in WHAT.items()
+        },
+        "chance": {
+            name: round(found[task]["chance"][score], 4) for name, (task, score) in WHAT.items()
+        },
         "questions": {task: part["questions"] for task, part in found.items()},
         "train_seconds": round(sum(seconds), 1),
-        "tokens_per_second": round(sum(r["tokens"] for r in rows) / sum(r["step_seconds"] for r in rows), 1),
-        "packing_fill": round(sum(r["tokens"] for r in rows) / sum(r["positions"] for r in rows), 4),
+        "tokens_per_second": round(
+            sum(r["tokens"] for r in rows) / sum(r["step_seconds"] for r in rows), 1
+        ),
+        "packing_fill": round(
+            sum(r["tokens"] for r in rows) / sum(r["positions"] for r in rows), 4
+        ),
         "last_loss": {stage: log[-1]["loss"] for stage, log in logs.items()},
         "resume": resumed(read_log(out / "questions/killed.jsonl"), logs["questions"]),
         **facts,
     }
-    draw(asked, shards, out / "predictions.png")
+    shards = ShardSet(str(out / "data/examination"))
+    draw(outcomes, shards, out / "predictions.png")
     Image.fromarray(load_image(shards.read(0)["pixels"][0])).save(out / "sample.png")
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def examine(out: Path) -> dict[str, Outcome]:
+    """Ask the questions of every task about the held-out pictures; their pages are in OUT/questions/predictions-*."""
+    subject = Checkpoint(out / "questions")
+    outcomes = {}
+    for name in dict.fromkeys(task for task, _ in WHAT.values()):
+        job = plan(subject, BENCHMARKS[name], "examination", Wish(data=out / "data"))
+        outcome = evaluate(job, subject.client(None), launch.alone(), overwrite=True)
+        results.write(job, outcome, {}, subject.described(None))
+        page.write(job, outcome)
+        outcomes[name] = outcome
+    return outcomes
 
 
 def resumed(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> dict[str, Any]:
     """Compare the losses of the steps that were made before the kill and again after it."""
     again = {row["step"]: row for row in after}
-    same = [(row, again[row["step"]]) for row in before if again[row["step"]]["time"] != row["time"]]
+    same = [
+        (row, again[row["step"]]) for row in before if again[row["step"]]["time"] != row["time"]
+    ]
     return {
         "killed_behind_step": before[-1]["step"],
         "resumed_from_step": same[0][0]["step"] - 1 if same else None,
         "steps_made_twice": len(same),
-        "largest_difference_of_loss": max((abs(a["loss"] - b["loss"]) for a, b in same), default=None),
+        "largest_difference_of_loss": max(
+            (abs(a["loss"] - b["loss"]) for a, b in same), default=None
+        ),
     }
 
 
@@ -91,34 +126,39 @@ def show(out: Path) -> None:
     )
 
 
-def draw(asked: list[Asked], shards: ShardSet, path: Path) -> None:
+def draw(outcomes: dict[str, Outcome], shards: ShardSet, path: Path) -> None:
     """A grid of held-out pictures with the questions, the answers (green right, red wrong) and the points given."""
-    by_key: dict[str, list[Asked]] = {}
-    for one in asked:
-        by_key.setdefault(one.key, []).append(one)
-    font, line = ImageFont.load_default(12), 15
+    by_picture: dict[int, list[tuple[str, Row, dict[str, Any]]]] = {}
+    for task, outcome in outcomes.items():
+        for row, scored in outcome.pairs():
+            by_picture.setdefault(row.index, []).append((task, row, scored))
+    font = ImageFont.load_default(12)
+    line = 15
     height = TILE + 6 * line + 10
-    rows = -(-min(SHOWN, len(by_key)) // COLUMNS)
+    rows = -(-min(SHOWN, len(by_picture)) // COLUMNS)
     grid = Image.new("RGB", (COLUMNS * (TILE + 12), rows * height), "white")
     pen = ImageDraw.Draw(grid)
-    for number, (_, mine) in enumerate(list(by_key.items())[:SHOWN]):
-        left, top = number % COLUMNS * (TILE + 12) + 6, number // COLUMNS * height + 6
-        picture = Image.fromarray(load_image(shards.read(number)["pixels"][0]))
+    for number, index in enumerate(sorted(by_picture)[:SHOWN]):
+        left = number % COLUMNS * (TILE + 12) + 6
+        top = number // COLUMNS * height + 6
+        picture = Image.fromarray(load_image(shards.read(index)["pixels"][0]))
         grid.paste(picture.resize((TILE, TILE), Image.Resampling.NEAREST), (left, top))
-        for i, one in enumerate(mine):
-            right = next(iter(one.scores.values())) == 1 if one.task != "counting" else one.scores["correct"] == 1
+        for i, (task, row, scored) in enumerate(by_picture[index]):
+            right = scored["scores"][BENCHMARKS[task].headline] == 1
             color = (0, 130, 0) if right else (200, 0, 0)
             y = top + TILE + 2 + 2 * i * line
-            pen.text((left, y), one.annotation["question"], "black", font)
-            pen.text((left + 8, y + line), _short(one), color, font)
-            if one.task == "pointing":
-                for x, y in extract_points(one.prediction, TILE, TILE):
-                    pen.ellipse((left + x - 5, top + y - 5, left + x + 5, top + y + 5), color, "white", 2)
+            pen.text((left, y), row.annotation["question"], "black", font)
+            pen.text((left + 8, y + line), _short(task, scored["reply"]), color, font)
+            if task == "points":
+                for x, y in extract_points(scored["reply"], TILE, TILE):
+                    pen.ellipse(
+                        (left + x - 5, top + y - 5, left + x + 5, top + y + 5), color, "white", 2
+                    )
     grid.save(path)
 
 
-def _short(one: Asked) -> str:
-    points = " ".join(f"({x:.0f}, {y:.0f})" for x, y in extract_points(one.prediction, 100, 100))
-    total = one.prediction.rpartition("a total of ")[2] if one.task == "counting" else ""
-    text = f"{points} {total}".strip() if points else one.prediction
+def _short(task: str, reply: str) -> str:
+    points = " ".join(f"({x:.0f}, {y:.0f})" for x, y in extract_points(reply, 100, 100))
+    total = reply.rpartition("a total of ")[2] if task == "counts" else ""
+    text = f"{points} {total}".strip() if points else reply
     return "".join(c if c.isprintable() else " " for c in text)[:34]

@@ -5,15 +5,34 @@ import sys
 from pathlib import Path
 
 COMMANDS = {  # words of the command -> its file, what it does
-    "train": ("train", "train a model; deepspeed, accelerate and torchrun start it as --module molmo_ds.train"),
+    "train": (
+        "train",
+        "train a model; deepspeed, accelerate and torchrun start it as --module molmo_ds.train",
+    ),
     "launch": ("launch", "keep one run going on one or more hosts: start, watch, start again"),
     "plan": ("plan", "the bytes per GPU that a run will need"),
+    "evaluate": ("evaluate", "score a checkpoint or a server on benchmarks"),
     "ask": ("ask", "ask a trained model about pictures"),
-    "shards make": ("make_shards", "write shards from a data set, a folder, JSON lines or tars; index tars of others"),
+    "serve": ("serve", "serve a model over HTTP (OpenAI chat completions), with a page to try it"),
+    "judge": (
+        "judge",
+        "judge dense captions with a language model behind any OpenAI-compatible URL",
+    ),
+    "compare": (
+        "compare",
+        "two evaluations question by question: a paired test, and the replies that changed",
+    ),
+    "shards make": (
+        "make_shards",
+        "write shards from a data set, a folder, JSON lines or tars; index tars of others",
+    ),
     "shards inspect": ("inspect_shards", "count and check every member of a data set's shards"),
     "show": ("show", "a page with the crops, tokens and packing of real batches"),
     "download": ("download", "download public data sets and write them as shards"),
-    "convert": ("convert", "weights: released folders, reference checkpoints, backbones, peft, from and to ours"),
+    "convert": (
+        "convert",
+        "weights: released folders, reference checkpoints, backbones, peft, from and to ours",
+    ),
 }
 
 

@@ -20,32 +20,52 @@ from molmo_ds.hub import adapters, export, load
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    top = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = top.add_subparsers(dest="command", required=True)
     for name in ("from-hub", "from-reference", "consolidate", "to-hub"):
         command = commands.add_parser(name)
         command.add_argument("source", type=home, help="folder, or hub id for from-hub")
         command.add_argument("out", type=home, help="new folder")
         if name.startswith("from"):
-            command.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="changes of the architecture")
-    command.add_argument("--dtype", choices=tuple(export.DTYPES), help="default: as in the checkpoint")
-    command.add_argument("--tokenizer", type=home, help="transformers tokenizer folder; default: the checkpoint's")
+            command.add_argument(
+                "changes", nargs="*", metavar="KEY=VALUE", help="changes of the architecture"
+            )
+    command.add_argument(
+        "--dtype", choices=tuple(export.DTYPES), help="default: as in the checkpoint"
+    )
+    command.add_argument(
+        "--tokenizer", type=home, help="transformers tokenizer folder; default: the checkpoint's"
+    )
     command.add_argument("--shard-gb", type=float, default=5.0, help="largest shard in GB")
     for name in ("to-peft", "from-peft"):
         command = commands.add_parser(name)
         command.add_argument("source", type=home, help="checkpoint, or peft's folder")
         command.add_argument("out", type=home, help="new folder")
-    command.add_argument("--base", type=home, required=True, help="weights folder or run below the adapters")
+    command.add_argument(
+        "--base", type=home, required=True, help="weights folder or run below the adapters"
+    )
     command = commands.add_parser("backbones")
     command.add_argument(
-        "--llm", required=True, metavar="NAME=SRC", help="qwen2-7b, olmo2, olmoe, olmo, llama = folder"
+        "--llm",
+        required=True,
+        metavar="NAME=SRC",
+        help="qwen2-7b, olmo2, olmoe, olmo, llama = folder",
     )
     command.add_argument(
-        "--vision", required=True, metavar="NAME=SRC", help="openai, metaclip, siglip, dinov2 = folder"
+        "--vision",
+        required=True,
+        metavar="NAME=SRC",
+        help="openai, metaclip, siglip, dinov2 = folder",
     )
-    command.add_argument("--seed", type=int, default=6198, help="of the connector and the new embedding rows")
+    command.add_argument(
+        "--seed", type=int, default=6198, help="of the connector and the new embedding rows"
+    )
     command.add_argument("out", type=home, help="new folder")
-    command.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="changes of the architecture")
+    command.add_argument(
+        "changes", nargs="*", metavar="KEY=VALUE", help="changes of the architecture"
+    )
     return top
 
 
@@ -76,10 +96,14 @@ def main(argv: list[str] | None = None) -> int:
         elif args.command == "from-peft":
             adapters.from_peft(args.source, args.base, args.out)
         elif args.command == "to-hub":
-            reason = export.to_hub(args.source, args.out, args.dtype, args.tokenizer, int(args.shard_gb * 1e9))
+            reason = export.to_hub(
+                args.source, args.out, args.dtype, args.tokenizer, int(args.shard_gb * 1e9)
+            )
             print("vLLM can serve it." if reason is None else f"vLLM cannot serve it: {reason}.")
         else:
-            load.backbones(pair(args.llm), pair(args.vision), args.out, tuple(args.changes), args.seed)
+            load.backbones(
+                pair(args.llm), pair(args.vision), args.out, tuple(args.changes), args.seed
+            )
     except (ValueError, OSError) as error:
         print(f"convert: {error}", file=sys.stderr)
         return 1

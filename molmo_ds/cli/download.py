@@ -20,31 +20,51 @@ from molmo_ds.files import local
 
 def main(arguments: list[str] | None = None) -> int:
     """Download the data sets; 1 where one failed, which a sentence on the standard error says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help="data sets; see --list")
     parser.add_argument("--list", action="store_true", help="print the table of docs/datasets.md")
     parser.add_argument("--out", type=local, default=Path("data"))
     parser.add_argument(
-        "--from", dest="folder", type=local, help="local file, zip or folder; may hold a folder per NAME"
+        "--from",
+        dest="folder",
+        type=local,
+        help="local file, zip or folder; may hold a folder per NAME",
     )
     parser.add_argument("--split", default="train")
-    parser.add_argument("--hold-out", type=int, default=0, help="records of a set without validation that become one")
+    parser.add_argument(
+        "--hold-out",
+        type=int,
+        default=0,
+        help="records of a set without validation that become one",
+    )
     parser.add_argument("--limit", type=int, help="rows, for a trial")
-    parser.add_argument("--max-annotations", type=int, default=24, help="of one record; more become several records")
+    parser.add_argument(
+        "--max-annotations", type=int, default=24, help="of one record; more become several records"
+    )
     parser.add_argument("--samples-per-shard", type=int, default=1000)
-    parser.add_argument("--workers", type=int, default=Limits.workers, help="requests under way at once")
+    parser.add_argument(
+        "--workers", type=int, default=Limits.workers, help="requests under way at once"
+    )
     parser.add_argument("--per-host", type=int, default=Limits.per_host)
     parser.add_argument("--attempts", type=int, default=Limits.attempts)
     parser.add_argument("--timeout", type=float, default=Limits.timeout)
-    parser.add_argument("--retry-permanent", action="store_true", help="ask again for what was gone for good")
-    parser.add_argument("--overwrite", action="store_true", help="write shards that are there already once more")
+    parser.add_argument(
+        "--retry-permanent", action="store_true", help="ask again for what was gone for good"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="write shards that are there already once more"
+    )
     args = parser.parse_intermixed_args(arguments)
     if args.list:
         print(table())
         return 0
     if not args.names:
         parser.error("give the NAME of a data set, or --list")
-    limits = Limits(workers=args.workers, per_host=args.per_host, attempts=args.attempts, timeout=args.timeout)
+    limits = Limits(
+        workers=args.workers, per_host=args.per_host, attempts=args.attempts, timeout=args.timeout
+    )
     try:
         chosen = [sources.get(name) for name in args.names]
     except ValueError as error:

@@ -19,14 +19,18 @@ SHOWN = 50  # faults that are printed
 
 def main(arguments: list[str] | None = None) -> None:
     """Check a data set and print what it holds; exit code 1 where something is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("path", type=home, help="folder, URL or glob of indexed shards")
     parser.add_argument("--samples", type=int, default=3, help="records to print")
     parser.add_argument("--no-decode", action="store_true", help="do not decode the pictures")
     args = parser.parse_args(arguments)
     shards = ShardSet(args.path)
     shards.check()
-    *_, report = tqdm(inspect(shards, not args.no_decode), total=len(shards), unit=" samples", desc="check")
+    *_, report = tqdm(
+        inspect(shards, not args.no_decode), total=len(shards), unit=" samples", desc="check"
+    )
     print(f"{args.path}: {len(shards.shards)} shards, index {shards.fingerprint}")
     print(f"  samples     {report.samples:>12,}")
     print(f"  pictures    {report.pictures:>12,}")
@@ -43,7 +47,9 @@ def main(arguments: list[str] | None = None) -> None:
     for fault in report.faults[:SHOWN]:
         print(f"  FAULT {fault}")
     if report.faults:
-        sys.exit(f"{len(report.faults)} faults in {args.path} (the first {min(SHOWN, len(report.faults))} are above)")
+        sys.exit(
+            f"{len(report.faults)} faults in {args.path} (the first {min(SHOWN, len(report.faults))} are above)"
+        )
     for sentence in differences(shards):
         print(f"  {sentence}")
     print("every member is sound")

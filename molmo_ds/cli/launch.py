@@ -36,15 +36,38 @@ def tries(text: str) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The options; what is left over are settings of the run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.allow_abbrev = False
     parser.add_argument("--hosts", help="host1:8,host2:8, or a hostfile, or localhost:2")
-    parser.add_argument("--start", type=seconds, default=900, help="seconds until the first step (default 900)")
-    parser.add_argument("--stall", type=seconds, default=25, help="longest time between two steps (default 25)")
-    parser.add_argument("--probe", type=seconds, default=10, help="seconds between two looks at the hosts (default 10)")
-    parser.add_argument("--tries", type=tries, default=5, help="starts in a row without a new checkpoint (default 5)")
-    parser.add_argument("--backoff", type=seconds, default=1, help="pause after a fault, doubled each time (default 1)")
-    parser.add_argument("--export", default=EXPORTED, help=f"variables that all hosts get (default {EXPORTED})")
+    parser.add_argument(
+        "--start", type=seconds, default=900, help="seconds until the first step (default 900)"
+    )
+    parser.add_argument(
+        "--stall", type=seconds, default=25, help="longest time between two steps (default 25)"
+    )
+    parser.add_argument(
+        "--probe",
+        type=seconds,
+        default=10,
+        help="seconds between two looks at the hosts (default 10)",
+    )
+    parser.add_argument(
+        "--tries",
+        type=tries,
+        default=5,
+        help="starts in a row without a new checkpoint (default 5)",
+    )
+    parser.add_argument(
+        "--backoff",
+        type=seconds,
+        default=1,
+        help="pause after a fault, doubled each time (default 1)",
+    )
+    parser.add_argument(
+        "--export", default=EXPORTED, help=f"variables that all hosts get (default {EXPORTED})"
+    )
     return parser
 
 
@@ -57,7 +80,9 @@ def main(arguments: list[str] | None = None) -> None:
     hosts = read_hosts(given.hosts)
     config = read_arguments(words)
     if config is None:
-        options.error("--help comes from this tool; the settings of a run are in python -m molmo_ds.train --help")
+        options.error(
+            "--help comes from this tool; the settings of a run are in python -m molmo_ds.train --help"
+        )
     check(config)
     rules.refuse(rules.training(config))
     read_strategy(config.strategy)

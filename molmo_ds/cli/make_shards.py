@@ -47,7 +47,9 @@ def write(args: argparse.Namespace) -> None:
     )
     items = origin(args, mapping)
     out = Path(args.out)
-    plan = Plan(out, args.name or "shard", args.samples_per_shard or 1000, args.workers, args.max_bad_share)
+    plan = Plan(
+        out, args.name or "shard", args.samples_per_shard or 1000, args.workers, args.max_bad_share
+    )
     outcome = Outcome()
     try:
         with tqdm(unit=" rows", desc=f"shards in {out}") as bar:
@@ -65,7 +67,9 @@ def origin(args: argparse.Namespace, mapping: Mapping) -> DataSet | Folder | Lin
     """The origin of the samples."""
     if args.kind == "dataset":
         root = args.root or (args.source if Path(args.source).is_dir() else "")
-        return DataSet(args.source, mapping, args.subset, args.split or "train", args.streaming, root)
+        return DataSet(
+            args.source, mapping, args.subset, args.split or "train", args.streaming, root
+        )
     if args.kind == "jsonl":
         return Lines(args.source, args.root or str(Path(args.source).parent))
     if args.kind == "folder":
@@ -76,7 +80,9 @@ def origin(args: argparse.Namespace, mapping: Mapping) -> DataSet | Folder | Lin
 def index(args: argparse.Namespace) -> None:
     """Write index, sidecar and `.nv-meta` for the tars of a folder."""
     folder = indexing.open_folder(Path(args.source))
-    for _ in tqdm(indexing.index(folder, args.workers), total=len(folder.tars), unit=" tars", desc="index"):
+    for _ in tqdm(
+        indexing.index(folder, args.workers), total=len(folder.tars), unit=" tars", desc="index"
+    ):
         pass
     tell(folder.damaged + folder.outcome.faults)
     indexing.finish(folder, args.max_bad_share)

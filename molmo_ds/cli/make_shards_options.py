@@ -15,29 +15,52 @@ ONLY = {  # option -> kinds of sources for which it means something
     "streaming": ("dataset",),
     "image": ("dataset", "jsonl"),
 }
-ONLY |= dict.fromkeys(("style", "map", "without", "questions", "no_decode", "name", "samples_per_shard"), ANY)
+ONLY |= dict.fromkeys(
+    ("style", "map", "without", "questions", "no_decode", "name", "samples_per_shard"), ANY
+)
 
 
 def parse(arguments: list[str] | None, about: str) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("kind", choices=["dataset", "folder", "jsonl", "tars", "index"])
-    parser.add_argument("source", type=files.home, help="name or folder of a data set, folder, file, or glob of tars")
+    parser.add_argument(
+        "source",
+        type=files.home,
+        help="name or folder of a data set, folder, file, or glob of tars",
+    )
     parser.add_argument("out", nargs="?", type=files.home, help="folder of the shards")
     parser.add_argument("--name", help="shards are called NAME-000000.tar, ... (default shard)")
     parser.add_argument("--samples-per-shard", type=int, help="default 1000")
     parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--max-bad-share", type=float, default=0.001, help="rows that cannot be used above it: exit 1")
+    parser.add_argument(
+        "--max-bad-share",
+        type=float,
+        default=0.001,
+        help="rows that cannot be used above it: exit 1",
+    )
     parser.add_argument("--style", help="style of rows that have no annotations of their own")
     parser.add_argument("--map", nargs="*", help="field=column, for example question=query")
-    parser.add_argument("--image", nargs="*", help="columns of the picture or pictures (default image or images)")
+    parser.add_argument(
+        "--image", nargs="*", help="columns of the picture or pictures (default image or images)"
+    )
     parser.add_argument("--without", nargs="*", help="columns to leave out, pictures among them")
-    parser.add_argument("--questions", action="store_true", help="keep samples without an answer, for evaluation")
-    parser.add_argument("--no-decode", action="store_true", help="do not decode every picture to see if it is whole")
-    parser.add_argument("--root", type=files.home, help="folder of the pictures that rows name; default: the file's")
+    parser.add_argument(
+        "--questions", action="store_true", help="keep samples without an answer, for evaluation"
+    )
+    parser.add_argument(
+        "--no-decode", action="store_true", help="do not decode every picture to see if it is whole"
+    )
+    parser.add_argument(
+        "--root", type=files.home, help="folder of the pictures that rows name; default: the file's"
+    )
     parser.add_argument("--subset", help="configuration of a hub data set")
     parser.add_argument("--split", help="default train")
-    parser.add_argument("--streaming", action="store_true", help="do not download the data set first")
+    parser.add_argument(
+        "--streaming", action="store_true", help="do not download the data set first"
+    )
     args = parser.parse_args(map_last(sys.argv[1:] if arguments is None else arguments))
     problem = problem_of(args)
     if problem:
@@ -76,6 +99,11 @@ def map_last(words: list[str]) -> list[str]:
     """The same words with --map and its field=column at the end, where they take no other word for theirs."""
     start = words.index("--map") if "--map" in words else len(words)
     stop = next(
-        (i for i in range(start + 2, len(words)) if "=" not in words[i] or words[i].startswith("-")), len(words)
+        (
+            i
+            for i in range(start + 2, len(words))
+            if "=" not in words[i] or words[i].startswith("-")
+        ),
+        len(words),
     )
     return words[:start] + words[stop:] + words[start:stop]

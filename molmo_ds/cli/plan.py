@@ -3,12 +3,15 @@
 PRESET STRATEGY HOSTFILE [key=value ...], for example
     molmo_7b_d ds_configs/zero3.json hostfile activation_checkpointing=full micro_batch=1
 
-HOSTFILE is DeepSpeed's (`name slots=8` per line) or a number of GPUs. What is saved for the backward pass is found by
+HOSTFILE is DeepSpeed's (`name slots=8` per line), HOSTSxGPUS as 2x8, or a number of GPUs. A STRATEGY to answer with
+(ds_configs/infer/tp8.json) gives what is left for the cache, the slots, and times counted from bytes and FLOPs;
+card.bandwidth=2e12 says of the GPU what is not that of an H100. What is saved for the backward pass is found by
 running one layer of each kind on fake tensors; what DeepSpeed holds follows its sources (0.19) and was compared with
 torch's own count of allocations (tests/test_plan_memory.py). CUDA's context, NCCL's buffers (1-2 GB) and
 fragmentation come on top.
 """
 
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -16,7 +19,9 @@ from pathlib import Path
 from molmo_ds import settings
 from molmo_ds.config import RunConfig
 from molmo_ds.engine.launching.hosts import read_hosts
-from molmo_ds.engine.plan_memory import plan
+from molmo_ds.engine.plan import plan_inference
+from molmo_ds.engine.plan.plan_inference import Card
+from molmo_ds.engine.plan.plan_memory import plan
 from molmo_ds.engine.refusals import refuse
 from molmo_ds.engine.strategy import read_strategy
 
@@ -26,6 +31,9 @@ FIELDS = ("weights", "gathered", "gradients", "optimizer", "activations", "logit
 def count_gpus(text: str) -> int:
     """The number of GPUs of a hostfile or of a list host1:8,host2:8, or the number itself."""
     if not Path(text).expanduser().is_file():
+        if re.fullmatch(r"[0-9]+x[0-9]+", text):
+            hosts, each = text.split("x")
+            text = str(int(hosts) * int(each))
         if re.fullmatch(r"-?[0-9]+", text):
             if int(text) < 1:
                 raise ValueError(f"{text} is no number of GPUs; give 1 or more, or a hostfile.")
@@ -50,7 +58,28 @@ def read_arguments(arguments: list[str]) -> tuple[list[str], RunConfig, int]:
     micro = given.get("micro_batch", "1")
     if "global_batch" not in given and micro.isdigit():
         overrides.append(f"global_batch={world * max(1, int(micro))}")
-    return words, settings.load(None, [f"preset={words[0]}", f"strategy={words[1]}", *overrides]), world
+    return (
+        words,
+        settings.load(None, [f"preset={words[0]}", f"strategy={words[1]}", *overrides]),
+        world,
+    )
+
+
+def read_card(words: list[str]) -> Card:
+    """The GPU of `card.NAME=NUMBER` words."""
+    known = {field.name: type(field.default) for field in dataclasses.fields(Card)}
+    given = {}
+    for word in words:
+        name, _, value = word.removeprefix("card.").partition("=")
+        if name not in known:
+            raise ValueError(f"card.{name} is no number of a GPU; these are: {', '.join(known)}.")
+        try:
+            given[name] = known[name](value)
+        except ValueError:
+            raise ValueError(f"{word}: '{value}' is no number.") from None
+        if not 0 < given[name] < float("inf"):
+            raise ValueError(f"{word}: the number must be above 0.")
+    return Card(**given)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -59,8 +88,23 @@ def main(arguments: list[str] | None = None) -> None:
     if "--help" in arguments or "-h" in arguments:
         print(__doc__)
         return
+    cards = [
+        word.removeprefix("--") for word in arguments if word.removeprefix("--").startswith("card.")
+    ]
+    arguments = [word for word in arguments if word.removeprefix("--") not in cards]
     (preset, path, _), config, world = read_arguments(arguments)
     strategy = read_strategy(path)
+    card = read_card(cards)
+    if strategy.engine == "inference":
+        print(f"{preset}, {strategy.name}, {world} GPUs")
+        print(
+            "\n".join(
+                plan_inference.report(
+                    plan_inference.layout(config.model, strategy, world, card), strategy
+                )
+            )
+        )
+        return
     refuse(strategy, config, world)
     print(f"{preset}, {strategy.name}, {world} GPUs, GB (10^9 bytes) on the fullest rank")
     print("stage " + "".join(f"{name:>12}" for name in FIELDS))

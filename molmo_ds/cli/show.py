@@ -26,14 +26,18 @@ from molmo_ds.files import local
 
 def main(arguments: list[str] | None = None) -> None:
     """Write the page and say what it shows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("dataset", type=home, help="folder, URL or glob of indexed shards")
     parser.add_argument("out", type=local, help="HTML file to write")
     parser.add_argument("overrides", nargs="*", help="settings of the run, key=value")
     parser.add_argument("--config", type=home, help="config.yaml of a run")
     parser.add_argument("--tokenizer", type=home, help="folder of a tokenizer")
     parser.add_argument("--sequences", type=int, default=16, help="packed sequences to draw")
-    parser.add_argument("--documents", type=int, default=8, help="of them, documents to show in full")
+    parser.add_argument(
+        "--documents", type=int, default=8, help="of them, documents to show in full"
+    )
     args, more = parser.parse_known_intermixed_args(arguments)
     wrong = [word for word in args.overrides + more if "=" not in word]
     if wrong:
@@ -46,7 +50,9 @@ def main(arguments: list[str] | None = None) -> None:
         data = dataclasses.replace(
             config.data,
             sources={Path(args.dataset.rstrip("/")).name: SourceConfig(path=args.dataset)},
-            tokenizer=args.tokenizer or config.data.tokenizer or train(args.dataset, folder, config),
+            tokenizer=args.tokenizer
+            or config.data.tokenizer
+            or train(args.dataset, folder, config),
             group_rates={},
             num_workers=0,
         )
@@ -54,14 +60,18 @@ def main(arguments: list[str] | None = None) -> None:
         config = dataclasses.replace(config, data=data, global_batch=lanes, micro_batch=1)
         mixture = Mixture.open(config)
         stream = sequences(config, mixture, rank_lanes(config, 0, 1), {})
-        drawn = list(tqdm(itertools.islice(stream, args.sequences), total=args.sequences, desc="sequences"))
+        drawn = list(
+            tqdm(itertools.islice(stream, args.sequences), total=args.sequences, desc="sequences")
+        )
         page = Page(mixture, drawn, args.documents)
         args.out.write_text(render(page, config, args.dataset))
     skipped = [what for sequence in drawn for what in sequence.skipped]
     samples, tokens = cut_of(drawn)
     said = f"; {len(skipped)} samples skipped, the first {skipped[0]}" if skipped else ""
     said += f"; {samples} samples cut by {tokens} tokens at data.sequence_length" if samples else ""
-    print(f"{args.out} ({args.out.stat().st_size / 1e6:.1f} MB) shows {len(drawn)} sequences of {args.dataset}{said}")
+    print(
+        f"{args.out} ({args.out.stat().st_size / 1e6:.1f} MB) shows {len(drawn)} sequences of {args.dataset}{said}"
+    )
 
 
 def train(dataset: str, folder: str, config: RunConfig) -> str:

@@ -13,7 +13,22 @@ from molmo_ds.data.pixels import colours, orientation, turn
 
 _fast_jpeg = getattr(simplejpeg, "decode_jpeg", None)  # an exported folder does without it
 # The formats that are read (MPO as JPEG): not those that start a program, as EPS does. Common ones first
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "ICO", "DIB", "PPM", "PSD", "QOI", "PCX")
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "TIFF",
+    "AVIF",
+    "JPEG2000",
+    "ICO",
+    "DIB",
+    "PPM",
+    "PSD",
+    "QOI",
+    "PCX",
+)
 FORMATS += ("SGI", "SUN", "XBM", "TGA")
 MAX_PIXELS = 89_478_485  # 256 MiB of RGB, where Pillow starts to speak of decompression bombs
 _PNG_MARKS = (b"eXIf", b"exif", b"tiff:Orientation")  # of the chunks that may hold an orientation
@@ -45,13 +60,18 @@ def load_image(data: bytes) -> np.ndarray:
     """
     with _open(data) as picture:
         try:
-            if _fast_jpeg is not None and picture.format in ("JPEG", "MPO") and picture.mode == "RGB":
+            if (
+                _fast_jpeg is not None
+                and picture.format in ("JPEG", "MPO")
+                and picture.mode == "RGB"
+            ):
                 pixels = _fast_jpeg(data, "RGB")  # bit-equal to Pillow's, a third of its time
             else:
                 pixels = colours(picture)
         except MemoryError:
             raise
-        except Exception as error:  # decoders raise anything; the bytes lie in memory, so it is no I/O error
+        # decoders raise anything; the bytes lie in memory, so it is no I/O error
+        except Exception as error:
             raise BadSample(f"The picture cannot be decoded: {error}.") from None
         upright = turn(pixels, _orientation(picture, data))  # not before the pixels: see there
     return np.ascontiguousarray(upright, dtype=np.uint8)
@@ -80,8 +100,13 @@ def load_frames(data: bytes, frames: int) -> list[np.ndarray]:
                 raise BadSample("The video has no frame.")
             count = sum(1 for _ in video.decode(video=0))
         wanted = np.linspace(0, count - 1, frames).round().astype(int).tolist()
-        with av.open(io.BytesIO(data)) as video:  # decoded twice, so that a long video does not fill the memory
-            kept = {i: f.to_ndarray(format="rgb24") for i, f in enumerate(video.decode(video=0)) if i in wanted}
+        # decoded twice, so that a long video does not fill the memory
+        with av.open(io.BytesIO(data)) as video:
+            kept = {
+                i: f.to_ndarray(format="rgb24")
+                for i, f in enumerate(video.decode(video=0))
+                if i in wanted
+            }
     except (MemoryError, BadSample):
         raise
     except Exception as error:  # see load_image
@@ -134,7 +159,9 @@ def _open(data: bytes) -> Image.Image:
     except Exception as error:  # see load_image
         raise BadSample(f"The picture cannot be read: {error}.") from None
     if picture.width * picture.height > MAX_PIXELS:
-        raise BadSample(f"The picture has {picture.width} x {picture.height} pixels, more than {MAX_PIXELS} in all.")
+        raise BadSample(
+            f"The picture has {picture.width} x {picture.height} pixels, more than {MAX_PIXELS} in all."
+        )
     return picture
 
 

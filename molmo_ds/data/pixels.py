@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _CHANNELS = (1, 2, 3, 4)  # grey, grey and alpha, RGB, RGB and alpha
@@ -25,13 +24,22 @@ def to_pixels(picture: Any) -> np.ndarray:
             raise ValueError(f"A picture of {picture.width} x {picture.height} pixels is empty.")
         pixels = colours(picture)
         return np.ascontiguousarray(turn(pixels, orientation(picture)))
+    # here, so that tables of tasks and data sets are printed without torch
+    from torch import Tensor
+
     if isinstance(picture, Tensor):
         tensor = picture.detach().cpu()
-        array = (tensor if tensor.dtype.itemsize > 2 or not tensor.is_floating_point() else tensor.float()).numpy()
+        array = (
+            tensor
+            if tensor.dtype.itemsize > 2 or not tensor.is_floating_point()
+            else tensor.float()
+        ).numpy()
         return np.ascontiguousarray(_bytes(_three(_last(array))))
     if isinstance(picture, np.ndarray):
         return np.ascontiguousarray(_bytes(_three(picture)))
-    raise ValueError(f"A picture is a PIL picture, an array or a tensor, not {type(picture).__name__}.")
+    raise ValueError(
+        f"A picture is a PIL picture, an array or a tensor, not {type(picture).__name__}."
+    )
 
 
 def colours(picture: Image.Image) -> np.ndarray:
@@ -42,7 +50,9 @@ def colours(picture: Image.Image) -> np.ndarray:
         low = values.min()
         high = values.max()
         if low < 0 or high > 0xFFFF:
-            raise ValueError(f"A picture of mode {mode} holds values from {low} to {high}; grey has at most 16 bits.")
+            raise ValueError(
+                f"A picture of mode {mode} holds values from {low} to {high}; grey has at most 16 bits."
+            )
         return _three((values >> 8).astype(np.uint8))
     if mode == "F":
         return _bytes(_three(np.asarray(picture)))
@@ -75,7 +85,11 @@ def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 def _last(array: np.ndarray) -> np.ndarray:
     """A tensor's channels come last."""
-    if array.ndim == 3 and array.shape[0] in _CHANNELS and (array.shape[2] not in _CHANNELS or array.shape[0] == 3):
+    if (
+        array.ndim == 3
+        and array.shape[0] in _CHANNELS
+        and (array.shape[2] not in _CHANNELS or array.shape[0] == 3)
+    ):
         return array.transpose(1, 2, 0)
     return array
 
@@ -84,7 +98,9 @@ def _three(array: np.ndarray) -> np.ndarray:
     """[height, width, 3] of the same type."""
     grey = array[..., None] if array.ndim == 2 else array
     if grey.ndim != 3 or grey.shape[2] not in _CHANNELS or 0 in grey.shape:
-        raise ValueError(f"A picture is [height, width] or [height, width, 1 to 4 channels], not {list(array.shape)}.")
+        raise ValueError(
+            f"A picture is [height, width] or [height, width, 1 to 4 channels], not {list(array.shape)}."
+        )
     if grey.shape[2] < 3:
         return np.repeat(grey[..., :1], 3, axis=2)
     return grey[..., :3]

@@ -4,16 +4,17 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as FastTokenizer
 
-IMAGE_TOKENS = ("<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<|image|>")  # ids vocab_size + 0 .. 4
-FILLER = "|<EXTRA_TOKENS_{}>|"  # names of the ids between a tokenizer's last word and vocab_size, as released
+# ids vocab_size + 0 .. 4
+IMAGE_TOKENS = ("<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<|image|>")
+# names of the ids between a tokenizer's last word and vocab_size, as released
+FILLER = "|<EXTRA_TOKENS_{}>|"
 # Qwen2's way to split text into pieces: every digit alone
-_PIECES = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_PIECES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"  # noqa: E501
 
 
 class Words:
@@ -24,15 +25,26 @@ class Words:
     """
 
     def __init__(self, fast: FastTokenizer, vocab_size: int, bos: int, eos: int):
-        fast.no_truncation()  # a tokenizer.json may say otherwise, and a text would lose its end without a word
+        # a tokenizer.json may say otherwise, and a text would lose its end without a word
+        fast.no_truncation()
         fast.no_padding()
         self._fast = fast
         self.vocab_size = vocab_size
         self.bos = bos
         self.eos = eos
-        added = {token: entry for token, entry in fast.get_added_tokens_decoder().items() if not entry.special}
-        plain = [entry.content for token, entry in added.items() if token in (bos, eos) or _is_ours(entry.content)]
-        fast.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in plain])
+        added = {
+            token: entry
+            for token, entry in fast.get_added_tokens_decoder().items()
+            if not entry.special
+        }
+        plain = [
+            entry.content
+            for token, entry in added.items()
+            if token in (bos, eos) or _is_ours(entry.content)
+        ]
+        fast.add_special_tokens(
+            [AddedToken(name, special=True, normalized=False) for name in plain]
+        )
         fast.encode_special_tokens = True  # special names inside a text are plain text
 
     def __reduce__(self) -> tuple:  # the pickled library object forgets encode_special_tokens
@@ -57,11 +69,16 @@ class Tokenizer(Words):
         self.digest = hashlib.sha256(self._fast.to_str().encode()).hexdigest()
         eos = self._special("eos_token")
         if eos is None:
-            raise ValueError(f"The tokenizer in {folder} has no eos_token; name one in its tokenizer_config.json.")
+            raise ValueError(
+                f"The tokenizer in {folder} has no eos_token; name one in its tokenizer_config.json."
+            )
         bos = self._special("bos_token")
-        super().__init__(self._fast, vocab_size, eos if bos is None else bos, eos)  # without one the end starts a text
+        # without one the end starts a text
+        super().__init__(self._fast, vocab_size, eos if bos is None else bos, eos)
         self.pad = self.eos
-        self._hidden = {token for token, entry in self._fast.get_added_tokens_decoder().items() if entry.special}
+        self._hidden = {
+            token for token, entry in self._fast.get_added_tokens_decoder().items() if entry.special
+        }
 
     def __reduce__(self) -> tuple:
         return Tokenizer, (self.folder, self.vocab_size)
@@ -79,7 +96,11 @@ class Tokenizer(Words):
         if token >= self.vocab_size:
             extra = token - self.vocab_size
             return IMAGE_TOKENS[extra] if extra < len(IMAGE_TOKENS) else f"<{token}>"
-        return self._fast.decode([token], skip_special_tokens=False) if token < self.words else f"<{token}>"
+        return (
+            self._fast.decode([token], skip_special_tokens=False)
+            if token < self.words
+            else f"<{token}>"
+        )
 
     def _words_of(self, ids: Iterable[int]) -> Iterator[int]:
         for i, token in enumerate(ids):
@@ -108,12 +129,14 @@ class Tokenizer(Words):
     def _special(self, name: str) -> int | None:
         for file in ("tokenizer_config.json", "special_tokens_map.json"):
             path = self.folder / file
-            value = json.loads(path.read_text()).get(name) if path.is_file() else None
+            value = _settings(path).get(name) if path.is_file() else None
             if value is not None:
-                content = value["content"] if isinstance(value, dict) else value
-                token = self._fast.token_to_id(content)
+                content = value.get("content") if isinstance(value, dict) else value
+                token = self._fast.token_to_id(content) if isinstance(content, str) else None
                 if token is None:
-                    raise ValueError(f"{path} names {content} as {name}, but the tokenizer does not know that word.")
+                    raise ValueError(
+                        f"{path} names {content} as {name}, but the tokenizer does not know that word."
+                    )
                 return token
         return None
 
@@ -122,7 +145,9 @@ def _is_ours(name: str) -> bool:
     return name in IMAGE_TOKENS or name.startswith(FILLER.split("{")[0])
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: str | Path, pieces: str = _PIECES) -> Tokenizer:
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, folder: str | Path, pieces: str = _PIECES
+) -> Tokenizer:
     """Train byte-level BPE of at most `vocab_size` words, `<|endoftext|>` the last, and save a transformers folder.
 
     `pieces`, a regular expression, cuts a text into what one word may span at most; by default it is Qwen2's, as is the
@@ -140,7 +165,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: str | Path, p
     )
     fast.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+        vocab_size=vocab_size - 1,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
     )
     fast.train_from_iterator(texts, trainer)
     fast.add_special_tokens([AddedToken("<|endoftext|>", special=True, normalized=False)])
@@ -160,17 +187,36 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: str | Path, p
     return Tokenizer(folder, vocab_size)
 
 
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise ValueError(
+            f"{path} is no JSON of settings by name; copy the tokenizer's folder again."
+        )
+    return values
+
+
 def _read(folder: Path) -> FastTokenizer:
     if not folder.is_dir():
-        raise ValueError(f"There is no tokenizer folder '{folder}'; set data.tokenizer to one that transformers saved.")
+        raise ValueError(
+            f"There is no tokenizer folder '{folder}'; set data.tokenizer to one that transformers saved."
+        )
     if (folder / "tokenizer.json").is_file():
         try:
             return FastTokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # the library raises nothing narrower
-            raise ValueError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from None
-    from transformers import AutoTokenizer  # older folders hold vocab.json and merges.txt, which transformers converts
+            reason = str(error).rstrip(".")
+            raise ValueError(f"{folder / 'tokenizer.json'} cannot be read: {reason}.") from None
+    # older folders hold vocab.json and merges.txt, which transformers converts
+    from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True).backend_tokenizer
     except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{folder} holds no tokenizer that transformers can read: {error}") from None
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ValueError(
+            f"{folder} holds no tokenizer that transformers can read: {reason}."
+        ) from None

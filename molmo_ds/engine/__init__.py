@@ -17,7 +17,8 @@ class Engine(Protocol):
     world: World
     data_rank: int  # which part of the global batch this process reads ...
     data_size: int  # ... of how many
-    not_finite: list[int]  # of a step whose loss was not finite: this rank's micro-batches that it came from
+    # of a step whose loss was not finite: this rank's micro-batches that it came from
+    not_finite: list[int]
 
     def train_step(self, micro_batches: list[Batch]) -> dict[str, float]:
         """One update from this rank's share of the global batch; the global means of the step."""

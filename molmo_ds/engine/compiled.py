@@ -29,7 +29,9 @@ def compile_layers(model: nn.Module) -> None:
 
     split = any(deepspeed_0_19.is_split(parameter) for parameter in model.parameters())
     made: dict[type, Callable[..., Tensor]] = {}
-    for layer in [module for module in model.modules() if isinstance(module, (DecoderLayer, VisionLayer))]:
+    for layer in [
+        module for module in model.modules() if isinstance(module, (DecoderLayer, VisionLayer))
+    ]:
         for part in (layer.self_attn, layer.mlp) if split else (layer,):
             kind = type(part)
             name = "forward" if split else "run"

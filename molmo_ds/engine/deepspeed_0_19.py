@@ -7,6 +7,8 @@ Words: `engine` is what deepspeed.initialize returned, `zero` its optimizer (of 
 steps *masters*: flat fp32 tensors of which a parameter is a slice, or under ZeRO-0 the parameters themselves.
 """
 
+import importlib.util
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +39,8 @@ NAMES = {  # module -> names that are defined, or set on an object, there
         remove_partition_and_release_buffers swap_in swap_out_and_release synchronize_reads
     """,
     "deepspeed.runtime.utils": "partition_balanced",
+    "deepspeed.runtime.zero.muon.muon_optimizer": "MuonWithAuxAdam",
+    "deepspeed.runtime.zero.muon.original_muon": "muon_update",
     "deepspeed.runtime.zero.partition_parameters": """
         ds_id ds_numel ds_secondary_tensor ds_shape ds_tensor final_location nvme_swapper
     """,
@@ -69,7 +73,8 @@ class Place:
 
     start: int
     size: int
-    master: Tensor  # where they are elements [offset, offset + size); of a frozen parameter the weight itself
+    # where they are elements [offset, offset + size); of a frozen parameter the weight itself
+    master: Tensor
     offset: int
     split: bool  # whether ZeRO gives the other ranks other elements; else every rank keeps the same
 
@@ -88,7 +93,8 @@ def place(engine: Any, parameter: nn.Parameter) -> Place | None:
     """The place of this rank's part of a parameter; None if it keeps nothing of it."""
     if is_split(parameter):
         return _place_of_stage_3(engine.optimizer, parameter)
-    if hasattr(parameter, "_hp_mapping"):  # ZeRO-1 and 2: one flat vector per group, cut into equal partitions
+    # ZeRO-1 and 2: one flat vector per group, cut into equal partitions
+    if hasattr(parameter, "_hp_mapping"):
         mapping = parameter._hp_mapping
         if mapping is None or mapping.hp_fragment_address.numel == 0:
             return None
@@ -151,7 +157,8 @@ def publish(engine: Any) -> None:
     if hasattr(zero, "fp32_partitioned_groups_flat"):
         zero._partition_all_parameters()
         for parameter in engine.module.parameters():
-            parameter.ds_secondary_tensor = None  # hpZ's copy within a node; DeepSpeed forgets those of frozen ones
+            # hpZ's copy within a node; DeepSpeed forgets those of frozen ones
+            parameter.ds_secondary_tensor = None
         for group in range(len(zero.fp16_groups)):
             with sub_group(zero, group, changed=False):
                 zero._reassign_or_swap_out_partitioned_parameters(group)
@@ -184,7 +191,10 @@ def gradients(engine: Any) -> list[tuple[int, list[Tensor]]] | None:
         return [(i, [flat]) for i, flat in enumerate(zero.fp32_groups_gradient_flat_partition)]
     if hasattr(zero, "single_partition_of_fp32_groups"):
         flats = zero.single_partition_of_fp32_groups
-        return [(i, [f.grad] if zero.cpu_offload else zero.averaged_gradients[i]) for i, f in enumerate(flats)]
+        return [
+            (i, [f.grad] if zero.cpu_offload else zero.averaged_gradients[i])
+            for i, f in enumerate(flats)
+        ]
     return None
 
 
@@ -257,7 +267,8 @@ def hand_over(engine: Any) -> None:
     zero = engine.optimizer
     engine.set_gradient_accumulation_boundary(True)
     for i, (flat, gradient) in enumerate(zip(zero.fp32_partitioned_groups_flat, collected(zero))):
-        zero.norm_for_param_grads[zero.get_param_id(zero.fp16_groups[i][0])] = gradient.norm()  # is it finite?
+        # is it finite?
+        zero.norm_for_param_grads[zero.get_param_id(zero.fp16_groups[i][0])] = gradient.norm()
         if zero._swappable_optimizer_subgroup(i):
             zero.optimizer_swapper.swap_params_info[flat.ds_id].unswapped_gradients = {0: gradient}
         elif zero.offload_optimizer:
@@ -309,7 +320,9 @@ def fresh_buffers(engine: Any, device: torch.device) -> None:
     It gives a buffer again for another type, which crashes a stage that receives from both sides.
     """
     nothing = torch.zeros((), device=device)
-    engine._allocate_or_extend_buffers = lambda _, shape, dtype: nothing.new_empty(shape, dtype=dtype)
+    engine._allocate_or_extend_buffers = lambda _, shape, dtype: nothing.new_empty(
+        shape, dtype=dtype
+    )
 
 
 # Tensor and expert parallelism
@@ -359,6 +372,23 @@ def _configure_experts(zero: DeepSpeedZeroOptimizer) -> None:
 def compile_no_ops() -> None:
     """Let DeepSpeed believe that it can compile no op, so that it tries no compilers at each start."""
     ops.__compatible_ops__ = {}
+
+
+def leave_out_muon() -> None:
+    """Let DeepSpeed ask whether our optimizer is its Muon without running Muon's modules.
+
+    They load torch's compiler: about a second at each start of a process.
+    """
+    never = {
+        "muon_optimizer.MuonWithAuxAdam": type("MuonWithAuxAdam", (), {}),
+        "original_muon.muon_update": None,
+    }
+    for place, value in never.items():
+        name, _, attribute = place.partition(".")
+        spec = importlib.util.find_spec(f"deepspeed.runtime.zero.muon.{name}")
+        module = importlib.util.module_from_spec(spec)
+        setattr(module, attribute, value)
+        sys.modules.setdefault(spec.name, module)
 
 
 def backend() -> Any:

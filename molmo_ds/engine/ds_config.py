@@ -48,7 +48,8 @@ def resolve(strategy: Strategy, config: RunConfig, world_size: int, on_gpu: bool
             block["nvme_path"] = tempfile.gettempdir()
         if block.get("buffer_size") == "auto":
             block["buffer_size"] = -(-_largest(config.model) // world_size)
-    if strategy.experts > 1:  # a prefetch mixes two groups of ranks, in an order that differs between ranks
+    # a prefetch mixes two groups of ranks, in an order that differs between ranks
+    if strategy.experts > 1:
         zero["stage3_prefetch_bucket_size"] = 0
     half = uses_bf16(config, on_gpu)
     if ds.get("torch_autocast"):
@@ -59,11 +60,14 @@ def resolve(strategy: Strategy, config: RunConfig, world_size: int, on_gpu: bool
         if half and zero["stage"] > 0:
             ds.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
     ds.setdefault("zero_allow_untested_optimizer", True)
-    ds.setdefault("zero_force_ds_cpu_optimizer", False)  # ours is torch's, also where it is offloaded
+    # ours is torch's, also where it is offloaded
+    ds.setdefault("zero_force_ds_cpu_optimizer", False)
     ds["steps_per_print"] = 10**9
     left = sorted(_autos(ds))
     if left:
-        raise ValueError(f'{strategy.path} leaves {left[0]} on "auto", which the run cannot fill; write a value.')
+        raise ValueError(
+            f'{strategy.path} leaves {left[0]} on "auto", which the run cannot fill; write a value.'
+        )
     return ds
 
 
@@ -106,13 +110,22 @@ def check_with_deepspeed(strategy: Strategy, ds: dict[str, Any], topology: Any =
 
     try:
         DeepSpeedConfig(copy.deepcopy(ds), mpu=topology)
-    except Exception as error:  # DeepSpeed raises AssertionError, ValueError, pydantic's errors and others
+    # DeepSpeed raises AssertionError, ValueError, pydantic's errors and others
+    except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = "; ".join(lines[1:3] if "validation error" in lines[0] and len(lines) > 2 else lines[:1])
-        raise ValueError(f"DeepSpeed refuses {strategy.path}: {reason or type(error).__name__}.") from None
+        reason = "; ".join(
+            lines[1:3] if "validation error" in lines[0] and len(lines) > 2 else lines[:1]
+        )
+        raise ValueError(
+            f"DeepSpeed refuses {strategy.path}: {reason or type(error).__name__}."
+        ) from None
 
 
 def _autos(node: Any, prefix: str = "") -> list[str]:
     if isinstance(node, dict):
-        return [path for key, value in node.items() for path in _autos(value, f"{prefix}.{key}" if prefix else key)]
+        return [
+            path
+            for key, value in node.items()
+            for path in _autos(value, f"{prefix}.{key}" if prefix else key)
+        ]
     return [prefix] if node == "auto" else []

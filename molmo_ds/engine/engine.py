@@ -39,11 +39,15 @@ class DeepSpeedEngine:
         self.world = world
         self.strategy = strategy
         self.step = 0
-        self.not_finite: list[int] = []  # the micro-batches of this rank's last step whose loss is not finite
+        # the micro-batches of this rank's last step whose loss is not finite
+        self.not_finite: list[int] = []
         topology = self.lay_out()
         self.grid = grid_of(strategy, world, topology)
         self.order = GradientOrder(
-            self.grid.group(*LOSSES), world.device, self.grid.place("stage"), self.grid.size("stage")
+            self.grid.group(*LOSSES),
+            world.device,
+            self.grid.place("stage"),
+            self.grid.size("stage"),
         )
         self.ds = ds_config.resolve(strategy, config, world.size, world.device.type == "cuda")
         ds_config.check_with_deepspeed(strategy, self.ds, topology)
@@ -59,7 +63,9 @@ class DeepSpeedEngine:
             parameter.requires_grad_(name not in frozen)
         self.groups = optim.parameter_groups(self.model, config.optim)
         if not self.groups:
-            raise ValueError("Every component is frozen; set optim.connector.freeze=false or another to train.")
+            raise ValueError(
+                "Every component is frozen; set optim.connector.freeze=false or another to train."
+            )
         self.order.watch(self.model.named_parameters())
         self.engine = self.initialize()
         for part in self.parts:
@@ -119,7 +125,9 @@ class DeepSpeedEngine:
             return marked
 
         self.order.watch(self.model.named_parameters())  # DeepSpeed may have replaced some
-        self.groups = optim.split_groups(optim.parameter_groups(self.model, self.config.optim), marks)
+        self.groups = optim.split_groups(
+            optim.parameter_groups(self.model, self.config.optim), marks
+        )
         return optim.build_optimizer([dict(group) for group in self.groups], self.config.optim)
 
     def local(self, batch: Batch) -> Batch:
@@ -166,7 +174,9 @@ class DeepSpeedEngine:
         factor, counts = self.scale(micro_batches)
         sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)
         for batch in fill(micro_batches, *self.world.largest(len(micro_batches))):
-            sums += torch.stack([loss.double() for loss in self.engine(self.local(batch).weighted(factor))])
+            sums += torch.stack(
+                [loss.double() for loss in self.engine(self.local(batch).weighted(factor))]
+            )
         return self.means(sums, counts, {})
 
     def scale(self, micro_batches: list[Batch]) -> tuple[Tensor, Tensor]:
@@ -174,7 +184,9 @@ class DeepSpeedEngine:
         group = self.grid.group("data")
         return scale(micro_batches, self.averaged, group, self.world.device, self.config.model)
 
-    def report(self, sums: list[Tensor], counts: Tensor, norms: dict[str, Tensor]) -> dict[str, float]:
+    def report(
+        self, sums: list[Tensor], counts: Tensor, norms: dict[str, Tensor]
+    ) -> dict[str, float]:
         """The result of an update: `means`, and of each component the rate and the norm before clipping.
 
         Args:
@@ -184,7 +196,9 @@ class DeepSpeedEngine:
         values = self.means(total, counts, norms, self.order.fingerprint())
         if not all(map(math.isfinite, values.values())):
             self.not_finite = [i for i, losses in enumerate(sums) if not losses.isfinite().all()]
-        rates = {f"lr/{part}": optim.learning_rate(*self.schedule(part)) for part in optim.COMPONENTS}
+        rates = {
+            f"lr/{part}": optim.learning_rate(*self.schedule(part)) for part in optim.COMPONENTS
+        }
         return values | rates
 
     def means(
@@ -256,7 +270,9 @@ class DeepSpeedEngine:
         if found is None:
             return None
         fragments.create_state(self.engine, *restore.state_keys(found))
-        restore.restore(found, self.fragments(changed=True), set(self.shapes()), self.config.optim.name)
+        restore.restore(
+            found, self.fragments(changed=True), set(self.shapes()), self.config.optim.name
+        )
         fragments.set_scalars(self.engine, found.scalars)
         deepspeed_0_19.publish(self.engine)
         self.step = found.step
@@ -276,13 +292,17 @@ class DeepSpeedEngine:
         for piece in self.fragments():
             if self.scratch:
                 weight = piece.tensors["weight"]
-                piece = replace(piece, tensors={"weight": buffer(weight, self.scratch).copy_(weight)})
+                piece = replace(
+                    piece, tensors={"weight": buffer(weight, self.scratch).copy_(weight)}
+                )
             if piece.owned:
                 pieces.setdefault(piece.name, []).append(piece)
         shapes = self.shapes()
 
         def whole(name: str) -> Tensor:
-            summed = torch.zeros(shapes[name], dtype=torch.float32, device=self.world.device).view(-1)
+            summed = torch.zeros(shapes[name], dtype=torch.float32, device=self.world.device).view(
+                -1
+            )
             for piece in pieces.get(name, ()):
                 for first, here, length in piece.runs():
                     summed[first : first + length] = piece.tensors["weight"][here : here + length]
@@ -302,21 +322,28 @@ def without_memory(config: RunConfig) -> Molmo:
     return model
 
 
-def direct(model: nn.Module, build_optimizer: Callable[[Any], torch.optim.Optimizer], ds: dict[str, Any]) -> Any:
+def direct(
+    model: nn.Module, build_optimizer: Callable[[Any], torch.optim.Optimizer], ds: dict[str, Any]
+) -> Any:
     """deepspeed.initialize without Accelerate, which takes no function that builds an optimizer."""
     import deepspeed
 
-    engine, *_ = deepspeed.initialize(model=model, optimizer=build_optimizer, config=ds, dist_init_required=False)
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=build_optimizer, config=ds, dist_init_required=False
+    )
     return engine
 
 
-def through_accelerate(model: nn.Module, optimizer: torch.optim.Optimizer, ds: dict[str, Any], world: World) -> Any:
+def through_accelerate(
+    model: nn.Module, optimizer: torch.optim.Optimizer, ds: dict[str, Any], world: World
+) -> Any:
     """deepspeed.initialize by way of Accelerate; the DeepSpeed engine."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
     from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
 
-    AcceleratorState._reset_state()  # a second engine in one process (tests) has settings of its own
+    # a second engine in one process (tests) has settings of its own
+    AcceleratorState._reset_state()
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     backend = "nccl" if world.device.type == "cuda" else "gloo"
     accelerator = Accelerator(

@@ -64,14 +64,19 @@ def fragments(module: nn.Module, engine: Any, changed: bool = False) -> Iterator
         engine: what deepspeed.initialize returned for it.
         changed: whether the pieces are written to. One from NVMe is in memory only until the next is asked for.
     """
-    named = ((re.sub(r"_orig_mod\.", "", name), parameter) for name, parameter in module.named_parameters())
+    named = (
+        (re.sub(r"_orig_mod\.", "", name), parameter)
+        for name, parameter in module.named_parameters()
+    )
     for part, inside in _in_memory(named, engine, changed):
         with inside:
             for name, parameter in part:
                 yield from _fragment(name, parameter, engine)
 
 
-def _in_memory(named: Named, engine: Any, changed: bool) -> Iterator[tuple[Named, AbstractContextManager]]:
+def _in_memory(
+    named: Named, engine: Any, changed: bool
+) -> Iterator[tuple[Named, AbstractContextManager]]:
     # parameters, together with the context inside which this rank's pieces of them are in memory: all at once, unless
     # something lies on NVMe: then by sub-group, and frozen ones one by one
     zero = engine.optimizer
@@ -147,7 +152,10 @@ def gradients(engine: Any, groups: list[dict]) -> Iterator[Gradients]:
     parts = deepspeed_0_19.gradients(engine)
     split = parts is not None
     if parts is None:
-        parts = [(i, [p.grad for p in group["params"] if p.grad is not None]) for i, group in enumerate(groups)]
+        parts = [
+            (i, [p.grad for p in group["params"] if p.grad is not None])
+            for i, group in enumerate(groups)
+        ]
     for i, tensors in parts:
         copies = groups[i].get("copies", ())
         yield Gradients(groups[i]["component"], tensors, copies if split else (*COPIES, *copies))

@@ -13,8 +13,10 @@ from collections.abc import Iterable, Iterator
 import torch.distributed as dist
 
 AXES = ("stage", "data", "sequence", "tensor")  # the last one varies fastest with the rank
-LOSSES = ("stage", "data", "sequence")  # ranks whose losses add up; those of the tensor axis all have the same
-COPIES = ("data", "sequence")  # ranks that hold the same parameters, over which ZeRO splits and DeepSpeed averages
+# ranks whose losses add up; those of the tensor axis all have the same
+LOSSES = ("stage", "data", "sequence")
+# ranks that hold the same parameters, over which ZeRO splits and DeepSpeed averages
+COPIES = ("data", "sequence")
 Group = dist.ProcessGroup
 
 
@@ -51,7 +53,9 @@ class Grid:
     def along(self, *axes: str, of: int | None = None) -> tuple[int, ...]:
         """The ranks that differ from this one (or from rank `of`) on these axes only, ascending."""
         here = self._places(self.rank if of is None else of)
-        moves = [range(size) if axis in axes else (here[axis],) for axis, size in self.sizes.items()]
+        moves = [
+            range(size) if axis in axes else (here[axis],) for axis, size in self.sizes.items()
+        ]
         return tuple(self._rank(places) for places in itertools.product(*moves))
 
     def group(self, *axes: str) -> Group | None:

@@ -7,10 +7,12 @@ import socket
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -24,10 +26,13 @@ class World:
 
     def barrier(self) -> None:
         """Wait for all ranks."""
-        dist.barrier(device_ids=[self.local_rank] if self.device.type == "cuda" else None)
+        if self.size > 1:
+            dist.barrier(device_ids=[self.local_rank] if self.device.type == "cuda" else None)
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's picklable value, on every rank."""
+        if self.size == 1:
+            return [value]
         values = [None] * self.size
         dist.all_gather_object(values, value)
         return values
@@ -49,11 +54,30 @@ class World:
         if failure := self.broadcast(failure):
             raise failure
 
+    def together(self, action: Callable[[], T]) -> T:
+        """Run `action` on every rank; what one of them raises as ValueError or OSError is raised on every rank."""
+        made = failure = None
+        try:
+            made = action()
+        except (ValueError, OSError) as error:
+            failure = error
+        failures = [error for error in self.gather(failure) if error is not None]
+        if failures:
+            raise failures[0]
+        return made
+
     def broadcast(self, value: Any) -> Any:
         """Rank 0's picklable value."""
+        if self.size == 1:
+            return value
         box = [value]
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
+
+
+def alone() -> World:
+    """The world of one process without a process group, and so without DeepSpeed."""
+    return World(0, 0, 1, torch.device("cpu"))
 
 
 def start(timeout_seconds: int = 600) -> World:
@@ -65,7 +89,8 @@ def start(timeout_seconds: int = 600) -> World:
     # deprecations of torch.distributed that DeepSpeed calls, once per collective
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed says in every process that it found no other
+        # or DeepSpeed says in every process that it found no other
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
         # without it DeepSpeed starts numactl for every bucket of gradients that ZeRO-3 reduces
         os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
     import deepspeed
@@ -74,11 +99,18 @@ def start(timeout_seconds: int = 600) -> World:
     from molmo_ds.engine import deepspeed_0_19
 
     deepspeed_0_19.compile_no_ops()
+    deepspeed_0_19.leave_out_muon()
     if "RANK" not in os.environ:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        alone = {
+            "RANK": 0,
+            "LOCAL_RANK": 0,
+            "WORLD_SIZE": 1,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
         os.environ.update({name: str(value) for name, value in alone.items()})
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     on_gpu = torch.cuda.is_available()
@@ -86,7 +118,8 @@ def start(timeout_seconds: int = 600) -> World:
     if on_gpu:
         torch.cuda.set_device(device)
     elif "OMP_NUM_THREADS" not in os.environ:
-        processes = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE", 1)  # torchrun's, deepspeed's
+        # torchrun's, deepspeed's
+        processes = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE", 1)
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(processes)))
     timeout = datetime.timedelta(seconds=timeout_seconds)
     # neither DEEPSPEED_TIMEOUT nor init_distributed(timeout=) reaches the groups that DeepSpeed makes later

@@ -27,7 +27,11 @@ def scale(
     weighted mean, whatever the ranks, the accumulation and the packing. A step in which nothing is learnt has the
     factor 0 and not a division by 0.
     """
-    counts = torch.stack([_counts(batch, model) for batch in micro_batches]).sum(0).to(device, non_blocking=True)
+    counts = (
+        torch.stack([_counts(batch, model) for batch in micro_batches])
+        .sum(0)
+        .to(device, non_blocking=True)
+    )
     if replicas > 1:
         dist.all_reduce(counts, group=group)
     return torch.where(counts[0] > 0, replicas / counts[0], 0.0), counts
@@ -38,7 +42,9 @@ def fill(micro_batches: list[Batch], steps: int) -> list[Batch]:
 
     A collective that one rank comes to less often than the others would hang them.
     """
-    assert 0 < len(micro_batches) <= steps, f"{len(micro_batches)} micro-batches in a step of {steps}"
+    assert 0 < len(micro_batches) <= steps, (
+        f"{len(micro_batches)} micro-batches in a step of {steps}"
+    )
     if len(micro_batches) == steps:
         return micro_batches
     last = micro_batches[-1]

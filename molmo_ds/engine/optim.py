@@ -26,7 +26,9 @@ def frozen_names(model: Molmo, optim: OptimConfig, lora: LoraConfig | None = Non
     The reference leaves those blocks in the optimizer without a gradient, which skips them: the same thing.
     """
     first_unused = used_layers(model.config.vision)[-1] + 1
-    unused = tuple(f"vision.layers.{i}." for i in range(first_unused, model.config.vision.num_hidden_layers))
+    unused = tuple(
+        f"vision.layers.{i}." for i in range(first_unused, model.config.vision.num_hidden_layers)
+    )
     return {
         name
         for name, _ in model.named_parameters()
@@ -62,14 +64,18 @@ def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict]:
     return [group for group in groups.values() if group["params"]]
 
 
-def split_groups(groups: list[dict], marks: Callable[[str, nn.Parameter], dict[str, Any]]) -> list[dict]:
+def split_groups(
+    groups: list[dict], marks: Callable[[str, nn.Parameter], dict[str, Any]]
+) -> list[dict]:
     """The groups, cut where `marks` of their parameters differ; each carries its marks."""
     out = []
     for group in groups:
         parts: dict[tuple, dict] = {}
         for parameter, name in zip(group["params"], group["names"]):
             marked = marks(name, parameter)
-            part = parts.setdefault(tuple(marked.items()), {**group, **marked, "params": [], "names": []})
+            part = parts.setdefault(
+                tuple(marked.items()), {**group, **marked, "params": [], "names": []}
+            )
             part["params"].append(parameter)
             part["names"].append(name)
         out += parts.values()
@@ -135,7 +141,9 @@ def clip(
     counted = gradients if owned is None else owned
     for i, part in enumerate(COMPONENTS):
         # by chunks: an fp32 sum over the millions of a flat partition was 2e-4 off on a CPU
-        if pieces := [c for g in counted.get(part, ()) for c in g.reshape(-1).split(CHUNK) if c.numel()]:
+        if pieces := [
+            c for g in counted.get(part, ()) for c in g.reshape(-1).split(CHUNK) if c.numel()
+        ]:
             squares[i] = torch.stack([n.double() ** 2 for n in torch._foreach_norm(pieces)]).sum()
     squares_sum(squares)
     norms = squares.sqrt()

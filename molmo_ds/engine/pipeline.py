@@ -85,7 +85,9 @@ class PipelineEngine(DeepSpeedEngine):
         self.sums.append(torch.stack([x.detach().double() for x in outputs]))
         return outputs[0] + outputs[1]
 
-    def feed(self, batches: list[Batch], factor: Tensor) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+    def feed(
+        self, batches: list[Batch], factor: Tensor
+    ) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
         """(arguments of the first row, a label that nobody reads) of each micro-batch, weights times `factor`.
 
         DualPipeV's ranks exchange one shape before the first micro-batch, so those of a step are padded to the largest.
@@ -94,7 +96,8 @@ class PipelineEngine(DeepSpeedEngine):
         if self.folded:
             self.engine.reset_activation_shape()
             largest = [max(sizes) for sizes in zip(*(batch.sizes for batch in batches))]
-            batches = (batch.padded(*largest) for batch in batches)  # one by one, where there is data
+            # one by one, where there is data
+            batches = (batch.padded(*largest) for batch in batches)
         local = (self.local(batch).weighted(factor) for batch in batches)
         return ((self.wire.pack(Carry.of(batch)), batch.labels) for batch in local)
 
@@ -116,7 +119,8 @@ class PipelineEngine(DeepSpeedEngine):
         self.sums.clear()
         fewest = len(self.bounds) - 1 if self.folded else 1  # that DualPipeV runs
         micro_batches = fill(micro_batches, max(fewest, *self.world.largest(len(micro_batches))))
-        nothing = torch.zeros(3, dtype=torch.float64, device=self.world.device)  # of a rank without the loss
+        # of a rank without the loss
+        nothing = torch.zeros(3, dtype=torch.float64, device=self.world.device)
         self.engine.eval_batch(self.feed(micro_batches, factor), bcast_loss=False)
         return self.means(torch.stack([*self.sums, nothing]).sum(0), counts, {})
 
@@ -191,7 +195,9 @@ def cost(name: str, parameters: dict[str, nn.Parameter], config: RunConfig) -> i
     vision = config.model.vision
     data = config.data
     patches = data.crops_per_sequence * (vision.image_size // vision.patch_size) ** 2
-    vectors = {"vision": patches, "connector": patches // 4}.get(name.partition(".")[0], data.sequence_length)
+    vectors = {"vision": patches, "connector": patches // 4}.get(
+        name.partition(".")[0], data.sequence_length
+    )
     weights = [parameter for key, parameter in parameters.items() if "embedding" not in key]
     dense = sum(weight.numel() for weight in weights if weight.dim() == 2)
     top_k = config.model.text.num_experts_per_tok

@@ -7,7 +7,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from molmo_ds.config import RunConfig, TextConfig
-from molmo_ds.engine.strategy import ENGINES, LIMITS, NEEDS_BATCH, NEEDS_RANKS, SETTINGS, USUAL, Owned, Strategy, Zero
+from molmo_ds.engine.strategy import (
+    ENGINES,
+    EXECUTION,
+    LIMITS,
+    NEEDS_BATCH,
+    NEEDS_RANKS,
+    PLAIN,
+    SETTINGS,
+    USUAL,
+    Owned,
+    Strategy,
+    Zero,
+)
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,10 @@ class Asked:
         """Whether ranks that share the decoder hold equal parts of it; experts are not cut."""
         text = self.text
         inner = 0 if text.num_experts else text.intermediate_size
-        return not any(size % self.s.tensor for size in (text.num_attention_heads, text.num_key_value_heads, inner))
+        return not any(
+            size % self.s.tensor
+            for size in (text.num_attention_heads, text.num_key_value_heads, inner)
+        )
 
 
 @dataclass(frozen=True)
@@ -106,7 +121,7 @@ TABLE = [
     ),
     Row(
         "limits without inference",
-        lambda a: a.s.limits != USUAL,
+        lambda a: a.s.limits != USUAL or a.s.execution != PLAIN,
         '{path}: {limits} are of the engine "inference", with which nothing is trained; leave them out.',
     ),
     Row(
@@ -365,7 +380,7 @@ def refuse(strategy: Strategy, config: RunConfig, world: int) -> None:
         path=strategy.path,
         engines=", ".join(ENGINES),
         settings=", ".join(SETTINGS),
-        limits=", ".join(LIMITS),
+        limits=", ".join(LIMITS + EXECUTION),
         least=2 * strategy.stages,
         tensor_settings=list(strategy.tensor_settings),
     )

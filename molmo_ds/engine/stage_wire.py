@@ -20,7 +20,8 @@ class Wire:
     """One end of a stage."""
 
     def __init__(self) -> None:
-        self.layout: list[list[int]] | None = None  # (index of the field, whether it travels as int32) of each tensor
+        # (index of the field, whether it travels as int32) of each tensor
+        self.layout: list[list[int]] | None = None
         self.layout_tensor: Tensor | None = None
 
     def pack(self, x: Carry) -> tuple[Tensor, ...]:

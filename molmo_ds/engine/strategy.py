@@ -8,18 +8,18 @@ import copy
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from molmo_ds.config import RunConfig
 from molmo_ds.engine import strategy_file, strategy_place
 
 ENGINES = ("zero", "sequence", "pipeline", "inference")
 LIMITS = ("slots", "slot_tokens", "prefill_tokens")  # settings of the engine that answers
-SETTINGS = ("engine", "stages", "schedule", "sequence_parallel_size", *LIMITS)  # of the block molmo_ds
+EXECUTION = ("compile", "graphs", "weights")  # of the same engine
+# of the block molmo_ds
+SETTINGS = ("engine", "stages", "schedule", "sequence_parallel_size", *LIMITS, *EXECUTION)
 NEEDS_RANKS = "{path} needs a multiple of {shared} ranks, and there are {world}."
-NEEDS_BATCH = (
-    "global_batch={batch} does not divide by {replicas} ranks x micro_batch={micro}; choose a multiple of {multiple}."
-)
+NEEDS_BATCH = "global_batch={batch} does not divide by {replicas} ranks x micro_batch={micro}; choose a multiple of {multiple}."  # noqa: E501
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,20 @@ class Limits:
     prefill_tokens: int = 8192  # of one packed prefill
 
 
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How a replica computes its answers."""
+
+    compile: bool = False  # the decoder layers of a decode step, once for each bucket of shapes
+    graphs: bool = True  # decode steps are replayed as CUDA graphs, on a GPU
+    # what the decoder's matrices are kept in, by torchao
+    weights: Literal["int8", "fp8"] | None = None
+    # few shapes of decode steps; by default on a GPU and where layers are compiled
+    buckets: bool | None = None
+
+
 USUAL = Limits()
+PLAIN = Execution()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +107,7 @@ class Strategy:
     zero: Zero = field(default_factory=Zero)
     owned: Owned = field(default_factory=Owned)
     limits: Limits = field(default_factory=Limits)
+    execution: Execution = field(default_factory=Execution)
     unknown: tuple[str, ...] = ()  # settings of the block molmo_ds that there are not
     deepspeeds_sequence: bool = False  # whether DeepSpeed's own key sequence_parallel_size is there
     experts_switched_on: bool = False
@@ -128,7 +142,12 @@ class Strategy:
     def axes(self, world: int) -> dict[str, int]:
         """Sizes of the map of ranks (engine/grid.py) by axis."""
         data = self.data_parallel_size(world)
-        return {"stage": self.stages, "data": data, "sequence": self.sequence, "tensor": self.tensor}
+        return {
+            "stage": self.stages,
+            "data": data,
+            "sequence": self.sequence,
+            "tensor": self.tensor,
+        }
 
 
 def read_strategy(path: str) -> Strategy:
@@ -179,6 +198,7 @@ def parse(path: str, values: dict[str, Any]) -> Strategy:
         zero=_zero(ds.get("zero_optimization", {})),
         owned=_owned(ds),
         limits=Limits(**{name: ours[name] for name in LIMITS if name in ours}),
+        execution=Execution(**{name: ours[name] for name in EXECUTION if name in ours}),
         unknown=tuple(sorted(set(ours) - set(SETTINGS))),
         deepspeeds_sequence="sequence_parallel_size" in ds,
         experts_switched_on=switched_on,
@@ -221,7 +241,9 @@ def _owned(ds: dict[str, Any]) -> Owned:
 
 def _written(ds: dict[str, Any], block: str) -> tuple[str, ...]:
     values = ds.get(block, {}).get("params", {})
-    return tuple(sorted(key for key, value in values.items() if value != "auto" and key != "torch_adam"))
+    return tuple(
+        sorted(key for key, value in values.items() if value != "auto" and key != "torch_adam")
+    )
 
 
 def accumulation(config: RunConfig, replicas: int) -> int:
@@ -229,5 +251,7 @@ def accumulation(config: RunConfig, replicas: int) -> int:
     multiple = replicas * config.micro_batch
     if config.global_batch % multiple:
         batch, micro = config.global_batch, config.micro_batch
-        raise ValueError(NEEDS_BATCH.format(batch=batch, replicas=replicas, micro=micro, multiple=multiple))
+        raise ValueError(
+            NEEDS_BATCH.format(batch=batch, replicas=replicas, micro=micro, multiple=multiple)
+        )
     return config.global_batch // multiple

@@ -51,7 +51,8 @@ Aio = with_config(STRICT)(TypedDict("Aio", {
 }, total=False))
 Ours = with_config(STRICT)(TypedDict("Ours", {
     "engine": Text, "stages": Count, "schedule": Text, "sequence_parallel_size": Count, "slots": Count,
-    "slot_tokens": Count, "prefill_tokens": Count,
+    "slot_tokens": Count, "prefill_tokens": Count, "compile": bool, "graphs": bool,
+    "weights": Literal["int8", "fp8"],
 }, total=False))
 File = with_config(STRICT)(TypedDict("File", {
     "molmo_ds": Ours, "zero_optimization": Zero, "optimizer": Named, "scheduler": Named, "fp16": Switched,
@@ -105,12 +106,17 @@ def load(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"The strategy file {file} is not JSON: {error}.") from None
     if not isinstance(values, dict):
-        raise ValueError(f"The strategy file {file} holds no JSON object; write DeepSpeed's settings in braces.")
+        raise ValueError(
+            f"The strategy file {file} holds no JSON object; write DeepSpeed's settings in braces."
+        )
     known = [*File.__annotations__, *OTHERS]
     unknown = [key for key in values if key not in known]
     if unknown:
         near = {key: difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0] for key in unknown}
-        said = (f"The strategy file {file} has the unknown key '{k}'; the nearest one is '{near[k]}'." for k in unknown)
+        said = (
+            f"The strategy file {file} has the unknown key '{k}'; the nearest one is '{near[k]}'."
+            for k in unknown
+        )
         raise ValueError(rules.together(list(said)))
     check(values, str(file))
     return values

@@ -16,8 +16,12 @@ def find(path: str) -> Path:
     if not file.is_absolute() and (PACKAGE / file).is_file():
         return PACKAGE / file
     there = sorted(str(f) for f in file.parent.glob("*.json"))
-    installed = sorted(str(f.relative_to(PACKAGE)) for f in (PACKAGE / "ds_configs").rglob("*.json"))
-    raise ValueError(f"There is no strategy file {path}; files next to it: {', '.join(there or installed)}.")
+    installed = sorted(
+        str(f.relative_to(PACKAGE)) for f in (PACKAGE / "ds_configs").rglob("*.json")
+    )
+    raise ValueError(
+        f"There is no strategy file {path}; files next to it: {', '.join(there or installed)}."
+    )
 
 
 def told(path: str) -> list[str]:

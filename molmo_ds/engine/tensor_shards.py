@@ -32,9 +32,17 @@ def shard(config: MolmoConfig, shards: int) -> MolmoConfig:
     keys = text.num_key_value_heads // shards
     width = text.head_dim or text.hidden_size // text.num_attention_heads
     inner = text.intermediate_size if text.num_experts else text.intermediate_size // shards
-    small = replace(text, num_attention_heads=heads, num_key_value_heads=keys, head_dim=width, intermediate_size=inner)
+    small = replace(
+        text,
+        num_attention_heads=heads,
+        num_key_value_heads=keys,
+        head_dim=width,
+        intermediate_size=inner,
+    )
     projector = config.connector.intermediate_size or text.intermediate_size
-    return replace(config, text=small, connector=replace(config.connector, intermediate_size=projector))
+    return replace(
+        config, text=small, connector=replace(config.connector, intermediate_size=projector)
+    )
 
 
 class SharedNorm(nn.Module):
@@ -49,7 +57,9 @@ class SharedNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., H * d / S] -> the same; the mean of squares is that of all H * d."""
         wide = x.float()
-        squares = Take.apply(Add.apply(wide.square().mean(-1, keepdim=True), self.group), self.group)
+        squares = Take.apply(
+            Add.apply(wide.square().mean(-1, keepdim=True), self.group), self.group
+        )
         out = wide * torch.rsqrt(squares / dist.get_world_size(self.group) + self.eps)
         return self.weight * out.to(x.dtype)
 

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from molmo_ds.data.decode import BadSample, load_image
-from molmo_ds.eval.pointing import extract_points
+from molmo_ds.eval.metrics.pointing import extract_points
 
 
 def read_picture(path: str) -> np.ndarray:
@@ -28,5 +28,7 @@ def draw_points(picture: np.ndarray, text: str, path: str) -> None:
     pen = ImageDraw.Draw(image)
     radius = max(4, max(image.size) // 60)
     for x, y in extract_points(text, *image.size):
-        pen.ellipse((x - radius, y - radius, x + radius, y + radius), outline=(255, 40, 120), width=3)
+        pen.ellipse(
+            (x - radius, y - radius, x + radius, y + radius), outline=(255, 40, 120), width=3
+        )
     image.save(path)

@@ -1,114 +1,227 @@
-"""Evaluates a checkpoint on shards: asks what the tasks ask, generates in batches, scores every answer."""
+"""One evaluation: the questions of a task, each asked once by any number of ranks, then scored once on rank 0."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import torch
 from numpy.random import RandomState
 from tqdm import tqdm
 
 from molmo_ds.data.read.shards import ShardSet
-from molmo_ds.eval.load import Answerer
-from molmo_ds.eval.tasks import Annotation, Size, Task, has_truth, mean, true_answer
-from molmo_ds.infer.generate import Options, warn_of_cuts
+from molmo_ds.engine.launch import World
+from molmo_ds.eval import log as answers
+from molmo_ds.eval.client import FAILED, Ask, Client, Part, Reply
+from molmo_ds.eval.provenance import Provenance
+from molmo_ds.eval.row import Row
+from molmo_ds.eval.score import chance_level, score, scored_row
+from molmo_ds.eval.task import Task
+
+log = logging.getLogger(__name__)
+DONE = "metrics.json"  # of a results folder, written last
+MANY = 0.01  # share of replies without an end that is worth a warning
+Crops = Callable[[int, int], int]  # of a picture, from its width and height
 
 
-@dataclass(frozen=True)
-class Asked:
-    """One question and what came of it."""
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A task on a split, and where its results go."""
 
-    task: str
-    key: str  # of the sample in its shard
-    annotation: Annotation
-    size: Size
-    prediction: str
-    truth: str
-    scores: dict[str, float]  # none where the annotation does not say what is right
+    task: Task
+    split: str
+    shards: ShardSet
+    results: Path  # a folder of its own
+    provenance: Provenance
+
+    @property
+    def label(self) -> str:
+        """TASK:SPLIT."""
+        return f"{self.task.name}:{self.split}"
+
+    def rows(self) -> list[Row]:
+        """The questions in the order of the shards: all, the first `limit`, or `limit` drawn by `shuffle_seed`."""
+        limit = self.provenance.limit
+        if self.provenance.shuffle_seed is None:
+            return list(self.task.rows(self.shards, self.split, limit))
+        rows = list(self.task.rows(self.shards, self.split))
+        drawn = RandomState(self.provenance.shuffle_seed).permutation(len(rows))[:limit]
+        return [rows[index] for index in sorted(drawn)]
 
 
-@dataclass(frozen=True)
-class _Question:
-    index: int
-    key: str
-    annotation: Annotation
-    size: Size
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What an evaluation found."""
 
+    figures: dict[str, Any]  # of eval/score.py
+    questions: list[Row]  # in the order of the shards
+    rows: list[dict[str, Any]]  # the same, scored
+    failures: dict[str, str]  # id -> why there is no reply
 
-def questions(shards: ShardSet, task: Task, limit: int | None = None) -> Iterator[_Question]:
-    """What a task asks of the first `limit` samples (None = all), sample by sample."""
-    for index in range(min(len(shards), limit or len(shards))):
-        record = shards.record(index)
-        for annotation in record["annotations"]:
-            if annotation.get("style") in task.styles:
-                yield _Question(index, record["__key__"], annotation, tuple(record["sizes"][0]))
+    def pairs(self) -> Iterator[tuple[Row, dict[str, Any]]]:
+        """Each question with what came of it."""
+        return zip(self.questions, self.rows, strict=True)
 
 
 def evaluate(
-    answerer: Answerer, shards: ShardSet, tasks: Iterable[Task], limit: int | None = None, batch_size: int = 64
-) -> list[Asked]:
-    """Every question of the tasks with its answer and scores; greedy decoding, one progress bar.
+    job: Job,
+    client: Client,
+    world: World,
+    overwrite: bool = False,
+    crops: Crops | None = None,
+    part: Part | None = None,
+) -> Outcome | None:
+    """Ask what the log does not hold yet, and score all of it; None on other ranks than 0.
 
-    A question whose annotation holds no answer, as in splits whose answers are not public, is asked and not scored.
-    Raises ValueError, with the sample's key and before anything is generated, for an annotation whose answer cannot be
-    right.
+    All ranks call it with equal arguments and see one file system. Figures are the same at every number of ranks, every
+    batch and after every kill, since replies go to the log one by one and are scored in the order of the shards.
+
+    Args:
+        overwrite: forget the answers that are there.
+        crops: of a picture; sorts the questions, so that those asked together are alike.
+        part: of the questions, for this rank; None = every rank asks others.
+
+    Raises ValueError, on all ranks and before anything is asked, for a log of other provenance and for a truth that
+    cannot be right.
     """
-    work = [(task, question) for task in tasks for question in questions(shards, task, limit)]
-    for task, question in work:
-        _scored(task, question, "?")
-    out = []
-    ended: list[bool] = []
-    with tqdm(total=len(work), desc="evaluate", unit="question", dynamic_ncols=True) as bar:
-        while len(out) < len(work):
-            task = work[len(out)][0]
-            chunk = [question for one, question in work[len(out) : len(out) + batch_size] if one is task]
-            prompts = [
-                answerer.builder.prompt(
-                    shards.read(q.index)["pixels"], _unanswered(q.annotation), rng=RandomState(q.index)
-                )
-                for q in chunk
-            ]
-            texts, cuts = answerer.answer(prompts, Options(max_new_tokens=task.max_new_tokens))
-            ended += cuts.tolist()
-            out += [_scored(task, question, text) for question, text in zip(chunk, texts)]
-            bar.update(len(chunk))
-    warn_of_cuts(answerer.model, torch.tensor(ended, dtype=torch.bool))
-    return out
+    rows = job.rows()
+    if not rows:
+        raise ValueError(
+            f"{job.label} finds no question in {job.shards.path}; are these its shards?"
+        )
+    world.agree(lambda: check(job, rows, overwrite))
+    done = world.broadcast(set(answers.read(job.results)) if world.rank == 0 else None)
+    groups = by_picture((row for row in rows if row.id not in done), crops)
+    part = part or Part(index=world.rank, count=world.size)
+    mine = [row for group in groups[part.index :: part.count] for row in group]
+    failures = ask(job, client, mine, world, part)
+    everyone = {name: why for told in world.gather(failures) for name, why in told.items()}
+    return finish(job, rows, answers.read(job.results), everyone) if world.rank == 0 else None
 
 
-def _scored(task: Task, question: _Question, text: str) -> Asked:
-    truth = ""
-    found: dict[str, float] = {}
-    if has_truth(question.annotation):
-        try:
-            truth = true_answer(question.annotation, question.size)
-            found = task.score(text, question.annotation, question.size)
-        except ValueError as error:
-            raise ValueError(f"Sample {question.key} cannot be scored as {task.name}: {error}") from None
-    return Asked(task.name, question.key, question.annotation, question.size, text, truth, found)
+def rescore(job: Job) -> Outcome:
+    """Score the replies that the log holds, without a model; questions without one are failures."""
+    rows = job.rows()
+    replies = answers.read(job.results)
+    failures = {row.id: f"{FAILED}it was not asked" for row in rows if row.id not in replies}
+    return finish(job, rows, replies, failures)
 
 
-def summarise(asked: list[Asked], tasks: Iterable[Task]) -> dict[str, dict[str, Any]]:
-    """Per task the number of questions, the mean scores, and those of the best constant answer.
+def check(job: Job, rows: Sequence[Row], overwrite: bool) -> None:
+    """Refuse what could not be scored in the end; make the log ours."""
+    for row in rows:
+        scored_row(job.task, row, "?", "stop")
+    job.results.mkdir(parents=True, exist_ok=True)
+    if overwrite:
+        (job.results / DONE).unlink(missing_ok=True)
+    answers.claim(job.results, job.provenance.values(), overwrite)
 
-    `without_answer` counts the questions that could not be scored, where there are any.
+
+def by_picture(rows: Iterable[Row], crops: Crops | None = None) -> list[list[Row]]:
+    """Questions about one picture together; pictures with most crops first, then the longest questions."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.picture, []).append(row)
+
+    def cost(group: list[Row]) -> tuple[int, int]:
+        size = group[0].size
+        return crops(*size) if crops and size[0] else 0, max(
+            len(str(row.question())) for row in group
+        )
+
+    return sorted(groups.values(), key=cost, reverse=True)
+
+
+def ask(job: Job, client: Client, rows: Sequence[Row], world: World, part: Part) -> dict[str, str]:
+    """Ask the rows and log each reply as it comes; id -> why, of those that got none."""
+    failures: dict[str, str] = {}
+    if not rows:  # and so a log that is whole is scored without the weights
+        return failures
+    name = job.label if part.count == 1 else f"{job.label} (part 1 of {part.count})"
+    finished = answers.Log(job.results, world.rank) if part.writes else None
+    with tqdm(
+        total=len(rows), desc=name, unit="question", dynamic_ncols=True, disable=world.rank != 0
+    ) as bar:
+        for reply in client.replies(asks(job.shards, rows, job.provenance.new_tokens)):
+            if reply.failed:
+                failures[reply.id] = reply.end
+            elif finished is not None:
+                finished.append(logged(reply))
+            bar.update()
+    if finished is not None:
+        finished.close()
+    return failures
+
+
+def asks(shards: ShardSet, rows: Iterable[Row], new_tokens: int) -> Iterator[Ask]:
+    """The questions with their pictures, which are read when they are needed."""
+    for index, alike in itertools.groupby(rows, lambda row: row.index):
+        pictures = tuple(shards.read(index)["pixels"])
+        for row in alike:
+            yield Ask(
+                id=row.id,
+                pictures=pictures,
+                annotation=row.question(),
+                seed=index,
+                max_new_tokens=new_tokens,
+            )
+
+
+def logged(reply: Reply) -> dict[str, Any]:
+    """A reply as a line of the log."""
+    return {
+        "id": reply.id,
+        "reply": reply.text,
+        "tokens": reply.token_count,
+        "end": reply.end,
+        "prompt": reply.prompt,
+    }
+
+
+def finish(
+    job: Job,
+    rows: Sequence[Row],
+    replies: Mapping[str, Mapping[str, Any]],
+    failures: Mapping[str, str],
+) -> Outcome:
+    """Score every row in the order of the shards.
+
+    Raises ValueError where a row has neither a reply nor a failure: another rank's log cannot be seen from here.
     """
-    out = {}
-    for task in tasks:
-        mine = [one for one in asked if one.task == task.name]
-        scored = [one for one in mine if one.scores]
-        if not mine:
-            continue
-        chance = task.chance([(one.annotation, one.size) for one in scored]) if scored else {}
-        out[task.name] = {"questions": len(mine), "scores": mean([one.scores for one in scored]), "chance": chance}
-        if len(scored) < len(mine):
-            out[task.name]["without_answer"] = len(mine) - len(scored)
-    return out
+    missing = [row.id for row in rows if row.id not in replies and row.id not in failures]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(rows)} questions of {job.label} have no reply in {job.results}, {missing[0]} for"
+            " one; ask again, and with several hosts give a folder that all of them see."
+        )
+    scored = []
+    for row in rows:
+        said = replies.get(row.id) or {
+            "reply": "",
+            "tokens": 0,
+            "end": failures[row.id],
+            "prompt": "",
+        }
+        more = {"tokens": said["tokens"], "prompt": said["prompt"]}
+        scored.append(scored_row(job.task, row, said["reply"], said["end"], **more))
+    figures = score(job.task, scored, chance_level(job.task, rows))
+    warn(job, figures)
+    return Outcome(figures=figures, questions=list(rows), rows=scored, failures=dict(failures))
 
 
-def _unanswered(annotation: Annotation) -> Annotation:
-    # what the prompt is made from must not hold the answer
-    hidden = ("answer", "answers", "answer_index", "points", "text", "boxes")
-    return {name: value for name, value in annotation.items() if name not in hidden}
+def warn(job: Job, figures: Mapping[str, Any]) -> None:
+    """Say what makes figures less than they seem."""
+    unfinished = figures["share_without_end"] or 0.0
+    if unfinished >= MANY:
+        log.warning(
+            "%s: %.1f %% of the replies have no end; %d new tokens may be too few.",
+            *(job.label, 100 * unfinished, job.provenance.new_tokens),
+        )
+    if figures["failed"]:
+        log.warning(
+            "%s: %d of %d questions got no reply and count nowhere; the same command asks them again.",
+            *(job.label, figures["failed"], figures["questions"]),
+        )

@@ -4,14 +4,13 @@ import json
 import re
 from pathlib import Path
 
-import yaml
 from safetensors.torch import save_file
 
-from molmo_ds.config import RunConfig
 from molmo_ds.hub import load
 from molmo_ds.model import lora
-from molmo_ds.settings import from_dict
-from molmo_ds.weights.tensor_files import TensorFolder, new_folder
+from molmo_ds.weights import checkpoint
+from molmo_ds.weights.tensor_files import TensorFolder
+from molmo_ds.weights.tensor_writer import new_folder
 
 PREFIX = "base_model.model.model."  # peft's wrapper, transformers' class, our network
 
@@ -21,16 +20,18 @@ def to_peft(source: str | Path, out: str | Path) -> None:
 
     Raises ValueError if the run has no adapters, or if something else learnt in it, which adapters do not hold.
     """
-    from molmo_ds.weights import checkpoint
-
     path = checkpoint.find(source)
-    run = from_dict(RunConfig, yaml.safe_load((path / "config.yaml").read_text()))
+    run = checkpoint.read_config(path)
     found = checkpoint.open_checkpoint(path) if (path / "manifest.json").is_file() else None
     if found is None or not run.lora.components:
-        raise ValueError(f"{source} has no adapters; give the checkpoint of a run with lora.components.")
+        raise ValueError(
+            f"{source} has no adapters; give the checkpoint of a run with lora.components."
+        )
     for part in ("connector", "vision", "text"):
         if part not in run.lora.components and not getattr(run.optim, part).freeze:
-            raise ValueError(f"In {source} the {part} learnt as well, which adapters do not hold; use to-hub, merged.")
+            raise ValueError(
+                f"In {source} the {part} learnt as well, which adapters do not hold; use to-hub, merged."
+            )
     names = sorted(name for name in found.pieces if ".lora_" in name)
     modules = sorted({re.escape(name.partition(".lora_")[0]) for name in names})
     settings = {
@@ -44,7 +45,10 @@ def to_peft(source: str | Path, out: str | Path) -> None:
         "base_model_name_or_path": run.init_from,
     }
     with new_folder(out) as folder:
-        save_file({PREFIX + name: found.whole(name) for name in names}, folder / "adapter_model.safetensors")
+        save_file(
+            {PREFIX + name: found.whole(name) for name in names},
+            folder / "adapter_model.safetensors",
+        )
         (folder / "adapter_config.json").write_text(json.dumps(settings, indent=1))
 
 

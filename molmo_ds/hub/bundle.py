@@ -37,7 +37,11 @@ def rewrite(module: str) -> tuple[str, list[str]]:
     source = path.read_text()
     lines = source.splitlines()
     needed: list[str] = []
-    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    nodes = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
     for node in sorted(nodes, key=lambda node: node.lineno, reverse=True):
         if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "molmo_ds":
             text, modules = _from_package(node)
@@ -45,7 +49,9 @@ def rewrite(module: str) -> tuple[str, list[str]]:
         else:
             text = _from_elsewhere(node)
         if text is not None:
-            lines[node.lineno - 1 : node.end_lineno] = [" " * node.col_offset + line for line in text]
+            lines[node.lineno - 1 : node.end_lineno] = [
+                " " * node.col_offset + line for line in text
+            ]
     origin = f"# Made from {source_of(module).replace('.', '/')}.py by molmo_ds/hub/bundle.py: change it there.\n"
     return origin + "\n".join(lines).strip() + "\n", needed
 
@@ -68,7 +74,8 @@ def _from_package(node: ast.ImportFrom) -> tuple[list[str], list[str]]:
     modules = []
     for alias in node.names:
         name = alias.asname or alias.name
-        if _is_module(f"{node.module}.{alias.name}"):  # transformers finds a file only by "from .FILE import"
+        # transformers finds a file only by "from .FILE import"
+        if _is_module(f"{node.module}.{alias.name}"):
             modules.append(f"{node.module}.{alias.name}")
             file = file_of(modules[-1])
             text.append(f"from .{file} import __name__ as _")

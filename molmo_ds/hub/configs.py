@@ -1,24 +1,12 @@
 """The configuration of a folder of others: read, dispatched to its family, overridden."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from molmo_ds import presets
 from molmo_ds.config import ImageConfig, MolmoConfig, TextConfig, VisionConfig
 from molmo_ds.model import families
 from molmo_ds.settings import changed, in_sentences
-
-
-def read_json(folder: Path, name: str = "config.json") -> dict[str, Any]:
-    """A folder's JSON file; ValueError if there is none."""
-    try:
-        return json.loads((folder / name).read_text())
-    except OSError:
-        raise ValueError(f"{folder} has no {name}; give the folder of a model.") from None
-    except ValueError as error:
-        raise ValueError(f"{folder / name} is not JSON: {error}.") from None
 
 
 def override(config: MolmoConfig, changes: list[str] | tuple[str, ...]) -> MolmoConfig:
@@ -41,12 +29,16 @@ def vision_config(values: dict[str, Any], name: str) -> tuple[VisionConfig, Imag
     """
     resize = "clip" if name == "openai" else name
     if resize not in presets.TOWERS:
-        raise ValueError(f"There is no vision tower '{name}'; use openai, metaclip, siglip or dinov2.")
+        raise ValueError(
+            f"There is no vision tower '{name}'; use openai, metaclip, siglip or dinov2."
+        )
     base = presets.TOWERS[resize]
     part = values.get("vision_config") or {}  # of a model of text and pictures
     kind = str(part.get("model_type") or values.get("model_type")).removesuffix("_vision_model")
     if kind != base.model_type:
-        raise ValueError(f"The vision tower '{name}' is a {base.model_type} model and the folder holds '{kind}'.")
+        raise ValueError(
+            f"The vision tower '{name}' is a {base.model_type} model and the folder holds '{kind}'."
+        )
     vision = families.tower(kind).vision_config(part or values, base)
     if resize == "clip":
         vision = replace(vision, num_hidden_layers=vision.num_hidden_layers - 1)

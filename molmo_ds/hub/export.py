@@ -12,11 +12,12 @@ from torch import Tensor
 from molmo_ds.config import MolmoConfig
 from molmo_ds.data.tokens import IMAGE_TOKENS, Tokenizer
 from molmo_ds.hub.bundle import bundle
-from molmo_ds.hub.load import PAD_EMBED, checked, open_checkpoint, prompt_form, shapes_of
+from molmo_ds.hub.load import checked, open_checkpoint, prompt_form
 from molmo_ds.model.families import molmo_names
 from molmo_ds.model.families.molmo import not_servable, to_released
 from molmo_ds.settings import to_dict
-from molmo_ds.weights.tensor_files import SHARD, new_folder, write_tensors
+from molmo_ds.weights.source import PAD_EMBED, shapes_of
+from molmo_ds.weights.tensor_writer import SHARD, new_folder, write_tensors
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -66,7 +67,13 @@ def to_hub(
     with new_folder(out) as folder:
         kinds: set[torch.dtype] = set()
         count = sum(len(rule.theirs) for rule in molmo_names.released(config))
-        write_tensors(folder, _released(config, tensors, checkpoint, kinds), shard_bytes, DTYPES.get(dtype), count)
+        write_tensors(
+            folder,
+            _released(config, tensors, checkpoint, kinds),
+            shard_bytes,
+            DTYPES.get(dtype),
+            count,
+        )
         kind = DTYPES.get(dtype) or (kinds.pop() if len(kinds) == 1 else torch.float32)
         values = to_released(config, str(kind).removeprefix("torch."))
         _write_json(folder / "config.json", values)
@@ -78,7 +85,9 @@ def to_hub(
     return not_servable(config)
 
 
-def write_processor(folder: Path, config: MolmoConfig, tokenizer: Path, form: dict[str, str | bool]) -> None:
+def write_processor(
+    folder: Path, config: MolmoConfig, tokenizer: Path, form: dict[str, str | bool]
+) -> None:
     """The tokenizer with all its special words, the processor's configuration, and how to end a text.
 
     `form`: `message_format` and `always_start_with_space`, as the model was trained to be asked.
@@ -88,13 +97,19 @@ def write_processor(folder: Path, config: MolmoConfig, tokenizer: Path, form: di
     ours = Tokenizer(tokenizer, config.text.vocab_size)
     theirs = _tokenizer_of_transformers(tokenizer)
     missing = [
-        word for word in ours.padded_words() if theirs.convert_tokens_to_ids(word) is None or len(theirs) <= ours.words
+        word
+        for word in ours.padded_words()
+        if theirs.convert_tokens_to_ids(word) is None or len(theirs) <= ours.words
     ]
-    theirs.add_tokens([AddedToken(word, special=True, normalized=False) for word in missing], special_tokens=True)
+    theirs.add_tokens(
+        [AddedToken(word, special=True, normalized=False) for word in missing], special_tokens=True
+    )
     for i, word in enumerate(IMAGE_TOKENS):
         if theirs.convert_tokens_to_ids(word) != ours.vocab_size + i:
             found = theirs.convert_tokens_to_ids(word)
-            raise ValueError(f"The tokenizer {tokenizer} gives {word} the id {found}, not {ours.vocab_size + i}.")
+            raise ValueError(
+                f"The tokenizer {tokenizer} gives {word} the id {found}, not {ours.vocab_size + i}."
+            )
     theirs.chat_template = chat_template(form["message_format"])
     theirs.save_pretrained(folder)
     images = {
@@ -107,7 +122,9 @@ def write_processor(folder: Path, config: MolmoConfig, tokenizer: Path, form: di
     }
     from molmo_ds.hub.remote.image_preprocessing_molmo import MolmoImageProcessor
 
-    _write_json(folder / "preprocessor_config.json", MolmoImageProcessor(to_dict(config)).to_dict() | images)
+    _write_json(
+        folder / "preprocessor_config.json", MolmoImageProcessor(to_dict(config)).to_dict() | images
+    )
     processor = {"auto_map": images["auto_map"], "processor_class": "MolmoProcessor"}
     _write_json(folder / "processor_config.json", processor | form)
     ends = {"bos_token_id": ours.bos, "eos_token_id": ours.eos, "pad_token_id": ours.pad}
@@ -124,7 +141,10 @@ def _tokenizer_of_transformers(folder: Path) -> Any:
         return theirs
     fast = FastTokenizer.from_file(str(folder / "tokenizer.json"))
     parts = [json.loads(one.to_str()) for one in (fast, theirs.backend_tokenizer)]
-    if all(parts[0][name] == parts[1][name] for name in ("normalizer", "pre_tokenizer", "model", "decoder")):
+    if all(
+        parts[0][name] == parts[1][name]
+        for name in ("normalizer", "pre_tokenizer", "model", "decoder")
+    ):
         return theirs
     fast.no_truncation()
     fast.no_padding()
@@ -132,7 +152,10 @@ def _tokenizer_of_transformers(folder: Path) -> Any:
 
 
 def _released(
-    config: MolmoConfig, tensors: Iterator[tuple[str, Tensor]], source: str | Path, kinds: set[torch.dtype]
+    config: MolmoConfig,
+    tensors: Iterator[tuple[str, Tensor]],
+    source: str | Path,
+    kinds: set[torch.dtype],
 ) -> Iterator[tuple[str, Tensor]]:
     """Our tensors in any order -> theirs; at most the parts of one of theirs are held."""
     rule_of = {name: rule for rule in molmo_names.released(config) for name in rule.ours}

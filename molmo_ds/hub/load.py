@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,15 +10,16 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from molmo_ds.config import MolmoConfig, PromptConfig, VisionConfig
+from molmo_ds.config import MolmoConfig, VisionConfig
 from molmo_ds.hub import configs
 from molmo_ds.model import families
-from molmo_ds.model.families import molmo, molmo_names
+from molmo_ds.model.families import molmo
 from molmo_ds.model.init import initial_parameter
-from molmo_ds.model.molmo import Molmo
-from molmo_ds.settings import from_dict, to_dict
-from molmo_ds.weights import rename
-from molmo_ds.weights.tensor_files import INDEX, TensorFolder, new_folder, write_tensors
+from molmo_ds.settings import to_dict
+from molmo_ds.weights import checkpoint, checksums, released_config, rename
+from molmo_ds.weights.source import compare, released_table, shapes_of, untied
+from molmo_ds.weights.tensor_files import INDEX, TensorFolder, check_numbers
+from molmo_ds.weights.tensor_writer import new_folder, write_tensors
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -30,8 +30,6 @@ TOKENIZER_FILES = (
     "merges.txt",
     "tokenizer.model",
 )
-IGNORED = ("rotary_emb.inv_freq", "position_ids")  # buffers that old releases saved
-PAD_EMBED = "model.vision_backbone.pad_embed"  # exported as zeros where a model has none
 
 
 def from_hub(source: str | Path, out: str | Path, changes: tuple[str, ...] = ()) -> MolmoConfig:
@@ -44,20 +42,28 @@ def from_hub(source: str | Path, out: str | Path, changes: tuple[str, ...] = ())
     Raises ValueError with the key and both shapes for weights that do not fit; nothing is left then.
     """
     folder = find(source)
-    config = configs.override(molmo.from_released(configs.read_json(folder)), changes)
+    config = configs.override(released_config.read(folder), changes)
     return _convert(folder, TensorFolder(folder), config, Path(out))
 
 
-def from_reference(source: str | Path, out: str | Path, changes: tuple[str, ...] = ()) -> MolmoConfig:
+def from_reference(
+    source: str | Path, out: str | Path, changes: tuple[str, ...] = ()
+) -> MolmoConfig:
     """An unsharded checkpoint of the reference (config.yaml or model.yaml, and model.pt) -> a weights folder."""
     folder = Path(source)
-    file = next((folder / name for name in ("config.yaml", "model.yaml") if (folder / name).is_file()), None)
+    file = next(
+        (folder / name for name in ("config.yaml", "model.yaml") if (folder / name).is_file()), None
+    )
     if file is None:
-        raise ValueError(f"{folder} has no config.yaml; give an unsharded checkpoint of the reference.")
+        raise ValueError(
+            f"{folder} has no config.yaml; give an unsharded checkpoint of the reference."
+        )
     values = yaml.safe_load(file.read_text())
     config = configs.override(molmo.from_reference(values.get("model", values)), changes)
     weights = TensorFolder(
-        folder if not (folder / "state_dict.safetensors").is_file() else folder / "state_dict.safetensors"
+        folder
+        if not (folder / "state_dict.safetensors").is_file()
+        else folder / "state_dict.safetensors"
     )
     return _convert(folder, weights, config, Path(out))
 
@@ -83,10 +89,14 @@ def backbones(
     """
     text_folder = find(llm[1])
     vision_folder = find(vision[1])
-    text = configs.text_config(configs.read_json(text_folder))
-    if not text.model_type.startswith(llm[0].split("-")[0].split("_")[0].lower().rstrip("0123456789.")):
-        raise ValueError(f"'{llm[0]}' does not fit {text_folder}, which holds a {text.model_type} model.")
-    tower, images = configs.vision_config(configs.read_json(vision_folder), vision[0])
+    text = configs.text_config(released_config.read_json(text_folder))
+    if not text.model_type.startswith(
+        llm[0].split("-")[0].split("_")[0].lower().rstrip("0123456789.")
+    ):
+        raise ValueError(
+            f"'{llm[0]}' does not fit {text_folder}, which holds a {text.model_type} model."
+        )
+    tower, images = configs.vision_config(released_config.read_json(vision_folder), vision[0])
     config = configs.override(MolmoConfig(text=text, vision=tower, images=images), changes)
     shapes = shapes_of(config)
 
@@ -111,21 +121,28 @@ def consolidate(source: str | Path, out: str | Path) -> MolmoConfig:
 
 
 def write_weights(
-    out: str | Path, config: MolmoConfig, tensors: Iterator[tuple[str, Tensor]], tokenizer: Path | None, total: int
+    out: str | Path,
+    config: MolmoConfig,
+    tensors: Iterator[tuple[str, Tensor]],
+    tokenizer: Path | None,
+    total: int,
 ) -> None:
     """A weights folder: safetensors with our names, config.yaml, and the tokenizer's files if `tokenizer` has any."""
     with new_folder(out) as folder:
         write_tensors(folder, tensors, total=total)
-        (folder / "config.yaml").write_text(yaml.safe_dump({"model": to_dict(config)}, sort_keys=False))
+        (folder / "config.yaml").write_text(
+            yaml.safe_dump({"model": to_dict(config)}, sort_keys=False)
+        )
         copy_tokenizer(tokenizer, folder / "tokenizer")
 
 
 def read_config(folder: Path) -> MolmoConfig:
     """The MolmoConfig of a weights folder or a run, from its config.yaml."""
-    file = folder / "config.yaml"
-    if not file.is_file():
-        raise ValueError(f"{folder} has no config.yaml; give a weights folder or the checkpoint of a run.")
-    return from_dict(MolmoConfig, (yaml.safe_load(file.read_text()) or {}).get("model") or {})
+    if not (folder / "config.yaml").is_file():
+        raise ValueError(
+            f"{folder} has no config.yaml; give a weights folder or the checkpoint of a run."
+        )
+    return checkpoint.read_config(folder).model
 
 
 def open_checkpoint(path: Path) -> tuple[MolmoConfig, Iterator[tuple[str, Tensor]], Path | None]:
@@ -136,31 +153,27 @@ def open_checkpoint(path: Path) -> tuple[MolmoConfig, Iterator[tuple[str, Tensor
     if not path.is_dir():
         raise ValueError(f"There is no folder '{path}'.")
     if (path / INDEX).is_file():
+        checksums.check(path)
         folder = TensorFolder(path)
         tensors = ((name, folder.read(name)) for name in folder.names())
     else:
-        from molmo_ds.weights import checkpoint
-
         path = checkpoint.find(path)
         tensors = checkpoint.read_full_state(path)
     config = read_config(path)
-    words = (yaml.safe_load((path / "config.yaml").read_text()).get("data") or {}).get("tokenizer")
+    words = checkpoint.read_config(path).data.tokenizer
     folders = [path / "tokenizer", *([Path(words)] if words else [])]
     tokenizer = next((folder for folder in folders if folder.is_dir()), None)
     if not config.text.tie_word_embeddings:
         return config, tensors, tokenizer
-    return replace(config, text=replace(config.text, tie_word_embeddings=False)), _untied(tensors), tokenizer
+    return untied(config), _untied(tensors), tokenizer
 
 
 def prompt_form(path: Path) -> dict[str, str | bool]:
     """`message_format` and `always_start_with_space` that a run's prompts had; a folder of weights says nothing."""
     if not (path / INDEX).is_file():
-        from molmo_ds.weights import checkpoint
-
         path = checkpoint.find(path)
-    values = (yaml.safe_load((path / "config.yaml").read_text()).get("data") or {}).get("prompts") or {}
-    usual = PromptConfig()
-    return {name: values.get(name, getattr(usual, name)) for name in ("message_format", "always_start_with_space")}
+    prompts = checkpoint.read_config(path).data.prompts
+    return {name: getattr(prompts, name) for name in released_config.PROMPTS}
 
 
 def _untied(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
@@ -183,25 +196,12 @@ def find(source: str | Path) -> Path:
     try:
         patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.bin"]
         return Path(snapshot_download(str(source), allow_patterns=patterns))
-    except Exception as error:  # the hub's client raises many kinds: no network, no such model, no permission
+    # the hub's client raises many kinds: no network, no such model, no permission
+    except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"There is no folder '{source}', and it could not be downloaded: {reason}.") from None
-
-
-def shapes_of(config: MolmoConfig) -> dict[str, list[int]]:
-    """Name -> shape of every tensor of a model, without making it."""
-    with torch.device("meta"):
-        return {name: list(p.shape) for name, p in Molmo(config).named_parameters(remove_duplicate=False)}
-
-
-def compare(source: str | Path, name: str, shape: list[int] | None, want: list[int] | None) -> None:
-    """ValueError unless the shape of a tensor of `source` is what the configuration asks for; None = no such tensor."""
-    if want is None:
-        raise ValueError(f"{source} holds a tensor '{name}' {shape} that the configuration has no place for.")
-    if shape is None:
-        raise ValueError(f"{source} has no tensor '{name}', which should have shape {want}.")
-    if shape != want:
-        raise ValueError(f"{source}: tensor '{name}' has shape {shape} and the configuration asks for {want}.")
+        raise ValueError(
+            f"There is no folder '{source}', and it could not be downloaded: {reason}."
+        ) from None
 
 
 def checked(
@@ -211,6 +211,7 @@ def checked(
     missing = dict(shapes)
     for name, tensor in tensors:
         compare(source, name, list(tensor.shape), missing.pop(name, None))
+        check_numbers(source, name, tensor)
         yield name, tensor
         del tensor  # or it would live while the next one is made
     for name, want in missing.items():
@@ -219,7 +220,9 @@ def checked(
 
 def copy_tokenizer(source: Path | None, target: Path) -> None:
     """Copy a tokenizer's files, if there are any."""
-    files = [source / name for name in TOKENIZER_FILES if (source / name).is_file()] if source else []
+    files = (
+        [source / name for name in TOKENIZER_FILES if (source / name).is_file()] if source else []
+    )
     if files:
         target.mkdir(exist_ok=True)
     for file in files:
@@ -227,24 +230,9 @@ def copy_tokenizer(source: Path | None, target: Path) -> None:
 
 
 def _convert(source: Path, folder: TensorFolder, config: MolmoConfig, out: Path) -> MolmoConfig:
-    if config.text.tie_word_embeddings:  # our models are never tied: servers want the head
-        config = replace(config, text=replace(config.text, tie_word_embeddings=False))
-    table = molmo_names.detect(config, folder.names())
-    shapes = shapes_of(config)
-    head = next(rule for rule in table if rule.ours == ("head.lm_head.weight",))
-    if head.theirs[0] not in folder:  # tied
-        embedding = next(rule.theirs for rule in table if rule.ours == ("embed.embedding",))
-        table = [replace(rule, theirs=embedding) if rule is head else rule for rule in table]
-    for rule in table:
-        wanted = rule.form.to_theirs([torch.empty(shapes[name], device="meta") for name in rule.ours])
-        for key, want in zip(rule.theirs, wanted):
-            compare(source, key, folder.shape(key) if key in folder else None, list(want.shape))
-    used = {key for rule in table for key in rule.theirs}
-    used |= {PAD_EMBED} if config.connector.padding_embed == "none" else set()
-    for key in folder.names():
-        if key not in used and not key.endswith(IGNORED):
-            compare(source, key, folder.shape(key), None)
-    write_weights(out, config, rename.to_ours(table, folder.read), source, len(shapes))
+    config = untied(config)
+    table = released_table(source, folder, config)
+    write_weights(out, config, rename.to_ours(table, folder.read), source, len(shapes_of(config)))
     return config
 
 
@@ -283,9 +271,15 @@ def resized_positions(table: Tensor, vision: VisionConfig) -> Tensor:
     new = round((vision.num_positions or (vision.image_size // vision.patch_size) ** 2) ** 0.5)
     if old == new or old * old != len(table) - first:
         return table
-    patches = rearrange(table[first:], "(row column) width -> 1 width row column", row=old).contiguous().float()
+    patches = (
+        rearrange(table[first:], "(row column) width -> 1 width row column", row=old)
+        .contiguous()
+        .float()
+    )
     scale = (new + 0.1) / old
-    patches = F.interpolate(patches, scale_factor=(scale, scale), mode="bicubic", align_corners=False)
+    patches = F.interpolate(
+        patches, scale_factor=(scale, scale), mode="bicubic", align_corners=False
+    )
     assert patches.shape[-2:] == (new, new)
     flat = rearrange(patches, "1 width row column -> (row column) width")
     return torch.cat((table[:first], flat.to(table.dtype)))

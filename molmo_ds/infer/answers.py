@@ -31,5 +31,10 @@ def answer(replica: Replica, questions: Iterable[Question]) -> Iterator[Answer]:
                 tokens[piece.name].append(piece.token)
             if piece.end:
                 ids = tuple(tokens.pop(piece.name))
-                yield Answer(name=piece.name, token_ids=ids, log_probability=sums.pop(piece.name), end=piece.end)
+                yield Answer(
+                    name=piece.name,
+                    token_ids=ids,
+                    log_probability=sums.pop(piece.name),
+                    end=piece.end,
+                )
     replica.close()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from molmo_ds.batch import Batch
-from molmo_ds.engine.inference import Share
+from molmo_ds.engine.answering.share import Share
 from molmo_ds.infer.options import GREEDY, Options
 from molmo_ds.infer.sampling import draw, next_tokens
 from molmo_ds.infer.schedule import compact
@@ -31,7 +31,8 @@ class Generation:
     scores: Tensor  # float32 [B, K], sum of the tokens' log-probabilities, the end token included
     eos: int
     stop: tuple[str, ...]
-    cut: Tensor  # bool [B], whether the best answer ended at the last position that the model knows, and not by itself
+    # bool [B], whether the best answer ended at the last position that the model knows, and not by itself
+    cut: Tensor
 
     def ids(self, row: int, beam: int = 0) -> list[int]:
         """Token ids of one answer, without the end token."""
@@ -62,7 +63,8 @@ class Session:
         self.prompts = prompts
         self.ends = ends.repeat_interleave(copies)
         self.room = room(model, prompts)
-        self.steps = min(max_new_tokens, model.config.text.max_position_embeddings)  # not fewer: others may have room
+        # not fewer: others may have room
+        self.steps = min(max_new_tokens, model.config.text.max_position_embeddings)
         self.slots = Slots(model.layers, rows * copies, tokens + self.steps, device)
 
     def __enter__(self) -> "Session":
@@ -157,14 +159,22 @@ def generate(
     """
     words = model.config.text.embedding_size
     if options.beams > words:
-        raise ValueError(f"{options.beams} beams are more than the {words} words that a model has to begin with.")
+        raise ValueError(
+            f"{options.beams} beams are more than the {words} words that a model has to begin with."
+        )
     if options.beams > 1:
         answers, scores = _beam_search(model, prompts, eos, options, all_done)
     else:
         steps = list(stream(model, prompts, eos, options, decode, all_done))
         tokens, logs = (torch.stack(parts, -1) for parts in zip(*steps))
         answers, scores = tokens[:, None], logs.sum(-1, keepdim=True)
-    return Generation(answers, scores, eos, options.stop, _at_the_end(model, prompts, answers, eos, options, decode))
+    return Generation(
+        answers,
+        scores,
+        eos,
+        options.stop,
+        _at_the_end(model, prompts, answers, eos, options, decode),
+    )
 
 
 def room(model: Molmo, prompts: Batch) -> Tensor:
@@ -174,7 +184,9 @@ def room(model: Molmo, prompts: Batch) -> Tensor:
     left = known - 1 - last
     if int(left.min()) < 1:
         longest = int(last.max()) + 1
-        raise ValueError(f"The prompt has {longest} tokens and the model knows {known} positions; make it shorter.")
+        raise ValueError(
+            f"The prompt has {longest} tokens and the model knows {known} positions; make it shorter."
+        )
     return left
 
 
@@ -228,7 +240,9 @@ def _beam_search(
     return answers, scores
 
 
-def stream_text(model: Molmo, prompt: Batch, eos: int, options: Options, decode: Decode) -> Iterator[str]:
+def stream_text(
+    model: Molmo, prompt: Batch, eos: int, options: Options, decode: Decode
+) -> Iterator[str]:
     """The answer to one prompt piece by piece; joined, the pieces are what `generate` gives.
 
     A piece waits while it may be the beginning of a stop string or of a character of several bytes. An answer that ends
@@ -244,7 +258,9 @@ def stream_text(model: Molmo, prompt: Batch, eos: int, options: Options, decode:
     rest = text.finish()
     if rest:
         yield rest
-    warn_of_cuts(model, _at_the_end(model, prompt, torch.tensor(made)[None, None], eos, options, decode))
+    warn_of_cuts(
+        model, _at_the_end(model, prompt, torch.tensor(made)[None, None], eos, options, decode)
+    )
 
 
 def warn_of_cuts(model: Molmo, cuts: Tensor) -> None:

@@ -28,13 +28,23 @@ class Options:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} is {value!r}; it is a whole number of at least {least}.")
         if not _is_number(self.temperature) or self.temperature < 0:
-            raise ValueError(f"temperature is {self.temperature!r}; it is a finite number and not negative.")
+            raise ValueError(
+                f"temperature is {self.temperature!r}; it is a finite number and not negative."
+            )
         if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
             raise ValueError(f"top_p lies above 0 and up to 1, and is {self.top_p!r}.")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not -(2**63) <= self.seed < 2**63:
+        if (
+            isinstance(self.seed, bool)
+            or not isinstance(self.seed, int)
+            or not -(2**63) <= self.seed < 2**63
+        ):
             raise ValueError(f"seed is {self.seed!r}; it is a whole number of 64 bits.")
-        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
-            raise ValueError(f"stop is {self.stop!r}; it holds texts, and none that is empty, which every answer has.")
+        if isinstance(self.stop, str) or not all(
+            isinstance(text, str) and text for text in self.stop
+        ):
+            raise ValueError(
+                f"stop is {self.stop!r}; it holds texts, and none that is empty, which every answer has."
+            )
         if self.beams > 1 and self.temperature > 0:
             raise ValueError("Beam search does not sample; use beams=1 or temperature=0.")
 

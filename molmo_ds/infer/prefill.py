@@ -5,10 +5,13 @@ from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from molmo_ds.batch import Batch, Sample
 from molmo_ds.data.order.packing import row
 from molmo_ds.infer.question import Question
+
+_DIGESTS = WeakIdKeyDictionary()  # of tensors that live
 
 
 def pack(packed: Sequence[Sequence[Question]]) -> tuple[Batch, Tensor]:
@@ -36,7 +39,8 @@ def tree(questions: Sequence[Question]) -> Sample:
     for number, question in enumerate(questions, 1):
         begun = torch.tensor(question.begun, dtype=torch.int64)
         length = question.length
-        here = int(first.branch_ids[-1] > 0 or len(questions) > 1) * number  # a prompt may have no branch at all
+        # a prompt may have no branch at all
+        here = int(first.branch_ids[-1] > 0 or len(questions) > 1) * number
         ids += [question.prompt.input_ids[prefix:], begun]
         positions.append(torch.arange(prefix, length))
         branches.append(torch.full((length - prefix,), here, dtype=torch.int32))
@@ -57,9 +61,20 @@ def key(question: Question) -> Hashable:
     """Equal for questions that can share a prefix: those whose pictures, the same, lie in it."""
     prompt = question.prompt
     prefix = question.prefix
-    if not len(prompt.images) or int(prompt.image_positions.max()) >= prefix or prefix == len(prompt.input_ids):
+    if (
+        not len(prompt.images)
+        or int(prompt.image_positions.max()) >= prefix
+        or prefix == len(prompt.input_ids)
+    ):
         return question.name
-    digest = hashlib.blake2b()
-    for tensor in (prompt.input_ids[:prefix], prompt.images, prompt.image_masks, prompt.image_positions):
+    digest = hashlib.blake2b(_digest(prompt.images))
+    for tensor in (prompt.input_ids[:prefix], prompt.image_masks, prompt.image_positions):
         digest.update(tensor.contiguous().numpy())
     return digest.digest()
+
+
+def _digest(pixels: Tensor) -> bytes:
+    """A hash of megabytes, made once for all prompts that SampleBuilder made of the same `Seen`."""
+    if pixels not in _DIGESTS:
+        _DIGESTS[pixels] = hashlib.blake2b(pixels.contiguous().numpy()).digest()
+    return _DIGESTS[pixels]

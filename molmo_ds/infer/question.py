@@ -1,5 +1,6 @@
 """What a replica is asked, and what each of its steps gives back."""
 
+import functools
 from dataclasses import dataclass
 
 from molmo_ds.batch import Sample
@@ -11,17 +12,20 @@ class Question:
     """One prompt and how it is to be answered."""
 
     name: str  # unique among those in flight
-    prompt: Sample  # one conversation that ends where the answer begins, as SampleBuilder.prompt makes it
+    # one conversation that ends where the answer begins, as SampleBuilder.prompt makes it
+    prompt: Sample
     options: Options = Options()
-    begun: tuple[int, ...] = ()  # tokens of the answer that were given out before: they count as its first
-    draws: str | None = None  # names the answer's random numbers together with the seed; by default `name`
+    # tokens of the answer that were given out before: they count as its first
+    begun: tuple[int, ...] = ()
+    # names the answer's random numbers together with the seed; by default `name`
+    draws: str | None = None
 
     @property
     def length(self) -> int:
         """Tokens that are known."""
         return len(self.prompt.input_ids) + len(self.begun)
 
-    @property
+    @functools.cached_property
     def prefix(self) -> int:
         """Tokens before the branch."""
         return int((self.prompt.branch_ids == 0).sum())
@@ -34,8 +38,10 @@ class Piece:
     name: str
     token: int
     log_probability: float
-    top: tuple[tuple[int, float], ...] = ()  # (token, log-probability) of the likeliest, as many as Options.logprobs
-    end: str | None = None  # "stop": the end token, "length": max_new_tokens, "context": no further position
+    # (token, log-probability) of the likeliest, as many as Options.logprobs
+    top: tuple[tuple[int, float], ...] = ()
+    # "stop": the end token, "length": max_new_tokens, "context": no further position
+    end: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from molmo_ds.config import MolmoConfig
-from molmo_ds.engine.inference import Share
-from molmo_ds.engine.inference_layout import Fill
+from molmo_ds.engine.answering import quantized
+from molmo_ds.engine.answering.layout import Fill
+from molmo_ds.engine.answering.share import Share
 from molmo_ds.engine.launch import World
-from molmo_ds.engine.strategy import USUAL, Limits, Strategy
+from molmo_ds.engine.strategy import PLAIN, USUAL, Execution, Limits, Strategy
 from molmo_ds.infer import prefill
+from molmo_ds.infer.graphs import Capture, DecodeStep, default_capture
 from molmo_ds.infer.question import Piece, Question
 from molmo_ds.infer.sampling import Choice, draw, next_tokens
 from molmo_ds.infer.schedule import Row, Schedule
@@ -42,15 +44,33 @@ class Replica:
         share: this rank's part of the network.
         eos: the token that ends an answer.
         limits: slots and tokens; a slot never needs more tokens than the network knows positions.
+        execution: `compile`, `graphs` and `buckets`; the share's weights are already what they should be.
+        capture: records decode steps; by default CUDA graphs on a GPU.
     """
 
-    def __init__(self, share: Share, eos: int, limits: Limits = USUAL) -> None:
+    def __init__(
+        self,
+        share: Share,
+        eos: int,
+        limits: Limits = USUAL,
+        execution: Execution = PLAIN,
+        capture: Capture | None = None,
+    ) -> None:
         self.share = share
         known = share.config.text.max_position_embeddings
         self.capacity = min(limits.slot_tokens, known)
         self.groups = share.stages
         size = limits.slots // self.groups
-        self.slots = [Slots(share.layers, size, self.capacity, share.device) for _ in range(self.groups)]
+        if capture is None and execution.graphs:
+            capture = default_capture(share)
+        buckets = execution.buckets
+        if buckets is None and (execution.compile or capture):
+            buckets = True
+        self.slots = [
+            Slots(share.layers, size, self.capacity, share.device, buckets)
+            for _ in range(self.groups)
+        ]
+        self.decode = [DecodeStep(share, slots, execution.compile, capture) for slots in self.slots]
         self.schedule = Schedule(size, self.groups, limits.prefill_tokens, eos)
         self.passes: list[Pass | None] = [None] * self.groups
         self.steps = 0
@@ -58,9 +78,20 @@ class Replica:
         self.prefilled = 0
 
     @classmethod
-    def of(cls, model: Molmo, eos: int, limits: Limits = USUAL) -> "Replica":
-        """A network in one process' hands, in eval mode."""
-        return cls(Share.whole(model), eos, limits)
+    def of(
+        cls,
+        model: Molmo,
+        eos: int,
+        limits: Limits = USUAL,
+        execution: Execution = PLAIN,
+        capture: Capture | None = None,
+    ) -> "Replica":
+        """A network in one process' hands, in eval mode; `execution.weights` changes its weights in place."""
+        share = Share.whole(model)
+        if execution.weights:
+            quantized.check(model.config, execution.weights)
+            quantized.quantize(share.layers, execution.weights)
+        return cls(share, eos, limits, execution, capture)
 
     @classmethod
     def over_ranks(
@@ -73,7 +104,8 @@ class Replica:
         dtype: torch.dtype = torch.float32,
     ) -> "Replica":
         """This rank's part of one of the replicas that a strategy makes of all ranks; see `Share.build`."""
-        return cls(Share.build(config, strategy, world, fill, dtype), eos, strategy.limits)
+        share = Share.build(config, strategy, world, fill, dtype)
+        return cls(share, eos, strategy.limits, strategy.execution)
 
     @property
     def index(self) -> int:
@@ -127,11 +159,15 @@ class Replica:
         mine = (self.steps - share.stage) % self.groups
         hidden = None
         if self.steps >= share.stage and self.passes[mine] is not None:
+            current = self.passes[mine]
+            compute = self.decode[mine] if current.ends is None else share.compute
             with self.slots[mine]:
-                hidden = share.run(self.passes[mine].x)
+                hidden = share.send(compute(share.receive(current.x)))
         last = (self.steps - self.groups + 1) % self.groups
         self.steps += 1
-        return [] if self.steps < self.groups or self.passes[last] is None else self._end(last, hidden)
+        return (
+            [] if self.steps < self.groups or self.passes[last] is None else self._end(last, hidden)
+        )
 
     def close(self) -> None:
         """Wait for what is on its way to another stage."""
@@ -184,7 +220,13 @@ class Replica:
         for i, end in self.schedule.take(rows, tokens):
             top = tuple(zip(words[i], others[i]))[: rows[i].question.options.logprobs]
             pieces.append(
-                Piece(name=rows[i].name, token=tokens[i], log_probability=log_probabilities[i], top=top, end=end)
+                Piece(
+                    name=rows[i].name,
+                    token=tokens[i],
+                    log_probability=log_probabilities[i],
+                    top=top,
+                    end=end,
+                )
             )
         return pieces
 
@@ -197,18 +239,24 @@ class Replica:
         name = question.name
         options = question.options
         if name in names:
-            raise ValueError(f"There is a question named {name!r} already; give each a name of its own.")
+            raise ValueError(
+                f"There is a question named {name!r} already; give each a name of its own."
+            )
         if options.beams > 1:
             raise ValueError(f"{name}: a replica has no beam search; use beams=1, or generate().")
         if options.logprobs > self.share.config.text.embedding_size:
-            raise ValueError(f"{name}: logprobs={options.logprobs} are more words than there are; ask for fewer.")
+            raise ValueError(
+                f"{name}: logprobs={options.logprobs} are more words than there are; ask for fewer."
+            )
         if question.length >= self.capacity:
             raise ValueError(
                 f"{name}: the prompt has {question.length} tokens and an answer has {self.capacity} positions in all;"
                 " make it shorter."
             )
         if len(question.begun) >= options.max_new_tokens or self.schedule.eos in question.begun:
-            raise ValueError(f"{name}: what was begun is a whole answer already; ask for more tokens.")
+            raise ValueError(
+                f"{name}: what was begun is a whole answer already; ask for more tokens."
+            )
 
 
 def _draw(question: Question, place: int) -> float:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from molmo_ds.engine.inference import Share
+from molmo_ds.engine.answering.share import Share
 from molmo_ds.infer.options import Options
 
 BITS = 24  # of a draw: what float32 holds exactly
@@ -34,7 +34,9 @@ def draw(seed: int, name: str, place: int) -> float:
     return (int.from_bytes(digest, "big") >> (64 - BITS)) / 2**BITS
 
 
-def next_tokens(share: Share, hidden: Tensor, options: Sequence[Options], draws: Sequence[float]) -> Choice:
+def next_tokens(
+    share: Share, hidden: Tensor, options: Sequence[Options], draws: Sequence[float]
+) -> Choice:
     """The choice behind hidden states [R, D] of the last layer, on each rank that shares the words.
 
     The likeliest token needs three numbers a row and rank; what else is asked needs all logits, 39 MB for 64 rows of
@@ -52,10 +54,14 @@ def choose(logits: Tensor, options: Sequence[Options], draws: Sequence[float]) -
     tokens = logits.argmax(-1)
     if any(one.temperature for one in options):
         sampled = sample(logits, options, draws)
-        tokens = torch.where(_there([one.temperature > 0 for one in options], logits), sampled, tokens)
+        tokens = torch.where(
+            _there([one.temperature > 0 for one in options], logits), sampled, tokens
+        )
     known = logits.log_softmax(-1)
     likeliest = known.topk(max((one.logprobs for one in options), default=0), -1)
-    return Choice(tokens, known.gather(1, tokens[:, None])[:, 0], likeliest.indices, likeliest.values)
+    return Choice(
+        tokens, known.gather(1, tokens[:, None])[:, 0], likeliest.indices, likeliest.values
+    )
 
 
 def sample(logits: Tensor, options: Sequence[Options], draws: Sequence[float]) -> Tensor:
@@ -70,7 +76,8 @@ def sample(logits: Tensor, options: Sequence[Options], draws: Sequence[float]) -
     share, order = ((logits - best) / temperature).softmax(-1).sort(descending=True, stable=True)
     share = torch.where(torch.arange(words, device=logits.device) < top_k, share, 0)
     share = share / share.sum(-1, keepdim=True)
-    share = torch.where(share.cumsum(-1) - share < top_p, share, 0)  # the word that crosses top_p stays
+    # the word that crosses top_p stays
+    share = torch.where(share.cumsum(-1) - share < top_p, share, 0)
     level = share.cumsum(-1)
     place = (level <= chance * level[:, -1:]).sum(-1, keepdim=True)
     place = torch.minimum(place, (share > 0).sum(-1, keepdim=True) - 1)
@@ -80,7 +87,9 @@ def sample(logits: Tensor, options: Sequence[Options], draws: Sequence[float]) -
 def summary(logits: Tensor, first: int) -> Tensor:
     """float64 [R, 3] of a share of the words: the largest logit, its word, log-sum-exp; word `first` is at index 0."""
     value, index = logits.float().max(-1)
-    return torch.stack((value.double(), (index + first).double(), logits.float().logsumexp(-1).double()), -1)
+    return torch.stack(
+        (value.double(), (index + first).double(), logits.float().logsumexp(-1).double()), -1
+    )
 
 
 def greedy(summaries: Tensor) -> Choice:

@@ -9,7 +9,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-REFILL = 8  # rows begin when 1 / REFILL of a group's slots are free: few large prefills instead of many small ones
+# rows begin when 1 / REFILL of a group's slots are free: few large prefills instead of many small ones
+REFILL = 8
 
 
 def compact(ended: Sequence[bool]) -> tuple[list[tuple[int, int]], int]:
@@ -99,7 +100,8 @@ class Schedule:
         tokens = 0
         while self.waiting:
             tree = self.waiting[0]
-            tree.rows = [row for row in tree.rows if not row.ended]  # some were dropped before they began
+            # some were dropped before they began
+            tree.rows = [row for row in tree.rows if not row.ended]
             if len(tree.rows) > free or (chosen and tokens + tree.tokens > self.prefill_tokens):
                 break
             self.waiting.popleft()

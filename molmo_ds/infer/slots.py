@@ -12,13 +12,22 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from molmo_ds.batch import Batch
 from molmo_ds.model.carry import Carry
 from molmo_ds.model.decoder import Core, DecoderLayer
+from molmo_ds.ops.cached_attention import cached_attention, step_plan
 
-ROUND = 256  # on a GPU L is a multiple of it and R a power of two: few shapes, each of which a graph can replay
+# in buckets L is a multiple of it and R a power of two: few shapes, each of which a graph can replay
+ROUND = 256
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The shape of a decode step."""
+
+    rows: int  # R
+    longest: int  # L
 
 
 @dataclass(frozen=True)
@@ -38,8 +47,13 @@ class SlotCore(Core):
         self.kept: tuple[Tensor, Tensor] | None = None
 
     def plan(self, x: Carry, dtype: torch.dtype) -> object:
-        """A prefill's own plan; the mask [R, 1, 1, L] of a step."""
-        return super().plan(x, dtype) if self.slots.filling else self.slots.mask(dtype)
+        """A prefill's own plan, or a step's."""
+        slots = self.slots
+        return (
+            super().plan(x, dtype)
+            if slots.filling
+            else step_plan(x.position_ids[:, 0], slots.longest, dtype)
+        )
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, plan: object, dropout_p: float) -> Tensor:
         """As in `Core`."""
@@ -52,26 +66,34 @@ class SlotCore(Core):
             for kept, new in zip(self.kept, (k, v)):
                 kept[to.slot, :, to.place] = new.transpose(1, 2).flatten(0, 1)[to.source]
             return super().__call__(q, k, v, plan, 0.0)
-        rows = len(q)
-        for kept, new in zip(self.kept, (k, v)):
-            kept[slots.index[:rows], :, slots.positions[:rows]] = new[:, :, 0]
-        keys, values = (kept[:rows, :, : slots.longest] for kept in self.kept)
-        grouped = q.reshape(rows, k.shape[1], -1, q.shape[-1])  # heads of a group as queries: no copy of the cache
-        return F.scaled_dot_product_attention(grouped, keys, values, plan).reshape(q.shape)
+        return cached_attention(q, k, v, *self.kept, plan)
 
 
 class Slots:
-    """The rows in flight of some decoder layers; while it is entered the layers use it, then their own cores again."""
+    """The rows in flight of some decoder layers; while it is entered the layers use it, then their own cores again.
 
-    def __init__(self, layers: Sequence[DecoderLayer], count: int, capacity: int, device: torch.device) -> None:
+    Args:
+        buckets: whether R and L of a step are rounded up, for few shapes; by default on a GPU.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[DecoderLayer],
+        count: int,
+        capacity: int,
+        device: torch.device,
+        buckets: bool | None = None,
+    ) -> None:
         self.attentions = [layer.self_attn for layer in layers]
         self.cores = [SlotCore(self) for _ in layers]
         self.count = count
         self.capacity = capacity
+        self.buckets = device.type == "cuda" if buckets is None else buckets
         self.lengths: list[int] = []  # tokens of each running row that are in the cache
-        self.positions = torch.zeros(count, dtype=torch.int64, device=device)  # the same, 0 for free slots
-        self.tokens = torch.zeros(count, dtype=torch.int64, device=device)  # each row's newest, not yet in the cache
-        self.index = torch.arange(count, device=device)
+        # the same, 0 for free slots
+        self.positions = torch.zeros(count, dtype=torch.int64, device=device)
+        # each row's newest, not yet in the cache
+        self.tokens = torch.zeros(count, dtype=torch.int64, device=device)
         self.filling: Filling | None = None
 
     def __enter__(self) -> "Slots":
@@ -91,16 +113,19 @@ class Slots:
 
     @property
     def width(self) -> int:
-        """Rows that a step computes: on a GPU the next power of two, for few shapes."""
-        if self.tokens.is_cuda:
-            return min(1 << (self.rows - 1).bit_length(), self.count)
-        return self.rows
+        """Rows that a step computes: in buckets the next power of two."""
+        return min(1 << (self.rows - 1).bit_length(), self.count) if self.buckets else self.rows
 
     @property
     def longest(self) -> int:
         """L, the newest tokens included."""
         needed = max(self.lengths) + 1
-        return min(-(-needed // ROUND) * ROUND, self.capacity) if self.tokens.is_cuda else needed
+        return min(-(-needed // ROUND) * ROUND, self.capacity) if self.buckets else needed
+
+    @property
+    def bucket(self) -> Bucket:
+        """The shape of the next step."""
+        return Bucket(self.width, self.longest)
 
     def admit(self, batch: Batch, ends: Tensor) -> None:
         """Let the next pass prefill `batch` and give each of its answers the next slot.
@@ -113,41 +138,46 @@ class Slots:
         documents = batch.document_ids[sequence]
         branches = batch.branch_ids[sequence]
         own = batch.branch_ids.flatten()[ends][:, None]
-        seen = (documents == batch.document_ids.flatten()[ends][:, None]) & ((branches == 0) | (branches == own))
+        seen = (documents == batch.document_ids.flatten()[ends][:, None]) & (
+            (branches == 0) | (branches == own)
+        )
         answer, token = seen.nonzero(as_tuple=True)
         positions = batch.position_ids.flatten()
         source = sequence[answer] * batch.input_ids.shape[1] + token
         lengths = positions[ends] + 1
         first = self.rows
-        assert torch.equal(seen.sum(1), lengths), "a position is missing from a prompt, or there twice"
-        device = self.index.device
+        assert torch.equal(seen.sum(1), lengths), (
+            "a position is missing from a prompt, or there twice"
+        )
+        device = self.positions.device
         parts = (source, first + answer, positions[source])
         self.filling = Filling(*(part.to(device, non_blocking=True) for part in parts))
         self.lengths += lengths.tolist()
-        assert self.rows <= self.count and max(self.lengths) <= self.capacity, "the slots do not suffice"
+        assert self.rows <= self.count and max(self.lengths) <= self.capacity, (
+            "the slots do not suffice"
+        )
         self.positions[first : self.rows] = lengths.to(device, non_blocking=True)
 
     def carry(self) -> Carry:
         """What the decoder takes for one more token of every running row; `advance` follows the pass."""
         self.filling = None
-        return Carry(input_ids=self.tokens[: self.width, None], position_ids=self.positions[: self.width, None])
+        return Carry(
+            input_ids=self.tokens[: self.width, None],
+            position_ids=self.positions[: self.width, None],
+        )
 
     def advance(self) -> None:
         """Count the tokens that a step has put into the cache."""
         self.lengths = [length + 1 for length in self.lengths]
         self.positions[: self.rows] += 1
 
-    def mask(self, dtype: torch.dtype) -> Tensor:
-        """[R, 1, 1, L]: 0 where the newest token of a row sees one, -inf elsewhere."""
-        places = torch.arange(self.longest, device=self.index.device)
-        hidden = places > self.positions[: self.width, None]
-        mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
-        return mask[:, None, None]
-
     def drop(self, moves: Sequence[tuple[int, int]], rows: int) -> None:
         """Leave `rows` running rows, after the move of some (from, to) into the slots of those that end."""
         if moves:
-            old, new = (torch.tensor(slots).to(self.index.device, non_blocking=True) for slots in zip(*moves))
+            old, new = (
+                torch.tensor(slots).to(self.positions.device, non_blocking=True)
+                for slots in zip(*moves)
+            )
             longest = max(self.lengths[row] for row, _ in moves)
             for core in self.cores:
                 for kept in core.kept:

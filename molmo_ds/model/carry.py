@@ -42,7 +42,8 @@ class Carry(NamedTuple):
     image_masks: Tensor | None = None
     image_positions: Tensor | None = None
     # made by rows
-    features: tuple[Tensor, ...] = ()  # [N, S, C] each: outputs of ViT blocks that the connector wants
+    # [N, S, C] each: outputs of ViT blocks that the connector wants
+    features: tuple[Tensor, ...] = ()
     image_features: Tensor | None = None  # [N * Q, D]
     hidden: Tensor | None = None  # [N, S, C] in the ViT, [B, T, D] in the decoder
     shared: Shared | None = None

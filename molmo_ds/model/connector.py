@@ -112,7 +112,9 @@ class Connector(nn.Module):
         if self.dropout and self.training:
             patches = F.dropout(patches, self.dropout)
             mean = patches.mean(1)
-        pooled = patches.flatten(1) if self.pooling is None else self.pooling(patches, mean, windows)
+        pooled = (
+            patches.flatten(1) if self.pooling is None else self.pooling(patches, mean, windows)
+        )
         return self.projector(pooled)
 
     def pad_shares(self, masks: Tensor) -> Tensor:

@@ -26,13 +26,16 @@ from molmo_ds.ops.weighted_cross_entropy import weighted_cross_entropy
 class Core:
     """The attention between projections: a KV cache or sequence parallelism puts its own in `Attention.core`."""
 
-    planned = ("document_ids", "branch_ids")  # fields of a Carry, int [B, T], that the plan is made of
+    # fields of a Carry, int [B, T], that the plan is made of
+    planned = ("document_ids", "branch_ids")
 
     def plan(self, x: Carry, dtype: torch.dtype) -> Any:
         """The plan that `__call__` takes, from the tokens' ids; made once per forward pass, for queries of `dtype`."""
         return attention_plan(x.document_ids, x.branch_ids, dtype)
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, dropout_p: float) -> Tensor:
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, dropout_p: float
+    ) -> Tensor:
         """q [B, H, T, d], k and v [B, G, T, d] -> [B, H, T, d]."""
         return tree_attention(q, k, v, plan, dropout_p)
 
@@ -65,7 +68,9 @@ class Embed(nn.Module):
     def forward(self, x: Carry) -> Carry:
         """input_ids, image_features and image_positions -> hidden."""
         positions = x.image_positions.flatten()
-        hidden = splice(x.input_ids, self.embedding, self.new_embedding, x.image_features, positions)
+        hidden = splice(
+            x.input_ids, self.embedding, self.new_embedding, x.image_features, positions
+        )
         if self.dropout:
             hidden = F.dropout(hidden, self.dropout, self.training)
         return x._replace(input_ids=None, image_features=None, image_positions=None, hidden=hidden)
@@ -122,7 +127,15 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, router_logits: Tensor) -> Tensor:
         """x [R, D], router_logits float32 [R, n] -> [R, D]."""
-        return experts(x, router_logits, self.gate_up_proj, self.down_proj, self.top_k, self.normalise, self.first)
+        return experts(
+            x,
+            router_logits,
+            self.gate_up_proj,
+            self.down_proj,
+            self.top_k,
+            self.normalise,
+            self.first,
+        )
 
 
 class MoE(nn.Module):
@@ -176,7 +189,9 @@ class DecoderLayer(nn.Module):
         cos, sin = rope_table(x.position_ids, self.self_attn.head_dim, self.theta, self.scaling)
         return x._replace(shared=Shared(plan, cos, sin))
 
-    def run(self, hidden: Tensor, loss_weights: Tensor | None, cos: Tensor, sin: Tensor, plan: Any) -> Tensor:
+    def run(
+        self, hidden: Tensor, loss_weights: Tensor | None, cos: Tensor, sin: Tensor, plan: Any
+    ) -> Tensor:
         """hidden [B, T, D] -> [B, T, D]."""
         if self.norm_after:
             out = self.post_attention_layernorm(self.self_attn(hidden, cos, sin, plan))

@@ -19,7 +19,12 @@ def flops_per_token(config: MolmoConfig, length: int) -> float:
 
 def flops_per_crop(config: MolmoConfig) -> float:
     """Operations of one crop through tower and connector."""
-    windows = math.ceil(config.vision.image_size // config.vision.patch_size / config.connector.pooling_size) ** 2
+    windows = (
+        math.ceil(
+            config.vision.image_size // config.vision.patch_size / config.connector.pooling_size
+        )
+        ** 2
+    )
     window = pooling(config.vision, config.connector) + projector(config)
     return 6 * (tower(config.vision) + windows * window)
 
@@ -35,7 +40,10 @@ def attention(text: TextConfig, length: int) -> int:
 def mlp(text: TextConfig) -> int:
     """Products of the MLP of one decoder layer, or of the experts of a token and their router."""
     experts = text.num_experts_per_tok or 1
-    return 3 * text.hidden_size * text.intermediate_size * experts + text.hidden_size * text.num_experts
+    return (
+        3 * text.hidden_size * text.intermediate_size * experts
+        + text.hidden_size * text.num_experts
+    )
 
 
 def tower(vision: VisionConfig) -> int:

@@ -26,10 +26,16 @@ def initial_parameter(config: MolmoConfig, name: str, shape: Sequence[int], seed
     if name == "connector.projector.weight":
         return nn.init.xavier_uniform_(drawn, generator=source)
     if name.startswith("vision.") and ".mlp." in name:
-        return nn.init.trunc_normal_(drawn, 0.0, drawn.shape[1] ** -0.5, -2.0, 2.0, generator=source)
-    if name.endswith("class_embedding") or (name.endswith("position_embedding") and vision.model_type == "clip"):
+        return nn.init.trunc_normal_(
+            drawn, 0.0, drawn.shape[1] ** -0.5, -2.0, 2.0, generator=source
+        )
+    if name.endswith("class_embedding") or (
+        name.endswith("position_embedding") and vision.model_type == "clip"
+    ):
         return drawn.normal_(0.0, vision.hidden_size**-0.5, generator=source)
-    part = {"vision": vision, "connector": config.connector}.get(name.partition(".")[0], config.text)
+    part = {"vision": vision, "connector": config.connector}.get(
+        name.partition(".")[0], config.text
+    )
     return drawn.normal_(0.0, part.initializer_range, generator=source)
 
 

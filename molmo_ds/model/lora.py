@@ -19,7 +19,11 @@ def adapt(model: nn.Module, lora: LoraConfig, prefix: str = "") -> None:
     """Give every Linear of `lora.components` an adapter; `prefix` is that of the names if `model` is one row."""
     for name, module in list(model.named_modules()):
         router = name.endswith("mlp.gate")  # what AutoEP puts in its place has none
-        if isinstance(module, Linear) and component(f"{prefix}{name}") in lora.components and not router:
+        if (
+            isinstance(module, Linear)
+            and component(f"{prefix}{name}") in lora.components
+            and not router
+        ):
             module.adapt(lora.rank, lora.alpha, lora.dropout)
 
 
@@ -33,7 +37,9 @@ def merged(
 ) -> tuple[list[str], Callable[[str], Tensor]]:
     """The names without adapters, and a reader that adds alpha / rank * B @ A to the weights that have one."""
     names = list(names)
-    adapted = {name.removesuffix("lora_A.weight") for name in names if name.endswith(".lora_A.weight")}
+    adapted = {
+        name.removesuffix("lora_A.weight") for name in names if name.endswith(".lora_A.weight")
+    }
 
     def whole(name: str) -> Tensor:
         weight = read(name)

@@ -30,7 +30,10 @@ def layer_list(config: MolmoConfig, z_loss: float = 1e-4) -> list[Row]:
     text = config.text
     return [
         ("vision.embeddings", VisionEmbeddings, (vision, config.images)),
-        *((f"vision.layers.{i}", VisionLayer, (vision, i)) for i in range(vision.num_hidden_layers)),
+        *(
+            (f"vision.layers.{i}", VisionLayer, (vision, i))
+            for i in range(vision.num_hidden_layers)
+        ),
         ("connector", Connector, (vision, config.connector, text)),
         ("embed", Embed, (text,)),
         *((f"layers.{i}", DecoderLayer, (text,)) for i in range(text.num_hidden_layers)),
@@ -50,7 +53,9 @@ class Molmo(nn.Module):
     def __init__(self, config: MolmoConfig, z_loss: float = 1e-4, checkpointing: str = "none"):
         super().__init__()
         if checkpointing not in CHECKPOINTING:
-            raise ValueError(f"activation_checkpointing is '{checkpointing}'; use one of {', '.join(CHECKPOINTING)}.")
+            raise ValueError(
+                f"activation_checkpointing is '{checkpointing}'; use one of {', '.join(CHECKPOINTING)}."
+            )
         self.config = config
         self.checkpointing = checkpointing
         self.rows = []
@@ -102,7 +107,9 @@ def run_row(layer: nn.Module, name: str, x: Carry, checkpointing: str) -> Any:
         x = layer.with_shared(x)  # here, so that it is not recomputed
     on_cpu = torch.autograd.graph.save_on_cpu(pin_memory=x.hidden.is_cuda)
     with on_cpu if checkpointing == "offload" else contextlib.nullcontext():
-        return checkpoint(lambda hidden: layer(x._replace(hidden=hidden)), x.hidden, use_reentrant=False)
+        return checkpoint(
+            lambda hidden: layer(x._replace(hidden=hidden)), x.hidden, use_reentrant=False
+        )
 
 
 def recomputed(name: str, checkpointing: str) -> bool:
@@ -125,7 +132,12 @@ def component(name: str) -> str:
 def decays(name: str) -> bool:
     """Whether weight decay applies: not to embeddings, layer norms and layer scales; yes to biases and q/k norms."""
     parts = name.split(".")
-    if parts[0] == "embed" or parts[-1] in ("class_embedding", "position_embedding", "layer_scale1", "layer_scale2"):
+    if parts[0] == "embed" or parts[-1] in (
+        "class_embedding",
+        "position_embedding",
+        "layer_scale1",
+        "layer_scale2",
+    ):
         return False
     return parts[-2] in ("q_norm", "k_norm") or "norm" not in parts[-2]
 

@@ -33,8 +33,11 @@ PEAK_FLOPS = {  # dense bf16 of one device, from NVIDIA's and AMD's data sheets
     "MI250": 362e12,
     "MI300X": 1307e12,
 }
-SAMPLES = {"loss": "Train/Samples/train_loss", "lr/text": "Train/Samples/lr"}  # DeepSpeed's monitor, by samples
-STEPS = {"loss": "train_loss", "lr/text": "learning_rate", "grad_norm": "grad_norm"}  # accelerate's examples, by steps
+# DeepSpeed's monitor, by samples
+SAMPLES = {"loss": "Train/Samples/train_loss", "lr/text": "Train/Samples/lr"}
+EVALUATION = "eval/"  # before the names of an evaluator's numbers
+# accelerate's examples, by steps
+STEPS = {"loss": "train_loss", "lr/text": "learning_rate", "grad_norm": "grad_norm"}
 
 
 def peak_flops(device: torch.device) -> float | None:
@@ -65,7 +68,9 @@ class Metrics:
         self.writer = None
         self.wandb = None
         if config.wandb and importlib.util.find_spec("wandb") is None:
-            raise ValueError(f"wandb={config.wandb} needs the package: pip install wandb, or leave wandb unset.")
+            raise ValueError(
+                f"wandb={config.wandb} needs the package: pip install wandb, or leave wandb unset."
+            )
         self.bar = tqdm(
             total=config.max_steps,
             initial=first_step,
@@ -83,29 +88,52 @@ class Metrics:
             self.writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=first_step + 1)
             # apart, because what a resumed run makes again is counted in samples here
             first_sample = first_step * config.global_batch + 1
-            self.by_samples = SummaryWriter(str(self.out / "tensorboard" / "samples"), purge_step=first_sample)
+            self.by_samples = SummaryWriter(
+                str(self.out / "tensorboard" / "samples"), purge_step=first_sample
+            )
             if config.wandb:
                 import wandb
 
                 name = str(self.out.resolve())
-                run = {"name": self.out.name, "id": hashlib.sha256(name.encode()).hexdigest()[:16], "resume": "allow"}
-                self.wandb = wandb.init(project=config.wandb, dir=config.out, config=settings.to_dict(config), **run)
+                run = {
+                    "name": self.out.name,
+                    "id": hashlib.sha256(name.encode()).hexdigest()[:16],
+                    "resume": "allow",
+                }
+                self.wandb = wandb.init(
+                    project=config.wandb, dir=config.out, config=settings.to_dict(config), **run
+                )
 
     def beat(self) -> None:
         """Show tools/launch.py, which watches from outside, that a step has ended."""
         if self.world.rank == 0:
             (self.out / "heartbeat").touch()
 
-    def step(self, step: int, values: dict[str, float], waited: float, stepped: float, saving: float = 0.0) -> None:
-        """Take in one step: `waited` seconds for data, `stepped` for the update, `saving` for a checkpoint."""
+    def step(
+        self,
+        step: int,
+        values: dict[str, float],
+        waited: float,
+        stepped: float,
+        saving: float = 0.0,
+        evaluating: float = 0.0,
+    ) -> None:
+        """Take in one step: `waited` seconds for data, `stepped` for the update, `saving` for a checkpoint.
+
+        `evaluating` seconds count in no rate but the goodput.
+        """
         self.beat()
+        self.since += evaluating
         self.trained += stepped
         counts = {"steps": 1.0, "waited": waited, "stepped": stepped, "saving": saving}
-        counts |= {k: values[k] for k in ("tokens", "positions", "crops", "documents", "images", "learnt_tokens")}
+        counts |= {
+            k: values[k]
+            for k in ("tokens", "positions", "crops", "documents", "images", "learnt_tokens")
+        }
         self.sums = {key: self.sums.get(key, 0.0) + value for key, value in counts.items()}
         self.bar.update()
         due = step % self.config.log_interval == 0 or step == 1 or step in self.config.profile_steps
-        if due or "held_out/loss" in values:
+        if due or any(key.startswith(EVALUATION) for key in values):
             if self.world.rank == 0:
                 self._write(step, values | self._rates())
             self.sums = {}
@@ -153,9 +181,15 @@ class Metrics:
     def _write(self, step: int, values: dict[str, Any]) -> None:
         parts = [values[f"grad_norm/{part}"] for part in ("connector", "vision", "text")]
         values = {**values, "grad_norm": math.hypot(*parts)}
-        written = {key: value if math.isfinite(value) else None for key, value in values.items()}  # JSON knows no NaN
-        self.log.write(json.dumps({"step": step, "time": time.time(), **written}, allow_nan=False) + "\n")
-        tagged = {key if key.startswith("held_out/") else f"train/{key}": value for key, value in values.items()}
+        # JSON knows no NaN
+        written = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        self.log.write(
+            json.dumps({"step": step, "time": time.time(), **written}, allow_nan=False) + "\n"
+        )
+        tagged = {
+            key if key.startswith(EVALUATION) else f"train/{key}": value
+            for key, value in values.items()
+        }
         for tag, value in tagged.items():
             self.writer.add_scalar(tag, value, step)
         for key, tag in SAMPLES.items():
@@ -165,9 +199,8 @@ class Metrics:
         if self.wandb is not None:
             self.wandb.log(tagged, step=step)
         norms = " ".join(f"{norm:.2f}" for norm in parts)
-        held_out = f" held out {values['held_out/loss']:.4f}" if "held_out/loss" in values else ""
         self.bar.write(
-            f"step {step} loss {values['loss']:.4f}{held_out} accuracy {values['accuracy']:.3f} norms {norms} "
+            f"step {step} loss {values['loss']:.4f} accuracy {values['accuracy']:.3f} norms {norms} "
             f"lr {values['lr/text']:.2e} {values['tokens_per_second']:.0f} tokens/s fill {values['packing_fill']:.2f} "
             f"wait {values['data_wait_share']:.0%}"
         )

@@ -11,7 +11,17 @@ import torch
 from molmo_ds.config import RunConfig
 from molmo_ds.model.molmo import layer_list
 
-PHASES = ("data", "vision", "connector", "decoder", "loss", "backward", "optimizer", "other", "communication")
+PHASES = (
+    "data",
+    "vision",
+    "connector",
+    "decoder",
+    "loss",
+    "backward",
+    "optimizer",
+    "other",
+    "communication",
+)
 CLOSED = ("backward", "optimizer")  # what is computed again inside them is theirs
 
 
@@ -89,7 +99,9 @@ def watch(engine: Any, config: RunConfig, waited: float) -> Iterator[dict[str, f
         for name, *_ in layer_list(config.model):
             if name in inside:
                 hooks = (
-                    inside[name].register_forward_pre_hook(_entering(clock, phase_of(name)), prepend=True),
+                    inside[name].register_forward_pre_hook(
+                        _entering(clock, phase_of(name)), prepend=True
+                    ),
                     inside[name].register_forward_hook(lambda *_: clock.leave()),
                 )
                 for hook in hooks:
@@ -102,12 +114,18 @@ def watch(engine: Any, config: RunConfig, waited: float) -> Iterator[dict[str, f
             plain = getattr(owner, name)
             setattr(owner, name, clock.around(phase, plain))
             stack.callback(setattr, owner, name, plain)
-        kinds = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * on_gpu
+        kinds = [torch.profiler.ProfilerActivity.CPU] + [
+            torch.profiler.ProfilerActivity.CUDA
+        ] * on_gpu
         trace = stack.enter_context(torch.profiler.profile(activities=kinds))
         clock.since = clock._now()
         yield times
         clock._add()
-    spent = (e.device_time_total if on_gpu else e.cpu_time_total for e in trace.events() if collective(e.name, on_gpu))
+    spent = (
+        e.device_time_total if on_gpu else e.cpu_time_total
+        for e in trace.events()
+        if collective(e.name, on_gpu)
+    )
     clock.seconds |= {"communication": sum(spent) / 1e6, "data": waited}
     times |= {f"phase/{name}": seconds for name, seconds in clock.seconds.items()}
     folder = Path(config.out) / "profile"

@@ -23,10 +23,13 @@ import torch
 
 PREFERENCE = ("cuda", "triton", "cpu", "torch")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-_table: dict[str, dict[str, tuple[Callable, Callable[..., bool]]]] = {}  # op -> name -> (function, usable)
+# op -> name -> (function, usable)
+_table: dict[str, dict[str, tuple[Callable, Callable[..., bool]]]] = {}
 _forced: str | None = os.environ.get("MOLMO_DS_OPS")  # "torch" turns every kernel off
 if _forced not in (None, "", *PREFERENCE):
-    raise ValueError(f"MOLMO_DS_OPS is '{_forced}'; set it to one of {', '.join(PREFERENCE)} or leave it out.")
+    raise ValueError(
+        f"MOLMO_DS_OPS is '{_forced}'; set it to one of {', '.join(PREFERENCE)} or leave it out."
+    )
 
 
 def always(*args: Any) -> bool:

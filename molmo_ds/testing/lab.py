@@ -3,6 +3,7 @@
 Nothing here has a name outside: when the first process of a namespace ends, all of it is gone, network included.
 """
 
+import ctypes
 import json
 import os
 import shutil
@@ -11,7 +12,19 @@ import subprocess
 import time
 from pathlib import Path
 
-TOOLS = ("unshare", "nsenter", "setpriv", "ps", "ip", "tc", "ssh", "ssh-keygen", "pdsh", "/usr/sbin/sshd")
+CLONE_NEWNET = 0x40000000
+TOOLS = (
+    "unshare",
+    "nsenter",
+    "setpriv",
+    "ps",
+    "ip",
+    "tc",
+    "ssh",
+    "ssh-keygen",
+    "pdsh",
+    "/usr/sbin/sshd",
+)
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 SSHD = """
 ListenAddress {address}:22
@@ -52,9 +65,27 @@ def missing() -> str:
     for tool in TOOLS:
         if not shutil.which(tool, path=PATH):
             return f"{tool} is not installed (.ci/run installs iproute2, openssh-server and pdsh)"
-    words = ["unshare", "-n", "-m", "-u", "-p", "-f", "--mount-proc", "ip", "link", "add", "br0", "type", "bridge"]
+    words = [
+        "unshare",
+        "-n",
+        "-m",
+        "-u",
+        "-p",
+        "-f",
+        "--mount-proc",
+        "ip",
+        "link",
+        "add",
+        "br0",
+        "type",
+        "bridge",
+    ]
     tried = subprocess.run(words, env={**os.environ, "PATH": PATH}, capture_output=True, text=True)
-    return "" if tried.returncode == 0 else f"this kernel allows no namespaces with bridges: {tried.stderr.strip()}"
+    return (
+        ""
+        if tried.returncode == 0
+        else f"this kernel allows no namespaces with bridges: {tried.stderr.strip()}"
+    )
 
 
 class Lab:
@@ -69,7 +100,9 @@ class Lab:
     def __enter__(self) -> "Lab":
         self.folder.mkdir(parents=True, exist_ok=True)
         for key in ("id", "hostkey"):
-            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.folder / key], check=True)
+            subprocess.run(
+                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.folder / key], check=True
+            )
         host_key = " ".join((self.folder / "hostkey.pub").read_text().split()[:2])
         names = {name: self.address(name) for name in self.names}
         lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in names.items())]
@@ -78,7 +111,10 @@ class Lab:
         (self.folder / "known_hosts").write_text("".join(known))
         (self.folder / "ssh_config").write_text(SSH.format(folder=self.folder))
         try:
-            self._begin("switch", ["unshare", "-n", "-p", "-f", "--kill-child", "bash", "-c", "read; exec sleep inf"])
+            self._begin(
+                "switch",
+                ["unshare", "-n", "-p", "-f", "--kill-child", "bash", "-c", "read; exec sleep inf"],
+            )
             self._ip("switch", "link", "add", "br0", "type", "bridge")
             self._ip("switch", "link", "set", "br0", "up")
             for name in self.names:
@@ -100,7 +136,9 @@ class Lab:
         """Start a host that is off; it answers by ssh when this returns."""
         address = self.address(name)
         (self.folder / f"{name}.sshd").write_text(SSHD.format(address=address, folder=self.folder))
-        command = f"/usr/sbin/sshd -D -e -f {self.folder}/{name}.sshd" if name != "head" else "sleep inf"
+        command = (
+            f"/usr/sbin/sshd -D -e -f {self.folder}/{name}.sshd" if name != "head" else "sleep inf"
+        )
         script = INSIDE.format(name=name, folder=self.folder, command=command)
         spaces = ["unshare", "-n", "-m", "-u", "-p", "-f", "--kill-child", "--mount-proc"]
         self._begin(name, [*spaces, "bash", "-c", script])
@@ -109,7 +147,8 @@ class Lab:
         self._ip("switch", "link", "set", f"p-{name}", "master", "br0", "up")
         self._ip(name, "link", "set", "lo", "up")
         number = self.names.index(name)
-        self._ip(name, "link", "set", "eth0", "address", f"02:00:00:00:00:{number:02x}")  # as before it was off
+        # as before it was off
+        self._ip(name, "link", "set", "eth0", "address", f"02:00:00:00:00:{number:02x}")
         self._ip(name, "addr", "add", f"{address}/24", "dev", "eth0")
         self._ip(name, "link", "set", "eth0", "up")
         self.outer[name].stdin.write(b"\n")
@@ -135,18 +174,39 @@ class Lab:
 
     def words(self, name: str, command: list) -> list[str]:
         """A command as it runs on a host, in this folder."""
-        enter = ["nsenter", "-t", str(self.inner[name]), "-n", "-m", "-u", "-p", "--", "env", "-C", os.getcwd()]
+        enter = [
+            "nsenter",
+            "-t",
+            str(self.inner[name]),
+            "-n",
+            "-m",
+            "-u",
+            "-p",
+            "--",
+            "env",
+            "-C",
+            os.getcwd(),
+        ]
         return [*enter, *map(str, command)]
 
     def run(self, name: str, command: list, timeout: float = 60) -> str:
         """Run a command on a host; what it says."""
-        done = subprocess.run(self.words(name, command), env=self.environment(), capture_output=True, timeout=timeout)
+        done = subprocess.run(
+            self.words(name, command), env=self.environment(), capture_output=True, timeout=timeout
+        )
         assert done.returncode == 0, f"{command} on {name}: {done.stderr.decode()[-2000:]}"
         return done.stdout.decode()
 
     def environment(self) -> dict[str, str]:
         """The environment of commands on the hosts."""
         return {**os.environ, "PATH": PATH}
+
+    def enter(self, name: str) -> None:
+        """Move the calling thread, and no other, into the network of a host."""
+        network = os.open(f"/proc/{self.inner[name]}/ns/net", os.O_RDONLY)
+        failed = ctypes.CDLL(None, use_errno=True).setns(network, CLONE_NEWNET)
+        os.close(network)
+        assert not failed, os.strerror(ctypes.get_errno())
 
     def kill(self, name: str, words: tuple[str, ...], number: int) -> int:
         """Signal the youngest process of a host whose command line holds all these words; its PID there."""
@@ -180,7 +240,9 @@ class Lab:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         deadline = time.monotonic() + 30
         while not (text := children.read_text().split()):
-            assert process.poll() is None and time.monotonic() < deadline, f"no namespaces for {name}"
+            assert process.poll() is None and time.monotonic() < deadline, (
+                f"no namespaces for {name}"
+            )
             time.sleep(0.01)
         self.inner[name] = int(text[0])
 
@@ -197,4 +259,7 @@ class Lab:
 
 def losses(out: Path) -> dict[int, float]:
     """Step -> loss in the log of a run."""
-    return {line["step"]: line["loss"] for line in map(json.loads, (out / "log.jsonl").read_text().splitlines())}
+    return {
+        line["step"]: line["loss"]
+        for line in map(json.loads, (out / "log.jsonl").read_text().splitlines())
+    }

@@ -26,13 +26,24 @@ def family(name: str) -> MolmoConfig:
     model = synthetic.MODEL
     plain = replace(model.text, attention_bias=False)
     olmo = replace(plain, qk_norm=True, num_key_value_heads=4)
-    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+    }
     texts = {
         "qwen2": model.text,
-        "llama": replace(plain, model_type="llama", rope_scaling={**scaling, "original_max_position_embeddings": 16}),
+        "llama": replace(
+            plain,
+            model_type="llama",
+            rope_scaling={**scaling, "original_max_position_embeddings": 16},
+        ),
         "olmo": replace(plain, model_type="olmo", norm_type="layer", clip_qkv=4.0),
         "olmo2": replace(olmo, model_type="olmo2", norm_after=True),
-        "olmoe": replace(olmo, model_type="olmoe", num_experts=4, num_experts_per_tok=2, intermediate_size=24),
+        "olmoe": replace(
+            olmo, model_type="olmoe", num_experts=4, num_experts_per_tok=2, intermediate_size=24
+        ),
     }
     return replace(model, text=texts[name])
 
@@ -54,7 +65,9 @@ def plain(
     lanes: Callable[[int], list[Batch]] | None = None,
 ) -> tuple[list[float], list[dict[str, float]], dict[str, Tensor]]:
     """Losses, gradient norms by component, and weights of `plain_log` over max_steps steps."""
-    log, weights = plain_log(config, lanes or made_up(config), config.max_steps, rounding, too_large)
+    log, weights = plain_log(
+        config, lanes or made_up(config), config.max_steps, rounding, too_large
+    )
     losses = [values["loss"] for values in log]
     norms = [{part: values[f"grad_norm/{part}"] for part in optim.COMPONENTS} for values in log]
     return losses, norms, weights
@@ -87,7 +100,9 @@ def plain_log(
             if grads and config.optim.max_grad_norm:
                 torch._foreach_mul_(grads, min(1.0, config.optim.max_grad_norm / (norm + 1e-6)))
         for group in stepper.param_groups:
-            group["lr"] = optim.learning_rate(config.optim, group["component"], step, config.max_steps)
+            group["lr"] = optim.learning_rate(
+                config.optim, group["component"], step, config.max_steps
+            )
         stepper.step()
         stepper.zero_grad()
         log.append(values)

@@ -16,7 +16,6 @@ from typing import Any
 
 # what building an engine imports, once, before the fork
 import accelerate  # noqa: F401
-import deepspeed.runtime.zero.muon.muon_optimizer
 import deepspeed.runtime.zero.stage3  # noqa: F401
 import torch
 import torch._inductor.compile_fx
@@ -33,11 +32,15 @@ from molmo_ds.engine.launch import World
 from molmo_ds.engine.launching.supervise import free_port
 
 torch.set_num_threads(1)
-tqdm.set_lock(threading.RLock())  # tqdm's own is one for all forks: a rank killed with it would stop all later ones
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # for launch.start: threads of several ranks that wait by spinning
+# tqdm's own is one for all forks: a rank killed with it would stop all later ones
+tqdm.set_lock(threading.RLock())
+# for launch.start: threads of several ranks that wait by spinning
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, timeout: float = 120) -> list[Any]:
+def run_ranks(
+    function: Callable[..., Any], ranks: int, *args: Any, timeout: float = 120
+) -> list[Any]:
     """[function(world, *args) of each rank]; AssertionError with the first traceback, or when the time is over."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
@@ -58,20 +61,32 @@ def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, timeout: flo
             os.waitpid(child, 0)
         errors = [path.read_text() for path in sorted(Path(folder).glob("*.error"))]
         assert not errors, errors[0]
-        assert not waiting and not failed, f"{ranks} ranks did not finish within {timeout} s or died"
-        return [pickle.loads((Path(folder) / f"{rank}.result").read_bytes()) for rank in range(ranks)]
+        assert not waiting and not failed, (
+            f"{ranks} ranks did not finish within {timeout} s or died"
+        )
+        return [
+            pickle.loads((Path(folder) / f"{rank}.result").read_bytes()) for rank in range(ranks)
+        ]
 
 
 def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
     """The environment that a launcher gives a rank."""
-    values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    values = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": ranks,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     return {name: str(value) for name, value in values.items()}
 
 
 class Forked:
     """`molmo_ds.train.main(arguments)` in a forked process, as python or a launcher would run it."""
 
-    def __init__(self, arguments: list[str], said: Path, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, arguments: list[str], said: Path, environment: dict[str, str] | None = None
+    ) -> None:
         self.said = said
         self.code = None
         self.pid = os.fork()
@@ -118,7 +133,9 @@ class Forked:
             time.sleep(0.01)
 
 
-def _fork(function: Callable[..., Any], rank: int, ranks: int, port: int, args: tuple, folder: Path) -> int:
+def _fork(
+    function: Callable[..., Any], rank: int, ranks: int, port: int, args: tuple, folder: Path
+) -> int:
     child = os.fork()
     if child:
         return child
@@ -133,4 +150,5 @@ def _fork(function: Callable[..., Any], rank: int, ranks: int, port: int, args: 
     except BaseException:
         (folder / f"{rank}.error").write_text(traceback.format_exc())
     finally:
-        os._exit(1)  # whatever happens: a rank that went on would run the rest of the tests once more
+        # whatever happens: a rank that went on would run the rest of the tests once more
+        os._exit(1)

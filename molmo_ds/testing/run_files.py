@@ -35,9 +35,17 @@ def records(count: int = 40) -> Iterator[tuple[str, dict[str, bytes]]]:
     random = np.random.RandomState(7)
     for i in range(count):
         shade = int(random.randint(0, 256))
-        annotations = [{"style": "vqa2", "question": "how bright is it?", "answer": f"about {shade // 32 * 32}"}]
+        annotations = [
+            {
+                "style": "vqa2",
+                "question": "how bright is it?",
+                "answer": f"about {shade // 32 * 32}",
+            }
+        ]
         if i % 2:
-            annotations.append({"style": "long_caption", "text": f"A grey square of shade {shade}." * (1 + i % 3)})
+            annotations.append(
+                {"style": "long_caption", "text": f"A grey square of shade {shade}." * (1 + i % 3)}
+            )
         parts = {}
         if i % 5:
             stream = io.BytesIO()
@@ -51,7 +59,9 @@ def records(count: int = 40) -> Iterator[tuple[str, dict[str, bytes]]]:
 def make(folder: Path) -> list[str]:
     """Write shards and tokenizer below `folder`; the overrides of a run that uses them (all but `out`)."""
     write_shards(records(), folder / "shards", samples_per_shard=20)
-    train_tokenizer(["how bright is it? about 32", "A grey square of shade 200."], 288, folder / "tokenizer")
+    train_tokenizer(
+        ["how bright is it? about 32", "A grey square of shade 200."], 288, folder / "tokenizer"
+    )
     return [
         *MODEL,
         f"data.sources.grey.path={folder / 'shards'}",

@@ -19,7 +19,9 @@ SIDE = 8  # pixels of a fake crop
 
 
 def picture(seed: int, width: int = 24, height: int = 16) -> bytes:
-    pixels = np.random.RandomState(seed).randint(0, 255, (height // 8, width // 8, 3), dtype=np.uint8)
+    pixels = np.random.RandomState(seed).randint(
+        0, 255, (height // 8, width // 8, 3), dtype=np.uint8
+    )
     buffer = io.BytesIO()
     Image.fromarray(pixels).resize((width, height)).save(buffer, "JPEG")
     return buffer.getvalue()
@@ -30,7 +32,10 @@ def records(count: int, name: str = "s", first: int = 0) -> Iterator[tuple[str, 
     for i in range(first, first + count):
         names = [] if i % 5 == 0 else ["0.jpg", "1.jpg"] if i % 7 == 0 else ["jpg"]
         answer = "word " * (1 + (i * 7919) % 23)
-        content = {"images": names, "annotations": [{"style": "vqa2", "question": f"which {i}?", "answer": answer}]}
+        content = {
+            "images": names,
+            "annotations": [{"style": "vqa2", "question": f"which {i}?", "answer": answer}],
+        }
         parts = {part: picture(97 * i + k, 24 + 8 * (i % 3)) for k, part in enumerate(names)}
         yield f"{name}{i:05d}", parts | {"json": json.dumps(content).encode()}
 
@@ -49,7 +54,9 @@ class FakeBuilder:
         return len(self._text(record, rng)) + 4 * len(record["sizes"]), len(record["sizes"])
 
     def build(self, record: dict, rng: np.random.RandomState) -> Sample:
-        crops = [torch.from_numpy(load_image(data)[:SIDE, :SIDE].copy()) for data in record["pixels"]]
+        crops = [
+            torch.from_numpy(load_image(data)[:SIDE, :SIDE].copy()) for data in record["pixels"]
+        ]
         n, text = len(crops), self._text(record, rng)
         ids = torch.tensor([1] * (4 * n) + [ord(c) for c in text], dtype=torch.int64)
         images = torch.stack(crops) if n else torch.zeros(0, SIDE, SIDE, 3, dtype=torch.uint8)
@@ -59,7 +66,9 @@ class FakeBuilder:
         return Sample(
             input_ids=ids,
             labels=torch.roll(ids, -1),
-            loss_weights=torch.rand(length, generator=torch.Generator().manual_seed(int(rng.randint(1 << 30)))),
+            loss_weights=torch.rand(
+                length, generator=torch.Generator().manual_seed(int(rng.randint(1 << 30)))
+            ),
             position_ids=torch.arange(length),
             branch_ids=torch.ones(length, dtype=torch.int32),
             images=images,
@@ -73,6 +82,14 @@ class FakeBuilder:
 
 def run_config(folders: dict[str, Path], **data: object) -> RunConfig:
     sources = {name: SourceConfig(path=str(folder)) for name, folder in folders.items()}
-    settings = {"sequence_length": 256, "crops_per_sequence": 4, "pool_size": 12, "num_workers": 0, "seed": 3}
+    settings = {
+        "sequence_length": 256,
+        "crops_per_sequence": 4,
+        "pool_size": 12,
+        "num_workers": 0,
+        "seed": 3,
+    }
     run = {key: data.pop(key) for key in ("global_batch", "micro_batch") if key in data}
-    return dataclasses.replace(RunConfig(), data=DataConfig(sources=sources, **settings | data), **run)
+    return dataclasses.replace(
+        RunConfig(), data=DataConfig(sources=sources, **settings | data), **run
+    )

@@ -63,7 +63,9 @@ def config(**changes) -> RunConfig:
         text=ComponentConfig(lr=0.1, warmup_steps=1),
         max_grad_norm=0.0,
     )
-    base = RunConfig(model=MODEL, optim=optim, global_batch=8, micro_batch=1, max_steps=20, async_save=False)
+    base = RunConfig(
+        model=MODEL, optim=optim, global_batch=8, micro_batch=1, max_steps=20, async_save=False
+    )
     return replace(base, **changes)
 
 
@@ -94,8 +96,14 @@ def sequence(step: int, lane: int) -> Batch:
     inside = (places - first * (documents == 2)) * (documents > 0)
     behind = inside - PREFIX  # branches of 4 tokens, the last one shorter
     branches = torch.where(behind < 0, 0, behind // 4 + 1).int()
-    weights = torch.rand(LENGTH, generator=random) * 2 * (documents > 0) * (torch.rand(LENGTH, generator=random) < 0.6)
-    crops = 0 if (lane + 4 * step) % 8 < 4 else 1 + lane % 2  # with two ranks one has no picture at all
+    weights = (
+        torch.rand(LENGTH, generator=random)
+        * 2
+        * (documents > 0)
+        * (torch.rand(LENGTH, generator=random) < 0.6)
+    )
+    # with two ranks one has no picture at all
+    crops = 0 if (lane + 4 * step) % 8 < 4 else 1 + lane % 2
     if lane == 5:
         weights = torch.zeros(LENGTH)  # a sequence of which nothing is learnt
     positions = torch.full((max(crops, 1), POOLED), -1)
@@ -119,7 +127,9 @@ def sequence(step: int, lane: int) -> Batch:
 
 def join(parts: list[Batch]) -> Batch:
     """Several one-sequence batches as one."""
-    out = {name: torch.cat([getattr(part, name) for part in parts]) for name in (*PER_TOKEN, *PER_CROP)}
+    out = {
+        name: torch.cat([getattr(part, name) for part in parts]) for name in (*PER_TOKEN, *PER_CROP)
+    }
     offsets = torch.cat([torch.full((len(p.images), 1), i * LENGTH) for i, p in enumerate(parts)])
     positions = out["image_positions"]
     out["image_positions"] = torch.where(positions >= 0, positions + offsets, -1)

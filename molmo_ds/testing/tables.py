@@ -23,4 +23,6 @@ def write(table: str, lines: list[str]) -> None:
         if found:
             page.write_text(text)
             return
-    raise ValueError(f"No page of docs/evidence has '{begin}' followed by '{end}'; write both where the table belongs.")
+    raise ValueError(
+        f"No page of docs/evidence has '{begin}' followed by '{end}'; write both where the table belongs."
+    )

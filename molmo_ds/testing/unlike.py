@@ -37,10 +37,18 @@ class Shape:
 
 def model(text: MolmoConfig) -> MolmoConfig:
     """The tower of the reference's small cases (64 patches, width 64, MLP 128) before the decoder of `text`, wider."""
-    first = {"initializer_range": 0.1}  # wider layers, smaller weights: what rounds is not amplified
-    sizes = {"image_size": SIDE, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+    # wider layers, smaller weights: what rounds is not amplified
+    first = {"initializer_range": 0.1}
+    sizes = {
+        "image_size": SIDE,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+    }
     inner = 48 if text.text.num_experts else 176
-    decoder = replace(text.text, hidden_size=64, intermediate_size=inner, max_position_embeddings=512, **first)
+    decoder = replace(
+        text.text, hidden_size=64, intermediate_size=inner, max_position_embeddings=512, **first
+    )
     return replace(
         text,
         vision=replace(text.vision, **sizes, **first),
@@ -67,7 +75,11 @@ def sequence(shape: Shape, seed: int) -> Batch:
     behind = inside - 3
     branch = torch.where(behind < 0, 0, behind // 5 + 1)
     labels = integers(0, 104, length)
-    weights = torch.rand(length, generator=random) * 2 * (torch.rand(length, generator=random) < shape.learnt)
+    weights = (
+        torch.rand(length, generator=random)
+        * 2
+        * (torch.rand(length, generator=random) < shape.learnt)
+    )
     if shape.learnt:
         weights[length // 2] = 0.7
         labels[length // 2] = 3
@@ -75,7 +87,8 @@ def sequence(shape: Shape, seed: int) -> Batch:
     crops = min(shape.crops, length)
     positions = torch.full((crops, POOLED), -1)
     if crops:
-        positions[:, 0] = torch.randperm(length, generator=random)[:crops]  # the other features go nowhere
+        # the other features go nowhere
+        positions[:, 0] = torch.randperm(length, generator=random)[:crops]
     return Batch(
         input_ids=integers(0, 104, length)[None],
         labels=labels[None],
@@ -92,13 +105,21 @@ def sequence(shape: Shape, seed: int) -> Batch:
 
 def lanes(shapes: list[list[Shape]], step: int) -> list[Batch]:
     """The sequences of a step (from 1), whose shapes are `shapes[step - 1]`, each a batch of its own."""
-    return [merge([sequence(shape, 1000 * step + lane)]) for lane, shape in enumerate(shapes[step - 1])]
+    return [
+        merge([sequence(shape, 1000 * step + lane)]) for lane, shape in enumerate(shapes[step - 1])
+    ]
 
 
-def micro_batches(run: RunConfig, shapes: list[list[Shape]], step: int, rank: int, size: int) -> list[Batch]:
+def micro_batches(
+    run: RunConfig, shapes: list[list[Shape]], step: int, rank: int, size: int
+) -> list[Batch]:
     """This rank's share of `lanes`, in micro-batches of run.micro_batch."""
     share = len(shapes[step - 1]) // size
-    mine = [sequence(shape, 1000 * step + lane) for lane, shape in enumerate(shapes[step - 1]) if lane // share == rank]
+    mine = [
+        sequence(shape, 1000 * step + lane)
+        for lane, shape in enumerate(shapes[step - 1])
+        if lane // share == rank
+    ]
     return [merge(mine[i : i + run.micro_batch]) for i in range(0, share, run.micro_batch)]
 
 
@@ -115,10 +136,14 @@ def extremes(count: int, steps: int) -> list[list[Shape]]:
     return [[far[(lane + step) % len(far)] for lane in range(count)] for step in range(steps)]
 
 
-def run_config(text: MolmoConfig, strategy: str, steps: int, sequences: int, micro_batch: int = 1) -> RunConfig:
+def run_config(
+    text: MolmoConfig, strategy: str, steps: int, sequences: int, micro_batch: int = 1
+) -> RunConfig:
     """A run over such batches under SGD without clipping, at rates that do not amplify rounding."""
     base = synthetic.config(model=model(text), strategy=strategy)
     parts = {part: getattr(base.optim, part) for part in ("connector", "vision", "text")}
     slower = {part: replace(settings, lr=RATE * settings.lr) for part, settings in parts.items()}
     optim = replace(base.optim, **slower)
-    return replace(base, optim=optim, global_batch=sequences, micro_batch=micro_batch, max_steps=steps)
+    return replace(
+        base, optim=optim, global_batch=sequences, micro_batch=micro_batch, max_steps=steps
+    )

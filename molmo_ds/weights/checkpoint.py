@@ -5,31 +5,68 @@ element START on of the flattened parameter NAME; KEY is "weight" or a state ten
 with shapes, scalars and data lanes; and manifest.json, written last, with sizes and checksums of all files.
 """
 
-import json
 import logging
 import math
-import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from safetensors import safe_open
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from molmo_ds import settings
 from molmo_ds.config import RunConfig
 from molmo_ds.model import init, lora
+from molmo_ds.weights import checksums
+from molmo_ds.weights.checksums import Facts
 from molmo_ds.weights.tensor_files import TensorFolder
 
 log = logging.getLogger(__name__)
 FORMAT = 1
 FROZEN = "a component that was frozen there and is trained now has no optimizer state: start a new run with init_from."
+Count = Annotated[int, Field(strict=True, ge=0)]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """manifest.json."""
+
+    format: Count
+    step: Count
+    ranks: Annotated[int, Field(strict=True, ge=1)]
+    optimizer: str
+    files: dict[str, Facts]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a rank's JSON file says of one piece of a parameter."""
+
+    name: str
+    shape: tuple[Count, ...]
+    start: Count
+    size: Count
+    keys: tuple[str, ...]
+    # as in `runs`
+    stride: tuple[()] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Count] = ()
+
+
+@dataclass(frozen=True)
+class RankFile:
+    """A rank's JSON file."""
+
+    file: str
+    pieces: tuple[Piece, ...]
+    scalars: dict[str, float]
+    lanes: dict[int, dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Stored:
-    """The place of a piece."""
+    """Where a piece lies."""
 
     file: Path
     start: int
@@ -51,24 +88,50 @@ class Found:
     data_state: dict[int, dict]
     handles: dict[Path, Any] = field(default_factory=dict)
 
-    def read(self, stored: Stored, name: str, key: str, first: int, last: int) -> Tensor:
-        """Elements [first, last) of the whole parameter, which this piece (without stride) contains."""
+    def piece(self, stored: Stored, name: str, key: str) -> Tensor:
+        """One piece, flat, as mapped memory."""
         if stored.file not in self.handles:
-            self.handles[stored.file] = safe_open(stored.file, "pt")
-        piece = self.handles[stored.file].get_slice(f"{name}|{stored.start}|{key}")
-        return piece[first - stored.start : last - stored.start]
+            self.handles[stored.file] = TensorFolder(stored.file)
+        piece = self.handles[stored.file].rows(f"{name}|{stored.start}|{key}")
+        if not piece.is_floating_point():
+            raise ValueError(
+                f"{stored.file} holds {key} of {name} as {piece.dtype}, which no save writes."
+            )
+        if piece.shape != (stored.size,):
+            raise ValueError(
+                f"{stored.file} holds {list(piece.shape)} of {name} at {stored.start}, not {stored.size}."
+            )
+        return piece
+
+    def elements(self, name: str, key: str, first: int, last: int) -> Tensor:
+        """Elements [first, last) of a flattened parameter (or state tensor), put together of its pieces.
+
+        Raises ValueError unless each is in exactly one piece.
+        """
+        out = None
+        filled = 0
+        for stored in self.pieces[name]:
+            if key not in stored.keys or stored.start >= last:
+                continue
+            piece = None
+            for group in stretches(stored, first, last):
+                piece = self.piece(stored, name, key) if piece is None else piece
+                # a save has no number that is not finite, so NaN marks what no piece has filled
+                if out is None:
+                    out = torch.full((last - first,), math.nan, dtype=piece.dtype)
+                taken = piece[group.here : group.here + group.count * group.length].view(
+                    group.count, group.length
+                )
+                place = out.as_strided(taken.shape, (group.distance, 1), group.start - first)
+                place.copy_(taken)
+                filled += taken.numel()
+        if filled != last - first or (out is not None and out.isnan().any()):
+            raise ValueError(f"{self.path} has no whole {key} for {name}; {FROZEN}")
+        return torch.empty(0) if out is None else out
 
     def whole(self, name: str, key: str = "weight") -> Tensor:
         """One parameter (or state tensor), put together."""
-        parts = [s for s in self.pieces[name] if key in s.keys]
-        pieces = [self.read(s, name, key, s.start, s.start + s.size) for s in parts]
-        if sum(s.size for s in parts) != math.prod(self.shapes[name]):
-            raise ValueError(f"{self.path} has no whole {key} for {name}; {FROZEN}")
-        flat = torch.empty(self.shapes[name], dtype=pieces[0].dtype)
-        for stored, piece in zip(parts, pieces):
-            for first, here, length in runs(stored.start, stored.size, stored.stride):
-                flat.view(-1)[first : first + length] = piece[here : here + length]
-        return flat
+        return self.elements(name, key, 0, math.prod(self.shapes[name])).view(self.shapes[name])
 
 
 def runs(start: int, size: int, stride: tuple[int, ...]) -> list[tuple[int, int, int]]:
@@ -76,83 +139,133 @@ def runs(start: int, size: int, stride: tuple[int, ...]) -> list[tuple[int, int,
 
     Args:
         stride: () for one stretch; (width, distance, phase) for a piece of a shard that holds `width` elements out of
-            every `distance`, and which begins `phase` elements after the beginning of such a stretch.
+            every `distance`, and which begins `phase` elements behind the beginning of such a stretch.
     """
     if not stride:
         return [(start, 0, size)]
     width, distance, phase = stride
-    out = []
-    done = 0
+    out, done = [], 0
     while done < size:
         length = min(width - phase, size - done)
         out.append((start, done, length))
-        start = start + distance - phase
-        done = done + length
-        phase = 0
+        start, done, phase = start + distance - phase, done + length, 0
     return out
 
 
-def checksum(path: Path) -> int:
-    """CRC-32 of a file."""
-    value = 0
-    with open(path, "rb") as stream:
-        while block := stream.read(1 << 22):
-            value = zlib.crc32(block, value)
-    return value
+@dataclass(frozen=True)
+class Group:
+    """`count` stretches of `length` elements each, one behind the other in the piece, `distance` apart in the whole."""
+
+    start: int  # of the first, in the whole
+    here: int  # of the first, in the piece
+    length: int
+    count: int = 1
+    distance: int = 1
+
+
+def stretches(stored: Stored, first: int, last: int) -> Iterator[Group]:
+    """The stretches of a piece that lie in [first, last) of the whole, like ones together: see `runs`."""
+    end = stored.start + stored.size
+    if not stored.stride:
+        if max(stored.start, first) < min(end, last):
+            start = max(stored.start, first)
+            yield Group(start, start - stored.start, min(end, last) - start)
+        return
+    width, distance, phase = stored.stride
+    origin = stored.start - phase
+    total = -(-(stored.size + phase) // width)
+    low = max(0, (first - origin - width) // distance + 1)
+    high = min(total, -(-(last - origin) // distance))
+
+    # the first and the last may be cut, by the piece's ends or by the range
+    def part(number: int) -> Iterator[Group]:
+        begin = origin + number * distance
+        behind = number * width - phase
+        start = max(begin, begin - behind, first) if number == 0 else max(begin, first)
+        stop = min(begin + width, last, begin + stored.size - behind)
+        if start < stop:
+            yield Group(start, behind + start - begin, stop - start)
+
+    for number in sorted({low, high - 1}) if low < high else ():
+        yield from part(number)
+    if high - low > 2:
+        yield Group(
+            origin + (low + 1) * distance,
+            (low + 1) * width - phase,
+            width,
+            high - low - 2,
+            distance,
+        )
+
+
+def read_manifest(path: Path) -> Manifest:
+    """A checkpoint's manifest.json; ValueError in a few words if it is not as a save writes it."""
+    try:
+        made = TypeAdapter(Manifest).validate_json((path / "manifest.json").read_bytes())
+    except FileNotFoundError:
+        raise ValueError("manifest.json is missing, so the save did not finish") from None
+    except (ValidationError, OSError):
+        raise ValueError("manifest.json cannot be read") from None
+    if made.format != FORMAT:
+        raise ValueError(f"its format is {made.format}, not {FORMAT}")
+    ranks = range(min(made.ranks, len(made.files)))  # a damaged number may be of any size
+    files = {f"rank-{rank:05d}.{kind}" for rank in ranks for kind in ("json", "safetensors")}
+    if len(ranks) != made.ranks or made.files.keys() != files | {"config.yaml"}:
+        raise ValueError(f"manifest.json does not name the files of {made.ranks} ranks")
+    if path.name[5:].isdigit() and path.name != f"step-{made.step:08d}":
+        raise ValueError(f"manifest.json is of step {made.step}")
+    return made
 
 
 def what_is_wrong(path: Path, part: int = 0, parts: int = 1) -> str | None:
     """Why the checkpoint `path` is not whole, in a few words, or None; checks every `parts`-th file from `part` on."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        files = sorted(manifest["files"].items())
-    except FileNotFoundError:
-        return "manifest.json is missing, so the save did not finish"
-    except (ValueError, KeyError, OSError):
-        return "manifest.json cannot be read"
-    if manifest.get("format") != FORMAT:
-        return f"its format is {manifest.get('format')}, not {FORMAT}"
-    for name, facts in files[part::parts]:
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != facts["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes instead of {facts['bytes']}"
-        if checksum(file) != facts["crc32"]:
-            return f"the checksum of {name} is wrong"
-    return None
+        manifest = read_manifest(path)
+    except ValueError as error:
+        return str(error)
+    return checksums.wrong_file(path, manifest.files, part, parts)
 
 
 def steps(folder: str | Path) -> list[Path]:
     """The checkpoint folders below `folder`, newest first, whole or not."""
-    return sorted((p for p in Path(folder).glob("step-*") if p.is_dir() and p.name[5:].isdigit()), reverse=True)
+    return sorted(
+        (p for p in Path(folder).glob("step-*") if p.is_dir() and p.name[5:].isdigit()),
+        reverse=True,
+    )
 
 
 def open_checkpoint(path: Path) -> Found:
-    """Open a checkpoint that `what_is_wrong` found whole."""
-    manifest = json.loads((path / "manifest.json").read_text())
+    """Open a checkpoint that `what_is_wrong` found whole; ValueError if it contradicts itself all the same."""
+    manifest = read_manifest(path)
     pieces: dict[str, list[Stored]] = {}
-    shapes = {}
-    scalars = {}
-    lanes = {}
-    for name in manifest["files"]:
-        if not (name.startswith("rank-") and name.endswith(".json")):
-            continue
-        part = json.loads((path / name).read_text())
-        scalars |= part["scalars"]
-        lanes |= {int(lane): state for lane, state in part["lanes"].items()}
-        for piece in part["pieces"]:
-            stride = tuple(piece.get("stride", ()))
-            stored = Stored(path / part["file"], piece["start"], piece["size"], tuple(piece["keys"]), stride)
-            pieces.setdefault(piece["name"], []).append(stored)
-            shapes[piece["name"]] = tuple(piece["shape"])
-    return Found(path, manifest["step"], manifest["optimizer"], pieces, shapes, scalars, lanes)
+    shapes, scalars, lanes = {}, {}, {}
+    for rank in range(manifest.ranks):
+        name = f"rank-{rank:05d}"
+        try:
+            part = TypeAdapter(RankFile).validate_json((path / f"{name}.json").read_bytes())
+        except (ValidationError, OSError):
+            raise ValueError(
+                f"{path / name}.json is not as a save writes it; use another checkpoint."
+            ) from None
+        scalars |= part.scalars
+        lanes |= part.lanes
+        for piece in part.pieces:
+            wide = piece.stride and not piece.stride[2] < piece.stride[0] <= piece.stride[1]
+            if wide or shapes.setdefault(piece.name, piece.shape) != piece.shape:
+                raise ValueError(
+                    f"{path / name}.json contradicts itself in {piece.name}; use another checkpoint."
+                )
+            stored = Stored(
+                path / f"{name}.safetensors", piece.start, piece.size, piece.keys, piece.stride
+            )
+            pieces.setdefault(piece.name, []).append(stored)
+    return Found(path, manifest.step, manifest.optimizer, pieces, shapes, scalars, lanes)
 
 
-def find(path: str | Path) -> Path:
+def find(path: str | Path, part: int = 0, parts: int = 1) -> Path:
     """The checkpoint or weights folder that a user means by a run's folder, its checkpoints, one step or weights.
 
-    Raises ValueError if there is none, or if none is whole.
+    Raises ValueError if there is none, or if none is whole; of the files every `parts`-th is read, from `part` on.
     """
     path = Path(path)
     if (path / "manifest.json").is_file():
@@ -160,14 +273,33 @@ def find(path: str | Path) -> Path:
     else:
         candidates = steps(path / "checkpoints") or steps(path)
     if not candidates and (path / "config.yaml").is_file() and any(path.glob("*.safetensors")):
+        checksums.check(path, part, parts)
         return path
     for candidate in candidates:
-        wrong = what_is_wrong(candidate)
+        wrong = what_is_wrong(candidate, part, parts)
         if wrong is None:
             return candidate
         log.warning("The checkpoint %s is damaged (%s).", candidate, wrong)
-    reason = "none of its checkpoints is whole" if candidates else "it holds neither checkpoints nor weights"
-    raise ValueError(f"{path} cannot be read: {reason}; give a run's folder, a checkpoint or a folder of weights.")
+    reason = (
+        "none of its checkpoints is whole"
+        if candidates
+        else "it holds neither checkpoints nor weights"
+    )
+    raise ValueError(
+        f"{path} cannot be read: {reason}; give a run's folder, a checkpoint or a folder of weights."
+    )
+
+
+def read_config(path: Path) -> RunConfig:
+    """The configuration of a checkpoint, or of a folder of weights, which says only what the model is."""
+    values = settings.read_values(path / "config.yaml")
+    known = {
+        name: value for name, value in values.items() if name in RunConfig.__dataclass_fields__
+    }
+    try:
+        return settings.from_dict(RunConfig, known)
+    except ValueError as error:
+        raise ValueError(f"{path / 'config.yaml'}: {error}") from None
 
 
 def read_full_state(path: str | Path) -> Iterator[tuple[str, Tensor]]:
@@ -192,7 +324,9 @@ def first_weights(config: RunConfig) -> Callable[[str, tuple[int, ...]], Tensor]
         if ".lora_" in name:
             return draw(name, shape)
         if name not in names:
-            raise ValueError(f"init_from={config.init_from} has no {name}; it belongs to another architecture.")
+            raise ValueError(
+                f"init_from={config.init_from} has no {name}; it belongs to another architecture."
+            )
         tensor = read(name)
         if tuple(tensor.shape) != tuple(shape):
             raise ValueError(
@@ -205,10 +339,7 @@ def first_weights(config: RunConfig) -> Callable[[str, tuple[int, ...]], Tensor]
 
 def _reader(path: Path) -> tuple[list[str], Callable[[str], Tensor]]:
     if (path / "manifest.json").is_file():
-        import yaml
-
         found = open_checkpoint(path)
-        alpha = yaml.safe_load((path / "config.yaml").read_text()).get("lora", {}).get("alpha", 0.0)
-        return lora.merged(found.pieces, found.whole, alpha)
+        return lora.merged(found.pieces, found.whole, read_config(path).lora.alpha)
     folder = TensorFolder(path)
     return folder.names(), folder.read

@@ -1,46 +1,77 @@
-"""Folders of weights: read and written one tensor at a time, so that a 72B model needs the memory of one matrix.
+"""Folders of weights, read by rows: a 72B model needs the memory of a few rows, and a rank reads only its own.
 
-Reading takes .safetensors and .bin, in one file or in shards with an index. Writing makes safetensors shards, indexed.
+Reading takes .safetensors, local or remote, and local .bin, in one file or in shards with an index.
 """
 
 import contextlib
 import json
-import os
-import shutil
+import math
+import mmap
 import struct
-from collections.abc import Iterable, Iterator
+import zipfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
-HEADER = 1 << 18  # bytes kept free for a shard's header, which is only known once the shard is full
-SHARD = 5 * 10**9  # bytes
 INDEX = "model.safetensors.index.json"
+INDEXES = (INDEX, "pytorch_model.bin.index.json")
+SINGLE = ("model.safetensors", "pytorch_model.bin", "model.pt")
+PAGE = mmap.PAGESIZE
+LARGEST = 1 << 62  # no tensor has that many elements
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a tensor of a safetensors file lies."""
+
+    file: Path
+    dtype: torch.dtype
+    shape: list[int]
+    offset: int  # of its first byte in the file
+
+    @property
+    def bytes(self) -> int:
+        """Its size."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class TensorFolder:
     """The tensors of a folder (or of one file) by name; nothing but the headers is held.
 
-    Raises ValueError in one sentence for a folder without weights, a file that is cut short, a name that is not there.
+    Raises ValueError in one sentence for a folder without weights, a file that is damaged or cut short, a name that is
+    not there.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._safe: dict[str, tuple[Path, str, list[int], int]] = {}  # name -> file, dtype, shape, offset in the file
+        self._safe: dict[str, Place] = {}
         self._bin: dict[str, Path] = {}
-        self._open: tuple[Path, dict[str, Tensor]] | None = None
-        for file in _files(self.path):
+        self._maps: dict[Path, mmap.mmap] = {}
+        self._open: dict[Path, dict[str, Tensor]] = {}  # .bin files
+        for file, promised in _files(self.path).items():
             if file.suffix == ".safetensors":
-                self._safe |= _header(file)
+                held = _header(file)
+                twice = held.keys() & self._safe.keys()
+                self._safe |= held
             else:
-                self._bin |= dict.fromkeys(_load(file), file)
+                held = _load(file)
+                twice = held.keys() & self._bin.keys()
+                self._bin |= dict.fromkeys(held, file)
+            if twice:
+                raise ValueError(
+                    f"{file} holds tensor '{min(twice)}', as another file does; keep one of the two."
+                )
+            if missing := sorted(set(promised) - held.keys()):
+                raise ValueError(
+                    f"{file} lacks tensor '{missing[0]}', which the index promises; copy the file again."
+                )
 
     def names(self) -> list[str]:
         """All names, in the order of the files."""
@@ -51,152 +82,119 @@ class TensorFolder:
 
     def shape(self, name: str) -> list[int]:
         """A tensor's shape, without reading it from a safetensors file."""
-        return list(self._safe[name][2]) if name in self._safe else list(self.read(name).shape)
+        return list(self._safe[name].shape) if name in self._safe else list(self.rows(name).shape)
+
+    def file(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        if name not in self:
+            raise ValueError(f"{self.path} has no tensor '{name}'.")
+        return self._safe[name].file if name in self._safe else self._bin[name]
+
+    def rows(self, name: str, first: int = 0, last: int | None = None) -> Tensor:
+        """Rows [first, last) of a tensor, by default all, as mapped memory: the pages come when they are read."""
+        file = self.file(name)
+        if name in self._bin:
+            if file not in self._open:
+                # from before torch 1.6: not mapped but read, one file at a time
+                if not zipfile.is_zipfile(file):
+                    self._open.clear()
+                self._open[file] = _load(file)
+            tensor = self._open[file][name]
+            return tensor[first:last] if tensor.ndim else tensor
+        place = self._safe[name]
+        # a header of others may not be padded
+        if not place.bytes or place.offset % place.dtype.itemsize:
+            return self.read(name)[first:last]
+        if file not in self._maps:
+            with open(file, "rb") as stream:
+                self._maps[file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+        count = math.prod(place.shape)
+        whole = torch.frombuffer(
+            self._maps[file], dtype=place.dtype, count=count, offset=place.offset
+        )
+        if last is not None:
+            self._announce(place, first, min(last, place.shape[0]))
+        return whole.view(place.shape)[first:last] if place.shape else whole.view(())
+
+    def _announce(self, place: Place, first: int, last: int) -> None:
+        # the system reads these rows in one piece, which network storage needs, and not page by page
+        row = place.bytes // place.shape[0]
+        start = (place.offset + first * row) // PAGE * PAGE
+        self._maps[place.file].madvise(mmap.MADV_WILLNEED, start, place.offset + last * row - start)
 
     def read(self, name: str) -> Tensor:
         """One tensor; of a safetensors file an own copy, of a .bin file mapped memory."""
+        file = self.file(name)
         if name in self._bin:
-            file = self._bin[name]
-            if self._open is None or self._open[0] != file:
-                self._open = (file, _load(file))
-            return self._open[1][name]
-        if name not in self._safe:
-            raise ValueError(f"{self.path} has no tensor '{name}'.")
-        file, dtype, shape, offset = self._safe[name]
-        tensor = torch.empty(shape, dtype=DTYPES[dtype])
+            return self.rows(name)
+        place = self._safe[name]
+        tensor = torch.empty(place.shape, dtype=place.dtype)
         if tensor.numel():
             with open(file, "rb", buffering=0) as stream:
-                stream.seek(offset)
+                stream.seek(place.offset)
                 view = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
                 done = 0
                 while done < len(view):
                     count = stream.readinto(view[done : done + (1 << 30)])
                     if not count:
-                        raise ValueError(f"{file} ends inside tensor '{name}'; copy the file again.")
+                        raise ValueError(
+                            f"{file} ends inside tensor '{name}'; copy the file again."
+                        )
                     done += count
         return tensor
 
 
-def write_tensors(
-    folder: Path,
-    tensors: Iterable[tuple[str, Tensor]],
-    shard_bytes: int = SHARD,
-    dtype: torch.dtype | None = None,
-    total: int | None = None,
-) -> int:
-    """Write model-XXXXX-of-XXXXX.safetensors and their index into `folder`, holding one tensor at a time.
-
-    Args:
-        tensors: (name, tensor); the tensors may be on any device.
-        shard_bytes: a shard is closed before it grows past this (one bigger tensor gets a shard of its own).
-        dtype: what floating-point tensors are cast to; None keeps theirs.
-        total: number of tensors, for the progress bar.
-
-    Returns:
-        The number of bytes of all tensors.
-    """
-    where: dict[str, int] = {}
-    shards: list[Path] = []
-    size, writer, bar = 0, None, tqdm(desc="tensors", total=total, leave=False)
-    try:
-        for name, tensor in tensors:
-            assert name not in where, f"tensor '{name}' comes twice"
-            cast = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-            tensor = tensor.detach().to("cpu", cast).contiguous()
-            if writer is None or not writer.fits(name, tensor, shard_bytes):
-                if writer is not None:
-                    writer.close()
-                shards.append(folder / f"model-{len(shards) + 1:05d}.part")
-                writer = _Shard(shards[-1])
-            writer.add(name, tensor)
-            where[name] = len(shards)
-            size += tensor.nbytes
-            bar.update()
-            del tensor  # or it would live while the next one is made
-    finally:
-        bar.close()
-        if writer is not None:
-            writer.close()
-    final = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    for part, name in zip(shards, final):
-        os.replace(part, folder / name)
-    index = {"metadata": {"total_size": size}, "weight_map": {name: final[i - 1] for name, i in where.items()}}
-    (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
-    return size
+def check_numbers(file: str | Path, name: str, tensor: Tensor) -> None:
+    """ValueError unless a tensor holds floating-point numbers that are all finite."""
+    if not tensor.is_floating_point():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"{file}: tensor '{name}' is of type {kind}, which weights cannot have; copy the file again."
+        )
+    if tensor.numel() and not all(
+        math.isfinite(end) for end in torch.stack(tensor.aminmax()).tolist()
+    ):
+        raise ValueError(
+            f"{file}: tensor '{name}' holds a number that is not finite; copy the file again."
+        )
 
 
-@contextlib.contextmanager
-def new_folder(path: str | Path) -> Iterator[Path]:
-    """A folder under a temporary name that becomes `path` when the block ends and vanishes when it fails.
-
-    Raises ValueError if `path` exists and is not an empty folder.
-    """
-    path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"{path} exists already; give the name of a new folder.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        if path.exists():
-            path.rmdir()
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-class _Shard:
-    # safetensors is [8 bytes: header length][JSON header, padded with blanks][data]: the header's room is kept free
-    def __init__(self, path: Path) -> None:
-        self.entries: dict[str, dict] = {"__metadata__": {"format": "pt"}}
-        self.offset, self.text = 0, 100
-        self.file = open(path, "wb")  # noqa: SIM115 (closed by close)
-        self.file.seek(HEADER)
-
-    def fits(self, name: str, tensor: Tensor, limit: int) -> bool:
-        full = self.offset + tensor.nbytes > limit and self.offset
-        return not full and self.text + len(json.dumps(name)) + 160 < HEADER - 8
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        end = self.offset + tensor.nbytes
-        entry = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [self.offset, end]}
-        self.entries[name] = entry
-        self.text += len(json.dumps({name: entry}))
-        if tensor.numel():
-            self.file.write(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
-        self.offset = end
-
-    def close(self) -> None:
-        if self.file.closed:
-            return
-        header = json.dumps(self.entries).encode()
-        assert len(header) <= HEADER - 8
-        self.file.seek(0)
-        self.file.write(struct.pack("<Q", HEADER - 8) + header.ljust(HEADER - 8))
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-
-
-def _files(path: Path) -> list[Path]:
+def _files(path: Path) -> dict[Path, list[str]]:
+    """Files of weights, and the names that an index promises in each."""
     if path.is_file():
-        return [path]
-    for name in (INDEX, "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin", "model.pt"):
+        return {path: []}
+    for name in (*INDEXES, *SINGLE):
         file = path / name
-        if file.is_file() and file.suffix == ".json":
-            shards = [path / name for name in dict.fromkeys(json.loads(file.read_text())["weight_map"].values())]
-            for shard in shards:
-                if not shard.is_file():
-                    raise ValueError(f"{file} names {shard.name}, which is not there; copy that shard too.")
-            return shards
         if file.is_file():
-            return [file]
-    raise ValueError(f"{path} holds no weights: no {INDEX}, model.safetensors, pytorch_model.bin or model.pt.")
+            return _indexed(file) if name in INDEXES else {file: []}
+    raise ValueError(
+        f"{path} holds no weights: no {INDEX}, model.safetensors, pytorch_model.bin or model.pt."
+    )
 
 
-def _header(file: Path) -> dict[str, tuple[Path, str, list[int], int]]:
+def _indexed(index: Path) -> dict[Path, list[str]]:
+    try:
+        shard_of = json.loads(index.read_text())["weight_map"]
+        plain = all(
+            Path(shard).name == shard and Path(shard).suffix != ".json"
+            for shard in shard_of.values()
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        plain = False
+    if not plain or not shard_of:
+        raise ValueError(f"{index} cannot be read as an index of weights; copy the file again.")
+    names: dict[Path, list[str]] = {}
+    for name, shard in shard_of.items():
+        names.setdefault(index.parent / shard, []).append(name)
+    for shard in names:
+        if not shard.is_file():
+            raise ValueError(
+                f"{index} names {shard.name}, which is not there; copy that shard too."
+            )
+    return names
+
+
+def _header(file: Path) -> dict[str, Place]:
     size = file.stat().st_size
     with open(file, "rb") as stream:
         start = stream.read(8)
@@ -206,28 +204,63 @@ def _header(file: Path) -> dict[str, tuple[Path, str, list[int], int]]:
                 f"{file} is cut short: its header does not fit into its {size} bytes; copy the file again."
             )
         try:
-            entries = json.loads(stream.read(length))
-        except ValueError:
-            raise ValueError(f"{file} is not a safetensors file; its header cannot be read.") from None
+            entries = dict(json.loads(stream.read(length)))
+        except (ValueError, TypeError, RecursionError):
+            raise ValueError(
+                f"{file} is not a safetensors file; its header cannot be read."
+            ) from None
     entries.pop("__metadata__", None)
-    out = {}
-    for name, entry in entries.items():
-        first, last = entry["data_offsets"]
-        if 8 + length + last > size:
-            message = f"tensor '{name}' {entry['shape']} needs {8 + length + last} bytes and there are {size}"
+    places = {name: _place(file, name, entry, 8 + length) for name, entry in entries.items()}
+    behind = 8 + length
+    for name, place in sorted(places.items(), key=lambda item: item[1].offset):
+        end = place.offset + place.bytes
+        if end > size:
+            message = f"tensor '{name}' {place.shape} needs {end} bytes and there are {size}"
             raise ValueError(f"{file} is cut short: {message}; copy the file again.")
-        if entry["dtype"] not in DTYPES:
-            raise ValueError(f"{file}: tensor '{name}' has type {entry['dtype']}, which is not supported.")
-        out[name] = (file, entry["dtype"], entry["shape"], 8 + length + first)
-    return out
+        if place.offset < behind and place.bytes:
+            raise ValueError(f"{file}: tensor '{name}' lies over another one; copy the file again.")
+        behind = max(behind, end)
+    return places
+
+
+def _place(file: Path, name: str, entry: Any, data: int) -> Place:
+    """Where one tensor lies; `data` is the offset behind the header."""
+    try:
+        kind, shape, (first, last) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        numbers = [*shape, first, last]
+    except (KeyError, TypeError, ValueError):
+        numbers = [None]
+    wrong = any(type(number) is not int or number < 0 for number in numbers)
+    # next to a size of 0 too
+    if wrong or math.prod(number or 1 for number in numbers[:-2]) > LARGEST:
+        raise ValueError(
+            f"{file} is damaged: its header says of tensor '{name}' what cannot be; copy the file again."
+        )
+    if type(kind) is not str or kind not in DTYPES:
+        raise ValueError(f"{file}: tensor '{name}' has type {kind}, which is not supported.")
+    place = Place(file=file, dtype=DTYPES[kind], shape=shape, offset=data + first)
+    if place.bytes != last - first:
+        message = f"tensor '{name}' {shape} of type {kind} needs {place.bytes} bytes and has {last - first}"
+        raise ValueError(f"{file} is damaged: {message}; copy the file again.")
+    return place
 
 
 def _load(file: Path) -> dict[str, Tensor]:
+    tensors = _unpickled(file)
+    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise ValueError(f"{file} holds other things than tensors by name; give a file of weights.")
+    return tensors
+
+
+def _unpickled(file: Path) -> Any:
     try:
         # files from before torch 1.6 cannot be mapped; they fail at once with RuntimeError
         with contextlib.suppress(RuntimeError):
             return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
         return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds, from EOFError to RuntimeError, for a file that is cut short
+    # torch raises many kinds, from EOFError to RuntimeError, for a file that is cut short
+    except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{file} cannot be read as a PyTorch checkpoint ({reason}); copy the file again.") from None
+        raise ValueError(
+            f"{file} cannot be read as a PyTorch checkpoint ({reason}); copy the file again."
+        ) from None

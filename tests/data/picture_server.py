@@ -78,16 +78,24 @@ class Server:
         return web.Response(status=403)
 
     async def on_busy_then_good(self, request, number, hit):
-        return web.Response(body=picture(3)) if hit > 1 else web.Response(status=503, text="try later")
+        return (
+            web.Response(body=picture(3)) if hit > 1 else web.Response(status=503, text="try later")
+        )
 
     async def on_busy(self, request, number, hit):
         return web.Response(status=503, text="try later")
 
     async def on_too_many(self, request, number, hit):
-        return web.Response(body=picture(4)) if hit > 1 else web.Response(status=429, headers={"Retry-After": "1"})
+        return (
+            web.Response(body=picture(4))
+            if hit > 1
+            else web.Response(status=429, headers={"Retry-After": "1"})
+        )
 
     async def on_come_tomorrow(self, request, number, hit):
-        return web.Response(status=429, headers={"Retry-After": formatdate(time.time() + 86400, usegmt=True)})
+        return web.Response(
+            status=429, headers={"Retry-After": formatdate(time.time() + 86400, usegmt=True)}
+        )
 
     async def on_slow(self, request, number, hit):
         await asyncio.sleep(3.0)
@@ -102,12 +110,16 @@ class Server:
         return response
 
     async def on_short_no_length(self, request, number, hit):
-        request.transport.write(b"HTTP/1.0 200 OK\r\nContent-Type: image/jpeg\r\n\r\n" + picture()[:-400])
+        request.transport.write(
+            b"HTTP/1.0 200 OK\r\nContent-Type: image/jpeg\r\n\r\n" + picture()[:-400]
+        )
         request.transport.close()
         return web.Response()
 
     async def on_html(self, request, number, hit):
-        return web.Response(text="<!DOCTYPE html><p>This picture moved.", headers={"Content-Type": "image/jpeg"})
+        return web.Response(
+            text="<!DOCTYPE html><p>This picture moved.", headers={"Content-Type": "image/jpeg"}
+        )
 
     async def on_text(self, request, number, hit):
         return web.Response(text="quota exceeded")

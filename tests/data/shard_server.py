@@ -44,7 +44,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         asked = re.match(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         fault = self.server.faults.pop(0) if self.server.faults and path.suffix == ".tar" else ""
-        self.server.log.append((self.path, asked and (int(asked[1]), int(asked[2]) + 1), fault, time.monotonic()))
+        self.server.log.append(
+            (self.path, asked and (int(asked[1]), int(asked[2]) + 1), fault, time.monotonic())
+        )
         if fault in ("404", "429", "503"):
             self._empty(int(fault), {"Retry-After": "1"} if fault == "429" else {})
             return

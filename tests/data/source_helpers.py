@@ -31,10 +31,14 @@ class Hub:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def parquet(self, rows: list[dict[str, Any]], name: str = "data/train-00000-of-00001", image: str = "") -> None:
+    def parquet(
+        self, rows: list[dict[str, Any]], name: str = "data/train-00000-of-00001", image: str = ""
+    ) -> None:
         table = datasets.Dataset.from_list(rows)
         if image:  # encoded bytes inside the parquet, as push_to_hub writes them
-            table = table.cast_column(image, datasets.Image(decode=False)).cast_column(image, datasets.Image())
+            table = table.cast_column(image, datasets.Image(decode=False)).cast_column(
+                image, datasets.Image()
+            )
         path = self.folder / f"{name}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         table.to_parquet(path)

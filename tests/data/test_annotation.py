@@ -28,7 +28,9 @@ def learnt(annotation: dict[str, Any], size: tuple[int, int] | None = (100, 50))
     return [text.strip() for text in PLAIN.messages(annotation, RandomState(0), size)]
 
 
-@pytest.mark.parametrize("annotation", [ASK, CHOICE, POINT, INLINE], ids=["answer", "options", "points", "inline"])
+@pytest.mark.parametrize(
+    "annotation", [ASK, CHOICE, POINT, INLINE], ids=["answer", "options", "points", "inline"]
+)
 @pytest.mark.parametrize("empty", [None, NOT_A_NUMBER], ids=["null", "nan"])
 def test_an_empty_cell_is_no_key(annotation: dict[str, Any], empty: float | None) -> None:
     numbers = ("weight", "points", "point_scale", "answer_index")
@@ -38,7 +40,11 @@ def test_an_empty_cell_is_no_key(annotation: dict[str, Any], empty: float | None
 
 
 WRONG = [
-    ("answer_index", "B", "'answer_index' is the text 'B', but must be a whole number, 0 for the first option"),
+    (
+        "answer_index",
+        "B",
+        "'answer_index' is the text 'B', but must be a whole number, 0 for the first option",
+    ),
     ("answer_index", 1.0, "'answer_index' is the number 1.0"),
     ("answer_index", True, "'answer_index' is True"),
     ("answer_index", -1, "'answer_index' is the number -1"),
@@ -52,7 +58,11 @@ WRONG = [
     ("answers", 5, "'answers' is the number 5, but must be a list of texts"),
     ("answers", ["a", NOT_A_NUMBER], "'answers' is the list"),
     ("answers", {"a": 1}, "'answers' is the object"),
-    ("answer", ["boat", "ship"], "'answer' is the list .*several people's answers go into 'answers'"),
+    (
+        "answer",
+        ["boat", "ship"],
+        "'answer' is the list .*several people's answers go into 'answers'",
+    ),
     ("answer", 5, "'answer' is the number 5"),
     ("answer", False, "'answer' is False"),
     ("answer", b"boat", "'answer' is of type bytes"),
@@ -62,7 +72,11 @@ WRONG = [
     ("text", "", "An answer is empty"),
     ("question", 7, "'question' is the number 7"),
     ("style", ["vqa2"], "'style' is the list"),
-    ("weight", NOT_A_NUMBER, "'weight' is the number nan, but must be a number from 0.000001 to 1,000,000"),
+    (
+        "weight",
+        NOT_A_NUMBER,
+        "'weight' is the number nan, but must be a number from 0.000001 to 1,000,000",
+    ),
     ("weight", math.inf, "'weight' is the number inf"),
     ("weight", 0, "'weight' is the number 0"),
     ("weight", 1e-300, "'weight' is the number 1e-300"),
@@ -85,18 +99,31 @@ WRONG = [
     ("inline_points", [{"alt": "boat"}], "'inline_points' is the list .*points, alt, text"),
     ("inline_points", [None], "'inline_points' is the list"),
     ("inline_points", {}, "'inline_points' is the object"),
-    ("messages", "What is it? A boat.", "'messages' is the text .*list of texts, of {role, content}"),
+    (
+        "messages",
+        "What is it? A boat.",
+        "'messages' is the text .*list of texts, of {role, content}",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("key", "value", "sentence"), WRONG)
-def test_a_wrong_value_is_one_sentence_that_names_the_key(key: str, value: Any, sentence: str) -> None:
-    base = {"options": CHOICE, "answer_index": CHOICE, "unlabelled": CHOICE, "points": POINT, "point_scale": POINT}
+def test_a_wrong_value_is_one_sentence_that_names_the_key(
+    key: str, value: Any, sentence: str
+) -> None:
+    base = {
+        "options": CHOICE,
+        "answer_index": CHOICE,
+        "unlabelled": CHOICE,
+        "points": POINT,
+        "point_scale": POINT,
+    }
     base |= {"label": POINT, "inline_points": INLINE}
     annotation = dict(base.get(key, ASK))
     if key in ("text", "answers"):
         del annotation["answer"]
-    assert learnt(annotation | ({"answer": "a"} if key in ("text", "answers") else {}))  # right but for the key
+    # right but for the key
+    assert learnt(annotation | ({"answer": "a"} if key in ("text", "answers") else {}))
     with pytest.raises(BadSample, match=sentence) as error:
         learnt(annotation | {key: value})
     assert "\n" not in str(error.value)
@@ -148,14 +175,19 @@ def test_a_leading_mark_is_the_pictures_place(mark: str) -> None:
         record = {"images": ["jpg"], "sizes": [(9, 9)], "annotations": [chat]}
         Review().add(record)
         for images, count in (([], 0), (["0.jpg", "1.jpg"], 2)):
-            with pytest.raises(BadSample, match=f"begins with 1 picture marks .*the sample has {count}"):
+            with pytest.raises(
+                BadSample, match=f"begins with 1 picture marks .*the sample has {count}"
+            ):
                 Review().add({"images": images, "sizes": [(9, 9)] * count, "annotations": [chat]})
 
 
 def test_pictures_as_parts() -> None:
     shown = {"type": "image_url", "image_url": {"url": "x"}}
     first = [{"role": "user", "content": [{"type": "image"}, shown, *PARTS]}, ROLES[1]]
-    assert read_annotation({"messages": first}).pictures == 2 and learnt({"messages": first})[0] == "Which?"
+    assert (
+        read_annotation({"messages": first}).pictures == 2
+        and learnt({"messages": first})[0] == "Which?"
+    )
     later = [{"role": "user", "content": [PARTS[0], {"type": "image"}, PARTS[1]]}, ROLES[1]]
     assert learnt({"messages": later})[0] == "Whi<|image|>ch?"
     last = [*ROLES, {"role": "user", "content": "And <image>?"}, ROLES[1]]
@@ -170,12 +202,18 @@ TURNS = [
     ([ROLES[1], ROLES[0]], "messages\\[0\\]' is the assistant's where the user's is due"),
     ([ROLES[0]], "must alternate user and assistant and end with the assistant"),
     ([], "must alternate"),
-    ([*ROLES, {"role": "tool", "content": "5"}], "has the role the text 'tool'; it must be one of user"),
+    (
+        [*ROLES, {"role": "tool", "content": "5"}],
+        "has the role the text 'tool'; it must be one of user",
+    ),
     ([ROLES[0], {"role": "assistant", "content": None}], "messages\\[1\\]' has no content"),
     ([ROLES[0], {"role": "assistant", "content": ""}], "An answer is empty"),
     ([ROLES[0], {"role": "assistant", "content": "x", "tool_calls": [{}]}], "has tool_calls"),
     ([ROLES[0], {"role": "assistant", "content": "x", "weight": 0}], "has a weight of its own"),
-    ([ROLES[0], {"role": "assistant", "content": [{"type": "image"}]}], "only the user can show one"),
+    (
+        [ROLES[0], {"role": "assistant", "content": [{"type": "image"}]}],
+        "only the user can show one",
+    ),
     ([{"role": "user", "content": [{"type": "audio"}]}, ROLES[1]], "a part has type text"),
     ([{"role": "user", "content": 5}, ROLES[1]], "content' is|content is the number 5"),
     ([{"content": "x"}, ROLES[1]], "needs role and content"),
@@ -199,7 +237,11 @@ def test_two_conversations_are_one_too_many() -> None:
 @pytest.mark.parametrize(
     ("points", "scale", "sentence"),
     [
-        ([[150, -20]], 100, r"\[150.0, -20.0\] lies outside of the picture, whose far edges are at 100"),
+        (
+            [[150, -20]],
+            100,
+            r"\[150.0, -20.0\] lies outside of the picture, whose far edges are at 100",
+        ),
         ([[500, 20]], None, r"\[500.0, 20.0\] lies outside of the picture, 100 x 50 pixels"),
         ([[10, 20], [10, 51]], None, r"\[10.0, 51.0\]"),
         ([[-1, 5], [7, 7], [200, 5]], None, r"\[-1.0, 5.0\] .*\(2 of 3 points do\)"),
@@ -223,10 +265,18 @@ def test_points_on_the_edges_belong_to_the_picture() -> None:
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 200) | st.floats() | st.text(max_size=6) | st.just("<image>x"),
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 200)
+    | st.floats()
+    | st.text(max_size=6)
+    | st.just("<image>x"),
     lambda inner: (
         st.lists(inner, max_size=4)
-        | st.dictionaries(st.sampled_from(["role", "content", "from", "value", "type", "text", "points", "alt"]), inner)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "from", "value", "type", "text", "points", "alt"]),
+            inner,
+        )
     ),
     max_leaves=6,
 )
@@ -234,9 +284,12 @@ JSON = st.recursive(
 
 @settings(max_examples=400, deadline=None, derandomize=True)
 @given(
-    st.dictionaries(st.sampled_from(sorted(KEYS) + ["boxes"]), JSON, max_size=6), st.sampled_from([ASK, CHOICE, POINT])
+    st.dictionaries(st.sampled_from(sorted(KEYS) + ["boxes"]), JSON, max_size=6),
+    st.sampled_from([ASK, CHOICE, POINT]),
 )
-def test_no_annotation_ends_in_anything_but_a_sentence(annotation: dict[str, Any], base: dict[str, Any]) -> None:
+def test_no_annotation_ends_in_anything_but_a_sentence(
+    annotation: dict[str, Any], base: dict[str, Any]
+) -> None:
     """Random values under every key: a list of texts, user first, or a BadSample; never another exception."""
     for given_annotation in (annotation, base | annotation):
         try:

@@ -44,7 +44,11 @@ def film() -> bytes:
     with av.open(out, "w", format="mp4") as file:
         stream = file.add_stream("mpeg4", rate=8)
         stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
-        file.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 48, 3), np.uint8), format="rgb24")))
+        file.mux(
+            stream.encode(
+                av.VideoFrame.from_ndarray(np.zeros((32, 48, 3), np.uint8), format="rgb24")
+            )
+        )
         file.mux(stream.encode())
     return out.getvalue()
 
@@ -52,7 +56,9 @@ def film() -> bytes:
 def lines(tmp_path: Path, *rows: Any) -> Path:
     (tmp_path / "a.jpg").write_bytes(picture(0))
     path = tmp_path / "rows.jsonl"
-    path.write_bytes(b"\n".join(row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows))
+    path.write_bytes(
+        b"\n".join(row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows)
+    )
     return path
 
 
@@ -109,7 +115,10 @@ BAD_ROWS = [
     (good(annotations=[]), "no annotations"),
     (good(annotations=[None]), "An annotation is null"),
     (good(annotations=[VQA, VQA | {"answers": 5}]), "annotation 2 of 2: 'answers' is the number 5"),
-    (good(annotations=[{"style": "vqa2", "question": "Which?", "answer": None}]), "nothing to learn.*--questions"),
+    (
+        good(annotations=[{"style": "vqa2", "question": "Which?", "answer": None}]),
+        "nothing to learn.*--questions",
+    ),
     (good(num_frames=0, image="a.mp4"), "num_frames is 0"),
     (good(num_frames=True, image="a.mp4"), "num_frames is True"),
     (good(image="cut.mp4"), "The video cannot be decoded|The video has no frame"),
@@ -117,7 +126,10 @@ BAD_ROWS = [
     ({"img": "a.jpg", "annotations": [VQA]}, "column 'img' seems to hold a picture .*--image img"),
     (good(second="b.jpg"), "column 'second' seems to hold a picture"),
     ({"image": "a.jpg", "words": "x"}, "has no 'annotations'; give --style"),
-    ({"image": "a.jpg", "style": "x", "question": "Q", "answer": ["a", "b"]}, "'answer' is the list"),
+    (
+        {"image": "a.jpg", "style": "x", "question": "Q", "answer": ["a", "b"]},
+        "'answer' is the list",
+    ),
     (good(annotations=[VQA | {"question": "\ud83d"}]), "'question' is the text"),
     (good(metadata={"note": "\ud83d"}), "cannot be written as JSON"),
 ]
@@ -137,7 +149,9 @@ def test_a_bad_row_is_skipped_and_named(
     assert f"{path} line 2: " in told and "1 of 3 rows skipped" in said.out
     assert re.search(sentence, told)
     again = tmp_path / "strict"
-    with pytest.raises(ValueError, match="1 of 3 rows cannot be used, more than --max-bad-share 0.0") as error:
+    with pytest.raises(
+        ValueError, match="1 of 3 rows cannot be used, more than --max-bad-share 0.0"
+    ) as error:
         jsonl(path, again, "--max-bad-share", "0")
     assert told.removeprefix("skipped ") in str(error.value) and not again.exists()
 
@@ -151,15 +165,27 @@ def test_rows_of_other_programs(tmp_path: Path, capsys: pytest.CaptureFixture[st
     ]
     rows.append({"image": float("nan"), "images": ["a.jpg"], "answer": "y"})
     rows.append(
-        {"image": "a.jpg", "question": "Which?", "answer": "x", "weight": None, "metadata": {"score": float("nan")}}
+        {
+            "image": "a.jpg",
+            "question": "Which?",
+            "answer": "x",
+            "weight": None,
+            "metadata": {"score": float("nan")},
+        }
     )
     path = lines(tmp_path, b"\xef\xbb\xbf" + json.dumps(rows, indent=1).encode())
     made = jsonl(path, tmp_path / "out", "--style", "user_qa")
     assert [record["annotations"][0].get("answer") for record in made] == [None, "5", "y", "x"]
     assert all(record["images"] == ["jpg"] for record in made)
-    assert made[0]["annotations"][0]["conversations"] == chat and made[3]["metadata"] == {"score": None}
+    assert made[0]["annotations"][0]["conversations"] == chat and made[3]["metadata"] == {
+        "score": None
+    }
     out = capsys.readouterr().out
-    for said in ("columns not used: id; ", "1 whole numbers, written as text", "1 numbers that JSON does not have"):
+    for said in (
+        "columns not used: id; ",
+        "1 whole numbers, written as text",
+        "1 numbers that JSON does not have",
+    ):
         assert said in out
     assert "1 annotations with an answer, but no question" in out
     raw = b"".join(ShardSet(str(tmp_path / "out")).parts(i)["json"] for i in range(4))
@@ -175,27 +201,58 @@ def test_utf16_lines(tmp_path: Path) -> None:
 
 def test_the_same_key_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = lines(tmp_path, good(key="a.b"), good(key="a_b"), good(key="A_b"))
-    assert [record["__key__"] for record in jsonl(path, tmp_path / "out", "--samples-per-shard", "1")] == ["a_b", "A_b"]
+    assert [
+        record["__key__"] for record in jsonl(path, tmp_path / "out", "--samples-per-shard", "1")
+    ] == ["a_b", "A_b"]
     assert f"{path} line 2: Key 'a_b' comes twice" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_shards_are_numbered_without_gaps(tmp_path: Path, workers: str) -> None:
-    rows = [good(key=f"k{i}", image="a.jpg" if i not in (2, 3, 5) else "none.jpg") for i in range(8)]
+    rows = [
+        good(key=f"k{i}", image="a.jpg" if i not in (2, 3, 5) else "none.jpg") for i in range(8)
+    ]
     path = lines(tmp_path, *rows)
-    tool.main(["jsonl", str(path), str(tmp_path / workers), "--workers", workers, "--samples-per-shard", "2"])
-    assert sorted(p.name for p in (tmp_path / workers).glob("*.tar")) == [f"shard-{i:06d}.tar" for i in range(3)]
-    assert [record["__key__"] for record in read(tmp_path / workers)] == ["k0", "k1", "k4", "k6", "k7"]
-    assert sorted(p.name for p in (tmp_path / workers).iterdir() if p.name.startswith(".")) == [".nv-meta"]
+    tool.main(
+        [
+            "jsonl",
+            str(path),
+            str(tmp_path / workers),
+            "--workers",
+            workers,
+            "--samples-per-shard",
+            "2",
+        ]
+    )
+    assert sorted(p.name for p in (tmp_path / workers).glob("*.tar")) == [
+        f"shard-{i:06d}.tar" for i in range(3)
+    ]
+    assert [record["__key__"] for record in read(tmp_path / workers)] == [
+        "k0",
+        "k1",
+        "k4",
+        "k6",
+        "k7",
+    ]
+    assert sorted(p.name for p in (tmp_path / workers).iterdir() if p.name.startswith(".")) == [
+        ".nv-meta"
+    ]
 
 
-def test_formats_become_png_or_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_formats_become_png_or_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     files = {f"{kind}.{kind.lower()}": encoded(kind) for kind in ("GIF", "BMP", "TIFF", "PPM")}
     files |= {"upper.PNG": encoded("PNG"), "upper.TXT": b"a boat", "webp.webp": encoded("WEBP")}
     files |= {
-        f"{kind}.txt": b"a boat" for kind in ("GIF", "BMP", "TIFF", "PPM", "webp", "phone", "cut", "empty", "wav")
+        f"{kind}.txt": b"a boat"
+        for kind in ("GIF", "BMP", "TIFF", "PPM", "webp", "phone", "cut", "empty", "wav")
     }
-    files |= {"phone.heic": b"\0\0\0\x18ftypheic" + bytes(50), "cut.jpg": picture(3)[:200], "empty.png": b""}
+    files |= {
+        "phone.heic": b"\0\0\0\x18ftypheic" + bytes(50),
+        "cut.jpg": picture(3)[:200],
+        "empty.png": b"",
+    }
     files |= {
         "wav.webp": b"RIFF\0\0\0\0WAVE" + bytes(50),
         "paper.pdf": b"%PDF",
@@ -208,7 +265,12 @@ def test_formats_become_png_or_are_named(tmp_path: Path, capsys: pytest.CaptureF
     tool.main(["folder", str(source), str(tmp_path / "out"), *CAPTION])
     made = {record["__key__"]: record for record in read(tmp_path / "out")}
     assert set(made) == {"GIF", "BMP", "TIFF", "PPM", "upper", "webp"}
-    assert [made[name]["images"] for name in ("GIF", "BMP", "upper", "webp")] == [["png"], ["png"], ["png"], ["webp"]]
+    assert [made[name]["images"] for name in ("GIF", "BMP", "upper", "webp")] == [
+        ["png"],
+        ["png"],
+        ["png"],
+        ["webp"],
+    ]
     assert np.array_equal(load_image(made["BMP"]["pixels"][0]), load_image(encoded("BMP")))
     said = capsys.readouterr()
     for words in (
@@ -244,15 +306,42 @@ def test_every_mode_is_stored_as_it_is_seen(tmp_path: Path) -> None:
 
 
 def test_files_of_other_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    junk = {"__MACOSX/._a.jpg": b"mac", "._a.jpg": b"mac", ".ipynb_checkpoints/a-checkpoint.jpg": picture(9)}
-    junk |= {"@eaDir/a.jpg/SYNO.jpg": picture(8), "sub/Thumbs.db": b"x", "sub/desktop.ini": b"x", "sub/.DS_Store": b"x"}
-    files = {"a.jpg": picture(1), "a.txt": b"a boat", "sub/b.jpg": picture(2), "sub/b.txt": b"\xef\xbb\xbfa bird"}
+    junk = {
+        "__MACOSX/._a.jpg": b"mac",
+        "._a.jpg": b"mac",
+        ".ipynb_checkpoints/a-checkpoint.jpg": picture(9),
+    }
+    junk |= {
+        "@eaDir/a.jpg/SYNO.jpg": picture(8),
+        "sub/Thumbs.db": b"x",
+        "sub/desktop.ini": b"x",
+        "sub/.DS_Store": b"x",
+    }
+    files = {
+        "a.jpg": picture(1),
+        "a.txt": b"a boat",
+        "sub/b.jpg": picture(2),
+        "sub/b.txt": b"\xef\xbb\xbfa bird",
+    }
     tool.main(["folder", str(folder(tmp_path, files | junk)), str(tmp_path / "out"), *CAPTION])
     assert f"passed over: {len(junk)} files of other programs" in capsys.readouterr().out
     made = read(tmp_path / "out")
-    assert [(one["__key__"], one["annotations"][0]["text"]) for one in made] == [("a", "a boat"), ("sub/b", "a bird")]
-    mac = [("./._1.jpg", b"mac"), ("./1.jpg", picture(1)), ("./._1.txt", b"mac"), ("./1.txt", b"a boat")]
-    mac += [("__MACOSX/._2.jpg", b"mac"), ("2.jpg", picture(2)), ("2.txt", b"a bird"), ("@eaDir/2.txt", b"x")]
+    assert [(one["__key__"], one["annotations"][0]["text"]) for one in made] == [
+        ("a", "a boat"),
+        ("sub/b", "a bird"),
+    ]
+    mac = [
+        ("./._1.jpg", b"mac"),
+        ("./1.jpg", picture(1)),
+        ("./._1.txt", b"mac"),
+        ("./1.txt", b"a boat"),
+    ]
+    mac += [
+        ("__MACOSX/._2.jpg", b"mac"),
+        ("2.jpg", picture(2)),
+        ("2.txt", b"a bird"),
+        ("@eaDir/2.txt", b"x"),
+    ]
     tar_of(tmp_path / "mac.tar", mac)
     tar_of(tmp_path / "._mac.tar", [])
     tool.main(["tars", str(tmp_path / "*.tar"), str(tmp_path / "out2"), *CAPTION])
@@ -260,18 +349,28 @@ def test_files_of_other_programs(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "passed over: 4 files of other programs" in capsys.readouterr().out
 
 
-def test_tars_that_hold_records_are_indexed_in_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tars_that_hold_records_are_indexed_in_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     key, parts = next((key, parts) for key, parts in records(9) if "jpg" in parts)
     sound = [(f"{key}.{name}", data) for name, data in parts.items()]
     bad = json.dumps({"annotations": [VQA | {"answer_index": "B"}]}).encode()
     source = tmp_path / "ix"
     source.mkdir()
-    tar_of(source / "a.tar", [sound[0], ("._" + sound[1][0], b"mac"), *sound[1:], ("x.json", bad), ("x.cls", b"5")])
+    tar_of(
+        source / "a.tar",
+        [sound[0], ("._" + sound[1][0], b"mac"), *sound[1:], ("x.json", bad), ("x.cls", b"5")],
+    )
     (source / "._a.tar").write_bytes(b"mac")
     (source / "b.tar").mkdir()
     tool.main(["index", str(source), "--workers", "1"])
     said = capsys.readouterr()
-    for words in ("2 samples in 1 shards", "1 of them cannot be used", "2 files of other programs", "1 .cls members"):
+    for words in (
+        "2 samples in 1 shards",
+        "1 of them cannot be used",
+        "2 files of other programs",
+        "1 .cls members",
+    ):
         assert words in said.out
     assert f"skipped {source}/a.tar: sample 'x': 'answer_index' is the text 'B'" in said.err
     assert len(read(source)) == 2
@@ -282,14 +381,27 @@ def test_tars_that_hold_records_are_indexed_in_place(tmp_path: Path, capsys: pyt
         tool.main(["index", str(source), "--workers", "1", "--max-bad-share", "0"])
     tar_of(source / "c.tar", [("y.json", b"[1, 2]")])
     with pytest.raises(
-        ValueError, match=r"1 of 2 tars cannot be indexed.*c.tar: Sample 'y' is not in the record format"
+        ValueError,
+        match=r"1 of 2 tars cannot be indexed.*c.tar: Sample 'y' is not in the record format",
     ):
         tool.main(["index", str(source), "--workers", "1"])
 
 
 def test_members_of_other_tars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    apart = [("1.jpg", picture(1)), ("2.gif", encoded("GIF")), ("1.txt", b"one"), ("2.txt", b"two"), ("2.cls", b"5")]
-    broken = [("3.jpg", picture(3)), ("3.json", b"[1, 2]"), ("4.jpg", picture(4)), ("4.json", b"{"), ("README", b"x")]
+    apart = [
+        ("1.jpg", picture(1)),
+        ("2.gif", encoded("GIF")),
+        ("1.txt", b"one"),
+        ("2.txt", b"two"),
+        ("2.cls", b"5"),
+    ]
+    broken = [
+        ("3.jpg", picture(3)),
+        ("3.json", b"[1, 2]"),
+        ("4.jpg", picture(4)),
+        ("4.json", b"{"),
+        ("README", b"x"),
+    ]
     broken += [
         ("5.jpg", picture(5)),
         ("5.txt", b"caf\xe9"),
@@ -319,7 +431,10 @@ def test_members_of_other_tars(tmp_path: Path, capsys: pytest.CaptureFixture[str
         "7": "no 'annotations'",
     }.items():
         assert f"old.tar: sample '{key}': " in said.err and why in said.err
-    assert "sample '9': It names the image jpg" in said.err and "sample '9a': The column 'file'" in said.err
+    assert (
+        "sample '9': It names the image jpg" in said.err
+        and "sample '9a': The column 'file'" in said.err
+    )
 
 
 def test_names_that_are_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -331,7 +446,9 @@ def test_names_that_are_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[s
     said = capsys.readouterr().err
     assert "caf\\udce9.jpg" in said and "not UTF-8" in said and len(read(tmp_path / "out")) == 1
     tar_of(tmp_path / "t.tar", [(f"{name}.json", json.dumps({"annotations": [VQA]}).encode())])
-    with pytest.raises(ValueError, match=r"t.tar has a member whose name 'caf\\udce9' is not UTF-8"):
+    with pytest.raises(
+        ValueError, match=r"t.tar has a member whose name 'caf\\udce9' is not UTF-8"
+    ):
         index_tar(tmp_path / "t.tar")
 
 
@@ -354,8 +471,12 @@ def test_pictures_of_other_columns(tmp_path: Path) -> None:
         row | {"image_1": shown[0], "image_2": None, "thumb": shown[1]},
         row | {"image_1": shown[0], "image_2": shown[1]},
     ]
-    source = save(tmp_path, rows, image_1=datasets.Image(), image_2=datasets.Image(), thumb=datasets.Image())
-    with pytest.raises(ValueError, match="image_1, image_2, thumb, which would be lost; say --image"):
+    source = save(
+        tmp_path, rows, image_1=datasets.Image(), image_2=datasets.Image(), thumb=datasets.Image()
+    )
+    with pytest.raises(
+        ValueError, match="image_1, image_2, thumb, which would be lost; say --image"
+    ):
         dataset(source, tmp_path / "out")
     with pytest.raises(ValueError, match="bytes in thumb, which"):
         dataset(source, tmp_path / "out", "--image", "image_1", "image_2")
@@ -367,7 +488,10 @@ def test_pictures_of_other_columns(tmp_path: Path) -> None:
 
 def test_our_own_records_through_arrow(tmp_path: Path) -> None:
     """Arrow gives every annotation all keys, most of them null."""
-    rows = [[VQA, {"style": "user_qa", "messages": ["And?", "a bird"], "weight": 0.5}], [VQA | {"points": None}]]
+    rows = [
+        [VQA, {"style": "user_qa", "messages": ["And?", "a bird"], "weight": 0.5}],
+        [VQA | {"points": None}],
+    ]
     table = [{"image": {"bytes": picture(0), "path": None}, "annotations": row} for row in rows]
     datasets.Dataset.from_list(table).to_parquet(str(tmp_path / "train.parquet"))
     tool.main(["dataset", str(tmp_path), str(tmp_path / "out"), "--workers", "1"])
@@ -377,7 +501,9 @@ def test_our_own_records_through_arrow(tmp_path: Path) -> None:
 
 def test_data_sets_that_cannot_be_read(tmp_path: Path) -> None:
     source = save(tmp_path, [{"question": "Which?", "answer": "a boat"}])
-    datasets.DatasetDict({"dev": datasets.load_from_disk(source)}).save_to_disk(str(tmp_path / "dict"))
+    datasets.DatasetDict({"dev": datasets.load_from_disk(source)}).save_to_disk(
+        str(tmp_path / "dict")
+    )
     with pytest.raises(ValueError, match="has no split 'train'; give --split, one of dev"):
         dataset(str(tmp_path / "dict"), tmp_path / "out")
     assert len(dataset(str(tmp_path / "dict"), tmp_path / "out", "--split", "dev")) == 1
@@ -416,7 +542,9 @@ def test_a_column_that_no_row_has(tmp_path: Path) -> None:
 
 
 def test_a_conversion_that_ended_on_a_fault_starts_again(tmp_path: Path) -> None:
-    path = lines(tmp_path, *[good(key=f"k{i}") for i in range(4)], good(image="late.jpg", key="late"))
+    path = lines(
+        tmp_path, *[good(key=f"k{i}") for i in range(4)], good(image="late.jpg", key="late")
+    )
     options = ["--max-bad-share", "0", "--samples-per-shard", "2"]
     write_shards(records(3), tmp_path / "out", "mine")
     before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
@@ -433,8 +561,20 @@ def test_a_conversion_that_ended_on_a_fault_starts_again(tmp_path: Path) -> None
 def test_a_killed_conversion_starts_again(tmp_path: Path) -> None:
     path = lines(tmp_path, *[good(key=f"k{i}") for i in range(3000)])
     out = tmp_path / "out"
-    arguments = ["jsonl", str(path), str(out), "--workers", "1", "--samples-per-shard", "5", "--name", "n"]
-    killed = subprocess.Popen([sys.executable, "tools/make_shards.py", *arguments], stderr=subprocess.DEVNULL)
+    arguments = [
+        "jsonl",
+        str(path),
+        str(out),
+        "--workers",
+        "1",
+        "--samples-per-shard",
+        "5",
+        "--name",
+        "n",
+    ]
+    killed = subprocess.Popen(
+        [sys.executable, "tools/make_shards.py", *arguments], stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 60
     while len(list(out.glob(".n.unfinished/*.tar"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -20,7 +20,9 @@ from PIL import Image
 from molmo_ds.data.sources.fetch import AGENT, Limits, describe, fetch, judge, refuses_ai
 from molmo_ds.data.sources.store import Outcome, Request, Store
 
-QUICK = Limits(workers=8, per_host=4, attempts=2, timeout=2.0, backoff=0.01, max_wait=5, max_bytes=200_000)
+QUICK = Limits(
+    workers=8, per_host=4, attempts=2, timeout=2.0, backoff=0.01, max_wait=5, max_bytes=200_000
+)
 
 
 @pytest.fixture
@@ -95,7 +97,9 @@ def test_every_cause(server: Server, tmp_path: Path) -> None:
     again = fetch(requests.values(), store, QUICK)
     assert again["reachable"] == 5
     for case, (cause, permanent, _) in expected.items():
-        assert (server.hits[f"/{case}"] > before[f"/{case}"]) == (cause is not None and not permanent), case
+        assert (server.hits[f"/{case}"] > before[f"/{case}"]) == (
+            cause is not None and not permanent
+        ), case
     assert again["transient"] == {k: v for k, v in report["transient"].items() if k != "HTTP 503"}
     # unless told otherwise
     server.on_missing = server.on_good
@@ -145,8 +149,11 @@ def test_hash(server: Server, tmp_path: Path) -> None:
 
 def test_a_stopped_write_leaves_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(tmp_path)
-    monkeypatch.setattr(os, "replace", lambda source, target: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):  # where a kill would hit hardest: written, not yet renamed
+    monkeypatch.setattr(
+        os, "replace", lambda source, target: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    # where a kill would hit hardest: written, not yet renamed
+    with pytest.raises(KeyboardInterrupt):
         store.put(picture(1))
     assert not [p for p in (tmp_path / "objects").rglob("*") if p.is_file()]
     store.close()
@@ -166,7 +173,9 @@ def test_hosts(server: Server, tmp_path: Path) -> None:
     assert server.peak == 2
     assert report["reachable"] == 14
     assert report["permanent"] == {"not a web address": 3}
-    tries = store.log.execute("SELECT count(*) FROM attempts WHERE cause = 'no connection'").fetchone()[0]
+    tries = store.log.execute(
+        "SELECT count(*) FROM attempts WHERE cause = 'no connection'"
+    ).fetchone()[0]
     assert 4 <= tries <= 5  # then the host is left alone; two at a time may pass the limit by one
     assert sum(report["transient"].values()) == 30
     assert report["transient"]["host left alone"] >= 26
@@ -195,7 +204,9 @@ def test_tls_is_verified(tmp_path: Path) -> None:
         await site.start()
         url = f"https://127.0.0.1:{site._server.sockets[0].getsockname()[1]}/"
         try:
-            report = await asyncio.to_thread(lambda: fetch([Request(url)], Store(tmp_path / "store"), QUICK))
+            report = await asyncio.to_thread(
+                lambda: fetch([Request(url)], Store(tmp_path / "store"), QUICK)
+            )
             assert report["transient"] == {"TLS certificate": 1}
         finally:
             await runner.cleanup()
@@ -232,10 +243,12 @@ def test_kill_and_resume(server: Server, tmp_path: Path) -> None:
     requests = [Request(f"{url}/{n}") for n in range(200)]
     assert not list((tmp_path / "partial").iterdir())
     kept = 200 - len(store.pending(requests))
-    assert kept >= 20  # what had arrived is there; at most the two under way and the two behind them are lost
+    # what had arrived is there; at most the two under way and the two behind them are lost
+    assert kept >= 20
     report = fetch(requests, store, QUICK)
     assert report["reachable"] == 200
-    assert sum(server.hits.values()) - sum(first.values()) == 200 - kept  # only what was missing is asked for
+    # only what was missing is asked for
+    assert sum(server.hits.values()) - sum(first.values()) == 200 - kept
     assert [store.read(r) for r in requests] == [picture(n) for n in range(200)]
     store.close()
 

@@ -66,11 +66,18 @@ def poke(path: Path, offset: int, data: bytes) -> None:
 def test_truncated_tar(folder: Path, where: str) -> None:
     tar = folder / "s-000001.tar"
     end = int(np.fromfile(f"{tar}.idx", "<u8")[-1])
-    size = {"in a member": 3000, "at a member's boundary": member(tar, 7).offset, "before the end mark": end}[where]
+    size = {
+        "in a member": 3000,
+        "at a member's boundary": member(tar, 7).offset,
+        "before the end mark": end,
+    }[where]
     os.truncate(tar, size)
-    with pytest.raises(ValueError, match=f"s-000001.tar is truncated: {size} bytes.*make or copy it again"):
+    with pytest.raises(
+        ValueError, match=f"s-000001.tar is truncated: {size} bytes.*make or copy it again"
+    ):
         opened(folder)
-    with pytest.raises(ValueError, match=r"s-000001.tar is truncated|s-000001.tar has"):  # and to be indexed anew
+    # and to be indexed anew
+    with pytest.raises(ValueError, match=r"s-000001.tar is truncated|s-000001.tar has"):
         index_tar(tar)
 
 
@@ -78,13 +85,16 @@ def test_corrupt_header_loses_nothing_and_is_told(folder: Path) -> None:
     tar = folder / "s-000001.tar"
     broken = member(tar, 6)
     poke(tar, broken.offset + 20, b"\xff" * 30)
-    read = [opened(folder).read(i)["__key__"] for i in range(COUNT)]  # the index knows where everything is
+    # the index knows where everything is
+    read = [opened(folder).read(i)["__key__"] for i in range(COUNT)]
     assert read == [key for key, _ in records(COUNT)]
     stem = broken.name.split(".")[0]
     assert faults(folder) == [
         f"{tar}: sample '{stem}' has a damaged header before its member {broken.name[len(stem) + 1 :]}."
     ]
-    with pytest.raises(ValueError, match=f"s-000001.tar has a corrupt header at byte {broken.offset}"):
+    with pytest.raises(
+        ValueError, match=f"s-000001.tar has a corrupt header at byte {broken.offset}"
+    ):
         index_tar(tar)
 
 
@@ -105,7 +115,9 @@ def test_index_of_another_tar(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="s-000001.tar.parquet is not the one that .nv-meta lists"):
         shards.read(13)
     (folder / "s-000000.tar.parquet").unlink()
-    with pytest.raises(ValueError, match="s-000000.tar.parquet is missing; run: python tools/make_shards.py index"):
+    with pytest.raises(
+        ValueError, match="s-000000.tar.parquet is missing; run: python tools/make_shards.py index"
+    ):
         opened(folder).read(3)
     (folder / ".nv-meta/molmo_ds.json").write_text('{"version": 1')
     with pytest.raises(ValueError, match="molmo_ds.json is damaged"):
@@ -118,7 +130,9 @@ def test_tar_that_changed_under_its_index(folder: Path) -> None:
     shards = opened(folder)
     name = member(tar, 4).name.split(".")[0]
     index = [key for key, _ in records(COUNT)].index(name)
-    with pytest.raises(ValueError, match=f"changed under its index: sample '{name}' does not match its hash"):
+    with pytest.raises(
+        ValueError, match=f"changed under its index: sample '{name}' does not match its hash"
+    ):
         shards.read(index)
     assert len(faults(folder)) == 1 and name in faults(folder)[0]
     with open(tar, "ab") as file:
@@ -147,7 +161,9 @@ def foreign(path: Path, members: list[tuple[str, bytes]]) -> Path:
 
 def test_missing_member_and_duplicate_key(tmp_path: Path) -> None:
     parts = dict(records(4))
-    one, two = ([(f"{key}.{n}", data) for n, data in parts[key].items()] for key in ("s00001", "s00002"))
+    one, two = (
+        [(f"{key}.{n}", data) for n, data in parts[key].items()] for key in ("s00001", "s00002")
+    )
     with pytest.raises(ValueError, match="names the image jpg, but there is no member s00001.jpg"):
         index_tar(foreign(tmp_path / "a.tar", one[1:] + two))
     with pytest.raises(ValueError, match="Sample 's00001' has no .json part"):
@@ -165,10 +181,14 @@ def test_key_that_comes_in_two_shards_is_told(tmp_path: Path) -> None:
     write_shards(records(5), tmp_path, "a")
     write_shards(records(3, first=4), tmp_path, "b")
     write_meta(tmp_path)
-    assert [fault.split(": ")[1] for fault in faults(tmp_path)] == ["sample 's00004' has a key that came before."]
+    assert [fault.split(": ")[1] for fault in faults(tmp_path)] == [
+        "sample 's00004' has a key that came before."
+    ]
 
 
-def test_short_local_reads_are_tried_again_then_raised(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_local_reads_are_tried_again_then_raised(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, short = os.pread, []
 
     def pread(file: int, length: int, offset: int) -> bytes:
@@ -181,7 +201,9 @@ def test_short_local_reads_are_tried_again_then_raised(folder: Path, monkeypatch
     short[:] = [True] * (files.ATTEMPTS - 1)
     assert shards.read(2) == expected and not short
     short[:] = [True] * files.ATTEMPTS
-    with pytest.raises(OSError, match=r"s-000000.tar could not be read in 5 tries.*gave \d+ of the \d+ bytes"):
+    with pytest.raises(
+        OSError, match=r"s-000000.tar could not be read in 5 tries.*gave \d+ of the \d+ bytes"
+    ):
         shards.read(2)
 
 
@@ -276,7 +298,9 @@ def test_io_errors_of_a_worker_reach_the_run_as_one_sentence(folder: Path, worke
         replay(config, Mixture.open(config, FakeBuilder()), 1, workers, 30)
 
 
-def test_remote_chunks_beyond_what_is_kept_are_fetched_again(server: ShardServer, sound: Path) -> None:
+def test_remote_chunks_beyond_what_is_kept_are_fetched_again(
+    server: ShardServer, sound: Path
+) -> None:
     remote, local = opened(server.url), opened(sound)
     remote.serve(3)
     server.log.clear()

@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from molmo_ds import presets
-from molmo_ds.config import PIXEL_STATISTICS, ConnectorConfig, ImageConfig, MolmoConfig, VisionConfig
+from molmo_ds.config import (
+    PIXEL_STATISTICS,
+    ConnectorConfig,
+    ImageConfig,
+    MolmoConfig,
+    VisionConfig,
+)
 from molmo_ds.data import decode
 from molmo_ds.data.decode import BadSample, load_frames, load_image, read_size, upright_size
 from molmo_ds.data.pixels import to_pixels
@@ -29,7 +35,11 @@ def scene(height: int, width: int) -> np.ndarray:
     """Smooth colours that tell left from right and top from bottom, with a little noise."""
     y, x = np.mgrid[:height, :width].astype(np.float64)
     noise = np.random.RandomState(height + width).randint(0, 24, (height, width))
-    channels = [200 * x / width + noise, 200 * y / height + noise, 100 + 50 * np.sin(x / 9) + 50 * np.cos(y / 7)]
+    channels = [
+        200 * x / width + noise,
+        200 * y / height + noise,
+        100 + 50 * np.sin(x / 9) + 50 * np.cos(y / 7),
+    ]
     return np.stack(channels, axis=2).astype(np.uint8)
 
 
@@ -42,7 +52,9 @@ def encode(picture: Image.Image, kind: str, **options: object) -> bytes:
 def processor(**images: object) -> ImageProcessor:
     """Crops of 56 pixels, 14 per patch, margins of one patch."""
     settings = {"overlap_margins": (1, 1), "max_crops": 6, **images}
-    return ImageProcessor(MolmoConfig(vision=VisionConfig(image_size=56), images=ImageConfig(**settings)))
+    return ImageProcessor(
+        MolmoConfig(vision=VisionConfig(image_size=56), images=ImageConfig(**settings))
+    )
 
 
 # decoding
@@ -79,7 +91,10 @@ def test_modes_become_rgb() -> None:
         ),
         "alpha is dropped": (encode(see_through, "PNG"), rgb),
         "palette": (encode(palette, "PNG"), np.asarray(palette.convert("RGB"))),
-        "first frame": (encode(opaque.quantize(256), "GIF", save_all=True, append_images=[palette]), None),
+        "first frame": (
+            encode(opaque.quantize(256), "GIF", save_all=True, append_images=[palette]),
+            None,
+        ),
     }
     for name, (data, want) in cases.items():
         got = load_image(data)
@@ -87,7 +102,23 @@ def test_modes_become_rgb() -> None:
         assert want is None or np.array_equal(got, want), name
 
 
-MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "La", "CMYK", "YCbCr", "HSV", "I;16", "I;16B", "I"]
+MODES = [
+    "1",
+    "L",
+    "LA",
+    "P",
+    "PA",
+    "RGB",
+    "RGBA",
+    "RGBa",
+    "La",
+    "CMYK",
+    "YCbCr",
+    "HSV",
+    "I;16",
+    "I;16B",
+    "I",
+]
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
@@ -103,7 +134,9 @@ def test_a_picture_in_memory_gives_the_pixels_of_its_file(mode: str, orientation
         want = np.repeat(grey[..., None], 3, axis=2)
     else:
         made = Image.fromarray(rgb)
-        made = made.convert("RGBA" if mode == "RGBa" else "LA" if mode in ("La", "PA") else mode).convert(mode)
+        made = made.convert(
+            "RGBA" if mode == "RGBa" else "LA" if mode in ("La", "PA") else mode
+        ).convert(mode)
         plain = {"RGBa": "RGBA", "La": "LA"}.get(mode, mode)
         want = np.asarray(made.convert(plain).convert("RGB"))
     exif = made.getexif()
@@ -130,7 +163,9 @@ def test_more_than_16_bits_of_grey_are_refused(values: tuple[int, int], sentence
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("progressive", [False, True])
 def test_jpegs_equal_pillow(mode: str, progressive: bool) -> None:
-    data = encode(Image.fromarray(scene(75, 93)).convert(mode), "JPEG", quality=85, progressive=progressive)
+    data = encode(
+        Image.fromarray(scene(75, 93)).convert(mode), "JPEG", quality=85, progressive=progressive
+    )
     assert np.array_equal(load_image(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
 
 
@@ -195,11 +230,14 @@ def png_header(width: int, height: int) -> bytes:
     out = b"\x89PNG\r\n\x1a\n"
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     for name, body in ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")):
-        out += struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        out += (
+            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        )
     return out
 
 
-@pytest.mark.filterwarnings("error")  # Pillow warns of some sizes; users may have made warnings errors
+# Pillow warns of some sizes; users may have made warnings errors
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("size", [(30_000, 30_000), (12_000, 12_000), (2**31 - 1, 2**31 - 1)])
 def test_bombs_are_refused_unopened(size: tuple[int, int]) -> None:
     for function in (load_image, read_size):
@@ -214,7 +252,11 @@ def test_very_long_pictures() -> None:
     for shape in ((1, 1000), (1000, 1)):
         with pytest.raises(BadSample, match="too narrow"):
             processor()(np.zeros((*shape, 3), np.uint8))
-        assert processor(resize="siglip")(np.zeros((*shape, 3), np.uint8)).images.shape[1:] == (56, 56, 3)
+        assert processor(resize="siglip")(np.zeros((*shape, 3), np.uint8)).images.shape[1:] == (
+            56,
+            56,
+            3,
+        )
 
 
 def test_video_frames(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,7 +286,9 @@ def test_video_frames(monkeypatch: pytest.MonkeyPatch) -> None:
             raise BrokenVideo("moov atom not found")
         return Video(len(data.getvalue()))
 
-    fake = types.SimpleNamespace(open=open_video, error=types.SimpleNamespace(FFmpegError=BrokenVideo))
+    fake = types.SimpleNamespace(
+        open=open_video, error=types.SimpleNamespace(FFmpegError=BrokenVideo)
+    )
     monkeypatch.setitem(__import__("sys").modules, "av", fake)
     assert [f[0, 0, 0] for f in load_frames(b"." * 9, 3)] == [0, 4, 8]
     assert [f[0, 0, 0] for f in load_frames(b"..", 4)] == [0, 0, 1, 1]
@@ -267,20 +311,33 @@ def test_video_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     st.integers(1, 4000), st.integers(1, 4000),
 )  # fmt: skip
 def test_every_token_shows_one_patch(
-    side: int, left: int, right: int, pooling: int, max_crops: int, use_col: bool, height: int, width: int
+    side: int,
+    left: int,
+    right: int,
+    pooling: int,
+    max_crops: int,
+    use_col: bool,
+    height: int,
+    width: int,
 ) -> None:
     if left + right >= side:
         left, right = 0, min(right, side - 1)
-    geometry = Geometry("overlap-and-resize-c2", max_crops, side * 14, 14, (left, right), pooling, use_col)
+    geometry = Geometry(
+        "overlap-and-resize-c2", max_crops, side * 14, 14, (left, right), pooling, use_col
+    )
     layout = geometry.layout(height, width)
     rows, columns = layout.tiling
     assert rows * columns <= max_crops and layout.crops == 1 + rows * columns
     places = layout.positions[layout.positions >= 0]
-    assert sorted(places) == list(np.flatnonzero(layout.tokens == IM_PATCH))  # each image token exactly once
+    # each image token exactly once
+    assert sorted(places) == list(np.flatnonzero(layout.tokens == IM_PATCH))
     assert [(layout.tokens == kind).sum() for kind in (IM_START, IM_END)] == [2, 2]
     pooled = geometry.pooled
     lines = (
-        0 if not use_col else pooled + (len(layout.tokens) - pooled * (pooled + 1) - 4) // (1 + _length(layout, pooled))
+        0
+        if not use_col
+        else pooled
+        + (len(layout.tokens) - pooled * (pooled + 1) - 4) // (1 + _length(layout, pooled))
     )
     assert (layout.tokens == IM_COL).sum() == lines
     grid = layout.positions[1:].reshape(rows, columns, pooled, pooled)
@@ -302,13 +359,18 @@ def test_inner_margins_are_shown_once() -> None:
     layout = geometry.layout(100, 100 + 8 * 14 * 2)
     assert layout.tiling == (1, 3)
     shown = [(crop.reshape(4, 4) >= 0).all(axis=0).tolist() for crop in layout.positions[1:]]
-    assert shown == [[True, True, True, False], [False, True, True, False], [False, True, True, True]]
+    assert shown == [
+        [True, True, True, False],
+        [False, True, True, False],
+        [False, True, True, True],
+    ]
     assert len(layout.tokens) == (2 + 4 * 5) + (2 + 4 * (3 + 2 + 3 + 1))
 
 
 def test_count_tokens_needs_no_picture() -> None:
     maker = ImageProcessor(presets.molmo_7b_d())
-    assert maker.count_tokens(1024, 768) == 2 + 12 * 13 + 2 + 28 * 37  # facts: 3 x 4 tiles, 1196 tokens
+    # facts: 3 x 4 tiles, 1196 tokens
+    assert maker.count_tokens(1024, 768) == 2 + 12 * 13 + 2 + 28 * 37
     assert maker.layout(1024, 768, frame=True).crops == 1
 
 
@@ -328,7 +390,8 @@ def test_neighbouring_crops_overlap(resize: str, exact: bool) -> None:
     assert torch.equal(tiles[:, :-1, :, 28:], tiles[:, 1:, :, :28])
     assert torch.equal(tiles[:-1, :, 28:], tiles[1:, :, :28])
     red, green = tiles.float().mean((2, 3))[..., 0], tiles.float().mean((2, 3))[..., 1]
-    assert (red.diff(dim=1) > 0).all() and (green.diff(dim=0) > 0).all()  # left to right, top to bottom
+    # left to right, top to bottom
+    assert (red.diff(dim=1) > 0).all() and (green.diff(dim=0) > 0).all()
 
 
 @pytest.mark.parametrize("resize", list(PIXEL_STATISTICS))
@@ -338,7 +401,9 @@ def test_exact_crops_are_normalised_bytes(resize: str) -> None:
     pixels = scene(56, 56)
     crops, exact = processor(**settings)(pixels), processor(**settings, exact=True)(pixels)
     assert torch.equal(crops.images[0], torch.from_numpy(pixels))
-    torch.testing.assert_close(normalise_patches(crops.images, *PIXEL_STATISTICS[resize], 14), exact.images)
+    torch.testing.assert_close(
+        normalise_patches(crops.images, *PIXEL_STATISTICS[resize], 14), exact.images
+    )
     assert torch.equal(crops.masks, torch.ones(1, 16))
 
 
@@ -361,7 +426,11 @@ def test_masks_are_shares_of_real_pixels() -> None:
     assert 0 < want.mean() < 1
     torch.testing.assert_close(right.masks, want)
     torch.testing.assert_close(legacy.masks, torch.cat([want[1:], -torch.ones(1, 16)]))
-    padding = right.images.view(-1, 4, 14, 4, 14, 3).permute(0, 1, 3, 2, 4, 5).reshape(*want.shape, -1)[want == 0]
+    padding = (
+        right.images.view(-1, 4, 14, 4, 14, 3)
+        .permute(0, 1, 3, 2, 4, 5)
+        .reshape(*want.shape, -1)[want == 0]
+    )
     assert len(padding) and (padding == 0).all()
 
 
@@ -379,13 +448,17 @@ def test_pictures_of_other_kinds() -> None:
 
 
 def test_settings_that_do_not_fit() -> None:
-    model = MolmoConfig(vision=VisionConfig(image_size=56), images=ImageConfig(overlap_margins=(1, 1)))
+    model = MolmoConfig(
+        vision=VisionConfig(image_size=56), images=ImageConfig(overlap_margins=(1, 1))
+    )
     wrong = {
         "overlap_margins": {"overlap_margins": (2, 2)},
     }
     for words, change in wrong.items():
         with pytest.raises(ValueError, match=words):
-            ImageProcessor(dataclasses.replace(model, images=dataclasses.replace(model.images, **change)))
+            ImageProcessor(
+                dataclasses.replace(model, images=dataclasses.replace(model.images, **change))
+            )
     with pytest.raises(ValueError, match="no multiple"):
         ImageProcessor(MolmoConfig(vision=VisionConfig(image_size=57), connector=ConnectorConfig()))
     assert decode.MAX_PIXELS == Image.MAX_IMAGE_PIXELS

@@ -24,8 +24,13 @@ def size(source: int, sample: int, epoch: int) -> tuple[int, int] | None:
     return 20 + (sample * 7919 + epoch) % 180, (sample + source) % 5
 
 
-def make_lane(lane: int, sizes: list[int], rates: list[float], seed: int, lanes: int, pool: int, chunk: int) -> Lane:
-    orders = [Order(f"source{i}", bounds(n, min(chunk, max(1, n // lanes))), seed, lanes) for i, n in enumerate(sizes)]
+def make_lane(
+    lane: int, sizes: list[int], rates: list[float], seed: int, lanes: int, pool: int, chunk: int
+) -> Lane:
+    orders = [
+        Order(f"source{i}", bounds(n, min(chunk, max(1, n // lanes))), seed, lanes)
+        for i, n in enumerate(sizes)
+    ]
     return Lane(lane, orders, np.array(rates) / sum(rates), size, Budget(400, 8, pool))
 
 
@@ -62,11 +67,16 @@ def test_every_sample_comes_once_per_epoch(stream: tuple, epoch: int) -> None:
     for samples in sizes:
         edges = bounds(samples, min(chunk, max(1, samples // lanes)))
         order = Order("name", edges, seed, lanes)
-        dealt = [[order.at(lane, epoch, p) for p in range(order.length(lane, epoch))] for lane in range(lanes)]
+        dealt = [
+            [order.at(lane, epoch, p) for p in range(order.length(lane, epoch))]
+            for lane in range(lanes)
+        ]
         assert sorted(itertools.chain(*dealt)) == list(range(samples))
         lane = lanes - 1  # a place is found without walking to it, in any sequence of questions
         fresh = Order("name", edges, seed, lanes)
-        assert [fresh.at(lane, epoch, p) for p in reversed(range(len(dealt[lane])))] == dealt[lane][::-1]
+        assert [fresh.at(lane, epoch, p) for p in reversed(range(len(dealt[lane])))] == dealt[lane][
+            ::-1
+        ]
 
 
 @settings(max_examples=20, deadline=None)
@@ -84,11 +94,16 @@ def test_packs_hold_what_was_drawn_and_keep_the_budget(stream: tuple) -> None:
         assert tokens <= 400 and crops <= 8
 
 
-def global_batches(steps: int, states: dict[int, dict] | None, ranks: int, workers: int, seed: int) -> tuple:
+def global_batches(
+    steps: int, states: dict[int, dict] | None, ranks: int, workers: int, seed: int
+) -> tuple:
     """What a cluster of ranks x workers yields, dealt as loader.py deals lanes."""
     lanes, count = 8, 8 // ranks
     owners = [
-        [list(range(rank * count, (rank + 1) * count))[worker::workers] for worker in range(workers)]
+        [
+            list(range(rank * count, (rank + 1) * count))[worker::workers]
+            for worker in range(workers)
+        ]
         for rank in range(ranks)
     ]
     made = {}
@@ -113,12 +128,15 @@ def test_layouts_do_not_change_the_order(layout: tuple[int, int]) -> None:
 
 def test_epochs_and_lanes_differ_and_neighbours_mix() -> None:
     order = Order("name", bounds(800, 10), 1, 2)
-    first, second = ([order.at(0, epoch, p) for p in range(order.length(0, epoch))] for epoch in (0, 1))
+    first, second = (
+        [order.at(0, epoch, p) for p in range(order.length(0, epoch))] for epoch in (0, 1)
+    )
     assert first != second and set(first) != set(second)
     steps = np.abs(np.diff(first))
     assert np.mean(steps == 1) < 0.1  # neighbours in a shard are seldom neighbours in the stream
     blocks = [{sample // 10 for sample in first[i : i + 40]} for i in range(0, 400, 40)]
-    assert all(len(block) == BLOCK_CHUNKS == 4 for block in blocks)  # yet reads stay within 4 chunks at a time
+    # yet reads stay within 4 chunks at a time
+    assert all(len(block) == BLOCK_CHUNKS == 4 for block in blocks)
 
 
 def test_fewer_samples_than_lanes_is_refused() -> None:
@@ -127,7 +145,9 @@ def test_fewer_samples_than_lanes_is_refused() -> None:
 
 
 def test_a_rotten_source_ends_the_lane() -> None:
-    lane = Lane(0, [Order("rotten", bounds(50, 1), 0, 1)], np.ones(1), lambda *at: None, Budget(10, 1, 4))
+    lane = Lane(
+        0, [Order("rotten", bounds(50, 1), 0, 1)], np.ones(1), lambda *at: None, Budget(10, 1, 4)
+    )
     with pytest.raises(ValueError, match="samples cannot be used"):
         lane.next()
 
@@ -153,10 +173,21 @@ def test_going_on_costs_the_same_after_ten_million_samples() -> None:
     early = Lane(3, orders, np.ones(1), counted, Budget(400, 8, 48))
     early.next()
     assert len(asked) == 48
-    late = Lane(3, [Order("large", bounds(12_000_000, 40), 0, 8)], np.ones(1), counted, Budget(400, 8, 48))
+    late = Lane(
+        3, [Order("large", bounds(12_000_000, 40), 0, 8)], np.ones(1), counted, Budget(400, 8, 48)
+    )
     place = 10_000_000 // 8
-    late.load({"draws": place, "places": [[0, place]], "pool": early.state()["pool"], "seen": place, "bad": 0})
+    late.load(
+        {
+            "draws": place,
+            "places": [[0, place]],
+            "pool": early.state()["pool"],
+            "seen": place,
+            "bad": 0,
+        }
+    )
     asked.clear()
     late.next()
-    assert 0 < len(asked) < 48  # only what refills the pool: nothing of the ten million is walked over
+    # only what refills the pool: nothing of the ten million is walked over
+    assert 0 < len(asked) < 48
     assert asked[0] == orders[0].at(3, 0, place)

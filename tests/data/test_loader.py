@@ -18,7 +18,14 @@ from molmo_ds import presets
 from molmo_ds.config import ImageConfig, RunConfig
 from molmo_ds.data.order.checks import identical, replay
 from molmo_ds.data.order.lanes import generator
-from molmo_ds.data.order.loader import Mixture, Steps, build_stream, check_states, rank_lanes, sequences
+from molmo_ds.data.order.loader import (
+    Mixture,
+    Steps,
+    build_stream,
+    check_states,
+    rank_lanes,
+    sequences,
+)
 from molmo_ds.data.order.packing import collate, merge
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.read.writer import write_shards
@@ -44,9 +51,17 @@ def config(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     train_tokenizer(["which word is it? User: Assistant: word word"], 300, tokenizer)
     images = ImageConfig(max_crops=3, overlap_margins=(2, 2))
     model = dataclasses.replace(
-        presets.tiny(), vision=dataclasses.replace(presets.tiny().vision, patch_size=7), images=images
+        presets.tiny(),
+        vision=dataclasses.replace(presets.tiny().vision, patch_size=7),
+        images=images,
     )
-    run = run_config(folders, tokenizer=str(tokenizer), sequence_length=192, crops_per_sequence=10, global_batch=8)
+    run = run_config(
+        folders,
+        tokenizer=str(tokenizer),
+        sequence_length=192,
+        crops_per_sequence=10,
+        global_batch=8,
+    )
     return dataclasses.replace(run, model=model)
 
 
@@ -60,10 +75,14 @@ def whole(config: RunConfig, mixture: Mixture) -> list:
     return replay(config, mixture, 1, 0, STEPS)[0]
 
 
-def test_stop_on_one_layout_and_resume_on_another_is_exact(config: RunConfig, mixture: Mixture, whole: list) -> None:
+def test_stop_on_one_layout_and_resume_on_another_is_exact(
+    config: RunConfig, mixture: Mixture, whole: list
+) -> None:
     draw = np.random.RandomState(7)
     resumed = [LAYOUTS[i] for i in (3, 5, 0, 6, 1, 4, 2)]
-    assert any(len(batch.images) > 8 for batch in whole[0]) or sum(len(b.images) for b in whole[0]) > 8
+    assert (
+        any(len(batch.images) > 8 for batch in whole[0]) or sum(len(b.images) for b in whole[0]) > 8
+    )
     for first, second in zip(LAYOUTS, resumed):
         stop = int(draw.randint(1, STEPS))
         head, states = replay(config, mixture, *first, stop)
@@ -97,16 +116,23 @@ def test_stream_is_what_its_parts_say(config: RunConfig, mixture: Mixture) -> No
 def test_stream_leaves_the_global_generator_alone(config: RunConfig, mixture: Mixture) -> None:
     before = torch.get_rng_state(), np.random.get_state()[1].tolist()
     replay(config, mixture, 1, 2, 1)
-    assert torch.equal(torch.get_rng_state(), before[0]) and np.random.get_state()[1].tolist() == before[1]
+    assert (
+        torch.equal(torch.get_rng_state(), before[0])
+        and np.random.get_state()[1].tolist() == before[1]
+    )
 
 
-def test_workers_outlive_the_signals_of_a_scheduler(config: RunConfig, mixture: Mixture, whole: list) -> None:
+def test_workers_outlive_the_signals_of_a_scheduler(
+    config: RunConfig, mixture: Mixture, whole: list
+) -> None:
     two = with_data(config, num_workers=2)
     stream = Steps(two, sequences(two, mixture, rank_lanes(two, 0, 1), {}), rank_lanes(two, 0, 1))
     batches = [next(stream)[0]]
     workers = multiprocessing.active_children()
     assert len(workers) == 2
-    for worker, number in itertools.product(workers, (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM)):
+    for worker, number in itertools.product(
+        workers, (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM)
+    ):
         os.kill(worker.pid, number)
     batches += [next(stream)[0] for _ in range(STEPS - 1)]
     assert identical(batches, whole)
@@ -129,19 +155,31 @@ def test_micro_batches_are_the_same_rows(config: RunConfig, mixture: Mixture, wh
     batches, _ = replay(fours, mixture, 2, 0, 2)
     for together, apart in zip(batches, whole):
         assert [len(batch.input_ids) for batch in together] == [4, 4]
-        assert torch.equal(torch.cat([b.input_ids for b in together]), torch.cat([b.input_ids for b in apart]))
-        real = [torch.cat([b.images[b.image_positions.amax(1) >= 0] for b in side]) for side in (together, apart)]
+        assert torch.equal(
+            torch.cat([b.input_ids for b in together]), torch.cat([b.input_ids for b in apart])
+        )
+        real = [
+            torch.cat([b.images[b.image_positions.amax(1) >= 0] for b in side])
+            for side in (together, apart)
+        ]
         assert torch.equal(*real)
         places = [b.image_positions[b.image_positions >= 0] for b in together]
-        assert all((b.input_ids.flatten()[p] >= 512).all() for b, p in zip(together, places))  # image tokens
+        # image tokens
+        assert all((b.input_ids.flatten()[p] >= 512).all() for b, p in zip(together, places))
 
 
 @pytest.mark.parametrize(("packing", "lengths"), [("to_max", {192}), ("to_128", {128})])
-def test_padded_modes_hold_one_sample_a_row(config: RunConfig, packing: str, lengths: set[int]) -> None:
-    padded = dataclasses.replace(config, micro_batch=2, data=dataclasses.replace(config.data, packing=packing))
+def test_padded_modes_hold_one_sample_a_row(
+    config: RunConfig, packing: str, lengths: set[int]
+) -> None:
+    padded = dataclasses.replace(
+        config, micro_batch=2, data=dataclasses.replace(config.data, packing=packing)
+    )
     batches, _ = replay(padded, Mixture.open(padded), 1, 0, 8)
     rows = [batch for step in batches for batch in step]
-    assert all(batch.document_ids.max() == 1 and (batch.document_ids[:, 0] == 1).all() for batch in rows)
+    assert all(
+        batch.document_ids.max() == 1 and (batch.document_ids[:, 0] == 1).all() for batch in rows
+    )
     assert {batch.input_ids.shape[1] for batch in rows} == lengths
 
 
@@ -157,7 +195,9 @@ def with_data(config: RunConfig, **changes: object) -> RunConfig:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
 
 
-def test_a_state_of_another_stream_is_refused(config: RunConfig, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_state_of_another_stream_is_refused(
+    config: RunConfig, folders: dict[str, Path], tmp_path: Path
+) -> None:
     fake = FakeBuilder()
     _, states = replay(config, Mixture.open(config, fake), 1, 0, 1)
     lanes = rank_lanes(config, 0, 1)
@@ -168,7 +208,11 @@ def test_a_state_of_another_stream_is_refused(config: RunConfig, folders: dict[s
         "data.seed": with_data(config, seed=4),
         "sources and their rates": with_data(config, sources={"a": sources["a"]}),
         "shards' index": with_data(
-            config, sources={"a": sources["a"], "b": dataclasses.replace(sources["b"], path=str(other), size=31)}
+            config,
+            sources={
+                "a": sources["a"],
+                "b": dataclasses.replace(sources["b"], path=str(other), size=31),
+            },
         ),
         "packing": with_data(config, pool_size=11),
         "global_batch": dataclasses.replace(config, global_batch=4),
@@ -183,7 +227,9 @@ def test_a_state_of_another_stream_is_refused(config: RunConfig, folders: dict[s
         build_stream(config, 0, 1, None, start_step=5)
 
 
-def test_settings_that_cannot_be(config: RunConfig, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_settings_that_cannot_be(
+    config: RunConfig, folders: dict[str, Path], tmp_path: Path
+) -> None:
     def opened(sentence: str, new: RunConfig) -> None:
         with pytest.raises(ValueError, match=sentence):
             build_stream(new, 0, 2)
@@ -196,14 +242,19 @@ def test_settings_that_cannot_be(config: RunConfig, folders: dict[str, Path], tm
     )
     opened(
         "no shards at",
-        with_data(config, sources={"a": dataclasses.replace(config.data.sources["a"], path=str(tmp_path / "no"))}),
+        with_data(
+            config,
+            sources={"a": dataclasses.replace(config.data.sources["a"], path=str(tmp_path / "no"))},
+        ),
     )
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_sample_over_the_crop_budget_is_one_sentence(config: RunConfig, workers: int) -> None:
     tight = with_data(config, crops_per_sequence=1, num_workers=workers)
-    with pytest.raises(ValueError, match=r"^Sample '.*' has \d+ crops, but data.crops_per_sequence is 1; raise it"):
+    with pytest.raises(
+        ValueError, match=r"^Sample '.*' has \d+ crops, but data.crops_per_sequence is 1; raise it"
+    ):
         next(build_stream(tight, 0, 1))
 
 
@@ -222,8 +273,14 @@ def test_bad_pictures_are_skipped_counted_logged_and_refused_above_the_share(
     assert len(ShardSet(str(tmp_path))) == 40
     broken = with_data(run_config({"x": tmp_path}, global_batch=4), max_bad_share=0.01)
     whole, states = replay(broken, Mixture.open(broken, FakeBuilder()), 1, 0, 8)
-    assert f"skipped 's00011' of {tmp_path}/shard-000000.tar: The picture cannot be decoded" in caplog.text
-    assert f"skipped 's00012' of {tmp_path}/shard-000000.tar: Its jpg is no picture that can be read" in caplog.text
+    assert (
+        f"skipped 's00011' of {tmp_path}/shard-000000.tar: The picture cannot be decoded"
+        in caplog.text
+    )
+    assert (
+        f"skipped 's00012' of {tmp_path}/shard-000000.tar: Its jpg is no picture that can be read"
+        in caplog.text
+    )
     assert all("skipped" in record.message for record in caplog.records) and caplog.records
     assert sum(state["bad"] for state in states.values()) == len(caplog.records) >= 2
     head, middle = replay(broken, Mixture.open(broken, FakeBuilder()), 2, 1, 4)

@@ -44,8 +44,21 @@ VALUES = (
     [],
     {},
 )
-VALUES += ([None], [[1, 2]], [[1, "2"]], ["a", "b"], ["a", 1], [{"role": "user", "content": "x"}], [{"points": None}])
-VALUES += ([{"from": "human", "value": "<image>"}, {"from": "gpt", "value": None}], "['cat', 'dog']", [[150, -3]], 7)
+VALUES += (
+    [None],
+    [[1, 2]],
+    [[1, "2"]],
+    ["a", "b"],
+    ["a", 1],
+    [{"role": "user", "content": "x"}],
+    [{"points": None}],
+)
+VALUES += (
+    [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": None}],
+    "['cat', 'dog']",
+    [[150, -3]],
+    7,
+)
 NAMES = (
     "1.jpg",
     "2.txt",
@@ -59,7 +72,17 @@ NAMES = (
     "x.txt",
     "y.json",
 )
-NAMES += ("caf\udce9.txt", "k" * 120 + ".txt", "z.tar.gz", "1.txt", "..json", "w.jpg", "w.json", "v.mp4", "v.txt")
+NAMES += (
+    "caf\udce9.txt",
+    "k" * 120 + ".txt",
+    "z.tar.gz",
+    "1.txt",
+    "..json",
+    "w.jpg",
+    "w.json",
+    "v.mp4",
+    "v.txt",
+)
 
 
 def pick(rng: np.random.RandomState, values: tuple) -> Any:
@@ -72,11 +95,23 @@ def a_picture(rng: np.random.RandomState) -> bytes:
     if kind == 0:
         return pick(
             rng,
-            (b"", b"<html>", b"RIFF\0\0\0\0WAVE", b"\0\0\0\x18ftypheic", b"\0\0\0\x18ftypisom", b"%PDF-1", b"GIF89a"),
+            (
+                b"",
+                b"<html>",
+                b"RIFF\0\0\0\0WAVE",
+                b"\0\0\0\x18ftypheic",
+                b"\0\0\0\x18ftypisom",
+                b"%PDF-1",
+                b"GIF89a",
+            ),
         )
     out = io.BytesIO()
     mode = pick(rng, ("RGB", "L", "1", "P", "CMYK", "RGBA", "LA", "F", "I", "I;16"))
-    made = Image.open(io.BytesIO(picture(int(rng.randint(9))))).convert("L").convert("RGB" if mode == "P" else "L")
+    made = (
+        Image.open(io.BytesIO(picture(int(rng.randint(9)))))
+        .convert("L")
+        .convert("RGB" if mode == "P" else "L")
+    )
     made = made.convert("F").convert("I").convert(mode) if mode == "I;16" else made.convert(mode)
     with contextlib.suppress(OSError, ValueError):
         made.save(out, pick(rng, ("JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP")))
@@ -101,18 +136,28 @@ def a_row(rng: np.random.RandomState) -> Any:
     if rng.randint(20) == 0:
         return pick(rng, VALUES)
     row: dict[str, Any] = {
-        "image": pick(rng, ("0.bin", "1.bin", "2.bin", ["0.bin", "1.bin"], None, "none.jpg", 5, ".", [None]))
+        "image": pick(
+            rng, ("0.bin", "1.bin", "2.bin", ["0.bin", "1.bin"], None, "none.jpg", 5, ".", [None])
+        )
     }
     if rng.randint(3):
         row["annotations"] = [an_annotation(rng) for _ in range(rng.randint(3))]
     else:
-        row |= {key: value for key, value in [("question", "Which?"), ("answer", pick(rng, VALUES))] if rng.randint(4)}
-    for key in rng.choice(["key", "metadata", "num_frames", "img", "images", "text"], rng.randint(2), replace=False):
+        row |= {
+            key: value
+            for key, value in [("question", "Which?"), ("answer", pick(rng, VALUES))]
+            if rng.randint(4)
+        }
+    for key in rng.choice(
+        ["key", "metadata", "num_frames", "img", "images", "text"], rng.randint(2), replace=False
+    ):
         row[str(key)] = pick(rng, VALUES)
     return row
 
 
-def made_of(run: Callable[[], None], out: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+def made_of(
+    run: Callable[[], None], out: Path, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, str]:
     """Samples that a conversion made and what it said; its shards must be sound to the inspection."""
     try:
         run()
@@ -134,7 +179,9 @@ def test_lines(tmp_path: Path, number: int, capsys: pytest.CaptureFixture[str]) 
     for i in range(3):
         (tmp_path / f"{i}.bin").write_bytes(a_picture(rng))
     rows = [json.dumps(a_row(rng)).encode() for _ in range(8)]
-    rows = [row if rng.randint(12) else row[: rng.randint(1, len(row) + 1)] + b"\xe9" for row in rows]
+    rows = [
+        row if rng.randint(12) else row[: rng.randint(1, len(row) + 1)] + b"\xe9" for row in rows
+    ]
     (tmp_path / "rows.jsonl").write_bytes(b"\n".join(rows))
     out = tmp_path / "out"
     run = [
@@ -150,7 +197,9 @@ def test_lines(tmp_path: Path, number: int, capsys: pytest.CaptureFixture[str]) 
     ]
     count, said = made_of(lambda: tool.main(run), out, capsys)
     if rows[0].lstrip()[:1] != b"[":
-        assert count + len(re.findall(r"^skipped \S+rows.jsonl line \d+: .", said, re.MULTILINE)) == 8
+        assert (
+            count + len(re.findall(r"^skipped \S+rows.jsonl line \d+: .", said, re.MULTILINE)) == 8
+        )
 
 
 @pytest.mark.parametrize("number", range(EXAMPLES))
@@ -161,7 +210,11 @@ def test_folders_and_tars(tmp_path: Path, number: int, capsys: pytest.CaptureFix
     files: dict[str, bytes] = {}
     for name in names:
         text = pick(rng, (b"a boat", b"\xef\xbb\xbfa boat", b"caf\xe9", b"", b"\xff\xfea\0"))
-        record = json.dumps(pick(rng, ({"annotations": [an_annotation(rng)]}, [an_annotation(rng)], {"text": "x"}, 5)))
+        record = json.dumps(
+            pick(
+                rng, ({"annotations": [an_annotation(rng)]}, [an_annotation(rng)], {"text": "x"}, 5)
+            )
+        )
         files[name] = {"t": text, "n": record.encode()}.get(
             name[-1] if name.endswith(("txt", "json")) else "", a_picture(rng)
         )
@@ -171,8 +224,14 @@ def test_folders_and_tars(tmp_path: Path, number: int, capsys: pytest.CaptureFix
         path.write_bytes(data)
     options = ["--style", "long_caption", "--workers", "1"]
     out = tmp_path / "out"
-    count, said = made_of(lambda: tool.main(["folder", str(tmp_path / "in"), str(out), *options]), out, capsys)
-    shown = [n for n in files if n.lower().endswith((".jpg", ".gif", ".mp4")) and not n.startswith((".", "__"))]
+    count, said = made_of(
+        lambda: tool.main(["folder", str(tmp_path / "in"), str(out), *options]), out, capsys
+    )
+    shown = [
+        n
+        for n in files
+        if n.lower().endswith((".jpg", ".gif", ".mp4")) and not n.startswith((".", "__"))
+    ]
     assert count + len(re.findall(r"^skipped ", said, re.MULTILINE)) == len(shown)
     tar = io.BytesIO()
     with tarfile.open(fileobj=tar, mode="w") as file:

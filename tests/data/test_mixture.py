@@ -7,7 +7,9 @@ from molmo_ds.config import DataConfig, SourceConfig
 from molmo_ds.data.order.mixture import sample_rates
 
 
-def rates(sizes: dict[str, int], groups: dict[str, float] | None = None, **sources: SourceConfig) -> dict[str, float]:
+def rates(
+    sizes: dict[str, int], groups: dict[str, float] | None = None, **sources: SourceConfig
+) -> dict[str, float]:
     return sample_rates(DataConfig(sources=sources, group_rates=groups or {}), sizes)
 
 
@@ -24,14 +26,20 @@ def test_groups_follow_the_references_rule() -> None:
     sources = {name: SourceConfig(group="demo" if name == "cap" else "academic") for name in sizes}
     got = rates(sizes, {"demo": 0.3, "academic": 0.5}, **sources)
     roots = np.sqrt([80000, 39000, 28000])
-    expected = dict(zip(("vqa", "doc", "chart"), 0.5 / 0.8 * roots / roots.sum())) | {"cap": 0.3 / 0.8}
+    expected = dict(zip(("vqa", "doc", "chart"), 0.5 / 0.8 * roots / roots.sum())) | {
+        "cap": 0.3 / 0.8
+    }
     assert got == pytest.approx(expected) and sum(got.values()) == pytest.approx(1)
 
 
 def test_named_rates() -> None:
     got = rates({"a": 5, "b": 7}, a=SourceConfig(rate=3), b=SourceConfig(rate=1))
     assert got == pytest.approx({"a": 0.75, "b": 0.25})
-    mixed = {"a": SourceConfig(rate=1, group="x"), "b": SourceConfig(rate=0, group="x"), "c": SourceConfig(group="y")}
+    mixed = {
+        "a": SourceConfig(rate=1, group="x"),
+        "b": SourceConfig(rate=0, group="x"),
+        "c": SourceConfig(group="y"),
+    }
     assert rates({"a": 5, "b": 7, "c": 9}, **mixed) == pytest.approx({"a": 0.5, "b": 0, "c": 0.5})
 
 
@@ -45,6 +53,8 @@ def test_named_rates() -> None:
         ({"a": SourceConfig()}, {"all": 0.0}, "group_rates are all 0"),
     ],
 )
-def test_refusals(sources: dict[str, SourceConfig], groups: dict[str, float], sentence: str) -> None:
+def test_refusals(
+    sources: dict[str, SourceConfig], groups: dict[str, float], sentence: str
+) -> None:
     with pytest.raises(ValueError, match=sentence):
         rates({"a": 5, "b": 7}, groups, **sources)

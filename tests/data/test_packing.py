@@ -22,7 +22,9 @@ bench_stream = load("tools/bench", "bench_stream")
     st.integers(60, 130),
     st.integers(4, 9),
 )
-def test_choice_is_the_best_that_holds_the_oldest(sizes: list[list[int]], tokens: int, crops: int) -> None:
+def test_choice_is_the_best_that_holds_the_oldest(
+    sizes: list[list[int]], tokens: int, crops: int
+) -> None:
     chosen = choose(sizes, tokens, crops)
     assert chosen[0] == 0 and chosen == sorted(set(chosen))
 
@@ -68,9 +70,18 @@ def sample(length: int, crops: int, value: int) -> Sample:
 
 
 def check_shapes(batch: Batch, rows: int, length: int, crops: int) -> None:
-    for name in ("input_ids", "labels", "loss_weights", "position_ids", "document_ids", "branch_ids"):
+    for name in (
+        "input_ids",
+        "labels",
+        "loss_weights",
+        "position_ids",
+        "document_ids",
+        "branch_ids",
+    ):
         assert getattr(batch, name).shape == (rows, length), name
-    assert [len(getattr(batch, name)) for name in ("images", "image_masks", "image_positions")] == [crops] * 3
+    assert [len(getattr(batch, name)) for name in ("images", "image_masks", "image_positions")] == [
+        crops
+    ] * 3
     kinds = [tensor.dtype for tensor in batch.tensors()]
     i64, i32, f32 = torch.int64, torch.int32, torch.float32
     assert kinds == [i64, i64, f32, i64, i32, i32, torch.uint8, f32, i64, i64]
@@ -87,7 +98,11 @@ def test_collate_places_every_token_and_patch() -> None:
     assert batch.branch_ids.tolist() == [[1] * 5 + [2] * 3 + [0] * 2, [0] * 10]
     assert torch.equal(batch.loss_weights > 0, batch.document_ids > 0)
     assert batch.image_positions.tolist() == [[0, 1], [2, -1], [10, -1]]
-    assert batch.images[:, 0, 0, 0].tolist() == [1, 1, 3] and batch.image_masks[:, 0].tolist() == [1, 1, 3]
+    assert batch.images[:, 0, 0, 0].tolist() == [1, 1, 3] and batch.image_masks[:, 0].tolist() == [
+        1,
+        1,
+        3,
+    ]
 
 
 def test_second_picture_of_a_row_moves_behind_the_first_document() -> None:
@@ -126,9 +141,16 @@ def test_padded_as_if_packed_into_longer_rows() -> None:
     for got, tensor in zip(longer.tensors()[:-1], expected.tensors()):
         assert torch.equal(got[:3], tensor)  # three rows, three crops
     learnt = len(expected.learnt_rows)
-    assert torch.equal(longer.learnt_rows[:learnt], expected.learnt_rows) and len(longer.learnt_rows) == 20
+    assert (
+        torch.equal(longer.learnt_rows[:learnt], expected.learnt_rows)
+        and len(longer.learnt_rows) == 20
+    )
     assert learnt < 20 and not longer.loss_weights.take(longer.learnt_rows[learnt:]).any()
-    blank: tuple[Tensor, ...] = (longer.images[3:], longer.image_masks[3:], longer.image_positions[3:])
+    blank: tuple[Tensor, ...] = (
+        longer.images[3:],
+        longer.image_masks[3:],
+        longer.image_positions[3:],
+    )
     assert [tensor.unique().tolist() for tensor in blank] == [[0], [0], [-1]]
 
 

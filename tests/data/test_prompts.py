@@ -15,13 +15,23 @@ from molmo_ds.data.sample.templates import LONG_CAPTION, POINT_COUNT, POINTING
 
 SFT = PromptFormatter(PromptConfig())
 BARE = PromptFormatter(
-    PromptConfig(prompt_templates="none", message_format="none", system_prompt="none", always_start_with_space=False)
+    PromptConfig(
+        prompt_templates="none",
+        message_format="none",
+        system_prompt="none",
+        always_start_with_space=False,
+    )
 )
 CAPTIONER = PromptFormatter(
     PromptConfig(prompt_templates="none", message_format="none", system_prompt="style_and_length")
 )
 STYLE = PromptFormatter(
-    PromptConfig(prompt_templates="none", message_format="role", system_prompt="style", always_start_with_space=False)
+    PromptConfig(
+        prompt_templates="none",
+        message_format="role",
+        system_prompt="style",
+        always_start_with_space=False,
+    )
 )
 
 
@@ -77,7 +87,10 @@ def test_demo_styles_are_named_one_time_in_ten(style: str) -> None:
 @pytest.mark.parametrize("style", ["android_control", "demo"])
 def test_some_styles_are_never_named(style: str) -> None:
     rng = Draws()
-    assert SFT.messages({"style": style, "question": "Tap", "text": "ok"}, rng)[0] == " User: Tap Assistant:"
+    assert (
+        SFT.messages({"style": style, "question": "Tap", "text": "ok"}, rng)[0]
+        == " User: Tap Assistant:"
+    )
     assert rng.asked == []
 
 
@@ -101,14 +114,22 @@ def test_length_of_the_answer_in_the_prompt() -> None:
 
 @pytest.mark.parametrize(
     ("style", "templates", "size"),
-    [("long_caption", LONG_CAPTION, 23), ("pointing", POINTING, 43), ("point_count", POINT_COUNT, 57)],
+    [
+        ("long_caption", LONG_CAPTION, 23),
+        ("pointing", POINTING, 43),
+        ("point_count", POINT_COUNT, 57),
+    ],
 )
 def test_templates(style: str, templates: tuple[str, ...], size: int) -> None:
-    assert len(templates) == len(set(templates)) == size  # the reference's sizes, so that draws agree
+    # the reference's sizes, so that draws agree
+    assert len(templates) == len(set(templates)) == size
     ask = {"style": style, "label": "Red Mug", "points": [[1, 1]], "point_scale": 100, "text": "t"}
     for i, template in enumerate(templates):
         rng = Draws(i, 0.5)
-        assert SFT.messages(ask, rng)[0] == f" User: {template.replace('{label}', 'red mug')} Assistant:"
+        assert (
+            SFT.messages(ask, rng)[0]
+            == f" User: {template.replace('{label}', 'red mug')} Assistant:"
+        )
         assert rng.asked == [size, "random"]  # template, then system prompt
         assert ("{label}" in template) == (style != "long_caption") and template.count("{") <= 1
     rng = Draws(0.5)
@@ -130,7 +151,12 @@ def test_answer_lists() -> None:
 
 
 def test_multiple_choice() -> None:
-    ask = {"style": "a_okvqa_mc", "question": "What now?", "options": ["run", "sit", "eat"], "answer_index": 1}
+    ask = {
+        "style": "a_okvqa_mc",
+        "question": "What now?",
+        "options": ["run", "sit", "eat"],
+        "answer_index": 1,
+    }
     lettered = " User: a_okvqa_mc: What now?\nA: run\nB: sit\nC: eat\n Assistant:"
     assert SFT.messages(ask, Draws()) == [lettered, " B"]
     plain = " User: a_okvqa_mc: What now?\nrun\nsit\neat\n Assistant:"
@@ -149,7 +175,8 @@ def test_multiple_choice() -> None:
 def test_points_are_percent_rounded_sorted() -> None:
     points = [[640.0, 20.0], [32.0, 100.26], [31.8, 1.0], [640.0, 20.0]]
     got = to_percent(points, None, (640, 200))
-    assert got.tolist() == [[5.0, 0.5], [5.0, 50.1], [100.0, 10.0], [100.0, 10.0]]  # x ties by y; duplicates stay
+    # x ties by y; duplicates stay
+    assert got.tolist() == [[5.0, 0.5], [5.0, 50.1], [100.0, 10.0], [100.0, 10.0]]
     assert to_percent([[0.123, 0.5]], 1, None).tolist() == [[12.3, 50.0]]
     assert to_percent([[123.0, 500.0]], 1000, None).tolist() == [[12.3, 50.0]]
     assert to_percent([], None, None).shape == (0, 2)
@@ -166,20 +193,35 @@ def test_points_are_percent_rounded_sorted() -> None:
 def test_points_as_text() -> None:
     one, two, none = np.array([[1.0, 2.5]]), np.array([[1.0, 2.5], [30.0, 4.0]]), np.zeros((0, 2))
     assert format_points(one, "mug") == '<point x="1.0" y="2.5" alt="mug">mug</point>'
-    assert format_points(two, "mug", "those") == '<points x1="1.0" y1="2.5" x2="30.0" y2="4.0" alt="mug">those</points>'
-    assert format_count(two, "mug") == f"Counting the {format_points(two, 'mug')} shows a total of 2."
+    assert (
+        format_points(two, "mug", "those")
+        == '<points x1="1.0" y1="2.5" x2="30.0" y2="4.0" alt="mug">those</points>'
+    )
+    assert (
+        format_count(two, "mug") == f"Counting the {format_points(two, 'mug')} shows a total of 2."
+    )
     assert format_points(none, "mug") == format_count(none, "mug") == "There are none."
 
 
 def test_pointing_and_counting() -> None:
     ask = {"style": "pointing", "label": "Red Mug", "points": [[10, 20]]}
     point = '<point x="{}" y="{}" alt="{}">{}</point>'
-    assert BARE.messages(ask, Draws(), (40, 40))[1] == " " + point.format("25.0", "50.0", "red mug", "red mug")
+    assert BARE.messages(ask, Draws(), (40, 40))[1] == " " + point.format(
+        "25.0", "50.0", "red mug", "red mug"
+    )
     counted = {**ask, "style": "point_count", "point_scale": 100}
     want = f" Counting the {point.format('10.0', '20.0', 'red mug', 'red mug')} shows a total of 1."
     assert BARE.messages(counted, Draws())[1] == want
-    asked = {"style": "pointing", "question": "Where's Bo?", "points": [[10, 20]], "point_scale": 100}
-    assert BARE.messages(asked, Draws()) == ["Where's Bo?", " " + point.format("10.0", "20.0", *["Where's Bo?"] * 2)]
+    asked = {
+        "style": "pointing",
+        "question": "Where's Bo?",
+        "points": [[10, 20]],
+        "point_scale": 100,
+    }
+    assert BARE.messages(asked, Draws()) == [
+        "Where's Bo?",
+        " " + point.format("10.0", "20.0", *["Where's Bo?"] * 2),
+    ]
 
 
 def test_points_inside_an_answer() -> None:
@@ -187,7 +229,12 @@ def test_points_inside_an_answer() -> None:
         {"points": [[5, 5]], "alt": "the tap", "text": "this tap"},
         {"points": [[2, 2], [1, 1]], "alt": "leaks"},
     ]
-    ask = {"style": "point_qa", "question": "Why wet?", "answer": "From <|POINT|> via <|POINT|>.", "point_scale": 100}
+    ask = {
+        "style": "point_qa",
+        "question": "Why wet?",
+        "answer": "From <|POINT|> via <|POINT|>.",
+        "point_scale": 100,
+    }
     want = (
         ' From <point x="5.0" y="5.0" alt="the tap">this tap</point> via'
         ' <points x1="1.0" y1="1.0" x2="2.0" y2="2.0" alt="leaks">leaks</points>.'
@@ -199,10 +246,14 @@ def test_points_inside_an_answer() -> None:
 
 def test_chats() -> None:
     chat = {"style": "synthetic_qa", "messages": ["hi", "yes?", "who?", "a cat"]}
-    asked = [" User: synthetic_qa: hi Assistant:", " yes?", " User: who? Assistant:"]  # the style once
+    # the style once
+    asked = [" User: synthetic_qa: hi Assistant:", " yes?", " User: who? Assistant:"]
     assert SFT.messages(chat, Draws()) == [*asked, " a cat"]
     for turns in (3, 4):  # a chat that ends with the user, or whose last answer is not to be shown
-        assert SFT.messages({**chat, "messages": chat["messages"][:turns]}, Draws(), inference=True) == asked
+        assert (
+            SFT.messages({**chat, "messages": chat["messages"][:turns]}, Draws(), inference=True)
+            == asked
+        )
     for turns in (0, 3):
         with pytest.raises(BadSample, match="alternate"):
             SFT.messages({**chat, "messages": chat["messages"][:turns]}, Draws())
@@ -213,7 +264,10 @@ def test_chats() -> None:
     [
         ({"style": "vqa2", "question": "Q"}, "nothing to learn"),
         ({"question": "Q", "answer": "A"}, "no style"),
-        ({"style": "pointing", "points": [[1, 1]], "point_scale": 100}, "neither label nor question"),
+        (
+            {"style": "pointing", "points": [[1, 1]], "point_scale": 100},
+            "neither label nor question",
+        ),
         ({"style": "vqa2", "question": "Q", "answers": []}, "nothing to learn"),
     ],
 )
@@ -227,10 +281,16 @@ def test_weights_and_order() -> None:
     annotations[3]["weight"] = 3.0
     got = SFT.conversations(annotations, RandomState(5))
     by_question = {c.messages[0].split()[2]: c.weight for c in got}
-    assert by_question == {"0": 0.5, "1": 0.5, "2": 0.5, "3": 1.5}  # 1 / sqrt(4), times its own weight
-    orders = {tuple(c.messages[0] for c in SFT.conversations(annotations, RandomState(i))) for i in range(40)}
+    # 1 / sqrt(4), times its own weight
+    assert by_question == {"0": 0.5, "1": 0.5, "2": 0.5, "3": 1.5}
+    orders = {
+        tuple(c.messages[0] for c in SFT.conversations(annotations, RandomState(i)))
+        for i in range(40)
+    }
     assert len(orders) > 10
-    still = PromptFormatter(dataclasses.replace(SFT.config, shuffle_messages=False, root_subsegments=False))
+    still = PromptFormatter(
+        dataclasses.replace(SFT.config, shuffle_messages=False, root_subsegments=False)
+    )
     got = still.conversations(annotations, RandomState(5))
     assert [c.messages[0].split()[2] for c in got] == list("0123") and got[0].weight == 1.0
     with pytest.raises(BadSample, match="no annotations"):
@@ -251,7 +311,10 @@ def test_equal_generators_draw_equal_prompts() -> None:
         answer, order = ["x", "y", "z"][rng.randint(3)], [0, 1]
         rng.shuffle(order)
         want = [
-            [f" User: {style}{template} Assistant:", ' <point x="1.0" y="2.0" alt="cup">cup</point>'],
+            [
+                f" User: {style}{template} Assistant:",
+                ' <point x="1.0" y="2.0" alt="cup">cup</point>',
+            ],
             [" User: vqa2: Q Assistant:", f" {answer}"],
         ]
         assert [c.messages for c in got] == [want[i] for i in order]

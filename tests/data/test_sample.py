@@ -41,7 +41,9 @@ def builder(tokenizer: Path) -> SampleBuilder:
     return make(tokenizer)
 
 
-def make(tokenizer: Path, sequence_length: int = 600, images: dict | None = None, **prompts: object) -> SampleBuilder:
+def make(
+    tokenizer: Path, sequence_length: int = 600, images: dict | None = None, **prompts: object
+) -> SampleBuilder:
     """Crops of 56 pixels, at most 3 and the global view; no shuffling unless asked."""
     crops = {"max_crops": 3, "overlap_margins": (1, 1), **(images or {})}
     model = c.MolmoConfig(
@@ -64,7 +66,14 @@ def picture(size: tuple[int, int]) -> bytes:
 def record(annotations: list[dict], *sizes: tuple[int, int], **more: object) -> dict:
     parts = [f"{i}.png" for i in range(len(sizes))]
     pixels = [picture(size) for size in sizes]
-    return {"__key__": "k", "images": parts, "sizes": list(sizes), "pixels": pixels, "annotations": annotations, **more}
+    return {
+        "__key__": "k",
+        "images": parts,
+        "sizes": list(sizes),
+        "pixels": pixels,
+        "annotations": annotations,
+        **more,
+    }
 
 
 def branch(sample: Sample, number: int) -> torch.Tensor:
@@ -130,12 +139,19 @@ def test_weights_of_annotations(tokenizer: Path) -> None:
 def test_text_only(builder: SampleBuilder) -> None:
     got = builder.build(record([COLOUR]), RandomState(0))
     words = builder.tokenizer
-    ids = [words.bos, *words.encode(" User: vqa2: Which colour is the bin? Assistant:"), *words.encode(" blue")]
+    ids = [
+        words.bos,
+        *words.encode(" User: vqa2: Which colour is the bin? Assistant:"),
+        *words.encode(" blue"),
+    ]
     assert got.input_ids.tolist() == ids and got.labels.tolist() == [*ids[1:], words.eos]
     assert (
-        got.images.shape == (0, 56, 56, 3) and got.image_masks.shape == (0, 16) and got.image_positions.shape == (0, 4)
+        got.images.shape == (0, 56, 56, 3)
+        and got.image_masks.shape == (0, 16)
+        and got.image_positions.shape == (0, 4)
     )
-    nothing = {"annotations": [COLOUR], "images": [], "sizes": []}  # without "pixels", as an index gives it
+    # without "pixels", as an index gives it
+    nothing = {"annotations": [COLOUR], "images": [], "sizes": []}
     assert builder.build(nothing, RandomState(0)).input_ids.tolist() == ids
 
 
@@ -147,19 +163,26 @@ def test_several_pictures(builder: SampleBuilder) -> None:
     for size in sizes:
         alone = builder.images(np.asarray(Image.open(io.BytesIO(picture(size)))))
         mine = slice(crops, crops + alone.layout.crops)
-        assert torch.equal(got.images[mine], alone.images) and torch.equal(got.image_masks[mine], alone.masks)
+        assert torch.equal(got.images[mine], alone.images) and torch.equal(
+            got.image_masks[mine], alone.masks
+        )
         want = torch.from_numpy(alone.layout.positions)
         assert torch.equal(got.image_positions[mine], torch.where(want >= 0, want + token, -1))
         crops, token = crops + alone.layout.crops, token + len(alone.layout.tokens)
     assert crops == len(got.images) and token == (got.branch_ids == 0).sum()
     places = got.image_positions[got.image_positions >= 0]
-    assert sorted(places.tolist()) == torch.nonzero(got.input_ids == VOCAB + IM_PATCH)[:, 0].tolist()
+    assert (
+        sorted(places.tolist()) == torch.nonzero(got.input_ids == VOCAB + IM_PATCH)[:, 0].tolist()
+    )
 
 
 def test_pictures_inside_a_text(builder: SampleBuilder) -> None:
     ask = {"style": "demo", "question": "Is <|image|> like <|image|>?", "text": "No, <|image|>."}
     got = builder.build(record([ask], (70, 50), (150, 60)), RandomState(0))
-    words, layouts = builder.tokenizer, [builder.images.layout(70, 50), builder.images.layout(150, 60)]
+    words, layouts = (
+        builder.tokenizer,
+        [builder.images.layout(70, 50), builder.images.layout(150, 60)],
+    )
     first, second = ((layout.tokens + VOCAB).tolist() for layout in layouts)
     user = [words.encode(part) for part in (" User: Is ", " like ", "? Assistant:")]
     answer = words.encode(" No, <|image|>.")  # in an answer it is plain text
@@ -168,7 +191,9 @@ def test_pictures_inside_a_text(builder: SampleBuilder) -> None:
     assert (got.loss_weights > 0).sum() == len(answer) + 1
     start = 1 + len(user[0]) + len(first) + len(user[1])
     want = torch.from_numpy(layouts[1].positions)
-    assert torch.equal(got.image_positions[layouts[0].crops :], torch.where(want >= 0, want + start, -1))
+    assert torch.equal(
+        got.image_positions[layouts[0].crops :], torch.where(want >= 0, want + start, -1)
+    )
     for sizes, words_of_error in (([(70, 50)], "more pictures"), ([(70, 50)] * 3, "2 of 3")):
         with pytest.raises(BadSample, match=words_of_error):
             builder.build(record([ask], *sizes), RandomState(0))
@@ -184,7 +209,11 @@ annotations = st.lists(
             CHAT,
             {"style": "pointing", "label": "bin", "points": [[3, 4], [30, 20]]},
             {"style": "point_count", "label": "bin", "points": [[3, 4]], "point_scale": 100},
-            {"style": "vqa2", "question": "Why?", "answers": ["so", "no", "because it was raining"]},
+            {
+                "style": "vqa2",
+                "question": "Why?",
+                "answers": ["so", "no", "because it was raining"],
+            },
             {"style": "long_caption", "text": CAPTION["text"] * 4},
         ]
     ),
@@ -195,10 +224,17 @@ annotations = st.lists(
 
 @settings(max_examples=120, deadline=None, derandomize=True)
 @given(
-    annotations, st.lists(st.sampled_from(list(PICTURES)), min_size=1, max_size=3), st.integers(0, 999), st.booleans()
+    annotations,
+    st.lists(st.sampled_from(list(PICTURES)), min_size=1, max_size=3),
+    st.integers(0, 999),
+    st.booleans(),
 )
 def test_size_is_what_build_makes(
-    builder: SampleBuilder, asked: list[dict], sizes: list[tuple[int, int]], seed: int, shuffle: bool
+    builder: SampleBuilder,
+    asked: list[dict],
+    sizes: list[tuple[int, int]],
+    seed: int,
+    shuffle: bool,
 ) -> None:
     """Random trees, pictures and draws; some are longer than the sequence and cut."""
     maker = make(builder.tokenizer.folder, sequence_length=200, shuffle_messages=shuffle)
@@ -216,7 +252,9 @@ def test_size_is_what_build_makes(
     assert {len(getattr(got, f.name)) for f in dataclasses.fields(got)[:5]} == {tokens}
     assert {len(getattr(got, f.name)) for f in dataclasses.fields(got)[5:]} == {crops}
     again = maker.build(given_record, RandomState(seed))
-    assert all(torch.equal(getattr(got, f.name), getattr(again, f.name)) for f in dataclasses.fields(got))
+    assert all(
+        torch.equal(getattr(got, f.name), getattr(again, f.name)) for f in dataclasses.fields(got)
+    )
 
 
 def test_cutting(tokenizer: Path, builder: SampleBuilder) -> None:
@@ -250,9 +288,20 @@ def test_video(tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frames = [np.full((40, 60, 3), 40 * i, np.uint8) for i in range(5)]
     monkeypatch.setattr(sample_module, "load_frames", lambda data, count: frames[:count])
     maker = make(tokenizer, images={"resize": "siglip"})
-    film = {"annotations": [COLOUR], "images": ["mp4"], "sizes": [], "pixels": [b""], "num_frames": 3}
+    film = {
+        "annotations": [COLOUR],
+        "images": ["mp4"],
+        "sizes": [],
+        "pixels": [b""],
+        "num_frames": 3,
+    }
     got = maker.build(film, RandomState(0))
-    assert maker.size(film, RandomState(0)) == (len(got.input_ids), 3) and got.images.shape == (3, 56, 56, 3)
+    assert maker.size(film, RandomState(0)) == (len(got.input_ids), 3) and got.images.shape == (
+        3,
+        56,
+        56,
+        3,
+    )
     assert got.images.float().mean((1, 2, 3)).tolist() == [0, 40, 80]
     assert (got.branch_ids == 0).sum() == 1 + 3 * len(maker.images.layout(1, 1, frame=True).tokens)
     del film["num_frames"]
@@ -280,7 +329,9 @@ def test_bad_pictures_and_a_stale_index(builder: SampleBuilder) -> None:
         builder.build(stale, RandomState(0))
     assert not isinstance(error.value, BadSample)  # not to be skipped: the whole index may be wrong
     with pytest.raises(BadSample, match="too narrow"):  # known before decoding
-        builder.size({"images": ["jpg"], "sizes": [(1000, 1)], "annotations": [COLOUR]}, RandomState(0))
+        builder.size(
+            {"images": ["jpg"], "sizes": [(1000, 1)], "annotations": [COLOUR]}, RandomState(0)
+        )
     with pytest.raises(BadSample, match="no annotations"):
         builder.size({"images": [], "sizes": []}, RandomState(0))
 
@@ -290,10 +341,15 @@ def test_prompts_are_the_start_of_what_was_trained(builder: SampleBuilder) -> No
         trained = builder.build(record([annotation], (150, 60)), RandomState(0))
         asked = builder.prompt([picture((150, 60))], annotation)
         last = len(asked.input_ids)
-        assert torch.equal(asked.input_ids, trained.input_ids[:last]) and trained.loss_weights[last - 1] > 0
+        assert (
+            torch.equal(asked.input_ids, trained.input_ids[:last])
+            and trained.loss_weights[last - 1] > 0
+        )
         assert torch.equal(asked.position_ids, trained.position_ids[:last])
         assert torch.equal(asked.branch_ids, trained.branch_ids[:last])
-        assert torch.equal(asked.images, trained.images) and torch.equal(asked.image_positions, trained.image_positions)
+        assert torch.equal(asked.images, trained.images) and torch.equal(
+            asked.image_positions, trained.image_positions
+        )
         assert not asked.loss_weights.any() and not asked.labels.any()
 
 
@@ -303,12 +359,16 @@ def test_prompts_of_a_user(builder: SampleBuilder) -> None:
     assert words.decode(text) == " User: Which colour? Assistant:"
     assert torch.equal(builder.prompt([np.asarray(image)], "Which colour?").input_ids, text)
     chat = builder.prompt([image], ["Hi", "Hello.", "Which colour?"], style="vqa2").input_ids
-    assert words.decode(chat[:-1]) == " User: vqa2: Hi Assistant: Hello."  # decoding stops at the first end
+    # decoding stops at the first end
+    assert words.decode(chat[:-1]) == " User: vqa2: Hi Assistant: Hello."
     assert len(builder.prompt([], "No picture").images) == 0
-    named = [i for i in range(60) if RandomState(i).random() <= 0.1]  # a demo style, then named in the prompt
+    # a demo style, then named in the prompt
+    named = [i for i in range(60) if RandomState(i).random() <= 0.1]
     for seed in (0, *named[:2], 1):
         text = builder.prompt([], "Where?", "user_qa", RandomState(seed)).input_ids
-        assert words.decode(text) == f" User: {'user_qa: ' if seed in named else ''}Where? Assistant:"
+        assert (
+            words.decode(text) == f" User: {'user_qa: ' if seed in named else ''}Where? Assistant:"
+        )
     with pytest.raises(ValueError, match="make it shorter"):
         builder.prompt([image], "on and on " * 4096)
 

@@ -24,21 +24,39 @@ from molmo_ds.testing.streams import picture
 
 ASK = {"style": "vqa2", "question": "Which?", "answer": "a boat"}
 BAD = {  # what a shard of somebody else may hold: the record's keys, and what is said of them
-    "letter": ({"annotations": [ASK | {"options": ["a", "b"], "answer_index": "B"}]}, "'answer_index' is the text 'B'"),
+    "letter": (
+        {"annotations": [ASK | {"options": ["a", "b"], "answer_index": "B"}]},
+        "'answer_index' is the text 'B'",
+    ),
     "null": ({"annotations": [ASK, None]}, "annotation 2 of 2: An annotation is null"),
     "number": ({"annotations": [ASK | {"answer": 5}]}, "'answer' is the number 5"),
-    "scale": ({"annotations": [{"style": "p", "label": "x", "points": [[1, 1]], "point_scale": "1"}]}, "'point_scale'"),
+    "scale": (
+        {"annotations": [{"style": "p", "label": "x", "points": [[1, 1]], "point_scale": "1"}]},
+        "'point_scale'",
+    ),
     "outside": (
         {"annotations": [{"style": "p", "label": "x", "points": [[99, 1]]}]},
         "lies outside of the picture, 24 x 16",
     ),
     "weight": ({"annotations": [ASK | {"weight": float("nan")}]}, "'weight' is the number nan"),
-    "roles": ({"annotations": [{"style": "x", "messages": [{"role": "system", "content": "x"}]}]}, "is a system turn"),
-    "marks": ({"annotations": [ASK | {"question": "<image><image>Q"}]}, "begins with 2 picture marks"),
-    "place": ({"images": [], "annotations": [ASK | {"question": "See <|image|>"}]}, "the sample has no picture"),
+    "roles": (
+        {"annotations": [{"style": "x", "messages": [{"role": "system", "content": "x"}]}]},
+        "is a system turn",
+    ),
+    "marks": (
+        {"annotations": [ASK | {"question": "<image><image>Q"}]},
+        "begins with 2 picture marks",
+    ),
+    "place": (
+        {"images": [], "annotations": [ASK | {"question": "See <|image|>"}]},
+        "the sample has no picture",
+    ),
     "nothing": ({"annotations": []}, "no annotations"),
     "frames": ({"annotations": [ASK], "images": ["mp4"], "num_frames": "8"}, "num_frames is '8'"),
-    "surrogate": ({"annotations": [ASK | {"question": "\ud83d"}]}, "'question' is the text .* Unicode"),
+    "surrogate": (
+        {"annotations": [ASK | {"question": "\ud83d"}]},
+        "'question' is the text .* Unicode",
+    ),
 }
 
 
@@ -55,7 +73,13 @@ def run(tmp_path: Path, **data: Any) -> c.RunConfig:
         vision=c.VisionConfig(image_size=56),
         images=c.ImageConfig(max_crops=2, overlap_margins=(1, 1)),
     )
-    stream = {"sequence_length": 200, "crops_per_sequence": 6, "pool_size": 4, "num_workers": 0, "max_bad_share": 1.0}
+    stream = {
+        "sequence_length": 200,
+        "crops_per_sequence": 6,
+        "pool_size": 4,
+        "num_workers": 0,
+        "max_bad_share": 1.0,
+    }
     sources = {"x": c.SourceConfig(path=str(tmp_path / "shards"))}
     settings = c.DataConfig(sources=sources, tokenizer=str(tmp_path / "words"), **stream | data)
     return c.RunConfig(model=model, data=settings, global_batch=2, micro_batch=2)
@@ -64,31 +88,51 @@ def run(tmp_path: Path, **data: Any) -> c.RunConfig:
 @pytest.fixture
 def rotten(tmp_path: Path) -> c.RunConfig:
     sound = (sample(f"good{i}", {"annotations": [ASK | {"weight": None}]}) for i in range(8))
-    write_shards([*(sample(name, record) for name, (record, _) in BAD.items()), *sound], tmp_path / "shards")
+    write_shards(
+        [*(sample(name, record) for name, (record, _) in BAD.items()), *sound], tmp_path / "shards"
+    )
     return run(tmp_path)
 
 
-def test_every_bad_sample_is_a_counted_skip(rotten: c.RunConfig, caplog: pytest.LogCaptureFixture) -> None:
+def test_every_bad_sample_is_a_counted_skip(
+    rotten: c.RunConfig, caplog: pytest.LogCaptureFixture
+) -> None:
     mixture = Mixture.open(rotten)
     batches, states = replay(rotten, mixture, 1, 0, 12)
     for name, (_, sentence) in BAD.items():
-        told = [record.getMessage() for record in caplog.records if f"skipped '{name}' of" in record.getMessage()]
+        told = [
+            record.getMessage()
+            for record in caplog.records
+            if f"skipped '{name}' of" in record.getMessage()
+        ]
         assert told and all(re.search(sentence, message) for message in told), name
     assert sum(state["bad"] for state in states.values()) == len(caplog.records)
     assert all(batch.loss_weights.isfinite().all() for step in batches for batch in step)
-    with pytest.raises(ValueError, match=r"\d+ of \d+ samples cannot be used, more than data.max_bad_share=0.0 allows"):
-        strict = dataclasses.replace(rotten, data=dataclasses.replace(rotten.data, max_bad_share=0.0))
+    with pytest.raises(
+        ValueError,
+        match=r"\d+ of \d+ samples cannot be used, more than data.max_bad_share=0.0 allows",
+    ):
+        strict = dataclasses.replace(
+            rotten, data=dataclasses.replace(rotten.data, max_bad_share=0.0)
+        )
         replay(strict, mixture, 1, 0, 12)
 
 
-def test_inspection_names_sample_and_key(rotten: c.RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspection_names_sample_and_key(
+    rotten: c.RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = rotten.data.sources["x"].path
     with pytest.raises(SystemExit, match=f"{len(BAD)} faults"):
         inspect_shards.main([path])
     out = capsys.readouterr().out
     for name, (_, sentence) in BAD.items():
-        [line] = [line for line in out.splitlines() if line.startswith("  FAULT") and f"sample '{name}'" in line]
-        assert re.search(sentence, line) or name == "frames"  # there the fault found first is that a JPEG is no video
+        [line] = [
+            line
+            for line in out.splitlines()
+            if line.startswith("  FAULT") and f"sample '{name}'" in line
+        ]
+        # there the fault found first is that a JPEG is no video
+        assert re.search(sentence, line) or name == "frames"
 
 
 def test_a_page_is_drawn_of_what_can_be_used(
@@ -96,10 +140,18 @@ def test_a_page_is_drawn_of_what_can_be_used(
 ) -> None:
     path = rotten.data.sources["x"].path
     words = rotten.data.tokenizer
-    overrides = ["preset=tiny", "data.sequence_length=256", "data.crops_per_sequence=16", "--tokenizer", words]
+    overrides = [
+        "preset=tiny",
+        "data.sequence_length=256",
+        "data.crops_per_sequence=16",
+        "--tokenizer",
+        words,
+    ]
     visualize.main([path, str(tmp_path / "page.html"), *overrides])
     assert "samples skipped, the first '" in capsys.readouterr().out
-    page = html.unescape(re.sub(r"<[^>]+>", "", (tmp_path / "page.html").read_text())).replace("\xa0", " ")
+    page = html.unescape(re.sub(r"<[^>]+>", "", (tmp_path / "page.html").read_text())).replace(
+        "\xa0", " "
+    )
     assert "a boat" in page and "nan" not in page
 
 
@@ -107,7 +159,8 @@ def test_nothing_but_bad_samples_says_why(tmp_path: Path) -> None:
     write_shards([sample(f"k{i}", BAD["letter"][0]) for i in range(4)], tmp_path / "shards")
     stream = build_stream(run(tmp_path), 0, 1)
     with pytest.raises(
-        ValueError, match=r"samples cannot be used.* The last: 'k\d' of .*'answer_index' is the text 'B'"
+        ValueError,
+        match=r"samples cannot be used.* The last: 'k\d' of .*'answer_index' is the text 'B'",
     ):
         next(stream)
 
@@ -118,7 +171,9 @@ def test_what_is_cut_is_counted_and_said(tmp_path: Path, caplog: pytest.LogCaptu
     made = [{"annotations": [{"style": "x", "question": "Q", "text": text}]} for text in texts]
     write_shards([sample(f"k{i}", record) for i, record in enumerate(made)], tmp_path / "shards")
     config = run(tmp_path, packing="to_max")
-    free = Mixture.open(dataclasses.replace(config, data=dataclasses.replace(config.data, sequence_length=4000)))
+    free = Mixture.open(
+        dataclasses.replace(config, data=dataclasses.replace(config.data, sequence_length=4000))
+    )
     limit = config.data.sequence_length
     shards = ShardSet(config.data.sources["x"].path)
     lengths = [free.builder.size(shards.record(i), RandomState(0))[0] for i in range(3)]
@@ -142,5 +197,7 @@ def test_what_is_cut_is_counted_and_said(tmp_path: Path, caplog: pytest.LogCaptu
     said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     seen = sum(state["seen"] for state in states.values())
     whole = f"{len(lost)} of {seen} samples were cut at data.sequence_length={limit} and lost {sum(lost)} tokens so far"
-    assert said[-1].startswith(whole) and re.search(r"the last: \d+ tokens of 'k[12]' of ", said[-1])
+    assert said[-1].startswith(whole) and re.search(
+        r"the last: \d+ tokens of 'k[12]' of ", said[-1]
+    )
     assert 2 <= len(said) <= 5  # at the first, at every doubling, and at the end

@@ -31,7 +31,10 @@ def server() -> Iterator[Server]:
 
 
 def test_options_of_the_tool(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    rows = [{"image_url": server.url(f"good/{i % 3}"), "question": f"q{i}", "answer": f"a{i}"} for i in range(14)]
+    rows = [
+        {"image_url": server.url(f"good/{i % 3}"), "question": f"q{i}", "answer": f"a{i}"}
+        for i in range(14)
+    ]
     Hub(tmp_path / "pixmo_cap_qa").parquet(rows)
     records = build(tmp_path, "pixmo_cap_qa", "--max-annotations", "4")
     # 5, 5 and 4 questions: two pictures in two records of nearly the same size, one in one
@@ -52,24 +55,39 @@ def test_options_of_the_tool(server: Server, tmp_path: Path, capsys: pytest.Capt
     held_out = read(tmp_path / "out" / "pixmo_cap_qa-validation")
     assert len(train) == 2
     assert len(held_out) == 1
-    hashes = {hashlib.sha256(repr(row["image_url"]).encode()).digest(): row["image_url"] for row in rows[:3]}
+    hashes = {
+        hashlib.sha256(repr(row["image_url"]).encode()).digest(): row["image_url"]
+        for row in rows[:3]
+    }
     assert held_out[0]["metadata"] == {"image_url": hashes[min(hashes)]}
     assert len(build(tmp_path, "pixmo_cap_qa", "--limit", "2", "--overwrite")) == 2
 
     # from a zip, and from one file
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
         archive.write(
-            tmp_path / "pixmo_cap_qa" / "data" / "train-00000-of-00001.parquet", "pixmo_cap_qa/train-0.parquet"
+            tmp_path / "pixmo_cap_qa" / "data" / "train-00000-of-00001.parquet",
+            "pixmo_cap_qa/train-0.parquet",
         )
-    for source in (tmp_path / "all.zip", tmp_path / "pixmo_cap_qa" / "data" / "train-00000-of-00001.parquet"):
-        argv = ["pixmo_cap_qa", "--from", str(source), "--out", str(tmp_path / "out"), "--overwrite"]
+    for source in (
+        tmp_path / "all.zip",
+        tmp_path / "pixmo_cap_qa" / "data" / "train-00000-of-00001.parquet",
+    ):
+        argv = [
+            "pixmo_cap_qa",
+            "--from",
+            str(source),
+            "--out",
+            str(tmp_path / "out"),
+            "--overwrite",
+        ]
         assert run(tmp_path, *argv) == 0
         assert len(read(shards)) == 3
 
 
 def test_mistakes(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(
-        ValueError, match="There is no data set 'pixmo_points_count'; did you mean 'pixmo_points_counting'?"
+        ValueError,
+        match="There is no data set 'pixmo_points_count'; did you mean 'pixmo_points_counting'?",
     ):
         sources.get("pixmo_points_count")
 
@@ -84,7 +102,12 @@ def test_mistakes(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture)
     says("give --from a file or folder", "chart_qa", "--from", str(tmp_path / "nowhere"))
     says("no parquet or JSON file of split 'train'", "chart_qa", "--from", str(tmp_path))
     Hub(tmp_path / "chart_qa").parquet([{"image": shown(1), "question": "x"}], image="image")
-    says("the rows have no column 'human_or_machine'; they have image, question", "chart_qa", "--from", str(tmp_path))
+    says(
+        "the rows have no column 'human_or_machine'; they have image, question",
+        "chart_qa",
+        "--from",
+        str(tmp_path),
+    )
     Hub(tmp_path / "pixmo_cap").parquet([{"url": "x"}])
     says("the rows have no column 'image_url'", "pixmo_cap", "--from", str(tmp_path))
     Hub(tmp_path / "tab_mwp").json("problems_train.json", {"1": {"question": "q", "answer": "a"}})
@@ -107,7 +130,10 @@ def test_mistakes(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture)
     Hub(tmp_path / "doc_qa").parquet(
         [{"questionId": "1", "question": "q", "image": shown(1), "answers": ["a"]}], image="image"
     )
-    assert run(tmp_path, "vqa2", "doc_qa", "--from", str(tmp_path), "--out", str(tmp_path / "out")) == 1
+    assert (
+        run(tmp_path, "vqa2", "doc_qa", "--from", str(tmp_path), "--out", str(tmp_path / "out"))
+        == 1
+    )
     assert len(read(tmp_path / "out" / "doc_qa-train")) == 1
     with pytest.raises(ValueError, match="an action 'fly'"):
         sources.android.action_text({"action_type": "fly"}, (1, 1))
@@ -121,8 +147,16 @@ def test_what_is_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         if path.startswith("allenai"):
             raise ConnectionError("no network")
         row = {"query": "q", "label": ["a"], "human_or_machine": 0, "image": shown(1)}
-        row |= {"id": str(name), "question": "q", "options": "[]", "answer": "x", "question_type": "open"}
-        return datasets.Dataset.from_list([{**row, "image_1": row["image"]}]).cast_column("image", datasets.Image())
+        row |= {
+            "id": str(name),
+            "question": "q",
+            "options": "[]",
+            "answer": "x",
+            "question_type": "open",
+        }
+        return datasets.Dataset.from_list([{**row, "image_1": row["image"]}]).cast_column(
+            "image", datasets.Image()
+        )
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     argv = ["chart_qa", "mmmu", "--split", "validation", "--out", str(tmp_path)]
@@ -151,23 +185,43 @@ def test_the_table_is_up_to_date() -> None:
     assert text[start : text.index("\n<!-- end")] == table()
     for source in sources.ALL.values():
         assert bool(source.hub) != bool(source.by_hand), source.name
-        assert source.confirmed != ("not confirmed" in text.split(f"| `{source.name}` |")[1].split("\n")[0])
+        assert source.confirmed != (
+            "not confirmed" in text.split(f"| `{source.name}` |")[1].split("\n")[0]
+        )
 
 
 def test_the_command_killed_and_given_again(server: Server, tmp_path: Path) -> None:
-    rows = [{"image_url": server.url(f"lingering/{i}"), "caption": f"c{i}", "transcripts": []} for i in range(120)]
+    rows = [
+        {"image_url": server.url(f"lingering/{i}"), "caption": f"c{i}", "transcripts": []}
+        for i in range(120)
+    ]
     lines = "\n".join(json.dumps(row) for row in rows)
     (tmp_path / "rows.jsonl").write_text(lines)
-    command = [sys.executable, "tools/download.py", "pixmo_cap", "--from", str(tmp_path / "rows.jsonl")]
+    command = [
+        sys.executable,
+        "tools/download.py",
+        "pixmo_cap",
+        "--from",
+        str(tmp_path / "rows.jsonl"),
+    ]
     command += ["--out", str(tmp_path / "out"), "--workers", "2", "--samples-per-shard", "16"]
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "TQDM_DISABLE": "1", "PYTHONPATH": str(ROOT)}
-    child = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    environment = {
+        **os.environ,
+        "HF_HOME": str(tmp_path / "cache"),
+        "TQDM_DISABLE": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    child = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     while child.poll() is None and sum(server.hits[f"/lingering/{i}"] for i in range(120)) < 10:
         time.sleep(0.01)
     child.kill()
     child.wait(10)
     assert not (tmp_path / "out" / "pixmo_cap-train").exists()
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+    )
     assert result.returncode == 0, result.stderr
     assert "120 of 120 pictures (100.0 %)" in result.stdout
     assert (

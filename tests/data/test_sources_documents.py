@@ -11,32 +11,53 @@ from molmo_ds.data.decode import load_image
 
 
 def test_documents(tmp_path: Path) -> None:
-    row = {"questionId": "7", "question": "Date?", "question_types": ["form"], "image": shown(1, "PNG"), "docId": 3}
+    row = {
+        "questionId": "7",
+        "question": "Date?",
+        "question_types": ["form"],
+        "image": shown(1, "PNG"),
+        "docId": 3,
+    }
     Hub(tmp_path / "doc_qa").parquet([{**row, "answers": ["1 May", "May 1"]}], image="image")
-    Hub(tmp_path / "doc_qa").parquet([{**row, "answers": None}], "data/test-00000-of-00001", "image")
+    Hub(tmp_path / "doc_qa").parquet(
+        [{**row, "answers": None}], "data/test-00000-of-00001", "image"
+    )
     [record] = build(tmp_path, "doc_qa")
-    assert record["annotations"] == [{"style": "doc_qa", "question": "Date?", "answers": ["1 May", "May 1"]}]
+    assert record["annotations"] == [
+        {"style": "doc_qa", "question": "Date?", "answers": ["1 May", "May 1"]}
+    ]
     assert record["metadata"] == {"example_id": "7"}
-    assert build(tmp_path, "doc_qa", split="test")[0]["annotations"] == [{"style": "doc_qa", "question": "Date?"}]
+    assert build(tmp_path, "doc_qa", split="test")[0]["annotations"] == [
+        {"style": "doc_qa", "question": "Date?"}
+    ]
 
     hub = Hub(tmp_path / "info_qa")
-    row = {"questionId": 65718, "question": "Share?", "image_local_name": "20471.jpeg", "answers": ["61%"]}
+    row = {
+        "questionId": 65718,
+        "question": "Share?",
+        "image_local_name": "20471.jpeg",
+        "answers": ["61%"],
+    }
     hub.json("infographicsVQA_train_v1.0.json", {"dataset_name": "x", "data": [row]})
     hub.json("infographicsVQA_val_v1.0_withQT.json", {"data": [{**row, "questionId": 1}]})
     hub.file("images/20471.jpeg", picture(2))
     for split, number in (("train", 65718), ("validation", 1)):
         [record] = build(tmp_path, "info_qa", split=split)
-        assert record["annotations"] == [{"style": "info_qa", "question": "Share?", "answers": ["61%"]}]
+        assert record["annotations"] == [
+            {"style": "info_qa", "question": "Share?", "answers": ["61%"]}
+        ]
         assert record["metadata"] == {"example_id": number}
 
     hub = Hub(tmp_path / "st_qa")
     rows = [
-        {"question_id": i, "question": f"q{i}", "file_path": "coco/a.jpg", "answers": [str(i)]} for i in range(1026)
+        {"question_id": i, "question": f"q{i}", "file_path": "coco/a.jpg", "answers": [str(i)]}
+        for i in range(1026)
     ]
     hub.json("train_task_3.json", {"data": rows[::-1]})
     hub.file("coco/a.jpg", picture(3, (8, 8)))
     order = np.arange(1026)
-    np.random.RandomState(63069).shuffle(order)  # the reference's split: the first 1024 of the ids in this order
+    # the reference's split: the first 1024 of the ids in this order
+    np.random.RandomState(63069).shuffle(order)
     train, held_out = build(tmp_path, "st_qa"), build(tmp_path, "st_qa", split="validation")
     assert [r["metadata"]["example_id"] for r in train] == order[1024:].tolist()
     assert [r["metadata"]["example_id"] for r in held_out] == order[:1024].tolist()
@@ -60,7 +81,9 @@ def test_charts(tmp_path: Path) -> None:
     assert one["annotations"][0]["weight"] == pytest.approx(1.4772, abs=5e-5)
     assert two["annotations"][0]["weight"] == pytest.approx(0.5228, abs=5e-5)
     assert [r["metadata"]["is_human"] for r in (one, two)] == [True, False]
-    assert 7398 * one["annotations"][0]["weight"] == pytest.approx(20901 * two["annotations"][0]["weight"])
+    assert 7398 * one["annotations"][0]["weight"] == pytest.approx(
+        20901 * two["annotations"][0]["weight"]
+    )
     held_out = build(tmp_path, "chart_qa", split="validation")
     assert held_out[0]["annotations"] == [{"style": "chart_qa", "question": "x", "answers": ["1"]}]
 
@@ -77,7 +100,9 @@ def test_charts(tmp_path: Path) -> None:
         {"style": "dv_qa", "question": "a", "answer": "yes"},
         {"style": "dv_qa", "question": "b", "answer": "8"},
     ]
-    assert build(tmp_path, "dv_qa", split="validation_hard")[0]["metadata"] == {"image_id": "bar_1.png"}
+    assert build(tmp_path, "dv_qa", split="validation_hard")[0]["metadata"] == {
+        "image_id": "bar_1.png"
+    }
 
     rows = [
         {"image_index": 5, "question_string": q, "answer": a, "question_id": i}
@@ -118,13 +143,25 @@ def test_ai2d(tmp_path: Path) -> None:
         "correctAnswer": 1,
         "questionId": "1.png-0",
     }
-    lettered = {"abcLabel": True, "answerTexts": ["b", "A", "none", "c"], "correctAnswer": 0, "questionId": "1.png-1"}
-    mixed = {"abcLabel": True, "answerTexts": ["x", "y", "b", "c"], "correctAnswer": 3, "questionId": "1.png-2"}
+    lettered = {
+        "abcLabel": True,
+        "answerTexts": ["b", "A", "none", "c"],
+        "correctAnswer": 0,
+        "questionId": "1.png-1",
+    }
+    mixed = {
+        "abcLabel": True,
+        "answerTexts": ["x", "y", "b", "c"],
+        "correctAnswer": 3,
+        "questionId": "1.png-2",
+    }
     hub.json(
-        "questions/1.png.json", {"imageName": "1.png", "questions": {"Which?": plain, "Where?": lettered, "So?": mixed}}
+        "questions/1.png.json",
+        {"imageName": "1.png", "questions": {"Which?": plain, "Where?": lettered, "So?": mixed}},
     )
     texts = {
-        f"T{i}": {"replacementText": t, "rectangle": [[5, 5 + 10 * i], [25, 14 + 10 * i]]} for i, t in enumerate("ABC")
+        f"T{i}": {"replacementText": t, "rectangle": [[5, 5 + 10 * i], [25, 14 + 10 * i]]}
+        for i, t in enumerate("ABC")
     }
     hub.json("annotations/1.png.json", {"text": texts})
     hub.file("images/1.png", picture(1, (60, 50), "PNG"))
@@ -138,7 +175,12 @@ def test_ai2d(tmp_path: Path) -> None:
 
     one, *others = build(tmp_path, "ai2d", split="test")
     assert one["annotations"] == [
-        {"style": "ai2_diagram", "question": "Which?", "options": ["leaf", "root"], "answer_index": 1}
+        {
+            "style": "ai2_diagram",
+            "question": "Which?",
+            "options": ["leaf", "root"],
+            "answer_index": 1,
+        }
     ]
     assert one["pixels"] == [picture(1, (60, 50), "PNG")]
     opaque, clear = others[:2]
@@ -152,9 +194,20 @@ def test_ai2d(tmp_path: Path) -> None:
             "unlabelled": True,
         }
     ]
-    assert [r["metadata"]["has_transparent_box"] for r in others] == [False, True, False, True, False]
+    assert [r["metadata"]["has_transparent_box"] for r in others] == [
+        False,
+        True,
+        False,
+        True,
+        False,
+    ]
     assert others[2]["annotations"] == [  # two letters of four options: not the letters' question
-        {"style": "ai2_diagram", "question": "So?", "options": ["x", "y", "b", "c"], "answer_index": 3}
+        {
+            "style": "ai2_diagram",
+            "question": "So?",
+            "options": ["x", "y", "b", "c"],
+            "answer_index": 3,
+        }
     ]
     before, after, tinted = (load_image(r["pixels"][0]).astype(int) for r in (one, opaque, clear))
     assert (after[6, 23] == (25, 249, 255)).all()  # inside box A, right of its letter

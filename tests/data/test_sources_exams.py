@@ -1,4 +1,4 @@
-"""Exams and Android Control in their published layouts, through tools/download.py to shards and back."""
+"""Exams, clocks and Android Control in their published layouts, through tools/download.py to shards and back."""
 
 import gzip
 import json
@@ -10,12 +10,25 @@ from source_helpers import Hub, build, shown
 
 
 def test_exams(tmp_path: Path) -> None:
-    row = {"image": shown(1, "PNG"), "question": "Which is it?", "choices": ["a", "b"], "answer": 1, "hint": ""}
-    Hub(tmp_path / "science_qa").parquet([{**row, "image": None}, row, {**row, "hint": "Look."}], image="image")
+    row = {
+        "image": shown(1, "PNG"),
+        "question": "Which is it?",
+        "choices": ["a", "b"],
+        "answer": 1,
+        "hint": "",
+    }
+    Hub(tmp_path / "science_qa").parquet(
+        [{**row, "image": None}, row, {**row, "hint": "Look."}], image="image"
+    )
     one, two = build(tmp_path, "science_qa")
     assert one["__key__"] == "science_qa-00000001"
     assert one["annotations"] == [
-        {"style": "science_qa", "question": "Which is it?", "options": ["a", "b"], "answer_index": 1}
+        {
+            "style": "science_qa",
+            "question": "Which is it?",
+            "options": ["a", "b"],
+            "answer_index": 1,
+        }
     ]
     assert two["annotations"][0]["question"] == "Look.\nWhich is it?"
     report = json.loads((tmp_path / "out" / "science_qa-train" / "report.json").read_text())
@@ -39,19 +52,36 @@ def test_exams(tmp_path: Path) -> None:
         },
     ]
     maths = [
-        {**base, "id": "v_Math_1", "options": "[]", "answer": "['24/7', '3.429']", "question_type": "open"},
+        {
+            **base,
+            "id": "v_Math_1",
+            "options": "[]",
+            "answer": "['24/7', '3.429']",
+            "question_type": "open",
+        },
         {**base, "id": "v_Math_2", "options": "[]", "answer": "8", "question_type": "open"},
     ]
     for subject, rows in (("Art", art), ("Math", maths)):
         Hub(tmp_path / "mmmu").parquet(rows, f"{subject}/validation-00000-of-00001", "image_1")
     first, second, third, fourth = build(tmp_path, "mmmu", split="validation")
     assert first["annotations"] == [
-        {"style": "a_okvqa_mc", "question": "<image 1> What?", "options": ["one", "it's two"], "answer_index": 1}
+        {
+            "style": "a_okvqa_mc",
+            "question": "<image 1> What?",
+            "options": ["one", "it's two"],
+            "answer_index": 1,
+        }
     ]
     assert second["images"] == []
-    assert third["annotations"] == [{"style": "vqa2", "question": "<image 1> What?", "answers": ["24/7", "3.429"]}]
+    assert third["annotations"] == [
+        {"style": "vqa2", "question": "<image 1> What?", "answers": ["24/7", "3.429"]}
+    ]
     assert fourth["annotations"][0]["answers"] == ["8"]
-    assert first["metadata"] == {"example_id": "v_Art_1", "question_type": "multiple-choice", "answer": "B"}
+    assert first["metadata"] == {
+        "example_id": "v_Art_1",
+        "question_type": "multiple-choice",
+        "answer": "B",
+    }
 
     base = {"image": "images/1.jpg", "decoded_image": shown(1), "unit": None, "precision": 1.0}
     rows = [
@@ -77,9 +107,16 @@ def test_exams(tmp_path: Path) -> None:
     Hub(tmp_path / "math_vista").parquet(rows, "data/testmini-00000-of-00001", "decoded_image")
     one, two = build(tmp_path, "math_vista", split="validation")
     assert one["annotations"] == [
-        {"style": "eval_multiple_choice", "question": "How long?", "options": ["2", "5"], "answer_index": 1}
+        {
+            "style": "eval_multiple_choice",
+            "question": "How long?",
+            "options": ["2", "5"],
+            "answer_index": 1,
+        }
     ]
-    assert two["annotations"] == [{"style": "eval_short_answer", "question": "What is x?", "answer": "1.2"}]
+    assert two["annotations"] == [
+        {"style": "eval_short_answer", "question": "What is x?", "answer": "1.2"}
+    ]
     assert two["metadata"]["precision"] == 1.0
     assert one["metadata"]["query"] == "Hint: Choose.\nQuestion: How long?"
 
@@ -111,6 +148,37 @@ def example(features: dict[str, list], packed: bool = True) -> bytes:
     return message((1, message(*entries)))
 
 
+def test_clocks_in_photographs(tmp_path: Path) -> None:
+    hub = Hub(tmp_path / "clock_bench")
+    hub.file(
+        "movies_final.csv",
+        'file_name,hour,minute,img_id,bbox_det\ncafé.png,12,5,7,"[1, 2, 3, 4]"\n'.encode(),
+    )
+    hub.file("ClockMovies/images/cafe\u0301.png", picture(1, kind="PNG"))
+    [record] = build(tmp_path, "clock_bench", split="movies")
+    assert record["annotations"] == [{"style": "clocks", "question": "What time is being shown?"}]
+    assert record["metadata"] == {"image_id": "7", "hour": 12, "minute": 5, "second": -1}
+
+
+def node(edges: dict[int, int], visible: bool = True) -> bytes:
+    """An element of a screen: its bounds by field (1 left, 2 top, 3 right, 4 bottom), and whether it is seen."""
+    bounds = b"".join(
+        varint(number << 3) + varint(value % (1 << 64)) for number, value in edges.items()
+    )
+    return message((2, bounds)) + (varint(23 << 3) + varint(1) if visible else b"")
+
+
+def forest() -> bytes:
+    """Two windows with elements around (540, 1200)."""
+    whole = node({3: 1080, 4: 2400})  # left and top are 0, and not written
+    narrow = node({1: 500, 2: 1000, 3: 600, 4: 1300})
+    lower = node({1: 500, 2: 1100, 3: 600, 4: 1300})
+    hidden = node({1: 539, 2: 1199, 3: 541, 4: 1201}, visible=False)
+    elsewhere = node({1: -4, 2: 3, 3: 1080, 4: 90})
+    first = message((11, message((1, whole), (1, narrow), (1, hidden))))
+    return message((1, first), (1, message((11, message((1, lower), (1, elsewhere))))))
+
+
 def test_android_control(tmp_path: Path) -> None:
     hub = Hub(tmp_path / "android_control")
     actions = [
@@ -126,6 +194,7 @@ def test_android_control(tmp_path: Path) -> None:
         "screenshot_heights": [2400] * 4,
         "actions": [json.dumps(action).encode() for action in actions],
         "step_instructions": [b"Tap it", b"Open Zoho", b"Hold it"],
+        "accessibility_trees": [forest(), forest(), message()],
         "noise": [0.5],
     }
     records = [example(features), example({**features, "episode_id": [301]}, packed=False)]
@@ -134,9 +203,16 @@ def test_android_control(tmp_path: Path) -> None:
     hub.json("splits.json", {"train": [300], "validation": [], "test": [301, 5]})
     hub.json("test_subsplits.json", {"IDD": [301], "app_unseen": [5]})
     first, second, third = build(tmp_path, "android_control")
-    assert [r["__key__"] for r in (first, third)] == ["android_control-00000000-0", "android_control-00000000-2"]
+    assert [r["__key__"] for r in (first, third)] == [
+        "android_control-00000000-0",
+        "android_control-00000000-2",
+    ]
     assert first["pixels"] == [picture(0, (27, 60), "PNG")]
-    asked = ["low_level: Tap it", "high_level: Open the meeting low_level: Tap it", "high_level: Open the meeting"]
+    asked = [
+        "low_level: Tap it",
+        "high_level: Open the meeting low_level: Tap it",
+        "high_level: Open the meeting",
+    ]
     answer = "Click(50.0, 50.0)"
     assert first["annotations"] == [
         *({"style": "android_control", "question": q, "answer": answer} for q in asked),
@@ -153,3 +229,6 @@ def test_android_control(tmp_path: Path) -> None:
     assert len(test) == 12
     assert [r["metadata"]["mode"] for r in test[:4]] == ["ll", "hl_ll", "hl", "hl_cot"]
     assert test[4]["metadata"]["episode_id"] == 301
+    boxes = [record["metadata"]["target_box"] for record in test[::4]]
+    # pixels to percent of 1080 x 2400: the lower of the two narrowest; none; 10 pixels around (1, 2399)
+    assert boxes == ["[46.3, 45.8, 55.6, 54.2]", "", "[-0.8, 99.5, 1.0, 100.4]"]

@@ -79,13 +79,27 @@ def test_pixmo_questions(server: Server, tmp_path: Path) -> None:
     right, wrong = hashlib.sha256(picture(1)).hexdigest(), "0" * 64
     Hub(tmp_path / "pixmo_ask_model_anything").parquet(
         [
-            {"image_url": url, "image_sha256": right.upper(), "question": "How tall?", "answer": "Two metres."},
-            {"image_url": url, "image_sha256": wrong, "question": "How wide?", "answer": "One metre."},
+            {
+                "image_url": url,
+                "image_sha256": right.upper(),
+                "question": "How tall?",
+                "answer": "Two metres.",
+            },
+            {
+                "image_url": url,
+                "image_sha256": wrong,
+                "question": "How wide?",
+                "answer": "One metre.",
+            },
         ]
     )
     [record] = build(tmp_path, "pixmo_ask_model_anything")
-    assert record["annotations"] == [{"style": "user_qa", "question": "How tall?", "answer": "Two metres."}]
-    report = json.loads((tmp_path / "out" / "pixmo_ask_model_anything-train" / "report.json").read_text())
+    assert record["annotations"] == [
+        {"style": "user_qa", "question": "How tall?", "answer": "Two metres."}
+    ]
+    report = json.loads(
+        (tmp_path / "out" / "pixmo_ask_model_anything-train" / "report.json").read_text()
+    )
     assert report["pictures"]["permanent"] == {"hash mismatch": 1}
 
 
@@ -101,7 +115,12 @@ def test_pixmo_points(server: Server, tmp_path: Path) -> None:
         Hub(tmp_path / name).parquet(rows)
         [record] = build(tmp_path, name)
         assert record["annotations"] == [
-            {"style": style, "label": "Ears", "points": [[10.04, 20.0], [5.0, 99.96]], "point_scale": 100},
+            {
+                "style": style,
+                "label": "Ears",
+                "points": [[10.04, 20.0], [5.0, 99.96]],
+                "point_scale": 100,
+            },
             {"style": style, "label": "hat", "points": [], "point_scale": 100},
         ]
     talk = PromptFormatter(PromptConfig(shuffle_messages=False)).conversations(
@@ -122,19 +141,50 @@ def test_pixmo_points(server: Server, tmp_path: Path) -> None:
         [record] = build(tmp_path, name, split="test")
         assert record["annotations"] == [{"style": style, "label": "cat"}]
         assert record["metadata"]["count"] == 3
+    mask = [[False, False, False], [False, True, True]]
+    rows = [{**shared, "label": "dog", "points": [{"x": 50.0, "y": 70.0}], "masks": [mask]}]
+    Hub(tmp_path / "pixmo_points_eval").parquet(rows, "data/test-00000-of-00001")
+    [record] = build(tmp_path, "pixmo_points_eval", split="test")
+    [asked] = record["annotations"]
+    assert asked.pop("masks") == [{"height": 2, "width": 3, "runs": [4, 2]}]
+    assert asked == {
+        "style": "pointing",
+        "label": "dog",
+        "points": [[50.0, 70.0]],
+        "point_scale": 100,
+    }
+
     # the picture is 40 x 30 pixels, so (20, 6) is (50 %, 20 %)
     formatter = PromptFormatter(PromptConfig())
     text = formatter.messages(
-        {"style": "pointing", "label": "dog", "points": [[20.0, 6.0]]}, np.random.RandomState(0), (40, 30)
+        {"style": "pointing", "label": "dog", "points": [[20.0, 6.0]]},
+        np.random.RandomState(0),
+        (40, 30),
     )
     assert text[1] == ' <point x="50.0" y="20.0" alt="dog">dog</point>'
 
     places = [[{"x": 30.0, "y": 40.0}], [{"x": 60.0, "y": 1.0}, {"x": 50.0, "y": 2.0}]]
-    marks = {"alt_text": ["cup", "spoons"], "inline_text": ["The cup", "two spoons"], "points": places}
+    marks = {
+        "alt_text": ["cup", "spoons"],
+        "inline_text": ["The cup", "two spoons"],
+        "points": places,
+    }
     rows = [
-        {**shared, "question": "Where?", "response": "", "parsed_response": "<|POINT|> is by <|POINT|>.", **marks},
+        {
+            **shared,
+            "question": "Where?",
+            "response": "",
+            "parsed_response": "<|POINT|> is by <|POINT|>.",
+            **marks,
+        },
         {**shared, "question": "Lost?", "response": "", "parsed_response": None, **marks},
-        {**shared, "question": "Odd?", "response": "", "parsed_response": "One <|POINT|> only.", **marks},
+        {
+            **shared,
+            "question": "Odd?",
+            "response": "",
+            "parsed_response": "One <|POINT|> only.",
+            **marks,
+        },
     ]
     Hub(tmp_path / "pixmo_point_explanations").parquet(rows)
     [record] = build(tmp_path, "pixmo_point_explanations")
@@ -165,9 +215,18 @@ def test_pixmo_drawn(tmp_path: Path) -> None:
             {"style": style, "question": "b", "answer": "2"},
         ]
     hub = Hub(tmp_path / "pixmo_clocks")
-    known = {"example_id": "e5", "time_format": "12 hour clock (with AM/PM)", "shows_seconds": False}
+    known = {
+        "example_id": "e5",
+        "time_format": "12 hour clock (with AM/PM)",
+        "shows_seconds": False,
+    }
     known |= {"hour_visible": 3, "minute_visible": 7, "second_visible": -1}
-    hub.parquet([{**known, "watchface_id": "w", "text": "It is 3:07 PM"}, {**known, "example_id": "e6", "text": "x"}])
+    hub.parquet(
+        [
+            {**known, "watchface_id": "w", "text": "It is 3:07 PM"},
+            {**known, "example_id": "e6", "text": "x"},
+        ]
+    )
     hub.file("images/e5.png", picture(4, kind="PNG"))
     [record] = build(tmp_path, "pixmo_clocks")
     assert record["annotations"][0]["answer"] == "It is 3:07 PM"

@@ -17,11 +17,20 @@ def test_coco_questions(tmp_path: Path) -> None:
         {"image_id": 10, "question": "Which?", "question_id": 100},
         {"image_id": 9, "question": "What colour?", "question_id": 91},
     ]
-    notes = [{"image_id": q["image_id"], "question_id": q["question_id"], "answers": answers} for q in questions]
-    for name, prefix, style, expected in (("vqa2", "v2_", "vqa2", ["two", "2"]), ("okvqa", "", "okvqa", ["Two", "2"])):
+    notes = [
+        {"image_id": q["image_id"], "question_id": q["question_id"], "answers": answers}
+        for q in questions
+    ]
+    for name, prefix, style, expected in (
+        ("vqa2", "v2_", "vqa2", ["two", "2"]),
+        ("okvqa", "", "okvqa", ["Two", "2"]),
+    ):
         hub = Hub(tmp_path / name)
         for year in ("train2014", "val2014"):
-            hub.json(f"{prefix}OpenEnded_mscoco_{year}_questions.json", {"info": {}, "questions": questions})
+            hub.json(
+                f"{prefix}OpenEnded_mscoco_{year}_questions.json",
+                {"info": {}, "questions": questions},
+            )
             hub.json(f"{prefix}mscoco_{year}_annotations.json", {"info": {}, "annotations": notes})
             hub.file(f"{year}/COCO_{year}_000000000009.jpg", picture(9))
         [record] = build(tmp_path, name)  # picture 10 is not there
@@ -33,8 +42,12 @@ def test_coco_questions(tmp_path: Path) -> None:
         report = json.loads((tmp_path / "out" / f"{name}-train" / "report.json").read_text())
         assert report["dropped"] == {"picture file missing": 1}
         one, two = build(tmp_path, name, split="validation")  # evaluation asks one by one
-        assert [r["metadata"] for r in (one, two)] == [{"image_id": 9, "example_id": i} for i in (90, 91)]
-        assert one["annotations"] == [{"style": style, "question": "How many?", "answers": expected}]
+        assert [r["metadata"] for r in (one, two)] == [
+            {"image_id": 9, "example_id": i} for i in (90, 91)
+        ]
+        assert one["annotations"] == [
+            {"style": style, "question": "How many?", "answers": expected}
+        ]
     hub = Hub(tmp_path / "vqa2")
     hub.json("v2_OpenEnded_mscoco_test2015_questions.json", {"questions": questions[:1]})
     hub.file("test2015/COCO_test2015_000000000009.jpg", picture(9))
@@ -43,37 +56,82 @@ def test_coco_questions(tmp_path: Path) -> None:
 
 
 def test_photograph_questions(tmp_path: Path) -> None:
-    row = {"image": shown(1), "question_id": "q1", "question": "Why?", "choices": ["a", "b", "c", "d"]}
-    row |= {"correct_choice_idx": 2, "direct_answers": "['rain', 'rain', 'sun']", "difficult_direct_answer": True}
+    row = {
+        "image": shown(1),
+        "question_id": "q1",
+        "question": "Why?",
+        "choices": ["a", "b", "c", "d"],
+    }
+    row |= {
+        "correct_choice_idx": 2,
+        "direct_answers": "['rain', 'rain', 'sun']",
+        "difficult_direct_answer": True,
+    }
     for name in ("a_okvqa_mc", "a_okvqa_da"):
         Hub(tmp_path / name).parquet([row], image="image")
-        easy = {**row, "difficult_direct_answer": False, "correct_choice_idx": None, "direct_answers": None}
+        easy = {
+            **row,
+            "difficult_direct_answer": False,
+            "correct_choice_idx": None,
+            "direct_answers": None,
+        }
         Hub(tmp_path / name).parquet([easy, row], "data/test-00000-of-00001", "image")
     [record] = build(tmp_path, "a_okvqa_mc")
     assert record["annotations"] == [
-        {"style": "a_okvqa_mc", "question": "Why?", "options": ["a", "b", "c", "d"], "answer_index": 2}
+        {
+            "style": "a_okvqa_mc",
+            "question": "Why?",
+            "options": ["a", "b", "c", "d"],
+            "answer_index": 2,
+        }
     ]
     assert record["metadata"] == {"example_id": "q1"}
     [record] = build(tmp_path, "a_okvqa_da")
-    assert record["annotations"] == [{"style": "a_okvqa_da", "question": "Why?", "answers": ["rain", "rain", "sun"]}]
+    assert record["annotations"] == [
+        {"style": "a_okvqa_da", "question": "Why?", "answers": ["rain", "rain", "sun"]}
+    ]
     records = build(tmp_path, "a_okvqa_mc", split="test")
     assert [r["annotations"][0].get("answer_index") for r in records] == [None, 2]
     [record] = build(tmp_path, "a_okvqa_da", split="test")  # the difficult one is not evaluated
     assert record["annotations"] == [{"style": "a_okvqa_da", "question": "Why?"}]
 
-    row = {"image_id": "i", "question_id": 5, "question": "Which word?", "image": shown(2), "answers": ["stop", "STOP"]}
+    row = {
+        "image_id": "i",
+        "question_id": 5,
+        "question": "Which word?",
+        "image": shown(2),
+        "answers": ["stop", "STOP"],
+    }
     Hub(tmp_path / "text_vqa").parquet([{**row, "flickr_300k_url": "https://f"}], image="image")
     [record] = build(tmp_path, "text_vqa")
-    assert record["annotations"] == [{"style": "text_vqa", "question": "Which word?", "answers": ["stop", "STOP"]}]
+    assert record["annotations"] == [
+        {"style": "text_vqa", "question": "Which word?", "answers": ["stop", "STOP"]}
+    ]
     assert record["metadata"] == {"image_id": "i", "example_id": 5, "image_url": "https://f"}
 
     hub = Hub(tmp_path / "tally_qa")
     rows = [
-        {"answer": 3, "image": "VG_100K_2/4.jpg", "image_id": 4, "question": "How many dogs?", "question_id": 1},
-        {"answer": 0, "image": "VG_100K_2/4.jpg", "image_id": 4, "question": "How many cats?", "question_id": 2},
+        {
+            "answer": 3,
+            "image": "VG_100K_2/4.jpg",
+            "image_id": 4,
+            "question": "How many dogs?",
+            "question_id": 1,
+        },
+        {
+            "answer": 0,
+            "image": "VG_100K_2/4.jpg",
+            "image_id": 4,
+            "question": "How many cats?",
+            "question_id": 2,
+        },
     ]
     hub.json(
-        "train.json", [{**row, "issimple": i == 0, "data_source": "imported_genome"} for i, row in enumerate(rows)]
+        "train.json",
+        [
+            {**row, "issimple": i == 0, "data_source": "imported_genome"}
+            for i, row in enumerate(rows)
+        ],
     )
     hub.file("VG_100K_2/4.jpg", picture(4))
     [record] = build(tmp_path, "tally_qa")
@@ -83,18 +141,48 @@ def test_photograph_questions(tmp_path: Path) -> None:
     ]
     assert record["metadata"] == {"image_id": 4}
 
-    row = {"image": shown(3), "text": "Four hats", "question": "How many hats are there?", "number": 4}
+    hub = Hub(tmp_path / "gqa")
+    rows = {
+        f"0{i}": {
+            "imageId": "n4",
+            "question": f"q{i}",
+            "answer": "no",
+            "types": {"structural": "verify"},
+        }
+        for i in "12"
+    }
+    hub.json("val_balanced_questions.json", rows)
+    hub.file("images/n4.jpg", picture(4))
+    one, two = build(tmp_path, "gqa", split="validation")
+    assert one["annotations"] == [{"style": "gqa", "question": "q1", "answer": "no"}]
+    assert two["metadata"] == {"image_id": "n4", "example_id": "02", "question_kind": "verify"}
+
+    row = {
+        "image": shown(3),
+        "text": "Four hats",
+        "question": "How many hats are there?",
+        "number": 4,
+    }
     Hub(tmp_path / "count_bench_qa").parquet([row], "data/test-00000-of-00001", "image")
     [record] = build(tmp_path, "count_bench_qa", split="test")
-    assert record["annotations"] == [{"style": "point_count", "question": "How many hats are there?"}]
+    assert record["annotations"] == [
+        {"style": "point_count", "question": "How many hats are there?"}
+    ]
     assert record["metadata"] == {"count": 4}
 
     short = "How far?\nPlease answer directly with a single word or number."
     choice = "Which?\nA. x\nB. y\nPlease answer directly with only the letter of the correct option and nothing else."
-    rows = [{"image": shown(1, "WEBP"), "question": q, "answer": a} for q, a in ((short, "5"), (choice, "B"))]
+    rows = [
+        {"image": shown(1, "WEBP"), "question": q, "answer": a}
+        for q, a in ((short, "5"), (choice, "B"))
+    ]
     Hub(tmp_path / "real_world_qa").parquet(rows, "data/test-00000-of-00001", "image")
     one, two = build(tmp_path, "real_world_qa", split="test")
     assert one["images"] == ["webp"]
-    assert one["annotations"] == [{"style": "eval_short_answer", "question": "How far?", "answer": "5"}]
-    assert two["annotations"] == [{"style": "eval_multiple_choice", "question": choice, "answer": "B"}]
+    assert one["annotations"] == [
+        {"style": "eval_short_answer", "question": "How far?", "answer": "5"}
+    ]
+    assert two["annotations"] == [
+        {"style": "eval_multiple_choice", "question": choice, "answer": "B"}
+    ]
     assert two["metadata"] == {"answer": "B", "question_type": "multiple_choice"}

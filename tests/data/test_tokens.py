@@ -11,7 +11,11 @@ from transformers import AutoTokenizer
 
 from molmo_ds.data.tokens import FILLER, IMAGE_TOKENS, Tokenizer, train_tokenizer
 
-TEXTS = ["A grey cat sits on a red mat.", "How many cats? 12.", "  User: point to the cat\n Assistant:"] * 20
+TEXTS = [
+    "A grey cat sits on a red mat.",
+    "How many cats? 12.",
+    "  User: point to the cat\n Assistant:",
+] * 20
 VOCAB = 400
 
 
@@ -54,20 +58,34 @@ def test_names_of_special_tokens_are_plain_text(tokenizer: Tokenizer) -> None:
     for text in ("<|endoftext|>", "<im_patch>", "<|image|>"):
         ids = tokenizer.encode(text)
         assert len(ids) > 1 and tokenizer.eos not in ids and tokenizer.decode(ids) == text
-        assert pickle.loads(pickle.dumps(tokenizer)).encode(text) == ids  # as a spawned worker gets it
+        # as a spawned worker gets it
+        assert pickle.loads(pickle.dumps(tokenizer)).encode(text) == ids
 
 
 def test_decode_drops_what_is_not_text(tokenizer: Tokenizer) -> None:
     hello, more = tokenizer.encode(" a cat"), tokenizer.encode(" never shown")
     assert tokenizer.bos == tokenizer.eos == tokenizer.pad
-    ids = [tokenizer.bos, VOCAB, VOCAB + 2, *hello, tokenizer.words, VOCAB - 1, VOCAB + 3, -1, tokenizer.eos, *more]
+    ids = [
+        tokenizer.bos,
+        VOCAB,
+        VOCAB + 2,
+        *hello,
+        tokenizer.words,
+        VOCAB - 1,
+        VOCAB + 3,
+        -1,
+        tokenizer.eos,
+        *more,
+    ]
     assert tokenizer.decode(ids) == " a cat"
     assert tokenizer.decode([tokenizer.eos]) == tokenizer.decode([]) == ""
     shown = [tokenizer.name(i) for i in (VOCAB, VOCAB + 4, VOCAB + 5, VOCAB - 1, tokenizer.eos)]
     assert shown == ["<im_start>", "<|image|>", f"<{VOCAB + 5}>", f"<{VOCAB - 1}>", "<|endoftext|>"]
 
 
-def test_released_folders_hold_filler_and_image_tokens(folder: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_released_folders_hold_filler_and_image_tokens(
+    folder: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     theirs = AutoTokenizer.from_pretrained(folder)
     names = tokenizer.padded_words()
     assert len(names) == VOCAB - tokenizer.words + 5 and names[0] == FILLER.format(0)
@@ -86,8 +104,14 @@ def test_folders_without_tokenizer_json(folder: Path, tokenizer: Tokenizer, tmp_
     model = json.loads((folder / "tokenizer.json").read_text())["model"]
     words = model["vocab"] | {"<|endoftext|>": tokenizer.eos}
     (tmp_path / "vocab.json").write_text(json.dumps(words))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(m) for m in model["merges"]) + "\n")
-    settings = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|endoftext|>", "bos_token": None}
+    (tmp_path / "merges.txt").write_text(
+        "#version: 0.2\n" + "\n".join(" ".join(m) for m in model["merges"]) + "\n"
+    )
+    settings = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "eos_token": "<|endoftext|>",
+        "bos_token": None,
+    }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     old = Tokenizer(tmp_path, VOCAB)
     assert old.eos == tokenizer.eos

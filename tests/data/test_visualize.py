@@ -21,7 +21,9 @@ from molmo_ds.data.sample.images import ImageProcessor
 from molmo_ds.data.show.documents import as_bytes
 from molmo_ds.testing import run_files
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+BROWSER = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --hide-scrollbars"
 FLAGS += " --disable-background-networking --disable-component-update --disable-sync"
 
@@ -46,8 +48,23 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("visualize")
     write_shards(run_files.records(), folder / "grey <squares>", samples_per_shard=20)
     out = folder / "page.html"
-    overrides = [*run_files.MODEL, "preset=tiny", "data.sequence_length=160", "data.crops_per_sequence=6"]
-    visualize.main([str(folder / "grey <squares>"), str(out), *overrides, "--sequences", "6", "--documents", "5"])
+    overrides = [
+        *run_files.MODEL,
+        "preset=tiny",
+        "data.sequence_length=160",
+        "data.crops_per_sequence=6",
+    ]
+    visualize.main(
+        [
+            str(folder / "grey <squares>"),
+            str(out),
+            *overrides,
+            "--sequences",
+            "6",
+            "--documents",
+            "5",
+        ]
+    )
     return out
 
 
@@ -61,7 +78,14 @@ def test_page_is_whole_and_needs_nothing_else(page: Path) -> None:
     for source in sources:
         Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))).verify()
     assert "grey <squares>" in elements.text  # escaped in the file
-    for needed in ("of token slots filled", "Packing", "Who sees whom", "branch 2", "picture tokens", "how bright"):
+    for needed in (
+        "of token slots filled",
+        "Packing",
+        "Who sees whom",
+        "branch 2",
+        "picture tokens",
+        "how bright",
+    ):
         assert needed in elements.text.replace("\xa0", " "), needed
     opened = re.findall(r"<(section|article|figure|div|p|label)\b", text)
     closed = re.findall(r"</(section|article|figure|div|p|label)>", text)
@@ -87,19 +111,37 @@ def test_crops_of_the_exact_mode_are_shown_as_the_pixels_they_were() -> None:
     for ours, pixels in zip(normalised, bare, strict=True):
         shown = as_bytes(ours, exact)
         assert shown.shape == pixels.shape and shown.dtype == torch.uint8
-        assert (shown.int() - pixels.int()).abs().max() <= 2  # bytes resized in bytes are within 1.01 of 255
+        # bytes resized in bytes are within 1.01 of 255
+        assert (shown.int() - pixels.int()).abs().max() <= 2
         assert as_bytes(pixels, exact) is pixels
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no chromium here: the screenshot of tools/visualize.py is NOT checked")
+@pytest.mark.skipif(
+    BROWSER is None, reason="no chromium here: the screenshot of tools/visualize.py is NOT checked"
+)
 def test_browser_shows_the_page(page: Path, tmp_path: Path) -> None:
     shot = tmp_path / "page.png"
-    command = [BROWSER, *FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1240,2400"]
-    subprocess.run([*command, f"--screenshot={shot}", page.as_uri()], check=True, capture_output=True, timeout=120)
+    command = [
+        BROWSER,
+        *FLAGS.split(),
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--window-size=1240,2400",
+    ]
+    subprocess.run(
+        [*command, f"--screenshot={shot}", page.as_uri()],
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
     pixels = np.asarray(Image.open(shot).convert("RGB")).astype(int)
     assert pixels.shape == (2400, 1240, 3)
     paper = (np.abs(pixels - (244, 245, 247)).max(axis=2) < 3).mean()
     white = (pixels.min(axis=2) > 252).mean()
     vivid = (np.ptp(pixels, axis=2) > 60).mean()  # bars, maps, shaded tokens
     ink = (pixels.max(axis=2) < 90).mean()  # text
-    assert 0.05 < paper < 0.6 and white > 0.1 and vivid > 0.01 and ink > 0.002, (paper, white, vivid, ink)
+    assert 0.05 < paper < 0.6 and white > 0.1 and vivid > 0.01 and ink > 0.002, (
+        paper,
+        white,
+        vivid,
+        ink,
+    )

@@ -24,18 +24,29 @@ SAMPLE = {"json": b'{"images": [], "annotations": [{"style": "text", "text": "he
 
 
 def everything(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 def test_webdataset_reads_the_shards(tmp_path: Path) -> None:
     tars = write_shards(records(23), tmp_path, "train", 10)
-    assert [tar.name for tar in tars] == ["train-000000.tar", "train-000001.tar", "train-000002.tar"]
+    assert [tar.name for tar in tars] == [
+        "train-000000.tar",
+        "train-000001.tar",
+        "train-000002.tar",
+    ]
     read = list(webdataset.WebDataset([str(tar) for tar in tars], shardshuffle=False))
-    assert [(s["__key__"], {k: v for k, v in s.items() if not k.startswith("__")}) for s in read] == list(records(23))
+    assert [
+        (s["__key__"], {k: v for k, v in s.items() if not k.startswith("__")}) for s in read
+    ] == list(records(23))
 
 
 def test_bytes_are_reproducible(tmp_path: Path) -> None:
-    first, second = everything(make_shards(tmp_path / "a", 23)), everything(make_shards(tmp_path / "b", 23))
+    first, second = (
+        everything(make_shards(tmp_path / "a", 23)),
+        everything(make_shards(tmp_path / "b", 23)),
+    )
     assert first == second
     names = {
         "s-000000.tar",
@@ -68,14 +79,22 @@ def test_sidecar_says_where_the_bytes_are(tmp_path: Path) -> None:
     exif = turned.getexif()
     exif[0x0112] = 6
     turned.save(buffer, "JPEG", exif=exif)
-    content = {"images": ["0.jpg", "1.jpg"], "annotations": [{"style": "x", "question": "abc", "answers": ["de", "f"]}]}
+    content = {
+        "images": ["0.jpg", "1.jpg"],
+        "annotations": [{"style": "x", "question": "abc", "answers": ["de", "f"]}],
+    }
     parts = {"0.jpg": picture(1), "1.jpg": buffer.getvalue(), "json": json.dumps(content).encode()}
     (tar,) = write_shards([("one", parts)], tmp_path)
     (row,) = pq.read_table(f"{tar}.parquet").to_pylist()
     raw = tar.read_bytes()
     where = zip(row["part_names"], row["part_offsets"], row["part_lengths"])
     assert {name: raw[start : start + length] for name, start, length in where} == parts
-    assert (row["key"], row["widths"], row["heights"], row["orientations"]) == ("one", [24, 40], [16, 24], [1, 6])
+    assert (row["key"], row["widths"], row["heights"], row["orientations"]) == (
+        "one",
+        [24, 40],
+        [16, 24],
+        [1, 6],
+    )
     assert row["text_length"] == len("x" + "abc" + "de" + "f")
     assert ShardSet(str(tmp_path)).record(0)["sizes"] == [(24, 16), (24, 40)]
 
@@ -84,7 +103,8 @@ def test_indexing_a_foreign_tar_equals_writing_it(tmp_path: Path) -> None:
     ours = make_shards(tmp_path / "ours", 9)
     foreign = tmp_path / "foreign"
     foreign.mkdir()
-    with webdataset.TarWriter(str(foreign / "s-000000.tar")) as writer:  # writes other modes, times and part order
+    # writes other modes, times and part order
+    with webdataset.TarWriter(str(foreign / "s-000000.tar")) as writer:
         for key, parts in records(9):
             writer.write({"__key__": key} | dict(reversed(parts.items())))
     index = index_tar(foreign / "s-000000.tar")
@@ -142,11 +162,11 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 
 
 def test_a_killed_writer_leaves_only_whole_shards(tmp_path: Path) -> None:
-    code = (
-        "import sys; from molmo_ds.testing import streams; streams.make_shards(sys.argv[1], 10**6, samples_per_shard=4)"
-    )
+    code = "import sys; from molmo_ds.testing import streams; streams.make_shards(sys.argv[1], 10**6, samples_per_shard=4)"  # noqa: E501
     path = str(Path(__file__).parents[2])
-    writer = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=os.environ | {"PYTHONPATH": path})
+    writer = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], env=os.environ | {"PYTHONPATH": path}
+    )
     deadline = time.monotonic() + 60
     while len(list(tmp_path.glob("*.tar"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -167,6 +187,9 @@ def test_an_interrupted_shard_leaves_no_tar(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError):
         write_shards(broken(), tmp_path, samples_per_shard=5)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [f"shard-000000.tar{end}" for end in ("", ".idx", ".parquet")]
-    with pytest.raises(ValueError, match="has no index.*make_shards.py index"):  # the set is not taken for whole
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        f"shard-000000.tar{end}" for end in ("", ".idx", ".parquet")
+    ]
+    # the set is not taken for whole
+    with pytest.raises(ValueError, match="has no index.*make_shards.py index"):
         ShardSet(str(tmp_path))

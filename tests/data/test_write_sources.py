@@ -40,12 +40,22 @@ def test_folder_jsonl_and_tars(tmp_path: Path) -> None:
         (pictures / f"p.{i}.jpg").write_bytes(picture(i))
         (pictures / f"p.{i}.json").write_text(json.dumps({"annotations": [annotation]}))
         lines.append(
-            json.dumps({"images": [f"p.{i}.jpg"], "query": annotation["question"], "answer": annotation["answer"]})
+            json.dumps(
+                {
+                    "images": [f"p.{i}.jpg"],
+                    "query": annotation["question"],
+                    "answer": annotation["answer"],
+                }
+            )
         )
     (pictures / "all.jsonl").write_text("\n".join(lines))
-    tool.main(["folder", str(pictures), str(tmp_path / "a"), "--samples-per-shard", "3", "--workers", "2"])
+    tool.main(
+        ["folder", str(pictures), str(tmp_path / "a"), "--samples-per-shard", "3", "--workers", "2"]
+    )
     check(tmp_path / "a", [f"p_{i}" for i in range(7)])
-    assert sorted(p.name for p in (tmp_path / "a").glob("*.tar")) == [f"shard-{i:06d}.tar" for i in range(3)]
+    assert sorted(p.name for p in (tmp_path / "a").glob("*.tar")) == [
+        f"shard-{i:06d}.tar" for i in range(3)
+    ]
     tool.main(
         [
             "jsonl",
@@ -60,9 +70,23 @@ def test_folder_jsonl_and_tars(tmp_path: Path) -> None:
         ]
     )
     check(tmp_path / "b", [f"{i:09d}" for i in range(7)])
-    tool.main(["tars", str(tmp_path / "a/*.tar"), str(tmp_path / "c"), "--workers", "1", "--samples-per-shard", "3"])
-    for path in sorted((tmp_path / "a").rglob("*")):  # nothing depends on the number of workers or the way
-        assert path.is_dir() or path.read_bytes() == (tmp_path / "c" / path.relative_to(tmp_path / "a")).read_bytes()
+    tool.main(
+        [
+            "tars",
+            str(tmp_path / "a/*.tar"),
+            str(tmp_path / "c"),
+            "--workers",
+            "1",
+            "--samples-per-shard",
+            "3",
+        ]
+    )
+    # nothing depends on the number of workers or the way
+    for path in sorted((tmp_path / "a").rglob("*")):
+        assert (
+            path.is_dir()
+            or path.read_bytes() == (tmp_path / "c" / path.relative_to(tmp_path / "a")).read_bytes()
+        )
 
 
 @pytest.mark.parametrize("options", [[], ["--streaming"]])
@@ -73,11 +97,24 @@ def test_hugging_face_data_set(tmp_path: Path, options: list[str]) -> None:
         "label": [annotation["answer"] for annotation in EXPECTED],
     }
     features = datasets.Features(
-        {"image": datasets.Image(), "query": datasets.Value("string"), "label": datasets.Value("string")}
+        {
+            "image": datasets.Image(),
+            "query": datasets.Value("string"),
+            "label": datasets.Value("string"),
+        }
     )
     (tmp_path / "hf").mkdir()
     datasets.Dataset.from_dict(rows, features).to_parquet(str(tmp_path / "hf" / "train.parquet"))
-    arguments = ["dataset", str(tmp_path / "hf"), str(tmp_path / "out"), "--style", "vqa2", "--workers", "1", *options]
+    arguments = [
+        "dataset",
+        str(tmp_path / "hf"),
+        str(tmp_path / "out"),
+        "--style",
+        "vqa2",
+        "--workers",
+        "1",
+        *options,
+    ]
     tool.main([*arguments, "--map", "question=query", "answer=label"])
     check(tmp_path / "out", [f"{i:09d}" for i in range(7)])
 
@@ -89,12 +126,27 @@ def test_lists_of_pictures_and_classes_of_a_data_set(tmp_path: Path) -> None:
         "question": ["which?", "and now?"],
     }
     label = datasets.ClassLabel(names=["cat", "dog"])
-    features = {"images": datasets.List(datasets.Image()), "label": label, "question": datasets.Value("string")}
+    features = {
+        "images": datasets.List(datasets.Image()),
+        "label": label,
+        "question": datasets.Value("string"),
+    }
     datasets.Dataset.from_dict(rows, datasets.Features(features)).save_to_disk(str(tmp_path / "hf"))
-    arguments = ["dataset", str(tmp_path / "hf"), str(tmp_path / "out"), "--style", "user_qa", "--workers", "1"]
+    arguments = [
+        "dataset",
+        str(tmp_path / "hf"),
+        str(tmp_path / "out"),
+        "--style",
+        "user_qa",
+        "--workers",
+        "1",
+    ]
     tool.main([*arguments, "--map", "answer=label"])
     shards = ShardSet(str(tmp_path / "out"))
-    assert shards.read(0)["images"] == ["0.jpg", "1.jpg"] and shards.read(0)["pixels"] == [picture(0), picture(1)]
+    assert shards.read(0)["images"] == ["0.jpg", "1.jpg"] and shards.read(0)["pixels"] == [
+        picture(0),
+        picture(1),
+    ]
     assert [shards.read(i)["annotations"][0]["answer"] for i in (0, 1)] == ["dog", "cat"]
     assert shards.read(1)["images"] == []
 
@@ -103,7 +155,17 @@ def test_captions_of_other_tars(tmp_path: Path) -> None:
     with webdataset.TarWriter(str(tmp_path / "old.tar")) as writer:
         for i in range(3):
             writer.write({"__key__": f"x/{i}", "jpg": picture(i), "txt": f"caption {i}"})
-    tool.main(["tars", str(tmp_path / "old.tar"), str(tmp_path / "out"), "--style", "long_caption", "--workers", "1"])
+    tool.main(
+        [
+            "tars",
+            str(tmp_path / "old.tar"),
+            str(tmp_path / "out"),
+            "--style",
+            "long_caption",
+            "--workers",
+            "1",
+        ]
+    )
     shards = ShardSet(str(tmp_path / "out"))
     assert [shards.read(i)["annotations"] for i in range(3)] == [
         [{"style": "long_caption", "text": f"caption {i}"}] for i in range(3)
@@ -118,11 +180,18 @@ def test_several_pictures_and_text_only(tmp_path: Path) -> None:
         "images": ["0.jpg", "1.jpg"],
         "annotations": [{"style": "vqa2", "question": "a", "answer": "b"}],
     }
-    none = {"key": "none", "annotations": [{"style": "text_sft", "messages": ["a", "b"]}], "metadata": {"source": "me"}}
+    none = {
+        "key": "none",
+        "annotations": [{"style": "text_sft", "messages": ["a", "b"]}],
+        "metadata": {"source": "me"},
+    }
     (tmp_path / "x.jsonl").write_text(json.dumps(two) + "\n\n" + json.dumps(none) + "\n")
     tool.main(["jsonl", str(tmp_path / "x.jsonl"), str(tmp_path / "out"), "--workers", "1"])
     shards = ShardSet(str(tmp_path / "out"))
-    assert shards.read(0)["images"] == ["0.jpg", "1.jpg"] and shards.read(0)["pixels"] == [picture(0), picture(1)]
+    assert shards.read(0)["images"] == ["0.jpg", "1.jpg"] and shards.read(0)["pixels"] == [
+        picture(0),
+        picture(1),
+    ]
     assert shards.read(1)["images"] == [] and shards.read(1)["metadata"] == {"source": "me"}
 
 
@@ -155,7 +224,9 @@ def test_refusals_leave_no_data_set(tmp_path: Path, line: str, sentence: str) ->
     assert not (tmp_path / "out/.nv-meta").exists()
 
 
-def test_inspection_prints_what_is_there_and_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspection_prints_what_is_there_and_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     make_shards(tmp_path / "good", 12)
     inspect_shards.main([str(tmp_path / "good")])
     out = capsys.readouterr().out
@@ -176,20 +247,28 @@ def test_tars_listed_as_webdataset_lists_them(tmp_path: Path) -> None:
     found = find_tars(f"{tmp_path}/old-{{0..2}}.tar")
     assert found == sorted(tmp_path.glob("*.tar"))
     assert find_tars(f"{tmp_path}/old-{{2,0}}.tar") == [found[2], found[0]]
-    with pytest.raises(ValueError, match=r"There is no tar .*old-3.tar, which .*\{0..3\}.tar lists with 3 others"):
+    with pytest.raises(
+        ValueError, match=r"There is no tar .*old-3.tar, which .*\{0..3\}.tar lists with 3 others"
+    ):
         find_tars(f"{tmp_path}/old-{{0..3}}.tar")
     odd = tmp_path / "{0..1}.tar"
     odd.write_bytes(found[0].read_bytes())
     assert find_tars(str(odd)) == [odd], "a file of that name is no list"
 
 
-def test_inspection_says_what_other_readers_see(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspection_says_what_other_readers_see(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     made = make_shards(tmp_path / "ours", 25)
     assert not list(differences(ShardSet(str(made)))), "webdataset reads what we write"
     strange = tmp_path / "strange"
     strange.mkdir()
     with tarfile.open(strange / "s.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, data in (("a.jpg", picture(1)), ("__MACOSX/b.jpg", b"a Mac's"), ("a.json", RECORD)):
+        for name, data in (
+            ("a.jpg", picture(1)),
+            ("__MACOSX/b.jpg", b"a Mac's"),
+            ("a.json", RECORD),
+        ):
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))

@@ -9,7 +9,9 @@ from molmo_ds.testing import synthetic
 from molmo_ds.testing.oracle import fresh_groups
 
 
-def hand_on(world: World, folder: str, configs: list[RunConfig]) -> tuple[list[float], dict[str, Tensor]]:
+def hand_on(
+    world: World, folder: str, configs: list[RunConfig]
+) -> tuple[list[float], dict[str, Tensor]]:
     """Losses of one step under each configuration, and the (merged) weights behind the last."""
     losses = []
     for step, config in enumerate(configs, 1):

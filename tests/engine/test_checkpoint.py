@@ -35,17 +35,24 @@ def config(strategy: str, ranks: int = 1, **changes) -> RunConfig:
 
 def steps(engine, run: RunConfig, world: World, first: int, last: int) -> list[float]:
     """Losses of the updates first + 1 ... last."""
-    batches = (synthetic.micro_batches(run, step, world.rank, world.size) for step in range(first, last))
+    batches = (
+        synthetic.micro_batches(run, step, world.rank, world.size) for step in range(first, last)
+    )
     return [engine.train_step(batch)["loss"] for batch in batches]
 
 
 def lanes(world: World, step: int) -> dict[int, dict]:
     """What this rank's lanes would remember."""
     count = BATCH // world.size
-    return {lane: {"step": step, "lane": lane} for lane in range(world.rank * count, (world.rank + 1) * count)}
+    return {
+        lane: {"step": step, "lane": lane}
+        for lane in range(world.rank * count, (world.rank + 1) * count)
+    }
 
 
-def write(world: World, folder: str, strategies: list[str], precision: str = "fp32") -> dict[str, dict]:
+def write(
+    world: World, folder: str, strategies: list[str], precision: str = "fp32"
+) -> dict[str, dict]:
     """Train, save in the middle, go on; resume at the same size; what was seen."""
     out = {}
     for strategy in strategies:
@@ -59,7 +66,9 @@ def write(world: World, folder: str, strategies: list[str], precision: str = "fp
         weights = dict(engine.full_state())
         engine = build_engine(run, world)
         data = engine.load(path)
-        assert engine.step == HALF and data == {lane: {"step": HALF, "lane": lane} for lane in range(BATCH)}
+        assert engine.step == HALF and data == {
+            lane: {"step": HALF, "lane": lane} for lane in range(BATCH)
+        }
         again = steps(engine, run, world, HALF, STEPS)
         assert all(torch.equal(weight, weights[name]) for name, weight in engine.full_state())
         out[strategy] = {"before": before, "after": after, "again": again, "weights": weights}
@@ -73,7 +82,10 @@ def read(world: World, folder: str, pairs: list[tuple[str, tuple[str, int]]]) ->
         run = config(strategy, world.size)
         engine = build_engine(run, world)
         engine.load(f"{folder}/{writer}-{size}")
-        out[strategy, world.size, writer, size] = steps(engine, run, world, HALF, STEPS), dict(engine.full_state())
+        out[strategy, world.size, writer, size] = (
+            steps(engine, run, world, HALF, STEPS),
+            dict(engine.full_state()),
+        )
     return out
 
 
@@ -87,7 +99,9 @@ def written(folder: Path) -> dict[tuple[str, int], dict]:
     out = {}
     for size in (1, 2, 4):
         names = [strategy for strategy, ranks in WRITERS if ranks == size]
-        out |= {(name, size): run for name, run in run_ranks(write, size, str(folder), names)[0].items()}
+        out |= {
+            (name, size): run for name, run in run_ranks(write, size, str(folder), names)[0].items()
+        }
     return out
 
 
@@ -110,7 +124,9 @@ def test_bf16_goes_on_bitwise(tmp_path: Path) -> None:
     for run in runs.values():
         assert run["again"] == run["after"]
         masters = run["weights"]["layers.0.mlp.up_proj.weight"]
-        assert not torch.equal(masters, masters.bfloat16().float()), "the saved weights are not the fp32 masters"
+        assert not torch.equal(masters, masters.bfloat16().float()), (
+            "the saved weights are not the fp32 masters"
+        )
 
 
 def test_any_size_and_strategy_goes_on(written: dict, resumed: dict) -> None:
@@ -120,7 +136,9 @@ def test_any_size_and_strategy_goes_on(written: dict, resumed: dict) -> None:
         assert losses == pytest.approx(whole["after"], abs=1e-5), key
         for name, weight in weights.items():
             # an update is as long as the learning rate; a wrong rate, decay or Adam step of a group is 1e-2 off
-            torch.testing.assert_close(weight, whole["weights"][name], atol=1e-4, rtol=1e-4, msg=f"{key} {name}")
+            torch.testing.assert_close(
+                weight, whole["weights"][name], atol=1e-4, rtol=1e-4, msg=f"{key} {name}"
+            )
 
 
 def test_full_state_without_ranks(folder: Path, written: dict) -> None:
@@ -134,7 +152,9 @@ def test_full_state_without_ranks(folder: Path, written: dict) -> None:
         assert 0 < float(moved.abs().max()) < 0.1  # it is the state in the middle, not at the end
     found = checkpoint.open_checkpoint(checkpoint.find(folder / "zero3-4"))
     first = found.whole("head.lm_head.weight", "exp_avg")
-    other = checkpoint.open_checkpoint(checkpoint.find(folder / "zero1-2")).whole("head.lm_head.weight", "exp_avg")
+    other = checkpoint.open_checkpoint(checkpoint.find(folder / "zero1-2")).whole(
+        "head.lm_head.weight", "exp_avg"
+    )
     torch.testing.assert_close(first, other, atol=1e-6, rtol=1e-4)
 
 
@@ -226,7 +246,11 @@ def two_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_keeps_the_newest(two_checkpoints: Path) -> None:
-    assert sorted(p.name for p in two_checkpoints.iterdir()) == ["latest", "step-00000002", "step-00000003"]
+    assert sorted(p.name for p in two_checkpoints.iterdir()) == [
+        "latest",
+        "step-00000002",
+        "step-00000003",
+    ]
     assert (two_checkpoints / "latest").read_text() == "step-00000003\n"
 
 
@@ -264,7 +288,9 @@ def test_every_nth_stays(tmp_path: Path) -> None:
     for step in range(10, 70, 10):
         (tmp_path / f"step-{step:08d}").mkdir()
         (tmp_path / f"step-{step:08d}" / "manifest.json").write_text(json.dumps({}))
-    writer = Writer(replace(config("zero1"), keep_checkpoints=1, keep_every=2, save_interval=10), None)
+    writer = Writer(
+        replace(config("zero1"), keep_checkpoints=1, keep_every=2, save_interval=10), None
+    )
     writer.target = tmp_path / "step-00000060"
     writer._prune()
     assert sorted(int(p.name[5:]) for p in tmp_path.iterdir()) == [20, 40, 60]

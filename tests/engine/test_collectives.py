@@ -16,9 +16,15 @@ def mistakes(world: World) -> dict[str, tuple[str, float]]:
     """What each rank is told, and after how many seconds."""
     import deepspeed
 
-    config = synthetic.config(strategy="ds_configs/zero3.json", check_collectives=True, timeout_seconds=3)
+    config = synthetic.config(
+        strategy="ds_configs/zero3.json", check_collectives=True, timeout_seconds=3
+    )
     engine = build_engine(config, world)
-    out = {"loss": engine.train_step(synthetic.micro_batches(config, 1, world.rank, world.size))["loss"]}
+    out = {
+        "loss": engine.train_step(synthetic.micro_batches(config, 1, world.rank, world.size))[
+            "loss"
+        ]
+    }
 
     def size() -> None:
         deepspeed.comm.all_reduce(torch.zeros(3 + world.rank))
@@ -45,11 +51,19 @@ def test_a_mismatch_is_a_sentence_on_both_ranks() -> None:
     first, second = run_ranks(mistakes, 2, timeout=90)
     plain = run_ranks(plain_loss, 2)[0]
     assert first["loss"] == second["loss"] == plain
-    assert "calls all_reduce of 3 x float32" in first["size"][0] and "rank 1 calls all_reduce of 4" in first["size"][0]
+    assert (
+        "calls all_reduce of 3 x float32" in first["size"][0]
+        and "rank 1 calls all_reduce of 4" in first["size"][0]
+    )
     assert "Rank 1 calls all_reduce of 4" in second["size"][0]
-    assert "Rank 0 calls broadcast of 5" in first["kind"][0] and "rank 1 calls all_reduce of 5" in first["kind"][0]
+    assert (
+        "Rank 0 calls broadcast of 5" in first["kind"][0]
+        and "rank 1 calls all_reduce of 5" in first["kind"][0]
+    )
     assert "in step 2" in first["other_verb"][0]
-    assert all(run[name][1] < 20 for run in (first, second) for name in ("size", "kind", "other_verb"))
+    assert all(
+        run[name][1] < 20 for run in (first, second) for name in ("size", "kind", "other_verb")
+    )
 
 
 def mistake_of_a_pipeline(world: World) -> str:

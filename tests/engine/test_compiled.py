@@ -20,7 +20,8 @@ def train(world: World, decoder: str, cases: list[Case]) -> list[tuple]:
     """(losses, held-out loss, weights, graphs after each step and the evaluation, graph breaks) of each case."""
     from torch._dynamo.utils import counters
 
-    torch._inductor.config.compile_threads = 2 // world.size  # no pool of processes beside several ranks
+    # no pool of processes beside several ranks
+    torch._inductor.config.compile_threads = 2 // world.size
     out = []
     for strategy, compiled.BACKEND, adapters in cases:
         torch._dynamo.reset()
@@ -31,15 +32,22 @@ def train(world: World, decoder: str, cases: list[Case]) -> list[tuple]:
             compile=bool(compiled.BACKEND), lora=LoraConfig(components=("text",), rank=3) if adapters else LoraConfig(),
         )  # fmt: skip
         engine = build_engine(config, world)
-        batches = {step: synthetic.micro_batches(config, step, engine.data_rank, engine.data_size) for step in STEPS}
-        assert len({len(batch.images) for (batch,) in batches.values()}) > 1, "the number of crops must vary"
+        batches = {
+            step: synthetic.micro_batches(config, step, engine.data_rank, engine.data_size)
+            for step in STEPS
+        }
+        assert len({len(batch.images) for (batch,) in batches.values()}) > 1, (
+            "the number of crops must vary"
+        )
         losses, graphs = [], []
         for step in STEPS:
             losses.append(engine.train_step(batches[step])["loss"])
             graphs.append(counters["stats"]["unique_graphs"])
         held_out = engine.eval_loss(batches[1])["loss"]
         graphs.append(counters["stats"]["unique_graphs"])
-        out.append((losses, held_out, dict(engine.full_state()), graphs, dict(counters["graph_break"])))
+        out.append(
+            (losses, held_out, dict(engine.full_state()), graphs, dict(counters["graph_break"]))
+        )
     return out
 
 
@@ -49,7 +57,9 @@ def check(runs: list[tuple], graphs: int) -> None:
     assert plain[3] == [0] * 4
     for losses, held_out, weights, made, breaks in fast:
         assert [*losses, held_out] == pytest.approx([*plain[0], plain[1]], abs=1e-5)
-        assert made == [graphs] * 3 + [2 * graphs] and not breaks, "compiled again, or cut in pieces"
+        assert made == [graphs] * 3 + [2 * graphs] and not breaks, (
+            "compiled again, or cut in pieces"
+        )
         for name, weight in weights.items():
             torch.testing.assert_close(weight, plain[2][name], atol=3e-6, rtol=1e-5, msg=name)
 
@@ -63,7 +73,8 @@ def test_a_graph_for_each_kind_of_layer() -> None:
 
 @pytest.mark.parametrize(("decoder", "strategy", "adapters"), [
     ("qwen2", "zero3_sp", False),
-    ("olmo2", "zero3_tp", False),  # whose norm over all heads is a collective between two projections
+    # whose norm over all heads is a collective between two projections
+    ("olmo2", "zero3_tp", False),
     ("qwen2", "zero3_tp", True),
 ])  # fmt: skip
 def test_collectives_are_part_of_the_graph(decoder: str, strategy: str, adapters: bool) -> None:
@@ -73,12 +84,16 @@ def test_collectives_are_part_of_the_graph(decoder: str, strategy: str, adapters
 
 
 def test_a_stage_compiles_the_kinds_it_holds() -> None:
-    first, last = run_ranks(train, 2, "qwen2", [("pipe_zero1", "", False), ("pipe_zero1", "aot_eager", False)])
+    first, last = run_ranks(
+        train, 2, "qwen2", [("pipe_zero1", "", False), ("pipe_zero1", "aot_eager", False)]
+    )
     check(first, 2)
     check(last, 1)  # decoder layers only
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler (g++), which inductor needs on a CPU")
+@pytest.mark.skipif(
+    shutil.which("g++") is None, reason="no C++ compiler (g++), which inductor needs on a CPU"
+)
 def test_by_inductor() -> None:
     cases = [("zero1", "", False), ("zero1", "inductor", False)]
     check(run_ranks(train, 1, "qwen2", cases, timeout=400)[0], 2)

@@ -50,7 +50,9 @@ def defined(tree: ast.AST) -> set[str]:
             found.add(node.attr)
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             found.add(node.target.id)
-        elif isinstance(node, ast.If) and ast.unparse(node).startswith("if name == '__compatible_ops__'"):
+        elif isinstance(node, ast.If) and ast.unparse(node).startswith(
+            "if name == '__compatible_ops__'"
+        ):
             found.add("__compatible_ops__")  # made when it is first read
     return found
 
@@ -58,10 +60,20 @@ def defined(tree: ast.AST) -> set[str]:
 def used(tree: ast.AST) -> Iterator[str]:
     """Attributes of anything but self, as they stand or as the text that getattr and the like are given."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id == "self"):
+        if isinstance(node, ast.Attribute) and not (
+            isinstance(node.value, ast.Name) and node.value.id == "self"
+        ):
             yield node.attr
-        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr", "setattr"):
-            yield from (a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str))
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in (
+            "getattr",
+            "hasattr",
+            "setattr",
+        ):
+            yield from (
+                a.value
+                for a in node.args
+                if isinstance(a, ast.Constant) and isinstance(a.value, str)
+            )
 
 
 @pytest.mark.parametrize("module", NAMES)
@@ -69,7 +81,9 @@ def test_the_installed_version_has_them(module: str) -> None:
     spec = importlib.util.find_spec(module)
     assert spec is not None, f"DeepSpeed {version('deepspeed')} has no {module}"
     vanished = set(NAMES[module].split()) - defined(ast.parse(Path(spec.origin).read_text()))
-    assert not vanished, f"{sorted(vanished)} vanished from {module} in DeepSpeed {version('deepspeed')}"
+    assert not vanished, (
+        f"{sorted(vanished)} vanished from {module} in DeepSpeed {version('deepspeed')}"
+    )
 
 
 def test_a_name_that_vanished_is_missed() -> None:
@@ -85,7 +99,9 @@ def test_a_name_that_vanished_is_missed() -> None:
 def test_the_list_is_whole() -> None:
     text = HOLDER.read_text()
     tree = ast.parse(text)
-    touched = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} | set(used(tree))
+    touched = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} | set(
+        used(tree)
+    )
     private = {name for name in touched if name.startswith(("_", "ds_"))} - {"__init__"}
     ours = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     ours.add("__compatible_ops__")

@@ -32,7 +32,9 @@ def test_every_file_is_filled_and_taken_by_deepspeed(path: Path) -> None:
     strategy = read_strategy(str(path))
     ds = ds_config.resolve(strategy, run(), 8, on_gpu=True)
     assert '"auto"' not in json.dumps(ds) and "molmo_ds" not in ds
-    assert ds["gradient_clipping"] == 0.0, "DeepSpeed must not clip: each component is clipped to its own norm"
+    assert ds["gradient_clipping"] == 0.0, (
+        "DeepSpeed must not clip: each component is clipped to its own norm"
+    )
     assert ds["bf16"]["enabled"] and ds["train_micro_batch_size_per_gpu"] == 1
     assert not ds_config.resolve(strategy, run(), 8, on_gpu=False)["bf16"]["enabled"]
 
@@ -44,9 +46,14 @@ def test_sizes_follow_the_run() -> None:
     assert (ds["train_batch_size"], ds["gradient_accumulation_steps"]) == (24, 4)
     ds_config.check_with_deepspeed(strategy, ds_config.resolve(strategy, config, 1, on_gpu=False))
     wide = replace(config.model.text, hidden_size=4096)
-    zero = ds_config.resolve(strategy, replace(config, model=replace(config.model, text=wide)), 2, True)
+    zero = ds_config.resolve(
+        strategy, replace(config, model=replace(config.model, text=wide)), 2, True
+    )
     zero = zero["zero_optimization"]
-    assert zero["reduce_bucket_size"] == 4096**2 and zero["stage3_param_persistence_threshold"] == 40960
+    assert (
+        zero["reduce_bucket_size"] == 4096**2
+        and zero["stage3_param_persistence_threshold"] == 40960
+    )
 
 
 def test_a_deepspeed_users_own_file(tmp_path: Path) -> None:
@@ -86,15 +93,27 @@ REFUSED = {
     "stage": (zero(stage=4), "must be a whole number from 0 to 3"),
     "fp16": ({**ZERO3, "fp16": {"enabled": True}}, "use bf16"),
     "offload": (zero(stage=2, offload_param={"device": "cpu"}), "offload_param needs ZeRO stage 3"),
-    "offload of nothing": (zero(stage=0, offload_optimizer={"device": "cpu"}), "offload_optimizer needs ZeRO stage 1"),
+    "offload of nothing": (
+        zero(stage=0, offload_optimizer={"device": "cpu"}),
+        "offload_optimizer needs ZeRO stage 1",
+    ),
     "hpz": (zero(stage=1, zero_hpz_partition_size=2), "zero_hpz_partition_size needs ZeRO stage 3"),
     "clipping": ({**ZERO3, "gradient_clipping": 5.0}, "optim.max_grad_norm"),
-    "optimizer": ({**ZERO3, "optimizer": {"type": "Adam", "params": {"lr": 1e-3}}}, "optimizer.params.lr"),
+    "optimizer": (
+        {**ZERO3, "optimizer": {"type": "Adam", "params": {"lr": 1e-3}}},
+        "optimizer.params.lr",
+    ),
     "batch": ({**ZERO3, "train_batch_size": 9}, "train_batch_size=9"),
     "engine": ({**ZERO3, "molmo_ds": {"engine": "warp"}}, "there is no engine 'warp'"),
     "stages": ({**ZERO3, "molmo_ds": {"engine": "pipeline", "stages": 2}}, "ZeRO stage 1"),
-    "ranks": ({**zero(stage=1), "molmo_ds": {"engine": "pipeline", "stages": 3}}, "multiple of 3 ranks"),
-    "auto": ({**ZERO3, "communication_data_type": "auto"}, 'leaves communication_data_type on "auto"'),
+    "ranks": (
+        {**zero(stage=1), "molmo_ds": {"engine": "pipeline", "stages": 3}},
+        "multiple of 3 ranks",
+    ),
+    "auto": (
+        {**ZERO3, "communication_data_type": "auto"},
+        'leaves communication_data_type on "auto"',
+    ),
     "DeepSpeed": (zero(leaf_module="sometimes"), "DeepSpeed refuses"),
     "DeepSpeed's own": (zero(no_such_setting=1), "DeepSpeed refuses"),
 }
@@ -114,7 +133,9 @@ def test_one_sentence_for_what_cannot_run(tmp_path: Path, name: str) -> None:
 
 
 def test_missing_file_and_batch_that_does_not_divide() -> None:
-    with pytest.raises(ValueError, match="no strategy file ds_configs/zero9.json; files next to it: ds_configs/"):
+    with pytest.raises(
+        ValueError, match="no strategy file ds_configs/zero9.json; files next to it: ds_configs/"
+    ):
         read_strategy("ds_configs/zero9.json")
     with pytest.raises(ValueError, match="choose a multiple of 6"):
         refuse(read_strategy("ds_configs/zero1.json"), run(micro_batch=2), 3)
@@ -133,7 +154,9 @@ def test_accelerates_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ds["zero_optimization"]["stage"] == 2 and ds["train_batch_size"] == 8
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "ds_configs/accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "ds_configs/accelerate").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_accelerate_reads_its_files(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What `accelerate launch --config_file` hands to its processes is what strategy=accelerate reads."""
     from accelerate.commands.config.config_args import load_config_from_file

@@ -34,7 +34,9 @@ def test_ranks_along_axes() -> None:
         here.group("data")
 
 
-@pytest.mark.parametrize("copies", [axes for n in range(5) for axes in itertools.combinations(AXES, n)], ids=str)
+@pytest.mark.parametrize(
+    "copies", [axes for n in range(5) for axes in itertools.combinations(AXES, n)], ids=str
+)
 def test_one_rank_owns_what_several_hold(copies: tuple[str, ...]) -> None:
     grids = [Grid(SIZES, rank) for rank in range(24)]
     owners: dict[tuple[int, ...], int] = {}
@@ -53,9 +55,15 @@ def made(world: World, blocks: list[dict]) -> list[dict]:
     out = []
     for block in blocks:
         here = grid_of(parse("x", block), world)
-        groups = {"data": here.group("data"), "copies": here.group(*COPIES), "losses": here.group(*LOSSES)}
+        groups = {
+            "data": here.group("data"),
+            "copies": here.group(*COPIES),
+            "losses": here.group(*LOSSES),
+        }
         groups |= {axis: here.group(axis) for axis in ("sequence", "tensor") if here.size(axis) > 1}
-        out.append({name: group and dist.get_process_group_ranks(group) for name, group in groups.items()})
+        out.append(
+            {name: group and dist.get_process_group_ranks(group) for name, group in groups.items()}
+        )
     return out
 
 
@@ -67,4 +75,6 @@ def test_groups() -> None:
     assert alone == {"data": None, "copies": None, "losses": None}
     assert sequence == {"data": [0, 2], "copies": None, "losses": None, "sequence": [2, 3]}
     assert tensor == {"data": [0, 2], "copies": [0, 2], "losses": [0, 2], "tensor": [2, 3]}
-    assert run_ranks(made, 2, [shared])[1] == [{"data": [1], "copies": None, "losses": None, "sequence": [0, 1]}]
+    assert run_ranks(made, 2, [shared])[1] == [
+        {"data": [1], "copies": None, "losses": None, "sequence": [0, 1]}
+    ]

@@ -73,7 +73,9 @@ def test_hosts_that_nobody_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ValueError, match="hostfil is neither a file nor a host that is known"):
         refuse_unknown([Host("127.0.0.1", 1), Host("hostfil", 1)])
     fake = tmp_path / "ssh"  # a name that only ssh's configuration knows, and one behind a proxy
-    fake.write_text('#!/bin/sh\n[ "$2" = alias ] && echo hostname 127.0.0.1 || echo proxyjump gate\n')
+    fake.write_text(
+        '#!/bin/sh\n[ "$2" = alias ] && echo hostname 127.0.0.1 || echo proxyjump gate\n'
+    )
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     refuse_unknown([Host("alias", 1), Host("behind", 1)])
@@ -89,5 +91,9 @@ def test_both_tools_read_alike(tmp_path: Path) -> None:
     ):
         command = [sys.executable, str(ROOT / f"tools/{tool}.py"), *map(str, words)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
-        assert done.returncode == 1 and "names one 2 times" in done.stderr and "Traceback" not in done.stderr
+        assert (
+            done.returncode == 1
+            and "names one 2 times" in done.stderr
+            and "Traceback" not in done.stderr
+        )
     assert not (tmp_path / "out").exists()

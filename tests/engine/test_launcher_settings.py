@@ -21,7 +21,12 @@ TOLD = {
 
 @pytest.fixture(autouse=True)
 def nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [*TOLD, *launchers.WHOLE, "ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_DEEPSPEED_CONFIG_FILE"]:
+    for name in [
+        *TOLD,
+        *launchers.WHOLE,
+        "ACCELERATE_DYNAMO_BACKEND",
+        "ACCELERATE_DEEPSPEED_CONFIG_FILE",
+    ]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
 
@@ -41,7 +46,8 @@ def test_each_setting_with_both_values(monkeypatch: pytest.MonkeyPatch) -> None:
     for part in (
         "--mixed_precision bf16 (the run: precision=fp32, fp32 here)",
         "--zero_stage 2 (the run: 3)",
-        "--gradient_accumulation_steps 8 (the run: 2)",  # 8 sequences = 2 ranks x 2 a micro-step x 2
+        # 8 sequences = 2 ranks x 2 a micro-step x 2
+        "--gradient_accumulation_steps 8 (the run: 2)",
         "--gradient_clipping 0.5 (the run: optim.max_grad_norm=1.0)",
         "--offload_optimizer_device cpu (the run: none)",
         "because strategy=ds_configs/zero3.json counts; use strategy=accelerate",
@@ -52,7 +58,11 @@ def test_each_setting_with_both_values(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_agrees_is_not_said(monkeypatch: pytest.MonkeyPatch) -> None:
     agreeing = replace(
-        RUN, precision="bf16", global_batch=32, optim=OptimConfig(max_grad_norm=0.5), strategy="ds_configs/zero2.json"
+        RUN,
+        precision="bf16",
+        global_batch=32,
+        optim=OptimConfig(max_grad_norm=0.5),
+        strategy="ds_configs/zero2.json",
     )
     for name, value in TOLD.items():
         monkeypatch.setenv(name, value)
@@ -60,11 +70,17 @@ def test_what_agrees_is_not_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said(agreeing) == []
 
 
-def test_with_strategy_accelerate_its_deepspeed_settings_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_strategy_accelerate_its_deepspeed_settings_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name, value in TOLD.items():
         monkeypatch.setenv(name, value)
     (sentence,) = said(replace(RUN, strategy="accelerate"))
-    assert "--mixed_precision bf16" in sentence and "zero_stage" not in sentence and "clipping 0.5" not in sentence
+    assert (
+        "--mixed_precision bf16" in sentence
+        and "zero_stage" not in sentence
+        and "clipping 0.5" not in sentence
+    )
 
 
 def test_other_engines_and_files(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,5 +88,10 @@ def test_other_engines_and_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", "ds_configs/zero2.json")
     (sentence,) = said(RUN)
-    assert "--use_fsdp" in sentence and "--dynamo_backend inductor (the run: compile=false)" in sentence
-    assert "--deepspeed_config_file ds_configs/zero2.json (the run: ds_configs/zero3.json)" in sentence
+    assert (
+        "--use_fsdp" in sentence
+        and "--dynamo_backend inductor (the run: compile=false)" in sentence
+    )
+    assert (
+        "--deepspeed_config_file ds_configs/zero2.json (the run: ds_configs/zero3.json)" in sentence
+    )

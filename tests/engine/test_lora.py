@@ -26,7 +26,8 @@ BOTH, TEXT = (
     LoraConfig(components=("vision", "text"), rank=3, alpha=24.0),
     LoraConfig(components=("text",), rank=3, alpha=24.0),
 )
-Case = tuple[str, str, int, str]  # decoder ("still": nothing else learns), strategy, micro-batch, recomputed
+# decoder ("still": nothing else learns), strategy, micro-batch, recomputed
+Case = tuple[str, str, int, str]
 TWO: list[Case] = [
     ("qwen2", "zero3", 2, "full"),
     ("qwen2", "zero3_sp", 2, "none"),
@@ -43,28 +44,50 @@ FOUR: list[Case] = [
 ]
 # one step each, under AdamW, the files handed on
 CHAINS = {
-    2: ["zero3", "zero3_tp", "zero3_tp", "pipe_zero1", "pipe_zero1", "zero2_ep", "zero3_ep", "zero3_ep"],
+    2: [
+        "zero3",
+        "zero3_tp",
+        "zero3_tp",
+        "pipe_zero1",
+        "pipe_zero1",
+        "zero2_ep",
+        "zero3_ep",
+        "zero3_ep",
+    ],
     4: ["pipe_zero1_ep", "pipe_zero1_ep", "zero3_ep_tp", "zero3_ep_tp"],
 }
 
 
 def sgd(case: Case) -> RunConfig:
     """SGD, whose updates show an error of gradient scale that Adam would hide, with clipping."""
-    model, strategy = family("qwen2" if case[0] == "still" else case[0]), f"ds_configs/{case[1]}.json"
-    run = synthetic.config(model=model, strategy=strategy, micro_batch=case[2], activation_checkpointing=case[3])
+    model, strategy = (
+        family("qwen2" if case[0] == "still" else case[0]),
+        f"ds_configs/{case[1]}.json",
+    )
+    run = synthetic.config(
+        model=model, strategy=strategy, micro_batch=case[2], activation_checkpointing=case[3]
+    )
     still = case[0] == "still"
     connector, vision = (
         ComponentConfig(lr=0.2, warmup_steps=2, freeze=still),
         ComponentConfig(lr=0.3, warmup_steps=0, freeze=still),
     )
     optim = replace(
-        run.optim, max_grad_norm=LIMIT, connector=connector, vision=vision, text=ComponentConfig(lr=0.2, warmup_steps=1)
+        run.optim,
+        max_grad_norm=LIMIT,
+        connector=connector,
+        vision=vision,
+        text=ComponentConfig(lr=0.2, warmup_steps=1),
     )
-    return replace(run, optim=optim, lora=TEXT if still else BOTH, max_steps=STEPS, check_collectives=True)
+    return replace(
+        run, optim=optim, lora=TEXT if still else BOTH, max_steps=STEPS, check_collectives=True
+    )
 
 
 def adamw(strategy: str, steps: int) -> RunConfig:
-    return synthetic.adamw(model=family("olmoe"), strategy=f"ds_configs/{strategy}.json", lora=BOTH, max_steps=steps)
+    return synthetic.adamw(
+        model=family("olmoe"), strategy=f"ds_configs/{strategy}.json", lora=BOTH, max_steps=steps
+    )
 
 
 def train(world: World, cases: list[Case], folder: str) -> dict[Case, tuple]:
@@ -94,7 +117,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(folder: Path) -> dict[tuple[int, Case], tuple]:
-    ranks = {n: run_ranks(train, n, cases, str(folder), timeout=240) for n, cases in ((2, TWO), (4, FOUR))}
+    ranks = {
+        n: run_ranks(train, n, cases, str(folder), timeout=240)
+        for n, cases in ((2, TWO), (4, FOUR))
+    }
     for outs in ranks.values():
         for case, (_, log, *_) in outs[0].items():
             assert all(other[case][1] == log for other in outs), "ranks log different numbers"
@@ -107,12 +133,16 @@ def oracles() -> dict[str, tuple]:
 
 
 KEYS = [(2, case) for case in TWO] + [(4, case) for case in FOUR]
-each = pytest.mark.parametrize("key", KEYS, ids=lambda key: f"{key[0]}-" + "-".join(map(str, key[1])))
+each = pytest.mark.parametrize(
+    "key", KEYS, ids=lambda key: f"{key[0]}-" + "-".join(map(str, key[1]))
+)
 
 
 def stored(folder: Path, key: tuple[int, Case]) -> dict[str, Tensor]:
     """Base and adapters as the run saved them."""
-    found = checkpoint.open_checkpoint(checkpoint.find(folder / "-".join(map(str, (key[0], *key[1])))))
+    found = checkpoint.open_checkpoint(
+        checkpoint.find(folder / "-".join(map(str, (key[0], *key[1]))))
+    )
     return {name: found.whole(name) for name in found.shapes}
 
 
@@ -145,7 +175,9 @@ def test_equals_one_plain_process(runs: dict, oracles: dict, folder: Path, key: 
 
 
 def test_what_the_equality_rests_on(oracles: dict) -> None:
-    limited = [norm for oracle in oracles.values() for parts in oracle[1] for norm in parts.values()]
+    limited = [
+        norm for oracle in oracles.values() for parts in oracle[1] for norm in parts.values()
+    ]
     assert min(n for n in limited if n) < LIMIT < max(limited), "clipping must act on some only"
     for decoder, (_, _, weights) in oracles.items():
         model = first(decoder)
@@ -153,7 +185,8 @@ def test_what_the_equality_rests_on(oracles: dict) -> None:
         model.reset_parameters(RunConfig.seed)
         begun = model.state_dict()
         assert not any(".mlp.gate.lora_" in name for name in weights), "the router has no adapter"
-        for name, weight in weights.items():  # an adapter's A begins to move at the second step only
+        # an adapter's A begins to move at the second step only
+        for name, weight in weights.items():
             moved = float((weight - begun[name]).abs().max())
             if ".lora_" in name and not name.startswith("vision.layers.2."):
                 assert moved > 4e-5, f"{name} moves too little to be compared"
@@ -166,14 +199,18 @@ def test_equal_at_the_start_and_merged_at_the_end(runs: dict, folder: Path, key:
     start, _, weights, after = runs[key]
     model, decoder = first(key[1][0]), key[1][0]
     begun = {name: weight.clone() for name, weight in model.state_dict().items()}
-    assert weights.keys() == begun.keys(), "the adapters are no weights of their own outside the run"
+    assert weights.keys() == begun.keys(), (
+        "the adapters are no weights of their own outside the run"
+    )
     assert start == pytest.approx(held_out(model), abs=1e-5)
     model.load_state_dict(weights)
     assert after == pytest.approx(held_out(model), abs=1e-5) and abs(after - start) > 1e-4
     moved = {name for name in weights if not torch.equal(weights[name], begun[name])}
     # block 2 of the tower is behind the features; an adapter changes weights, not biases
     adapted = ("text",) if decoder == "still" else ("vision", "text")
-    linear = {n for n in begun if n.endswith("_proj.weight") or ".fc" in n or "patch_embedding" in n}
+    linear = {
+        n for n in begun if n.endswith("_proj.weight") or ".fc" in n or "patch_embedding" in n
+    }
     linear = {n for n in linear if n.endswith(".weight") and not n.startswith("vision.layers.2.")}
     linear = {n for n in linear if component(n) in adapted}
     whole = {n for n in begun if component(n) == "connector" and decoder != "still"}

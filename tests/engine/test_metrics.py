@@ -57,10 +57,13 @@ def test_operations_are_those_of_a_forward_pass() -> None:
     with torch.no_grad():
         model(full_batch(crops, length, synthetic.POOLED))  # the head is a Linear too
     text, vision = config.text, config.vision
-    text_scores = text.num_hidden_layers * 2 * 2 * text.hidden_size * length * length // 2  # q k and p v, causal
+    # q k and p v, causal
+    text_scores = text.num_hidden_layers * 2 * 2 * text.hidden_size * length * length // 2
     patches = synthetic.PATCHES + 1
-    vision_scores = crops * 2 * 2 * 2 * vision.hidden_size * patches * patches  # two of three blocks are used
-    pooling_scores = crops * synthetic.POOLED * 2 * 2 * vision.hidden_size * 4  # one query, four keys
+    # two of three blocks are used
+    vision_scores = crops * 2 * 2 * 2 * vision.hidden_size * patches * patches
+    # one query, four keys
+    pooling_scores = crops * synthetic.POOLED * 2 * 2 * vision.hidden_size * 4
     ours = length * flops_per_token(config, length) + crops * flops_per_crop(config)
     assert ours == 3 * (sum(counted) + text_scores + vision_scores + pooling_scores)
 
@@ -68,7 +71,9 @@ def test_operations_are_those_of_a_forward_pass() -> None:
 def test_operations_of_experts() -> None:
     """Two of four experts run for each token, and the router."""
     dense = replace(synthetic.MODEL, text=replace(synthetic.MODEL.text, intermediate_size=96))
-    experts = replace(synthetic.MODEL, text=replace(synthetic.MODEL.text, num_experts=4, num_experts_per_tok=2))
+    experts = replace(
+        synthetic.MODEL, text=replace(synthetic.MODEL.text, num_experts=4, num_experts_per_tok=2)
+    )
     router = 6 * 2 * 32 * 4
     assert flops_per_token(experts, 40) == flops_per_token(dense, 40) + router
 
@@ -82,7 +87,11 @@ def test_operations_of_a_released_model() -> None:
 
 
 def step_values(step: int, tokens: float) -> dict[str, float]:
-    values = {name: 0.5 for part in ("connector", "vision", "text") for name in (f"lr/{part}", f"grad_norm/{part}")}
+    values = {
+        name: 0.5
+        for part in ("connector", "vision", "text")
+        for name in (f"lr/{part}", f"grad_norm/{part}")
+    }
     counts = {
         "tokens": tokens,
         "positions": 2 * tokens,
@@ -91,7 +100,14 @@ def step_values(step: int, tokens: float) -> dict[str, float]:
         "images": 2.0,
         "learnt_tokens": tokens / 4,
     }
-    return {"loss": 1.0 / step, "ce_loss": 1.0 / step, "z_loss": 0.0, "accuracy": 0.25, **values, **counts}
+    return {
+        "loss": 1.0 / step,
+        "ce_loss": 1.0 / step,
+        "z_loss": 0.0,
+        "accuracy": 0.25,
+        **values,
+        **counts,
+    }
 
 
 @pytest.fixture
@@ -101,7 +117,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_lines_and_events(tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_and_events(
+    tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(metrics, "peak_flops", lambda device: 1e9)
     monkeypatch.setattr(metrics, "process_age", lambda: 4.0)
     (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
@@ -114,9 +132,15 @@ def test_lines_and_events(tmp_path: Path, clock: list[float], monkeypatch: pytes
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 4]
     line = lines[-1]
-    assert line["loss"] == 0.25 and line["tokens_per_second"] == 50 and line["crops_per_second"] == 2
+    assert (
+        line["loss"] == 0.25 and line["tokens_per_second"] == 50 and line["crops_per_second"] == 2
+    )
     assert line["images_per_second"] == 1
-    assert line["step_seconds"] == 2 and line["data_wait_share"] == 0.25 and line["packing_fill"] == 0.5
+    assert (
+        line["step_seconds"] == 2
+        and line["data_wait_share"] == 0.25
+        and line["packing_fill"] == 0.5
+    )
     assert (
         line["learnt_share"] == 0.25
         and line["goodput"] == 0.25
@@ -129,15 +153,46 @@ def test_lines_and_events(tmp_path: Path, clock: list[float], monkeypatch: pytes
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     tags = set(events.Tags()["scalars"])
-    assert {f"train/{name}" for name in ("loss", "z_loss", "accuracy", "tokens_per_second", "mfu")} <= tags
-    assert {f"train/{kind}/{part}" for kind in ("lr", "grad_norm") for part in ("connector", "vision", "text")} <= tags
+    assert {
+        f"train/{name}" for name in ("loss", "z_loss", "accuracy", "tokens_per_second", "mfu")
+    } <= tags
+    assert {
+        f"train/{kind}/{part}"
+        for kind in ("lr", "grad_norm")
+        for part in ("connector", "vision", "text")
+    } <= tags
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(4, 0.25)]
-    assert [(e.step, e.value) for e in events.Scalars("train_loss")] == [(4, 0.25)], "accelerate's tag"
+    assert [(e.step, e.value) for e in events.Scalars("train_loss")] == [(4, 0.25)], (
+        "accelerate's tag"
+    )
     assert events.Scalars("learning_rate")[0].value == 0.5
     assert events.Scalars("train/grad_norm")[0].value == pytest.approx(0.75**0.5)
     by_samples = EventAccumulator(str(tmp_path / "tensorboard" / "samples"))
     by_samples.Reload()
-    assert [e.step for e in by_samples.Scalars("Train/Samples/train_loss")] == [4 * config.global_batch]
+    assert [e.step for e in by_samples.Scalars("Train/Samples/train_loss")] == [
+        4 * config.global_batch
+    ]
+
+
+def test_an_evaluation_has_a_line_and_counts_in_no_rate(tmp_path: Path, clock: list[float]) -> None:
+    log = metrics.Metrics(synthetic.config(out=str(tmp_path), log_interval=4), ALONE, first_step=1)
+    for step, evaluating in ((2, 0.0), (3, 40.0), (4, 0.0)):
+        clock[0] += 2.0 + evaluating
+        found = {"eval/val/loss": 0.5} if evaluating else {}
+        log.step(
+            step, step_values(step, 100.0) | found, waited=0.5, stepped=1.0, evaluating=evaluating
+        )
+    log.close()
+    lines = {
+        line["step"]: line
+        for line in map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    }
+    assert list(lines) == [3, 4] and lines[3]["eval/val/loss"] == 0.5
+    assert [line["tokens_per_second"] for line in lines.values()] == [50, 50]
+    assert [line["data_wait_share"] for line in lines.values()] == [0.25, 0.25]
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("eval/val/loss")] == [(3, 0.5)]
 
 
 def test_a_resumed_run_forgets_only_what_it_makes_again(tmp_path: Path) -> None:
@@ -147,14 +202,19 @@ def test_a_resumed_run_forgets_only_what_it_makes_again(tmp_path: Path) -> None:
         for step in range(first + 1, first + 4):
             log.step(step, step_values(step, 10.0), 0.0, 0.0)
         log.close()
-    for folder, tag, unit in (("", "train/loss", 1), ("samples", "Train/Samples/train_loss", config.global_batch)):
+    for folder, tag, unit in (
+        ("", "train/loss", 1),
+        ("samples", "Train/Samples/train_loss", config.global_batch),
+    ):
         events = EventAccumulator(str(tmp_path / "tensorboard" / folder))
         events.Reload()
         assert [e.step for e in events.Scalars(tag)] == [unit * step for step in (1, 2, 3, 4, 5)]
 
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
-    log = metrics.Metrics(synthetic.config(out=str(tmp_path)), World(1, 1, 2, torch.device("cpu")), 0)
+    log = metrics.Metrics(
+        synthetic.config(out=str(tmp_path)), World(1, 1, 2, torch.device("cpu")), 0
+    )
     log.step(1, step_values(1, 10.0), 0.0, 0.0)
     log.close()
     assert not list(tmp_path.iterdir())
@@ -169,12 +229,20 @@ def test_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         metrics.Metrics(config, ALONE, 0)
     absent["wandb"] = "there"
     runs, lines, ended = [], [], []
-    run = SimpleNamespace(log=lambda values, step: lines.append((step, values)), finish=lambda: ended.append(True))
+    run = SimpleNamespace(
+        log=lambda values, step: lines.append((step, values)), finish=lambda: ended.append(True)
+    )
     wandb = SimpleNamespace(init=lambda **settings: (runs.append(settings), run)[1])
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     for first in (0, 1):
         log = metrics.Metrics(config, ALONE, first)
         log.step(first + 1, step_values(first + 1, 10.0), 0.0, 0.0)
         log.close()
-    assert [(step, values["train/loss"]) for step, values in lines] == [(1, 1.0), (2, 0.5)] and len(ended) == 2
-    assert runs[0]["project"] == "molmo" and runs[0]["config"]["wandb"] == "molmo" and runs[0] == runs[1]
+    assert [(step, values["train/loss"]) for step, values in lines] == [(1, 1.0), (2, 0.5)] and len(
+        ended
+    ) == 2
+    assert (
+        runs[0]["project"] == "molmo"
+        and runs[0]["config"]["wandb"] == "molmo"
+        and runs[0] == runs[1]
+    )

@@ -18,7 +18,10 @@ def poisoned(world: World, strategy: str) -> tuple[str, list[int]]:
     """The sentence of a step in which one micro-batch of the last rank has an infinite weight; who is blamed here."""
     config = synthetic.config(strategy=f"ds_configs/{strategy}.json", micro_batch=2)
     engine = build_engine(config, world)
-    names = [[(f"rank {engine.data_rank}", i, 0)] for i in range(config.global_batch // engine.data_size // 2)]
+    names = [
+        [(f"rank {engine.data_rank}", i, 0)]
+        for i in range(config.global_batch // engine.data_size // 2)
+    ]
     good = engine.train_step(synthetic.micro_batches(config, 1, engine.data_rank, engine.data_size))
     check_finite(engine, good, names)
     assert engine.not_finite == []
@@ -60,9 +63,16 @@ def test_no_checkpoint_holds_what_is_not_finite(tmp_path: Path) -> None:
     assert [path.name for path in checkpoint.steps(tmp_path)] == ["step-00000000"]
 
 
-def test_a_run_that_diverges_ends_and_keeps_its_last_checkpoint(tiny_run: list[str], tmp_path: Path) -> None:
+def test_a_run_that_diverges_ends_and_keeps_its_last_checkpoint(
+    tiny_run: list[str], tmp_path: Path
+) -> None:
     out = tmp_path / "run"
-    faster = ["optim.name=sgd", "optim.max_grad_norm=0", "optim.text.lr=1e30", "optim.text.warmup_steps=3"]
+    faster = [
+        "optim.name=sgd",
+        "optim.max_grad_norm=0",
+        "optim.text.lr=1e30",
+        "optim.text.warmup_steps=3",
+    ]
     slow_start = ["optim.warmup_min_lr=0", "save_interval=1", "max_steps=9", "keep_checkpoints=1"]
     code, said = Forked([*tiny_run, *faster, *slow_start, f"out={out}"], tmp_path / "said").finish()
     assert code == 1 and "Traceback" not in said

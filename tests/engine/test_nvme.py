@@ -10,7 +10,14 @@ import pytest
 import torch
 from deepspeed.ops.op_builder import AsyncIOBuilder
 
-from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, RunConfig, TextConfig, VisionConfig
+from molmo_ds.config import (
+    ConnectorConfig,
+    ImageConfig,
+    MolmoConfig,
+    RunConfig,
+    TextConfig,
+    VisionConfig,
+)
 from molmo_ds.engine import build_engine, fragments
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.parallel import nvme
@@ -90,7 +97,9 @@ def held(zero) -> int:
 
 
 def step(engine, run: RunConfig, number: int) -> dict[str, float]:
-    return engine.train_step(synthetic.micro_batches(run, number, engine.data_rank, engine.data_size))
+    return engine.train_step(
+        synthetic.micro_batches(run, number, engine.data_rank, engine.data_size)
+    )
 
 
 def train(world: World, strategy: str, weights_alone: str, folder: str) -> dict:
@@ -101,11 +110,17 @@ def train(world: World, strategy: str, weights_alone: str, folder: str) -> dict:
         engine = build_engine(run, world)
         zero = engine.engine.optimizer
         sizes = [zero.fp16_partitioned_groups_flat_numel[i] for i in swapped(zero)]
-        weights = {name: p.ds_tensor.final_location == "nvme" for name, p in engine.model.named_parameters()}
+        weights = {
+            name: p.ds_tensor.final_location == "nvme"
+            for name, p in engine.model.named_parameters()
+        }
         out["sizes"], out["on NVMe"] = sizes, [name for name, there in weights.items() if there]
-        out["parts"] = {engine.groups[zero.sub_group_to_group_id[i]]["component"] for i in swapped(zero)}
+        out["parts"] = {
+            engine.groups[zero.sub_group_to_group_id[i]]["component"] for i in swapped(zero)
+        }
         log = []
-        for number in range(1, STEPS + 1):  # what an evaluation reads ahead must not stay in the step's way
+        # what an evaluation reads ahead must not stay in the step's way
+        for number in range(1, STEPS + 1):
             log.append(step(engine, run, number))
             engine.eval_loss(synthetic.micro_batches(run, 10, engine.data_rank, engine.data_size))
         out["sgd"] = log, dict(engine.full_state())
@@ -126,7 +141,9 @@ def train(world: World, strategy: str, weights_alone: str, folder: str) -> dict:
         first = step(engine, run, 2), dict(engine.full_state())
         engine = begin(strategy, 1)
         again = step(engine, run, 2), dict(engine.full_state())
-        out["bitwise"] = first[0] == again[0] and all(torch.equal(w, again[1][n]) for n, w in first[1].items())
+        out["bitwise"] = first[0] == again[0] and all(
+            torch.equal(w, again[1][n]) for n, w in first[1].items()
+        )
         log.append(again[0])
         for number, at in ((3, "ds_configs/zero1.json"), (4, strategy)):
             engine.save(folder, {})
@@ -142,8 +159,13 @@ def complaints(world: World, cases: dict[str, str]) -> dict[str, str]:
     """What building an engine under each strategy file raises on this rank."""
     out = {}
     for name, path in cases.items():
-        broken = mock.patch.object(AsyncIOBuilder, "load", side_effect=RuntimeError("no compiler\nand more"))
-        with broken if name == "op" and world.rank == 1 else mock.patch.dict({}), pytest.raises(ValueError) as error:
+        broken = mock.patch.object(
+            AsyncIOBuilder, "load", side_effect=RuntimeError("no compiler\nand more")
+        )
+        with (
+            broken if name == "op" and world.rank == 1 else mock.patch.dict({}),
+            pytest.raises(ValueError) as error,
+        ):
             build_engine(sgd(path), world)
         out[name] = str(error.value)
     return out
@@ -186,18 +208,26 @@ def test_equals_one_plain_process(run: dict, name: str) -> None:
     config = {"sgd": sgd, "adamw": adamw}[name]("ds_configs/zero0.json")
     (log, weights), (losses, norms, expected) = run[name], plain(config)
     seen, limit = [norm for parts in norms for norm in parts.values()], config.optim.max_grad_norm
-    assert limit < max(seen) and (name == "adamw" or min(seen) < limit), "clipping must act, on some only"
+    assert limit < max(seen) and (name == "adamw" or min(seen) < limit), (
+        "clipping must act, on some only"
+    )
     for values, loss, parts in zip(log, losses, norms, strict=True):
         assert values["loss"] == pytest.approx(loss, abs=1e-5)
         for part, norm in parts.items():
-            assert values[f"grad_norm/{part}"] == pytest.approx(norm, rel=1e-5 if name == "sgd" else 1e-4), part
+            assert values[f"grad_norm/{part}"] == pytest.approx(
+                norm, rel=1e-5 if name == "sgd" else 1e-4
+            ), part
     first = {n: checkpoint.first_weights(config)(n, tuple(w.shape)) for n, w in weights.items()}
     for part in ("connector", "vision", "text"):
         names = [n for n in weights if component(n) == part and not n.endswith("k_proj.bias")]
-        mine, theirs, start = (torch.cat([w[n].flatten().double() for n in names]) for w in (weights, expected, first))
+        mine, theirs, start = (
+            torch.cat([w[n].flatten().double() for n in names]) for w in (weights, expected, first)
+        )
         assert (mine - theirs).norm() <= 1e-5 * theirs.norm(), part
         # beside how far the run moved them; Adam makes full steps of the rounding of small gradients
-        assert (mine - theirs).norm() <= (1e-4 if name == "sgd" else 2e-3) * (theirs - start).norm(), part
+        assert (mine - theirs).norm() <= (1e-4 if name == "sgd" else 2e-3) * (
+            theirs - start
+        ).norm(), part
 
 
 def test_weights_alone_on_nvme(run: dict) -> None:
@@ -211,7 +241,9 @@ def test_goes_on_bitwise(run: dict) -> None:
 
 def test_one_sub_group_is_in_memory(run: dict) -> None:
     assert run["parts"] == {"connector", "vision", "text"}, "no state of some component is on NVMe"
-    assert {"embed.embedding", "head.lm_head.weight"} <= set(run["on NVMe"]), "frozen and trained weights"
+    assert {"embed.embedding", "head.lm_head.weight"} <= set(run["on NVMe"]), (
+        "frozen and trained weights"
+    )
     assert run["most"] == max(run["sizes"]) and sum(run["sizes"]) > 4 * run["most"]
 
 

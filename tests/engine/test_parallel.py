@@ -77,10 +77,14 @@ def sgd(case: Case, folder: str = "") -> RunConfig:
     """SGD, whose updates show an error of gradient scale that Adam would hide, with clipping."""
     path = f"{folder}/{case[1]}.json" if case[1] in MADE else f"ds_configs/{case[1]}.json"
     model = family("qwen2" if case[0] == "frozen" else case[0])
-    base = synthetic.config(model=model, strategy=path, micro_batch=case[2], activation_checkpointing=case[3])
+    base = synthetic.config(
+        model=model, strategy=path, micro_batch=case[2], activation_checkpointing=case[3]
+    )
     base = replace(base, check_collectives=True)
     vision = replace(base.optim.vision, freeze=case[0] == "frozen")
-    return replace(base, optim=replace(base.optim, max_grad_norm=LIMIT, vision=vision), max_steps=STEPS)
+    return replace(
+        base, optim=replace(base.optim, max_grad_norm=LIMIT, vision=vision), max_steps=STEPS
+    )
 
 
 def odd(batch: Batch) -> Batch:
@@ -109,7 +113,10 @@ def edges(config: RunConfig, rank: int, size: int) -> list[Batch]:
     share = config.global_batch // size
     mine = parts[rank * share : (rank + 1) * share]
     mine = mine[:-1] if rank == size - 1 and config.micro_batch == 1 else mine
-    return [synthetic.join(mine[i : i + config.micro_batch]) for i in range(0, len(mine), config.micro_batch)]
+    return [
+        synthetic.join(mine[i : i + config.micro_batch])
+        for i in range(0, len(mine), config.micro_batch)
+    ]
 
 
 def train(world: World, cases: list[Case], folder: str) -> dict[Case, tuple]:
@@ -128,9 +135,12 @@ def train_one(world: World, config: RunConfig) -> tuple:
     log = [engine.train_step(batches(step)) for step in range(1, STEPS + 1)]
     draw, weights = torch.rand(2).tolist(), dict(engine.full_state())
     last = edges(config, engine.data_rank, engine.data_size)
-    others = [odd(b) for b in batches(10)], batches(10) + [odd(b) for b in batches(11)]  # more, of two lengths
+    # more, of two lengths
+    others = [odd(b) for b in batches(10)], batches(10) + [odd(b) for b in batches(11)]
     held_out = [engine.eval_loss(x)["loss"] for x in (batches(10), *others)]
-    assert engine.eval_loss([merge(batches(10))])["loss"] == pytest.approx(held_out[0], abs=1e-5), "one micro-batch"
+    assert engine.eval_loss([merge(batches(10))])["loss"] == pytest.approx(held_out[0], abs=1e-5), (
+        "one micro-batch"
+    )
     held_out += [engine.train_step(last)["loss"], engine.eval_loss(last)["loss"]]
     return log, weights, held_out, draw
 
@@ -146,19 +156,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(folder: Path) -> dict[tuple[int, Case], tuple]:
-    two, four = run_ranks(train, 2, TWO, str(folder), timeout=240), run_ranks(train, 4, FOUR, str(folder), timeout=240)
+    two, four = (
+        run_ranks(train, 2, TWO, str(folder), timeout=240),
+        run_ranks(train, 4, FOUR, str(folder), timeout=240),
+    )
     for ranks in (two, four):
         for case, (log, *_) in ranks[0].items():
             assert all(other[case][0] == log for other in ranks), "ranks log different numbers"
     draws = {case: [rank[case][3] for rank in two] for case in TWO}
-    assert len({tuple(draw) for draw in draws[TWO[0]]}) == 2, "ranks that share a sequence drop out alike"
-    assert len({tuple(draw) for draw in draws[TWO[2]]}) == 1, "tensor-parallel ranks must drop out alike"
+    assert len({tuple(draw) for draw in draws[TWO[0]]}) == 2, (
+        "ranks that share a sequence drop out alike"
+    )
+    assert len({tuple(draw) for draw in draws[TWO[2]]}) == 1, (
+        "tensor-parallel ranks must drop out alike"
+    )
     return {(n, case): run for n, ranks in ((2, two), (4, four)) for case, run in ranks[0].items()}
 
 
 @pytest.fixture(scope="module")
 def oracles() -> dict[str, tuple]:
-    return {name: plain(sgd((name, "zero0", 8, "none"))) for name in ("qwen2", "olmo2", "olmoe", "frozen")}
+    return {
+        name: plain(sgd((name, "zero0", 8, "none")))
+        for name in ("qwen2", "olmo2", "olmoe", "frozen")
+    }
 
 
 KEYS = [(2, case) for case in TWO] + [(4, case) for case in FOUR]
@@ -175,12 +195,17 @@ def test_equals_one_plain_process(runs: dict, oracles: dict, key: tuple) -> None
     assert weights.keys() == expected.keys()
     for part in ("connector", "vision", "text"):
         names = [name for name in weights if component(name) == part]
-        mine, theirs = (torch.cat([w[n].flatten().double() for n in names]) for w in (weights, expected))
+        mine, theirs = (
+            torch.cat([w[n].flatten().double() for n in names]) for w in (weights, expected)
+        )
         assert (mine - theirs).norm() <= 1e-5 * theirs.norm()
     for name, weight in weights.items():
         torch.testing.assert_close(weight, expected[name], atol=3e-6, rtol=1e-5, msg=name)
     same = [run for (_, case), run in runs.items() if case[0] == key[1][0]]
-    assert all(other[2] == pytest.approx(held_out, abs=1e-5) for other in same) and len(set(held_out)) == 5
+    assert (
+        all(other[2] == pytest.approx(held_out, abs=1e-5) for other in same)
+        and len(set(held_out)) == 5
+    )
 
 
 def test_clipping_acts_on_some_only(oracles: dict) -> None:
@@ -197,6 +222,8 @@ def test_checkpoints_pass_from_strategy_to_strategy(tmp_path: Path) -> None:
     assert loss <= 1e-5 and weight <= 3e-5
     for found in checkpoint.steps(tmp_path):  # a strided checkpoint is read without ranks as well
         stored = dict(checkpoint.read_full_state(found))
-        assert {name: w.shape for name, w in stored.items()} == {name: w.shape for name, w in weights.items()}
+        assert {name: w.shape for name, w in stored.items()} == {
+            name: w.shape for name, w in weights.items()
+        }
     last = dict(checkpoint.read_full_state(tmp_path))
     assert all(torch.equal(last[name], weight) for name, weight in weights.items())

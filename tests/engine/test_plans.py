@@ -11,7 +11,13 @@ from molmo_ds.model.decoder import DecoderLayer
 from molmo_ds.testing import synthetic
 from molmo_ds.testing.ranks import run_ranks
 
-CASES = [("zero0", "none"), ("zero3", "none"), ("zero3", "full"), ("zero3_sp", "full"), ("pipe_zero1", "full")]
+CASES = [
+    ("zero0", "none"),
+    ("zero3", "none"),
+    ("zero3", "full"),
+    ("zero3_sp", "full"),
+    ("pipe_zero1", "full"),
+]
 MODEL = replace(synthetic.MODEL, text=replace(synthetic.MODEL.text, num_hidden_layers=3))
 
 
@@ -24,7 +30,10 @@ def counts(world: World, cases: list[tuple[str, str]]) -> dict:
     out = {}
     for strategy, checkpointing in cases:
         config = synthetic.config(
-            model=MODEL, strategy=f"ds_configs/{strategy}.json", micro_batch=2, activation_checkpointing=checkpointing
+            model=MODEL,
+            strategy=f"ds_configs/{strategy}.json",
+            micro_batch=2,
+            activation_checkpointing=checkpointing,
         )
         engine = build_engine(config, world)
         layers, builds = sum(isinstance(m, DecoderLayer) for m in engine.model.modules()), []

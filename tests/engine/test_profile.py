@@ -57,12 +57,19 @@ def test_phases_of_the_step_that_was_asked_for(runs: list, folder: Path, strateg
         assert list(phases) == [f"phase/{name}" for name in profile.PHASES]
         assert phases["phase/data"] == 0.25
         there = {name for name, seconds in phases.items() if seconds > 0}
-        stage = {"zero3": {"vision", "connector", "decoder", "loss"}, "pipe_zero1": ({"vision"}, {"loss"})[rank]}
+        stage = {
+            "zero3": {"vision", "connector", "decoder", "loss"},
+            "pipe_zero1": ({"vision"}, {"loss"})[rank],
+        }
         expected = (*stage[strategy], "backward", "optimizer", "communication", "other")
         assert {f"phase/{name}" for name in expected} <= there
-        trace = json.loads((folder / strategy / f"profile/step-00000002-rank-0000{rank}.json").read_text())
+        trace = json.loads(
+            (folder / strategy / f"profile/step-00000002-rank-0000{rank}.json").read_text()
+        )
         names = {event.get("name", "") for event in trace["traceEvents"]}
-        assert any(name.startswith("gloo:") for name in names) and any("backward" in name.lower() for name in names)
+        assert any(name.startswith("gloo:") for name in names) and any(
+            "backward" in name.lower() for name in names
+        )
 
 
 def test_watching_changes_nothing(runs: list) -> None:

@@ -17,7 +17,9 @@ from molmo_ds.testing import synthetic
 
 FILES = Path(__file__).parents[2] / "ds_configs"
 DENSE = synthetic.MODEL.text
-EXPERTS = replace(DENSE, model_type="olmoe", num_experts=4, num_experts_per_tok=2, num_key_value_heads=4)
+EXPERTS = replace(
+    DENSE, model_type="olmoe", num_experts=4, num_experts_per_tok=2, num_key_value_heads=4
+)
 SPREAD = {"expert_parallel": {"enabled": True, "autoep_size": 2}}
 SPLIT = {"tensor_parallel": {"autotp_size": 2}}
 SHARE = {"molmo_ds": {"engine": "sequence", "sequence_parallel_size": 2}}
@@ -25,24 +27,109 @@ OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
 # file, what is merged into it, decoder, ranks, words of the sentence
 REFUSED: dict[str, tuple[str, dict, TextConfig, int, str]] = {
     "strategy to answer with": ("infer/tp8", {}, DENSE, 8, "train with ds_configs/zero3_tp.json"),
-    "stages to answer with": ("infer/tp8_pp2", {}, DENSE, 16, "train with ds_configs/pipe_zero1.json"),
+    "stages to answer with": (
+        "infer/tp8_pp2",
+        {},
+        DENSE,
+        16,
+        "train with ds_configs/pipe_zero1.json",
+    ),
     "experts to answer with": ("infer/ep8", {}, EXPERTS, 8, "train with ds_configs/zero3_ep.json"),
     "limits without inference": ("zero3", {"molmo_ds": {"slots": 8}}, DENSE, 4, "leave them out"),
+    "execution without inference": (
+        "zero3",
+        {"molmo_ds": {"weights": "int8"}},
+        DENSE,
+        4,
+        "leave them out",
+    ),
     "unknown setting": ("pipe_zero1", {"molmo_ds": {"stage": 2}}, DENSE, 4, "has no setting"),
-    "stages without pipeline": ("zero3", {"molmo_ds": {"stages": 2}}, DENSE, 4, '"engine": "pipeline"'),
-    "sequence without engine": ("zero3", {"molmo_ds": {"sequence_parallel_size": 2}}, DENSE, 4, '"engine": "sequence"'),
-    "DeepSpeed's own sequence key": ("zero3", {"sequence_parallel_size": 2}, DENSE, 4, "inside the molmo_ds block"),
-    "pipeline under ZeRO-0": ("pipe_zero1", {"zero_optimization": {"stage": 0}}, DENSE, 4, "pipe_zero1.json"),
-    "pipeline under ZeRO-2": ("pipe_zero1", {"zero_optimization": {"stage": 2}}, DENSE, 4, "pipe_zero1.json"),
-    "pipeline under ZeRO-3": ("pipe_zero1", {"zero_optimization": {"stage": 3}}, DENSE, 4, "pipe_zero1.json"),
+    "stages without pipeline": (
+        "zero3",
+        {"molmo_ds": {"stages": 2}},
+        DENSE,
+        4,
+        '"engine": "pipeline"',
+    ),
+    "sequence without engine": (
+        "zero3",
+        {"molmo_ds": {"sequence_parallel_size": 2}},
+        DENSE,
+        4,
+        '"engine": "sequence"',
+    ),
+    "DeepSpeed's own sequence key": (
+        "zero3",
+        {"sequence_parallel_size": 2},
+        DENSE,
+        4,
+        "inside the molmo_ds block",
+    ),
+    "pipeline under ZeRO-0": (
+        "pipe_zero1",
+        {"zero_optimization": {"stage": 0}},
+        DENSE,
+        4,
+        "pipe_zero1.json",
+    ),
+    "pipeline under ZeRO-2": (
+        "pipe_zero1",
+        {"zero_optimization": {"stage": 2}},
+        DENSE,
+        4,
+        "pipe_zero1.json",
+    ),
+    "pipeline under ZeRO-3": (
+        "pipe_zero1",
+        {"zero_optimization": {"stage": 3}},
+        DENSE,
+        4,
+        "pipe_zero1.json",
+    ),
     "one stage": ("pipe_zero1", {"molmo_ds": {"stages": 1}}, DENSE, 4, "2 or more stages"),
     "pipeline and tensors": ("pipe_zero1", SPLIT, DENSE, 4, "zero3_tp.json"),
-    "pipeline and offload": ("pipe_zero1", {"zero_optimization": OFFLOAD}, DENSE, 4, "zero3_offload.json"),
-    "pipeline and tied": ("pipe_zero1", {}, replace(DENSE, tie_word_embeddings=True), 4, "tie_word_embeddings=false"),
-    "schedule without pipeline": ("zero3", {"molmo_ds": {"schedule": "dualpipev"}}, DENSE, 4, '"engine": "pipeline"'),
-    "unknown schedule": ("pipe_zero1", {"molmo_ds": {"schedule": "zigzag"}}, DENSE, 4, "write dualpipev"),
-    "DualPipeV of few micro-batches": ("pipe_dualpipev", {"molmo_ds": {"stages": 4}}, DENSE, 16, "needs 8 micro"),
-    "DualPipeV and tied": ("pipe_dualpipev", {}, replace(DENSE, tie_word_embeddings=True), 4, "=false"),
+    "pipeline and offload": (
+        "pipe_zero1",
+        {"zero_optimization": OFFLOAD},
+        DENSE,
+        4,
+        "zero3_offload.json",
+    ),
+    "pipeline and tied": (
+        "pipe_zero1",
+        {},
+        replace(DENSE, tie_word_embeddings=True),
+        4,
+        "tie_word_embeddings=false",
+    ),
+    "schedule without pipeline": (
+        "zero3",
+        {"molmo_ds": {"schedule": "dualpipev"}},
+        DENSE,
+        4,
+        '"engine": "pipeline"',
+    ),
+    "unknown schedule": (
+        "pipe_zero1",
+        {"molmo_ds": {"schedule": "zigzag"}},
+        DENSE,
+        4,
+        "write dualpipev",
+    ),
+    "DualPipeV of few micro-batches": (
+        "pipe_dualpipev",
+        {"molmo_ds": {"stages": 4}},
+        DENSE,
+        16,
+        "needs 8 micro",
+    ),
+    "DualPipeV and tied": (
+        "pipe_dualpipev",
+        {},
+        replace(DENSE, tie_word_embeddings=True),
+        4,
+        "=false",
+    ),
     "pipeline over odd ranks": ("pipe_zero1", {}, DENSE, 3, "multiple of 2"),
     "sequence over too many heads": (
         "zero3_sp",
@@ -53,11 +140,41 @@ REFUSED: dict[str, tuple[str, dict, TextConfig, int, str]] = {
     ),
     "sequence and tensors": ("zero3_tp", SHARE, DENSE, 4, "zero3_tp.json"),
     "experts of a dense model": ("zero3_ep", {}, DENSE, 4, "zero3.json"),
-    "experts that do not divide": ("zero3_ep", {"expert_parallel": {"autoep_size": 3}}, EXPERTS, 3, "divide 4 experts"),
-    "experts over too few ranks": ("zero3_ep", {"expert_parallel": {"autoep_size": 4}}, EXPERTS, 2, "the 2 ranks"),
-    "experts of stages": ("pipe_zero1_ep", {"expert_parallel": {"autoep_size": 4}}, EXPERTS, 4, "the 2 ranks"),
-    "experts over one rank": ("zero3_ep", {"expert_parallel": {"autoep_size": 1}}, EXPERTS, 4, "2 or more"),
-    "experts under ZeRO-0": ("zero2_ep", {"zero_optimization": {"stage": 0}}, EXPERTS, 4, "zero2_ep.json"),
+    "experts that do not divide": (
+        "zero3_ep",
+        {"expert_parallel": {"autoep_size": 3}},
+        EXPERTS,
+        3,
+        "divide 4 experts",
+    ),
+    "experts over too few ranks": (
+        "zero3_ep",
+        {"expert_parallel": {"autoep_size": 4}},
+        EXPERTS,
+        2,
+        "the 2 ranks",
+    ),
+    "experts of stages": (
+        "pipe_zero1_ep",
+        {"expert_parallel": {"autoep_size": 4}},
+        EXPERTS,
+        4,
+        "the 2 ranks",
+    ),
+    "experts over one rank": (
+        "zero3_ep",
+        {"expert_parallel": {"autoep_size": 1}},
+        EXPERTS,
+        4,
+        "2 or more",
+    ),
+    "experts under ZeRO-0": (
+        "zero2_ep",
+        {"zero_optimization": {"stage": 0}},
+        EXPERTS,
+        4,
+        "zero2_ep.json",
+    ),
     "experts and hpZ": ("zero3_hpz", SPREAD, EXPERTS, 4, "zero3_ep.json"),
     "experts and quantised": (
         "zero3_ep",
@@ -67,15 +184,45 @@ REFUSED: dict[str, tuple[str, dict, TextConfig, int, str]] = {
         "zero3_ep.json",
     ),
     "experts and offload": ("zero3_offload", SPREAD, EXPERTS, 4, "zero3_offload.json"),
-    "tensors that do not divide": ("zero3_tp", {"tensor_parallel": {"autotp_size": 4}}, DENSE, 4, "zero3_sp.json"),
-    "tensors under ZeRO-0": ("zero3_tp", {"zero_optimization": {"stage": 0}}, DENSE, 4, "zero3_tp.json"),
+    "tensors that do not divide": (
+        "zero3_tp",
+        {"tensor_parallel": {"autotp_size": 4}},
+        DENSE,
+        4,
+        "zero3_sp.json",
+    ),
+    "tensors under ZeRO-0": (
+        "zero3_tp",
+        {"zero_optimization": {"stage": 0}},
+        DENSE,
+        4,
+        "zero3_tp.json",
+    ),
     "tensors and hpZ": ("zero3_hpz", SPLIT, DENSE, 4, "zero3_hpz.json"),
     "tensors and offload": ("zero3_offload", SPLIT, DENSE, 4, "zero3_offload.json"),
-    "tensors with a preset": ("zero3_tp", {"tensor_parallel": {"preset_model": "qwen2"}}, DENSE, 4, "autotp_size only"),
+    "tensors with a preset": (
+        "zero3_tp",
+        {"tensor_parallel": {"preset_model": "qwen2"}},
+        DENSE,
+        4,
+        "autotp_size only",
+    ),
     "hpZ over odd ranks": ("zero3_hpz", {}, DENSE, 3, "does not divide 3 ranks"),
     "hpZ under ZeRO-2": ("zero3_hpz", {"zero_optimization": {"stage": 2}}, DENSE, 4, "stage 3"),
-    "NVMe under ZeRO-2": ("zero3_nvme", {"zero_optimization": {"stage": 2}}, DENSE, 4, "zero3_nvme.json"),
-    "NVMe and hpZ": ("zero3_nvme", {"zero_optimization": {"zero_hpz_partition_size": 2}}, DENSE, 4, "zero3_nvme.json"),
+    "NVMe under ZeRO-2": (
+        "zero3_nvme",
+        {"zero_optimization": {"stage": 2}},
+        DENSE,
+        4,
+        "zero3_nvme.json",
+    ),
+    "NVMe and hpZ": (
+        "zero3_nvme",
+        {"zero_optimization": {"zero_hpz_partition_size": 2}},
+        DENSE,
+        4,
+        "zero3_nvme.json",
+    ),
     "NVMe swapped ahead": (
         "zero3_nvme",
         {"zero_optimization": {"offload_optimizer": {"pipeline_read": True}}},
@@ -100,8 +247,20 @@ REFUSED: dict[str, tuple[str, dict, TextConfig, int, str]] = {
     ),
     "fp16": ("zero3", {"fp16": {"enabled": True}}, DENSE, 4, "use bf16"),
     "another clipping": ("zero3", {"gradient_clipping": 5.0}, DENSE, 4, "optim.max_grad_norm"),
-    "another optimizer": ("zero3", {"optimizer": {"params": {"lr": 1e-3}}}, DENSE, 4, "optimizer.params.lr, which"),
-    "another scheduler": ("zero3", {"scheduler": {"params": {"a": 1}}}, DENSE, 4, "scheduler.params.a, which"),
+    "another optimizer": (
+        "zero3",
+        {"optimizer": {"params": {"lr": 1e-3}}},
+        DENSE,
+        4,
+        "optimizer.params.lr, which",
+    ),
+    "another scheduler": (
+        "zero3",
+        {"scheduler": {"params": {"a": 1}}},
+        DENSE,
+        4,
+        "scheduler.params.a, which",
+    ),
     "another global batch": (
         "zero3",
         {"train_batch_size": 9},
@@ -144,7 +303,9 @@ def test_every_row_has_a_case(tmp_path: Path) -> None:
     met = {"global batch that does not divide"}
     for file, changes, text, ranks, _ in REFUSED.values():
         path = tmp_path / "mine.json"
-        path.write_text(json.dumps(merge(json.loads((FILES / f"{file}.json").read_text()), changes)))
+        path.write_text(
+            json.dumps(merge(json.loads((FILES / f"{file}.json").read_text()), changes))
+        )
         row = first(Asked(read_strategy(str(path)), run(text), ranks))
         assert row is not None
         met.add(row.name)
@@ -161,9 +322,11 @@ def test_stages_cost_alike() -> None:
     rows = layer_list(config.model, 0.0)
     bounds = balance(rows, config, 3)
     assert bounds[0] == 0 and bounds[-1] == len(rows) and len(bounds) == 4
-    wide = replace(config, data=replace(config.data, crops_per_sequence=1))  # then nearly only the decoder costs
+    # then nearly only the decoder costs
+    wide = replace(config, data=replace(config.data, crops_per_sequence=1))
     assert (
-        balance(rows, wide, 2)[1] > balance(rows, replace(config, data=replace(config.data, sequence_length=1)), 2)[1]
+        balance(rows, wide, 2)[1]
+        > balance(rows, replace(config, data=replace(config.data, sequence_length=1)), 2)[1]
     )
 
 
@@ -173,15 +336,21 @@ def test_stages_that_learn_nothing() -> None:
     still = replace(config.optim.vision, freeze=True)
     frozen = replace(config, optim=replace(config.optim, vision=still))
     names = [name for name, _, _ in rows]
-    assert balance(rows, frozen, 2)[1] > names.index("connector"), "a frozen tower is no stage of its own"
+    assert balance(rows, frozen, 2)[1] > names.index("connector"), (
+        "a frozen tower is no stage of its own"
+    )
     text = replace(config, optim=replace(config.optim, text=still))
     assert balance(rows, text, 3)[2] <= names.index("embed"), "a frozen decoder neither"
     both = replace(text, optim=replace(text.optim, vision=still))
     assert balance(rows, both, 2) == [0, names.index("embed"), len(rows)]
     adapters = replace(
-        both, optim=replace(both.optim, connector=still, text=config.optim.text), lora=LoraConfig(components=("text",))
+        both,
+        optim=replace(both.optim, connector=still, text=config.optim.text),
+        lora=LoraConfig(components=("text",)),
     )
-    assert balance(rows, adapters, 2) == [0, names.index("layers.1"), len(rows)], "the head has no adapter"
+    assert balance(rows, adapters, 2) == [0, names.index("layers.1"), len(rows)], (
+        "the head has no adapter"
+    )
     with pytest.raises(ValueError, match="2 layers that learn cannot fill 3 pipeline stages"):
         balance(rows, adapters, 3)
     with pytest.raises(ValueError, match="cannot fill 30 pipeline stages"):

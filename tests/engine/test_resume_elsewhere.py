@@ -17,7 +17,7 @@ from molmo_ds.engine.strategy import read_strategy
 from molmo_ds.testing import synthetic
 from molmo_ds.testing.oracle import difference, family, fresh_groups, plain
 from molmo_ds.testing.ranks import run_ranks
-from molmo_ds.weights import checkpoint
+from molmo_ds.weights import checkpoint, checksums
 
 LEGS = [  # ranks, and strategies of one step each
     (4, ["pipe_zero1_ep", "zero3_ep_tp", "zero2_ep"]),
@@ -35,10 +35,14 @@ def config(strategy: str, ranks: int) -> RunConfig:
     path = f"ds_configs/{strategy}.json"
     size = read_strategy(path).data_parallel_size(ranks)
     sizes = {"global_batch": BATCH, "micro_batch": BATCH // size // (1 if BATCH // size % 2 else 2)}
-    return synthetic.adamw(model=family("olmoe"), strategy=path, max_steps=STEPS, keep_checkpoints=STEPS, **sizes)
+    return synthetic.adamw(
+        model=family("olmoe"), strategy=path, max_steps=STEPS, keep_checkpoints=STEPS, **sizes
+    )
 
 
-def leg(world: World, folder: str, names: list[str], done: int) -> tuple[list[float], list[dict[str, Tensor]]]:
+def leg(
+    world: World, folder: str, names: list[str], done: int
+) -> tuple[list[float], list[dict[str, Tensor]]]:
     """Losses of the steps after `done`, and the weights behind each of them."""
     losses, weights = [], []
     for step, strategy in enumerate(names, done + 1):
@@ -69,7 +73,8 @@ def test_a_run_that_changes_its_strategy_and_size(tmp_path: Path) -> None:
     expected, _, reference = plain(config("zero0", 1))
     assert len(losses) == STEPS
     loss, weight = difference((losses, weights[-1]), (expected, reference))
-    assert loss <= 1e-5 and weight <= 1e-4, (loss, weight)  # a wrong rate, decay or Adam step of a group is 1e-2 off
+    # a wrong rate, decay or Adam step of a group is 1e-2 off
+    assert loss <= 1e-5 and weight <= 1e-4, (loss, weight)
 
 
 def test_what_is_missing_is_an_error(tmp_path: Path) -> None:
@@ -80,12 +85,15 @@ def test_what_is_missing_is_an_error(tmp_path: Path) -> None:
     whole = part["pieces"]
     for pieces, said in (
         ([piece for piece in whole if piece["name"] != "head.norm.weight"], "head.norm.weight"),
-        ([{**p, "keys": ["weight"]} if p["name"] == "head.norm.weight" else p for p in whole], "no optimizer state"),
+        (
+            [{**p, "keys": ["weight"]} if p["name"] == "head.norm.weight" else p for p in whole],
+            "no optimizer state",
+        ),
     ):
         (path / "rank-00000.json").write_text(json.dumps({**part, "pieces": pieces}))
         manifest = json.loads((path / "manifest.json").read_text())
         file = path / "rank-00000.json"
-        manifest["files"][file.name] = {"bytes": file.stat().st_size, "crc32": checkpoint.checksum(file)}
+        manifest["files"][file.name] = checksums.facts_of(file)
         (path / "manifest.json").write_text(json.dumps(manifest))
         assert checkpoint.what_is_wrong(path) is None
         with pytest.raises(AssertionError, match=said):

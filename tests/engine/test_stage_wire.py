@@ -39,7 +39,9 @@ def test_stages_of_a_row_each(batch: Batch) -> None:
                     assert len(before) == len(after) and all(map(torch.equal, before, after))
                 else:
                     assert (before is None) == (after is None), field
-                    assert before is None or (before.dtype == after.dtype and torch.equal(before, after)), field
+                    assert before is None or (
+                        before.dtype == after.dtype and torch.equal(before, after)
+                    ), field
             x = model.get_submodule(name)(taken)
     for ours, whole in zip(x, model(batch), strict=True):
         assert torch.equal(ours, whole)
@@ -55,7 +57,9 @@ def test_another_layout_is_no_surprise(batch: Batch) -> None:
 def test_hooks_of_zero3_reach_the_tensors_of_a_named_tuple_and_no_others(batch: Batch) -> None:
     """Which model/carry.py relies on."""
     shared = Shared(None, torch.ones(1), torch.ones(1))
-    carry = Carry.of(batch)._replace(hidden=torch.ones(2), features=(torch.ones(3), torch.ones(4)), shared=shared)
+    carry = Carry.of(batch)._replace(
+        hidden=torch.ones(2), features=(torch.ones(3), torch.ones(4)), shared=shared
+    )
     touched: list[Tensor] = []
 
     def hook(x: Tensor) -> Tensor:
@@ -63,7 +67,12 @@ def test_hooks_of_zero3_reach_the_tensors_of_a_named_tuple_and_no_others(batch: 
         return x.detach()
 
     out = apply_to_tensors_only(hook, (carry,))[0]
-    assert type(out) is Carry and out.shared is shared and out.image_features is None and len(out.features) == 2
+    assert (
+        type(out) is Carry
+        and out.shared is shared
+        and out.image_features is None
+        and len(out.features) == 2
+    )
     assert len(touched) == len(vars(batch)) + 3
 
     @dataclass(frozen=True)
@@ -71,4 +80,6 @@ def test_hooks_of_zero3_reach_the_tensors_of_a_named_tuple_and_no_others(batch: 
         hidden: Tensor
 
     frozen = Frozen(torch.ones(2))
-    assert apply_to_tensors_only(hook, (frozen,))[0] is frozen and len(touched) == len(vars(batch)) + 3
+    assert (
+        apply_to_tensors_only(hook, (frozen,))[0] is frozen and len(touched) == len(vars(batch)) + 3
+    )

@@ -35,16 +35,32 @@ def test_none_is_left_out() -> None:
 @pytest.mark.parametrize("name", FIELDS)
 def test_fields(name: str) -> None:
     s = read_strategy(f"ds_configs/{name}.json")
-    found = s.engine, s.stages, s.schedule, s.sequence, s.tensor, s.experts, s.stage, s.zero.hpz, s.zero.devices
+    found = (
+        s.engine,
+        s.stages,
+        s.schedule,
+        s.sequence,
+        s.tensor,
+        s.experts,
+        s.stage,
+        s.zero.hpz,
+        s.zero.devices,
+    )
     assert found == FIELDS[name]
     assert s.name == name and "molmo_ds" not in s.ds
     assert s.folded == (s.schedule == "dualpipev")
 
 
 def test_what_is_left_to_the_run_has_deepspeeds_size() -> None:
-    block = {"reduce_bucket_size": "auto", "zero_hpz_partition_size": "auto", "stage3_max_live_parameters": 7}
+    block = {
+        "reduce_bucket_size": "auto",
+        "zero_hpz_partition_size": "auto",
+        "stage3_max_live_parameters": 7,
+    }
     block["offload_optimizer"] = {"device": "cpu", "pipeline_write": True}
-    strategy = parse("x", {"zero_optimization": block, "expert_parallel": {"enabled": False, "autoep_size": 4}})
+    strategy = parse(
+        "x", {"zero_optimization": block, "expert_parallel": {"enabled": False, "autoep_size": 4}}
+    )
     assert strategy.experts == 1
     assert strategy.zero == Zero(live_parameters=7, optimizer=Offload(device="cpu", ahead=True))
     assert strategy.zero.reduce_bucket == 500_000_000 and strategy.zero.offloads

@@ -39,7 +39,9 @@ def test_blocks_that_the_engines_read_are_known() -> None:
     known = set(blocks(strategy_file.File))
     asked: set[str] = set()
     for path in (ROOT / "molmo_ds/engine").glob("*.py"):
-        asked |= set(re.findall(r"(?:ds|zero|block|ours|values)\.get\(\"(\w+)\", \{\}\)", path.read_text()))
+        asked |= set(
+            re.findall(r"(?:ds|zero|block|ours|values)\.get\(\"(\w+)\", \{\}\)", path.read_text())
+        )
     assert asked >= {"zero_optimization", "expert_parallel", "tensor_parallel", "offload_optimizer"}
     assert asked <= {key.rsplit(".", 1)[-1] for key in known}
 
@@ -84,12 +86,20 @@ def test_values_of_another_kind(key: str, tmp_path: Path) -> None:
         with pytest.raises(ValueError) as caught:
             read_strategy(write(tmp_path, nested(key, value)))
         said = str(caught.value)
-        assert said.startswith(f"{tmp_path}/mine.json: {key} is {json.dumps(value)}; it must be ") and "\n" not in said
+        assert (
+            said.startswith(f"{tmp_path}/mine.json: {key} is {json.dumps(value)}; it must be ")
+            and "\n" not in said
+        )
 
 
 def test_all_mistakes_of_a_file_at_once(tmp_path: Path) -> None:
     with pytest.raises(ValueError) as caught:
-        read_strategy(write(tmp_path, {"bf16": True, "zero_optimization": {"stage": "3", "offload_param": "cpu"}}))
+        read_strategy(
+            write(
+                tmp_path,
+                {"bf16": True, "zero_optimization": {"stage": "3", "offload_param": "cpu"}},
+            )
+        )
     keys = re.findall(r"mine.json: (\S+) is", str(caught.value))
     assert sorted(keys) == ["bf16", "zero_optimization.offload_param", "zero_optimization.stage"]
 
@@ -110,11 +120,25 @@ def test_all_mistakes_of_a_file_at_once(tmp_path: Path) -> None:
 def test_what_is_no_object_of_json(content: bytes, words: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError) as caught:
         read_strategy(write(tmp_path, content))
-    assert words in str(caught.value) and "mine.json" in str(caught.value) and "\n" not in str(caught.value)
+    assert (
+        words in str(caught.value)
+        and "mine.json" in str(caught.value)
+        and "\n" not in str(caught.value)
+    )
 
 
 def test_what_is_usual_is_taken(tmp_path: Path) -> None:
-    usual = {"zero_optimization": {"stage": 3, "reduce_bucket_size": 5e8, "stage3_max_live_parameters": 1e9}}
-    usual |= {"fp16": {"enabled": "auto"}, "optimizer": {"type": "AdamW", "params": {"lr": "auto"}}, "bf16": {}}
+    usual = {
+        "zero_optimization": {
+            "stage": 3,
+            "reduce_bucket_size": 5e8,
+            "stage3_max_live_parameters": 1e9,
+        }
+    }
+    usual |= {
+        "fp16": {"enabled": "auto"},
+        "optimizer": {"type": "AdamW", "params": {"lr": "auto"}},
+        "bf16": {},
+    }
     assert read_strategy(write(tmp_path, usual)).stage == 3
     assert read_strategy(write(tmp_path, b"\xef\xbb\xbf{}")).stage == 0

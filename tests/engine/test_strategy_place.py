@@ -23,12 +23,18 @@ def test_the_working_folder_comes_first(tmp_path: Path, monkeypatch: pytest.Monk
     assert read_strategy(path).stage == 1
 
 
-def test_a_missing_file_is_refused_with_those_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_file_is_refused_with_those_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"no strategy file ds_configs/zero9.json; .*ds_configs/zero1.json"):
+    with pytest.raises(
+        ValueError, match=r"no strategy file ds_configs/zero9.json; .*ds_configs/zero1.json"
+    ):
         strategy_place.find("ds_configs/zero9.json")
     (tmp_path / "mine.json").write_text("{}")
-    with pytest.raises(ValueError, match="no strategy file yours.json; files next to it: mine.json."):
+    with pytest.raises(
+        ValueError, match="no strategy file yours.json; files next to it: mine.json."
+    ):
         strategy_place.find("yours.json")
     with pytest.raises(ValueError, match="no strategy file /ds_configs/zero3.json"):
         strategy_place.find("/ds_configs/zero3.json")

@@ -16,7 +16,8 @@ from molmo_ds.testing.oracle import plain_log
 from molmo_ds.testing.ranks import run_ranks
 
 STEPS = 3
-CASES = [(f"zero{stage}", micro) for stage in range(4) for micro in (4, 1)]  # accumulation 1 and 4 on two ranks
+# accumulation 1 and 4 on two ranks
+CASES = [(f"zero{stage}", micro) for stage in range(4) for micro in (4, 1)]
 RECOMPUTED = {("zero3", 1): "full", ("zero2", 1): "one_in_two", ("zero1", 1): "vision"}
 Run = tuple[list[dict[str, float]], dict[str, Tensor]]
 
@@ -25,12 +26,16 @@ def plain(config: RunConfig) -> Run:
     """The oracle; in step 2 without the last two lanes."""
 
     def lanes(step: int) -> list[Batch]:
-        return [synthetic.sequence(step, lane) for lane in range(config.global_batch - 2 * (step == 2))]
+        return [
+            synthetic.sequence(step, lane) for lane in range(config.global_batch - 2 * (step == 2))
+        ]
 
     return plain_log(config, lanes, STEPS)
 
 
-def through_engine(world: World, cases: list[tuple[str, int]], limit: float) -> dict[tuple[str, int], Run]:
+def through_engine(
+    world: World, cases: list[tuple[str, int]], limit: float
+) -> dict[tuple[str, int], Run]:
     """The same through the engine for each (strategy, micro-batch)."""
     out = {}
     for strategy, micro in cases:
@@ -41,11 +46,18 @@ def through_engine(world: World, cases: list[tuple[str, int]], limit: float) -> 
         for step in range(1, STEPS + 1):
             log.append(engine.train_step(share(config, step, world)))
         weights = dict(engine.full_state())
-        nothing = [b.reweighted(b.loss_weights * 0) for b in synthetic.micro_batches(config, 9, world.rank, world.size)]
+        nothing = [
+            b.reweighted(b.loss_weights * 0)
+            for b in synthetic.micro_batches(config, 9, world.rank, world.size)
+        ]
         assert engine.train_step(nothing)["loss"] == 0
         for name, weight in engine.full_state():
-            assert torch.equal(weight, weights[name]), f"{name} moved in a step in which nothing is learnt"
-        held_out = engine.eval_loss(synthetic.micro_batches(config, 10, world.rank, world.size))["loss"]
+            assert torch.equal(weight, weights[name]), (
+                f"{name} moved in a step in which nothing is learnt"
+            )
+        held_out = engine.eval_loss(synthetic.micro_batches(config, 10, world.rank, world.size))[
+            "loss"
+        ]
         out[strategy, micro] = [*log, {"loss": held_out}], weights
     return out
 
@@ -84,7 +96,9 @@ def runs() -> dict[tuple[int, str, int], Run]:
     one = run_ranks(through_engine, 1, [("zero3", 8), ("zero0", 2)], LIMIT)
     for key, (log, _) in two[0].items():
         assert log == two[1][key][0], "ranks log different numbers"
-    return {(size, *key): run for size, out in ((2, two[0]), (1, one[0])) for key, run in out.items()}
+    return {
+        (size, *key): run for size, out in ((2, two[0]), (1, one[0])) for key, run in out.items()
+    }
 
 
 KEYS = [(2, *case) for case in CASES] + [(1, "zero3", 8), (1, "zero0", 2)]
@@ -108,7 +122,9 @@ def test_weights_equal_one_plain_process(runs: dict, oracle: Run, key: tuple) ->
     assert weights.keys() == oracle[1].keys()
     for part in optim.COMPONENTS:
         names = [name for name in weights if component(name) == part]
-        ours, plain_weights = (torch.cat([w[n].flatten().double() for n in names]) for w in (weights, oracle[1]))
+        ours, plain_weights = (
+            torch.cat([w[n].flatten().double() for n in names]) for w in (weights, oracle[1])
+        )
         assert (ours - plain_weights).norm() <= 1e-5 * plain_weights.norm()
     for name, weight in weights.items():
         torch.testing.assert_close(weight, oracle[1][name], atol=2e-6, rtol=1e-5, msg=name)
@@ -118,7 +134,9 @@ def test_frozen_weights_stay_and_others_do_not(runs: dict) -> None:
     start = Molmo(synthetic.MODEL)
     start.reset_parameters(RunConfig.seed)
     weights = runs[2, "zero3", 1][1]
-    still = {name for name, weight in start.named_parameters() if torch.equal(weight, weights[name])}
+    still = {
+        name for name, weight in start.named_parameters() if torch.equal(weight, weights[name])
+    }
     assert still == {"embed.embedding"} | {n for n in weights if n.startswith("vision.layers.2.")}
 
 

@@ -60,7 +60,8 @@ def model_config(reference: dict[str, Any]) -> MolmoConfig:
         clip_qkv=reference["clip_qkv"],
         num_experts=reference["moe_num_experts"] if moe else 0,
         num_experts_per_tok=reference["moe_top_k"] if moe else 0,
-        max_position_embeddings=reference["max_position_embeddings"] or reference["max_sequence_length"],
+        max_position_embeddings=reference["max_position_embeddings"]
+        or reference["max_sequence_length"],
         tie_word_embeddings=reference["weight_tying"],
     )
     connector = ConnectorConfig(
@@ -69,8 +70,11 @@ def model_config(reference: dict[str, Any]) -> MolmoConfig:
         projector=reference["image_projector"],
         padding_embed=reference["image_padding_embed"] or "none",
     )
-    if moe:  # its experts are as wide as the model, the reference's fused width halves that for the connector
-        text = TextConfig(**{**vars(text), "intermediate_size": reference["mlp_ratio"] * width // 2})
+    # its experts are as wide as the model, the reference's fused width halves that for the connector
+    if moe:
+        text = TextConfig(
+            **{**vars(text), "intermediate_size": reference["mlp_ratio"] * width // 2}
+        )
     images = ImageConfig(
         crop_mode=reference["crop_mode"],
         max_crops=reference["max_crops"],
@@ -143,7 +147,9 @@ def to_batch(tensors: dict[str, Tensor], images: Tensor) -> Batch:
 
 def column_step(words: int, columns: int) -> int:
     """Every how many of `words` logits a golden of `columns` columns holds: 32, or the power of 2 that fits."""
-    fitting = [step for step in (32, *(2**n for n in range(12))) if len(range(0, words, step)) == columns]
+    fitting = [
+        step for step in (32, *(2**n for n in range(12))) if len(range(0, words, step)) == columns
+    ]
     assert fitting, f"no step gives {columns} of {words} columns"
     return fitting[0]
 
@@ -152,4 +158,8 @@ def read_batch(kind: str, name: str) -> tuple[Batch, dict[str, Tensor], dict[str
     """(batch, the file's tensors, its entry in meta.json)."""
     tensors = read_tensors(f"A_model/{kind}/batch_{name}.safetensors")
     images = read_tensors(f"A_model/{kind}/images.safetensors")["in.images"]
-    return to_batch(tensors, images), tensors, read_json(f"A_model/{kind}/meta.json")["batches"][name]
+    return (
+        to_batch(tensors, images),
+        tensors,
+        read_json(f"A_model/{kind}/meta.json")["batches"][name],
+    )

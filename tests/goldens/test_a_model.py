@@ -10,7 +10,11 @@ from torch.nn import functional as F
 from molmo_ds.model.carry import Carry
 from molmo_ds.model.molmo import Molmo
 
-CASES = [(kind, batch) for kind in model_kinds() for batch in listed(f"A_model/{kind}/meta.json", "batches")]
+CASES = [
+    (kind, batch)
+    for kind in model_kinds()
+    for batch in listed(f"A_model/{kind}/meta.json", "batches")
+]
 ATOL = 1e-4  # measured on the copy here: 1.2e-5 for hidden states and logits
 
 
@@ -29,7 +33,9 @@ class Taps:
     def __init__(self, model: Molmo, *names: str):
         self.out: dict[str, Carry] = {}
         for name in names:
-            model.get_submodule(name).register_forward_hook(lambda _, __, out, name=name: self.out.update({name: out}))
+            model.get_submodule(name).register_forward_hook(
+                lambda _, __, out, name=name: self.out.update({name: out})
+            )
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES)
@@ -59,18 +65,25 @@ def test_activations_and_logits(kind: str, name: str) -> None:
         close_residual(taps.out["layers.0"].hidden[seen], golden["out.hidden_before_block_1"][seen])
         images = read_tensors(f"A_model/{kind}/images.safetensors")["in.images"]
         real = real_crops(images)
-        projected = taps.out["connector"].image_features.view(*golden["in.image_input_idx"][real].shape, -1)
+        projected = taps.out["connector"].image_features.view(
+            *golden["in.image_input_idx"][real].shape, -1
+        )
         close_residual(projected, golden["out.image_features_projected"][real])
         features = taps.out[tower].features
-        features = torch.cat([features[i] for i in model.connector.order], -1)[:, -images.shape[2] :]
-        close(features[real.nonzero()[:, 0] == 1], golden["out.vit_features_concat_example1"][real[1]])
+        features = torch.cat([features[i] for i in model.connector.order], -1)[
+            :, -images.shape[2] :
+        ]
+        close(
+            features[real.nonzero()[:, 0] == 1], golden["out.vit_features_concat_example1"][real[1]]
+        )
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES)
 def test_losses_and_gradients(kind: str, name: str) -> None:
     batch, golden, meta = read_batch(kind, name)
     if "out.ce_per_token_weighted" not in golden:
-        assert not meta.get("grads") and float(batch.loss_weights.sum()) == 0  # a prompt has nothing to learn
+        # a prompt has nothing to learn
+        assert not meta.get("grads") and float(batch.loss_weights.sum()) == 0
         return
     model = load_model(kind, z_loss=read_json(f"A_model/{kind}/meta.json")["z_loss_scale"])
     weights, seen = batch.loss_weights, batch.document_ids != 0
@@ -79,8 +92,14 @@ def test_losses_and_gradients(kind: str, name: str) -> None:
 
     with torch.no_grad():
         logits = model.logits(batch)
-        labels = torch.where(weights > 0, batch.labels, 0)  # image tokens have no logit, and no weight
-        ce = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(weights) * weights
+        # image tokens have no logit, and no weight
+        labels = torch.where(weights > 0, batch.labels, 0)
+        ce = (
+            F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(
+                weights
+            )
+            * weights
+        )
         z = model.head.z_loss * logits.logsumexp(-1) ** 2 * weights
         right = (logits.argmax(-1) == batch.labels) * weights
     close(ce[seen], golden["out.ce_per_token_weighted"][seen])
@@ -92,8 +111,12 @@ def test_losses_and_gradients(kind: str, name: str) -> None:
         assert ours.item() == pytest.approx(meta[key], rel=5e-6, abs=1e-9)
     (sums[0] + sums[1]).backward()
     untouched = {n for n, p in model.named_parameters() if p.grad is None}
-    grads = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
-    dead = to_reference(kind, {n: torch.full_like(g, float(n in untouched)) for n, g in grads.items()})
+    grads = {
+        n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()
+    }
+    dead = to_reference(
+        kind, {n: torch.full_like(g, float(n in untouched)) for n, g in grads.items()}
+    )
     grads = to_reference(kind, grads)
     assert set(grads) == set(meta["grads"])
     for key, golden_grad in meta["grads"].items():
@@ -106,8 +129,12 @@ def test_losses_and_gradients(kind: str, name: str) -> None:
         assert float(grad.norm()) == pytest.approx(norm, rel=1e-4, abs=floor), key
         size = norm / grad.numel() ** 0.5
         samples = grad.flatten()[golden_grad["idx"]]
-        assert samples.tolist() == pytest.approx(golden_grad["val"], rel=1e-4, abs=1e-4 * size + floor), key
-        assert float(grad.sum()) == pytest.approx(golden_grad["sum"], rel=1e-4, abs=1e-4 * norm + 10 * floor), key
+        assert samples.tolist() == pytest.approx(
+            golden_grad["val"], rel=1e-4, abs=1e-4 * size + floor
+        ), key
+        assert float(grad.sum()) == pytest.approx(
+            golden_grad["sum"], rel=1e-4, abs=1e-4 * norm + 10 * floor
+        ), key
 
 
 @pytest.mark.parametrize("kind", model_kinds())

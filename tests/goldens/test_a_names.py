@@ -33,7 +33,9 @@ def test_text(name: str) -> None:
     assert theirs(families.decoder(name.split("_")[1]).rename_table(text, keys)) == keys
     separate = "transformer.blocks.0.q_proj.weight" in evidence["ref_keys_layer0"]
     table = molmo_names.reference(MolmoConfig(text=text), "llama" if separate else None)
-    assert {key for key in theirs(table) if key.startswith("transformer.")} == set(evidence["ref_keys_layer0"])
+    assert {key for key in theirs(table) if key.startswith("transformer.")} == set(
+        evidence["ref_keys_layer0"]
+    )
 
 
 @pytest.mark.parametrize("name", [n for n in EVIDENCE if n.startswith(("vit_", MISSING))])

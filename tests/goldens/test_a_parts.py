@@ -22,10 +22,16 @@ VIT, BACKBONE = "vision_backbone.image_vit.", "vision_backbone."
 
 
 def tower_cases() -> list[tuple[str, str]]:
-    return [(tower, case) for tower in TOWERS for case in listed("A_model/vit_meta.json", tower, "cases")]
+    return [
+        (tower, case)
+        for tower in TOWERS
+        for case in listed("A_model/vit_meta.json", tower, "cases")
+    ]
 
 
-def fill(module: nn.Module, prefix: str, table: Table, golden: dict[str, Tensor], root: str) -> None:
+def fill(
+    module: nn.Module, prefix: str, table: Table, golden: dict[str, Tensor], root: str
+) -> None:
     """Load the rules of `table` that fill `module`, whose parameters are called `prefix`...; all must be given."""
     wanted = {prefix + key for key in module.state_dict()}
     rules = [rule for rule in table if wanted & set(rule.ours)]
@@ -96,7 +102,10 @@ def test_connector(name: str) -> None:
     )
     features, masks = golden["in.features"], golden["in.image_masks"]
     assert features.shape[-1] == layers * width
-    split = list(features.flatten(0, 1).split(width, -1))  # joined in the order of the feature layers
+    # joined in the order of the feature layers
+    split = list(features.flatten(0, 1).split(width, -1))
     with torch.no_grad():
         projected = connector.project(split, masks.flatten(0, 1))
-    torch.testing.assert_close(projected.view_as(golden["out.projected"]), golden["out.projected"], atol=ATOL, rtol=0)
+    torch.testing.assert_close(
+        projected.view_as(golden["out.projected"]), golden["out.projected"], atol=ATOL, rtol=0
+    )

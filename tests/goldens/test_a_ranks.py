@@ -21,10 +21,15 @@ from molmo_ds.testing.oracle import fresh_groups
 from molmo_ds.testing.ranks import run_ranks
 from molmo_ds.weights import rename
 
-RATE = 64.0  # of one step of SGD, whose difference of weights is then the gradient with few digits lost
+# of one step of SGD, whose difference of weights is then the gradient with few digits lost
+RATE = 64.0
 DENSE = ["zero0", "zero1", "zero2", "zero3", "zero3_sp", "zero3_tp", "pipe_zero1"]
 EXPERTS = ["zero2_ep", "zero3_ep", "zero2", "pipe_zero1", "zero3_sp"]
-CASES = [(kind, name) for kind in model_kinds() for name in listed(f"A_model/{kind}/meta.json", "batches")]
+CASES = [
+    (kind, name)
+    for kind in model_kinds()
+    for name in listed(f"A_model/{kind}/meta.json", "batches")
+]
 
 
 def example(batch: Batch, row: int) -> Batch:
@@ -69,7 +74,11 @@ def one_step(
     for strategy in strategies:
         fresh_groups()
         config = RunConfig(
-            model=model, optim=optim, strategy=f"ds_configs/{strategy}.json", global_batch=rows, max_steps=1000
+            model=model,
+            optim=optim,
+            strategy=f"ds_configs/{strategy}.json",
+            global_batch=rows,
+            max_steps=1000,
         )
         try:
             engine = build_engine(config, world)
@@ -110,8 +119,17 @@ def test_losses_and_gradients_on_two_ranks(goldens, kind: str, name: str) -> Non
                 assert not step.any(), (strategy, key)
                 continue
             # a weight of 1 and a step of 64 times its gradient: float32 leaves 1e-7 / 64 of the weight as noise
-            noise = 1.2e-7 * float(torch.maximum(state[key].abs(), after[key].abs()).double().norm()) / RATE
-            assert float(step.norm()) == pytest.approx(grad["norm"], rel=1e-4, abs=noise + 1e-6), (strategy, key)
+            noise = (
+                1.2e-7
+                * float(torch.maximum(state[key].abs(), after[key].abs()).double().norm())
+                / RATE
+            )
+            assert float(step.norm()) == pytest.approx(grad["norm"], rel=1e-4, abs=noise + 1e-6), (
+                strategy,
+                key,
+            )
             size = grad["norm"] / step.numel() ** 0.5
             values_here = step.flatten()[grad["idx"]].tolist()
-            assert values_here == pytest.approx(grad["val"], rel=1e-4, abs=1e-4 * size + noise + 1e-6), (strategy, key)
+            assert values_here == pytest.approx(
+                grad["val"], rel=1e-4, abs=1e-4 * size + noise + 1e-6
+            ), (strategy, key)

@@ -9,7 +9,14 @@ import torch
 from golden_files import MISSING, folder, listed, need, read_json
 from safetensors.torch import load_file
 
-from molmo_ds.config import PIXEL_STATISTICS, ConnectorConfig, ImageConfig, MolmoConfig, TextConfig, VisionConfig
+from molmo_ds.config import (
+    PIXEL_STATISTICS,
+    ConnectorConfig,
+    ImageConfig,
+    MolmoConfig,
+    TextConfig,
+    VisionConfig,
+)
 from molmo_ds.data.decode import load_image
 from molmo_ds.data.sample.images import ImageProcessor
 from molmo_ds.data.sample.layout import IM_START, Layout, select_tiling
@@ -40,7 +47,13 @@ def cases() -> list:
 def processor(case: dict, exact: bool = True) -> ImageProcessor:
     """Our processor with the settings of a case, read from its own entry; a setting we do not know fails."""
     geometry, variation = meta()["geometries"].get(case["geom"], {}), case.get("variation", {})
-    given = {"overlap_margins": meta()["overlap_margins"], **case, **geometry, **case.get("geometry", {}), **variation}
+    given = {
+        "overlap_margins": meta()["overlap_margins"],
+        **case,
+        **geometry,
+        **case.get("geometry", {}),
+        **variation,
+    }
     assert set(variation) <= KNOWN, variation
     size = given["base_image_input_size"]
     assert size[0] == size[1] and given["image_token_length_w"] == given["image_token_length_h"]
@@ -57,7 +70,12 @@ def processor(case: dict, exact: bool = True) -> ImageProcessor:
         exact=exact,
     )
     return ImageProcessor(
-        MolmoConfig(text=TextConfig(), vision=vision, connector=ConnectorConfig(pooling_size=pooling), images=images)
+        MolmoConfig(
+            text=TextConfig(),
+            vision=vision,
+            connector=ConnectorConfig(pooling_size=pooling),
+            images=images,
+        )
     )
 
 
@@ -78,7 +96,9 @@ def test_tilings() -> None:
     rows = read_json("B_preproc/select_tiling.json")
     assert rows
     for row in rows:
-        got = select_tiling(row["h"] - row["margin"], row["w"] - row["margin"], row["window"], row["max_crops"])
+        got = select_tiling(
+            row["h"] - row["margin"], row["w"] - row["margin"], row["window"], row["max_crops"]
+        )
         assert list(got) == row["tiling"], row
 
 
@@ -114,7 +134,8 @@ def check_layout(case: dict, layout: Layout) -> None:
 def check_masks(case: dict, masks: torch.Tensor) -> None:
     area = meta()["image_patch_size"] ** 2
     key = f"mask_x{area}|{case['image']}|{case['max_crops']}"
-    if case["crop_mode"] == "resize":  # the reference's own mask has a wrong shape there; ours is a share per patch
+    # the reference's own mask has a wrong shape there; ours is a share per patch
+    if case["crop_mode"] == "resize":
         assert masks.shape == (1, case["pixels"]["shape"][1])
         return
     if "mask_rows" in case:
@@ -127,7 +148,9 @@ def check_masks(case: dict, masks: torch.Tensor) -> None:
     assert [(body == 0).sum().item(), (body == 1).sum().item()] == [want["n_zero"], want["n_one"]]
     assert ((body > 0) & (body < 1)).sum().item() == want["n_partial"]
     if case["geom"] == "openai":
-        assert torch.equal((body * area).round().to(torch.uint8), tensors("masks_and_small_pixels")[key])
+        assert torch.equal(
+            (body * area).round().to(torch.uint8), tensors("masks_and_small_pixels")[key]
+        )
 
 
 def check_pixels(case: dict, images: torch.Tensor) -> None:
@@ -142,7 +165,9 @@ def check_pixels(case: dict, images: torch.Tensor) -> None:
     sums = images.double().sum((1, 2)).tolist()
     assert sums == pytest.approx(want["per_crop_sum"], abs=mean)
     assert sum(sums) == pytest.approx(want["sum"], abs=mean * len(images))
-    assert images.double().abs().sum().item() == pytest.approx(want["abs_sum"], abs=mean * len(images))
+    assert images.double().abs().sum().item() == pytest.approx(
+        want["abs_sum"], abs=mean * len(images)
+    )
     for key, value in tensors("masks_and_small_pixels").items():
         if key == case["id"] + "|pixels_f16":
             torch.testing.assert_close(images, value.float(), atol=2e-3, rtol=0)

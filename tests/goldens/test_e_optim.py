@@ -27,16 +27,22 @@ TRAJECTORY = "E_optim/train_trajectory.json"
 DIVISOR = "E_optim/batch_divisor.json"
 
 
-def optim_config(lr: dict[str, float], warmup: dict[str, int], decay: dict[str, float], **others) -> OptimConfig:
+def optim_config(
+    lr: dict[str, float], warmup: dict[str, int], decay: dict[str, float], **others
+) -> OptimConfig:
     """Of the reference's numbers, by its names of the components."""
     parts = {
-        ours: ComponentConfig(lr=lr[theirs], warmup_steps=warmup[theirs], weight_decay=decay.get(theirs))
+        ours: ComponentConfig(
+            lr=lr[theirs], warmup_steps=warmup[theirs], weight_decay=decay.get(theirs)
+        )
         for theirs, ours in PARTS.items()
     }
     return OptimConfig(**parts, **others)
 
 
-def schedule_config(scheduler: dict, lr: dict[str, float], decay: dict[str, float], **others) -> OptimConfig:
+def schedule_config(
+    scheduler: dict, lr: dict[str, float], decay: dict[str, float], **others
+) -> OptimConfig:
     """The same from a `scheduler` section."""
     warmup = {theirs: scheduler[f"{theirs}_t_warmup"] for theirs in PARTS}
     return optim_config(
@@ -62,7 +68,9 @@ def test_schedules() -> None:
     for row in file["rows"]:
         config, step = settings[row["config"]], row["step"]
         for theirs, ours in PARTS.items():
-            assert optim.learning_rate(config, ours, step, row["max_steps"]) == pytest.approx(row[theirs], rel=1e-12)
+            assert optim.learning_rate(config, ours, step, row["max_steps"]) == pytest.approx(
+                row[theirs], rel=1e-12
+            )
         assert optim.norm_limit(config, step) == row["max_grad_norm"]
 
 
@@ -75,11 +83,20 @@ def test_parameter_groups(kind: str) -> None:
         blocks = re.compile(r".*image_vit.*resblocks\.(\d+)\.")
         found = [blocks.match(name) for group in golden for name in group["param_names"]]
         layers = 1 + max(int(match.group(1)) for match in found if match)
-        vision = replace(config.vision, model_type="dinov2", num_hidden_layers=layers, feature_layers=(-1,))
+        vision = replace(
+            config.vision, model_type="dinov2", num_hidden_layers=layers, feature_layers=(-1,)
+        )
         config = replace(config, vision=vision)
-    decay = {group["group_name"].partition("_")[0]: group["weight_decay"] for group in golden if group["weight_decay"]}
+    decay = {
+        group["group_name"].partition("_")[0]: group["weight_decay"]
+        for group in golden
+        if group["weight_decay"]
+    }
     settings = optim_config(
-        dict.fromkeys(PARTS, golden[0]["lr"]), dict.fromkeys(PARTS, 1), decay, freeze_embedding="frozen" in kind
+        dict.fromkeys(PARTS, golden[0]["lr"]),
+        dict.fromkeys(PARTS, 1),
+        decay,
+        freeze_embedding="frozen" in kind,
     )
     with torch.device("meta"):
         network = Molmo(config)
@@ -91,11 +108,14 @@ def test_parameter_groups(kind: str) -> None:
         for group in optim.parameter_groups(network, settings)
         for name in group["names"]
     }
-    keys = {name for group in golden for name in group["param_names"]} | {"transformer.wte.embedding"}
+    keys = {name for group in golden for name in group["param_names"]} | {
+        "transformer.wte.embedding"
+    }
     used = set()
     for rule in molmo_names.detect(config, keys):
         groups = [g for g in golden if set(rule.theirs) & set(g["param_names"])]
-        if set(rule.ours) <= frozen:  # the base table; and ViT blocks that the reference keeps but never changes
+        # the base table; and ViT blocks that the reference keeps but never changes
+        if set(rule.ours) <= frozen:
             assert not groups or rule.ours[0].startswith("vision.layers.")
             continue
         assert len(groups) == 1, rule
@@ -119,7 +139,9 @@ def split_rows(batch: Batch) -> list[Batch]:
             **rows,
             images=batch.images[mine],
             image_masks=batch.image_masks[mine],
-            image_positions=torch.where(batch.image_positions[mine] < 0, -1, batch.image_positions[mine] - i * length),
+            image_positions=torch.where(
+                batch.image_positions[mine] < 0, -1, batch.image_positions[mine] - i * length
+            ),
             learnt_rows=learnt_rows_of(rows["loss_weights"]),
         )
         out.append(row)
@@ -129,7 +151,9 @@ def split_rows(batch: Batch) -> list[Batch]:
 def run_config(weights: Path, settings: OptimConfig, **others) -> RunConfig:
     """A run that starts from golden weights."""
     settings = replace(settings, z_loss=read_json(f"A_model/{KIND}/meta.json")["z_loss_scale"])
-    base = RunConfig(model=read_config(KIND), optim=settings, init_from=str(weights), precision="fp32")
+    base = RunConfig(
+        model=read_config(KIND), optim=settings, init_from=str(weights), precision="fp32"
+    )
     return replace(base, **others)
 
 
@@ -164,7 +188,9 @@ def train_golden(world: World, run: dict, weights: Path) -> list[tuple[dict, dic
     total = rows_of(run["steps"][0]["batch"])
     assert {rows_of(step["batch"]) for step in run["steps"]} == {total}
     micro = min(run["trainer"]["device_train_microbatch_size"], total)
-    config = run_config(weights, settings, max_steps=run["max_steps"], micro_batch=micro, global_batch=total)
+    config = run_config(
+        weights, settings, max_steps=run["max_steps"], micro_batch=micro, global_batch=total
+    )
     config = replace(config, strategy="ds_configs/zero1.json")
     engine = build_engine(config, world)
     out = []
@@ -199,8 +225,13 @@ def test_training_steps(trajectories, name: str) -> None:
         assert values["accuracy"] == pytest.approx(metrics["train/Accuracy"], abs=1e-6)
         for theirs, ours in PARTS.items():
             norm = metrics[f"optim/{theirs}_grad_norm"]
-            assert values[f"grad_norm/{ours}"] == pytest.approx(norm, rel=2e-4), (step["global_step"], ours)
-            assert values[f"lr/{ours}"] == pytest.approx(step["lr_used"][f"{theirs}_decay"], rel=1e-12)
+            assert values[f"grad_norm/{ours}"] == pytest.approx(norm, rel=2e-4), (
+                step["global_step"],
+                ours,
+            )
+            assert values[f"lr/{ours}"] == pytest.approx(
+                step["lr_used"][f"{theirs}_decay"], rel=1e-12
+            )
         total = math.sqrt(sum(values[f"grad_norm/{part}"] ** 2 for part in PARTS.values()))
         assert total == pytest.approx(metrics["optim/total_grad_norm"], rel=2e-4)
         for key, golden in (step["params_after"] or {}).items():
@@ -209,7 +240,10 @@ def test_training_steps(trajectories, name: str) -> None:
             moved = max(step["lr_used"].values()) * step["global_step"]
             # AdamW blows up rounding where the gradient is nothing else: a shift of the keys leaves attention as it is
             tolerance = 1e-2 if key.endswith("wk.bias") else 1e-4
-            ours, values_there = flat[torch.tensor(golden["idx"])], torch.tensor(golden["val"], dtype=torch.float64)
+            ours, values_there = (
+                flat[torch.tensor(golden["idx"])],
+                torch.tensor(golden["val"], dtype=torch.float64),
+            )
             torch.testing.assert_close(ours, values_there, atol=tolerance * moved, rtol=1e-6)
             spread = tolerance * moved * len(flat) ** 0.5 * 10
             assert float(flat.sum()) == pytest.approx(golden["sum"], abs=spread, rel=1e-6), key
@@ -220,16 +254,27 @@ def test_training_steps(trajectories, name: str) -> None:
 def batches_of(entries: dict, prefix: str = "") -> list[str]:
     """The batches that entries `PREFIX|batch` or `batch|...` are about."""
     known = read_json(f"A_model/{KIND}/meta.json")["batches"]
-    return [name for name in known if any(name in key.split("|") and key.startswith(prefix) for key in entries)]
+    return [
+        name
+        for name in known
+        if any(name in key.split("|") and key.startswith(prefix) for key in entries)
+    ]
 
 
-def gradients_golden(world: World, weights: Path, cases: list[tuple[str, int]]) -> list[tuple[dict, dict]]:
+def gradients_golden(
+    world: World, weights: Path, cases: list[tuple[str, int]]
+) -> list[tuple[dict, dict]]:
     """(metrics, gradients under the reference's names) of batches, cut into micro-batches of one row or not cut.
 
     Plain SGD with rate 1 moves a weight by its gradient.
     """
     settings = optim_config(
-        dict.fromkeys(PARTS, 1.0), dict.fromkeys(PARTS, 0), {}, name="sgd", alpha_f=1.0, max_grad_norm=0.0
+        dict.fromkeys(PARTS, 1.0),
+        dict.fromkeys(PARTS, 0),
+        {},
+        name="sgd",
+        alpha_f=1.0,
+        max_grad_norm=0.0,
     )
     settings = replace(settings, freeze_embedding=False)
     start, out = read_tensors(f"A_model/{KIND}/state_dict.safetensors"), []
@@ -238,7 +283,13 @@ def gradients_golden(world: World, weights: Path, cases: list[tuple[str, int]]) 
         total = len(batch.input_ids)
         micro = min(micro, total)
         assert micro in (1, total), f"micro-batches of {micro} of {total} rows"
-        config = run_config(weights, settings, strategy="ds_configs/zero2.json", micro_batch=micro, global_batch=total)
+        config = run_config(
+            weights,
+            settings,
+            strategy="ds_configs/zero2.json",
+            micro_batch=micro,
+            global_batch=total,
+        )
         engine = build_engine(config, world)
         rows = split_rows(batch) if micro == 1 else [batch]
         values = engine.train_step(rows[world.rank :: world.size])
@@ -247,7 +298,9 @@ def gradients_golden(world: World, weights: Path, cases: list[tuple[str, int]]) 
     return out
 
 
-def check_gradients(result: tuple[dict, dict], ce: float, z: float, total: float, golden: dict) -> None:
+def check_gradients(
+    result: tuple[dict, dict], ce: float, z: float, total: float, golden: dict
+) -> None:
     """Losses and gradients; the subtraction of weights leaves their rounding, 1.2e-7 of each."""
     start = read_tensors(f"A_model/{KIND}/state_dict.safetensors")
     values, gradients = result
@@ -260,23 +313,33 @@ def check_gradients(result: tuple[dict, dict], ce: float, z: float, total: float
         gradient = gradients[key]
         rounding = 1.2e-7 * float(start[key].norm())
         assert float(gradient.norm()) == pytest.approx(size, rel=1e-4, abs=rounding), key
-        assert float(gradient.sum()) == pytest.approx(total, abs=3e-7 * gradient.numel() ** 0.5 * 10 + 1e-4), key
+        assert float(gradient.sum()) == pytest.approx(
+            total, abs=3e-7 * gradient.numel() ** 0.5 * 10 + 1e-4
+        ), key
 
 
 def test_one_process_gradients(golden_weights: Path) -> None:
     golden = read_json(DIVISOR)["single_process"]
     keys = [key.split("|microbatch") for key in golden]
     cases = [(name, int(size)) for name, size in keys]
-    for there, result in zip(golden.values(), run_ranks(gradients_golden, 1, golden_weights, cases)[0], strict=True):
-        check_gradients(result, there["ce"], there["z"], there["grad_total_norm"], there["grads_norm_sum"])
+    for there, result in zip(
+        golden.values(), run_ranks(gradients_golden, 1, golden_weights, cases)[0], strict=True
+    ):
+        check_gradients(
+            result, there["ce"], there["z"], there["grad_total_norm"], there["grads_norm_sum"]
+        )
 
 
 def test_ranks_average_over_the_global_batch(golden_weights: Path) -> None:
     golden = read_json(DIVISOR)["two_ranks"]
     batches = batches_of(golden["rank0"], "global_batch|")
     assert batches
-    results = run_ranks(gradients_golden, len(golden), golden_weights, [(name, 1) for name in batches])[0]
+    results = run_ranks(
+        gradients_golden, len(golden), golden_weights, [(name, 1) for name in batches]
+    )[0]
     for name, result in zip(batches, results, strict=True):
         there = golden["rank0"][f"global_batch|{name}"]
         ce, z = there["logged_ce_mean_over_ranks"], there["logged_z_mean_over_ranks"]
-        check_gradients(result, ce, z, there["averaged_grad_total_norm"], there["averaged_grads_norm_sum"])
+        check_gradients(
+            result, ce, z, there["averaged_grad_total_norm"], there["averaged_grads_norm_sum"]
+        )

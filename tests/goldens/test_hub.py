@@ -26,13 +26,24 @@ def test_from_reference_and_to_hub(kind: str, tmp_path: Path) -> None:
         vision=replace(want.vision, num_positions=config.vision.num_positions),
     )
     to_hub(tmp_path / "ours", tmp_path / "hub")
-    hub, state = TensorFolder(tmp_path / "hub"), read_tensors(f"A_model/{kind}/state_dict.safetensors")
+    hub, state = (
+        TensorFolder(tmp_path / "hub"),
+        read_tensors(f"A_model/{kind}/state_dict.safetensors"),
+    )
     ours = dict(rename.to_ours(molmo_names.released(config), hub.read))
     back = dict(rename.to_theirs(molmo_names.detect(config, state), ours.__getitem__))
-    assert set(back) == set(state) and all(torch.equal(back[key].float(), state[key]) for key in state)
+    assert set(back) == set(state) and all(
+        torch.equal(back[key].float(), state[key]) for key in state
+    )
     if not config.text.num_experts:  # released keys are the reference's with another beginning
-        fused = {key for key in state if "q_proj" not in key and "k_proj" not in key and "v_proj" not in key}
-        assert {"model." + key for key in fused if "ff_proj1" not in key and "ff_proj2" not in key} <= set(hub.names())
+        fused = {
+            key
+            for key in state
+            if "q_proj" not in key and "k_proj" not in key and "v_proj" not in key
+        }
+        assert {
+            "model." + key for key in fused if "ff_proj1" not in key and "ff_proj2" not in key
+        } <= set(hub.names())
 
 
 def released_kinds() -> list[str]:

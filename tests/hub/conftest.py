@@ -18,6 +18,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 300 words without image tokens, as a language model brings it."""
     folder = tmp_path_factory.mktemp("tokenizer")
     train_tokenizer(
-        ["Describe this picture. User: what is it? Assistant: a red boat, two blue birds."] * 3, 300, folder
+        ["Describe this picture. User: what is it? Assistant: a red boat, two blue birds."] * 3,
+        300,
+        folder,
     )
     return folder

@@ -124,10 +124,17 @@ TOWERS = {
 }
 
 
-def tiny(text: str = "qwen2", tower: str = "clip", connector: ConnectorConfig | None = None) -> MolmoConfig:
+def tiny(
+    text: str = "qwen2", tower: str = "clip", connector: ConnectorConfig | None = None
+) -> MolmoConfig:
     """A model of one text and one vision family; towers have 6 x 6 or, SigLIP, 7 x 7 patches per crop."""
     images = ImageConfig(max_crops=4, overlap_margins=(2, 2), resize=tower, exact=True)
-    return MolmoConfig(text=TEXTS[text], vision=TOWERS[tower], connector=connector or ConnectorConfig(), images=images)
+    return MolmoConfig(
+        text=TEXTS[text],
+        vision=TOWERS[tower],
+        connector=connector or ConnectorConfig(),
+        images=images,
+    )
 
 
 def random_state(config: MolmoConfig, seed: int = 0) -> dict[str, Tensor]:
@@ -152,7 +159,9 @@ def model_of(config: MolmoConfig, state: dict[str, Tensor]) -> Molmo:
     return model.eval()
 
 
-def weights_folder(out: Path, config: MolmoConfig, state: dict[str, Tensor], tokenizer: Path | None = None) -> Path:
+def weights_folder(
+    out: Path, config: MolmoConfig, state: dict[str, Tensor], tokenizer: Path | None = None
+) -> Path:
     """A weights folder as conversion writes it."""
     write_weights(out, config, iter(state.items()), tokenizer, len(state))
     return out

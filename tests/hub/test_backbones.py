@@ -37,17 +37,34 @@ TEXTS = {
     "qwen2-7b": (transformers.Qwen2Config, {"num_key_value_heads": 2, "rms_norm_eps": 1e-6}),
     "llama3": (
         transformers.LlamaConfig,
-        {"num_key_value_heads": 2, "rope_parameters": LLAMA3, "tie_word_embeddings": True, "head_dim": 16},
+        {
+            "num_key_value_heads": 2,
+            "rope_parameters": LLAMA3,
+            "tie_word_embeddings": True,
+            "head_dim": 16,
+        },
     ),
     "olmo": (transformers.OlmoConfig, {"clip_qkv": 0.4}),
     "olmo2": (transformers.Olmo2Config, {"rms_norm_eps": 1e-6}),
-    "olmoe": (transformers.OlmoeConfig, {"num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 16}),
+    "olmoe": (
+        transformers.OlmoeConfig,
+        {"num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 16},
+    ),
 }
-EYE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 84}
+EYE = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "image_size": 84,
+}
 TOWERS = {
     "openai": (transformers.CLIPVisionConfig, {"patch_size": 14, "hidden_act": "quick_gelu"}),
     "metaclip": (transformers.CLIPVisionConfig, {"patch_size": 14, "hidden_act": "quick_gelu"}),
-    "siglip": (transformers.SiglipVisionConfig, {"patch_size": 14, "hidden_act": "gelu_pytorch_tanh"}),
+    "siglip": (
+        transformers.SiglipVisionConfig,
+        {"patch_size": 14, "hidden_act": "gelu_pytorch_tanh"},
+    ),
     "dinov2": (transformers.Dinov2Config, {"patch_size": 14, "mlp_ratio": 2}),
 }
 CHANGES = ("vision.image_size=84", "images.overlap_margins=[2,2]", "vision.feature_layers=[-1,-3]")
@@ -56,7 +73,11 @@ CHANGES = ("vision.image_size=84", "images.overlap_margins=[2,2]", "vision.featu
 def save(kind: type, settings: dict, folder: Path) -> transformers.PreTrainedModel:
     """A random model, with norms and biases that are not ones and zeros, saved as transformers saves it."""
     config = kind(**settings)
-    if kind in (transformers.CLIPVisionConfig, transformers.SiglipVisionConfig, transformers.Dinov2Config):
+    if kind in (
+        transformers.CLIPVisionConfig,
+        transformers.SiglipVisionConfig,
+        transformers.Dinov2Config,
+    ):
         model = transformers.AutoModel.from_config(config)
     else:
         model = transformers.AutoModelForCausalLM.from_config(config)
@@ -102,7 +123,9 @@ def features(model: Molmo, pixels: Tensor) -> list[Tensor]:
     """Block outputs [N, S, D] of the tower, deepest last, for pixels [N, 3, H, W]."""
     n, c, h, w = pixels.shape
     p = model.config.vision.patch_size
-    patches = pixels.view(n, c, h // p, p, w // p, p).permute(0, 2, 4, 3, 5, 1).reshape(n, -1, p * p * c)
+    patches = (
+        pixels.view(n, c, h // p, p, w // p, p).permute(0, 2, 4, 3, 5, 1).reshape(n, -1, p * p * c)
+    )
     hidden, out = model.vision.embeddings.tokens(patches), []
     for layer in model.vision.layers:
         hidden = layer.run(hidden)
@@ -135,7 +158,9 @@ def test_against_transformers(text: str, tower: str, tmp_path: Path) -> None:
         # the residual stream is not normalised: how far float32 rounds there, transformers' own tells
         rounding = float((states[i + 1] - exact[i + 1]).abs().max())
         assert rounding < 2e-5
-        torch.testing.assert_close(one.double(), exact[i + 1], atol=max(1e-5, 2 * rounding), rtol=1e-5)
+        torch.testing.assert_close(
+            one.double(), exact[i + 1], atol=max(1e-5, 2 * rounding), rtol=1e-5
+        )
 
 
 @pytest.fixture(scope="module")
@@ -151,16 +176,29 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_what_the_backbones_lack(folders: tuple[Path, Path], tmp_path: Path) -> None:
     """Padding rows, the extra rows and the connector: drawn as a fresh model draws them, a head's padding is zero."""
     changes = (*CHANGES, "text.embedding_size=256")
-    config = load.backbones(("qwen2-7b", folders[0]), ("openai", folders[1]), tmp_path / "out", changes, seed=5)
+    config = load.backbones(
+        ("qwen2-7b", folders[0]), ("openai", folders[1]), tmp_path / "out", changes, seed=5
+    )
     weights, source = TensorFolder(tmp_path / "out"), TensorFolder(folders[0])
-    assert (config.text.vocab_size, config.text.embedding_size, config.images.resize) == (200, 256, "clip")
+    assert (config.text.vocab_size, config.text.embedding_size, config.images.resize) == (
+        200,
+        256,
+        "clip",
+    )
     embedding, head = weights.read("embed.embedding"), weights.read("head.lm_head.weight")
     assert torch.equal(embedding[:200], source.read("model.embed_tokens.weight"))
     assert embedding[200:].std() > 0.01 and not head[200:].any() and head[:200].any()
-    for name in ("embed.new_embedding", "connector.pooling.q_proj.weight", "connector.projector.gate_proj.weight"):
+    for name in (
+        "embed.new_embedding",
+        "connector.pooling.q_proj.weight",
+        "connector.projector.gate_proj.weight",
+    ):
         fresh = initial_parameter(config, name, weights.shape(name), 5)
         assert torch.equal(weights.read(name), fresh) and 0.018 < fresh.std() < 0.022
-    assert not weights.read("connector.pad_embed").any() and not weights.read("connector.pooling.q_proj.bias").any()
+    assert (
+        not weights.read("connector.pad_embed").any()
+        and not weights.read("connector.pooling.q_proj.bias").any()
+    )
     assert set(weights.names()) == set(load.shapes_of(config))
     assert set(yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())) == {"model"}
 
@@ -178,20 +216,52 @@ def test_released_sizes_are_recognised() -> None:
         "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "rope_theta": 1000000.0,
         "rms_norm_eps": 1e-6, "max_position_embeddings": 131072, "use_sliding_window": False,
     }  # fmt: skip
-    assert replace(text_config(qwen2), max_position_embeddings=4096) == presets.get("molmo_7b_d").text
-    clip = {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
-    clip |= {"num_attention_heads": 16, "image_size": 336, "patch_size": 14, "hidden_act": "quick_gelu"}
+    assert (
+        replace(text_config(qwen2), max_position_embeddings=4096) == presets.get("molmo_7b_d").text
+    )
+    clip = {
+        "model_type": "clip_vision_model",
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+    }
+    clip |= {
+        "num_attention_heads": 16,
+        "image_size": 336,
+        "patch_size": 14,
+        "hidden_act": "quick_gelu",
+    }
     clip |= {"layer_norm_eps": 1e-5}
     assert vision_config({"vision_config": clip}, "openai")[0] == presets.TOWERS["clip"]
     assert vision_config(clip, "metaclip")[0] == presets.TOWERS["metaclip"]
     assert (
         vision_config(clip | {"image_size": 224}, "metaclip")[0].num_positions == 256
     )  # as published: resized to 24 x 24
-    siglip = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
-    siglip |= {"image_size": 384, "patch_size": 14}  # published without what is transformers' default
-    assert vision_config({"model_type": "siglip", "vision_config": siglip}, "siglip")[0] == presets.TOWERS["siglip"]
-    dino = {"model_type": "dinov2", "hidden_size": 1024, "mlp_ratio": 4, "num_hidden_layers": 24, "patch_size": 14}
-    dino |= {"num_attention_heads": 16, "image_size": 518, "hidden_act": "gelu", "layer_norm_eps": 1e-6}
+    siglip = {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+    }
+    # published without what is transformers' default
+    siglip |= {"image_size": 384, "patch_size": 14}
+    assert (
+        vision_config({"model_type": "siglip", "vision_config": siglip}, "siglip")[0]
+        == presets.TOWERS["siglip"]
+    )
+    dino = {
+        "model_type": "dinov2",
+        "hidden_size": 1024,
+        "mlp_ratio": 4,
+        "num_hidden_layers": 24,
+        "patch_size": 14,
+    }
+    dino |= {
+        "num_attention_heads": 16,
+        "image_size": 518,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-6,
+    }
     assert vision_config(dino, "dinov2")[0] == presets.TOWERS["dinov2"]
 
 
@@ -199,12 +269,24 @@ def test_faults(folders: tuple[Path, Path], tmp_path: Path) -> None:
     text, eye = folders
     out = tmp_path / "out"
     faults = {
-        "'bert' is not supported": (("bert", make_config(tmp_path / "bert", "bert")), ("openai", eye), CHANGES),
+        "'bert' is not supported": (
+            ("bert", make_config(tmp_path / "bert", "bert")),
+            ("openai", eye),
+            CHANGES,
+        ),
         "'olmo2' does not fit": (("olmo2", text), ("openai", eye), CHANGES),
         "no vision tower 'eva'": (("qwen2", text), ("eva", eye), CHANGES),
-        "is a siglip model and the folder holds 'clip'": (("qwen2", text), ("siglip", eye), CHANGES),
+        "is a siglip model and the folder holds 'clip'": (
+            ("qwen2", text),
+            ("siglip", eye),
+            CHANGES,
+        ),
         "There is no folder": (("qwen2", tmp_path / "nowhere"), ("openai", eye), CHANGES),
-        r"has no tensor 'model.layers.2": (("qwen2", text), ("openai", eye), (*CHANGES, "text.num_hidden_layers=3")),
+        r"has no tensor 'model.layers.2": (
+            ("qwen2", text),
+            ("openai", eye),
+            (*CHANGES, "text.num_hidden_layers=3"),
+        ),
         r"gate_proj.weight. has shape \[44, 32\] and the configuration asks for \[40, 32\]": (
             ("qwen2", text),
             ("openai", eye),

@@ -29,7 +29,8 @@ from molmo_ds.settings import save
 from molmo_ds.testing import synthetic
 from molmo_ds.testing.ranks import run_ranks
 from molmo_ds.weights import rename
-from molmo_ds.weights.tensor_files import INDEX, TensorFolder, write_tensors
+from molmo_ds.weights.tensor_files import INDEX, TensorFolder
+from molmo_ds.weights.tensor_writer import write_tensors
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,7 +42,10 @@ TOWER = (
 
 
 def released(config: MolmoConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: t.contiguous() for key, t in rename.to_theirs(molmo_names.released(config), state.__getitem__)}
+    return {
+        key: t.contiguous()
+        for key, t in rename.to_theirs(molmo_names.released(config), state.__getitem__)
+    }
 
 
 def released_folder(folder: Path, config: MolmoConfig, state: dict[str, Tensor], form: str) -> Path:
@@ -51,10 +55,25 @@ def released_folder(folder: Path, config: MolmoConfig, state: dict[str, Tensor],
     for name in ("molmo_ds", "auto_map"):
         del values[name]
     if config.text.num_experts:  # MolmoE's config.json speaks the reference's language
-        for name in ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "embedding_size"):
+        for name in (
+            "hidden_size",
+            "num_attention_heads",
+            "num_hidden_layers",
+            "intermediate_size",
+            "embedding_size",
+        ):
             values.pop(name)
-        values |= {"embedding_size": 512, "attention_layer_norm": True, "qkv_bias": False, "mlp_ratio": 1}
-        values |= {"mlp_hidden_size": None, "max_position_embeddings": 4096, "architectures": ["OLMoForCausalLM"]}
+        values |= {
+            "embedding_size": 512,
+            "attention_layer_norm": True,
+            "qkv_bias": False,
+            "mlp_ratio": 1,
+        }
+        values |= {
+            "mlp_hidden_size": None,
+            "max_position_embeddings": 4096,
+            "architectures": ["OLMoForCausalLM"],
+        }
     (folder / "config.json").write_text(json.dumps(values))
     state = released(config, state)
     parts = [dict(list(state.items())[i::2]) for i in range(2)]
@@ -63,7 +82,9 @@ def released_folder(folder: Path, config: MolmoConfig, state: dict[str, Tensor],
     elif form == "bin":
         torch.save(state, folder / "pytorch_model.bin")
     else:
-        end, index = ("safetensors", INDEX) if form == "shards" else ("bin", "pytorch_model.bin.index.json")
+        end, index = (
+            ("safetensors", INDEX) if form == "shards" else ("bin", "pytorch_model.bin.index.json")
+        )
         for i, part in enumerate(parts):
             (save_file if form == "shards" else torch.save)(part, folder / f"part{i}.{end}")
         where = {key: f"part{i}.{end}" for i, part in enumerate(parts) for key in part}
@@ -86,14 +107,19 @@ def test_from_hub_and_back(
     assert load.read_config(tmp_path / "ours") == replace(
         config,
         text=replace(
-            config.text, max_position_embeddings=load.read_config(tmp_path / "ours").text.max_position_embeddings
+            config.text,
+            max_position_embeddings=load.read_config(
+                tmp_path / "ours"
+            ).text.max_position_embeddings,
         ),
     )
     ours = TensorFolder(tmp_path / "ours")
     assert set(ours.names()) == set(state)
     for name in state:
         assert ours.read(name).dtype == dtype and torch.equal(ours.read(name), state[name])
-    assert main(["to-hub", str(tmp_path / "ours"), str(tmp_path / "back"), "--shard-gb", "3e-5"]) == 0
+    assert (
+        main(["to-hub", str(tmp_path / "ours"), str(tmp_path / "back"), "--shard-gb", "3e-5"]) == 0
+    )
     assert "vLLM cannot serve it" in capsys.readouterr().out
     shards = list((tmp_path / "back").glob("model-*.safetensors"))
     index = json.loads((tmp_path / "back" / INDEX).read_text())["weight_map"]
@@ -102,7 +128,8 @@ def test_from_hub_and_back(
     assert len(shards) > 3 and {shard.name for shard in shards} == set(index.values())
     assert set(back) == set(want) == set(index)
     assert all(back[key].dtype == dtype and torch.equal(back[key], want[key]) for key in want)
-    assert main(["from-hub", str(tmp_path / "back"), str(tmp_path / "again")]) == 0  # its own field says all
+    # its own field says all
+    assert main(["from-hub", str(tmp_path / "back"), str(tmp_path / "again")]) == 0
     assert load.read_config(tmp_path / "again") == load.read_config(tmp_path / "ours")
 
 
@@ -119,13 +146,18 @@ def test_dtypes(tmp_path: Path) -> None:
     for name in state:
         assert torch.equal(half.read(name), state[name].bfloat16())
         assert torch.equal(full.read(name), state[name].bfloat16().float())
-    kinds = [json.loads((tmp_path / name / "config.json").read_text())["torch_dtype"] for name in ("half", "full")]
+    kinds = [
+        json.loads((tmp_path / name / "config.json").read_text())["torch_dtype"]
+        for name in ("half", "full")
+    ]
     assert kinds == ["bfloat16", "float32"]
 
 
 def test_from_reference(tmp_path: Path) -> None:
     """config.yaml with the model under `model`, and model.pt; Llama blocks with separate projections."""
-    config = tiny("llama", "siglip", ConnectorConfig(pooling="attention", padding_embed="pad_embed"))
+    config = tiny(
+        "llama", "siglip", ConnectorConfig(pooling="attention", padding_embed="pad_embed")
+    )
     state = random_state(config)
     folder = tmp_path / "reference"
     folder.mkdir()
@@ -156,6 +188,7 @@ def test_tokenizer_of_a_run(tmp_path: Path, tokenizer: Path) -> None:
     config = tiny("olmo2")
     folder = weights_folder(tmp_path / "ours", config, random_state(config))
     save(RunConfig(model=config, data=DataConfig(tokenizer=str(tokenizer))), folder / "config.yaml")
+    (folder / "checksums.json").unlink()  # as whoever changes a file is told to
     export.to_hub(folder, tmp_path / "hub")
     words = Tokenizer(tmp_path / "hub", 500)
     assert (words.words, words.eos) == (300, 299)
@@ -164,7 +197,8 @@ def test_tokenizer_of_a_run(tmp_path: Path, tokenizer: Path) -> None:
     assert ids["|<EXTRA_TOKENS_0>|"] == 300 and ids["<im_start>"] == 500 and ids["<|image|>"] == 504
     ends = json.loads((tmp_path / "hub" / "generation_config.json").read_text())
     assert ends == {"bos_token_id": 299, "eos_token_id": 299, "pad_token_id": 299}
-    export.to_hub(folder, tmp_path / "again", tokenizer=tmp_path / "hub")  # a complete tokenizer stays as it is
+    # a complete tokenizer stays as it is
+    export.to_hub(folder, tmp_path / "again", tokenizer=tmp_path / "hub")
     for name in ("tokenizer.json", "generation_config.json", "preprocessor_config.json"):
         assert (tmp_path / "again" / name).read_text() == (tmp_path / "hub" / name).read_text()
 
@@ -188,8 +222,13 @@ def test_faults(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 
     def broken(name: str, **changes: Tensor | None) -> Path:
         folder = released_folder(tmp_path / name, config, state, "one")
-        weights = load_file(folder / "model.safetensors") | {k: t for k, t in changes.items() if t is not None}
-        save_file({k: t for k, t in weights.items() if changes.get(k, t) is not None}, folder / "model.safetensors")
+        weights = load_file(folder / "model.safetensors") | {
+            k: t for k, t in changes.items() if t is not None
+        }
+        save_file(
+            {k: t for k, t in weights.items() if changes.get(k, t) is not None},
+            folder / "model.safetensors",
+        )
         return folder
 
     def cut(name: str, where: int) -> Path:
@@ -206,7 +245,9 @@ def test_faults(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (torn / "pytorch_model.bin").write_bytes((torn / "pytorch_model.bin").read_bytes()[:-300])
     (tmp_path / "empty").mkdir()
     faults = {
-        f"has no tensor '{key}', which should have shape [64, 32]": broken("missing", **{key: None}),
+        f"has no tensor '{key}', which should have shape [64, 32]": broken(
+            "missing", **{key: None}
+        ),
         f"'{key}' has shape [64, 31] and the configuration asks for [64, 32]": broken(
             "shape", **{key: torch.ones(64, 31)}
         ),
@@ -230,7 +271,9 @@ def test_faults(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["from-hub", str(good), str(tmp_path / "out"), "vision.depth=3"]) == 1
     assert "There is no setting 'vision.depth'" in capsys.readouterr().err
 
-    ours = weights_folder(tmp_path / "ours", config, {k: t for k, t in state.items() if "layers.1.mlp.up" not in k})
+    ours = weights_folder(
+        tmp_path / "ours", config, {k: t for k, t in state.items() if "layers.1.mlp.up" not in k}
+    )
     assert main(["to-hub", str(ours), str(tmp_path / "out")]) == 1
     sentence = "has no tensor 'layers.1.mlp.up_proj.weight', which should have shape [44, 32]"
     assert sentence in capsys.readouterr().err and not list(tmp_path.glob("*out*"))
@@ -238,7 +281,9 @@ def test_faults(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 
 def test_header_grows_beyond_its_room(tmp_path: Path) -> None:
     """A shard is closed before its header is full, and readers of others take the padded headers."""
-    tensors = {f"a.rather.long.name.of.a.tensor.{i}": torch.full((2,), float(i)) for i in range(3000)}
+    tensors = {
+        f"a.rather.long.name.of.a.tensor.{i}": torch.full((2,), float(i)) for i in range(3000)
+    }
     tmp = tmp_path / "many"
     tmp.mkdir()
     write_tensors(tmp, tensors.items())
@@ -284,16 +329,34 @@ def test_memory(tmp_path: Path) -> None:
     """A model of 130 MB in shards of 24 MB, largest tensor 8.4 MB: that tensor and the parts it is made of are held."""
     small, text = tiny(), tiny().text
     config = replace(
-        small, text=replace(text, hidden_size=512, intermediate_size=2048, num_hidden_layers=8, num_attention_heads=8)
+        small,
+        text=replace(
+            text,
+            hidden_size=512,
+            intermediate_size=2048,
+            num_hidden_layers=8,
+            num_attention_heads=8,
+        ),
     )
     folder = tmp_path / "big"
     shapes = load.shapes_of(config)
-    load.write_weights(folder, config, ((n, torch.full(s, 0.5)) for n, s in shapes.items()), None, len(shapes))
+    load.write_weights(
+        folder, config, ((n, torch.full(s, 0.5)) for n, s in shapes.items()), None, len(shapes)
+    )
     size = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
     assert size > 120e6
     export.to_hub(weights_folder(tmp_path / "ours", small, random_state(small)), tmp_path / "small")
-    command = [sys.executable, "-c", WATCH + MEMORY, str(tmp_path / "small"), str(tmp_path), str(folder)]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, env=WATCHED)
+    command = [
+        sys.executable,
+        "-c",
+        WATCH + MEMORY,
+        str(tmp_path / "small"),
+        str(tmp_path),
+        str(folder),
+    ]
+    run = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, timeout=120, env=WATCHED
+    )
     assert run.returncode == 0, run.stderr
     assert int(run.stdout) < 2.5 * 8.4e6
     assert len(list((tmp_path / "hub").glob("model-*.safetensors"))) > 5
@@ -317,11 +380,23 @@ def save_first(world: World, run: RunConfig, folder: str) -> dict[str, int]:
 
 def test_consolidate_holds_one_tensor(tmp_path: Path) -> None:
     """A checkpoint of 70 MB of two ranks, largest tensor 4.2 MB: the pieces of one tensor and the whole are held."""
-    text = replace(synthetic.MODEL.text, hidden_size=512, intermediate_size=2048, num_hidden_layers=4)
-    run = synthetic.config(model=replace(synthetic.MODEL, text=text), strategy="ds_configs/zero3.json")
+    text = replace(
+        synthetic.MODEL.text, hidden_size=512, intermediate_size=2048, num_hidden_layers=4
+    )
+    run = synthetic.config(
+        model=replace(synthetic.MODEL, text=text), strategy="ds_configs/zero3.json"
+    )
     sums = run_ranks(save_first, 2, run, str(tmp_path / "run"))[0]
-    command = [sys.executable, "-c", WATCH + CONSOLIDATE, str(tmp_path / "run"), str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, env=WATCHED)
+    command = [
+        sys.executable,
+        "-c",
+        WATCH + CONSOLIDATE,
+        str(tmp_path / "run"),
+        str(tmp_path / "out"),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, timeout=120, env=WATCHED
+    )
     assert done.returncode == 0, done.stderr
     code, peak = done.stdout.split()[-2:]
     whole = TensorFolder(tmp_path / "out")
@@ -332,15 +407,46 @@ def test_consolidate_holds_one_tensor(tmp_path: Path) -> None:
 
 def test_released_configurations() -> None:
     """The published numbers of the four models lead to their presets (facts of the released config.json files)."""
-    same = {"model_type": "molmo", "layer_norm_type": "rms", "max_position_embeddings": 4096, "weight_tying": False}
+    same = {
+        "model_type": "molmo",
+        "layer_norm_type": "rms",
+        "max_position_embeddings": 4096,
+        "weight_tying": False,
+    }
     qwen = {"vocab_size": 152064, "embedding_size": 152064, "qkv_bias": True, "rope_theta": 1e6}
-    wide = {"hidden_size": 8192, "num_attention_heads": 64, "num_key_value_heads": 8, "num_hidden_layers": 80}
+    wide = {
+        "hidden_size": 8192,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "num_hidden_layers": 80,
+    }
     wide |= {"intermediate_size": 59136, "layer_norm_eps": 1e-5}
-    small = {"hidden_size": 3584, "num_attention_heads": 28, "num_key_value_heads": 4, "num_hidden_layers": 28}
+    small = {
+        "hidden_size": 3584,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "num_hidden_layers": 28,
+    }
     small |= {"intermediate_size": 37888, "layer_norm_eps": 1e-6}
-    olmo = {"hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": None, "num_hidden_layers": 32}
-    olmo |= {"intermediate_size": 22016, "vocab_size": 100278, "embedding_size": 100352, "attention_layer_norm": True}
-    olmo |= {"norm_after": True, "rope_theta": 500000, "layer_norm_eps": 1e-6, "qkv_bias": False, "clip_qkv": None}
+    olmo = {
+        "hidden_size": 4096,
+        "num_attention_heads": 32,
+        "num_key_value_heads": None,
+        "num_hidden_layers": 32,
+    }
+    olmo |= {
+        "intermediate_size": 22016,
+        "vocab_size": 100278,
+        "embedding_size": 100352,
+        "attention_layer_norm": True,
+    }
+    olmo |= {
+        "norm_after": True,
+        "rope_theta": 500000,
+        "layer_norm_eps": 1e-6,
+        "qkv_bias": False,
+        "clip_qkv": None,
+    }
     tower = {
         "image_model_type": "openai", "image_default_input_size": [336, 336], "image_patch_size": 14,
         "image_emb_dim": 1024, "image_num_heads": 16, "image_num_layers": 23, "image_mlp_dim": 4096,

@@ -28,7 +28,9 @@ def checkpoint(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """A tiny model that knows 64 positions."""
     config = tiny()
     config = replace(config, text=replace(config.text, max_position_embeddings=64))
-    return weights_folder(tmp_path_factory.mktemp("tool") / "weights", config, random_state(config), tokenizer)
+    return weights_folder(
+        tmp_path_factory.mktemp("tool") / "weights", config, random_state(config), tokenizer
+    )
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,9 @@ WRONG = [
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"), WRONG, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+    ("arguments", "named"),
+    WRONG,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_one_sentence(
     tool: Tool,
@@ -85,14 +89,17 @@ def test_one_sentence(
     with pytest.raises(SystemExit) as ended:
         tool(["--checkpoint", str(checkpoint), QUESTION, *arguments])
     captured = capsys.readouterr()
-    said = captured.err.splitlines()[-1] if ended.value.code == 2 else ended.value.code  # 2 is argparse's
+    # 2 is argparse's
+    said = captured.err.splitlines()[-1] if ended.value.code == 2 else ended.value.code
     assert named in said and said.endswith(".") and "\n" not in said
     assert not captured.out
 
 
 @pytest.mark.parametrize("question", ["", "  ", "x " * 200])
 def test_questions_that_cannot_be_answered(tool: Tool, checkpoint: Path, question: str) -> None:
-    with pytest.raises(SystemExit, match=r"^generate: The (question is empty|prompt has \d+ tokens).*\.$"):
+    with pytest.raises(
+        SystemExit, match=r"^generate: The (question is empty|prompt has \d+ tokens).*\.$"
+    ):
         tool(["--checkpoint", str(checkpoint), question])
 
 
@@ -105,8 +112,17 @@ def test_the_end_of_the_context_is_said(
     assert "of 1000 tokens, at position 64" in said
 
 
-def test_an_answer(tool: Tool, checkpoint: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--checkpoint", str(checkpoint), "--image", str(files / "small.png"), "--max-new-tokens", "3"]
+def test_an_answer(
+    tool: Tool, checkpoint: Path, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "--checkpoint",
+        str(checkpoint),
+        "--image",
+        str(files / "small.png"),
+        "--max-new-tokens",
+        "3",
+    ]
     tool([*arguments, QUESTION])
     tool([*arguments, "", "--style", "long_caption"])  # a caption needs no question
     tool([*arguments, QUESTION, "--temperature", "1e-320"])  # the likeliest word, as 0

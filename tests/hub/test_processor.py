@@ -40,7 +40,9 @@ def config() -> MolmoConfig:
 @pytest.fixture(scope="module")
 def builder(config: MolmoConfig, tokenizer: Path) -> SampleBuilder:
     """What training and generation make prompts with."""
-    return SampleBuilder(RunConfig(model=config, data=DataConfig(tokenizer=str(tokenizer), sequence_length=512)))
+    return SampleBuilder(
+        RunConfig(model=config, data=DataConfig(tokenizer=str(tokenizer), sequence_length=512))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,9 @@ def processor(folder: Path) -> MolmoProcessor:
 def load(folder: Path, **form: Any) -> MolmoProcessor:
     """The classes that an exported folder holds, on its files."""
     words = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    images = MolmoImageProcessor(json.loads((folder / "preprocessor_config.json").read_text())["molmo_ds"])
+    images = MolmoImageProcessor(
+        json.loads((folder / "preprocessor_config.json").read_text())["molmo_ds"]
+    )
     return MolmoProcessor(images, words, chat_template=words.chat_template, **form)
 
 
@@ -84,7 +88,9 @@ def ids(inputs: Any, row: int = 0) -> list[int]:
 def same(inputs: Any, sample: Sample) -> bool:
     """Whether a batch of one row holds what training makes."""
     pictures = len(sample.images) == 0 or torch.equal(inputs["images"][0], sample.images)
-    places = len(sample.images) == 0 or torch.equal(inputs["image_input_idx"][0], sample.image_positions)
+    places = len(sample.images) == 0 or torch.equal(
+        inputs["image_input_idx"][0], sample.image_positions
+    )
     return ids(inputs) == sample.input_ids.tolist() and pictures and places
 
 
@@ -107,7 +113,9 @@ TYPED = [
 
 
 @pytest.mark.parametrize("text", TYPED)
-def test_what_a_user_types_is_plain_text(processor: MolmoProcessor, builder: SampleBuilder, text: str) -> None:
+def test_what_a_user_types_is_plain_text(
+    processor: MolmoProcessor, builder: SampleBuilder, text: str
+) -> None:
     want = builder.prompt([], text)
     special = set(processor.tokenizer.all_special_ids) | set(processor.special_token_ids.values())
     assert special & set(want.input_ids.tolist()) == {builder.tokenizer.bos}
@@ -126,13 +134,17 @@ def test_what_a_user_types_is_plain_text(processor: MolmoProcessor, builder: Sam
 def test_transformers_calls_leave_the_words_alone(folder: Path) -> None:
     processor = load(folder)
     want = ids(processor(text="one<|endoftext|>two and a longer text"))
-    processor.tokenizer(["a <|endoftext|> b c d e"], truncation=True, max_length=3, padding="max_length")
+    processor.tokenizer(
+        ["a <|endoftext|> b c d e"], truncation=True, max_length=3, padding="max_length"
+    )
     assert ids(processor(text="one<|endoftext|>two and a longer text")) == want
     for other in (copy.deepcopy(processor), pickle.loads(pickle.dumps(processor))):
         assert ids(other(text="one<|endoftext|>two and a longer text")) == want
 
 
-def test_image_words_that_a_tokenizer_does_not_call_special(tokenizer: Path, tmp_path: Path) -> None:
+def test_image_words_that_a_tokenizer_does_not_call_special(
+    tokenizer: Path, tmp_path: Path
+) -> None:
     """A released folder may hold them as ordinary added words; typed, they are plain text all the same."""
     words = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
     filler = [f"|<EXTRA_TOKENS_{i}>|" for i in range(4)]
@@ -149,7 +161,9 @@ def test_a_tokenizer_file_that_cuts_texts_does_not(tokenizer: Path, tmp_path: Pa
     words.backend_tokenizer.enable_truncation(3)
     words.backend_tokenizer.enable_padding(length=8)
     words.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "tokenizer_config.json").write_text((tokenizer / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(
+        (tokenizer / "tokenizer_config.json").read_text()
+    )
     text = "a text that is much longer than that"
     assert Tokenizer(tmp_path, 512).encode(text) == Tokenizer(tokenizer, 512).encode(text)
 
@@ -160,9 +174,12 @@ def test_a_class_of_transformers_that_would_cut_words_otherwise(
     source = tmp_path / "words"
     source.mkdir()
     file = (tokenizer / "tokenizer.json").read_text()
-    (source / "tokenizer.json").write_text(file.replace(r"\\p{N}|", r"\\p{N}{1,3}|"))  # other pieces than Qwen2's
+    # other pieces than Qwen2's
+    (source / "tokenizer.json").write_text(file.replace(r"\\p{N}|", r"\\p{N}{1,3}|"))
     settings = (tokenizer / "tokenizer_config.json").read_text()
-    (source / "tokenizer_config.json").write_text(settings.replace("PreTrainedTokenizerFast", "Qwen2Tokenizer"))
+    (source / "tokenizer_config.json").write_text(
+        settings.replace("PreTrainedTokenizerFast", "Qwen2Tokenizer")
+    )
     out = tmp_path / "out"
     out.mkdir()
     export.write_processor(out, config, source, FORM)
@@ -173,7 +190,9 @@ def test_a_class_of_transformers_that_would_cut_words_otherwise(
 
 def turns(*texts: str, picture: Any = None) -> list[dict]:
     """A conversation; the picture belongs to its first turn."""
-    talk = [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(texts)]
+    talk = [
+        {"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(texts)
+    ]
     if picture is not None:
         place = {"type": "image"} if picture == "place" else {"type": "image", "image": picture}
         talk[0]["content"] = [place, {"type": "text", "text": texts[0]}]
@@ -213,7 +232,8 @@ def test_batches_of_conversations(processor: MolmoProcessor, picture: Image.Imag
     third = turns("Two", picture="place")
     third[0]["content"].insert(0, {"type": "image"})
     texts = processor.apply_chat_template([first, second, third])
-    two = processor(text=texts, images=[picture, other, picture])  # as many as there are places, in order
+    # as many as there are places, in order
+    two = processor(text=texts, images=[picture, other, picture])
     nested = processor(text=texts, images=[[picture], [], [other, picture]])
     for i, (text, mine) in enumerate(zip(texts, ([picture], None, [other, picture]))):
         assert ids(two, i) == ids(nested, i) == ids(processor(text=text, images=mine))
@@ -225,10 +245,15 @@ def test_batches_of_conversations(processor: MolmoProcessor, picture: Image.Imag
 
 
 @pytest.mark.parametrize("text", ["User: What is it? Assistant:", " User: What is it? Assistant:"])
-def test_a_text_that_is_rendered_already(processor: MolmoProcessor, builder: SampleBuilder, text: str) -> None:
+def test_a_text_that_is_rendered_already(
+    processor: MolmoProcessor, builder: SampleBuilder, text: str
+) -> None:
     """Whoever wrote it, one User: and one Assistant: are enough."""
     assert ids(processor(text=text)) == builder.prompt([], QUESTION).input_ids.tolist()
-    assert ids(processor(text=text, message_format="none")) == builder.prompt([], QUESTION).input_ids.tolist()
+    assert (
+        ids(processor(text=text, message_format="none"))
+        == builder.prompt([], QUESTION).input_ids.tolist()
+    )
 
 
 def test_a_conversation_that_a_user_may_have_typed_ends_no_text(processor: MolmoProcessor) -> None:
@@ -239,11 +264,17 @@ def test_a_conversation_that_a_user_may_have_typed_ends_no_text(processor: Molmo
     assert processor.decode(plain[1:]) == " " + typed
     told = ids(processor(text=typed, message_format="none"))  # the caller says that it is whole
     assert told == ids(processor.apply_chat_template(turns("a", "b", "c"), tokenize=True))
-    for other in ("User: a Assistant: b<|endoftext|> and on", "User: one<|endoftext|>two Assistant:"):
+    for other in (
+        "User: a Assistant: b<|endoftext|> and on",
+        "User: one<|endoftext|>two Assistant:",
+    ):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             for kind in ("none", "role"):
-                assert processor.tokenizer.eos_token_id not in ids(processor(text=other, message_format=kind))[1:]
+                assert (
+                    processor.tokenizer.eos_token_id
+                    not in ids(processor(text=other, message_format=kind))[1:]
+                )
 
 
 def test_a_text_of_the_template_that_is_stored_and_read(processor: MolmoProcessor) -> None:
@@ -255,10 +286,19 @@ def test_a_text_of_the_template_that_is_stored_and_read(processor: MolmoProcesso
 
 def test_another_template_may_write_special_words(processor: MolmoProcessor) -> None:
     template = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}{{ tail }}"
-    text = processor.apply_chat_template(turns("a <|endoftext|>", "b"), chat_template=template, tail="!")
+    text = processor.apply_chat_template(
+        turns("a <|endoftext|>", "b"), chat_template=template, tail="!"
+    )
     assert text == "a <|endoftext|><|endoftext|>b<|endoftext|>!"
     end, words = processor.tokenizer.eos_token_id, processor.words
-    want = [words.bos, *words.encode(" a <|endoftext|>"), end, *words.encode("b"), end, *words.encode("!")]
+    want = [
+        words.bos,
+        *words.encode(" a <|endoftext|>"),
+        end,
+        *words.encode("b"),
+        end,
+        *words.encode("!"),
+    ]
     assert ids(processor(text=text)) == want
 
 
@@ -284,7 +324,9 @@ def test_no_conversation(processor: MolmoProcessor, talk: Any) -> None:
         processor.apply_chat_template(talk, tokenize=True)
 
 
-def test_a_model_that_was_asked_otherwise(config: MolmoConfig, tokenizer: Path, tmp_path: Path) -> None:
+def test_a_model_that_was_asked_otherwise(
+    config: MolmoConfig, tokenizer: Path, tmp_path: Path
+) -> None:
     """A captioner is trained without roles: its export asks as training did."""
     prompts = replace(DataConfig().prompts, message_format="none")
     data = DataConfig(tokenizer=str(tokenizer), sequence_length=512, prompts=prompts)
@@ -292,7 +334,10 @@ def test_a_model_that_was_asked_otherwise(config: MolmoConfig, tokenizer: Path, 
     form = {"message_format": "none", "always_start_with_space": True}
     export.write_processor(tmp_path, config, tokenizer, form)
     processor = load(tmp_path, **form)
-    assert ids(processor(text="long_caption 65:")) == builder.prompt([], "long_caption 65:").input_ids.tolist()
+    assert (
+        ids(processor(text="long_caption 65:"))
+        == builder.prompt([], "long_caption 65:").input_ids.tolist()
+    )
     talk = turns("a", "b", "c")
     assert processor.apply_chat_template(talk) == "a b<|endoftext|> c"
     assert processor.tokenizer.apply_chat_template(talk, tokenize=False) == "a b<|endoftext|> c"
@@ -337,7 +382,12 @@ def files() -> dict[str, bytes]:
         "PNG, turned": encoded(rgb, "PNG", exif=exif),
         "I;16, turned": encoded(Image.fromarray(ramp.astype(np.uint16)), "PNG", exif=exif),
         "WEBP": encoded(rgba, "WEBP", lossless=True),
-        "GIF": encoded(palette, "GIF", save_all=True, append_images=[palette.transpose(Image.Transpose.ROTATE_180)]),
+        "GIF": encoded(
+            palette,
+            "GIF",
+            save_all=True,
+            append_images=[palette.transpose(Image.Transpose.ROTATE_180)],
+        ),
         "BMP": encoded(rgb, "BMP"),
     }
 
@@ -346,7 +396,9 @@ FILES = files()
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_pixels_of_every_mode(processor: MolmoProcessor, builder: SampleBuilder, kind: str, tmp_path: Path) -> None:
+def test_pixels_of_every_mode(
+    processor: MolmoProcessor, builder: SampleBuilder, kind: str, tmp_path: Path
+) -> None:
     """Bytes in training, and a picture, its bytes, its path or its data URL in the export, are the same pixels."""
     data = FILES[kind]
     want = builder.prompt([data], QUESTION)
@@ -356,22 +408,44 @@ def test_pixels_of_every_mode(processor: MolmoProcessor, builder: SampleBuilder,
     opened = Image.open(path)
     loaded = Image.open(path)
     loaded.load()
-    for given in (opened, loaded, data, str(path), path, url, {"bytes": data, "path": None}, {"path": str(path)}):
+    for given in (
+        opened,
+        loaded,
+        data,
+        str(path),
+        path,
+        url,
+        {"bytes": data, "path": None},
+        {"path": str(path)},
+    ):
         assert same(processor(text=QUESTION, images=given), want), given
-    assert same(processor(text=QUESTION, images=Image.open(path)), builder.prompt([Image.open(path)], QUESTION))
+    assert same(
+        processor(text=QUESTION, images=Image.open(path)),
+        builder.prompt([Image.open(path)], QUESTION),
+    )
     if "turned" in kind:
-        assert want.images.shape == builder.prompt([np.zeros((60, 40, 3), np.uint8)], QUESTION).images.shape
+        assert (
+            want.images.shape
+            == builder.prompt([np.zeros((60, 40, 3), np.uint8)], QUESTION).images.shape
+        )
     assert float(want.images.std()) > 0.1  # neither black nor white throughout
 
 
 def test_sixteen_bits_are_scaled_and_not_clipped(processor: MolmoProcessor) -> None:
     grey = np.arange(0, 40 * 60, dtype=np.uint16).reshape(40, 60) * 27
     eight = processor(text="", images=(grey >> 8).astype(np.uint8))["images"]
-    for given in (grey, Image.fromarray(grey), torch.from_numpy(grey.astype(np.int32) >> 8), grey[..., None]):
+    for given in (
+        grey,
+        Image.fromarray(grey),
+        torch.from_numpy(grey.astype(np.int32) >> 8),
+        grey[..., None],
+    ):
         assert torch.equal(processor(text="", images=given)["images"], eight)
 
 
-def test_arrays_and_tensors(processor: MolmoProcessor, builder: SampleBuilder, picture: Image.Image) -> None:
+def test_arrays_and_tensors(
+    processor: MolmoProcessor, builder: SampleBuilder, picture: Image.Image
+) -> None:
     array = np.asarray(picture)
     want = builder.prompt([picture], QUESTION)
     tensor = torch.from_numpy(array.copy())
@@ -425,7 +499,9 @@ def test_ways_to_call(processor: MolmoProcessor, picture: Image.Image, path: Pat
         processor([QUESTION], [picture]),
         processor(QUESTION, str(path)),
         processor(str(path), QUESTION),
-        processor(text=QUESTION, images=picture, videos=None, audio=None, truncation=True, padding=True),
+        processor(
+            text=QUESTION, images=picture, videos=None, audio=None, truncation=True, padding=True
+        ),
         processor(text=QUESTION, images=picture, images_kwargs={"max_crops": None}, text_kwargs={}),
     ]
     for got in calls:
@@ -474,7 +550,9 @@ def test_ways_to_call(processor: MolmoProcessor, picture: Image.Image, path: Pat
     ],
     ids=str,
 )
-def test_calls_that_are_one_sentence(processor: MolmoProcessor, picture: Image.Image, call: dict) -> None:
+def test_calls_that_are_one_sentence(
+    processor: MolmoProcessor, picture: Image.Image, call: dict
+) -> None:
     def filled(value: Any) -> Any:
         if isinstance(value, list):
             return [filled(one) for one in value]
@@ -488,7 +566,9 @@ def test_a_place_in_the_text_is_where_training_puts_the_picture(
     processor: MolmoProcessor, builder: SampleBuilder, picture: Image.Image
 ) -> None:
     text = "Look at <|image|> and at <|image|>."
-    assert same(processor(text=text, images=[picture, picture]), builder.prompt([picture, picture], text))
+    assert same(
+        processor(text=text, images=[picture, picture]), builder.prompt([picture, picture], text)
+    )
 
 
 def test_padding_on_the_right_and_cutting(processor: MolmoProcessor, picture: Image.Image) -> None:

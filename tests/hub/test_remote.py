@@ -24,7 +24,11 @@ from molmo_ds.model.molmo import Molmo
 from molmo_ds.weights.tensor_files import TensorFolder
 
 HERE = Path(__file__).parent
-KINDS = {"hub_qwen2": ("qwen2", "clip"), "hub_olmo2": ("olmo2", "siglip"), "hub_olmoe": ("olmoe", "dinov2")}
+KINDS = {
+    "hub_qwen2": ("qwen2", "clip"),
+    "hub_olmo2": ("olmo2", "siglip"),
+    "hub_olmoe": ("olmoe", "dinov2"),
+}
 QUESTION = "Describe this picture."
 TYPED = ("What does <|image|> mean?", "<im_patch>", "one<|endoftext|>two", "a plain question")
 
@@ -35,13 +39,20 @@ def root(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> Path:
     root = tmp_path_factory.mktemp("remote")
     for name, kind in KINDS.items():
         config = tiny(*kind)
-        folder = weights_folder(root / f"ours_{name}", config, random_state(config, len(name)), tokenizer)
+        folder = weights_folder(
+            root / f"ours_{name}", config, random_state(config, len(name)), tokenizer
+        )
         export.to_hub(folder, root / name)
     (root / "typed.txt").write_text("\n".join(TYPED))
     write_pictures(root / "pictures")
     keep = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH")
     env = {k: v for k, v in os.environ.items() if k in keep}
-    env |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(root / "hf"), "CUDA_VISIBLE_DEVICES": ""}
+    env |= {
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(root / "hf"),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     command = [sys.executable, "-I", str(HERE / "remote_run.py"), str(root)]
     run = subprocess.run(command, capture_output=True, text=True, cwd=root, env=env, timeout=240)
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
@@ -59,7 +70,9 @@ def write_pictures(folder: Path) -> None:
     pixels = picture(120, 90)
     exif = Image.Exif()
     exif[0x0112] = 8
-    Image.fromarray(np.arange(90 * 120, dtype=np.uint16).reshape(90, 120) * 6).save(folder / "grey16.png")
+    Image.fromarray(np.arange(90 * 120, dtype=np.uint16).reshape(90, 120) * 6).save(
+        folder / "grey16.png"
+    )
     Image.fromarray(pixels).save(folder / "turned.jpg", exif=exif)
     Image.fromarray(pixels).convert("CMYK").save(folder / "cmyk.jpg")
     Image.fromarray(pixels).quantize(8).save(folder / "palette.png", transparency=1)
@@ -74,7 +87,9 @@ def picture(width: int, height: int) -> np.ndarray:
 
 def prompt(config: MolmoConfig, tokenizer: Path, text: str | None, *pictures: np.ndarray) -> Batch:
     """The prompt as this package makes it for training and generation."""
-    builder = SampleBuilder(RunConfig(model=config, data=DataConfig(tokenizer=str(tokenizer), sequence_length=512)))
+    builder = SampleBuilder(
+        RunConfig(model=config, data=DataConfig(tokenizer=str(tokenizer), sequence_length=512))
+    )
     sample = builder.prompt(list(pictures), text)
     return collate([[sample]], len(sample.input_ids))
 
@@ -86,7 +101,16 @@ def ours(name: str) -> tuple[MolmoConfig, Molmo]:
 
 def test_nothing_else_was_imported(seen: dict) -> None:
     here = {"torch", "transformers", "PIL", "tokenizers", "safetensors"}
-    gone = {"molmo_ds", "tensorflow", "torchvision", "deepspeed", "omegaconf", "simplejpeg", "einops", "accelerate"}
+    gone = {
+        "molmo_ds",
+        "tensorflow",
+        "torchvision",
+        "deepspeed",
+        "omegaconf",
+        "simplejpeg",
+        "einops",
+        "accelerate",
+    }
     assert here <= set(seen["modules"]) and not gone & set(seen["modules"])
     assert not seen["torchvision"]
 
@@ -125,7 +149,9 @@ def test_same_inputs_as_in_training(name: str, seen: dict, tokenizer: Path) -> N
     config, got = tiny(*KINDS[name]), seen[name]["process"]
     batch = prompt(config, tokenizer, QUESTION, picture(160, 70))
     assert torch.equal(got["input_ids"], batch.input_ids[0])
-    assert torch.equal(got["images"], batch.images) and torch.equal(got["image_masks"], batch.image_masks)
+    assert torch.equal(got["images"], batch.images) and torch.equal(
+        got["image_masks"], batch.image_masks
+    )
     assert torch.equal(got["image_input_idx"], batch.image_positions)
 
 
@@ -136,7 +162,9 @@ def test_words_and_pixels_of_training(name: str, seen: dict, root: Path, tokeniz
         assert got["typed"][text] == prompt(config, tokenizer, text).input_ids[0].tolist()
     data = DataConfig(tokenizer=str(tokenizer), sequence_length=512)
     builder = SampleBuilder(RunConfig(model=config, data=data))
-    assert set(got["files"]) == {path.name for path in (root / "pictures").iterdir()} and got["files"]
+    assert (
+        set(got["files"]) == {path.name for path in (root / "pictures").iterdir()} and got["files"]
+    )
     for file, pixels in got["files"].items():
         want = builder.prompt([(root / "pictures" / file).read_bytes()], "Hi").images
         assert torch.equal(pixels, want) and torch.equal(got["opened"][file], want), file
@@ -147,7 +175,8 @@ def test_words_and_pixels_of_training(name: str, seen: dict, root: Path, tokeniz
 def test_generation_ends_at_the_last_position(name: str, seen: dict) -> None:
     got = seen[name]
     for way, (ids, lengths, said) in got["to_the_end"].items():
-        assert ids.shape[1] == max(lengths) + 3 - min(lengths), way  # the shortest prompt has the most room
+        # the shortest prompt has the most room
+        assert ids.shape[1] == max(lengths) + 3 - min(lengths), way
         assert len(said) == 1 and "3 of 3 answers" in said[0], way
     assert "make it shorter" in got["too_long"]
 
@@ -156,8 +185,16 @@ def test_generation_ends_at_the_last_position(name: str, seen: dict) -> None:
 def test_what_servers_read(name: str, seen: dict, root: Path) -> None:
     config, got = tiny(*KINDS[name]), seen[name]
     side = config.vision.image_size // 14
-    want = {"max_crops": 4, "overlap_margins": [2, 2], "base_image_input_size": [config.vision.image_size] * 2}
-    want |= {"image_patch_size": 14, "image_token_length_h": (side + 1) // 2, "image_token_length_w": (side + 1) // 2}
+    want = {
+        "max_crops": 4,
+        "overlap_margins": [2, 2],
+        "base_image_input_size": [config.vision.image_size] * 2,
+    }
+    want |= {
+        "image_patch_size": 14,
+        "image_token_length_h": (side + 1) // 2,
+        "image_token_length_w": (side + 1) // 2,
+    }
     assert got["attributes"] == want | {"image_padding_mask": True}
     first = config.text.vocab_size
     words = ("<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<|image|>")
@@ -200,9 +237,23 @@ def test_bundle_is_the_package() -> None:
     assert len(ops) == 10
     for name, text in ops.items():
         path = f"molmo_ds/ops/{name.removeprefix('ds_ops_').removesuffix('.py')}/reference.py"
-        assert text.splitlines()[0] == f"# Made from {path} by molmo_ds/hub/bundle.py: change it there."
-        body = [line for line in (HERE.parent.parent / path).read_text().splitlines() if "import" not in line]
+        assert (
+            text.splitlines()[0]
+            == f"# Made from {path} by molmo_ds/hub/bundle.py: change it there."
+        )
+        body = [
+            line
+            for line in (HERE.parent.parent / path).read_text().splitlines()
+            if "import" not in line
+        ]
         assert body == [line for line in text.splitlines()[1:] if "import" not in line], name
     whole = "\n".join(files.values())
-    for word in ("triton_kernels", "custom_op", "from molmo_ds", "import molmo_ds", "deepspeed", "import accelerate"):
+    for word in (
+        "triton_kernels",
+        "custom_op",
+        "from molmo_ds",
+        "import molmo_ds",
+        "deepspeed",
+        "import accelerate",
+    ):
         assert word not in whole.replace("molmo_ds/", ""), word

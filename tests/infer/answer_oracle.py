@@ -15,14 +15,18 @@ from molmo_ds.model.molmo import Molmo
 POOLED = 4  # patches of a crop
 
 
-def prompt(config: MolmoConfig, crops: int, words: int, seed: int, picture: int | None = None) -> Sample:
+def prompt(
+    config: MolmoConfig, crops: int, words: int, seed: int, picture: int | None = None
+) -> Sample:
     """BOS and `crops` crops as the prefix, then a branch of `words` words; equal `picture`s are equal."""
     drawn = np.random.RandomState(seed)
     seen = np.random.RandomState(1000 + (seed if picture is None else picture))
     vision = config.vision
     patches = (vision.image_size // vision.patch_size) ** 2
     prefix = 1 + POOLED * crops
-    ids = np.concatenate(([1], np.full(POOLED * crops, config.text.vocab_size + 2), drawn.randint(6, 90, words)))
+    ids = np.concatenate(
+        ([1], np.full(POOLED * crops, config.text.vocab_size + 2), drawn.randint(6, 90, words))
+    )
     length = len(ids)
     return Sample(
         input_ids=torch.from_numpy(ids.astype(np.int64)),
@@ -36,7 +40,9 @@ def prompt(config: MolmoConfig, crops: int, words: int, seed: int, picture: int 
     )
 
 
-def questions(config: MolmoConfig, count: int, options: Options = GREEDY, same: int = 1) -> list[Question]:
+def questions(
+    config: MolmoConfig, count: int, options: Options = GREEDY, same: int = 1
+) -> list[Question]:
     """`count` questions of unlike lengths with 0 to 2 crops; `same` neighbours are about one picture."""
     out = []
     for i in range(count):
@@ -54,13 +60,17 @@ def run(model: Molmo, question: Question) -> list[tuple[int, float]]:
     ids = list(question.begun)
     out = []
     while len(ids) < question.options.max_new_tokens and len(sample.input_ids) + len(ids) < known:
-        logits = model.logits(collate([[_longer(sample, ids)]], len(sample.input_ids) + len(ids)))[0, -1]
+        logits = model.logits(collate([[_longer(sample, ids)]], len(sample.input_ids) + len(ids)))[
+            0, -1
+        ]
         ids.append(_next(logits, question, len(ids)))
         out.append((ids[-1], float(logits.log_softmax(-1)[ids[-1]])))
     return out
 
 
-def cut(made: list[tuple[int, float]], question: Question, eos: int) -> tuple[list[int], float, str]:
+def cut(
+    made: list[tuple[int, float]], question: Question, eos: int
+) -> tuple[list[int], float, str]:
     """What `run` made until `eos`: (tokens without the end, sum of log-probabilities, why it ended)."""
     ids = [token for token, _ in made]
     length = ids.index(eos) + 1 if eos in ids else len(ids)
@@ -76,7 +86,9 @@ def _next(logits: Tensor, question: Question, place: int) -> int:
     if not options.temperature:
         return int(logits.argmax())
     shares = (logits / options.temperature).softmax(-1)
-    kept = sorted(range(len(shares)), key=lambda word: -float(shares[word]))[: options.top_k or None]
+    kept = sorted(range(len(shares)), key=lambda word: -float(shares[word]))[
+        : options.top_k or None
+    ]
     chance = draw(options.seed, question.draws or question.name, place) * float(shares[kept].sum())
     for word in kept:
         chance -= float(shares[word])

@@ -11,13 +11,14 @@ import answer_oracle
 import pytest
 import torch
 import torch.distributed as dist
+from recorder import Recorder
 from torch import Tensor
 
 from molmo_ds.config import MolmoConfig
-from molmo_ds.engine.inference import Share
-from molmo_ds.engine.inference_layout import Cut, refuse
+from molmo_ds.engine.answering.layout import Cut, refuse
+from molmo_ds.engine.answering.share import Share
 from molmo_ds.engine.launch import World
-from molmo_ds.engine.strategy import Limits, parse, read_strategy
+from molmo_ds.engine.strategy import Execution, Limits, parse, read_strategy
 from molmo_ds.infer.answers import answer
 from molmo_ds.infer.options import Options
 from molmo_ds.infer.question import Answer, Question
@@ -29,7 +30,8 @@ from molmo_ds.testing.ranks import run_ranks
 ROOT = Path(__file__).parents[2]
 EOS = 7
 FAMILIES = {
-    "qwen2": {"attention_bias": True, "embedding_size": 95},  # words that two ranks cannot share equally
+    # words that two ranks cannot share equally
+    "qwen2": {"attention_bias": True, "embedding_size": 95},
     "llama": {"model_type": "llama", "attention_bias": False, "tie_word_embeddings": True},
     "olmo": {"model_type": "olmo", "attention_bias": False, "norm_type": "layer", "clip_qkv": 0.5},
     "olmo2": {"model_type": "olmo2", "attention_bias": False, "qk_norm": True, "norm_after": True},
@@ -62,13 +64,22 @@ def asked(family: str) -> list[Question]:
     """Single questions, some sampled, and trees."""
     single = answer_oracle.questions(config(family), 6, Options(max_new_tokens=7))
     for i in (1, 4):
-        single[i] = replace(single[i], options=Options(max_new_tokens=7, temperature=0.9, top_k=20, seed=i, logprobs=2))
+        single[i] = replace(
+            single[i],
+            options=Options(max_new_tokens=7, temperature=0.9, top_k=20, seed=i, logprobs=2),
+        )
     trees = answer_oracle.questions(config(family), 4, Options(max_new_tokens=5), same=2)
     return single + [replace(question, name=f"tree {question.name}") for question in trees]
 
 
 def strategy(tensor: int, stages: int) -> str:
-    ours = {"engine": "inference", "stages": stages, "slots": 4, "slot_tokens": 64, "prefill_tokens": 40}
+    ours = {
+        "engine": "inference",
+        "stages": stages,
+        "slots": 4,
+        "slot_tokens": 64,
+        "prefill_tokens": 40,
+    }
     return json.dumps({"tensor_parallel": {"autotp_size": tensor}, "molmo_ds": ours})
 
 
@@ -95,16 +106,34 @@ def answers_on_a_rank(
     for family in families:
         whole = network(family).state_dict()
 
-        def fill(cuts: dict[str, Cut], whole: dict[str, Tensor] = whole) -> Iterator[tuple[str, Tensor]]:
+        def fill(
+            cuts: dict[str, Cut], whole: dict[str, Tensor] = whole
+        ) -> Iterator[tuple[str, Tensor]]:
             return ((name, whole[name][cut]) for name, cut in cuts.items())
 
         replica = Replica.over_ranks(config(family), laid_out, world, fill, EOS)
         mine = asked(family)[replica.index :: replica.count]
         sent.clear()
         out[family] = {one.name: one for one in answer(replica, mine)}
-        traffic = traffic or Traffic(replica.prefilled + replica.row_steps, sent["all_reduce"], sent["isend"])
+        traffic = traffic or Traffic(
+            replica.prefilled + replica.row_steps, sent["all_reduce"], sent["isend"]
+        )
         drop_one(replica, mine, out[family])
+        if replica.count == 1:
+            recorded_alike(replica, laid_out.limits, mine, out[family])
     return out, traffic
+
+
+def recorded_alike(
+    replica: Replica, limits: Limits, questions: list[Question], whole: dict[str, Answer]
+) -> None:
+    """Decode steps that are replayed, sums over ranks included, give the same answers."""
+    recorder = Recorder()
+    again = Replica(replica.share, EOS, limits, Execution(buckets=True), recorder)
+    found = {one.name: one.token_ids for one in answer(again, questions)}
+    again.close()
+    assert found == {name: one.token_ids for name, one in whole.items()}
+    assert 0 < 2 * len(recorder.graphs) < sum(graph.replays for graph in recorder.graphs)
 
 
 def drop_one(replica: Replica, questions: list[Question], whole: dict[str, Answer]) -> None:
@@ -121,7 +150,9 @@ def drop_one(replica: Replica, questions: list[Question], whole: dict[str, Answe
                 given[piece.name].append(piece.token)
         steps += 1
     replica.close()
-    assert given == {question.name: list(whole[question.name].token_ids) for question in questions[1:]}
+    assert given == {
+        question.name: list(whole[question.name].token_ids) for question in questions[1:]
+    }
 
 
 def count_bytes(name: str, sent: Counter[str]) -> None:
@@ -139,7 +170,9 @@ def count_bytes(name: str, sent: Counter[str]) -> None:
 def expected() -> dict[str, dict[str, Answer]]:
     out = {}
     for family in FAMILIES:
-        replica = Replica.of(network(family), EOS, Limits(slots=4, slot_tokens=64, prefill_tokens=40))
+        replica = Replica.of(
+            network(family), EOS, Limits(slots=4, slot_tokens=64, prefill_tokens=40)
+        )
         out[family] = {one.name: one for one in answer(replica, asked(family))}
     return out
 
@@ -155,14 +188,18 @@ def test_every_layout_gives_the_tokens_of_one_process(layout: str, expected: dic
             index = rank // tensor % replicas
             assert found[family].keys() == set(names[index::replicas])
             for name, one in found[family].items():
-                assert (one.token_ids, one.end) == (wanted[name].token_ids, wanted[name].end), (family, name, rank)
+                assert (one.token_ids, one.end) == (wanted[name].token_ids, wanted[name].end), (
+                    family,
+                    name,
+                    rank,
+                )
                 assert one.log_probability == pytest.approx(wanted[name].log_probability, abs=1e-4)
     assert {one.end for one in expected["qwen2"].values()} == {"stop", "length"}
     for rank, (_, traffic) in enumerate(ranks):
         hidden = 4 * synthetic.MODEL.text.hidden_size * traffic.tokens  # bytes of all hidden states
         layers = synthetic.MODEL.text.num_hidden_layers // stages
         assert traffic.all_reduce == (2 * layers * hidden if tensor > 1 else 0)
-        assert traffic.isend == (hidden if stages > 1 and rank < tensor else 0)
+        assert traffic.isend == (hidden // tensor if stages > 1 and rank < tensor else 0)
 
 
 def test_the_files() -> None:
@@ -171,7 +208,24 @@ def test_the_files() -> None:
     for name, size in sizes.items():
         s = read_strategy(f"ds_configs/infer/{name}.json")
         assert (s.tensor, s.stages, s.experts, s.limits.slots) == size
-        assert (s.engine, s.limits.slot_tokens, s.limits.prefill_tokens) == ("inference", 2304, 8192)
+        assert s.execution == Execution()
+        assert (s.engine, s.limits.slot_tokens, s.limits.prefill_tokens) == (
+            "inference",
+            2304,
+            8192,
+        )
+
+
+def test_how_a_replica_computes_is_in_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    ours = {"engine": "inference", "compile": True, "graphs": False, "weights": "int8"}
+    file.write_text(json.dumps({"molmo_ds": ours}))
+    assert read_strategy(str(file)).execution == Execution(
+        compile=True, graphs=False, weights="int8"
+    )
+    file.write_text(json.dumps({"molmo_ds": {**ours, "weights": "int4"}}))
+    with pytest.raises(ValueError, match='molmo_ds.weights is "int4"; it must be'):
+        read_strategy(str(file))
 
 
 INFERENCE = {"engine": "inference"}
@@ -215,7 +269,9 @@ def test_what_the_weights_lack_is_said() -> None:
                 yield name, whole[name][cut][..., : 3 if name == changed else None]
 
     name = "layers.1.mlp.up_proj.weight"
-    with pytest.raises(ValueError, match=f"The weights lack {name}; they are not those of this network"):
+    with pytest.raises(
+        ValueError, match=f"The weights lack {name}; they are not those of this network"
+    ):
         Share.build(config("qwen2"), laid_out, world, lambda cuts: fill(cuts, name, ""))
     with pytest.raises(ValueError, match=rf"{name} has a part of \[48, 3\], not \[48, 32\]"):
         Share.build(config("qwen2"), laid_out, world, lambda cuts: fill(cuts, "", name))

@@ -66,7 +66,10 @@ def check(asked: list[Question], made: Made, eos: int, found: dict[str, Answer])
 def test_answers_are_those_without_a_cache(family: str) -> None:
     model = network(family)
     asked = answer_oracle.questions(model.config, 11, Options(max_new_tokens=12))
-    asked = [replace(q, options=replace(q.options, max_new_tokens=1 + i * 7 % 12)) for i, q in enumerate(asked)]
+    asked = [
+        replace(q, options=replace(q.options, max_new_tokens=1 + i * 7 % 12))
+        for i, q in enumerate(asked)
+    ]
     made = oracle(model, asked)
     eos = an_end(made)
     replica = Replica.of(model, eos, FEW)
@@ -81,7 +84,8 @@ def test_only_rows_that_go_on_are_computed() -> None:
     replica = Replica.of(model, eos, FEW)
     found = answers(replica, asked)
     tokens = sum(len(one.token_ids) + (one.end == "stop") for one in found.values())
-    assert replica.row_steps == tokens - len(asked)  # the first token of each comes from its prefill
+    # the first token of each comes from its prefill
+    assert replica.row_steps == tokens - len(asked)
     assert replica.prefilled == sum(question.length for question in asked)
     assert len({len(one.token_ids) for one in found.values()}) > 2
     assert replica.free == FEW.slots and not replica.busy
@@ -96,7 +100,9 @@ def test_questions_about_one_picture_are_a_tree() -> None:
     found = answers(replica, asked)
     check(asked, made, eos, found)
     prefixes = 5 + 9  # of one and of two crops, once each
-    assert replica.prefilled == prefixes + sum(question.length - question.prefix for question in asked)
+    assert replica.prefilled == prefixes + sum(
+        question.length - question.prefix for question in asked
+    )
     narrow = Replica.of(model, eos, FEW)  # fewer slots than questions of a picture
     check(asked, made, eos, answers(narrow, asked))
 
@@ -118,7 +124,9 @@ def test_draws_depend_on_nothing_but_seed_name_and_place(ways: dict) -> None:
     found = answers(Replica.of(model, NEVER, FEW), asked)
     check(asked, oracle(model, asked), NEVER, found)
     alone = answers(Replica.of(model, NEVER, replace(FEW, slots=1)), asked[::-1])
-    assert {name: one.token_ids for name, one in alone.items()} == {n: one.token_ids for n, one in found.items()}
+    assert {name: one.token_ids for name, one in alone.items()} == {
+        n: one.token_ids for n, one in found.items()
+    }
     other = [replace(q, options=replace(q.options, seed=4)) for q in asked]
     changed = answers(Replica.of(model, NEVER, FEW), other)
     assert all(changed[name].token_ids != one.token_ids for name, one in found.items())
@@ -139,7 +147,9 @@ def test_greedy_and_sampled_rows_share_a_step() -> None:
         pieces += replica.step()
     for question in asked:
         mine = [piece for piece in pieces if piece.name == question.name]
-        assert [piece.token for piece in mine] == [token for token, _ in answer_oracle.run(model, question)]
+        assert [piece.token for piece in mine] == [
+            token for token, _ in answer_oracle.run(model, question)
+        ]
         for piece in mine:
             assert len(piece.top) == question.options.logprobs
             if piece.top:
@@ -154,7 +164,9 @@ def test_what_was_begun_goes_on_as_if_never_interrupted(ways: dict) -> None:
     whole = answers(Replica.of(model, NEVER, FEW), asked)
     begun = [replace(q, begun=whole[q.name].token_ids[: 3 * i]) for i, q in enumerate(asked)]
     found = answers(Replica.of(model, NEVER, FEW), begun)
-    assert {n: one.token_ids for n, one in found.items()} == {n: one.token_ids for n, one in whole.items()}
+    assert {n: one.token_ids for n, one in found.items()} == {
+        n: one.token_ids for n, one in whole.items()
+    }
 
 
 def test_an_answer_ends_at_the_last_position() -> None:
@@ -167,7 +179,9 @@ def test_an_answer_ends_at_the_last_position() -> None:
         assert len(found[question.name].token_ids) == known - question.length
     short = answers(Replica.of(model, NEVER, Limits(slots=2, slot_tokens=20)), asked)
     for question in asked:
-        assert short[question.name].token_ids == found[question.name].token_ids[: 20 - question.length]
+        assert (
+            short[question.name].token_ids == found[question.name].token_ids[: 20 - question.length]
+        )
 
 
 def test_a_dropped_question_leaves_the_others_alone() -> None:
@@ -193,7 +207,10 @@ def test_a_dropped_question_leaves_the_others_alone() -> None:
 def test_the_networks_own_cores_come_back() -> None:
     model = network()
     before = [layer.self_attn.core for layer in model.layers]
-    answers(Replica.of(model, NEVER, FEW), answer_oracle.questions(model.config, 2, Options(max_new_tokens=2)))
+    answers(
+        Replica.of(model, NEVER, FEW),
+        answer_oracle.questions(model.config, 2, Options(max_new_tokens=2)),
+    )
     assert [layer.self_attn.core for layer in model.layers] == before
 
 

@@ -36,7 +36,9 @@ def test_shares_of_the_words_choose_what_all_of_them_do() -> None:
         parts = [summary(part, first) for part, first in zip(logits.split(cuts, -1), starts)]
         found = greedy(torch.stack(parts))
         assert found.tokens.tolist() == whole.tokens.tolist() == logits.argmax(-1).tolist()
-        torch.testing.assert_close(found.log_probabilities, whole.log_probabilities, atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            found.log_probabilities, whole.log_probabilities, atol=1e-6, rtol=0
+        )
     assert whole.tokens[:2].tolist() == [3, 13]
 
 
@@ -53,7 +55,9 @@ def test_a_row_is_sampled_as_alone() -> None:
     alone = [choose(logits[i : i + 1], options[i : i + 1], draws[i : i + 1]) for i in range(4)]
     assert together.tokens.tolist() == [int(one.tokens) for one in alone]
     known = logits.log_softmax(-1)  # of the model, whatever the temperature
-    assert together.log_probabilities.tolist() == pytest.approx(known[range(4), together.tokens].tolist())
+    assert together.log_probabilities.tolist() == pytest.approx(
+        known[range(4), together.tokens].tolist()
+    )
 
 
 def test_the_likeliest_words_are_named() -> None:

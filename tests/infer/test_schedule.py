@@ -33,7 +33,12 @@ def test_why_an_answer_ends() -> None:
     for one in rows:
         schedule.add(one, one.name, 0, 10)
     schedule.begin(0)
-    assert schedule.take(rows, [EOS, 7, 7, 7]) == [(0, "stop"), (1, "length"), (2, "context"), (3, None)]
+    assert schedule.take(rows, [EOS, 7, 7, 7]) == [
+        (0, "stop"),
+        (1, "length"),
+        (2, "context"),
+        (3, None),
+    ]
     assert list(schedule.rows) == ["goes on"]
     assert schedule.settle(0) == ([(3, 0)], 1)
 
@@ -98,7 +103,9 @@ def test_everything_ends_and_no_slot_is_lost(groups: int) -> None:
         del held[group][left:]
         begun = [one for tree in schedule.begin(group) for one in tree.rows]
         held[group] += [one.name for one in begun]
-        assert held[group] == [one.name for one in schedule.running[group]] and len(held[group]) <= 4
+        assert (
+            held[group] == [one.name for one in schedule.running[group]] and len(held[group]) <= 4
+        )
         flying[group] = begun or list(schedule.running[group]) or None
         if step % 5 == 4 and schedule.rows:
             name = source.choice(list(schedule.rows))

@@ -22,7 +22,8 @@ def test_trees_and_single_annotations_learn_the_same_tokens() -> None:
 def test_the_reference_step_has_its_shape() -> None:
     config = presets.reference_cpu()
     (batch,) = bench_step.reference_batches(config, 2, 1024, 2)
-    assert batch.input_ids.shape == (2, 1024) and bool((batch.document_ids == 1).all())  # no padding
+    # no padding
+    assert batch.input_ids.shape == (2, 1024) and bool((batch.document_ids == 1).all())
     assert (batch.loss_weights > 0).sum(1).tolist() == [600, 600]
     assert len(batch.images) == 4 and bool((batch.image_positions >= 0).all())
     with torch.device("meta"):
@@ -30,13 +31,20 @@ def test_the_reference_step_has_its_shape() -> None:
 
 
 def test_main(capsys: pytest.CaptureFixture) -> None:
-    bench_step.main("--preset=tiny --sequences=1 --tokens=64 --crops=1 --steps=1 --device=cpu".split())  # noqa: SIM905
+    sizes = ["--sequences=1", "--tokens=64", "--crops=1", "--steps=1"]
+    bench_step.main(["--preset=tiny", "--device=cpu", *sizes])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3 and "tokens per CPU-second" in lines[1] and lines[2].startswith("ops torch")
+    assert (
+        len(lines) == 3 and "tokens per CPU-second" in lines[1] and lines[2].startswith("ops torch")
+    )
 
 
 def table(text: str) -> list[dict[str, str]]:
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line[:1] == "|"
+    ]
     return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
 
 
@@ -62,11 +70,15 @@ def test_the_end_to_end_table_of_a_gpu_runs_here(
 
     monkeypatch.setattr(bench_step, "measure", measured)
     out = tmp_path / "table.md"
-    bench_step.main(["--end-to-end", "--small", "--device", "cpu", "--steps", "1", "--out", str(out)])
+    bench_step.main(
+        ["--end-to-end", "--small", "--device", "cpu", "--steps", "1", "--out", str(out)]
+    )
     printed = capsys.readouterr().out
     rows = table(printed)
     assert printed.endswith(out.read_text()) and len(rows) == 2 * len(bench_step.VERSIONS) == 12
-    assert tried == ["none", "vision", "full"] + ["none"] * 11 and rows[0]["computed again"] == "full"
+    assert (
+        tried == ["none", "vision", "full"] + ["none"] * 11 and rows[0]["computed again"] == "full"
+    )
     assert compiled and bench_step.dispatch._forced is None
     for row in rows:
         seconds = float(row["ms a step"]) / 1e3
@@ -79,7 +91,8 @@ def test_the_end_to_end_table_of_a_gpu_runs_here(
         assert row["MFU"] == row["waits"] == "-"
     plain = float(rows[0]["ms a step"])
     assert all(
-        float(r["times plain, eager"]) == pytest.approx(plain / float(r["ms a step"]), abs=0.01) for r in rows[:6]
+        float(r["times plain, eager"]) == pytest.approx(plain / float(r["ms a step"]), abs=0.01)
+        for r in rows[:6]
     )
 
 
@@ -93,5 +106,7 @@ def test_without_a_gpu_the_end_to_end_table_says_so(capsys: pytest.CaptureFixtur
     assert all(row[c] == "-" for row in rows for c in ("ms a step", "tokens/s", "MFU", "waits"))
     # 4 rows of 1873 + 4 * 107 tokens; as many crops as 4 * 13
     model = presets.qwen2_1b5()
-    wanted = 4 * 2301 * bench_step.flops_per_token(model, 2304) + 52 * bench_step.flops_per_crop(model)
+    wanted = 4 * 2301 * bench_step.flops_per_token(model, 2304) + 52 * bench_step.flops_per_crop(
+        model
+    )
     assert float(rows[0]["TF"]) == pytest.approx(wanted / 1e12, abs=0.1)

@@ -33,9 +33,16 @@ def extended(batch: Batch, row: int, ids: list[int]) -> Batch:
     length = int((batch.document_ids[row] != 0).sum())
     tokens = torch.tensor([*batch.input_ids[row, :length].tolist(), *ids])[None]
     start = row * batch.input_ids.shape[1]
-    mine = ((batch.image_positions >= start) & (batch.image_positions < start + batch.input_ids.shape[1])).any(1)
+    mine = (
+        (batch.image_positions >= start)
+        & (batch.image_positions < start + batch.input_ids.shape[1])
+    ).any(1)
     keep = mine if mine.any() else torch.zeros_like(mine).index_fill(0, torch.tensor([0]), True)
-    positions = batch.image_positions[keep] - start if mine.any() else torch.full_like(batch.image_positions[keep], -1)
+    positions = (
+        batch.image_positions[keep] - start
+        if mine.any()
+        else torch.full_like(batch.image_positions[keep], -1)
+    )
     same = torch.ones_like(tokens, dtype=torch.int32)
     weights = torch.zeros(tokens.shape)
     return Batch(
@@ -70,7 +77,9 @@ def test_the_cache_gives_the_logits_of_the_whole_sequence(family: str) -> None:
             logits = [session.logits(x) for x in hidden]
         for row in range(3):
             whole = model.logits(extended(batch, row, ids[row].tolist()))[0, -5:]
-            torch.testing.assert_close(torch.stack([step[row] for step in logits]), whole, atol=2e-5, rtol=0)
+            torch.testing.assert_close(
+                torch.stack([step[row] for step in logits]), whole, atol=2e-5, rtol=0
+            )
 
 
 def test_a_session_puts_the_cores_back_even_after_an_error() -> None:
@@ -97,7 +106,8 @@ def test_rows_that_ended_drop_out_and_stay_ended() -> None:
     model, same = tiny_models.model(), document(2, [])
     batch = pack([[same], [document(0, [], seed=1)], [same], [same], [document(1, [], seed=2)]])
     free = generate(model, batch, eos=NEVER, options=Options(max_new_tokens=10))
-    ends = sorted({int(free.token_ids[row, 0, 2]) for row in range(5)})  # tokens that end rows early
+    # tokens that end rows early
+    ends = sorted({int(free.token_ids[row, 0, 2]) for row in range(5)})
     sizes: list[int] = []
     hook = model.embed.register_forward_hook(lambda _, args, __: sizes.append(len(args[0][0])))
     for eos in ends:
@@ -120,7 +130,9 @@ def test_scores_are_the_log_probabilities() -> None:
                 ids = out.ids(row, beam)
                 ids = ids + [EOS] * (len(ids) < out.token_ids.shape[-1])
                 with torch.no_grad():
-                    logs = model.logits(extended(batch, row, ids))[0].log_softmax(-1)[-len(ids) - 1 : -1]
+                    logs = model.logits(extended(batch, row, ids))[0].log_softmax(-1)[
+                        -len(ids) - 1 : -1
+                    ]
                 score = float(logs.gather(1, torch.tensor(ids)[:, None]).sum())
                 assert float(out.scores[row, beam]) == pytest.approx(score, abs=1e-4)
 
@@ -129,12 +141,17 @@ def test_beams_find_the_best_of_all_sequences() -> None:
     model = tiny_models.model(vocab_size=8, embedding_size=8)
     batch = prompts()
     batch = batch.replace(input_ids=batch.input_ids % 8)
-    out = generate(model, batch, EOS, Options(max_new_tokens=2, beams=8))  # wide enough to see every pair
+    # wide enough to see every pair
+    out = generate(model, batch, EOS, Options(max_new_tokens=2, beams=8))
     for row in range(3):
         with torch.no_grad():
             first = model.logits(extended(batch, row, []))[0, -1].log_softmax(-1)
-            second = [model.logits(extended(batch, row, [i]))[0, -1].log_softmax(-1) for i in range(8)]
-        table = {(i, j): float(first[i] + second[i][j]) for i in range(8) for j in range(8) if i != EOS}
+            second = [
+                model.logits(extended(batch, row, [i]))[0, -1].log_softmax(-1) for i in range(8)
+            ]
+        table = {
+            (i, j): float(first[i] + second[i][j]) for i in range(8) for j in range(8) if i != EOS
+        }
         table[EOS, EOS] = float(first[EOS])
         best = sorted(table, key=table.get, reverse=True)[:8]
         assert [tuple(ids) for ids in out.token_ids[row].tolist()] == best
@@ -203,7 +220,9 @@ def test_the_stream_is_the_answer_in_pieces() -> None:
     assert "".join(pieces) == cut(text, stop)
 
     def in_bytes(ids: list[int]) -> str:  # two tokens make a character
-        return bytes(b for i in range(len(ids)) for b in ("é".encode()[i % 2],)).decode(errors="replace")
+        return bytes(b for i in range(len(ids)) for b in ("é".encode()[i % 2],)).decode(
+            errors="replace"
+        )
 
     pieces = list(stream_text(model, prompt, NEVER, Options(max_new_tokens=5), in_bytes))
     assert pieces[:2] == ["é", "é"] and "\ufffd" not in "".join(pieces[:2])
@@ -219,7 +238,9 @@ def test_ranks_may_agree_to_go_on() -> None:
         return done and len(asked) >= 6
 
     alone = generate(model, pack([[document(2, [])]]), eos, Options(max_new_tokens=9))
-    together = generate(model, pack([[document(2, [])]]), eos, Options(max_new_tokens=9), all_done=others_need_six)
+    together = generate(
+        model, pack([[document(2, [])]]), eos, Options(max_new_tokens=9), all_done=others_need_six
+    )
     assert alone.token_ids.shape[-1] == 1 and together.token_ids.shape[-1] == 6
     assert alone.ids(0) == together.ids(0) == []
 
@@ -256,11 +277,17 @@ def test_wrong_options(options: dict, message: str) -> None:
 def test_no_temperature_is_too_small() -> None:
     logits = torch.tensor([[1.0, 3.0, 2.0], [500.0, -500.0, 499.0]])
     for temperature in (5e-324, 1e-300, 1e-40, 1e-6):
-        assert sample(logits, [Options(temperature=temperature)] * 2, [0.0, 0.999]).tolist() == [1, 0]
+        assert sample(logits, [Options(temperature=temperature)] * 2, [0.0, 0.999]).tolist() == [
+            1,
+            0,
+        ]
 
 
 def test_more_beams_than_words() -> None:
-    with pytest.raises(ValueError, match=f"{tiny_models.WORDS + 1} beams are more than the {tiny_models.WORDS} words"):
+    with pytest.raises(
+        ValueError,
+        match=f"{tiny_models.WORDS + 1} beams are more than the {tiny_models.WORDS} words",
+    ):
         generate(tiny_models.model(), prompts(), EOS, Options(beams=tiny_models.WORDS + 1))
 
 
@@ -274,7 +301,10 @@ def test_beams_end_at_the_last_position() -> None:
     out = generate(model, batch, EOS, Options(max_new_tokens=1000, beams=3))
     rooms = [max(places) + ROOM - n for n in places]
     assert [len(out.ids(row)) == rooms[row] for row in range(3)] == out.cut.tolist()
-    assert all(len(out.ids(row, beam)) <= rooms[row] for row in range(3) for beam in range(3)) and out.cut.any()
+    assert (
+        all(len(out.ids(row, beam)) <= rooms[row] for row in range(3) for beam in range(3))
+        and out.cut.any()
+    )
     for row in range(3):  # frozen there, not searched on
         alone = generate(model, batch, EOS, Options(max_new_tokens=rooms[row], beams=3))
         assert out.ids(row) == alone.ids(row)
@@ -305,13 +335,17 @@ def test_an_answer_that_ends_by_itself_is_not_cut() -> None:
     lengths = (batch.document_ids != 0).sum(1).tolist()
     model = tiny_models.model(max_position_embeddings=max(lengths) + ROOM)
     free = generate(model, batch, NEVER, Options(max_new_tokens=1000))
-    eos = int(free.token_ids[0, 0, ROOM - 1])  # what would have been the last token of the first row
+    # what would have been the last token of the first row
+    eos = int(free.token_ids[0, 0, ROOM - 1])
     wanted = [eos not in free.ids(row) for row in range(3)]
     assert generate(model, batch, eos, Options(max_new_tokens=1000)).cut.tolist() == wanted
     assert wanted[0] is False
     stop = (free.texts(decode)[0][-2:],)
     wanted = [stop[0] not in text for text in free.texts(decode)]
-    assert generate(model, batch, NEVER, Options(max_new_tokens=1000, stop=stop), decode).cut.tolist() == wanted
+    assert (
+        generate(model, batch, NEVER, Options(max_new_tokens=1000, stop=stop), decode).cut.tolist()
+        == wanted
+    )
 
 
 def test_a_cut_answer_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -321,7 +355,9 @@ def test_a_cut_answer_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     assert room(model, prompt).tolist() == [4]
     pieces = list(stream_text(model, prompt, NEVER, Options(max_new_tokens=9), decode))
     assert len("".join(pieces)) == 4
-    assert [record.getMessage()[:30] for record in caplog.records] == ["1 of 1 answers ended unfinishe"]
+    assert [record.getMessage()[:30] for record in caplog.records] == [
+        "1 of 1 answers ended unfinishe"
+    ]
     caplog.clear()
     list(stream_text(model, prompt, NEVER, Options(max_new_tokens=4), decode))
     assert not caplog.records
@@ -333,7 +369,8 @@ def test_a_prompt_that_leaves_no_room() -> None:
     model = tiny_models.model(max_position_embeddings=longest)
     for options in (Options(), Options(beams=2)):
         with pytest.raises(
-            ValueError, match=f"The prompt has {longest} tokens and the model knows {longest} positions"
+            ValueError,
+            match=f"The prompt has {longest} tokens and the model knows {longest} positions",
         ):
             generate(model, batch, EOS, options)
     assert room(model, pack([[document(0, [], seed=1)]])).tolist()[0] > 0
@@ -343,6 +380,8 @@ def test_ranks_that_step_together_go_on_past_their_own_last_position() -> None:
     prompt = pack([[document(1, [])]])
     length = int((prompt.document_ids != 0).sum())
     model = tiny_models.model(max_position_embeddings=length + 2)
-    steps = list(stream(model, prompt, NEVER, Options(max_new_tokens=6), all_done=lambda done: False))
+    steps = list(
+        stream(model, prompt, NEVER, Options(max_new_tokens=6), all_done=lambda done: False)
+    )
     assert len(steps) == 6  # the others have more room
     assert [int(tokens) == NEVER for tokens, _ in steps] == [False, False, True, True, True, True]

@@ -21,7 +21,9 @@ def test_released_models_have_their_size(name: str) -> None:
     assert sum(p.numel() for p in model.parameters()) == RELEASED[name]
 
 
-@pytest.mark.parametrize("name", [f"{n}/{tower}" for n in ("molmo_7b_d", "molmoe_1b") for tower in presets.TOWERS])
+@pytest.mark.parametrize(
+    "name", [f"{n}/{tower}" for n in ("molmo_7b_d", "molmoe_1b") for tower in presets.TOWERS]
+)
 def test_every_tower_builds(name: str) -> None:
     config = presets.get(name)
     with torch.device("meta"):
@@ -42,14 +44,19 @@ def test_rows_are_names_and_pipeline_layers(family: str) -> None:
     state: dict[str, torch.Tensor] = {}
     for i, (name, kind, arguments) in enumerate(rows):
         layer = kind(*arguments)
-        weights = {k.removeprefix(name + "."): v for k, v in model.state_dict().items() if k.startswith(name + ".")}
+        weights = {
+            k.removeprefix(name + "."): v
+            for k, v in model.state_dict().items()
+            if k.startswith(name + ".")
+        }
         layer.load_state_dict(weights, strict=True)
         state |= {f"{name}.{k}": v for k, v in weights.items()}
         x = layer(x)
         if i + 1 < len(rows):
             assert isinstance(x, Carry)
             made = [*x.features, *(t for t in (x.image_features, x.hidden) if t is not None)]
-            assert made and all(t.requires_grad for t in made)  # a pipeline sends a gradient back for each
+            # a pipeline sends a gradient back for each
+            assert made and all(t.requires_grad for t in made)
     assert set(state) == set(model.state_dict())
     for ours, whole in zip(x, model(batch)):
         assert torch.equal(ours, whole)
@@ -63,7 +70,9 @@ def test_packing_changes_nothing(family: str) -> None:
     start = 0
     for alone in documents:
         end = start + len(alone[0]["input_ids"])
-        torch.testing.assert_close(packed[start:end], model.hidden(pack([[alone]]))[0], atol=2e-5, rtol=0)
+        torch.testing.assert_close(
+            packed[start:end], model.hidden(pack([[alone]]))[0], atol=2e-5, rtol=0
+        )
         start = end
 
 
@@ -83,9 +92,12 @@ def test_several_pictures_go_where_they_belong() -> None:
     model = tiny_models.model()
     tokens, images, positions = document(3, [6])
     batch = pack([[(tokens, images, positions)]])
-    order = torch.tensor([2, 0, 1])  # crops in another order, each with its own positions: the same example
+    # crops in another order, each with its own positions: the same example
+    order = torch.tensor([2, 0, 1])
     shuffled = batch.replace(
-        images=images[order], image_masks=batch.image_masks[order], image_positions=batch.image_positions[order]
+        images=images[order],
+        image_masks=batch.image_masks[order],
+        image_positions=batch.image_positions[order],
     )
     torch.testing.assert_close(model.hidden(batch), model.hidden(shuffled), atol=1e-5, rtol=0)
     swapped = batch.replace(images=images[order])
@@ -93,9 +105,12 @@ def test_several_pictures_go_where_they_belong() -> None:
     embedded = {}
     model.embed.register_forward_hook(lambda _, __, out: embedded.update(out=out.hidden))
     features = {}
-    model.connector.register_forward_hook(lambda _, __, out: features.update(out=out.image_features))
+    model.connector.register_forward_hook(
+        lambda _, __, out: features.update(out=out.image_features)
+    )
     model.hidden(batch)
-    added = embedded["out"][0, 1:13] - model.embed.new_embedding[2]  # added to the image token's own embedding
+    # added to the image token's own embedding
+    added = embedded["out"][0, 1:13] - model.embed.new_embedding[2]
     torch.testing.assert_close(added, features["out"], atol=1e-5, rtol=0)
 
 
@@ -108,7 +123,8 @@ def test_a_batch_without_pictures_runs_the_tower_to_no_effect() -> None:
     (sums[0] + sums[1]).backward()
     for name, parameter in model.named_parameters():
         if component(name) == "vision" and "vision.layers.2." not in name:
-            assert parameter.grad is not None and not parameter.grad.any(), name  # a gradient of zero, not none
+            # a gradient of zero, not none
+            assert parameter.grad is not None and not parameter.grad.any(), name
 
 
 def test_blocks_behind_the_last_feature_rest() -> None:
@@ -124,8 +140,11 @@ def test_bytes_and_floats_are_the_same_picture() -> None:
     batch = pack([[document(2, [5])]])
     mean, std = (torch.tensor(v) for v in model.vision.embeddings.pixels)
     pixels = (batch.images.float() / 255 - mean) / std
-    patches = pixels.view(2, 4, 7, 4, 7, 3).transpose(2, 3).reshape(2, 16, 147)  # columns: row, column, channel
-    torch.testing.assert_close(model.logits(batch), model.logits(batch.replace(images=patches)), atol=1e-5, rtol=0)
+    # columns: row, column, channel
+    patches = pixels.view(2, 4, 7, 4, 7, 3).transpose(2, 3).reshape(2, 16, 147)
+    torch.testing.assert_close(
+        model.logits(batch), model.logits(batch.replace(images=patches)), atol=1e-5, rtol=0
+    )
 
 
 def test_only_learnt_tokens_reach_the_head() -> None:
@@ -148,23 +167,32 @@ def test_groups() -> None:
     assert groups["embed.new_embedding"] == ("connector", False)
     assert groups["connector.pad_embed"] == ("connector", True)
     assert groups["embed.embedding"] == ("text", False)
-    assert groups["head.lm_head.weight"] == ("text", True) and groups["head.norm.weight"] == ("text", False)
+    assert groups["head.lm_head.weight"] == ("text", True) and groups["head.norm.weight"] == (
+        "text",
+        False,
+    )
     assert groups["layers.0.self_attn.q_norm.weight"] == ("text", True)
     assert groups["layers.0.post_feedforward_layernorm.weight"] == ("text", False)
     assert groups["vision.embeddings.pre_layernorm.bias"] == ("vision", False)
     assert groups["vision.layers.0.self_attn.q_proj.bias"] == ("vision", True)
-    assert not decays("vision.layers.0.layer_scale1") and not decays("vision.embeddings.position_embedding")
+    assert not decays("vision.layers.0.layer_scale1") and not decays(
+        "vision.embeddings.position_embedding"
+    )
 
 
 def test_a_wrong_checkpointing_mode_is_named() -> None:
-    with pytest.raises(ValueError, match="activation_checkpointing is 'all'; use one of none, full"):
+    with pytest.raises(
+        ValueError, match="activation_checkpointing is 'all'; use one of none, full"
+    ):
         Molmo(tiny_models.config(), checkpointing="all")
 
 
 def test_tied_head() -> None:
     model = tiny_models.model("llama")
     assert model.head.lm_head.weight is model.embed.embedding
-    untied = Molmo(replace(model.config, text=replace(model.config.text, tie_word_embeddings=False)))
+    untied = Molmo(
+        replace(model.config, text=replace(model.config.text, tie_word_embeddings=False))
+    )
     untied.load_state_dict(model.state_dict(), strict=True)
     batch = pack([[document(1, [8])]])
     assert torch.equal(model.logits(batch), untied.eval().logits(batch))

@@ -43,7 +43,9 @@ class Unread(TorchDispatchMode):
         super().__init__()
         self.ours: set[str] = set()
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         if function.namespace == "molmo_ds":
             self.ours.add(function._opname)
             with self:
@@ -62,9 +64,17 @@ class Unread(TorchDispatchMode):
 class Unmade(TorchFunctionMode):
     """Refuses tensors made from numbers of the CPU, which no dispatcher sees."""
 
-    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         out = function(*args, **(kwargs or {}))
-        if function in (torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy, Tensor.new_tensor):
+        if function in (
+            torch.tensor,
+            torch.as_tensor,
+            torch.asarray,
+            torch.from_numpy,
+            Tensor.new_tensor,
+        ):
             assert out.device != DEVICE, "a tensor made from numbers of the CPU"
         return out
 
@@ -76,7 +86,9 @@ class Launch:
         return lambda *args, **kwargs: None
 
 
-def stand_in(q: Tensor, k: Tensor, v: Tensor, block_mask: object, scale: float, enable_gqa: bool) -> Tensor:
+def stand_in(
+    q: Tensor, k: Tensor, v: Tensor, block_mask: object, scale: float, enable_gqa: bool
+) -> Tensor:
     """FlexAttention, which knows no meta device."""
     assert block_mask is not None
     return F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=enable_gqa)
@@ -96,45 +108,94 @@ def like_a_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     for module, name in kernels:
         monkeypatch.setattr(module, name, Launch())
     monkeypatch.setattr(flex, "flex_attention", stand_in)
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *device: False)  # autocast knows no meta device
+    # autocast knows no meta device
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *device: False)
     monkeypatch.setattr(torch, "autocast", lambda *arguments, **more: contextlib.nullcontext())
     monkeypatch.setitem(CHUNK_ELEMENTS, "meta", 2**10)
     with dispatch.use(request.param):
         yield request.param
 
 
-EXPERTS = replace(synthetic.MODEL.text, model_type="olmoe", num_experts=4, num_experts_per_tok=2, intermediate_size=16)
+EXPERTS = replace(
+    synthetic.MODEL.text,
+    model_type="olmoe",
+    num_experts=4,
+    num_experts_per_tok=2,
+    intermediate_size=16,
+)
 DROPS = replace(synthetic.MODEL.text, response_residual_dropout=0.1, embedding_dropout=0.1)
 
 
-@pytest.mark.parametrize("text", [synthetic.MODEL.text, EXPERTS, DROPS], ids=["dense", "experts", "dropout"])
+@pytest.mark.parametrize(
+    "text", [synthetic.MODEL.text, EXPERTS, DROPS], ids=["dense", "experts", "dropout"]
+)
 @pytest.mark.parametrize("checkpointing", ["none", "full"])
 def test_a_step_reads_nothing(like_a_gpu: str, text: Any, checkpointing: str) -> None:
     config = synthetic.config(model=replace(synthetic.MODEL, text=text))
     with DEVICE:
         model = Molmo(config.model, checkpointing=checkpointing).bfloat16().train()
-    batches = [synthetic.sequence(0, lane) for lane in (0, 1, 5)]  # with a picture, with another, nothing learnt
+    # with a picture, with another, nothing learnt
+    batches = [synthetic.sequence(0, lane) for lane in (0, 1, 5)]
     groups = optim.parameter_groups(model, config.optim)
     with Unmade(), Unread() as unread:
         factor, _ = loss_scale.scale(batches, 1, None, DEVICE, config.model)
         for batch in batches:
             ce, z, _ = model(batch.to(DEVICE).weighted(factor))
             (ce + z).backward()
-        pieces = {group["component"]: [p.grad for p in group["params"] if p.grad is not None] for group in groups}
+        pieces = {
+            group["component"]: [p.grad for p in group["params"] if p.grad is not None]
+            for group in groups
+        }
         optim.clip(pieces, lambda squares: None, 1.0)
     assert all(pieces[part] for part in optim.COMPONENTS)
     kernels = {"splice", "gather_patches", "pool_patches", "normalise_patches"}
     backward = {"splice_backward", "gather_patches_backward", "pool_patches_backward"}
-    assert unread.ours == {"weighted_cross_entropy"} | (kernels | backward if like_a_gpu == "triton" else set())
+    assert unread.ours == {"weighted_cross_entropy"} | (
+        kernels | backward if like_a_gpu == "triton" else set()
+    )
+
+
+class Alone(TorchDispatchMode):
+    """Refuses all copies between devices: a graph would replay them from memory that is something else by then."""
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        out = function(*args, **(kwargs or {}))
+        tensors = [x for x in (*args, out) if isinstance(x, Tensor)]
+        assert all(x.device == DEVICE for x in tensors), (
+            f"{function} in a capture leaves the device"
+        )
+        return out
+
+
+class Captured:
+    """A CUDA graph that is run again rather than replayed."""
+
+    def __init__(self, work: Callable[[], Tensor]) -> None:
+        self.work = work
+
+    def replay(self) -> None:
+        """The recorded work, which may wait for nothing."""
+        with Alone():
+            self.work()
+
+
+def capture(work: Callable[[], Tensor]) -> tuple[Captured, Tensor]:
+    with Alone():
+        return Captured(work), work()
 
 
 @pytest.mark.parametrize("text", [synthetic.MODEL.text, EXPERTS], ids=["dense", "experts"])
+@pytest.mark.parametrize("captures", [None, capture], ids=["eager", "captured"])
 def test_an_answers_step_reads_its_tokens_and_nothing_else(
-    like_a_gpu: str, text: Any, monkeypatch: pytest.MonkeyPatch
+    like_a_gpu: str, text: Any, captures: Callable | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with DEVICE:
         model = Molmo(replace(synthetic.MODEL, text=text)).bfloat16().eval()
-    replica = Replica.of(model, 5, Limits(slots=4, slot_tokens=64, prefill_tokens=30))
+    replica = Replica.of(
+        model, 5, Limits(slots=4, slot_tokens=64, prefill_tokens=30), capture=captures
+    )
     reads = []
 
     def read(rows: list[Row], told: Tensor) -> list:
@@ -146,12 +207,24 @@ def test_an_answers_step_reads_its_tokens_and_nothing_else(
     steps = 0
     with Unmade(), Unread():
         for name in range(6):
-            options = Options(max_new_tokens=3 + name % 2, temperature=name % 3 / 2, logprobs=name % 2)
+            options = Options(
+                max_new_tokens=3 + name % 2, temperature=name % 3 / 2, logprobs=name % 2
+            )
             replica.admit([Question(name=str(name), prompt=sample_of(name), options=options)])
         while replica.busy:
             replica.step()
             steps += 1
     assert len(reads) == steps > 6 and max(reads) == 4 and replica.row_steps < 4 * steps
+    # 1, 2 and 4 rows
+    assert 1 < len(replica.decode[0].graphs) <= 3 if captures else not replica.decode[0].graphs
+
+
+@pytest.mark.parametrize(
+    "work", [lambda: torch.ones(3).to(DEVICE, non_blocking=True), lambda: torch.ones(3)]
+)
+def test_what_a_capture_cannot_hold_is_seen(work: Callable[[], Tensor]) -> None:
+    with pytest.raises(AssertionError, match="leaves the device"):
+        capture(work)
 
 
 def sample_of(number: int) -> Sample:

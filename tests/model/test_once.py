@@ -17,9 +17,15 @@ from molmo_ds.ops.tree_attention import mask_blocks
 def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of what was built."""
     names: list[str] = []
-    for module, name in ((decoder, "attention_plan"), (decoder, "rope_table"), (mask_blocks, "cut")):
+    for module, name in (
+        (decoder, "attention_plan"),
+        (decoder, "rope_table"),
+        (mask_blocks, "cut"),
+    ):
         made = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *x, name=name, made=made: (names.append(name), made(*x))[1])
+        monkeypatch.setattr(
+            module, name, lambda *x, name=name, made=made: (names.append(name), made(*x))[1]
+        )
     return names
 
 

@@ -14,7 +14,9 @@ from molmo_ds.ops.rope import rope_table
 
 
 def batch(seed: int = 0):
-    return pack([[document(2, [7, 5], seed)], [document(1, [9], seed + 1), document(0, [6], seed + 2)]])
+    return pack(
+        [[document(2, [7, 5], seed)], [document(1, [9], seed + 1), document(0, [6], seed + 2)]]
+    )
 
 
 def gradients(model: Molmo, sample) -> tuple[list[Tensor], dict[str, Tensor | None]]:
@@ -69,7 +71,8 @@ def test_positions_are_turned_in_float32() -> None:
     near, far = (q.double() for q in kept)
     cos, sin = (t.double()[:, None] for t in rope_table(torch.full((1, 1), 100_000), 8, 1e4))
     half = near.roll(4, -1) * torch.cat((-torch.ones(4), torch.ones(4)))
-    torch.testing.assert_close(far, near * cos + half * sin, atol=0.04, rtol=0.02)  # two roundings to bfloat16
+    # two roundings to bfloat16
+    torch.testing.assert_close(far, near * cos + half * sin, atol=0.04, rtol=0.02)
 
 
 @pytest.mark.parametrize("norm_after", [False, True])
@@ -86,12 +89,14 @@ def test_response_dropout(norm_after: bool) -> None:
         kept = dropped[row] != 0
         assert float(kept.float().mean()) == pytest.approx(1 - rate, abs=0.01)
         assert torch.all(dropped[row][kept] == 1 / (1 - rate))
-    assert float((dropped[1] != 0).float().mean(0).std()) < 0.03  # element by element, not whole positions
+    # element by element, not whole positions
+    assert float((dropped[1] != 0).float().mean(0).std()) < 0.03
     assert torch.equal(layer.eval().drop(x, learnt), x)
 
 
 def test_dropout_acts_on_both_branches_of_a_block() -> None:
-    model = tiny_models.model(residual_dropout=1 - 1e-7, num_hidden_layers=1).train()  # drops everything not learnt
+    # drops everything not learnt
+    model = tiny_models.model(residual_dropout=1 - 1e-7, num_hidden_layers=1).train()
     sample = pack([[document(1, [6])]])
     embedded = {}
     model.embed.register_forward_hook(lambda _, __, out: embedded.update(out=out.hidden))
@@ -123,8 +128,14 @@ def test_checkpointing_changes_no_gradient(mode: str) -> None:
     twice = {name for name, n in calls.items() if n == 2}
     vision, text = ({f"{p}layers.{i}" for i in range(n)} for p, n in (("vision.", 3), ("", 2)))
     even = {name for name in vision | text if int(name[-1]) % 2 == 0}
-    expected = {"full": vision | text, "offload": vision | text, "vision": vision, "one_in_two": even}[mode]
-    assert twice <= expected and expected - twice <= {"vision.layers.2"}  # which rests: nothing to compute again
+    expected = {
+        "full": vision | text,
+        "offload": vision | text,
+        "vision": vision,
+        "one_in_two": even,
+    }[mode]
+    # which rests: nothing to compute again
+    assert twice <= expected and expected - twice <= {"vision.layers.2"}
 
 
 def test_offloading_parks_one_tensor_per_row(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,8 +150,11 @@ def test_offloading_parks_one_tensor_per_row(monkeypatch: pytest.MonkeyPatch) ->
     made, sample = tiny_models.model(checkpointing="offload").train(), batch()
     seen: list[torch.Size] = []
     for name in made.rows:
-        if "layers" in name and name != "vision.layers.2":  # which has no input: it follows the last feature
-            made.get_submodule(name).register_forward_pre_hook(lambda _, x: seen.append(x[0].hidden.shape))
+        # which has no input: it follows the last feature
+        if "layers" in name and name != "vision.layers.2":
+            made.get_submodule(name).register_forward_pre_hook(
+                lambda _, x: seen.append(x[0].hidden.shape)
+            )
     made(sample)
     assert parked == seen and len(parked) == 4
 
@@ -169,10 +183,17 @@ def test_first_weights_have_the_reference_deviations() -> None:
         return float(initial_parameter(config, name, shape, 0).std())
 
     assert deviation("layers.0.mlp.gate_proj.weight", 400, 400) == pytest.approx(0.2, rel=0.02)
-    assert deviation("vision.layers.0.self_attn.q_proj.weight", 400, 400) == pytest.approx(0.2, rel=0.02)
-    assert deviation("vision.layers.0.mlp.fc1.weight", 400, 400) == pytest.approx(0.05, rel=0.02)  # 1 / sqrt(inputs)
-    assert deviation("vision.embeddings.class_embedding", 40_000) == pytest.approx(32**-0.5, rel=0.02)
-    assert deviation("connector.projector.weight", 400, 200) == pytest.approx((2 / 600) ** 0.5, rel=0.02)
+    assert deviation("vision.layers.0.self_attn.q_proj.weight", 400, 400) == pytest.approx(
+        0.2, rel=0.02
+    )
+    # 1 / sqrt(inputs)
+    assert deviation("vision.layers.0.mlp.fc1.weight", 400, 400) == pytest.approx(0.05, rel=0.02)
+    assert deviation("vision.embeddings.class_embedding", 40_000) == pytest.approx(
+        32**-0.5, rel=0.02
+    )
+    assert deviation("connector.projector.weight", 400, 200) == pytest.approx(
+        (2 / 600) ** 0.5, rel=0.02
+    )
     assert deviation("connector.pad_embed", 2, 64) == 0
     assert float(initial_parameter(config, "layers.0.self_attn.q_norm.weight", (8,), 0).min()) == 1
     assert float(initial_parameter(config, "vision.layers.0.layer_scale1", (8,), 0).min()) == 1
@@ -191,5 +212,6 @@ def test_layers_compile_without_graph_breaks_and_once() -> None:
         for name, grad in theirs[1].items():
             assert grad is None or torch.allclose(grad, ours[1][name], atol=1e-4, rtol=1e-3), name
         compiles.append(counter.frame_count)
-    assert compiles[0] > 0 and len(set(compiles)) == 1  # the second and third batch compiled nothing
+    # the second and third batch compiled nothing
+    assert compiles[0] > 0 and len(set(compiles)) == 1
     torch._dynamo.reset()

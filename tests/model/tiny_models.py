@@ -12,12 +12,22 @@ from molmo_ds.model.molmo import Molmo
 
 WORDS = 96
 SMALL = {"vocab_size": WORDS, "embedding_size": WORDS, "hidden_size": 32, "intermediate_size": 48}
-SMALL |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2}
+SMALL |= {
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.2,
+}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA3 |= {"original_max_position_embeddings": 64}
 FAMILIES = {
     "qwen2": {"model_type": "qwen2"},
-    "llama": {"model_type": "llama", "attention_bias": False, "rope_scaling": LLAMA3, "tie_word_embeddings": True},
+    "llama": {
+        "model_type": "llama",
+        "attention_bias": False,
+        "rope_scaling": LLAMA3,
+        "tie_word_embeddings": True,
+    },
     "olmo": {"model_type": "olmo", "attention_bias": False, "norm_type": "layer", "clip_qkv": 1.0},
     "olmo2": {"model_type": "olmo2", "attention_bias": False, "qk_norm": True, "norm_after": True},
     "olmoe": {
@@ -49,7 +59,9 @@ def config(family: str = "qwen2", **text: object) -> MolmoConfig:
     return replace(base, text=text, vision=vision, connector=connector)
 
 
-def model(family: str = "qwen2", seed: int = 0, checkpointing: str = "none", **text: object) -> Molmo:
+def model(
+    family: str = "qwen2", seed: int = 0, checkpointing: str = "none", **text: object
+) -> Molmo:
     """In eval mode, with random weights."""
     made = Molmo(config(family, **text), checkpointing=checkpointing)
     made.reset_parameters(seed)
@@ -66,9 +78,14 @@ def document(
     tokens = {
         "input_ids": torch.randint(0, WORDS, (sum(lengths),), generator=source),
         "labels": torch.randint(0, WORDS, (sum(lengths),), generator=source),
-        "position_ids": torch.cat([torch.arange(n) + (prefix if i else 0) for i, n in enumerate(lengths)]),
-        "branch_ids": torch.arange(len(lengths), dtype=torch.int32).repeat_interleave(torch.tensor(lengths)),
-        "loss_weights": torch.rand(sum(lengths), generator=source) * (torch.arange(sum(lengths)) >= prefix - 2),
+        "position_ids": torch.cat(
+            [torch.arange(n) + (prefix if i else 0) for i, n in enumerate(lengths)]
+        ),
+        "branch_ids": torch.arange(len(lengths), dtype=torch.int32).repeat_interleave(
+            torch.tensor(lengths)
+        ),
+        "loss_weights": torch.rand(sum(lengths), generator=source)
+        * (torch.arange(sum(lengths)) >= prefix - 2),
     }
     positions = torch.arange(4 * crops).view(crops, 4) + 1
     tokens["input_ids"][positions.flatten()] = IMAGE
@@ -76,13 +93,23 @@ def document(
     return tokens, images, positions
 
 
-def pack(rows: list[list[tuple[dict[str, Tensor], Tensor, Tensor]]], length: int | None = None) -> Batch:
+def pack(
+    rows: list[list[tuple[dict[str, Tensor], Tensor, Tensor]]], length: int | None = None
+) -> Batch:
     """Rows of documents as a Batch, padded to the longest (or `length`); without crops there is a blank one."""
     length = length or max(sum(len(tokens["input_ids"]) for tokens, *_ in row) for row in rows)
-    kinds = {"input_ids": torch.int64, "labels": torch.int64, "position_ids": torch.int64, "branch_ids": torch.int32}
+    kinds = {
+        "input_ids": torch.int64,
+        "labels": torch.int64,
+        "position_ids": torch.int64,
+        "branch_ids": torch.int32,
+    }
     kinds |= {"document_ids": torch.int32, "loss_weights": torch.float32}
     out = {name: torch.zeros(len(rows), length, dtype=kind) for name, kind in kinds.items()}
-    images, positions = [torch.zeros(0, 28, 28, 3, dtype=torch.uint8)], [torch.zeros(0, 4, dtype=torch.int64)]
+    images, positions = (
+        [torch.zeros(0, 28, 28, 3, dtype=torch.uint8)],
+        [torch.zeros(0, 4, dtype=torch.int64)],
+    )
     for b, row in enumerate(rows):
         start = 0
         for number, (tokens, pictures, places) in enumerate(row, 1):
@@ -96,6 +123,7 @@ def pack(rows: list[list[tuple[dict[str, Tensor], Tensor, Tensor]]], length: int
     crops, places = torch.cat(images), torch.cat(positions)
     if not len(crops):
         crops, places = torch.zeros(1, 28, 28, 3, dtype=torch.uint8), torch.full((1, 4), -1)
-    masks = (crops.flatten(1)[:, :16].float() / 100 - 1).clamp(-1, 1)  # a crop brings its own mask along
+    # a crop brings its own mask along
+    masks = (crops.flatten(1)[:, :16].float() / 100 - 1).clamp(-1, 1)
     learnt = learnt_rows_of(out["loss_weights"])
     return Batch(images=crops, image_masks=masks, image_positions=places, learnt_rows=learnt, **out)

@@ -17,7 +17,13 @@ def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[lab.Lab]:
 @pytest.fixture(scope="session")
 def words(tiny_run: list[str]) -> list[str]:
     """Overrides of a run, all but `out`, that a test may stop early."""
-    return [*tiny_run, "strategy=ds_configs/zero3.json", "max_steps=60", "save_interval=1", "timeout_seconds=20"]
+    return [
+        *tiny_run,
+        "strategy=ds_configs/zero3.json",
+        "max_steps=60",
+        "save_interval=1",
+        "timeout_seconds=20",
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -20,4 +20,5 @@ def test_bytes_are_those_of_theory(laboratory: lab.Lab, tmp_path: Path) -> None:
     assert list(seen) == cells
     for cell in cells:
         expected = bench_network.theory(cell, cell.config(tmp_path))
-        assert expected < seen[cell].sent < 1.06 * expected, cell  # headers and very small messages come on top
+        # headers and very small messages come on top
+        assert expected < seen[cell].sent < 1.06 * expected, cell

@@ -29,7 +29,9 @@ class Supervised:
         environment = {**laboratory.environment(), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
         self.said = out.with_suffix(f".{hosts.replace(':', '-')}.txt")
         with open(self.said, "wb") as stream:
-            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stream, stderr=stream)
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=stream, stderr=stream
+            )
 
     def events(self, kind: str) -> list[dict]:
         """What it reported of one kind."""
@@ -43,14 +45,19 @@ class Supervised:
         while not seen():
             ended = self.process.poll() is not None and not seen()
             late = time.monotonic() > deadline
-            assert not ended and not late, f"{what} is not seen in {timeout} s:\n{self.said.read_text()[-4000:]}"
+            assert not ended and not late, (
+                f"{what} is not seen in {timeout} s:\n{self.said.read_text()[-4000:]}"
+            )
             time.sleep(0.02)
 
     def wait_for_steps(self, starts: int) -> None:
         """Until the try of that number has made two steps and saved one."""
         self.wait(f"start {starts}", lambda: len(self.events("start")) >= starts)
         began = self.events("start")[starts - 1]["time"]
-        self.wait(f"steps of start {starts}", lambda: len([s for s in self.steps() if s["time"] > began]) >= 2)
+        self.wait(
+            f"steps of start {starts}",
+            lambda: len([s for s in self.steps() if s["time"] > began]) >= 2,
+        )
         first = next(s["step"] for s in self.steps() if s["time"] > began)
         self.wait(f"a checkpoint of start {starts}", lambda: self.saved() >= first)
 
@@ -62,7 +69,11 @@ class Supervised:
     def steps(self) -> list[dict]:
         """Whole lines of the log."""
         path = self.out / "log.jsonl"
-        return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+        return (
+            [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+            if path.exists()
+            else []
+        )
 
     def fault(self, make: Callable[[], object]) -> tuple[str, float]:
         """Make a fault; (the reason that the supervisor gives, seconds until it gave it)."""
@@ -74,7 +85,8 @@ class Supervised:
 
     def stop(self) -> int:
         """What a scheduler does; the exit code."""
-        self.lab.kill("head", ("tools/launch.py", "--hosts"), signal.SIGTERM)  # self.process is nsenter, in front of it
+        # self.process is nsenter, in front of it
+        self.lab.kill("head", ("tools/launch.py", "--hosts"), signal.SIGTERM)
         return self.process.wait(200)
 
     def end(self) -> None:
@@ -103,8 +115,12 @@ def test_a_run_survives_what_happens_to_hosts(
         laboratory.mend("host2")
         assert run.stop() == 128 + signal.SIGTERM, run.said.read_text()[-3000:]
         stopped = run.steps()[-1]["step"]
-        assert run.events("stopping") and (out / "checkpoints/latest").read_text() == f"step-{stopped:08d}\n"
-        run = Supervised(laboratory, "host1:1,host2:1", words, out)  # the host that was lost is taken back
+        assert (
+            run.events("stopping")
+            and (out / "checkpoints/latest").read_text() == f"step-{stopped:08d}\n"
+        )
+        # the host that was lost is taken back
+        run = Supervised(laboratory, "host1:1,host2:1", words, out)
         run.wait_for_steps(3)
         seen["killed"] = run.fault(rank_of(laboratory, "host2", signal.SIGKILL))
         run.wait_for_steps(4)
@@ -117,7 +133,8 @@ def test_a_run_survives_what_happens_to_hosts(
         run.end()
     print({name: f"{reason}, {seconds:.1f} s" for name, (reason, seconds) in seen.items()})
     saved = [event["step"] for event in run.events("fault")]
-    assert 0 < saved[0] < saved[1] < saved[2] < saved[3], saved  # each try went on from a checkpoint of the one before
+    # each try went on from a checkpoint of the one before
+    assert 0 < saved[0] < saved[1] < saved[2] < saved[3], saved
     last = run.events("start")[2:]
     assert [event["hosts"] for event in last] == ["host1:1,host2:1"] * 3 + ["host2:1"]
     assert all(seconds < DETECTED for _, seconds in seen.values()), seen

@@ -28,7 +28,9 @@ def test_hosts_from_list_and_file(tmp_path: Path) -> None:
 
 
 def test_as_many_hosts_as_the_batch_allows() -> None:
-    config = RunConfig(strategy="ds_configs/zero1.json", global_batch=8, micro_batch=1, out="somewhere")
+    config = RunConfig(
+        strategy="ds_configs/zero1.json", global_batch=8, micro_batch=1, out="somewhere"
+    )
     hosts = [Host(name, 2) for name in "abcd"]
     assert launch.usable(hosts, config) == hosts
     assert launch.usable(hosts[1:], config) == hosts[1:3]  # 6 ranks do not divide 8 sequences, 4 do
@@ -41,7 +43,10 @@ def test_as_many_hosts_as_the_batch_allows() -> None:
 def test_what_cannot_be_supervised_is_refused() -> None:
     config = RunConfig(out="somewhere")
     launch.check(config)
-    for wrong, said in ((replace(config, out=""), "out is empty"), (replace(config, stop_after=3), "stop_after")):
+    for wrong, said in (
+        (replace(config, out=""), "out is empty"),
+        (replace(config, stop_after=3), "stop_after"),
+    ):
         with pytest.raises(ValueError, match=said):
             launch.check(wrong)
     with pytest.raises(ValueError, match="resume=false"):
@@ -89,9 +94,18 @@ def test_one_supervisor_for_a_run(tmp_path: Path) -> None:
     assert again.done()
 
 
-def test_pauses_grow_until_it_gives_up_or_a_checkpoint_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, limits = RunConfig(out=str(tmp_path / "run")), launch.Limits(1, 1, 1, tries=4, backoff=20)
-    supervisor, pauses, starts = launch.Supervisor(config, [Host("localhost", 1)], limits, ""), [], []
+def test_pauses_grow_until_it_gives_up_or_a_checkpoint_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, limits = (
+        RunConfig(out=str(tmp_path / "run")),
+        launch.Limits(1, 1, 1, tries=4, backoff=20),
+    )
+    supervisor, pauses, starts = (
+        launch.Supervisor(config, [Host("localhost", 1)], limits, ""),
+        [],
+        [],
+    )
 
     def watch(hosts: list[Host]) -> str:
         if len(starts) == 3:
@@ -102,6 +116,8 @@ def test_pauses_grow_until_it_gives_up_or_a_checkpoint_comes(tmp_path: Path, mon
     monkeypatch.setattr(launch.time, "sleep", pauses.append)
     monkeypatch.setattr(supervisor, "start", starts.append)
     monkeypatch.setattr(supervisor, "watch", watch)
-    with pytest.raises(ValueError, match="4 starts in a row brought no new checkpoint; the last one ended: fault 6"):
+    with pytest.raises(
+        ValueError, match="4 starts in a row brought no new checkpoint; the last one ended: fault 6"
+    ):
         supervisor.run()
     assert pauses == [20, 40, 20, 40, 60] and starts == [[Host("localhost", 1)]] * 6

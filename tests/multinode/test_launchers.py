@@ -24,12 +24,22 @@ def documented(launcher: str, slots: int, hostfile: Path) -> list[str]:
     found = [shlex.split(row) for row in rows if row.startswith(launcher)]
     assert len(found) == 1, rows
     ours = {"hostfile": str(hostfile), "8": str(slots), "16": str(2 * slots)}
-    return [str(Path(sys.executable).with_name(launcher)), *(ours.get(word, word) for word in found[0][1:])]
+    return [
+        str(Path(sys.executable).with_name(launcher)),
+        *(ours.get(word, word) for word in found[0][1:]),
+    ]
 
 
-@pytest.mark.parametrize(("launcher", "slots"), [("deepspeed", 1), ("torchrun", 2), ("accelerate", 1)])
+@pytest.mark.parametrize(
+    ("launcher", "slots"), [("deepspeed", 1), ("torchrun", 2), ("accelerate", 1)]
+)
 def test_a_launcher_on_two_hosts(
-    launcher: str, slots: int, laboratory: lab.Lab, words: list[str], alone: dict[int, float], tmp_path: Path
+    launcher: str,
+    slots: int,
+    laboratory: lab.Lab,
+    words: list[str],
+    alone: dict[int, float],
+    tmp_path: Path,
 ) -> None:
     hostfile, out, said = tmp_path / "hostfile", tmp_path / "out", tmp_path / "said.txt"
     hostfile.write_text(f"host1 slots={slots}\nhost2 slots={slots}\n")
@@ -42,7 +52,9 @@ def test_a_launcher_on_two_hosts(
     with open(said, "wb") as stream:
         processes = [
             subprocess.Popen(
-                laboratory.words(host, [str(node) if word == "N" else word for word in command] + strategy),
+                laboratory.words(
+                    host, [str(node) if word == "N" else word for word in command] + strategy
+                ),
                 cwd=ROOT,
                 env=environment,
                 stdout=stream,
@@ -59,4 +71,6 @@ def test_a_launcher_on_two_hosts(
     assert codes == [0] * len(codes), said.read_text()[-4000:]
     manifest = out / f"checkpoints/step-{STEPS:08d}/manifest.json"
     assert json.loads(manifest.read_text())["ranks"] == 2 * slots  # not every host for itself
-    assert lab.losses(out) == pytest.approx({step: alone[step] for step in range(1, STEPS + 1)}, abs=1e-5)
+    assert lab.losses(out) == pytest.approx(
+        {step: alone[step] for step in range(1, STEPS + 1)}, abs=1e-5
+    )

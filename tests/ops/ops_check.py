@@ -37,10 +37,14 @@ def errors(
     torch.manual_seed(seed)
     pairs = [(g, w) for g, w in zip(got, wanted) if w.requires_grad]
     slopes = [
-        torch.ones((), device=g.device).expand(g.shape) if stride_0 else torch.randn(g.shape, device=g.device)
+        torch.ones((), device=g.device).expand(g.shape)
+        if stride_0
+        else torch.randn(g.shape, device=g.device)
         for g, _ in pairs
     ]
-    found = _gradients([g for g, _ in pairs], args, [s.to(g.dtype) for s, (g, _) in zip(slopes, pairs)])
+    found = _gradients(
+        [g for g, _ in pairs], args, [s.to(g.dtype) for s, (g, _) in zip(slopes, pairs)]
+    )
     right = _gradients([w for _, w in pairs], wide, [s.double() for s in slopes])
     assert len(found) == len(right)
     for a, b in zip((*got, *found), (*wanted, *right)):
@@ -57,7 +61,12 @@ def bits(op: Callable[..., Any], args: list[Any], by: str) -> list[Tensor]:
 
 
 def _gradients(out: list[Tensor], args: list[Any], slopes: list[Tensor]) -> list[Tensor]:
-    leaves = [x for a in args for x in (a if isinstance(a, list) else [a]) if isinstance(x, Tensor) and x.requires_grad]
+    leaves = [
+        x
+        for a in args
+        for x in (a if isinstance(a, list) else [a])
+        if isinstance(x, Tensor) and x.requires_grad
+    ]
     return list(torch.autograd.grad(out, leaves, slopes)) if leaves else []
 
 

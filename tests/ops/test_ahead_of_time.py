@@ -13,7 +13,9 @@ import torch
 
 triton = pytest.importorskip("triton", reason="Triton is not installed (pip install molmo_ds[dev])")
 if os.environ.get("TRITON_INTERPRET") == "1":
-    pytest.skip("TRITON_INTERPRET=1: kernels cannot be compiled in this process", allow_module_level=True)
+    pytest.skip(
+        "TRITON_INTERPRET=1: kernels cannot be compiled in this process", allow_module_level=True
+    )
 
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
@@ -25,14 +27,22 @@ from molmo_ds.ops.pool_patches import triton as pool  # noqa: E402
 from molmo_ds.ops.splice import triton as splice  # noqa: E402
 from molmo_ds.ops.weighted_cross_entropy import triton as loss  # noqa: E402
 
-Case = tuple[ModuleType, str, dict[str, str], dict[str, object], int]  # kernel, types, constants, warps
+# kernel, types, constants, warps
+Case = tuple[ModuleType, str, dict[str, str], dict[str, object], int]
 
 POOL = ("d", "H", "W", "MASKED", "BW", "BH", "BD")
 
 
 def pool_case(name: str, size: int, width: int, masked: bool) -> Case:
     _, values = pool.launch(torch.empty(1, size, 16, width, device="meta"), masked)
-    types = {"q": "*bf16", "k": "*bf16", "v": "*bf16", "windows": "*i64", "scale": "fp32", "grad": "*bf16"}
+    types = {
+        "q": "*bf16",
+        "k": "*bf16",
+        "v": "*bf16",
+        "windows": "*i64",
+        "scale": "fp32",
+        "grad": "*bf16",
+    }
     types |= dict.fromkeys(("out", "of_q", "of_k", "of_v"), "*bf16")
     return pool, name, types, dict(zip(POOL, values)), 4
 
@@ -85,28 +95,46 @@ CASES = [
     (gather, "gather_kernel", GATHER, {"W": 4, "K": 2, "BLOCK": 1024}, 4),
     (gather, "gather_kernel", GATHER, {"W": 9, "K": 2, "BLOCK": 1024}, 4),
     (gather, "gather_backward_kernel", GATHER, {"W": 4, "BLOCK": 1024}, 4),
-    *(pool_case(n, w, d, w == 9) for n in ("pool_kernel", "pool_backward_kernel") for w in (4, 9) for d in (64, 72)),
+    *(
+        pool_case(n, w, d, w == 9)
+        for n in ("pool_kernel", "pool_backward_kernel")
+        for w in (4, 9)
+        for d in (64, 72)
+    ),
     (loss, "rows_kernel", ROWS, {"GRAD": True, "BLOCK": 4096}, 8),
     (loss, "rows_kernel", ROWS, {"GRAD": False, "BLOCK": 4096}, 8),
 ]
 
 
 @pytest.mark.parametrize("capability", [80, 90])
-def test_kernels_compile_without_spills(capability: int, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_kernels_compile_without_spills(
+    capability: int, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     covered, spilled, narrow = set(), [], []
     with capsys.disabled():
-        print(f"\nsm_{capability}: kernel, constants, registers, stack, shared bytes, local bytes, loads of 16 bytes")
+        print(
+            f"\nsm_{capability}: kernel, constants, registers, stack, shared bytes, local bytes, loads of 16 bytes"
+        )
         for module, name, types, constants, warps in CASES:
             kernel = getattr(module, name)
-            registers, stack, shared, local, wide = usage(kernel, types, constants, warps, capability, tmp_path)
-            print(f"  {name:26s} {registers:4d} {stack:4d} {shared:6d} {local:4d} {wide:4d}  {constants}")
+            registers, stack, shared, local, wide = usage(
+                kernel, types, constants, warps, capability, tmp_path
+            )
+            print(
+                f"  {name:26s} {registers:4d} {stack:4d} {shared:6d} {local:4d} {wide:4d}  {constants}"
+            )
             covered.add(kernel)
             if stack or local:
                 spilled.append(name)
             if not wide and module is not crops:  # which reads lines of 42 bytes
                 narrow.append(name)
-    modules = [importlib.import_module(m.name) for m in pkgutil.walk_packages(ops.__path__, "molmo_ds.ops.")]
-    named = [pair for module in modules for pair in vars(module).items() if not pair[0].startswith("_")]
+    modules = [
+        importlib.import_module(m.name)
+        for m in pkgutil.walk_packages(ops.__path__, "molmo_ds.ops.")
+    ]
+    named = [
+        pair for module in modules for pair in vars(module).items() if not pair[0].startswith("_")
+    ]
     kernels = {value for _, value in named if isinstance(value, triton.JITFunction)}
     assert covered == kernels
     assert not spilled
@@ -114,7 +142,12 @@ def test_kernels_compile_without_spills(capability: int, tmp_path: Path, capsys:
 
 
 def usage(
-    kernel: triton.JITFunction, types: dict, constants: dict, warps: int, capability: int, folder: Path
+    kernel: triton.JITFunction,
+    types: dict,
+    constants: dict,
+    warps: int,
+    capability: int,
+    folder: Path,
 ) -> tuple[int, ...]:
     """Registers, stack, shared and local memory of one compiled kernel, and how many loads move 16 bytes at once."""
     signature = {n: "constexpr" if n in constants else types[n] for n in kernel.arg_names}
@@ -125,10 +158,14 @@ def usage(
         if signature[n].startswith("*") or n in aligned
     }
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
+    compiled = triton.compile(
+        source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps}
+    )
     (folder / "kernel.cubin").write_bytes(compiled.asm["cubin"])
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    out = subprocess.run([tool, "-res-usage", folder / "kernel.cubin"], capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [tool, "-res-usage", folder / "kernel.cubin"], capture_output=True, text=True, check=True
+    )
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", out.stdout)
     assert found, out.stdout
     wide = re.findall(r"ld\.global\S*\.(?:v4\.[bf]32|v8\.b16|v2\.b64)", compiled.asm["ptx"])

@@ -9,7 +9,11 @@ bench_ops = load("tools/bench", "bench_ops", "ops_cases")
 
 
 def rows(table: str) -> list[dict[str, str]]:
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in table.splitlines()
+        if line[:1] == "|"
+    ]
     return [dict(zip(lines[0], line)) for line in lines[2:]]
 
 
@@ -19,7 +23,9 @@ def test_counted_floors(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     assert capsys.readouterr().out.startswith("No GPU here")
     found = rows(table)
     for row in found:
-        assert {row[c] for c in ("eager", "compile", "library", "own", "floor/own", "rel error")} == {"-"}
+        assert {
+            row[c] for c in ("eager", "compile", "library", "own", "floor/own", "rel error")
+        } == {"-"}
     splice = next(r for r in found if r["op"] == "splice")
     # 16384 rows read and written and 7488 features read, of 3584 bf16 numbers
     assert float(splice["GB"]) == pytest.approx((2 * 16384 + 7488) * 3584 * 2 / 1e9, abs=5e-4)

@@ -38,7 +38,9 @@ def pooled(library: Path) -> type[torch.autograd.Function]:
 
         @staticmethod
         def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-            grads = cuda.backward(grad.contiguous(), *ctx.saved_tensors, ctx.windows, ctx.masked, library)
+            grads = cuda.backward(
+                grad.contiguous(), *ctx.saved_tensors, ctx.windows, ctx.masked, library
+            )
             return *grads, None, None
 
     return Pooled
@@ -46,7 +48,8 @@ def pooled(library: Path) -> type[torch.autograd.Function]:
 
 # lanes of a head: 8 with one in use, 8, 16 with nine in use, 32
 @pytest.mark.parametrize(
-    ("dtype", "width"), [(torch.float32, 4), (torch.float32, 32), (torch.float32, 128), (torch.bfloat16, 72)]
+    ("dtype", "width"),
+    [(torch.float32, 4), (torch.float32, 32), (torch.float32, 128), (torch.bfloat16, 72)],
 )
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("size", [4, 9])
@@ -58,18 +61,33 @@ def test_arithmetic(on_host: Path, dtype: torch.dtype, width: int, masked: bool,
     args = [torch.randn(shape).to(dtype).requires_grad_() for shape in shapes]
     function = pooled(on_host)
     got = errors(
-        lambda *a: function.apply(*a, windows, masked), args, "torch", lambda *a: pool_patches(*a, windows, masked)
+        lambda *a: function.apply(*a, windows, masked),
+        args,
+        "torch",
+        lambda *a: pool_patches(*a, windows, masked),
     )
     assert max(got) <= (1e-5 if dtype == torch.float32 else 1e-2)
 
 
 def test_unknown_windows_are_refused(on_host: Path) -> None:
     with pytest.raises(RuntimeError, match="code -1"):
-        cuda.forward(torch.ones(1, 1, 4), *[torch.ones(1, 5, 1, 4)] * 2, torch.zeros(1, 5).long(), False, on_host)
+        cuda.forward(
+            torch.ones(1, 1, 4),
+            *[torch.ones(1, 5, 1, 4)] * 2,
+            torch.zeros(1, 5).long(),
+            False,
+            on_host,
+        )
 
 
 def test_asking_for_it_by_name_works_without_it() -> None:
-    args = [torch.randn(2, 1, 3), torch.randn(2, 5, 1, 3), torch.randn(2, 5, 1, 3), torch.zeros(2, 5).long(), False]
+    args = [
+        torch.randn(2, 1, 3),
+        torch.randn(2, 5, 1, 3),
+        torch.randn(2, 5, 1, 3),
+        torch.zeros(2, 5).long(),
+        False,
+    ]
     with dispatch.use("cuda"):
         got = pool_patches(*args)
     assert torch.equal(got, pool_patches(*args))
@@ -84,15 +102,26 @@ def test_nvcc(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     if not torch.cuda.is_available():  # it loads, and says so when it is asked to run
         code = loaded.molmo_pool_patches(*[None] * 5, 1, 1, 64, 4, 1, None)
         assert code > 0
-    triton = pytest.importorskip("triton", reason="Triton's wheel brings cuobjdump, which reads the register counts")
+    triton = pytest.importorskip(
+        "triton", reason="Triton's wheel brings cuobjdump, which reads the register counts"
+    )
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    out = subprocess.run([tool, "-res-usage", library], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [tool, "-res-usage", library], capture_output=True, text=True, check=True
+    ).stdout
     parts = re.split(r"arch = sm_(\d+)", out)[1:]
     usage = r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)"
     found = [(on, *f) for on, part in zip(parts[::2], parts[1::2]) for f in re.findall(usage, part)]
-    assert len(found) == 2 * 24  # forward and backward, two types, windows of 4 and 9, three numbers of lanes, two GPUs
+    # forward and backward, two types, windows of 4 and 9, three numbers of lanes, two GPUs
+    assert len(found) == 2 * 24
     with capsys.disabled():
         for name, on in itertools.product(("forward", "backward"), ("80", "90")):
-            most = [max(int(f[i]) for f in found if name in f[1] and f[0] == on) for i in (2, 3, 4, 5)]
-            print("\nsm_{} {}: at most {} registers, {} stack, {} shared, {} local bytes".format(on, name, *most))
+            most = [
+                max(int(f[i]) for f in found if name in f[1] and f[0] == on) for i in (2, 3, 4, 5)
+            ]
+            print(
+                "\nsm_{} {}: at most {} registers, {} stack, {} shared, {} local bytes".format(
+                    on, name, *most
+                )
+            )
     assert not [f for f in found if int(f[3]) or int(f[5])]

@@ -24,7 +24,9 @@ def test_the_most_preferred_usable_one_runs(monkeypatch: pytest.MonkeyPatch) -> 
     assert dispatch.call("op", 2) == "cuda"
 
 
-def test_a_forced_name_that_an_op_does_not_have_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forced_name_that_an_op_does_not_have_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(dispatch, "_table", {})
     dispatch.register("op", "torch", lambda: "torch")
     with dispatch.use("cuda"):
@@ -46,5 +48,10 @@ def test_kernels_need_a_gpu_and_at_most_single_precision() -> None:
 def test_an_unknown_name_in_the_environment() -> None:
     code = "import molmo_ds.ops.dispatch"
     environment = {**os.environ, "MOLMO_DS_OPS": "numba"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
-    assert "ValueError: MOLMO_DS_OPS is 'numba'; set it to one of cuda, triton, cpu, torch" in done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert (
+        "ValueError: MOLMO_DS_OPS is 'numba'; set it to one of cuda, triton, cpu, torch"
+        in done.stderr
+    )

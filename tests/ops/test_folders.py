@@ -19,7 +19,7 @@ OPS = sorted(path.parent.name for path in FOLDER.glob("*/__init__.py"))
 
 
 def test_every_folder_is_seen() -> None:
-    assert len(OPS) == 10
+    assert len(OPS) == 11
     for name in OPS:
         assert (FOLDER / name / "reference.py").is_file(), name
 
@@ -29,7 +29,11 @@ def test_a_reference_takes_the_public_arguments(name: str) -> None:
     """Exported folders call the reference where the package calls the public function."""
     public = importlib.import_module(f"molmo_ds.ops.{name}")
     reference = importlib.import_module(f"molmo_ds.ops.{name}.reference")
-    functions = [f for _, f in inspect.getmembers(public, inspect.isfunction) if f.__module__ == public.__name__]
+    functions = [
+        f
+        for _, f in inspect.getmembers(public, inspect.isfunction)
+        if f.__module__ == public.__name__
+    ]
     functions = [f for f in functions if not f.__name__.startswith("_")]
     assert functions
     for function in functions:
@@ -37,7 +41,9 @@ def test_a_reference_takes_the_public_arguments(name: str) -> None:
         given = list(inspect.signature(getattr(reference, function.__name__)).parameters.values())
         assert given == wanted[: len(given)], function.__name__
         more = [parameter.name for parameter in wanted[len(given) :]]
-        assert more == (["group"] if name == "weighted_cross_entropy" else []), "only ranks know a group"
+        assert more == (["group"] if name == "weighted_cross_entropy" else []), (
+            "only ranks know a group"
+        )
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -52,7 +58,9 @@ def test_a_reference_knows_no_faster_implementation(name: str) -> None:
             continue
         for module in modules:
             plain = module.split(".")[0] in ("torch", *sys.stdlib_module_names)
-            other_op = module.startswith("molmo_ds.ops.") and module.split(".")[2:] in [[other] for other in OPS]
+            other_op = module.startswith("molmo_ds.ops.") and module.split(".")[2:] in [
+                [other] for other in OPS
+            ]
             assert plain or other_op, f"{name}/reference.py imports {module}"
 
 
@@ -101,7 +109,8 @@ def arguments(device: str) -> dict[str, list]:
     }
 
 
-FREE = {"attention_plan", "tree_attention"}  # ops without parameters that choose by sizes: see ops/dispatch.py
+# ops without parameters that choose by sizes: see ops/dispatch.py
+FREE = {"attention_plan", "cached_attention", "tree_attention"}
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -117,7 +126,10 @@ def test_the_sizes_of_a_batch_choose_no_implementation(device: str) -> None:
 
 
 def test_a_choice_by_sizes_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    planted = {"torch": (None, dispatch.always), "cpu": (None, lambda x, weight, bias: x.shape[0] > 100)}
+    planted = {
+        "torch": (None, dispatch.always),
+        "cpu": (None, lambda x, weight, bias: x.shape[0] > 100),
+    }
     monkeypatch.setitem(dispatch._table, "linear", planted)
     with pytest.raises(AssertionError, match="the size of a batch decides"):
         test_the_sizes_of_a_batch_choose_no_implementation("cpu")
@@ -135,7 +147,12 @@ def order_of_gradients(lengths: list[int], blocks: bool, each_document: bool) ->
     """Names of four projections' parameters as their gradients arrive, for documents of these lengths."""
     document = torch.repeat_interleave(torch.arange(len(lengths)) + 1, torch.tensor(lengths))[None]
     plan = attention_plan(document, torch.zeros_like(document), torch.float32)
-    layers = {"q": nn.Linear(16, 32), "k": nn.Linear(16, 16), "v": nn.Linear(16, 16), "o": nn.Linear(32, 16)}
+    layers = {
+        "q": nn.Linear(16, 32),
+        "k": nn.Linear(16, 16),
+        "v": nn.Linear(16, 16),
+        "o": nn.Linear(32, 16),
+    }
     network = nn.ModuleDict(layers)
     order: list[str] = []
     for name, parameter in network.named_parameters():

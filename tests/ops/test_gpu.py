@@ -14,7 +14,9 @@ from molmo_ds.ops.tree_attention import attention_plan, tree_attention, visible
 from molmo_ds.ops.weighted_cross_entropy import reference, weighted_cross_entropy
 from molmo_ds.testing import synthetic
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: nothing of this file is checked here")
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no GPU: nothing of this file is checked here"
+)
 
 
 def leaf(*size: int, dtype: torch.dtype = torch.bfloat16, scale: float = 1.0) -> Tensor:
@@ -47,7 +49,12 @@ def test_pictures_both_ways() -> None:
 
     def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         scores = q @ k.transpose(2, 3) * q.shape[3] ** -0.5
-        return scores.masked_fill(~visible(document, branch, pictures)[:, None], -torch.inf).softmax(-1) @ v
+        return (
+            scores.masked_fill(~visible(document, branch, pictures)[:, None], -torch.inf).softmax(
+                -1
+            )
+            @ v
+        )
 
     def ours(*args: Tensor) -> Tensor:
         plan = attention_plan(document, branch, torch.float32, pictures)
@@ -68,7 +75,9 @@ def test_pool_patches(by: str, dtype: torch.dtype, limit: float, masked: bool) -
         windows = torch.randint(-2, 9, (1001, size), device="cuda")
         args = [leaf(1001, 16, width, dtype=dtype)]
         args += [leaf(1001, size, 16, width, dtype=dtype) for _ in range(2)]
-        found, plain = (max(errors(pool_patches, [*args, windows, masked], one)) for one in (by, "torch"))
+        found, plain = (
+            max(errors(pool_patches, [*args, windows, masked], one)) for one in (by, "torch")
+        )
         assert found <= limit
         assert dtype == torch.float32 or found <= 1.5 * plain
         runs = [bits(pool_patches, [*args, windows, masked], by) for _ in range(2)]

@@ -18,7 +18,10 @@ def error(ours: Tensor, exact: Tensor) -> float:
 def test_output_and_gradients(rows: int, inputs: int, outputs: int, with_bias: bool) -> None:
     source = torch.Generator().manual_seed(0)
     x = torch.randn(inputs, 2, rows, generator=source).permute(1, 2, 0)  # not contiguous
-    weight, bias = torch.randn(outputs, inputs, generator=source), torch.randn(outputs, generator=source)
+    weight, bias = (
+        torch.randn(outputs, inputs, generator=source),
+        torch.randn(outputs, generator=source),
+    )
     of_out = torch.randn(outputs, 2, rows, generator=source).permute(1, 2, 0)
 
     def run(name: str, dtype: torch.dtype) -> list[Tensor]:

@@ -50,7 +50,9 @@ def test_output_and_gradients(kind: str, heads: int, groups: int) -> None:
 def test_a_full_mask_is_left_alone() -> None:
     q = torch.zeros(1, 2, T, 16)
     assert not mask_blocks.usable(q, mask_blocks.cut(torch.zeros(1, 1, T, T)), 0.0)
-    causal = torch.zeros(1, 1, T, T).masked_fill(torch.ones(T, T, dtype=torch.bool).triu(1), float("-inf"))
+    causal = torch.zeros(1, 1, T, T).masked_fill(
+        torch.ones(T, T, dtype=torch.bool).triu(1), float("-inf")
+    )
     blocks = mask_blocks.cut(causal)
     assert mask_blocks.usable(q, blocks, 0.0)
     assert not mask_blocks.usable(q, blocks, 0.1)  # dropout needs every share

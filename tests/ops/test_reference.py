@@ -17,7 +17,12 @@ from molmo_ds.ops.rms_norm import rms_norm
 from molmo_ds.ops.rope import rope_table, rotate
 from molmo_ds.ops.splice import splice
 from molmo_ds.ops.swiglu import swiglu
-from molmo_ds.ops.weighted_cross_entropy import CHUNK_ELEMENTS, chunks, reference, weighted_cross_entropy
+from molmo_ds.ops.weighted_cross_entropy import (
+    CHUNK_ELEMENTS,
+    chunks,
+    reference,
+    weighted_cross_entropy,
+)
 from molmo_ds.testing.ranks import run_ranks
 
 LIMIT = 1e-5
@@ -37,7 +42,9 @@ def test_rms_norm() -> None:
         return x / torch.sqrt((x * x).mean(-1, keepdim=True) + eps) * weight
 
     assert max(errors(rms_norm, [leaf(2, 3, 7), leaf(7), 1e-2], reference=plain)) <= LIMIT
-    assert max(errors(rms_norm, [leaf(5, 7), leaf(7), 1e-2], reference=plain, stride_0=True)) <= LIMIT
+    assert (
+        max(errors(rms_norm, [leaf(5, 7), leaf(7), 1e-2], reference=plain, stride_0=True)) <= LIMIT
+    )
 
 
 def test_rms_norm_rounds_before_the_weight() -> None:
@@ -49,7 +56,14 @@ def test_rms_norm_rounds_before_the_weight() -> None:
 
 
 def test_swiglu() -> None:
-    assert max(errors(swiglu, [leaf(3, 5), leaf(3, 5)], reference=lambda g, u: g / (1 + (-g).exp()) * u)) <= LIMIT
+    assert (
+        max(
+            errors(
+                swiglu, [leaf(3, 5), leaf(3, 5)], reference=lambda g, u: g / (1 + (-g).exp()) * u
+            )
+        )
+        <= LIMIT
+    )
 
 
 def test_rotation_turns_pairs() -> None:
@@ -79,7 +93,9 @@ def test_rope_scaling_is_that_of_llama_3() -> None:
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 64,
     }
-    config = LlamaConfig(hidden_size=64, num_attention_heads=2, rope_parameters={"rope_theta": 1e4, **scaling})
+    config = LlamaConfig(
+        hidden_size=64, num_attention_heads=2, rope_parameters={"rope_theta": 1e4, **scaling}
+    )
     frequency, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
     cos, sin = rope_table(torch.tensor([[1]]), 32, 1e4, scaling)
     torch.testing.assert_close(torch.atan2(sin, cos)[0, 0, :16], frequency, rtol=1e-5, atol=0)
@@ -104,16 +120,26 @@ def test_splice() -> None:
     args = [leaf(10, 3), leaf(4, 3), leaf(5, 3)]
     assert max(errors(ours, args, reference=plain)) <= LIMIT
     assert max(errors(ours, args, reference=plain, stride_0=True)) <= LIMIT
-    assert all(torch.equal(a, b) for a, b in zip(bits(ours, args, "torch"), bits(ours, args, "torch")))
+    assert all(
+        torch.equal(a, b) for a, b in zip(bits(ours, args, "torch"), bits(ours, args, "torch"))
+    )
 
 
 def test_a_feature_that_goes_nowhere_cannot_spoil_a_token() -> None:
     features = torch.full((1, 3), math.nan)
-    out = splice(torch.zeros(1, 2, dtype=torch.int64), torch.ones(4, 3), torch.ones(1, 3), features, torch.tensor([-1]))
+    out = splice(
+        torch.zeros(1, 2, dtype=torch.int64),
+        torch.ones(4, 3),
+        torch.ones(1, 3),
+        features,
+        torch.tensor([-1]),
+    )
     assert torch.equal(out, torch.ones(1, 2, 3))
 
 
-WINDOWS = torch.tensor([[0, 1, 3, 4], [2, -1, 5, -1], [-1, -1, -1, -1], [9, 10, 12, 13], [17, 8, -1, 2]])
+WINDOWS = torch.tensor(
+    [[0, 1, 3, 4], [2, -1, 5, -1], [-1, -1, -1, -1], [9, 10, 12, 13], [17, 8, -1, 2]]
+)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -127,7 +153,11 @@ def test_gather_patches(masked: bool) -> None:
             rows = []
             for patch in window:
                 n, p = divmod(patch, 9)
-                row = torch.cat((a[n, p + 1], b[n, p + 1])) + shares[n, p].double() @ pad_embed if patch >= 0 else None
+                row = (
+                    torch.cat((a[n, p + 1], b[n, p + 1])) + shares[n, p].double() @ pad_embed
+                    if patch >= 0
+                    else None
+                )
                 rows.append(torch.zeros(6, dtype=a.dtype) if row is None else row)
             features.append(torch.stack(rows))
             count = max(sum(p >= 0 for p in window), 1) if masked else 4
@@ -147,7 +177,9 @@ def test_pool_patches(masked: bool) -> None:
         for m, window in enumerate(WINDOWS.tolist()):
             kept = [w for w, patch in enumerate(window) if patch >= 0 or not masked]
             if kept:
-                one = F.scaled_dot_product_attention(q[m, :, None], *(x[m, kept].transpose(0, 1) for x in (k, v)))[:, 0]
+                one = F.scaled_dot_product_attention(
+                    q[m, :, None], *(x[m, kept].transpose(0, 1) for x in (k, v))
+                )[:, 0]
             out.append(one if kept else torch.zeros_like(q[m]))
         return torch.stack(out)
 
@@ -171,7 +203,8 @@ def test_normalise_patches() -> None:
 
 
 @pytest.mark.parametrize("normalise", [False, True])
-@pytest.mark.parametrize("width", [8, 7])  # one grouped product; its alignment not met, one product per expert
+# one grouped product; its alignment not met, one product per expert
+@pytest.mark.parametrize("width", [8, 7])
 def test_experts(normalise: bool, width: int) -> None:
     # the router is float32 by contract: float64 of the same float32 shares
     logits = torch.randn(11, 5).requires_grad_()
@@ -183,7 +216,9 @@ def test_experts(normalise: bool, width: int) -> None:
         out = torch.zeros_like(x)
         for e in range(5):
             gate, up = (x @ gate_up[e].T).chunk(2, -1)
-            share = ((chosen == e) * (best / best.sum(-1, keepdim=True) if normalise else best)).sum(-1)
+            share = (
+                (chosen == e) * (best / best.sum(-1, keepdim=True) if normalise else best)
+            ).sum(-1)
             out = out + share[:, None] * ((F.silu(gate) * up) @ down[e].T)
         return out
 
@@ -200,7 +235,9 @@ def rows(count: int = 45, words: int = 33) -> list:
     weights = torch.rand(count) * (torch.rand(count) > 0.4)
     labels = torch.randint(0, words, (count,))
     still = weights == 0
-    labels[still] = torch.tensor([-1, words, words + 7, 2**40])[torch.randint(0, 4, (int(still.sum()),))]
+    labels[still] = torch.tensor([-1, words, words + 7, 2**40])[
+        torch.randint(0, 4, (int(still.sum()),))
+    ]
     return [leaf(count, 6), leaf(words, 6), labels, weights, 1e-2]
 
 
@@ -237,8 +274,11 @@ def test_the_loss_holds_the_logits_of_one_chunk(monkeypatch: pytest.MonkeyPatch)
     hidden, weight, labels, weights, z_loss = rows(count=400, words=500)
     labels = torch.where(weights > 0, labels, 0)
     with torch.no_grad(), Largest() as largest:
-        chunks.run(hidden, weight, labels, weights, z_loss, [True, True], torch.float32, chunks.rows_torch)
-    assert largest.numbers == 20 * 500  # hidden has 2,400 numbers, the head 3,000, all logits would have 200,000
+        chunks.run(
+            hidden, weight, labels, weights, z_loss, [True, True], torch.float32, chunks.rows_torch
+        )
+    # hidden has 2,400 numbers, the head 3,000, all logits would have 200,000
+    assert largest.numbers == 20 * 500
 
 
 def test_the_loss_reference_is_torchs_cross_entropy() -> None:
@@ -246,7 +286,9 @@ def test_the_loss_reference_is_torchs_cross_entropy() -> None:
     logits = hidden @ weight.T
     ce, z, accuracy = reference.weighted_cross_entropy(hidden, weight, labels, weights, z_loss)
     labels = torch.where(weights > 0, labels, 0)
-    torch.testing.assert_close(ce, (F.cross_entropy(logits, labels, reduction="none") * weights).sum())
+    torch.testing.assert_close(
+        ce, (F.cross_entropy(logits, labels, reduction="none") * weights).sum()
+    )
     torch.testing.assert_close(z, (z_loss * logits.exp().sum(-1).log() ** 2 * weights).sum())
     assert accuracy == weights[logits.argmax(-1) == labels].sum()
 
@@ -264,7 +306,9 @@ def test_a_label_beyond_the_head_that_is_learnt_is_a_sentence() -> None:
         hidden, weight, labels, weights, z_loss = rows()
         labels[7] = label
         weights[7] = 0.5
-        with pytest.raises(ValueError, match=f"label {label} of row 7 has a loss weight.*words 0 to 32"):
+        with pytest.raises(
+            ValueError, match=f"label {label} of row 7 has a loss weight.*words 0 to 32"
+        ):
             weighted_cross_entropy(hidden, weight, labels, weights, z_loss)
 
 
@@ -297,22 +341,36 @@ def test_under_autocast() -> None:
     assert ce.dtype == out.dtype == normed.dtype == torch.float32
     of_hidden, of_weight = torch.autograd.grad(ce + z, (hidden, weight))
     assert of_hidden.dtype == of_weight.dtype == torch.float32
-    exact = reference.weighted_cross_entropy(hidden.double(), weight.double(), labels, weights.double(), z_loss)
+    exact = reference.weighted_cross_entropy(
+        hidden.double(), weight.double(), labels, weights.double(), z_loss
+    )
     wanted = torch.autograd.grad(exact[0] + exact[1], (hidden, weight))
     assert max(map(error, (ce, z, of_hidden, of_weight), (*exact[:2], *wanted))) <= 1e-2
     logits = (hidden.bfloat16() @ weight.bfloat16().T).float()
     labels = torch.where(weights > 0, labels, 0)
-    assert ce.item() == pytest.approx((F.cross_entropy(logits, labels, reduction="none") * weights).sum().item())
+    assert ce.item() == pytest.approx(
+        (F.cross_entropy(logits, labels, reduction="none") * weights).sum().item()
+    )
 
 
 def test_shapes_on_meta() -> None:
     with torch.device("meta"):
-        hidden, weight = torch.empty(9, 4, requires_grad=True), torch.empty(33, 4, requires_grad=True)
-        ce, _, _ = weighted_cross_entropy(hidden, weight, torch.empty(9).long(), torch.empty(9), 0.0)
+        hidden, weight = (
+            torch.empty(9, 4, requires_grad=True),
+            torch.empty(33, 4, requires_grad=True),
+        )
+        ce, _, _ = weighted_cross_entropy(
+            hidden, weight, torch.empty(9).long(), torch.empty(9), 0.0
+        )
         ce.backward()
         assert weight.grad.shape == (33, 4)
         assert experts(
-            torch.empty(9, 4), torch.empty(9, 8), torch.empty(8, 6, 4), torch.empty(8, 4, 3), 2, True
+            torch.empty(9, 4),
+            torch.empty(9, 8),
+            torch.empty(8, 6, 4),
+            torch.empty(8, 4, 3),
+            2,
+            True,
         ).is_meta
         ids = torch.empty(2, 5).long()
         assert splice(ids, weight, weight, hidden, torch.empty(9).long()).shape == (2, 5, 4)
@@ -340,9 +398,13 @@ def _vocabulary_split(world: object) -> list[float]:
     group = torch.distributed.group.WORLD
     sums = weighted_cross_entropy(hidden, own, labels, weights, z_loss, group)
     got = torch.autograd.grad(sums[0] + sums[1], (hidden, own))
-    exact = reference.weighted_cross_entropy(hidden.double(), weight.double(), labels, weights.double(), z_loss)
+    exact = reference.weighted_cross_entropy(
+        hidden.double(), weight.double(), labels, weights.double(), z_loss
+    )
     wanted = torch.autograd.grad(exact[0] + exact[1], (hidden, weight))
-    return [error(a, b) for a, b in zip((*sums, *got), (*exact, wanted[0], wanted[1].chunk(size)[rank]))]
+    return [
+        error(a, b) for a, b in zip((*sums, *got), (*exact, wanted[0], wanted[1].chunk(size)[rank]))
+    ]
 
 
 def test_words_split_over_two_ranks() -> None:
@@ -357,9 +419,16 @@ def test_experts_of_several_holders_add_up(width: int) -> None:
     def drawn(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=source)
 
-    x, logits, gate_up, down = drawn(9, width), drawn(9, 6), drawn(6, 2 * width, width), drawn(6, width, width)
+    x, logits, gate_up, down = (
+        drawn(9, width),
+        drawn(9, 6),
+        drawn(6, 2 * width, width),
+        drawn(6, width, width),
+    )
     logits[:, 2:4] = -30.0  # a holder whose experts nobody chose
     whole = experts(x, logits, gate_up, down, 2, True)
-    parts = [experts(x, logits, gate_up[i : i + 2], down[i : i + 2], 2, True, first=i) for i in (0, 2, 4)]
+    parts = [
+        experts(x, logits, gate_up[i : i + 2], down[i : i + 2], 2, True, first=i) for i in (0, 2, 4)
+    ]
     torch.testing.assert_close(sum(parts), whole, atol=1e-5, rtol=1e-5)
     assert not parts[1].any() and parts[0].any() and parts[2].any()

@@ -10,12 +10,22 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from molmo_ds.ops import dispatch
-from molmo_ds.ops.tree_attention import attention_plan, cascade, flex, reference, tree_attention, visible
+from molmo_ds.ops.tree_attention import (
+    attention_plan,
+    cascade,
+    flex,
+    reference,
+    tree_attention,
+    visible,
+)
 
 
 def ids(*documents: list[int], tokens: int) -> tuple[Tensor, Tensor]:
     """Document and branch ids of one sequence from [prefix length, branch length, ...] lists, padded to `tokens`."""
-    document, branch = torch.zeros(tokens, dtype=torch.int32), torch.zeros(tokens, dtype=torch.int32)
+    document, branch = (
+        torch.zeros(tokens, dtype=torch.int32),
+        torch.zeros(tokens, dtype=torch.int32),
+    )
     at = 0
     for d, lengths in enumerate(documents):
         for b, length in enumerate(lengths):
@@ -87,15 +97,20 @@ def test_output_and_gradients(by: str, heads: int, groups: int, stride_0: bool) 
     args = [*tensors(heads, groups, document.shape), document, branch]
     if by == "cuda":  # there padding attends to the padding before it: leave it out
         real = (document != 0)[:, None, :, None]
-        got = errors(lambda *a: attend(*a) * real, args, by, lambda *a: by_hand(*a) * real, stride_0)
+        got = errors(
+            lambda *a: attend(*a) * real, args, by, lambda *a: by_hand(*a) * real, stride_0
+        )
     else:
         got = errors(attend, args, by, by_hand, stride_0)
     assert max(got) <= 1e-5
 
 
-@pytest.mark.parametrize("tokens", [300, 640])  # one long tree in blocks; with short documents behind it
+# one long tree in blocks; with short documents behind it
+@pytest.mark.parametrize("tokens", [300, 640])
 def test_long_trees(tokens: int) -> None:
-    document, branch = batch(ids([90, 60, 1, 100], *([20],) * ((tokens - 251) // 20), tokens=tokens))
+    document, branch = batch(
+        ids([90, 60, 1, 100], *([20],) * ((tokens - 251) // 20), tokens=tokens)
+    )
     args = [*tensors(4, 2, document.shape), document, branch]
     assert max(errors(attend, args, "torch", by_hand)) <= 1e-5
 
@@ -123,7 +138,8 @@ LONG = batch(
     ids([300, 40, 1, 130], [200, 60], tokens=900),
     ids([0, 128], [128, 128], [256], tokens=900),
     ids([600, 257], tokens=900),
-    ids([127, 74, 699], tokens=900),  # of the second block of queries, 55 rows do not see the last key of the first
+    # of the second block of queries, 55 rows do not see the last key of the first
+    ids([127, 74, 699], tokens=900),
 )
 PICTURES = torch.zeros(4, 900, dtype=torch.int32)
 PICTURES[0, 1:140], PICTURES[0, 140:290], PICTURES[2, 1:513] = 1, 2, 1
@@ -204,7 +220,9 @@ def test_dropout_drops() -> None:
 @pytest.mark.parametrize("by", ["torch", "triton"])
 def test_the_next_batch_does_not_recompile(by: str) -> None:
     counter = CompileCounter()
-    compiled = torch.compile(lambda *args: tree_attention(*args) + 1, fullgraph=True, backend=counter)
+    compiled = torch.compile(
+        lambda *args: tree_attention(*args) + 1, fullgraph=True, backend=counter
+    )
     q, k, v = (x.detach() for x in tensors(4, 2, (3, 37)))
     for first in (1, 2, 5):
         document = TREES[0] * 2

@@ -82,7 +82,9 @@ def test_splice_without_features_and_frozen_base() -> None:
     args = [words(50, 9), base, leaf(9, 8), leaf(3, 8), torch.full((3,), -1)]
     assert max(errors(splice, args, "triton")) <= LIMIT
     with dispatch.use("triton"):
-        out = splice(words(50, 9), base.bfloat16(), leaf(9, 8, dtype=torch.bfloat16), leaf(3, 8), args[4])
+        out = splice(
+            words(50, 9), base.bfloat16(), leaf(9, 8, dtype=torch.bfloat16), leaf(3, 8), args[4]
+        )
     assert out.dtype == torch.bfloat16
 
 
@@ -106,12 +108,18 @@ def test_gather_patches_of_one_layer_without_class_token(kinds: int) -> None:
 @pytest.mark.parametrize(("heads", "width"), [(4, 64), (3, 18)])
 def test_pool_patches(size: int, masked: bool, heads: int, width: int) -> None:
     where = windows(size, 60)
-    args = [leaf(len(where), heads, width), leaf(len(where), size, heads, width), leaf(len(where), size, heads, width)]
+    args = [
+        leaf(len(where), heads, width),
+        leaf(len(where), size, heads, width),
+        leaf(len(where), size, heads, width),
+    ]
     assert max(errors(pool_patches, [*args, where, masked], "triton")) <= LIMIT
     assert max(errors(pool_patches, [*args, where, masked], "triton", stride_0=True)) <= LIMIT
 
 
-def loss(hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor, z_loss: float) -> tuple[Tensor, ...]:
+def loss(
+    hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor, z_loss: float
+) -> tuple[Tensor, ...]:
     ce, z, accuracy = weighted_cross_entropy(hidden, weight, labels, weights, z_loss)
     return ce + z, z.detach(), accuracy.detach()
 
@@ -123,10 +131,12 @@ def loss_in_float64(
     return ce + z, z.detach(), accuracy.detach()
 
 
-@pytest.mark.parametrize("words", [97, 96, 4100])  # not divisible by 16; divisible; more than one block
+# not divisible by 16; divisible; more than one block
+@pytest.mark.parametrize("words", [97, 96, 4100])
 def test_weighted_cross_entropy(words: int) -> None:
     weights = torch.rand(45) * (torch.rand(45) > 0.4)
-    labels = torch.where(weights > 0, torch.randint(0, words, (45,)), words + 3)  # an image token: never looked up
+    # an image token: never looked up
+    labels = torch.where(weights > 0, torch.randint(0, words, (45,)), words + 3)
     args = [leaf(45, 12), leaf(words, 12), labels, weights, 1e-2]
     assert max(errors(loss, args, "triton", loss_in_float64)) <= LIMIT
 
@@ -147,33 +157,50 @@ def cases() -> list[tuple]:
     where = windows(4, 60, shared=True)
     return [
         (splice, [words(50, 9, 12), leaf(50, 24), leaf(9, 24), leaf(11, 24), places(11, 66)]),
-        (gather_patches, [[leaf(2, 31, 8), leaf(2, 31, 8)], torch.rand(2, 30, 2), leaf(2, 16), where, True]),
+        (
+            gather_patches,
+            [[leaf(2, 31, 8), leaf(2, 31, 8)], torch.rand(2, 30, 2), leaf(2, 16), where, True],
+        ),
         (pool_patches, [leaf(15, 2, 8), leaf(15, 4, 2, 8), leaf(15, 4, 2, 8), where, True]),
-        (lambda *args: loss(*args)[0], [leaf(20, 8), leaf(97, 8), torch.randint(0, 97, (20,)), torch.rand(20), 1e-2]),
+        (
+            lambda *args: loss(*args)[0],
+            [leaf(20, 8), leaf(97, 8), torch.randint(0, 97, (20,)), torch.rand(20), 1e-2],
+        ),
     ]
 
 
 def test_the_same_bits_twice() -> None:
     for op, args in cases():
-        assert all(torch.equal(a, b) for a, b in zip(bits(op, args, "triton"), bits(op, args, "triton")))
+        assert all(
+            torch.equal(a, b) for a, b in zip(bits(op, args, "triton"), bits(op, args, "triton"))
+        )
 
 
 def test_compiled_without_graph_breaks() -> None:
     for op, args in cases():
         with dispatch.use("triton"):
             compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
-            assert all(torch.equal(a, b) for a, b in zip(bits(op, args, "triton"), bits(compiled, args, "triton")))
+            assert all(
+                torch.equal(a, b)
+                for a, b in zip(bits(op, args, "triton"), bits(compiled, args, "triton"))
+            )
 
 
 def test_opcheck() -> None:
     where, ops = windows(4, 60), torch.ops.molmo_ds
-    torch.library.opcheck(ops.normalise_patches, (torch.zeros(1, 4, 4, 3, dtype=torch.uint8), [0.0] * 3, [1.0] * 3, 2))
-    torch.library.opcheck(ops.splice, (words(50, 9), leaf(50, 6), leaf(9, 6), leaf(11, 6), places(11, 66)))
     torch.library.opcheck(
-        ops.gather_patches, ([leaf(2, 31, 8)], torch.rand(2, 30, 1), leaf(1, 8), where[:5].clone(), True)
+        ops.normalise_patches, (torch.zeros(1, 4, 4, 3, dtype=torch.uint8), [0.0] * 3, [1.0] * 3, 2)
     )
     torch.library.opcheck(
-        ops.pool_patches, (leaf(15, 2, 8), leaf(15, 4, 2, 8), leaf(15, 4, 2, 8), where, False, "triton")
+        ops.splice, (words(50, 9), leaf(50, 6), leaf(9, 6), leaf(11, 6), places(11, 66))
+    )
+    torch.library.opcheck(
+        ops.gather_patches,
+        ([leaf(2, 31, 8)], torch.rand(2, 30, 1), leaf(1, 8), where[:5].clone(), True),
+    )
+    torch.library.opcheck(
+        ops.pool_patches,
+        (leaf(15, 2, 8), leaf(15, 4, 2, 8), leaf(15, 4, 2, 8), where, False, "triton"),
     )
     rows = (torch.randint(0, 33, (9,)), torch.rand(9), 0.0, [True, True], torch.float32)
     # random gradients of ce and z would differ from each other, which the op forbids: its autograd is tested above
@@ -195,23 +222,36 @@ def test_the_benchmark_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_ops, "milliseconds", clock)
     monkeypatch.setattr(torch, "compile", lambda function: function)
     table = bench_ops.main(["--small"])
-    names, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    names, _, *rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]
+    ]
     found = [dict(zip(names, row, strict=True)) for row in rows]
     assert names[:7] == ["op", "shape", "pass", "eager", "compile", "library", "own"]
     assert len(found) == 23 and len(run) == 3 * 23 + sum(row["library"] != "-" for row in found)
     for row in found:
-        assert row["eager"] == row["compile"] == row["own"] == "2.000" and row["spread"] == "50%", row
-        assert row["library"] in ("-", "2.000 (torch)", "2.000 (torch SDPA)", "2.000 (torch flash, causal)"), row
+        assert row["eager"] == row["compile"] == row["own"] == "2.000" and row["spread"] == "50%", (
+            row
+        )
+        assert row["library"] in (
+            "-",
+            "2.000 (torch)",
+            "2.000 (torch SDPA)",
+            "2.000 (torch flash, causal)",
+        ), row
         assert float(row["floor/own"]) == round(float(row["floor"]) / 2, 2)
         single, half = row["rel error"].split(" / ")
-        assert float(single) <= LIMIT and (half == "-" if row["by"] == "triton" else float(half) <= 1e-2), row
+        assert float(single) <= LIMIT and (
+            half == "-" if row["by"] == "triton" else float(half) <= 1e-2
+        ), row
     own = {row["op"]: row["by"] for row in found}
     assert [own[op] for op in ("splice", "tree_attention", "swiglu")] == ["triton", "cuda", "torch"]
 
 
 def test_a_whole_network(monkeypatch: pytest.MonkeyPatch) -> None:
     # loss and every gradient with the kernels against plain PyTorch; attention apart, FlexAttention needs a GPU
-    monkeypatch.setitem(dispatch._table, "attention_plan", {"torch": dispatch._table["attention_plan"]["torch"]})
+    monkeypatch.setitem(
+        dispatch._table, "attention_plan", {"torch": dispatch._table["attention_plan"]["torch"]}
+    )
     run = []
 
     def counted(op: str, *args: object) -> object:
@@ -232,7 +272,13 @@ def test_a_whole_network(monkeypatch: pytest.MonkeyPatch) -> None:
             (ce + z).backward()
         gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
         found[by] = {"ce": ce, "z": z, "accuracy": accuracy, **gradients}
-    kernels = {"normalise_patches", "gather_patches", "pool_patches", "splice", "weighted_cross_entropy"}
+    kernels = {
+        "normalise_patches",
+        "gather_patches",
+        "pool_patches",
+        "splice",
+        "weighted_cross_entropy",
+    }
     assert kernels <= set(run)
     assert found["torch"].keys() == found["triton"].keys()
     assert len(found["torch"]) > 40

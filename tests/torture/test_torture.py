@@ -24,8 +24,10 @@ from tqdm import tqdm
 from molmo_ds.testing.ranks import Forked, free_port, rank_environment
 
 KILLS = int(os.environ.get("TORTURE_KILLS", 5))
-STRATEGIES = os.environ.get("TORTURE_STRATEGIES", "zero3,zero1").split(",")  # kills are dealt out in turn
-STEPS = 24 + 8 * -(-KILLS // len(STRATEGIES))  # enough that kills are spread over the run, also of steps of 10 ms
+# kills are dealt out in turn
+STRATEGIES = os.environ.get("TORTURE_STRATEGIES", "zero3,zero1").split(",")
+# enough that kills are spread over the run, also of steps of 10 ms
+STEPS = 24 + 8 * -(-KILLS // len(STRATEGIES))
 EXACT = ("loss", "ce_loss", "z_loss", "accuracy", "tokens", "learnt_tokens", "positions", "crops", "documents",
          "weight", "grad_norm/text", "grad_norm/vision", "grad_norm/connector")  # fmt: skip
 
@@ -94,7 +96,9 @@ def lines(out: Path) -> list[dict]:
 def curve(out: Path) -> list[tuple]:
     """Step and everything of it that must not depend on what happened, bit by bit; every step once."""
     logged = lines(out)
-    assert [line["step"] for line in logged] == list(range(1, len(logged) + 1)), "steps are missing or repeated"
+    assert [line["step"] for line in logged] == list(range(1, len(logged) + 1)), (
+        "steps are missing or repeated"
+    )
     return [(line["step"], *(line[key] for key in EXACT)) for line in logged]
 
 
@@ -142,15 +146,23 @@ def test_a_killed_rank_leaves_no_lock() -> None:
     tqdm.get_lock().release()
 
 
-def test_killed_at_random_moments(strategy: str, words: list[str], alone: Path, tmp_path: Path) -> None:
-    out, draw, whole = tmp_path / "out", random.Random(20261122), {point[0]: point for point in curve(alone)}
+def test_killed_at_random_moments(
+    strategy: str, words: list[str], alone: Path, tmp_path: Path
+) -> None:
+    out, draw, whole = (
+        tmp_path / "out",
+        random.Random(20261122),
+        {point[0]: point for point in curve(alone)},
+    )
     done, names = dict.fromkeys(MOMENTS, 0), list(MOMENTS)
     for i in range(STRATEGIES.index(strategy), KILLS, len(STRATEGIES)):
         name = names[i % len(names)] if i < len(names) else draw.choice(names)
         seen, pause = MOMENTS[name]
         run = Run(words, out)
         if name == "resume":  # at the latest behind the first step, however fast the machine is
-            met = run.wait((out / "heartbeat").exists, timeout=draw.random() * pause) or run.running()
+            met = (
+                run.wait((out / "heartbeat").exists, timeout=draw.random() * pause) or run.running()
+            )
         else:
             met = run.goes_on(draw.randrange(1, 4)) and run.wait(partial(seen, out))
             time.sleep(draw.random() * pause)
@@ -169,7 +181,9 @@ def test_killed_at_random_moments(strategy: str, words: list[str], alone: Path, 
 def small_disk(folder: Path) -> Iterator[bool]:
     """A tmpfs of 4 MB; without the right to mount, nothing (False)."""
     folder.mkdir(parents=True)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True
+    )
     try:
         yield mounted.returncode == 0
     finally:
@@ -198,7 +212,9 @@ def test_disk_full_during_a_save(words: list[str], alone: Path, tmp_path: Path) 
             assert run.wait(lambda: (out / "checkpoints" / "latest").exists()), run.finish()
             filler = fill(out / "checkpoints")
         else:
-            warnings.warn("no right to mount a small disk: files are limited to 100 KB instead", stacklevel=1)
+            warnings.warn(
+                "no right to mount a small disk: files are limited to 100 KB instead", stacklevel=1
+            )
             for code, output in Run([*words, "stop_after=2"], out).finish():
                 assert code == 0, output[-3000:]
             before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -208,7 +224,9 @@ def test_disk_full_during_a_save(words: list[str], alone: Path, tmp_path: Path) 
         ended = run.finish()
         assert [code for code, _ in ended] == [1, 1], ended
         for _, output in ended:
-            assert "could not be written" in output and "the one before is whole" in output, output[-3000:]
+            assert "could not be written" in output and "the one before is whole" in output, output[
+                -3000:
+            ]
         assert len(lines(out)) < STEPS and not (out / "DONE").exists()
         filler.unlink(missing_ok=True)
         assert complete(words, out, alone) > 0
@@ -231,4 +249,7 @@ def test_damaged_checkpoints_are_passed_over(words: list[str], alone: Path, tmp_
     flip(before / "rank-00001.safetensors")
     assert complete(words, out, alone) == STEPS - 2
     said = (tmp_path / "out-rank0.txt").read_text()
-    assert f"{newest} is damaged" in said and f"{before} is damaged (the checksum of rank-00001.safetensors" in said
+    assert (
+        f"{newest} is damaged" in said
+        and f"{before} is damaged (the checksum of rank-00001.safetensors" in said
+    )

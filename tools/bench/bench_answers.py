@@ -100,7 +100,9 @@ def prompt(config: MolmoConfig, crops: int, words: int, seed: int, picture: int)
     drawn = np.random.RandomState(seed)
     pixels = np.random.RandomState(picture).randint(0, 256, (crops, 112, 112, 3), dtype=np.uint8)
     image_token = config.text.vocab_size + 2
-    ids = np.concatenate(([1], np.full(prefix - 1, image_token), drawn.randint(2, config.text.vocab_size, words)))
+    ids = np.concatenate(
+        ([1], np.full(prefix - 1, image_token), drawn.randint(2, config.text.vocab_size, words))
+    )
     return Sample(
         input_ids=torch.from_numpy(ids.astype(np.int64)),
         labels=torch.zeros(len(ids), dtype=torch.int64),
@@ -131,7 +133,9 @@ def slots(model: Molmo, size: Size) -> Iterator[Row]:
         for i, (sample, length) in enumerate(zip(samples, lengths))
     ]
     ours: dict[int, list[int]] = {}
-    mine = seconds(lambda: ours.update({int(one.name): list(one.token_ids) for one in answer(replica, asked)}))
+    mine = seconds(
+        lambda: ours.update({int(one.name): list(one.token_ids) for one in answer(replica, asked)})
+    )
     useful = sum(lengths) - len(lengths)
     for name, smaller in (("until all have ended", False), ("halved when half have ended", True)):
         found: dict[int, list[int]] = {}
@@ -153,10 +157,17 @@ def slots(model: Molmo, size: Size) -> Iterator[Row]:
 
 @torch.no_grad()
 def fixed_batch(
-    model: Molmo, samples: list[Sample], lengths: list[int], first: int, found: dict[int, list[int]], smaller: bool
+    model: Molmo,
+    samples: list[Sample],
+    lengths: list[int],
+    first: int,
+    found: dict[int, list[int]],
+    smaller: bool,
 ) -> int:
     """Answer together until all have ended, leaving rows out when half have if `smaller`; row-steps of decoding."""
-    batch = collate([[sample] for sample in samples], max(len(sample.input_ids) for sample in samples))
+    batch = collate(
+        [[sample] for sample in samples], max(len(sample.input_ids) for sample in samples)
+    )
     rows = torch.arange(len(samples))
     steps = 0
     with Session(model, batch, max(lengths)) as session:
@@ -167,7 +178,9 @@ def fixed_batch(
                 made = found.setdefault(first + row, [])
                 if len(made) < lengths[row]:
                     made.append(token)
-            running = torch.tensor([len(found[first + row]) < lengths[row] for row in rows.tolist()])
+            running = torch.tensor(
+                [len(found[first + row]) < lengths[row] for row in rows.tolist()]
+            )
             if not running.any():
                 return steps
             if smaller and int(running.sum()) <= len(rows) // 2:
@@ -182,15 +195,27 @@ def trees(model: Molmo, size: Size) -> Iterator[Row]:
     """Five questions about each of four pictures; the pictures are encoded once or five times as well."""
     samples = [prompt(model.config, size.crops, 8 + i * 5 % 14, i, i // 5) for i in range(20)]
     options = Options(max_new_tokens=6)
-    together = [Question(name=str(i), prompt=sample, options=options) for i, sample in enumerate(samples)]
+    together = [
+        Question(name=str(i), prompt=sample, options=options) for i, sample in enumerate(samples)
+    ]
     sides = {}
-    for name, asked in (("trees", together), ("one by one", [apart(question) for question in together])):
+    for name, asked in (
+        ("trees", together),
+        ("one by one", [apart(question) for question in together]),
+    ):
         replica = Replica.of(model, NEVER, Limits(slots=20, slot_tokens=512))
         out: dict[str, tuple[int, ...]] = {}
-        took = seconds(lambda r=replica, a=asked, o=out: o.update({one.name: one.token_ids for one in answer(r, a)}))
+        took = seconds(
+            lambda r=replica, a=asked, o=out: o.update(
+                {one.name: one.token_ids for one in answer(r, a)}
+            )
+        )
         sides[name] = took, replica.prefilled, out
     assert sides["trees"][2] == sides["one by one"][2], "the two sides answered differently"
-    told = {name: f"{name}: {took:.1f} CPU-s, {tokens} tokens prefilled" for name, (took, tokens, _) in sides.items()}
+    told = {
+        name: f"{name}: {took:.1f} CPU-s, {tokens} tokens prefilled"
+        for name, (took, tokens, _) in sides.items()
+    }
     ratio = sides["one by one"][0] / sides["trees"][0]
     yield (
         f"5 questions for each of 4 pictures of {16 * size.crops} tokens",
@@ -213,13 +238,17 @@ def beside_transformers(model: Molmo, size: Size) -> Iterator[Row]:
 
     samples = [prompt(model.config, 2, 94 + i * 37 % 68, i, i) for i in range(size.batch)]
     with exported(model) as folder:
-        other = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
+        other = AutoModelForCausalLM.from_pretrained(
+            folder, trust_remote_code=True, dtype=torch.float32
+        ).eval()
     inputs = right_padded(samples)
     width = inputs["input_ids"].shape[1]
     took: dict[tuple[str, int], float] = {}
     tokens: dict[str, list[list[int]]] = {}
     for new in (1, size.new + 1):
-        options = GenerationConfig(max_new_tokens=new, do_sample=False, eos_token_id=None, pad_token_id=0)
+        options = GenerationConfig(
+            max_new_tokens=new, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
         asked = [
             Question(name=str(i), prompt=sample, options=Options(max_new_tokens=new))
             for i, sample in enumerate(samples)
@@ -244,7 +273,13 @@ def beside_transformers(model: Molmo, size: Size) -> Iterator[Row]:
         mine = count / of("ours")
         them = count / of("theirs")
         label = f"{what}, {size.batch} prompts of {prompts // size.batch} tokens on average, tokens per CPU-s"
-        yield label, f"slots: {mine:.0f}", f"transformers on the export: {them:.0f}", mine / them, 1.0
+        yield (
+            label,
+            f"slots: {mine:.0f}",
+            f"transformers on the export: {them:.0f}",
+            mine / them,
+            1.0,
+        )
 
 
 @contextmanager
@@ -276,10 +311,18 @@ MEASUREMENTS = {"slots": slots, "trees": trees, "transformers": beside_transform
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=[], help=f"by default all of {', '.join(MEASUREMENTS)}")
-    parser.add_argument("--large", action="store_const", const="large", dest="size", default="small")
-    parser.add_argument("--tiny", action="store_const", const="tiny", dest="size", help="to try the tool")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "what", nargs="*", default=[], help=f"by default all of {', '.join(MEASUREMENTS)}"
+    )
+    parser.add_argument(
+        "--large", action="store_const", const="large", dest="size", default="small"
+    )
+    parser.add_argument(
+        "--tiny", action="store_const", const="tiny", dest="size", help="to try the tool"
+    )
     given = parser.parse_args(arguments)
     unknown = [name for name in given.what if name not in MEASUREMENTS]
     if unknown:
@@ -287,8 +330,15 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     size = SIZES[given.size]
     model = network(size)
-    decoder = sum(p.numel() for name, p in model.named_parameters() if name.startswith(("layers", "head"))) / 1e6
-    print(f"{cpu()}, 1 thread, fp32, decoder of {decoder:.0f} million parameters, {datetime.date.today()}\n")
+    decoder = (
+        sum(
+            p.numel() for name, p in model.named_parameters() if name.startswith(("layers", "head"))
+        )
+        / 1e6
+    )
+    print(
+        f"{cpu()}, 1 thread, fp32, decoder of {decoder:.0f} million parameters, {datetime.date.today()}\n"
+    )
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     for name in tqdm(given.what or MEASUREMENTS, desc="measurements", dynamic_ncols=True):
         for what, mine, theirs, ratio, asked in MEASUREMENTS[name](model, size):

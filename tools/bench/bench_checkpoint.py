@@ -30,17 +30,24 @@ from molmo_ds.testing.ranks import run_ranks
 def run_config(strategy: str, width: int) -> RunConfig:
     """A model whose state is mostly the decoder's; AdamW, whose state is twice the weights."""
     text = replace(
-        synthetic.MODEL.text, hidden_size=width, intermediate_size=4 * width, num_attention_heads=width // 64
+        synthetic.MODEL.text,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_attention_heads=width // 64,
     )
     text = replace(text, num_key_value_heads=text.num_attention_heads)
     model = replace(synthetic.MODEL, text=text)
-    return synthetic.adamw(model=model, strategy=f"ds_configs/{strategy}.json", global_batch=4, keep_checkpoints=1)
+    return synthetic.adamw(
+        model=model, strategy=f"ds_configs/{strategy}.json", global_batch=4, keep_checkpoints=1
+    )
 
 
 def saves(world: World, config: RunConfig, rounds: int, folder: str) -> dict[str, list[float]]:
     """Seconds of steps and stalls; every round makes one save of each kind, so both see the same weather."""
     engine = build_engine(config, world)
-    seen: dict[str, list[float]] = {name: [] for name in ("step", "async", "sync", "written", "step while writing")}
+    seen: dict[str, list[float]] = {
+        name: [] for name in ("step", "async", "sync", "written", "step while writing")
+    }
     done = 0
 
     def step(name: str) -> None:
@@ -70,25 +77,39 @@ def saves(world: World, config: RunConfig, rounds: int, folder: str) -> dict[str
 
 def main() -> None:
     """Measure and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--strategies", nargs="+", default=["zero1", "zero3"])
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--folder", type=local, default=None, help="on the disk to be measured (default: a temporary one)"
+        "--folder",
+        type=local,
+        default=None,
+        help="on the disk to be measured (default: a temporary one)",
     )
     arguments = parser.parse_args()
-    print(f"`python tools/bench/bench_checkpoint.py {' '.join(sys.argv[1:])}`, {time.strftime('%Y-%m-%d')}, ", end="")
+    print(
+        f"`python tools/bench/bench_checkpoint.py {' '.join(sys.argv[1:])}`, {time.strftime('%Y-%m-%d')}, ",
+        end="",
+    )
     print(f"{platform.machine()} CPU, torch {torch.__version__}, medians of {arguments.rounds}:\n")
-    print("| strategy | state | synchronous | asynchronous | share | written after | step | step meanwhile |")
+    print(
+        "| strategy | state | synchronous | asynchronous | share | written after | step | step meanwhile |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for strategy in arguments.strategies:
         config = run_config(strategy, arguments.width)
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-            seen = run_ranks(saves, arguments.ranks, config, arguments.rounds, folder, timeout=1200)[0]
+            seen = run_ranks(
+                saves, arguments.ranks, config, arguments.rounds, folder, timeout=1200
+            )[0]
         middle = {name: statistics.median(values) for name, values in seen.items() if values}
-        times = [f"{1e3 * middle[name]:.0f} ms" for name in ("written", "step", "step while writing")]
+        times = [
+            f"{1e3 * middle[name]:.0f} ms" for name in ("written", "step", "step while writing")
+        ]
         print(
             f"| {strategy}, {arguments.ranks} ranks | {middle['bytes'] / 1e6:.0f} MB | {1e3 * middle['sync']:.0f} ms "
             f"| {1e3 * middle['async']:.0f} ms | {middle['async'] / middle['sync']:.0%} | {' | '.join(times)} |"

@@ -25,7 +25,9 @@ from molmo_ds.files import local
 Row = dict[str, str | float]
 
 
-def interleaved(functions: dict[str, Callable[[], object]], rounds: int, calls: int) -> dict[str, float]:
+def interleaved(
+    functions: dict[str, Callable[[], object]], rounds: int, calls: int
+) -> dict[str, float]:
     """Best CPU time of one call in ms; rounds take turns, so that a busy machine slows all alike."""
     best = dict.fromkeys(functions, float("inf"))
     for _ in tqdm(range(rounds), desc="rounds", leave=False):
@@ -42,8 +44,13 @@ def photo(seed: int, width: int = 1024, height: int = 768) -> bytes:
     rng = np.random.default_rng(seed)
     pixels = np.zeros((height, width, 3), np.float32)
     for octave in range(2, 9):  # noise at every scale, the finer the fainter
-        grid = rng.normal(0, 60 * 0.62**octave, (2**octave * 3 // 4 + 1, 2**octave + 1, 3)).astype(np.float32)
-        grown = [Image.fromarray(grid[..., c]).resize((width, height), Image.Resampling.BICUBIC) for c in range(3)]
+        grid = rng.normal(0, 60 * 0.62**octave, (2**octave * 3 // 4 + 1, 2**octave + 1, 3)).astype(
+            np.float32
+        )
+        grown = [
+            Image.fromarray(grid[..., c]).resize((width, height), Image.Resampling.BICUBIC)
+            for c in range(3)
+        ]
         pixels += np.stack(grown, axis=2)
     pixels += 128 + rng.normal(0, 4, (height, width, 1))
     out = io.BytesIO()
@@ -55,7 +62,9 @@ def bench_images(rounds: int) -> list[Row]:
     """File to crops on one thread: the mode of bytes and the exact one, beside decoding and resizing alone."""
     config = presets.molmo_7b_d()
     fast = ImageProcessor(config)
-    exact = ImageProcessor(dataclasses.replace(config, images=dataclasses.replace(config.images, exact=True)))
+    exact = ImageProcessor(
+        dataclasses.replace(config, images=dataclasses.replace(config.images, exact=True))
+    )
     files = [photo(seed) for seed in range(4)]
     state = {"next": 0}
 
@@ -88,7 +97,9 @@ def bench_images(rounds: int) -> list[Row]:
 
 def small_photos() -> list[bytes]:
     """A few pictures of different shapes for streams that are compared, not timed."""
-    return [photo(seed, *size) for seed, size in enumerate(((120, 90), (64, 150), (200, 80), (56, 56)))]
+    return [
+        photo(seed, *size) for seed, size in enumerate(((120, 90), (64, 150), (200, 80), (56, 56)))
+    ]
 
 
 BENCHES: dict[str, Callable[[int], list[Row]]] = {
@@ -121,7 +132,9 @@ def show(name: str, rows: list[Row]) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the named benches (all by default) and write one JSON file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHES)}; none = all")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHES)}; none = all"
+    )
     parser.add_argument("--rounds", type=int, default=10, help="the best round counts")
     parser.add_argument("--json", type=local, help="write the rows there")
     given = parser.parse_intermixed_args(arguments)

@@ -89,7 +89,9 @@ class Cell:
             path.write_text(json.dumps(values))
         size = read_strategy(str(path)).data_parallel_size(2 * self.slots)
         micro_batch = LANES // size // self.accumulation
-        return synthetic.adamw(model=model, strategy=str(path), global_batch=LANES, micro_batch=micro_batch)
+        return synthetic.adamw(
+            model=model, strategy=str(path), global_batch=LANES, micro_batch=micro_batch
+        )
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,9 @@ class Seen:
 
 def sent() -> int:
     """Bytes that this namespace's card has sent."""
-    shown = subprocess.run(["ip", "-s", "-j", "link", "show", "eth0"], capture_output=True, check=True).stdout
+    shown = subprocess.run(
+        ["ip", "-s", "-j", "link", "show", "eth0"], capture_output=True, check=True
+    ).stdout
     return int(json.loads(shown)[0]["stats64"]["tx"]["bytes"])
 
 
@@ -115,7 +119,9 @@ def measure(world: launch.World, config: RunConfig, rate: str) -> Seen:
         world.barrier()
         began = time.perf_counter()
         for step in range(first, first + STEPS):
-            engine.train_step(synthetic.micro_batches(config, step, engine.data_rank, engine.data_size))
+            engine.train_step(
+                synthetic.micro_batches(config, step, engine.data_rank, engine.data_size)
+            )
         world.barrier()
         return (time.perf_counter() - began) / STEPS
 
@@ -137,7 +143,12 @@ def measure(world: launch.World, config: RunConfig, rate: str) -> Seen:
 def run(lab: Lab, cells: list[Cell], rate: str, folder: Path) -> dict[Cell, Seen | str]:
     """Fork the ranks into the hosts' networks, once for cells of equal slots; what was seen, or why not."""
     slots = cells[0].slots
-    count, port, children, result = 2 * slots, 20000 + int(time.time()) % 10000, [], folder / f"seen-{slots}.jsonl"
+    count, port, children, result = (
+        2 * slots,
+        20000 + int(time.time()) % 10000,
+        [],
+        folder / f"seen-{slots}.jsonl",
+    )
     for rank in range(count):
         host = f"host{1 + rank // slots}"
         child = os.fork()
@@ -146,7 +157,9 @@ def run(lab: Lab, cells: list[Cell], rate: str, folder: Path) -> dict[Cell, Seen
                 with open(f"/proc/{lab.inner[host]}/ns/net") as namespace:
                     if ctypes.CDLL(None).setns(namespace.fileno(), CLONE_NEWNET):
                         raise OSError("setns failed")
-                os.environ |= ranks.rank_environment(rank, count, port) | {"GLOO_SOCKET_IFNAME": "eth0"}
+                os.environ |= ranks.rank_environment(rank, count, port) | {
+                    "GLOO_SOCKET_IFNAME": "eth0"
+                }
                 os.environ |= {"MASTER_ADDR": lab.address("host1"), "LOCAL_RANK": str(rank % slots)}
                 world = launch.start(timeout_seconds=300)
                 for cell in tqdm(cells, desc=f"2 x {slots}", disable=rank > 0):
@@ -157,7 +170,9 @@ def run(lab: Lab, cells: list[Cell], rate: str, folder: Path) -> dict[Cell, Seen
                         seen = str(error)
                     if rank == 0:
                         with open(result, "a") as stream:
-                            stream.write(json.dumps([cell.strategy, cell.accumulation, seen]) + "\n")
+                            stream.write(
+                                json.dumps([cell.strategy, cell.accumulation, seen]) + "\n"
+                            )
                 world.barrier()
                 os._exit(0)
             except BaseException as error:
@@ -167,7 +182,9 @@ def run(lab: Lab, cells: list[Cell], rate: str, folder: Path) -> dict[Cell, Seen
     for child in children:
         os.waitpid(child, 0)
     lines = map(json.loads, result.read_text().splitlines()) if result.exists() else ()
-    return {Cell(name, slots, times): x if isinstance(x, str) else Seen(**x) for name, times, x in lines}
+    return {
+        Cell(name, slots, times): x if isinstance(x, str) else Seen(**x) for name, times, x in lines
+    }
 
 
 def sizes(config: RunConfig) -> dict[str, tuple[int, int]]:
@@ -177,7 +194,13 @@ def sizes(config: RunConfig) -> dict[str, tuple[int, int]]:
     frozen = optim.frozen_names(model, config.optim)
     out = dict.fromkeys(("experts", "split", "rest"), (0, 0))
     for name, p in model.named_parameters():
-        kind = "experts" if ".mlp.experts." in name else "split" if tensor_shards.splits(name) else "rest"
+        kind = (
+            "experts"
+            if ".mlp.experts." in name
+            else "split"
+            if tensor_shards.splits(name)
+            else "rest"
+        )
         out[kind] = out[kind][0] + p.numel(), out[kind][1] + p.numel() * (name not in frozen)
     return out
 
@@ -210,7 +233,12 @@ def theory(cell: Cell, config: RunConfig) -> float:
     """
     strategy, text = read_strategy(config.strategy), config.model.text
     tensors, experts = strategy.tensor, strategy.experts
-    ranks, times, tokens, one = 2 * cell.slots, cell.accumulation, LANES * synthetic.LENGTH, cell.slots == 1
+    ranks, times, tokens, one = (
+        2 * cell.slots,
+        cell.accumulation,
+        LANES * synthetic.LENGTH,
+        cell.slots == 1,
+    )
     if strategy.stages > 1:
         assert strategy.stages == 2, "a stage is a host"
         links = strategy.data_parallel_size(ranks)
@@ -273,20 +301,26 @@ def table(rows: dict[Cell, Seen | str], folder: Path, rate: str) -> list[str]:
 
 def main() -> None:
     """Run the cells, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--strategies", nargs="+", default=STRATEGIES, choices=STRATEGIES)
     parser.add_argument("--rate", default="100mbit")
     parser.add_argument("--write", action="store_true", help="into docs/evidence/bytes.md")
     arguments = parser.parse_args()
     if why := missing():
         raise ValueError(f"There can be no laboratory here: {why}.")
-    cells = [Cell(name, *shape) for name in arguments.strategies for shape in ((1, 1), (1, 4), (2, 1))]
+    cells = [
+        Cell(name, *shape) for name in arguments.strategies for shape in ((1, 1), (1, 4), (2, 1))
+    ]
     began = time.strftime("%Y-%m-%d")
     with tempfile.TemporaryDirectory() as temporary, Lab(Path(temporary) / "lab", 2) as lab:
         folder = Path(temporary)
         rows: dict[Cell, Seen | str] = {}
         for slots in (1, 2):
-            rows |= run(lab, [cell for cell in cells if cell.slots == slots], arguments.rate, folder)
+            rows |= run(
+                lab, [cell for cell in cells if cell.slots == slots], arguments.rate, folder
+            )
         every, learns = total(Cell("zero3", 1, 1).config(folder))
         experts = total(Cell("zero3_ep", 1, 1).config(folder))[0]
         command = " ".join(["python", "tools/bench/bench_network.py", *sys.argv[1:]])

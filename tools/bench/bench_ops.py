@@ -31,7 +31,8 @@ from tqdm import tqdm
 from molmo_ds.files import local
 from molmo_ds.ops import dispatch
 
-H100 = (3.0e12, 798e12)  # bytes/s copied, bf16 flop/s of an 8192-cubed product; facts of an earlier machine
+# bytes/s copied, bf16 flop/s of an 8192-cubed product; facts of an earlier machine
+H100 = (3.0e12, 798e12)
 COLUMNS = (
     "op", "shape", "pass", "eager", "compile", "library", "own", "by", "spread", "GB", "TF", "floor", "floor/own",
     "peak MiB", "rel error",
@@ -88,7 +89,9 @@ def relative_error(case: Case, by: str, dtype: torch.dtype) -> float:
         with dispatch.use(name):
             args = [wide(a, kind) for a in case.make(True)]
             found.append(step(case.run, args, bool(leaves(args))))
-    return max(((a.double() - b.double()).norm() / b.double().norm()).item() for a, b in zip(*found))
+    return max(
+        ((a.double() - b.double()).norm() / b.double().norm()).item() for a, b in zip(*found)
+    )
 
 
 @functools.cache
@@ -98,7 +101,8 @@ def errors(case: Case, by: str, device: str) -> str:
     if device == "cpu" or by != "cuda" or case.op != "tree_attention":  # flash attention
         found = relative_error(case, by, torch.float32)
         single = f"{found:.1e}" + "!" * (found > LIMITS[0])
-    if device == "cuda" or by != "triton":  # the interpreter cuts numbers off where a GPU rounds them
+    # the interpreter cuts numbers off where a GPU rounds them
+    if device == "cuda" or by != "triton":
         found, plain = (relative_error(case, name, torch.bfloat16) for name in (by, "torch"))
         half = f"{found:.1e}" + "!" * (found > min(LIMITS[1], 1.5 * plain))
     return f"{single} / {half}"
@@ -137,12 +141,20 @@ def measured(
                 step(run, args, backward)
                 return *times, torch.cuda.max_memory_allocated() / 2**20
         except Exception as error:  # one that runs out of memory must not end the others
-            tqdm.write(f"{case.op}, {by} {getattr(run, '__name__', run)}: {type(error).__name__}: {error}", sys.stderr)
+            tqdm.write(
+                f"{case.op}, {by} {getattr(run, '__name__', run)}: {type(error).__name__}: {error}",
+                sys.stderr,
+            )
             return None
 
-    base, plain = counted(case, backward, ceiling) | ({"shape": "small"} if small else {}), case.plain or case.run
+    base, plain = (
+        counted(case, backward, ceiling) | ({"shape": "small"} if small else {}),
+        case.plain or case.run,
+    )
     torch._dynamo.reset()
-    others = {"eager": plain, "compile": torch.compile(plain)} | ({"library": case.library[1]} if case.library else {})
+    others = {"eager": plain, "compile": torch.compile(plain)} | (
+        {"library": case.library[1]} if case.library else {}
+    )
     for column, function in others.items():
         found = timed("torch", function)
         base[column] = f"{found[0]:.3f}" if found else "failed"
@@ -152,8 +164,15 @@ def measured(
     for by in case.by or ("torch",):
         row = base | {"by": by, "own": "failed"}
         if found := timed(by, case.run):
-            row |= {"own": f"{found[0]:.3f}", "spread": f"{found[1]:.0%}", "peak MiB": f"{found[2]:.0f}"}
-            row |= {"floor/own": f"{float(base['floor']) / found[0]:.2f}", "rel error": errors(case, by, device)}
+            row |= {
+                "own": f"{found[0]:.3f}",
+                "spread": f"{found[1]:.0%}",
+                "peak MiB": f"{found[2]:.0f}",
+            }
+            row |= {
+                "floor/own": f"{float(base['floor']) / found[0]:.2f}",
+                "rel error": errors(case, by, device),
+            }
         rows.append(row)
     return rows
 
@@ -166,21 +185,31 @@ def usable(case: Case, device: str) -> Case:
     left_out = set()
     if case.op == "pool_patches" and (device == "cpu" or cuda_library.load() is None):
         left_out.add("cuda")
-    if device == "cpu" and (case.op == "tree_attention" or os.environ.get("TRITON_INTERPRET") != "1"):
+    if device == "cpu" and (
+        case.op == "tree_attention" or os.environ.get("TRITON_INTERPRET") != "1"
+    ):
         left_out.add("triton")
     return dataclasses.replace(case, by=tuple(by for by in case.by if by not in left_out))
 
 
 def main(arguments: list[str] | None = None) -> str:
     """Prints and returns the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("ops", nargs="*", help="names of ops; none = all")
     parser.add_argument("--out", type=local, help="also write the table here")
-    parser.add_argument("--small", action="store_true", help="tiny shapes, to try the tool itself; times mean nothing")
+    parser.add_argument(
+        "--small",
+        action="store_true",
+        help="tiny shapes, to try the tool itself; times mean nothing",
+    )
     options = parser.parse_intermixed_args(arguments)
     chosen = [case for case in cases() if not options.ops or case.op in options.ops]
     if not chosen:
-        parser.error(f"there is no such op; there are {', '.join(dict.fromkeys(c.op for c in cases()))}")
+        parser.error(
+            f"there is no such op; there are {', '.join(dict.fromkeys(c.op for c in cases()))}"
+        )
     gpu = torch.cuda.is_available()
     device = "cuda" if gpu else "cpu"
     ceiling = rates(device) if gpu and not options.small else H100
@@ -190,12 +219,14 @@ def main(arguments: list[str] | None = None) -> str:
 
         head = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}, {where}"
     else:
-        head = (
-            f"No GPU here ({platform.machine()} CPU): nothing is measured. GB, TF and floor are counted from shapes, "
-        )
+        head = f"No GPU here ({platform.machine()} CPU): nothing is measured. GB, TF and floor are counted from shapes, "  # noqa: E501
         head += f"the floor at {where} of an H100."
     tiny = "Tiny shapes: the times mean nothing. " if options.small else ""
-    lines = [f"{head} {datetime.date.today()}. {tiny}Milliseconds.", "", "| " + " | ".join(COLUMNS) + " |"]
+    lines = [
+        f"{head} {datetime.date.today()}. {tiny}Milliseconds.",
+        "",
+        "| " + " | ".join(COLUMNS) + " |",
+    ]
     lines.append("|" + "---|" * len(COLUMNS))
     with torch.device(device):
         for case in tqdm(chosen, desc="ops"):
@@ -204,7 +235,9 @@ def main(arguments: list[str] | None = None) -> str:
                     rows = measured(usable(case, device), backward, ceiling, device, options.small)
                 else:
                     rows = [counted(case, backward, ceiling)]
-                lines += ["| " + " | ".join(row.get(c, "-") for c in COLUMNS) + " |" for row in rows]
+                lines += [
+                    "| " + " | ".join(row.get(c, "-") for c in COLUMNS) + " |" for row in rows
+                ]
             if options.out:  # as far as it came, should time run out
                 options.out.write_text("\n".join(lines) + "\n")
     table = "\n".join(lines)

@@ -32,15 +32,26 @@ from molmo_ds.batch import Batch, Sample
 from molmo_ds.config import ComponentConfig, MolmoConfig, OptimConfig
 from molmo_ds.data.order.packing import choose, collate
 from molmo_ds.engine.compiled import compile_layers
-from molmo_ds.engine.optim import build_optimizer, clip, frozen_names, norm_limit_used, parameter_groups
+from molmo_ds.engine.optim import (
+    build_optimizer,
+    clip,
+    frozen_names,
+    norm_limit_used,
+    parameter_groups,
+)
 from molmo_ds.files import local
 from molmo_ds.model.flops import flops_per_crop, flops_per_token
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.monitor.metrics import peak_flops
 from molmo_ds.ops import dispatch
 
-REFERENCE = 908  # tokens per CPU-second: allenai/molmo 793fa38 at the reference_cpu step, one AMD EPYC thread, fp32
-OPTIM = OptimConfig(connector=ComponentConfig(lr=2e-4), vision=ComponentConfig(lr=6e-6), text=ComponentConfig(lr=2e-5))
+# tokens per CPU-second: allenai/molmo 793fa38 at the reference_cpu step, one AMD EPYC thread, fp32
+REFERENCE = 908
+OPTIM = OptimConfig(
+    connector=ComponentConfig(lr=2e-4),
+    vision=ComponentConfig(lr=6e-6),
+    text=ComponentConfig(lr=2e-5),
+)
 PLAIN = "plain PyTorch, eager"
 VERSIONS = (  # name, kernels, layers compiled, message trees
     (PLAIN, "torch", False, True),
@@ -76,7 +87,9 @@ class Work:
     annotations: int
 
 
-def picture(config: MolmoConfig, crops: int, source: np.random.RandomState) -> tuple[torch.Tensor, torch.Tensor]:
+def picture(
+    config: MolmoConfig, crops: int, source: np.random.RandomState
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Random uint8 crops [n, H, W, 3], and the token index [n, Q] of every pooled patch (BOS, then all of them)."""
     side = config.vision.image_size
     pooled = (-(-side // config.vision.patch_size // config.connector.pooling_size)) ** 2
@@ -84,7 +97,9 @@ def picture(config: MolmoConfig, crops: int, source: np.random.RandomState) -> t
     return images, torch.arange(crops * pooled).view(crops, pooled) + 1
 
 
-def sample(config: MolmoConfig, crops: int, branches: list[tuple[int, int]], source: np.random.RandomState) -> Sample:
+def sample(
+    config: MolmoConfig, crops: int, branches: list[tuple[int, int]], source: np.random.RandomState
+) -> Sample:
     """A picture with branches of (question, answer) tokens; one branch alone is a plain example."""
     images, positions = picture(config, crops, source)
     prefix, words = positions.numel() + 1, config.text.vocab_size
@@ -115,16 +130,30 @@ def reference_batches(config: MolmoConfig, rows: int, tokens: int, crops: int) -
     source = np.random.RandomState(0)
     prefix = picture(config, crops, source)[1].numel() + 1
     learnt = min(tokens * 600 // 1024, tokens - prefix - 1)
-    built = [[sample(config, crops, [(tokens - prefix - learnt, learnt)], source)] for _ in range(rows)]
+    built = [
+        [sample(config, crops, [(tokens - prefix - learnt, learnt)], source)] for _ in range(rows)
+    ]
     return [collate(built, tokens)]
 
 
-def tree_batches(config: MolmoConfig, crops: int, pictures: int, annotations: int) -> tuple[list[Batch], list[Batch]]:
+def tree_batches(
+    config: MolmoConfig, crops: int, pictures: int, annotations: int
+) -> tuple[list[Batch], list[Batch]]:
     """One step of the same pictures and annotations: trees packed into 2048 tokens, and padded rows of one branch."""
-    lengths = np.random.RandomState(0)  # short questions; an answer is a word, some points or a sentence
-    branches = [[(lengths.randint(6, 16), lengths.randint(2, 40)) for _ in range(annotations)] for _ in range(pictures)]
-    trees = [sample(config, crops, each, np.random.RandomState(i)) for i, each in enumerate(branches)]
-    single = [sample(config, crops, [b], np.random.RandomState(i)) for i, each in enumerate(branches) for b in each]
+    # short questions; an answer is a word, some points or a sentence
+    lengths = np.random.RandomState(0)
+    branches = [
+        [(lengths.randint(6, 16), lengths.randint(2, 40)) for _ in range(annotations)]
+        for _ in range(pictures)
+    ]
+    trees = [
+        sample(config, crops, each, np.random.RandomState(i)) for i, each in enumerate(branches)
+    ]
+    single = [
+        sample(config, crops, [b], np.random.RandomState(i))
+        for i, each in enumerate(branches)
+        for b in each
+    ]
     packed, left = [], trees
     while left:
         taken = choose([[len(s.input_ids), len(s.images)] for s in left], 2048, 1000)
@@ -135,26 +164,43 @@ def tree_batches(config: MolmoConfig, crops: int, pictures: int, annotations: in
     return packed, padded
 
 
-def even_work(config: MolmoConfig, rows: int, tokens: int, pictures: int, crops: int, annotations: int) -> Work:
+def even_work(
+    config: MolmoConfig, rows: int, tokens: int, pictures: int, crops: int, annotations: int
+) -> Work:
     """One step of `rows` sequences that are filled to the end by trees of equal size; the padded rows, as many at a
     time, are equally long too, which is the best that can happen to them."""
     source = np.random.RandomState(0)
     prefix = picture(config, crops, source)[1].numel() + 1
     each = (tokens // pictures - prefix) // annotations
     if each < 3:
-        raise ValueError(f"{tokens} tokens have no room for {pictures} pictures of {crops} crops; use fewer crops.")
+        raise ValueError(
+            f"{tokens} tokens have no room for {pictures} pictures of {crops} crops; use fewer crops."
+        )
     branch = (each // 3, each - each // 3)
-    packs = [[sample(config, crops, [branch] * annotations, source) for _ in range(pictures)] for _ in range(rows)]
+    packs = [
+        [sample(config, crops, [branch] * annotations, source) for _ in range(pictures)]
+        for _ in range(rows)
+    ]
     number = rows * pictures * annotations
     single = [[sample(config, crops, [branch], source)] for _ in range(number)]
     padded = [collate(single[i : i + 4], prefix + each) for i in range(0, number, 4)]
-    return Work(f"{rows} x {tokens}, {annotations} annotations a picture", [collate(packs, tokens)], padded, number)
+    return Work(
+        f"{rows} x {tokens}, {annotations} annotations a picture",
+        [collate(packs, tokens)],
+        padded,
+        number,
+    )
 
 
 def flops(config: MolmoConfig, batches: list[Batch]) -> float:
     """Operations of a step, counted as monitor/metrics.py does."""
-    text = sum(int((b.document_ids > 0).sum()) * flops_per_token(config, b.input_ids.shape[1]) for b in batches)
-    return text + sum(int((b.image_positions >= 0).any(1).sum()) for b in batches) * flops_per_crop(config)
+    text = sum(
+        int((b.document_ids > 0).sum()) * flops_per_token(config, b.input_ids.shape[1])
+        for b in batches
+    )
+    return text + sum(int((b.image_positions >= 0).any(1).sum()) for b in batches) * flops_per_crop(
+        config
+    )
 
 
 @contextlib.contextmanager
@@ -240,7 +286,9 @@ def measure_what_fits(
     return None
 
 
-def row_of(weights: Molmo, work: Work, name: str, trees: bool, found: Measured | None, peak: float | None) -> dict:
+def row_of(
+    weights: Molmo, work: Work, name: str, trees: bool, found: Measured | None, peak: float | None
+) -> dict:
     """What the table says of a version; without `found` only what is counted."""
     batches = work.packed if trees else work.padded
     teraflops = flops(weights.config, batches) / 1e12
@@ -249,13 +297,18 @@ def row_of(weights: Molmo, work: Work, name: str, trees: bool, found: Measured |
         return row
     tokens = sum(int((b.document_ids > 0).sum()) for b in batches)
     row |= {"computed again": found.checkpointing, "ms a step": f"{found.seconds * 1e3:.1f}"}
-    row |= {"tokens/s": f"{tokens / found.seconds:.0f}", "annotations/s": f"{work.annotations / found.seconds:.2f}"}
+    row |= {
+        "tokens/s": f"{tokens / found.seconds:.0f}",
+        "annotations/s": f"{work.annotations / found.seconds:.2f}",
+    }
     if found.waits is not None:
         row |= {"waits": str(found.waits), "peak GiB": f"{found.gigabytes:.1f}"}
     return row | ({"MFU": f"{teraflops * 1e12 / found.seconds / peak:.1%}"} if peak else {})
 
 
-def end_to_end(weights: Molmo, works: list[Work], steps: int, device: torch.device | None, out: Path | None) -> str:
+def end_to_end(
+    weights: Molmo, works: list[Work], steps: int, device: torch.device | None, out: Path | None
+) -> str:
     """The table of VERSIONS; `device` None: only what is counted. `out` is written row by row, should time run out."""
     parameters = sum(p.numel() for p in weights.parameters())
     peak = None if device is None else peak_flops(device)
@@ -264,7 +317,9 @@ def end_to_end(weights: Molmo, works: list[Work], steps: int, device: torch.devi
         import triton
 
         where = f"{torch.cuda.get_device_name()}, MFU of {peak / 1e12:.0f} TFLOP/s, triton {triton.__version__}"
-    head = f"{where}. torch {torch.__version__}, {parameters:,} parameters, {datetime.date.today()}."
+    head = (
+        f"{where}. torch {torch.__version__}, {parameters:,} parameters, {datetime.date.today()}."
+    )
     lines = [head, "", "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     for work in works:
         seconds: dict[str, float] = {}
@@ -276,7 +331,9 @@ def end_to_end(weights: Molmo, works: list[Work], steps: int, device: torch.devi
             row = row_of(weights, work, name, trees, found, peak)
             if found:
                 seconds[name] = found.seconds
-                row["times plain, eager"] = f"{seconds[PLAIN] / found.seconds:.2f}" if PLAIN in seconds else "-"
+                row["times plain, eager"] = (
+                    f"{seconds[PLAIN] / found.seconds:.2f}" if PLAIN in seconds else "-"
+                )
             elif device is not None:
                 row["ms a step"] = "out of memory"
             lines.append("| " + " | ".join(row.get(c, "-") for c in COLUMNS) + " |")
@@ -287,20 +344,32 @@ def end_to_end(weights: Molmo, works: list[Work], steps: int, device: torch.devi
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse arguments, time, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", help="of molmo_ds.presets: reference_cpu, or qwen2_1b5 with --end-to-end")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--preset", help="of molmo_ds.presets: reference_cpu, or qwen2_1b5 with --end-to-end"
+    )
     parser.add_argument("--sequences", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=1024, help="per sequence")
     parser.add_argument("--crops", type=int, default=2, help="per picture")
     parser.add_argument("--steps", type=int, help="timed; 6, or 3 with --end-to-end")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", help="cuda where there is one, else cpu")
-    parser.add_argument("--tree", action="store_true", help="time message trees against padded single annotations")
+    parser.add_argument(
+        "--tree", action="store_true", help="time message trees against padded single annotations"
+    )
     parser.add_argument("--annotations", type=int, default=4, help="per picture, with --tree")
     parser.add_argument("--pictures", type=int, default=8, help="per step, with --tree")
     parser.add_argument("--end-to-end", action="store_true", help="the table of a GPU")
-    parser.add_argument("--small", action="store_true", help="with it: tiny shapes and model, to try the tool itself")
-    parser.add_argument("--only", default="", help="with it: the steps whose name holds this, such as 2304")
+    parser.add_argument(
+        "--small",
+        action="store_true",
+        help="with it: tiny shapes and model, to try the tool itself",
+    )
+    parser.add_argument(
+        "--only", default="", help="with it: the steps whose name holds this, such as 2304"
+    )
     parser.add_argument("--out", type=local, help="with it: write the table here as well")
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
@@ -309,7 +378,11 @@ def main(arguments: list[str] | None = None) -> None:
     if args.end_to_end:
         config = presets.get(args.preset or ("tiny" if args.small else "qwen2_1b5"))
         # rows, tokens, pictures of a row, crops, annotations
-        shapes = [(2, 64, 1, 2, 4), (1, 160, 2, 2, 6)] if args.small else [(4, 2304, 1, 13, 4), (1, 16384, 4, 13, 20)]
+        shapes = (
+            [(2, 64, 1, 2, 4), (1, 160, 2, 2, 6)]
+            if args.small
+            else [(4, 2304, 1, 13, 4), (1, 16384, 4, 13, 20)]
+        )
         works = [even_work(config, *shape) for shape in shapes]
         measured = gpu or args.device is not None
         with torch.device("cpu" if measured else "meta"):
@@ -325,13 +398,17 @@ def main(arguments: list[str] | None = None) -> None:
     weights.reset_parameters(0)
     parameters = sum(p.numel() for p in weights.parameters())
     clock = "second" if device.type == "cuda" else "CPU-second"
-    print(f"{preset}: {parameters:,} parameters, torch {torch.__version__}, {args.threads} thread(s), {device}")
+    print(
+        f"{preset}: {parameters:,} parameters, torch {torch.__version__}, {args.threads} thread(s), {device}"
+    )
     for ops in (None, "torch"):
         name = f"ops {ops or 'default':7}"
         with dispatch.use(ops):
             if args.tree:
                 both = tree_batches(config, args.crops, args.pictures, args.annotations)
-                rates = [args.pictures / measure(weights, side, steps, device).seconds for side in both]
+                rates = [
+                    args.pictures / measure(weights, side, steps, device).seconds for side in both
+                ]
                 tokens = [sum(b.input_ids.numel() for b in side) for side in both]
                 print(
                     f"{name} trees + packing {rates[0]:.2f} pictures per {clock} ({tokens[0]} tokens a step), padded "
@@ -341,7 +418,11 @@ def main(arguments: list[str] | None = None) -> None:
             batches = reference_batches(config, args.sequences, args.tokens, args.crops)
             seconds = measure(weights, batches, steps, device).seconds
             rate = args.sequences * args.tokens / seconds
-            beside = f", {rate / REFERENCE:.2f} times the reference's {REFERENCE}" if preset == "reference_cpu" else ""
+            beside = (
+                f", {rate / REFERENCE:.2f} times the reference's {REFERENCE}"
+                if preset == "reference_cpu"
+                else ""
+            )
             print(f"{name} {seconds:.3f} {clock}s a step, {rate:.0f} tokens per {clock}{beside}")
 
 

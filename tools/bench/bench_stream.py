@@ -83,7 +83,9 @@ def bench_packing(rounds: int) -> list[Row]:
     return rows
 
 
-def records(count: int, pictures: list[bytes], words: int) -> Iterator[tuple[str, dict[str, bytes]]]:
+def records(
+    count: int, pictures: list[bytes], words: int
+) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Captions and questions over a few pictures, one in five without a picture."""
     draw = np.random.RandomState(count)
     for i in range(count):
@@ -91,14 +93,21 @@ def records(count: int, pictures: list[bytes], words: int) -> Iterator[tuple[str
         annotations: list[dict[str, Any]] = [{"style": "long_caption", "text": answer}]
         if i % 3 == 0:
             annotations = [
-                {"style": "vqa2", "question": f"what is {k}?", "answer": answer[: 20 + i % 9]} for k in (1, 2)
+                {"style": "vqa2", "question": f"what is {k}?", "answer": answer[: 20 + i % 9]}
+                for k in (1, 2)
             ]
         if i % 5 == 4:
-            content = {"images": [], "annotations": [{"style": "text_sft", "messages": ["tell me", answer]}]}
+            content = {
+                "images": [],
+                "annotations": [{"style": "text_sft", "messages": ["tell me", answer]}],
+            }
             yield f"{i:06d}", {"json": json.dumps(content).encode()}
         else:
             content = {"images": ["jpg"], "annotations": annotations}
-            yield f"{i:06d}", {"jpg": pictures[i % len(pictures)], "json": json.dumps(content).encode()}
+            yield (
+                f"{i:06d}",
+                {"jpg": pictures[i % len(pictures)], "json": json.dumps(content).encode()},
+            )
 
 
 def small_run(folder: Path, photos: list[bytes]) -> RunConfig:
@@ -108,7 +117,12 @@ def small_run(folder: Path, photos: list[bytes]) -> RunConfig:
     for name, count in (("captions", 150), ("questions", 70)):
         write_shards(records(count, photos, 30), folder / name, name, 40)
         sources[name] = SourceConfig(path=str(folder / name))
-    data = DataConfig(sources=sources, tokenizer=str(folder / "tokenizer"), sequence_length=512, crops_per_sequence=16)
+    data = DataConfig(
+        sources=sources,
+        tokenizer=str(folder / "tokenizer"),
+        sequence_length=512,
+        crops_per_sequence=16,
+    )
     model = dataclasses.replace(
         presets.tiny(),
         vision=dataclasses.replace(presets.tiny().vision, patch_size=7),
@@ -181,7 +195,9 @@ def large_run(folder: Path, photos: list[bytes], workers: int) -> RunConfig:
     return dataclasses.replace(RunConfig(), model=presets.molmo_7b_d(), data=data, global_batch=2)
 
 
-def first_batch(config: RunConfig, virtual: Virtual, states: dict[int, dict[str, Any]] | None) -> float:
+def first_batch(
+    config: RunConfig, virtual: Virtual, states: dict[int, dict[str, Any]] | None
+) -> float:
     """Seconds from nothing but open shards to the first global batch, on one rank in this process."""
     start = time.perf_counter()
     opened, lanes = Mixture.open(config, sets={"photos": virtual}), rank_lanes(config, 0, 1)
@@ -193,7 +209,9 @@ def bench_resume(photos: list[bytes], rounds: int) -> list[Row]:
     """The first batch of a new run beside that of one which goes on after 10 million of 12 million virtual samples."""
     with tempfile.TemporaryDirectory() as folder:
         config = large_run(Path(folder), photos, 0)
-        virtual = Virtual(ShardSet(config.data.sources["photos"].path), 12_000_000, config.global_batch)
+        virtual = Virtual(
+            ShardSet(config.data.sources["photos"].path), 12_000_000, config.global_batch
+        )
         mixture, states = Mixture.open(config, sets={"photos": virtual}), {}
         for number in range(config.global_batch):
             lane = Lane(number, mixture.orders, mixture.rates, mixture.size, mixture.budget)
@@ -207,7 +225,12 @@ def bench_resume(photos: list[bytes], rounds: int) -> list[Row]:
             resumed.append(first_batch(config, virtual, states))
     size = max(len(json.dumps(state)) for state in states.values())
     return [
-        {"what": "cold start", "seconds to first batch": min(cold), "x cold": 1.0, "bytes of state per lane": 0},
+        {
+            "what": "cold start",
+            "seconds to first batch": min(cold),
+            "x cold": 1.0,
+            "bytes of state per lane": 0,
+        },
         {
             "what": "after 10 million samples",
             "seconds to first batch": min(resumed),
@@ -223,7 +246,9 @@ def bench_memory(photos: list[bytes]) -> list[Row]:
         large_run(Path(folder), photos, 1)
         code = f"import bench_stream; bench_stream.worker_memory({folder!r})"
         here = Path(__file__).parent  # where Python looks first
-        done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=True
+        )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -242,11 +267,18 @@ def worker_memory(folder: str) -> None:
     kept: deque[Sequence] = deque(maxlen=data.prefetch_factor)
     for _ in range(60):
         kept.append(next(stream))
-    peak, held = most_memory(), sum(t.nbytes for sequence in kept for t in sequence.row.tensors()) / 1e6
+    peak, held = (
+        most_memory(),
+        sum(t.nbytes for sequence in kept for t in sequence.row.tensors()) / 1e6,
+    )
     rows = [
         {"what": "Python with the imports", "peak RSS MB": bare, "above it MB": 0.0},
         {"what": "serving a lane", "peak RSS MB": peak, "above it MB": peak - bare},
-        {"what": f"  of which {len(kept)} finished sequences", "peak RSS MB": held, "above it MB": held},
+        {
+            "what": f"  of which {len(kept)} finished sequences",
+            "peak RSS MB": held,
+            "above it MB": held,
+        },
     ]
     print(json.dumps(rows))
 

@@ -31,7 +31,15 @@ KEPT = "launches.jsonl"
 STEPS = 4
 MEASURE = "zero1"
 ALLOWED = 2e-5  # relative; float32 and 4 unclipped steps of SGD
-SAME = ("loss", "grad_norm/connector", "grad_norm/vision", "grad_norm/text", "tokens", "learnt_tokens", "crops")
+SAME = (
+    "loss",
+    "grad_norm/connector",
+    "grad_norm/vision",
+    "grad_norm/text",
+    "tokens",
+    "learnt_tokens",
+    "crops",
+)
 Cell = tuple[int, str, str, str]  # ranks, strategy, model, packing
 
 
@@ -86,7 +94,9 @@ def table(results: dict[Cell, list[dict[str, float]] | str]) -> list[str]:
     columns = list(dict.fromkeys((ranks, packing) for ranks, _, _, packing in results))
     rows = list(dict.fromkeys((strategy, model) for _, strategy, model, _ in results))
     lines = [
-        "| strategy | model | " + " | ".join(f"{ranks} ranks, {packing}" for ranks, packing in columns) + " |",
+        "| strategy | model | "
+        + " | ".join(f"{ranks} ranks, {packing}" for ranks, packing in columns)
+        + " |",
         "|---|---|" + "---|" * len(columns),
     ]
     refused: dict[str, list[str]] = {}
@@ -103,25 +113,44 @@ def table(results: dict[Cell, list[dict[str, float]] | str]) -> list[str]:
             worst = max(worst, apart)
             cells.append(f"{apart:.1e}")
         lines.append(f"| {strategy} | {model} | {' | '.join(cells)} |")
-    lines += ["", f"Largest relative difference of a loss, norm or count: {worst:.1e} (allowed: {ALLOWED:.0e})."]
-    lines += ["", *(f"- refused ({', '.join(dict.fromkeys(names))}): {said}" for said, names in refused.items())]
-    return lines if worst <= ALLOWED and math.isfinite(worst) else [*lines, "", "**Above what is allowed.**"]
+    lines += [
+        "",
+        f"Largest relative difference of a loss, norm or count: {worst:.1e} (allowed: {ALLOWED:.0e}).",
+    ]
+    lines += [
+        "",
+        *(
+            f"- refused ({', '.join(dict.fromkeys(names))}): {said}"
+            for said, names in refused.items()
+        ),
+    ]
+    return (
+        lines
+        if worst <= ALLOWED and math.isfinite(worst)
+        else [*lines, "", "**Above what is allowed.**"]
+    )
 
 
 def main() -> None:
     """Launch the cells one after the other, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     everything = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
     parser.add_argument("run", type=Path, help="a folder of examples/quickstart.sh")
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--strategies", nargs="+", default=everything, choices=everything)
     parser.add_argument("--packings", nargs="+", default=list(PACKINGS), choices=PACKINGS)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
-    parser.add_argument("--write", action="store_true", help="replace the table in docs/evidence/equality.md")
+    parser.add_argument(
+        "--write", action="store_true", help="replace the table in docs/evidence/equality.md"
+    )
     arguments = parser.parse_args()
     run = arguments.run.absolute()
     if not (run / "data/questions").is_dir():
-        raise ValueError(f"{run} is no folder of the quickstart; make one: bash examples/quickstart.sh --out {run}")
+        raise ValueError(
+            f"{run} is no folder of the quickstart; make one: bash examples/quickstart.sh --out {run}"
+        )
     began = time.strftime("%Y-%m-%d")
     strategies = list(dict.fromkeys([MEASURE, *arguments.strategies]))
     cells = [

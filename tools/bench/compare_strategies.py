@@ -32,7 +32,8 @@ from molmo_ds.testing.ranks import run_ranks
 from molmo_ds.testing.tables import ROOT, cpu, write
 
 LANES = 16  # sequences of a global batch
-SGD_RATE = 0.25  # of synthetic.config's rates, whose 20 steps without clipping amplify rounding tenfold
+# of synthetic.config's rates, whose 20 steps without clipping amplify rounding tenfold
+SGD_RATE = 0.25
 SHOWN = {"sgd": "SGD", "adamw": "AdamW"}
 BF16 = [(strategy, times) for strategy in ("zero1", "zero2", "zero3") for times in (1, 2, 4, 8, 16)]
 ALLOWED = 1e-5  # loss difference under SGD in fp32
@@ -76,7 +77,9 @@ def lanes_of(name: str, steps: int) -> Callable[[int], list[Batch]] | None:
 def micro_batches(cell: Cell, config: RunConfig, step: int, rank: int, size: int) -> list[Batch]:
     """A rank's share of a step of a cell."""
     if cell[0].endswith(UNLIKE):
-        return unlike.micro_batches(config, unlike.extremes(LANES, config.max_steps), step, rank, size)
+        return unlike.micro_batches(
+            config, unlike.extremes(LANES, config.max_steps), step, rank, size
+        )
     return synthetic.micro_batches(config, step, rank, size)
 
 
@@ -108,7 +111,10 @@ def table(results: dict[Cell, Run | str], noise: dict[Cell, Run | str], steps: i
     """
     optimizers = [name for name in SHOWN if any(cell[2] == name for cell in results)]
     heads = [f"{SHOWN[name]} loss | {SHOWN[name]} weights" for name in optimizers]
-    lines = [f"| strategy | decoder | {' | '.join(heads)} |", "|---|---|" + "---|---|" * len(optimizers)]
+    lines = [
+        f"| strategy | decoder | {' | '.join(heads)} |",
+        "|---|---|" + "---|---|" * len(optimizers),
+    ]
     references: dict[tuple, Run] = {}
     allowed: dict[tuple, float] = {}
     for name in dict.fromkeys(cell[0] for cell in results):
@@ -118,21 +124,37 @@ def table(results: dict[Cell, Run | str], noise: dict[Cell, Run | str], steps: i
             lanes = lanes_of(name, steps)
             references[name, optimizer] = reference = plain(config, lanes=lanes)[::2]
             if noise:
-                pairs = [difference(run, reference) for c, run in noise.items() if (c[0], c[2]) == (name, optimizer)]
-                spreads = [(statistics.mean(values), statistics.stdev(values)) for values in zip(*pairs)]
+                pairs = [
+                    difference(run, reference)
+                    for c, run in noise.items()
+                    if (c[0], c[2]) == (name, optimizer)
+                ]
+                spreads = [
+                    (statistics.mean(values), statistics.stdev(values)) for values in zip(*pairs)
+                ]
                 allowed[name, optimizer] = spreads[0][0] + 3 * spreads[0][1]
                 first += [f"{mean:.1e} +- {deviation:.1e}" for mean, deviation in spreads]
                 continue
             allowed[name, optimizer] = ALLOWED
-            first += [f"{x:.1e}" for x in difference(plain(config, rounding=1e-7, lanes=lanes)[::2], reference)]
-            second += [f"{x:.1e}" for x in difference(plain(config, too_large=0.01, lanes=lanes)[::2], reference)]
+            first += [
+                f"{x:.1e}"
+                for x in difference(plain(config, rounding=1e-7, lanes=lanes)[::2], reference)
+            ]
+            second += [
+                f"{x:.1e}"
+                for x in difference(plain(config, too_large=0.01, lanes=lanes)[::2], reference)
+            ]
         what = f"{len(BF16)} runs in bf16" if noise else "first weights rounded otherwise"
         lines.append(f"| one process, {what} | {name} | {' | '.join(first)} |")
         if second:
-            lines.append(f"| one process, gradients 1 % too large | {name} | {' | '.join(second)} |")
+            lines.append(
+                f"| one process, gradients 1 % too large | {name} | {' | '.join(second)} |"
+            )
     worst, over, refused = 0.0, [], {}
     for strategy, name in dict.fromkeys((cell[1], cell[0]) for cell in results):
-        here = {cell: run for cell, run in results.items() if (cell[1], cell[0]) == (strategy, name)}
+        here = {
+            cell: run for cell, run in results.items() if (cell[1], cell[0]) == (strategy, name)
+        }
         legal = {cell: run for cell, run in here.items() if not isinstance(run, str)}
         if not legal:
             refused.setdefault((strategy, next(iter(here.values()))), []).append(name)
@@ -140,34 +162,51 @@ def table(results: dict[Cell, Run | str], noise: dict[Cell, Run | str], steps: i
         row, fewer = [], sorted({cell[3] for cell in legal}) if len(legal) < len(here) else []
         for optimizer in optimizers:
             pairs = [
-                difference(run, references[name, optimizer]) for cell, run in legal.items() if cell[2] == optimizer
+                difference(run, references[name, optimizer])
+                for cell, run in legal.items()
+                if cell[2] == optimizer
             ]
             row += [f"{max(values):.1e}" for values in zip(*pairs)]
             if optimizer == "sgd":
                 loss = max(loss for loss, _ in pairs)
                 worst = max(worst, loss / allowed[name, optimizer])
                 over += [f"{strategy} {name}"] * (loss > allowed[name, optimizer])
-        lines.append(f"| {strategy}{''.join(f', {n} micro-steps' for n in fewer)} | {name} | {' | '.join(row)} |")
-    lines += [f"| {row[0]} | {', '.join(names)} | refused: {row[1]} |" for row, names in refused.items()]
+        lines.append(
+            f"| {strategy}{''.join(f', {n} micro-steps' for n in fewer)} | {name} | {' | '.join(row)} |"
+        )
+    lines += [
+        f"| {row[0]} | {', '.join(names)} | refused: {row[1]} |" for row, names in refused.items()
+    ]
     if "sgd" in optimizers:
         limit = "what one process in bf16 has at three deviations" if noise else f"{ALLOWED:.0e}"
         above = ", ".join(over) or "none"
-        lines += ["", f"Loss differences under SGD: at most {worst:.2f} times {limit}; above it: {above}."]
+        lines += [
+            "",
+            f"Loss differences under SGD: at most {worst:.2f} times {limit}; above it: {above}.",
+        ]
     return lines
 
 
 def main() -> None:
     """Run the cells, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--ranks", type=int, default=2)
     everything = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
     parser.add_argument("--strategies", nargs="+", default=everything, choices=everything)
-    parser.add_argument("--families", nargs="+", help="default: all, and under SGD in fp32 two of them with `unlike`")
+    parser.add_argument(
+        "--families",
+        nargs="+",
+        help="default: all, and under SGD in fp32 two of them with `unlike`",
+    )
     parser.add_argument("--optimizers", nargs="+", default=["sgd", "adamw"])
     parser.add_argument("--accumulations", nargs="+", type=int, default=[1, 4])
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--write", metavar="NAME", help="replace the table `equality at NAME` of docs/evidence")
+    parser.add_argument(
+        "--write", metavar="NAME", help="replace the table `equality at NAME` of docs/evidence"
+    )
     arguments = parser.parse_args()
     if arguments.families is None:
         arguments.families = ["qwen2", "llama", "olmo", "olmo2", "olmoe"]
@@ -176,7 +215,9 @@ def main() -> None:
     elif any(name.endswith(UNLIKE) for name in arguments.families) and (
         arguments.optimizers != ["sgd"] or arguments.precision != "fp32"
     ):
-        raise ValueError("Decoders with `unlike` are compared with --optimizers sgd --precision fp32 alone.")
+        raise ValueError(
+            "Decoders with `unlike` are compared with --optimizers sgd --precision fp32 alone."
+        )
     cells = [
         (name, strategy, optimizer, accumulation, arguments.precision)
         for strategy in arguments.strategies
@@ -188,11 +229,19 @@ def main() -> None:
     results: dict[Cell, Run | str] = {}
     for strategy in arguments.strategies:
         here = [cell for cell in cells if cell[1] == strategy]
-        results |= run_ranks(under_strategies, arguments.ranks, here, arguments.steps, timeout=3600)[0]
+        results |= run_ranks(
+            under_strategies, arguments.ranks, here, arguments.steps, timeout=3600
+        )[0]
     noise: dict[Cell, Run | str] = {}
     if arguments.precision == "bf16":
-        names = [(name, optimizer) for name in arguments.families for optimizer in arguments.optimizers]
-        here = [(name, strategy, optimizer, times, "bf16") for name, optimizer in names for strategy, times in BF16]
+        names = [
+            (name, optimizer) for name in arguments.families for optimizer in arguments.optimizers
+        ]
+        here = [
+            (name, strategy, optimizer, times, "bf16")
+            for name, optimizer in names
+            for strategy, times in BF16
+        ]
         noise = run_ranks(under_strategies, 1, here, arguments.steps, timeout=3600)[0]
     command = f"python tools/bench/compare_strategies.py {shlex.join(sys.argv[1:])}"
     machine = f"{cpu()}, {torch.get_num_threads()} thread per rank, torch {torch.__version__}"

@@ -20,7 +20,9 @@ from molmo_ds.ops.tree_attention import attention_plan, tree_attention
 from molmo_ds.ops.tree_attention.flex import reach
 from molmo_ds.ops.weighted_cross_entropy import weighted_cross_entropy
 
-LIGER, FLASH = (importlib.util.find_spec(name) is not None for name in ("liger_kernel", "flash_attn"))
+LIGER, FLASH = (
+    importlib.util.find_spec(name) is not None for name in ("liger_kernel", "flash_attn")
+)
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,11 @@ class Case:
     run: Callable[..., Tensor | tuple[Tensor, ...]]
     gigabytes: tuple[float, float]  # forward, forward and backward
     teraflops: tuple[float, float] = (0.0, 0.0)
-    by: tuple[str, ...] = ("triton",)  # none: ours is the plain version, compiled where the run asks for it
+    # none: ours is the plain version, compiled where the run asks for it
+    by: tuple[str, ...] = ("triton",)
     library: tuple[str, Callable[..., Tensor]] | None = None
-    plain: Callable[..., Tensor] | None = None  # where the plain version that ops/ has is not what one would write
+    # where the plain version that ops/ has is not what one would write
+    plain: Callable[..., Tensor] | None = None
 
 
 def leaf(*size: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -52,7 +56,9 @@ def crops_case() -> Case:
         size = (2, 28, 42, 3) if small else (n, side, side, 3)
         return [torch.randint(0, 256, size, dtype=torch.uint8), *statistics, 14]
 
-    return Case("normalise_patches", f"{n}x{side}x{side}", make, normalise_patches, (pixels * 5e-9, 0))
+    return Case(
+        "normalise_patches", f"{n}x{side}x{side}", make, normalise_patches, (pixels * 5e-9, 0)
+    )
 
 
 def gather_case(size: int) -> Case:
@@ -64,9 +70,16 @@ def gather_case(size: int) -> Case:
         index = torch.randperm(n_ * p)[: m * size].view(m, size)
         if small:
             index[1], index[2, 1] = -1, -1
-        return [[leaf(n_, p + 1, d), leaf(n_, p + 1, d)], torch.rand(n_, p, kinds), leaf(kinds, 2 * d), index, False]
+        return [
+            [leaf(n_, p + 1, d), leaf(n_, p + 1, d)],
+            torch.rand(n_, p, kinds),
+            leaf(kinds, 2 * d),
+            index,
+            False,
+        ]
 
-    moved = (2 * rows + windows) * 2 * width * 2e-9  # layers in, features and means out; backward the other way
+    # layers in, features and means out; backward the other way
+    moved = (2 * rows + windows) * 2 * width * 2e-9
     shape = f"{n}x{patches}x2x{width} windows of {size}"
     return Case("gather_patches", shape, make, gather_patches, (moved, 2 * moved))
 
@@ -82,13 +95,22 @@ def pool_case(size: int) -> Case:
         return [leaf(m, h, d), leaf(m, size, h, d), leaf(m, size, h, d), index, True]
 
     def library(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> Tensor:
-        return F.scaled_dot_product_attention(q[:, :, None], k.transpose(1, 2), v.transpose(1, 2))[:, :, 0]
+        return F.scaled_dot_product_attention(q[:, :, None], k.transpose(1, 2), v.transpose(1, 2))[
+            :, :, 0
+        ]
 
     row = windows * heads * width * 2e-9
-    moved = (2 * row + 2 * size * row, 5 * row + 6 * size * row)  # q, out, k, v; then grad, q, k, v in and three out
+    # q, out, k, v; then grad, q, k, v in and three out
+    moved = (2 * row + 2 * size * row, 5 * row + 6 * size * row)
     shape = f"{windows}x{heads}x{width} windows of {size}"
     return Case(
-        "pool_patches", shape, make, pool_patches, moved, by=("triton", "cuda"), library=("torch SDPA", library)
+        "pool_patches",
+        shape,
+        make,
+        pool_patches,
+        moved,
+        by=("triton", "cuda"),
+        library=("torch SDPA", library),
     )
 
 
@@ -107,7 +129,11 @@ def splice_case() -> Case:
     row = width * 2e-9
     moved = (2 * tokens + count) * row
     return Case(
-        "splice", f"{tokens}x{width}, {count} features", make, splice, (moved, moved + (tokens + 2 * count) * row)
+        "splice",
+        f"{tokens}x{width}, {count} features",
+        make,
+        splice,
+        (moved, moved + (tokens + 2 * count) * row),
     )
 
 
@@ -122,7 +148,9 @@ def loss_case() -> Case:
         ce, z, _ = weighted_cross_entropy(*args)
         return ce + z
 
-    def plain(hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor, z_loss: float) -> Tensor:
+    def plain(
+        hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor, z_loss: float
+    ) -> Tensor:
         logits = (hidden @ weight.T).float()
         z = z_loss * logits.logsumexp(-1) ** 2
         return (weights * (F.cross_entropy(logits, labels, reduction="none") + z)).sum()
@@ -131,9 +159,9 @@ def loss_case() -> Case:
         from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
 
         # it knows no weights of tokens, and returns the loss first
-        return LigerFusedLinearCrossEntropyFunction.apply(hidden, weight, labels, None, None, -100, z_loss, 0.0, "sum")[
-            0
-        ]
+        return LigerFusedLinearCrossEntropyFunction.apply(
+            hidden, weight, labels, None, None, -100, z_loss, 0.0, "sum"
+        )[0]
 
     product = 2 * rows * width * words * 1e-12
     logits = rows * words * 2e-9
@@ -154,7 +182,8 @@ def pointwise_cases() -> Iterator[Case]:
 
     def turn(small: bool) -> list[Any]:
         t, h = (9, 3) if small else (tokens, heads)
-        x = torch.randn(1, t, h, 128).bfloat16().transpose(1, 2).requires_grad_()  # as the projections leave it
+        # as the projections leave it
+        x = torch.randn(1, t, h, 128).bfloat16().transpose(1, 2).requires_grad_()
         return [x, *rope_table(torch.arange(t)[None], 128, 1e6)]
 
     def liger_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -170,7 +199,8 @@ def pointwise_cases() -> Iterator[Case]:
     def liger_turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         from liger_kernel.ops.rope import LigerRopeFunction
 
-        return LigerRopeFunction.apply(x, x[:, :1].detach(), cos, sin)[0]  # queries and keys, in place; here one head
+        # queries and keys, in place; here one head
+        return LigerRopeFunction.apply(x, x[:, :1].detach(), cos, sin)[0]
 
     def torch_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return F.rms_norm(x, x.shape[-1:], weight, eps)
@@ -178,16 +208,36 @@ def pointwise_cases() -> Iterator[Case]:
     libraries = [("Liger", f) if LIGER else None for f in (liger_norm, liger_gate, liger_turn)]
     libraries[0] = libraries[0] or ("torch", torch_norm)
     one = tokens * width * 2e-9
-    yield Case("rms_norm", f"{tokens}x{width}", norm, rms_norm, (2 * one, 5 * one), by=(), library=libraries[0])
+    yield Case(
+        "rms_norm",
+        f"{tokens}x{width}",
+        norm,
+        rms_norm,
+        (2 * one, 5 * one),
+        by=(),
+        library=libraries[0],
+    )
     one = tokens * inner * 2e-9
-    yield Case("swiglu", f"{tokens}x{inner}", gate, swiglu, (3 * one, 8 * one), by=(), library=libraries[1])
+    yield Case(
+        "swiglu", f"{tokens}x{inner}", gate, swiglu, (3 * one, 8 * one), by=(), library=libraries[1]
+    )
     one = tokens * heads * 128 * 2e-9
-    yield Case("rope", f"{heads}x{tokens}x128", turn, rotate, (2 * one, 4 * one), by=(), library=libraries[2])
+    yield Case(
+        "rope",
+        f"{heads}x{tokens}x128",
+        turn,
+        rotate,
+        (2 * one, 4 * one),
+        by=(),
+        library=libraries[2],
+    )
 
 
 def tree(small: bool) -> tuple[Tensor, Tensor]:
     """Document and branch ids: six documents of a 1400-token picture and twelve answers of 110, in 16384 tokens."""
-    tokens, documents, prefix, branches, length = (261, 3, 60, 3, 9) if small else (16384, 6, 1400, 12, 110)
+    tokens, documents, prefix, branches, length = (
+        (261, 3, 60, 3, 9) if small else (16384, 6, 1400, 12, 110)
+    )
     document, branch = torch.zeros(2, 1, tokens, dtype=torch.int32, device="cpu")
     for d in range(documents):
         start = d * (prefix + branches * length)
@@ -202,7 +252,9 @@ def attention_case() -> Case:
     heads, groups, width = 28, 4, 128
     document, branch = tree(False)
     tokens = document.shape[1]
-    pairs = sum(int((end - start).clamp(min=0).sum()) for start, end in reach(document, branch, None))
+    pairs = sum(
+        int((end - start).clamp(min=0).sum()) for start, end in reach(document, branch, None)
+    )
 
     def make(small: bool) -> list[Any]:
         t, h, g = (261, 4, 2) if small else (tokens, heads, groups)
@@ -210,7 +262,8 @@ def attention_case() -> Case:
         sizes = [(1, n, t, width) for n in (h, g, g)]
         return [*(leaf(*size) for size in sizes), attention_plan(*ids, torch.bfloat16)]
 
-    def causal(q: Tensor, k: Tensor, v: Tensor, _: Any) -> Tensor:  # what plain flash attention would do
+    # what plain flash attention would do
+    def causal(q: Tensor, k: Tensor, v: Tensor, _: Any) -> Tensor:
         if not FLASH:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         from flash_attn import flash_attn_func
@@ -220,8 +273,20 @@ def attention_case() -> Case:
     product = 4 * width * heads * pairs * 1e-12
     moved = tokens * width * (2 * heads + 2 * groups) * 2e-9
     shape = f"{heads}/{groups}x{tokens}x{width} tree of {pairs / 1e6:.1f} M pairs"
-    flops, library = (product, 3.5 * product), ("flash-attn, causal" if FLASH else "torch flash, causal", causal)
-    return Case("tree_attention", shape, make, tree_attention, (moved, 3 * moved), flops, ("triton", "cuda"), library)
+    flops, library = (
+        (product, 3.5 * product),
+        ("flash-attn, causal" if FLASH else "torch flash, causal", causal),
+    )
+    return Case(
+        "tree_attention",
+        shape,
+        make,
+        tree_attention,
+        (moved, 3 * moved),
+        flops,
+        ("triton", "cuda"),
+        library,
+    )
 
 
 def experts_case() -> Case:
@@ -229,7 +294,14 @@ def experts_case() -> Case:
 
     def make(small: bool) -> list[Any]:
         r, d, e, i = (37, 16, 8, 8) if small else (rows, width, count, inner)
-        return [leaf(r, d), torch.randn(r, e), leaf(e, 2 * i, d), leaf(e, d, i), 2 if small else top, False]
+        return [
+            leaf(r, d),
+            torch.randn(r, e),
+            leaf(e, 2 * i, d),
+            leaf(e, d, i),
+            2 if small else top,
+            False,
+        ]
 
     def liger(x: Tensor, router: Tensor, gate_up: Tensor, down: Tensor, k: int, _: bool) -> Tensor:
         from liger_kernel.ops.fused_moe import LigerFusedMoEFunction
@@ -241,10 +313,27 @@ def experts_case() -> Case:
     moved = (count * width * inner * 3 + rows * top * (2 * width + 3 * inner)) * 2e-9
     shape = f"{rows}x{width}, {top} of {count} experts of {inner}"
     library = ("Liger", liger) if LIGER else None
-    return Case("experts", shape, make, experts, (moved, 3 * moved), (product, 3 * product), by=(), library=library)
+    return Case(
+        "experts",
+        shape,
+        make,
+        experts,
+        (moved, 3 * moved),
+        (product, 3 * product),
+        by=(),
+        library=library,
+    )
 
 
 def cases() -> list[Case]:
     """All of them."""
     gathered = [f(size) for f in (gather_case, pool_case) for size in (4, 9)]
-    return [crops_case(), *gathered, splice_case(), loss_case(), attention_case(), experts_case(), *pointwise_cases()]
+    return [
+        crops_case(),
+        *gathered,
+        splice_case(),
+        loss_case(),
+        attention_case(),
+        experts_case(),
+        *pointwise_cases(),
+    ]

@@ -52,7 +52,9 @@ class Plan:
     max_bad_share: float
 
 
-def convert(items: Iterable[Item | Fault], mapping: Mapping, plan: Plan, outcome: Outcome) -> Iterator[int]:
+def convert(
+    items: Iterable[Item | Fault], mapping: Mapping, plan: Plan, outcome: Outcome
+) -> Iterator[int]:
     """Make shards of all items and publish them at the end; yields how many rows are done, and adds to `outcome`.
 
     The shards do not depend on the number of workers. Raises ValueError, and leaves nothing, where more rows
@@ -75,7 +77,9 @@ def convert(items: Iterable[Item | Fault], mapping: Mapping, plan: Plan, outcome
 def check(outcome: Outcome, plan: Plan) -> None:
     """ValueError where too many rows cannot be used, or all."""
     bad = len(outcome.faults)
-    if too_many(bad, outcome.seen, plan.max_bad_share) or (bad > MOST_BAD and bad > outcome.seen / 2):
+    if too_many(bad, outcome.seen, plan.max_bad_share) or (
+        bad > MOST_BAD and bad > outcome.seen / 2
+    ):
         raise ValueError(
             f"{bad} of {outcome.seen} rows cannot be used, more than --max-bad-share {plan.max_bad_share} (of 10,000"
             f" rows at least) allows; nothing was written. The first: {outcome.faults[0]}"
@@ -86,13 +90,20 @@ def check(outcome: Outcome, plan: Plan) -> None:
 
 
 def _check_columns(mapping: Mapping, notes: Notes) -> None:
-    for option, names in (("--image", mapping.images), ("--map", [column for _, column in mapping.columns])):
+    for option, names in (
+        ("--image", mapping.images),
+        ("--map", [column for _, column in mapping.columns]),
+    ):
         never = [name for name in names if name not in notes.columns | notes.used]
         if never:
-            raise ValueError(f"{option} names the column '{never[0]}', which no row has; nothing was written.")
+            raise ValueError(
+                f"{option} names the column '{never[0]}', which no row has; nothing was written."
+            )
 
 
-def _batches(items: Iterable[Item | Fault], per_shard: int, outcome: Outcome) -> Iterator[list[Item]]:
+def _batches(
+    items: Iterable[Item | Fault], per_shard: int, outcome: Outcome
+) -> Iterator[list[Item]]:
     """The items of a shard at a time; faults, and keys that come twice, go to the outcome."""
     seen: set[str] = set()
     sound = _sound(items, seen, outcome)
@@ -120,7 +131,9 @@ def final_key(item: Item) -> str:
     return item.key.replace(".", "_")
 
 
-def _in_processes(batches: Iterable[list[Item]], mapping: Mapping, plan: Plan, staging: Staging) -> Iterator[Outcome]:
+def _in_processes(
+    batches: Iterable[list[Item]], mapping: Mapping, plan: Plan, staging: Staging
+) -> Iterator[Outcome]:
     if plan.workers == 1:
         for number, batch in enumerate(batches):
             yield make_shard(staging.tar(number), batch, mapping)

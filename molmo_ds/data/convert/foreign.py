@@ -1,6 +1,14 @@
 """Files that other programs leave among data: nobody's samples."""
 
-NAMES = {"__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information", "lost+found"}
+NAMES = {
+    "__macosx",
+    "@eadir",
+    "#recycle",
+    "@recycle",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+}
 NAMES |= {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
 WHAT = "files of other programs (hidden, __MACOSX, @eaDir, Thumbs.db, ...)"
 

@@ -62,7 +62,9 @@ def finish(folder: Folder, max_bad_share: float) -> None:
     """Write `.nv-meta`; ValueError where a tar is damaged or too many samples cannot be used."""
     damaged = folder.damaged
     if damaged:
-        raise ValueError(f"{len(damaged)} of {len(folder.tars)} tars cannot be indexed. The first: {damaged[0]}")
+        raise ValueError(
+            f"{len(damaged)} of {len(folder.tars)} tars cannot be indexed. The first: {damaged[0]}"
+        )
     outcome = folder.outcome
     if too_many(len(outcome.faults), outcome.seen, max_bad_share):
         raise ValueError(

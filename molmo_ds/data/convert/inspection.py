@@ -104,7 +104,10 @@ def first_difference(path: str, ours: Iterator[Sizes]) -> Iterator[str]:
     """A sentence about the first sample that webdataset reads otherwise, if there is one."""
     for mine, theirs in zip_longest(ours, webdataset_samples(path)):
         if mine != theirs:
-            seen = [f"'{one[0]}' with {', '.join(one[1])}" if one else "no more sample" for one in (theirs, mine)]
+            seen = [
+                f"'{one[0]}' with {', '.join(one[1])}" if one else "no more sample"
+                for one in (theirs, mine)
+            ]
             yield f"{path}: webdataset reads {seen[0]} where the index has {seen[1]}"
             return
 

@@ -66,7 +66,9 @@ class FileItem:
     def read(self, mapping: Mapping, notes: Notes) -> Read:
         """The row and its picture; BadSample where one of them cannot be had."""
         if self.beside is None:
-            raise BadSample("It has neither a .json nor a .txt file beside it; see docs/reference/data-format.md.")
+            raise BadSample(
+                "It has neither a .json nor a .txt file beside it; see docs/reference/data-format.md."
+            )
         if self.beside.lower().endswith(".txt"):
             row = {"text": read_text(self.beside).strip()}
         else:
@@ -88,7 +90,9 @@ class MemberItem:
         """The row and its pictures; BadSample where one of them cannot be had."""
         where = {member.part: member for member in self.members}
         if len(where) < len(self.members):
-            raise BadSample(f"It holds a part twice: {', '.join(member.part for member in self.members)}.")
+            raise BadSample(
+                f"It holds a part twice: {', '.join(member.part for member in self.members)}."
+            )
         row: Row = {}
         if "json" in where:
             row = as_row(to_text(self._bytes(where["json"]), "Its .json"), "Its .json")
@@ -96,7 +100,9 @@ class MemberItem:
             row |= {"text": to_text(self._bytes(where["txt"]), "Its .txt").strip()}
         shown_parts = sorted(part for part in where if is_picture("." + part))
         named = row.pop("images", None)
-        if named is not None and (not isinstance(named, list) or not all(isinstance(one, str) for one in named)):
+        if named is not None and (
+            not isinstance(named, list) or not all(isinstance(one, str) for one in named)
+        ):
             raise BadSample(f"'images' is {shown(named)}, but must be a list of members' names.")
         missing = [name for name in named or () if name not in where]
         if missing:
@@ -129,7 +135,9 @@ def as_row(text: str, where: str) -> Row:
     if isinstance(value, list):
         return {"annotations": value}
     if not isinstance(value, dict):
-        raise BadSample(f"{where} is {shown(value)}, but must be an object or a list of annotations.")
+        raise BadSample(
+            f"{where} is {shown(value)}, but must be an object or a list of annotations."
+        )
     return value
 
 
@@ -144,5 +152,7 @@ def picture_bytes(column: str, value: Any, root: str) -> bytes:
     if not isinstance(value, str) or not value:
         raise BadSample(f"'{column}' is {shown(value)}, but must be a picture's path or bytes.")
     if "://" in value:
-        raise BadSample(f"'{column}' is the address {shown(value)}; fetch the pictures first and give their paths.")
+        raise BadSample(
+            f"'{column}' is the address {shown(value)}; fetch the pictures first and give their paths."
+        )
     return read_file(Path(root, value))

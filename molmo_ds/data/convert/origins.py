@@ -68,17 +68,24 @@ class DataSet:
         import datasets
 
         folder = Path(self.source)
-        if not any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json", "state.json")):
+        if not any(
+            (folder / name).is_file()
+            for name in ("dataset_info.json", "dataset_dict.json", "state.json")
+        ):
             if folder.is_dir() and glob.has_magic(self.source):
                 raise ValueError(
                     f"datasets takes the brackets or stars in {self.source} for a pattern; rename the folder."
                 )
-            return datasets.load_dataset(self.source, self.subset, split=self.split, streaming=self.streaming)
+            return datasets.load_dataset(
+                self.source, self.subset, split=self.split, streaming=self.streaming
+            )
         data = datasets.load_from_disk(self.source)
         if not isinstance(data, datasets.DatasetDict):
             return data
         if self.split not in data:
-            raise ValueError(f"{self.source} has no split '{self.split}'; give --split, one of {', '.join(data)}.")
+            raise ValueError(
+                f"{self.source} has no split '{self.split}'; give --split, one of {', '.join(data)}."
+            )
         return data[self.split]
 
     def _undecoded(self, data: Any) -> Any:
@@ -88,7 +95,9 @@ class DataSet:
         for name, feature in (data.features or {}).items():
             inner = getattr(feature, "feature", feature)
             if isinstance(inner, datasets.Image):
-                data = data.cast_column(name, undecoded if inner is feature else datasets.List(undecoded))
+                data = data.cast_column(
+                    name, undecoded if inner is feature else datasets.List(undecoded)
+                )
         return data
 
     def _check_columns(self, features: dict[str, Any]) -> None:
@@ -98,9 +107,13 @@ class DataSet:
         named = [*self.mapping.images, *(column for _, column in self.mapping.columns)]
         missing = [name for name in named if name not in features]
         if missing:
-            raise ValueError(f"{self.source} has no column '{missing[0]}'; it has {', '.join(features)}.")
+            raise ValueError(
+                f"{self.source} has no column '{missing[0]}'; it has {', '.join(features)}."
+            )
         taken = {*self.mapping.picture_columns(features), *self.mapping.without, *KEPT}
-        lost = [name for name, feature in features.items() if name not in taken and _is_image(feature)]
+        lost = [
+            name for name, feature in features.items() if name not in taken and _is_image(feature)
+        ]
         if lost:
             raise ValueError(
                 f"{self.source} has pictures or other bytes in {', '.join(lost)}, which would be lost;"
@@ -137,7 +150,11 @@ class Lines:
         except ValueError as error:
             if not text.lstrip().startswith("["):  # lines of UTF-16
                 lines = enumerate(text.splitlines())
-                yield from (self._item(i, f"{self.path} line {i + 1}", line) for i, line in lines if line.strip())
+                yield from (
+                    self._item(i, f"{self.path} line {i + 1}", line)
+                    for i, line in lines
+                    if line.strip()
+                )
                 return
             first = text.lstrip().split("\n", 1)[0]
             raise ValueError(
@@ -159,7 +176,9 @@ class Lines:
 
     def _row(self, number: int, where: str, row: Any) -> Item | Fault:
         if not isinstance(row, dict):
-            return Fault(where, f"The row is {shown(row)}, but must be an object with named columns.")
+            return Fault(
+                where, f"The row is {shown(row)}, but must be an object with named columns."
+            )
         key = row.pop("key", None)
         if key is not None and (isinstance(key, bool) or not isinstance(key, (str, int))):
             return Fault(where, f"'key' is {shown(key)}, but must be a text.")
@@ -185,7 +204,9 @@ class Folder:
             yield FileItem(str(path), key, str(names[0]) if names else None)
         unread = {path for found in self._beside.values() for path in found.values()} - self._read
         for path in unread:
-            self.passed[f"{path.suffix.lower()} files that belong to no picture, or stand beside a .json"] += 1
+            self.passed[
+                f"{path.suffix.lower()} files that belong to no picture, or stand beside a .json"
+            ] += 1
 
     def _files(self) -> list[Path]:
         """The pictures; what may stand beside them is kept by folder and stem, all else counted."""
@@ -244,7 +265,9 @@ class Tars:
                 where = f"{printable(path)}: sample '{printable(key)}'"
                 parts = {member.part for member in members}
                 if not parts & set(BESIDE) and not any(is_picture("." + part) for part in parts):
-                    self.passed.update(f".{part} members that belong to no sample" for part in parts)
+                    self.passed.update(
+                        f".{part} members that belong to no sample" for part in parts
+                    )
                     continue
                 yield MemberItem(where, key.lstrip("./"), str(path), tuple(members))
 
@@ -259,7 +282,9 @@ def find_tars(source: str) -> list[Path]:
         listed = expand_urls(source)
         missing = [path for path in listed if not files.find(path)]
         if missing:
-            raise ValueError(f"There is no tar {missing[0]}, which {source} lists with {len(listed) - 1} others.")
+            raise ValueError(
+                f"There is no tar {missing[0]}, which {source} lists with {len(listed) - 1} others."
+            )
         found = [path for each in listed for path in files.find(each)]
     if not found:
         raise ValueError(f"There are no tars at {source}.")

@@ -11,7 +11,23 @@ from PIL import Image
 from molmo_ds.data.decode import BadSample, check_video, count_pictures, load_image, read_size
 from molmo_ds.data.sample.conversation import is_plain
 
-SUFFIXES = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pbm", "pnm")
+SUFFIXES = (
+    "jpg",
+    "jpeg",
+    "jpe",
+    "jfif",
+    "png",
+    "webp",
+    "gif",
+    "bmp",
+    "dib",
+    "tif",
+    "tiff",
+    "ppm",
+    "pgm",
+    "pbm",
+    "pnm",
+)
 SUFFIXES += (
     "avif",
     "jp2",
@@ -29,10 +45,20 @@ SUFFIXES += (
     "webm",
     "mkv",
 )
-SUFFIXES += ("avi",)  # what is taken for a picture or a video by its name; some of them end in a sentence
+# what is taken for a picture or a video by its name; some of them end in a sentence
+SUFFIXES += ("avi",)
 MAGIC = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"))
-STILLS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")  # brands like an MP4's
-_GONE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
+# brands like an MP4's
+STILLS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")
+_GONE = (
+    errno.ENOENT,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.EACCES,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EINVAL,
+)
 
 
 def is_picture(name: str) -> bool:
@@ -61,8 +87,11 @@ def as_part(data: bytes, notes: Counter[str], decode: bool = True) -> tuple[str,
     except BadSample as error:
         if kind is not None:
             raise
-        raise BadSample(f"A picture is neither JPEG, PNG, WebP nor MP4, nor can it be made PNG. {error}") from None
-    if kind != "jpg" and count_pictures(data) > 1:  # a JPEG's second picture is a thumbnail or the other eye's
+        raise BadSample(
+            f"A picture is neither JPEG, PNG, WebP nor MP4, nor can it be made PNG. {error}"
+        ) from None
+    # a JPEG's second picture is a thumbnail or the other eye's
+    if kind != "jpg" and count_pictures(data) > 1:
         notes["animations or files of many pages, of which only the first picture is used"] += 1
     if kind is not None:
         return kind, data

@@ -76,7 +76,9 @@ class Mapping:
             )
         notes.used |= {columns[name] for name in found}
         notes.used |= set() if self.style else {"style"}
-        return {"style": style} | {name: _as_text(name, value, notes) for name, value in found.items()}
+        return {"style": style} | {
+            name: _as_text(name, value, notes) for name, value in found.items()
+        }
 
 
 def to_sample(key: str, row: Row, pictures: list[bytes], mapping: Mapping, notes: Notes) -> Sample:
@@ -85,7 +87,9 @@ def to_sample(key: str, row: Row, pictures: list[bytes], mapping: Mapping, notes
     Raises BadSample for whatever would make it useless in training, and for pictures that would be lost.
     """
     if not is_plain(key):
-        raise BadSample(f"Its name {ascii(key)} is not UTF-8 or holds control characters; rename it.")
+        raise BadSample(
+            f"Its name {ascii(key)} is not UTF-8 or holds control characters; rename it."
+        )
     try:
         check_key(key)
     except ValueError as error:
@@ -136,7 +140,12 @@ def refuse_lost_pictures(row: Row, left_out: set[str], taken: set[str]) -> None:
         if name in left_out or name in (*KEPT, *FIELDS):
             continue
         for one in value if isinstance(value, list) else [value]:
-            named = isinstance(one, str) and "://" not in one and is_picture(one) and Path(one).name not in taken
+            named = (
+                isinstance(one, str)
+                and "://" not in one
+                and is_picture(one)
+                and Path(one).name not in taken
+            )
             if named or holds_picture(one):
                 what = shown(one).removeprefix("the text ") if named else "its bytes"
                 raise BadSample(

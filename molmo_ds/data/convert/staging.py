@@ -30,7 +30,9 @@ class Staging:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._lock.close()
-            raise ValueError(f"Another process is writing shards named {name} into {out}; wait for it.") from None
+            raise ValueError(
+                f"Another process is writing shards named {name} into {out}; wait for it."
+            ) from None
         try:
             self._begin()
         except ValueError:
@@ -77,9 +79,13 @@ class Staging:
                 path.unlink()
 
     def _move(self) -> None:
-        names = {path.name.removesuffix(".parquet").removesuffix(".idx") for path in self.folder.glob("*.tar*")}
+        names = {
+            path.name.removesuffix(".parquet").removesuffix(".idx")
+            for path in self.folder.glob("*.tar*")
+        }
         for name in sorted(names):
             for ending in ENDINGS:
-                if (self.folder / f"{name}{ending}").exists():  # else moved before the run was stopped
+                # else moved before the run was stopped
+                if (self.folder / f"{name}{ending}").exists():
                     os.replace(self.folder / f"{name}{ending}", self.out / f"{name}{ending}")
         write_meta(self.out)

@@ -70,10 +70,14 @@ def scan_tar(path: str | Path) -> Contents:
                 elif not part:
                     found.passed["members without an extension"] += 1
                 else:
-                    found.members.append(Member(key, part.lower(), member.offset, member.offset_data, member.size))
+                    found.members.append(
+                        Member(key, part.lower(), member.offset, member.offset_data, member.size)
+                    )
             found.end = tar.offset
     except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{path} is truncated or not an uncompressed tar ({error}); make it again.") from None
+        raise ValueError(
+            f"{path} is truncated or not an uncompressed tar ({error}); make it again."
+        ) from None
     except (ValueError, OverflowError) as error:  # tarfile lets some damaged numbers through
         raise ValueError(f"{path} has a corrupt header ({error}); make or copy it again.") from None
     check_end(path, found.end)
@@ -88,7 +92,9 @@ def walk_tar(path: str | Path) -> Iterator[tuple[str, list[tuple[str, int, bytes
     yield from samples_of(path, scan_tar(path))
 
 
-def samples_of(path: str | Path, contents: Contents) -> Iterator[tuple[str, list[tuple[str, int, bytes]], int, int]]:
+def samples_of(
+    path: str | Path, contents: Contents
+) -> Iterator[tuple[str, list[tuple[str, int, bytes]], int, int]]:
     """The samples that `walk_tar` yields, of a tar that was scanned already."""
     members = contents.members
     firsts = [i for i, member in enumerate(members) if i == 0 or member.key != members[i - 1].key]
@@ -104,9 +110,13 @@ def samples_of(path: str | Path, contents: Contents) -> Iterator[tuple[str, list
 
 def check_end(path: Path, end: int) -> None:
     """ValueError unless the tar has its end mark at `end`, where the last member stops."""
-    block = files.read_range(str(path), end, end + BLOCK) if path.stat().st_size >= end + BLOCK else b""
+    block = (
+        files.read_range(str(path), end, end + BLOCK) if path.stat().st_size >= end + BLOCK else b""
+    )
     if not block:
-        raise ValueError(f"{path} is truncated: it stops at byte {end} without an end mark; make or copy it again.")
+        raise ValueError(
+            f"{path} is truncated: it stops at byte {end} without an end mark; make or copy it again."
+        )
     if any(block):
         raise ValueError(f"{path} has a corrupt header at byte {end}; make or copy it again.")
 
@@ -126,7 +136,9 @@ def examine_tar(path: str | Path) -> Indexed:
     seen: set[str] = set()
     for key, parts, start, end in samples_of(path, contents):
         if not is_plain(key):
-            raise ValueError(f"{path} has a member whose name {ascii(key)} is not UTF-8 or not printable; rename it.")
+            raise ValueError(
+                f"{path} has a member whose name {ascii(key)} is not UTF-8 or not printable; rename it."
+            )
         if key in seen:
             raise ValueError(
                 f"Key '{key}' comes twice in {path}; sort or rename its members, or convert the tar with"

@@ -46,6 +46,7 @@ def replay(
 def identical(one: list[GlobalBatch], other: list[GlobalBatch]) -> bool:
     """Whether every tensor of two streams is equal to the bit."""
     return len(one) == len(other) and all(
-        len(a) == len(b) and all(torch.equal(p, q) for x, y in zip(a, b) for p, q in zip(x.tensors(), y.tensors()))
+        len(a) == len(b)
+        and all(torch.equal(p, q) for x, y in zip(a, b) for p, q in zip(x.tensors(), y.tensors()))
         for a, b in zip(one, other)
     )

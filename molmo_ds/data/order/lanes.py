@@ -17,7 +17,8 @@ MOST_BAD = 1000  # bad samples of a lane before half of all is too many
 DRAWS = 256  # draws from the mixture that share one generator
 
 Reference = tuple[int, int, int]  # source, sample, epoch
-Size = Callable[[int, int, int], tuple[int, int] | None]  # (source, sample, epoch) -> (tokens, crops), None = bad
+# (source, sample, epoch) -> (tokens, crops), None = bad
+Size = Callable[[int, int, int], tuple[int, int] | None]
 
 
 def generator(*key: int | str) -> np.random.RandomState:
@@ -70,14 +71,21 @@ class Order:
             if len(self._deals) > 1:  # lanes are in the same epoch or in neighbouring ones
                 del self._deals[min(self._deals)]
             chunks = len(self.bounds) - 1
-            self._deals[epoch] = generator(self.seed, self.name, epoch).permutation(chunks).astype(np.int32)
+            self._deals[epoch] = (
+                generator(self.seed, self.name, epoch).permutation(chunks).astype(np.int32)
+            )
         return self._deals[epoch][lane :: self.lanes]
 
     def _block_starts(self, lane: int, epoch: int) -> np.ndarray:
         if (lane, epoch) not in self._starts:
             dealt = self._dealt(lane, epoch)
             ends = np.cumsum(self.bounds[dealt + 1] - self.bounds[dealt])
-            last = np.minimum(np.arange(BLOCK_CHUNKS, len(dealt) + BLOCK_CHUNKS, BLOCK_CHUNKS), len(dealt)) - 1
+            last = (
+                np.minimum(
+                    np.arange(BLOCK_CHUNKS, len(dealt) + BLOCK_CHUNKS, BLOCK_CHUNKS), len(dealt)
+                )
+                - 1
+            )
             self._starts = {key: value for key, value in self._starts.items() if key[0] != lane}
             self._starts[lane, epoch] = np.concatenate([[0], ends[last]])
         return self._starts[lane, epoch]
@@ -85,7 +93,9 @@ class Order:
     def _permuted(self, lane: int, epoch: int, block: int) -> np.ndarray:
         dealt = self._dealt(lane, epoch)[block * BLOCK_CHUNKS : (block + 1) * BLOCK_CHUNKS]
         samples = np.concatenate([np.arange(self.bounds[c], self.bounds[c + 1]) for c in dealt])
-        return samples[generator(self.seed, self.name, epoch, lane, block).permutation(len(samples))]
+        return samples[
+            generator(self.seed, self.name, epoch, lane, block).permutation(len(samples))
+        ]
 
 
 class Lane:
@@ -97,7 +107,9 @@ class Lane:
     were cut at the sequence's length.
     """
 
-    def __init__(self, lane: int, orders: list[Order], rates: np.ndarray, size: Size, budget: Budget):
+    def __init__(
+        self, lane: int, orders: list[Order], rates: np.ndarray, size: Size, budget: Budget
+    ):
         self.lane = lane
         self.orders = orders
         self.size = size
@@ -116,7 +128,12 @@ class Lane:
         """A copy of the lane's state for a checkpoint; JSON."""
         places = [list(place) for place in self.places]
         pool = [list(entry) for entry in self.pool]
-        counts = {"seen": self.seen, "bad": self.bad, "cut_samples": self.cut_samples, "cut_tokens": self.cut_tokens}
+        counts = {
+            "seen": self.seen,
+            "bad": self.bad,
+            "cut_samples": self.cut_samples,
+            "cut_tokens": self.cut_tokens,
+        }
         return {"draws": self.draws, "places": places, "pool": pool} | counts
 
     def load(self, state: dict[str, Any]) -> None:
@@ -150,7 +167,11 @@ class Lane:
         place = self.places[source]
         epoch, position = place
         sample = order.at(self.lane, epoch, position)
-        self.places[source] = [epoch, position + 1] if position + 1 < order.length(self.lane, epoch) else [epoch + 1, 0]
+        self.places[source] = (
+            [epoch, position + 1]
+            if position + 1 < order.length(self.lane, epoch)
+            else [epoch + 1, 0]
+        )
         size = self.size(source, sample, epoch)
         self.seen += 1
         if size is None:

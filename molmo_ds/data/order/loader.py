@@ -54,14 +54,18 @@ class Mixture:
     stamp: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, config: RunConfig, builder: Any = None, sets: dict[str, Any] | None = None) -> "Mixture":
+    def open(
+        cls, config: RunConfig, builder: Any = None, sets: dict[str, Any] | None = None
+    ) -> "Mixture":
         """Open and check all sources; `builder` and `sets` (by name) replace those of the configuration in tests."""
         data = config.data
         lanes = config.global_batch
         if sets is None:
             missing = [name for name, source in data.sources.items() if not source.path]
             if missing:
-                raise ValueError(f"data.sources.{missing[0]}.path is empty; give a folder, URL or glob of shards.")
+                raise ValueError(
+                    f"data.sources.{missing[0]}.path is empty; give a folder, URL or glob of shards."
+                )
             sets = {name: ShardSet(source.path, lanes) for name, source in data.sources.items()}
             for shards in sets.values():
                 shards.check()
@@ -69,13 +73,22 @@ class Mixture:
         used = [name for name, rate in rates.items() if rate > 0]
         orders = [Order(name, sets[name].bounds, data.seed, lanes) for name in used]
         builder = builder or SampleBuilder(config)
-        mixture = cls(used, [sets[n] for n in used], orders, [rates[n] for n in used], Budget.of(data), builder)
+        mixture = cls(
+            used,
+            [sets[n] for n in used],
+            orders,
+            [rates[n] for n in used],
+            Budget.of(data),
+            builder,
+        )
         mixture.stamp = {
             "global_batch": lanes,
             "data.seed": data.seed,
             "the sources and their rates": _hash([used, mixture.rates]),
             "the shards' index": _hash([shards.fingerprint for shards in mixture.sets]),
-            "the order of samples": _hash([BLOCK_CHUNKS, *(np.asarray(sets[n].bounds).tolist() for n in used)]),
+            "the order of samples": _hash(
+                [BLOCK_CHUNKS, *(np.asarray(sets[n].bounds).tolist() for n in used)]
+            ),
             "packing": _hash([data.packing, to_dict(mixture.budget)]),
             "tokenizer, prompts or image settings": builder.fingerprint,
         }
@@ -118,7 +131,9 @@ class Sequences(IterableDataset):
     lanes in order; where the lanes do not divide evenly it yields None.
     """
 
-    def __init__(self, mixture: Mixture, lanes: range, states: dict[int, dict[str, Any]], packing: str):
+    def __init__(
+        self, mixture: Mixture, lanes: range, states: dict[int, dict[str, Any]], packing: str
+    ):
         self.mixture = mixture
         self.lanes = lanes
         self.states = states
@@ -129,7 +144,8 @@ class Sequences(IterableDataset):
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         try:
             owned = self.lanes[first::step]
-            for shards in self.mixture.sets:  # the blocks that the lanes are in, and those that their pools come from
+            # the blocks that the lanes are in, and those that their pools come from
+            for shards in self.mixture.sets:
                 shards.serve(2 * BLOCK_CHUNKS * len(owned))
             mine = [_Sequencer(self.mixture, lane, self.packing) for lane in owned]
             for sequencer in mine:
@@ -140,7 +156,8 @@ class Sequences(IterableDataset):
                 for sequencer in mine:
                     yield sequencer.next()
                 yield from idle
-        except (ValueError, OSError) as error:  # handed over, since the loader would put a traceback into its sentence
+        # handed over, since the loader would put a traceback into its sentence
+        except (ValueError, OSError) as error:
             yield (ValueError if isinstance(error, ValueError) else OSError)(str(error))
 
 
@@ -171,7 +188,9 @@ class _Sequencer:
         if self.packing == "to_128":
             length = min(length, -(-len(samples[0].input_ids) // ROUND) * ROUND)
         state = self.lane.state() | {"stamp": self.mixture.stamp}
-        made = Sequence(self.lane.lane, row(samples, length), state, self.skipped, references, self.cut)
+        made = Sequence(
+            self.lane.lane, row(samples, length), state, self.skipped, references, self.cut
+        )
         self.skipped = []
         return made
 
@@ -227,7 +246,9 @@ def rank_lanes(config: RunConfig, rank: int, world_size: int) -> range:
     return range(rank * count, (rank + 1) * count)
 
 
-def check_states(mixture: Mixture, lanes: range, states: dict[int, dict[str, Any]] | None, start_step: int) -> None:
+def check_states(
+    mixture: Mixture, lanes: range, states: dict[int, dict[str, Any]] | None, start_step: int
+) -> None:
     """ValueError when the states are missing or belong to another stream."""
     advice = "start a new run from the checkpoint's weights with init_from=CHECKPOINT."
     if not states and not start_step:
@@ -235,11 +256,15 @@ def check_states(mixture: Mixture, lanes: range, states: dict[int, dict[str, Any
     for lane in lanes:
         stamp = (states or {}).get(lane, {}).get("stamp")
         if stamp is None:
-            raise ValueError(f"The checkpoint of step {start_step} has no data state of lane {lane}; {advice}")
+            raise ValueError(
+                f"The checkpoint of step {start_step} has no data state of lane {lane}; {advice}"
+            )
         for what, now in mixture.stamp.items():
             if stamp.get(what) != now:
                 was = stamp.get(what)
-                raise ValueError(f"Since the checkpoint {what} changed (from {was} to {now}); undo that, or {advice}")
+                raise ValueError(
+                    f"Since the checkpoint {what} changed (from {was} to {now}); undo that, or {advice}"
+                )
 
 
 def sequences(
@@ -253,9 +278,10 @@ def sequences(
         batch_size=None,
         num_workers=workers,
         prefetch_factor=config.data.prefetch_factor if workers else None,
-        collate_fn=_as_it_is,
-        worker_init_fn=_outlive_signals,
-        generator=torch.Generator(),  # the loader draws from it, and torch's global one belongs to the model
+        collate_fn=as_it_is,
+        worker_init_fn=outlive_signals,
+        # the loader draws from it, and torch's global one belongs to the model
+        generator=torch.Generator(),
     )
     for item in loader:
         if isinstance(item, Exception):
@@ -293,7 +319,9 @@ class Steps(Iterator[Step]):
             self.told = _report_cut(self.config, self.states, self.last)
         size = self.config.micro_batch
         parts = [found[i : i + size] for i in range(0, len(found), size)]
-        self.samples = [[name for sequence in part for name in sequence.references] for part in parts]
+        self.samples = [
+            [name for sequence in part for name in sequence.references] for part in parts
+        ]
         return [merge([sequence.row for sequence in part]) for part in parts], dict(self.states)
 
     def close(self) -> None:
@@ -333,14 +361,16 @@ def _report(config: RunConfig, sequence: Sequence, states: dict[int, dict[str, A
         )
 
 
-def _outlive_signals(worker: int) -> None:
+def outlive_signals(worker: int) -> None:
     """Schedulers signal all processes of a job, but a rank needs its workers until it has saved, and then ends them."""
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))  # a second one ends it
+    # a second one ends it
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
 
 
-def _as_it_is(item: Any) -> Any:
+def as_it_is(item: Any) -> Any:
+    """What a worker made, in place of torch's own collation."""
     return item
 
 

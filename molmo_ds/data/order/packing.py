@@ -49,7 +49,9 @@ def choose(sizes: list[list[int]], tokens: int, crops: int) -> list[int]:
         if length <= room and cost <= spare:
             history.append((index, fewest))
             wider = fewest.copy()
-            np.minimum(fewest[length:], fewest[: room + 1 - length] + np.int32(cost), out=wider[length:])
+            np.minimum(
+                fewest[length:], fewest[: room + 1 - length] + np.int32(cost), out=wider[length:]
+            )
             fewest = wider
     left = int(np.flatnonzero(fewest <= spare)[-1])
     chosen = [0]
@@ -69,7 +71,9 @@ def collate(packs: list[list[Sample]], sequence_length: int) -> Batch:
 def row(pack: list[Sample], sequence_length: int) -> Batch:
     """One sequence as a Batch with B = 1, still without the blank crop: N may be 0."""
     names = [name for name in PER_TOKEN if name != "document_ids"]
-    tokens = {name: torch.zeros(1, sequence_length, dtype=getattr(pack[0], name).dtype) for name in names}
+    tokens = {
+        name: torch.zeros(1, sequence_length, dtype=getattr(pack[0], name).dtype) for name in names
+    }
     documents = torch.zeros(1, sequence_length, dtype=torch.int32)
     positions = []
     start = 0
@@ -79,10 +83,13 @@ def row(pack: list[Sample], sequence_length: int) -> Batch:
         for name in names:
             tokens[name][0, start : start + length] = getattr(sample, name)
         documents[0, start : start + length] = number
-        positions.append(torch.where(sample.image_positions >= 0, sample.image_positions + start, -1))
+        positions.append(
+            torch.where(sample.image_positions >= 0, sample.image_positions + start, -1)
+        )
         start += length
     crops = [crop for sample in pack for crop in sample.images]
-    images = default_collate(crops) if crops else pack[0].images  # in a worker straight into shared memory: one copy
+    # in a worker straight into shared memory: one copy
+    images = default_collate(crops) if crops else pack[0].images
     masks = torch.cat([sample.image_masks for sample in pack])
     return Batch(
         **tokens,
@@ -102,12 +109,17 @@ def merge(rows: list[Batch]) -> Batch:
     for row in rows:
         row = row.padded(length, len(row.images))
         positions = row.image_positions
-        moved.append(row.replace(image_positions=torch.where(positions >= 0, positions + above, -1)))
+        moved.append(
+            row.replace(image_positions=torch.where(positions >= 0, positions + above, -1))
+        )
         above += row.input_ids.numel()
-    joined = {name: _join([getattr(row, name) for row in moved]) for name in (*PER_TOKEN, *PER_CROP)}
+    joined = {
+        name: _join([getattr(row, name) for row in moved]) for name in (*PER_TOKEN, *PER_CROP)
+    }
     batch = Batch(**joined, learnt_rows=learnt_rows_of(joined["loss_weights"]))
     return batch.padded(length, max(1, len(batch.images)))
 
 
 def _join(parts: list[torch.Tensor]) -> torch.Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)  # crops are megabytes: no copy without need
+    # crops are megabytes: no copy without need
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -1,5 +1,6 @@
 """Indexed reader of webdataset tars: one folder, URL or glob of shards as a sequence of records."""
 
+import bisect
 import hashlib
 import io
 import json
@@ -53,7 +54,9 @@ class ShardSet:
         counts = np.array([shard.samples for shard in self.shards], np.int64)
         self.starts = np.concatenate([[0], np.cumsum(counts)])
         self.bounds = chunk_bounds(self.starts, sum(shard.bytes for shard in self.shards), lanes)
-        content = json.dumps([[s.path.rsplit("/", 1)[-1], s.samples, s.sidecar_sha256] for s in self.shards])
+        content = json.dumps(
+            [[s.path.rsplit("/", 1)[-1], s.samples, s.sidecar_sha256] for s in self.shards]
+        )
         self.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
         self._remote = files.is_remote(self.path)
         self.serve(64)
@@ -73,13 +76,17 @@ class ShardSet:
     def check(self) -> None:
         """Compare every tar's size with the index; ValueError names the first that is missing or differs."""
         with ThreadPoolExecutor(16 if self._remote else 1) as pool:
-            for shard, size in zip(self.shards, pool.map(_size_or_none, (shard.path for shard in self.shards))):
+            for shard, size in zip(
+                self.shards, pool.map(_size_or_none, (shard.path for shard in self.shards))
+            ):
                 hint = f"make or copy it again, or if it was meant to change {INDEX_HINT} {os.path.dirname(shard.path)}"
                 if size is None:
                     raise ValueError(f"{shard.path} is missing, but the index lists it; {hint}")
                 if size != shard.bytes:
                     what = "is truncated" if size < shard.bytes else "changed under its index"
-                    raise ValueError(f"{shard.path} {what}: {size} bytes, {shard.bytes} in the index; {hint}")
+                    raise ValueError(
+                        f"{shard.path} {what}: {size} bytes, {shard.bytes} in the index; {hint}"
+                    )
 
     def record(self, index: int) -> dict[str, Any]:
         """The JSON of a sample, with "__key__" and "sizes" ((width, height) of its upright pictures), without pixels.
@@ -119,10 +126,12 @@ class ShardSet:
         """The shard of a sample and its row of the sidecar (columns: write.SIDECAR)."""
         chunk = self._chunk(index)
         row = index - chunk.first
-        return chunk.shard, {name: chunk.rows.column(name)[row].as_py() for name in chunk.rows.column_names}
+        return chunk.shard, {
+            name: chunk.rows.column(name)[row].as_py() for name in chunk.rows.column_names
+        }
 
     def _chunk(self, index: int) -> "_Chunk":
-        number = int(np.searchsorted(self.bounds, index, side="right")) - 1
+        number = bisect.bisect_right(self.bounds, index) - 1
         return self._chunks.get(number, lambda: self._load(number))
 
     def _release(self, chunk: "_Chunk") -> None:
@@ -135,7 +144,8 @@ class ShardSet:
         shard = self.shards[place]
         start = int(self.starts[place])
         sidecar = self._sidecars.get(place, lambda: _read_sidecar(shard))
-        rows = _copied(sidecar.slice(first - start, stop - first))  # so that the shard's whole table need not stay
+        # so that the shard's whole table need not stay
+        rows = _copied(sidecar.slice(first - start, stop - first))
         if self._spool is None:
             return _Chunk(shard, first, rows)
         begin = min(rows.column("part_offsets")[0].as_py()) - BLOCK
@@ -151,7 +161,9 @@ class ShardSet:
         except BadSample:
             raise
         except ValueError as error:  # it could be parsed when it was indexed
-            raise ValueError(f"{shard.path} changed under its index: {error} Then {INDEX_HINT}") from None
+            raise ValueError(
+                f"{shard.path} changed under its index: {error} Then {INDEX_HINT}"
+            ) from None
         record["__key__"] = row["key"]
         record["annotations"] = annotations(record)
         for name, width in zip(record["images"], row["widths"]):
@@ -161,17 +173,31 @@ class ShardSet:
         record["sizes"] = [upright_size(*size) for size in turned]
         return record
 
-    def _parts(self, index: int, shard: Shard, row: dict[str, Any], names: list[str]) -> dict[str, bytes]:
-        where = {n: (o, o + k) for n, o, k in zip(row["part_names"], row["part_offsets"], row["part_lengths"])}
+    def _parts(
+        self, index: int, shard: Shard, row: dict[str, Any], names: list[str]
+    ) -> dict[str, bytes]:
+        where = {
+            n: (o, o + k)
+            for n, o, k in zip(row["part_names"], row["part_offsets"], row["part_lengths"])
+        }
         start = min(where[n][0] for n in names)
         stop = max(where[n][1] for n in names)
-        data = memoryview(self._bytes(index, shard, start, stop))  # one read: the parts of a sample lie together
-        return {name: bytes(data[where[name][0] - start : where[name][1] - start]) for name in names}
+        # one read: the parts of a sample lie together
+        data = memoryview(self._bytes(index, shard, start, stop))
+        return {
+            name: bytes(data[where[name][0] - start : where[name][1] - start]) for name in names
+        }
 
     def _bytes(self, index: int, shard: Shard, start: int, stop: int) -> bytes:
         if self._spool is not None:
             chunk = self._chunk(index)
-            return _pread(shard.path, self._spool.fileno(), start, stop, chunk.place * PLACE + start - chunk.begin)
+            return _pread(
+                shard.path,
+                self._spool.fileno(),
+                start,
+                stop,
+                chunk.place * PLACE + start - chunk.begin,
+            )
         file = self._files.get(shard.path, lambda: os.open(shard.path, os.O_RDONLY))
         return files.retry(lambda: _pread(shard.path, file, start, stop, start), shard.path)
 
@@ -209,12 +235,20 @@ def _find_shards(path: str) -> list[Shard]:
         return _read_meta(path, None if files.is_remote(path) else _tars(path))
     tars = files.find(path)
     if not tars:
-        raise ValueError(f"There are no shards at {path}; give a folder, a URL of a folder or a glob of tars.")
+        raise ValueError(
+            f"There are no shards at {path}; give a folder, a URL of a folder or a glob of tars."
+        )
     folders = sorted({os.path.dirname(tar) or "." for tar in tars})
-    known = {os.path.realpath(shard.path): shard for folder in folders for shard in _read_meta(folder, None)}
+    known = {
+        os.path.realpath(shard.path): shard
+        for folder in folders
+        for shard in _read_meta(folder, None)
+    }
     for tar in tars:
         if os.path.realpath(tar) not in known:
-            raise ValueError(f"{tar} is not in the index of its folder; {INDEX_HINT} {os.path.dirname(tar)}")
+            raise ValueError(
+                f"{tar} is not in the index of its folder; {INDEX_HINT} {os.path.dirname(tar)}"
+            )
     return [known[os.path.realpath(tar)] for tar in tars]
 
 
@@ -227,14 +261,18 @@ def _read_meta(folder: str, tars: list[str] | None) -> list[Shard]:
     try:
         data = files.read(name)
     except FileNotFoundError:
-        raise ValueError(f"{folder} has no index ({name} is missing); {INDEX_HINT} {folder}") from None
+        raise ValueError(
+            f"{folder} has no index ({name} is missing); {INDEX_HINT} {folder}"
+        ) from None
     try:
         content = json.loads(data)["shards"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{name} is damaged; {INDEX_HINT} {folder}") from None
     unknown = sorted({os.path.basename(tar) for tar in tars or []} - set(content))
     if unknown:
-        raise ValueError(f"{folder} holds {unknown[0]}, which its index does not know; {INDEX_HINT} {folder}")
+        raise ValueError(
+            f"{folder} holds {unknown[0]}, which its index does not know; {INDEX_HINT} {folder}"
+        )
     if not content:
         raise ValueError(f"{folder} holds no shards.")
     return [Shard(files.join(folder, tar), **content[tar]) for tar in sorted(content)]
@@ -247,7 +285,9 @@ def _read_sidecar(shard: Shard) -> pa.Table:
     except FileNotFoundError:
         raise ValueError(f"{name} is missing; {INDEX_HINT} {os.path.dirname(shard.path)}") from None
     if hashlib.sha256(data).hexdigest() != shard.sidecar_sha256:
-        raise ValueError(f"{name} is not the one that .nv-meta lists; {INDEX_HINT} {os.path.dirname(shard.path)}")
+        raise ValueError(
+            f"{name} is not the one that .nv-meta lists; {INDEX_HINT} {os.path.dirname(shard.path)}"
+        )
     return pq.ParquetFile(io.BytesIO(data)).read(use_threads=False)  # this may be a forked worker
 
 
@@ -261,7 +301,9 @@ def _copied(table: pa.Table) -> pa.Table:
 def chunk_bounds(starts: np.ndarray, size: int, lanes: int) -> np.ndarray:
     """The first sample of each chunk, and the end: about CHUNK_BYTES each, never across shards, enough for lanes."""
     samples = int(starts[-1])
-    length = max(1, min(CHUNK_BYTES * samples // max(size, 1), samples // (CHUNKS_PER_LANE * lanes)))
+    length = max(
+        1, min(CHUNK_BYTES * samples // max(size, 1), samples // (CHUNKS_PER_LANE * lanes))
+    )
     firsts = [np.arange(start, stop, length) for start, stop in zip(starts[:-1], starts[1:])]
     return np.concatenate([*firsts, [samples]]).astype(np.int64)
 

@@ -31,10 +31,12 @@ BLOCK = 512  # tar's unit
 SIDECAR = pa.schema(
     [
         ("key", pa.string()),
-        ("part_names", pa.list_(pa.string())),  # "json", "jpg", "0.jpg", ... as they follow in the tar
+        # "json", "jpg", "0.jpg", ... as they follow in the tar
+        ("part_names", pa.list_(pa.string())),
         ("part_offsets", pa.list_(pa.int64())),  # of the part's bytes in the tar
         ("part_lengths", pa.list_(pa.int64())),
-        ("widths", pa.list_(pa.int32())),  # of the record's images in order, as stored; 0 = unreadable
+        # of the record's images in order, as stored; 0 = unreadable
+        ("widths", pa.list_(pa.int32())),
         ("heights", pa.list_(pa.int32())),
         ("orientations", pa.list_(pa.int8())),  # EXIF, 1 = upright
         ("sha256", pa.binary(32)),  # of the parts' bytes, one after another
@@ -49,7 +51,8 @@ class ShardIndex:
     """The content of the sidecar and the .idx of one tar, while it is being gathered."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
-    offsets: list[int] = field(default_factory=lambda: [0])  # where each sample's first header starts, and the end
+    # where each sample's first header starts, and the end
+    offsets: list[int] = field(default_factory=lambda: [0])
 
     def add(self, key: str, parts: list[tuple[str, int, bytes]], start: int, end: int) -> Record:
         """One sample: parts are (name, offset of the bytes, bytes); returns its record with its pictures' sizes.
@@ -58,7 +61,9 @@ class ShardIndex:
         """
         contents = {name: data for name, _, data in parts}
         if len(contents) < len(parts):
-            raise ValueError(f"Sample '{key}' holds a part twice: {', '.join(name for name, _, _ in parts)}.")
+            raise ValueError(
+                f"Sample '{key}' holds a part twice: {', '.join(name for name, _, _ in parts)}."
+            )
         record = parse_record(key, contents.get("json"), contents)
         probes = [probe(contents[name]) for name in record["images"]]
         self.rows.append(
@@ -117,10 +122,14 @@ def refuse_existing(folder: Path, name: str) -> None:
     """Make the folder; ValueError when it holds shards of that name."""
     folder.mkdir(parents=True, exist_ok=True)
     if any(path.name.startswith(f"{name}-") and ".tar" in path.name for path in folder.iterdir()):
-        raise ValueError(f"{folder} already holds shards named {name}-*.tar; remove them or choose another folder.")
+        raise ValueError(
+            f"{folder} already holds shards named {name}-*.tar; remove them or choose another folder."
+        )
 
 
-def unique(records: Iterable[tuple[str, dict[str, bytes]]], seen: set[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
+def unique(
+    records: Iterable[tuple[str, dict[str, bytes]]], seen: set[str]
+) -> Iterator[tuple[str, dict[str, bytes]]]:
     """The records, with a ValueError at a key that `seen` holds."""
     for key, parts in records:
         if key in seen:
@@ -139,7 +148,10 @@ def check_key(key: str) -> None:
 
 
 def write_shard(
-    path: str | Path, samples: Iterator[tuple[str, dict[str, bytes]]], max_samples: int, max_bytes: int
+    path: str | Path,
+    samples: Iterator[tuple[str, dict[str, bytes]]],
+    max_samples: int,
+    max_bytes: int,
 ) -> int:
     """Take samples until one of the limits is reached and write them as one indexed tar; returns how many."""
     path = Path(path)
@@ -179,12 +191,16 @@ def header(name: str, length: int) -> bytes:
     try:
         return info.tobuf(tarfile.USTAR_FORMAT)
     except (ValueError, UnicodeError) as error:
-        raise ValueError(f"'{name}' cannot be a name in a tar ({error}); use a shorter key.") from None
+        raise ValueError(
+            f"'{name}' cannot be a name in a tar ({error}); use a shorter key."
+        ) from None
 
 
 def tars_of(folder: str | Path) -> list[Path]:
     """The tars of a folder by name; those whose names begin with a dot are another program's."""
-    return sorted(tar for tar in Path(folder).glob("*.tar") if not tar.name.startswith(".") and tar.is_file())
+    return sorted(
+        tar for tar in Path(folder).glob("*.tar") if not tar.name.startswith(".") and tar.is_file()
+    )
 
 
 def write_meta(folder: str | Path) -> None:
@@ -203,7 +219,10 @@ def write_meta(folder: str | Path) -> None:
     counts = {name: shard["samples"] for name, shard in shards.items()}
     for name, content in (
         (".info.json", {"energon_version": "7.4.1", "shard_counts": counts}),
-        ("split.yaml", {"split_parts": {"train": list(shards), "val": [], "test": []}, "exclude": []}),
+        (
+            "split.yaml",
+            {"split_parts": {"train": list(shards), "val": [], "test": []}, "exclude": []},
+        ),
         ("molmo_ds.json", {"version": 1, "shards": shards}),
     ):
         files.write_atomic(meta / name, json.dumps(content, indent=1, allow_nan=False).encode())

@@ -14,7 +14,8 @@ from molmo_ds.data.sample.conversation import read_messages, shown, without_mark
 
 LIGHTEST = 1e-6  # weights are float32 in a batch, where less would vanish next to 1
 HEAVIEST = 1e6  # and more would drown every other token
-NUMBERS = ("weight", "points", "point_scale", "answer_index")  # keys whose NaN is a fault, not an empty cell
+# keys whose NaN is a fault, not an empty cell
+NUMBERS = ("weight", "points", "point_scale", "answer_index")
 INLINE_POINT = "<|POINT|>"  # stands in an answer where `inline_points` go
 EXPECTED = {
     "style": "a text",
@@ -34,7 +35,8 @@ EXPECTED = {
 
 
 def _encodable(text: str) -> str:
-    text.encode()  # a lone surrogate, which JSON can spell, is no text; UnicodeEncodeError is a ValueError
+    # a lone surrogate, which JSON can spell, is no text; UnicodeEncodeError is a ValueError
+    text.encode()
     return text
 
 
@@ -73,10 +75,12 @@ class Annotation(_Checked):
     inline_points: list[InlinePoints] | None = None
     messages: list[Text] | None = None
     weight: Annotated[Number, Field(ge=LIGHTEST, le=HEAVIEST)] | None = None
-    pictures: int | None = None  # that the user's first text begins with, where it says so; not a key of a record
+    # that the user's first text begins with, where it says so; not a key of a record
+    pictures: int | None = None
 
 
-KEYS = frozenset(Annotation.model_fields) - {"pictures"} | {"conversations"}  # of a record's annotation
+# of a record's annotation
+KEYS = frozenset(Annotation.model_fields) - {"pictures"} | {"conversations"}
 
 
 def read_annotation(value: Any) -> Annotation:
@@ -91,16 +95,28 @@ def read_annotation(value: Any) -> Annotation:
         found = Annotation(**known)
     except ValidationError as error:
         raise BadSample(_sentence(error, known)) from None
-    if found.options and found.answer_index is not None and found.answer_index >= len(found.options):
-        raise BadSample(f"'answer_index' {found.answer_index} points at none of {len(found.options)} options.")
+    if (
+        found.options
+        and found.answer_index is not None
+        and found.answer_index >= len(found.options)
+    ):
+        raise BadSample(
+            f"'answer_index' {found.answer_index} points at none of {len(found.options)} options."
+        )
     return found
 
 
 def present(value: Any) -> dict[str, Any]:
     """An annotation's keys that are not null, tuples and arrays as lists; BadSample where it is no object."""
     if not isinstance(value, dict):
-        raise BadSample(f"An annotation is {shown(value)}, but must be an object with keys such as style and answer.")
-    return {key: item for key, item in ((key, _plain(item)) for key, item in value.items()) if not _absent(key, item)}
+        raise BadSample(
+            f"An annotation is {shown(value)}, but must be an object with keys such as style and answer."
+        )
+    return {
+        key: item
+        for key, item in ((key, _plain(item)) for key, item in value.items())
+        if not _absent(key, item)
+    }
 
 
 def at(number: int, count: int) -> str:
@@ -139,7 +155,9 @@ def _conversation(known: dict[str, Any]) -> dict[str, Any]:
 def _sentence(error: ValidationError, known: dict[str, Any]) -> str:
     out = []
     for key in dict.fromkeys(str(one["loc"][0]) for one in error.errors()):
-        surrogate = any(one["type"] == "value_error" and one["loc"][0] == key for one in error.errors())
+        surrogate = any(
+            one["type"] == "value_error" and one["loc"][0] == key for one in error.errors()
+        )
         expected = "Unicode without lone surrogates" if surrogate else EXPECTED[key]
         out.append(f"'{key}' is {shown(known[key])}, but must be {expected}")
     return "; ".join(out) + "."

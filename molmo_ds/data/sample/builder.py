@@ -6,7 +6,7 @@ Shapes: t tokens, n crops, P patches per crop, Q pooled patches per crop.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,17 @@ from molmo_ds.data.tokens import Tokenizer
 Picture = bytes | np.ndarray | Image.Image
 
 
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """Pictures as the network gets them, for any number of prompts about them."""
+
+    layouts: list[Layout]
+    size: tuple[int, int] | None  # width, height of the first
+    images: torch.Tensor  # [n, ...], the crops of all
+    masks: torch.Tensor  # float32 [n, P]
+    pooled_patches: int  # of a crop
+
+
 class SampleBuilder:
     """Records to Samples under one RunConfig.
 
@@ -44,9 +55,12 @@ class SampleBuilder:
         self.tokenizer = Tokenizer(config.data.tokenizer, config.model.text.vocab_size)
         self.longest = config.model.text.max_position_embeddings
         settings = [
-            dataclasses.asdict(part) for part in (self.images.geometry, config.model.images, config.data.prompts)
+            dataclasses.asdict(part)
+            for part in (self.images.geometry, config.model.images, config.data.prompts)
         ]
-        digest = hashlib.sha256(json.dumps([settings, self.sequence_length], sort_keys=True).encode())
+        digest = hashlib.sha256(
+            json.dumps([settings, self.sequence_length], sort_keys=True).encode()
+        )
         digest.update(self.tokenizer.digest.encode())
         self.fingerprint = digest.hexdigest()  # what decides a sample's tokens and crops
         self.cut = 0  # tokens that sequence_length cost the sample that was sized or built last
@@ -68,11 +82,27 @@ class SampleBuilder:
         pictures = _pictures(record)
         record = {**record, "sizes": _checked_sizes(record, pictures)}
         layouts = self._layouts(record)
-        return self._sample(self._tree(record, layouts, rng), layouts, pictures, is_video(record))
+        tree = self._tree(record, layouts, rng)
+        single = [is_video(record)] * len(pictures)
+        return _sample(tree, self._seen(layouts, pictures, single))
+
+    def see(self, pictures: Sequence[Picture], overviews: Collection[int] = ()) -> Seen:
+        """Decode pictures and cut them into crops, once for all prompts about them; BadSample where one is broken.
+
+        Args:
+            overviews: numbers of the pictures of which one resized crop is enough.
+        """
+        arrays = [_to_array(picture) for picture in pictures]
+        single = [number in overviews for number in range(len(arrays))]
+        layouts = [
+            self.images.layout(array.shape[1], array.shape[0], one)
+            for array, one in zip(arrays, single)
+        ]
+        return self._seen(layouts, arrays, single)
 
     def prompt(
         self,
-        pictures: Sequence[Picture],
+        pictures: Sequence[Picture] | Seen,
         request: str | list[str] | dict[str, Any],
         style: str = "demo",
         rng: RandomState | None = None,
@@ -87,15 +117,16 @@ class SampleBuilder:
             annotation = Annotation(style=style, question=request)
         else:
             annotation = Annotation(style=style, messages=list(request))
-        arrays = [_to_array(picture) for picture in pictures]
-        size = (arrays[0].shape[1], arrays[0].shape[0]) if arrays else None
-        layouts = [self.images.layout(array.shape[1], array.shape[0]) for array in arrays]
-        messages = self.prompts.messages(annotation, rng or RandomState(0), size, inference=True)
-        tree = ask(self.tokenizer, messages, layouts, self.longest)
-        return self._sample(tree, layouts, arrays, frames=False)
+        seen = pictures if isinstance(pictures, Seen) else self.see(pictures)
+        messages = self.prompts.messages(
+            annotation, rng or RandomState(0), seen.size, inference=True
+        )
+        return _sample(ask(self.tokenizer, messages, seen.layouts, self.longest), seen)
 
     def _tree(self, record: Record, layouts: list[Layout], rng: RandomState) -> Tree:
-        conversations = self.prompts.conversations(record.get("annotations") or [], rng, first_size(record))
+        conversations = self.prompts.conversations(
+            record.get("annotations") or [], rng, first_size(record)
+        )
         check_pictures(record, [conversation.pictures for conversation in conversations])
         tree = learn(self.tokenizer, conversations, layouts, self.sequence_length)
         self.cut = tree.cut
@@ -106,25 +137,39 @@ class SampleBuilder:
             return [self.images.layout(1, 1, frame=True)] * count_frames(record)
         return [self.images.layout(width, height) for width, height in record["sizes"]]
 
-    def _sample(self, tree: Tree, layouts: list[Layout], pictures: list[np.ndarray], frames: bool) -> Sample:
-        made = [self.images(picture, frame=frames) for picture in pictures]
-        images = [crops.images for crops in made]
-        masks = [crops.masks for crops in made]
-        where = [np.where(one.positions >= 0, one.positions + start, -1) for one, start in zip(layouts, tree.starts)]
-        if not made:
-            images = [torch.empty((0, *self.images.crop_shape), dtype=self.images.dtype)]
-            masks = [torch.empty(0, self.images.patches)]
-            where = [np.empty((0, self.images.pooled_patches), np.int64)]
-        return Sample(
-            input_ids=torch.tensor(tree.input_ids),
-            labels=torch.tensor(tree.labels),
-            loss_weights=torch.tensor(tree.loss_weights, dtype=torch.float32),
-            position_ids=torch.from_numpy(tree.positions()),
-            branch_ids=torch.from_numpy(tree.branches()),
-            images=images[0] if len(images) == 1 else torch.cat(images),
-            image_masks=masks[0] if len(masks) == 1 else torch.cat(masks),
-            image_positions=torch.from_numpy(np.concatenate(where)),
-        )
+    def _seen(self, layouts: list[Layout], pictures: list[np.ndarray], single: list[bool]) -> Seen:
+        if not pictures:
+            images = torch.empty((0, *self.images.crop_shape), dtype=self.images.dtype)
+            masks = torch.empty(0, self.images.patches)
+            return Seen(layouts, None, images, masks, self.images.pooled_patches)
+        size = (pictures[0].shape[1], pictures[0].shape[0])
+        made = [self.images(picture, frame=one) for picture, one in zip(pictures, single)]
+        images = _joined([crops.images for crops in made])
+        masks = _joined([crops.masks for crops in made])
+        return Seen(layouts, size, images, masks, self.images.pooled_patches)
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    # crops are megabytes: no copy without need
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _sample(tree: Tree, seen: Seen) -> Sample:
+    """The tokens of a tree with the pictures that it speaks of."""
+    moved = zip(seen.layouts, tree.starts)
+    where = [np.where(one.positions >= 0, one.positions + start, -1) for one, start in moved]
+    if not where:
+        where = [np.empty((0, seen.pooled_patches), np.int64)]
+    return Sample(
+        input_ids=torch.tensor(tree.input_ids),
+        labels=torch.tensor(tree.labels),
+        loss_weights=torch.tensor(tree.loss_weights, dtype=torch.float32),
+        position_ids=torch.from_numpy(tree.positions()),
+        branch_ids=torch.from_numpy(tree.branches()),
+        images=seen.images,
+        image_masks=seen.masks,
+        image_positions=torch.from_numpy(np.concatenate(where)),
+    )
 
 
 def _pictures(record: Record) -> list[np.ndarray]:

@@ -13,7 +13,8 @@ from molmo_ds.data.tokens import IMAGE_TOKENS
 
 PLACE = IMAGE_TOKENS[IMAGE]  # stands in a user's text where a picture goes
 MARK = "<image>"  # what other programs write there
-ROLES = {"user": 0, "human": 0, "assistant": 1, "gpt": 1, "model": 1}  # to the turn's place, modulo 2
+# to the turn's place, modulo 2
+ROLES = {"user": 0, "human": 0, "assistant": 1, "gpt": 1, "model": 1}
 NAMES = ("user", "assistant")
 TEXT_PARTS = ("text", "input_text", "output_text")
 IMAGE_PARTS = ("image", "image_url", "input_image")
@@ -36,9 +37,13 @@ def read_messages(value: Any) -> tuple[list[str], int | None]:
         kind = dict if any(isinstance(turn, dict) for turn in value) else str
         odd = next(turn for turn in value if not isinstance(turn, kind))
         raise BadSample(f"'messages' holds {shown(odd)}, but must be {FORMS}.")
-    texts = [_turn(i, {key: part for key, part in turn.items() if part is not None}) for i, turn in enumerate(value)]
+    texts = [
+        _turn(i, {key: part for key, part in turn.items() if part is not None})
+        for i, turn in enumerate(value)
+    ]
     first, pictures = without_marks(texts)
-    if any(MARK in text for text in first[::2]):  # in the middle: then every picture needs its place
+    # in the middle: then every picture needs its place
+    if any(MARK in text for text in first[::2]):
         return [text if i % 2 else text.replace(MARK, PLACE) for i, text in enumerate(texts)], None
     return first, pictures
 
@@ -70,7 +75,9 @@ def shown(value: Any) -> str:
 
 def is_plain(text: str) -> bool:
     """Whether a name is Unicode without control characters, so that it can be printed and stand in a table."""
-    return not any(ord(letter) < 32 or ord(letter) == 127 or 0xD800 <= ord(letter) < 0xE000 for letter in text)
+    return not any(
+        ord(letter) < 32 or ord(letter) == 127 or 0xD800 <= ord(letter) < 0xE000 for letter in text
+    )
 
 
 def _turn(i: int, turn: dict[str, Any]) -> str:
@@ -78,12 +85,18 @@ def _turn(i: int, turn: dict[str, Any]) -> str:
     where = f"'messages[{i}]'"
     speaker, content = ("role", "content") if "role" in turn else ("from", "value")
     if not isinstance(turn.get(speaker), str):
-        raise BadSample(f"{where} is {shown(turn)}, but needs role and content (or from and value).")
+        raise BadSample(
+            f"{where} is {shown(turn)}, but needs role and content (or from and value)."
+        )
     role = turn[speaker].strip().lower()
     if role == "system":
-        raise BadSample(f"{where} is a system turn, which Molmo's prompts do not have; move its text to the user's.")
+        raise BadSample(
+            f"{where} is a system turn, which Molmo's prompts do not have; move its text to the user's."
+        )
     if role not in ROLES:
-        raise BadSample(f"{where} has the {speaker} {shown(turn[speaker])}; it must be one of {', '.join(ROLES)}.")
+        raise BadSample(
+            f"{where} has the {speaker} {shown(turn[speaker])}; it must be one of {', '.join(ROLES)}."
+        )
     if ROLES[role] != i % 2:
         raise BadSample(
             f"{where} is the {NAMES[ROLES[role]]}'s where the {NAMES[i % 2]}'s is due; user and assistant must"
@@ -91,9 +104,13 @@ def _turn(i: int, turn: dict[str, Any]) -> str:
         )
     for name in CALLS:
         if turn.get(name):
-            raise BadSample(f"{where} has {name}, which Molmo cannot learn; leave the conversation out.")
+            raise BadSample(
+                f"{where} has {name}, which Molmo cannot learn; leave the conversation out."
+            )
     if turn.get("weight", 1) != 1:
-        raise BadSample(f"{where} has a weight of its own, {shown(turn['weight'])}; only an annotation has one.")
+        raise BadSample(
+            f"{where} has a weight of its own, {shown(turn['weight'])}; only an annotation has one."
+        )
     if content not in turn:
         raise BadSample(f"{where} has no {content}; give it a text.")
     return _text(where + f".{content}", turn[content], i % 2 == 1)
@@ -103,7 +120,9 @@ def _text(where: str, content: Any, answer: bool) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
-        raise BadSample(f"{where} is {shown(content)}, but must be a text or a list of parts of type text or image.")
+        raise BadSample(
+            f"{where} is {shown(content)}, but must be a text or a list of parts of type text or image."
+        )
     out = []
     for part in content:
         kind = part.get("type")
@@ -114,5 +133,7 @@ def _text(where: str, content: Any, answer: bool) -> str:
         elif kind in IMAGE_PARTS:
             raise BadSample(f"{where} has a picture, but only the user can show one.")
         else:
-            raise BadSample(f"{where} holds {shown(part)}, but a part has type text and a text, or type image.")
+            raise BadSample(
+                f"{where} holds {shown(part)}, but a part has type text and a text, or type image."
+            )
     return "".join(out)

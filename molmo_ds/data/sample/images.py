@@ -60,7 +60,9 @@ class ImageProcessor:
                 f"images.resize '{config.images.resize}' is unknown; choose of {', '.join(_INTERPOLATION)}."
             )
         if not 0 <= config.images.pad_value <= 1:
-            raise ValueError(f"images.pad_value is {config.images.pad_value}; it must lie between 0 and 1.")
+            raise ValueError(
+                f"images.pad_value is {config.images.pad_value}; it must lie between 0 and 1."
+            )
         self.config = config.images
         self.geometry = Geometry.of(config)
         self.frame_geometry = dataclasses.replace(self.geometry, crop_mode="resize")
@@ -70,7 +72,9 @@ class ImageProcessor:
         columns = self.geometry.patch_size**2 * 3
         self.crop_shape = (self.patches, columns) if self.config.exact else (size, size, 3)
         self.dtype = torch.float32 if self.config.exact else torch.uint8
-        self._mean, self._std = (torch.tensor(values) for values in PIXEL_STATISTICS[self.config.resize])
+        self._mean, self._std = (
+            torch.tensor(values) for values in PIXEL_STATISTICS[self.config.resize]
+        )
 
     def layout(self, width: int, height: int, frame: bool = False) -> Layout:
         """Crops and tokens of a picture that is not decoded yet; `frame` for one frame of a video.
@@ -81,7 +85,9 @@ class ImageProcessor:
         for tiling in {(1, 1), layout.tiling or (1, 1)} if self.config.resize == "clip" else ():
             size = self.geometry.canvas(tiling)
             if 0 in fit(height, width, *size):
-                raise BadSample(f"{width} x {height} pixels are too narrow to be resized to {size[1]} x {size[0]}.")
+                raise BadSample(
+                    f"{width} x {height} pixels are too narrow to be resized to {size[1]} x {size[0]}."
+                )
         return layout
 
     def count_tokens(self, width: int, height: int) -> int:
@@ -92,9 +98,18 @@ class ImageProcessor:
         """uint8 [height, width, 3] (or a PIL picture) -> Crops; a frame of a video becomes one resized crop."""
         if isinstance(picture, Image.Image):
             picture = to_pixels(picture)
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
-            raise ValueError(f"A picture is uint8 [height, width, 3], not {picture.dtype} {list(picture.shape)}.")
-        pixels = torch.from_numpy(picture if picture.flags.c_contiguous and picture.flags.writeable else picture.copy())
+        if (
+            picture.dtype != np.uint8
+            or picture.ndim != 3
+            or picture.shape[2] != 3
+            or 0 in picture.shape
+        ):
+            raise ValueError(
+                f"A picture is uint8 [height, width, 3], not {picture.dtype} {list(picture.shape)}."
+            )
+        pixels = torch.from_numpy(
+            picture if picture.flags.c_contiguous and picture.flags.writeable else picture.copy()
+        )
         geometry = self.geometry
         layout = self.layout(pixels.shape[1], pixels.shape[0], frame)
         crops = torch.empty(
@@ -105,7 +120,8 @@ class ImageProcessor:
         self._fill(pixels, crops[:1], masks[:1], (1, 1))
         if layout.tiling is not None:
             self._fill(pixels, crops[1:], masks[1:], layout.tiling)
-            if self.config.legacy_image_mask:  # released weights saw every mask one crop early, and -1 at the last
+            # released weights saw every mask one crop early, and -1 at the last
+            if self.config.legacy_image_mask:
                 masks = torch.cat([masks[1:], torch.full((1, self.patches), -1.0)])
         return Crops(self._normalise(crops) if self.config.exact else crops, masks, layout)
 
@@ -113,26 +129,39 @@ class ImageProcessor:
         """Resize once for `tiling` and cut the overlapping crops out, row by row."""
         geometry = self.geometry
         size = self.geometry.image_size
-        canvas = crops[0] if tiling == (1, 1) else torch.empty((*geometry.canvas(tiling), 3), dtype=crops.dtype)
+        canvas = (
+            crops[0]
+            if tiling == (1, 1)
+            else torch.empty((*geometry.canvas(tiling), 3), dtype=crops.dtype)
+        )
         top, left, height, width = self._resize(pixels, canvas)
         if tiling != (1, 1):
-            tiles = canvas.unfold(0, size, geometry.window).unfold(1, size, geometry.window)  # [R, C, 3, S, S]
+            # [R, C, 3, S, S]
+            tiles = canvas.unfold(0, size, geometry.window).unfold(1, size, geometry.window)
             crops.view(*tiling, size, size, 3).copy_(tiles.permute(0, 1, 3, 4, 2))
         rows = self._cover(tiling[0], top, height)
         columns = self._cover(tiling[1], left, width)
-        masks.copy_(torch.from_numpy(rows[:, None, :, None] * columns[None, :, None, :]).view(masks.shape))
+        masks.copy_(
+            torch.from_numpy(rows[:, None, :, None] * columns[None, :, None, :]).view(masks.shape)
+        )
 
     def _cover(self, tiles: int, start: int, count: int) -> np.ndarray:
         """Share of each patch that [start, start + count) covers along an axis: float32 [tiles, side]."""
         geometry = self.geometry
-        firsts = (np.arange(tiles) * geometry.window)[:, None] + np.arange(geometry.side) * geometry.patch_size
+        firsts = (np.arange(tiles) * geometry.window)[:, None] + np.arange(
+            geometry.side
+        ) * geometry.patch_size
         real = np.minimum(firsts + geometry.patch_size, start + count) - np.maximum(firsts, start)
         return (real.clip(0) / geometry.patch_size).astype(np.float32)
 
     def _resize(self, pixels: Tensor, canvas: Tensor) -> tuple[int, int, int, int]:
         """Fill a canvas [height, width, 3] and say which part of it is real: (top, left, height, width)."""
         height, width = canvas.shape[:2]
-        h, w = fit(pixels.shape[0], pixels.shape[1], height, width) if self.config.resize == "clip" else (height, width)
+        h, w = (
+            fit(pixels.shape[0], pixels.shape[1], height, width)
+            if self.config.resize == "clip"
+            else (height, width)
+        )
         top = (height - h) // 2
         left = (width - w) // 2
         pad = self.config.pad_value if self.config.exact else round(self.config.pad_value * 255)
@@ -147,13 +176,24 @@ class ImageProcessor:
         rows, columns = pixels.shape[:2]
         if not self.config.exact and mode == "bilinear":
             # these strides, and no others, take torch's fast path for interleaved bytes
-            image = pixels.as_strided((1, 3, rows, columns), (rows * columns * 3, 1, columns * 3, 3))
-            return interpolate(image, (height, width), mode=mode, antialias=antialias)[0].permute(1, 2, 0)
+            image = pixels.as_strided(
+                (1, 3, rows, columns), (rows * columns * 3, 1, columns * 3, 3)
+            )
+            return interpolate(image, (height, width), mode=mode, antialias=antialias)[0].permute(
+                1, 2, 0
+            )
         image = pixels.permute(2, 0, 1)[None].float()
         if self.config.resize == "clip":
-            out = interpolate(image.div_(255), (height, width), mode=mode, antialias=antialias).clamp_(0, 1)
-        else:  # the reference rounds to bytes here; bicubic in bytes would also clip between its passes, 5/255 off
-            out = interpolate(image, (height, width), mode=mode, antialias=antialias).round().clamp(0, 255)
+            out = interpolate(
+                image.div_(255), (height, width), mode=mode, antialias=antialias
+            ).clamp_(0, 1)
+        # the reference rounds to bytes here; bicubic in bytes would also clip between its passes, 5/255 off
+        else:
+            out = (
+                interpolate(image, (height, width), mode=mode, antialias=antialias)
+                .round()
+                .clamp(0, 255)
+            )
             out = out / 255 if self.config.exact else out.to(torch.uint8)
         return out[0].permute(1, 2, 0)
 
@@ -161,7 +201,9 @@ class ImageProcessor:
         geometry = self.geometry
         n = len(crops)
         crops.sub_(self._mean).div_(self._std)
-        patches = crops.view(n, geometry.side, geometry.patch_size, geometry.side, geometry.patch_size, 3)
+        patches = crops.view(
+            n, geometry.side, geometry.patch_size, geometry.side, geometry.patch_size, 3
+        )
         return patches.transpose(2, 3).reshape(n, *self.crop_shape)
 
 

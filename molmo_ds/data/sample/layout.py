@@ -10,7 +10,8 @@ import numpy as np
 
 from molmo_ds.config import MolmoConfig
 
-IM_START, IM_END, IM_PATCH, IM_COL, IMAGE = range(5)  # ids of the image tokens, counted from vocab_size
+# ids of the image tokens, counted from vocab_size
+IM_START, IM_END, IM_PATCH, IM_COL, IMAGE = range(5)
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,9 @@ class Geometry:
                 f"crop_mode '{images.crop_mode}' is unknown; set images.crop_mode to overlap-and-resize-c2 or resize."
             )
         if vision.image_size % vision.patch_size:
-            raise ValueError(f"image_size {vision.image_size} is no multiple of patch_size {vision.patch_size}.")
+            raise ValueError(
+                f"image_size {vision.image_size} is no multiple of patch_size {vision.patch_size}."
+            )
         side = vision.image_size // vision.patch_size
         if images.crop_mode != "resize" and not 0 <= sum(images.overlap_margins) < side:
             raise ValueError(
@@ -114,7 +117,9 @@ def select_tiling(height: int, width: int, window: int, max_crops: int) -> tuple
     """
     candidates = _candidates(max_crops)
     with np.errstate(divide="ignore"):
-        scales = ((candidates * window).astype(np.float32) / np.array([height, width], np.float32)).min(axis=1)
+        scales = (
+            (candidates * window).astype(np.float32) / np.array([height, width], np.float32)
+        ).min(axis=1)
     if (scales < 1).all():
         best = scales.argmax()
     else:
@@ -128,7 +133,9 @@ def _axis(geometry: Geometry, tiles: int) -> list[tuple[int, int]]:
     parts = []
     for tile in range(tiles):
         patches = geometry.side - (left if tile > 0 else 0) - (right if tile < tiles - 1 else 0)
-        parts.append((left // geometry.pooling_size if tile > 0 else 0, -(-patches // geometry.pooling_size)))
+        parts.append(
+            (left // geometry.pooling_size if tile > 0 else 0, -(-patches // geometry.pooling_size))
+        )
     return parts
 
 
@@ -160,7 +167,13 @@ def _layout(geometry: Geometry, tiling: tuple[int, int] | None) -> Layout:
         x = 0
         for j, (left, width) in enumerate(column_parts):
             crop = positions[1 + i * len(column_parts) + j]
-            crop[top : top + height, left : left + width] = high_where[y : y + height, x : x + width]
+            crop[top : top + height, left : left + width] = high_where[
+                y : y + height, x : x + width
+            ]
             x += width
         y += height
-    return Layout(tiling, np.concatenate([tokens, high_tokens]), positions.reshape(len(positions), side * side))
+    return Layout(
+        tiling,
+        np.concatenate([tokens, high_tokens]),
+        positions.reshape(len(positions), side * side),
+    )

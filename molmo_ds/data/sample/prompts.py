@@ -17,8 +17,10 @@ from molmo_ds.data.sample.points import format_count, format_points, to_percent
 from molmo_ds.data.sample.templates import LONG_CAPTION, POINT_COUNT, POINTING
 from molmo_ds.data.sample.turns import Conversation, speak
 
-SAME_AS = {"eval_short_answer": "vqa2", "eval_multiple_choice": "a_okvqa_mc"}  # styles that only evaluation uses
-DEMO_STYLES = ("point_count", "pointing", "user_qa", "long_caption")  # spoken as a user would: rarely with a style
+# styles that only evaluation uses
+SAME_AS = {"eval_short_answer": "vqa2", "eval_multiple_choice": "a_okvqa_mc"}
+# spoken as a user would: rarely with a style
+DEMO_STYLES = ("point_count", "pointing", "user_qa", "long_caption")
 BARE_STYLES = ("android_control", "demo")  # never with a style
 TEMPLATES = {"long_caption": LONG_CAPTION, "pointing": POINTING, "point_count": POINT_COUNT}
 
@@ -70,23 +72,32 @@ class PromptFormatter:
         annotation = read_annotation(annotation)
         style = annotation.style
         if not style and self.config.system_prompt != "none":
-            raise BadSample("An annotation has no style, which the system prompt needs; give it one, such as user_qa.")
+            raise BadSample(
+                "An annotation has no style, which the system prompt needs; give it one, such as user_qa."
+            )
         style = SAME_AS.get(style, style) or ""
         if annotation.messages is not None:
             turns = list(annotation.messages)
             turns = turns[: len(turns) - 1 + len(turns) % 2] if inference else turns
             if not turns or (not inference and len(turns) % 2):
-                raise BadSample("'messages' must alternate user and assistant and end with the assistant.")
+                raise BadSample(
+                    "'messages' must alternate user and assistant and end with the assistant."
+                )
         else:
             turns = [self._question(style, annotation, rng)]
             if not inference:
                 turns.append(self._answer(style, annotation, rng, size))
         if not all(turn.strip() for turn in turns[1::2]):
-            raise BadSample("An answer is empty, so there is nothing to learn; leave the annotation out.")
+            raise BadSample(
+                "An answer is empty, so there is nothing to learn; leave the annotation out."
+            )
         answer = turns[1] if len(turns) > 1 and not inference else None
         turns[0] = self._with_system_prompt(style, turns[0], answer, rng)
         config = self.config
-        return [speak(i, turn, config.message_format, config.always_start_with_space) for i, turn in enumerate(turns)]
+        return [
+            speak(i, turn, config.message_format, config.always_start_with_space)
+            for i, turn in enumerate(turns)
+        ]
 
     def _question(self, style: str, annotation: Annotation, rng: RandomState) -> str:
         question = annotation.question
@@ -102,9 +113,15 @@ class PromptFormatter:
             return question
         if annotation.unlabelled:
             return question + "\n" + "\n".join(options) + "\n"
-        return question + "\n" + "".join(f"{name}: {option}\n" for name, option in zip(_letters(options), options))
+        return (
+            question
+            + "\n"
+            + "".join(f"{name}: {option}\n" for name, option in zip(_letters(options), options))
+        )
 
-    def _answer(self, style: str, annotation: Annotation, rng: RandomState, size: tuple[int, int] | None) -> str:
+    def _answer(
+        self, style: str, annotation: Annotation, rng: RandomState, size: tuple[int, int] | None
+    ) -> str:
         if annotation.text is not None:
             return annotation.text
         if annotation.inline_points is not None:
@@ -112,17 +129,25 @@ class PromptFormatter:
         if annotation.points is not None:
             points = to_percent(annotation.points, annotation.point_scale, size)
             label = self._label(annotation)
-            return format_count(points, label) if style == "point_count" else format_points(points, label)
+            return (
+                format_count(points, label)
+                if style == "point_count"
+                else format_points(points, label)
+            )
         if annotation.answer is not None:
             if INLINE_POINT in annotation.answer:
-                raise BadSample(f"The answer has {INLINE_POINT}, but there are no inline_points; give them.")
+                raise BadSample(
+                    f"The answer has {INLINE_POINT}, but there are no inline_points; give them."
+                )
             return annotation.answer
         if annotation.answers:
             return _most_frequent(annotation.answers, rng)
         if annotation.options is not None and annotation.answer_index is not None:
             letters = None if annotation.unlabelled else _letters(annotation.options)
             if annotation.answer_index >= len(annotation.options):
-                raise BadSample(f"'answer_index' {annotation.answer_index} points at none of 0 options.")
+                raise BadSample(
+                    f"'answer_index' {annotation.answer_index} points at none of 0 options."
+                )
             return (letters or annotation.options)[annotation.answer_index]
         raise BadSample(
             f"An annotation of style '{style}' has nothing to learn: give it text, answer, answers, points, or options"
@@ -134,9 +159,13 @@ class PromptFormatter:
             return annotation.label.lower()
         if annotation.question is not None:
             return annotation.question
-        raise BadSample("An annotation with points has neither label nor question; give it a label.")
+        raise BadSample(
+            "An annotation with points has neither label nor question; give it a label."
+        )
 
-    def _with_system_prompt(self, style: str, question: str, answer: str | None, rng: RandomState) -> str:
+    def _with_system_prompt(
+        self, style: str, question: str, answer: str | None, rng: RandomState
+    ) -> str:
         kind = self.config.system_prompt
         if kind == "style":
             prefix = style + ":"
@@ -176,9 +205,14 @@ def _place_points(annotation: Annotation, size: tuple[int, int] | None) -> str:
     groups = annotation.inline_points or []
     parts = (annotation.answer or "").split(INLINE_POINT)
     if len(parts) != len(groups) + 1:
-        raise BadSample(f"The answer has {len(parts) - 1} {INLINE_POINT} and inline_points {len(groups)} entries.")
+        raise BadSample(
+            f"The answer has {len(parts) - 1} {INLINE_POINT} and inline_points {len(groups)} entries."
+        )
     out = parts[0]
     for group, after in zip(groups, parts[1:]):
         points = to_percent(group.points, annotation.point_scale, size)
-        out += format_points(points, group.alt, group.alt if group.text is None else group.text) + after
+        out += (
+            format_points(points, group.alt, group.alt if group.text is None else group.text)
+            + after
+        )
     return out

@@ -30,10 +30,14 @@ def parse_record(key: str, data: bytes | None, parts: dict[str, Any]) -> Record:
         )
     images = [] if record.get("images") is None else record["images"]
     if not isinstance(images, list) or not all(isinstance(name, str) for name in images):
-        raise ValueError(f"'images' of sample '{key}' is {shown(images)}, but must be a list of members' names.")
+        raise ValueError(
+            f"'images' of sample '{key}' is {shown(images)}, but must be a list of members' names."
+        )
     missing = [name for name in images if name not in parts]
     if missing:
-        raise ValueError(f"Sample '{key}' names the image {missing[0]}, but there is no member {key}.{missing[0]}.")
+        raise ValueError(
+            f"Sample '{key}' names the image {missing[0]}, but there is no member {key}.{missing[0]}."
+        )
     record["images"] = images
     return record
 
@@ -76,7 +80,9 @@ def count_frames(record: Record) -> int:
     if frames is None:
         return FRAMES
     if isinstance(frames, bool) or not isinstance(frames, int) or not 1 <= frames <= MOST_FRAMES:
-        raise BadSample(f"num_frames is {frames!r}; it must be a whole number of at least 1 and at most {MOST_FRAMES}.")
+        raise BadSample(
+            f"num_frames is {frames!r}; it must be a whole number of at least 1 and at most {MOST_FRAMES}."
+        )
     return frames
 
 
@@ -91,7 +97,9 @@ def check_pictures(record: Record, said: list[int | None]) -> None:
     count = len(record.get("images") or record.get("sizes") or ())
     for number in said:
         if number not in (None, count):
-            raise BadSample(f"The text begins with {number} picture marks (<image>), but the sample has {count}.")
+            raise BadSample(
+                f"The text begins with {number} picture marks (<image>), but the sample has {count}."
+            )
 
 
 def text_length(value: Any) -> int:
@@ -107,5 +115,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out = dict(pairs)
     if len(out) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the key '{next(name for name in names if names.count(name) > 1)}' comes twice")
+        raise ValueError(
+            f"the key '{next(name for name in names if names.count(name) > 1)}' comes twice"
+        )
     return out

@@ -8,7 +8,14 @@ from molmo_ds.config import PromptConfig
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.sample.annotation import KEYS, Annotation, at, read_annotation
 from molmo_ds.data.sample.prompts import TEMPLATES, PromptFormatter
-from molmo_ds.data.sample.record import Record, annotations, check_pictures, count_frames, first_size, is_video
+from molmo_ds.data.sample.record import (
+    Record,
+    annotations,
+    check_pictures,
+    count_frames,
+    first_size,
+    is_video,
+)
 from molmo_ds.data.sample.tree import check_places
 from molmo_ds.data.sample.turns import Conversation
 
@@ -40,9 +47,12 @@ class Review:
         if self.without_question:
             out.append(f"{self.without_question} annotations with an answer, but no question")
         if self.without_style:
-            out.append(f"{self.without_style} annotations without a style, for prompts.system_prompt=none only")
+            out.append(
+                f"{self.without_style} annotations without a style, for prompts.system_prompt=none only"
+            )
         return out + [
-            f"{count} annotations with a key that nobody reads, '{key}'" for key, count in self.unread.items()
+            f"{count} annotations with a key that nobody reads, '{key}'"
+            for key, count in self.unread.items()
         ]
 
     def add(self, record: Record) -> None:
@@ -82,4 +92,8 @@ def is_question(annotation: Annotation) -> bool:
     if annotation.messages is not None:
         return len(annotation.messages) % 2 == 1
     chosen = annotation.options is not None and annotation.answer_index is not None
-    return not chosen and not any(getattr(annotation, name) for name in _ANSWERS) and annotation.points is None
+    return (
+        not chosen
+        and not any(getattr(annotation, name) for name in _ANSWERS)
+        and annotation.points is None
+    )

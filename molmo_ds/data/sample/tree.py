@@ -28,7 +28,9 @@ class Tree:
     def positions(self) -> np.ndarray:
         """Position ids, int64 [t]: every branch goes on where the prefix ends."""
         prefix, *branches = self.branch_lengths
-        return np.concatenate([np.arange(prefix), *(np.arange(prefix, prefix + length) for length in branches)])
+        return np.concatenate(
+            [np.arange(prefix), *(np.arange(prefix, prefix + length) for length in branches)]
+        )
 
     def branches(self) -> np.ndarray:
         """Branch ids, int32 [t]: 0 for the prefix, 1, 2, ... for the branches."""
@@ -42,7 +44,9 @@ class _Branch:
     places: list[int]  # where pictures begin, if the text says where
 
 
-def learn(tokenizer: Words, conversations: list[Conversation], layouts: list[Layout], limit: int) -> Tree:
+def learn(
+    tokenizer: Words, conversations: list[Conversation], layouts: list[Layout], limit: int
+) -> Tree:
     """A tree to learn from, of at most `limit` tokens; what is longer loses its end.
 
     A branch's last token is a label only, since nothing would see it. Its first token is predicted at the prefix's end,
@@ -69,7 +73,9 @@ def learn(tokenizer: Words, conversations: list[Conversation], layouts: list[Lay
         ends = np.minimum(np.cumsum(lengths), limit)
         lengths = np.diff(ends, prepend=0).tolist()
         if not any(weights[:limit]):
-            raise BadSample(f"Cut at sequence_length {limit}, nothing is left of the answers; raise it.")
+            raise BadSample(
+                f"Cut at sequence_length {limit}, nothing is left of the answers; raise it."
+            )
     return Tree(ids[:limit], labels[:limit], weights[:limit], lengths, starts, cut)
 
 
@@ -77,13 +83,21 @@ def check_places(conversations: list[Conversation], pictures: int) -> None:
     """BadSample where texts place pictures that are not there, only some of them, or in one of several branches."""
     counts = [sum(text.count(PLACE) for text in one.messages[::2]) for one in conversations]
     if any(counts) and not pictures:
-        raise BadSample(f"The text has a place for a picture ({PLACE}), but the sample has no picture.")
+        raise BadSample(
+            f"The text has a place for a picture ({PLACE}), but the sample has no picture."
+        )
     if any(counts) and len(counts) > 1:
-        raise BadSample(f"{PLACE} may stand in a sample's text only if it has one annotation, not {len(counts)}.")
+        raise BadSample(
+            f"{PLACE} may stand in a sample's text only if it has one annotation, not {len(counts)}."
+        )
     if any(count > pictures for count in counts):
-        raise BadSample(f"The text names more pictures ({PLACE}) than the {pictures} of the sample.")
+        raise BadSample(
+            f"The text names more pictures ({PLACE}) than the {pictures} of the sample."
+        )
     if any(0 < count < pictures for count in counts):
-        raise BadSample(f"The text places {counts[0]} of {pictures} pictures; place all of them or none.")
+        raise BadSample(
+            f"The text places {counts[0]} of {pictures} pictures; place all of them or none."
+        )
 
 
 def ask(tokenizer: Words, messages: list[str], layouts: list[Layout], limit: int) -> Tree:
@@ -98,7 +112,9 @@ def ask(tokenizer: Words, messages: list[str], layouts: list[Layout], limit: int
     lengths = [len(ids), len(branch.tokens)]
     ids += branch.tokens
     if len(ids) > limit:
-        raise ValueError(f"The prompt has {len(ids)} tokens, more than the model's {limit}; make it shorter.")
+        raise ValueError(
+            f"The prompt has {len(ids)} tokens, more than the model's {limit}; make it shorter."
+        )
     return Tree(ids, [0] * len(ids), [0.0] * len(ids), lengths, starts)
 
 

@@ -19,7 +19,9 @@ class Conversation:
     pictures: int | None = None  # that the text says it begins with
 
 
-def speak(i: int, turn: str, message_format: str = "role", always_start_with_space: bool = True) -> str:
+def speak(
+    i: int, turn: str, message_format: str = "role", always_start_with_space: bool = True
+) -> str:
     """Turn i of a conversation, the user's if i is even, with what goes before and after it.
 
     Args:
@@ -29,6 +31,13 @@ def speak(i: int, turn: str, message_format: str = "role", always_start_with_spa
     if message_format == "role" and i % 2 == 0:
         turn = f"{_USER}{turn}{_ANSWER}"
     return " " + turn if i > 0 or always_start_with_space else turn
+
+
+def unspoken(text: str) -> str:
+    """What a user said in a text that `speak` made under `role`; any other text as it is."""
+    if _LAST.fullmatch(text) is None:
+        return text
+    return text.removeprefix(" ").removeprefix(_USER).removesuffix(_ANSWER)
 
 
 def spoken(text: str, end: str) -> list[str] | None:

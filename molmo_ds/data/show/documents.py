@@ -42,7 +42,9 @@ def documents(page: Page) -> Iterator[str]:
     for sequence in page.drawn:
         for number in range(1, len(sequence.references) + 1):
             mine = sequence.row.document_ids[0] == number
-            found.append((-int(sequence.row.branch_ids[0][mine].max()), len(found), sequence, number))
+            found.append(
+                (-int(sequence.row.branch_ids[0][mine].max()), len(found), sequence, number)
+            )
     trees = sorted(found, key=lambda entry: entry[:2])[: page.documents // 2]
     shown = {entry[1] for entry in trees}
     others = [entry for entry in found if entry[1] not in shown][: page.documents - len(trees)]
@@ -71,7 +73,9 @@ def document(page: Page, sequence: Sequence, number: int, where: str) -> str:
             thumbs = "".join(crop(row, i, builder) for i in own)
             caption = f"<figcaption>{size[0]} x {size[1]} &rarr; {tiling}</figcaption>"
             tiles = f'<div class="tiles" style="--c:{columns}">{thumbs}</div>'
-            pictures.append(f'<div class="picture"><figure>{photo(data)}{caption}</figure>{tiles}</div>')
+            pictures.append(
+                f'<div class="picture"><figure>{photo(data)}{caption}</figure>{tiles}</div>'
+            )
     return (
         f'<article style="--h:{HUES[(number - 1) % len(HUES)]}"><h3>{html.escape(record["__key__"])}'
         f"<small>{html.escape(where)} &middot; {len(mine)} tokens</small></h3>{''.join(pictures)}"
@@ -92,7 +96,10 @@ def crop(row: Batch, index: int, builder: SampleBuilder) -> str:
     used = (row.image_positions[index] >= 0).float()
     side = round(len(used) ** 0.5)
     grid = rearrange(used, "(row column) -> 1 1 row column", row=side)
-    shade = rearrange(torch.nn.functional.interpolate(grid, pixels.shape[:2]), "1 1 height width -> height width 1")
+    shade = rearrange(
+        torch.nn.functional.interpolate(grid, pixels.shape[:2]),
+        "1 1 height width -> height width 1",
+    )
     small = Image.fromarray((pixels * (0.4 + 0.6 * shade)).byte().numpy())
     small.thumbnail((150, 150))
     return img(np.asarray(small), "JPEG")
@@ -106,13 +113,17 @@ def as_bytes(crop: torch.Tensor, images: ImageProcessor) -> torch.Tensor:
     side = images.geometry.side
     patch = images.geometry.patch_size
     crop = crop * deviation.repeat(patch * patch) + mean.repeat(patch * patch)
-    pixels = rearrange(crop, "(row column) (y x colour) -> (row y) (column x) colour", row=side, y=patch, colour=3)
+    pixels = rearrange(
+        crop, "(row column) (y x colour) -> (row y) (column x) colour", row=side, y=patch, colour=3
+    )
     return (pixels.clamp(0, 1) * 255).round().byte()
 
 
 def branches(row: Batch, mine: torch.Tensor, builder: SampleBuilder) -> Iterator[str]:
     """The prefix and each branch as boxes of tokens; a branch ends with the label of its last token."""
-    ids, labels, weights = (getattr(row, name)[0][mine] for name in ("input_ids", "labels", "loss_weights"))
+    ids, labels, weights = (
+        getattr(row, name)[0][mine] for name in ("input_ids", "labels", "loss_weights")
+    )
     branch = row.branch_ids[0][mine]
     heaviest = max(float(row.loss_weights.max()), 1e-9)
     positions = row.position_ids[0][mine]
@@ -120,20 +131,31 @@ def branches(row: Batch, mine: torch.Tensor, builder: SampleBuilder) -> Iterator
         inside = (branch == number).nonzero()[:, 0].tolist()
         cells = []
         before = inside[0] - 1 if number == 1 else None
-        shown = [(ids[i].item(), before if k == 0 else i - 1, positions[i].item()) for k, i in enumerate(inside)]
+        shown = [
+            (ids[i].item(), before if k == 0 else i - 1, positions[i].item())
+            for k, i in enumerate(inside)
+        ]
         if number:
             shown.append((labels[inside[-1]].item(), inside[-1], positions[inside[-1]].item() + 1))
-        for is_image, group in itertools.groupby(shown, lambda token: token[0] >= builder.tokenizer.vocab_size):
+        for is_image, group in itertools.groupby(
+            shown, lambda token: token[0] >= builder.tokenizer.vocab_size
+        ):
             tokens = list(group)
             if is_image:
                 cells.append(f'<b class="image">{len(tokens)} picture tokens</b>')
                 continue
             for token, predictor, position in tokens:
                 weight = float(weights[predictor]) if predictor is not None else 0.0
-                text = html.escape(builder.tokenizer.name(token)).replace(" ", "&nbsp;").replace("\n", "&#8629;")
+                text = (
+                    html.escape(builder.tokenizer.name(token))
+                    .replace(" ", "&nbsp;")
+                    .replace("\n", "&#8629;")
+                )
                 title = f"id {token}, position {position}, weight {weight:.3f}"
                 style = f' style="--w:{weight / heaviest:.2f}"' if weight else ""
-                cells.append(f'<s title="{title}"{" class=on" if weight else ""}{style}>{text or "&middot;"}</s>')
+                cells.append(
+                    f'<s title="{title}"{" class=on" if weight else ""}{style}>{text or "&middot;"}</s>'
+                )
         name = f"branch {number}" if number else "shared"
         total = sum(float(weights[predictor]) for _, predictor, _ in shown if predictor is not None)
         weight = f"weight {total:.1f}" if number else f"{len(inside)} tokens"

@@ -66,14 +66,18 @@ def figures(page: Page, config: RunConfig) -> str:
         (f"{cut_of(page.drawn)[0]}", "samples cut at the sequence's length"),
     )
     return (
-        '<div class="figures">' + "".join(f"<div><b>{n}</b><span>{what}</span></div>" for n, what in cells) + "</div>"
+        '<div class="figures">'
+        + "".join(f"<div><b>{n}</b><span>{what}</span></div>" for n, what in cells)
+        + "</div>"
     )
 
 
 def cut_of(drawn: list[Sequence]) -> tuple[int, int]:
     """Samples, and tokens of them, that were cut at the sequence's length."""
     last = {sequence.lane: sequence.state for sequence in drawn}
-    return tuple(sum(state[name] for state in last.values()) for name in ("cut_samples", "cut_tokens"))
+    return tuple(
+        sum(state[name] for state in last.values()) for name in ("cut_samples", "cut_tokens")
+    )
 
 
 def packing_row(sequence: Sequence, config: RunConfig) -> str:
@@ -92,7 +96,9 @@ def packing_row(sequence: Sequence, config: RunConfig) -> str:
         style = f"width:{100 * count / length:.3f}%;--h:{hue}"
         cells.append(f'<i class="{kind}" style="{style}" title="{html.escape(title)}"></i>')
     used = int((row.document_ids > 0).sum())
-    dots = "".join(f'<i style="--h:{HUES[document % len(HUES)]}"></i>' for document in crop_documents(row))
+    dots = "".join(
+        f'<i style="--h:{HUES[document % len(HUES)]}"></i>' for document in crop_documents(row)
+    )
     free = "<u></u>" * (config.data.crops_per_sequence - len(row.images))
     return (
         f'<div class="pack"><label>lane {sequence.lane}</label><div class="bar">{"".join(cells)}</div>'
@@ -126,7 +132,9 @@ def attention_maps(page: Page) -> Iterator[str]:
     first = int(inside[(widest.branch_ids[0][inside] > 0).nonzero()[0, 0]])
     start = max(int(inside[0]), first - 10)
     stop = int(inside[-1])
-    yield attention_map(widest, start, stop, f"a document's {int(widest.branch_ids.max())} branches, magnified")
+    yield attention_map(
+        widest, start, stop, f"a document's {int(widest.branch_ids.max())} branches, magnified"
+    )
 
 
 def attention_map(row: Batch, start: int, stop: int, caption: str) -> str:

@@ -12,7 +12,8 @@ from molmo_ds.data.sources.source import Item, Row, Source, annotation, asks, pi
 # questions of ChartQA's train split
 HUMAN = 7398
 MACHINE = 20901
-HUMAN_WEIGHT, MACHINE_WEIGHT = (2 * n / (HUMAN + MACHINE) for n in (MACHINE, HUMAN))  # both halves count alike
+# both halves count alike
+HUMAN_WEIGHT, MACHINE_WEIGHT = (2 * n / (HUMAN + MACHINE) for n in (MACHINE, HUMAN))
 
 
 def chart_qa(row: Row, split: str) -> list[Item]:
@@ -45,16 +46,24 @@ SOURCES = [
         hub="HuggingFaceM4/ChartQA",
     ),
     Source(
-        *("dv_qa", "CC BY-NC 4.0*", f"{_BUILDERS}/dv_qa.py", asks("dv_qa", "images/{image}", image_id="image")),
+        *(
+            "dv_qa",
+            "CC BY-NC 4.0*",
+            f"{_BUILDERS}/dv_qa.py",
+            asks("dv_qa", "images/{image}", image_id="image"),
+        ),
         splits={"train": "train", "validation_easy": "val_easy", "validation_hard": "val_hard"},
         group="image",
-        read=lambda folder, split: read_json(folder, f"{split.replace('validation', 'val')}_qa.json"),
+        read=lambda folder, split: read_json(
+            folder, f"{split.replace('validation', 'val')}_qa.json"
+        ),
         by_hand="unpack pictures and annotations of https://github.com/kushalkafle/DVQA_dataset so that DIR holds"
         " train_qa.json, val_easy_qa.json, val_hard_qa.json and images/",
     ),
     Source(
         *("figure_qa", "Microsoft Research data licence*", f"{_BUILDERS}/figure_qa.py"),
-        asks("figure_qa", question="question_string", image_id="image_index"),  # its answers are 0 and 1
+        # its answers are 0 and 1
+        asks("figure_qa", question="question_string", image_id="image_index"),
         splits={"train": "train1", "validation1": "validation1", "validation2": "validation2"},
         group="image",
         read=lambda folder, split: read_figures(folder, "train1" if split == "train" else split),

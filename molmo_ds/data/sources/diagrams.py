@@ -23,8 +23,12 @@ _SEED = 5961
 def ai2d(row: Row, split: str) -> list[Item]:
     """Options with letters A, B, ... in front, unless the options are themselves letters on the picture."""
     right = row["answerTexts"][row["correctAnswer"]]
-    options = list(dict.fromkeys(option for option in row["answerTexts"] if option != "{}"))  # {} is an empty option
-    boxes = {text["replacementText"]: text["rectangle"] for text in row["annotation"].get("text", {}).values()}
+    # {} is an empty option
+    options = list(dict.fromkeys(option for option in row["answerTexts"] if option != "{}"))
+    boxes = {
+        text["replacementText"]: text["rectangle"]
+        for text in row["annotation"].get("text", {}).values()
+    }
     lettered = [option.upper() in boxes for option in options]
     unlabelled = row["abcLabel"] and sum(lettered) >= len(options) - 1
     if unlabelled:
@@ -36,13 +40,23 @@ def ai2d(row: Row, split: str) -> list[Item]:
         answer_index=options.index(right),
         unlabelled=True if unlabelled else None,
     )
-    known = {"example_id": row["questionId"], "image_id": row["image_id"], "abc_label": row["abcLabel"]}
+    known = {
+        "example_id": row["questionId"],
+        "image_id": row["image_id"],
+        "abc_label": row["abcLabel"],
+    }
     shown = Picture(path=f"images/{row['imageName']}")
     if not row["abcLabel"]:
         return [Item((shown,), [asked], {**known, "has_transparent_box": False})]
-    letters = tuple((*start, *end, letter) for letter, (start, end) in boxes.items() if start[1] != end[1])
+    letters = tuple(
+        (*start, *end, letter) for letter, (start, end) in boxes.items() if start[1] != end[1]
+    )
     return [
-        Item((shown._replace(letters=letters, see_through=clear),), [asked], {**known, "has_transparent_box": clear})
+        Item(
+            (shown._replace(letters=letters, see_through=clear),),
+            [asked],
+            {**known, "has_transparent_box": clear},
+        )
         for clear in (False, True)
     ]
 
@@ -51,20 +65,30 @@ def read_ai2d(folder: Path, split: str) -> Iterator[Row]:
     """Questions of a split, each with its picture's annotation; the split is by picture."""
     with open(folder / "ai2d_test_ids.csv", newline="") as file:
         test = {int(line[0]) for line in csv.reader(file) if line}
-    names = sorted((folder / "questions").glob("*.json"), key=lambda path: int(path.name.split(".")[0]))
+    names = sorted(
+        (folder / "questions").glob("*.json"), key=lambda path: int(path.name.split(".")[0])
+    )
     if not names:
         raise FileNotFoundError(folder / "questions")
     numbers = [int(path.name.split(".")[0]) for path in names]
     train = [number for number in numbers if number not in test]
     np.random.RandomState(_SEED).shuffle(train)
-    wanted = test if split == "test" else set(train[:_HELD_OUT] if split == "validation" else train[_HELD_OUT:])
+    wanted = (
+        test
+        if split == "test"
+        else set(train[:_HELD_OUT] if split == "validation" else train[_HELD_OUT:])
+    )
     for path, number in zip(names, numbers):
         if number in wanted:
             content = read_json(folder, f"questions/{path.name}")
             marks = any(q["abcLabel"] for q in content["questions"].values())
             annotations = read_json(folder, f"annotations/{path.name}") if marks else {}
             for question, row in content["questions"].items():
-                known = {"imageName": content["imageName"], "image_id": number, "annotation": annotations}
+                known = {
+                    "imageName": content["imageName"],
+                    "image_id": number,
+                    "annotation": annotations,
+                }
                 yield {**row, **known, "question": question}
 
 
@@ -73,7 +97,9 @@ def write_letters(image: Image.Image, picture: Picture) -> Image.Image:
     image = image.convert("RGB")
     draw = ImageDraw.Draw(image, "RGBA")
     for left, top, right, bottom, letter in picture.letters:
-        draw.rectangle([left, top, right, bottom], fill=(*_FILL, 127) if picture.see_through else _FILL)
+        draw.rectangle(
+            [left, top, right, bottom], fill=(*_FILL, 127) if picture.see_through else _FILL
+        )
         if picture.see_through:
             font = ImageFont.load_default(min(max(16, min(image.size) // 50), 32))
             place = (max(left - 12, 0), max(top - 10, 0))
@@ -81,7 +107,13 @@ def write_letters(image: Image.Image, picture: Picture) -> Image.Image:
             draw.text(place, letter, fill="black", font=font)
         else:
             font = ImageFont.load_default(min(22, max(6, int(bottom - top))))
-            draw.text(((left + right) / 2, (top + bottom) / 2), letter, fill="black", font=font, anchor="mm")
+            draw.text(
+                ((left + right) / 2, (top + bottom) / 2),
+                letter,
+                fill="black",
+                font=font,
+                anchor="mm",
+            )
     return image
 
 

@@ -25,7 +25,9 @@ def read_st_qa(folder: Path, split: str) -> Iterable[Row]:
     """Validation is drawn from the training questions as the reference draws it."""
     if split == "test":
         return read_json(folder, "test_task_3.json")["data"]
-    rows = sorted(read_json(folder, "train_task_3.json")["data"], key=lambda row: row["question_id"])
+    rows = sorted(
+        read_json(folder, "train_task_3.json")["data"], key=lambda row: row["question_id"]
+    )
     np.random.RandomState(_SEED).shuffle(rows)
     return rows[_HELD_OUT:] if split == "train" else rows[:_HELD_OUT]
 

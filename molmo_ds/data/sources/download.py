@@ -78,19 +78,32 @@ def fetch_and_write(source: Source, options: Options, limits: Limits, store: Sto
     outputs = {}
     if options.hold_out:
         if list(source.splits) != ["train"] or len(groups) <= options.hold_out:
-            raise ValueError("--hold-out is for a data set with a training split only, and for a part of it.")
+            raise ValueError(
+                "--hold-out is for a data set with a training split only, and for a part of it."
+            )
         # by name, so that a picture is held out whatever else the data set holds
-        held = set(sorted(groups, key=lambda name: hashlib.sha256(repr(name).encode()).digest())[: options.hold_out])
-        outputs[options.out / f"{source.name}-validation"] = [groups.pop(name) for name in list(groups) if name in held]
+        held = set(
+            sorted(groups, key=lambda name: hashlib.sha256(repr(name).encode()).digest())[
+                : options.hold_out
+            ]
+        )
+        outputs[options.out / f"{source.name}-validation"] = [
+            groups.pop(name) for name in list(groups) if name in held
+        ]
     outputs[target] = list(groups.values())
     for path, chosen in outputs.items():
         dropped: Counter = Counter()
         batches = tqdm(take(rows, chosen), total=len(chosen) or None, unit="record", desc=path.name)
-        samples = records(source, batches, options.split, options.max_annotations, reader(store, folder), dropped)
+        samples = records(
+            source, batches, options.split, options.max_annotations, reader(store, folder), dropped
+        )
         report["records"] = write(samples, path, source, options.samples_per_shard, dropped)
         report["dropped"] = dict(dropped)
         (path / "report.json").write_text(json.dumps(report, indent=1))
-        print(f"{path}: {report['records']} records" + "".join(f"; {n} dropped: {why}" for why, n in dropped.items()))
+        print(
+            f"{path}: {report['records']} records"
+            + "".join(f"; {n} dropped: {why}" for why, n in dropped.items())
+        )
 
 
 def write(
@@ -123,7 +136,11 @@ def write(
 def requests(source: Source, rows: Sequence[Row]) -> list[Request]:
     """The pictures that the rows name, each once."""
     hashes = column(rows, source.sha256) if source.sha256 else [""] * len(rows)
-    return list(dict.fromkeys(Request(u, (h or "").lower()) for u, h in zip(column(rows, source.url), hashes)))
+    return list(
+        dict.fromkeys(
+            Request(u, (h or "").lower()) for u, h in zip(column(rows, source.url), hashes)
+        )
+    )
 
 
 def unpack(path: Path, out: Path) -> Path:
@@ -145,8 +162,16 @@ def table() -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     for source in sources.ALL.values():
-        where = f"hub: {source.hub}" + (f" ({source.configs[0]})" if len(source.configs) == 1 else "")
+        where = f"hub: {source.hub}" + (
+            f" ({source.configs[0]})" if len(source.configs) == 1 else ""
+        )
         seen = source.layout if source.confirmed else f"**not confirmed**: {source.layout}"
-        where = where + (", pictures by address" if source.url else "") if source.hub else f"by hand: {source.by_hand}"
-        lines.append(f"| `{source.name}` | {', '.join(source.splits)} | {where} | {source.licence} | {seen} |")
+        where = (
+            where + (", pictures by address" if source.url else "")
+            if source.hub
+            else f"by hand: {source.by_hand}"
+        )
+        lines.append(
+            f"| `{source.name}` | {', '.join(source.splits)} | {where} | {source.licence} | {seen} |"
+        )
     return "\n".join(lines)

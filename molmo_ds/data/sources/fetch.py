@@ -41,7 +41,8 @@ MAGIC = (
     b"II*\0",
     b"MM\0*",
 )  # how pictures start
-NOW = frozenset({408, 425, 429, 500, 502, 503, 504})  # tried again in this run; other errors wait for the next one
+# tried again in this run; other errors wait for the next one
+NOW = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,9 @@ def fetch(
     requests = list(dict.fromkeys(requests))
     todo = store.pending(requests, retry_permanent)
     random.Random(0).shuffle(todo)  # neighbours in a data set are often on one host
-    with tqdm(total=len(requests), initial=len(requests) - len(todo), unit="picture", desc="fetch") as bar:
+    with tqdm(
+        total=len(requests), initial=len(requests) - len(todo), unit="picture", desc="fetch"
+    ) as bar:
         asyncio.run(_Run(store, limits, bar).all(todo))
     return store.report(requests)
 
@@ -84,7 +87,9 @@ def fetch(
 def describe(report: dict) -> str:
     """The report as lines of text."""
     share = 100 * report["reachable"] / max(1, report["wanted"])
-    lines = [f"{report['reachable']} of {report['wanted']} pictures ({share:.1f} %), {report['bytes'] / 1e6:.1f} MB"]
+    lines = [
+        f"{report['reachable']} of {report['wanted']} pictures ({share:.1f} %), {report['bytes'] / 1e6:.1f} MB"
+    ]
     for kind, title in (("permanent", "gone for good"), ("transient", "may come back; run again")):
         lines += [f"  {count:8d}  {cause} ({title})" for cause, count in report[kind].items()]
     lines += [f"  {host}: {json.dumps(causes)}" for host, causes in report["hosts"].items()]
@@ -98,14 +103,18 @@ class _Run:
         self.store = store
         self.limits = limits
         self.bar = bar
-        self.hosts: dict[str, _Host] = collections.defaultdict(lambda: _Host(asyncio.Semaphore(limits.per_host)))
+        self.hosts: dict[str, _Host] = collections.defaultdict(
+            lambda: _Host(asyncio.Semaphore(limits.per_host))
+        )
         self.slots = asyncio.Semaphore(limits.workers)
         self.window = asyncio.Semaphore(200 * limits.workers)  # addresses that wait in memory
 
     async def all(self, todo: list[Request]) -> None:
         session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=self.limits.timeout),
-            connector=aiohttp.TCPConnector(ssl=True, ttl_dns_cache=600, keepalive_timeout=2, limit=self.limits.workers),
+            connector=aiohttp.TCPConnector(
+                ssl=True, ttl_dns_cache=600, keepalive_timeout=2, limit=self.limits.workers
+            ),
             headers={
                 "User-Agent": f"{AGENT} (research; obeys X-Robots-Tag)",
                 "Accept-Encoding": "identity",
@@ -151,7 +160,8 @@ async def attempt_once(session: aiohttp.ClientSession, request: Request, limits:
         if urlsplit(request.url).scheme not in ("http", "https"):
             return Outcome(cause="not a web address", permanent=True)
         plain = request.url.isascii() and " " not in request.url
-        url = URL(request.url, encoded=plain and "%" in request.url)  # a signed address must not be quoted again
+        # a signed address must not be quoted again
+        url = URL(request.url, encoded=plain and "%" in request.url)
         async with session.get(url, max_redirects=limits.max_redirects) as answer:
             if answer.status in (404, 410):
                 return Outcome(cause=f"HTTP {answer.status}", permanent=True, status=answer.status)
@@ -200,7 +210,12 @@ def judge(body: bytes, wanted: str) -> Outcome:
     except BadSample:
         if body.startswith(MAGIC):
             return Outcome(cause="damaged picture", retry=True, status=200)
-        html = body[:512].lstrip().lower().startswith((b"<!doctype html", b"<html", b"<head", b"<body"))
+        html = (
+            body[:512]
+            .lstrip()
+            .lower()
+            .startswith((b"<!doctype html", b"<html", b"<head", b"<body"))
+        )
         return Outcome(
             cause="HTML instead of a picture" if html else "not a picture",
             permanent=True,

@@ -1,12 +1,15 @@
 """PixMo, Ai2's data for Molmo: captions, questions, points, counts, drawn documents and clocks.
 
 Layouts: the dataset cards of pixmo-cap, pixmo-points, pixmo-count and pixmo-clocks on the hub (all of 2024-12), and for
-the others the columns that the loaders of allenai/molmo read. The card of pixmo-points says that points are pixels; its
-rows hold percent, and the loader treats them so. Hashes are of the file's bytes. pixmo-clocks publishes no pictures.
+the others (pixmo-points-eval too) the columns that the loaders of allenai/molmo read. The card of pixmo-points says
+that points are pixels; its rows hold percent, and the loader treats them so. Hashes are of the file's bytes.
+pixmo-clocks publishes no pictures.
 """
 
 import functools
 from typing import Any
+
+import numpy as np
 
 from molmo_ds.data.sources.source import Item, Picture, Row, Source, annotation, pairs, picture
 
@@ -26,7 +29,9 @@ def _points(value: Any) -> list[list[float]]:
 
 def cap(row: Row, split: str, transcripts: bool = False) -> list[Item]:
     """The written caption; with `transcripts` also what each annotator said aloud."""
-    spoken = [annotation("transcript", text=text) for text in row["transcripts"]] if transcripts else []
+    spoken = (
+        [annotation("transcript", text=text) for text in row["transcripts"]] if transcripts else []
+    )
     return _item(row, [annotation("long_caption", text=row["caption"]), *spoken])
 
 
@@ -47,6 +52,24 @@ def points(row: Row, split: str, style: str) -> list[Item]:
     return _item(row, [annotation(style, label=row["label"], points=places, point_scale=100)])
 
 
+def points_eval(row: Row, split: str) -> list[Item]:
+    """Places for evaluation, each with the mask in which a point counts; `masks` of height x width truth values."""
+    places = _points(row["points"])
+    masks = [_runs(np.asarray(mask, dtype=bool)) for mask in row["masks"]]
+    return _item(
+        row,
+        [annotation("pointing", label=row["label"], points=places, point_scale=100, masks=masks)],
+    )
+
+
+def _runs(mask: np.ndarray) -> dict[str, Any]:
+    """A mask as lengths of runs of pixels outside, inside, outside, ..., line by line."""
+    flat = np.concatenate([[False], mask.ravel()])
+    changes = np.flatnonzero(flat[1:] != flat[:-1])
+    runs = np.diff(np.concatenate([[0], changes, [mask.size]]))
+    return {"height": mask.shape[0], "width": mask.shape[1], "runs": runs.tolist()}
+
+
 def count(row: Row, split: str, style: str) -> list[Item]:
     """Detected objects; points in pixels, missing in the evaluation splits."""
     places = _points(row["points"]) if split == "train" and row.get("points") is not None else None
@@ -62,19 +85,30 @@ def point_explanations(row: Row, split: str) -> list[Item]:
     marks = [{"points": _points(places), "alt": alt, "text": text} for places, alt, text in texts]
     if answer is None or answer.count("<|POINT|>") != len(marks):
         return []
-    asked = annotation("point_qa", question=row["question"], answer=answer, inline_points=marks, point_scale=100)
+    asked = annotation(
+        "point_qa", question=row["question"], answer=answer, inline_points=marks, point_scale=100
+    )
     return _item(row, [asked])
 
 
 def docs(row: Row, split: str, kind: str) -> list[Item]:
     """A picture that a program drew, with questions."""
-    asked = [annotation(f"pixmo_docs_{kind}", question=q, answer=a) for q, a in pairs(row["questions"])]
+    asked = [
+        annotation(f"pixmo_docs_{kind}", question=q, answer=a) for q, a in pairs(row["questions"])
+    ]
     return [Item(picture(row["image"]), asked, {"image_id": row["image_id"]})]
 
 
 def clocks(row: Row, split: str) -> list[Item]:
     """A watch face; `text` is the answer in words."""
-    keys = ("example_id", "time_format", "shows_seconds", "hour_visible", "minute_visible", "second_visible")
+    keys = (
+        "example_id",
+        "time_format",
+        "shows_seconds",
+        "hour_visible",
+        "minute_visible",
+        "second_visible",
+    )
     asked = annotation("clocks", question=CLOCK_QUESTION, answer=row["text"])
     known = {key: row[key] for key in keys}
     return [Item((Picture(path=f"images/{row['example_id']}.png"),), [asked], known)]
@@ -92,7 +126,9 @@ _POINTS = f"dataset card; {_LOADER} (scale)"
 
 SOURCES = [
     Source("pixmo_cap", _LICENCE, _CARD, cap, _TRAIN, "allenai/pixmo-cap", **_PICTURES),
-    Source("pixmo_cap_transcripts", _LICENCE, _CARD, _SPOKEN, _TRAIN, "allenai/pixmo-cap", **_PICTURES),
+    Source(
+        "pixmo_cap_transcripts", _LICENCE, _CARD, _SPOKEN, _TRAIN, "allenai/pixmo-cap", **_PICTURES
+    ),
     Source("pixmo_cap_qa", _LICENCE, _CAP_QA, cap_qa, _TRAIN, "allenai/pixmo-cap-qa", **_PICTURES),
     Source(
         *("pixmo_ask_model_anything", _LICENCE, _LOADER, ask_model_anything, _TRAIN),
@@ -106,12 +142,30 @@ SOURCES = [
     ),
     *(
         Source(
-            name, _LICENCE, _POINTS, functools.partial(points, style=style), _TRAIN, "allenai/pixmo-points", **_HASHED
+            name,
+            _LICENCE,
+            _POINTS,
+            functools.partial(points, style=style),
+            _TRAIN,
+            "allenai/pixmo-points",
+            **_HASHED,
         )
         for name, style in (("pixmo_points", "pointing"), ("pixmo_points_counting", "point_count"))
     ),
+    Source(
+        *("pixmo_points_eval", _LICENCE, _LOADER, points_eval, {"test": "test"}),
+        hub="allenai/pixmo-points-eval",
+        **_HASHED,
+    ),
     *(
-        Source(name, _LICENCE, _CARD, functools.partial(count, style=style), hub="allenai/pixmo-count", **_HASHED)
+        Source(
+            name,
+            _LICENCE,
+            _CARD,
+            functools.partial(count, style=style),
+            hub="allenai/pixmo-count",
+            **_HASHED,
+        )
         for name, style in (("pixmo_count", "point_count"), ("pixmo_count_pointing", "pointing"))
     ),
     *(
@@ -123,7 +177,12 @@ SOURCES = [
         for kind in ("charts", "diagrams", "tables", "other")
     ),
     Source(
-        *("pixmo_clocks", _LICENCE, "dataset card (columns); the names of the picture files are our own", clocks),
+        *(
+            "pixmo_clocks",
+            _LICENCE,
+            "dataset card (columns); the names of the picture files are our own",
+            clocks,
+        ),
         splits={"train": "train", "validation": "validation"},
         confirmed=False,
         by_hand="put the parquet files of https://huggingface.co/datasets/allenai/pixmo-clocks in DIR/data and render"

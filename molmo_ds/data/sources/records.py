@@ -46,7 +46,11 @@ def records(
 def merge(items: list[Item], most: int) -> list[Item]:
     """Items of one picture as one record with all annotations, or as several of nearly the same size."""
     annotations = [a for item in items for a in item.annotations]
-    shared = {k: v for k, v in items[0].metadata.items() if all(item.metadata.get(k) == v for item in items)}
+    shared = {
+        k: v
+        for k, v in items[0].metadata.items()
+        if all(item.metadata.get(k) == v for item in items)
+    }
     n = math.ceil(len(annotations) / most)
     bounds = [len(annotations) * i // n for i in range(n + 1)]
     return [Item(items[0].pictures, annotations[a:b], shared) for a, b in zip(bounds, bounds[1:])]
@@ -73,7 +77,9 @@ def adapted(source: Source, rows: list[Row], split: str, dropped: Counter) -> li
         try:
             items += source.adapt(row, split)
         except KeyError as error:
-            raise ValueError(f"the rows have no column {error}; they have {', '.join(row)}.") from None
+            raise ValueError(
+                f"the rows have no column {error}; they have {', '.join(row)}."
+            ) from None
         except (TypeError, ValueError, AttributeError, IndexError, SyntaxError) as error:
             tell(
                 "row that cannot be read",
@@ -90,7 +96,9 @@ def tell(what: str, why: str, dropped: Counter) -> None:
         print(f"dropped a {what}: {why}", file=sys.stderr)
 
 
-def encode(item: Item, read: Callable[[Picture], bytes | None], dropped: Counter) -> dict[str, bytes] | str:
+def encode(
+    item: Item, read: Callable[[Picture], bytes | None], dropped: Counter
+) -> dict[str, bytes] | str:
     """The parts of a sample, or why there is none; annotations that no training can use are dropped."""
     parts = {}
     for n, picture in enumerate(item.pictures):

@@ -11,7 +11,9 @@ from molmo_ds.data.sources.source import Row, Source
 LOADERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
 
 
-def load_rows(source: Source, split: str, folder: Path | None = None) -> Sequence[Row] | Iterator[Row]:
+def load_rows(
+    source: Source, split: str, folder: Path | None = None
+) -> Sequence[Row] | Iterator[Row]:
     """The rows of a split; pictures stay encoded. Those of a set that is not grouped may come one after another.
 
     `folder` is a file or folder of parquet or JSON files in the published columns (for a set fetched by hand: the DIR
@@ -19,9 +21,13 @@ def load_rows(source: Source, split: str, folder: Path | None = None) -> Sequenc
     """
     theirs = source.splits.get(split)
     if theirs is None:
-        raise ValueError(f"{source.name} has no split '{split}'; it has {', '.join(source.splits)}.")
+        raise ValueError(
+            f"{source.name} has no split '{split}'; it has {', '.join(source.splits)}."
+        )
     if folder is None and not source.hub:
-        raise ValueError(f"{source.name} has to be fetched by hand: {source.by_hand}; then give --from DIR.")
+        raise ValueError(
+            f"{source.name} has to be fetched by hand: {source.by_hand}; then give --from DIR."
+        )
     if folder is not None and source.read:
         rows = checked(source, source.read, folder, split)
         return list(rows) if source.group else rows
@@ -29,7 +35,10 @@ def load_rows(source: Source, split: str, folder: Path | None = None) -> Sequenc
 
     if folder is None:
         try:
-            parts = [datasets.load_dataset(source.hub, name, split=theirs) for name in source.configs or (None,)]
+            parts = [
+                datasets.load_dataset(source.hub, name, split=theirs)
+                for name in source.configs or (None,)
+            ]
         except OSError as error:  # no network, or not there
             raise ValueError(
                 f"{source.hub} cannot be had from the hub ({error}); give --from with its files."
@@ -38,7 +47,9 @@ def load_rows(source: Source, split: str, folder: Path | None = None) -> Sequenc
         names = split_files(source, theirs, folder)
         parts = [
             datasets.load_dataset(
-                LOADERS[names[0].suffix], data_files=[glob.escape(str(n)) for n in names], split="train"
+                LOADERS[names[0].suffix],
+                data_files=[glob.escape(str(n)) for n in names],
+                split="train",
             )
         ]
     rows = datasets.concatenate_datasets(parts)
@@ -48,11 +59,15 @@ def load_rows(source: Source, split: str, folder: Path | None = None) -> Sequenc
     return rows
 
 
-def checked(source: Source, read: Callable[[Path, str], Iterable[Row]], folder: Path, split: str) -> Iterator[Row]:
+def checked(
+    source: Source, read: Callable[[Path, str], Iterable[Row]], folder: Path, split: str
+) -> Iterator[Row]:
     try:
         yield from read(folder, split)
     except FileNotFoundError as error:
-        raise ValueError(f"{error.filename or error} is missing. For {source.name}: {source.by_hand}.") from None
+        raise ValueError(
+            f"{error.filename or error} is missing. For {source.name}: {source.by_hand}."
+        ) from None
 
 
 def split_files(source: Source, theirs: str, folder: Path) -> list[Path]:
@@ -62,21 +77,29 @@ def split_files(source: Source, theirs: str, folder: Path) -> list[Path]:
     names = [path for suffix in LOADERS for path in sorted(folder.rglob(f"*{suffix}"))]
     found = [path for path in names if speaks_of(theirs, path.relative_to(folder))]
     if not found:
-        raise ValueError(f"{folder} has no parquet or JSON file of split '{theirs}' for {source.name}.")
+        raise ValueError(
+            f"{folder} has no parquet or JSON file of split '{theirs}' for {source.name}."
+        )
     if len(source.configs) == 1:
-        found = [path for path in found if speaks_of(source.configs[0], path.relative_to(folder))] or found
+        found = [
+            path for path in found if speaks_of(source.configs[0], path.relative_to(folder))
+        ] or found
     return [path for path in found if path.suffix == found[0].suffix]
 
 
 def speaks_of(word: str, path: Path) -> bool:
-    return re.search(rf"(^|[^a-z]){re.escape(word)}([^a-z]|$)", str(path.with_suffix(""))) is not None
+    return (
+        re.search(rf"(^|[^a-z]){re.escape(word)}([^a-z]|$)", str(path.with_suffix(""))) is not None
+    )
 
 
 def column(rows: Sequence[Row], name: str) -> list:
     """One column, without reading the others where the rows are a `datasets.Dataset`."""
     if hasattr(rows, "column_names"):
         if name not in rows.column_names:
-            raise ValueError(f"the rows have no column '{name}'; they have {', '.join(rows.column_names)}.")
+            raise ValueError(
+                f"the rows have no column '{name}'; they have {', '.join(rows.column_names)}."
+            )
         return list(rows[name])
     return [row[name] for row in rows]
 

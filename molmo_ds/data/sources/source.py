@@ -16,7 +16,8 @@ class Picture(NamedTuple):
     path: str = ""
     url: str = ""
     sha256: str = ""  # of the bytes behind the address, where it is published
-    letters: tuple[tuple[float, float, float, float, str], ...] = ()  # boxes (left, top, right, bottom) to write on
+    # boxes (left, top, right, bottom) to write on
+    letters: tuple[tuple[float, float, float, float, str], ...] = ()
     see_through: bool = False  # the letters are next to tinted boxes instead of on them
 
 
@@ -41,14 +42,18 @@ class Source:
     licence: str  # of the annotations, a star where it was not checked; pictures stay their owners'
     layout: str  # where the columns below were read
     adapt: Callable[[Row, str], list[Item]]
-    splits: dict[str, str] = field(default_factory=lambda: {s: s for s in ("train", "validation", "test")})  # to theirs
+    # to theirs
+    splits: dict[str, str] = field(
+        default_factory=lambda: {s: s for s in ("train", "validation", "test")}
+    )
     hub: str = ""
     configs: tuple[str, ...] = ()
     url: str = ""  # column of the address, where pictures are published as addresses
     sha256: str = ""  # column of their hashes
     group: str = ""
     by_hand: str = ""  # where to fetch it and where to put it, when no program may
-    read: Callable[[Path, str], Iterable[Row]] | None = None  # rows from the folder of a set fetched by hand
+    # rows from the folder of a set fetched by hand
+    read: Callable[[Path, str], Iterable[Row]] | None = None
     confirmed: bool = True  # the layout was seen in the card or in code that reads the data
 
 
@@ -60,7 +65,11 @@ def picture(value: Any) -> tuple[Picture, ...]:
         return picture(value["bytes"] if value.get("bytes") else value.get("path"))
     if isinstance(value, bytes):
         return (Picture(data=value),)
-    return (Picture(url=value),) if value.startswith(("http://", "https://")) else (Picture(path=value),)
+    return (
+        (Picture(url=value),)
+        if value.startswith(("http://", "https://"))
+        else (Picture(path=value),)
+    )
 
 
 def annotation(style: str, **known: Any) -> dict[str, Any]:
@@ -69,7 +78,11 @@ def annotation(style: str, **known: Any) -> dict[str, Any]:
 
 
 def asks(
-    style: str, image: str = "image", question: str = "question", answer: str = "answer", **known: str
+    style: str,
+    image: str = "image",
+    question: str = "question",
+    answer: str = "answer",
+    **known: str,
 ) -> Callable[[Row, str], list[Item]]:
     """The adapter of rows with one question about one picture, by their columns; `known` are those of the metadata.
 
@@ -82,7 +95,9 @@ def asks(
         if isinstance(said, Sequence) and not isinstance(said, str):
             asked = annotation(style, question=row[question], answers=list(said) or None)
         else:
-            asked = annotation(style, question=row[question], answer=None if said is None else str(said))
+            asked = annotation(
+                style, question=row[question], answer=None if said is None else str(said)
+            )
         shown = picture(image.format_map(row) if "{" in image else row[image])
         return [Item(shown, [asked], {name: row[column] for name, column in known.items()})]
 

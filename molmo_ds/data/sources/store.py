@@ -49,7 +49,9 @@ class Store:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ValueError(f"Another process is using {folder}; wait for it or give another --out.") from None
+            raise ValueError(
+                f"Another process is using {folder}; wait for it or give another --out."
+            ) from None
         self._partial = self.folder / "partial"  # files of a killed process, swept here
         self._partial.mkdir(exist_ok=True)
         for path in self._partial.iterdir():
@@ -102,14 +104,20 @@ class Store:
 
     def pending(self, requests: Iterable[Request], retry_permanent: bool = False) -> list[Request]:
         """Those whose bytes are not here and that did not fail for good, each once."""
-        gone = set(self.log.execute("SELECT url, wanted FROM failures WHERE permanent AND NOT ?", (retry_permanent,)))
+        gone = set(
+            self.log.execute(
+                "SELECT url, wanted FROM failures WHERE permanent AND NOT ?", (retry_permanent,)
+            )
+        )
         return [r for r in dict.fromkeys(requests) if tuple(r) not in gone and self.find(r) is None]
 
     def find(self, request: Request) -> Path | None:
         """The file of a picture, or None. A hash that is wanted is found whichever address it came from."""
         if request.sha256 and self.path(request.sha256).exists():
             return self.path(request.sha256)
-        row = self.log.execute("SELECT sha256, bytes FROM pictures WHERE url=? AND wanted=?", request).fetchone()
+        row = self.log.execute(
+            "SELECT sha256, bytes FROM pictures WHERE url=? AND wanted=?", request
+        ).fetchone()
         if row is None:
             return None
         path = self.path(row[0])
@@ -143,7 +151,10 @@ class Store:
         worst = sorted(hosts.items(), key=lambda item: (-item[1].total(), item[0]))[:top]
         return {
             **out,
-            **{kind: dict(sorted(c.items(), key=lambda i: (-i[1], i[0]))) for kind, c in causes.items()},
+            **{
+                kind: dict(sorted(c.items(), key=lambda i: (-i[1], i[0])))
+                for kind, c in causes.items()
+            },
             "hosts": {host: dict(counter) for host, counter in worst},
         }
 

@@ -1,8 +1,9 @@
-"""Questions about photographs: VQAv2, OK-VQA, A-OKVQA, TextVQA, TallyQA, CountBenchQA, RealWorldQA.
+"""Questions about photographs: VQAv2, OK-VQA, A-OKVQA, TextVQA, TallyQA, GQA, CountBenchQA, RealWorldQA.
 
 Layouts: the cards of lmms-lab/textvqa, vikhyatk/CountBenchQA and xai-org/RealworldQA; the official JSON of VQAv2 and
 OK-VQA (visualqa.org, "Input Questions Format") and of TallyQA as the loaders of allenai/molmo read them. A-OKVQA: the
-names of its official JSON; the hub's copy was not seen, and whether direct_answers is a list or its text there.
+names of its official JSON; the hub's copy was not seen, and whether direct_answers is a list or its text there. GQA:
+the names of its official JSON, which was not seen.
 """
 
 import ast
@@ -19,7 +20,15 @@ def vqa2(row: Row, split: str, style: str = "vqa2", answer: str = "answer") -> l
     """Ten people's answers; the test split has none."""
     answers = [a[answer] for a in row["answers"]] if row.get("answers") else None
     known = {"image_id": row["image_id"], "example_id": row["question_id"]}
-    return [Item(picture(row["image"]), [annotation(style, question=row["question"], answers=answers)], known)]
+    if split != "train" and row.get("answer_type"):
+        known["answer_type"] = row["answer_type"]  # yes/no, number, other
+    return [
+        Item(
+            picture(row["image"]),
+            [annotation(style, question=row["question"], answers=answers)],
+            known,
+        )
+    ]
 
 
 def read_coco(folder: Path, split: str, version: str) -> Iterator[Row]:
@@ -40,28 +49,71 @@ def a_okvqa(row: Row, split: str, direct: bool) -> list[Item]:
     if not direct:
         options = list(row["choices"])
         index = row.get("correct_choice_idx")
-        asked = annotation("a_okvqa_mc", question=row["question"], options=options, answer_index=index)
+        asked = annotation(
+            "a_okvqa_mc", question=row["question"], options=options, answer_index=index
+        )
         return [Item(picture(row["image"]), [asked], known)]
     if split != "train" and row["difficult_direct_answer"]:
         return []
     answers = row.get("direct_answers") or None
     if isinstance(answers, str):  # the hub holds the list as text
         answers = ast.literal_eval(answers)
-    return [Item(picture(row["image"]), [annotation("a_okvqa_da", question=row["question"], answers=answers)], known)]
+    return [
+        Item(
+            picture(row["image"]),
+            [annotation("a_okvqa_da", question=row["question"], answers=answers)],
+            known,
+        )
+    ]
 
 
 def text_vqa(row: Row, split: str) -> list[Item]:
     """Reading in photographs."""
     answers = list(row["answers"]) if split != "test" else None
-    known = {"image_id": row["image_id"], "example_id": row["question_id"], "image_url": row["flickr_300k_url"]}
-    return [Item(picture(row["image"]), [annotation("text_vqa", question=row["question"], answers=answers)], known)]
+    known = {
+        "image_id": row["image_id"],
+        "example_id": row["question_id"],
+        "image_url": row["flickr_300k_url"],
+    }
+    return [
+        Item(
+            picture(row["image"]),
+            [annotation("text_vqa", question=row["question"], answers=answers)],
+            known,
+        )
+    ]
 
 
 def tally_qa(row: Row, split: str) -> list[Item]:
     """Counting; `image` is FOLDER/FILE of COCO or Visual Genome."""
-    known = {"image_id": row["image_id"], "example_id": row["question_id"], "is_simple": row.get("issimple")}
+    known = {
+        "image_id": row["image_id"],
+        "example_id": row["question_id"],
+        "is_simple": row.get("issimple"),
+    }
     asked = annotation("tally_qa", question=row["question"], answer=str(row["answer"]))
     return [Item(picture(row["image"]), [asked], known)]
+
+
+def gqa(row: Row, split: str) -> list[Item]:
+    """Questions made from scene graphs; `types` says of which structure a question is."""
+    known = {"image_id": row["imageId"], "example_id": row["question_id"]}
+    if split != "train" and row.get("types"):
+        known["question_kind"] = row["types"]["structural"]
+    return [
+        Item(
+            picture(row["image"]),
+            [annotation("gqa", question=row["question"], answer=row.get("answer"))],
+            known,
+        )
+    ]
+
+
+def read_gqa(folder: Path, split: str) -> Iterator[Row]:
+    """The balanced questions; the file maps the question's id to the question."""
+    theirs = {"train": "train", "validation": "val", "testdev": "testdev"}[split]
+    for number, row in read_json(folder, f"{theirs}_balanced_questions.json").items():
+        yield {**row, "question_id": number, "image": f"images/{row['imageId']}.jpg"}
 
 
 def count_bench_qa(row: Row, split: str) -> list[Item]:
@@ -75,7 +127,9 @@ def real_world_qa(row: Row, split: str) -> list[Item]:
     prompt = row["question"]
     short = "single word or number" in prompt
     style = "eval_short_answer" if short else "eval_multiple_choice"
-    asked = annotation(style, question=prompt.split("\n")[0] if short else prompt, answer=row["answer"])
+    asked = annotation(
+        style, question=prompt.split("\n")[0] if short else prompt, answer=row["answer"]
+    )
     kind = "short_answer" if short else "multiple_choice"
     return [Item(picture(row["image"]), [asked], {"answer": row["answer"], "question_type": kind})]
 
@@ -92,7 +146,12 @@ SOURCES = [
         f" {COCO}train2014.zip, val2014.zip, test2015.zip into one folder DIR",
     ),
     Source(
-        *("okvqa", "not stated", _OK_VQA, functools.partial(vqa2, style="okvqa", answer="raw_answer")),
+        *(
+            "okvqa",
+            "not stated",
+            _OK_VQA,
+            functools.partial(vqa2, style="okvqa", answer="raw_answer"),
+        ),
         splits={"train": "train", "validation": "validation"},
         group="image_id",
         read=functools.partial(read_coco, version=""),
@@ -117,8 +176,30 @@ SOURCES = [
         f" {COCO} and Visual Genome's two picture archives (VG_100K, VG_100K_2) into one folder DIR",
     ),
     Source(
-        *("count_bench_qa", "not stated", "card of vikhyatk/CountBenchQA", count_bench_qa, {"test": "test"}),
+        *("gqa", "CC BY 4.0*", "the names of the official JSON, which was not seen", gqa),
+        splits={"train": "train", "validation": "val", "testdev": "testdev"},
+        group="imageId",
+        read=read_gqa,
+        confirmed=False,
+        by_hand="unpack questions (1.2) and images of https://cs.stanford.edu/people/dorarad/gqa/download.html into one"
+        " folder DIR, so that it holds SPLIT_balanced_questions.json and images/",
+    ),
+    Source(
+        *(
+            "count_bench_qa",
+            "not stated",
+            "card of vikhyatk/CountBenchQA",
+            count_bench_qa,
+            {"test": "test"},
+        ),
         hub="vikhyatk/CountBenchQA",
     ),
-    Source("real_world_qa", "CC BY-ND 4.0", "dataset card", real_world_qa, {"test": "test"}, "xai-org/RealworldQA"),
+    Source(
+        "real_world_qa",
+        "CC BY-ND 4.0",
+        "dataset card",
+        real_world_qa,
+        {"test": "test"},
+        "xai-org/RealworldQA",
+    ),
 ]

@@ -29,7 +29,8 @@ CHECKED = (
     "all_to_all_single",
     "all_to_all",
 )
-OURS = ("all_reduce", "all_gather", "all_to_all_single")  # of torch, called by the engines themselves
+# of torch, called by the engines themselves
+OURS = ("all_reduce", "all_gather", "all_to_all_single")
 UNEVEN = ("all_to_all_single", "all_to_all")  # experts send as many rows as the router says
 WATCHES = itertools.count()
 
@@ -43,12 +44,16 @@ class Watch:
 
     def __init__(self, timeout_seconds: float) -> None:
         # a second engine of the process must not read the first one's keys
-        self.store = dist.PrefixStore(f"check_collectives/{next(WATCHES)}", dist.distributed_c10d._get_default_store())
+        self.store = dist.PrefixStore(
+            f"check_collectives/{next(WATCHES)}", dist.distributed_c10d._get_default_store()
+        )
         self.timeout = datetime.timedelta(seconds=timeout_seconds)
         self.counts: dict[tuple[int, ...], int] = {}
         self.where = "before the first step"
 
-    def compare(self, name: str, tensor: torch.Tensor | None, group: dist.ProcessGroup | None) -> None:
+    def compare(
+        self, name: str, tensor: torch.Tensor | None, group: dist.ProcessGroup | None
+    ) -> None:
         """Raise MismatchError if another rank of the group does not come to the same collective in time."""
         ranks = tuple(dist.get_process_group_ranks(group or dist.group.WORLD))
         number = self.counts[ranks] = self.counts.get(ranks, 0) + 1
@@ -89,7 +94,9 @@ def check(timeout_seconds: float) -> Watch:
     def watched(name: str, function: Callable) -> Callable:
         def call(*args: Any, **kwargs: Any) -> Any:
             tensor = next((a for a in (*args, *kwargs.values()) if torch.is_tensor(a)), None)
-            group = next((a for a in (*args, *kwargs.values()) if isinstance(a, dist.ProcessGroup)), None)
+            group = next(
+                (a for a in (*args, *kwargs.values()) if isinstance(a, dist.ProcessGroup)), None
+            )
             watch.compare(name, tensor, group)
             return function(*args, **kwargs)
 
@@ -99,7 +106,8 @@ def check(timeout_seconds: float) -> Watch:
     for owner, names in ((deepspeed_0_19.backend(), CHECKED), (dist, OURS)):
         for name in names:
             function = getattr(owner, name)
-            plain = getattr(function, "unwatched", function)  # an earlier engine's watch is replaced
+            # an earlier engine's watch is replaced
+            plain = getattr(function, "unwatched", function)
             setattr(owner, name, watched(name, plain))
             getattr(owner, name).unwatched = plain
     return watch

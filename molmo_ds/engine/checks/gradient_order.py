@@ -37,7 +37,9 @@ class GradientOrder:
         parts: number of parts, each held by equally many ranks of the group.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None, device: torch.device, part: int = 0, parts: int = 1) -> None:
+    def __init__(
+        self, group: dist.ProcessGroup | None, device: torch.device, part: int = 0, parts: int = 1
+    ) -> None:
         self.group = group
         self.device = device
         self.part = part
@@ -45,7 +47,8 @@ class GradientOrder:
         self.hooks: list[RemovableHandle] = []
         self.names: list[str] = []
         self.places: dict[int, int] = {}  # id of a parameter -> its place in `names`
-        self.first: list[int] | None = None  # the order of the first pass, which all later ones repeat
+        # the order of the first pass, which all later ones repeat
+        self.first: list[int] | None = None
         self.seen: list[int] = []  # in the pass under way
         self.passes = 0  # since the last comparison
 
@@ -59,14 +62,20 @@ class GradientOrder:
         for name, parameter in parameters:
             if parameter.requires_grad:
                 self.places[id(parameter)] = len(self.names)
-                self.hooks.append(parameter.register_post_accumulate_grad_hook(self._hook(len(self.names))))
+                self.hooks.append(
+                    parameter.register_post_accumulate_grad_hook(self._hook(len(self.names)))
+                )
                 self.names.append(name)
 
     def compare_before(self, loss: Tensor) -> None:
         """Before the very first backward pass: GradientOrderError, on every rank, if ranks would differ in it."""
         if self.first is not None:
             return
-        order = [self.places[id(parameter)] for parameter in order_of(loss) if id(parameter) in self.places]
+        order = [
+            self.places[id(parameter)]
+            for parameter in order_of(loss)
+            if id(parameter) in self.places
+        ]
         total = self._hashes(order, 1)
         dist.all_reduce(total, group=self.group)
         self._compare(total.tolist(), order)
@@ -77,7 +86,9 @@ class GradientOrder:
             self.first = list(self.seen)
         elif len(self.seen) < len(self.first):
             missing = self.names[self.first[len(self.seen)]]
-            raise GradientOrderError(f"{missing} got no gradient in this backward pass, but in the first: {ADVICE}")
+            raise GradientOrderError(
+                f"{missing} got no gradient in this backward pass, but in the first: {ADVICE}"
+            )
         self.seen.clear()
         self.passes += 1
 
@@ -130,7 +141,9 @@ class GradientOrder:
             for other, _, other_names in others:
                 if names != other_names:
                     raise GradientOrderError(difference(rank, names, other, other_names))
-        raise GradientOrderError(f"Ranks ran different numbers of backward passes in one step; {ADVICE}")
+        raise GradientOrderError(
+            f"Ranks ran different numbers of backward passes in one step; {ADVICE}"
+        )
 
 
 def difference(rank: int, names: list[str], other: int, other_names: list[str]) -> str:

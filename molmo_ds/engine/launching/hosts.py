@@ -32,15 +32,21 @@ def read_hosts(text: str) -> list[Host]:
     if path.is_file():
         hosts = _of_file(path)
     elif (text and path.is_dir()) or "/" in text or "\\" in text or text.startswith("~"):
-        raise ValueError(f"There is no hostfile {text}; give a file, or a list such as host1:8,host2:8.")
+        raise ValueError(
+            f"There is no hostfile {text}; give a file, or a list such as host1:8,host2:8."
+        )
     else:
         hosts = _of_list(text)
     names = [host.name.lower() for host in hosts]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"{text} names {twice[0]} {names.count(twice[0])} times; give each host once, with all slots.")
+        raise ValueError(
+            f"{text} names {twice[0]} {names.count(twice[0])} times; give each host once, with all slots."
+        )
     if len(hosts) > 1 and any(host.here for host in hosts):
-        raise ValueError("localhost cannot be one of several hosts; give this machine's name as the others know it.")
+        raise ValueError(
+            "localhost cannot be one of several hosts; give this machine's name as the others know it."
+        )
     return hosts
 
 
@@ -65,7 +71,9 @@ def _of_line(words: list[str], where: str) -> Host:
     others = [word for word in rest if word.partition("=")[0] != "slots"]
     line = " ".join(words)
     if not NAME.fullmatch(name):
-        raise ValueError(f"{where}: '{name}' is no name of a host; {FORM}, for example `{_stem(name)} slots=8`.")
+        raise ValueError(
+            f"{where}: '{name}' is no name of a host; {FORM}, for example `{_stem(name)} slots=8`."
+        )
     if others:
         raise ValueError(f"{where}: '{others[0]}' is not read; {FORM}, not `{line}`.")
     if len(slots) != 1:
@@ -79,7 +87,9 @@ def _of_list(text: str) -> list[Host]:
         name, colon, slots = item.strip().partition(":")
         wrong = not NAME.fullmatch(name) or (colon and not re.fullmatch(r"-?\d+", slots))
         if wrong:
-            raise ValueError(f"--hosts {text} is neither a hostfile nor a list such as host1:8,host2:8.")
+            raise ValueError(
+                f"--hosts {text} is neither a hostfile nor a list such as host1:8,host2:8."
+            )
         hosts.append(Host(name, _count(slots, f"--hosts {text}: {name}:{slots}") if colon else 1))
     return hosts
 

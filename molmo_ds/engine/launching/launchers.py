@@ -32,7 +32,9 @@ def ignored(strategy: Strategy, config: RunConfig) -> list[str]:
     why = "the run has its own" if files_count else f"strategy={strategy.path} counts"
     instead = "precision, global_batch, micro_batch, optim.max_grad_norm and compile"
     more = "" if files_count else "use strategy=accelerate for what it says of DeepSpeed, and "
-    return [f"accelerate launch was told {', '.join(told)}: these do not count, because {why}; {more}set {instead}."]
+    return [
+        f"accelerate launch was told {', '.join(told)}: these do not count, because {why}; {more}set {instead}."
+    ]
 
 
 def _of_the_run(config: RunConfig, strategy: Strategy) -> Iterator[tuple[str, str, str]]:
@@ -47,7 +49,8 @@ def _of_the_run(config: RunConfig, strategy: Strategy) -> Iterator[tuple[str, st
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and torch.cuda.is_available():
         yield "--cpu", "true", "the GPU, unless CUDA_VISIBLE_DEVICES is empty"
     if strategy.path == "accelerate":
-        return  # what follows is in the strategy then, and refused there where it contradicts the run
+        # what follows is in the strategy then, and refused there where it contradicts the run
+        return
     steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "auto")
     ours = _accumulation(config, strategy)
     if steps not in ("auto", ours):
@@ -70,7 +73,10 @@ def _of_the_strategy(strategy: Strategy) -> Iterator[tuple[str, str, str]]:
     stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
     if stage is not None and stage != str(strategy.stage):
         yield "--zero_stage", stage, str(strategy.stage)
-    for what, own in (("optimizer", strategy.zero.optimizer.device), ("param", strategy.zero.parameters.device)):
+    for what, own in (
+        ("optimizer", strategy.zero.optimizer.device),
+        ("param", strategy.zero.parameters.device),
+    ):
         said = os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{what.upper()}_DEVICE")
         if said is not None and said != own:
             yield f"--offload_{what}_device", said, own

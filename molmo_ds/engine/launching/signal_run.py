@@ -10,7 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-MARK = "MOLMO_DS_SUPERVISED"  # every process of a run has it in its environment, with the run's folder as its value
+# every process of a run has it in its environment, with the run's folder as its value
+MARK = "MOLMO_DS_SUPERVISED"
 
 
 def signal_run(out: str, number: int, ranks_only: bool = False) -> None:
@@ -18,7 +19,8 @@ def signal_run(out: str, number: int, ranks_only: bool = False) -> None:
     deadline = time.monotonic() + 10
     while members := marked(out):
         for pid, (parent, is_rank) in members.items():
-            if ranks_only and not (is_rank and not members.get(parent, (0, False))[1]):  # its loaders end with it
+            # its loaders end with it
+            if ranks_only and not (is_rank and not members.get(parent, (0, False))[1]):
                 continue
             try:
                 os.kill(pid, number)

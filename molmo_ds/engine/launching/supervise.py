@@ -25,7 +25,16 @@ from molmo_ds.engine.launching.signal_run import MARK
 from molmo_ds.engine.refusals import refuse
 from molmo_ds.engine.strategy import read_strategy
 
-SSH = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=12", "-o", "ServerAliveInterval=3", "-o", "ServerAliveCountMax=2"]
+SSH = [
+    "-o",
+    "BatchMode=yes",
+    "-o",
+    "ConnectTimeout=12",
+    "-o",
+    "ServerAliveInterval=3",
+    "-o",
+    "ServerAliveCountMax=2",
+]
 EXPORTED = "OMP_NUM_THREADS,NCCL_*,GLOO_*,MOLMO_DS_*,HF_*,CUDA_*,LD_LIBRARY_PATH,TRITON_*,TORCH_*"
 
 
@@ -34,7 +43,8 @@ class Limits:
     """Seconds after which silence is a fault, and what to do then."""
 
     start: float  # from the launcher's start to the first heartbeat
-    stall: float  # between two heartbeats, or 5 times the longest gap of this try where that is more
+    # between two heartbeats, or 5 times the longest gap of this try where that is more
+    stall: float
     probe: float  # between two looks at the hosts
     tries: int  # starts in a row without a new checkpoint before giving up
     backoff: float  # pause after the first of them, doubled each time up to a minute
@@ -54,12 +64,11 @@ class Supervisor:
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ValueError(f"Another tools/launch.py looks after {self.out}; stop it first.") from None
+            raise ValueError(
+                f"Another tools/launch.py looks after {self.out}; stop it first."
+            ) from None
         settings.save(config, self.folder / "config.yaml")
-        lines = [f"{name}={value}\n" for name, value in os.environ.items() if wanted(name, exported)]
-        own = Path(os.environ.get("DS_ENV_FILE", ".deepspeed_env"))
-        lines += own.read_text().splitlines(keepends=True) if own.is_file() else []
-        (self.folder / "environment").write_text("".join(lines) + f"{MARK}={self.out}\n")
+        self.exported = exported
         self.process: subprocess.Popen | None = None
         self.count = 0
 
@@ -77,12 +86,15 @@ class Supervisor:
         reason = ""
         while True:
             answering = alive(self.hosts)
-            self.signal(answering, signal.SIGKILL)  # processes of this try, an earlier one or another supervisor
+            # processes of this try, an earlier one or another supervisor
+            self.signal(answering, signal.SIGKILL)
             self.end_launcher()
             if self.done():
                 break
             if failed >= self.limits.tries:
-                raise ValueError(f"{failed} starts in a row brought no new checkpoint; the last one ended: {reason}.")
+                raise ValueError(
+                    f"{failed} starts in a row brought no new checkpoint; the last one ended: {reason}."
+                )
             if failed:
                 time.sleep(min(60.0, self.limits.backoff * 2 ** (failed - 1)))
             used = usable(answering, self.config)
@@ -101,24 +113,17 @@ class Supervisor:
     def start(self, hosts: list[Host]) -> None:
         """Write the hostfile and start the launcher, on a port of its own."""
         self.count += 1
-        hostfile = self.folder / "hostfile"
         local = len(hosts) == 1 and hosts[0].here
         port = free_port() if local else 20000 + (os.getpid() * 37 + self.count * 101) % 10000
-        words = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", "--master_port", str(port)]
-        if local:
-            words += ["--hostfile", os.devnull, "--num_accelerators", str(hosts[0].slots)]
-        else:
-            hostfile.write_text("".join(f"{host.name} slots={host.slots}\n" for host in hosts))
-            words += ["--hostfile", str(hostfile), "--force_multi"]
-        words += ["--module", "molmo_ds.train", str(self.folder / "config.yaml")]
-        environment = {
-            **os.environ,
-            MARK: str(self.out),
-            "DS_ENV_FILE": str(self.folder / "environment"),
-            "PDSH_SSH_ARGS_APPEND": " ".join(SSH),
-        }
+        module = ["molmo_ds.train", str(self.folder / "config.yaml")]
+        words = launcher_words(hosts, self.folder / "hostfile", port, module)
+        environment = launcher_environment(
+            self.folder / "environment", self.exported, {MARK: str(self.out)}
+        )
         self.say("start", hosts=",".join(f"{host.name}:{host.slots}" for host in hosts), port=port)
-        self.process = subprocess.Popen(words, env=environment, start_new_session=True, stdin=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            words, env=environment, start_new_session=True, stdin=subprocess.DEVNULL
+        )
 
     def watch(self, hosts: list[Host]) -> str | None:
         """Wait until the run is done (None) or something is wrong (what)."""
@@ -173,12 +178,7 @@ class Supervisor:
 
     def signal(self, hosts: list[Host], number: int, ranks_only: bool = False) -> None:
         """Send a signal to every process of this run on these hosts and on this machine, and to nobody else's."""
-        words = [sys.executable, "-S", signal_run.__file__, str(int(number)), str(self.out)]
-        command = shlex.join(words + ["--ranks-only"] * ranks_only)
-        remote = [subprocess.Popen(["ssh", *SSH, host.name, command]) for host in hosts if not host.here]
-        signal_run.signal_run(str(self.out), number, ranks_only)
-        for process in remote:
-            wait(process, 30)
+        signal_hosts(hosts, str(self.out), number, ranks_only)
 
     def wait_for_launcher(self, seconds: float) -> None:
         """Until the launcher has ended, or so long."""
@@ -199,6 +199,46 @@ class Supervisor:
         self.end_launcher()
 
 
+def launcher_words(hosts: list[Host], hostfile: Path, port: int, module: list[str]) -> list[str]:
+    """DeepSpeed's launcher for a module and its arguments on these hosts; the hostfile is written if it needs one."""
+    words = [
+        sys.executable,
+        "-m",
+        "deepspeed.launcher.runner",
+        "--quiet",
+        "--master_port",
+        str(port),
+    ]
+    if len(hosts) == 1 and hosts[0].here:
+        words += ["--hostfile", os.devnull, "--num_accelerators", str(hosts[0].slots)]
+    else:
+        hostfile.write_text("".join(f"{host.name} slots={host.slots}\n" for host in hosts))
+        words += ["--hostfile", str(hostfile), "--force_multi"]
+    return [*words, "--module", *module]
+
+
+def launcher_environment(file: Path, exported: str, more: dict[str, str]) -> dict[str, str]:
+    """The launcher's variables; those that the other hosts get too are written to `file`, with `more` among them."""
+    lines = [f"{name}={value}\n" for name, value in os.environ.items() if wanted(name, exported)]
+    own = Path(os.environ.get("DS_ENV_FILE", ".deepspeed_env"))
+    lines += own.read_text().splitlines(keepends=True) if own.is_file() else []
+    file.touch(mode=0o600)  # a server's secret is in it
+    file.write_text("".join([*lines, *(f"{name}={value}\n" for name, value in more.items())]))
+    return {**os.environ, **more, "DS_ENV_FILE": str(file), "PDSH_SSH_ARGS_APPEND": " ".join(SSH)}
+
+
+def signal_hosts(hosts: list[Host], mark: str, number: int, ranks_only: bool = False) -> None:
+    """Send a signal to every process with this mark on these hosts and on this machine, and to nobody else's."""
+    words = [sys.executable, "-S", signal_run.__file__, str(int(number)), mark]
+    command = shlex.join(words + ["--ranks-only"] * ranks_only)
+    remote = [
+        subprocess.Popen(["ssh", *SSH, host.name, command]) for host in hosts if not host.here
+    ]
+    signal_run.signal_run(mark, number, ranks_only)
+    for process in remote:
+        wait(process, 30)
+
+
 def wait(process: subprocess.Popen, seconds: float, kill: bool = True) -> bool:
     """Whether it ended in time; else it is killed."""
     try:
@@ -213,14 +253,22 @@ def wait(process: subprocess.Popen, seconds: float, kill: bool = True) -> bool:
 
 def wanted(name: str, exported: str) -> bool:
     """Whether a variable is in a comma-separated list of names and PREFIX_*."""
-    return any(name == item or (item.endswith("*") and name.startswith(item[:-1])) for item in exported.split(","))
+    return any(
+        name == item or (item.endswith("*") and name.startswith(item[:-1]))
+        for item in exported.split(",")
+    )
 
 
 def alive(hosts: list[Host]) -> list[Host]:
     """Those that answer by ssh within some seconds, asked all at once."""
-    asked = {host: subprocess.Popen(["ssh", *SSH, host.name, "true"]) for host in hosts if not host.here}
+    asked = {
+        host: subprocess.Popen(["ssh", *SSH, host.name, "true"]) for host in hosts if not host.here
+    }
     deadline = time.monotonic() + 15  # a machine that computes hard takes its time
-    answers = {host: wait(process, max(0.0, deadline - time.monotonic())) for host, process in asked.items()}
+    answers = {
+        host: wait(process, max(0.0, deadline - time.monotonic()))
+        for host, process in asked.items()
+    }
     return [host for host in hosts if host.here or (answers[host] and asked[host].returncode == 0)]
 
 
@@ -252,8 +300,12 @@ def free_port() -> int:
 def check(config: RunConfig) -> None:
     """Refuse what cannot be started again and again (ValueError)."""
     if not config.out:
-        raise ValueError("out is empty; give the run a folder that all hosts see, for example out=runs/first.")
+        raise ValueError(
+            "out is empty; give the run a folder that all hosts see, for example out=runs/first."
+        )
     if config.stop_after is not None:
-        raise ValueError("stop_after ends a run without DONE, so it would be started again; leave it out.")
+        raise ValueError(
+            "stop_after ends a run without DONE, so it would be started again; leave it out."
+        )
     if not config.resume:
         raise ValueError("resume=false would start from step 0 after each fault; leave it out.")

@@ -15,7 +15,9 @@ from molmo_ds.engine.parallel.zero import Zero
 from molmo_ds.engine.strategy import Strategy
 
 
-def parts(strategy: Strategy, config: RunConfig, world: World, grid: Grid, ds: dict[str, Any]) -> list[Part]:
+def parts(
+    strategy: Strategy, config: RunConfig, world: World, grid: Grid, ds: dict[str, Any]
+) -> list[Part]:
     """Those of a strategy, in the order in which they change the network; see Part."""
     kinds: list[type[Part]] = [Zero]
     if "nvme" in strategy.zero.devices:

@@ -26,13 +26,16 @@ class Experts(Part):
         """Count the layers that AutoEP has to replace."""
         self.expected = sum(isinstance(module, MoE) for module in model.modules())
         deepspeed_0_19.allow_frozen_experts()
-        if not self.expected:  # of a pipeline's stage; AutoEP would miss the pattern and raise on that rank only
+        # of a pipeline's stage; AutoEP would miss the pattern and raise on that rank only
+        if not self.expected:
             self.ds["expert_parallel"]["moe_layer_pattern"] = None
 
     def settle(self, engine: Any, model: nn.Module) -> None:
         """AutoEP must have replaced every layer of experts; its groups become axes."""
         replaced = deepspeed_0_19.expert_layers(model)
-        assert replaced == self.expected, f"AutoEP replaced {replaced} of {self.expected} layers of experts"
+        assert replaced == self.expected, (
+            f"AutoEP replaced {replaced} of {self.expected} layers of experts"
+        )
         spread, replicated = deepspeed_0_19.expert_groups(self.strategy.experts)
         self.grid.add("expert", spread)
         self.grid.add("expert_data", replicated)
@@ -67,4 +70,10 @@ def ours(piece: Fragment, first: int, experts: int) -> Fragment:
     expert, phase = divmod(piece.start, block)
     start = ((first + expert) * 2 + (leaf == "w3")) * block + phase
     shape = experts, 2 * piece.shape[1], piece.shape[2]
-    return replace(piece, name=f"{prefix}.gate_up_proj", shape=shape, start=start, stride=(block, 2 * block, phase))
+    return replace(
+        piece,
+        name=f"{prefix}.gate_up_proj",
+        shape=shape,
+        start=start,
+        stride=(block, 2 * block, phase),
+    )

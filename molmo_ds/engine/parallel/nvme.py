@@ -22,7 +22,9 @@ class Nvme(Part):
 
     defers = True
 
-    def __init__(self, strategy: Strategy, config: RunConfig, world: World, grid: Grid, ds: dict[str, Any]) -> None:
+    def __init__(
+        self, strategy: Strategy, config: RunConfig, world: World, grid: Grid, ds: dict[str, Any]
+    ) -> None:
         super().__init__(strategy, config, world, grid, ds)
         self.scratch = prepare(ds, strategy.path, config.out, world)
 
@@ -61,11 +63,15 @@ def folder_name(out: str, rank: int) -> str:
 def _failure(block: dict[str, Any], mine: str) -> str | None:
     place = block.get("nvme_path")
     if place is None:
-        return "an offload to NVMe has no nvme_path; write the folder where the NVMe device is mounted"
+        return (
+            "an offload to NVMe has no nvme_path; write the folder where the NVMe device is mounted"
+        )
     folder = Path(place) / mine
     try:
         if not Path(place).is_dir():
-            return f"nvme_path={place} is not there; create that folder or name one on an NVMe device"
+            return (
+                f"nvme_path={place} is not there; create that folder or name one on an NVMe device"
+            )
         folder.mkdir(exist_ok=True)
         # as DeepSpeed opens its files, past the page cache, which not every file system can
         os.close(os.open(folder / "try", os.O_WRONLY | os.O_CREAT | os.O_DIRECT))
@@ -82,7 +88,8 @@ def _build() -> str | None:
 
     try:
         AsyncIOBuilder().load(verbose=False)
-    except Exception as error:  # RuntimeError, CalledProcessError, OSError: whatever a compiler does
+    # RuntimeError, CalledProcessError, OSError: whatever a compiler does
+    except Exception as error:
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         return f"DeepSpeed's op for NVMe cannot be built ({reason[0]}); install libaio-dev, g++ and ninja-build"
     return None

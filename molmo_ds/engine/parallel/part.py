@@ -22,11 +22,15 @@ class Part:
         ds: DeepSpeed's configuration, which a kind may still change before DeepSpeed's engine is built.
     """
 
-    regroups = False  # the optimizer must be built after DeepSpeed has replaced layers, in groups cut by `marks`
-    defers = False  # DeepSpeed must not see the last backward pass as such; `before_step` makes up for it
+    # the optimizer must be built after DeepSpeed has replaced layers, in groups cut by `marks`
+    regroups = False
+    # DeepSpeed must not see the last backward pass as such; `before_step` makes up for it
+    defers = False
     scratch: Path | None = None  # a folder for copies that must not fill the host's memory
 
-    def __init__(self, strategy: Strategy, config: RunConfig, world: World, grid: Grid, ds: dict[str, Any]) -> None:
+    def __init__(
+        self, strategy: Strategy, config: RunConfig, world: World, grid: Grid, ds: dict[str, Any]
+    ) -> None:
         self.strategy = strategy
         self.config = config
         self.world = world

@@ -116,7 +116,8 @@ class Ulysses(Core):
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, plan: Any, dropout_p: float) -> Tensor:
         """q [B, H, T / S, d], k and v [B, G, T / S, d] -> [B, H, T / S, d]."""
         size = dist.get_world_size(self.group)
-        if k.shape[1] % size:  # fewer key-value heads than ranks: each is repeated until every rank has one
+        # fewer key-value heads than ranks: each is repeated until every rank has one
+        if k.shape[1] % size:
             repeats = size // k.shape[1]
             k = k.repeat_interleave(repeats, 1)
             v = v.repeat_interleave(repeats, 1)

@@ -15,4 +15,6 @@ class Zero(Part):
         """On this rank's device, whole or cut."""
         if self.strategy.stage < 3:
             return self.world.device
-        return deepspeed.zero.Init(config_dict_or_path=self.ds, data_parallel_group=self.grid.group(*COPIES))
+        return deepspeed.zero.Init(
+            config_dict_or_path=self.ds, data_parallel_group=self.grid.group(*COPIES)
+        )

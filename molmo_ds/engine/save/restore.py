@@ -8,7 +8,7 @@ import torch
 
 from molmo_ds.engine.fragments import Fragment
 from molmo_ds.engine.launch import World
-from molmo_ds.weights.checkpoint import FROZEN, Found, open_checkpoint, steps, what_is_wrong
+from molmo_ds.weights.checkpoint import Found, open_checkpoint, steps, what_is_wrong
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,9 @@ def newest(folder: str, world: World) -> Found | None:
     candidates = world.broadcast([p.name for p in steps(folder)])
     for name in candidates:
         path = Path(folder) / name
-        wrong = next((w for w in world.gather(what_is_wrong(path, world.rank, world.size)) if w), None)
+        wrong = next(
+            (w for w in world.gather(what_is_wrong(path, world.rank, world.size)) if w), None
+        )
         if wrong is None:
             return open_checkpoint(path)
         if world.rank == 0:
@@ -49,29 +51,27 @@ def restore(found: Found, pieces: Iterable[Fragment], names: set[str], optimizer
         optimizer: what optim.name is now.
     """
     if found.optimizer != optimizer:
-        raise ValueError(f"{found.path} was written with optim.name={found.optimizer}, not {optimizer}.")
+        raise ValueError(
+            f"{found.path} was written with optim.name={found.optimizer}, not {optimizer}."
+        )
     if missing := sorted(names ^ set(found.shapes)):
-        raise ValueError(f"{found.path} belongs to another model: '{missing[0]}' is on one side only.")
+        raise ValueError(
+            f"{found.path} belongs to another model: '{missing[0]}' is on one side only."
+        )
     expected = {"weight"} | state_keys(found)[0]
     for piece in pieces:
         if tuple(piece.shape) != found.shapes[piece.name]:
             shape = found.shapes[piece.name]
-            raise ValueError(f"{found.path}: {piece.name} has shape {shape}, and the model has {piece.shape}.")
-        assert not piece.trains or expected == set(piece.tensors), f"no place for the state of {piece.name}"
+            raise ValueError(
+                f"{found.path}: {piece.name} has shape {shape}, and the model has {piece.shape}."
+            )
+        assert not piece.trains or expected == set(piece.tensors), (
+            f"no place for the state of {piece.name}"
+        )
         for key, target in piece.tensors.items():
-            if piece.stride or any(stored.stride for stored in found.pieces[piece.name]):
-                flat = found.whole(piece.name, key).view(-1)
-                for first, here, length in piece.runs():
-                    target[here : here + length] = flat[first : first + length]
+            if not piece.stride:
+                target.copy_(found.elements(piece.name, key, piece.start, piece.start + piece.size))
                 continue
-            done = piece.start
-            end = piece.start + piece.size
-            for stored in sorted(found.pieces[piece.name], key=lambda s: s.start):
-                first = max(done, stored.start)
-                last = min(end, stored.start + stored.size)
-                if first >= last or first > done or key not in stored.keys:
-                    continue
-                target[first - piece.start : last - piece.start] = found.read(stored, piece.name, key, first, last)
-                done = last
-            if done < end:
-                raise ValueError(f"{found.path} has no {key} for {piece.name}[{done}:{end}]; {FROZEN}")
+            flat = found.whole(piece.name, key).view(-1)
+            for first, here, length in piece.runs():
+                target[here : here + length] = flat[first : first + length]

@@ -22,7 +22,7 @@ from molmo_ds import settings
 from molmo_ds.config import RunConfig
 from molmo_ds.engine.fragments import Fragment
 from molmo_ds.engine.launch import World
-from molmo_ds.weights import checkpoint
+from molmo_ds.weights import checkpoint, checksums
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +37,13 @@ class Writer:
         self.thread: threading.Thread | None = None
         self.error: str | None = None
         self.target = Path()
-        self.buffers: dict[str, Tensor] = {}  # copies of the state; a new one at each save costs more than the copying
+        # copies of the state; a new one at each save costs more than the copying
+        self.buffers: dict[str, Tensor] = {}
         self.stall = 0.0  # seconds that the last save held the training up
 
-    def save(self, folder: str, step: int, pieces: Iterable[Fragment], lanes: dict[int, dict]) -> None:
+    def save(
+        self, folder: str, step: int, pieces: Iterable[Fragment], lanes: dict[int, dict]
+    ) -> None:
         """Start writing `folder/step-XXXXXXXX`; returns when the state is copied (or, without async_save, written).
 
         Raises OSError on every rank if one of them could not write this checkpoint or the one before.
@@ -58,7 +61,12 @@ class Writer:
             scalars |= piece.scalars
             if not piece.owned:
                 continue
-            entry = {"name": piece.name, "shape": piece.shape, "start": piece.start, "size": piece.size}
+            entry = {
+                "name": piece.name,
+                "shape": piece.shape,
+                "start": piece.start,
+                "size": piece.size,
+            }
             listed.append({**entry, "stride": piece.stride, "keys": list(piece.tensors)})
             for key, tensor in piece.tensors.items():
                 where = f"{piece.name}|{piece.start}|{key}"
@@ -66,9 +74,16 @@ class Writer:
                     self.buffers[where] = buffer(tensor, self.scratch)
                 tensors[where] = self.buffers[where].copy_(tensor.detach())
         name = f"rank-{self.world.rank:05d}"
-        facts = {"file": f"{name}.safetensors", "pieces": listed, "scalars": scalars, "lanes": lanes}
+        facts = {
+            "file": f"{name}.safetensors",
+            "pieces": listed,
+            "scalars": scalars,
+            "lanes": lanes,
+        }
         self._raise_if_failed(self.world.broadcast(self.error))  # else the folder exists
-        self.thread = threading.Thread(target=self._write, args=(partial, name, tensors, facts), name="checkpoint")
+        self.thread = threading.Thread(
+            target=self._write, args=(partial, name, tensors, facts), name="checkpoint"
+        )
         self.thread.start()
         if not self.config.async_save:
             self.finish()
@@ -96,7 +111,9 @@ class Writer:
     def _raise_if_failed(self, error: str | None) -> None:
         self.error = None
         if error:
-            raise OSError(f"The checkpoint {self.target} could not be written: {error}; the one before is whole.")
+            raise OSError(
+                f"The checkpoint {self.target} could not be written: {error}; the one before is whole."
+            )
 
     def _begin(self, folder: Path, partial: Path) -> None:
         try:
@@ -117,7 +134,7 @@ class Writer:
             sums = {}
             for file in (partial / f"{name}.safetensors", partial / f"{name}.json"):
                 sync(file)
-                sums[file.name] = {"bytes": file.stat().st_size, "crc32": checkpoint.checksum(file)}
+                sums[file.name] = checksums.facts_of(file)
             (partial / f"{name}.sums").write_text(json.dumps(sums))
         except Exception as error:  # whatever it was, the main thread of every rank must hear of it
             self.error = str(error) or type(error).__name__
@@ -130,7 +147,7 @@ class Writer:
             sums.unlink()
         config = partial / "config.yaml"
         sync(config)
-        files["config.yaml"] = {"bytes": config.stat().st_size, "crc32": checkpoint.checksum(config)}
+        files["config.yaml"] = checksums.facts_of(config)
         step = int(self.target.name[5:])
         manifest = {"format": checkpoint.FORMAT, "step": step, "ranks": self.world.size}
         manifest |= {"optimizer": self.config.optim.name, "files": files}
@@ -148,7 +165,8 @@ class Writer:
         every = (self.config.keep_every or 0) * self.config.save_interval
         for old in checkpoint.steps(self.target.parent)[max(self.config.keep_checkpoints, 1) :]:
             if not every or int(old.name[5:]) % every:
-                (old / "manifest.json").unlink(missing_ok=True)  # first, so that a half-deleted one is no checkpoint
+                # first, so that a half-deleted one is no checkpoint
+                (old / "manifest.json").unlink(missing_ok=True)
                 shutil.rmtree(old)
 
 

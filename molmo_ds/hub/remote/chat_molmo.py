@@ -7,14 +7,17 @@ from molmo_ds.data.tokens import Words
 from molmo_ds.hub.remote.inputs_molmo import Rendered
 
 IMAGE_TYPES = ("image", "image_url")
-SOURCES = ("image", "url", "path", "base64", "image_url")  # where a part of a turn may hold its picture
+# where a part of a turn may hold its picture
+SOURCES = ("image", "url", "path", "base64", "image_url")
 _PRIVATE = 0xF0000  # characters that no text is meant to hold
 
 
 def turns_of(talk: Any) -> list[str]:
     """The texts of a conversation, the user's first; ValueError where it is none that the model can be asked."""
     if not isinstance(talk, list | tuple) or not talk:
-        raise ValueError("A conversation is a list of at least one turn, each with role and content.")
+        raise ValueError(
+            "A conversation is a list of at least one turn, each with role and content."
+        )
     turns = []
     for i, turn in enumerate(talk):
         wanted = "assistant" if i % 2 else "user"
@@ -36,12 +39,19 @@ def pictures_of(talk: Any) -> list[Any]:
         for part in content if isinstance(content, list | tuple) else ():
             if isinstance(part, dict) and part.get("type") in IMAGE_TYPES:
                 given = next((part[name] for name in SOURCES if part.get(name) is not None), None)
-                found.append(given.get("url") if isinstance(given, dict) and "url" in given else given)
+                found.append(
+                    given.get("url") if isinstance(given, dict) and "url" in given else given
+                )
     return found
 
 
 def render(
-    tokenizer: Any, words: Words, talk: list[Any], template: str, variables: dict[str, Any], start: str
+    tokenizer: Any,
+    words: Words,
+    talk: list[Any],
+    template: str,
+    variables: dict[str, Any],
+    start: str,
 ) -> Rendered:
     """The text of a conversation by any template, and its ids: special names count where the template wrote them.
 
@@ -66,21 +76,28 @@ def _texts(content: Any, turn: int) -> list[str]:
     if isinstance(content, str):
         return [content]
     if not isinstance(content, list | tuple):
-        raise ValueError(f"The content of turn {turn + 1} is {content!r}; it is a text or a list of parts.")
+        raise ValueError(
+            f"The content of turn {turn + 1} is {content!r}; it is a text or a list of parts."
+        )
     texts = []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text" and isinstance(part.get("text"), str):
             texts.append(part["text"])
         elif kind not in IMAGE_TYPES:
-            raise ValueError(f"Turn {turn + 1} has a part of type {kind!r}; parts are texts (with text) and images.")
+            raise ValueError(
+                f"Turn {turn + 1} has a part of type {kind!r}; parts are texts (with text) and images."
+            )
     return texts
 
 
 def _replaced(content: Any, marks: dict[str, str]) -> Any:
     if isinstance(content, str):
         return _restored(content, marks)
-    return [{**p, "text": _restored(p["text"], marks)} if p.get("type") == "text" else p for p in content]
+    return [
+        {**p, "text": _restored(p["text"], marks)} if p.get("type") == "text" else p
+        for p in content
+    ]
 
 
 def _restored(text: str, marks: dict[str, str]) -> str:

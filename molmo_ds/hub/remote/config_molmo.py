@@ -38,7 +38,10 @@ class MolmoConfig(PretrainedConfig):
     keys_to_ignore_at_inference = ["past_key_values"]
 
     def __init__(
-        self, molmo_ds: dict[str, Any] | None = None, tie_word_embeddings: bool = False, **fields: Any
+        self,
+        molmo_ds: dict[str, Any] | None = None,
+        tie_word_embeddings: bool = False,
+        **fields: Any,
     ) -> None:
         for name, value in FIELDS.items():
             setattr(self, name, fields.pop(name, value))

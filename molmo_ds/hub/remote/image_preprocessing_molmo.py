@@ -22,7 +22,9 @@ class MolmoImageProcessor(ImageProcessingMixin):
     valid_kwargs = ImagesKwargs
     model_input_names = ["images", "image_masks", "image_input_idx"]
 
-    def __init__(self, molmo_ds: dict[str, Any] | None = None, max_crops: int | None = None, **others: Any) -> None:
+    def __init__(
+        self, molmo_ds: dict[str, Any] | None = None, max_crops: int | None = None, **others: Any
+    ) -> None:
         architecture = build(Architecture, molmo_ds or {})
         most = architecture.images.max_crops if max_crops is None else max_crops
         if isinstance(most, bool) or not isinstance(most, int) or not 1 <= most <= 36:

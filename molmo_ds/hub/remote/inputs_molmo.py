@@ -34,7 +34,11 @@ class Rendered(str):
     pictures: int
 
     def __new__(
-        cls, text: str, messages: list[str] | None = None, tokens: list[int] | None = None, pictures: int = 0
+        cls,
+        text: str,
+        messages: list[str] | None = None,
+        tokens: list[int] | None = None,
+        pictures: int = 0,
     ) -> "Rendered":
         self = super().__new__(cls, text)
         self.messages = messages
@@ -51,7 +55,8 @@ def read_picture(given: Any) -> np.ndarray:
 
     Raises ValueError, which names what was given, where it is none or cannot be read.
     """
-    if isinstance(given, dict) and ("bytes" in given or "path" in given):  # as the library datasets stores pictures
+    # as the library datasets stores pictures
+    if isinstance(given, dict) and ("bytes" in given or "path" in given):
         given = given.get("bytes") or given.get("path")
     if isinstance(given, bytes | bytearray):
         return load_image(bytes(given))
@@ -80,12 +85,16 @@ def pair(texts: Any, pictures: Any) -> tuple[list[str], list[list[Any]]]:
     one = texts is None or isinstance(texts, str)
     rows = [texts or ""] if one else texts
     if not isinstance(rows, list | tuple):
-        raise ValueError(f"The text is {_kind(texts)}; a processor takes a text or a list of texts.")
+        raise ValueError(
+            f"The text is {_kind(texts)}; a processor takes a text or a list of texts."
+        )
     if not rows:
         raise ValueError("The list of texts is empty; give at least one text.")
     wrong = [row for row in rows if not isinstance(row, str)]
     if wrong:
-        raise ValueError(f"Among the texts is {_kind(wrong[0])}; a processor takes a text or a list of texts.")
+        raise ValueError(
+            f"Among the texts is {_kind(wrong[0])}; a processor takes a text or a list of texts."
+        )
     return list(rows), _share(list(rows), _listed(pictures), one)
 
 
@@ -93,7 +102,9 @@ def _share(texts: list[str], pictures: Any, one: bool) -> list[list[Any]]:
     """The pictures of each text."""
     if not isinstance(pictures, list):
         if len(texts) > 1 and pictures is not None:
-            raise ValueError(f"There are {len(texts)} texts and one picture; give a list with one entry per text.")
+            raise ValueError(
+                f"There are {len(texts)} texts and one picture; give a list with one entry per text."
+            )
         return [[] if pictures is None else [pictures]] + [[] for _ in texts[1:]]
     if not pictures:
         return [[] for _ in texts]
@@ -110,7 +121,10 @@ def _share(texts: list[str], pictures: Any, one: bool) -> list[list[Any]]:
         raise ValueError(
             f"There are {len(texts)} texts and {len(entries)} {what}; give one entry of pictures per text."
         )
-    return [entry if isinstance(entry, list) else [] if entry is None and not one else [entry] for entry in entries]
+    return [
+        entry if isinstance(entry, list) else [] if entry is None and not one else [entry]
+        for entry in entries
+    ]
 
 
 def _listed(given: Any) -> Any:
@@ -128,7 +142,11 @@ def _swapped(texts: Any, pictures: Any) -> tuple[Any, Any]:
     second = texts[0] if isinstance(texts, list | tuple) and texts else texts
     if not isinstance(first, str) or isinstance(second, str):
         both = isinstance(first, str) and isinstance(second, str)
-        return (pictures, texts) if both and not names_picture(first) and names_picture(second) else (texts, pictures)
+        return (
+            (pictures, texts)
+            if both and not names_picture(first) and names_picture(second)
+            else (texts, pictures)
+        )
     return (texts, pictures) if texts is None and names_picture(first) else (pictures, texts)
 
 
@@ -158,7 +176,9 @@ def _read(name: str) -> bytes:
     if not _is_file(path):
         if len(name) > _LONGEST:
             return _from_base64(name)
-        raise ValueError("there is no such picture; give the path of a file that is there, or a URL.")
+        raise ValueError(
+            "there is no such picture; give the path of a file that is there, or a URL."
+        )
     try:
         return Path(path).expanduser().read_bytes()
     except OSError as error:

@@ -39,7 +39,11 @@ class Convert(ConversionOps):
         self.forward = forward
 
     def convert(
-        self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **_: Any
+        self,
+        input_dict: dict[str, Any],
+        source_patterns: list[str],
+        target_patterns: list[str],
+        **_: Any,
     ) -> dict[str, Tensor]:
         """Patterns here are whole names."""
         tensors = [input_dict[pattern] for pattern in source_patterns]
@@ -68,8 +72,11 @@ class CachedCore(Core):
         """The attention of `Core`, with the cache."""
         if self.cache is not None:
             k, v = self.cache.update(k, v, self.index)
-        mask = F.pad(self.mask.to(q.device), (0, k.shape[2] - self.mask.shape[3]))  # static caches have room to spare
-        return F.scaled_dot_product_attention(q, k, v, mask, dropout_p, enable_gqa=q.shape[1] != k.shape[1])
+        # static caches have room to spare
+        mask = F.pad(self.mask.to(q.device), (0, k.shape[2] - self.mask.shape[3]))
+        return F.scaled_dot_product_attention(
+            q, k, v, mask, dropout_p, enable_gqa=q.shape[1] != k.shape[1]
+        )
 
 
 class LastPosition(StoppingCriteria):
@@ -81,19 +88,28 @@ class LastPosition(StoppingCriteria):
         self.known = known
         if int(self.room.min()) < 1:
             longest = int(lengths.max())
-            raise ValueError(f"The prompt has {longest} tokens and the model knows {known} positions; make it shorter.")
+            raise ValueError(
+                f"The prompt has {longest} tokens and the model knows {known} positions; make it shorter."
+            )
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
         """bool [rows]: the beams or samples of a prompt lie one after the other."""
         times = len(input_ids) // len(self.room)
-        return (input_ids.shape[1] - self.width >= self.room.to(input_ids.device)).repeat_interleave(times)
+        return (
+            input_ids.shape[1] - self.width >= self.room.to(input_ids.device)
+        ).repeat_interleave(times)
 
     def warn(self, sequences: Tensor, ends: set[int]) -> None:
         """Say how many answers [B * times, T] were ended here, by none of the tokens `ends`."""
         times = len(sequences) // len(self.room)
         room = self.room.repeat_interleave(times).tolist()
-        answers = [row[self.width : self.width + places].tolist() for row, places in zip(sequences, room)]
-        cut = sum(len(answer) == places and not ends & set(answer) for answer, places in zip(answers, room))
+        answers = [
+            row[self.width : self.width + places].tolist() for row, places in zip(sequences, room)
+        ]
+        cut = sum(
+            len(answer) == places and not ends & set(answer)
+            for answer, places in zip(answers, room)
+        )
         if cut:
             warnings.warn(
                 f"{cut} of {len(answers)} answers ended at position {self.known}, the last that the model knows: prompt"
@@ -118,7 +134,9 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
         self.model = Molmo(config.architecture())
         for i, layer in enumerate(self.model.layers):
             layer.self_attn.core = CachedCore(i)
-        register_checkpoint_conversion_mapping(type(self).__name__, conversions(config), overwrite=True)
+        register_checkpoint_conversion_mapping(
+            type(self).__name__, conversions(config), overwrite=True
+        )
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -167,16 +185,21 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, seen:]
         hidden = self._embed(input_ids.clamp(min=0), images, image_masks, image_input_idx)
         cache = past_key_values if use_cache or seen else None
-        hidden = self._decode(hidden, position_ids, _mask(attention_mask, hidden.shape[1], seen), cache)
+        hidden = self._decode(
+            hidden, position_ids, _mask(attention_mask, hidden.shape[1], seen), cache
+        )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.model.head.logits(hidden[:, kept])
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
+            loss = F.cross_entropy(
+                logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100
+            )
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
 
     def _decode(self, hidden: Tensor, position_ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
-        x = Carry(position_ids=position_ids, hidden=hidden)  # a device map moves it along: each layer is called
+        # a device map moves it along: each layer is called
+        x = Carry(position_ids=position_ids, hidden=hidden)
         try:
             for layer in self.model.layers:
                 layer.self_attn.core.mask = mask
@@ -187,7 +210,9 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
                 layer.self_attn.core.mask = layer.self_attn.core.cache = None
         return x.hidden
 
-    def _embed(self, ids: Tensor, images: Tensor | None, masks: Tensor | None, places: Tensor | None) -> Tensor:
+    def _embed(
+        self, ids: Tensor, images: Tensor | None, masks: Tensor | None, places: Tensor | None
+    ) -> Tensor:
         model = self.model
         features = model.embed.new_embedding.new_zeros(1, self.config.hidden_size)
         positions = torch.full((1,), -1, device=ids.device)
@@ -199,7 +224,9 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
             if real.any():
                 features = self._features(images[real], masks[real].float())
         features = features.to(model.embed.embedding.dtype)
-        return model.embed(Carry(input_ids=ids, image_features=features, image_positions=positions)).hidden
+        return model.embed(
+            Carry(input_ids=ids, image_features=features, image_positions=positions)
+        ).hidden
 
     def _features(self, images: Tensor, masks: Tensor) -> Tensor:
         """images [N, P, patch * patch * 3], masks [N, P] -> [N * Q, D]."""
@@ -230,7 +257,9 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
             "use_cache": use_cache,
             "logits_to_keep": logits_to_keep or 0,
         }
-        return inputs if seen else inputs | dict(zip(PICTURES, (images, image_masks, image_input_idx)))
+        return (
+            inputs if seen else inputs | dict(zip(PICTURES, (images, image_masks, image_input_idx)))
+        )
 
     @torch.no_grad()
     def generate(
@@ -247,19 +276,28 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
         """
         ids = options.get("input_ids") if inputs is None else inputs
         if ids is None:
-            return super().generate(inputs, generation_config, logits_processor, stopping_criteria, **options)
+            return super().generate(
+                inputs, generation_config, logits_processor, stopping_criteria, **options
+            )
         chosen = self.generation_config if generation_config is None else generation_config
-        asked = {name: options.get(name, getattr(chosen, name, None)) for name in ("top_p", "num_beams")}
+        asked = {
+            name: options.get(name, getattr(chosen, name, None)) for name in ("top_p", "num_beams")
+        }
         if asked["top_p"] is not None and not 0 < asked["top_p"] <= 1:
             raise ValueError(f"top_p lies above 0 and up to 1, and is {asked['top_p']}.")
         if (asked["num_beams"] or 1) > self.config.embedding_size:
-            raise ValueError(f"{asked['num_beams']} beams are more than the {self.config.embedding_size} words.")
+            raise ValueError(
+                f"{asked['num_beams']} beams are more than the {self.config.embedding_size} words."
+            )
         mask = options.get("attention_mask")
         lengths = (ids != -1).sum(1) if mask is None else mask.sum(1)
         last = LastPosition(lengths, ids.shape[1], self.config.max_position_embeddings)
         criteria = StoppingCriteriaList([*(stopping_criteria or []), last])
         out = super().generate(inputs, generation_config, logits_processor, criteria, **options)
-        names = [options.get(name, getattr(chosen, name, None)) for name in ("eos_token_id", "pad_token_id")]
+        names = [
+            options.get(name, getattr(chosen, name, None))
+            for name in ("eos_token_id", "pad_token_id")
+        ]
         ends = {token for name in names for token in (name if isinstance(name, list) else [name])}
         last.warn(out if isinstance(out, Tensor) else out.sequences, ends)
         return out
@@ -282,12 +320,15 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
         ids = batch["input_ids"].long()
         mask = batch.get("attention_mask") if attention_mask is None else attention_mask
         mask = (ids != -1) if mask is None else mask.bool()
-        pad = (~mask).sum(1) * ~mask[:, -1]  # padding moves to the left, where answers do not meet it
+        # padding moves to the left, where answers do not meet it
+        pad = (~mask).sum(1) * ~mask[:, -1]
         order = (torch.arange(ids.shape[1], device=ids.device) - pad[:, None]) % ids.shape[1]
         pictures = {name: batch[name] for name in PICTURES if batch.get(name) is not None}
         if "image_input_idx" in pictures:
             places = pictures["image_input_idx"]
-            pictures["image_input_idx"] = torch.where(places >= 0, places + pad[:, None, None], places)
+            pictures["image_input_idx"] = torch.where(
+                places >= 0, places + pad[:, None, None], places
+            )
         return self.generate(
             ids.gather(1, order).clamp(min=0),
             generation_config,

@@ -63,7 +63,11 @@ class MolmoProcessor(ProcessorMixin):
 
     def to_dict(self, *args: Any, **options: Any) -> dict[str, Any]:
         """The content of processor_config.json."""
-        return {key: value for key, value in super().to_dict(*args, **options).items() if key != "_words"}
+        return {
+            key: value
+            for key, value in super().to_dict(*args, **options).items()
+            if key != "_words"
+        }
 
     @property
     def special_token_ids(self) -> dict[str, int]:
@@ -137,12 +141,16 @@ class MolmoProcessor(ProcessorMixin):
         most = _known(images_kwargs, "images_kwargs", ("max_crops",)).get("max_crops", max_crops)
         texts, pictures = pair(text, images)
         if len(texts) > 1:
-            raise ValueError(f"process() takes one text, not {len(texts)}; call the processor itself for a batch.")
+            raise ValueError(
+                f"process() takes one text, not {len(texts)}; call the processor itself for a batch."
+            )
         row = texts[0]
         made = [self.image_processor.crops(picture, most) for picture in pictures[0]]
         layouts = [crops.layout for crops in made]
         if isinstance(row, Rendered) and row.pictures and row.pictures != len(made):
-            raise ValueError(f"The conversation has places for {row.pictures} pictures, and {len(made)} are given.")
+            raise ValueError(
+                f"The conversation has places for {row.pictures} pictures, and {len(made)} are given."
+            )
         tokens = row.tokens if tokens is None and isinstance(row, Rendered) else tokens
         if tokens is None:
             tree = ask(self.words, self._messages(row, **options), layouts, sys.maxsize)
@@ -154,7 +162,10 @@ class MolmoProcessor(ProcessorMixin):
         ids = _cut(ids, truncation, max_length, starts, layouts)
         out = {"input_ids": torch.tensor(ids)}
         if made:
-            places = [np.where(one.positions >= 0, one.positions + s, -1) for one, s in zip(layouts, starts)]
+            places = [
+                np.where(one.positions >= 0, one.positions + s, -1)
+                for one, s in zip(layouts, starts)
+            ]
             out["images"] = torch.cat([crops.images for crops in made])
             out["image_input_idx"] = torch.from_numpy(np.concatenate(places))
             out["image_masks"] = torch.cat([crops.masks for crops in made])
@@ -242,24 +253,35 @@ class MolmoProcessor(ProcessorMixin):
             variables: what another template may use; the model's own needs none.
         """
         many = (
-            isinstance(conversation, list | tuple) and bool(conversation) and isinstance(conversation[0], list | tuple)
+            isinstance(conversation, list | tuple)
+            and bool(conversation)
+            and isinstance(conversation[0], list | tuple)
         )
         talks = list(conversation) if many else [conversation]
         own = self.chat_template or self.tokenizer.chat_template
         if chat_template in (None, own):
-            unused = sorted(name for name, value in variables.items() if value is not None and value is not False)
+            unused = sorted(
+                name
+                for name, value in variables.items()
+                if value is not None and value is not False
+            )
             if unused:
                 raise ValueError(f"The model's own template takes no {unused[0]}; leave it out.")
             texts = [self._own_template(talk) for talk in talks]
         else:
             variables = {"add_generation_prompt": add_generation_prompt, **variables}
             start = " " if self.always_start_with_space else ""
-            texts = [render(self.tokenizer, self.words, talk, chat_template, variables, start) for talk in talks]
+            texts = [
+                render(self.tokenizer, self.words, talk, chat_template, variables, start)
+                for talk in talks
+            ]
         if not tokenize:
             return texts if many else texts[0]
         pictures = [pictures_of(talk) for talk in talks]
         if any(picture is None for row in pictures for picture in row):
-            raise ValueError("A turn has a place for a picture and no picture; add image, path or url to it.")
+            raise ValueError(
+                "A turn has a place for a picture and no picture; add image, path or url to it."
+            )
         inputs = self(
             text=texts,
             images=pictures,
@@ -288,7 +310,10 @@ class MolmoProcessor(ProcessorMixin):
     def _own_template(self, talk: Any) -> Rendered:
         turns = turns_of(talk)
         messages = [speak(i, turn, self.message_format, True) for i, turn in enumerate(turns)]
-        ended = [message + self.tokenizer.eos_token if i % 2 else message for i, message in enumerate(messages)]
+        ended = [
+            message + self.tokenizer.eos_token if i % 2 else message
+            for i, message in enumerate(messages)
+        ]
         messages[0] = speak(0, turns[0], self.message_format, self.always_start_with_space)
         return Rendered("".join(ended).removeprefix(" "), messages, pictures=len(pictures_of(talk)))
 
@@ -302,12 +327,17 @@ class MolmoProcessor(ProcessorMixin):
         if isinstance(text, Rendered) and text.messages is not None:
             return text.messages
         kind = self.message_format if message_format is None else message_format
-        space = self.always_start_with_space if always_start_with_space is None else always_start_with_space
+        space = (
+            self.always_start_with_space
+            if always_start_with_space is None
+            else always_start_with_space
+        )
         if kind not in ("none", "role"):
             raise ValueError(f"message_format is '{message_format}'; use 'role' or 'none'.")
         end = self.tokenizer.eos_token
         turns = spoken(text, end)
-        if kind == "none" and turns is not None and len(turns) > 1:  # the caller says that it is whole
+        # the caller says that it is whole
+        if kind == "none" and turns is not None and len(turns) > 1:
             return [speak(0, turns[0].removeprefix(" "), "none", space), *turns[1:]]
         if turns is not None and len(turns) > 1:
             warnings.warn(
@@ -322,7 +352,9 @@ class MolmoProcessor(ProcessorMixin):
 
 def _known(given: dict[str, Any] | None, name: str, taken: Collection[str]) -> dict[str, Any]:
     """Arguments in a dictionary; ValueError for one that would have no effect."""
-    unknown = [key for key, value in (given or {}).items() if key not in taken and value is not None]
+    unknown = [
+        key for key, value in (given or {}).items() if key not in taken and value is not None
+    ]
     if unknown:
         raise ValueError(
             f"{name} holds {unknown[0]!r}, which this processor does not take; it takes {', '.join(taken)}."
@@ -330,11 +362,15 @@ def _known(given: dict[str, Any] | None, name: str, taken: Collection[str]) -> d
     return {key: value for key, value in (given or {}).items() if key in taken}
 
 
-def _cut(ids: list[int], truncation: Any, limit: int | None, starts: list[int], layouts: list[Any]) -> list[int]:
+def _cut(
+    ids: list[int], truncation: Any, limit: int | None, starts: list[int], layouts: list[Any]
+) -> list[int]:
     """Ids of at most `limit` if they are to be cut; ValueError where that would cut a picture."""
     if not truncation or limit is None:
         return ids
     end = max((start + len(layout.tokens) for start, layout in zip(starts, layouts)), default=0)
     if limit < max(end, 1):
-        raise ValueError(f"max_length {limit} would cut a picture, which ends at token {end}; raise it.")
+        raise ValueError(
+            f"max_length {limit} would cut a picture, which ends at token {end}; raise it."
+        )
     return ids[:limit]

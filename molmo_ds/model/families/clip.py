@@ -26,13 +26,18 @@ class Clip(Tower):
             "class_embedding": "class_embedding",
         }
         table = pairs(EMBEDDINGS, f"{prefix}embeddings.", names)
-        return table + affine(EMBEDDINGS, prefix, {"pre_layernorm": "pre_layrnorm"})  # transformers' spelling
+        # transformers' spelling
+        return table + affine(EMBEDDINGS, prefix, {"pre_layernorm": "pre_layrnorm"})
 
     def not_served(self, vision: VisionConfig) -> str | None:
         """Why vLLM's Molmo (0.33) has no such tower, None if it has."""
         if any(getattr(vision, name) != size for name, size in SERVED.items()):
             return ONLY_CLIP
-        if tuple(vision.feature_layers) != (-2, -9) or vision.hidden_act != "quick_gelu" or vision.num_positions:
+        if (
+            tuple(vision.feature_layers) != (-2, -9)
+            or vision.hidden_act != "quick_gelu"
+            or vision.num_positions
+        ):
             return "vLLM takes CLIP's layers -2 and -9 and quick_gelu only"
         return None
 

@@ -13,15 +13,19 @@ from molmo_ds.model.families.table import SAME, Rule, Table, alike, head, norms,
 class Decoder:
     """A family that adds nothing to Llama; another one overrides what it has of its own."""
 
-    refused = ("use_sliding_window", "attention_bias", "mlp_bias")  # switches of config.json that must be off
+    # switches of config.json that must be off
+    refused = ("use_sliding_window", "attention_bias", "mlp_bias")
     norms = ("input_layernorm", "post_attention_layernorm")  # names of a layer's two norms
 
     def text_config(self, values: dict[str, Any]) -> TextConfig:
         """transformers' config.json as a TextConfig; ValueError for what Molmo's decoder does not have."""
         if any(values.get(name) for name in self.refused):
             kind = values["model_type"]
-            raise ValueError(f"This {kind} model has sliding windows or biases that Molmo does not have.")
-        rope = values.get("rope_parameters") or {}  # transformers 5; rope_theta and rope_scaling before
+            raise ValueError(
+                f"This {kind} model has sliding windows or biases that Molmo does not have."
+            )
+        # transformers 5; rope_theta and rope_scaling before
+        rope = values.get("rope_parameters") or {}
         scaling = dict(values.get("rope_scaling") or rope)
         scaling.pop("rope_theta", None)
         plain = scaling.get("rope_type", scaling.get("type", "default")) == "default"

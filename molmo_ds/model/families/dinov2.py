@@ -8,7 +8,8 @@ from molmo_ds.config import VisionConfig
 from molmo_ds.model.families.table import SAME, Form, Rule, Table
 from molmo_ds.model.families.tower import EMBEDDINGS, Tower
 
-FIRST = Form(lambda t: [t[0].reshape(-1, t[0].shape[-1])], lambda t: [t[0][None]])  # [1, n, D] <-> [n, D]
+# [1, n, D] <-> [n, D]
+FIRST = Form(lambda t: [t[0].reshape(-1, t[0].shape[-1])], lambda t: [t[0][None]])
 CLASS = Form(lambda t: [t[0].reshape(-1)], lambda t: [t[0][None, None]])  # [1, 1, D] <-> [D]
 
 
@@ -33,12 +34,16 @@ class Dinov2(Tower):
     def vision_config(self, values: dict[str, Any], base: VisionConfig) -> VisionConfig:
         """transformers' config.json as a tower; ValueError for the SwiGLU of the giant."""
         if values.get("use_swiglu_ffn"):
-            raise ValueError("DINOv2 giant (use_swiglu_ffn) is not supported; use DINOv2 large, base or small.")
+            raise ValueError(
+                "DINOv2 giant (use_swiglu_ffn) is not supported; use DINOv2 large, base or small."
+            )
         return super().vision_config(values, base)
 
     def intermediate_size(self, values: dict[str, Any]) -> int:
         """Width of the MLP, which config.json gives as a ratio."""
-        return values.get("intermediate_size") or int(values["hidden_size"] * values.get("mlp_ratio", 4))
+        return values.get("intermediate_size") or int(
+            values["hidden_size"] * values.get("mlp_ratio", 4)
+        )
 
     def embeddings(self, prefix: str) -> Table:
         """The tensors before the first block, without the convolution's weight."""
@@ -52,7 +57,9 @@ class Dinov2(Tower):
     def rename_table(self, vision: VisionConfig, keys: Container[str]) -> Table:
         """The tensors of transformers' vision model, in the spelling that `keys` have."""
         table = super().rename_table(vision, keys)
-        return [replace(rule, theirs=tuple(spelled(key, keys) for key in rule.theirs)) for rule in table]
+        return [
+            replace(rule, theirs=tuple(spelled(key, keys) for key in rule.theirs)) for rule in table
+        ]
 
 
 def spelled(key: str, keys: Container[str]) -> str:

@@ -68,7 +68,9 @@ def from_released(values: dict[str, Any]) -> MolmoConfig:
         return from_reference(values)
     if values.get("model_type") != "molmo" or "hidden_size" not in values:
         kind = values.get("model_type") or values.get("architectures")
-        raise ValueError(f"config.json describes a model of type '{kind}', which is not a released Molmo.")
+        raise ValueError(
+            f"config.json describes a model of type '{kind}', which is not a released Molmo."
+        )
     return from_reference(values | {theirs: values.get(name) for theirs, name in REFERENCE.items()})
 
 
@@ -147,7 +149,9 @@ def to_released(config: MolmoConfig, dtype: str) -> dict[str, Any]:
             "n_kv_heads": text.num_key_value_heads,
             "n_layers": text.num_hidden_layers,
             "mlp_hidden_size": None,
-            "mlp_ratio": width // text.hidden_size if width % text.hidden_size == 0 else width / text.hidden_size,
+            "mlp_ratio": width // text.hidden_size
+            if width % text.hidden_size == 0
+            else width / text.hidden_size,
             "moe_num_experts": text.num_experts,
             "moe_top_k": text.num_experts_per_tok,
             "additional_vocab_size": text.additional_vocab_size,
@@ -163,9 +167,16 @@ def not_servable(config: MolmoConfig) -> str | None:
     decoder = families.decoder(config.text.model_type).not_served(config.text)
     if tower or decoder:
         return tower or decoder
-    if (connector.pooling, connector.projector, connector.pooling_size) != ("attention_meanq", "mlp", 2):
+    if (connector.pooling, connector.projector, connector.pooling_size) != (
+        "attention_meanq",
+        "mlp",
+        2,
+    ):
         return "vLLM's Molmo pools 2 x 2 patches by attention_meanq and projects by an mlp"
-    if connector.padding_embed not in ("pad_and_partial_pad", "none") or connector.intermediate_size:
+    if (
+        connector.padding_embed not in ("pad_and_partial_pad", "none")
+        or connector.intermediate_size
+    ):
         return "vLLM's Molmo has pad_and_partial_pad, and a connector as wide as the text's MLP"
     return None
 
@@ -182,7 +193,9 @@ def _text(given: dict[str, Any]) -> TextConfig:
     words = given["vocab_size"]
     norm = "rms" if given.get("layer_norm_type", "rms") == "rms" else "layer"
     if norm == "layer" and given.get("layer_norm_with_affine", False):
-        raise ValueError("layer_norm_type 'default' with layer_norm_with_affine is not supported; no Molmo uses it.")
+        raise ValueError(
+            "layer_norm_type 'default' with layer_norm_with_affine is not supported; no Molmo uses it."
+        )
     # experts know no mlp_hidden_size, the connector does
     inner = int(given.get("mlp_ratio", 4) * width) // 2 if moe else _half(given)
     return TextConfig(
@@ -205,7 +218,9 @@ def _text(given: dict[str, Any]) -> TextConfig:
         clip_qkv=given.get("clip_qkv"),
         num_experts=given["moe_num_experts"] if moe else 0,
         num_experts_per_tok=given["moe_top_k"] if moe else 0,
-        max_position_embeddings=given.get("max_position_embeddings", given.get("max_sequence_length", 4096)),
+        max_position_embeddings=given.get(
+            "max_position_embeddings", given.get("max_sequence_length", 4096)
+        ),
         tie_word_embeddings=given.get("weight_tying", False),
         attention_dropout=given.get("attention_dropout", 0.0),
         residual_dropout=given.get("residual_dropout", 0.0),
@@ -235,7 +250,9 @@ def _padding_embed(values: dict[str, Any]) -> str:
 def _vision(tower: dict[str, Any]) -> VisionConfig:
     kind = TOWERS.get(tower["image_model_type"])
     if kind is None:
-        raise ValueError(f"There is no vision tower '{tower['image_model_type']}'; there are {', '.join(TOWERS)}.")
+        raise ValueError(
+            f"There is no vision tower '{tower['image_model_type']}'; there are {', '.join(TOWERS)}."
+        )
     base = presets.TOWERS[kind]
     size = tower["image_default_input_size"][0]
     patch = tower["image_patch_size"]
@@ -259,4 +276,6 @@ def _vision(tower: dict[str, Any]) -> VisionConfig:
 
 def _refuse(values: dict[str, Any], name: str, known: tuple[Any, ...]) -> None:
     if values.get(name) is not None and values[name] not in known:
-        raise ValueError(f"{name} is '{values[name]}', which no Molmo uses; supported: {', '.join(map(str, known))}.")
+        raise ValueError(
+            f"{name} is '{values[name]}', which no Molmo uses; supported: {', '.join(map(str, known))}."
+        )

@@ -10,26 +10,43 @@ from dataclasses import replace
 import torch
 
 from molmo_ds.config import MolmoConfig, TextConfig, VisionConfig
-from molmo_ds.model.families.table import SAME, Form, Rule, Table, affine, alike, experts, head, norms, pairs, rows
+from molmo_ds.model.families.table import (
+    SAME,
+    Form,
+    Rule,
+    Table,
+    affine,
+    alike,
+    experts,
+    head,
+    norms,
+    pairs,
+    rows,
+)
 
 
-def stacked_gate_up(e: int, d: int) -> Form:
+def stacked_gate_up(i: int, d: int) -> Form:
     """The reference's w1 (gate) and v1 (up), each [E * I, D] <-> [E, 2 I, D]."""
+    to_ours = lambda t: [torch.cat([w.reshape(-1, i, d) for w in t], 1)]  # noqa: E731
     return Form(
-        lambda t: [torch.cat([w.reshape(e, -1, d) for w in t], 1)],
+        to_ours,
         lambda t: [half.reshape(-1, d) for half in t[0].chunk(2, 1)],
+        lambda read, _, first, last: to_ours([read(n, first * i, last * i) for n in range(2)])[0],
     )
 
 
-def stacked_down(e: int, d: int) -> Form:
+def stacked_down(i: int, d: int) -> Form:
     """The reference's w2 [E * I, D], transposed per expert <-> [E, D, I]."""
     return Form(
-        lambda t: [t[0].reshape(e, -1, d).transpose(1, 2).contiguous()],
+        lambda t: [t[0].reshape(-1, i, d).transpose(1, 2).contiguous()],
         lambda t: [t[0].transpose(1, 2).reshape(-1, d)],
+        lambda read, _, first, last: read(0, first * i, last * i).reshape(-1, i, d).transpose(1, 2),
     )
 
 
-def reference(config: MolmoConfig, block: str | None = None, lm_head: str = "transformer.ff_out") -> Table:
+def reference(
+    config: MolmoConfig, block: str | None = None, lm_head: str = "transformer.ff_out"
+) -> Table:
     """Keys of the reference's own checkpoints.
 
     Args:
@@ -46,7 +63,9 @@ def reference(config: MolmoConfig, block: str | None = None, lm_head: str = "tra
     for i in range(text.num_hidden_layers):
         ours = f"layers.{i}."
         theirs = f"transformer.blocks.{i}."
-        table += _attention(text, f"{ours}self_attn.", f"{theirs}{attention}", fused=block != "llama")
+        table += _attention(
+            text, f"{ours}self_attn.", f"{theirs}{attention}", fused=block != "llama"
+        )
         table += pairs(ours, theirs, norms(text, f"{attention}attn_norm", f"{mlp}ff_norm"))
         table += _mlp(text, f"{ours}mlp.", f"{theirs}{mlp}", block)
     return table + head(text, "transformer.ln_f", lm_head)
@@ -71,11 +90,16 @@ def detect(config: MolmoConfig, keys: Collection[str]) -> Table:
     else:
         tables += [reference(config, "llama")]
     keys = set(keys)
-    return min(tables, key=lambda table: sum(key not in keys for rule in table for key in rule.theirs))
+    return min(
+        tables, key=lambda table: sum(key not in keys for rule in table for key in rule.theirs)
+    )
 
 
 def _after_model(table: Table) -> Table:
-    moved = [tuple(key if key.startswith("lm_head") else f"model.{key}" for key in rule.theirs) for rule in table]
+    moved = [
+        tuple(key if key.startswith("lm_head") else f"model.{key}" for key in rule.theirs)
+        for rule in table
+    ]
     return [replace(rule, theirs=theirs) for rule, theirs in zip(table, moved)]
 
 
@@ -115,13 +139,13 @@ def _mlp(text: TextConfig, ours: str, theirs: str, block: str) -> Table:
 
 
 def _stacked_experts(text: TextConfig, ours: str, theirs: str) -> Table:
-    e = text.num_experts
+    i = text.intermediate_size
     d = text.hidden_size
     mlp = f"{theirs}experts.mlp."
     return [
         Rule((f"{ours}gate.weight",), (f"{theirs}router.layer.weight",), SAME),
-        Rule((f"{ours}experts.gate_up_proj",), (f"{mlp}w1", f"{mlp}v1"), stacked_gate_up(e, d)),
-        Rule((f"{ours}experts.down_proj",), (f"{mlp}w2",), stacked_down(e, d)),
+        Rule((f"{ours}experts.gate_up_proj",), (f"{mlp}w1", f"{mlp}v1"), stacked_gate_up(i, d)),
+        Rule((f"{ours}experts.down_proj",), (f"{mlp}w2",), stacked_down(i, d)),
     ]
 
 
@@ -166,7 +190,11 @@ def _connector(config: MolmoConfig) -> Table:
     if connector.pooling != "stack":
         names = {"q_proj": "wq", "k_proj": "wk", "v_proj": "wv", "out_proj": "wo"}
         table += affine("connector.pooling.", "vision_backbone.image_pooling_2d.", names)
-    names = {"gate_proj.weight": "w1.weight", "up_proj.weight": "w3.weight", "down_proj.weight": "w2.weight"}
+    names = {
+        "gate_proj.weight": "w1.weight",
+        "up_proj.weight": "w3.weight",
+        "down_proj.weight": "w2.weight",
+    }
     if connector.projector == "linear":
         names = {"weight": "weight"}
     return table + pairs("connector.projector.", "vision_backbone.image_projector.", names)

@@ -6,7 +6,8 @@ from typing import Any
 from molmo_ds.config import TextConfig
 from molmo_ds.model.families.decoder import Decoder
 
-WORDS = {100352: 100278}  # rows of the published embedding -> words of its tokenizer; special ids lie between
+# rows of the published embedding -> words of its tokenizer; special ids lie between
+WORDS = {100352: 100278}
 
 
 class Olmo2(Decoder):

@@ -8,8 +8,10 @@ from molmo_ds.config import TextConfig
 from molmo_ds.model.families.decoder import Decoder
 from molmo_ds.model.families.table import Table, alike, experts
 
-WORDS = {50304: 50280}  # rows of the published embedding -> words of its tokenizer; special ids lie between
-FUSED = ("gate.weight", "experts.gate_up_proj", "experts.down_proj")  # as transformers 5 holds experts in memory
+# rows of the published embedding -> words of its tokenizer; special ids lie between
+WORDS = {50304: 50280}
+# as transformers 5 holds experts in memory
+FUSED = ("gate.weight", "experts.gate_up_proj", "experts.down_proj")
 
 
 class Olmoe(Decoder):

@@ -18,10 +18,15 @@ from molmo_ds.config import TextConfig
 
 @dataclass(frozen=True)
 class Form:
-    """Two inverse functions between lists of tensors; `to_ours` may return views."""
+    """Two inverse functions between lists of tensors; `to_ours` may return views.
+
+    `rows(read, index, first, last)` makes rows [first, last) of `to_ours(...)[index]` of no more of theirs than they
+    need, where `read(number, first, last)` gives rows of their tensor `number`, by default all. None: theirs are small.
+    """
 
     to_ours: Callable[[list[Tensor]], list[Tensor]]
     to_theirs: Callable[[list[Tensor]], list[Tensor]]
+    rows: Callable[[Callable[..., Tensor], int, int, int], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -34,12 +39,17 @@ class Rule:
 
 
 Table = list[Rule]
-SAME = Form(lambda t: t, lambda t: t)
+SAME = Form(lambda t: t, lambda t: t, lambda read, _, first, last: read(0, first, last))
 
 
 def rows(*sizes: int) -> Form:
     """Theirs is one matrix (or bias) whose rows are ours, one after the other."""
-    return Form(lambda t: list(t[0].split(list(sizes))), lambda t: [torch.cat(t)])
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    return Form(
+        lambda t: list(t[0].split(list(sizes))),
+        lambda t: [torch.cat(t)],
+        lambda read, index, first, last: read(0, starts[index] + first, starts[index] + last),
+    )
 
 
 def patches(p: int) -> Form:
@@ -54,11 +64,15 @@ def patches(p: int) -> Form:
 GATE_UP_PER_EXPERT = Form(
     lambda t: [torch.stack([torch.cat(t[i : i + 2]) for i in range(0, len(t), 2)])],
     lambda t: [half.contiguous() for expert in t[0] for half in expert.chunk(2)],
+    lambda read, _, first, last: torch.stack(
+        [torch.cat((read(2 * e), read(2 * e + 1))) for e in range(first, last)]
+    ),
 )
 # [D, I] each <-> [E, D, I]
 DOWN_PER_EXPERT = Form(
     lambda t: [torch.stack(t)],
     lambda t: [weight.contiguous() for weight in t[0]],
+    lambda read, _, first, last: torch.stack([read(e) for e in range(first, last)]),
 )
 
 
@@ -74,7 +88,11 @@ def alike(ours: str, theirs: str, names: list[str]) -> Table:
 
 def affine(ours: str, theirs: str, names: dict[str, str]) -> Table:
     """Two rules for each module of `names`: its weight and its bias."""
-    return pairs(ours, theirs, {f"{a}.{part}": f"{b}.{part}" for a, b in names.items() for part in ("weight", "bias")})
+    return pairs(
+        ours,
+        theirs,
+        {f"{a}.{part}": f"{b}.{part}" for a, b in names.items() for part in ("weight", "bias")},
+    )
 
 
 def norms(text: TextConfig, attention: str, mlp: str) -> dict[str, str]:

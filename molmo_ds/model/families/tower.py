@@ -67,7 +67,9 @@ class Tower:
         """
         prefix = self.prefix(keys)
         patch = f"{prefix}{self.patch}.weight"
-        table = [Rule((f"{EMBEDDINGS}patch_embedding.weight",), (patch,), patches(vision.patch_size))]
+        table = [
+            Rule((f"{EMBEDDINGS}patch_embedding.weight",), (patch,), patches(vision.patch_size))
+        ]
         table += self.embeddings(prefix)
         for i in range(vision.num_hidden_layers):
             ours = f"vision.layers.{i}."

@@ -16,7 +16,10 @@ if dispatch.HAS_TRITON:
 
 
 def normalise_patches(
-    images: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float], patch_size: int
+    images: Tensor,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    patch_size: int,
 ) -> Tensor:
     """uint8 [N, H, W, 3] -> float32 [N, P, p * p * 3]: (byte / 255 - mean) / std, columns (row, column, channel).
 

@@ -8,22 +8,31 @@ from torch import Tensor
 
 
 def normalise_patches(
-    images: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float], patch_size: int
+    images: Tensor,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    patch_size: int,
 ) -> Tensor:
     """uint8 [N, H, W, 3] -> float32 [N, P, p * p * 3]: (byte / 255 - mean) / std, columns (row, column, channel)."""
     rows, columns = patch_grid(images, patch_size)
     n, _, _, channels = images.shape
-    patches = images.view(n, rows, patch_size, columns, patch_size, channels).transpose(2, 3).float()
+    patches = (
+        images.view(n, rows, patch_size, columns, patch_size, channels).transpose(2, 3).float()
+    )
     middle = _filled(mean, images.device)
     scale = _filled(std, images.device)
-    return ((patches / 255 - middle) / scale).reshape(n, rows * columns, patch_size * patch_size * channels)
+    return ((patches / 255 - middle) / scale).reshape(
+        n, rows * columns, patch_size * patch_size * channels
+    )
 
 
 def patch_grid(images: Tensor, patch_size: int) -> tuple[int, int]:
     """Rows and columns of patches in a crop; ValueError where its pixels do not divide into patches."""
     height, width = images.shape[1:3]
     if height % patch_size or width % patch_size:
-        raise ValueError(f"Crops of {tuple(images.shape[1:3])} pixels do not divide into patches of {patch_size}.")
+        raise ValueError(
+            f"Crops of {tuple(images.shape[1:3])} pixels do not divide into patches of {patch_size}."
+        )
     return height // patch_size, width // patch_size
 
 

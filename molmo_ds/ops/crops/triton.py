@@ -9,12 +9,16 @@ from molmo_ds.ops import dispatch
 from molmo_ds.ops.crops.reference import patch_grid
 
 
-def usable(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], patch_size: int) -> bool:
+def usable(
+    images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], patch_size: int
+) -> bool:
     """Whether the kernel can take these: by device and type."""
     return dispatch.on_gpu(images)
 
 
-def normalise_patches(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], patch_size: int) -> Tensor:
+def normalise_patches(
+    images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], patch_size: int
+) -> Tensor:
     """uint8 [N, H, W, 3] -> float32 [N, P, p * p * 3]."""
     return _operator(images, list(mean), list(std), patch_size)
 
@@ -25,14 +29,18 @@ def _operator(images: Tensor, mean: list[float], std: list[float], patch_size: i
     out = _shape(images, mean, std, patch_size)
     programs = out.shape[0] * out.shape[1]
     block = triton.next_power_of_2(out.shape[2])
-    patches_kernel[(programs,)](images.contiguous(), out, rows, columns, *mean, *std, patch_size, block)
+    patches_kernel[(programs,)](
+        images.contiguous(), out, rows, columns, *mean, *std, patch_size, block
+    )
     return out
 
 
 @_operator.register_fake
 def _shape(images: Tensor, mean: list[float], std: list[float], patch_size: int) -> Tensor:
     rows, columns = patch_grid(images, patch_size)
-    return images.new_empty((len(images), rows * columns, patch_size * patch_size * 3), dtype=torch.float32)
+    return images.new_empty(
+        (len(images), rows * columns, patch_size * patch_size * 3), dtype=torch.float32
+    )
 
 
 @triton.jit

@@ -26,4 +26,6 @@ def experts(
     sum to 1 only with `normalise`. gate_up_proj [E, 2I, D] holds gate then up, down_proj [E, D, I]. Where they hold
     fewer experts, `first` and those after it, the result is their part of the sum.
     """
-    return dispatch.call("experts", x, router_logits, gate_up_proj, down_proj, top_k, normalise, first)
+    return dispatch.call(
+        "experts", x, router_logits, gate_up_proj, down_proj, top_k, normalise, first
+    )

@@ -66,12 +66,14 @@ def _grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
         dtype = torch.get_autocast_dtype(device)
         x = x.to(dtype)
         weight = weight.to(dtype)
-    aligned = all(size * x.element_size() % 16 == 0 for size in weight.shape[1:])  # what the grouped product asks
+    # what the grouped product asks
+    aligned = all(size * x.element_size() % 16 == 0 for size in weight.shape[1:])
     eager_cpu = device == "cpu" and not torch.compiler.is_compiling()
     known = (torch.bfloat16, torch.float32) if eager_cpu else (torch.bfloat16,)
     if aligned and x.dtype in known and hasattr(F, "grouped_mm"):
         return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
     if x.is_meta:
         return x @ weight[0].T
-    parts = x.tensor_split(ends[:-1].long().cpu())  # on a GPU the one place where a step may wait: float32, odd sizes
+    # on a GPU the one place where a step may wait: float32, odd sizes
+    parts = x.tensor_split(ends[:-1].long().cpu())
     return torch.cat([F.linear(part, w) for part, w in zip(parts, weight)])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from molmo_ds.ops import dispatch
 
@@ -24,6 +25,8 @@ PRODUCT = 2**21
 def usable(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether one Function may hold both products: by types and devices alone, which the configuration decides."""
     known = x.device.type == "cpu" and x.dtype == torch.float32 and weight.dtype == torch.float32
+    # a quantised weight has products of its own
+    known = known and not is_traceable_wrapper_subclass(weight)
     return known and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
 
 

@@ -15,7 +15,9 @@ dispatch.register("pool_patches", "cuda", cuda.pool_patches, cuda.usable)
 if dispatch.HAS_TRITON:
     from molmo_ds.ops.pool_patches import gather_triton, triton
 
-    dispatch.register("gather_patches", "triton", gather_triton.gather_patches, gather_triton.usable)
+    dispatch.register(
+        "gather_patches", "triton", gather_triton.gather_patches, gather_triton.usable
+    )
     dispatch.register("pool_patches", "triton", triton.pool_patches, triton.usable)
 
 

@@ -33,7 +33,8 @@ def knows(q: Tensor, k: Tensor) -> bool:
 
 def pool_patches(q: Tensor, k: Tensor, v: Tensor, windows: Tensor, masked: bool) -> Tensor:
     """q [M, H, d], k and v [M, W, H, d], windows [M, W] -> [M, H, d]; by another way where these kernels cannot."""
-    if not usable(q, k, v, windows, masked):  # asked for by name, but not built or not made for this shape
+    # asked for by name, but not built or not made for this shape
+    if not usable(q, k, v, windows, masked):
         return dispatch.call_after("cuda", "pool_patches", q, k, v, windows, masked)
     return operator.pool(q, k, v, windows, masked, "cuda")
 
@@ -51,7 +52,12 @@ def kernels(library: Path = cuda_library.LIBRARY) -> ctypes.CDLL:
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, windows: Tensor, masked: bool, library: Path = cuda_library.LIBRARY
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    windows: Tensor,
+    masked: bool,
+    library: Path = cuda_library.LIBRARY,
 ) -> Tensor:
     """`pool_patches` of contiguous tensors."""
     out = torch.empty_like(q)
@@ -61,7 +67,13 @@ def forward(
 
 
 def backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, windows: Tensor, masked: bool, library: Path = cuda_library.LIBRARY
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    windows: Tensor,
+    masked: bool,
+    library: Path = cuda_library.LIBRARY,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
     out = (torch.empty_like(q), torch.empty_like(k), torch.empty_like(v))

@@ -15,7 +15,9 @@ from torch import Tensor
 from molmo_ds.ops import dispatch
 
 
-def usable(layers: list[Tensor], shares: Tensor, pad_embed: Tensor, windows: Tensor, masked: bool) -> bool:
+def usable(
+    layers: list[Tensor], shares: Tensor, pad_embed: Tensor, windows: Tensor, masked: bool
+) -> bool:
     """Whether the kernels can take these: by devices and types."""
     return dispatch.on_gpu(*layers, shares, pad_embed)
 
@@ -69,7 +71,12 @@ def _forward_shape(
 
 @torch.library.custom_op("molmo_ds::gather_patches_backward", mutates_args=())
 def _backward(
-    of_features: Tensor, of_means: Tensor, windows: Tensor, masked: bool, count: int, sizes: list[int]
+    of_features: Tensor,
+    of_means: Tensor,
+    windows: Tensor,
+    masked: bool,
+    count: int,
+    sizes: list[int],
 ) -> list[Tensor]:
     crops, rows, width, patches = sizes
     slots, order = windows.flatten().sort(stable=True)
@@ -99,7 +106,12 @@ def _backward(
 
 @_backward.register_fake
 def _backward_shape(
-    of_features: Tensor, of_means: Tensor, windows: Tensor, masked: bool, count: int, sizes: list[int]
+    of_features: Tensor,
+    of_means: Tensor,
+    windows: Tensor,
+    masked: bool,
+    count: int,
+    sizes: list[int],
 ) -> list[Tensor]:
     return [of_features.new_empty(sizes[:3]) for _ in range(count)]
 
@@ -168,17 +180,35 @@ def gather_kernel(
         value = tl.load(layer + source * D + c, mask=inside, other=0.0).to(tl.float32)
         for k in tl.static_range(K):
             share = tl.load(shares + patch * K + k)
-            value += share * tl.load(pad_embed + k * F + column + c, mask=inside, other=0.0).to(tl.float32)
+            value += share * tl.load(pad_embed + k * F + column + c, mask=inside, other=0.0).to(
+                tl.float32
+            )
         value = tl.where(index < 0, 0.0, value)
         total += value
-        tl.store(features + (m * W + w) * F + column + c, value.to(features.dtype.element_ty), mask=inside)
+        tl.store(
+            features + (m * W + w) * F + column + c,
+            value.to(features.dtype.element_ty),
+            mask=inside,
+        )
     mean = total * tl.load(weights + m)
     tl.store(means + m * F + column + c, mean.to(means.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def gather_backward_kernel(
-    of_features, of_means, weights, order, starts, out, P, S, D, F, column, W: tl.constexpr, BLOCK: tl.constexpr
+    of_features,
+    of_means,
+    weights,
+    order,
+    starts,
+    out,
+    P,
+    S,
+    D,
+    F,
+    column,
+    W: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     # one program per (row of the layer, BLOCK): the places that hold this patch lie at order[start:end]
     row = tl.program_id(0).to(tl.int64)
@@ -192,7 +222,9 @@ def gather_backward_kernel(
     while j < end:
         slot = tl.load(order + j)
         total += tl.load(of_features + slot * F + column + c, mask=inside, other=0.0).to(tl.float32)
-        mean = tl.load(of_means + (slot // W) * F + column + c, mask=inside, other=0.0).to(tl.float32)
+        mean = tl.load(of_means + (slot // W) * F + column + c, mask=inside, other=0.0).to(
+            tl.float32
+        )
         total += mean * tl.load(weights + slot // W)
         j += 1
     tl.store(out + row * D + c, total.to(out.dtype.element_ty), mask=inside)

@@ -14,7 +14,9 @@ class Kernels(NamedTuple):
     """One implementation: both take contiguous tensors, and the backward pass the gradient first."""
 
     forward: Callable[[Tensor, Tensor, Tensor, Tensor, bool], Tensor]
-    backward: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor, Tensor]]
+    backward: Callable[
+        [Tensor, Tensor, Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor, Tensor]
+    ]
 
 
 KERNELS: dict[str, Kernels] = {}  # "triton" or "cuda" -> what runs
@@ -23,7 +25,9 @@ KERNELS: dict[str, Kernels] = {}  # "triton" or "cuda" -> what runs
 @torch.library.custom_op("molmo_ds::pool_patches", mutates_args=())
 def pool(q: Tensor, k: Tensor, v: Tensor, windows: Tensor, masked: bool, by: str) -> Tensor:
     """q [M, H, d], k and v [M, W, H, d], windows [M, W] -> [M, H, d], by the kernels of that name."""
-    return KERNELS[by].forward(q.contiguous(), k.contiguous(), v.contiguous(), windows.contiguous(), masked)
+    return KERNELS[by].forward(
+        q.contiguous(), k.contiguous(), v.contiguous(), windows.contiguous(), masked
+    )
 
 
 @pool.register_fake

@@ -20,7 +20,9 @@ def gather_patches(
     if pad_embed.shape[0]:
         flat = flat + (shares.to(flat.dtype) @ pad_embed.to(flat.dtype))
     there = windows >= 0
-    features = flat.flatten(0, 1).index_select(0, windows.clamp(min=0).flatten()).view(*windows.shape, -1)
+    features = (
+        flat.flatten(0, 1).index_select(0, windows.clamp(min=0).flatten()).view(*windows.shape, -1)
+    )
     features = torch.where(there[..., None], features, 0)
     count = there.sum(1, keepdim=True).clamp(min=1) if masked else windows.shape[1]
     return features, (features.sum(1) / count).to(features.dtype)

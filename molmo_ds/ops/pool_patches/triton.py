@@ -109,10 +109,14 @@ def pool_kernel(
     m = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1) * BH + tl.arange(0, BH)
     e = tl.arange(0, BD)
-    _, _, share, offset, inside, real = _window_shares(q, k, windows, m, h, scale, d, H, W, MASKED, BW, BH, BD)
+    _, _, share, offset, inside, real = _window_shares(
+        q, k, windows, m, h, scale, d, H, W, MASKED, BW, BH, BD
+    )
     value = tl.load(v + offset, mask=inside, other=0.0).to(tl.float32)
     pooled = tl.sum(share[:, :, None] * value, axis=0)
-    tl.store(out + (m * H + h)[:, None] * d + e[None, :], pooled.to(out.dtype.element_ty), mask=real)
+    tl.store(
+        out + (m * H + h)[:, None] * d + e[None, :], pooled.to(out.dtype.element_ty), mask=real
+    )
 
 
 @triton.jit
@@ -138,12 +142,24 @@ def pool_backward_kernel(
     m = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1) * BH + tl.arange(0, BH)
     e = tl.arange(0, BD)
-    query, key, share, offset, inside, real = _window_shares(q, k, windows, m, h, scale, d, H, W, MASKED, BW, BH, BD)
+    query, key, share, offset, inside, real = _window_shares(
+        q, k, windows, m, h, scale, d, H, W, MASKED, BW, BH, BD
+    )
     row = (m * H + h)[:, None] * d + e[None, :]
     value = tl.load(v + offset, mask=inside, other=0.0).to(tl.float32)
     slope = tl.load(grad + row, mask=real, other=0.0).to(tl.float32)
     of_share = tl.sum(value * slope[None, :, :], axis=2)
     of_score = share * (of_share - tl.sum(share * of_share, axis=0)[None, :]) * scale
-    tl.store(of_q + row, tl.sum(of_score[:, :, None] * key, axis=0).to(of_q.dtype.element_ty), mask=real)
-    tl.store(of_k + offset, (of_score[:, :, None] * query[None, :, :]).to(of_k.dtype.element_ty), mask=inside)
-    tl.store(of_v + offset, (share[:, :, None] * slope[None, :, :]).to(of_v.dtype.element_ty), mask=inside)
+    tl.store(
+        of_q + row, tl.sum(of_score[:, :, None] * key, axis=0).to(of_q.dtype.element_ty), mask=real
+    )
+    tl.store(
+        of_k + offset,
+        (of_score[:, :, None] * query[None, :, :]).to(of_k.dtype.element_ty),
+        mask=inside,
+    )
+    tl.store(
+        of_v + offset,
+        (share[:, :, None] * slope[None, :, :]).to(of_v.dtype.element_ty),
+        mask=inside,
+    )

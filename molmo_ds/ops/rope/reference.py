@@ -41,6 +41,8 @@ def _scaled(frequency: Tensor, scaling: dict[str, Any] | None) -> Tensor:
         raise ValueError(f"rope_scaling '{kind}' is not known; use 'default' or 'llama3'.")
     low = scaling["low_freq_factor"]
     high = scaling["high_freq_factor"]
-    turns = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)  # over the length trained on
-    share = ((turns - low) / (high - low)).clamp(0, 1)  # 0: slow, divide; 1: fast, keep; between: blend
+    # over the length trained on
+    turns = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)
+    # 0: slow, divide; 1: fast, keep; between: blend
+    share = ((turns - low) / (high - low)).clamp(0, 1)
     return frequency * (share + (1 - share) / scaling["factor"])

@@ -15,7 +15,9 @@ if dispatch.HAS_TRITON:
     dispatch.register("splice", "triton", triton.splice, triton.usable)
 
 
-def splice(input_ids: Tensor, base: Tensor, extra: Tensor, features: Tensor, positions: Tensor) -> Tensor:
+def splice(
+    input_ids: Tensor, base: Tensor, extra: Tensor, features: Tensor, positions: Tensor
+) -> Tensor:
     """Embeddings [B, T, D] of input_ids [B, T], plus features [M, D] at positions [M].
 
     An id below E reads base [E, D], the others read extra [A, D] at id - E. A position indexes the B * T tokens; -1

@@ -15,21 +15,28 @@ from torch import Tensor
 from molmo_ds.ops import dispatch
 
 
-def usable(input_ids: Tensor, base: Tensor, extra: Tensor, features: Tensor, positions: Tensor) -> bool:
+def usable(
+    input_ids: Tensor, base: Tensor, extra: Tensor, features: Tensor, positions: Tensor
+) -> bool:
     """Whether the kernels can take these: by devices and types."""
     return dispatch.on_gpu(base, extra, features)
 
 
-def splice(input_ids: Tensor, base: Tensor, extra: Tensor, features: Tensor, positions: Tensor) -> Tensor:
+def splice(
+    input_ids: Tensor, base: Tensor, extra: Tensor, features: Tensor, positions: Tensor
+) -> Tensor:
     """input_ids [B, T], base [E, D], extra [A, D], features [M, D], positions [M] -> [B, T, D]."""
     return _forward(input_ids, base, extra, features, positions)
 
 
 @torch.library.custom_op("molmo_ds::splice", mutates_args=())
-def _forward(input_ids: Tensor, base: Tensor, extra: Tensor, features: Tensor, positions: Tensor) -> Tensor:
+def _forward(
+    input_ids: Tensor, base: Tensor, extra: Tensor, features: Tensor, positions: Tensor
+) -> Tensor:
     tokens = input_ids.numel()
     width = base.shape[1]
-    at = torch.where(positions < 0, tokens, positions)  # features that go nowhere share the row after the last
+    # features that go nowhere share the row after the last
+    at = torch.where(positions < 0, tokens, positions)
     row_at = torch.full((tokens + 1,), -1, dtype=torch.int32, device=base.device)
     row_at[at] = torch.arange(len(at), dtype=torch.int32, device=base.device)
     out = base.new_empty(*input_ids.shape, width)
@@ -48,24 +55,37 @@ def _forward(input_ids: Tensor, base: Tensor, extra: Tensor, features: Tensor, p
 
 
 @_forward.register_fake
-def _forward_shape(input_ids: Tensor, base: Tensor, extra: Tensor, features: Tensor, positions: Tensor) -> Tensor:
+def _forward_shape(
+    input_ids: Tensor, base: Tensor, extra: Tensor, features: Tensor, positions: Tensor
+) -> Tensor:
     return base.new_empty(*input_ids.shape, base.shape[1])
 
 
 @torch.library.custom_op("molmo_ds::splice_backward", mutates_args=())
 def _backward(
-    grad: Tensor, input_ids: Tensor, positions: Tensor, base: Tensor, extra: Tensor, features: Tensor, needs: list[bool]
+    grad: Tensor,
+    input_ids: Tensor,
+    positions: Tensor,
+    base: Tensor,
+    extra: Tensor,
+    features: Tensor,
+    needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows, width = base.shape
-    of_base, of_extra, of_features = _backward_shape(grad, input_ids, positions, base, extra, features, needs)
+    of_base, of_extra, of_features = _backward_shape(
+        grad, input_ids, positions, base, extra, features, needs
+    )
     grad = grad.contiguous().view(-1, width)
     ids = input_ids.flatten()
     if needs[0]:
         words, order = ids.sort(stable=True)
         ends = torch.searchsorted(words, words, right=True)
         of_base.zero_()
-        base_backward_kernel[_grid(len(words), width)](grad, words, order, ends, of_base, rows, width, _block(width))
-    if needs[1]:  # few words, each many times (the image tokens): a matrix product of ones and zeros
+        base_backward_kernel[_grid(len(words), width)](
+            grad, words, order, ends, of_base, rows, width, _block(width)
+        )
+    # few words, each many times (the image tokens): a matrix product of ones and zeros
+    if needs[1]:
         chosen = (ids - rows)[None] == torch.arange(len(extra), device=ids.device)[:, None]
         of_extra.copy_(chosen.to(grad.dtype) @ grad)
     if needs[2]:
@@ -76,7 +96,13 @@ def _backward(
 
 @_backward.register_fake
 def _backward_shape(
-    grad: Tensor, input_ids: Tensor, positions: Tensor, base: Tensor, extra: Tensor, features: Tensor, needs: list[bool]
+    grad: Tensor,
+    input_ids: Tensor,
+    positions: Tensor,
+    base: Tensor,
+    extra: Tensor,
+    features: Tensor,
+    needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     sizes = [x.shape if need else (0,) for x, need in zip((base, extra, features), needs)]
     return base.new_empty(sizes[0]), extra.new_empty(sizes[1]), features.new_empty(sizes[2])

@@ -40,7 +40,9 @@ def attention_plan(
     return dispatch.call("attention_plan", document_ids, branch_ids, dtype, image_ids)
 
 
-def tree_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float = 0.0) -> Tensor:
+def tree_attention(
+    q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float = 0.0
+) -> Tensor:
     """q [B, H, T, d], k and v [B, G, T, d] with H a multiple of G -> [B, H, T, d]; without a plan all see all.
 
     Dropout of the shares needs the whole mask: on a GPU it is slow.

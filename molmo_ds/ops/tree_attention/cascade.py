@@ -39,15 +39,21 @@ class Segments:
     prefixes: Tensor
 
 
-def plan_usable(document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype, image_ids: Tensor | None) -> bool:
+def plan_usable(
+    document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype, image_ids: Tensor | None
+) -> bool:
     """Never by itself: the cascade runs on demand."""
     return False
 
 
-def plan(document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype, image_ids: Tensor | None) -> AttentionPlan:
+def plan(
+    document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype, image_ids: Tensor | None
+) -> AttentionPlan:
     """Segments for ids int [B, T], which are copied to the host; ValueError for image_ids and unordered ids."""
     if image_ids is not None:
-        raise ValueError("The cascade cannot attend inside an image both ways; unset MOLMO_DS_OPS=cuda.")
+        raise ValueError(
+            "The cascade cannot attend inside an image both ways; unset MOLMO_DS_OPS=cuda."
+        )
     if not ascend(document_ids, branch_ids):
         raise ValueError(UNORDERED)
     return AttentionPlan(document_ids, branch_ids, prepared=segments(document_ids, branch_ids))
@@ -58,7 +64,9 @@ def usable(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_
     return plan is not None and isinstance(plan.prepared, Segments)
 
 
-def tree_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float) -> Tensor:
+def tree_attention(
+    q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float
+) -> Tensor:
     """q [B, H, T, d], k and v [B, G, T, d] -> [B, H, T, d]; plain where the plan is not one of segments.
 
     On a GPU in half precision, as flash attention asks.
@@ -66,28 +74,38 @@ def tree_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, 
     if not usable(q, k, v, plan, dropout_p):
         return reference.tree_attention(q, k, v, plan, dropout_p)
     flat = [x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)]
-    return _Cascade.apply(*flat, plan.prepared).unflatten(0, (q.shape[0], q.shape[2])).transpose(1, 2)
+    return (
+        _Cascade.apply(*flat, plan.prepared).unflatten(0, (q.shape[0], q.shape[2])).transpose(1, 2)
+    )
 
 
 def segments(document_ids: Tensor, branch_ids: Tensor) -> Segments:
     """Segments of document_ids and branch_ids, int [B, T]; copies the ids to the host. Padding is a run of its own."""
     device = document_ids.device
     sequence = torch.arange(len(document_ids))[:, None].expand(document_ids.shape)
-    keys = torch.stack((sequence, document_ids.cpu().long(), branch_ids.cpu().long()), -1).flatten(0, 1)
+    keys = torch.stack((sequence, document_ids.cpu().long(), branch_ids.cpu().long()), -1).flatten(
+        0, 1
+    )
     runs, length = torch.unique_consecutive(keys, dim=0, return_counts=True)
     document = torch.unique_consecutive(runs[:, :2], dim=0, return_inverse=True)[1]
     shared = (runs[:, 2] == 0) & (runs[:, 1] != 0)
     branched = (runs[:, 2] != 0) & (runs[:, 1] != 0)
     count = int(document[-1]) + 1
-    of_branches = torch.zeros(count, dtype=torch.int64).index_add_(0, document[branched], length[branched])
-    of_prefix = torch.zeros(count, dtype=torch.int64).index_add_(0, document[shared], length[shared])
+    of_branches = torch.zeros(count, dtype=torch.int64).index_add_(
+        0, document[branched], length[branched]
+    )
+    of_prefix = torch.zeros(count, dtype=torch.int64).index_add_(
+        0, document[shared], length[shared]
+    )
     both = (of_branches > 0) & (of_prefix > 0)
     token_run = torch.repeat_interleave(torch.arange(len(runs)), length)
     used = both[document[token_run]]
     branches = (used & branched[token_run]).nonzero()[:, 0]
     prefixes = (used & shared[token_run]).nonzero()[:, 0]
     tree = _lengths(of_branches[both], of_prefix[both], device) if both.any() else None
-    return Segments(_lengths(length, length, device), tree, branches.to(device), prefixes.to(device))
+    return Segments(
+        _lengths(length, length, device), tree, branches.to(device), prefixes.to(device)
+    )
 
 
 class _Cascade(torch.autograd.Function):
@@ -121,7 +139,15 @@ class _Cascade(torch.autograd.Function):
             rows = parts.branches
             keys = parts.prefixes
             more = _backward(
-                grad[rows], q[rows], k[keys], v[keys], out[rows], lse[:, rows], parts.tree, False, ctx.states[1]
+                grad[rows],
+                q[rows],
+                k[keys],
+                v[keys],
+                out[rows],
+                lse[:, rows],
+                parts.tree,
+                False,
+                ctx.states[1],
             )
             of_q[rows] += more[0]  # every index occurs once
             of_k[keys] += more[1]
@@ -136,12 +162,23 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, at: Lengths, causal: bool) -> tupl
             q, k, v, at.starts_q, at.starts_k, at.longest_q, at.longest_k, 0.0, causal, False
         )
         return result[:4]
-    parts = [aten._scaled_dot_product_flash_attention_for_cpu(*x, 0.0, causal) for x in _split(q, k, v, at)]
+    parts = [
+        aten._scaled_dot_product_flash_attention_for_cpu(*x, 0.0, causal)
+        for x in _split(q, k, v, at)
+    ]
     return torch.cat([_rows(o) for o, _ in parts]), torch.cat([lse[0] for _, lse in parts], 1)
 
 
 def _backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, at: Lengths, causal: bool, state: list
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    at: Lengths,
+    causal: bool,
+    state: list,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if q.is_cuda:
         return aten._flash_attention_backward(

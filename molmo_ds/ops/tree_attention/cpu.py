@@ -9,17 +9,23 @@ from molmo_ds.ops.tree_attention import mask_blocks, reference
 from molmo_ds.ops.tree_attention.reference import AttentionPlan
 
 
-def plan_usable(document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype, image_ids: Tensor | None) -> bool:
+def plan_usable(
+    document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype, image_ids: Tensor | None
+) -> bool:
     """Whether a plan may have blocks: on a CPU, of sequences longer than a block."""
     on_cpu = document_ids.device.type == "cpu" and not torch.compiler.is_compiling()
     return on_cpu and dtype in mask_blocks.TYPES and document_ids.shape[1] > mask_blocks.BLOCK
 
 
-def plan(document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype, image_ids: Tensor | None) -> AttentionPlan:
+def plan(
+    document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype, image_ids: Tensor | None
+) -> AttentionPlan:
     """The mask for ids int [B, T], and its blocks where they pay."""
     made = reference.attention_plan(document_ids, branch_ids, dtype, image_ids)
     # documents shorter than the blocks run one by one in less time
-    short = made.lengths is not None and document_ids.numel() <= mask_blocks.BLOCK * len(made.lengths)
+    short = made.lengths is not None and document_ids.numel() <= mask_blocks.BLOCK * len(
+        made.lengths
+    )
     return made if short else replace(made, prepared=mask_blocks.cut(made.mask))
 
 
@@ -30,7 +36,9 @@ def usable(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_
     return mask_blocks.usable(q, plan.prepared, dropout_p)
 
 
-def tree_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float) -> Tensor:
+def tree_attention(
+    q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float
+) -> Tensor:
     """q [B, H, T, d], k and v [B, G, T, d] -> [B, H, T, d]; plain where the plan has no blocks."""
     if not usable(q, k, v, plan, dropout_p):  # the plan decides, also where a name is forced
         return reference.tree_attention(q, k, v, plan, dropout_p)

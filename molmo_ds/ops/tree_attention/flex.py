@@ -19,12 +19,16 @@ BLOCK = 128  # tokens on a side of FlexAttention's blocks
 NARROWEST = 16  # heads that its kernels take
 
 
-def plan_usable(document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype, image_ids: Tensor | None) -> bool:
+def plan_usable(
+    document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype, image_ids: Tensor | None
+) -> bool:
     """Whether a plan is made of blocks: by device."""
     return document_ids.is_cuda
 
 
-def plan(document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype, image_ids: Tensor | None) -> AttentionPlan:
+def plan(
+    document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype, image_ids: Tensor | None
+) -> AttentionPlan:
     """FlexAttention's blocks for ids int [B, T]; refuses on the device, without waiting, ids that do not ascend."""
     torch._assert_async(ascend(document_ids, branch_ids), UNORDERED)
     prepared = blocks(document_ids, branch_ids, image_ids)
@@ -36,16 +40,21 @@ def usable(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_
     return plan is not None and isinstance(plan.prepared, BlockMask)
 
 
-def tree_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float) -> Tensor:
+def tree_attention(
+    q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float
+) -> Tensor:
     """q [B, H, T, d], k and v [B, G, T, d] -> [B, H, T, d]; plain where the plan is not one of blocks."""
     if not usable(q, k, v, plan, dropout_p):  # the plan decides, also where a name is forced
         return reference.tree_attention(q, k, v, plan, dropout_p)
-    plain = torch.compiler.is_compiling() or not q.is_cuda  # on a CPU there is only its eager forward pass
+    # on a CPU there is only its eager forward pass
+    plain = torch.compiler.is_compiling() or not q.is_cuda
     run = flex_attention if plain else _compiled()
     width = q.shape[3]
     if width < NARROWEST:
         q, k, v = (F.pad(x, (0, NARROWEST - width)) for x in (q, k, v))
-    out = run(q, k, v, block_mask=plan.prepared, scale=width**-0.5, enable_gqa=q.shape[1] != k.shape[1])
+    out = run(
+        q, k, v, block_mask=plan.prepared, scale=width**-0.5, enable_gqa=q.shape[1] != k.shape[1]
+    )
     return out[..., :width]
 
 
@@ -54,12 +63,16 @@ def _compiled() -> Callable[..., Tensor]:
     return torch.compile(flex_attention, dynamic=False)
 
 
-def reach(document_ids: Tensor, branch_ids: Tensor, image_ids: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+def reach(
+    document_ids: Tensor, branch_ids: Tensor, image_ids: Tensor | None
+) -> list[tuple[Tensor, Tensor]]:
     """Intervals [start, end) of the keys that each token sees, [B, T] each: prefix, own branch, rest of own image."""
     index = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
 
     def starts(*ids: Tensor) -> Tensor:  # of the run of equal ids that each token is in
-        changes = torch.stack([F.pad(x[:, 1:] != x[:, :-1], (1, 0), value=True) for x in ids]).any(0)
+        changes = torch.stack([F.pad(x[:, 1:] != x[:, :-1], (1, 0), value=True) for x in ids]).any(
+            0
+        )
         return torch.where(changes, index, 0).cummax(1).values
 
     document = starts(document_ids)
@@ -67,14 +80,17 @@ def reach(document_ids: Tensor, branch_ids: Tensor, image_ids: Tensor | None) ->
     shared = (branch_ids == 0).long()
     real = document_ids != 0
     count = shared.cumsum(1)
-    prefix = count - (count - shared).gather(1, document)  # tokens of the document's prefix up to this one
+    # tokens of the document's prefix up to this one
+    prefix = count - (count - shared).gather(1, document)
     own = real & (branch_ids != 0)
     out = [
         (document, document + torch.where(real, prefix, 0)),
         (torch.where(own, branch, index), torch.where(own | ~real, index + 1, index)),
     ]
     if image_ids is not None:
-        last = index.shape[1] - starts(*(x.flip(1) for x in (document_ids, branch_ids, image_ids))).flip(1)
+        last = index.shape[1] - starts(
+            *(x.flip(1) for x in (document_ids, branch_ids, image_ids))
+        ).flip(1)
         out.append((index + 1, torch.where(real & (image_ids != 0), last, index + 1)))
     return out
 
@@ -95,4 +111,6 @@ def blocks(document_ids: Tensor, branch_ids: Tensor, image_ids: Tensor | None) -
         sparse.append(chosen.sum(-1, dtype=torch.int32))
         sparse.append(chosen.int().argsort(dim=-1, descending=True, stable=True).int())
     rule = reference.rule(document_ids, branch_ids, image_ids)
-    return BlockMask.from_kv_blocks(*sparse, BLOCK_SIZE=BLOCK, mask_mod=rule, seq_lengths=(tokens, tokens))
+    return BlockMask.from_kv_blocks(
+        *sparse, BLOCK_SIZE=BLOCK, mask_mod=rule, seq_lengths=(tokens, tokens)
+    )

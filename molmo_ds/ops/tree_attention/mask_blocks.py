@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BLOCK = 128  # queries; measured on an AMD EPYC core, 64 to 128 take the same time and 256 is a tenth slower
+# queries; measured on an AMD EPYC core, 64 to 128 take the same time and 256 is a tenth slower
+BLOCK = 128
 GAP = 32  # fewer unseen keys than this between two runs of keys are taken along
 TYPES = (torch.float32, torch.bfloat16)
 WORTH = 0.8  # of the whole mask; above, one call for all is faster
@@ -37,7 +38,8 @@ class Blocks:
     """The blocks of one mask."""
 
     blocks: tuple[Block, ...]
-    folded: dict[int, list[Tensor]] = field(default_factory=dict)  # by R, [1, 1, R * t, s] of each block
+    # by R, [1, 1, R * t, s] of each block
+    folded: dict[int, list[Tensor]] = field(default_factory=dict)
 
     def masks(self, group: int) -> list[Tensor]:
         """The masks of the blocks for R = `group` heads folded into the queries; made for the first layer that asks."""
@@ -112,13 +114,20 @@ def _gather(
 ) -> tuple[list[Tensor], list[Tensor]]:
     # [B, H, T, d] -> [1, G, R * t, d]; [B, G, T, d] -> [1, G, s, d]
     width = keys[0].shape[-1]
-    folded = [x[block.row, :, block.begin : block.end].reshape(1, groups, -1, width) for x in queries]
+    folded = [
+        x[block.row, :, block.begin : block.end].reshape(1, groups, -1, width) for x in queries
+    ]
     return folded, [_join(x[block.row][None], block.keys, 2) for x in keys]
 
 
 def usable(q: Tensor, blocks: object, dropout_p: float) -> bool:
     """Whether `attention` takes these: a CPU, blocks of q's type, no dropout, nothing that is compiled."""
-    if not isinstance(blocks, Blocks) or dropout_p or q.device.type != "cpu" or torch.compiler.is_compiling():
+    if (
+        not isinstance(blocks, Blocks)
+        or dropout_p
+        or q.device.type != "cpu"
+        or torch.compiler.is_compiling()
+    ):
         return False
     return q.dtype in TYPES and blocks.blocks[0].mask.dtype == q.dtype
 

@@ -20,7 +20,8 @@ class AttentionPlan:
     branch_ids: Tensor  # int [B, T]
     image_ids: Tensor | None = None  # int [B, T], 1, 2, ... per image, 0 = text
     mask: Tensor | None = None  # [B, 1, T, T], 0 or -inf, added to the scores
-    lengths: tuple[int, ...] | None = None  # with a mask on the CPU: of the documents, one after the other in B * T
+    # with a mask on the CPU: of the documents, one after the other in B * T
+    lengths: tuple[int, ...] | None = None
     prepared: Any = None  # instead of a mask or with it; its type says which implementation made it
 
 
@@ -29,18 +30,25 @@ def attention_plan(
 ) -> AttentionPlan:
     """A mask for document_ids and branch_ids, int [B, T], for queries of `dtype`."""
     seen = visible(document_ids, branch_ids, image_ids)[:, None]
-    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(
+        ~seen, float("-inf")
+    )
     return AttentionPlan(document_ids, branch_ids, image_ids, mask, _lengths(document_ids))
 
 
-def tree_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float = 0.0) -> Tensor:
+def tree_attention(
+    q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float = 0.0
+) -> Tensor:
     """q [B, H, T, d], k and v [B, G, T, d] with H a multiple of G -> [B, H, T, d]; without a plan all see all."""
     group = q.shape[1] // k.shape[1]
     if group > 1:
         k = k.repeat_interleave(group, 1)
         v = v.repeat_interleave(group, 1)
-    if plan is None or torch.compiler.is_compiling() or plan.lengths is None:  # lengths would be compiled in
-        return F.scaled_dot_product_attention(q, k, v, None if plan is None else plan.mask, dropout_p)
+    # lengths would be compiled in
+    if plan is None or torch.compiler.is_compiling() or plan.lengths is None:
+        return F.scaled_dot_product_attention(
+            q, k, v, None if plan is None else plan.mask, dropout_p
+        )
     return _each_document(q, k, v, plan.mask, plan.lengths, dropout_p)
 
 
@@ -51,7 +59,9 @@ def visible(document_ids: Tensor, branch_ids: Tensor, image_ids: Tensor | None =
     return rule(document_ids, branch_ids, image_ids)(b, None, index[:, None], index)
 
 
-def rule(document_ids: Tensor, branch_ids: Tensor, image_ids: Tensor | None) -> Callable[..., Tensor]:
+def rule(
+    document_ids: Tensor, branch_ids: Tensor, image_ids: Tensor | None
+) -> Callable[..., Tensor]:
     """Whether a query sees a key, as a function of (sequence, head, query, key).
 
     FlexAttention calls it with scalars, `visible` with indices that broadcast.
@@ -62,7 +72,9 @@ def rule(document_ids: Tensor, branch_ids: Tensor, image_ids: Tensor | None) -> 
         branch = (branch_ids[b, key] == 0) | (branch_ids[b, query] == branch_ids[b, key])
         before = query >= key
         if image_ids is not None:
-            before = before | ((image_ids[b, query] == image_ids[b, key]) & (image_ids[b, key] != 0))
+            before = before | (
+                (image_ids[b, query] == image_ids[b, key]) & (image_ids[b, key] != 0)
+            )
         return (same & branch & before) | (query == key)
 
     return seen
@@ -76,9 +88,14 @@ def _lengths(document_ids: Tensor) -> tuple[int, ...] | None:
     return tuple(lengths) if len(lengths) > 1 else None
 
 
-def _each_document(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, lengths: tuple[int, ...], dropout_p: float) -> Tensor:
+def _each_document(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, lengths: tuple[int, ...], dropout_p: float
+) -> Tensor:
     batch, heads, tokens, width = q.shape
-    rows = [x.transpose(0, 1).reshape(1, heads, batch * tokens, width).split(lengths, 2) for x in (q, k, v)]
+    rows = [
+        x.transpose(0, 1).reshape(1, heads, batch * tokens, width).split(lengths, 2)
+        for x in (q, k, v)
+    ]
     out = []
     at = 0
     for one_q, one_k, one_v, length in zip(*rows, lengths):

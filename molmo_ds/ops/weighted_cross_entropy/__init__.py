@@ -18,7 +18,9 @@ dispatch.register("weighted_cross_entropy", "torch", chunks.weighted_cross_entro
 if dispatch.HAS_TRITON:
     from molmo_ds.ops.weighted_cross_entropy import triton
 
-    dispatch.register("weighted_cross_entropy", "triton", triton.weighted_cross_entropy, triton.usable)
+    dispatch.register(
+        "weighted_cross_entropy", "triton", triton.weighted_cross_entropy, triton.usable
+    )
 
 
 def weighted_cross_entropy(
@@ -51,8 +53,12 @@ def weighted_cross_entropy(
     casts = device in CHUNK_ELEMENTS and torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if casts else weight.dtype
     if group is not None:
-        return sharded.weighted_cross_entropy(hidden, weight, labels, loss_weights, z_loss, needs, dtype, group)
-    return dispatch.call("weighted_cross_entropy", hidden, weight, labels, loss_weights, z_loss, needs, dtype)
+        return sharded.weighted_cross_entropy(
+            hidden, weight, labels, loss_weights, z_loss, needs, dtype, group
+        )
+    return dispatch.call(
+        "weighted_cross_entropy", hidden, weight, labels, loss_weights, z_loss, needs, dtype
+    )
 
 
 def _looked_up(labels: Tensor, loss_weights: Tensor, words: int) -> Tensor:
@@ -60,7 +66,9 @@ def _looked_up(labels: Tensor, loss_weights: Tensor, words: int) -> Tensor:
     labels = torch.where(loss_weights != 0, labels, 0)
     inside = ((labels >= 0) & (labels < words)).all()
     if labels.device.type != "cpu" or torch.compiler.is_compiling():
-        torch._assert_async(inside, f"a label with a loss weight is not among the head's {words} words")
+        torch._assert_async(
+            inside, f"a label with a loss weight is not among the head's {words} words"
+        )
     elif not inside:
         row = int(((labels < 0) | (labels >= words)).nonzero()[0])
         raise ValueError(

@@ -74,9 +74,15 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
 def gradients(ctx: Any, of_sums: Tensor, *unused: None) -> tuple[Tensor | None, ...]:
     """The saved gradients times that of the sums, for the eight arguments of a function that saved z_loss and needs."""
     if ctx.z_loss:
-        torch._assert_async(of_sums[0] == of_sums[1], "use ce_sum + z_sum: the two sums share one gradient")
-    scale = torch.mul if torch.compiler.is_compiling() else Tensor.mul_  # in place: the head's gradient is large
-    grads = [scale(g, of_sums[0].to(g.dtype)) if need else None for g, need in zip(ctx.saved_tensors, ctx.needs)]
+        torch._assert_async(
+            of_sums[0] == of_sums[1], "use ce_sum + z_sum: the two sums share one gradient"
+        )
+    # in place: the head's gradient is large
+    scale = torch.mul if torch.compiler.is_compiling() else Tensor.mul_
+    grads = [
+        scale(g, of_sums[0].to(g.dtype)) if need else None
+        for g, need in zip(ctx.saved_tensors, ctx.needs)
+    ]
     return *grads, None, None, None, None, None, None
 
 
@@ -115,13 +121,18 @@ def run(
     return total, of_hidden, of_weight.to(weight.dtype)
 
 
-def rows_torch(logits: Tensor, labels: Tensor, weights: Tensor, z_loss: float, grad: bool) -> Tensor:
+def rows_torch(
+    logits: Tensor, labels: Tensor, weights: Tensor, z_loss: float, grad: bool
+) -> Tensor:
     """Sums [n, 3] of each row; with `grad` the logits [n, V] are overwritten by their gradient."""
     wide = logits.to(weights.dtype)
     index = torch.arange(len(logits), device=logits.device)
     lse = wide.logsumexp(-1)
     right = wide.argmax(-1) == labels
-    sums = torch.stack((lse - wide[index, labels], z_loss * lse**2, right.to(wide.dtype)), -1) * weights[:, None]
+    sums = (
+        torch.stack((lse - wide[index, labels], z_loss * lse**2, right.to(wide.dtype)), -1)
+        * weights[:, None]
+    )
     if grad:
         overwrite(logits, wide, lse, weights, z_loss, labels, weights)
     return sums
@@ -131,7 +142,13 @@ ROWS: dict[str, Rows] = {"torch": rows_torch}  # a faster one adds itself
 
 
 def overwrite(
-    logits: Tensor, wide: Tensor, lse: Tensor, weights: Tensor, z_loss: float, labels: Tensor, at_label: Tensor
+    logits: Tensor,
+    wide: Tensor,
+    lse: Tensor,
+    weights: Tensor,
+    z_loss: float,
+    labels: Tensor,
+    at_label: Tensor,
 ) -> None:
     """Put the gradient into logits [n, V]: w * (1 + 2 * z_loss * lse) * softmax, less at_label [n] at the labels.
 

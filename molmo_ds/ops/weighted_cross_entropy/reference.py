@@ -20,4 +20,8 @@ def weighted_cross_entropy(
     lse = logits.logsumexp(-1)
     ce = lse - logits.gather(-1, labels[:, None])[:, 0]
     right = (logits.argmax(-1) == labels).to(loss_weights.dtype)
-    return (loss_weights * ce).sum(), (loss_weights * z_loss * lse**2).sum(), (loss_weights * right).sum()
+    return (
+        (loss_weights * ce).sum(),
+        (loss_weights * z_loss * lse**2).sum(),
+        (loss_weights * right).sum(),
+    )

@@ -24,7 +24,9 @@ def weighted_cross_entropy(
     group: dist.ProcessGroup,
 ) -> tuple[Tensor, ...]:
     """The three sums over all words, for weight [V, D] of this rank and the same hidden and labels on every rank."""
-    return _Sharded.apply(hidden, weight, labels, loss_weights, z_loss, needs, dtype, group).unbind()
+    return _Sharded.apply(
+        hidden, weight, labels, loss_weights, z_loss, needs, dtype, group
+    ).unbind()
 
 
 class _Sharded(torch.autograd.Function):
@@ -55,7 +57,12 @@ class _Sharded(torch.autograd.Function):
 
 
 def _rows(
-    logits: Tensor, labels: Tensor, weights: Tensor, z_loss: float, grad: bool, group: dist.ProcessGroup
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    z_loss: float,
+    grad: bool,
+    group: dist.ProcessGroup,
 ) -> Tensor:
     # as chunks.rows_torch, for the words rank * V ... of this rank
     rank = dist.get_rank(group)

@@ -38,7 +38,9 @@ def weighted_cross_entropy(
     dtype: torch.dtype,
 ) -> tuple[Tensor, ...]:
     """The three sums of hidden [R, D], weight [V, D], labels [R] and loss_weights [R]."""
-    sums, _, _ = chunks.loss(hidden, weight, labels, loss_weights, z_loss, list(needs), dtype, "triton")
+    sums, _, _ = chunks.loss(
+        hidden, weight, labels, loss_weights, z_loss, list(needs), dtype, "triton"
+    )
     return sums.unbind()
 
 
@@ -48,7 +50,16 @@ def rows(logits: Tensor, labels: Tensor, weights: Tensor, z_loss: float, grad: b
     sums = torch.empty(count, 3, device=logits.device)
     block = min(4096, triton.next_power_of_2(words))
     rows_kernel[(count,)](
-        logits, labels.contiguous(), weights, sums, z_loss, words, logits.stride(0), grad, block, num_warps=WARPS
+        logits,
+        labels.contiguous(),
+        weights,
+        sums,
+        z_loss,
+        words,
+        logits.stride(0),
+        grad,
+        block,
+        num_warps=WARPS,
     )
     return sums
 
@@ -57,7 +68,9 @@ chunks.ROWS["triton"] = rows
 
 
 @triton.jit
-def rows_kernel(logits, labels, weights, sums, z_loss, V, stride, GRAD: tl.constexpr, BLOCK: tl.constexpr):
+def rows_kernel(
+    logits, labels, weights, sums, z_loss, V, stride, GRAD: tl.constexpr, BLOCK: tl.constexpr
+):
     # one program per row of logits: its three sums, and with GRAD the logits are overwritten by their gradient
     row = tl.program_id(0).to(tl.int64)
     line = logits + row * stride

@@ -1,0 +1,59 @@
+"""The options of `molmo-ds ask`."""
+
+import argparse
+from pathlib import Path
+
+from PIL import Image
+
+from molmo_ds.config import home
+
+
+def read_arguments(description: str, arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("question")
+    parser.add_argument("--checkpoint", type=home, help="a model that answers in this process")
+    parser.add_argument(
+        "--server", metavar="URL", help="one that answers instead, such as http://127.0.0.1:8000"
+    )
+    parser.add_argument(
+        "--api-key-env", metavar="NAME", help="variable that holds the server's key"
+    )
+    parser.add_argument(
+        "--image", type=home, action="append", default=[], help="may be given several times"
+    )
+    parser.add_argument(
+        "--style", default="demo", help="as in training, for example vqa2, pointing, point_count"
+    )
+    parser.add_argument(
+        "--tokenizer", type=home, help="its folder, where the checkpoint does not know it"
+    )
+    parser.add_argument("--device", help="default: a GPU if there is one")
+    parser.add_argument("--max-new-tokens", type=int, default=448)
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--top-k", type=int, default=0)
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--beams", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stop", action="append", default=[])
+    parser.add_argument(
+        "--draw",
+        type=home,
+        help="write the first picture with the points of the answer to this file",
+    )
+    given = parser.parse_args(arguments)
+    if (given.checkpoint is None) == (given.server is None):
+        parser.error("Name what is to answer: either --checkpoint FOLDER or --server URL.")
+    if given.server and (given.beams > 1 or given.tokenizer or given.device):
+        parser.error(
+            "--beams, --tokenizer and --device belong to a checkpoint; a server has its own."
+        )
+    if given.draw and not given.image:
+        parser.error("--draw needs a picture; give one with --image.")
+    if given.draw and Path(given.draw).suffix.lower() not in Image.registered_extensions():
+        parser.error(f"--draw {given.draw} has no picture's ending; write it as .png or .jpg.")
+    if given.draw and not Path(given.draw).absolute().parent.is_dir():
+        parser.error(f"--draw {given.draw} lies in no folder that is there.")
+    return given

@@ -1,0 +1,222 @@
+"""What one rank holds of a network that answers, and what it exchanges with the others.
+
+Ranks of a replica differ on the axes "tensor" (shares of heads, columns, experts and words; all have all tokens) and
+"stage" (decoder layers); replicas differ on the axis "data". Only hidden states go from stage to stage.
+
+Shapes: B sequences, T tokens, D width, N crops, Q pooled patches of a crop, R rows, S ranks of a tensor group.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from molmo_ds.batch import Batch
+from molmo_ds.config import MolmoConfig
+from molmo_ds.engine.answering import quantized
+from molmo_ds.engine.answering.layout import Fill, load, refuse, share_of, stage_rows
+from molmo_ds.engine.grid import Grid
+from molmo_ds.engine.launch import World
+from molmo_ds.engine.strategy import Strategy
+from molmo_ds.engine.tensor_shards import SharedNorm
+from molmo_ds.model.carry import Carry
+from molmo_ds.model.decoder import DecoderLayer
+from molmo_ds.model.molmo import Molmo
+
+
+class Share:
+    """Some rows of the network, whole or in part.
+
+    Args:
+        rows: (name, layer) of this rank's rows of `layer_list`, in order.
+        grid: the map of ranks; its groups along "tensor" and along "stage" and "tensor" are made.
+    """
+
+    def __init__(self, config: MolmoConfig, rows: list[tuple[str, nn.Module]], grid: Grid) -> None:
+        self.config = config
+        self.grid = grid
+        layers = dict(rows)
+        self.vision = [layer for name, layer in rows if name.startswith(("vision.", "connector"))]
+        self.embed = layers.get("embed")
+        self.layers = [layer for layer in layers.values() if isinstance(layer, DecoderLayer)]
+        self.head = layers.get("head")
+        self.stage = grid.place("stage")
+        self.stages = grid.size("stage")
+        self.size = grid.size("tensor")
+        self.line = grid.along("stage")  # ranks that pass hidden states on
+        # the tensor must live until it is sent
+        self.sending: tuple[dist.Work, Tensor] | None = None
+        weight = next(self.layers[0].parameters())
+        self.device = weight.device
+        self.dtype = weight.dtype
+
+    @classmethod
+    def whole(cls, model: Molmo) -> "Share":
+        """A network in one process' hands."""
+        rows = [(name, model.get_submodule(name)) for name in model.rows]
+        return cls(model.config, rows, Grid({}, 0))
+
+    @classmethod
+    def build(
+        cls,
+        config: MolmoConfig,
+        strategy: Strategy,
+        world: World,
+        fill: Fill,
+        dtype: torch.dtype = torch.float32,
+    ) -> "Share":
+        """This rank's rows with weights on its device; all ranks call alike.
+
+        Args:
+            fill: given what this rank holds of which parameter, yields each with its values.
+
+        Raises ValueError where the network cannot be cut so, or a parameter is not filled.
+        """
+        refuse(config, strategy)
+        weights = strategy.execution.weights
+        grid = Grid(strategy.axes(world.size), world.rank)
+        if strategy.tensor > 1:
+            grid.make("tensor")
+        if strategy.stages > 1:
+            grid.make("stage", "tensor")
+        module, rows = stage_rows(config, strategy, grid)
+        failure = None
+        try:
+            quantized.check(config, weights)
+            load(module, config, fill, grid, world.device, dtype)
+        except (ValueError, OSError) as error:
+            failure = error
+        failures = world.gather(failure) if world.size > 1 else [failure]
+        for failure in filter(None, failures):  # of whichever rank: all end with its sentence
+            raise failure
+        if weights:
+            quantized.quantize([layer for _, layer in rows], weights)
+        if strategy.tensor > 1:
+            for _, layer in rows:
+                if isinstance(layer, DecoderLayer):
+                    add_up(layer, grid)
+        return cls(config, rows, grid)
+
+    def take(self, batch: Batch) -> Carry:
+        """A prefill on this rank's device; pictures stay behind where none are encoded."""
+        if self.embed is None:
+            batch = batch.replace(images=batch.images[:0], image_masks=batch.image_masks[:0])
+        return Carry.of(batch.to(self.device))
+
+    def run(self, x: Carry) -> Tensor | None:
+        """Hidden states [B, T, D] behind the last decoder layer; None where a later stage has them."""
+        return self.send(self.compute(self.receive(x)))
+
+    def receive(self, x: Carry) -> Carry:
+        """x with the hidden states of the stage before, if there is one; D / S columns of them come to each rank."""
+        if self.embed is not None:
+            return x
+        columns = self.config.text.hidden_size // self.size
+        part = torch.empty(*x.input_ids.shape, columns, device=self.device, dtype=self.dtype)
+        dist.recv(part, self.line[self.stage - 1])
+        return x._replace(hidden=self.gather(part).movedim(0, 2).flatten(2))
+
+    def compute(self, x: Carry, layer_run: Callable[..., Tensor] = DecoderLayer.run) -> Tensor:
+        """Hidden states [B, T, D] behind this rank's decoder layers.
+
+        Args:
+            layer_run: `DecoderLayer.run`, or what was compiled from it.
+        """
+        if self.embed is not None:
+            x = self.embed(self.look(x))
+        for layer in self.layers:
+            x = layer.with_shared(x)
+            hidden = layer_run(
+                layer, x.hidden, x.loss_weights, x.shared.cos, x.shared.sin, x.shared.plan
+            )
+            x = x._replace(hidden=hidden)
+        return x.hidden
+
+    def send(self, hidden: Tensor) -> Tensor | None:
+        """This rank's columns of hidden states to the stage behind; the last stage keeps them."""
+        if self.head is not None:
+            return hidden
+        self.finish()
+        part = hidden.chunk(self.size, -1)[self.grid.place("tensor")].contiguous()
+        self.sending = dist.isend(part, self.line[self.stage + 1]), part
+        return None
+
+    def finish(self) -> None:
+        """Wait until what was sent has left."""
+        if self.sending is not None:
+            self.sending[0].wait()
+            self.sending = None
+
+    def look(self, x: Carry) -> Carry:
+        """images -> image_features; each rank of a tensor group encodes some of the crops."""
+        if x.images is None or not len(x.images):
+            nothing = torch.full((1, 1), -1, dtype=torch.int64, device=x.input_ids.device)
+            features = self.embed.new_embedding.new_zeros(1, self.config.text.hidden_size)
+            return x._replace(
+                images=None, image_masks=None, image_positions=nothing, image_features=features
+            )
+        place = self.grid.place("tensor")
+        missing = -len(x.images) % self.size
+        images = _longer(x.images, missing, 0)[place :: self.size]
+        masks = _longer(x.image_masks, missing, 0)[place :: self.size]
+        positions = _longer(x.image_positions, missing, -1)
+        x = x._replace(images=images, image_masks=masks)
+        for layer in self.vision:
+            x = layer(x)
+        features = self.gather(x.image_features).flatten(0, 1)
+        ordered = torch.cat([positions[first :: self.size] for first in range(self.size)])
+        return x._replace(image_features=features, image_positions=ordered)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """x of every rank of the tensor group, [S, ...]."""
+        if self.size == 1:
+            return x[None]
+        parts = [
+            torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(self.size)
+        ]
+        dist.all_gather(parts, x.contiguous(), group=self.grid.group("tensor"))
+        return torch.stack(parts)
+
+    @property
+    def first_word(self) -> int:
+        """Of those whose logits this rank makes."""
+        return share_of(self.config.text.embedding_size, self.size, self.grid.place("tensor")).start
+
+    def all_words(self, logits: Tensor) -> Tensor:
+        """This rank's logits [R, E / S] -> those of all words [R, E]."""
+        words = self.config.text.embedding_size
+        most = share_of(words, self.size, 0).stop
+        parts = self.gather(F.pad(logits, (0, most - logits.shape[-1])))
+        return parts.transpose(0, 1).flatten(1)[:, :words]
+
+    def tell(self, x: Tensor) -> Tensor:
+        """The last stage's x on every rank of the replica, in place; with one stage all have it."""
+        if self.stages > 1:
+            ranks = self.grid.along("stage", "tensor")
+            speaker = ranks[(self.stages - 1) * self.size]
+            dist.broadcast(x, speaker, group=self.grid.group("stage", "tensor"))
+        return x
+
+
+def add_up(layer: DecoderLayer, grid: Grid) -> None:
+    """Make both branches' outputs the sums over the tensor group, in place: nothing is differentiated here."""
+    group = grid.group("tensor")
+
+    def add(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        output = output.contiguous()
+        dist.all_reduce(output, group=group)
+        return output
+
+    attention = layer.self_attn
+    attention.register_forward_hook(add)
+    layer.mlp.register_forward_hook(add)
+    if attention.q_norm is not None:
+        attention.q_norm = SharedNorm(attention.q_norm, group)
+        attention.k_norm = SharedNorm(attention.k_norm, group)
+
+
+def _longer(x: Tensor, more: int, value: int) -> Tensor:
+    return torch.cat((x, x.new_full((more, *x.shape[1:]), value))) if more else x

@@ -1,0 +1,1 @@
+"""Bytes and times that a run or a replica will need, counted before it starts."""

@@ -1,0 +1,1 @@
+"""Dense captions judged by a language model: recall, consistency and repetition against what people said."""

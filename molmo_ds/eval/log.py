@@ -1,0 +1,118 @@
+"""The log of finished questions: JSON lines that only grow, one file a rank, valid for one provenance."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from molmo_ds.files import write_atomic
+
+log = logging.getLogger(__name__)
+Row = dict[str, Any]
+Provenance = dict[str, Any]
+FOLDER = "log"  # below the results of a task
+SAID_BY = "provenance.json"  # written before the first row
+REMEDY = "give --eval-name or --save-dir to keep both, or --overwrite to replace them."
+
+
+def claim(results: Path, provenance: Provenance, overwrite: bool = False) -> None:
+    """Make the log of a results folder ours; one rank does it before any appends.
+
+    `provenance` is what decides the answers, and holds JSON values only. With `overwrite` what is there is deleted.
+    Raises ValueError with the names that differ where the log's rows were made otherwise.
+    """
+    folder = results / FOLDER
+    if overwrite:
+        shutil.rmtree(folder, ignore_errors=True)
+    known = read_provenance(results)
+    if known is None and any(folder.glob("*.jsonl")):
+        raise ValueError(
+            f"{folder} holds rows but no {SAID_BY}, so nobody knows whose they are; give --overwrite."
+        )
+    if known is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / SAID_BY, (json.dumps(provenance, indent=1) + "\n").encode())
+    elif known != provenance:
+        raise ValueError(
+            f"{results} holds answers made otherwise ({differences(known, provenance)}); {REMEDY}"
+        )
+
+
+def differences(known: Provenance, now: Provenance) -> str:
+    """`crops 12, now 36; limit 100, now None`: the names under which two provenances differ."""
+    names = [name for name in {**known, **now} if known.get(name) != now.get(name)]
+    return "; ".join(f"{name} {known.get(name)}, now {now.get(name)}" for name in names)
+
+
+def read_provenance(results: Path) -> Provenance | None:
+    """The provenance of a folder's log, or None where it has none."""
+    file = results / FOLDER / SAID_BY
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+def read(results: Path) -> dict[str, Row]:
+    """id -> row over the files of all ranks, however many there were; the first of equal ids counts.
+
+    A line that is not whole, as a kill leaves it, is dropped, and how many is said.
+    """
+    found: dict[str, Row] = {}
+    torn = 0
+    for file in sorted((results / FOLDER).glob("*.jsonl")):
+        for row in _lines(file):
+            if row is None:
+                torn += 1
+            else:
+                found.setdefault(row["id"], row)
+    if torn:
+        log.warning("%d lines of %s are not whole and are asked again.", torn, results / FOLDER)
+    return found
+
+
+def _lines(file: Path) -> Iterator[Row | None]:
+    """Every row of a file, None for a line that is none."""
+    with open(file, "rb") as lines:
+        for line in lines:
+            yield _parsed(line)
+
+
+def _parsed(line: bytes) -> Row | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("id"), str) else None
+
+
+class Log:
+    """The file that one rank appends to; a row is in it once `append` returns, whoever kills the process."""
+
+    def __init__(self, results: Path, rank: int):
+        folder = results / FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"rank-{rank}.jsonl"
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
+        self._file.truncate(_whole_bytes(path))  # or the next row would become part of a torn one
+
+    def append(self, row: Row) -> None:
+        """Add a row, which holds at least `id`, in one write."""
+        self._file.write(
+            (json.dumps(row, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+        )
+
+    def close(self) -> None:
+        """Bring everything to the disk."""
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+def _whole_bytes(path: Path) -> int:
+    """Bytes up to the end of the last whole line."""
+    with open(path, "rb") as file:
+        return sum(len(line) for line in file if line.endswith(b"\n"))

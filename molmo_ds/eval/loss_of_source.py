@@ -1,0 +1,181 @@
+"""The loss of a source during training: its first samples, each once at any number of ranks, under every strategy.
+
+Samples are packed in their order and sequences are dealt to the ranks, so that what a sequence holds depends on the
+configuration alone. allenai/molmo 793fa38, olmo/eval/loss_evaluator.py, takes the same means over one sample a row.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from numpy.random import RandomState
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from molmo_ds.batch import Batch
+from molmo_ds.config import RunConfig, SourceConfig
+from molmo_ds.data.decode import BadSample
+from molmo_ds.data.order.loader import Mixture, as_it_is, outlive_signals
+from molmo_ds.data.order.packing import Budget, merge, row
+from molmo_ds.engine import Engine
+from molmo_ds.engine.launch import World
+
+log = logging.getLogger("molmo_ds")
+KEPT = 64  # chunks of shards that a worker keeps
+MEANS = ("loss", "ce_loss", "z_loss", "accuracy")
+
+
+class LossOfSource:
+    """See `evaluators.Measure`; messages keep their order, and prompts are drawn by the sample's number."""
+
+    headline = "loss"
+
+    def __init__(self, name: str, config: RunConfig, world: World) -> None:
+        self.name = name
+        prompts = replace(config.data.prompts, shuffle_messages=False)
+        sources = {name: SourceConfig(path=config.evaluators[name].path)}
+        self.config = replace(
+            config, data=replace(config.data, sources=sources, group_rates={}, prompts=prompts)
+        )
+        self.mixture = Mixture.open(self.config)
+        sizes, unusable = self.sizes(config.evaluators[name].examples, world.rank > 0)
+        self.examples = len(sizes)
+        self.sequences = Sequences(self.mixture, pack(sizes, self.mixture.budget))
+        if not sizes:
+            raise ValueError(
+                f"evaluators.{name}.path={sources[name].path} holds no sample that can be used."
+            )
+        if unusable:
+            log.warning(
+                "The evaluator %s leaves out %d samples that cannot be used.", name, unusable
+            )
+        self.idle = idle_row(self.mixture)
+
+    def sizes(self, count: int, silent: bool) -> tuple[dict[int, tuple[int, int]], int]:
+        """(tokens and crops of the first `count` samples by number, how many of these cannot be used)."""
+        sizes = {}
+        numbers = range(min(count, len(self.mixture.sets[0])))
+        for number in tqdm(numbers, f"{self.name}: sizes", leave=False, disable=silent, delay=2):
+            try:
+                sizes[number] = self.mixture.size(0, number, 0)
+            except BadSample:
+                continue
+        return sizes, len(numbers) - len(sizes)
+
+    def measure(self, engine: Engine, seconds: float, beat: Callable[[], None]) -> dict[str, float]:
+        """Weighted means over all learnt tokens; see `evaluators.Measure`."""
+        deadline = time.perf_counter() + seconds
+        world = engine.world
+        rows = self.rows(engine.data_rank, engine.data_size)
+        seen = []
+        taken = 0
+        firsts = range(0, len(self.sequences), self.config.global_batch)
+        for first in tqdm(firsts, self.name, leave=False, disable=world.rank > 0):
+            last = min(first + self.config.global_batch, len(self.sequences))
+            mine = [next(rows) for _ in range(first + engine.data_rank, last, engine.data_size)]
+            taken += sum(found.samples for found in mine)
+            seen.append(
+                engine.eval_loss(self.micro_batches([found.row for found in mine if found.samples]))
+            )
+            beat()
+            if world.broadcast(time.perf_counter() > deadline):
+                break
+        rows.close()
+        weight = max(sum(values["weight"] for values in seen), 1e-9)
+        found = {
+            key: sum(values[key] * values["weight"] for values in seen) / weight for key in MEANS
+        }
+        # ranks that share a sequence count once
+        by_part = dict(world.gather((engine.data_rank, taken)))
+        return {**found, "examples": float(sum(by_part.values()))}
+
+    def micro_batches(self, rows: list[Batch]) -> list[Batch]:
+        """The rows in micro-batches; a rank without any runs an idle one, since all come to every collective."""
+        rows = rows or [self.idle]
+        width = self.config.micro_batch
+        return [merge(rows[i : i + width]) for i in range(0, len(rows), width)]
+
+    def rows(self, rank: int, ranks: int) -> Iterator[Found]:
+        """The sequences of a rank in order, read and decoded ahead."""
+        size = self.config.global_batch
+        mine = [i for i in range(len(self.sequences)) if i % size % ranks == rank]
+        workers = min(self.config.data.num_workers, len(mine))
+        found = DataLoader(
+            self.sequences,
+            batch_size=None,
+            sampler=mine,
+            num_workers=workers,
+            prefetch_factor=self.config.data.prefetch_factor if workers else None,
+            collate_fn=as_it_is,
+            worker_init_fn=self.begin_worker,
+            generator=torch.Generator(),  # the training's random numbers are not touched
+        )
+        for one in found:
+            if isinstance(one, Exception):
+                raise one
+            yield one
+
+    def begin_worker(self, worker: int) -> None:
+        """Give a worker process open files of its own."""
+        outlive_signals(worker)
+        self.mixture.sets[0].serve(KEPT)
+
+
+class Found(NamedTuple):
+    """A sequence of `samples` samples as a Batch with B = 1; None where none of them could be read."""
+
+    row: Batch | None
+    samples: int
+
+
+class Sequences(Dataset):
+    """The sequences by number."""
+
+    def __init__(self, mixture: Mixture, packs: list[list[int]]) -> None:
+        self.mixture = mixture
+        self.packs = packs
+
+    def __len__(self) -> int:
+        return len(self.packs)
+
+    def __getitem__(self, index: int) -> Found | Exception:
+        """A sequence without the samples that cannot be decoded, or an error of reading.
+
+        The error is returned, since the loader would put a traceback into its sentence.
+        """
+        samples = []
+        for number in self.packs[index]:
+            try:
+                samples.append(self.mixture.build((0, number, 0)))
+            except BadSample:
+                continue
+            except (ValueError, OSError) as error:
+                return type(error)(str(error))
+        return Found(row(samples, self.mixture.budget.tokens) if samples else None, len(samples))
+
+
+def idle_row(mixture: Mixture) -> Batch:
+    """A sequence without a picture, of which nothing is learnt."""
+    words = {"__key__": "idle", "images": [], "sizes": [], "pixels": []}
+    words["annotations"] = [{"style": "demo", "question": "?", "answer": "."}]
+    made = row([mixture.builder.build(words, RandomState(0))], mixture.budget.tokens)
+    return made.reweighted(torch.zeros_like(made.loss_weights))
+
+
+def pack(sizes: dict[int, tuple[int, int]], budget: Budget) -> list[list[int]]:
+    """Samples by number in sequences, in their order; a sample that does not fit begins the next sequence."""
+    packs: list[list[int]] = []
+    tokens = crops = 0
+    for number, (length, cost) in sizes.items():
+        if not packs or tokens + length > budget.tokens or crops + cost > budget.crops:
+            packs.append([])
+            tokens = crops = 0
+        packs[-1].append(number)
+        tokens += length
+        crops += cost
+    return packs

@@ -1,0 +1,76 @@
+"""Multiple choice: which option a reply means.
+
+Source: allenai/molmo 793fa38, olmo/eval/vqa.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from string import ascii_uppercase
+
+from molmo_ds.eval.metrics.reply import edit_distance, parse_answer
+from molmo_ds.eval.row import Row, Scores
+
+
+def read_option(prediction: str, options: Sequence[str]) -> tuple[int, bool]:
+    """(index of the option that is meant, whether the prediction says so).
+
+    It says so where it equals an option, or is part of one only; else the nearest option by edits is taken, the first
+    of several. Raises ValueError when there is no option, or two are equal but for case and outer blanks.
+    """
+    options = [option.strip().lower() for option in options]
+    if not options:
+        raise ValueError("A multiple-choice question needs options, and this one has none.")
+    if len(set(options)) != len(options):
+        raise ValueError(f"Options must differ in more than case: {options}.")
+    prediction = prediction.strip().lower()
+    if prediction in options:
+        return options.index(prediction), True
+    containing = [i for i, option in enumerate(options) if prediction in option]
+    if len(containing) == 1:
+        return containing[0], bool(prediction)
+    distances = [edit_distance(prediction, option) for option in options]
+    return distances.index(min(distances)), False
+
+
+def select_mc_option(prediction: str, options: Sequence[str]) -> int:
+    """Index of the option that is meant."""
+    return read_option(prediction, options)[0]
+
+
+def multiple_choice_score(target: int, prediction: str, options: Sequence[str]) -> bool:
+    """Whether the option that is meant has the index `target`; ValueError where no option has it."""
+    if isinstance(target, bool) or not isinstance(target, int) or not 0 <= target < len(options):
+        raise ValueError(
+            f"The true option has the index {target!r}; with {len(options)} options it is 0 to below that."
+        )
+    return select_mc_option(prediction, options) == target
+
+
+def option_names(row: Row) -> list[str]:
+    """What the options of a question are called: letters, or their own texts where they are shown without letters."""
+    given = row.annotation.get("options")
+    if not isinstance(given, list | tuple) or not given:
+        raise ValueError(
+            f"The options are {given!r}; a multiple-choice question needs a list of them."
+        )
+    options = [str(option) for option in given]
+    return options if row.annotation.get("unlabelled") else list(ascii_uppercase[: len(options)])
+
+
+def score_choice(reply: str, row: Row) -> Scores:
+    """`mc`: whether the true option is meant."""
+    names = option_names(row)
+    got = parse_answer(reply)
+    right = multiple_choice_score(row.annotation.get("answer_index"), got, names)
+    return {"mc": float(right), "unreadable": float(not read_option(got, names)[1])}
+
+
+def score_diagram(reply: str, row: Row) -> Scores:
+    """AI2D's two figures: letters on filled boxes, or beside tinted ones; questions without letters are in both."""
+    found = score_choice(reply, row)
+    right = found.pop("mc")
+    if not row.metadata.get("abc_label"):
+        return {"mc_ai2d_transparent": right, "mc_ai2d_opaque": right, **found}
+    kind = "transparent" if row.metadata.get("has_transparent_box") else "opaque"
+    return {f"mc_ai2d_{kind}": right, **found}

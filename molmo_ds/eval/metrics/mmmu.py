@@ -1,0 +1,112 @@
+"""MMMU: its own reading of letters and of open answers.
+
+Source: allenai/molmo 793fa38, olmo/eval/vqa.py and mmmu_eval_utils.py, after MMMU's own code.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from string import ascii_uppercase
+from typing import Any
+
+from molmo_ds.eval.metrics.reply import parse_answer, true_answers
+from molmo_ds.eval.row import Row, Scores
+
+
+def mmmu_score(
+    target: str | Sequence[str], response: str, options: Sequence[str] | None, rng: Any = random
+) -> float:
+    """MMMU's own parsing; `options` None = open question. An unreadable choice is drawn with `rng.choice`.
+
+    Empty options do not count. ValueError where there is no answer, or one that is the letter of no option.
+    """
+    answers = true_answers(target)
+    if options is None:
+        return float(_open_answer_matches(answers, response))
+    named = _named(options)
+    impossible = next((answer for answer in answers if answer not in named), None)
+    if impossible is not None:
+        raise ValueError(
+            f"The true option is {impossible!r}, and the options are called {', '.join(named) or 'none'}."
+        )
+    return float((read_choice(response, options) or rng.choice(list(named))) in answers)
+
+
+def read_choice(response: str, options: Sequence[str]) -> str | None:
+    """The letter that a reply names last, in brackets or alone, or whose text it holds; None where there is none."""
+    for mark in ",.!?;:'":
+        response = response.strip(mark)
+    response = f" {response} "
+    named = _named(options)
+    for pattern in ("({})", " {} "):
+        found = {letter: response.rfind(pattern.format(letter)) for letter in named}
+        if max(found.values(), default=-1) >= 0:
+            return max(found, key=found.get)
+    if len(response.split()) > 5:
+        found = {letter: response.lower().rfind(text.lower()) for letter, text in named.items()}
+        if max(found.values(), default=-1) >= 0:
+            return max(found, key=found.get)
+    return None
+
+
+def score_mmmu(reply: str, row: Row) -> Scores:
+    """`mmmu_score`, and `mmmu_score_reference`, which leaves answers that are lists in text unread.
+
+    A choice that cannot be read is drawn with a generator of the row's own.
+    """
+    got = parse_answer(reply)
+    options = row.annotation.get("options")
+    if options is None:
+        right = mmmu_score(row.annotation.get("answers"), got, None)
+        raw = mmmu_score(row.metadata["answer"], got, None)
+        return {"mmmu_score": right, "mmmu_score_reference": raw, "unreadable": float(not got)}
+    letter = ascii_uppercase[row.annotation["answer_index"]]
+    right = mmmu_score(letter, got, options, row.random())
+    unreadable = float(read_choice(got, options) is None)
+    return {"mmmu_score": right, "mmmu_score_reference": right, "unreadable": unreadable}
+
+
+def _named(options: Sequence[str]) -> dict[str, str]:
+    texts = [option for option in options if option]
+    return dict(zip(ascii_uppercase, texts))
+
+
+_NUMBER = r"-?\b\d{1,3}(?:,\d{3})+\b|-?\d+(?:\.\d+)?[eE][+-]?\d+|-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])"
+_INDICATORS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
+
+
+def _comparable(text: str) -> list[str | float]:
+    text = text.strip()
+    try:
+        return [round(float(text.replace(",", "")), 2)]
+    except ValueError:
+        text = text.lower()
+        return [f" {text}", f"{text} "] if len(text) == 1 else [text]
+
+
+def _open_answer_matches(targets: Sequence[str], response: str) -> bool:
+    response = response.strip().strip(".").lower()
+    sentences = re.split(r"\.\s(?=[A-Z])|\n", response)
+    parts = []
+    for number, sentence in enumerate(sentences):
+        last = number == len(sentences) - 1
+        tails = [
+            sentence.split(w)[-1].strip()
+            for w in (*_INDICATORS, *(["="] if last else []))
+            if w in sentence
+        ]
+        if tails:
+            shortest = min(tails, key=len)
+            if shortest not in ("", ":", ",", ".", "!", "?", ";", "'"):
+                parts.append(shortest)
+    said: list[str | float] = []
+    for part in parts or [response]:
+        for text in (part, *re.findall(_NUMBER, part)):
+            said.extend(_comparable(text))
+    wanted = [value for target in targets for value in _comparable(target)]
+    return any(
+        any(isinstance(s, str) and w in s for s in said) if isinstance(w, str) else w in said
+        for w in wanted
+    )

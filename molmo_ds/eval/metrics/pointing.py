@@ -1,0 +1,148 @@
+"""Score of points named in a text, against points and the regions in which they count.
+
+Source: allenai/molmo 793fa38, olmo/util.py and olmo/eval/evaluators.py (PointingEval).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+from scipy.optimize import linear_sum_assignment
+
+from molmo_ds.eval.row import Row, Scores
+
+Point = tuple[float, float]
+Box = Sequence[float]  # left, top, right, bottom in pixels; right and bottom do not belong to it
+# height, width, runs: lengths of rows of pixels outside, inside, outside ... line by line
+Mask = Mapping[str, Any]
+
+_CLICK = re.compile(r"Click\(([0-9]+\.[0-9]), ?([0-9]+\.[0-9])\)")
+_PLAIN = re.compile(r"\(([0-9]+\.[0-9]),? ?([0-9]+\.[0-9])\)")
+_TAG = re.compile(r'x\d*="\s*([0-9]+(?:\.[0-9]+)?)"\s+y\d*="\s*([0-9]+(?:\.[0-9]+)?)"')
+_SHORT = re.compile(r"(?:\d+|p)\s*=\s*([0-9]{3})\s*,\s*([0-9]{3})")  # per mille
+# what a text may consist of wholly: pairs in brackets, each with at most one line break, or one tag of four kinds
+_NUMBER = r"\d+(?:\.\d+)?"
+_XY = rf'="\s*{_NUMBER}"'
+_DIGITS = r"=\s*\d{3}\s*,\s*\d{3}\s+"
+_FORMATS = (
+    rf"(?:\(\s*-?{_NUMBER}\s*,\s*-?{_NUMBER}\s*\)\n?)+",
+    rf'<point\s+x{_XY}\s+y{_XY}\s+alt=".*?">.*?</point>',
+    rf'<points\s+(?:x\d+{_XY}\s+y\d+{_XY}\s+)+alt=".*?">.*?</points>',
+    rf'<point\s+p{_DIGITS}alt=".*?">.*?</point>',
+    rf'<points\s+(?:\d+{_DIGITS})+alt=".*?">.*?</points>',
+)
+_FORMAT = re.compile("|".join(_FORMATS), re.DOTALL)
+
+
+def extract_points(text: str, width: float, height: float) -> list[Point]:
+    """Every point of the text in pixels of a width x height picture; beyond 100 % it is none."""
+    out = []
+    for pattern, whole in ((_CLICK, 100), (_PLAIN, 100), (_TAG, 100), (_SHORT, 1000)):
+        for x, y in pattern.findall(text):
+            x, y = float(x) * 100 / whole, float(y) * 100 / whole
+            if max(x, y) <= 100:
+                out.append((x / 100 * width, y / 100 * height))
+    return out
+
+
+def pointing_scores(
+    text: str, points: Sequence[Point], regions: Sequence[Box | Mask], size: tuple[int, int]
+) -> dict[str, float]:
+    """precision, recall and f1 of the points in `text` against `points`, pixels of a picture of `size` (width, height).
+
+    Points are paired with the wanted ones so that the distances' sum is least; a pair counts when the rounded point
+    lies in the wanted one's region. Where nothing is to be found, everything is 1 if no point is given, else 0. A text
+    that is not wholly in a format of points scores 0.
+
+    Raises ValueError where there is not one region per point, or a region holds no pixel of the picture.
+    """
+    if len(points) != len(regions):
+        raise ValueError(
+            f"There are {len(points)} points and {len(regions)} boxes or masks; give one per point."
+        )
+    for region in regions:
+        _check(region, size)
+    given = extract_points(text, *size)
+    if not points:
+        return dict.fromkeys(("precision", "recall", "f1"), float(not given))
+    hits = 0
+    if given and in_format(text):
+        distances = [[(a - c) ** 2 + (b - d) ** 2 for c, d in points] for a, b in given]
+        pairs = nearest_pairs([[value**0.5 for value in row] for row in distances])
+        hits = sum(_inside(given[i], regions[j], size) for i, j in pairs)
+    precision = hits / max(len(given), 1)
+    recall = hits / len(points)
+    return {
+        "precision": precision,
+        "recall": recall,
+        "f1": 2 * precision * recall / (precision + recall) if hits else 0.0,
+    }
+
+
+def in_format(text: str) -> bool:
+    """Whether a text is points and nothing else: one tag, or coordinates in brackets."""
+    return _FORMAT.fullmatch(text.strip()) is not None
+
+
+def score_points(reply: str, row: Row) -> Scores:
+    """precision, recall and f1 of an annotation's points; its `boxes` or `masks` are their regions, one for each."""
+    known = row.annotation
+    points = known.get("points")
+    if points is None:
+        raise ValueError(
+            "The annotation has no `points`, which its score compares with; give it a list, maybe empty."
+        )
+    regions = known.get("masks") if known.get("masks") is not None else known.get("boxes")
+    if regions is None:
+        raise ValueError(
+            "Pointing is scored by regions: give the annotation `boxes` in pixels or `masks`, one per point."
+        )
+    scale = known.get("point_scale")
+    across, down = (1, 1) if scale is None else (row.size[0] / scale, row.size[1] / scale)
+    found = pointing_scores(reply, [(x * across, y * down) for x, y in points], regions, row.size)
+    readable = in_format(reply) if points or extract_points(reply, *row.size) else True
+    return {**found, "unreadable": float(not readable)}
+
+
+def _check(region: Box | Mask, size: tuple[int, int]) -> None:
+    if isinstance(region, Mapping):
+        if (
+            sum(region["runs"]) != region["height"] * region["width"]
+            or sum(region["runs"][1::2]) < 1
+        ):
+            raise ValueError(
+                "A mask holds no pixel, or its runs do not add up to its pixels; make the shards anew."
+            )
+        return
+    numbers = isinstance(region, list | tuple) and len(region) == 4
+    if not numbers or not all(isinstance(n, int | float) and math.isfinite(n) for n in region):
+        raise ValueError(f"A box is {region!r}; it is left, top, right and bottom in pixels.")
+    spans = ((region[0], region[2], size[0]), (region[1], region[3], size[1]))
+    for first, end, length in spans:
+        pixel = max(math.ceil(first), 0)
+        if pixel >= min(end, length):
+            raise ValueError(
+                f"The box {list(region)} holds no pixel of a picture of {size[0]} x {size[1]}."
+            )
+
+
+def _inside(point: Point, region: Box | Mask, size: tuple[int, int]) -> bool:
+    x = round(point[0])
+    y = round(point[1])
+    if isinstance(region, Mapping):
+        if not (0 <= x < region["width"] and 0 <= y < region["height"]):
+            return False
+        ends = list(accumulate(region["runs"]))
+        return bisect_right(ends, y * region["width"] + x) % 2 == 1
+    return region[0] <= x < min(region[2], size[0]) and region[1] <= y < min(region[3], size[1])
+
+
+def nearest_pairs(costs: list[list[float]]) -> list[tuple[int, int]]:
+    """(row, column) pairs of least total cost, each row and column at most once."""
+    rows, columns = linear_sum_assignment(costs)
+    return list(zip(rows.tolist(), columns.tolist()))

@@ -1,0 +1,126 @@
+"""Answers by a network in this process; pictures are decoded, and prompts made, ahead of time in threads."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from numpy.random import RandomState
+
+from molmo_ds.batch import Sample
+from molmo_ds.data.decode import BadSample
+from molmo_ds.data.sample.builder import SampleBuilder
+from molmo_ds.engine.strategy import Limits
+from molmo_ds.eval.client import Ask, Reply, failure
+from molmo_ds.infer.answers import answer
+from molmo_ds.infer.load import Answerer
+from molmo_ds.infer.options import Options
+from molmo_ds.infer.question import Question
+from molmo_ds.infer.replica import Replica
+
+
+@dataclass(frozen=True)
+class _Made:
+    ask: Ask
+    prompt: Sample | None  # None where it could not be made
+    text: str  # the prompt as text, or why there is none
+
+
+class OwnClient:
+    """A replica that answers, greedily, as many questions at a time as it has slots; a picture is prefilled once.
+
+    On several ranks all of a replica make every prompt.
+    """
+
+    def __init__(self, builder: SampleBuilder, replica: Replica, workers: int | None = None):
+        self.builder = builder
+        self.replica = replica
+        self.batch = sum(slots.count for slots in replica.slots)
+        self.workers = workers or min(8, len(os.sched_getaffinity(0)))
+
+    @classmethod
+    def of(cls, answerer: Answerer, batch: int = 64, workers: int | None = None) -> OwnClient:
+        """A network in this process; a prompt and its answer have all positions that it knows."""
+        limits = Limits(slots=batch, slot_tokens=answerer.model.config.text.max_position_embeddings)
+        return cls(
+            answerer.builder,
+            Replica.of(answerer.model, answerer.builder.tokenizer.eos, limits),
+            workers,
+        )
+
+    def replies(self, asks: Iterable[Ask]) -> Iterator[Reply]:
+        """As in `Client`."""
+        prompts: dict[str, str] = {}
+        failed: deque[Reply] = deque()
+        for found in answer(self.replica, self._questions(asks, prompts, failed)):
+            while failed:
+                yield failed.popleft()
+            text = self.builder.tokenizer.decode(found.token_ids).strip()
+            count = len(found.token_ids)
+            yield Reply(
+                id=found.name,
+                text=text,
+                token_count=count,
+                end=found.end,
+                prompt=prompts.pop(found.name),
+            )
+        yield from failed
+
+    def _questions(
+        self, asks: Iterable[Ask], prompts: dict[str, str], failed: deque[Reply]
+    ) -> Iterator[Question]:
+        """The questions for the replica, their texts into `prompts`; those that cannot be asked into `failed`."""
+        for made in self._made(asks):
+            if made.prompt is None:
+                failed.append(failure(made.ask, made.text))
+                continue
+            prompts[made.ask.id] = made.text
+            options = Options(max_new_tokens=made.ask.max_new_tokens)
+            yield Question(name=made.ask.id, prompt=made.prompt, options=options)
+
+    def _made(self, asks: Iterable[Ask]) -> Iterator[_Made]:
+        """The prompts in order, those of as many pictures ahead as there are answers at a time."""
+        waiting: deque = deque()
+        with ThreadPoolExecutor(self.workers) as pool:
+            for _, group in itertools.groupby(asks, lambda ask: ask.pictures):
+                waiting.append(pool.submit(make, self.builder, list(group), self.replica.capacity))
+                while len(waiting) > self.batch:
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
+
+
+def make(builder: SampleBuilder, asks: list[Ask], known: int) -> list[_Made]:
+    """The prompts of questions about the same pictures, which are decoded once; `known`: positions of a replica."""
+    try:
+        seen = builder.see(asks[0].pictures)
+    except BadSample as error:
+        return [_Made(ask, None, str(error)) for ask in asks]
+    out = []
+    draws = RandomState()  # seeded for each: making one costs as much as making a prompt
+    for ask in asks:
+        draws.seed(ask.seed)
+        try:
+            prompt = builder.prompt(seen, ask.annotation, rng=draws)
+        except ValueError as error:  # too long, or an annotation that cannot be used
+            out.append(_Made(ask, None, str(error)))
+            continue
+        length = len(prompt.input_ids)
+        if length >= known:
+            why = f"The prompt has {length} tokens and leaves no room for an answer within the {known} known positions."
+            out.append(_Made(ask, None, why))
+        else:
+            out.append(_Made(ask, prompt, prompt_text(builder, prompt)))
+    return out
+
+
+def prompt_text(builder: SampleBuilder, prompt: Sample) -> str:
+    """A prompt for people: the text, and IMAGE[n] for n tokens of pictures."""
+    tokenizer = builder.tokenizer
+    ids = prompt.input_ids.tolist()
+    tokens = sum(token >= tokenizer.vocab_size for token in ids)
+    return (f"IMAGE[{tokens}]" if tokens else "") + tokenizer.decode(ids)

@@ -1,0 +1,53 @@
+"""From what a user asks for to jobs: which crops, which folder, which provenance."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from molmo_ds.data.read.shards import ShardSet
+from molmo_ds.eval import log
+from molmo_ds.eval.listing import shards_of
+from molmo_ds.eval.provenance import Provenance, code_version, results_name
+from molmo_ds.eval.run import Job
+from molmo_ds.eval.subject import Subject
+from molmo_ds.eval.task import Task
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What is the same for all tasks of a command."""
+
+    data: Path  # folder of the shards' folders
+    limit: int | None = None
+    shuffle_seed: int | None = None
+    eval_name: str = ""
+    loss: bool = False  # of captions, in a folder of its own, as in the reference
+    rescore: bool = False  # the saved replies, whatever made them
+
+
+def plan(subject: Subject, task: Task, split: str, wish: Wish, crops: int | None = None) -> Job:
+    """The job of a task; ValueError where replies that are to be scored again are not there.
+
+    Other crops than those of training are part of the folder's name, as in the reference (36crop).
+    """
+    name = wish.eval_name or ("" if crops is None else f"{crops}crop")
+    kind = "loss" if wish.loss else "predictions"
+    results = subject.base / results_name(task, split, subject.step, name, kind)
+    shards = ShardSet(str(shards_of(task, split, wish.data)))
+    now = Provenance(
+        task=task.name,
+        split=split,
+        limit=wish.limit,
+        shuffle_seed=wish.shuffle_seed,
+        data=shards.fingerprint,
+        new_tokens=task.max_new_tokens,
+        code=code_version(),
+        **subject.known(crops),
+    )
+    if wish.rescore:
+        saved = log.read_provenance(results)
+        if saved is None:
+            raise ValueError(f"{results} holds no replies to score; leave --rescore out.")
+        now = dataclasses.replace(now, **saved)
+    return Job(task=task, split=split, shards=shards, results=results, provenance=now)

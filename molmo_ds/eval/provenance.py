@@ -1,0 +1,105 @@
+"""What decides the answers of an evaluation, in one small object: two runs are comparable where theirs are equal."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from molmo_ds.config import PromptConfig
+from molmo_ds.eval.task import Task
+
+BLOCKS = 64  # of each weight file that are hashed
+BLOCK = 1 << 16  # bytes
+PACKAGE = Path(__file__).parents[1]
+# of data/sample: what makes a prompt
+PROMPTS = ("prompts.py", "templates.py", "turns.py", "annotation.py")
+# whose code decides answers and figures
+FOLDERS = ("data", "model", "ops", "weights", "infer", "eval")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """JSON values only, so that it is equal to itself when it is read back."""
+
+    task: str
+    split: str
+    checkpoint: str  # hash of the weights, or a server's address and model
+    prompt: str  # version of the prompts
+    crops: int | None  # None = what the server does
+    precision: str
+    limit: int | None
+    shuffle_seed: int | None
+    data: str  # fingerprint of the shards
+    new_tokens: int
+    code: str  # version of the program
+
+    def values(self) -> dict[str, Any]:
+        """As a dictionary."""
+        return dataclasses.asdict(self)
+
+
+def checkpoint_hash(folder: Path) -> str:
+    """A hash of the weights in a folder: of a run's checkpoint its manifest, which holds all checksums.
+
+    Of other folders 64 blocks of each weight file at equal distances, so that 150 GB take a second.
+    """
+    manifest = folder / "manifest.json"
+    if manifest.is_file():
+        return hashlib.sha256(manifest.read_bytes()).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}\n".encode())
+        with open(file, "rb") as weights:
+            for number in range(BLOCKS):
+                weights.seek(number * max(0, size - BLOCK) // (BLOCKS - 1))
+                digest.update(weights.read(BLOCK))
+    for name in ("config.yaml", "config.json"):
+        if (folder / name).is_file():
+            digest.update((folder / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def prompt_version(config: PromptConfig, tokenizer: str = "") -> str:
+    """A hash of what makes a question's text; `tokenizer` is its digest, where it is known."""
+    digest = hashlib.sha256(
+        json.dumps([dataclasses.asdict(config), tokenizer], sort_keys=True).encode()
+    )
+    for name in PROMPTS:
+        digest.update((PACKAGE / "data/sample" / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def code_version() -> str:
+    """A hash of the package's files that decide answers and figures."""
+    digest = hashlib.sha256()
+    for folder in FOLDERS:
+        for file in sorted((PACKAGE / folder).rglob("*.py")):
+            digest.update(str(file.relative_to(PACKAGE)).encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def step_of(folder: Path) -> int | None:
+    """The training step of a checkpoint's folder, step-00001000 or the reference's step1000-unsharded, else None."""
+    found = re.fullmatch(r"step-?(\d+)(?:-unsharded)?", folder.name)
+    return int(found[1]) if found else None
+
+
+def results_base(folder: Path) -> Path:
+    """Where the results of a checkpoint lie: inside the model's folder, of a step's folder in the run's."""
+    if step_of(folder) is None:
+        return folder
+    return folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent
+
+
+def results_name(
+    task: Task, split: str, step: int | None, eval_name: str = "", kind: str = "predictions"
+) -> str:
+    """KIND[-ck<step>]-<dataset>-<split>[-<eval_name>], as allenai/molmo names the folder (olmo/eval)."""
+    parts = [kind, f"ck{step}" if step is not None else "", task.name, split, eval_name]
+    return "-".join(part for part in parts if part)

@@ -1,0 +1,186 @@
+"""Answers by any server that speaks OpenAI's chat completions: ours, vLLM, or somebody else's."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import io
+import itertools
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
+
+from numpy.random import RandomState
+from PIL import Image
+
+from molmo_ds.config import PromptConfig
+from molmo_ds.data.sample.prompts import PromptFormatter
+from molmo_ds.eval.client import Ask, Reply, failure
+
+KEY = "OPENAI_API_KEY"  # of the environment
+ATTEMPTS = 8  # of one question
+FIRST_DELAY = 0.5  # seconds before the second attempt; doubles with each further one
+LONGEST_DELAY = 60.0  # also caps what a server's Retry-After can ask for
+TIMEOUT = 600.0  # seconds for one answer
+AGAIN = (408, 409, 425, 429)  # and every 5xx: the next attempt may succeed
+REFUSED = (401, 403, 404)  # no question would be answered
+ENDS = {"stop": "stop", "length": "length"}  # finish_reason -> the end of a reply
+# our server's key `style`: the text is a whole prompt, the tag of a style included
+VERBATIM = "verbatim"
+
+# a chat template adds the rest
+BARE = PromptConfig(message_format="none", always_start_with_space=False)
+
+
+class Unanswered(Exception):
+    """One question got no answer; its sentence says why."""
+
+
+class ServerClient:
+    """A server at `url` (with or without /v1), asked `parallel` questions at once; temperature 0.
+
+    The key comes from the environment variable OPENAI_API_KEY, if it is set. The text of a question is what training's
+    PromptFormatter makes of it under `prompts`; `User:` and `Assistant:` are left to the server's chat template.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        parallel: int = 16,
+        model: str | None = None,
+        prompts: PromptConfig = BARE,
+        max_crops: int | None = None,
+        first_delay: float = FIRST_DELAY,
+        timeout: float = TIMEOUT,
+    ):
+        self.url = url.rstrip("/").removesuffix("/v1") + "/v1"
+        self.parallel = parallel
+        self.formatter = PromptFormatter(prompts)
+        self.max_crops = max_crops
+        self.first_delay = first_delay
+        self.timeout = timeout
+        self.model = model or self._only_model()
+
+    def replies(self, asks: Iterable[Ask]) -> Iterator[Reply]:
+        """As in `Client`. ValueError where the server refuses all of them: no such address, model or key."""
+        asks = iter(asks)
+        with ThreadPoolExecutor(self.parallel) as pool:
+            running: set[Future] = set()
+            try:
+                while True:
+                    fresh = itertools.islice(asks, 2 * self.parallel - len(running))
+                    running |= {pool.submit(self._reply, ask) for ask in fresh}
+                    if not running:
+                        return
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        yield future.result()
+            finally:
+                for future in running:
+                    future.cancel()
+
+    def _reply(self, ask: Ask) -> Reply:
+        try:
+            text = self.formatter.messages(ask.annotation, RandomState(ask.seed), inference=True)[
+                -1
+            ]
+            content = [
+                *(_part(picture) for picture in ask.pictures),
+                {"type": "text", "text": text},
+            ]
+        # an annotation that cannot be used, a picture that is none
+        except (ValueError, OSError) as error:
+            return failure(ask, error)
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": ask.max_new_tokens,
+            "temperature": 0,
+            "style": VERBATIM,
+        }
+        if self.max_crops is not None:
+            body["max_crops"] = self.max_crops
+        try:
+            return _read(ask, self._call("/chat/completions", body), text)
+        except Unanswered as error:
+            return failure(ask, error)
+
+    def _only_model(self) -> str:
+        """The name of the model that the server says it has."""
+        try:
+            found = self._call("/models", None)["data"]
+            return str(found[0]["id"])
+        except (Unanswered, LookupError, TypeError) as error:
+            raise ValueError(
+                f"{self.url} does not say which model it serves ({error}); check --server."
+            ) from None
+
+    def _call(self, path: str, body: dict[str, Any] | None) -> Any:
+        """The JSON of an answer; tries again, ever later, what may succeed later."""
+        for attempt in range(ATTEMPTS):
+            delay = self.first_delay * 2**attempt
+            try:
+                return self._once(path, body)
+            except urllib.error.HTTPError as error:
+                said = _error_text(error)
+                if error.code in REFUSED:
+                    raise ValueError(
+                        f"{self.url}{path} refuses with {error.code}: {said}"
+                    ) from None
+                if error.code not in AGAIN and error.code < 500:
+                    raise Unanswered(f"{error.code}: {said}") from None
+                why = f"{error.code}: {said}"
+                asked = error.headers.get("Retry-After", "")
+                delay = float(asked) if asked.isdigit() else delay
+            except (OSError, http.client.HTTPException) as error:
+                why = f"{getattr(error, 'reason', None) or error or type(error).__name__}"
+            except ValueError:
+                why = "its answer is no JSON"
+            if attempt + 1 < ATTEMPTS:
+                time.sleep(min(delay, LONGEST_DELAY))
+        raise Unanswered(f"no answer in {ATTEMPTS} attempts; the last: {why}")
+
+    def _once(self, path: str, body: dict[str, Any] | None) -> Any:
+        headers = {"Content-Type": "application/json"}
+        if os.environ.get(KEY):
+            headers["Authorization"] = f"Bearer {os.environ[KEY]}"
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, headers)
+        with urllib.request.urlopen(request, timeout=self.timeout) as answer:
+            return json.loads(answer.read())
+
+
+def _read(ask: Ask, answer: Any, prompt: str) -> Reply:
+    """The reply in a server's answer; one without a text is a failure, never an empty reply."""
+    try:
+        choice = answer["choices"][0]
+        text = choice["message"]["content"]
+        end = ENDS.get(choice.get("finish_reason"), "stop")
+        tokens = (answer.get("usage") or {}).get("completion_tokens", 0)
+    except (LookupError, TypeError, AttributeError):
+        raise Unanswered("the server's answer has no choices with a message") from None
+    if not isinstance(text, str):
+        raise Unanswered("the server's answer has no text")
+    shown = f"IMAGE[{len(ask.pictures)}] " if ask.pictures else ""
+    return Reply(
+        id=ask.id, text=text.strip(), token_count=int(tokens), end=end, prompt=shown + prompt
+    )
+
+
+def _part(picture: bytes) -> dict[str, Any]:
+    kind = Image.open(io.BytesIO(picture)).get_format_mimetype() or "image/jpeg"
+    url = f"data:{kind};base64,{base64.b64encode(picture).decode()}"
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def _error_text(error: urllib.error.HTTPError) -> str:
+    try:
+        said = json.loads(error.read())["error"]
+        return str(said["message"] if isinstance(said, dict) else said)
+    except (ValueError, LookupError, TypeError, OSError):
+        return str(error.reason)

@@ -1,0 +1,135 @@
+"""A checkpoint as something that answers: the network with its weights, and what turns questions into its input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from molmo_ds.batch import Batch, Sample
+from molmo_ds.config import RunConfig
+from molmo_ds.data.order.packing import collate
+from molmo_ds.data.sample.builder import SampleBuilder
+from molmo_ds.engine.answering.layout import Cut
+from molmo_ds.engine.answering.share import Share
+from molmo_ds.engine.launch import World
+from molmo_ds.engine.strategy import Strategy
+from molmo_ds.infer.generate import Options, generate
+from molmo_ds.model.molmo import Molmo
+from molmo_ds.weights.slices import fill, read_slice
+from molmo_ds.weights.source import Source, open_source
+
+Precision = Literal["fp32", "bf16"]
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """A model in eval mode on one device."""
+
+    model: Molmo
+    builder: SampleBuilder
+    device: torch.device
+
+    def batch(self, prompts: Sequence[Sample]) -> Batch:
+        """One row per prompt, padded on the right."""
+        return collate([[prompt] for prompt in prompts], max(len(p.input_ids) for p in prompts)).to(
+            self.device
+        )
+
+    def answer(self, prompts: Sequence[Sample], options: Options) -> tuple[list[str], Tensor]:
+        """(the texts that the model generates, bool [B]: which of them ended at the last position that it knows)."""
+        tokenizer = self.builder.tokenizer
+        made = generate(self.model, self.batch(prompts), tokenizer.eos, options, tokenizer.decode)
+        return [text.strip() for text in made.texts(tokenizer.decode)], made.cut
+
+
+def load(
+    path: str | Path, tokenizer: str | Path | None = None, device: str | None = None
+) -> Answerer:
+    """Read a run's folder, one of its checkpoints, a folder of weights, a released or an exported folder.
+
+    Args:
+        tokenizer: folder; by default `tokenizer/` beside the weights, or the one that the run was trained with.
+        device: by default the first GPU, else the CPU; on a GPU the weights are bfloat16.
+
+    Raises ValueError if there is no such device, no whole checkpoint or no tokenizer.
+    """
+    where = usable_device(device)
+    source, config = look_up(path, tokenizer)
+    return read(source, config, where, default_precision(where))
+
+
+def look_up(
+    path: str | Path, tokenizer: str | Path | None = None, part: int = 0, parts: int = 1
+) -> tuple[Source, RunConfig]:
+    """(the weights, the configuration with which they answer); reads no tensor, otherwise as `load`.
+
+    Args:
+        part, parts: which files' checksums are compared, as in `open_source`.
+    """
+    source = open_source(path, part, parts)
+    words = str(tokenizer or source.config.data.tokenizer)
+    if not words:
+        raise ValueError(
+            f"{source.path} does not say which tokenizer it belongs to; name its folder with --tokenizer."
+        )
+    return source, replace(source.config, data=replace(source.config.data, tokenizer=words))
+
+
+def read(source: Source, config: RunConfig, device: torch.device, precision: Precision) -> Answerer:
+    """Read the weights that `look_up` found."""
+    builder = SampleBuilder(config)
+    with torch.device("meta"):
+        model = Molmo(config.model)
+    fill(model, source, dtype=DTYPES[precision], device=device)
+    return Answerer(model.eval(), builder, device)
+
+
+def read_share(
+    source: Source, config: RunConfig, strategy: Strategy, world: World, precision: Precision
+) -> Share:
+    """Read this rank's part of the weights that `look_up` found; all ranks call alike, and fail alike."""
+    dtype = DTYPES[precision]
+
+    def slices(wanted: dict[str, Cut]) -> Iterable[tuple[str, Tensor]]:
+        return ((name, read_slice(source, name, cut, dtype)) for name, cut in wanted.items())
+
+    return Share.build(config.model, strategy, world, slices, dtype)
+
+
+def with_crops(config: RunConfig, max_crops: int | None) -> RunConfig:
+    """The configuration with at most that many crops of a picture; None changes nothing."""
+    if max_crops is None:
+        return config
+    images = replace(config.model.images, max_crops=max_crops)
+    return replace(config, model=replace(config.model, images=images))
+
+
+def default_precision(device: torch.device) -> Precision:
+    """bf16 on a GPU, fp32 on a CPU."""
+    return "bf16" if device.type == "cuda" else "fp32"
+
+
+def usable_device(name: str | None) -> torch.device:
+    """The device of that name, which must be usable; by default the first GPU, else the CPU."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:  # torch lists every kind it has a name for
+        raise ValueError(f"There is no device '{name}'; here are {_devices()}.") from None
+    try:
+        torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        raise ValueError(
+            f"The device '{name}' cannot be used ({reason}); here are {_devices()}."
+        ) from None
+    return device
+
+
+def _devices() -> str:
+    return ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])

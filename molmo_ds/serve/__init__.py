@@ -1,0 +1,1 @@
+"""HTTP: the protocol, the front that outlives the engine, the link between them."""

@@ -1,0 +1,60 @@
+"""What a released folder, or our export, says of itself: its architecture, how it crops, how it is asked."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from molmo_ds.config import MolmoConfig
+from molmo_ds.model.families.molmo import OWN, from_released
+from molmo_ds.settings import from_dict, to_dict
+
+PREPROCESSOR = "preprocessor_config.json"
+PROCESSOR = "processor_config.json"
+# settings of PromptConfig that decide how a question is put
+PROMPTS = ("message_format", "always_start_with_space")
+
+
+def read_json(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """A folder's JSON file; ValueError if there is none, or if it holds no values by name."""
+    try:
+        values = json.loads((folder / name).read_text())
+    except OSError:
+        raise ValueError(f"{folder} has no {name}; give the folder of a model.") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{folder / name} is not JSON: {error}.") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{folder / name} holds no settings by name; copy the file again.")
+    return values
+
+
+def read(folder: Path) -> MolmoConfig:
+    """The architecture, with crops as preprocessor_config.json has them; ours repeats there what `molmo_ds` holds.
+
+    Raises ValueError for a folder of another kind, or a damaged one.
+    """
+    values = read_json(folder)
+    config = _made(folder, values)
+    if OWN in values or not (folder / PREPROCESSOR).is_file():
+        return config
+    said = read_json(folder, PREPROCESSOR)
+    given = {
+        name: said[name] for name in ("max_crops", "overlap_margins") if said.get(name) is not None
+    }
+    return from_dict(MolmoConfig, to_dict(config) | {"images": to_dict(config.images) | given})
+
+
+def prompts(folder: Path) -> dict[str, Any]:
+    """Settings of PromptConfig that our export's processor_config.json repeats; a released folder has none of them."""
+    if not (folder / PROCESSOR).is_file():
+        return {}
+    said = read_json(folder, PROCESSOR)
+    return {name: said[name] for name in PROMPTS if name in said}
+
+
+def _made(folder: Path, values: dict[str, Any]) -> MolmoConfig:
+    try:
+        return from_released(values)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"{folder / 'config.json'} lacks or garbles {error}; copy the file again."
+        ) from None

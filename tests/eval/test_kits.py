@@ -1,0 +1,179 @@
+"""molmo_ds inside evaluation kits; a kit that is not installed is skipped (docs/guides/kits.md says how to install)."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from eval_files import make, picture
+from PIL import Image
+
+from molmo_ds.eval.kits.answering import FREE, Kit, encoded, question_of, style_of
+from molmo_ds.infer import load
+from molmo_ds.infer.generate import Options
+
+QUESTIONS = ["What is this?", "How bright is it?", "Which colour?"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of tiny weights that say something."""
+    return make(tmp_path_factory.mktemp("kits")) / "model"
+
+
+def ours(model: Path, question: str, shade: int, style: str, tokens: int) -> str:
+    """The answer of the checkpoint asked directly."""
+    answerer = load.load(model)
+    prompt = answerer.builder.prompt([picture(shade)], {"style": style, "question": question})
+    [text], _ = answerer.answer([prompt], Options(max_new_tokens=tokens))
+    return text
+
+
+def test_styles() -> None:
+    named = {
+        "chartqa": "chart_qa",
+        "ChartQA_TEST": "chart_qa",
+        "docvqa_val": "doc_qa",
+        "TextVQA_VAL": "text_vqa",
+    }
+    named |= {
+        "InfoVQA_VAL": "info_qa",
+        "ai2d": "ai2_diagram",
+        "AI2D_TEST": "ai2_diagram",
+        "vqav2_val": "vqa2",
+    }
+    named |= {"mmmu_val": "a_okvqa_mc", "MMVet": FREE, "llava_bench": FREE, "pope": FREE}
+    assert {task: style_of(task) for task in named} == named
+    asked = "How many?\nAnswer the question using a single word or phrase."
+    assert question_of(asked, "chart_qa") == "How many?" and question_of(asked, FREE) == asked
+
+
+def test_answers_come_in_order_and_what_cannot_be_asked_is_said(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kit = Kit(str(model), batch=2)
+    for shade, question in zip((0, 80, 160), QUESTIONS):
+        kit.add("textvqa_val", [question], [Image.open(io.BytesIO(picture(shade)))], 4)
+    kit.add("textvqa_val", ["What?"], [b"no picture"], 4)
+    kit.add("mmvet", ["What?", "Red.", "Sure?"], [picture(0)], 4)
+    *texts, (none, _), (chat, count) = kit.answers()
+    wanted = [
+        ours(model, question, shade, "text_vqa", 4)
+        for shade, question in zip((0, 80, 160), QUESTIONS)
+    ]
+    assert [text for text, _ in texts] == wanted and any(wanted)
+    assert none == "" and "Question 3 has no answer" in caplog.text
+    assert count <= 4 and isinstance(chat, str)
+    assert kit.answers() == []
+
+
+def test_pictures() -> None:
+    seen = Image.open(io.BytesIO(encoded(Image.new("RGBA", (3, 2), (9, 8, 7, 6)))))
+    assert seen.size == (3, 2) and seen.mode == "RGB"
+    with pytest.raises(ValueError, match="A picture is Tensor; Molmo sees pictures only"):
+        encoded(torch.zeros(3, 2, 2))
+
+
+def test_lmms_eval(model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lmms_eval", reason="lmms-eval is not installed; see docs/guides/kits.md")
+    from lmms_eval.evaluator import simple_evaluate
+    from lmms_eval.models import MODEL_REGISTRY_V2
+    from lmms_eval.tasks import TaskManager
+
+    from molmo_ds.eval.kits import lmms_manifest
+
+    MODEL_REGISTRY_V2.register_manifest(lmms_manifest(), overwrite=True)
+    rows = []
+    for number, question in enumerate(QUESTIONS):
+        (tmp_path / f"{number}.png").write_bytes(picture(80 * number))
+        rows.append(
+            {"image": str(tmp_path / f"{number}.png"), "question": question, "answer": "red"}
+        )
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "utils.py").write_text(TASK_CODE)
+    (tmp_path / "task.yaml").write_text(TASK.format(rows=tmp_path / "rows.jsonl"))
+    found = simple_evaluate(
+        model="molmo_ds",
+        model_args=f"checkpoint={model}",
+        tasks=["textvqa_made"],
+        batch_size=2,
+        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
+    )
+    said = {row["doc_id"]: row["filtered_resps"][0] for row in found["samples"]["textvqa_made"]}
+    wanted = [ours(model, question, 80 * i, "text_vqa", 4) for i, question in enumerate(QUESTIONS)]
+    assert [said[i] for i in range(3)] == wanted
+    assert found["results"]["textvqa_made"]["exact_match,none"] == 0.0
+
+
+def test_vlmevalkit(model: Path, tmp_path: Path) -> None:
+    reason = "VLMEvalKit is not installed; see docs/guides/kits.md"
+    pytest.importorskip("vlmeval", reason=reason)
+    import pandas
+    from vlmeval.config import supported_VLM
+    from vlmeval.inference import infer_data
+    from vlmeval.smp import load as read
+
+    from molmo_ds.eval.kits.vlmevalkit import register
+
+    class Made:
+        """A data set as the kit has them."""
+
+        dataset_name = "ChartQA_TEST"
+        data = pandas.DataFrame(
+            {"index": [7, 8, 9], "question": QUESTIONS, "A": ["red", "blue", None]}
+        )
+
+        def __len__(self) -> int:
+            return len(self.data)
+
+        def dump_image(self, line: dict) -> list[str]:
+            file = tmp_path / f"{line['index']}.png"
+            file.write_bytes(picture(80 * (line["index"] - 7)))
+            return [str(file)]
+
+    register("mine", str(model), max_new_tokens=4)
+    assert "mine" in supported_VLM
+    out = tmp_path / "out.pkl"
+    infer_data("mine", "mine", str(tmp_path), Made(), str(out))
+    asked = ["What is this?\nA: red\n", "How bright is it?\nA: blue\n", "Which colour?"]
+    wanted = [ours(model, question, 80 * i, "chart_qa", 4) for i, question in enumerate(asked)]
+    assert list(read(str(out)).values()) == wanted and any(wanted)
+    free = supported_VLM["mine"]()
+    assert not free.use_custom_prompt("MMVet") and free.use_custom_prompt("AI2D_TEST")
+    with pytest.raises(ValueError, match="not about videos"):
+        free.generate_inner([{"type": "video", "value": "a.mp4"}], "MVBench")
+
+
+TASK = """
+task: textvqa_made
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: "{rows}"}}}}
+test_split: test
+output_type: generate_until
+doc_to_visual: !function utils.visual
+doc_to_text: !function utils.text
+doc_to_messages: !function utils.messages
+doc_to_target: answer
+generation_kwargs: {{max_new_tokens: 4, temperature: 0, do_sample: false, until: ["|"]}}
+process_results: !function utils.results
+metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
+metadata: [{{version: 0.0}}]
+"""
+
+TASK_CODE = """
+from PIL import Image
+
+def visual(doc):
+    return [Image.open(doc["image"]).convert("RGB")]
+
+def text(doc, lmms_eval_specific_kwargs=None):
+    return doc["question"] + "\\nAnswer the question using a single word or phrase."
+
+def messages(doc, lmms_eval_specific_kwargs=None):
+    parts = [{"type": "image", "url": visual(doc)[0]}, {"type": "text", "text": text(doc)}]
+    return [{"role": "user", "content": parts}]
+
+def results(doc, results):
+    return {"exact_match": float(results[0] == doc["answer"])}
+"""
