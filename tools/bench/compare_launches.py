@@ -5,7 +5,8 @@
 A cell is `deepspeed --num_accelerators N --module molmo_ds.train examples/digits/questions.yaml strategy=... ` with SGD
 and micro-batches of one sequence, dense and with four experts, under each packing. Its losses and gradient norms of
 every step are compared with those of zero1.json on the same number of ranks. --write replaces the table in
-docs/evidence/equality.md. RUN is a folder of examples/quickstart.sh (16 steps are enough).
+docs/evidence/equality.md. RUN is a folder of examples/quickstart.sh (16 steps are enough); finished cells are kept in
+RUN/launches.jsonl, so that the same command goes on where it was stopped.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from molmo_ds.testing.tables import ROOT, cpu, write
 
 PACKINGS = ("pack", "to_max", "to_128")
 MODELS = {"dense": [], "experts": ["model.text.num_experts=4", "model.text.num_experts_per_tok=2"]}
+KEPT = "launches.jsonl"
 STEPS = 4
 MEASURE = "zero1"
 ALLOWED = 2e-5  # relative; float32 and 4 unclipped steps of SGD
@@ -79,6 +81,12 @@ def difference(ours: list[dict[str, float]], measure: list[dict[str, float]]) ->
         for key in SAME:
             worst = max(worst, abs(mine[key] - theirs[key]) / max(abs(theirs[key]), 1e-6))
     return worst
+
+
+def finished(path: Path) -> dict[Cell, list[dict[str, float]] | str]:
+    """The cells of an earlier call."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {tuple(cell): result for cell, result in map(json.loads, lines)}
 
 
 def table(results: dict[Cell, list[dict[str, float]] | str]) -> list[str]:
@@ -152,14 +160,17 @@ def main() -> None:
         for model in arguments.models
         for packing in arguments.packings
     ]
+    kept = finished(run / KEPT)
     results: dict[Cell, list[dict[str, float]] | str] = {}
     refused: dict[tuple, str] = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, open(run / KEPT, "a") as log:
         for cell in tqdm(cells, unit="launch"):
             known = refused.get(cell[:3])  # a packing refuses nothing
-            results[cell] = known or launch(run, cell, Path(folder))
+            results[cell] = kept.get(cell) or known or launch(run, cell, Path(folder))
             if isinstance(results[cell], str):
                 refused[cell[:3]] = results[cell]
+            if cell not in kept:
+                print(json.dumps([cell, results[cell]]), file=log, flush=True)
     command = f"python tools/bench/compare_launches.py {shlex.join(sys.argv[1:])}"
     lines = [f"`{command}`, {began}, {cpu()}:", "", *table(results)]
     print("\n".join(lines))
