@@ -12,9 +12,9 @@ module = ops.AsyncIOBuilder().load(verbose=False)
 fi
 test=(.venv/bin/python -m pytest -q -rs --timeout 600)
 code=0
-if (($# == 0)); then  # two processes share the files, as many tests leave a core idle; then what must run alone
-    "${test[@]}" -m "not alone" --numprocesses 2 --dist loadfile --no-loadscope-reorder || code=$?
-    "${test[@]}" -m alone || code=$?
+if [[ $* == "" || $* == --fast ]]; then  # two processes share the files, as many tests leave a core idle
+    "${test[@]}" "$@" -m "not alone" --numprocesses 2 --dist loadfile --no-loadscope-reorder || code=$?
+    "${test[@]}" "$@" -m alone || code=$?  # beside nothing else
 else
     "${test[@]}" "$@" || code=$?
 fi
