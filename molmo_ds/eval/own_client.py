@@ -14,7 +14,6 @@ from numpy.random import RandomState
 from molmo_ds.batch import Sample
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.sample.builder import SampleBuilder
-from molmo_ds.engine.strategy import Limits
 from molmo_ds.eval.client import Ask, Reply, failure
 from molmo_ds.infer.answers import answer
 from molmo_ds.infer.load import Answerer
@@ -44,13 +43,8 @@ class OwnClient:
 
     @classmethod
     def of(cls, answerer: Answerer, batch: int = 64, workers: int | None = None) -> OwnClient:
-        """A network in this process; a prompt and its answer have all positions that it knows."""
-        limits = Limits(slots=batch, slot_tokens=answerer.model.config.text.max_position_embeddings)
-        return cls(
-            answerer.builder,
-            Replica.of(answerer.model, answerer.builder.tokenizer.eos, limits),
-            workers,
-        )
+        """A network in this process."""
+        return cls(answerer.builder, answerer.replica(batch), workers)
 
     def replies(self, asks: Iterable[Ask]) -> Iterator[Reply]:
         """As in `Client`."""

@@ -115,11 +115,13 @@ class Checkpoint:
             return _Asked(self, crops)
         builder = self.builder(crops)
         if self.replica is None:
-            share = load.read_share(
-                self.source, self.config, self.strategy, self.world, self.precision
-            )
-            self.replica = Replica(
-                share, builder.tokenizer.eos, self.strategy.limits, self.strategy.execution
+            self.replica = load.read_replica(
+                self.source,
+                self.config.model,
+                self.strategy,
+                self.world,
+                self.precision,
+                builder.tokenizer.eos,
             )
         return OwnClient(builder, self.replica)
 

@@ -29,6 +29,7 @@ from molmo_ds.eval.score import score, scored_row
 from molmo_ds.eval.sets import resolve
 from molmo_ds.infer.load import DTYPES, Answerer, default_precision
 from molmo_ds.model.molmo import Molmo
+from molmo_ds.weights.slices import put
 
 BATCH = 8  # questions that a rank answers at a time: training leaves little memory
 
@@ -104,9 +105,8 @@ class TaskInTraining:
         for name, value in tqdm(
             engine.full_state(), f"{self.name}: weights", leave=False, disable=silent
         ):
-            path, _, leaf = name.rpartition(".")
             value = value.to(engine.world.device, DTYPES[self.precision])
-            setattr(model.get_submodule(path), leaf, nn.Parameter(value, requires_grad=False))
+            put(model, name, nn.Parameter(value, requires_grad=False))
         assert not any(parameter.is_meta for parameter in model.parameters()), (
             "a parameter has no weights"
         )

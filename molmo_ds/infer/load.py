@@ -11,16 +11,15 @@ import torch
 from torch import Tensor
 
 from molmo_ds.batch import Batch, Sample
-from molmo_ds.config import RunConfig
+from molmo_ds.config import MolmoConfig, RunConfig
 from molmo_ds.data.order.packing import collate
 from molmo_ds.data.sample.builder import SampleBuilder
-from molmo_ds.engine.answering.layout import Cut
-from molmo_ds.engine.answering.share import Share
 from molmo_ds.engine.launch import World
-from molmo_ds.engine.strategy import Strategy
+from molmo_ds.engine.strategy import Limits, Strategy
 from molmo_ds.infer.generate import Options, generate
+from molmo_ds.infer.replica import Replica
 from molmo_ds.model.molmo import Molmo
-from molmo_ds.weights.slices import fill, read_slice
+from molmo_ds.weights.slices import Cut, fill, read_slice
 from molmo_ds.weights.source import Source, open_source
 
 Precision = Literal["fp32", "bf16"]
@@ -46,6 +45,12 @@ class Answerer:
         tokenizer = self.builder.tokenizer
         made = generate(self.model, self.batch(prompts), tokenizer.eos, options, tokenizer.decode)
         return [text.strip() for text in made.texts(tokenizer.decode)], made.cut
+
+    def replica(self, slots: int) -> Replica:
+        """The model as a Replica; a prompt and its answer have all positions that it knows."""
+        known = self.model.config.text.max_position_embeddings
+        limits = Limits(slots=slots, slot_tokens=known)
+        return Replica.of(self.model, self.builder.tokenizer.eos, limits)
 
 
 def load(
@@ -90,16 +95,22 @@ def read(source: Source, config: RunConfig, device: torch.device, precision: Pre
     return Answerer(model.eval(), builder, device)
 
 
-def read_share(
-    source: Source, config: RunConfig, strategy: Strategy, world: World, precision: Precision
-) -> Share:
+def read_replica(
+    source: Source,
+    model: MolmoConfig,
+    strategy: Strategy,
+    world: World,
+    precision: Precision,
+    eos: int,
+) -> Replica:
     """Read this rank's part of the weights that `look_up` found; all ranks call alike, and fail alike."""
     dtype = DTYPES[precision]
 
     def slices(wanted: dict[str, Cut]) -> Iterable[tuple[str, Tensor]]:
-        return ((name, read_slice(source, name, cut, dtype)) for name, cut in wanted.items())
+        for name, cut in wanted.items():
+            yield name, read_slice(source, name, cut, dtype, world.device)
 
-    return Share.build(config.model, strategy, world, slices, dtype)
+    return Replica.over_ranks(model, strategy, world, slices, eos, dtype)
 
 
 def with_crops(config: RunConfig, max_crops: int | None) -> RunConfig:

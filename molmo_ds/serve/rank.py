@@ -11,8 +11,8 @@ import sys
 
 from molmo_ds.data.tokens import Tokenizer
 from molmo_ds.engine import launch
-from molmo_ds.engine.strategy import Limits, read_strategy
-from molmo_ds.infer.load import default_precision, load, look_up, read_share
+from molmo_ds.engine.strategy import read_strategy
+from molmo_ds.infer.load import default_precision, load, look_up, read_replica
 from molmo_ds.infer.replica import Replica
 from molmo_ds.serve.address import read_address
 from molmo_ds.serve.link import Dialled
@@ -45,10 +45,7 @@ def work(settings: RankSettings, secret: str) -> None:
 
 def build_alone(settings: RankSettings) -> Replica:
     """A replica that is this process."""
-    answerer = load(settings.folder, settings.tokenizer, settings.device)
-    known = answerer.model.config.text.max_position_embeddings
-    limits = Limits(slots=settings.slots, slot_tokens=known)
-    return Replica.of(answerer.model, answerer.builder.tokenizer.eos, limits)
+    return load(settings.folder, settings.tokenizer, settings.device).replica(settings.slots)
 
 
 def build_part(settings: RankSettings) -> Replica:
@@ -59,8 +56,8 @@ def build_part(settings: RankSettings) -> Replica:
         lambda: look_up(settings.folder, settings.tokenizer, world.rank, world.size)
     )
     tokenizer = Tokenizer(config.data.tokenizer, config.model.text.vocab_size)
-    share = read_share(source, config, strategy, world, default_precision(world.device))
-    return Replica(share, tokenizer.eos, strategy.limits, strategy.execution)
+    precision = default_precision(world.device)
+    return read_replica(source, config.model, strategy, world, precision, tokenizer.eos)
 
 
 if __name__ == "__main__":

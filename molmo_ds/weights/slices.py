@@ -41,9 +41,13 @@ def fill(
     ):
         own = read_slice(source, name, (cuts or {}).get(name, ()), dtype or parameter.dtype, device)
         compare(source.path, name, list(own.shape), list(parameter.shape))
-        path, _, leaf = name.rpartition(".")
-        made = nn.Parameter(own, requires_grad=parameter.requires_grad)
-        setattr(module.get_submodule(path), leaf, made)
+        put(module, name, nn.Parameter(own, requires_grad=parameter.requires_grad))
+
+
+def put(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Replace a parameter, which may be on the meta device, by another of its name."""
+    path, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(path), leaf, parameter)
 
 
 def read_slice(

@@ -10,7 +10,6 @@ from torch import Tensor
 from molmo_ds.batch import Sample
 from molmo_ds.config import MolmoConfig
 from molmo_ds.data.order.packing import collate
-from molmo_ds.engine.answering.layout import Cut
 from molmo_ds.engine.answering.quantized import check, quantize
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.strategy import Execution, parse
@@ -22,6 +21,7 @@ from molmo_ds.model.linear import Linear
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.testing import synthetic
 from molmo_ds.testing.oracle import family
+from molmo_ds.weights.slices import Cut
 
 needs_torchao = pytest.mark.skipif(
     importlib.util.find_spec("torchao") is None, reason="torchao is not installed"

@@ -15,7 +15,7 @@ from recorder import Recorder
 from torch import Tensor
 
 from molmo_ds.config import MolmoConfig
-from molmo_ds.engine.answering.layout import Cut, refuse
+from molmo_ds.engine.answering.layout import refuse
 from molmo_ds.engine.answering.share import Share
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.strategy import Execution, Limits, parse, read_strategy
@@ -26,6 +26,7 @@ from molmo_ds.infer.replica import Replica
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.testing import synthetic
 from molmo_ds.testing.ranks import run_ranks
+from molmo_ds.weights.slices import Cut
 
 ROOT = Path(__file__).parents[2]
 EOS = 7

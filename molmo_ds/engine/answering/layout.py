@@ -15,8 +15,8 @@ from molmo_ds.engine.strategy import SETTINGS, Strategy
 from molmo_ds.engine.tensor_shards import COLUMNS, ROWS, shard
 from molmo_ds.model.decoder import DecoderLayer, MoE
 from molmo_ds.model.molmo import layer_list
+from molmo_ds.weights.slices import Cut, put
 
-Cut = tuple[slice, ...]  # what a rank holds of a whole parameter, by dimension
 Fill = Callable[[dict[str, Cut]], Iterable[tuple[str, Tensor]]]  # by names of Molmo's parameters
 WORDS = "head.lm_head.weight"
 EXPERTS = re.compile(r"layers\.\d+\.mlp\.experts\.(gate_up|down)_proj")
@@ -80,14 +80,14 @@ def load(
         for source, values in (
             fill({source: wanted[name] for source, name in ours.items()}) if ours else ()
         ):
-            owner, _, leaf = ours.pop(source).rpartition(".")
-            shape = module.get_submodule(owner).get_parameter(leaf).shape
+            name = ours.pop(source)
+            shape = module.get_parameter(name).shape
             if values.shape != shape:
                 raise ValueError(
                     f"The weights' {source} has a part of {list(values.shape)}, not {list(shape)}."
                 )
             own = values.to(device, dtype)  # no copy of what is read as it shall be
-            setattr(module.get_submodule(owner), leaf, nn.Parameter(own, requires_grad=False))
+            put(module, name, nn.Parameter(own, requires_grad=False))
         if ours:
             raise ValueError(
                 f"The weights lack {next(iter(ours))}; they are not those of this network."

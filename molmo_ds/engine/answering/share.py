@@ -83,15 +83,12 @@ class Share:
         if strategy.stages > 1:
             grid.make("stage", "tensor")
         module, rows = stage_rows(config, strategy, grid)
-        failure = None
-        try:
+
+        def take_weights() -> None:
             quantized.check(config, weights)
             load(module, config, fill, grid, world.device, dtype)
-        except (ValueError, OSError) as error:
-            failure = error
-        failures = world.gather(failure) if world.size > 1 else [failure]
-        for failure in filter(None, failures):  # of whichever rank: all end with its sentence
-            raise failure
+
+        world.together(take_weights)
         if weights:
             quantized.quantize([layer for _, layer in rows], weights)
         if strategy.tensor > 1:
