@@ -15,11 +15,12 @@ from pathlib import Path
 from molmo_ds.cli.serve_options import read_arguments
 from molmo_ds.engine.launching.hosts import read_hosts, refuse_unknown
 from molmo_ds.engine.launching.supervise import free_port
-from molmo_ds.serve.prompts import run_config
+from molmo_ds.infer.load import look_up
 from molmo_ds.serve.settings import FrontSettings, RankSettings
 from molmo_ds.serve.vllm import VLLMSettings
 from molmo_ds.serve.vllm import serve as serve_vllm
 from molmo_ds.serve.watch import Patience, Watch, new_secret
+from molmo_ds.weights.source import NO_FILE
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -48,7 +49,8 @@ def main(arguments: list[str] | None = None) -> None:
     hosts = read_hosts(given.hosts) if given.hosts else []
     refuse_unknown(hosts)
     tokenizer = given.tokenizer and str(given.tokenizer)
-    run_config(both["folder"], tokenizer)  # a wrong folder is a sentence before anything is started
+    # a wrong folder is a sentence before anything is started
+    look_up(both["folder"], tokenizer, *NO_FILE)
     link = given.link or f"127.0.0.1:{free_port()}"
     front = FrontSettings(
         **both,

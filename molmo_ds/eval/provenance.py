@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -74,6 +75,7 @@ def prompt_version(config: PromptConfig, tokenizer: str = "") -> str:
     return digest.hexdigest()[:16]
 
 
+@functools.cache
 def code_version() -> str:
     """A hash of the package's files that decide answers and figures."""
     digest = hashlib.sha256()

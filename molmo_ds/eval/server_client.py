@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import http.client
 import io
 import itertools
@@ -20,6 +19,7 @@ from PIL import Image
 
 from molmo_ds.config import PromptConfig
 from molmo_ds.data.sample.prompts import PromptFormatter
+from molmo_ds.eval.chat import VERBATIM, headers, picture_part, sentence
 from molmo_ds.eval.client import Ask, Reply, failure
 
 KEY = "OPENAI_API_KEY"  # of the environment
@@ -30,9 +30,6 @@ TIMEOUT = 600.0  # seconds for one answer
 AGAIN = (408, 409, 425, 429)  # and every 5xx: the next attempt may succeed
 REFUSED = (401, 403, 404)  # no question would be answered
 ENDS = {"stop": "stop", "length": "length"}  # finish_reason -> the end of a reply
-# our server's key `style`: the text is a whole prompt, the tag of a style included
-VERBATIM = "verbatim"
-
 # a chat template adds the rest
 BARE = PromptConfig(message_format="none", always_start_with_space=False)
 
@@ -146,11 +143,8 @@ class ServerClient:
         raise Unanswered(f"no answer in {ATTEMPTS} attempts; the last: {why}")
 
     def _once(self, path: str, body: dict[str, Any] | None) -> Any:
-        headers = {"Content-Type": "application/json"}
-        if os.environ.get(KEY):
-            headers["Authorization"] = f"Bearer {os.environ[KEY]}"
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, headers)
+        request = urllib.request.Request(self.url + path, data, headers(os.environ.get(KEY)))
         with urllib.request.urlopen(request, timeout=self.timeout) as answer:
             return json.loads(answer.read())
 
@@ -174,13 +168,12 @@ def _read(ask: Ask, answer: Any, prompt: str) -> Reply:
 
 def _part(picture: bytes) -> dict[str, Any]:
     kind = Image.open(io.BytesIO(picture)).get_format_mimetype() or "image/jpeg"
-    url = f"data:{kind};base64,{base64.b64encode(picture).decode()}"
-    return {"type": "image_url", "image_url": {"url": url}}
+    return picture_part(picture, kind)
 
 
 def _error_text(error: urllib.error.HTTPError) -> str:
     try:
-        said = json.loads(error.read())["error"]
-        return str(said["message"] if isinstance(said, dict) else said)
-    except (ValueError, LookupError, TypeError, OSError):
-        return str(error.reason)
+        said = sentence(error.read())
+    except OSError:
+        said = None
+    return str(error.reason) if said is None else said

@@ -101,13 +101,18 @@ class Checkpoint:
     def known(self, crops: int | None) -> dict[str, Any]:
         """See Subject."""
         return {
-            "checkpoint": provenance.checkpoint_hash(self.folder),
+            "checkpoint": self.weights,
             "prompt": provenance.prompt_version(
                 self.config.data.prompts, self.builder(crops).tokenizer.digest
             ),
             "crops": self.configured(crops).model.images.max_crops,
             "precision": self.precision,
         }
+
+    @functools.cached_property
+    def weights(self) -> str:
+        """The hash of the weights, which is the same for all tasks."""
+        return provenance.checkpoint_hash(self.folder)
 
     def client(self, crops: int | None) -> Client:
         """See Subject."""
@@ -160,7 +165,8 @@ class Checkpoint:
         config = self.configured(crops)
         number = config.model.images.max_crops
         if number not in self.builders:
-            self.builders[number] = SampleBuilder(config)
+            one = next(iter(self.builders.values()), None)
+            self.builders[number] = SampleBuilder(config, one and one.tokenizer)
         return self.builders[number]
 
 

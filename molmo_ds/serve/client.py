@@ -1,6 +1,5 @@
 """A client of a server that speaks OpenAI's chat completions: one question, its answer piece by piece."""
 
-import base64
 import io
 import json
 import urllib.error
@@ -11,33 +10,32 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from molmo_ds.eval.chat import headers, picture_part, sentence
+
 SECONDS = 600
 
 
 def request_body(question: str, pictures: Sequence[np.ndarray], **keys: Any) -> dict[str, Any]:
     """The body of a request with one message; pictures are uint8 [height, width, 3]."""
-    parts = [
-        {"type": "image_url", "image_url": {"url": _data_url(picture)}} for picture in pictures
-    ]
+    parts = [picture_part(_png(picture), "image/png") for picture in pictures]
     parts.append({"type": "text", "text": question})
     return {"messages": [{"role": "user", "content": parts}], "stream": True, **keys}
 
 
 def stream(server: str, key: str | None, body: dict[str, Any]) -> Iterator[str]:
     """The pieces of an answer; ValueError with the server's own sentence where it gives none."""
-    headers = {
-        "Content-Type": "application/json",
-        **({"Authorization": f"Bearer {key}"} if key else {}),
-    }
     url = f"{server.rstrip('/')}/v1/chat/completions"
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"--server {server} is no URL; write it as http://HOST:PORT.")
     try:
-        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers(key))
         with urllib.request.urlopen(request, timeout=SECONDS) as response:
             yield from _pieces(response)
     except urllib.error.HTTPError as error:
-        raise ValueError(f"{server} answers {error.code}: {_sentence(error.read())}") from None
+        answer = error.read()
+        said = sentence(answer)
+        said = ascii(answer[:100]) if said is None else said
+        raise ValueError(f"{server} answers {error.code}: {said}") from None
     except urllib.error.URLError as error:
         raise ValueError(f"{server} cannot be reached ({error.reason}); is it running?") from None
 
@@ -54,14 +52,7 @@ def _pieces(lines: Iterator[bytes]) -> Iterator[str]:
     raise ValueError("The connection was closed before the answer was whole; ask again.")
 
 
-def _sentence(answer: bytes) -> str:
-    try:
-        return str(json.loads(answer)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return ascii(answer[:100])
-
-
-def _data_url(picture: np.ndarray) -> str:
+def _png(picture: np.ndarray) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(picture).save(stream, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    return stream.getvalue()

@@ -1,25 +1,19 @@
 """A request to what a Replica is asked: by the very files that training used, so that there is no second template."""
 
-import copy
-import dataclasses
 import functools
+from dataclasses import replace
 
 from safetensors.torch import save
 
 from molmo_ds.batch import Sample
-from molmo_ds.config import RunConfig
 from molmo_ds.data.decode import read_size
 from molmo_ds.data.sample.builder import SampleBuilder
-from molmo_ds.data.sample.prompts import PromptFormatter
 from molmo_ds.data.sample.turns import unspoken
+from molmo_ds.eval.chat import VERBATIM
+from molmo_ds.infer.load import look_up, with_crops
 from molmo_ds.serve.dispatcher import Prompt
 from molmo_ds.serve.protocol import Refused, Request
-from molmo_ds.weights.source import open_source
-
-# no style: the text is a prompt of PromptFormatter's already, with or without its frame
-VERBATIM = "verbatim"
-
-NO_FILE = (2**31 - 1, 2**31)  # part, parts: which files' checksums are compared
+from molmo_ds.weights.source import NO_FILE
 
 
 class Prompts:
@@ -30,7 +24,7 @@ class Prompts:
     """
 
     def __init__(self, folder: str, tokenizer: str | None, max_pixels: int):
-        self.config = run_config(folder, tokenizer)
+        _, self.config = look_up(folder, tokenizer, *NO_FILE)  # checksums are the engine's affair
         self.max_pixels = max_pixels
         self.builder = SampleBuilder(self.config)
         self.tokenizer = self.builder.tokenizer
@@ -59,16 +53,11 @@ class Prompts:
 
     def _builder_for(self, max_crops: int | None, verbatim: bool) -> SampleBuilder:
         """The builder with other crops or without a style's prefix; it shares the tokenizer."""
-        builder = copy.copy(self.builder)
-        if max_crops is not None:
-            model = self.config.model
-            images = dataclasses.replace(model.images, max_crops=max_crops)
-            builder.images = type(builder.images)(dataclasses.replace(model, images=images))
+        config = with_crops(self.config, max_crops)
         if verbatim:
-            builder.prompts = PromptFormatter(
-                dataclasses.replace(self.config.data.prompts, system_prompt="none")
-            )
-        return builder
+            prompts = replace(config.data.prompts, system_prompt="none")
+            config = replace(config, data=replace(config.data, prompts=prompts))
+        return SampleBuilder(config, self.tokenizer)
 
     def _check(self, pictures: list[bytes]) -> None:
         pixels = 0
@@ -88,18 +77,3 @@ class Prompts:
 def pack_sample(sample: Sample) -> bytes:
     """A Sample as safetensors."""
     return save({name: tensor.contiguous() for name, tensor in vars(sample).items()})
-
-
-def run_config(folder: str, tokenizer: str | None) -> RunConfig:
-    """The configuration of any folder that weights.source opens, with its tokenizer; checksums are the engine's affair.
-
-    ValueError where the folder is none, or no tokenizer is known.
-    """
-    source = open_source(folder, *NO_FILE)
-    config = source.config
-    words = tokenizer or config.data.tokenizer
-    if not words:
-        raise ValueError(
-            f"{source.path} does not say which tokenizer it belongs to; name its folder with --tokenizer."
-        )
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=words))

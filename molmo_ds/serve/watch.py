@@ -28,6 +28,7 @@ from molmo_ds.engine.launching.supervise import (
     signal_hosts,
     wait,
 )
+from molmo_ds.serve.address import read_address
 from molmo_ds.serve.settings import SECRET, FrontSettings, RankSettings, as_word
 
 LOOK_SECONDS = 0.5  # between two looks at /health
@@ -165,8 +166,8 @@ class Watch:
 
     def _look(self) -> None:
         """Ask the front how many replicas are missing."""
-        host, _, port = self.front.address.rpartition(":")
-        host = "127.0.0.1" if host in ("0.0.0.0", "") else host
+        host, port = read_address(self.front.address)
+        host = "127.0.0.1" if host == "0.0.0.0" else host
         try:
             with urllib.request.urlopen(f"http://{host}:{port}/health", timeout=5) as response:
                 missing = json.loads(response.read())["missing"]

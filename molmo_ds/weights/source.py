@@ -4,6 +4,7 @@ The kinds: a run's checkpoint whatever strategy wrote it, our folder of weights,
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,12 +23,14 @@ from molmo_ds.weights.checkpoint import Found
 from molmo_ds.weights.tensor_files import INDEXES, SINGLE, TensorFolder
 
 EMBEDDING, HEAD = "embed.embedding", "head.lm_head.weight"
+# part, parts of `open_source` for which no file's checksum is compared
+NO_FILE = (2**31 - 1, 2**31)
 IGNORED = ("rotary_emb.inv_freq", "position_ids")  # buffers that old releases saved
 PAD_EMBED = "model.vision_backbone.pad_embed"  # exported as zeros where a model has none
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class Source(ABC):
     """The tensors that a model of `config` needs, of which every one is there and has its shape.
 
     A head that is tied to the embedding comes out as a copy of it, and the configuration as untied.
@@ -37,13 +40,13 @@ class Source:
     config: RunConfig  # data.tokenizer is the folder of its tokenizer, "" where it has none
     shapes: dict[str, list[int]]
 
+    @abstractmethod
     def rows(self, name: str, first: int, last: int) -> Tensor:
         """Rows [first, last) of a tensor; mapped memory where the file holds them so. Not to be written to."""
-        raise NotImplementedError
 
+    @abstractmethod
     def file(self, name: str) -> Path:
         """A file that holds a tensor, or some of it."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

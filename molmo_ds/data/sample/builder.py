@@ -46,13 +46,16 @@ class SampleBuilder:
     A record is the JSON of a sample (docs/reference/data-format.md) with `sizes`, the upright (width, height) of every
     picture, and, to be built, `pixels`, their encoded bytes. `size` and `build` draw the same prompts from equal
     generators.
+
+    Args:
+        tokenizer: that of the configuration, where it is read already.
     """
 
-    def __init__(self, config: RunConfig):
+    def __init__(self, config: RunConfig, tokenizer: Tokenizer | None = None):
         self.sequence_length = config.data.sequence_length
         self.images = ImageProcessor(config.model)
         self.prompts = PromptFormatter(config.data.prompts)
-        self.tokenizer = Tokenizer(config.data.tokenizer, config.model.text.vocab_size)
+        self.tokenizer = tokenizer or Tokenizer(config.data.tokenizer, config.model.text.vocab_size)
         self.longest = config.model.text.max_position_embeddings
         settings = [
             dataclasses.asdict(part)

@@ -16,6 +16,7 @@ import aiohttp
 
 from molmo_ds.eval.captions.cache import Cache, file_name
 from molmo_ds.eval.captions.prompts import Messages
+from molmo_ds.eval.chat import sentence
 
 FIRST_DELAY = 0.5  # seconds before the second try; doubles with each further try
 LONGEST_DELAY = 60.0
@@ -212,12 +213,8 @@ def _parsed(body: str) -> dict[str, Any] | None:
 
 def _message(body: str) -> str:
     """What an error says, in at most 200 characters."""
-    try:
-        error = json.loads(body)["error"]
-        body = str(error["message"] if isinstance(error, dict) else error)
-    except (ValueError, KeyError, TypeError):
-        pass
-    return " ".join(body.split()).rstrip(".")[:200]
+    said = sentence(body)
+    return " ".join((body if said is None else said).split()).rstrip(".")[:200]
 
 
 def _seconds(retry_after: str) -> float:

@@ -3,6 +3,7 @@
 Source: transformers 5.23, models/{clip, siglip, dinov2}.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Container
 from typing import Any
 
@@ -13,7 +14,7 @@ EMBEDDINGS = "vision.embeddings."
 ONLY_CLIP = "vLLM knows only the tower CLIP L/14 at 336 pixels with 23 layers"
 
 
-class Tower:
+class Tower(ABC):
     """A family with CLIP's names of a block; it says what its embeddings are, and overrides what is otherwise."""
 
     config_type: str  # what transformers' AutoConfig calls the configuration of the tower alone
@@ -83,9 +84,9 @@ class Tower:
         known = ("", "vision_model.", "dinov2.")
         return next((prefix for prefix in known if f"{prefix}{self.patch}.weight" in keys), "")
 
+    @abstractmethod
     def embeddings(self, prefix: str) -> Table:
         """The tensors before the first block, without the convolution's weight."""
-        raise NotImplementedError
 
     def not_served(self, vision: VisionConfig) -> str | None:
         """Why vLLM's Molmo (0.33) has no such tower, None if it has."""
