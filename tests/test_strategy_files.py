@@ -9,22 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from molmo_ds.testing.cells import COMPARED, Cell, words
 from molmo_ds.testing.ranks import Forked, free_port, rank_environment
 from molmo_ds.testing.scripts import load
 
 ROOT = Path(__file__).parents[1]
 STEPS = 3
 STRATEGIES = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
-EXPERTS = ["model.text.num_experts=4", "model.text.num_experts_per_tok=2"]
-SAME = (
-    "loss",
-    "grad_norm/connector",
-    "grad_norm/vision",
-    "grad_norm/text",
-    "tokens",
-    "learnt_tokens",
-    "crops",
-)
 CELLS = [
     *((2, strategy, "dense", "pack") for strategy in STRATEGIES if "_ep" not in strategy),
     *(
@@ -55,7 +46,7 @@ def run(shards: Path, tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("strategies")
     found: dict[tuple, list[dict]] = {}
 
-    def lines(cell: tuple[int, str, str, str]) -> list[dict]:
+    def lines(cell: Cell) -> list[dict]:
         if cell not in found:
             found[cell] = train(shards, cell, folder / "-".join(map(str, cell)))
         return found[cell]
@@ -63,20 +54,14 @@ def run(shards: Path, tmp_path_factory: pytest.TempPathFactory):
     return lines
 
 
-def train(shards: Path, cell: tuple[int, str, str, str], out: Path) -> list[dict]:
+def train(shards: Path, cell: Cell, out: Path) -> list[dict]:
     """Train the cell on its ranks; AssertionError with what a rank said if one does not end well."""
-    ranks, strategy, model, packing = cell
-    words = [
-        str(ROOT / "examples/digits/questions.yaml"), f"strategy={ROOT}/ds_configs/{strategy}.json", f"out={out}",
-        f"data.sources.questions.path={shards / 'data/questions'}", f"data.tokenizer={shards / 'tokenizer'}",
-        f"data.packing={packing}", "data.num_workers=0", "micro_batch=1", f"max_steps={STEPS}", "save_interval=1000",
-        "optim.name=sgd", "optim.max_grad_norm=0", *(EXPERTS if model == "experts" else []),
-        *(f"optim.{part}.{key}" for part in ("connector", "vision", "text") for key in ("lr=0.05", "warmup_steps=2")),
-    ]  # fmt: skip
+    ranks = cell[0]
     port = free_port()
     said = [out.with_name(f"{out.name}-{rank}.txt") for rank in range(ranks)]
     started = [
-        Forked(words, said[rank], rank_environment(rank, ranks, port)) for rank in range(ranks)
+        Forked(words(shards, cell, out, STEPS), said[rank], rank_environment(rank, ranks, port))
+        for rank in range(ranks)
     ]
     for process in started:
         code, output = process.finish(timeout=500)  # DeepSpeed may compile its op for NVMe first
@@ -85,11 +70,11 @@ def train(shards: Path, cell: tuple[int, str, str, str], out: Path) -> list[dict
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: "-".join(map(str, cell)))
-def test_trains_as_zero1_does(run, cell: tuple[int, str, str, str]) -> None:
+def test_trains_as_zero1_does(run, cell: Cell) -> None:
     ranks, _, model, packing = cell
     measure = run((ranks, "zero1", model, packing))
     ours = run(cell)
     assert len(ours) == len(measure) == STEPS
     for mine, theirs in zip(ours, measure):
-        for key in SAME:
+        for key in COMPARED:
             assert mine[key] == pytest.approx(theirs[key], rel=5e-6), (mine["step"], key)

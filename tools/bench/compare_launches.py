@@ -23,38 +23,21 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from molmo_ds.testing.cells import COMPARED, MODELS, Cell, words
 from molmo_ds.testing.tables import ROOT, cpu, write
 
 PACKINGS = ("pack", "to_max", "to_128")
-MODELS = {"dense": [], "experts": ["model.text.num_experts=4", "model.text.num_experts_per_tok=2"]}
 KEPT = "launches.jsonl"
 STEPS = 4
 MEASURE = "zero1"
 ALLOWED = 2e-5  # relative; float32 and 4 unclipped steps of SGD
-SAME = (
-    "loss",
-    "grad_norm/connector",
-    "grad_norm/vision",
-    "grad_norm/text",
-    "tokens",
-    "learnt_tokens",
-    "crops",
-)
-Cell = tuple[int, str, str, str]  # ranks, strategy, model, packing
 
 
 def launch(run: Path, cell: Cell, folder: Path) -> list[dict[str, float]] | str:
     """The log of a cell's steps, or the sentence with which it is refused; RuntimeError for any other end."""
-    ranks, strategy, model, packing = cell
     out = folder / "-".join(map(str, cell))
-    words = [
-        Path(sys.executable).parent / "deepspeed", "--num_accelerators", ranks, "--module", "molmo_ds.train",
-        ROOT / "examples/digits/questions.yaml", f"strategy={ROOT}/ds_configs/{strategy}.json", f"out={out}",
-        f"data.sources.questions.path={run / 'data/questions'}", f"data.tokenizer={run / 'tokenizer'}",
-        f"data.packing={packing}", "data.num_workers=0", "micro_batch=1", f"max_steps={STEPS}", "save_interval=1000",
-        "optim.name=sgd", "optim.max_grad_norm=0", *MODELS[model],
-        *(f"optim.{part}.{key}" for part in ("connector", "vision", "text") for key in ("lr=0.05", "warmup_steps=2")),
-    ]  # fmt: skip
+    launcher = [Path(sys.executable).parent / "deepspeed", "--num_accelerators", cell[0]]
+    command = [*launcher, "--module", "molmo_ds.train", *words(run, cell, out, STEPS)]
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -62,7 +45,7 @@ def launch(run: Path, cell: Cell, folder: Path) -> list[dict[str, float]] | str:
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     done = subprocess.run(
-        [str(word) for word in words], env=environment, cwd=folder, text=True, timeout=900,
+        [str(word) for word in command], env=environment, cwd=folder, text=True, timeout=900,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     if done.returncode == 0:
@@ -78,7 +61,7 @@ def difference(ours: list[dict[str, float]], measure: list[dict[str, float]]) ->
     """The largest relative difference of a loss, a norm or a count in any step."""
     worst = 0.0
     for mine, theirs in zip(ours, measure, strict=True):
-        for key in SAME:
+        for key in COMPARED:
             worst = max(worst, abs(mine[key] - theirs[key]) / max(abs(theirs[key]), 1e-6))
     return worst
 

@@ -1,0 +1,125 @@
+"""Batches of random pictures and words for a training step: the reference's, and message trees beside single ones."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from molmo_ds.batch import Batch, Sample
+from molmo_ds.config import MolmoConfig
+from molmo_ds.data.order.packing import choose, collate
+
+
+@dataclass(frozen=True)
+class Work:
+    """The same pictures and annotations as message trees and alone, and the name of that step."""
+
+    name: str
+    packed: list[Batch]
+    padded: list[Batch]
+    annotations: int
+
+
+def picture(
+    config: MolmoConfig, crops: int, source: np.random.RandomState
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random uint8 crops [n, H, W, 3], and the token index [n, Q] of every pooled patch (BOS, then all of them)."""
+    side = config.vision.image_size
+    pooled = (-(-side // config.vision.patch_size // config.connector.pooling_size)) ** 2
+    images = torch.from_numpy(source.randint(0, 256, (crops, side, side, 3), dtype=np.uint8))
+    return images, torch.arange(crops * pooled).view(crops, pooled) + 1
+
+
+def sample(
+    config: MolmoConfig, crops: int, branches: list[tuple[int, int]], source: np.random.RandomState
+) -> Sample:
+    """A picture with branches of (question, answer) tokens; one branch alone is a plain example."""
+    images, positions = picture(config, crops, source)
+    prefix, words = positions.numel() + 1, config.text.vocab_size
+    lengths = [prefix, *(q + a for q, a in branches)]
+    ids = torch.from_numpy(source.randint(0, words, sum(lengths)))
+    ids[positions] = words + 2
+    weights = [torch.zeros(prefix)]
+    for question, answer in branches:
+        weights.append(torch.cat((torch.zeros(question - 1), torch.ones(answer), torch.zeros(1))))
+    places = [torch.arange(n) + (prefix if i else 0) for i, n in enumerate(lengths)]
+    numbers = torch.arange(len(lengths), dtype=torch.int32).repeat_interleave(torch.tensor(lengths))
+    masks = torch.ones(crops, (config.vision.image_size // config.vision.patch_size) ** 2)
+    labels = torch.from_numpy(source.randint(0, words, len(ids)))
+    return Sample(
+        input_ids=ids,
+        labels=labels,
+        loss_weights=torch.cat(weights),
+        position_ids=torch.cat(places),
+        branch_ids=numbers,
+        images=images,
+        image_masks=masks,
+        image_positions=positions,
+    )
+
+
+def reference_batches(config: MolmoConfig, rows: int, tokens: int, crops: int) -> list[Batch]:
+    """One step: sequences without padding whose last 600 (of 1024) tokens are learnt."""
+    source = np.random.RandomState(0)
+    prefix = picture(config, crops, source)[1].numel() + 1
+    learnt = min(tokens * 600 // 1024, tokens - prefix - 1)
+    built = [
+        [sample(config, crops, [(tokens - prefix - learnt, learnt)], source)] for _ in range(rows)
+    ]
+    return [collate(built, tokens)]
+
+
+def tree_batches(
+    config: MolmoConfig, crops: int, pictures: int, annotations: int
+) -> tuple[list[Batch], list[Batch]]:
+    """One step of the same pictures and annotations: trees packed into 2048 tokens, and padded rows of one branch."""
+    # short questions; an answer is a word, some points or a sentence
+    lengths = np.random.RandomState(0)
+    branches = [
+        [(lengths.randint(6, 16), lengths.randint(2, 40)) for _ in range(annotations)]
+        for _ in range(pictures)
+    ]
+    trees = [
+        sample(config, crops, each, np.random.RandomState(i)) for i, each in enumerate(branches)
+    ]
+    single = [
+        sample(config, crops, [b], np.random.RandomState(i))
+        for i, each in enumerate(branches)
+        for b in each
+    ]
+    packed, left = [], trees
+    while left:
+        taken = choose([[len(s.input_ids), len(s.images)] for s in left], 2048, 1000)
+        packed.append(collate([[left[i] for i in taken]], 2048))
+        left = [s for i, s in enumerate(left) if i not in taken]
+    longest = max(len(s.input_ids) for s in single)
+    padded = [collate([[s] for s in single[i : i + 4]], longest) for i in range(0, len(single), 4)]
+    return packed, padded
+
+
+def even_work(
+    config: MolmoConfig, rows: int, tokens: int, pictures: int, crops: int, annotations: int
+) -> Work:
+    """One step of `rows` sequences that are filled to the end by trees of equal size; the padded rows, as many at a
+    time, are equally long too, which is the best that can happen to them."""
+    source = np.random.RandomState(0)
+    prefix = picture(config, crops, source)[1].numel() + 1
+    each = (tokens // pictures - prefix) // annotations
+    if each < 3:
+        raise ValueError(
+            f"{tokens} tokens have no room for {pictures} pictures of {crops} crops; use fewer crops."
+        )
+    branch = (each // 3, each - each // 3)
+    packs = [
+        [sample(config, crops, [branch] * annotations, source) for _ in range(pictures)]
+        for _ in range(rows)
+    ]
+    number = rows * pictures * annotations
+    single = [[sample(config, crops, [branch], source)] for _ in range(number)]
+    padded = [collate(single[i : i + 4], prefix + each) for i in range(0, number, 4)]
+    return Work(
+        f"{rows} x {tokens}, {annotations} annotations a picture",
+        [collate(packs, tokens)],
+        padded,
+        number,
+    )
