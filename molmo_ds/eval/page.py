@@ -15,7 +15,7 @@ from PIL import Image
 from molmo_ds.data.decode import BadSample, load_image
 from molmo_ds.eval.metrics.pointing import extract_points
 from molmo_ds.eval.results import ROWS, read_rows
-from molmo_ds.eval.row import Row
+from molmo_ds.eval.row import Row, true_points
 from molmo_ds.eval.run import Job, Outcome
 from molmo_ds.files import write_atomic
 
@@ -125,13 +125,6 @@ def example(row: Row, scored: Scored, headline: str) -> dict[str, Any]:
         "true_points": true_points(row),
         "boxes": [list(box) for box in row.annotation.get("boxes") or ()],
     }
-
-
-def true_points(row: Row) -> list[tuple[float, float]]:
-    """The points of the annotation in pixels."""
-    scale = row.annotation.get("point_scale")
-    x, y = (1, 1) if scale is None else (row.size[0] / scale, row.size[1] / scale)
-    return [(left * x, top * y) for left, top in row.annotation.get("points") or ()]
 
 
 def picture(job: Job, row: Row) -> str | None:

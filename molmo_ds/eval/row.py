@@ -73,6 +73,13 @@ def answers(row: Row) -> Any:
     return as_text(given)
 
 
+def true_points(row: Row) -> list[tuple[float, float]]:
+    """The points of the annotation in pixels; none where it has none."""
+    scale = row.annotation.get("point_scale")
+    across, down = (1, 1) if scale is None else (row.size[0] / scale, row.size[1] / scale)
+    return [(across * x, down * y) for x, y in row.annotation.get("points") or ()]
+
+
 def true_answer(row: Row) -> str | None:
     """The truth of most tasks: what training would teach."""
     return row.learnt

@@ -12,6 +12,7 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 
 from molmo_ds.eval.kits.answering import Kit
+from molmo_ds.infer.text import cut
 
 MOST_TOKENS = 448  # where a task does not say
 
@@ -53,10 +54,11 @@ class Molmo(lmms):
             _, to_messages, options, number, task, split = request.arguments
             turns, pictures = read_messages(to_messages(self.task_dict[task][split][number]))
             self.kit.add(task, turns, pictures, int(options.get("max_new_tokens", MOST_TOKENS)))
-            ends.append(options.get("until") or [])
+            until = options.get("until") or []
+            ends.append(tuple(filter(None, [until] if isinstance(until, str) else until)))
         found = zip(self.kit.answers(), ends, strict=True)
         return [
-            GenerationResult(cut(text, end), TokenCounts(output_tokens=count))
+            GenerationResult(cut(text, end).strip(), TokenCounts(output_tokens=count))
             for (text, count), end in found
         ]
 
@@ -99,10 +101,3 @@ def read_messages(messages: list[dict[str, Any]]) -> tuple[list[str], list[Any]]
             turns.append(before + text)
             before = ""
     return turns, pictures
-
-
-def cut(text: str, ends: str | list[str]) -> str:
-    """The text up to the first of `ends`."""
-    for end in [ends] if isinstance(ends, str) else ends:
-        text = text.split(end, 1)[0] if end else text
-    return text.strip()

@@ -14,7 +14,7 @@ from typing import Any
 
 from scipy.optimize import linear_sum_assignment
 
-from molmo_ds.eval.row import Row, Scores
+from molmo_ds.eval.row import Row, Scores, true_points
 
 Point = tuple[float, float]
 Box = Sequence[float]  # left, top, right, bottom in pixels; right and bottom do not belong to it
@@ -92,8 +92,7 @@ def in_format(text: str) -> bool:
 def score_points(reply: str, row: Row) -> Scores:
     """precision, recall and f1 of an annotation's points; its `boxes` or `masks` are their regions, one for each."""
     known = row.annotation
-    points = known.get("points")
-    if points is None:
+    if known.get("points") is None:
         raise ValueError(
             "The annotation has no `points`, which its score compares with; give it a list, maybe empty."
         )
@@ -102,9 +101,8 @@ def score_points(reply: str, row: Row) -> Scores:
         raise ValueError(
             "Pointing is scored by regions: give the annotation `boxes` in pixels or `masks`, one per point."
         )
-    scale = known.get("point_scale")
-    across, down = (1, 1) if scale is None else (row.size[0] / scale, row.size[1] / scale)
-    found = pointing_scores(reply, [(x * across, y * down) for x, y in points], regions, row.size)
+    points = true_points(row)
+    found = pointing_scores(reply, points, regions, row.size)
     readable = in_format(reply) if points or extract_points(reply, *row.size) else True
     return {**found, "unreadable": float(not readable)}
 
