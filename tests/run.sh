@@ -6,6 +6,8 @@ cd "$(dirname "$0")/.."
 bash tools/setup_venv.sh dev,examples
 if (($# == 0)); then  # DeepSpeed's op for NVMe takes minutes to compile: beside the first tests, which leave cores idle
     op='import pathlib, deepspeed.ops.op_builder as ops
+from molmo_ds.engine.launching.op_locks import drop_stale_locks
+drop_stale_locks()
 module = ops.AsyncIOBuilder().load(verbose=False)
 [path.unlink() for path in pathlib.Path(module.__file__).parent.glob("torch.*")]'  # what precompiled/c++ left
     PATH="$PWD/tests/precompiled:$PATH" nice -n 19 .venv/bin/python -c "$op" >/dev/null 2>&1 &

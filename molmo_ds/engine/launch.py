@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from molmo_ds.engine.launching.op_locks import drop_stale_locks
+
 T = TypeVar("T")
 
 
@@ -126,4 +128,8 @@ def start(timeout_seconds: int = 600) -> World:
     dist.distributed_c10d.default_pg_timeout = timeout
     if not dist.is_initialized():
         deepspeed.init_distributed("nccl" if on_gpu else "gloo", timeout=timeout, verbose=False)
-    return World(dist.get_rank(), local_rank, dist.get_world_size(), device)
+    world = World(dist.get_rank(), local_rank, dist.get_world_size(), device)
+    if local_rank == 0:
+        drop_stale_locks()
+    world.barrier()
+    return world

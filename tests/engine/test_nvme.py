@@ -20,6 +20,7 @@ from molmo_ds.config import (
 )
 from molmo_ds.engine import build_engine, fragments
 from molmo_ds.engine.launch import World
+from molmo_ds.engine.launching.op_locks import drop_stale_locks
 from molmo_ds.engine.parallel import nvme
 from molmo_ds.model.molmo import component
 from molmo_ds.testing import synthetic
@@ -175,6 +176,7 @@ def built() -> None:
     """Skip where the op cannot be made; elsewhere it must load, here, so that all forked ranks find it made."""
     if not (shutil.which("c++") and shutil.which("ninja") and AsyncIOBuilder().is_compatible()):
         pytest.skip("the op of DeepSpeed for NVMe needs libaio-dev, g++ and ninja-build")
+    drop_stale_locks()
     assert nvme._build() is None
 
 
