@@ -112,6 +112,7 @@ def write_processor(
             )
     theirs.chat_template = chat_template(form["message_format"])
     theirs.save_pretrained(folder)
+    _for_older_transformers(folder / "tokenizer_config.json", theirs.chat_template)
     images = {
         "auto_map": {
             "AutoImageProcessor": "image_preprocessing_molmo.MolmoImageProcessor",
@@ -129,6 +130,16 @@ def write_processor(
     _write_json(folder / "processor_config.json", processor | form)
     ends = {"bos_token_id": ours.bos, "eos_token_id": ours.eos, "pad_token_id": ours.pad}
     _write_json(folder / "generation_config.json", ends)
+
+
+def _for_older_transformers(path: Path, chat_template: str) -> None:
+    """Transformers 5 names a class that 4 does not know, and 4.46 reads the chat template from here only."""
+    values = json.loads(path.read_text())
+    if values["tokenizer_class"] == "TokenizersBackend":
+        values["tokenizer_class"] = "PreTrainedTokenizerFast"
+    for name in ("backend", "is_local", "local_files_only"):
+        values.pop(name, None)
+    _write_json(path, values | {"chat_template": chat_template})
 
 
 def _tokenizer_of_transformers(folder: Path) -> Any:

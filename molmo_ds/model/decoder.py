@@ -96,9 +96,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, plan: Any) -> Tensor:
         """[B, T, D] -> [B, T, D]; cos and sin [B, T, d]; plan as `core` made it."""
-        q = self.q_proj(x)
-        k = self.k_proj(x)
-        v = self.v_proj(x)
+        q, k, v = self.project(x)
         if self.clip is not None:
             q, k, v = (t.clamp(-self.clip, self.clip) for t in (q, k, v))
         if self.q_norm is not None:
@@ -109,6 +107,10 @@ class Attention(nn.Module):
         k = rotate(k, cos, sin)
         out = self.core(q, k, v, plan, self.dropout if self.training else 0.0)
         return self.o_proj(out.transpose(1, 2).flatten(2))
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, T, H * d], keys and values [B, T, G * d] of x [B, T, D]."""
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
 
 
 class Experts(nn.Module):
