@@ -44,7 +44,7 @@ def train(config: RunConfig) -> int:
     from molmo_ds.eval.evaluators import build_evaluators
     from molmo_ds.monitor import profile
     from molmo_ds.monitor.metrics import Metrics
-    from molmo_ds.weights import checkpoint
+    from molmo_ds.weights import checkpoint, patch_row
 
     rules.refuse(rules.training(config))
     strategy = read_strategy(config.strategy)
@@ -52,6 +52,7 @@ def train(config: RunConfig) -> int:
     for sentence in [*told, *rules.short_warmups(config), *launchers.ignored(strategy, config)]:
         log.warning(sentence)  # main shows those of rank 0 only
     world = launch.start(config.timeout_seconds)
+    config = world.together(lambda: patch_row.resolved(config))
     world.agree(lambda: check_folder(config))
     out = Path(config.out)
     checkpoints = str(Path(config.out) / "checkpoints")
@@ -189,6 +190,7 @@ def difference_to(saved: Path, config: RunConfig) -> str:
     except (yaml.YAMLError, AttributeError):
         return "its config.yaml cannot be read"
     here = flat(settings.to_dict(config))
+    there = flat(settings.to_dict(RunConfig())) | there  # a setting may be younger than that run
     for key in sorted(here.keys() | there.keys()):
         known = key.startswith(tuple(f"{name}." for name in IDENTITY)) or key in IDENTITY
         if known and here.get(key) != there.get(key):

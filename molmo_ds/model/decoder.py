@@ -57,10 +57,15 @@ class Norm(nn.Module):
 
 
 class Embed(nn.Module):
-    """Two embedding tables, and the image features added at their tokens."""
+    """Two embedding tables, and the image features added at their tokens.
 
-    def __init__(self, text: TextConfig):
+    Args:
+        zero_row: the id of a token whose vector is zero and learns nothing; its row in the table is never read.
+    """
+
+    def __init__(self, text: TextConfig, zero_row: int | None = None):
         super().__init__()
+        self.zero_row = zero_row
         self.embedding = nn.Parameter(torch.empty(text.embedding_size, text.hidden_size))
         self.new_embedding = nn.Parameter(torch.empty(text.additional_vocab_size, text.hidden_size))
         self.dropout = text.embedding_dropout
@@ -68,12 +73,18 @@ class Embed(nn.Module):
     def forward(self, x: Carry) -> Carry:
         """input_ids, image_features and image_positions -> hidden."""
         positions = x.image_positions.flatten()
-        hidden = splice(
-            x.input_ids, self.embedding, self.new_embedding, x.image_features, positions
-        )
+        ids, extra = self.read(x.input_ids)
+        hidden = splice(ids, self.embedding, extra, x.image_features, positions)
         if self.dropout:
             hidden = F.dropout(hidden, self.dropout, self.training)
         return x._replace(input_ids=None, image_features=None, image_positions=None, hidden=hidden)
+
+    def read(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """(ids [B, T], the second table) as they are looked up: `zero_row` leads to a constant after the last row."""
+        if self.zero_row is None:
+            return ids, self.new_embedding
+        after = len(self.embedding) + len(self.new_embedding)
+        return ids.masked_fill(ids == self.zero_row, after), F.pad(self.new_embedding, (0, 0, 0, 1))
 
 
 class Attention(nn.Module):

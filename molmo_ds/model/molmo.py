@@ -35,7 +35,7 @@ def layer_list(config: MolmoConfig, z_loss: float = 1e-4) -> list[Row]:
             for i in range(vision.num_hidden_layers)
         ),
         ("connector", Connector, (vision, config.connector, text)),
-        ("embed", Embed, (text,)),
+        ("embed", Embed, (text, config.zero_row)),
         *((f"layers.{i}", DecoderLayer, (text,)) for i in range(text.num_hidden_layers)),
         ("head", Head, (text, z_loss)),
     ]

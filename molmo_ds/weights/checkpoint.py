@@ -332,7 +332,7 @@ def first_weights(config: RunConfig) -> Callable[[str, tuple[int, ...]], Tensor]
             raise ValueError(
                 f"init_from={config.init_from}: {name} has shape {tuple(tensor.shape)}, and the model has {shape}."
             )
-        return tensor
+        return init.cleared(config.model, name, tensor)
 
     return look_up
 

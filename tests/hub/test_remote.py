@@ -199,9 +199,10 @@ def test_what_servers_read(name: str, seen: dict, root: Path) -> None:
     first = config.text.vocab_size
     words = ("<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<|image|>")
     assert got["vocab"] == {word: first + i for i, word in enumerate(words)}
-    assert got["chat"] == "User: Hi Assistant:"
+    assert got["chat"] == "<|endoftext|> User: Hi Assistant:"
     assert got["chat_inputs"]
-    assert got["chat_turns"] == "User: Hi Assistant: Yes.<|endoftext|> User: And? Assistant:"
+    talk = "<|endoftext|> User: Hi Assistant: Yes.<|endoftext|> User: And? Assistant:"
+    assert got["chat_turns"] == talk
     assert got["max_crops"][0] > 5 and got["array"][0] == 2 and got["tokens"][0] == 299
     values = json.loads((root / name / "config.json").read_text())
     fields = {

@@ -1,7 +1,7 @@
 """Environments of the tools that exports are run in: built once with pip, and kept in a folder of their own.
 
-`MOLMO_ENVIRONMENTS` names that folder (default: ~/.cache/molmo_ds/environments). One of an older transformers holds that
-package and what it pins, some 60 MB, and takes the rest (torch) from the Python that runs the tests.
+`MOLMO_ENVIRONMENTS` names that folder (default: ~/.cache/molmo_ds/environments). One of an older transformers holds
+that package and what it pins, some 60 MB, and takes the rest (torch) from the Python that runs the tests.
 """
 
 import os

@@ -394,6 +394,67 @@ def lora(said: Said) -> None:
         same(said.loss(adapted.merge_and_unload()), after)
 
 
+def vlmevalkit(said: Said) -> None:
+    """What VLMEvalKit's class `molmo` does (main of 2026-08-18, vlmeval/vlm/molmo.py), with the CPU for cuda."""
+    dtype = {"torch_dtype": torch.bfloat16}
+    model = AutoModelForCausalLM.from_pretrained(said.folder, **REMOTE, **dtype, device_map="cpu")
+    processor = AutoProcessor.from_pretrained(said.folder, **REMOTE, **dtype)
+    prompt = f"User: text_vqa: {QUESTION} Assistant:"
+    inputs = processor.process(images=[said.picture], text=prompt, images_kwargs={"max_crops": 36})
+    inputs = {k: v.to(model.device).unsqueeze(0) for k, v in inputs.items()}
+    with torch.autocast(device_type="cpu", enabled=True, dtype=torch.bfloat16):
+        output = model.generate_from_batch(
+            inputs,
+            GenerationConfig(max_new_tokens=20, stop_strings="<|endoftext|>"),
+            tokenizer=processor.tokenizer,
+            use_cache=False,
+        )
+    new = output[0, inputs["input_ids"].size(1) :]
+    text = processor.tokenizer.decode(new, skip_special_tokens=True).strip()
+    assert isinstance(text, str) and 0 < len(new) <= 20
+    want = processor.process(
+        images=[said.picture], text=f"text_vqa: {QUESTION}", images_kwargs={"max_crops": 36}
+    )
+    assert torch.equal(inputs["input_ids"][0], want["input_ids"])
+    with tempfile.TemporaryDirectory() as folder:
+        processor.save_pretrained(folder)
+
+
+def lmms_eval(said: Said) -> None:
+    """What lmms-eval 0.7.3 does (models/chat/huggingface.py) with two rows, the second without a picture."""
+    model = transformers.AutoModel.from_pretrained(
+        said.folder, **REMOTE, torch_dtype="bfloat16", device_map="cpu"
+    ).eval()
+    processor = AutoProcessor.from_pretrained(said.folder, **REMOTE)
+    tokenizer = AutoTokenizer.from_pretrained(said.folder, **REMOTE)
+    parts = [{"type": "image", "image": said.picture}, {"type": "text", "text": QUESTION}]
+    talks = [[{"role": "user", "content": parts}], [{"role": "user", "content": parts[1:]}]]
+    texts = [
+        processor.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
+        for talk in talks
+    ]
+    media = {"images": [said.picture], "videos": [], "audios": []}
+    inputs = processor(text=texts, padding=True, return_tensors="pt", **media).to("cpu")
+    found = model.generate(
+        **inputs,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        num_beams=1,
+        max_new_tokens=16,  # 4096 where the task does not say
+        use_cache=True,
+    )
+    new = [out[len(ids) :] for ids, out in zip(inputs.input_ids, found)]
+    answers = processor.batch_decode(
+        new, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    assert len(answers) == 2 and all(len(ids) for ids in new)
+    alone = processor(text=QUESTION, images=said.picture)["input_ids"][0]
+    assert inputs.input_ids[0, -len(alone) :].tolist() == alone.tolist()
+
+
 def typed_words(said: Said) -> None:
     inputs = said.inputs(text="what is <im_patch>?")
     patch = said.processor.special_token_ids["<im_patch>"]

@@ -8,10 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from molmo_ds.config import MolmoConfig
-
-# ids of the image tokens, counted from vocab_size
-IM_START, IM_END, IM_PATCH, IM_COL, IMAGE = range(5)
+from molmo_ds.config import IM_COL, IM_END, IM_PATCH, IM_START, MolmoConfig
 
 
 @dataclass(frozen=True)

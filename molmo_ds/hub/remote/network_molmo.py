@@ -144,7 +144,8 @@ class WordEmbedding(Renamed, Embed):
         """int [B, T] -> [B, T, D]."""
         nothing = self.new_embedding.new_zeros(1, self.embedding_dim, device=ids.device)
         nowhere = torch.full((1,), -1, device=ids.device)
-        return splice(ids, self.embedding, self.new_embedding, nothing, nowhere)
+        ids, extra = self.read(ids)
+        return splice(ids, self.embedding, extra, nothing, nowhere)
 
     @property
     def num_embeddings(self) -> int:

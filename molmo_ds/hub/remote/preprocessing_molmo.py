@@ -58,6 +58,11 @@ class MolmoProcessor(ProcessorMixin):
     @classmethod
     def _get_arguments_from_pretrained(cls, path: str, *_: Any, **options: Any) -> list[Any]:
         # by hand, since transformers would look the class names up among its own
+        for name in (
+            "dtype",
+            "torch_dtype",
+        ):  # of the model; VLMEvalKit gives it, and it would be saved
+            options.pop(name, None)
         return [
             MolmoImageProcessor.from_pretrained(path, **options),
             AutoTokenizer.from_pretrained(path, **options),
@@ -326,7 +331,13 @@ class MolmoProcessor(ProcessorMixin):
             for i, message in enumerate(messages)
         ]
         messages[0] = speak(0, turns[0], self.message_format, self.always_start_with_space)
-        return Rendered("".join(ended).removeprefix(" "), messages, pictures=len(pictures_of(talk)))
+        text = "".join([self._start, messages[0], *ended[1:]])
+        return Rendered(text, messages, pictures=len(pictures_of(talk)))
+
+    @property
+    def _start(self) -> str:
+        """The name of the token that begins a document, with which the chat template begins too."""
+        return self.tokenizer.convert_ids_to_tokens(self.words.bos)
 
     def _messages(
         self,
@@ -346,6 +357,11 @@ class MolmoProcessor(ProcessorMixin):
         if kind not in ("none", "role"):
             raise ValueError(f"message_format is '{message_format}'; use 'role' or 'none'.")
         end = self.tokenizer.eos_token
+        whole = text.removeprefix(
+            self._start
+        )  # of the chat template; its token is added with the ids
+        if kind == "none" or spoken(whole, end) is not None:
+            text = whole
         turns = spoken(text, end)
         # the caller says that it is whole
         if kind == "none" and turns is not None and len(turns) > 1:
