@@ -78,14 +78,14 @@ class Exported:
         }
 
 
-def config_of(kind: str, vision: VisionConfig | None = None, width: int = 32) -> MolmoConfig:
-    """A tiny model of a family; by default its tower has 6 x 6 patches per crop."""
+def config_of(kind: str, vision: VisionConfig | None = None, **text: Any) -> MolmoConfig:
+    """A tiny model of a family, with other fields of TextConfig; by default its tower has 6 x 6 patches per crop."""
     fields = {
         "model_type": kind,
         "vocab_size": 512,
         "embedding_size": 512,
         "additional_vocab_size": 128,
-        "hidden_size": width,
+        "hidden_size": 32,
         "intermediate_size": 44,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
@@ -103,7 +103,7 @@ def config_of(kind: str, vision: VisionConfig | None = None, width: int = 32) ->
     )
     images = ImageConfig(max_crops=4, overlap_margins=(2, 2), exact=True)
     return MolmoConfig(
-        text=TextConfig(**fields | TEXTS[kind]), vision=vision or tower, images=images
+        text=TextConfig(**fields | TEXTS[kind] | text), vision=vision or tower, images=images
     )
 
 

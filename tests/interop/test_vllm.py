@@ -42,9 +42,9 @@ def python() -> Path:
 @pytest.fixture(scope="module", params=FAMILIES)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """A model of a family whose row of <im_patch> is zero, as new models have it."""
-    config = config_of(request.param, VisionConfig(feature_layers=(-2, -9)), width=64)
+    text = {"hidden_size": 256, "intermediate_size": 512, "max_position_embeddings": 2048}
+    config = config_of(request.param, VisionConfig(feature_layers=(-2, -9)), **text)
     config = replace(config, images=ImageConfig(max_crops=4, exact=True))
-    config = replace(config, text=replace(config.text, max_position_embeddings=2048))
     assert not_servable(config) is None
     state = random_state(config, len(request.param))
     for name, tensor in state.items():

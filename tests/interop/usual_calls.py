@@ -126,7 +126,8 @@ def from_batch(said: Said) -> None:
 
 
 def static_cache(said: Said) -> None:
-    assert said.answer(cache_implementation="static") == said.want["greedy"]
+    model = copy.deepcopy(said.model)  # 4.46 leaves the cache in it
+    assert said.answer(model, cache_implementation="static") == said.want["greedy"]
 
 
 def automodels(said: Said) -> None:

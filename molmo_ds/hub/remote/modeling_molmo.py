@@ -145,7 +145,7 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
         return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: int | Tensor | None = None,
-        **_: Any,
+        **loss_kwargs: Any,  # by this name Trainer of 4.46 knows that num_items_in_batch is read
     ) -> Any:
         """Logits, and the loss with `labels` (-100 where nothing is learnt).
 
