@@ -73,10 +73,7 @@ def lines(folder: Path) -> list[str]:
 def test_the_model_answers_unlike_questions_differently(alone: run.Outcome) -> None:
     """Or equal replies would show nothing."""
     assert len(alone.rows) == 18 and len({row["reply"] for row in alone.rows}) > 6
-    assert (
-        alone.rows[0]["prompt"]
-        == "IMAGE[4] User: text_vqa: What is number 0 here? Assistant:"
-    )
+    assert alone.rows[0]["prompt"] == "IMAGE[4] User: text_vqa: What is number 0 here? Assistant:"
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
