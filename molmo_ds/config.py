@@ -135,6 +135,25 @@ class ImageConfig(Checked):
     use_col_tokens: bool = True  # a token at the end of each row of patches
     legacy_image_mask: bool = True  # released weights expect the padding mask one crop off
     exact: bool = False  # float32 crops equal to the reference instead of uint8 crops
+    # high-resolution crops of a picture that is pointed at, with a probability of p_high_res
+    high_res_max_crops: Annotated[int, Ge(1), Le(36)] = 24
+    p_high_res: Share = 0.0  # see high_res_max_crops; drawn again in every epoch
+    max_images: Optional[Size] = None  # a sample with more pictures is left out; None = no limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoConfig(Checked):
+    """The way from a video to frames and their tokens."""
+
+    max_frames: Size = 8  # frames of one video, unless its record says num_frames
+    # frames per second of a video that is short enough for them; None = always max_frames
+    max_fps: Optional[Positive] = None
+    # uniform_last_frame takes the end too; uniform does not; fps starts at 0 and may end early
+    frame_sample_mode: Literal["uniform_last_frame", "uniform", "fps"] = "uniform_last_frame"
+    pooling_size: Optional[Size] = None  # windows of a frame; None = those of a picture
+    # tokens around each frame, as released, or (False) around the whole video
+    per_frame_special_token: bool = True
+    subtitle_seconds: NotNegative = 1.0  # subtitles so far from every frame are left out
 
 
 # (mean, standard deviation) of the channels by ImageConfig.resize; bytes are divided by 255 first
@@ -150,10 +169,13 @@ PIXEL_STATISTICS = {
 class MolmoConfig(Checked):
     """One architecture."""
 
+    # how pictures become crops and tokens, and which format is released
+    family: Literal["molmo", "molmo2"] = "molmo"
     text: TextConfig = field(default_factory=TextConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
     connector: ConnectorConfig = field(default_factory=ConnectorConfig)
     images: ImageConfig = field(default_factory=ImageConfig)
+    video: VideoConfig = field(default_factory=VideoConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,12 +184,25 @@ class PromptConfig(Checked):
 
     # questions of styles that have none
     prompt_templates: Literal["none", "uber_model"] = "uber_model"
-    message_format: Literal["none", "role"] = "role"  # role = "User: ... Assistant:"
-    system_prompt: Literal["none", "style", "style_and_length", "demo_or_style"] = "demo_or_style"
+    # role = "User: ... Assistant:"; chat = <|im_start|> and <|im_end|> of the tokenizer
+    message_format: Literal["none", "role", "chat"] = "role"
+    # _v2 are Molmo2's: a style or none by its kind alone, no space where no length is told
+    system_prompt: Literal[
+        "none",
+        "style",
+        "style_and_length",
+        "demo_or_style",
+        "style_and_length_v2",
+        "demo_or_style_v2",
+    ] = "demo_or_style"
+    # percent = <point x="1.0" ...>; html = <points coords="1 1 010 ...">, groups split by ; or tabs (v1)
+    pointing_format: Literal["percent", "html-v1", "html-v2"] = "percent"
     always_start_with_space: bool = True  # the first turn too, as in the reference
     # length that a prompt asks for, in 15 characters; None = none
     default_inference_len: Optional[Whole] = 65
     root_subsegments: bool = True  # divide a picture's loss weights by sqrt(number of annotations)
+    root_length: bool = False  # multiply them by 2 / sqrt(answer tokens of the annotation)
+    last_answer_only: bool = False  # of a conversation learn the last answer only
     shuffle_messages: bool = True  # the order of a picture's annotations
 
 
@@ -179,6 +214,8 @@ class SourceConfig(Checked):
     rate: Optional[NotNegative] = None  # share of samples; None = by the square root of the size
     group: str = "all"  # sources of a group share the group's rate
     size: Optional[Count] = None  # samples, instead of the real number, in the square-root rule
+    # weight of every answer token, in place of both roots; an annotation's weight still counts
+    token_weight: Optional[Positive] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,8 +229,9 @@ class DataConfig(Checked):
     prompts: PromptConfig = field(default_factory=PromptConfig)
     sequence_length: Size = 4096  # tokens of one packed sequence
     crops_per_sequence: Size = 39  # crop budget of one packed sequence
-    # to_max, to_128 = one sample per sequence, padded
-    packing: Literal["pack", "to_max", "to_128"] = "pack"
+    # pack fills by tokens, knapsack by tokens and crops; to_max, to_128 = one sample, padded
+    packing: Literal["pack", "knapsack", "to_max", "to_128"] = "pack"
+    crop_weight: NotNegative = 30.0  # tokens that a crop is worth in packing = knapsack
     pool_size: Size = 48  # samples a lane chooses from when it packs
     seed: Whole = 95818  # of the order of samples and of their prompts
     # processes per rank that read and decode; 0 = in the rank itself

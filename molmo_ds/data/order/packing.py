@@ -8,6 +8,7 @@ from torch.utils.data import default_collate
 
 from molmo_ds.batch import PER_CROP, PER_TOKEN, Batch, Sample, learnt_rows_of
 from molmo_ds.config import DataConfig
+from molmo_ds.data.order.knapsack import PATIENCE, most_valuable
 
 SLACK = 512  # a sequence counts as full when less than 1 / SLACK of its tokens is free
 ROUND = 128  # of packing = to_128
@@ -20,12 +21,21 @@ class Budget:
     tokens: int
     crops: int
     pool_size: int
+    crop_weight: float | None = None  # of packing = knapsack: tokens that a crop is worth
 
     @classmethod
     def of(cls, data: DataConfig) -> "Budget":
         """The budget of a configuration; the padded modes hold one sample per sequence."""
-        pool = data.pool_size if data.packing == "pack" else 1
-        return cls(data.sequence_length, data.crops_per_sequence, pool)
+        pool = data.pool_size if data.packing in ("pack", "knapsack") else 1
+        weight = data.crop_weight if data.packing == "knapsack" else None
+        return cls(data.sequence_length, data.crops_per_sequence, pool, weight)
+
+    def choose(self, sizes: list[list[int]], number: int) -> list[int]:
+        """Indices of the samples, [tokens, crops] from old to new, of a lane's sequence `number`."""
+        if self.crop_weight is None:
+            return choose(sizes, self.tokens, self.crops)
+        oldest = number % PATIENCE == 0
+        return most_valuable(sizes, self.tokens, self.crops, self.crop_weight, oldest)
 
 
 def choose(sizes: list[list[int]], tokens: int, crops: int) -> list[int]:

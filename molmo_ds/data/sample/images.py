@@ -173,16 +173,11 @@ class ImageProcessor:
     def interpolate(self, pixels: Tensor, height: int, width: int) -> Tensor:
         """uint8 [h, w, 3] -> [height, width, 3], bytes or (in the exact mode) float32 in 0..1."""
         mode, antialias = _INTERPOLATION[self.config.resize]
-        rows, columns = pixels.shape[:2]
-        if not self.config.exact and mode == "bilinear":
-            # these strides, and no others, take torch's fast path for interleaved bytes
-            image = pixels.as_strided(
-                (1, 3, rows, columns), (rows * columns * 3, 1, columns * 3, 3)
-            )
-            return interpolate(image, (height, width), mode=mode, antialias=antialias)[0].permute(
-                1, 2, 0
-            )
-        image = pixels.permute(2, 0, 1)[None].float()
+        # Molmo2 was trained on bytes that were rounded once: the fast path for bytes is one off
+        if not self.config.exact and mode == "bilinear" and self.geometry.family == "molmo":
+            out = interpolate(_interleaved(pixels), (height, width), mode=mode, antialias=antialias)
+            return out[0].permute(1, 2, 0)
+        image = _interleaved(pixels.float())
         if self.config.resize == "clip":
             out = interpolate(
                 image.div_(255), (height, width), mode=mode, antialias=antialias
@@ -205,6 +200,13 @@ class ImageProcessor:
             n, geometry.side, geometry.patch_size, geometry.side, geometry.patch_size, 3
         )
         return patches.transpose(2, 3).reshape(n, *self.crop_shape)
+
+
+def _interleaved(pixels: Tensor) -> Tensor:
+    """A view [1, 3, h, w] of [h, w, 3], whose strides, and no others, take torch's fast path."""
+    rows, columns = pixels.shape[:2]
+    strides = (rows * columns * 3, 1, columns * 3, 3)
+    return pixels.as_strided((1, 3, rows, columns), strides)
 
 
 def fit(height: int, width: int, target_height: int, target_width: int) -> tuple[int, int]:
