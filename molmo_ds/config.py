@@ -80,6 +80,8 @@ class ConnectorConfig(Checked):
     padding_embed: Literal["none", "pad_embed", "regress", "pad_and_partial_pad"] = (
         "pad_and_partial_pad"
     )
+    # missing patches of a window are left out of its query's mean and of its keys, as in Molmo2
+    pooling_mask: bool = False
     intermediate_size: Optional[Size] = None  # of the mlp; None = text.intermediate_size
     feature_dropout: Rate = 0.0  # of the features
     initializer_range: Positive = 0.02  # standard deviation of first weights
@@ -87,10 +89,10 @@ class ConnectorConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig(Checked):
-    """A decoder of the Qwen2, OLMo, OLMo2, OLMoE or Llama kind."""
+    """A decoder of the Qwen, OLMo, OLMoE or Llama kind."""
 
     # names the hub layout, the fields below decide
-    model_type: Literal["qwen2", "olmo", "olmo2", "olmoe", "llama"] = "qwen2"
+    model_type: Literal["qwen2", "qwen3", "olmo", "olmo2", "olmo3", "olmoe", "llama"] = "qwen2"
     vocab_size: Size = 152064  # words of the padded tokenizer; the image tokens' ids start here
     embedding_size: Size = 152064  # rows of the base embedding and of the head
     additional_vocab_size: Size = 128  # rows of the second embedding
@@ -101,17 +103,22 @@ class TextConfig(Checked):
     num_key_value_heads: Size = 4  # divide num_attention_heads
     head_dim: Optional[Size] = None  # even; None = hidden_size / num_attention_heads
     rope_theta: Positive = 1e6  # base of the rotary positions
-    # transformers' dictionary; only "llama3" and "default" are known
+    # transformers' dictionary; only "llama3", "yarn" and "default" are known
     rope_scaling: Optional[dict[str, Any]] = None
+    rope_scaling_layers: Optional[tuple[Whole, ...]] = None  # that it scales; None = all
     norm_type: Literal["rms", "layer"] = "rms"  # layer = LayerNorm without weights, OLMo v1
     rms_norm_eps: Positive = 1e-6  # added to the mean square
     attention_bias: bool = True  # on q, k, v
     qk_norm: bool = False  # RMSNorm over the whole q and k projections
+    qk_norm_per_head: bool = False  # over each head instead, with one weight for all (Qwen3)
     norm_after: bool = False  # normalise the branch's output (OLMo2) instead of its input
     clip_qkv: Optional[Positive] = None  # largest absolute value of q, k and v
     num_experts: Annotated[int, Ge(0), Le(1 << 20)] = 0  # 0 = dense
     num_experts_per_tok: Annotated[int, Ge(0), Le(1 << 20)] = 0  # experts that each token goes to
     norm_topk_prob: bool = False  # the chosen experts' weights sum to 1
+    # what the tokens of pictures see besides what lies before them: nothing, those of all pictures
+    # of their sample, or those of their own picture or frame
+    image_attention: Literal["causal", "image_tokens", "within_image"] = "causal"
     max_position_embeddings: Size = 4096  # longest prompt, in tokens
     tie_word_embeddings: bool = False  # the head is the base embedding
     attention_dropout: Rate = 0.0  # of the attention's weights

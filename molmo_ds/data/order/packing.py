@@ -4,9 +4,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn import functional
 from torch.utils.data import default_collate
 
-from molmo_ds.batch import PER_CROP, PER_TOKEN, Batch, Sample, learnt_rows_of
+from molmo_ds.batch import (
+    MISSING,
+    PER_CROP,
+    PER_TOKEN,
+    PER_WINDOW,
+    Batch,
+    Sample,
+    learnt_rows_of,
+    shifted,
+)
 from molmo_ds.config import DataConfig
 from molmo_ds.data.order.knapsack import PATIENCE, most_valuable
 
@@ -79,24 +89,28 @@ def collate(packs: list[list[Sample]], sequence_length: int) -> Batch:
 
 
 def row(pack: list[Sample], sequence_length: int) -> Batch:
-    """One sequence as a Batch with B = 1, still without the blank crop: N may be 0."""
+    """One sequence as a Batch with B = 1, still without the blank crop: N and M may be 0."""
     names = [name for name in PER_TOKEN if name != "document_ids"]
     tokens = {
         name: torch.zeros(1, sequence_length, dtype=getattr(pack[0], name).dtype) for name in names
     }
     documents = torch.zeros(1, sequence_length, dtype=torch.int32)
     positions = []
+    windows = []
     start = 0
+    patches = 0
+    widest = max(sample.windows.shape[1] for sample in pack)
     for number, sample in enumerate(pack, 1):
         length = len(sample.input_ids)
         assert start + length <= sequence_length, "the budget was not kept"
         for name in names:
             tokens[name][0, start : start + length] = getattr(sample, name)
         documents[0, start : start + length] = number
-        positions.append(
-            torch.where(sample.image_positions >= 0, sample.image_positions + start, -1)
-        )
+        positions.append(shifted(sample.image_positions, start))
+        wide = functional.pad(sample.windows, (0, widest - sample.windows.shape[1]), value=MISSING)
+        windows.append(shifted(wide, patches))
         start += length
+        patches += sample.image_masks.numel()
     crops = [crop for sample in pack for crop in sample.images]
     # in a worker straight into shared memory: one copy
     images = default_collate(crops) if crops else pack[0].images
@@ -106,6 +120,7 @@ def row(pack: list[Sample], sequence_length: int) -> Batch:
         document_ids=documents,
         images=images,
         image_masks=masks,
+        windows=torch.cat(windows),
         image_positions=torch.cat(positions),
         learnt_rows=learnt_rows_of(tokens["loss_weights"]),
     )
@@ -113,21 +128,27 @@ def row(pack: list[Sample], sequence_length: int) -> Batch:
 
 def merge(rows: list[Batch]) -> Batch:
     """Batches under each other, padded to the longest; a blank crop is added where no row has a picture."""
-    length = max(row.sizes[0] for row in rows)
+    length = max(row.input_ids.shape[1] for row in rows)
+    widest = max(row.windows.shape[1] for row in rows)
     moved = []
-    above = 0
+    tokens = 0
+    patches = 0
     for row in rows:
-        row = row.padded(length, len(row.images))
-        positions = row.image_positions
+        row = row.padded(length, 0, patches=widest)
         moved.append(
-            row.replace(image_positions=torch.where(positions >= 0, positions + above, -1))
+            row.replace(
+                windows=shifted(row.windows, patches),
+                image_positions=shifted(row.image_positions, tokens),
+            )
         )
-        above += row.input_ids.numel()
+        tokens += row.input_ids.numel()
+        patches += row.image_masks.numel()
     joined = {
-        name: _join([getattr(row, name) for row in moved]) for name in (*PER_TOKEN, *PER_CROP)
+        name: _join([getattr(row, name) for row in moved])
+        for name in (*PER_TOKEN, *PER_CROP, *PER_WINDOW)
     }
     batch = Batch(**joined, learnt_rows=learnt_rows_of(joined["loss_weights"]))
-    return batch.padded(length, max(1, len(batch.images)))
+    return batch.padded(length, 1, 1)
 
 
 def _join(parts: list[torch.Tensor]) -> torch.Tensor:

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from molmo_ds.batch import windows_of
 from molmo_ds.config import PIXEL_STATISTICS, MolmoConfig
 from molmo_ds.data.decode import BadSample, load_frames, load_image, read_size, upright_size
 from molmo_ds.data.pixels import to_pixels
@@ -67,7 +68,6 @@ class ImageProcessor:
         self.geometry = Geometry.of(config)
         self.frame_geometry = dataclasses.replace(self.geometry, crop_mode="resize")
         self.patches = self.geometry.side**2
-        self.pooled_patches = self.geometry.pooled**2
         size = self.geometry.image_size
         columns = self.geometry.patch_size**2 * 3
         self.crop_shape = (self.patches, columns) if self.config.exact else (size, size, 3)
@@ -89,6 +89,10 @@ class ImageProcessor:
                     f"{width} x {height} pixels are too narrow to be resized to {size[1]} x {size[0]}."
                 )
         return layout
+
+    def windows(self, crops: int) -> Tensor:
+        """int64 [crops * Q, W], the patches of each place of a layout's `positions`."""
+        return windows_of(crops, self.geometry.side, self.geometry.pooling_size)
 
     def count_tokens(self, width: int, height: int) -> int:
         """Image tokens of a picture of this size in pixels."""

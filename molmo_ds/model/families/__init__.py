@@ -1,8 +1,8 @@
 """The families of backbones, a file each, named as `model_type` names them; what they share is decoder.py and tower.py.
 
 A family reads its transformers' config.json, names its tensors, and says why vLLM's Molmo cannot serve it. Its FLOPs
-follow from the configuration (model/flops.py). Molmo itself is molmo.py, with the names of its tensors in
-molmo_names.py, which exported folders carry.
+follow from the configuration (model/flops.py). Molmo and Molmo2 themselves are molmo.py and molmo2.py, with the names
+of their tensors in molmo_names.py, which exported folders carry.
 """
 
 from importlib import import_module
