@@ -17,7 +17,9 @@ NEAR = 1e-2  # seconds from a track's time to the frame that shows it
 class Scene:
     """What points refer to: pictures, or the frames of one video."""
 
-    sizes: Sequence[tuple[int, int]]  # (width, height) of each picture, or of the video; empty for none
+    sizes: Sequence[
+        tuple[int, int]
+    ]  # (width, height) of each picture, or of the video; empty for none
     times: Sequence[float] | None = None  # seconds of the frames that are shown; None for pictures
 
     def scale(self, given: float | None, picture: int = 1) -> tuple[float, float]:
