@@ -148,7 +148,8 @@ def test_text_only(builder: SampleBuilder) -> None:
     assert (
         got.images.shape == (0, 56, 56, 3)
         and got.image_masks.shape == (0, 16)
-        and got.image_positions.shape == (0, 4)
+        and got.image_positions.shape == (0,)
+        and got.windows.shape == (0, 4)
     )
     # without "pixels", as an index gives it
     nothing = {"annotations": [COLOUR], "images": [], "sizes": []}
@@ -167,7 +168,8 @@ def test_several_pictures(builder: SampleBuilder) -> None:
             got.image_masks[mine], alone.masks
         )
         want = torch.from_numpy(alone.layout.positions)
-        assert torch.equal(got.image_positions[mine], torch.where(want >= 0, want + token, -1))
+        places = got.image_positions.view(-1, 4)[mine]
+        assert torch.equal(places, torch.where(want >= 0, want + token, -1))
         crops, token = crops + alone.layout.crops, token + len(alone.layout.tokens)
     assert crops == len(got.images) and token == (got.branch_ids == 0).sum()
     places = got.image_positions[got.image_positions >= 0]
@@ -192,7 +194,8 @@ def test_pictures_inside_a_text(builder: SampleBuilder) -> None:
     start = 1 + len(user[0]) + len(first) + len(user[1])
     want = torch.from_numpy(layouts[1].positions)
     assert torch.equal(
-        got.image_positions[layouts[0].crops :], torch.where(want >= 0, want + start, -1)
+        got.image_positions.view(-1, 4)[layouts[0].crops :],
+        torch.where(want >= 0, want + start, -1),
     )
     for sizes, words_of_error in (([(70, 50)], "more pictures"), ([(70, 50)] * 3, "2 of 3")):
         with pytest.raises(BadSample, match=words_of_error):
@@ -249,8 +252,10 @@ def test_size_is_what_build_makes(
     got = maker.build(given_record, RandomState(seed))
     assert (tokens, crops) == (len(got.input_ids), len(got.images)) and tokens <= 200
     assert got.image_positions.max() < tokens
-    assert {len(getattr(got, f.name)) for f in dataclasses.fields(got)[:5]} == {tokens}
-    assert {len(getattr(got, f.name)) for f in dataclasses.fields(got)[5:]} == {crops}
+    fields = dataclasses.fields(got)
+    assert {len(getattr(got, f.name)) for f in fields[:6]} == {tokens}
+    assert {len(getattr(got, f.name)) for f in fields[6:8]} == {crops}
+    assert {len(getattr(got, f.name)) for f in fields[8:]} == {4 * crops}
     again = maker.build(given_record, RandomState(seed))
     assert all(
         torch.equal(getattr(got, f.name), getattr(again, f.name)) for f in dataclasses.fields(got)

@@ -1,6 +1,6 @@
 """A record of a shard to a Sample: pictures and a tree of conversations, tokenised, labelled and weighed.
 
-Shapes: t tokens, n crops, P patches per crop, Q pooled patches per crop.
+Shapes: t tokens, n crops, P patches per crop, Q windows of a crop.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class Seen:
     size: tuple[int, int] | None  # width, height of the first
     images: torch.Tensor  # [n, ...], the crops of all
     masks: torch.Tensor  # float32 [n, P]
-    pooled_patches: int  # of a crop
+    windows: torch.Tensor  # int64 [n * Q, W], patches that are pooled together
 
 
 class SampleBuilder:
@@ -144,12 +144,12 @@ class SampleBuilder:
         if not pictures:
             images = torch.empty((0, *self.images.crop_shape), dtype=self.images.dtype)
             masks = torch.empty(0, self.images.patches)
-            return Seen(layouts, None, images, masks, self.images.pooled_patches)
+            return Seen(layouts, None, images, masks, self.images.windows(0))
         size = (pictures[0].shape[1], pictures[0].shape[0])
         made = [self.images(picture, frame=one) for picture, one in zip(pictures, single)]
         images = _joined([crops.images for crops in made])
         masks = _joined([crops.masks for crops in made])
-        return Seen(layouts, size, images, masks, self.images.pooled_patches)
+        return Seen(layouts, size, images, masks, self.images.windows(len(images)))
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
@@ -161,16 +161,17 @@ def _sample(tree: Tree, seen: Seen) -> Sample:
     """The tokens of a tree with the pictures that it speaks of."""
     moved = zip(seen.layouts, tree.starts)
     where = [np.where(one.positions >= 0, one.positions + start, -1) for one, start in moved]
-    if not where:
-        where = [np.empty((0, seen.pooled_patches), np.int64)]
+    where = [np.empty(0, np.int64), *(places.ravel() for places in where)]
     return Sample(
         input_ids=torch.tensor(tree.input_ids),
         labels=torch.tensor(tree.labels),
         loss_weights=torch.tensor(tree.loss_weights, dtype=torch.float32),
         position_ids=torch.from_numpy(tree.positions()),
         branch_ids=torch.from_numpy(tree.branches()),
+        image_ids=torch.zeros(len(tree), dtype=torch.int32),
         images=seen.images,
         image_masks=seen.masks,
+        windows=seen.windows,
         image_positions=torch.from_numpy(np.concatenate(where)),
     )
 

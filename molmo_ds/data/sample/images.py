@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from molmo_ds.batch import windows_of
 from molmo_ds.config import PIXEL_STATISTICS, MolmoConfig
 from molmo_ds.data.decode import BadSample, load_frames, load_image, read_size, upright_size
 from molmo_ds.data.pixels import to_pixels
@@ -67,7 +68,6 @@ class ImageProcessor:
         self.geometry = Geometry.of(config)
         self.frame_geometry = dataclasses.replace(self.geometry, crop_mode="resize")
         self.patches = self.geometry.side**2
-        self.pooled_patches = self.geometry.pooled**2
         size = self.geometry.image_size
         columns = self.geometry.patch_size**2 * 3
         self.crop_shape = (self.patches, columns) if self.config.exact else (size, size, 3)
@@ -89,6 +89,10 @@ class ImageProcessor:
                     f"{width} x {height} pixels are too narrow to be resized to {size[1]} x {size[0]}."
                 )
         return layout
+
+    def windows(self, crops: int) -> Tensor:
+        """int64 [crops * Q, W], the patches of each place of a layout's `positions`."""
+        return windows_of(crops, self.geometry.side, self.geometry.pooling_size)
 
     def count_tokens(self, width: int, height: int) -> int:
         """Image tokens of a picture of this size in pixels."""
@@ -173,16 +177,11 @@ class ImageProcessor:
     def interpolate(self, pixels: Tensor, height: int, width: int) -> Tensor:
         """uint8 [h, w, 3] -> [height, width, 3], bytes or (in the exact mode) float32 in 0..1."""
         mode, antialias = _INTERPOLATION[self.config.resize]
-        rows, columns = pixels.shape[:2]
-        if not self.config.exact and mode == "bilinear":
-            # these strides, and no others, take torch's fast path for interleaved bytes
-            image = pixels.as_strided(
-                (1, 3, rows, columns), (rows * columns * 3, 1, columns * 3, 3)
-            )
-            return interpolate(image, (height, width), mode=mode, antialias=antialias)[0].permute(
-                1, 2, 0
-            )
-        image = pixels.permute(2, 0, 1)[None].float()
+        # Molmo2 was trained on bytes that were rounded once: the fast path for bytes is one off
+        if not self.config.exact and mode == "bilinear" and self.geometry.family == "molmo":
+            out = interpolate(_interleaved(pixels), (height, width), mode=mode, antialias=antialias)
+            return out[0].permute(1, 2, 0)
+        image = _interleaved(pixels.float())
         if self.config.resize == "clip":
             out = interpolate(
                 image.div_(255), (height, width), mode=mode, antialias=antialias
@@ -205,6 +204,13 @@ class ImageProcessor:
             n, geometry.side, geometry.patch_size, geometry.side, geometry.patch_size, 3
         )
         return patches.transpose(2, 3).reshape(n, *self.crop_shape)
+
+
+def _interleaved(pixels: Tensor) -> Tensor:
+    """A view [1, 3, h, w] of [h, w, 3], whose strides, and no others, take torch's fast path."""
+    rows, columns = pixels.shape[:2]
+    strides = (rows * columns * 3, 1, columns * 3, 3)
+    return pixels.as_strided((1, 3, rows, columns), strides)
 
 
 def fit(height: int, width: int, target_height: int, target_width: int) -> tuple[int, int]:
