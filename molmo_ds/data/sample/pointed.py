@@ -17,7 +17,9 @@ NEAR = 1e-2  # seconds from a track's time to the frame that shows it
 class Scene:
     """What points refer to: pictures, or the frames of one video."""
 
-    sizes: Sequence[tuple[int, int]]  # (width, height) of each picture, or of the video; empty for none
+    sizes: Sequence[
+        tuple[int, int]
+    ]  # (width, height) of each picture, or of the video; empty for none
     times: Sequence[float] | None = None  # seconds of the frames that are shown; None for pictures
 
     def scale(self, given: float | None, picture: int = 1) -> tuple[float, float]:
@@ -112,7 +114,7 @@ def _tracks(
     kept = [moment for moment in annotation.tracks if _is_shown(moment, scene)]
     if annotation.track_fps is not None:
         kept = [moment for moment in kept if _on_grid(moment.time, annotation.track_fps)]
-    moments = [Moment(moment.time, moment.points) for moment in kept]
+    moments = [Moment(moment.time, moment.points, moment.hidden) for moment in kept]
     scale = scene.scale(annotation.point_scale)
     return format_tracks(moments, scale, label, style in ENDS_ONLY, pointing_format)
 

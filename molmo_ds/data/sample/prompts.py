@@ -14,8 +14,13 @@ from molmo_ds.config import PromptConfig
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.sample.annotation import INLINE_POINT, Annotation, at, read_annotation
 from molmo_ds.data.sample.pointed import Scene, answer_by_points, holds_points, place_points
-from molmo_ds.data.sample.styles import BARE_STYLES, CHOICE_STYLES, DEMO_STYLES, SAME_AS
-from molmo_ds.data.sample.styles import SPOKEN_STYLES
+from molmo_ds.data.sample.styles import (
+    BARE_STYLES,
+    CHOICE_STYLES,
+    DEMO_STYLES,
+    SAME_AS,
+    SPOKEN_STYLES,
+)
 from molmo_ds.data.sample.templates import TEMPLATES
 from molmo_ds.data.sample.turns import Conversation, speak
 
@@ -131,9 +136,7 @@ class PromptFormatter:
             + "".join(f"{name}: {option}\n" for name, option in zip(_letters(options), options))
         )
 
-    def _answer(
-        self, style: str, annotation: Annotation, rng: RandomState, scene: Scene
-    ) -> str:
+    def _answer(self, style: str, annotation: Annotation, rng: RandomState, scene: Scene) -> str:
         if annotation.text is not None:
             return annotation.text
         if annotation.inline_points is not None:

@@ -44,7 +44,9 @@ def joined(tiling: tuple[int, int], side: int, margins: tuple[int, int]) -> np.n
         line = []
         for column in range(columns):
             crop = single(side) + (1 + row * columns + column) * side * side
-            line.append(crop[_kept(row, rows, side, margins), _kept(column, columns, side, margins)])
+            line.append(
+                crop[_kept(row, rows, side, margins), _kept(column, columns, side, margins)]
+            )
         parts.append(line)
     return np.block(parts)
 
