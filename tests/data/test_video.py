@@ -1,35 +1,14 @@
 """Frames of real videos, written here by the package `av`."""
 
 import io
-from fractions import Fraction
 
 import numpy as np
 import pytest
 from PIL import Image
+from video_files import film
 
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.video import clip_duration, frames_at, video_size
-
-
-def film(begins: list[int], key_every: int = 12, codec: str = "mpeg4") -> bytes:
-    """48 x 32 pixels, frame i of the grey 10 * i, which begins at begins[i] milliseconds."""
-    import av
-
-    out = io.BytesIO()
-    with av.open(out, "w", format="mp4") as file:
-        stream = file.add_stream(codec, rate=1000)
-        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
-        stream.codec_context.time_base = Fraction(1, 1000)
-        stream.codec_context.gop_size = key_every
-        for i, begin in enumerate(begins):
-            picture = np.full((32, 48, 3), 10 * i, np.uint8)
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts = begin
-            frame.time_base = Fraction(1, 1000)
-            file.mux(stream.encode(frame))
-        file.mux(stream.encode())
-    return out.getvalue()
-
 
 EVEN = film([125 * i for i in range(20)])
 UNEVEN = [0, 100, 130, 500, 510, 520, 900, 1000, 1400, 1450, 1460, 2000]
