@@ -3,7 +3,14 @@
 import difflib
 from dataclasses import replace
 
-from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, TextConfig, VisionConfig
+from molmo_ds.config import (
+    ConnectorConfig,
+    ImageConfig,
+    MolmoConfig,
+    TextConfig,
+    VideoConfig,
+    VisionConfig,
+)
 
 CLIP = VisionConfig()
 SIGLIP = VisionConfig(
@@ -70,6 +77,7 @@ def _molmo2(text: TextConfig) -> MolmoConfig:
         vision=SIGLIP2,
         connector=ConnectorConfig(padding_embed="none", pooling_mask=True),
         images=ImageConfig(resize="siglip", max_crops=8, legacy_image_mask=False),
+        video=VideoConfig(max_frames=128, max_fps=2.0, pooling_size=3),
     )
 
 

@@ -11,11 +11,14 @@ from molmo_ds import config as configs
 from molmo_ds import settings
 from molmo_ds.batch import Batch, Sample, windows_of
 from molmo_ds.config import LoraConfig, MolmoConfig, OptimConfig, PromptConfig, RunConfig
+from molmo_ds.data.decode import BadSample
 from molmo_ds.data.order.loader import Mixture, rank_lanes, sequences
 from molmo_ds.data.order.packing import collate
 from molmo_ds.data.sample import images
 from molmo_ds.data.sample.layout import Geometry
+from molmo_ds.data.sample.pointed import Scene
 from molmo_ds.data.sample.prompts import PromptFormatter
+from molmo_ds.data.sample.times import frame_times
 from molmo_ds.engine import ds_config, optim
 from molmo_ds.hub.configs import text_config
 from molmo_ds.model import lora
@@ -41,11 +44,13 @@ PROMPTS = (
     "data.prompts.prompt_templates",
     "data.prompts.message_format",
     "data.prompts.system_prompt",
+    "data.prompts.pointing_format",
 )
 OTHERS = (
     "model.family",
     "model.text.model_type",
     "model.images.crop_mode",
+    "model.video.frame_sample_mode",
     "data.packing",
     "optim.name",
     "lora.components",
@@ -96,11 +101,25 @@ def test_each_choice_of_a_network_is_another_network(name: str) -> None:
 
 @pytest.mark.parametrize("name", PROMPTS)
 def test_each_choice_of_a_prompt_is_another_text(name: str) -> None:
-    annotation = {"style": "pointing", "label": "cats", "points": [[1, 2]]}
+    annotations = (
+        {"style": "pointing", "label": "cats", "points": [[1, 2]]},
+        {"style": "vqa2", "question": "Why?", "answer": "Because of the weather."},
+    )
+    if name.endswith("pointing_format"):  # two groups show what parts them
+        points = [{"image": 1, "points": [[1, 2]]}, {"image": 2, "points": [[3, 4]]}]
+        annotations = ({"style": "pointing", "label": "cats", "point_groups": points},)
     seen = set()
     for choice in CHOICES[name]:
         formatter = PromptFormatter(replace(PromptConfig(), **{name.rsplit(".", 1)[-1]: choice}))
-        many = [formatter.messages(annotation, RandomState(seed), (10, 10)) for seed in range(40)]
+        scene = Scene([(10, 10)] * 2)
+        try:
+            many = [
+                formatter.messages(one, RandomState(seed), (10, 10), scene=scene)
+                for one in annotations
+                for seed in range(40)
+            ]
+        except BadSample as error:  # which one format cannot say
+            many = str(error)
         seen.add(str(many))
     assert len(seen) == len(CHOICES[name])
 
@@ -123,6 +142,24 @@ def test_each_crop_mode_cuts_otherwise() -> None:
         words = ["preset=molmo_7b_d", f"model.images.crop_mode={mode}"]
         crops[mode] = Geometry.of(settings.load(None, words).model).layout(672, 672).crops
     assert crops == {"overlap-and-resize-c2": 1 + 3 * 3, "resize": 1}
+
+
+def test_each_family_lays_pictures_out_otherwise() -> None:
+    seen = set()
+    for family in CHOICES["model.family"]:
+        words = ["preset=molmo2_8b", f"model.family={family}"]
+        layout = Geometry.of(settings.load(None, words).model).layout(700, 700)
+        seen.add(str((layout.tokens.tolist(), layout.windows.tolist())))
+    assert len(seen) == len(CHOICES["model.family"])
+
+
+def test_each_mode_takes_other_frames() -> None:
+    name = "model.video.frame_sample_mode"
+    times = [
+        frame_times(configs.VideoConfig(frame_sample_mode=mode), 3.0).tolist()
+        for mode in CHOICES[name]
+    ]
+    assert len(set(map(str, times))) == len(CHOICES[name])
 
 
 def test_each_other_choice_is_in_the_table_that_reads_it() -> None:

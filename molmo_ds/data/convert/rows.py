@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from molmo_ds.data.convert.pictures import as_part, is_picture
-from molmo_ds.data.decode import BadSample, read_size, upright_size
-from molmo_ds.data.read.writer import check_key, header
+from molmo_ds.data.decode import BadSample, upright_size
+from molmo_ds.data.read.writer import check_key, header, probe
 from molmo_ds.data.sample.annotation import KEYS
 from molmo_ds.data.sample.conversation import is_plain, shown
-from molmo_ds.data.sample.record import VIDEOS
 from molmo_ds.data.sample.review import Review
 
 Row = dict[str, Any]
 Sample = tuple[str, dict[str, bytes]]  # key, parts
 FIELDS = tuple(sorted(KEYS - {"style"}))  # that a row's columns of the same names fill
-KEPT = ("annotations", "metadata", "num_frames", "key")  # columns of a record
+ABOUT_VIDEO = ("num_frames", "clip", "subtitles", "fps")  # columns of a record with a video
+KEPT = ("annotations", "metadata", *ABOUT_VIDEO, "key")  # columns of a record
 IMAGES = ("image", "images")  # columns of the pictures, where --image names none
 TEXTS = ("question", "text", "answer", "label")
 LISTS_OF_TEXTS = ("answers", "options")
@@ -105,7 +105,7 @@ def to_sample(key: str, row: Row, pictures: list[bytes], mapping: Mapping, notes
     record["annotations"] = [mapping.annotation(row, notes)] if given is None else given
     if not isinstance(record["annotations"], list):
         raise BadSample(f"'annotations' is {shown(given)}, but must be a list.")
-    record |= {name: row[name] for name in ("metadata", "num_frames") if row.get(name) is not None}
+    record |= {name: row[name] for name in ("metadata", *ABOUT_VIDEO) if is_there(row.get(name))}
     notes.columns |= set(map(str, row))
     notes.filled |= {str(name) for name, value in row.items() if is_there(value)}
     notes.used |= set(KEPT)
@@ -121,11 +121,10 @@ def to_sample(key: str, row: Row, pictures: list[bytes], mapping: Mapping, notes
 
 
 def _review(record: Row, pictures: list[bytes], mapping: Mapping, notes: Notes) -> None:
-    sizes = []
-    for name, data in zip(record["images"], pictures):
-        sizes.append((0, 0) if name.split(".")[-1] in VIDEOS else upright_size(*read_size(data)))
+    probes = [probe(data, name) for name, data in zip(record["images"], pictures)]
+    sizes = [upright_size(p.width, p.height, p.orientation) for p in probes]
     review = Review()
-    review.add(record | {"sizes": sizes})
+    review.add(record | {"sizes": sizes, "durations": [p.duration for p in probes]})
     if review.unanswered and not mapping.questions:
         raise BadSample(
             "There is nothing to learn: give text, answer, answers, points, messages, or options with answer_index"

@@ -51,6 +51,8 @@ class Mixture:
     rates: list[float]
     budget: Budget
     builder: Any  # SampleBuilder
+    # of each answer token, by the sources that have one
+    token_weights: dict[str, float] = field(default_factory=dict)
     stamp: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -80,11 +82,14 @@ class Mixture:
             [rates[n] for n in used],
             Budget.of(data),
             builder,
+            {n: source.token_weight for n, source in data.sources.items() if source.token_weight},
         )
         mixture.stamp = {
             "global_batch": lanes,
             "data.seed": data.seed,
-            "the sources and their rates": _hash([used, mixture.rates]),
+            "the sources and their rates": _hash(
+                [used, mixture.rates, *mixture.token_weights.items()]
+            ),
             "the shards' index": _hash([shards.fingerprint for shards in mixture.sets]),
             "the order of samples": _hash(
                 [BLOCK_CHUNKS, *(np.asarray(sets[n].bounds).tolist() for n in used)]
@@ -109,7 +114,10 @@ class Mixture:
         """Read, tokenise and decode a sample; BadSample where that fails on every try."""
         source, sample, epoch = reference
         record = self.sets[source].read(sample)
-        return self.builder.build(record, self._generator(*reference))
+        weight = self.token_weights.get(self.names[source])
+        if weight is None:
+            return self.builder.build(record, self._generator(*reference))
+        return self.builder.build(record, self._generator(*reference), weight)
 
     def cut(self) -> int:
         """Tokens that the sequence's length cost the sample that `build` made last."""

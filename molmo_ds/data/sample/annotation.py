@@ -70,10 +70,11 @@ class PointGroup(_Checked):
 
 
 class TrackPoints(_Checked):
-    """The places of objects, by any names, at one time of a video; a hidden object is left out."""
+    """The places of objects, by any names, at one time of a video; those of `hidden` cannot be seen."""
 
     time: Annotated[Number, Field(ge=0)]
     points: dict[str, Point]
+    hidden: list[str] = []
 
 
 class Annotation(_Checked):

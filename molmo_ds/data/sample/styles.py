@@ -58,6 +58,7 @@ CHOICE_STYLES = (
     "video_multiple_choice_multiple_correct",
     "video_multiple_choice_w_subtitle",
 )
+POINTING_STYLES = ("pointing", "point_count", "cosyn_point")  # of one picture
 # style -> kind of an answer by points (`point_text.format_groups`); every other one is the points alone
 MODES = {
     "point_count": "point_count",
