@@ -30,13 +30,14 @@ RUNS = {
     **{f"multitask/{name}": [MIXTURE, f"multitask/{name}"] for name in MODELS},
     "multitask/high_resolution": [MIXTURE, "multitask/molmo_7b_d", "multitask/high_resolution"],
 }
-SMALL = [  # of what makes a network large; everything else is the recipe's
+SMALL = [  # of what makes a network or a step large; everything else is the recipe's
     *run_files.MODEL,
     "model.vision.feature_layers=[-1,-2]",
     "model.vision.num_positions=null",
     "init_from=null",
+    "data.sequence_length=512",
     "global_batch=2",
-    "micro_batch=1",
+    "micro_batch=2",
     "data.num_workers=0",
     "max_steps=1",
     *(f"optim.{part}.warmup_steps=1" for part in ("connector", "vision", "text")),
@@ -82,10 +83,11 @@ def words(name: str, data: Path) -> list[str]:
     return [*given, f"data.tokenizer={data / 'tokenizer'}"]
 
 
-@pytest.fixture
-def small(data: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, RunConfig]:
+@pytest.fixture(scope="module")
+def small(data: Path) -> Iterator[dict[str, RunConfig]]:
     """Every recipe, small; its shards are there under the names that it gives."""
-    monkeypatch.setenv("MOLMO_DATA_DIR", str(data))
+    patch = pytest.MonkeyPatch()
+    patch.setenv("MOLMO_DATA_DIR", str(data))
     made = {
         name: settings.load([EXAMPLES / f"{part}.yaml" for part in parts], words(name, data))
         for name, parts in RUNS.items()
@@ -97,7 +99,8 @@ def small(data: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, RunConfig]:
             assert path.parent == data
             if not path.exists():
                 path.symlink_to(data / "shards")
-    return made
+    yield made
+    patch.undo()
 
 
 def one_step(world: World, runs: dict[str, RunConfig]) -> dict[str, tuple[float, int]]:
