@@ -10,9 +10,15 @@ from typing import Any
 
 from numpy.random import RandomState
 
-from molmo_ds.config import PromptConfig
+from molmo_ds.config import PromptConfig, SourceConfig
 from molmo_ds.data.decode import BadSample
-from molmo_ds.data.sample.annotation import INLINE_POINT, Annotation, at, read_annotation
+from molmo_ds.data.sample.annotation import (
+    INLINE_POINT,
+    Annotation,
+    alternatives,
+    at,
+    read_annotation,
+)
 from molmo_ds.data.sample.pointed import Scene, answer_by_points, holds_points, place_points
 from molmo_ds.data.sample.styles import (
     BARE_STYLES,
@@ -26,10 +32,11 @@ from molmo_ds.data.sample.turns import Conversation, speak
 
 
 class PromptFormatter:
-    """Annotations to conversations under one PromptConfig."""
+    """Annotations to conversations under one PromptConfig, with the style and weight of one source."""
 
-    def __init__(self, config: PromptConfig):
+    def __init__(self, config: PromptConfig, source: SourceConfig | None = None):
         self.config = config
+        self.source = source or SourceConfig()
 
     def conversations(
         self,
@@ -37,30 +44,35 @@ class PromptFormatter:
         rng: RandomState,
         size: tuple[int, int] | None = None,
         scene: Scene | None = None,
-        token_weight: float | None = None,
     ) -> list[Conversation]:
         """All annotations of one sample, to be learnt; `size` is the (first) picture's (width, height).
 
-        Each annotation's weight (1 unless it says otherwise) is divided by sqrt(annotations) under root_subsegments;
-        `token_weight` replaces what root_subsegments and root_length make of it. Raises BadSample where an annotation
-        is not what it must be, or lacks what its style needs.
+        Of an annotation with `one_of` one is drawn. Each annotation's weight (1 unless it says otherwise) is multiplied
+        by the source's and divided by sqrt(annotations) under root_subsegments; a source's token_weight replaces what
+        root_subsegments and root_length make of it.
+        Raises BadSample where an annotation is not what it must be, or lacks what its style needs.
         """
         if not annotations:
             raise BadSample("The sample has no annotations; give it at least one.")
         config = self.config
+        token_weight = self.source.token_weight
         share = len(annotations) ** -0.5 if config.root_subsegments else 1.0
         share = share if token_weight is None else token_weight
         out = []
         for i, value in enumerate(annotations):
             try:
+                several = alternatives(value)
+                value = several[rng.randint(len(several))] if len(several) > 1 else several[0]
                 annotation = read_annotation(value)
+                if self.source.style:
+                    annotation = annotation.model_copy(update={"style": self.source.style})
                 messages = self.messages(annotation, rng, size, scene=scene)
             except BadSample as error:
                 raise BadSample(f"{at(i, len(annotations))}{error}") from None
             weight = 1.0 if annotation.weight is None else annotation.weight
             conversation = Conversation(
                 messages,
-                weight * share,
+                weight * share * self.source.weight,
                 annotation.pictures,
                 chat=config.message_format == "chat",
                 root_length=config.root_length and token_weight is None,
