@@ -30,6 +30,7 @@ EXPECTED = {
     "points": "a list of pairs [x, y] of finite numbers",
     "point_scale": "a finite number above 0, or null for pixels",
     "inline_points": "a list of {points, alt, text}: pairs of finite numbers and texts",
+    "no_pointing": "true or false",
     "weight": f"a number from {LIGHTEST:f} to {HEAVIEST:,.0f}",
 }
 
@@ -74,6 +75,7 @@ class Annotation(_Checked):
     point_scale: Annotated[Number, Field(gt=0)] | None = None
     inline_points: list[InlinePoints] | None = None
     messages: list[Text] | None = None
+    no_pointing: bool | None = None
     weight: Annotated[Number, Field(ge=LIGHTEST, le=HEAVIEST)] | None = None
     # that the user's first text begins with, where it says so; not a key of a record
     pictures: int | None = None

@@ -1,7 +1,7 @@
 """Annotations to messages: what the user says and what the assistant should answer, in Molmo's own formats.
 
-The order of random draws is the reference's: template, answer, system prompt, for each annotation in turn; then the
-order of annotations.
+The order of random draws is the reference's: requests not to point, for all annotations; template, answer, system
+prompt, for each annotation in turn; then the order of annotations.
 """
 
 from collections import Counter
@@ -13,15 +13,17 @@ from numpy.random import RandomState
 from molmo_ds.config import PromptConfig
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.sample.annotation import INLINE_POINT, Annotation, at, read_annotation
+from molmo_ds.data.sample.no_pointing import with_request
 from molmo_ds.data.sample.points import format_count, format_points, to_percent
-from molmo_ds.data.sample.templates import LONG_CAPTION, POINT_COUNT, POINTING
+from molmo_ds.data.sample.templates import LONG_CAPTION, POINT_COUNT, POINTING, STEP_BY_STEP
 from molmo_ds.data.sample.turns import Conversation, speak
 
 # styles that only evaluation uses
 SAME_AS = {"eval_short_answer": "vqa2", "eval_multiple_choice": "a_okvqa_mc"}
 # spoken as a user would: rarely with a style
-DEMO_STYLES = ("point_count", "pointing", "user_qa", "long_caption")
+DEMO_STYLES = ("point_count", "pointing", "user_qa", "long_caption", "cosyn_point", "text_sft")
 BARE_STYLES = ("android_control", "demo")  # never with a style
+STEPS = "_exp"  # in a style whose answers explain themselves
 TEMPLATES = {"long_caption": LONG_CAPTION, "pointing": POINTING, "point_count": POINT_COUNT}
 
 
@@ -45,10 +47,15 @@ class PromptFormatter:
         if not annotations:
             raise BadSample("The sample has no annotations; give it at least one.")
         share = len(annotations) ** -0.5 if self.config.root_subsegments else 1.0
-        out = []
+        ready = []
         for i, value in enumerate(annotations):
             try:
-                annotation = read_annotation(value)
+                ready.append(with_request(read_annotation(value), rng))
+            except BadSample as error:
+                raise BadSample(f"{at(i, len(annotations))}{error}") from None
+        out = []
+        for i, annotation in enumerate(ready):
+            try:
                 messages = self.messages(annotation, rng, size)
             except BadSample as error:
                 raise BadSample(f"{at(i, len(annotations))}{error}") from None
@@ -69,7 +76,7 @@ class PromptFormatter:
 
         Raises BadSample where the annotation is not what it must be, or has nothing to learn.
         """
-        annotation = read_annotation(annotation)
+        annotation = with_request(read_annotation(annotation), rng)
         style = annotation.style
         if not style and self.config.system_prompt != "none":
             raise BadSample(
@@ -108,6 +115,8 @@ class PromptFormatter:
             templates = TEMPLATES[style]
             return templates[rng.randint(len(templates))].format(label=label)
         question = question or ""
+        if question and STEPS in style and self.config.prompt_templates == "uber_model":
+            question = STEP_BY_STEP.format(question=question)
         options = annotation.options
         if options is None:
             return question
