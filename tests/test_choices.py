@@ -48,11 +48,12 @@ OTHERS = (
     "optim.name",
     "lora.components",
 )
-OTHERS += ("precision", "activation_checkpointing")
+OTHERS += ("precision", "activation_checkpointing", "compile_mode")
+AGAIN = tuple(f"evaluators.<name>.{name.removeprefix('data.')}" for name in PROMPTS)
 
 
 def test_no_choice_is_forgotten() -> None:
-    assert set(CHOICES) == {*NETWORK, *PROMPTS, *OTHERS}
+    assert set(CHOICES) == {*NETWORK, *PROMPTS, *OTHERS, *AGAIN}
 
 
 def made_up(config: MolmoConfig) -> Batch:
@@ -162,10 +163,10 @@ def test_each_component_gets_adapters() -> None:
 
 
 def test_each_checkpointing_recomputes_other_rows() -> None:
-    rows = ("vision.layers.0", "vision.layers.1", "layers.0", "layers.1", "head")
+    rows = (*(f"{part}layers.{i}" for part in ("vision.", "") for i in range(5)), "head")
     seen = {
         mode: tuple(recomputed(row, mode) for row in rows)
         for mode in CHOICES["activation_checkpointing"]
     }
     assert seen.pop("offload") == seen["full"], "offload keeps the inputs elsewhere"
-    assert len(set(seen.values())) == len(seen) == 4
+    assert len(set(seen.values())) == len(seen) == 8

@@ -91,7 +91,7 @@ def test_the_list_of_settings_is_whole() -> None:
         "prompts",
         "sources",
         "evaluators",
-    }
+    }  # fields that hold more of them
     assert len(kinds) == 13 and leaves == fields - blocks - {"optim", "lora"}
 
 

@@ -57,7 +57,7 @@ class DeepSpeedEngine:
         for part in self.parts:
             part.transform(self.model)
         if config.compile:
-            compile_layers(self.model)
+            compile_layers(self.model, config.compile_mode)
         frozen = optim.frozen_names(self.model, config.optim, config.lora)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name not in frozen)

@@ -99,6 +99,9 @@ class Metrics:
                     "name": self.out.name,
                     "id": hashlib.sha256(name.encode()).hexdigest()[:16],
                     "resume": "allow",
+                    "entity": config.wandb_entity,
+                    "group": config.wandb_group,
+                    "tags": list(config.wandb_tags),
                 }
                 self.wandb = wandb.init(
                     project=config.wandb, dir=config.out, config=settings.to_dict(config), **run

@@ -15,7 +15,7 @@ from numpy.random import RandomState
 from PIL import Image
 
 from molmo_ds.batch import Sample
-from molmo_ds.config import RunConfig
+from molmo_ds.config import RunConfig, SourceConfig
 from molmo_ds.data.decode import load_frames, load_image
 from molmo_ds.data.pixels import to_pixels
 from molmo_ds.data.sample.annotation import Annotation, read_annotation
@@ -49,12 +49,20 @@ class SampleBuilder:
 
     Args:
         tokenizer: that of the configuration, where it is read already.
+        source: whose style, weight, crops and root_subsegments count where they say something.
     """
 
-    def __init__(self, config: RunConfig, tokenizer: Tokenizer | None = None):
+    def __init__(
+        self,
+        config: RunConfig,
+        tokenizer: Tokenizer | None = None,
+        source: SourceConfig | None = None,
+    ):
+        source = source or SourceConfig()
+        config = config_of_source(config, source)
         self.sequence_length = config.data.sequence_length
         self.images = ImageProcessor(config.model)
-        self.prompts = PromptFormatter(config.data.prompts)
+        self.prompts = PromptFormatter(config.data.prompts, source)
         self.tokenizer = tokenizer or Tokenizer(config.data.tokenizer, config.model.text.vocab_size)
         self.longest = config.model.text.max_position_embeddings
         settings = [
@@ -65,6 +73,8 @@ class SampleBuilder:
             json.dumps([settings, self.sequence_length], sort_keys=True).encode()
         )
         digest.update(self.tokenizer.digest.encode())
+        if source.style or source.weight != 1:
+            digest.update(f"{source.style} {source.weight}".encode())
         self.fingerprint = digest.hexdigest()  # what decides a sample's tokens and crops
         self.cut = 0  # tokens that sequence_length cost the sample that was sized or built last
 
@@ -150,6 +160,21 @@ class SampleBuilder:
         images = _joined([crops.images for crops in made])
         masks = _joined([crops.masks for crops in made])
         return Seen(layouts, size, images, masks, self.images.pooled_patches)
+
+
+def config_of_source(config: RunConfig, source: SourceConfig) -> RunConfig:
+    """The configuration with the crops and the root_subsegments of a source that has its own."""
+    images = config.model.images
+    prompts = config.data.prompts
+    if source.max_crops is not None:
+        images = dataclasses.replace(images, max_crops=source.max_crops)
+    if source.root_subsegments is not None:
+        prompts = dataclasses.replace(prompts, root_subsegments=source.root_subsegments)
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, images=images),
+        data=dataclasses.replace(config.data, prompts=prompts),
+    )
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:

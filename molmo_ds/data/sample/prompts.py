@@ -1,7 +1,7 @@
 """Annotations to messages: what the user says and what the assistant should answer, in Molmo's own formats.
 
-The order of random draws is the reference's: requests not to point, for all annotations; template, answer, system
-prompt, for each annotation in turn; then the order of annotations.
+The order of random draws is the reference's: one of several annotations and requests not to point, for all
+annotations; template, answer, system prompt, for each annotation in turn; then the order of annotations.
 """
 
 from collections import Counter
@@ -10,9 +10,15 @@ from typing import Any
 
 from numpy.random import RandomState
 
-from molmo_ds.config import PromptConfig
+from molmo_ds.config import PromptConfig, SourceConfig
 from molmo_ds.data.decode import BadSample
-from molmo_ds.data.sample.annotation import INLINE_POINT, Annotation, at, read_annotation
+from molmo_ds.data.sample.annotation import (
+    INLINE_POINT,
+    Annotation,
+    alternatives,
+    at,
+    read_annotation,
+)
 from molmo_ds.data.sample.no_pointing import with_request
 from molmo_ds.data.sample.points import format_count, format_points, to_percent
 from molmo_ds.data.sample.templates import LONG_CAPTION, POINT_COUNT, POINTING, STEP_BY_STEP
@@ -28,10 +34,11 @@ TEMPLATES = {"long_caption": LONG_CAPTION, "pointing": POINTING, "point_count": 
 
 
 class PromptFormatter:
-    """Annotations to conversations under one PromptConfig."""
+    """Annotations to conversations under one PromptConfig, with the style and weight of one source."""
 
-    def __init__(self, config: PromptConfig):
+    def __init__(self, config: PromptConfig, source: SourceConfig | None = None):
         self.config = config
+        self.source = source or SourceConfig()
 
     def conversations(
         self,
@@ -41,7 +48,8 @@ class PromptFormatter:
     ) -> list[Conversation]:
         """All annotations of one sample, to be learnt; `size` is the (first) picture's (width, height).
 
-        Each annotation's weight (1 unless it says otherwise) is divided by sqrt(annotations) under root_subsegments.
+        Of an annotation with `one_of` one is drawn. Each annotation's weight (1 unless it says otherwise) is multiplied
+        by the source's and divided by sqrt(annotations) under root_subsegments.
         Raises BadSample where an annotation is not what it must be, or lacks what its style needs.
         """
         if not annotations:
@@ -50,7 +58,12 @@ class PromptFormatter:
         ready = []
         for i, value in enumerate(annotations):
             try:
-                ready.append(with_request(read_annotation(value), rng))
+                several = alternatives(value)
+                value = several[rng.randint(len(several))] if len(several) > 1 else several[0]
+                annotation = with_request(read_annotation(value), rng)
+                if self.source.style:
+                    annotation = annotation.model_copy(update={"style": self.source.style})
+                ready.append(annotation)
             except BadSample as error:
                 raise BadSample(f"{at(i, len(annotations))}{error}") from None
         out = []
@@ -60,7 +73,8 @@ class PromptFormatter:
             except BadSample as error:
                 raise BadSample(f"{at(i, len(annotations))}{error}") from None
             weight = 1.0 if annotation.weight is None else annotation.weight
-            out.append(Conversation(messages, weight * share, annotation.pictures))
+            weight *= share * self.source.weight
+            out.append(Conversation(messages, weight, annotation.pictures))
         if self.config.shuffle_messages and len(out) > 1:
             rng.shuffle(out)
         return out

@@ -1,12 +1,13 @@
 """Reviews a record as every training would, under any settings: used where data comes in and by the inspection."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from numpy.random import RandomState
 
 from molmo_ds.config import PromptConfig
 from molmo_ds.data.decode import BadSample
-from molmo_ds.data.sample.annotation import KEYS, Annotation, at, read_annotation
+from molmo_ds.data.sample.annotation import KEYS, Annotation, alternatives, at, read_annotation
 from molmo_ds.data.sample.prompts import TEMPLATES, PromptFormatter
 from molmo_ds.data.sample.record import (
     Record,
@@ -61,24 +62,31 @@ class Review:
         if not given:
             raise BadSample("The sample has no annotations; give it at least one.")
         pictures = count_frames(record) if is_video(record) else len(record["images"])
-        formatter = PromptFormatter(PromptConfig(system_prompt="none"))
         size = first_size(record)
-        conversations = []
+        choices = []
         for i, value in enumerate(given):
             try:
-                annotation = read_annotation(value)
-                asks = is_question(annotation)
-                texts = formatter.messages(annotation, RandomState(0), size, inference=asks)
+                choices.append([self._speak(one, size) for one in alternatives(value)])
             except BadSample as error:
                 raise BadSample(f"{at(i, len(given))}{error}") from None
-            conversations.append(Conversation(texts, 1.0, annotation.pictures))
-            self.unanswered += asks
-            self.without_style += not annotation.style
-            self.without_question += not asks and lacks_question(annotation)
-            for key in value.keys() - KEYS:
-                self.unread[key] = self.unread.get(key, 0) + 1
-        check_places(conversations, pictures)
-        check_pictures(record, [conversation.pictures for conversation in conversations])
+        # any of an annotation's alternatives may stand beside the others
+        for number in range(max(map(len, choices))):
+            chosen = [several[number % len(several)] for several in choices]
+            check_places(chosen, pictures)
+            check_pictures(record, [conversation.pictures for conversation in chosen])
+
+    def _speak(self, value: dict[str, Any], size: tuple[int, int] | None) -> Conversation:
+        """The conversation of one annotation, which is counted."""
+        annotation = read_annotation(value)
+        asks = is_question(annotation)
+        formatter = PromptFormatter(PromptConfig(system_prompt="none"))
+        texts = formatter.messages(annotation, RandomState(0), size, inference=asks)
+        self.unanswered += asks
+        self.without_style += not annotation.style
+        self.without_question += not asks and lacks_question(annotation)
+        for key in value.keys() - KEYS:
+            self.unread[key] = self.unread.get(key, 0) + 1
+        return Conversation(texts, 1.0, annotation.pictures)
 
 
 def lacks_question(annotation: Annotation) -> bool:

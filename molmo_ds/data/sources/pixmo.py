@@ -18,11 +18,11 @@ def item(row: Row, annotations: list[dict[str, Any]]) -> list[Item]:
 
 
 def cap(row: Row, split: str, transcripts: bool = False) -> list[Item]:
-    """The written caption; with `transcripts` also what each annotator said aloud."""
-    spoken = (
-        [annotation("transcript", text=text) for text in row["transcripts"]] if transcripts else []
-    )
-    return item(row, [annotation("long_caption", text=row["caption"]), *spoken])
+    """The written caption; with `transcripts` also what one of the annotators said aloud, drawn at each visit."""
+    said: list[dict[str, Any]] = [annotation("long_caption", text=row["caption"])]
+    if transcripts and row["transcripts"]:
+        said.append({"one_of": [annotation("transcript", text=one) for one in row["transcripts"]]})
+    return item(row, said)
 
 
 def cap_qa(row: Row, split: str, style: str = "synthetic_qa") -> list[Item]:
@@ -66,6 +66,8 @@ SOURCES = [
         hub="allenai/pixmo-cap",
         url="image_url",
         aliases=("pixmo_cap_transcripts",),
+        changed="pixmo_cap_with_transcripts shows one transcript, drawn at each visit, as in the reference; until"
+        " 2026-11-29 all of them were shown here.",
     ),
     *(
         Source(name, LICENCE, _CAP_QA, adapt, TRAIN, "allenai/pixmo-cap-qa", **GROUPED)
