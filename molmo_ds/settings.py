@@ -161,7 +161,8 @@ def _lay(given: DictConfig, more: DictConfig, line: str = "") -> DictConfig:
         whole = _with_entries(list(entries), {last: OmegaConf.select(more, key)}, above)
         OmegaConf.update(given, above, whole)
         return given
-    return OmegaConf.merge(given, more)
+    given.merge_with(more)
+    return given
 
 
 def flag(word: str) -> bool:

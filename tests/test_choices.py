@@ -16,7 +16,7 @@ from molmo_ds.data.order.packing import collate
 from molmo_ds.data.sample import images
 from molmo_ds.data.sample.layout import Geometry
 from molmo_ds.data.sample.prompts import PromptFormatter
-from molmo_ds.engine import ds_config, optim
+from molmo_ds.engine import compiled, ds_config, optim
 from molmo_ds.hub.configs import text_config
 from molmo_ds.model import lora
 from molmo_ds.model.molmo import Molmo, component, recomputed
@@ -160,6 +160,18 @@ def test_each_component_gets_adapters() -> None:
         lora.adapt(network, LoraConfig(components=(part,)))
         names = {name for name, _ in network.named_parameters() if ".lora_" in name}
         assert names and {component(name) for name in names} == {part}
+
+
+def test_each_compile_mode_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **given: (asked.append(given), function)[1]
+    )
+    for mode in CHOICES["compile_mode"]:
+        compiled.compile_layers(Molmo(settings.load(None, []).model), mode)
+        torch._inductor.list_mode_options(mode)  # raises for a mode that torch does not know
+    kinds = 2  # a ViT block and a decoder layer
+    assert [one["mode"] for one in asked] == [None] * kinds + ["max-autotune-no-cudagraphs"] * kinds
 
 
 def test_each_checkpointing_recomputes_other_rows() -> None:
