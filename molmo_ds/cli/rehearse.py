@@ -12,6 +12,7 @@ checkpoints. The exit code is 1 where the rehearsal fails or something is missin
 
 import argparse
 import os
+import resource
 import shutil
 import sys
 import time
@@ -30,9 +31,12 @@ def main(arguments: list[str] | None = None) -> int:
     failed = 0 if given.only_check else rehearse(found, Path(given.out))
     configs = [stage.load((f"out=runs/{stage.name}-{given.model}",)) for stage in found]
     wanted = [path for config in configs for path in needs.data_folders(config)]
+    absent: list[str] = []
     commands: list[str] = []
     for stage, config in zip(found, configs):
-        commands += check(stage, config, configs[0], wanted, given)
+        absent += check_data(stage, config, given)
+        commands += check_rest(stage, config, configs[0], given)
+    commands = needs.downloads(absent, wanted) + commands
     if commands:
         print(f"\nMissing before {given.model} can be launched:")
         print("\n".join(f"  {command}" for command in dict.fromkeys(commands)))
@@ -76,32 +80,36 @@ def rehearse(found: list[Stage], folder: Path) -> int:
     except ValueError as error:
         print(f"molmo-ds rehearse: {error}", file=sys.stderr)
         return 1
-    load = os.getloadavg()[0]
-    print(f"  all of it         {time.monotonic() - began:6.1f} s at a load of {load:.1f}")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(
+        f"  all of it         {time.monotonic() - began:6.1f} s, {used.ru_utime + used.ru_stime:.0f} s of CPU in its"
+        f" processes, at a load of {os.getloadavg()[0]:.1f}"
+    )
     return 0
 
 
-def check(
-    stage: Stage,
-    config: RunConfig,
-    first: RunConfig,
-    wanted: list[str],
-    given: argparse.Namespace,
-) -> list[str]:
-    """Print a stage's figures and needs; what to do about those that are not there."""
+def check_data(stage: Stage, config: RunConfig, given: argparse.Namespace) -> list[str]:
+    """Print what a stage's run costs, and which of its data is here; the folders that are not."""
     print(f"\n{stage.name}: {' '.join(os.path.relpath(file) for file in stage.files)}")
     data = {path: needs.data_need(path) for path in needs.data_folders(config)}
     absent = [path for path, need in data.items() if not need.there]
     steps, origin = steps_of(config, data_is_there=not absent)
-    cost = cost_of(config, steps)
     print(f"  {steps:,} steps ({origin}) of {config.global_batch} sequences")
-    for line in cost.lines(given.mfu, given.gpus):
+    for line in cost_of(config, steps).lines(given.mfu, given.gpus):
         print(f"  {line}")
-    print(f"  data: {len(data) - len(absent)} of {len(data)} sets are there")
+    print(f"  data: {len(data) - len(absent)} of {len(data)} folders are there")
     for path in absent:
         print(f"    MISSING {data[path].found}")
+    return absent
+
+
+def check_rest(
+    stage: Stage, config: RunConfig, first: RunConfig, given: argparse.Namespace
+) -> list[str]:
+    """Print what else a stage needs; what to do about what is not there."""
     start = needs.backbones(first.preset, str(first.init_from))
-    before = f"the captioner's run, then init_from={first.out} (now {config.init_from})"
+    before = f"train the captioner, then give init_from={first.out} (now {config.init_from})"
+    cost = cost_of(config, 1)
     others = (
         needs.tokenizer_need(config, start),
         needs.weights_need(config, start if config is first else before),
@@ -109,5 +117,5 @@ def check(
         needs.memory_need(config, given.gpus, given.gpu_memory * 1e9),
     )
     for need in others:
-        print(f"  {need.what}: {'' if need.there else 'MISSING '}{need.found}")
-    return needs.downloads(absent, wanted) + [need.fetch for need in others if not need.there]
+        print(f"  {need.what}: {'' if need.there else 'MISSING: '}{need.found}")
+    return [f"{need.fetch}    # {stage.name}, {need.what}" for need in others if not need.there]

@@ -60,12 +60,11 @@ def data_folders(config: RunConfig) -> list[str]:
 def data_need(path: str) -> Need:
     """The shards of one folder, as training opens them; made-up ones do not count."""
     name = Path(path).name
-    if not files.is_remote(path) and "*" not in path and not Path(path).exists():
-        return Need(name, False, f"there is no {path}")
     try:
-        count = len(ShardSet(path))
+        shards = ShardSet(path)
+        shards.check()
     except (ValueError, OSError) as error:
-        return Need(name, False, str(error).rstrip("."))
+        return Need(name, False, str(error).split(";")[0].rstrip("."))
     note = Path(path) / "report.json"
     report = json.loads(note.read_text()) if note.is_file() else {}
     if report.get(MADE_UP):
@@ -73,7 +72,7 @@ def data_need(path: str) -> Need:
     source = sources.ALL.get(name.rpartition("-")[0])
     if report and source and source.changed and "source" not in report:
         return Need(name, False, f"{path} is of an earlier version; {source.changed.rstrip('.')}")
-    return Need(name, True, f"{count:,} samples in {path}")
+    return Need(name, True, f"{len(shards):,} samples in {path}")
 
 
 def downloads(missing: list[str], wanted: list[str]) -> list[str]:
@@ -87,14 +86,13 @@ def downloads(missing: list[str], wanted: list[str]) -> list[str]:
         if split == "validation" and name in sources.ALL and split not in sources.get(name).splits:
             held_out.add(str(Path(path).with_name(name)))
     commands: dict[str, list[str]] = {}
+    explained = set()
     for path in missing:
         folder = Path(path)
         name, _, split = folder.name.rpartition("-")
         if name not in sources.ALL:
-            others = commands.setdefault(
-                "python tools/make_shards.py ... {} (docs/guides/data.md)", []
-            )
-            others.append(path)
+            own = "python tools/make_shards.py ... {}    # your own data: docs/guides/data.md"
+            commands.setdefault(own, []).append(path)
             continue
         command = f"python tools/download.py {{}} --out {folder.parent}"
         if str(folder.with_name(name)) in held_out:
@@ -103,7 +101,9 @@ def downloads(missing: list[str], wanted: list[str]) -> list[str]:
             command += f" --split {split}"
         by_hand = sources.get(name).by_hand
         if by_hand:
-            command += f" --from DIR    # first {by_hand}"
+            by_hand = f"its folder of {name}, as above" if name in explained else by_hand
+            command += f" --from DIR    # {by_hand}"
+            explained.add(name)
         commands.setdefault(command, []).append(name)
     return [command.format(" ".join(dict.fromkeys(names))) for command, names in commands.items()]
 
