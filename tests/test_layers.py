@@ -15,6 +15,7 @@ LAYERS = [
     ["infer", "monitor"],
     ["eval", "hub"],
     ["train", "serve"],
+    ["rehearse"],
     ["cli"],
     ["testing"],
 ]

@@ -33,6 +33,7 @@ EXPECTED = {
     "point_groups": "a list of {image or time, points}: a picture's number from 1, or seconds",
     "tracks": "a list of {time, points}: seconds, and a pair [x, y] by the name of each object",
     "track_fps": "a finite number above 0",
+    "no_pointing": "true or false",
     "weight": f"a number from {LIGHTEST:f} to {HEAVIEST:,.0f}",
 }
 
@@ -96,6 +97,7 @@ class Annotation(_Checked):
     tracks: list[TrackPoints] | None = None
     track_fps: Annotated[Number, Field(gt=0)] | None = None
     messages: list[Text] | None = None
+    no_pointing: bool | None = None
     weight: Annotated[Number, Field(ge=LIGHTEST, le=HEAVIEST)] | None = None
     # that the user's first text begins with, where it says so; not a key of a record
     pictures: int | None = None

@@ -1,7 +1,7 @@
 """Annotations to messages: what the user says and what the assistant should answer, in Molmo's own formats.
 
-The order of random draws is the reference's: template, answer, system prompt, for each annotation in turn; then the
-order of annotations.
+The order of random draws is the reference's: one of several annotations and requests not to point, for all
+annotations; template, answer, system prompt, for each annotation in turn; then the order of annotations.
 """
 
 from collections import Counter
@@ -19,6 +19,7 @@ from molmo_ds.data.sample.annotation import (
     at,
     read_annotation,
 )
+from molmo_ds.data.sample.no_pointing import with_request
 from molmo_ds.data.sample.pointed import Scene, answer_by_points, holds_points, place_points
 from molmo_ds.data.sample.styles import (
     BARE_STYLES,
@@ -27,8 +28,10 @@ from molmo_ds.data.sample.styles import (
     SAME_AS,
     SPOKEN_STYLES,
 )
-from molmo_ds.data.sample.templates import TEMPLATES
+from molmo_ds.data.sample.templates import STEP_BY_STEP, TEMPLATES
 from molmo_ds.data.sample.turns import Conversation, speak
+
+STEPS = "_exp"  # in a style whose answers explain themselves
 
 
 class PromptFormatter:
@@ -58,14 +61,20 @@ class PromptFormatter:
         token_weight = self.source.token_weight
         share = len(annotations) ** -0.5 if config.root_subsegments else 1.0
         share = share if token_weight is None else token_weight
-        out = []
+        ready = []
         for i, value in enumerate(annotations):
             try:
                 several = alternatives(value)
                 value = several[rng.randint(len(several))] if len(several) > 1 else several[0]
-                annotation = read_annotation(value)
+                annotation = with_request(read_annotation(value), rng)
                 if self.source.style:
                     annotation = annotation.model_copy(update={"style": self.source.style})
+                ready.append(annotation)
+            except BadSample as error:
+                raise BadSample(f"{at(i, len(annotations))}{error}") from None
+        out = []
+        for i, annotation in enumerate(ready):
+            try:
                 messages = self.messages(annotation, rng, size, scene=scene)
             except BadSample as error:
                 raise BadSample(f"{at(i, len(annotations))}{error}") from None
@@ -96,7 +105,7 @@ class PromptFormatter:
         `scene` holds the sizes of all pictures, or the times of a video's frames.
         Raises BadSample where the annotation is not what it must be, or has nothing to learn.
         """
-        annotation = read_annotation(annotation)
+        annotation = with_request(read_annotation(annotation), rng)
         style = annotation.style
         if not style and self.config.system_prompt != "none":
             raise BadSample(
@@ -137,6 +146,8 @@ class PromptFormatter:
             templates = TEMPLATES[style]
             return templates[rng.randint(len(templates))].format(label=label)
         question = question or ""
+        if question and STEPS in style and self.config.prompt_templates == "uber_model":
+            question = STEP_BY_STEP.format(question=question)
         options = annotation.options
         if options is None:
             return question
