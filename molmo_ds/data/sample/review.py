@@ -19,6 +19,7 @@ from molmo_ds.data.sample.record import (
 from molmo_ds.data.sample.tree import check_places
 from molmo_ds.data.sample.turns import Conversation
 
+SCORED = {"boxes", "masks"}  # regions of the points, which only scoring reads
 _ANSWERS = ("text", "answer", "answers", "points", "inline_points")
 
 
@@ -75,7 +76,7 @@ class Review:
             self.unanswered += asks
             self.without_style += not annotation.style
             self.without_question += not asks and lacks_question(annotation)
-            for key in value.keys() - KEYS:
+            for key in value.keys() - KEYS - SCORED:
                 self.unread[key] = self.unread.get(key, 0) + 1
         check_places(conversations, pictures)
         check_pictures(record, [conversation.pictures for conversation in conversations])
