@@ -1,5 +1,6 @@
 """examples/finetune: from a released folder and own data, by each recipe, to an export that answers."""
 
+import importlib.util
 import json
 from functools import cache
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import AutoProcessor
 
 from molmo_ds import settings, train
 from molmo_ds.cli import make_shards
@@ -17,6 +19,7 @@ from molmo_ds.infer.generate import Options
 from molmo_ds.infer.load import load
 from molmo_ds.testing import run_files, serving
 from molmo_ds.testing.ranks import run_ranks
+from molmo_ds.testing.scripts import load as load_script
 
 RECIPES = Path(__file__).parents[1] / "examples/finetune"
 DATA = {  # recipe: kind of file, name, what it holds, options, as the recipe's first lines have them
@@ -142,7 +145,63 @@ def test_adapters_on_one_rank_to_an_export_that_answers(folder: Path, recipe: st
     assert np.isfinite(json.loads(told)["loss"])
 
 
-@pytest.mark.parametrize("recipe", DATA)
-def test_every_weight_on_two_ranks(folder: Path, recipe: str) -> None:
+def test_every_weight_on_two_ranks(folder: Path) -> None:
+    """One recipe for all: their overrides are the same words."""
+    recipe = "several_pictures"
     assert run_ranks(run, 2, words(folder, recipe, f"full-{recipe}", FULL)) == [0, 0]
     assert (folder / f"full-{recipe}/DONE").exists()
+
+
+def fine_tuned(folder: Path, *options: str) -> list[float]:
+    """The losses of examples/finetune/with_transformers.py on four rows; what it saves answers."""
+    rows = [
+        {"image": f"{name}.png", "question": f"{word} bright?", "answer": answer}
+        for name, answer in (("a", "dark"), ("b", "it is bright"))
+        for word in ("how", "is it very")
+    ]
+    (folder / "pictures/four.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    out = folder / f"trainer{''.join(options)}"
+    script = load_script("examples/finetune", "with_transformers")
+    line = [str(folder / "released"), str(folder / "pictures/four.jsonl"), str(out)]
+    logged = script.main([*line, "--epochs", "6", "--batch", "2", "--lr", "1e-2", *options])
+    answerer = load(str(out))
+    prompt = answerer.builder.prompt([np.full((30, 40, 3), 20, np.uint8)], "how bright?", "user_qa")
+    assert answerer.answer([prompt], Options(max_new_tokens=3))[0]
+    return [line["loss"] for line in logged if "loss" in line]
+
+
+@pytest.mark.parametrize("options", [(), ("--lora",)])
+def test_with_transformers_trainer(folder: Path, options: tuple[str, ...]) -> None:
+    losses = fine_tuned(folder, *options)
+    assert len(losses) == 12 and sum(losses[-2:]) < sum(losses[:2])  # each epoch has all rows
+
+
+def test_trainer_sees_the_tokens_of_our_training(folder: Path) -> None:
+    """Two rows of unlike length: prompts as ours, then answer and end, of which alone something is learnt."""
+    script = load_script("examples/finetune", "with_transformers")
+    processor = AutoProcessor.from_pretrained(folder / "released", trust_remote_code=True)
+    asked = {"how bright?": "dark", "is it very bright?": "it is bright"}
+    rows = [{"image": "a.png", "question": one, "answer": said} for one, said in asked.items()]
+    batch = script.Collator(processor, folder / "pictures")(rows)
+    builder = load(str(folder / "released")).builder
+    picture = np.full((30, 40, 3), 20, np.uint8)
+    for i, (one, said) in enumerate(asked.items()):
+        there = batch["attention_mask"][i] == 1
+        ids = batch["input_ids"][i][there]
+        learnt = batch["labels"][i][there] != script.IGNORED
+        prompt = builder.prompt([picture], one, "user_qa").input_ids
+        assert ids[~learnt].tolist() == prompt.tolist()
+        assert ids[learnt].tolist() == [
+            *builder.tokenizer.encode(f" {said}"),
+            builder.tokenizer.eos,
+        ]
+        assert (batch["labels"][i][~there] == script.IGNORED).all()
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("trl") is None,
+    reason="trl is not installed: pip install --no-deps --target DIR trl, and PYTHONPATH=DIR for this test",
+)
+def test_with_trl(folder: Path) -> None:
+    """The same rows, collator and losses, step by step, by TRL's trainer."""
+    np.testing.assert_allclose(fine_tuned(folder, "--trl"), fine_tuned(folder), rtol=1e-4)
