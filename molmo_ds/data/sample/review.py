@@ -21,6 +21,7 @@ from molmo_ds.data.sample.record import (
 from molmo_ds.data.sample.tree import check_places
 from molmo_ds.data.sample.turns import Conversation
 
+SCORED = {"boxes", "masks"}  # regions of the points, which only scoring reads
 _ANSWERS = ("text", "answer", "answers", "points", "inline_points", "point_groups", "tracks")
 FORMATTERS = {  # by whether only Molmo2's format can say the answer
     html: PromptFormatter(
@@ -97,7 +98,7 @@ class Review:
         self.unanswered += asks
         self.without_style += not annotation.style
         self.without_question += not asks and lacks_question(annotation)
-        for key in value.keys() - KEYS:
+        for key in value.keys() - KEYS - SCORED:
             self.unread[key] = self.unread.get(key, 0) + 1
         return Conversation(texts, 1.0, annotation.pictures)
 
