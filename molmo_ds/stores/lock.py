@@ -5,6 +5,7 @@ object `lock` that its holder writes again every BEAT seconds; one that stays un
 process on this machine is gone, is taken over.
 """
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -82,17 +83,11 @@ class StoreLock:
         return json.dumps({**self.me, "time": time.time()}).encode()
 
     def _create(self) -> bool:
-        fs = files.filesystem(self.object.url)
-        try:
-            files.retry(
-                lambda: fs.pipe_file(self.object.url, self._content(), mode="create"),
-                self.object.url,
-                "written",
-            )
-        except FileExistsError:
-            # an answer that was lost on its way may have been ours
-            return self._read().get("id") == self.me["id"]
-        return True
+        """Whether the lock is ours now. Not every store keeps the first of two, so it is read before and after."""
+        if not self._read():
+            with contextlib.suppress(FileExistsError):
+                self.object.write_bytes(self._content(), new=True)
+        return self._read().get("id") == self.me["id"]
 
     def _read(self) -> dict:
         try:

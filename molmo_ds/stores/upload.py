@@ -76,9 +76,9 @@ class ComposedParts:
 
     def put(self, upload: str, number: int, data: bytes) -> str:
         """See Parts."""
-        part = f"{self.target}.parts/{upload}/{number:05d}"
-        self.fs.pipe_file(part, data)
-        return part
+        part = Remote(f"{self.target}.parts/{upload}/{number:05d}")
+        part.write_bytes(data)
+        return part.url
 
     def finish(self, upload: str, tags: list[str]) -> None:
         """See Parts."""
@@ -95,7 +95,7 @@ def parts_of(target: Remote) -> Parts | None:
     scheme = target.url.split("://")[0]
     if scheme in S3_LIKE:
         return S3Parts(target)
-    return ComposedParts(target) if scheme in ("gs", "gcs") else None
+    return ComposedParts(target) if scheme in files.GOOGLE else None
 
 
 def upload(file: Path, target: Remote, sent: Callable[[int], Any] = lambda count: None) -> None:

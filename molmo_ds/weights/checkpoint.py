@@ -8,6 +8,7 @@ with shapes, scalars and data lanes; and manifest.json, written last, with sizes
 import logging
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field
 from typing import Annotated, Any
@@ -20,7 +21,7 @@ from torch import Tensor
 from molmo_ds import files, settings
 from molmo_ds.config import RunConfig
 from molmo_ds.files import Place, Remote
-from molmo_ds.model import init, lora
+from molmo_ds.model import lora
 from molmo_ds.weights import checksums
 from molmo_ds.weights.checksums import Facts
 from molmo_ds.weights.tensor_files import INDEX, TensorFolder
@@ -250,11 +251,11 @@ def open_checkpoint(path: Place) -> Found:
     manifest = read_manifest(path)
     pieces: dict[str, list[Stored]] = {}
     shapes, scalars, lanes = {}, {}, {}
-    for rank in range(manifest.ranks):
-        name = f"rank-{rank:05d}"
+    names = [f"rank-{rank:05d}" for rank in range(manifest.ranks)]
+    for name, text in zip(names, _texts([path / f"{name}.json" for name in names])):
         try:
-            part = TypeAdapter(RankFile).validate_json((path / f"{name}.json").read_bytes())
-        except (ValidationError, OSError):
+            part = TypeAdapter(RankFile).validate_json(text)
+        except ValidationError:
             raise ValueError(
                 f"{path / name}.json is not as a save writes it; use another checkpoint."
             ) from None
@@ -271,6 +272,19 @@ def open_checkpoint(path: Place) -> Found:
             )
             pieces.setdefault(piece.name, []).append(stored)
     return Found(path, manifest.step, manifest.optimizer, pieces, shapes, scalars, lanes)
+
+
+def _texts(places: list[Place]) -> list[bytes]:
+    """Small files, read at once where they are remote; an empty one for what cannot be read."""
+
+    def read(place: Place) -> bytes:
+        try:
+            return place.read_bytes()
+        except OSError:
+            return b""
+
+    with ThreadPoolExecutor(16 if isinstance(places[0], Remote) else 1) as pool:
+        return list(pool.map(read, places))
 
 
 def find(path: str | Place, part: int = 0, parts: int = 1) -> Place:
@@ -322,34 +336,6 @@ def read_full_state(path: str | Place) -> Iterator[tuple[str, Tensor]]:
     names, read = _reader(find(path))
     for name in names:
         yield name, read(name)
-
-
-def first_weights(config: RunConfig) -> Callable[[str, tuple[int, ...]], Tensor]:
-    """(name, shape) -> the whole tensor a run starts with: of `init_from`, or a function of seed and name."""
-
-    def draw(name: str, shape: tuple[int, ...]) -> Tensor:
-        return init.initial_parameter(config.model, name, shape, config.seed)
-
-    if config.init_from is None:
-        return draw
-    path = find(config.init_from)
-    names, read = _reader(path)
-
-    def look_up(name: str, shape: tuple[int, ...]) -> Tensor:
-        if ".lora_" in name:
-            return draw(name, shape)
-        if name not in names:
-            raise ValueError(
-                f"init_from={config.init_from} has no {name}; it belongs to another architecture."
-            )
-        tensor = read(name)
-        if tuple(tensor.shape) != tuple(shape):
-            raise ValueError(
-                f"init_from={config.init_from}: {name} has shape {tuple(tensor.shape)}, and the model has {shape}."
-            )
-        return tensor
-
-    return look_up
 
 
 def _reader(path: Place) -> tuple[list[str], Callable[[str], Tensor]]:
