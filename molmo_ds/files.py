@@ -78,8 +78,9 @@ def _options(protocol: str) -> dict[str, Any]:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=TIMEOUT, sock_read=TIMEOUT)
         return {"client_kwargs": {"timeout": timeout}}
     if protocol in environment.S3_LIKE:
-        wait = {"connect_timeout": TIMEOUT, "read_timeout": TIMEOUT}
-        options = {"use_listings_cache": False, "config_kwargs": wait}
+        client = {"connect_timeout": TIMEOUT, "read_timeout": TIMEOUT}
+        client |= {"retries": {"mode": "standard", "max_attempts": 1}}  # `retry` does that
+        options = {"use_listings_cache": False, "config_kwargs": client}
         return options | environment.store_options(protocol)
     if protocol in GOOGLE:
         # gcsfs asks for a bucket's kind by gRPC, which does not survive the forks of data workers
@@ -191,7 +192,7 @@ class Remote:
 
 def _put(url: str, data: bytes, mode: str) -> None:
     fs = filesystem(url)
-    if url.split("://")[0] not in GOOGLE:
+    if url.split("://")[0] not in GOOGLE or not data:
         fs.pipe_file(url, data, **({"mode": mode} if mode == "create" else {}))
         return
     # gcsfs puts small objects between line ends, where a last byte of 13 is lost; and it compares nothing
