@@ -334,8 +334,11 @@ class RunConfig(Checked):
     lora: LoraConfig = field(default_factory=LoraConfig)
     # a DeepSpeed JSON, or `accelerate`: what accelerate launch was given
     strategy: Place = "ds_configs/zero3.json"
-    init_from: Optional[Place] = None  # a checkpoint whose weights (nothing else) start this run
-    out: Place = ""  # (required) folder of this run
+    # a checkpoint, or its URL, whose weights (nothing else) start this run
+    init_from: Optional[Place] = None
+    out: Place = ""  # (required) folder of this run, or its URL (s3://, gs://, weka://, r2://)
+    # local folder that a remote `out` is written to first; None = below TMPDIR
+    scratch: Optional[Place] = None
     resume: bool = True  # continue from the newest whole checkpoint in `out`
     overwrite: bool = False  # allow a folder that holds another run
     max_steps: Count = 30000  # of the whole run

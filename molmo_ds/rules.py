@@ -331,6 +331,10 @@ def training(config: RunConfig) -> Rows:
     """Settings that a run must be given and other uses of a configuration need not."""
     yield not config.out, "out is empty; give the run a folder, for example out=runs/first."
     yield (
+        config.out.startswith(("http://", "https://", "hf://")),
+        f"out={config.out} can be read only; give a folder, or s3://, gs://, weka:// or r2://.",
+    )
+    yield (
         not config.data.tokenizer,
         "data.tokenizer is empty; give the folder of a transformers tokenizer.",
     )
