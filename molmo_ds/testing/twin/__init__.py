@@ -12,8 +12,10 @@ or how long anything takes.
 before. A process that runs a backward pass on the twin cannot fork afterwards, as with a GPU.
 """
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 
 DEVICES = "MOLMO_DS_TWIN_DEVICES"  # how many GPUs there are; 2
 
@@ -25,7 +27,10 @@ def install() -> None:
     from molmo_ds.testing.twin import build
 
     assert "torch" not in sys.modules, "the twin must be installed before torch is imported"
-    library = ctypes.CDLL(str(build.library()), mode=ctypes.RTLD_GLOBAL)
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+    path = str(build.library())
+    with without_stderr():  # torch warns that NCCL's collectives are replaced
+        library = ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
     library.twin_start(int(os.environ.get(DEVICES, "2")))
     for name in ("waits", "bytes_held", "bytes_peak", "overwritten"):
         getattr(library, f"twin_{name}").restype = ctypes.c_long
@@ -35,3 +40,17 @@ def install() -> None:
     torch_cuda.install(library)
     kernels.install()
     nccl.install()
+
+
+@contextlib.contextmanager
+def without_stderr() -> Iterator[None]:
+    """Drop what C++ writes to stderr inside the block."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

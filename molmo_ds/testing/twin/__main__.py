@@ -2,6 +2,7 @@
 
 import runpy
 import sys
+from pathlib import Path
 
 from molmo_ds.testing import twin
 
@@ -20,6 +21,7 @@ def main() -> None:
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = words
+        sys.path[0] = str(Path(words[0]).resolve().parent)
         runpy.run_path(words[0], run_name="__main__")
 
 

@@ -18,6 +18,13 @@ inline const std::set<std::string> READ_BACK{
     "aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::unique_consecutive", "aten::unique_dim",
     "aten::unique_dim_consecutive", "aten::equal", "aten::bincount", "aten::is_nonzero", "aten::repeat_interleave"};
 
+// New memory is that of the tensor's device, whichever is current.
+inline const at::Tensor& resize_(
+    const at::Tensor& self, at::IntArrayRef size, std::optional<at::MemoryFormat> format) {
+  const c10::OptionalDeviceGuard guard(self.device());
+  return at::native::resize_(self, size, format);
+}
+
 // One call: which tensors were lent, and how results become CUDA tensors again.
 class Call {
  public:
@@ -60,7 +67,7 @@ class Call {
   void resize() const {
     for (const auto& [device, host] : lent_) {
       if (host.storage().data() != device.storage().data()) {
-        at::native::resize_(device, host.sizes());
+        twin::resize_(device, host.sizes(), std::nullopt);
         lent(device).copy_(host);
       } else if (host.sizes() != device.sizes()) {
         device.unsafeGetTensorImpl()->set_sizes_and_strides(host.sizes(), host.strides(), host.storage_offset());

@@ -33,7 +33,7 @@ TORCH_LIBRARY_IMPL(aten, CUDA, library) {
   library.impl("view", at::native::view);
   library.impl("_reshape_alias", at::native::_reshape_alias);
   library.impl("unfold", at::native::unfold);
-  library.impl("resize_", at::native::resize_);
+  library.impl("resize_", twin::resize_);
   library.impl("set_", at::native::set_cpu_);
   library.impl("set_.source_Storage_storage_offset", at::native::set_storage_cpu_);
   library.impl("set_.source_Storage", static_cast<at::Tensor& (*)(at::Tensor&, at::Storage)>(at::native::set_));
