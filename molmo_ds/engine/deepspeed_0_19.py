@@ -49,7 +49,8 @@ NAMES = {  # module -> names that are defined, or set on an object, there
         _optimizer_states_and_gradient_swap_out _partition_all_parameters
         _reassign_or_swap_out_partitioned_parameters _release_swap_buffers _swappable_optimizer_subgroup
         averaged_gradients fp16_groups fp16_partitioned_groups_flat_numel fp32_partitioned_groups_flat
-        get_grad_norm_direct get_param_id grad_partitions_flat_buffer grad_position module norm_for_param_grads offload_optimizer
+        get_grad_norm_direct get_param_id grad_partitions_flat_buffer grad_position module
+        norm_for_param_grads offload_optimizer
         optimizer_swapper params_in_nvme_and_cpu persistent_parameters sub_group_to_group_id swap_optimizer
     """,
     "deepspeed.runtime.zero.stage_1_and_2": """

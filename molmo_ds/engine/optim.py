@@ -127,7 +127,7 @@ def norm_limit_used(optim: OptimConfig, step: int) -> float:
 
 
 def joined(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The tensors that are not empty, flat, those that lie one after the other in memory as one; views of the same memory.
+    """The tensors that are not empty, flat; neighbours in memory become one view of it.
 
     ZeRO-3's gradients are slices of one buffer, which a kernel then goes through at once.
     """

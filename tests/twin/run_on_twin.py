@@ -1,7 +1,7 @@
 """Runs the cases on the twin, in a process of its own whose ranks are forks, for test_twin.py.
 
-python -m molmo_ds.testing.twin tests/twin/run_on_twin.py FOLDER [--all] [WORD ...]: writes FOLDER/found.pt; words choose
-the strategies whose case's name holds them all.
+`python -m molmo_ds.testing.twin tests/twin/run_on_twin.py FOLDER [--all] [WORD ...]` writes FOLDER/found.pt; words
+choose the strategies whose case's name holds them all.
 """
 
 import sys

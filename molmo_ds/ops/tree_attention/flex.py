@@ -1,7 +1,7 @@
 """Tree attention on a GPU by FlexAttention, whose blocks are counted from runs of ids: registered as "triton".
 
-A kernel is compiled for each T, in seconds, so T is padded to few lengths: `padded_length`. Padding sees itself alone, so
-blocks of it cost nearly nothing.
+A kernel is compiled for each T, in seconds, so T is padded to few lengths: `padded_length`. Padding sees itself alone,
+so blocks of it cost nearly nothing.
 
 Shapes: B sequences, H heads, G key-value heads, T tokens, d head width, S blocks of keys.
 """
@@ -44,7 +44,7 @@ def plan(
 def padded_length(tokens: int) -> int:
     """The length at which T tokens are attended to, a multiple of BLOCK.
 
-    Packing gives training few lengths. Prompts have any: without gradients only 128, 256, 384, 512, 768, 1024, 1536, ...
+    Packing gives training few lengths. Prompts have any: without gradients only 128, 256, 384, 512, 768, 1024, 1536 ...
     are used, so that a compilation serves many of them.
     """
     blocks = -(-tokens // BLOCK)

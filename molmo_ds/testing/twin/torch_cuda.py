@@ -1,4 +1,4 @@
-"""torch.cuda on the twin: devices, streams, events, memory and properties of an H100, in place of what a CPU build lacks."""
+"""torch.cuda on the twin: devices, streams, events, memory, properties of an H100 for a CPU build."""
 
 import contextlib
 import ctypes
