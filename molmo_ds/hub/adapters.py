@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from molmo_ds import files
 from molmo_ds.hub import load
 from molmo_ds.model.families import molmo_names
 from molmo_ds.weights import checkpoint
@@ -79,10 +80,11 @@ def from_peft(source: str | Path, base: str | Path, out: str | Path) -> None:
 
     Raises ValueError for adapters of another kind than LoRA, and for those of modules that the model does not have.
     """
-    config, tensors, tokenizer = load.open_checkpoint(Path(base))
+    config, tensors, tokenizer = load.open_checkpoint(base)
     weights = dict(tensors)
-    adapters = TensorFolder(Path(source) / "adapter_model.safetensors")
-    settings = json.loads((Path(source) / "adapter_config.json").read_text())
+    source = files.place(source)
+    adapters = TensorFolder(source / "adapter_model.safetensors")
+    settings = json.loads((source / "adapter_config.json").read_text())
     left = set(adapters.names())
     for rule in tqdm(molmo_names.released(config), desc="adapters", leave=False):
         modules = {i: PREFIX + name.removesuffix(".weight") for i, name in enumerate(rule.theirs)}

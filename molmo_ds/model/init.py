@@ -18,14 +18,14 @@ def initial_parameter(config: MolmoConfig, name: str, shape: Sequence[int], seed
     return cleared(config, name, _drawn(config, name, shape, seed))
 
 
-def cleared(config: MolmoConfig, name: str, tensor: Tensor) -> Tensor:
-    """The parameter `name` with the row of `config.zero_row` at zero; the same tensor where it has no such row."""
+def cleared(config: MolmoConfig, name: str, rows: Tensor, first: int = 0) -> Tensor:
+    """Rows of the parameter `name`, from `first` on, with that of `config.zero_row` at zero."""
     row = row_of(config, name, config.zero_row)
-    if row is None:
-        return tensor
-    tensor = tensor.clone()
-    tensor[row] = 0
-    return tensor
+    if row is None or not first <= row < first + len(rows):
+        return rows
+    rows = rows.clone()
+    rows[row - first] = 0
+    return rows
 
 
 def row_of(config: MolmoConfig, name: str, token: int | None) -> int | None:

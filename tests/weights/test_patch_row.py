@@ -14,7 +14,8 @@ from molmo_ds.model.carry import Carry
 from molmo_ds.model.decoder import Embed
 from molmo_ds.model.init import initial_parameter
 from molmo_ds.model.molmo import Molmo
-from molmo_ds.weights import checkpoint, patch_row
+from molmo_ds.weights import patch_row
+from molmo_ds.weights.first_weights import first_weights
 
 CONFIG = tiny()
 
@@ -40,7 +41,7 @@ def test_the_row_is_zero_and_learns_nothing(words: int) -> None:
         (embeds[1].embedding if words else embeds[1].new_embedding)[row] = 0
     ids = torch.tensor([[3, patch, patch, patch + 1, patch - 2, patch]])
     features = torch.randn(2, config.text.hidden_size, generator=source, requires_grad=True)
-    places = torch.tensor([[1, 5]])
+    places = torch.tensor([1, 5])
     out, want = (
         embed(Carry(input_ids=ids, image_features=features, image_positions=places)).hidden
         for embed in embeds
@@ -79,8 +80,11 @@ def test_what_is_left_open_is_decided(tmp_path: Path) -> None:
         begun = replace(run, init_from=str(folder))
         assert decided(begun) == want
         name = "embed.new_embedding"
-        read = checkpoint.first_weights(patch_row.resolved(begun))
-        first = read(name, tuple(sizes[name]))
+        read = first_weights(patch_row.resolved(begun))
+        shape = tuple(sizes[name])
+        first = read(name, shape, 0, sizes[name].numel()).view(shape)
+        part = read(name, shape, 70, 150)  # cuts rows
+        assert torch.equal(part, first.reshape(-1)[70:150])
         assert bool(first[2].any()) == (want == "learnt") and first[3].all()
         assert decided(replace(begun, model=model("zero"))) == "zero"
         # a run goes on as it began, whatever it began with

@@ -7,8 +7,8 @@ Read are a list of texts, OpenAI's {role, content} (content a text, or parts of 
 import re
 from typing import Any
 
-from molmo_ds.config import IMAGE
 from molmo_ds.data.decode import BadSample
+from molmo_ds.data.sample.layout import IMAGE
 from molmo_ds.data.tokens import IMAGE_TOKENS
 
 PLACE = IMAGE_TOKENS[IMAGE]  # stands in a user's text where a picture goes

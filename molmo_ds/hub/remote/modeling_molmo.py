@@ -26,7 +26,6 @@ from molmo_ds.hub.remote.config_molmo import MolmoConfig, copy_code
 from molmo_ds.hub.remote.last_position_molmo import LastPosition
 from molmo_ds.hub.remote.network_molmo import MolmoModel, recomputed
 from molmo_ds.model.carry import Carry, Shared
-from molmo_ds.ops.rope import rope_table
 from molmo_ds.ops.splice import splice
 
 PICTURES = ("images", "image_masks", "image_input_idx")
@@ -211,10 +210,8 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _decode(self, hidden: Tensor, position_ids: Tensor, plan: Plan) -> list[Tensor]:
         """The hidden states [B, T, D] before each layer, and after the last one's norm."""
-        text = self.config.architecture().text
-        size = text.head_dim or text.hidden_size // text.num_attention_heads
-        table = rope_table(position_ids, size, text.rope_theta, text.rope_scaling)
-        x = Carry(hidden=hidden, shared=Shared(plan, *table))
+        tables = self.model.transformer.blocks[0].rotary.tables(position_ids)
+        x = Carry(hidden=hidden, shared=Shared(plan, tables))
         states = []
         # a device map moves x along: each layer is called
         for layer in self.model.transformer.blocks:

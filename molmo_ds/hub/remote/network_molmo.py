@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from molmo_ds.batch import windows_of
 from molmo_ds.config import MolmoConfig, TextConfig
 from molmo_ds.hub.remote.attention_molmo import CachedCore
 from molmo_ds.model.carry import Carry, Shared
@@ -131,10 +132,10 @@ class Block(Renamed, DecoderLayer):
     def with_shared(self, x: Carry) -> Carry:
         """x with what the layers share, which follows the hidden states to another device."""
         device = x.hidden.device
-        if x.shared.cos.device == device:
+        if x.shared.rotary[0][0].device == device:
             return x
-        shared = Shared(x.shared.plan, x.shared.cos.to(device), x.shared.sin.to(device))
-        return x._replace(shared=shared)
+        tables = tuple((cos.to(device), sin.to(device)) for cos, sin in x.shared.rotary)
+        return x._replace(shared=Shared(x.shared.plan, tables))
 
 
 class WordEmbedding(Renamed, Embed):
@@ -179,6 +180,7 @@ class MolmoModel(nn.Module):
     def __init__(self, config: MolmoConfig) -> None:
         super().__init__()
         network = Molmo(config)
+        self.pooling_size = config.connector.pooling_size
         self.vision_backbone = backbone(network)
         self.transformer = nn.Module()
         self.transformer.wte = WordEmbedding.of(network.embed, {})
@@ -195,7 +197,8 @@ class MolmoModel(nn.Module):
             checkpoint: a function of transformers; with one, blocks are recomputed in the backward pass.
         """
         tower = self.vision_backbone.image_vit
-        x = tower(Carry(images=images, image_masks=masks))
+        windows = windows_of(len(images), tower.grid, self.pooling_size, images.device)
+        x = tower(Carry(images=images, image_masks=masks, windows=windows))
         for layer in tower.transformer.resblocks:
             x = layer(x) if checkpoint is None else recomputed(checkpoint, layer, x)
         return self.vision_backbone(x).image_features
