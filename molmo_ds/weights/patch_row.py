@@ -1,11 +1,11 @@
 """Whether a run learns the embedding of <im_patch>, or keeps it at zero, which its configuration may leave open."""
 
 from dataclasses import replace
-from pathlib import Path
 
+from molmo_ds import files
 from molmo_ds.config import RunConfig
 from molmo_ds.weights import checkpoint
-from molmo_ds.weights.source import NO_FILE
+from molmo_ds.weights.source import NO_FILE, open_source
 
 
 def resolved(config: RunConfig) -> RunConfig:
@@ -16,14 +16,24 @@ def resolved(config: RunConfig) -> RunConfig:
     """
     if config.model.connector.patch_row != "auto":
         return config
-    own = Path(config.out) / "config.yaml"
-    if config.resume and not config.overwrite and own.is_file():
-        chosen = checkpoint.read_config(Path(config.out)).model.connector.patch_row
+    own = _of_own_run(config)
+    if own is not None:
+        chosen = own
     elif config.init_from is not None:
-        folder = checkpoint.find(config.init_from, *NO_FILE)
-        begun = checkpoint.read_config(folder).model.connector.patch_row
+        begun = open_source(config.init_from, *NO_FILE).config.model.connector.patch_row
         chosen = "zero" if begun == "zero" else "learnt"
     else:
         chosen = "zero"
     connector = replace(config.model.connector, patch_row=chosen)
     return replace(config, model=replace(config.model, connector=connector))
+
+
+def _of_own_run(config: RunConfig) -> str | None:
+    """What the run in `out` has, if this one goes on with it; None for a file that is refused later."""
+    out = files.place(config.out)
+    if not config.resume or config.overwrite or not (out / "config.yaml").is_file():
+        return None
+    try:
+        return checkpoint.read_config(out).model.connector.patch_row
+    except ValueError:
+        return None
