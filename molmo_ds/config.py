@@ -229,8 +229,9 @@ class SourceConfig(Checked):
     weight: Factor = 1.0  # factor on the loss of every annotation
     # weight of every answer token, in place of both roots; an annotation's weight still counts
     token_weight: Optional[Positive] = None
-    # as data.prompts.root_subsegments, for this source; None = that
+    # as data.prompts.root_subsegments and root_length, for this source; None = those
     root_subsegments: Optional[bool] = None
+    root_length: Optional[bool] = None  # see root_subsegments
     max_crops: Optional[Crops] = None  # of a picture; None = model.images.max_crops
 
 
