@@ -219,7 +219,10 @@ def _first_line(error: BaseException) -> str:
 
 def save(made: Any, path: str | Path) -> None:
     """Write a dataclass as YAML that `load` (or `from_dict`) reads back."""
-    Path(path).write_text(yaml.safe_dump(to_dict(made), sort_keys=False))
+    values = to_dict(made)
+    if values.get("epochs") is not None:  # which is instead of them
+        del values["max_steps"]
+    Path(path).write_text(yaml.safe_dump(values, sort_keys=False))
 
 
 def to_dict(made: Any) -> dict[str, Any]:

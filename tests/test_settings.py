@@ -432,6 +432,9 @@ def test_saved_and_read_again(tmp_path: Path) -> None:
     settings.save(made, tmp_path / "config.yaml")
     assert settings.load(tmp_path / "config.yaml") == made == pickle.loads(pickle.dumps(made))
     assert settings.from_dict(RunConfig, settings.to_dict(made)) == made
+    made = settings.load(None, ["epochs=2"])
+    settings.save(made, tmp_path / "config.yaml")
+    assert settings.load(tmp_path / "config.yaml") == made
 
 
 def test_fields_are_checked_in_python_too() -> None:

@@ -150,13 +150,18 @@ def disk_need(out: str, checkpoint_bytes: int, kept: int) -> Need:
         place = place.parent
     free = shutil.disk_usage(place).free
     found = f"{free / 1e9:,.0f} GB free at {place}, {wanted / 1e9:,.1f} GB wanted for {kept} + 1 checkpoints"
-    return Need("disk", free >= wanted, found, "choose another out=..., or keep_checkpoints=1")
+    return Need(
+        "disk", free >= wanted, found, "choose out=... on a larger disk, or keep_checkpoints=1"
+    )
 
 
 def memory_need(config: RunConfig, gpus: int, gpu_bytes: float) -> Need:
     """The plan of a GPU's memory, by the strategy of the recipe on so many GPUs."""
     strategy = read_strategy(config.strategy)
-    advice = "more --gpus, micro_batch=1, activation_checkpointing=full, or zero3_offload"
+    advice = (
+        "give more --gpus, or change micro_batch, activation_checkpointing or strategy"
+        " (docs/guides/when-it-does-not-fit.md)"
+    )
     try:
         refuse(strategy, config, gpus)
     except ValueError as error:
