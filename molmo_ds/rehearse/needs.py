@@ -22,11 +22,18 @@ from molmo_ds.weights.tensor_files import INDEX
 
 HELD_OUT = 2048  # pictures of a PixMo set that the reference holds out
 RESERVED = 2e9  # bytes of a GPU for CUDA's context and NCCL, which the plan does not know
-LANGUAGE_MODELS = {  # preset -> NAME=SRC of `convert backbones`
-    "molmo_7b_d": "qwen2-7b=Qwen/Qwen2-7B",
-    "molmo_7b_o": "olmo2=allenai/OLMo-7B-1024-preview",
-    "molmo_72b": "qwen2-72b=Qwen/Qwen2-72B",
-    "molmoe_1b": "olmoe=allenai/OLMoE-1B-7B-0924",
+LANGUAGE_MODELS = {  # preset -> where its language model is published
+    "molmo_7b_d": "Qwen/Qwen2-7B",
+    "molmo_7b_o": "allenai/OLMo-7B-1024-preview",
+    "molmo_72b": "Qwen/Qwen2-72B",
+    "molmoe_1b": "allenai/OLMoE-1B-7B-0924",
+    "olmo2_7b": "allenai/OLMo-2-1124-7B",
+    "olmo2_13b": "allenai/OLMo-2-1124-13B",
+    "olmo2_32b": "allenai/OLMo-2-0325-32B",
+    "qwen2.5_1.5b": "Qwen/Qwen2.5-1.5B",
+    "qwen2.5_3b": "Qwen/Qwen2.5-3B",
+    "qwen2.5_7b": "Qwen/Qwen2.5-7B",
+    "qwen2.5_14b": "Qwen/Qwen2.5-14B",
 }
 TOWERS = {
     "clip": "openai=openai/clip-vit-large-patch14-336",
@@ -135,11 +142,9 @@ def weights_need(config: RunConfig, fetch: str) -> Need:
 def backbones(preset: str, out: str) -> str:
     """The command that makes the captioner's first weights, tokenizer included."""
     name, _, tower = preset.partition("/")
-    text = LANGUAGE_MODELS.get(name)
-    if text is None:
-        return f"python tools/convert.py backbones --llm NAME=SRC --vision NAME=SRC {out}"
+    text = LANGUAGE_MODELS.get(name, "FOLDER")
     vision = TOWERS[tower or "clip"]
-    return f"python tools/convert.py backbones --llm {text} --vision {vision} {out}"
+    return f"python tools/convert.py backbones --llm {name}={text} --vision {vision} {out}"
 
 
 def disk_need(out: str, checkpoint_bytes: int, kept: int) -> Need:

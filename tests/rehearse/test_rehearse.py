@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from molmo_ds import settings
+from molmo_ds import presets, settings
 from molmo_ds.cli import rehearse as command
 from molmo_ds.config import DataConfig, EvaluatorConfig, RunConfig, SourceConfig
 from molmo_ds.data import sources
@@ -96,6 +96,15 @@ def test_commands_that_fetch() -> None:
         "python tools/download.py chart_qa --out data"
     ]
     assert needs.downloads([], wanted) == []
+
+
+def test_the_command_that_makes_the_first_weights() -> None:
+    assert set(needs.LANGUAGE_MODELS) <= set(presets.PRESETS)
+    assert set(needs.TOWERS) == set(presets.TOWERS)
+    assert needs.backbones("olmo2_7b/siglip", "out") == (
+        "python tools/convert.py backbones --llm olmo2_7b=allenai/OLMo-2-1124-7B"
+        " --vision siglip=google/siglip-so400m-patch14-384 out"
+    )
 
 
 def test_costs_are_counted_from_shapes(tmp_path: Path) -> None:
@@ -198,7 +207,7 @@ def test_the_check_says_what_is_missing(
     assert "30,000 steps (max_steps) of 256 sequences" in said
     assert "8.021 G parameters" in said  # 7.62 G of Qwen2-7B, and tower, connector, 128 rows
     assert f"pixmo_cap_with_transcripts pixmo_cap --out {tmp_path} --hold-out 2048" in said
-    assert "backbones --llm qwen2-7b=Qwen/Qwen2-7B --vision openai=openai/clip-vit" in said
+    assert "backbones --llm molmo_7b_d=Qwen/Qwen2-7B --vision openai=openai/clip-vit" in said
     with pytest.raises(SystemExit):
         command.main(["molmo_7b_d", "--gpus", "0"])
     (tmp_path / "mine").touch()
