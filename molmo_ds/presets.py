@@ -4,7 +4,14 @@ import difflib
 from dataclasses import replace
 from functools import partial
 
-from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, TextConfig, VisionConfig
+from molmo_ds.config import (
+    ConnectorConfig,
+    ImageConfig,
+    MolmoConfig,
+    TextConfig,
+    VideoConfig,
+    VisionConfig,
+)
 
 CLIP = VisionConfig()
 SIGLIP = VisionConfig(
@@ -19,6 +26,8 @@ SIGLIP = VisionConfig(
     layer_norm_eps=1e-6,
     feature_layers=(-3, -9),
 )
+# the fixed resolution of SigLIP 2 is the same module; Molmo2 takes blocks 24 and 18 and drops the two after them
+SIGLIP2 = replace(SIGLIP, num_hidden_layers=25, feature_layers=(-1, -7))
 DINOV2 = VisionConfig(
     model_type="dinov2",
     image_size=336,
@@ -44,7 +53,13 @@ METACLIP = VisionConfig(
     layer_norm_eps=1e-5,
     feature_layers=(-3, -9),
 )
-TOWERS = {"clip": CLIP, "siglip": SIGLIP, "dinov2": DINOV2, "metaclip": METACLIP}
+TOWERS = {
+    "clip": CLIP,
+    "siglip": SIGLIP,
+    "siglip2": SIGLIP2,
+    "dinov2": DINOV2,
+    "metaclip": METACLIP,
+}
 
 
 OLMO2_7B = TextConfig(
@@ -134,7 +149,18 @@ def _molmo(text: TextConfig, vision: str = "clip") -> MolmoConfig:
         text=text,
         vision=TOWERS[vision],
         connector=ConnectorConfig(),
-        images=ImageConfig(resize=vision),
+        images=ImageConfig(resize="siglip" if vision == "siglip2" else vision),
+    )
+
+
+def _molmo2(text: TextConfig) -> MolmoConfig:
+    return MolmoConfig(
+        family="molmo2",
+        text=replace(text, image_attention="image_tokens"),
+        vision=SIGLIP2,
+        connector=ConnectorConfig(padding_embed="none", pooling_mask=True),
+        images=ImageConfig(resize="siglip", max_crops=8, legacy_image_mask=False),
+        video=VideoConfig(max_frames=128, max_fps=2.0, pooling_size=3),
     )
 
 
@@ -185,6 +211,80 @@ def molmoe_1b(vision: str = "clip") -> MolmoConfig:
         num_experts_per_tok=8,
     )
     return _molmo(text, vision)
+
+
+def molmo2_4b() -> MolmoConfig:
+    """Molmo2-4B: Qwen3-4B-Instruct-2507, whose head is tied while it trains."""
+    text = TextConfig(
+        model_type="qwen3",
+        vocab_size=151936,
+        embedding_size=151936,
+        additional_vocab_size=128,
+        hidden_size=2560,
+        intermediate_size=9728,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        rope_theta=5e6,
+        attention_bias=False,
+        qk_norm=True,
+        qk_norm_per_head=True,
+        max_position_embeddings=36864,
+        tie_word_embeddings=True,
+    )
+    return _molmo2(text)
+
+
+def molmo2_8b() -> MolmoConfig:
+    """Molmo2-8B: Qwen3-8B."""
+    text = TextConfig(
+        model_type="qwen3",
+        vocab_size=151936,
+        embedding_size=151936,
+        additional_vocab_size=128,
+        hidden_size=4096,
+        intermediate_size=12288,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        rope_theta=1e6,
+        attention_bias=False,
+        qk_norm=True,
+        qk_norm_per_head=True,
+        max_position_embeddings=36864,
+    )
+    return _molmo2(text)
+
+
+def molmo2_o_7b() -> MolmoConfig:
+    """Molmo2-O-7B: Olmo-3-7B-Instruct, without its sliding windows."""
+    text = TextConfig(
+        model_type="olmo3",
+        vocab_size=100278,
+        embedding_size=100278,
+        additional_vocab_size=128,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        rope_theta=5e5,
+        rope_scaling={
+            "rope_type": "yarn",
+            "factor": 8.0,
+            "attention_factor": 1.2079441541679836,
+            "beta_fast": 32,
+            "beta_slow": 1,
+            "original_max_position_embeddings": 8192,
+        },
+        rope_scaling_layers=tuple(range(3, 32, 4)),
+        attention_bias=False,
+        qk_norm=True,
+        norm_after=True,
+        max_position_embeddings=65536,
+    )
+    return _molmo2(text)
 
 
 def qwen2_1b5(vision: str = "clip") -> MolmoConfig:
@@ -295,6 +395,57 @@ def tiny_moe() -> MolmoConfig:
     return replace(tiny(), text=text)
 
 
+def _tiny_molmo2(text: TextConfig) -> MolmoConfig:
+    base = molmo2_8b()
+    vision = replace(
+        base.vision,
+        image_size=56,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        feature_layers=(-1, -3),
+        initializer_range=0.06,
+    )
+    connector = replace(base.connector, initializer_range=0.06)
+    images = replace(base.images, max_crops=4, overlap_margins=(1, 1))
+    return replace(base, text=text, vision=vision, connector=connector, images=images)
+
+
+def tiny_molmo2() -> MolmoConfig:
+    """`tiny` in the shape of Molmo2-8B: a head wider than its share, each normalised by itself."""
+    text = replace(
+        tiny().text,
+        model_type="qwen3",
+        head_dim=48,
+        attention_bias=False,
+        qk_norm=True,
+        qk_norm_per_head=True,
+        image_attention="image_tokens",
+        max_position_embeddings=4096,
+    )
+    return _tiny_molmo2(text)
+
+
+def tiny_molmo2_o() -> MolmoConfig:
+    """`tiny` in the shape of Molmo2-O-7B: norms after the branches, YaRN in every second layer."""
+    yarn = molmo2_o_7b().text.rope_scaling
+    text = replace(
+        tiny().text,
+        model_type="olmo3",
+        num_hidden_layers=4,
+        num_key_value_heads=4,
+        rope_scaling=yarn | {"original_max_position_embeddings": 512},
+        rope_scaling_layers=(1, 3),
+        attention_bias=False,
+        qk_norm=True,
+        norm_after=True,
+        image_attention="image_tokens",
+        max_position_embeddings=4096,
+    )
+    return _tiny_molmo2(text)
+
+
 PRESETS = {
     f.__name__: f
     for f in (
@@ -302,15 +453,29 @@ PRESETS = {
         molmo_7b_o,
         molmo_72b,
         molmoe_1b,
+        molmo2_4b,
+        molmo2_8b,
+        molmo2_o_7b,
         qwen2_1b5,
         qwen2_0b5,
         reference_cpu,
         tiny,
         tiny_moe,
+        tiny_molmo2,
+        tiny_molmo2_o,
     )
 }
 PRESETS |= {name: partial(_molmo, text) for name, text in LANGUAGE_MODELS.items()}
-ONE_TOWER = ("reference_cpu", "tiny", "tiny_moe")  # made as they are
+ONE_TOWER = (  # made as they are
+    "molmo2_4b",
+    "molmo2_8b",
+    "molmo2_o_7b",
+    "reference_cpu",
+    "tiny",
+    "tiny_moe",
+    "tiny_molmo2",
+    "tiny_molmo2_o",
+)
 
 
 def get(name: str) -> MolmoConfig:

@@ -14,8 +14,19 @@ from molmo_ds.config import (
 )
 
 Rows = Iterator[tuple[bool, str]]
-IMAGE_IDS = 5  # ids from vocab_size on that mean parts of a picture (data/tokens.py)
-LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+# ids from vocab_size on that mean parts of a picture or a video (data/tokens.py)
+IMAGE_IDS = {"molmo": 5, "molmo2": 14}
+ROPES = {  # rope_type -> (numbers that it needs, numbers that it may have)
+    "default": ((), ()),
+    "llama3": (
+        ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+        (),
+    ),
+    "yarn": (
+        ("factor", "original_max_position_embeddings"),
+        ("attention_factor", "beta_fast", "beta_slow"),
+    ),
+}
 COMPONENTS = ("connector", "vision", "text")
 
 
@@ -35,7 +46,7 @@ def together(sentences: list[str]) -> str:
 
 def model(config: MolmoConfig, prefix: str = "model.") -> Rows:
     """An architecture; `prefix` is that of its keys."""
-    yield from _text(config.text, f"{prefix}text.")
+    yield from _text(config.text, IMAGE_IDS[config.family], f"{prefix}text.")
     yield from _vision(config.vision, f"{prefix}vision.")
     side = config.vision.image_size // config.vision.patch_size
     pooling = config.connector.pooling_size
@@ -46,7 +57,7 @@ def model(config: MolmoConfig, prefix: str = "model.") -> Rows:
     yield from _images(config.images, side, f"{prefix}images.")
 
 
-def _text(text: TextConfig, at: str) -> Rows:
+def _text(text: TextConfig, image_ids: int, at: str) -> Rows:
     heads = text.num_attention_heads
     keys = text.num_key_value_heads
     width = text.hidden_size
@@ -78,9 +89,19 @@ def _text(text: TextConfig, at: str) -> Rows:
     )
     rows = text.embedding_size + text.additional_vocab_size
     yield (
-        text.vocab_size + IMAGE_IDS > rows,
-        f"{at}additional_vocab_size is {text.additional_vocab_size}; it must leave rows for the {IMAGE_IDS} image "
+        text.vocab_size + image_ids > rows,
+        f"{at}additional_vocab_size is {text.additional_vocab_size}; it must leave rows for the {image_ids} image "
         f"tokens, whose ids start at {at}vocab_size={text.vocab_size}.",
+    )
+    yield (
+        text.qk_norm_per_head and not text.qk_norm,
+        f"{at}qk_norm_per_head is true; it says how to normalise q and k, so set {at}qk_norm=true too.",
+    )
+    layers = text.num_hidden_layers
+    late = [layer for layer in text.rope_scaling_layers or () if layer >= layers]
+    yield (
+        bool(late),
+        f"{at}rope_scaling_layers has {late[:1]}; it must hold layers up to {layers - 1}.",
     )
     yield from _rope(text.rope_scaling, f"{at}rope_scaling")
 
@@ -90,17 +111,19 @@ def _rope(scaling: dict[str, Any] | None, key: str) -> Rows:
         return
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     yield (
-        kind not in ("default", "llama3"),
-        f"{key}.rope_type is {kind!r}; it must be default or llama3.",
+        kind not in ROPES,
+        f"{key}.rope_type is {kind!r}; it must be default, llama3 or yarn.",
     )
-    unknown = sorted(set(scaling) - {"rope_type", "type", *LLAMA3})
+    if kind not in ROPES:
+        return
+    needed, others = ROPES[kind]
+    known = needed + others if kind != "default" else ROPES["llama3"][0]
+    unknown = sorted(set(scaling) - {"rope_type", "type", *known})
     yield (
         bool(unknown),
-        f"{key} has the unknown key {unknown[:1]}; it has rope_type, {', '.join(LLAMA3)}.",
+        f"{key} has the unknown key {unknown[:1]}; it has rope_type, {', '.join(known)}.",
     )
-    if kind != "llama3":
-        return
-    for name in LLAMA3:
+    for name in (*needed, *(name for name in others if scaling.get(name) is not None)):
         value = scaling.get(name)
         wrong = (
             isinstance(value, bool)
@@ -110,9 +133,13 @@ def _rope(scaling: dict[str, Any] | None, key: str) -> Rows:
         yield wrong, f"{key}.{name} is {value!r}; it must be a number above 0."
         if wrong:
             return
-    low = scaling["low_freq_factor"]
-    high = scaling["high_freq_factor"]
-    yield high <= low, f"{key}.high_freq_factor is {high}; it must be above low_freq_factor={low}."
+    if kind == "llama3":
+        low = scaling["low_freq_factor"]
+        high = scaling["high_freq_factor"]
+        yield (
+            high <= low,
+            f"{key}.high_freq_factor is {high}; it must be above low_freq_factor={low}.",
+        )
 
 
 def _vision(vision: VisionConfig, at: str) -> Rows:
@@ -303,6 +330,10 @@ def rates(sources: dict[str, SourceConfig], group_rates: dict[str, float], at: s
 def training(config: RunConfig) -> Rows:
     """Settings that a run must be given and other uses of a configuration need not."""
     yield not config.out, "out is empty; give the run a folder, for example out=runs/first."
+    yield (
+        config.out.startswith(("http://", "https://", "hf://")),
+        f"out={config.out} can be read only; give a folder, or s3://, gs://, weka:// or r2://.",
+    )
     yield (
         not config.data.tokenizer,
         "data.tokenizer is empty; give the folder of a transformers tokenizer.",

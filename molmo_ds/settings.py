@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import io
 import json
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -14,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-from molmo_ds import config, presets, rules
+from molmo_ds import config, files, presets, rules
 from molmo_ds.config import MolmoConfig, RunConfig
 from molmo_ds.setting_list import Setting, entry, legal, settings
 
@@ -70,13 +71,14 @@ def load(
     return made
 
 
-def read_yaml(path: str | Path) -> DictConfig:
-    """A YAML file of settings; ValueError names the file, and the line where it cannot be read."""
-    file = Path(path).expanduser()
+def read_yaml(path: str | files.Place) -> DictConfig:
+    """A YAML file of settings, local or remote; ValueError names the file, and the line where it cannot be read."""
+    file = files.place(path)
     if not file.is_file():
         raise ValueError(f"There is no configuration file {path}; give the path of a YAML file.")
     try:
-        given = OmegaConf.load(file)
+        remote = isinstance(file, files.Remote)
+        given = OmegaConf.load(io.StringIO(file.read_text()) if remote else file)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f" line {mark.line + 1}" if mark else ""
@@ -105,7 +107,7 @@ def changed(made: Any, overrides: list[str] | tuple[str, ...]) -> Any:
     return from_dict(type(made), _over(to_dict(made), _read(None, overrides, type(made))))
 
 
-def read_values(path: str | Path) -> dict[str, Any]:
+def read_values(path: str | files.Place) -> dict[str, Any]:
     """A YAML file's settings as plain values, not checked; ValueError as of `read_yaml`."""
     return _read(path, ())
 

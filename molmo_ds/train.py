@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import os
-import shutil
 import signal
 import sys
 import time
@@ -20,13 +19,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from molmo_ds import rules, setting_list, settings
+from molmo_ds import environment, files, rules, setting_list, settings
 from molmo_ds.config import RunConfig
 
 if TYPE_CHECKING:
     from molmo_ds.data.order.loader import Steps
     from molmo_ds.engine import Engine
     from molmo_ds.engine.launch import World
+    from molmo_ds.stores.run_folder import RunFolder
 
 log = logging.getLogger("molmo_ds")
 RUN_FILES = ("config.yaml", "checkpoints", "log.jsonl", "tensorboard", "profile", "DONE")
@@ -41,14 +41,10 @@ def train(config: RunConfig) -> int:
     Raises ValueError or OSError, the same on every rank where that can be known, for what the user has to mend.
     """
     from molmo_ds.data.order import epochs
-    from molmo_ds.data.order.loader import build_stream
-    from molmo_ds.engine import build_engine, launch, strategy_place
+    from molmo_ds.engine import launch, strategy_place
     from molmo_ds.engine.launching import launchers
     from molmo_ds.engine.strategy import read_strategy
-    from molmo_ds.eval.evaluators import build_evaluators
-    from molmo_ds.monitor import profile
-    from molmo_ds.monitor.metrics import Metrics
-    from molmo_ds.weights import checkpoint
+    from molmo_ds.stores.run_folder import RunFolder
 
     rules.refuse(rules.training(config))
     strategy = read_strategy(config.strategy)
@@ -60,10 +56,31 @@ def train(config: RunConfig) -> int:
     config = world.together(partial(epochs.in_steps, config))
     for sentence in rules.short_warmups(config):
         log.warning(sentence)
-    world.agree(lambda: check_folder(config))
-    out = Path(config.out)
-    checkpoints = str(Path(config.out) / "checkpoints")
-    going_on = config.resume and bool(checkpoint.steps(checkpoints))
+    folder = RunFolder(config.out, config.scratch)
+    world.agree(folder.open)
+    try:
+        code = run(config, world, folder, deadline)
+        world.agree(folder.close)
+    finally:
+        folder.release()
+    return code
+
+
+def run(config: RunConfig, world: "World", folder: "RunFolder", deadline: float) -> int:
+    """The same in a folder that is this run's alone, until `deadline` of time.monotonic."""
+    from molmo_ds.data.order.loader import build_stream
+    from molmo_ds.engine import build_engine
+    from molmo_ds.engine.save.writer import Writer
+    from molmo_ds.eval.evaluators import build_evaluators
+    from molmo_ds.monitor import profile
+    from molmo_ds.monitor.metrics import Metrics
+    from molmo_ds.weights import checkpoint
+
+    world.agree(lambda: check_folder(config, folder))
+    checkpoints = str(files.place(config.out) / "checkpoints")
+    if config.resume:
+        Writer(config, world).go_on(checkpoints)
+    going_on = config.resume and world.broadcast(bool(checkpoint.steps(checkpoints)))
     engine = build_engine(replace(config, init_from=None) if going_on else config, world)
     data_state = engine.load(checkpoints) if config.resume else None
     if engine.step:
@@ -73,8 +90,9 @@ def train(config: RunConfig) -> int:
     last = min(config.max_steps, config.stop_after or config.max_steps)
     if config.dry_run:
         return rehearse(config, world, stream, engine.step)
-    world.agree(lambda: claim_folder(config, finished=engine.step >= last))
+    world.agree(lambda: claim_folder(config, folder.local, finished=engine.step >= last))
     metrics = Metrics(config, world, engine.step)
+    folder.start()
     asked = catch_signals()
     saved = engine.step
     values = {}
@@ -117,10 +135,9 @@ def train(config: RunConfig) -> int:
             "time_limit_seconds=%g is over at step %d of %d; the same command continues the run",
             *(config.time_limit_seconds, engine.step, config.max_steps),
         )
-    if world.rank == 0 and engine.step >= config.max_steps and not (out / "DONE").exists():
-        (out / "DONE").write_text(
-            json.dumps({"step": engine.step, "loss": values.get("loss")}) + "\n"
-        )
+    done = folder.local / "DONE"
+    if world.rank == 0 and engine.step >= config.max_steps and not done.exists():
+        done.write_text(json.dumps({"step": engine.step, "loss": values.get("loss")}) + "\n")
     world.barrier()
     return 128 + stopped_by if stopped_by else 0
 
@@ -176,30 +193,25 @@ def check_finite(
     )
 
 
-def check_folder(config: RunConfig) -> None:
+def check_folder(config: RunConfig, folder: "RunFolder") -> None:
     """Refuse an `out` that holds something this run must not touch (ValueError)."""
-    out = Path(config.out)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"out={out} is a file; give a folder.")
-    begun = (out / "log.jsonl").exists() or any((out / "checkpoints").glob("step-*"))
-    if not begun:
+    out = folder.place
+    checkpoints = (out / "checkpoints").glob("step-*")
+    if not (folder.local / "log.jsonl").exists() and not any(checkpoints):
         return
-    if not (out / "config.yaml").exists():
+    if not (folder.local / "config.yaml").exists():
         raise ValueError(f"{out} holds files of a run but no config.yaml; choose another out.")
-    difference = difference_to(out / "config.yaml", config)
+    difference = difference_to(folder.local / "config.yaml", config)
     if difference and not config.overwrite:
         raise ValueError(
             f"{out} holds another run ({difference}); choose another out, or set overwrite=true to delete that run."
         )
     if difference and not config.dry_run:
-        for name in RUN_FILES:
-            path = out / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        folder.delete(RUN_FILES)
 
 
-def claim_folder(config: RunConfig, finished: bool) -> None:
+def claim_folder(config: RunConfig, out: Path, finished: bool) -> None:
     """Make `out` and write the resolved configuration into it, once all that can be refused has been accepted."""
-    out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     if not finished:
         (out / "DONE").unlink(missing_ok=True)
@@ -255,7 +267,7 @@ def read_arguments(arguments: list[str]) -> RunConfig | None:
     """YAML files (the later over the earlier) and key=value overrides in any order; None if help was asked for."""
     if any(argument in ("-h", "--help") for argument in arguments):
         return None
-    files = []
+    given = []
     overrides = []
     skip = False
     for argument in arguments:
@@ -272,10 +284,19 @@ def read_arguments(arguments: list[str]) -> RunConfig | None:
         elif "=" not in argument or (
             argument.endswith((".yaml", ".yml")) and Path(argument).is_file()
         ):
-            files.append(argument)
+            given.append(argument)
         else:
             overrides.append(argument)
-    return settings.load(files, overrides)
+    said = [word.lstrip("-").partition("=")[0] for word in overrides]
+    limited = "timeout_seconds" in [
+        *said,
+        *(name for path in given for name in settings.read_values(path)),
+    ]
+    limit = environment.time_limit(limited)
+    config, told = environment.below_root(settings.load(given, [*limit, *overrides]))
+    for sentence in [*(f"{word} ({environment.MINUTES})" for word in limit), *told]:
+        log.info(sentence)
+    return config
 
 
 def print_help() -> None:
@@ -296,6 +317,8 @@ def main(arguments: list[str] | None = None) -> None:
         level=logging.INFO if rank == 0 else logging.ERROR, format="%(message)s", stream=sys.stderr
     )
     try:
+        for sentence in environment.prepare():
+            log.info(sentence)
         config = read_arguments(sys.argv[1:] if arguments is None else arguments)
         if config is None:
             if rank == 0:

@@ -169,8 +169,24 @@ BETWEEN = [
         "additional_vocab_size is 4; it must leave rows for the 5 image tokens",
     ),
     (
+        ["model.text.rope_scaling.rope_type=linear"],
+        "rope_scaling.rope_type is 'linear'; it must be default, llama3 or yarn",
+    ),
+    (
         ["model.text.rope_scaling.rope_type=yarn"],
-        "rope_scaling.rope_type is 'yarn'; it must be default or llama3",
+        "rope_scaling.factor is None; it must be a number above 0",
+    ),
+    (
+        ["model.text.qk_norm_per_head=true"],
+        "qk_norm_per_head is true; it says how to normalise q and k, so set model.text.qk_norm=true too",
+    ),
+    (
+        ["model.text.rope_scaling_layers=[1, 3]"],
+        "rope_scaling_layers has [3]; it must hold layers up to 2",
+    ),
+    (
+        ["model.family=molmo2", "model.text.additional_vocab_size=8"],
+        "additional_vocab_size is 8; it must leave rows for the 14 image tokens",
     ),
     (
         ["model.text.rope_scaling.rope_type=llama3"],

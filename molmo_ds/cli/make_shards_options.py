@@ -6,20 +6,34 @@ import sys
 
 from molmo_ds import files
 from molmo_ds.data.convert.rows import FIELDS
+from molmo_ds.data.convert.units import BOX_FORMS, SCALES
 
-ANY = ("dataset", "jsonl", "folder", "tars")
+ANY = ("dataset", "jsonl", "csv", "folder", "tars")
+ROWS = ("dataset", "jsonl", "csv")
 ONLY = {  # option -> kinds of sources for which it means something
-    "root": ("jsonl", "dataset"),
+    "root": ROWS,
+    "store": ROWS,
     "subset": ("dataset",),
     "split": ("dataset",),
     "streaming": ("dataset",),
-    "image": ("dataset", "jsonl"),
+    "image": ROWS,
     "seed": ("made-up",),
     "pictures": ("made-up",),
 }
 IN_PLACE = ("index", "made-up")  # that write into the folder they are given
 ONLY |= dict.fromkeys(
-    ("style", "map", "without", "questions", "no_decode", "name", "samples_per_shard"), ANY
+    (
+        "style",
+        "map",
+        "without",
+        "points_in",
+        "boxes",
+        "questions",
+        "no_decode",
+        "name",
+        "samples_per_shard",
+    ),
+    ANY,
 )
 
 
@@ -28,7 +42,8 @@ def parse(arguments: list[str] | None, about: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("kind", choices=["dataset", "folder", "jsonl", "tars", "index", "made-up"])
+    kinds = ["dataset", "folder", "jsonl", "csv", "tars", "index", "made-up"]
+    parser.add_argument("kind", choices=kinds)
     parser.add_argument(
         "source",
         type=files.home,
@@ -45,7 +60,9 @@ def parse(arguments: list[str] | None, about: str) -> argparse.Namespace:
         help="rows that cannot be used above it: exit 1",
     )
     parser.add_argument("--style", help="style of rows that have no annotations of their own")
-    parser.add_argument("--map", nargs="*", help="field=column, for example question=query")
+    parser.add_argument(
+        "--map", nargs="*", help="field=column: question=query; of csv points=x,y and boxes=a,b,c,d"
+    )
     parser.add_argument(
         "--image", nargs="*", help="columns of the picture or pictures (default image or images)"
     )
@@ -58,6 +75,19 @@ def parse(arguments: list[str] | None, about: str) -> argparse.Namespace:
     )
     parser.add_argument(
         "--root", type=files.home, help="folder of the pictures that rows name; default: the file's"
+    )
+    parser.add_argument(
+        "--store", type=files.home, help="folder that keeps pictures which rows name by address"
+    )
+    parser.add_argument(
+        "--points-in",
+        choices=tuple(SCALES),
+        help="unit of points and boxes that have no point_scale",
+    )
+    parser.add_argument(
+        "--boxes",
+        choices=BOX_FORMS,
+        help="form of boxes, of which the centres are learnt: corners, corner and size, centre and size",
     )
     parser.add_argument("--subset", help="configuration of a hub data set")
     parser.add_argument("--split", help="default train")

@@ -39,7 +39,7 @@ def layer_list(config: MolmoConfig, z_loss: float = 1e-4) -> list[Row]:
         ),
         ("connector", Connector, (vision, config.connector, text)),
         ("embed", Embed, (text,)),
-        *((f"layers.{i}", DecoderLayer, (text,)) for i in range(text.num_hidden_layers)),
+        *((f"layers.{i}", DecoderLayer, (text, i)) for i in range(text.num_hidden_layers)),
         ("head", Head, (text, z_loss)),
     ]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from molmo_ds.batch import Batch, learnt_rows_of
+from molmo_ds.batch import Batch, learnt_rows_of, windows_of
 from molmo_ds.config import RunConfig, TextConfig, VisionConfig
 from molmo_ds.engine.launch import World
 from molmo_ds.model.flops import flops_per_crop, flops_per_token
@@ -34,9 +34,11 @@ def full_batch(crops: int, length: int, pooled: int) -> Batch:
         position_ids=places,
         document_ids=torch.ones(1, length, dtype=torch.int32),
         branch_ids=torch.zeros(1, length, dtype=torch.int32),
+        image_ids=torch.zeros(1, length, dtype=torch.int32),
         images=torch.zeros(crops, 28, 28, 3, dtype=torch.uint8),
         image_masks=torch.ones(crops, synthetic.PATCHES),
-        image_positions=positions,
+        windows=windows_of(crops, 4, 2),
+        image_positions=positions.flatten(),
         learnt_rows=learnt_rows_of(weights),
     )
 

@@ -10,7 +10,7 @@ import yaml
 from torch import Tensor
 
 from molmo_ds import presets
-from molmo_ds.batch import Batch, learnt_rows_of
+from molmo_ds.batch import Batch, learnt_rows_of, windows_of
 from molmo_ds.hub import load
 from molmo_ds.hub.configs import fitted, text_config, vision_config
 from molmo_ds.model.init import initial_parameter
@@ -106,8 +106,8 @@ def text_batch(ids: Tensor, model: Molmo) -> Batch:
     """Plain text, two documents, and the blank crop that every batch without pictures has."""
     b, t = ids.shape
     zeros, vision = torch.zeros(b, t, dtype=torch.int32), model.config.vision
-    patches, pooled = (vision.image_size // vision.patch_size) ** 2, model.connector.size
-    side = -(-vision.image_size // vision.patch_size // pooled)
+    grid = vision.image_size // vision.patch_size
+    windows = windows_of(1, grid, model.config.connector.pooling_size)
     return Batch(
         input_ids=ids,
         labels=ids,
@@ -115,9 +115,11 @@ def text_batch(ids: Tensor, model: Molmo) -> Batch:
         position_ids=torch.arange(t).expand(b, t),
         document_ids=zeros + 1,
         branch_ids=zeros,
-        images=torch.zeros(1, patches, vision.patch_size**2 * 3),
-        image_masks=torch.ones(1, patches),
-        image_positions=torch.full((1, side * side), -1),
+        image_ids=zeros,
+        images=torch.zeros(1, grid**2, vision.patch_size**2 * 3),
+        image_masks=torch.ones(1, grid**2),
+        windows=windows,
+        image_positions=torch.full(windows.shape[:1], -1),
         learnt_rows=learnt_rows_of(torch.ones(b, t)),
     )
 

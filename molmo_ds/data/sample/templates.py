@@ -136,3 +136,5 @@ POINT_COUNT = (
     "Looking at the picture, how many {label} do you count?",
     "{label}: how many?",
 )
+
+TEMPLATES = {"long_caption": LONG_CAPTION, "pointing": POINTING, "point_count": POINT_COUNT}
