@@ -38,6 +38,7 @@ LANGUAGE_MODELS = {  # preset -> where its language model is published
 TOWERS = {
     "clip": "openai=openai/clip-vit-large-patch14-336",
     "siglip": "siglip=google/siglip-so400m-patch14-384",
+    "siglip2": "siglip2=google/siglip2-so400m-patch14-384",
     "dinov2": "dinov2=facebook/dinov2-large",
     "metaclip": "metaclip=facebook/metaclip-l14-fullcc2.5b",
 }
