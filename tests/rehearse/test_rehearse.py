@@ -139,7 +139,7 @@ def test_room_on_the_disk(tmp_path: Path) -> None:
 def test_the_overlays_fit_every_recipe(model: str, tmp_path: Path) -> None:
     for stage in find(model, "3.2-synthetic", examples_folder()):
         files = [str(file) for file in (*stage.files, stage.debug)]
-        words = stages.overrides(stage, tmp_path)
+        words = stages.overrides(stage)
         config = settings.load(files, ["out=x", "init_from=null", *words])
         real = stage.load(("out=x",))
         assert config.data.sources.keys() == real.data.sources.keys()
@@ -149,6 +149,10 @@ def test_the_overlays_fit_every_recipe(model: str, tmp_path: Path) -> None:
         assert config.max_steps <= 20
         assert config.evaluators.keys() == real.evaluators.keys()
         assert all(one.examples <= 8 for one in config.evaluators.values())
+        assert stages.other_strategy(stage, tmp_path) == ""
+        four = dataclasses.replace(stage, debug=tmp_path / "tp.yaml")
+        four.debug.write_text(stage.debug.read_text() + "strategy: ds_configs/pipe_zero1_ep.json\n")
+        assert stages.other_strategy(four, tmp_path) == "ds_configs/zero3.json"
 
 
 def one_step(world: World, runs: list[RunConfig]) -> list[tuple[float, int]]:
@@ -174,7 +178,7 @@ def test_both_stages_take_a_step_on_made_up_pictures(
     runs = [
         settings.load(
             [str(file) for file in (*stage.files, stage.debug)],
-            [*small, *stages.overrides(stage, tmp_path)],
+            [*small, *stages.overrides(stage)],
         )
         for stage in find("molmoe_1b", "3.2-synthetic", examples_folder())
     ]
