@@ -1,4 +1,4 @@
-"""Write shards from a Hugging Face data set, a folder, JSON lines, CSV or other tars; index tars that others wrote.
+"""Write shards from a Hugging Face data set, a folder, JSON lines, CSV or other tars; index others' tars; make some up.
 
     dataset NAME_OR_FOLDER OUT --style vqa2 --map question=query answer=label
     folder PICTURES OUT --style long_caption
@@ -6,6 +6,7 @@
     csv FILE.csv OUT --style pointing --map points=x,y --points-in pixels
     tars 'OLD/*.tar' OUT --style long_caption        (or OLD/{000..012}.tar, as webdataset writes it)
     index FOLDER
+    made-up FOLDER [--pictures 8] [--seed 0]     (every data set of the multitask mixture, for rehearsals)
 
 Rows that cannot be used are skipped, each with a sentence on stderr; above --max-bad-share nothing is written. The last
 line says how many samples there are and what was skipped, passed over or changed.
@@ -24,6 +25,7 @@ from molmo_ds.data.convert.fetched import Fetched
 from molmo_ds.data.convert.origins import DataSet, Folder, Lines, Tars, find_tars
 from molmo_ds.data.convert.rows import Mapping
 from molmo_ds.data.convert.table import Table
+from molmo_ds.data.made_up.write import write_made_up
 from molmo_ds.data.read.shards import ShardSet
 
 TOLD = 1000  # faults that are printed
@@ -34,6 +36,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments, __doc__)
     if args.kind == "index":
         index(args)
+    elif args.kind == "made-up":
+        make_up(args)
     else:
         write(args)
 
@@ -108,6 +112,13 @@ def index(args: argparse.Namespace) -> None:
     said = "; ".join(["", *skipped, *summary(folder.outcome, folder.passed)])
     count = len(ShardSet(str(folder.path)))
     print(f"{count} samples in {len(folder.tars)} shards of {folder.path} are indexed{said}.")
+
+
+def make_up(args: argparse.Namespace) -> None:
+    """Write made-up shards of every data set of the multitask mixture, and their tokenizer."""
+    folder = Path(args.source)
+    written = write_made_up(folder, 8 if args.pictures is None else args.pictures, args.seed or 0)
+    print(f"{sum(written.values())} made-up samples in {len(written)} folders of {folder}")
 
 
 def tell(faults: list[str]) -> None:

@@ -17,7 +17,10 @@ ONLY = {  # option -> kinds of sources for which it means something
     "split": ("dataset",),
     "streaming": ("dataset",),
     "image": ROWS,
+    "seed": ("made-up",),
+    "pictures": ("made-up",),
 }
+IN_PLACE = ("index", "made-up")  # that write into the folder they are given
 ONLY |= dict.fromkeys(
     (
         "style",
@@ -39,7 +42,8 @@ def parse(arguments: list[str] | None, about: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("kind", choices=["dataset", "folder", "jsonl", "csv", "tars", "index"])
+    kinds = ["dataset", "folder", "jsonl", "csv", "tars", "index", "made-up"]
+    parser.add_argument("kind", choices=kinds)
     parser.add_argument(
         "source",
         type=files.home,
@@ -90,6 +94,8 @@ def parse(arguments: list[str] | None, about: str) -> argparse.Namespace:
     parser.add_argument(
         "--streaming", action="store_true", help="do not download the data set first"
     )
+    parser.add_argument("--pictures", type=int, help="of each made-up data set (default 8)")
+    parser.add_argument("--seed", type=int, help="of what is made up (default 0)")
     args = parser.parse_args(map_last(sys.argv[1:] if arguments is None else arguments))
     problem = problem_of(args)
     if problem:
@@ -99,10 +105,12 @@ def parse(arguments: list[str] | None, about: str) -> argparse.Namespace:
 
 def problem_of(args: argparse.Namespace) -> str:
     """A sentence about the first mistake in the options; empty if there is none."""
-    if args.kind != "index" and not args.out:
+    if args.kind not in IN_PLACE and not args.out:
         return "give the folder to write to"
-    if args.kind == "index" and args.out:
-        return "index writes into the folder itself; give no other"
+    if args.kind in IN_PLACE and args.out:
+        return f"{args.kind} writes into the folder itself; give no other"
+    if min(args.pictures or 1, 1 + (args.seed or 0)) < 1:
+        return "--pictures must be at least 1 and --seed at least 0"
     for name, kinds in ONLY.items():
         if getattr(args, name) not in (None, False) and args.kind not in kinds:
             return f"--{name.replace('_', '-')} says nothing about {args.kind}; leave it out"

@@ -12,17 +12,18 @@ from molmo_ds.data.convert.chats import FORMS, Row, familiar
 from molmo_ds.data.convert.pictures import as_part, is_picture
 from molmo_ds.data.convert.regions import with_points
 from molmo_ds.data.convert.units import Bare, with_unit
-from molmo_ds.data.decode import BadSample, read_size, upright_size
-from molmo_ds.data.read.writer import check_key, header
+from molmo_ds.data.decode import BadSample, upright_size
+from molmo_ds.data.read.writer import Probe, check_key, header, probe
 from molmo_ds.data.sample.annotation import KEYS
 from molmo_ds.data.sample.conversation import is_plain, shown
-from molmo_ds.data.sample.record import VIDEOS, first_size
+from molmo_ds.data.sample.record import first_size
 from molmo_ds.data.sample.review import Review
 
 Sample = tuple[str, dict[str, bytes]]  # key, parts
 # that a row's columns of the same names fill; boxes become points
 FIELDS = tuple(sorted(KEYS - {"style"} | {"boxes"}))
-KEPT = ("annotations", "metadata", "num_frames", "key")  # columns of a record
+ABOUT_VIDEO = ("num_frames", "clip", "subtitles", "fps")  # columns of a record with a video
+KEPT = ("annotations", "metadata", *ABOUT_VIDEO, "key")  # columns of a record
 IMAGES = ("image", "images")  # columns of the pictures, where --image names none
 TEXTS = ("question", "text", "answer", "label")
 LISTS_OF_TEXTS = ("answers", "options")
@@ -118,7 +119,8 @@ def to_sample(key: str, row: Row, pictures: list[bytes], mapping: Mapping, notes
     made = [as_part(data, notes.counts, mapping.decode) for data in pictures]
     names = [name if len(made) == 1 else f"{i}.{name}" for i, (name, _) in enumerate(made)]
     data = [data for _, data in made]
-    sizes = _sizes(names, data)
+    probes = [probe(one, name) for name, one in zip(names, data)]
+    sizes = [_size(found) for found in probes]
     if row.get("annotations") is None:
         without_objects = with_points(row, sizes)
         notes.used |= row.keys() - without_objects.keys()
@@ -128,16 +130,17 @@ def to_sample(key: str, row: Row, pictures: list[bytes], mapping: Mapping, notes
     record["annotations"] = [mapping.annotation(row, notes)] if given is None else given
     if not isinstance(record["annotations"], list):
         raise BadSample(f"'annotations' is {shown(given)}, but must be a list.")
+    record |= {name: row[name] for name in ("metadata", *ABOUT_VIDEO) if is_there(row.get(name))}
     first = first_size(record | {"sizes": sizes})
     record["annotations"] = [
         with_unit(one, first, mapping.unit, mapping.box_form, notes.bare)
         for one in record["annotations"]
     ]
-    record |= {name: row[name] for name in ("metadata", "num_frames") if row.get(name) is not None}
     notes.columns |= set(map(str, row))
     notes.filled |= {str(name) for name, value in row.items() if is_there(value)}
     notes.used |= set(KEPT)
-    _review(record | {"sizes": sizes}, mapping, notes)
+    durations = [found.duration for found in probes]
+    _review(record | {"sizes": sizes, "durations": durations}, mapping, notes)
     parts = dict(zip(names, data)) | {"json": _to_json(record, notes)}
     for name, content in parts.items():
         try:
@@ -147,12 +150,8 @@ def to_sample(key: str, row: Row, pictures: list[bytes], mapping: Mapping, notes
     return key, parts
 
 
-def _sizes(names: list[str], pictures: list[bytes]) -> list[tuple[int, int]]:
-    """Width and height of the upright pictures; 0 for a video."""
-    return [
-        (0, 0) if name.split(".")[-1] in VIDEOS else upright_size(*read_size(data))
-        for name, data in zip(names, pictures)
-    ]
+def _size(found: Probe) -> tuple[int, int]:
+    return upright_size(found.width, found.height, found.orientation)
 
 
 def _review(record: Row, mapping: Mapping, notes: Notes) -> None:
