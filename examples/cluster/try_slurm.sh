@@ -60,7 +60,8 @@ mapfile -t words < "$folder/words"
 job=$(sbatch --parsable --nodes 2 --ntasks-per-node=1 --gpus-per-node=0 --cpus-per-task=1 --output="$folder/job.log" \
     examples/cluster/train.sbatch "${words[@]}" out="$folder/out")
 
-until (($(wc -l < "$folder/out/log.jsonl" 2>/dev/null || echo 0) > 20)); do sleep 0.5; done
+until [[ -f $folder/out/log.jsonl ]]; do sleep 0.5; done
+until (($(wc -l < "$folder/out/log.jsonl") > 20)); do sleep 0.5; done
 scancel --signal=USR1 --batch "$job" # what Slurm sends before the time is over
 until [[ $(squeue --noheader --format=%T --jobs "$job") == PENDING ]]; do sleep 0.5; done
 scontrol update jobid="$job" StartTime=now # or it waits for two minutes
