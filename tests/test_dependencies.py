@@ -14,10 +14,12 @@ NAMES = {
     "yaml": "pyyaml",
     "flash_attn": "flash-attn",
     "liger_kernel": "liger-kernel",
+    "gcp_storage_emulator": "gcp-storage-emulator",
     "lmms_eval": "lmms-eval",
 }
 OPTIONAL = {  # imported where they are
     "av": "video",
+    "s3fs": "buckets",
     "flash-attn": "gpu",
     "lmms-eval": "lmms-eval",
     "torchao": "quantized",
@@ -25,7 +27,10 @@ OPTIONAL = {  # imported where they are
     "wandb": "wandb",
 }
 BY_NAME = {"tensorboard": "torch.utils.tensorboard"}  # imported by another package of ours
-TOOLS = {  # run, not imported
+TOOLS = {  # run, or imported by another package
+    "flask",
+    "flask-cors",
+    "gcsfs",
     "mkdocs-material",
     "mkdocstrings",
     "pre-commit",
