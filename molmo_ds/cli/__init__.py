@@ -4,8 +4,6 @@ import importlib
 import sys
 from pathlib import Path
 
-from molmo_ds import environment
-
 COMMANDS = {  # words of the command -> its file, what it does
     "train": (
         "train",
@@ -70,6 +68,8 @@ def usage(first: str) -> str:
 
 def run(file: str, arguments: list[str] | None = None) -> None:
     """Run a command, with the arguments of this process by default; a user's mistake is a sentence and exit code 1."""
+    from molmo_ds import environment
+
     try:
         for sentence in environment.prepare():
             print(f"{caller()}: {sentence}", file=sys.stderr)
