@@ -127,7 +127,7 @@ def norm_limit_used(optim: OptimConfig, step: int) -> float:
 
 
 def joined(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The tensors that are not empty, flat, those that lie one after the other in memory as one; views of the same memory.
+    """Flat views of the tensors that are not empty; those that follow each other in memory are one.
 
     ZeRO-3's gradients are slices of one buffer, which a kernel then goes through at once.
     """
@@ -203,5 +203,7 @@ def clip(
     norms = squares.sqrt()
     for part, norm in zip(COMPONENTS, norms):
         if limit > 0 and any(gradient.numel() for gradient in gradients.get(part, ())):
-            torch._foreach_mul_(joined(gradients[part]), (limit / (norm + 1e-6)).clamp(max=1.0).float())
+            torch._foreach_mul_(
+                joined(gradients[part]), (limit / (norm + 1e-6)).clamp(max=1.0).float()
+            )
     return dict(zip(COMPONENTS, norms))

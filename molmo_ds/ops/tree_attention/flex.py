@@ -1,6 +1,6 @@
 """Tree attention on a GPU by FlexAttention, whose blocks are counted from runs of ids: registered as "triton".
 
-A kernel is compiled for each T, in seconds, so T is padded to few lengths: `padded_length`. Padding sees itself alone, so
+A kernel is compiled for each T, in seconds, so T is padded to few lengths: `padded_length`. Padding sees itself alone:
 blocks of it cost nearly nothing.
 
 Shapes: B sequences, H heads, G key-value heads, T tokens, d head width.
@@ -44,8 +44,8 @@ def plan(
 def padded_length(tokens: int) -> int:
     """The length at which T tokens are attended to, a multiple of BLOCK.
 
-    Packing gives training few lengths. Prompts have any: without gradients only 128, 256, 384, 512, 768, 1024, 1536, ...
-    are used, so that a compilation serves many of them.
+    Packing gives training few lengths. Prompts have any: without gradients only 128, 256, 384, 512, 768, 1024, 1536
+    and so on are used: a compilation serves many of them.
     """
     blocks = -(-tokens // BLOCK)
     if torch.is_grad_enabled():

@@ -59,7 +59,12 @@ def compiled(function: Callable | None = None, **more: Any) -> Callable:
 
 def install() -> None:
     """Register them."""
-    made = {"mm.dtype": mm, "mm.dtype_out": mm_out, "addmm.dtype": addmm, "addmm.dtype_out": addmm_out}
+    made = {
+        "mm.dtype": mm,
+        "mm.dtype_out": mm_out,
+        "addmm.dtype": addmm,
+        "addmm.dtype_out": addmm_out,
+    }
     for name, function in made.items():
         library.impl(name, function, "CUDA")
     F.scaled_dot_product_attention = attention

@@ -23,7 +23,9 @@ COLLECTIVES = (
 )
 SUMS = ("reduce", "reduce_scatter", "reduce_scatter_tensor")
 NO_SUM = (torch.bool, torch.int16)  # types that NCCL does not add
-timeouts: list[tuple[tuple[int, ...] | None, datetime.timedelta]] = []  # (ranks, time-out) of each group
+timeouts: list[
+    tuple[tuple[int, ...] | None, datetime.timedelta]
+] = []  # (ranks, time-out) of each group
 
 
 class NcclRuleError(RuntimeError):

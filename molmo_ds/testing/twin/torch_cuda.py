@@ -1,4 +1,4 @@
-"""torch.cuda on the twin: devices, streams, events, memory and properties of an H100, in place of what a CPU build lacks."""
+"""torch.cuda on the twin, in place of what a CPU build lacks: devices, streams, events, memory, an H100's facts."""
 
 import contextlib
 import ctypes
@@ -274,4 +274,3 @@ def install(loaded: ctypes.CDLL) -> None:
     torch._C._cuda_getDevice = lambda: library.twin_get_device()
     torch._C._cuda_getCurrentRawStream = lambda device: _raw(None)
     torch._C._cuda_isCurrentStreamCapturing = lambda: False
-
