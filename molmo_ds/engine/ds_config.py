@@ -60,8 +60,10 @@ def resolve(strategy: Strategy, config: RunConfig, world_size: int, on_gpu: bool
     if strategy.experts > 1:
         zero["stage3_prefetch_bucket_size"] = 0
     half = uses_bf16(config, on_gpu)
-    if ds.get("torch_autocast"):
-        ds["torch_autocast"] = {"dtype": "bfloat16", **ds["torch_autocast"], "enabled": half}
+    if strategy.casts:
+        # DeepSpeed would reduce the gradients of the modules that it lists in bf16
+        defaults = {"dtype": "bfloat16", "lower_precision_safe_modules": []}
+        ds["torch_autocast"] = {**defaults, **ds["torch_autocast"], "enabled": half}
         ds.pop("bf16", None)
     else:
         ds["bf16"] = {"check_grad_overflow": False, **ds.get("bf16", {}), "enabled": half}

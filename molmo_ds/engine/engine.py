@@ -51,6 +51,9 @@ class DeepSpeedEngine:
         )
         self.ds = ds_config.resolve(strategy, config, world.size, world.device.type == "cuda")
         ds_config.check_with_deepspeed(strategy, self.ds, topology)
+        if self.ds.get("torch_autocast", {}).get("enabled"):
+            # the cache would keep a bf16 copy of every weight, also of those that ZeRO-3 released
+            torch.set_autocast_cache_enabled(False)
         self.parts = parts(strategy, config, world, self.grid, self.ds)
         self.defers = any(part.defers for part in self.parts)
         self.model = self.build_model()
