@@ -285,7 +285,9 @@ class RunConfig(Checked):
     stop_after: Optional[Count] = None
     global_batch: Size = 8  # sequences per step = lanes
     micro_batch: Size = 1  # sequences per rank and micro-step; divides global_batch
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto = bf16 (autocast) on a GPU, else fp32
+    precision: Literal["auto", "fp32", "bf16"] = (
+        "auto"  # auto = bf16 (autocast) on a GPU, else fp32
+    )
     # what is computed again in the backward pass; offload = full, inputs kept on the CPU
     activation_checkpointing: Literal["none", "full", "one_in_two", "vision", "offload"] = "none"
     compile: bool = False  # torch.compile of ViT blocks and decoder layers

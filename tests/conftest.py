@@ -11,7 +11,7 @@ import pytest
 if "--gpu" not in sys.argv:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-from molmo_ds.testing import run_files  # noqa: E402 (after the GPUs are hidden)
+from molmo_ds.testing import run_files
 
 HERE = Path(__file__).parent
 ON_GPU = {"ops/test_gpu.py": "what only a GPU can show"}  # what --gpu runs
@@ -65,8 +65,8 @@ ALONE = {  # file or folder: why nothing runs beside it
 def pytest_addoption(parser: pytest.Parser) -> None:
     """--examples N: how many examples the tests over random draws take; few in the suite, hundreds by hand.
 
-    --fast leaves out what SLOW lists. --all runs the whole table of tests/twin, for hours. --gpu runs ON_GPU and nothing
-    else, and lets it see the GPUs.
+    --fast leaves out what SLOW lists. --all runs the whole table of tests/twin, for hours. --gpu runs what ON_GPU lists
+    and nothing else, and lets it see the GPUs.
     """
     parser.addoption("--all", action="store_true")
     parser.addoption("--gpu", action="store_true")

@@ -387,13 +387,11 @@ def leave_out_muon() -> None:
 
     They load torch's compiler: about a second at each start of a process.
     """
-    stand_in = type("MuonWithAuxAdam", (), {})
-    never = {"muon_optimizer.MuonWithAuxAdam": stand_in, "original_muon.muon_update": None}
-    for place, value in never.items():
-        name, _, attribute = place.partition(".")
+    never = {"muon_optimizer": "MuonWithAuxAdam", "original_muon": "muon_update"}
+    for name, attribute in never.items():
         spec = importlib.util.find_spec(f"deepspeed.runtime.zero.muon.{name}")
         module = importlib.util.module_from_spec(spec)
-        setattr(module, attribute, value)
+        setattr(module, attribute, type(attribute, (), {}))
         sys.modules.setdefault(spec.name, module)
 
 
