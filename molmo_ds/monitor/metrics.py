@@ -16,7 +16,9 @@ from tqdm import tqdm
 from molmo_ds import settings
 from molmo_ds.config import RunConfig
 from molmo_ds.engine.launch import World
+from molmo_ds.files import is_remote
 from molmo_ds.model.flops import flops_per_crop, flops_per_token
+from molmo_ds.stores.mirror import working_folder
 
 PEAK_FLOPS = {  # dense bf16 of one device, from NVIDIA's and AMD's data sheets; the longest name that fits counts
     "A100": 312e12,
@@ -40,6 +42,7 @@ PEAK_FLOPS = {  # dense bf16 of one device, from NVIDIA's and AMD's data sheets;
 }
 # DeepSpeed's monitor, by samples
 SAMPLES = {"loss": "Train/Samples/train_loss", "lr/text": "Train/Samples/lr"}
+FLUSH = 10  # seconds until TensorBoard's files hold what they were given
 EVALUATION = "eval/"  # before the names of an evaluator's numbers
 # accelerate's examples, by steps
 STEPS = {"loss": "train_loss", "lr/text": "learning_rate", "grad_norm": "grad_norm"}
@@ -70,7 +73,7 @@ class Metrics:
     def __init__(self, config: RunConfig, world: World, first_step: int) -> None:
         self.config = config
         self.world = world
-        self.out = Path(config.out)
+        self.out = working_folder(config.out, config.scratch)
         self.since = time.perf_counter()
         self.began = self.since - process_age()  # so that imports and building lower the goodput
         self.sums: dict[str, float] = {}
@@ -95,23 +98,30 @@ class Metrics:
 
             forget_after(self.out / "log.jsonl", first_step)
             self.log = open(self.out / "log.jsonl", "a", buffering=1)  # noqa: SIM115 (closed by close)
-            self.writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=first_step + 1)
+            self.writer = SummaryWriter(
+                str(self.out / "tensorboard"), purge_step=first_step + 1, flush_secs=FLUSH
+            )
             # apart, because what a resumed run makes again is counted in samples here
             first_sample = first_step * config.global_batch + 1
             self.by_samples = SummaryWriter(
-                str(self.out / "tensorboard" / "samples"), purge_step=first_sample
+                str(self.out / "tensorboard" / "samples"),
+                purge_step=first_sample,
+                flush_secs=FLUSH,
             )
             if config.wandb:
                 import wandb
 
-                name = str(self.out.resolve())
+                name = config.out if is_remote(config.out) else str(self.out.resolve())
                 run = {
-                    "name": self.out.name,
+                    "name": Path(config.out).name,
                     "id": hashlib.sha256(name.encode()).hexdigest()[:16],
                     "resume": "allow",
+                    "entity": config.wandb_entity,
+                    "group": config.wandb_group,
+                    "tags": list(config.wandb_tags),
                 }
                 self.wandb = wandb.init(
-                    project=config.wandb, dir=config.out, config=settings.to_dict(config), **run
+                    project=config.wandb, dir=str(self.out), config=settings.to_dict(config), **run
                 )
 
     def beat(self) -> None:

@@ -28,7 +28,7 @@ from step_batches import Work, even_work, reference_batches, tree_batches
 from tqdm import tqdm
 
 from molmo_ds import presets
-from molmo_ds.batch import Batch
+from molmo_ds.batch import Batch, last_tokens
 from molmo_ds.config import ComponentConfig, MolmoConfig, OptimConfig
 from molmo_ds.engine.compiled import compile_layers
 from molmo_ds.engine.optim import (
@@ -82,9 +82,8 @@ def flops(config: MolmoConfig, batches: list[Batch]) -> float:
         int((b.document_ids > 0).sum()) * flops_per_token(config, b.input_ids.shape[1])
         for b in batches
     )
-    return text + sum(int((b.image_positions >= 0).any(1).sum()) for b in batches) * flops_per_crop(
-        config
-    )
+    crops = sum(int((last_tokens(b) >= 0).sum()) for b in batches)
+    return text + crops * flops_per_crop(config)
 
 
 @contextlib.contextmanager
