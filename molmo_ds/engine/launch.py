@@ -86,8 +86,8 @@ def nccl_watch(timeout_seconds: int) -> dict[str, str]:
     """Variables by which NCCL's watchdog ends a process whose peer is gone, and leaves a record of its collectives.
 
     A fault under NCCL raises nothing in Python: after the time-out the watchdog aborts the process, and what started it
-    (torchrun, tools/launch.py) ends the others.
-    Source: pytorch/pytorch, torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp.
+    (torchrun, tools/launch.py) ends the others. Source: pytorch/pytorch v2.13, torch/csrc/distributed/c10d/
+    ProcessGroupNCCL.hpp.
     """
     return {
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "3",  # abort the process, not the communicator first

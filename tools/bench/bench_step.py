@@ -118,9 +118,9 @@ def measure(
     for name in frozen_names(model, OPTIM):
         model.get_parameter(name).requires_grad_(False)
     groups = parameter_groups(model, OPTIM)
-    optimizer = build_optimizer(groups, OPTIM)
-    total = sum(float(b.loss_weights.sum()) for b in micro_batches)
     cuda = device.type == "cuda"
+    optimizer = build_optimizer(groups, OPTIM, fused=cuda or None)
+    total = sum(float(b.loss_weights.sum()) for b in micro_batches)
     clock: Callable[[], float] = time.perf_counter if cuda else time.process_time
 
     def update(step: int) -> None:
