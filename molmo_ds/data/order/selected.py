@@ -30,13 +30,14 @@ class SelectionSample(Sample):
 def collate_selected(samples: list[SelectionSample], vocab_size: int) -> SelectionBatch:
     """Rows padded to the longest; the <im_patch> tokens of a sample are its picks, best first.
 
-    <im_low> has the embedding of <im_patch>, so its id becomes that one's. Raises ValueError for a sample that has fewer
-    windows than picks.
+    <im_low> has the embedding of <im_patch>, so its id becomes that one's. Raises ValueError for a sample that has
+    fewer windows than picks.
     """
     joined = merge([row([sample], len(sample.input_ids)) for sample in samples])
     ids = joined.input_ids
     special = ids - vocab_size
-    low_count = max(sample.low_windows for sample in samples)
+    # a row of text has one of each that is not there, so that the scorer runs on every rank
+    low_count = max(1, *(sample.low_windows for sample in samples))
     high_count = max(1, *(len(sample.candidate_places) for sample in samples))
     picks = [(special[i] == IM_PATCH).nonzero()[:, 0] for i in range(len(samples))]
     most = max(1, *(len(mine) for mine in picks))
