@@ -111,13 +111,17 @@ class Batch:
         fields["image_positions"] = _longer(positions, windows, MISSING)
         return Batch(**fields, learnt_rows=learnt)
 
-    def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
-        """The same batch on another device."""
-        moved = {
-            name: tensor.to(device, non_blocking=non_blocking)
-            for name, tensor in vars(self).items()
-        }
-        return self.replace(**moved)
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device; the host does not wait for it.
+
+        From pageable memory it would: a copy to a GPU then first waits for what the GPU has to do.
+        """
+        tensors = vars(self)
+        if torch.device(device).type == "cuda":
+            tensors = {name: pinned(tensor) for name, tensor in tensors.items()}
+        return self.replace(
+            **{name: x.to(device, non_blocking=True) for name, x in tensors.items()}
+        )
 
     def replace(self, **tensors: Tensor) -> "Batch":
         """A copy with some fields replaced; see `reweighted` for loss weights."""
@@ -143,12 +147,16 @@ class SelectionBatch(Batch):
     low_tokens: Tensor  # int64 [B, L], token of each low window in its row, -1 = none
     candidates: Tensor  # int64 [B, H], the high windows among the M, -1 = none
     candidate_places: Tensor  # int64 [B, H], added to the position of the token that shows it
-    picked_tokens: (
-        Tensor  # int64 [B, K], tokens in the row that show the picks, best first, -1 = none
-    )
+    # int64 [B, K], tokens in the row that show the picks, best first, -1 = none
+    picked_tokens: Tensor
     low_to_high: Tensor  # float32 [B, 4 * L, H], share of each score in that of a high window
     query_tokens: Tensor  # int64 [B], the token before the low resolution's end
     low_length: Tensor  # int64 [], tokens of the longest row up to the low resolution's end
+
+
+def pinned(tensor: Tensor) -> Tensor:
+    """The tensor in memory that a GPU reads by itself, where it lies on the CPU."""
+    return tensor if tensor.is_cuda else tensor.pin_memory()
 
 
 def learnt_rows_of(loss_weights: Tensor) -> Tensor:

@@ -11,12 +11,15 @@ from molmo_ds import config as configs
 from molmo_ds import settings
 from molmo_ds.batch import Batch, Sample, windows_of
 from molmo_ds.config import LoraConfig, MolmoConfig, OptimConfig, PromptConfig, RunConfig
+from molmo_ds.data.decode import BadSample
 from molmo_ds.data.order.loader import Mixture, rank_lanes, sequences
 from molmo_ds.data.order.packing import collate
 from molmo_ds.data.sample import images
 from molmo_ds.data.sample.layout import Geometry
+from molmo_ds.data.sample.pointed import Scene
 from molmo_ds.data.sample.prompts import PromptFormatter
-from molmo_ds.engine import ds_config, optim
+from molmo_ds.data.sample.times import frame_times
+from molmo_ds.engine import compiled, ds_config, optim
 from molmo_ds.hub.configs import text_config
 from molmo_ds.model import lora
 from molmo_ds.model.molmo import Molmo, component, recomputed
@@ -41,20 +44,23 @@ PROMPTS = (
     "data.prompts.prompt_templates",
     "data.prompts.message_format",
     "data.prompts.system_prompt",
+    "data.prompts.pointing_format",
 )
 OTHERS = (
     "model.family",
     "model.text.model_type",
     "model.images.crop_mode",
+    "model.video.frame_sample_mode",
     "data.packing",
     "optim.name",
     "lora.components",
 )
-OTHERS += ("precision", "activation_checkpointing")
+OTHERS += ("precision", "activation_checkpointing", "compile_mode")
+AGAIN = tuple(f"evaluators.<name>.{name.removeprefix('data.')}" for name in PROMPTS)
 
 
 def test_no_choice_is_forgotten() -> None:
-    assert set(CHOICES) == {*NETWORK, *PROMPTS, *OTHERS}
+    assert set(CHOICES) == {*NETWORK, *PROMPTS, *OTHERS, *AGAIN}
 
 
 def made_up(config: MolmoConfig) -> Batch:
@@ -96,11 +102,25 @@ def test_each_choice_of_a_network_is_another_network(name: str) -> None:
 
 @pytest.mark.parametrize("name", PROMPTS)
 def test_each_choice_of_a_prompt_is_another_text(name: str) -> None:
-    annotation = {"style": "pointing", "label": "cats", "points": [[1, 2]]}
+    annotations = (
+        {"style": "pointing", "label": "cats", "points": [[1, 2]]},
+        {"style": "vqa2", "question": "Why?", "answer": "Because of the weather."},
+    )
+    if name.endswith("pointing_format"):  # two groups show what parts them
+        points = [{"image": 1, "points": [[1, 2]]}, {"image": 2, "points": [[3, 4]]}]
+        annotations = ({"style": "pointing", "label": "cats", "point_groups": points},)
     seen = set()
     for choice in CHOICES[name]:
         formatter = PromptFormatter(replace(PromptConfig(), **{name.rsplit(".", 1)[-1]: choice}))
-        many = [formatter.messages(annotation, RandomState(seed), (10, 10)) for seed in range(40)]
+        scene = Scene([(10, 10)] * 2)
+        try:
+            many = [
+                formatter.messages(one, RandomState(seed), (10, 10), scene=scene)
+                for one in annotations
+                for seed in range(40)
+            ]
+        except BadSample as error:  # which one format cannot say
+            many = str(error)
         seen.add(str(many))
     assert len(seen) == len(CHOICES[name])
 
@@ -123,6 +143,24 @@ def test_each_crop_mode_cuts_otherwise() -> None:
         words = ["preset=molmo_7b_d", f"model.images.crop_mode={mode}"]
         crops[mode] = Geometry.of(settings.load(None, words).model).layout(672, 672).crops
     assert crops == {"overlap-and-resize-c2": 1 + 3 * 3, "resize": 1}
+
+
+def test_each_family_lays_pictures_out_otherwise() -> None:
+    seen = set()
+    for family in CHOICES["model.family"]:
+        words = ["preset=molmo2_8b", f"model.family={family}"]
+        layout = Geometry.of(settings.load(None, words).model).layout(700, 700)
+        seen.add(str((layout.tokens.tolist(), layout.windows.tolist())))
+    assert len(seen) == len(CHOICES["model.family"])
+
+
+def test_each_mode_takes_other_frames() -> None:
+    name = "model.video.frame_sample_mode"
+    times = [
+        frame_times(configs.VideoConfig(frame_sample_mode=mode), 3.0).tolist()
+        for mode in CHOICES[name]
+    ]
+    assert len(set(map(str, times))) == len(CHOICES[name])
 
 
 def test_each_other_choice_is_in_the_table_that_reads_it() -> None:
@@ -168,11 +206,23 @@ def test_each_component_gets_adapters() -> None:
         assert names and {component(name) for name in names} == {part}
 
 
+def test_each_compile_mode_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **given: (asked.append(given), function)[1]
+    )
+    for mode in CHOICES["compile_mode"]:
+        compiled.compile_layers(Molmo(settings.load(None, []).model), mode)
+        torch._inductor.list_mode_options(mode)  # raises for a mode that torch does not know
+    kinds = 2  # a ViT block and a decoder layer
+    assert [one["mode"] for one in asked] == [None] * kinds + ["max-autotune-no-cudagraphs"] * kinds
+
+
 def test_each_checkpointing_recomputes_other_rows() -> None:
-    rows = ("vision.layers.0", "vision.layers.1", "layers.0", "layers.1", "head")
+    rows = (*(f"{part}layers.{i}" for part in ("vision.", "") for i in range(5)), "head")
     seen = {
         mode: tuple(recomputed(row, mode) for row in rows)
         for mode in CHOICES["activation_checkpointing"]
     }
     assert seen.pop("offload") == seen["full"], "offload keeps the inputs elsewhere"
-    assert len(set(seen.values())) == len(seen) == 4
+    assert len(set(seen.values())) == len(seen) == 8

@@ -64,7 +64,7 @@ def to_hub(
     """
     if dtype not in (None, *DTYPES):
         raise ValueError(f"There is no dtype '{dtype}'; use {' or '.join(DTYPES)}.")
-    config, tensors, words = open_checkpoint(Path(checkpoint))
+    config, tensors, words = open_checkpoint(checkpoint)
     words = Path(tokenizer) if tokenizer else words
     with new_folder(out) as folder:
         kinds: set[torch.dtype] = set()
@@ -85,7 +85,7 @@ def to_hub(
                 (folder / name).write_text(source)
             shutil.copyfile(Path(__file__).with_name("remote") / "README.md", folder / "README.md")
         if words is not None and config.family == "molmo":
-            write_processor(folder, config, words, prompt_form(Path(checkpoint)))
+            write_processor(folder, config, words, prompt_form(checkpoint))
         elif words is not None:
             molmo2_processor.write(folder, config, words)
     return released.not_servable(config)

@@ -8,7 +8,8 @@ picture. A decoder named `unlike` has batches whose ranks hold amounts on both s
 (molmo_ds/testing/unlike.py). `q3` and `o3` are Molmo2 on Qwen3 and OLMo3, whose ranks hold pictures with windows that
 join crops, several pictures, videos and text. Two rows tell what the others mean: how far the plain process is from
 itself when its first weights are rounded otherwise (what must be allowed), and when its gradients are 1 % too large
-(what must be seen). --write replaces the table of that name in docs/evidence/equality.md. Takes the batches of molmo_ds/testing.
+(what must be seen). --write replaces the table of that name in docs/evidence/equality.md. Takes the batches of
+molmo_ds/testing.
 """
 
 import argparse

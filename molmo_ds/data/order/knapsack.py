@@ -1,8 +1,8 @@
 """Packing by two budgets at once: the samples of a pool whose tokens and crops together are worth most.
 
-The solver is that of allenai/molmo2 (f3cb108, olmo/data/dynamic_packer.py), with which a sample that fits badly may wait
-for ever. Here the oldest is taken in every PATIENCE-th sequence, so that none waits for more than PATIENCE * pool_size
-sequences.
+The solver is that of allenai/molmo2 (f3cb108, olmo/data/dynamic_packer.py), with which a sample that fits badly may
+wait for ever. Here the oldest is taken in every PATIENCE-th sequence, so that none waits for more than PATIENCE *
+pool_size sequences.
 """
 
 import numpy as np

@@ -1,8 +1,8 @@
 """Points and tracks as Molmo2 writes and reads them: `<points coords="1 1 250 750 2 300 410">dogs</points>`.
 
-A text holds groups of points, one for each picture (by its number, from 1) or time (in seconds, one decimal); a point is
-its number and thousandths of width and height with at least three digits. Numbers count on over all groups; in a track
-they are those of objects. html-v2 separates groups by ; and html-v1 by tabs. Source: allenai/molmo2 at f3cb108,
+A text holds groups of points, one for each picture (by its number, from 1) or time (in seconds, one decimal); a point
+is its number and thousandths of width and height with at least three digits. Numbers count on over all groups; in a
+track they are those of objects. html-v2 separates groups by ; and html-v1 by tabs. Source: allenai/molmo2 at f3cb108,
 olmo/preprocessing/point_formatter.py; there a point outside of the picture is moved to its edge, here it is an error.
 """
 
@@ -53,7 +53,8 @@ class Moment:
     """The places of objects at one time."""
 
     time: float
-    points: dict[int | str, Point]  # by object; those that are hidden are left out
+    points: dict[int | str, Point]  # by object
+    hidden: Sequence[int | str] = ()  # objects that cannot be seen, which no text names
 
 
 def thousandths(point: Point, scale: Scale) -> tuple[int, int]:
@@ -111,7 +112,7 @@ def format_tracks(
 ) -> str:
     """Tracks of objects, which are numbered as they appear and at each time from left to right.
 
-    `start_end_only` keeps the first and the last moment at which each object is given.
+    `start_end_only` keeps the first and the last moment at which each object is given, hidden or not.
     """
     if not moments:
         return NO_TRACKS
@@ -120,7 +121,8 @@ def format_tracks(
     numbers: dict[int | str, int] = {}
     texts = []
     for moment in sorted(moments, key=lambda moment: moment.time):
-        places = [(thousandths(point, scale), name) for name, point in moment.points.items()]
+        seen = {name: at for name, at in moment.points.items() if name not in moment.hidden}
+        places = [(thousandths(point, scale), name) for name, point in seen.items()]
         for _, name in sorted(places, key=lambda entry: entry[0]):
             numbers.setdefault(name, len(numbers) + 1)
         if places:
@@ -203,5 +205,5 @@ def _ends(moments: Sequence[Moment]) -> list[Moment]:
     for number, moment in enumerate(moments):
         points = {n: p for n, p in moment.points.items() if number in (first[n], last[n])}
         if points:
-            kept.append(Moment(moment.time, points))
+            kept.append(Moment(moment.time, points, moment.hidden))
     return kept

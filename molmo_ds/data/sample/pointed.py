@@ -114,7 +114,7 @@ def _tracks(
     kept = [moment for moment in annotation.tracks if _is_shown(moment, scene)]
     if annotation.track_fps is not None:
         kept = [moment for moment in kept if _on_grid(moment.time, annotation.track_fps)]
-    moments = [Moment(moment.time, moment.points) for moment in kept]
+    moments = [Moment(moment.time, moment.points, moment.hidden) for moment in kept]
     scale = scene.scale(annotation.point_scale)
     return format_tracks(moments, scale, label, style in ENDS_ONLY, pointing_format)
 
