@@ -4,7 +4,6 @@ Shapes: B rows, T tokens, D width, M windows, L low and H high windows and K pic
 Source: mattw-ai2/robo_mm_olmo_gantry at a1b4426, olmo/models/he_molmo.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from molmo_ds.model.carry import Carry
 from molmo_ds.model.decoder import Core, DecoderLayer, Norm
 from molmo_ds.model.linear import Linear
 from molmo_ds.ops.swiglu import swiglu
-from molmo_ds.ops.tree_attention import reference
+from molmo_ds.ops.tree_attention import AttentionPlan, visible
 
 LOWEST = torch.finfo(torch.bfloat16).min  # score of what is not there
 INNER = 1024  # width of the scorers' MLPs
@@ -187,11 +186,11 @@ class SelectionCore(Core):
             return super().plan(x, dtype), None
         if self.scaling is None:
             return super().plan(x, dtype), x.importance[:, None, :, None]
-        plan = reference.attention_plan(x.document_ids, x.branch_ids, dtype, x.image_ids)
+        seen = visible(x.document_ids, x.branch_ids, x.image_ids)[:, None]
         faint = (x.importance * self.scaling + 1 - self.scaling).log()[:, None, None]
         own = torch.eye(faint.shape[-1], dtype=torch.bool, device=faint.device)
-        mask = plan.mask + torch.where(own, 0, faint).to(dtype)
-        return dataclasses.replace(plan, mask=mask, lengths=None), None
+        mask = torch.where(seen, torch.where(own, 0, faint), float("-inf")).to(dtype)
+        return AttentionPlan(x.document_ids, x.branch_ids, x.image_ids, mask), None
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, plan: Any, dropout_p: float) -> Tensor:
         """As in `Core`."""
