@@ -94,7 +94,7 @@ def write_processor(
     """
     from transformers import AddedToken
 
-    ours = Tokenizer(tokenizer, config.text.vocab_size)
+    ours = Tokenizer(tokenizer, config.text.vocab_size, config.family)
     theirs = _tokenizer_of_transformers(tokenizer)
     missing = [
         word

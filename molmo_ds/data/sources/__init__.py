@@ -2,10 +2,20 @@
 
 import difflib
 
-from molmo_ds.data.sources import android, charts, clocks, diagrams, documents, exams, pixmo, vqa
+from molmo_ds.data.sources import (
+    android,
+    charts,
+    clocks,
+    diagrams,
+    documents,
+    exams,
+    molmo2,
+    pixmo,
+    vqa,
+)
 from molmo_ds.data.sources.source import Item, Picture, Row, Source
 
-FAMILIES = (pixmo, vqa, documents, charts, diagrams, exams, android, clocks)
+FAMILIES = (pixmo, vqa, documents, charts, diagrams, exams, android, clocks, molmo2)
 ALL = {source.name: source for family in FAMILIES for source in family.SOURCES}
 
 
