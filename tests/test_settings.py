@@ -92,7 +92,7 @@ def test_the_list_of_settings_is_whole() -> None:
         "sources",
         "evaluators",
     }
-    assert len(kinds) == 13 and leaves == fields - blocks - {"optim", "lora"}
+    assert len(kinds) == 14 and leaves == fields - blocks - {"optim", "lora"}
 
 
 @pytest.mark.parametrize("setting", EVERY, ids=lambda setting: setting.name)
