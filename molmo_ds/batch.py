@@ -111,14 +111,15 @@ class Batch:
         fields["image_positions"] = _longer(positions, windows, MISSING)
         return Batch(**fields, learnt_rows=learnt)
 
-    def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
-        """The same batch on another device."""
-        return Batch(
-            **{
-                name: tensor.to(device, non_blocking=non_blocking)
-                for name, tensor in vars(self).items()
-            }
-        )
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device; the host does not wait for it.
+
+        From pageable memory it would: a copy to a GPU then first waits for what the GPU has to do.
+        """
+        tensors = vars(self)
+        if torch.device(device).type == "cuda":
+            tensors = {name: pinned(tensor) for name, tensor in tensors.items()}
+        return Batch(**{name: x.to(device, non_blocking=True) for name, x in tensors.items()})
 
     def replace(self, **tensors: Tensor) -> "Batch":
         """A copy with some fields replaced; see `reweighted` for loss weights."""
@@ -131,6 +132,11 @@ class Batch:
     def reweighted(self, loss_weights: Tensor) -> "Batch":
         """A copy with other loss weights [B, T], and the rows that are learnt with them."""
         return self.replace(loss_weights=loss_weights, learnt_rows=learnt_rows_of(loss_weights))
+
+
+def pinned(tensor: Tensor) -> Tensor:
+    """The tensor in memory that a GPU reads by itself, where it lies on the CPU."""
+    return tensor if tensor.is_cuda else tensor.pin_memory()
 
 
 def learnt_rows_of(loss_weights: Tensor) -> Tensor:

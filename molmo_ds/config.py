@@ -33,6 +33,8 @@ Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 Rate = Annotated[float, Ge(0), Lt(1)]  # of dropout, of a moving mean
 Share = Annotated[float, Ge(0), Le(1)]
+Factor = Annotated[float, Ge(1e-6), Le(1e6)]  # of a loss; what float32 keeps next to 1
+Crops = Annotated[int, Ge(1), Le(36)]
 Place = Annotated[str, AfterValidator(home)]  # a path or URL; `~` is the home folder
 Component = Literal["connector", "vision", "text"]
 
@@ -134,7 +136,7 @@ class ImageConfig(Checked):
 
     crop_mode: Literal["overlap-and-resize-c2", "resize"] = "overlap-and-resize-c2"
     # high-resolution crops; the global view comes on top
-    max_crops: Annotated[int, Ge(1), Le(36)] = 12
+    max_crops: Crops = 12
     overlap_margins: tuple[Whole, Whole] = (4, 4)  # patches, left/top and right/bottom
     # interpolation and normalisation
     resize: Literal["clip", "siglip", "dinov2", "metaclip"] = "clip"
@@ -220,9 +222,16 @@ class SourceConfig(Checked):
     path: Place = ""  # (required) folder or URL of indexed shards, or a glob of tars
     rate: Optional[NotNegative] = None  # share of samples; None = by the square root of the size
     group: str = "all"  # sources of a group share the group's rate
-    size: Optional[Count] = None  # samples, instead of the real number, in the square-root rule
+    # samples in the square-root rule, instead of the real number; below 1 a share of that
+    size: Optional[Positive] = None
+    sampling_rate: Positive = 1.0  # factor on the square root of the size
+    style: str = ""  # of every annotation, instead of its own
+    weight: Factor = 1.0  # factor on the loss of every annotation
     # weight of every answer token, in place of both roots; an annotation's weight still counts
     token_weight: Optional[Positive] = None
+    # as data.prompts.root_subsegments, for this source; None = that
+    root_subsegments: Optional[bool] = None
+    max_crops: Optional[Crops] = None  # of a picture; None = model.images.max_crops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,12 +306,16 @@ class LoraConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatorConfig(Checked):
-    """What is measured during training under a name: the loss of shards (`path`), or the answers to a `task`."""
+    """What is measured during training under a name: the loss of shards, or the answers to a `task`."""
 
     path: Place = ""  # folder, URL or glob of shards whose loss is taken
+    # instead of path: shards whose loss is taken together, each with its own style, weight and crops
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    # of the shards; what is not given is as in data.prompts
+    prompts: Optional[PromptConfig] = None
     task: str = ""  # TASK[:SPLIT] of `molmo-ds evaluate --list` whose questions are answered
     data_folder: Place = "data"  # folder of the task's shards, as `molmo-ds download` writes them
-    examples: Count = 2048  # the first samples of path, or the first questions of task
+    examples: Count = 2048  # the first samples of each source, or the first questions of task
     interval: Optional[Count] = 1000  # steps between two evaluations; None = only at the end
     at_end: bool = True  # once more after the last step
     # then it ends with what it has; None = half of timeout_seconds
@@ -321,19 +334,40 @@ class RunConfig(Checked):
     lora: LoraConfig = field(default_factory=LoraConfig)
     # a DeepSpeed JSON, or `accelerate`: what accelerate launch was given
     strategy: Place = "ds_configs/zero3.json"
-    init_from: Optional[Place] = None  # a checkpoint whose weights (nothing else) start this run
-    out: Place = ""  # (required) folder of this run
+    # a checkpoint, or its URL, whose weights (nothing else) start this run
+    init_from: Optional[Place] = None
+    out: Place = ""  # (required) folder of this run, or its URL (s3://, gs://, weka://, r2://)
+    # local folder that a remote `out` is written to first; None = below TMPDIR
+    scratch: Optional[Place] = None
     resume: bool = True  # continue from the newest whole checkpoint in `out`
     overwrite: bool = False  # allow a folder that holds another run
     max_steps: Count = 30000  # of the whole run
+    # instead of max_steps: passes over the samples of the shards, of which max_steps is then made
+    epochs: Optional[Positive] = None
     # end this process after that step without changing the schedule
     stop_after: Optional[Count] = None
+    # end this process with a checkpoint after that time; the same command continues the run
+    time_limit_seconds: Optional[Positive] = None
+    dry_run: bool = False  # build everything and read one batch; nothing is trained or written
     global_batch: Size = 8  # sequences per step = lanes
     micro_batch: Size = 1  # sequences per rank and micro-step; divides global_batch
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto = bf16 on a GPU, else fp32
+    precision: Literal["auto", "fp32", "bf16"] = (
+        "auto"  # auto = bf16 (autocast) on a GPU, else fp32
+    )
     # what is computed again in the backward pass; offload = full, inputs kept on the CPU
-    activation_checkpointing: Literal["none", "full", "one_in_two", "vision", "offload"] = "none"
+    activation_checkpointing: Literal[
+        "none",
+        "full",
+        "one_in_two",
+        "one_in_three",
+        "one_in_four",
+        "two_in_three",
+        "three_in_four",
+        "vision",
+        "offload",
+    ] = "none"
     compile: bool = False  # torch.compile of ViT blocks and decoder layers
+    compile_mode: Literal["default", "max-autotune-no-cudagraphs"] = "default"  # torch's word
     seed: Whole = 6198  # of first weights and dropout
     save_interval: Count = 1000  # steps between two checkpoints; one more at the end
     async_save: bool = True  # the step waits for the copy to host memory only
@@ -344,6 +378,9 @@ class RunConfig(Checked):
     profile_steps: tuple[Count, ...] = ()  # steps to be timed by phase and traced, into out/profile
     # project of Weights & Biases to log to (WANDB_MODE=offline keeps it local)
     wandb: Optional[str] = None
+    wandb_entity: Optional[str] = None  # user or team of Weights & Biases
+    wandb_group: Optional[str] = None  # of runs that belong together
+    wandb_tags: tuple[str, ...] = ()  # words to find the run by
     # silence of a rank that ends the run
     timeout_seconds: Annotated[int, Ge(1), Le(10_000_000)] = 600
     check_collectives: bool = False  # name the rank and the collective where ranks disagree

@@ -183,6 +183,7 @@ def run(config: RunConfig) -> Rows:
     yield from _budgets(config)
     yield from _schedule(config)
     yield from rates(config.data.sources, config.data.group_rates, "data.")
+    yield from _sources(config, config.data.sources, "data.sources")
     yield from _evaluators(config)
 
 
@@ -209,8 +210,27 @@ def _budgets(config: RunConfig) -> Rows:
     )
 
 
+def _sources(config: RunConfig, sources: dict[str, SourceConfig], at: str) -> Rows:
+    budget = config.data.crops_per_sequence
+    overlapping = config.model.images.crop_mode != "resize"
+    for name, source in sources.items():
+        crops = source.max_crops
+        yield (
+            crops is not None and overlapping and crops >= budget,
+            f"{at}.{name}.max_crops is {crops}; it must be below data.crops_per_sequence={budget}, which holds a "
+            "picture's crops and its global view.",
+        )
+
+
 def _schedule(config: RunConfig) -> Rows:
     optim = config.optim
+    frozen = [getattr(optim, name).freeze for name in COMPONENTS]
+    yield (
+        all(frozen),
+        "optim.connector.freeze, optim.vision.freeze and optim.text.freeze leave nothing to learn.",
+    )
+    if config.epochs is not None:  # asked again once the steps are known
+        return
     end = optim.t_max or config.max_steps
     key = "optim.t_max" if optim.t_max else "max_steps"
     for name in COMPONENTS:
@@ -220,11 +240,6 @@ def _schedule(config: RunConfig) -> Rows:
             f"optim.{name}.warmup_steps is {part.warmup_steps}; it must be at most {key}={end}, or the rate never "
             "reaches its peak (stop_after ends a run early without changing its schedule).",
         )
-    frozen = [getattr(optim, name).freeze for name in COMPONENTS]
-    yield (
-        all(frozen),
-        "optim.connector.freeze, optim.vision.freeze and optim.text.freeze leave nothing to learn.",
-    )
     last = config.stop_after
     yield (
         last is not None and last > config.max_steps,
@@ -242,9 +257,14 @@ def _evaluators(config: RunConfig) -> Rows:
     for name, one in config.evaluators.items():
         at = f"evaluators.{name}"
         yield (
-            bool(one.path) == bool(one.task),
-            f"{at} needs one of path (shards whose loss is taken) and task (questions that are answered).",
+            sum(map(bool, (one.path, one.sources, one.task))) != 1,
+            f"{at} needs one of path and sources (shards whose loss is taken) and task (questions that are answered).",
         )
+        yield (
+            bool(one.task) and one.prompts is not None,
+            f"{at}.prompts belongs to a loss; the prompts of a task are those of the benchmark, leave it out.",
+        )
+        yield from _sources(config, one.sources, f"{at}.sources")
         yield (
             one.interval is None and not one.at_end,
             f"{at} never runs: {at}.interval is null and {at}.at_end is false; set one of them.",
@@ -291,6 +311,12 @@ def rates(sources: dict[str, SourceConfig], group_rates: dict[str, float], at: s
     for group in groups:
         members = sorted(name for name, source in sources.items() if source.group == group)
         given = [sources[name].rate for name in members if sources[name].rate is not None]
+        for name in members:
+            source = sources[name]
+            yield (
+                source.rate is not None and (source.size is not None or source.sampling_rate != 1),
+                f"{at}sources.{name} has a rate, beside which size and sampling_rate mean nothing; leave them out.",
+            )
         yield (
             bool(given) and len(given) < len(members),
             f"Either all sources of group '{group}' have a rate or none: {', '.join(members)}.",
@@ -304,6 +330,10 @@ def rates(sources: dict[str, SourceConfig], group_rates: dict[str, float], at: s
 def training(config: RunConfig) -> Rows:
     """Settings that a run must be given and other uses of a configuration need not."""
     yield not config.out, "out is empty; give the run a folder, for example out=runs/first."
+    yield (
+        config.out.startswith(("http://", "https://", "hf://")),
+        f"out={config.out} can be read only; give a folder, or s3://, gs://, weka:// or r2://.",
+    )
     yield (
         not config.data.tokenizer,
         "data.tokenizer is empty; give the folder of a transformers tokenizer.",

@@ -19,7 +19,7 @@ from molmo_ds.data.sample.layout import Geometry
 from molmo_ds.data.sample.pointed import Scene
 from molmo_ds.data.sample.prompts import PromptFormatter
 from molmo_ds.data.sample.times import frame_times
-from molmo_ds.engine import ds_config, optim
+from molmo_ds.engine import compiled, ds_config, optim
 from molmo_ds.hub.configs import text_config
 from molmo_ds.model import lora
 from molmo_ds.model.molmo import Molmo, component, recomputed
@@ -55,11 +55,12 @@ OTHERS = (
     "optim.name",
     "lora.components",
 )
-OTHERS += ("precision", "activation_checkpointing")
+OTHERS += ("precision", "activation_checkpointing", "compile_mode")
+AGAIN = tuple(f"evaluators.<name>.{name.removeprefix('data.')}" for name in PROMPTS)
 
 
 def test_no_choice_is_forgotten() -> None:
-    assert set(CHOICES) == {*NETWORK, *PROMPTS, *OTHERS}
+    assert set(CHOICES) == {*NETWORK, *PROMPTS, *OTHERS, *AGAIN}
 
 
 def made_up(config: MolmoConfig) -> Batch:
@@ -194,7 +195,7 @@ def test_each_family_of_decoders_is_known_to_the_hub() -> None:
         kind: text_config({"model_type": kind, **same}) for kind in CHOICES["model.text.model_type"]
     }
     assert {kind: text.model_type for kind, text in made.items()} == {kind: kind for kind in made}
-    assert len({replace(text, model_type="qwen2") for text in made.values()}) == len(made)
+    assert len({str(replace(text, model_type="qwen2")) for text in made.values()}) == len(made)
 
 
 def test_each_component_gets_adapters() -> None:
@@ -205,11 +206,23 @@ def test_each_component_gets_adapters() -> None:
         assert names and {component(name) for name in names} == {part}
 
 
+def test_each_compile_mode_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **given: (asked.append(given), function)[1]
+    )
+    for mode in CHOICES["compile_mode"]:
+        compiled.compile_layers(Molmo(settings.load(None, []).model), mode)
+        torch._inductor.list_mode_options(mode)  # raises for a mode that torch does not know
+    kinds = 2  # a ViT block and a decoder layer
+    assert [one["mode"] for one in asked] == [None] * kinds + ["max-autotune-no-cudagraphs"] * kinds
+
+
 def test_each_checkpointing_recomputes_other_rows() -> None:
-    rows = ("vision.layers.0", "vision.layers.1", "layers.0", "layers.1", "head")
+    rows = (*(f"{part}layers.{i}" for part in ("vision.", "") for i in range(5)), "head")
     seen = {
         mode: tuple(recomputed(row, mode) for row in rows)
         for mode in CHOICES["activation_checkpointing"]
     }
     assert seen.pop("offload") == seen["full"], "offload keeps the inputs elsewhere"
-    assert len(set(seen.values())) == len(seen) == 4
+    assert len(set(seen.values())) == len(seen) == 8

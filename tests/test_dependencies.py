@@ -18,7 +18,7 @@ NAMES = {
 }
 OPTIONAL = {  # imported where they are
     "av": "video",
-    "flash-attn": "gpu",
+    "flash-attn": "flash",
     "lmms-eval": "lmms-eval",
     "torchao": "quantized",
     "triton": "gpu",

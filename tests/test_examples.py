@@ -125,6 +125,7 @@ def test_recipes_load(recipe: Path):
 
 SCRIPTS = [
     "examples/quickstart.sh",
+    "examples/rehearse.sh",
     "tools/setup_venv.sh",
     "tests/run.sh",
     "tests/precompiled/c++",

@@ -7,7 +7,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "molmo_ds"
 LAYERS = [
-    ["config", "presets", "rules", "setting_list", "settings", "batch", "files"],
+    ["config", "presets", "rules", "setting_list", "settings", "batch", "files", "environment"],
+    ["stores"],
     ["ops"],
     ["data", "model"],
     ["weights"],
@@ -15,6 +16,7 @@ LAYERS = [
     ["infer", "monitor"],
     ["eval", "hub"],
     ["train", "serve"],
+    ["rehearse"],
     ["cli"],
     ["testing"],
 ]
@@ -29,11 +31,12 @@ ONLY_IN = {  # testing forks after the imports are made, and resets what DeepSpe
 FOUNDATION = {  # one layer, whose files use each other in this order
     "config": set(),
     "batch": set(),
-    "files": {"config"},
+    "environment": {"config"},
+    "files": {"config", "environment"},
     "presets": {"config"},
     "rules": {"config"},
     "setting_list": set(),
-    "settings": {"config", "presets", "rules", "setting_list"},
+    "settings": {"config", "files", "presets", "rules", "setting_list"},
 }
 
 

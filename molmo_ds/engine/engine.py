@@ -28,7 +28,7 @@ from molmo_ds.engine.save.writer import Writer, buffer
 from molmo_ds.engine.strategy import Strategy
 from molmo_ds.model import lora
 from molmo_ds.model.molmo import Molmo
-from molmo_ds.weights import checkpoint
+from molmo_ds.weights.first_weights import first_weights
 
 
 class DeepSpeedEngine:
@@ -51,13 +51,16 @@ class DeepSpeedEngine:
         )
         self.ds = ds_config.resolve(strategy, config, world.size, world.device.type == "cuda")
         ds_config.check_with_deepspeed(strategy, self.ds, topology)
+        if self.ds.get("torch_autocast", {}).get("enabled"):
+            # the cache would keep a bf16 copy of every weight, also of those that ZeRO-3 released
+            torch.set_autocast_cache_enabled(False)
         self.parts = parts(strategy, config, world, self.grid, self.ds)
         self.defers = any(part.defers for part in self.parts)
         self.model = self.build_model()
         for part in self.parts:
             part.transform(self.model)
         if config.compile:
-            compile_layers(self.model)
+            compile_layers(self.model, config.compile_mode)
         frozen = optim.frozen_names(self.model, config.optim, config.lora)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name not in frozen)
@@ -68,10 +71,11 @@ class DeepSpeedEngine:
             )
         self.order.watch(self.model.named_parameters())
         self.engine = self.initialize()
+        deepspeed_0_19.take_no_norm(self.engine)
         for part in self.parts:
             part.settle(self.engine, self.model)
         self.watch = collectives.check(config.timeout_seconds) if config.check_collectives else None
-        self.set_weights(checkpoint.first_weights(config))
+        self.set_weights(first_weights(config))
         self.writer = Writer(config, world, self.scratch)
 
     @property
@@ -128,7 +132,9 @@ class DeepSpeedEngine:
         self.groups = optim.split_groups(
             optim.parameter_groups(self.model, self.config.optim), marks
         )
-        return optim.build_optimizer([dict(group) for group in self.groups], self.config.optim)
+        groups = [dict(group) for group in self.groups]
+        fused = self.world.device.type == "cuda" or None
+        return optim.build_optimizer(groups, self.config.optim, fused)
 
     def local(self, batch: Batch) -> Batch:
         """This rank's share of a batch, on its device."""
@@ -252,12 +258,16 @@ class DeepSpeedEngine:
             yield replace(piece, owned=self.grid.first(piece.copies))
 
     @torch.no_grad()
-    def set_weights(self, whole: Callable[[str, tuple[int, ...]], Tensor]) -> None:
-        """Fill every parameter from `whole(name, shape)`; each rank keeps its piece."""
+    def set_weights(self, read: Callable[[str, tuple[int, ...], int, int], Tensor]) -> None:
+        """Fill every parameter; each rank reads its piece by `read(name, shape, first, last)`, as `first_weights`."""
         for piece in self.fragments(changed=True):
-            value = whole(piece.name, piece.shape).reshape(-1)
-            for first, here, length in piece.runs():
-                piece.tensors["weight"][here : here + length] = value[first : first + length]
+            runs = list(piece.runs())
+            begin = runs[0][0] if runs else 0
+            end = runs[-1][0] + runs[-1][2] if runs else 0
+            value = read(piece.name, piece.shape, begin, end)
+            for first, here, length in runs:
+                stretch = value[first - begin : first - begin + length]
+                piece.tensors["weight"][here : here + length] = stretch
         deepspeed_0_19.publish(self.engine)
 
     def save(self, folder: str, data_state: dict[int, dict]) -> None:

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from molmo_ds.batch import Batch, last_tokens
+from molmo_ds.batch import Batch, last_tokens, pinned
 from molmo_ds.config import MolmoConfig
 
 # sums over the global batch of one step: loss weights; tokens that are not padding; positions = tokens and padding;
@@ -27,11 +27,9 @@ def scale(
     weighted mean, whatever the ranks, the accumulation and the packing. A step in which nothing is learnt has the
     factor 0 and not a division by 0.
     """
-    counts = (
-        torch.stack([_counts(batch, model) for batch in micro_batches])
-        .sum(0)
-        .to(device, non_blocking=True)
-    )
+    counts = torch.stack([_counts(batch, model) for batch in micro_batches]).sum(0)
+    if device.type == "cuda":
+        counts = pinned(counts).to(device, non_blocking=True)
     if replicas > 1:
         dist.all_reduce(counts, group=group)
     return torch.where(counts[0] > 0, replicas / counts[0], 0.0), counts

@@ -133,6 +133,12 @@ class Strategy:
         """Ranks that read the same samples."""
         return self.stages * self.sequence * self.tensor
 
+    @property
+    def casts(self) -> bool:
+        """Whether bf16 means fp32 weights under autocast; else the weights themselves are bf16."""
+        block = self.ds.get("torch_autocast") or {}
+        return block.get("enabled", True) is not False and bool(block)
+
     def data_parallel_size(self, world: int) -> int:
         """Parts of the global batch that `world` ranks read; ValueError if they are no multiple of `shared`."""
         if world % self.shared:

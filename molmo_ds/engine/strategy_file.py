@@ -41,7 +41,9 @@ Zero = with_config(STRICT)(TypedDict("Zero", {
 }, total=False))
 Switched = with_config(STRICT)(TypedDict("Switched", {"enabled": Switch}, total=False))
 Named = with_config(STRICT)(TypedDict("Named", {"type": Text, "params": Block}, total=False))
-Autocast = with_config(STRICT)(TypedDict("Autocast", {"enabled": Switch, "dtype": Text}, total=False))
+Autocast = with_config(STRICT)(TypedDict("Autocast", {
+    "enabled": Switch, "dtype": Text, "lower_precision_safe_modules": list[str],
+}, total=False))
 Types = with_config(STRICT)(TypedDict("Types", {"grad_accum_dtype": Text}, total=False))
 Experts = with_config(STRICT)(TypedDict("Experts", {"enabled": bool, "autoep_size": Count}, total=False))
 Tensors = with_config(STRICT)(TypedDict("Tensors", {"autotp_size": Count}, total=False))

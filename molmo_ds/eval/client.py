@@ -29,7 +29,7 @@ class Reply:
     token_count: int
     # stop (by itself), length (max_new_tokens), context (the last position known), failed: SENTENCE
     end: str
-    prompt: str = ""  # the text that was asked, IMAGE[n] for n tokens of pictures
+    prompt: str = ""  # the text that was asked, IMAGE[n] for a block of n patches
 
     @property
     def failed(self) -> bool:

@@ -14,12 +14,17 @@ from numpy.random import RandomState
 from molmo_ds.batch import Sample
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.sample.builder import SampleBuilder
+from molmo_ds.data.tokens import IMAGE_TOKENS, Tokenizer
 from molmo_ds.eval.client import Ask, Reply, failure
 from molmo_ds.infer.answers import answer
 from molmo_ds.infer.load import Answerer
 from molmo_ds.infer.options import Options
 from molmo_ds.infer.question import Question
 from molmo_ds.infer.replica import Replica
+
+START = IMAGE_TOKENS.index("<im_start>")
+END = IMAGE_TOKENS.index("<im_end>")
+PATCH = IMAGE_TOKENS.index("<im_patch>")
 
 
 @dataclass(frozen=True)
@@ -108,13 +113,31 @@ def make(builder: SampleBuilder, asks: list[Ask], known: int) -> list[_Made]:
             why = f"The prompt has {length} tokens and leaves no room for an answer within the {known} known positions."
             out.append(_Made(ask, None, why))
         else:
-            out.append(_Made(ask, prompt, prompt_text(builder, prompt)))
+            out.append(
+                _Made(ask, prompt, prompt_text(builder.tokenizer, prompt.input_ids.tolist()))
+            )
     return out
 
 
-def prompt_text(builder: SampleBuilder, prompt: Sample) -> str:
-    """A prompt for people: the text, and IMAGE[n] for n tokens of pictures."""
-    tokenizer = builder.tokenizer
-    ids = prompt.input_ids.tolist()
-    tokens = sum(token >= tokenizer.vocab_size for token in ids)
-    return (f"IMAGE[{tokens}]" if tokens else "") + tokenizer.decode(ids)
+def prompt_text(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
+    """A prompt for people: the text, and IMAGE[n] for each block of n patches, as allenai/molmo shows it.
+
+    Source: allenai/molmo 793fa38, olmo/html_utils.py.
+    """
+    shown = ""
+    words: list[int] = []
+    patches = None  # of the block that is open
+    for token in ids:
+        image_token = int(token) - tokenizer.vocab_size
+        if patches is None and image_token == START:
+            shown += tokenizer.decode(words)
+            words = []
+            patches = 0
+        elif patches is not None and image_token == END:
+            shown += f"IMAGE[{patches}]"
+            patches = None
+        elif patches is not None:
+            patches += image_token == PATCH
+        else:
+            words.append(int(token))
+    return (shown + tokenizer.decode(words)).lstrip()

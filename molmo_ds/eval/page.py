@@ -17,6 +17,7 @@ from molmo_ds.eval.metrics.pointing import extract_points
 from molmo_ds.eval.results import ROWS, read_rows
 from molmo_ds.eval.row import Row, true_points
 from molmo_ds.eval.run import Job, Outcome
+from molmo_ds.eval.task import Task
 from molmo_ds.files import write_atomic
 
 FOLDER = Path(__file__).parent
@@ -35,7 +36,12 @@ def write(job: Job, outcome: Outcome, most: int = EXAMPLES, beside: Path | None 
         other = {row["id"]: row for row in read_rows(folder)}
         name = beside.name
     text = render(job, outcome, most, other, name)
-    write_atomic(job.results / f"{job.task.name}-predictions.html", text.encode())
+    write_atomic(job.results / page_name(job.task), text.encode())
+
+
+def page_name(task: Task) -> str:
+    """The page's file, named as in allenai/molmo."""
+    return f"{task.name}-predictions.html"
 
 
 def render(

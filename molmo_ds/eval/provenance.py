@@ -87,14 +87,16 @@ def code_version() -> str:
 
 
 def step_of(folder: Path) -> int | None:
-    """The training step of a checkpoint's folder, step-00001000 or the reference's step1000-unsharded, else None."""
-    found = re.fullmatch(r"step-?(\d+)(?:-unsharded)?", folder.name)
-    return int(found[1]) if found else None
+    """The training step in a checkpoint's path, step-00001000 or the reference's step1000-unsharded, else None."""
+    for part in reversed(folder.parts):
+        if found := re.fullmatch(r"step-?(\d+)(?:-unsharded)?", part):
+            return int(found[1])
+    return None
 
 
 def results_base(folder: Path) -> Path:
     """Where the results of a checkpoint lie: inside the model's folder, of a step's folder in the run's."""
-    if step_of(folder) is None:
+    if step_of(Path(folder.name)) is None:
         return folder
     return folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent
 

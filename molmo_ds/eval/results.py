@@ -138,8 +138,8 @@ def prediction(row: Row, scored: Mapping[str, Any]) -> dict[str, Any]:
     out = {
         "id": row.id,
         "prediction": scored["reply"],
-        "n_tokens": scored["tokens"],
         "prompt": scored["prompt"],
+        "token_count": scored["tokens"],  # ours; the reference's n_tokens are the ids
     }
     for name, value in row.metadata.items():
         if isinstance(value, str | int | float):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from molmo_ds import files
 from molmo_ds.hub import load
 from molmo_ds.model import lora
 from molmo_ds.weights import checkpoint
@@ -54,10 +55,11 @@ def to_peft(source: str | Path, out: str | Path) -> None:
 
 def from_peft(source: str | Path, base: str | Path, out: str | Path) -> None:
     """Adapters of peft for an exported folder, and the weights below them -> a weights folder with both merged."""
-    config, tensors, tokenizer = load.open_checkpoint(Path(base))
+    config, tensors, tokenizer = load.open_checkpoint(base)
     weights = dict(tensors)
-    adapters = TensorFolder(Path(source) / "adapter_model.safetensors")
-    settings = json.loads((Path(source) / "adapter_config.json").read_text())
+    source = files.place(source)
+    adapters = TensorFolder(source / "adapter_model.safetensors")
+    settings = json.loads((source / "adapter_config.json").read_text())
     weights |= {name.removeprefix(PREFIX): adapters.read(name) for name in adapters.names()}
     names, read = lora.merged(weights, weights.__getitem__, settings["lora_alpha"])
     load.write_weights(out, config, ((name, read(name)) for name in names), tokenizer, len(names))

@@ -1,6 +1,7 @@
 """The configuration of a folder of others: read, dispatched to its family, overridden."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from molmo_ds import presets
@@ -18,6 +19,29 @@ def override(config: MolmoConfig, changes: list[str] | tuple[str, ...]) -> Molmo
 def text_config(values: dict[str, Any]) -> TextConfig:
     """The config.json of a language model of transformers as a TextConfig; ValueError for a family that is not here."""
     return families.decoder(values.get("model_type")).text_config(values)
+
+
+def fitted(text: TextConfig, preset: str, folder: Path) -> TextConfig:
+    """The decoder of a preset, where a folder's language model has its sizes, so that the preset reads the weights.
+
+    The folder may have fewer rows of the embedding (the missing ones are drawn); positions, first weights and a tied
+    head are the preset's. Raises ValueError for every other difference.
+    """
+    wanted = presets.get(preset).text
+    free = {"max_position_embeddings", "initializer_range", "tie_word_embeddings", "vocab_size"}
+    free |= {"embedding_size", "additional_vocab_size"}
+    mine = asdict(wanted)
+    theirs = asdict(text)
+    different = [name for name in mine if name not in free and mine[name] != theirs[name]]
+    if text.embedding_size > wanted.embedding_size:
+        different.append("embedding_size")
+    if different:
+        name = different[0]
+        raise ValueError(
+            f"{folder} is not the language model of the preset {preset}: its {name} is "
+            f"{theirs[name]}, not {mine[name]}."
+        )
+    return wanted
 
 
 @in_sentences("The model's configuration")

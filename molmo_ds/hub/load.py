@@ -10,26 +10,25 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from molmo_ds import files, presets
 from molmo_ds.config import MolmoConfig, VisionConfig
+from molmo_ds.files import Place
 from molmo_ds.hub import configs
 from molmo_ds.model import families
 from molmo_ds.model.families import molmo
 from molmo_ds.model.init import initial_parameter
 from molmo_ds.settings import to_dict
 from molmo_ds.weights import checkpoint, checksums, released_config, rename
-from molmo_ds.weights.source import compare, released_table, shapes_of, untied
+from molmo_ds.weights.source import (
+    TOKENIZER_FILES,
+    compare,
+    released_table,
+    shapes_of,
+    tokenizer_folder,
+    untied,
+)
 from molmo_ds.weights.tensor_files import INDEX, TensorFolder, check_numbers
 from molmo_ds.weights.tensor_writer import new_folder, write_tensors
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-)
 
 
 def from_hub(source: str | Path, out: str | Path, changes: tuple[str, ...] = ()) -> MolmoConfig:
@@ -43,7 +42,7 @@ def from_hub(source: str | Path, out: str | Path, changes: tuple[str, ...] = ())
     """
     folder = find(source)
     config = configs.override(released_config.read(folder), changes)
-    return _convert(folder, TensorFolder(folder), config, Path(out))
+    return _convert(folder, TensorFolder(folder), config, out)
 
 
 def from_reference(
@@ -65,7 +64,7 @@ def from_reference(
         if not (folder / "state_dict.safetensors").is_file()
         else folder / "state_dict.safetensors"
     )
-    return _convert(folder, weights, config, Path(out))
+    return _convert(folder, weights, config, out)
 
 
 def backbones(
@@ -83,14 +82,17 @@ def backbones(
     once as the reference's converter does; without, the tower resizes it in every forward.
 
     Args:
-        llm: (name, folder or hub id); the name's first word is the family: qwen2-7b, olmo2, llama3, ...
+        llm: (name, folder or hub id); the name is a preset, whose sizes the folder must then have, or any name whose
+            first word is the family: qwen2-7b, olmo2, llama3, ...
         vision: (openai, metaclip, siglip or dinov2, folder or hub id).
         changes: `text.embedding_size=1024` overrides.
     """
     text_folder = find(llm[1])
     vision_folder = find(vision[1])
     text = configs.text_config(released_config.read_json(text_folder))
-    if not text.model_type.startswith(
+    if llm[0] in presets.PRESETS:
+        text = configs.fitted(text, llm[0], text_folder)
+    elif not text.model_type.startswith(
         llm[0].split("-")[0].split("_")[0].lower().rstrip("0123456789.")
     ):
         raise ValueError(
@@ -112,9 +114,9 @@ def backbones(
     return config
 
 
-def consolidate(source: str | Path, out: str | Path) -> MolmoConfig:
+def consolidate(source: str | Place, out: str | Place) -> MolmoConfig:
     """Any checkpoint of a run, whatever strategy wrote it -> a weights folder."""
-    config, tensors, tokenizer = open_checkpoint(Path(source))
+    config, tensors, tokenizer = open_checkpoint(source)
     shapes = shapes_of(config)
     write_weights(out, config, checked(tensors, shapes, source), tokenizer, len(shapes))
     return config
@@ -124,7 +126,7 @@ def write_weights(
     out: str | Path,
     config: MolmoConfig,
     tensors: Iterator[tuple[str, Tensor]],
-    tokenizer: Path | None,
+    tokenizer: Place | None,
     total: int,
 ) -> None:
     """A weights folder: safetensors with our names, config.yaml, and the tokenizer's files if `tokenizer` has any."""
@@ -136,7 +138,7 @@ def write_weights(
         copy_tokenizer(tokenizer, folder / "tokenizer")
 
 
-def read_config(folder: Path) -> MolmoConfig:
+def read_config(folder: Place) -> MolmoConfig:
     """The MolmoConfig of a weights folder or a run, from its config.yaml."""
     if not (folder / "config.yaml").is_file():
         raise ValueError(
@@ -145,11 +147,14 @@ def read_config(folder: Path) -> MolmoConfig:
     return checkpoint.read_config(folder).model
 
 
-def open_checkpoint(path: Path) -> tuple[MolmoConfig, Iterator[tuple[str, Tensor]], Path | None]:
+def open_checkpoint(
+    path: str | Place,
+) -> tuple[MolmoConfig, Iterator[tuple[str, Tensor]], Path | None]:
     """(configuration, (our name, tensor) in any order, folder of the tokenizer or None) of a weights folder or a run.
 
     A model whose head is tied to its embedding comes out untied.
     """
+    path = files.place(path)
     if not path.is_dir():
         raise ValueError(f"There is no folder '{path}'.")
     if (path / INDEX).is_file():
@@ -161,15 +166,16 @@ def open_checkpoint(path: Path) -> tuple[MolmoConfig, Iterator[tuple[str, Tensor
         tensors = checkpoint.read_full_state(path)
     config = read_config(path)
     words = checkpoint.read_config(path).data.tokenizer
-    folders = [path / "tokenizer", *([Path(words)] if words else [])]
-    tokenizer = next((folder for folder in folders if folder.is_dir()), None)
+    places = [path / "tokenizer", *([files.place(words)] if words else [])]
+    tokenizer = next(filter(None, map(tokenizer_folder, places)), None)
     if not config.text.tie_word_embeddings:
         return config, tensors, tokenizer
     return untied(config), _untied(tensors), tokenizer
 
 
-def prompt_form(path: Path) -> dict[str, str | bool]:
+def prompt_form(path: str | Place) -> dict[str, str | bool]:
     """`message_format` and `always_start_with_space` that a run's prompts had; a folder of weights says nothing."""
+    path = files.place(path)
     if not (path / INDEX).is_file():
         path = checkpoint.find(path)
     prompts = checkpoint.read_config(path).data.prompts
@@ -185,10 +191,11 @@ def _untied(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor
         del tensor
 
 
-def find(source: str | Path) -> Path:
-    """A local folder, or the download of a hub id; ValueError if it is neither."""
-    if Path(source).is_dir():
-        return Path(source)
+def find(source: str | Place) -> Place:
+    """A folder, local or in a store, or the download of a hub id; ValueError if it is neither."""
+    folder = files.place(source)
+    if folder.is_dir():
+        return folder
     if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
         raise ValueError(f"There is no folder '{source}'.")
     from huggingface_hub import snapshot_download
@@ -218,18 +225,21 @@ def checked(
         compare(source, name, None, want)
 
 
-def copy_tokenizer(source: Path | None, target: Path) -> None:
+def copy_tokenizer(source: Place | None, target: Path) -> None:
     """Copy a tokenizer's files, if there are any."""
-    files = (
-        [source / name for name in TOKENIZER_FILES if (source / name).is_file()] if source else []
+    folder = tokenizer_folder(source) if source else None
+    found = (
+        [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()] if folder else []
     )
-    if files:
+    if found:
         target.mkdir(exist_ok=True)
-    for file in files:
+    for file in found:
         shutil.copyfile(file, target / file.name)
 
 
-def _convert(source: Path, folder: TensorFolder, config: MolmoConfig, out: Path) -> MolmoConfig:
+def _convert(
+    source: Place, folder: TensorFolder, config: MolmoConfig, out: str | Place
+) -> MolmoConfig:
     config = untied(config)
     table = released_table(source, folder, config)
     write_weights(out, config, rename.to_ours(table, folder.read), source, len(shapes_of(config)))

@@ -21,7 +21,10 @@ from molmo_ds.model.decoder import DecoderLayer, Embed, Head
 from molmo_ds.model.vision import VisionEmbeddings, VisionLayer
 
 Row = tuple[str, type[nn.Module], tuple]
-CHECKPOINTING = ("none", "full", "one_in_two", "vision", "offload")
+# block i is computed again where i % N is 0 (or is not); allenai/molmo 793fa38, olmo/model.py
+ONE_IN = {"one_in_two": 2, "one_in_three": 3, "one_in_four": 4}
+ALL_BUT_ONE_IN = {"two_in_three": 3, "three_in_four": 4}
+CHECKPOINTING = ("none", "full", *ONE_IN, *ALL_BUT_ONE_IN, "vision", "offload")
 
 
 def layer_list(config: MolmoConfig, z_loss: float = 1e-4) -> list[Row]:
@@ -47,7 +50,8 @@ class Molmo(nn.Module):
     Args:
         z_loss: factor of the z-loss.
         checkpointing: which rows are computed again in the backward pass: none, full (every ViT block and decoder
-            layer), one_in_two (every second of them), vision, or offload (full; inputs are kept on the CPU).
+            layer), one_in_two, two_in_three and so on (that share of them), vision, or offload (full; inputs are kept
+            on the CPU).
     """
 
     def __init__(self, config: MolmoConfig, z_loss: float = 1e-4, checkpointing: str = "none"):
@@ -118,7 +122,12 @@ def recomputed(name: str, checkpointing: str) -> bool:
         return False
     if checkpointing == "vision":
         return name.startswith("vision.")
-    return checkpointing in ("full", "offload") or int(name.rpartition(".")[2]) % 2 == 0
+    number = int(name.rpartition(".")[2])
+    if checkpointing in ONE_IN:
+        return number % ONE_IN[checkpointing] == 0
+    if checkpointing in ALL_BUT_ONE_IN:
+        return number % ALL_BUT_ONE_IN[checkpointing] != 0
+    return checkpointing in ("full", "offload")
 
 
 def component(name: str) -> str:

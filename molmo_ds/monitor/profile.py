@@ -3,13 +3,13 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from molmo_ds.config import RunConfig
 from molmo_ds.model.molmo import layer_list
+from molmo_ds.stores.mirror import working_folder
 
 PHASES = (
     "data",
@@ -128,7 +128,7 @@ def watch(engine: Any, config: RunConfig, waited: float) -> Iterator[dict[str, f
     )
     clock.seconds |= {"communication": sum(spent) / 1e6, "data": waited}
     times |= {f"phase/{name}": seconds for name, seconds in clock.seconds.items()}
-    folder = Path(config.out) / "profile"
+    folder = working_folder(config.out, config.scratch) / "profile"
     folder.mkdir(parents=True, exist_ok=True)
     trace.export_chrome_trace(str(folder / f"step-{step:08d}-rank-{world.rank:05d}.json"))
 

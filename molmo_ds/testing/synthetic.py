@@ -19,6 +19,7 @@ from molmo_ds.config import (
     VisionConfig,
 )
 from molmo_ds.data.order.packing import merge
+from molmo_ds.testing import videos
 
 MODEL = MolmoConfig(
     text=TextConfig(
@@ -128,9 +129,16 @@ def sequence(step: int, lane: int) -> Batch:
     )
 
 
+def sequence_of(run: RunConfig, step: int, lane: int) -> Batch:
+    """The sequence of a lane for the family of the run's model."""
+    if run.model.family == "molmo2":
+        return videos.sequence(step, lane, run.model.text.image_attention)
+    return sequence(step, lane)
+
+
 def micro_batches(run: RunConfig, step: int, rank: int, size: int) -> list[Batch]:
     """This rank's share of a step: lane l belongs to rank l // (global_batch / size)."""
     per_rank = run.global_batch // size
     lanes = range(rank * per_rank, (rank + 1) * per_rank)
-    parts = [sequence(step, lane) for lane in lanes]
+    parts = [sequence_of(run, step, lane) for lane in lanes]
     return [merge(parts[i : i + run.micro_batch]) for i in range(0, per_rank, run.micro_batch)]

@@ -8,8 +8,9 @@ with shapes, scalars and data lanes; and manifest.json, written last, with sizes
 import logging
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass as plain_dataclass
 from dataclasses import field
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -17,12 +18,13 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from molmo_ds import settings
+from molmo_ds import files, settings
 from molmo_ds.config import RunConfig
-from molmo_ds.model import init, lora
+from molmo_ds.files import Place, Remote
+from molmo_ds.model import lora
 from molmo_ds.weights import checksums
 from molmo_ds.weights.checksums import Facts
-from molmo_ds.weights.tensor_files import TensorFolder
+from molmo_ds.weights.tensor_files import INDEX, TensorFolder
 
 log = logging.getLogger(__name__)
 FORMAT = 1
@@ -64,42 +66,45 @@ class RankFile:
     lanes: dict[int, dict[str, Any]]
 
 
-@dataclass(frozen=True)
+@plain_dataclass(frozen=True)
 class Stored:
     """Where a piece lies."""
 
-    file: Path
+    file: Place
     start: int
     size: int
     keys: tuple[str, ...]
     stride: tuple[int, ...] = ()  # as in `runs`
 
 
-@dataclass(frozen=True)
+@plain_dataclass(frozen=True)
 class Found:
     """A whole checkpoint, opened; `pieces` and `shapes` by parameter name."""
 
-    path: Path
+    path: Place
     step: int
     optimizer: str
     pieces: dict[str, list[Stored]]
     shapes: dict[str, tuple[int, ...]]
     scalars: dict[str, float]
     data_state: dict[int, dict]
-    handles: dict[Path, Any] = field(default_factory=dict)
+    handles: dict[Place, Any] = field(default_factory=dict)
 
-    def piece(self, stored: Stored, name: str, key: str) -> Tensor:
-        """One piece, flat, as mapped memory."""
+    def piece(self, stored: Stored, name: str, key: str, first: int, last: int) -> Tensor:
+        """Elements [first, last) of one piece, flat, as mapped memory."""
         if stored.file not in self.handles:
             self.handles[stored.file] = TensorFolder(stored.file)
-        piece = self.handles[stored.file].rows(f"{name}|{stored.start}|{key}")
+        folder = self.handles[stored.file]
+        where = f"{name}|{stored.start}|{key}"
+        shape = folder.shape(where)
+        if shape != [stored.size]:
+            raise ValueError(
+                f"{stored.file} holds {shape} of {name} at {stored.start}, not {stored.size}."
+            )
+        piece = folder.rows(where, first, last)
         if not piece.is_floating_point():
             raise ValueError(
                 f"{stored.file} holds {key} of {name} as {piece.dtype}, which no save writes."
-            )
-        if piece.shape != (stored.size,):
-            raise ValueError(
-                f"{stored.file} holds {list(piece.shape)} of {name} at {stored.start}, not {stored.size}."
             )
         return piece
 
@@ -113,15 +118,13 @@ class Found:
         for stored in self.pieces[name]:
             if key not in stored.keys or stored.start >= last:
                 continue
-            piece = None
             for group in stretches(stored, first, last):
-                piece = self.piece(stored, name, key) if piece is None else piece
+                end = group.here + group.count * group.length
+                piece = self.piece(stored, name, key, group.here, end)
                 # a save has no number that is not finite, so NaN marks what no piece has filled
                 if out is None:
                     out = torch.full((last - first,), math.nan, dtype=piece.dtype)
-                taken = piece[group.here : group.here + group.count * group.length].view(
-                    group.count, group.length
-                )
+                taken = piece.view(group.count, group.length)
                 place = out.as_strided(taken.shape, (group.distance, 1), group.start - first)
                 place.copy_(taken)
                 filled += taken.numel()
@@ -198,7 +201,7 @@ def stretches(stored: Stored, first: int, last: int) -> Iterator[Group]:
         )
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Place) -> Manifest:
     """A checkpoint's manifest.json; ValueError in a few words if it is not as a save writes it."""
     try:
         made = TypeAdapter(Manifest).validate_json((path / "manifest.json").read_bytes())
@@ -209,15 +212,15 @@ def read_manifest(path: Path) -> Manifest:
     if made.format != FORMAT:
         raise ValueError(f"its format is {made.format}, not {FORMAT}")
     ranks = range(min(made.ranks, len(made.files)))  # a damaged number may be of any size
-    files = {f"rank-{rank:05d}.{kind}" for rank in ranks for kind in ("json", "safetensors")}
-    if len(ranks) != made.ranks or made.files.keys() != files | {"config.yaml"}:
+    names = {f"rank-{rank:05d}.{kind}" for rank in ranks for kind in ("json", "safetensors")}
+    if len(ranks) != made.ranks or made.files.keys() != names | {"config.yaml"}:
         raise ValueError(f"manifest.json does not name the files of {made.ranks} ranks")
     if path.name[5:].isdigit() and path.name != f"step-{made.step:08d}":
         raise ValueError(f"manifest.json is of step {made.step}")
     return made
 
 
-def what_is_wrong(path: Path, part: int = 0, parts: int = 1) -> str | None:
+def what_is_wrong(path: Place, part: int = 0, parts: int = 1) -> str | None:
     """Why the checkpoint `path` is not whole, in a few words, or None; checks every `parts`-th file from `part` on."""
     try:
         manifest = read_manifest(path)
@@ -226,24 +229,33 @@ def what_is_wrong(path: Path, part: int = 0, parts: int = 1) -> str | None:
     return checksums.wrong_file(path, manifest.files, part, parts)
 
 
-def steps(folder: str | Path) -> list[Path]:
-    """The checkpoint folders below `folder`, newest first, whole or not."""
-    return sorted(
-        (p for p in Path(folder).glob("step-*") if p.is_dir() and p.name[5:].isdigit()),
-        reverse=True,
-    )
+def steps(folder: str | Place) -> list[Place]:
+    """The checkpoint folders below `folder`, newest first, whole or not; of a store those with a manifest.
+
+    Of a web server, which cannot say what is there, the one that `latest` names.
+    """
+    folder = files.place(folder)
+    if not isinstance(folder, Remote):
+        found = [p for p in folder.glob("step-*") if p.is_dir() and p.name[5:].isdigit()]
+    elif folder.listed:
+        numbered = [p for p in folder.glob("step-*") if p.name[5:].isdigit()]
+        found = [p for p in numbered if (p / "manifest.json").is_file()]
+    else:
+        latest = folder / "latest"
+        found = [folder / latest.read_text().strip()] if latest.is_file() else []
+    return sorted(found, reverse=True)
 
 
-def open_checkpoint(path: Path) -> Found:
+def open_checkpoint(path: Place) -> Found:
     """Open a checkpoint that `what_is_wrong` found whole; ValueError if it contradicts itself all the same."""
     manifest = read_manifest(path)
     pieces: dict[str, list[Stored]] = {}
     shapes, scalars, lanes = {}, {}, {}
-    for rank in range(manifest.ranks):
-        name = f"rank-{rank:05d}"
+    names = [f"rank-{rank:05d}" for rank in range(manifest.ranks)]
+    for name, text in zip(names, _texts([path / f"{name}.json" for name in names])):
         try:
-            part = TypeAdapter(RankFile).validate_json((path / f"{name}.json").read_bytes())
-        except (ValidationError, OSError):
+            part = TypeAdapter(RankFile).validate_json(text)
+        except ValidationError:
             raise ValueError(
                 f"{path / name}.json is not as a save writes it; use another checkpoint."
             ) from None
@@ -262,17 +274,30 @@ def open_checkpoint(path: Path) -> Found:
     return Found(path, manifest.step, manifest.optimizer, pieces, shapes, scalars, lanes)
 
 
-def find(path: str | Path, part: int = 0, parts: int = 1) -> Path:
+def _texts(places: list[Place]) -> list[bytes]:
+    """Small files, read at once where they are remote; an empty one for what cannot be read."""
+
+    def read(place: Place) -> bytes:
+        try:
+            return place.read_bytes()
+        except OSError:
+            return b""
+
+    with ThreadPoolExecutor(16 if isinstance(places[0], Remote) else 1) as pool:
+        return list(pool.map(read, places))
+
+
+def find(path: str | Place, part: int = 0, parts: int = 1) -> Place:
     """The checkpoint or weights folder that a user means by a run's folder, its checkpoints, one step or weights.
 
     Raises ValueError if there is none, or if none is whole; of the files every `parts`-th is read, from `part` on.
     """
-    path = Path(path)
+    path = files.place(path)
     if (path / "manifest.json").is_file():
         candidates = [path]
     else:
         candidates = steps(path / "checkpoints") or steps(path)
-    if not candidates and (path / "config.yaml").is_file() and any(path.glob("*.safetensors")):
+    if not candidates and (path / "config.yaml").is_file() and _holds_tensors(path):
         checksums.check(path, part, parts)
         return path
     for candidate in candidates:
@@ -290,7 +315,11 @@ def find(path: str | Path, part: int = 0, parts: int = 1) -> Path:
     )
 
 
-def read_config(path: Path) -> RunConfig:
+def _holds_tensors(path: Place) -> bool:
+    return (path / INDEX).is_file() or any(path.glob("*.safetensors"))
+
+
+def read_config(path: Place) -> RunConfig:
     """The configuration of a checkpoint, or of a folder of weights, which says only what the model is."""
     values = settings.read_values(path / "config.yaml")
     known = {
@@ -302,42 +331,14 @@ def read_config(path: Path) -> RunConfig:
         raise ValueError(f"{path / 'config.yaml'}: {error}") from None
 
 
-def read_full_state(path: str | Path) -> Iterator[tuple[str, Tensor]]:
+def read_full_state(path: str | Place) -> Iterator[tuple[str, Tensor]]:
     """(name, whole tensor on the CPU) of a checkpoint or weights folder, one at a time, without launching ranks."""
     names, read = _reader(find(path))
     for name in names:
         yield name, read(name)
 
 
-def first_weights(config: RunConfig) -> Callable[[str, tuple[int, ...]], Tensor]:
-    """(name, shape) -> the whole tensor a run starts with: of `init_from`, or a function of seed and name."""
-
-    def draw(name: str, shape: tuple[int, ...]) -> Tensor:
-        return init.initial_parameter(config.model, name, shape, config.seed)
-
-    if config.init_from is None:
-        return draw
-    path = find(config.init_from)
-    names, read = _reader(path)
-
-    def look_up(name: str, shape: tuple[int, ...]) -> Tensor:
-        if ".lora_" in name:
-            return draw(name, shape)
-        if name not in names:
-            raise ValueError(
-                f"init_from={config.init_from} has no {name}; it belongs to another architecture."
-            )
-        tensor = read(name)
-        if tuple(tensor.shape) != tuple(shape):
-            raise ValueError(
-                f"init_from={config.init_from}: {name} has shape {tuple(tensor.shape)}, and the model has {shape}."
-            )
-        return tensor
-
-    return look_up
-
-
-def _reader(path: Path) -> tuple[list[str], Callable[[str], Tensor]]:
+def _reader(path: Place) -> tuple[list[str], Callable[[str], Tensor]]:
     if (path / "manifest.json").is_file():
         found = open_checkpoint(path)
         return lora.merged(found.pieces, found.whole, read_config(path).lora.alpha)

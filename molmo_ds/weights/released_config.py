@@ -1,10 +1,10 @@
 """What a released folder, or our export, says of itself: its architecture, how it crops, how it is asked."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from molmo_ds.config import MolmoConfig
+from molmo_ds.files import Place
 from molmo_ds.model.families.molmo import OWN, from_released
 from molmo_ds.settings import from_dict, to_dict
 
@@ -14,7 +14,7 @@ PROCESSOR = "processor_config.json"
 PROMPTS = ("message_format", "always_start_with_space")
 
 
-def read_json(folder: Path, name: str = "config.json") -> dict[str, Any]:
+def read_json(folder: Place, name: str = "config.json") -> dict[str, Any]:
     """A folder's JSON file; ValueError if there is none, or if it holds no values by name."""
     try:
         values = json.loads((folder / name).read_text())
@@ -27,7 +27,7 @@ def read_json(folder: Path, name: str = "config.json") -> dict[str, Any]:
     return values
 
 
-def read(folder: Path) -> MolmoConfig:
+def read(folder: Place) -> MolmoConfig:
     """The architecture, with crops as preprocessor_config.json has them; ours repeats there what `molmo_ds` holds.
 
     Raises ValueError for a folder of another kind, or a damaged one.
@@ -43,7 +43,7 @@ def read(folder: Path) -> MolmoConfig:
     return from_dict(MolmoConfig, to_dict(config) | {"images": to_dict(config.images) | given})
 
 
-def prompts(folder: Path) -> dict[str, Any]:
+def prompts(folder: Place) -> dict[str, Any]:
     """Settings of PromptConfig that our export's processor_config.json repeats; a released folder has none of them."""
     if not (folder / PROCESSOR).is_file():
         return {}
@@ -51,7 +51,7 @@ def prompts(folder: Path) -> dict[str, Any]:
     return {name: said[name] for name in PROMPTS if name in said}
 
 
-def _made(folder: Path, values: dict[str, Any]) -> MolmoConfig:
+def _made(folder: Place, values: dict[str, Any]) -> MolmoConfig:
     try:
         return from_released(values)
     except (KeyError, TypeError, AttributeError, IndexError) as error:

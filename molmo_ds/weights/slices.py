@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from molmo_ds.files import Remote
 from molmo_ds.weights.source import Source, compare
 from molmo_ds.weights.tensor_files import check_numbers
 
 BLOCK = 8 << 20  # bytes of float32 rows that are read at once
+REMOTE_BLOCK = 256 << 20  # the same of a store, which answers several requests as fast as one
 Cut = tuple[slice, ...]  # what a rank holds of a whole tensor, by dimension; () = all
 
 
@@ -65,7 +67,8 @@ def read_slice(
         size = torch.empty(shape)[cut].shape
     own = torch.empty(size, dtype=dtype, device=device)
     row = 4 * torch.Size(shape[1:]).numel()
-    step = max(1, BLOCK // max(row, 1))
+    block_bytes = REMOTE_BLOCK if isinstance(source.path, Remote) else BLOCK
+    step = max(1, block_bytes // max(row, 1))
     for start in range(first, last, step):
         stop = min(start + step, last)
         block = source.rows(name, start, stop)[inner]

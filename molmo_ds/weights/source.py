@@ -14,10 +14,12 @@ from torch import Tensor
 
 from molmo_ds import files
 from molmo_ds.config import DataConfig, MolmoConfig, RunConfig
+from molmo_ds.files import Place, Remote
 from molmo_ds.model.families import molmo_names
 from molmo_ds.model.families.table import Rule, Table
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.settings import from_dict
+from molmo_ds.stores.copies import copy_of
 from molmo_ds.weights import checkpoint, checksums, released_config
 from molmo_ds.weights.checkpoint import Found
 from molmo_ds.weights.tensor_files import INDEXES, SINGLE, TensorFolder
@@ -25,6 +27,15 @@ from molmo_ds.weights.tensor_files import INDEXES, SINGLE, TensorFolder
 EMBEDDING, HEAD = "embed.embedding", "head.lm_head.weight"
 # part, parts of `open_source` for which no file's checksum is compared
 NO_FILE = (2**31 - 1, 2**31)
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
 IGNORED = ("rotary_emb.inv_freq", "position_ids")  # buffers that old releases saved
 PAD_EMBED = "model.vision_backbone.pad_embed"  # exported as zeros where a model has none
 
@@ -36,7 +47,7 @@ class Source(ABC):
     A head that is tied to the embedding comes out as a copy of it, and the configuration as untied.
     """
 
-    path: Path
+    path: Place
     config: RunConfig  # data.tokenizer is the folder of its tokenizer, "" where it has none
     shapes: dict[str, list[int]]
 
@@ -45,7 +56,7 @@ class Source(ABC):
         """Rows [first, last) of a tensor; mapped memory where the file holds them so. Not to be written to."""
 
     @abstractmethod
-    def file(self, name: str) -> Path:
+    def file(self, name: str) -> Place:
         """A file that holds a tensor, or some of it."""
 
 
@@ -59,7 +70,7 @@ class OwnFolder(Source):
         """See Source."""
         return self.folder.rows(self._stored(name), first, last)
 
-    def file(self, name: str) -> Path:
+    def file(self, name: str) -> Place:
         """See Source."""
         return self.folder.file(self._stored(name))
 
@@ -85,7 +96,7 @@ class Run(Source):
         alpha = self.config.lora.alpha / len(down)
         return torch.addmm(weight.double(), up, down, alpha=alpha).to(weight.dtype)
 
-    def file(self, name: str) -> Path:
+    def file(self, name: str) -> Place:
         """See Source."""
         return self.found.pieces[self._stored(name)][0].file
 
@@ -121,24 +132,22 @@ class Released(Source):
             first:last
         ]
 
-    def file(self, name: str) -> Path:
+    def file(self, name: str) -> Place:
         """See Source."""
         return self.folder.file(self.rules[name].theirs[0])
 
 
-def open_source(path: str | Path, part: int = 0, parts: int = 1) -> Source:
+def open_source(path: str | Place, part: int = 0, parts: int = 1) -> Source:
     """Open a run's folder, one of its checkpoints, a folder of weights, a released or an exported folder.
+
+    A URL (s3://, gs://, weka://, hf://, http://) is read in place: what a rank needs, and no more.
 
     Args:
         part, parts: of the files that have checksums every `parts`-th is compared, from `part` on.
 
     Raises ValueError in a sentence for a folder that is none of these, or is damaged, or holds another model's tensors.
     """
-    if files.is_remote(str(path)):
-        raise ValueError(
-            f"{path} is remote, and weights are read from local folders; copy it to a disk first."
-        )
-    path = Path(path)
+    path = files.place(path)
     if (path / "config.json").is_file() and any(
         (path / name).is_file() for name in (*INDEXES, *SINGLE)
     ):
@@ -146,8 +155,9 @@ def open_source(path: str | Path, part: int = 0, parts: int = 1) -> Source:
         return _open_released(path)
     path = checkpoint.find(path, part, parts)
     config = checkpoint.read_config(path)
-    beside = path / "tokenizer"
-    config = replace(config, model=untied(config.model), data=_with(config.data, beside))
+    words = tokenizer_folder(path / "tokenizer")
+    data = replace(config.data, tokenizer=str(words)) if words else config.data
+    config = replace(config, model=untied(config.model), data=data)
     shapes = shapes_of(config.model)
     if (path / "manifest.json").is_file():
         found = checkpoint.open_checkpoint(path)
@@ -168,20 +178,24 @@ def open_source(path: str | Path, part: int = 0, parts: int = 1) -> Source:
     return made
 
 
-def _with(data: DataConfig, tokenizer: Path) -> DataConfig:
-    return replace(data, tokenizer=str(tokenizer)) if tokenizer.is_dir() else data
+def tokenizer_folder(place: Place) -> Path | None:
+    """The local folder of a tokenizer, copied from its store where it is in one; None where there is none."""
+    if not isinstance(place, Remote):
+        return place if place.is_dir() else None
+    return copy_of(place, TOKENIZER_FILES)
 
 
-def _open_released(path: Path) -> Source:
+def _open_released(path: Place) -> Source:
     model = untied(released_config.read(path))
     prompts = from_dict(type(DataConfig().prompts), released_config.prompts(path))
-    config = RunConfig(model=model, data=DataConfig(tokenizer=str(path), prompts=prompts))
+    words = str(tokenizer_folder(path) or "")
+    config = RunConfig(model=model, data=DataConfig(tokenizer=words, prompts=prompts))
     folder = TensorFolder(path)
     rules = {name: rule for rule in released_table(path, folder, model) for name in rule.ours}
     return Released(path=path, config=config, shapes=shapes_of(model), folder=folder, rules=rules)
 
 
-def released_table(source: str | Path, folder: TensorFolder, config: MolmoConfig) -> Table:
+def released_table(source: str | Place, folder: TensorFolder, config: MolmoConfig) -> Table:
     """The rename table of a released folder, or of the reference's checkpoint, whose every tensor has its shape.
 
     Raises ValueError with the key and both shapes for what does not fit.
@@ -221,7 +235,7 @@ def shapes_of(config: MolmoConfig) -> dict[str, list[int]]:
 
 
 def compare(
-    source: str | Path, name: str, shape: Iterable[int] | None, want: list[int] | None
+    source: str | Place, name: str, shape: Iterable[int] | None, want: list[int] | None
 ) -> None:
     """ValueError unless the shape of a tensor of `source` is what the configuration asks for; None = no such tensor."""
     if want is None:

@@ -16,6 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from molmo_ds import files
+from molmo_ds.files import Place as Where
+from molmo_ds.files import Remote
+
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
@@ -31,7 +35,7 @@ LARGEST = 1 << 62  # no tensor has that many elements
 class Place:
     """Where a tensor of a safetensors file lies."""
 
-    file: Path
+    file: Where
     dtype: torch.dtype
     shape: list[int]
     offset: int  # of its first byte in the file
@@ -49,8 +53,8 @@ class TensorFolder:
     not there.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Where) -> None:
+        self.path = files.place(path)
         self._safe: dict[str, Place] = {}
         self._bin: dict[str, Path] = {}
         self._maps: dict[Path, mmap.mmap] = {}
@@ -84,14 +88,17 @@ class TensorFolder:
         """A tensor's shape, without reading it from a safetensors file."""
         return list(self._safe[name].shape) if name in self._safe else list(self.rows(name).shape)
 
-    def file(self, name: str) -> Path:
+    def file(self, name: str) -> Where:
         """The file that holds a tensor."""
         if name not in self:
             raise ValueError(f"{self.path} has no tensor '{name}'.")
         return self._safe[name].file if name in self._safe else self._bin[name]
 
     def rows(self, name: str, first: int = 0, last: int | None = None) -> Tensor:
-        """Rows [first, last) of a tensor, by default all, as mapped memory: the pages come when they are read."""
+        """Rows [first, last) of a tensor, by default all, as mapped memory: the pages come when they are read.
+
+        Of a remote file these bytes are read, into memory of their own.
+        """
         file = self.file(name)
         if name in self._bin:
             if file not in self._open:
@@ -102,6 +109,8 @@ class TensorFolder:
             tensor = self._open[file][name]
             return tensor[first:last] if tensor.ndim else tensor
         place = self._safe[name]
+        if isinstance(file, Remote):
+            return _fetched(place, first, last)
         # a header of others may not be padded
         if not place.bytes or place.offset % place.dtype.itemsize:
             return self.read(name)[first:last]
@@ -125,7 +134,7 @@ class TensorFolder:
     def read(self, name: str) -> Tensor:
         """One tensor; of a safetensors file an own copy, of a .bin file mapped memory."""
         file = self.file(name)
-        if name in self._bin:
+        if name in self._bin or isinstance(file, Remote):
             return self.rows(name)
         place = self._safe[name]
         tensor = torch.empty(place.shape, dtype=place.dtype)
@@ -144,7 +153,19 @@ class TensorFolder:
         return tensor
 
 
-def check_numbers(file: str | Path, name: str, tensor: Tensor) -> None:
+def _fetched(place: Place, first: int, last: int | None) -> Tensor:
+    """Rows [first, last) of a tensor of a remote file."""
+    rows = range(place.shape[0])[first:last] if place.shape else range(1)
+    shape = [len(rows), *place.shape[1:]] if place.shape else []
+    row = place.bytes // max(place.shape[0], 1) if place.shape else place.bytes
+    start = place.offset + rows.start * row
+    data = files.read_long(str(place.file), start, start + len(rows) * row)
+    if not data:
+        return torch.empty(shape, dtype=place.dtype)
+    return torch.frombuffer(data, dtype=place.dtype).view(shape)
+
+
+def check_numbers(file: str | Where, name: str, tensor: Tensor) -> None:
     """ValueError unless a tensor holds floating-point numbers that are all finite."""
     if not tensor.is_floating_point():
         kind = str(tensor.dtype).removeprefix("torch.")
@@ -159,20 +180,24 @@ def check_numbers(file: str | Path, name: str, tensor: Tensor) -> None:
         )
 
 
-def _files(path: Path) -> dict[Path, list[str]]:
+def _files(path: Where) -> dict[Where, list[str]]:
     """Files of weights, and the names that an index promises in each."""
     if path.is_file():
         return {path: []}
     for name in (*INDEXES, *SINGLE):
         file = path / name
         if file.is_file():
+            if isinstance(path, Remote) and ".safetensors" not in name:
+                raise ValueError(
+                    f"{file} cannot be read in parts, as .safetensors can; copy {path} to a disk first."
+                )
             return _indexed(file) if name in INDEXES else {file: []}
     raise ValueError(
         f"{path} holds no weights: no {INDEX}, model.safetensors, pytorch_model.bin or model.pt."
     )
 
 
-def _indexed(index: Path) -> dict[Path, list[str]]:
+def _indexed(index: Where) -> dict[Where, list[str]]:
     try:
         shard_of = json.loads(index.read_text())["weight_map"]
         plain = all(
@@ -183,7 +208,7 @@ def _indexed(index: Path) -> dict[Path, list[str]]:
         plain = False
     if not plain or not shard_of:
         raise ValueError(f"{index} cannot be read as an index of weights; copy the file again.")
-    names: dict[Path, list[str]] = {}
+    names: dict[Where, list[str]] = {}
     for name, shard in shard_of.items():
         names.setdefault(index.parent / shard, []).append(name)
     for shard in names:
@@ -194,21 +219,18 @@ def _indexed(index: Path) -> dict[Path, list[str]]:
     return names
 
 
-def _header(file: Path) -> dict[str, Place]:
-    size = file.stat().st_size
-    with open(file, "rb") as stream:
-        start = stream.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if 8 + length > size:
-            raise ValueError(
-                f"{file} is cut short: its header does not fit into its {size} bytes; copy the file again."
-            )
-        try:
-            entries = dict(json.loads(stream.read(length)))
-        except (ValueError, TypeError, RecursionError):
-            raise ValueError(
-                f"{file} is not a safetensors file; its header cannot be read."
-            ) from None
+def _header(file: Where) -> dict[str, Place]:
+    size = files.size(str(file))
+    start = files.read_range(str(file), 0, min(8, size))
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+    if 8 + length > size:
+        raise ValueError(
+            f"{file} is cut short: its header does not fit into its {size} bytes; copy the file again."
+        )
+    try:
+        entries = dict(json.loads(files.read_range(str(file), 8, 8 + length)))
+    except (ValueError, TypeError, RecursionError):
+        raise ValueError(f"{file} is not a safetensors file; its header cannot be read.") from None
     entries.pop("__metadata__", None)
     places = {name: _place(file, name, entry, 8 + length) for name, entry in entries.items()}
     behind = 8 + length
@@ -223,7 +245,7 @@ def _header(file: Path) -> dict[str, Place]:
     return places
 
 
-def _place(file: Path, name: str, entry: Any, data: int) -> Place:
+def _place(file: Where, name: str, entry: Any, data: int) -> Place:
     """Where one tensor lies; `data` is the offset behind the header."""
     try:
         kind, shape, (first, last) = entry["dtype"], entry["shape"], entry["data_offsets"]

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import struct
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from molmo_ds import files
+from molmo_ds.files import Place, Remote
+from molmo_ds.stores.publish import publish
 from molmo_ds.weights import checksums
 from molmo_ds.weights.tensor_files import DTYPES, INDEX
 
@@ -72,12 +76,17 @@ def write_tensors(
 
 
 @contextlib.contextmanager
-def new_folder(path: str | Path) -> Iterator[Path]:
+def new_folder(path: str | Place) -> Iterator[Path]:
     """A folder under a temporary name that becomes `path` when the block ends and vanishes when it fails.
 
-    Raises ValueError if `path` exists and is not an empty folder.
+    A URL is written from a folder below TMPDIR. Raises ValueError if `path` exists and is not an empty folder, or is of
+    a store that can only be read.
     """
-    path = Path(path)
+    path = files.place(path)
+    if isinstance(path, Remote):
+        with _new_remote(path) as temporary:
+            yield temporary
+        return
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"{path} exists already; give the name of a new folder.")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,6 +101,17 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _new_remote(path: Remote) -> Iterator[Path]:
+    files.refuse_read_only(path.url)
+    if path.children():
+        raise ValueError(f"{path} exists already; give the name of a new folder.")
+    with tempfile.TemporaryDirectory(prefix="molmo_ds-") as temporary:
+        yield Path(temporary)
+        checksums.write(Path(temporary))
+        publish(Path(temporary), path)
 
 
 class _Shard:

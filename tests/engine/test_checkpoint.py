@@ -15,6 +15,7 @@ from molmo_ds.hub import load
 from molmo_ds.testing import synthetic
 from molmo_ds.testing.ranks import run_ranks
 from molmo_ds.weights import checkpoint
+from molmo_ds.weights.first_weights import first_weights
 
 HALF, STEPS = 2, 4
 BATCH = 12  # divides by 1, 2, 3 and 4 ranks
@@ -164,13 +165,16 @@ def test_weights_alone_start_a_run(folder: Path, written: dict, tmp_path: Path) 
     assert load.read_config(tmp_path / "weights") == synthetic.MODEL
     with pytest.raises(ValueError, match="exists already"):
         load.consolidate(source, tmp_path / "weights")
-    read = checkpoint.first_weights(config("zero1", init_from=str(tmp_path / "weights")))
+    read = first_weights(config("zero1", init_from=str(tmp_path / "weights")))
     for name, tensor in checkpoint.read_full_state(source):
-        assert torch.equal(read(name, tuple(tensor.shape)), tensor)
+        size = tensor.numel()
+        for first, last in ((0, size), (size // 3, size // 3 + 1), (1, size - 1), (size, size)):
+            part = read(name, tuple(tensor.shape), first, last)
+            assert torch.equal(part, tensor.reshape(-1)[first:last]), (name, first, last)
     with pytest.raises(ValueError, match="has shape"):
-        read("head.lm_head.weight", (1, 2))
+        read("head.lm_head.weight", (1, 2), 0, 2)
     with pytest.raises(ValueError, match="another architecture"):
-        read("nothing", (1,))
+        read("nothing", (1,), 0, 1)
 
 
 def alone(world: World, folder: str, run: RunConfig) -> tuple[int, str]:

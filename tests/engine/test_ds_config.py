@@ -21,6 +21,9 @@ def run(**changes) -> RunConfig:
     return replace(RunConfig(global_batch=8, micro_batch=1, out="x"), **changes)
 
 
+AUTOCAST = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+
+
 def write(folder: Path, values: object) -> str:
     path = folder / "mine.json"
     path.write_text(values if isinstance(values, str) else json.dumps(values))
@@ -35,8 +38,9 @@ def test_every_file_is_filled_and_taken_by_deepspeed(path: Path) -> None:
     assert ds["gradient_clipping"] == 0.0, (
         "DeepSpeed must not clip: each component is clipped to its own norm"
     )
-    assert ds["bf16"]["enabled"] and ds["train_micro_batch_size_per_gpu"] == 1
-    assert not ds_config.resolve(strategy, run(), 8, on_gpu=False)["bf16"]["enabled"]
+    assert ds["torch_autocast"] == AUTOCAST and "bf16" not in ds
+    assert ds["train_micro_batch_size_per_gpu"] == 1
+    assert not ds_config.resolve(strategy, run(), 8, on_gpu=False)["torch_autocast"]["enabled"]
 
 
 def test_sizes_follow_the_run() -> None:
@@ -74,9 +78,22 @@ def test_a_deepspeed_users_own_file(tmp_path: Path) -> None:
 
 
 def test_autocast_instead_of_bf16_weights(tmp_path: Path) -> None:
+    """Gradients are reduced in fp32 unless the file says otherwise; DeepSpeed's own default is bf16."""
     strategy = read_strategy(write(tmp_path, {**ZERO3, "torch_autocast": {"enabled": "auto"}}))
+    assert strategy.casts
     ds = ds_config.resolve(strategy, run(), 2, on_gpu=True)
-    assert ds["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"} and "bf16" not in ds
+    assert ds["torch_autocast"] == AUTOCAST and "bf16" not in ds
+
+
+@pytest.mark.parametrize("block", [None, {"enabled": False}], ids=str)
+def test_bf16_weights_instead_of_autocast(tmp_path: Path, block: dict | None) -> None:
+    values = {**ZERO3, "torch_autocast": block, "bf16": {"enabled": "auto"}}
+    if block is None:
+        del values["torch_autocast"]
+    strategy = read_strategy(write(tmp_path, values))
+    assert not strategy.casts
+    ds = ds_config.resolve(strategy, run(), 2, on_gpu=True)
+    assert ds["bf16"]["enabled"] and not ds.get("torch_autocast", {}).get("enabled")
 
 
 def zero(**changes) -> dict:

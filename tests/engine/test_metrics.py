@@ -224,7 +224,13 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
 
 def test_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same numbers go to the package, of which this stands in for what we call; without it there is a sentence."""
-    config = synthetic.config(out=str(tmp_path), log_interval=1, wandb="molmo")
+    config = synthetic.config(
+        out=str(tmp_path),
+        log_interval=1,
+        wandb="molmo",
+        wandb_group="captioners",
+        wandb_tags=("a", "b"),
+    )
     absent = {"wandb": None}
     monkeypatch.setattr(metrics.importlib.util, "find_spec", absent.get)
     with pytest.raises(ValueError, match="wandb=molmo needs the package: pip install wandb"):
@@ -243,6 +249,11 @@ def test_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert [(step, values["train/loss"]) for step, values in lines] == [(1, 1.0), (2, 0.5)] and len(
         ended
     ) == 2
+    assert (runs[0]["group"], runs[0]["tags"], runs[0]["entity"]) == (
+        "captioners",
+        ["a", "b"],
+        None,
+    )
     assert (
         runs[0]["project"] == "molmo"
         and runs[0]["config"]["wandb"] == "molmo"

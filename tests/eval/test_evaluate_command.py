@@ -103,10 +103,13 @@ def test_high_res_cuts_a_large_picture_into_36_crops(tmp_path: Path) -> None:
             folder / f"model/predictions-text_vqa-validation-{len(options)}/rows.jsonl"
         ).read_text()
         tokens[len(options)] = json.loads(rows)["prompt"].split()[0]
-    overview = 1 + 2 * (2 + 1) + 1
-    usual = 1 + 2 * (2 + 1) + 1  # one crop
-    high = 1 + 12 * (12 + 1) + 1
-    assert tokens == {0: f"IMAGE[{overview + usual}]", 1: f"IMAGE[{overview + high}]"}
+    overview = 2 * 2  # patches
+    one_crop = 2 * 2
+    high = 12 * 12
+    assert tokens == {
+        0: f"IMAGE[{overview}]IMAGE[{one_crop}]",
+        1: f"IMAGE[{overview}]IMAGE[{high}]",
+    }
 
 
 def test_a_server_is_evaluated(command, folder: Path) -> None:

@@ -73,7 +73,7 @@ def lines(folder: Path) -> list[str]:
 def test_the_model_answers_unlike_questions_differently(alone: run.Outcome) -> None:
     """Or equal replies would show nothing."""
     assert len(alone.rows) == 18 and len({row["reply"] for row in alone.rows}) > 6
-    assert alone.rows[0]["prompt"] == "IMAGE[8] User: text_vqa: What is number 0 here? Assistant:"
+    assert alone.rows[0]["prompt"] == "IMAGE[4] User: text_vqa: What is number 0 here? Assistant:"
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
@@ -260,7 +260,7 @@ def test_the_files_have_the_references_keys(folder: Path) -> None:
     assert predictions[0] == {
         "id": "text_vqa:validation:0.0",
         "prediction": found.rows[0]["reply"],
-        "n_tokens": 2,
+        "token_count": 2,
         "prompt": "What is number 0 here?",
         "image_id": "picture 0",
         "example_id": "0.0",

@@ -94,7 +94,7 @@ def one_step(
         except ValueError as error:
             out[strategy] = str(error)
             continue
-        engine.set_weights(lambda name, shape: start[name].view(shape))
+        engine.set_weights(lambda name, shape, first, last: start[name].reshape(-1)[first:last])
         share = rows // engine.data_size
         mine = examples[engine.data_rank * share : (engine.data_rank + 1) * share]
         out[strategy] = engine.train_step(mine), dict(engine.full_state())

@@ -123,7 +123,12 @@ OWN += (
     "task_sets",
     "task_sets_v1",
 )
-NOT_COPIED = ("CountEval_QUIRK_as_shipped",)  # the reference never uses it, and it cannot be used
+OWN += ("video_multiple_choice", "video_aggregate")  # test_d_videos.py
+OWN += ("cached_metrics", "prediction_rows", "prompt_text", "result_folder")  # test_d_files.py
+NOT_COPIED = (
+    "CountEval_QUIRK_as_shipped",  # the reference never uses it, and it cannot be used
+    "html_rows",  # our page is another one: tests/eval/test_page.py looks at it in a browser
+)
 
 
 def cases_of(name: str) -> list[dict]:

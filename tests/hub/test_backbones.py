@@ -12,9 +12,10 @@ from torch import Tensor
 from molmo_ds import presets
 from molmo_ds.batch import Batch, learnt_rows_of, windows_of
 from molmo_ds.hub import load
-from molmo_ds.hub.configs import text_config, vision_config
+from molmo_ds.hub.configs import fitted, text_config, vision_config
 from molmo_ds.model.init import initial_parameter
 from molmo_ds.model.molmo import Molmo
+from molmo_ds.weights.released_config import read_json
 from molmo_ds.weights.tensor_files import TensorFolder
 
 SMALL = {
@@ -46,6 +47,8 @@ TEXTS = {
     ),
     "olmo": (transformers.OlmoConfig, {"clip_qkv": 0.4}),
     "olmo2": (transformers.Olmo2Config, {"rms_norm_eps": 1e-6}),
+    # 32B shares keys and values, under norms over all heads
+    "olmo2-32b": (transformers.Olmo2Config, {"num_key_value_heads": 2, "rms_norm_eps": 1e-6}),
     "olmoe": (
         transformers.OlmoeConfig,
         {"num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 16},
@@ -135,7 +138,7 @@ def features(model: Molmo, pixels: Tensor) -> list[Tensor]:
     return out
 
 
-@pytest.mark.parametrize(("text", "tower"), list(zip(TEXTS, [*TOWERS, "openai"])))
+@pytest.mark.parametrize(("text", "tower"), list(zip(TEXTS, [*TOWERS, "openai", "siglip"])))
 def test_against_transformers(text: str, tower: str, tmp_path: Path) -> None:
     kind, settings = TEXTS[text]
     llm = save(kind, {**SMALL, **settings}, tmp_path / text)
@@ -265,6 +268,60 @@ def test_released_sizes_are_recognised() -> None:
         "layer_norm_eps": 1e-6,
     }
     assert vision_config(dino, "dinov2")[0] == presets.TOWERS["dinov2"]
+
+
+# width, layers, heads, key heads, FFN half, rows, theta, eps: the reference's later configurations
+PUBLISHED = {
+    "olmo2_7b": ("olmo2", 4096, 32, 32, 32, 11008, 100352, 5e5, 1e-6),
+    "olmo2_13b": ("olmo2", 5120, 40, 40, 40, 13824, 100352, 5e5, 1e-6),
+    "olmo2_32b": ("olmo2", 5120, 64, 40, 8, 27648, 100352, 5e5, 1e-6),
+    "qwen2.5_1.5b": ("qwen2", 1536, 28, 12, 2, 8960, 151936, 1e6, 1e-6),
+    "qwen2.5_3b": ("qwen2", 2048, 36, 16, 2, 11008, 151936, 1e6, 1e-6),
+    "qwen2.5_7b": ("qwen2", 3584, 28, 28, 4, 18944, 152064, 1e6, 1e-6),
+    "qwen2.5_14b": ("qwen2", 5120, 48, 40, 8, 13824, 152064, 1e6, 1e-5),
+    "llama3.1_8b": ("llama", 4096, 32, 32, 8, 14336, 128256, 5e5, 1e-5),
+    "molmoe_1b": ("olmoe", 2048, 16, 16, 16, 1024, 50304, 1e4, 1e-5),
+    "molmo_7b_o": ("olmo2", 4096, 32, 32, 32, 11008, 100352, 5e5, 1e-6),
+    "molmo_7b_d": ("qwen2", 3584, 28, 28, 4, 18944, 152064, 1e6, 1e-6),
+    "molmo_72b": ("qwen2", 8192, 80, 64, 8, 29568, 152064, 1e6, 1e-5),
+}
+NAMES = (
+    *("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "intermediate_size", "vocab_size", "rope_theta", "rms_norm_eps"),
+)
+
+
+def test_a_folder_fits_the_preset_of_its_language_model() -> None:
+    assert set(PUBLISHED) >= set(presets.LANGUAGE_MODELS)
+    for preset, sizes in PUBLISHED.items():
+        values = dict(zip(NAMES, sizes)) | {"max_position_embeddings": 32768}
+        values |= {"num_experts": 64, "num_experts_per_tok": 8} if preset == "molmoe_1b" else {}
+        if preset == "llama3.1_8b":
+            values["rope_scaling"] = LLAMA3 | {"original_max_position_embeddings": 8192}
+            del values["rope_scaling"]["rope_theta"]
+        wanted = presets.get(preset).text
+        assert fitted(text_config(values), preset, Path("here")) == wanted
+        assert wanted.embedding_size - sizes[6] in (0, 128)
+        with pytest.raises(
+            ValueError,
+            match=f"not the language model of the preset {preset}: its hidden_size is 64",
+        ):
+            fitted(replace(text_config(values), hidden_size=64), preset, Path("here"))
+
+
+def test_a_preset_decides_rows_and_positions(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = replace(
+        text_config(read_json(folders[0])), embedding_size=256, max_position_embeddings=64
+    )
+    small = replace(presets.tiny(), text=text)
+    monkeypatch.setitem(presets.PRESETS, "qwen2.5_7b", lambda: small)
+    config = load.backbones(
+        ("qwen2.5_7b", folders[0]), ("openai", folders[1]), tmp_path / "out", CHANGES
+    )
+    assert config.text == small.text
+    assert TensorFolder(tmp_path / "out").shape("embed.embedding")[0] == 256
 
 
 def test_faults(folders: tuple[Path, Path], tmp_path: Path) -> None:

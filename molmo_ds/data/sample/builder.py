@@ -15,7 +15,7 @@ from numpy.random import RandomState
 from PIL import Image
 
 from molmo_ds.batch import Sample
-from molmo_ds.config import RunConfig
+from molmo_ds.config import RunConfig, SourceConfig
 from molmo_ds.data.decode import BadSample, load_image
 from molmo_ds.data.pixels import to_pixels
 from molmo_ds.data.sample.annotation import Annotation, read_annotation
@@ -59,12 +59,20 @@ class SampleBuilder:
 
     Args:
         tokenizer: that of the configuration, where it is read already.
+        source: whose style, weights, crops and root_subsegments count where they say something.
     """
 
-    def __init__(self, config: RunConfig, tokenizer: Tokenizer | None = None):
+    def __init__(
+        self,
+        config: RunConfig,
+        tokenizer: Tokenizer | None = None,
+        source: SourceConfig | None = None,
+    ):
+        source = source or SourceConfig()
+        config = config_of_source(config, source)
         self.sequence_length = config.data.sequence_length
         self.images = ImageProcessor(config.model)
-        self.prompts = PromptFormatter(config.data.prompts)
+        self.prompts = PromptFormatter(config.data.prompts, source)
         self.family = config.model.family
         self.video = config.model.video
         self.attention = config.model.text.image_attention
@@ -84,6 +92,8 @@ class SampleBuilder:
             json.dumps([settings, self.sequence_length], sort_keys=True).encode()
         )
         digest.update(self.tokenizer.digest.encode())
+        if source.style or source.weight != 1 or source.token_weight:
+            digest.update(f"{source.style} {source.weight} {source.token_weight}".encode())
         self.fingerprint = digest.hexdigest()  # what decides a sample's tokens and crops
         self.cut = 0  # tokens that sequence_length cost the sample that was sized or built last
 
@@ -96,20 +106,17 @@ class SampleBuilder:
         tree = self._tree(record, blocks, times, rng)
         return len(tree), sum(block.crops for block in blocks)
 
-    def build(self, record: Record, rng: RandomState, token_weight: float | None = None) -> Sample:
+    def build(self, record: Record, rng: RandomState) -> Sample:
         """The sample, cut at sequence_length.
 
         Raises BadSample for a picture that cannot be decoded, an annotation that cannot be used, pictures that leave no
         room for text; ValueError where a picture has another size than the record says.
-
-        Args:
-            token_weight: of every answer token, in place of what the annotations' numbers make of it.
         """
         film = footage(record, self.video) if is_video(record) else None
         pictures = _pictures(record, film)
         record = {**record, "sizes": _checked_sizes(record, pictures, film)}
         blocks, times, high = self._blocks(record, rng, film)
-        tree = self._tree(record, blocks, times, rng, token_weight)
+        tree = self._tree(record, blocks, times, rng)
         single = [film is not None] * len(pictures)
         return self._sample(tree, self._seen(blocks, pictures, single, high))
 
@@ -174,14 +181,12 @@ class SampleBuilder:
         blocks: list[Block],
         times: list[float] | None,
         rng: RandomState,
-        token_weight: float | None = None,
     ) -> Tree:
         conversations = self.prompts.conversations(
             record.get("annotations") or [],
             rng,
             first_size(record),
             Scene(record.get("sizes") or [], times),
-            token_weight,
         )
         check_pictures(record, [conversation.pictures for conversation in conversations])
         pictures = [block.ids for block in blocks]
@@ -262,6 +267,21 @@ class SampleBuilder:
             windows=torch.from_numpy(windows),
             image_positions=(ids == patch).nonzero()[:, 0],
         )
+
+
+def config_of_source(config: RunConfig, source: SourceConfig) -> RunConfig:
+    """The configuration with the crops and the root_subsegments of a source that has its own."""
+    images = config.model.images
+    prompts = config.data.prompts
+    if source.max_crops is not None:
+        images = dataclasses.replace(images, max_crops=source.max_crops)
+    if source.root_subsegments is not None:
+        prompts = dataclasses.replace(prompts, root_subsegments=source.root_subsegments)
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, images=images),
+        data=dataclasses.replace(config.data, prompts=prompts),
+    )
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Annotations to messages: what the user says and what the assistant should answer, in Molmo's own formats.
 
-The order of random draws is the reference's: template, answer, system prompt, for each annotation in turn; then the
-order of annotations.
+The order of random draws is the reference's: one of several annotations and requests not to point, for all
+annotations; template, answer, system prompt, for each annotation in turn; then the order of annotations.
 """
 
 from collections import Counter
@@ -10,9 +10,16 @@ from typing import Any
 
 from numpy.random import RandomState
 
-from molmo_ds.config import PromptConfig
+from molmo_ds.config import PromptConfig, SourceConfig
 from molmo_ds.data.decode import BadSample
-from molmo_ds.data.sample.annotation import INLINE_POINT, Annotation, at, read_annotation
+from molmo_ds.data.sample.annotation import (
+    INLINE_POINT,
+    Annotation,
+    alternatives,
+    at,
+    read_annotation,
+)
+from molmo_ds.data.sample.no_pointing import with_request
 from molmo_ds.data.sample.pointed import Scene, answer_by_points, holds_points, place_points
 from molmo_ds.data.sample.styles import (
     BARE_STYLES,
@@ -21,15 +28,18 @@ from molmo_ds.data.sample.styles import (
     SAME_AS,
     SPOKEN_STYLES,
 )
-from molmo_ds.data.sample.templates import TEMPLATES
+from molmo_ds.data.sample.templates import STEP_BY_STEP, TEMPLATES
 from molmo_ds.data.sample.turns import Conversation, speak
+
+STEPS = "_exp"  # in a style whose answers explain themselves
 
 
 class PromptFormatter:
-    """Annotations to conversations under one PromptConfig."""
+    """Annotations to conversations under one PromptConfig, with the style and weight of one source."""
 
-    def __init__(self, config: PromptConfig):
+    def __init__(self, config: PromptConfig, source: SourceConfig | None = None):
         self.config = config
+        self.source = source or SourceConfig()
 
     def conversations(
         self,
@@ -37,30 +47,41 @@ class PromptFormatter:
         rng: RandomState,
         size: tuple[int, int] | None = None,
         scene: Scene | None = None,
-        token_weight: float | None = None,
     ) -> list[Conversation]:
         """All annotations of one sample, to be learnt; `size` is the (first) picture's (width, height).
 
-        Each annotation's weight (1 unless it says otherwise) is divided by sqrt(annotations) under root_subsegments;
-        `token_weight` replaces what root_subsegments and root_length make of it. Raises BadSample where an annotation
-        is not what it must be, or lacks what its style needs.
+        Of an annotation with `one_of` one is drawn. Each annotation's weight (1 unless it says otherwise) is multiplied
+        by the source's and divided by sqrt(annotations) under root_subsegments; a source's token_weight replaces what
+        root_subsegments and root_length make of it.
+        Raises BadSample where an annotation is not what it must be, or lacks what its style needs.
         """
         if not annotations:
             raise BadSample("The sample has no annotations; give it at least one.")
         config = self.config
+        token_weight = self.source.token_weight
         share = len(annotations) ** -0.5 if config.root_subsegments else 1.0
         share = share if token_weight is None else token_weight
-        out = []
+        ready = []
         for i, value in enumerate(annotations):
             try:
-                annotation = read_annotation(value)
+                several = alternatives(value)
+                value = several[rng.randint(len(several))] if len(several) > 1 else several[0]
+                annotation = with_request(read_annotation(value), rng)
+                if self.source.style:
+                    annotation = annotation.model_copy(update={"style": self.source.style})
+                ready.append(annotation)
+            except BadSample as error:
+                raise BadSample(f"{at(i, len(annotations))}{error}") from None
+        out = []
+        for i, annotation in enumerate(ready):
+            try:
                 messages = self.messages(annotation, rng, size, scene=scene)
             except BadSample as error:
                 raise BadSample(f"{at(i, len(annotations))}{error}") from None
             weight = 1.0 if annotation.weight is None else annotation.weight
             conversation = Conversation(
                 messages,
-                weight * share,
+                weight * share * self.source.weight,
                 annotation.pictures,
                 chat=config.message_format == "chat",
                 root_length=config.root_length and token_weight is None,
@@ -84,7 +105,7 @@ class PromptFormatter:
         `scene` holds the sizes of all pictures, or the times of a video's frames.
         Raises BadSample where the annotation is not what it must be, or has nothing to learn.
         """
-        annotation = read_annotation(annotation)
+        annotation = with_request(read_annotation(annotation), rng)
         style = annotation.style
         if not style and self.config.system_prompt != "none":
             raise BadSample(
@@ -125,6 +146,8 @@ class PromptFormatter:
             templates = TEMPLATES[style]
             return templates[rng.randint(len(templates))].format(label=label)
         question = question or ""
+        if question and STEPS in style and self.config.prompt_templates == "uber_model":
+            question = STEP_BY_STEP.format(question=question)
         options = annotation.options
         if options is None:
             return question

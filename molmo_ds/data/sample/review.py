@@ -1,12 +1,13 @@
 """Reviews a record as every training would, under any settings: used where data comes in and by the inspection."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from numpy.random import RandomState
 
 from molmo_ds.config import PromptConfig
 from molmo_ds.data.decode import BadSample
-from molmo_ds.data.sample.annotation import KEYS, Annotation, at, read_annotation
+from molmo_ds.data.sample.annotation import KEYS, Annotation, alternatives, at, read_annotation
 from molmo_ds.data.sample.footage import check_footage
 from molmo_ds.data.sample.pointed import Scene, holds_points
 from molmo_ds.data.sample.prompts import TEMPLATES, PromptFormatter
@@ -20,6 +21,7 @@ from molmo_ds.data.sample.record import (
 from molmo_ds.data.sample.tree import check_places
 from molmo_ds.data.sample.turns import Conversation
 
+SCORED = {"boxes", "masks"}  # regions of the points, which only scoring reads
 _ANSWERS = ("text", "answer", "answers", "points", "inline_points", "point_groups", "tracks")
 FORMATTERS = {  # by whether only Molmo2's format can say the answer
     html: PromptFormatter(
@@ -73,23 +75,32 @@ class Review:
             check_footage(record)
         scene = Scene(record.get("sizes") or [])
         size = first_size(record)
-        conversations = []
+        choices = []
         for i, value in enumerate(given):
             try:
-                annotation = read_annotation(value)
-                asks = is_question(annotation)
-                formatter = FORMATTERS[_needs_html(annotation)]
-                texts = formatter.messages(annotation, RandomState(0), size, asks, scene)
+                choices.append([self._speak(one, size, scene) for one in alternatives(value)])
             except BadSample as error:
                 raise BadSample(f"{at(i, len(given))}{error}") from None
-            conversations.append(Conversation(texts, 1.0, annotation.pictures))
-            self.unanswered += asks
-            self.without_style += not annotation.style
-            self.without_question += not asks and lacks_question(annotation)
-            for key in value.keys() - KEYS:
-                self.unread[key] = self.unread.get(key, 0) + 1
-        check_places(conversations, pictures)
-        check_pictures(record, [conversation.pictures for conversation in conversations])
+        # any of an annotation's alternatives may stand beside the others
+        for number in range(max(map(len, choices))):
+            chosen = [several[number % len(several)] for several in choices]
+            check_places(chosen, pictures)
+            check_pictures(record, [conversation.pictures for conversation in chosen])
+
+    def _speak(
+        self, value: dict[str, Any], size: tuple[int, int] | None, scene: Scene
+    ) -> Conversation:
+        """The conversation of one annotation, which is counted."""
+        annotation = read_annotation(value)
+        asks = is_question(annotation)
+        formatter = FORMATTERS[_needs_html(annotation)]
+        texts = formatter.messages(annotation, RandomState(0), size, asks, scene)
+        self.unanswered += asks
+        self.without_style += not annotation.style
+        self.without_question += not asks and lacks_question(annotation)
+        for key in value.keys() - KEYS - SCORED:
+            self.unread[key] = self.unread.get(key, 0) + 1
+        return Conversation(texts, 1.0, annotation.pictures)
 
 
 def lacks_question(annotation: Annotation) -> bool:

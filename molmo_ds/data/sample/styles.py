@@ -15,15 +15,13 @@ SAME_AS = {
     "video_multiple_choice_count_without_pointing": "video_multiple_choice",
 }
 # of Molmo: spoken as a user would, rarely with a style
-DEMO_STYLES = ("point_count", "pointing", "user_qa", "long_caption")
+DEMO_STYLES = ("point_count", "pointing", "user_qa", "long_caption", "cosyn_point", "text_sft")
 BARE_STYLES = ("android_control", "demo")  # of Molmo: never with a style
 # of Molmo2: spoken as a user would, never with a style
 SPOKEN_STYLES = (
     *DEMO_STYLES,
-    "cosyn_point",
     "short_caption",
     "correction_qa",
-    "text_sft",
     "video_long_caption",
     "video_short_caption",
     "video_transcript",

@@ -58,9 +58,10 @@ def documents(page: Page) -> Iterator[str]:
 def document(page: Page, sequence: Sequence, number: int, where: str) -> str:
     """One document: picture, crops, branches."""
     row = sequence.row
-    builder = page.mixture.builder
-    _, sample, _ = sequence.references[number - 1]
-    shards = page.mixture.sets[page.mixture.names.index(sequence.references[number - 1][0])]
+    name, sample, _ = sequence.references[number - 1]
+    source = page.mixture.names.index(name)
+    builder = page.mixture.builders[source]
+    shards = page.mixture.sets[source]
     record = shards.read(sample)
     mine = (row.document_ids[0] == number).nonzero()[:, 0]
     crops = [i for i, owner in enumerate(crop_documents(row)) if owner == number - 1]

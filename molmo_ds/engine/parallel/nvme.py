@@ -15,6 +15,7 @@ from molmo_ds.engine.grid import Grid
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.parallel.part import Part
 from molmo_ds.engine.strategy import Strategy
+from molmo_ds.files import is_remote
 
 
 class Nvme(Part):
@@ -57,7 +58,8 @@ def prepare(ds: dict[str, Any], path: str, out: str, world: World) -> Path:
 
 def folder_name(out: str, rank: int) -> str:
     """Name of a rank's folder on NVMe, for the run that writes into `out`."""
-    return f"molmo_ds-{hashlib.sha256(os.path.abspath(out).encode()).hexdigest()[:8]}-{rank}"
+    whole = out if is_remote(out) else os.path.abspath(out)
+    return f"molmo_ds-{hashlib.sha256(whole.encode()).hexdigest()[:8]}-{rank}"
 
 
 def _failure(block: dict[str, Any], mine: str) -> str | None:

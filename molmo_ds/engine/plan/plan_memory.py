@@ -45,6 +45,26 @@ class Plan:
     peak: float = 0.0
 
 
+@dataclass(frozen=True)
+class Kind:
+    """Types of numbers: fp32 throughout, bf16 throughout, or fp32 weights and bf16 products under autocast."""
+
+    weights: torch.dtype
+    products: torch.dtype
+    keeps_casts: bool  # of weights for the backward pass; ZeRO-3's own linear keeps the parameter
+
+    @property
+    def casts(self) -> bool:
+        """Whether autocast is on."""
+        return self.weights != self.products
+
+    def dropped(self, own: nn.Module) -> int:
+        """Bytes of casts of a module's matrices that are not kept."""
+        if not self.casts or self.keeps_casts:
+            return 0
+        return self.products.itemsize * sum(p.numel() for p in own.parameters() if p.dim() == 2)
+
+
 @dataclass
 class Row:
     """One row of `layer_list`, as one rank holds it: numbers of parameters, bytes of activations."""
@@ -79,25 +99,26 @@ def saved_bytes(run, inputs: tuple, own: nn.Module) -> float:
     return float(sum(kept.values()))
 
 
-def layer_bytes(
-    config: RunConfig, model, dtype: torch.dtype, tokens: int, crops: int
-) -> tuple[dict, dict]:
+def layer_bytes(config: RunConfig, model, kind: Kind, tokens: int, crops: int) -> tuple[dict, dict]:
     """Kept bytes, and the bytes of the input, of one row of each kind: vision, connector, layers."""
+    dtype = kind.weights
     text, vision, batch = model.text, model.vision, config.micro_batch
     side = (vision.image_size // vision.patch_size) ** 2 + (vision.model_type != "siglip")
     kept, inputs = {}, {}
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     # fast versions look at values
-    with FakeTensorMode(allow_non_fake_inputs=True), dispatch.use("torch"):
+    casting = torch.autocast("cpu", kind.products, enabled=kind.casts, cache_enabled=False)
+    with FakeTensorMode(allow_non_fake_inputs=True), dispatch.use("torch"), casting:
         block = VisionLayer(vision, 0)
         hidden = torch.empty(crops, side, vision.hidden_size, dtype=dtype, requires_grad=True)
-        kept["vision"] = saved_bytes(block.run, (hidden,), block)
+        kept["vision"] = saved_bytes(block.run, (hidden,), block) - kind.dropped(block)
         inputs["vision"] = hidden.numel() * hidden.element_size()
         layer = DecoderLayer(text)
         hidden = torch.empty(batch, tokens, text.hidden_size, dtype=dtype, requires_grad=True)
         ids = torch.ones(batch, tokens, dtype=torch.int32)
-        plan = AttentionPlan(ids, ids, None, torch.empty(batch, 1, tokens, tokens, dtype=dtype))
+        mask = torch.empty(batch, 1, tokens, tokens, dtype=kind.products)
+        plan = AttentionPlan(ids, ids, None, mask)
         cos, sin = rope_table(
             ids.long(), layer.self_attn.head_dim, text.rope_theta, text.rope_scaling
         )
@@ -111,9 +132,8 @@ def layer_bytes(
             extra = saved_bytes(expert, (x,), expert) + 2 * x.numel() * x.element_size()
             layer.mlp = nn.Identity()
         weights = torch.ones(batch, tokens)
-        kept["layers"] = (
-            saved_bytes(layer.run, (hidden, weights, cos, sin, plan), layer) + extra - shared
-        )
+        run_bytes = saved_bytes(layer.run, (hidden, weights, cos, sin, plan), layer)
+        kept["layers"] = run_bytes - kind.dropped(layer) + extra - shared
         inputs["layers"] = hidden.numel() * hidden.element_size()
     torch.set_default_dtype(before)
     features = len(vision.feature_layers) * vision.hidden_size
@@ -125,7 +145,7 @@ def layer_bytes(
     width = window * features + (
         0 if model.connector.pooling == "stack" else (2 * window + 4) * vision.hidden_size
     )
-    kept["connector"] = dtype.itemsize * pooled * (width + 4 * inner + text.hidden_size)
+    kept["connector"] = kind.products.itemsize * pooled * (width + 4 * inner + text.hidden_size)
     return kept, inputs | {"connector": 0.0, "shared": shared}
 
 
@@ -153,13 +173,15 @@ def plan(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool = True)
         made.activations = sum(row.flying * row.kept for row in mine)
         if mine[-1].name == "head":
             made.logits = _loss(config, strategy, on_gpu, mine[-1])
-        made.peak = _peak(made, strategy, mine, steps, _dtype(config, on_gpu))
+        made.peak = _peak(made, strategy, mine, steps, _kind(config, strategy, on_gpu).weights)
         out.append(made)
     return out
 
 
-def _dtype(config: RunConfig, on_gpu: bool) -> torch.dtype:
-    return torch.bfloat16 if ds_config.uses_bf16(config, on_gpu) else torch.float32
+def _kind(config: RunConfig, strategy: Strategy, on_gpu: bool) -> Kind:
+    products = torch.bfloat16 if ds_config.uses_bf16(config, on_gpu) else torch.float32
+    weights = torch.float32 if strategy.casts else products
+    return Kind(weights, products, strategy.stage < 3)
 
 
 def _rows(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool) -> list[Row]:
@@ -193,7 +215,7 @@ def _rows(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool) -> li
         -(-config.data.crops_per_sequence // sequence),
     )
     kept, inputs = layer_bytes(
-        config, model, _dtype(config, on_gpu), tokens, crops * config.micro_batch
+        config, model, _kind(config, strategy, on_gpu), tokens, crops * config.micro_batch
     )
     behind = used_layers(model.vision)[-1]
     for row in rows.values():
@@ -217,7 +239,9 @@ def _rows(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool) -> li
 def _held(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool, rows: list[Row]) -> Plan:
     # what DeepSpeed holds from step to step, by ZeRO stage
     zero = parse(strategy.path, ds_config.resolve(strategy, config, world, on_gpu)).zero
-    dtype, stage, adamw = _dtype(config, on_gpu), strategy.stage, config.optim.name == "adamw"
+    dtype = _kind(config, strategy, on_gpu).weights
+    stage = strategy.stage
+    adamw = config.optim.name == "adamw"
     size, moments = dtype.itemsize, 8 if adamw else 0
     trained, frozen = sum(row.trained for row in rows), sum(row.frozen for row in rows)
     shard, largest = sum(row.trained_shard for row in rows), max(row.largest for row in rows)
@@ -264,14 +288,18 @@ def _held(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool, rows:
 
 def _loss(config: RunConfig, strategy: Strategy, on_gpu: bool, head: Row) -> float:
     # the loss computes gradients of the hidden states and (in fp32) of the head, chunk of logits after chunk
-    size, text = _dtype(config, on_gpu).itemsize, config.model.text
+    kind = _kind(config, strategy, on_gpu)
+    size = kind.products.itemsize
+    text = config.model.text
     rows = config.micro_batch * -(-config.data.sequence_length // strategy.sequence)
     chunk = min(rows * text.embedding_size, CHUNK_ELEMENTS["cuda" if on_gpu else "cpu"])
     half = size < 4
     # on the CPU also exp(logits), and of bf16 a copy in fp32
     wide = size if on_gpu else size + 4 * (1 + half)
-    of_head = 0 if head.frozen else (4 + size * half) * text.embedding_size * text.hidden_size
-    return of_head + size * rows * text.hidden_size + wide * chunk
+    weight = text.embedding_size * text.hidden_size
+    of_head = 0 if head.frozen else (4 + size * half) * weight
+    cast = size * weight * kind.casts
+    return of_head + cast + kind.weights.itemsize * rows * text.hidden_size + wide * chunk
 
 
 def _peak(made: Plan, strategy: Strategy, rows: list[Row], steps: int, dtype: torch.dtype) -> float:

@@ -2,10 +2,10 @@
 
 import logging
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 
+from molmo_ds import files
 from molmo_ds.engine.fragments import Fragment
 from molmo_ds.engine.launch import World
 from molmo_ds.weights.checkpoint import Found, open_checkpoint, steps, what_is_wrong
@@ -20,7 +20,7 @@ def newest(folder: str, world: World) -> Found | None:
     """
     candidates = world.broadcast([p.name for p in steps(folder)])
     for name in candidates:
-        path = Path(folder) / name
+        path = files.place(folder) / name
         wrong = next(
             (w for w in world.gather(what_is_wrong(path, world.rank, world.size)) if w), None
         )

@@ -1,30 +1,56 @@
-"""Saving: a copy to host memory, files written by a thread, and one rename that makes a checkpoint exist.
+"""Saving: a copy to host memory, files written by a thread, and one moment that makes a checkpoint exist.
 
-A checkpoint grows under a temporary name. When every rank has synced its files, rank 0 writes the manifest, renames the
-folder and only then names it in `latest`; a process killed at any moment leaves the checkpoints before it untouched.
+When every rank has written its files, rank 0 writes the manifest and only then names the checkpoint in `latest`; a
+process killed at any moment leaves the checkpoints before it untouched. disk.py and store.py say where files grow.
 """
 
 import json
 import logging
 import os
-import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from molmo_ds import settings
+from molmo_ds import files, settings
 from molmo_ds.config import RunConfig
 from molmo_ds.engine.fragments import Fragment
 from molmo_ds.engine.launch import World
+from molmo_ds.engine.save.disk import OnDisk, sync
+from molmo_ds.engine.save.store import InStore, partials, whole
+from molmo_ds.files import Remote
+from molmo_ds.stores.run_folder import mark_of
 from molmo_ds.weights import checkpoint, checksums
 
 log = logging.getLogger(__name__)
+
+
+class Destination(Protocol):
+    """Where the checkpoint of one step comes to exist. Its methods raise OSError where they cannot do their part."""
+
+    target: files.Place  # what it is called in the end
+    partial: Path  # a local folder that this rank writes its files into
+
+    def begin(self) -> None:
+        """Make `partial`, without the files of earlier attempts; every rank calls it."""
+
+    def written(self, facts: dict[str, dict]) -> None:
+        """This rank's files are in `partial`; every rank calls it, in a thread."""
+
+    def commit(self, manifest: str) -> None:
+        """All files of all ranks are there: make it a checkpoint, the latest; rank 0 calls it."""
+
+    def delete(self, old: files.Place) -> None:
+        """Remove another checkpoint; rank 0 calls it."""
+
+    def close(self) -> None:
+        """The checkpoint is there; every rank calls it."""
 
 
 class Writer:
@@ -36,7 +62,8 @@ class Writer:
         self.scratch = scratch  # for copies that must not fill the host's memory
         self.thread: threading.Thread | None = None
         self.error: str | None = None
-        self.target = Path()
+        self.facts: dict[str, dict] = {}  # of the files that this rank has written
+        self.place: Destination | None = None
         # copies of the state; a new one at each save costs more than the copying
         self.buffers: dict[str, Tensor] = {}
         self.stall = 0.0  # seconds that the last save held the training up
@@ -50,10 +77,8 @@ class Writer:
         """
         self.finish()
         began = time.perf_counter()
-        self.target = Path(folder) / f"step-{step:08d}"
-        partial = self.target.with_suffix(".partial")
-        if self.world.rank == 0:
-            self._begin(Path(folder), partial)
+        self.place = self._destination(folder, step)
+        self._begin()
         tensors = {}
         listed = []
         scalars = {}
@@ -80,9 +105,10 @@ class Writer:
             "scalars": scalars,
             "lanes": lanes,
         }
-        self._raise_if_failed(self.world.broadcast(self.error))  # else the folder exists
+        # all have begun, or one says why not
+        self._raise_if_failed(next(filter(None, self.world.gather(self.error)), None))
         self.thread = threading.Thread(
-            target=self._write, args=(partial, name, tensors, facts), name="checkpoint"
+            target=self._write, args=(name, tensors, facts), name="checkpoint"
         )
         self.thread.start()
         if not self.config.async_save:
@@ -100,91 +126,98 @@ class Writer:
             return
         self.thread.join()
         self.thread = None
-        failed = [error for error in self.world.gather(self.error) if error]
+        outcomes = self.world.gather((self.error, self.facts))
+        failed = [error for error, _ in outcomes if error]
         if not failed and self.world.rank == 0:
             try:
-                self._commit()
-            except OSError as error:
+                self._commit({name: one for _, facts in outcomes for name, one in facts.items()})
+            except (OSError, ValueError) as error:
                 self.error = str(error)
         self._raise_if_failed(failed[0] if failed else self.world.broadcast(self.error))
+        self.place.close()
+
+    def go_on(self, folder: str) -> None:
+        """Finish the upload of a checkpoint that was killed when all ranks had their files whole on their disks.
+
+        Does nothing for a folder on a disk, for a checkpoint that is not newer than those in the store, and where a
+        rank's files are missing.
+        """
+        if not isinstance(files.place(folder), Remote):
+            return
+        mark = self.world.broadcast(mark_of(files.place(folder).parent))
+        local = self._destination(folder, 0).local
+        here = {path.stem: whole(path, self.world, mark) for path in partials(local)}
+        everywhere = [{n for n, facts in one.items() if facts} for one in self.world.gather(here)]
+        there = self.world.broadcast([path.name for path in checkpoint.steps(folder)])
+        name = max(set.intersection(*everywhere), default="")
+        if name <= max(there, default=""):
+            return
+        log.info("The upload of %s was killed; it goes on.", name)
+        self.place = self._destination(folder, int(name[5:]))
+        self.facts = here[name]
+        self.thread = threading.Thread(target=self._send, name="checkpoint")
+        self.thread.start()
+        self.finish()
+
+    def _destination(self, folder: str, step: int) -> Destination:
+        target = files.place(folder) / f"step-{step:08d}"
+        if isinstance(target, Remote):
+            return InStore(target, self.config, self.world)
+        return OnDisk(target, self.world)
 
     def _raise_if_failed(self, error: str | None) -> None:
         self.error = None
         if error:
             raise OSError(
-                f"The checkpoint {self.target} could not be written: {error}; the one before is whole."
+                f"The checkpoint {self.place.target} could not be written: {error}; the one before is whole."
             )
 
-    def _begin(self, folder: Path, partial: Path) -> None:
+    def _begin(self) -> None:
+        self.facts = {}
         try:
-            for old in folder.glob("step-*.partial"):
-                shutil.rmtree(old)
-            partial.mkdir(parents=True)
-            settings.save(self.config, partial / "config.yaml")
-        except OSError as error:
+            self.place.begin()
+            if self.world.rank == 0:
+                settings.save(self.config, self.place.partial / "config.yaml")
+        except (OSError, ValueError) as error:
             self.error = str(error)
 
-    def _write(self, partial: Path, name: str, tensors: dict[str, Tensor], facts: dict) -> None:
+    def _write(self, name: str, tensors: dict[str, Tensor], facts: dict) -> None:
+        partial = self.place.partial
         try:
             for where, tensor in tensors.items():
                 if not tensor.isfinite().all():
                     raise ValueError(f"{where.partition('|')[0]} holds a number that is not finite")
             save_file(tensors, partial / f"{name}.safetensors")
             (partial / f"{name}.json").write_text(json.dumps(facts))
-            sums = {}
             for file in (partial / f"{name}.safetensors", partial / f"{name}.json"):
                 sync(file)
-                sums[file.name] = checksums.facts_of(file)
-            (partial / f"{name}.sums").write_text(json.dumps(sums))
+                self.facts[file.name] = checksums.facts_of(file)
+            self.place.written(self.facts)
         except Exception as error:  # whatever it was, the main thread of every rank must hear of it
             self.error = str(error) or type(error).__name__
 
-    def _commit(self) -> None:
-        partial = self.target.with_suffix(".partial")
-        files = {}
-        for sums in sorted(partial.glob("rank-*.sums")):
-            files |= json.loads(sums.read_text())
-            sums.unlink()
-        config = partial / "config.yaml"
+    def _send(self) -> None:
+        try:
+            self.place.send(self.facts)
+        except Exception as error:  # as above
+            self.error = str(error) or type(error).__name__
+
+    def _commit(self, noted: dict[str, dict]) -> None:
+        config = self.place.partial / "config.yaml"
         sync(config)
-        files["config.yaml"] = checksums.facts_of(config)
-        step = int(self.target.name[5:])
+        noted["config.yaml"] = checksums.facts_of(config)
+        step = int(self.place.target.name[5:])
         manifest = {"format": checkpoint.FORMAT, "step": step, "ranks": self.world.size}
-        manifest |= {"optimizer": self.config.optim.name, "files": files}
-        write_synced(partial / "manifest.json", json.dumps(manifest, indent=1))
-        if self.target.exists():  # damaged, or the run would not write this step again
-            shutil.rmtree(self.target)
-        os.rename(partial, self.target)
-        sync(self.target.parent)
-        write_synced(self.target.parent / "latest.new", self.target.name + "\n")
-        os.replace(self.target.parent / "latest.new", self.target.parent / "latest")
-        sync(self.target.parent)
+        manifest |= {"optimizer": self.config.optim.name, "files": noted}
+        self.place.commit(json.dumps(manifest, indent=1))
         self._prune()
 
     def _prune(self) -> None:
         every = (self.config.keep_every or 0) * self.config.save_interval
-        for old in checkpoint.steps(self.target.parent)[max(self.config.keep_checkpoints, 1) :]:
+        kept = max(self.config.keep_checkpoints, 1)
+        for old in checkpoint.steps(self.place.target.parent)[kept:]:
             if not every or int(old.name[5:]) % every:
-                # first, so that a half-deleted one is no checkpoint
-                (old / "manifest.json").unlink(missing_ok=True)
-                shutil.rmtree(old)
-
-
-def sync(path: Path) -> None:
-    """Make a file or the entries of a folder survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_synced(path: Path, text: str) -> None:
-    """Write a small file and sync it."""
-    with open(path, "w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
+                self.place.delete(old)
 
 
 def buffer(tensor: Tensor, folder: Path | None) -> Tensor:

@@ -1,0 +1,79 @@
+"""One run a folder, on a disk and in a store."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from molmo_ds.stores import lock
+
+
+def in_a_child(folder: Path) -> str:
+    """What another process hears that asks for the lock."""
+    back, forth = os.pipe()
+    if not os.fork():
+        try:
+            lock.take(folder)
+            said = "taken"
+        except ValueError as error:
+            said = str(error)
+        os.write(forth, said.encode())
+        os._exit(0)
+    os.close(forth)
+    os.wait()
+    return os.read(back, 1000).decode()
+
+
+def test_on_a_disk(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    held = lock.take(folder)
+    assert "Another run writes into" in in_a_child(folder)
+    held.release()
+    assert not folder.exists(), "made for the lock alone"
+    (folder / "kept").mkdir(parents=True)
+    assert in_a_child(folder) == "taken" == in_a_child(folder), "a process that ended holds nothing"
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is a file; give a folder"):
+        lock.take(tmp_path / "file")
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signs of life that come often."""
+    monkeypatch.setattr(lock, "BEAT", 0.05)
+    monkeypatch.setattr(lock, "PATIENCE", 1.0)
+
+
+def test_in_a_store(store, fast: None) -> None:
+    held = lock.take(store.folder)
+    with pytest.raises(
+        ValueError, match=rf"Another run writes into {store.folder} \(process {os.getpid()} on"
+    ):
+        lock.take(store.folder)
+    lock.refuse_lost(store.folder)
+    held.release()
+    assert not (store.folder / "lock").is_file()
+    lock.take(store.folder).release()
+
+
+def test_a_holder_that_is_silent_or_gone_is_followed(
+    store, fast: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    os.waitpid(child, 0)
+    note = b'{"host": "%s", "pid": %d, "id": "x", "time": 0}'
+    (store.folder / "lock").write_bytes(note % (os.uname().nodename.encode(), child))
+    monkeypatch.setattr(lock, "PATIENCE", 60.0)
+    began = time.monotonic()
+    held = lock.take(store.folder)  # its process on this machine has ended
+    assert time.monotonic() - began < 30
+    (store.folder / "lock").write_bytes(note % (b"elsewhere", 1))
+    with pytest.raises(OSError, match="process 1 on elsewhere has taken"):
+        lock.refuse_lost(store.folder)
+    held.release()
+    assert (store.folder / "lock").is_file(), "the lock of another is left alone"
+    monkeypatch.setattr(lock, "PATIENCE", 0.3)
+    lock.take(store.folder).release()
