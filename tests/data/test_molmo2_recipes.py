@@ -12,6 +12,7 @@ from molmo_ds import settings
 from molmo_ds.config import RunConfig
 from molmo_ds.data.order.loader import build_stream
 from molmo_ds.data.read.writer import write_shards
+from molmo_ds.data.sources import ALL
 from molmo_ds.engine import build_engine
 from molmo_ds.engine.launch import World
 from molmo_ds.testing import oracle
@@ -80,6 +81,7 @@ def test_lengths_and_rates(path: Path) -> None:
     found += (run.model.video.max_frames,)
     found += tuple(getattr(run.optim, part).lr for part in ("connector", "vision", "text"))
     assert found == SAYS[path.stem]
+    assert set(data.sources) <= set(ALL)
     assert {source.group for source in data.sources.values()} == set(data.group_rates)
     assert run.model.text.image_attention == "image_tokens"
 
