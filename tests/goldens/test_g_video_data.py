@@ -325,6 +325,7 @@ def test_style_prefixes() -> None:
         for system_prompt, want in prefixes.items():
             config = PromptConfig(
                 system_prompt=system_prompt.removesuffix("_v2") + "_v2",
+                prompt_templates="none",
                 message_format="chat",
                 default_inference_len=_length(styles),
             )
