@@ -60,16 +60,18 @@ class Embed(nn.Module):
     """Two embedding tables, and the image features added at their tokens.
 
     Args:
+        selects: whether the scorer follows, which still needs the features.
         zero_row: the id of a token whose vector is zero and learns nothing; its row in the table is never read.
     """
 
-    def __init__(self, text: TextConfig, zero_row: int | None = None):
+    def __init__(self, text: TextConfig, selects: bool = False, zero_row: int | None = None):
         super().__init__()
         self.zero_row = zero_row
         self.embedding = nn.Parameter(torch.empty(text.embedding_size, text.hidden_size))
         self.new_embedding = nn.Parameter(torch.empty(text.additional_vocab_size, text.hidden_size))
         self.dropout = text.embedding_dropout
         self.causal = text.image_attention == "causal"
+        self.selects = selects
 
     def forward(self, x: Carry) -> Carry:
         """input_ids, image_features and image_positions -> hidden."""
@@ -80,7 +82,7 @@ class Embed(nn.Module):
         return x._replace(
             input_ids=None,
             image_ids=None if self.causal else x.image_ids,
-            image_features=None,
+            image_features=x.image_features if self.selects else None,
             image_positions=None,
             hidden=hidden,
         )
