@@ -358,7 +358,7 @@ class EvaluatorConfig(Checked):
 class RunConfig(Checked):
     """One run; saved resolved with its checkpoints, and enough to run again."""
 
-    preset: str = "tiny"  # a function of presets.py; model.* overrides it
+    preset: str = "tiny"  # a function of presets/; model.* overrides it
     model: MolmoConfig = field(default_factory=MolmoConfig)
     data: DataConfig = field(default_factory=DataConfig)
     evaluators: dict[str, EvaluatorConfig] = field(default_factory=dict)
