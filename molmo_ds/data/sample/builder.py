@@ -147,6 +147,10 @@ class SampleBuilder:
         block = self._video(record, film)
         return self._seen([block], frames, [True] * len(frames))
 
+    def frames(self, record: Record) -> list[np.ndarray]:
+        """The decoded frames of a record's video, uint8 [height, width, 3] each; errors as of `build`."""
+        return _pictures(record, footage(record, self.video))
+
     def prompt(
         self,
         pictures: Sequence[Picture] | Seen,
