@@ -1,6 +1,6 @@
 """Sample and Batch: the flat named tensors that data hands to the engine.
 
-Shapes: B packed sequences, T tokens, N real crops of the whole batch, P patches per crop, Q pooled patches per crop.
+Shapes: B packed sequences, T tokens, N real crops of the whole batch, P patches per crop, M windows of W patches.
 """
 
 import dataclasses
@@ -11,8 +11,18 @@ from torch import Tensor
 from torch.nn import functional
 
 # the names of a Batch's tensors [B, T]; a Sample has all of them but document_ids, each [t]
-PER_TOKEN = ("input_ids", "labels", "loss_weights", "position_ids", "document_ids", "branch_ids")
-PER_CROP = ("images", "image_masks", "image_positions")  # [N, ...]
+PER_TOKEN = (
+    "input_ids",
+    "labels",
+    "loss_weights",
+    "position_ids",
+    "document_ids",
+    "branch_ids",
+    "image_ids",
+)
+PER_CROP = ("images", "image_masks")  # [N, ...]
+PER_WINDOW = ("windows", "image_positions")  # [M, ...]
+MISSING = -1  # a patch that a window lacks, and the token of a window that is added to none
 
 
 @dataclass(frozen=True)
@@ -28,20 +38,23 @@ class Sample:
     loss_weights: Tensor  # float32 [t], 0 where nothing is learnt
     position_ids: Tensor  # int64 [t], restarts after the prefix for every branch
     branch_ids: Tensor  # int32 [t], 0 = prefix
+    image_ids: Tensor  # int32 [t], equal for tokens of pictures that see each other, 0 = text
     # uint8 [n, height, width, 3], or float32 [n, P, patch * patch * 3] in the exact mode; n may be 0
     images: Tensor
     # float32 [n, P], share of real pixels per patch (1 real, 0 padding, -1 see legacy_image_mask)
     image_masks: Tensor
-    # int64 [n, Q], token index inside this sample where a pooled patch is added, -1 = nowhere
-    image_positions: Tensor
+    # int64 [m, W], patches that are pooled together: crop * P + patch, -1 = a patch that is missing
+    windows: Tensor
+    image_positions: Tensor  # int64 [m], token of this sample to which a window is added, -1 = none
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """B packed sequences and the real crops that belong to them.
 
-    N is at least 1: a batch without pictures carries one blank crop whose positions are all -1, so that every rank runs
-    the vision tower in every micro-step (a collective that one rank skips would hang the others).
+    N and M are at least 1: a batch without pictures carries one blank crop and one window of -1 that is added nowhere,
+    so that every rank runs the vision tower in every micro-step (a collective that one rank skips would hang the
+    others).
     """
 
     input_ids: Tensor  # int64 [B, T]
@@ -50,9 +63,11 @@ class Batch:
     position_ids: Tensor  # int64 [B, T]
     document_ids: Tensor  # int32 [B, T], 1, 2, ... per packed sample, 0 = padding
     branch_ids: Tensor  # int32 [B, T], 0 = the document's shared prefix
+    image_ids: Tensor  # int32 [B, T], equal where tokens of pictures see each other, 0 = text
     images: Tensor  # uint8 [N, height, width, 3] or float32 [N, P, patch * patch * 3]
     image_masks: Tensor  # float32 [N, P]
-    image_positions: Tensor  # int64 [N, Q], index into the flattened [B * T] tokens, -1 = nowhere
+    windows: Tensor  # int64 [M, W], index into the flattened [N * P] patches, -1 = missing
+    image_positions: Tensor  # int64 [M], index into the flattened [B * T] tokens, -1 = nowhere
     learnt_rows: Tensor  # int64 [R], flattened tokens that reach the loss: see `learnt_rows_of`
 
     def tensors(self) -> tuple[Tensor, ...]:
@@ -60,14 +75,22 @@ class Batch:
         return tuple(vars(self).values())
 
     @property
-    def sizes(self) -> tuple[int, int, int]:
-        """(T, N, R)."""
-        return self.input_ids.shape[1], len(self.images), len(self.learnt_rows)
+    def sizes(self) -> tuple[int, int, int, int, int]:
+        """(T, N, M, W, R)."""
+        return (
+            self.input_ids.shape[1],
+            len(self.images),
+            *self.windows.shape,
+            len(self.learnt_rows),
+        )
 
-    def padded(self, tokens: int, crops: int, rows: int = 0) -> "Batch":
-        """The same batch with T = tokens, N = crops and R at least `rows`.
+    def padded(
+        self, tokens: int, crops: int, windows: int = 0, patches: int = 0, rows: int = 0
+    ) -> "Batch":
+        """The same batch with T = tokens, and N, M, W and R at least as large as said.
 
-        Padding follows each sequence, blank crops follow the others, and rows of weight 0 follow those that are learnt.
+        Padding follows each sequence, blank crops and windows of -1 follow the others, and rows of weight 0 follow
+        those that are learnt.
         """
         length = self.input_ids.shape[1]
         weights = functional.pad(self.loss_weights, (0, tokens - length))
@@ -79,22 +102,25 @@ class Batch:
         fields = {
             name: functional.pad(getattr(self, name), (0, tokens - length)) for name in PER_TOKEN
         }
-        fields |= {name: getattr(self, name) for name in PER_CROP}
-        fields["image_positions"] = _moved(self.image_positions, length, tokens)
-        if crops > len(self.images):
-            fields |= {
-                name: _blank(fields[name], crops, -1 * (name == "image_positions"))
-                for name in PER_CROP
-            }
+        wide = functional.pad(
+            self.windows, (0, max(0, patches - self.windows.shape[1])), value=MISSING
+        )
+        fields |= {name: _longer(getattr(self, name), crops, 0) for name in PER_CROP}
+        fields["windows"] = _longer(wide, windows, MISSING)
+        positions = _moved(self.image_positions, length, tokens)
+        fields["image_positions"] = _longer(positions, windows, MISSING)
         return Batch(**fields, learnt_rows=learnt)
 
-    def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
-        """The same batch on another device."""
-        return Batch(
-            **{
-                name: tensor.to(device, non_blocking=non_blocking)
-                for name, tensor in vars(self).items()
-            }
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device; the host does not wait for it.
+
+        From pageable memory it would: a copy to a GPU then first waits for what the GPU has to do.
+        """
+        tensors = vars(self)
+        if torch.device(device).type == "cuda":
+            tensors = {name: pinned(tensor) for name, tensor in tensors.items()}
+        return self.replace(
+            **{name: x.to(device, non_blocking=True) for name, x in tensors.items()}
         )
 
     def replace(self, **tensors: Tensor) -> "Batch":
@@ -110,6 +136,29 @@ class Batch:
         return self.replace(loss_weights=loss_weights, learnt_rows=learnt_rows_of(loss_weights))
 
 
+@dataclass(frozen=True, kw_only=True)
+class SelectionBatch(Batch):
+    """A batch of HeMolmo, one sample a row: every window is scored, and the best are added to the picture tokens.
+
+    `windows` are those of the low and of the high resolution; `image_positions` place those of the low one. L windows
+    of the low resolution, H of the high one and K picks of each row, at most.
+    """
+
+    low_tokens: Tensor  # int64 [B, L], token of each low window in its row, -1 = none
+    candidates: Tensor  # int64 [B, H], the high windows among the M, -1 = none
+    candidate_places: Tensor  # int64 [B, H], added to the position of the token that shows it
+    # int64 [B, K], tokens in the row that show the picks, best first, -1 = none
+    picked_tokens: Tensor
+    low_to_high: Tensor  # float32 [B, 4 * L, H], share of each score in that of a high window
+    query_tokens: Tensor  # int64 [B], the token before the low resolution's end
+    low_length: Tensor  # int64 [], tokens of the longest row up to the low resolution's end
+
+
+def pinned(tensor: Tensor) -> Tensor:
+    """The tensor in memory that a GPU reads by itself, where it lies on the CPU."""
+    return tensor if tensor.is_cuda else tensor.pin_memory()
+
+
 def learnt_rows_of(loss_weights: Tensor) -> Tensor:
     """int64 [R], the flattened tokens of [B, T] whose weight is not 0; token 0 where there is none.
 
@@ -119,10 +168,39 @@ def learnt_rows_of(loss_weights: Tensor) -> Tensor:
     return rows if len(rows) else rows.new_zeros(1)
 
 
+def windows_of(crops: int, grid: int, size: int, device: torch.device | str = "cpu") -> Tensor:
+    """int64 [crops * Q, size * size], whole crops of grid * grid patches cut into Q windows each, row by row.
+
+    Patches beyond the right and bottom edge of an uneven grid are missing.
+    """
+    side = -(-grid // size)
+    lacking = side * size - grid
+    patches = torch.arange(crops * grid * grid, device=device).view(crops, grid, grid)
+    patches = functional.pad(patches, (0, lacking, 0, lacking), value=MISSING)
+    windows = patches.view(crops, side, size, side, size).transpose(2, 3)
+    return windows.reshape(-1, size * size)
+
+
+def last_tokens(batch: Batch) -> Tensor:
+    """int64 [N], the last token to which a patch of each crop is added, -1 where there is none."""
+    count, patches = batch.image_masks.shape
+    there = (batch.windows >= 0) & (batch.image_positions >= 0)[:, None]
+    crop = torch.where(there, batch.windows // patches, count)
+    token = batch.image_positions[:, None].expand_as(crop)
+    last = token.new_full((count + 1,), MISSING)  # the row after the last takes what is missing
+    return last.scatter_reduce(0, crop.flatten(), token.flatten(), "amax")[:count]
+
+
+def shifted(index: Tensor, by: Tensor | int) -> Tensor:
+    """An index moved on by `by`; what is missing stays missing."""
+    return torch.where(index >= 0, index + by, MISSING)
+
+
 def _moved(index: Tensor, length: int, tokens: int) -> Tensor:
-    # indices into B * length flattened tokens as indices into B * tokens; -1 stays
-    return torch.where(index >= 0, index + index // length * (tokens - length), -1)
+    # indices into B * length flattened tokens as indices into B * tokens
+    return shifted(index, index // length * (tokens - length))
 
 
-def _blank(x: Tensor, crops: int, value: int) -> Tensor:
-    return torch.cat((x, x.new_full((crops - len(x), *x.shape[1:]), value)))
+def _longer(x: Tensor, count: int, value: int) -> Tensor:
+    lacking = count - len(x)
+    return torch.cat((x, x.new_full((lacking, *x.shape[1:]), value))) if lacking > 0 else x

@@ -33,6 +33,8 @@ Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 Rate = Annotated[float, Ge(0), Lt(1)]  # of dropout, of a moving mean
 Share = Annotated[float, Ge(0), Le(1)]
+Factor = Annotated[float, Ge(1e-6), Le(1e6)]  # of a loss; what float32 keeps next to 1
+Crops = Annotated[int, Ge(1), Le(36)]
 Place = Annotated[str, AfterValidator(home)]  # a path or URL; `~` is the home folder
 Component = Literal["connector", "vision", "text"]
 
@@ -80,6 +82,8 @@ class ConnectorConfig(Checked):
     padding_embed: Literal["none", "pad_embed", "regress", "pad_and_partial_pad"] = (
         "pad_and_partial_pad"
     )
+    # missing patches of a window are left out of its query's mean and of its keys, as in Molmo2
+    pooling_mask: bool = False
     intermediate_size: Optional[Size] = None  # of the mlp; None = text.intermediate_size
     feature_dropout: Rate = 0.0  # of the features
     initializer_range: Positive = 0.02  # standard deviation of first weights
@@ -87,10 +91,10 @@ class ConnectorConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig(Checked):
-    """A decoder of the Qwen2, OLMo, OLMo2, OLMoE or Llama kind."""
+    """A decoder of the Qwen, OLMo, OLMoE or Llama kind."""
 
     # names the hub layout, the fields below decide
-    model_type: Literal["qwen2", "olmo", "olmo2", "olmoe", "llama"] = "qwen2"
+    model_type: Literal["qwen2", "qwen3", "olmo", "olmo2", "olmo3", "olmoe", "llama"] = "qwen2"
     vocab_size: Size = 152064  # words of the padded tokenizer; the image tokens' ids start here
     embedding_size: Size = 152064  # rows of the base embedding and of the head
     additional_vocab_size: Size = 128  # rows of the second embedding
@@ -101,17 +105,22 @@ class TextConfig(Checked):
     num_key_value_heads: Size = 4  # divide num_attention_heads
     head_dim: Optional[Size] = None  # even; None = hidden_size / num_attention_heads
     rope_theta: Positive = 1e6  # base of the rotary positions
-    # transformers' dictionary; only "llama3" and "default" are known
+    # transformers' dictionary; only "llama3", "yarn" and "default" are known
     rope_scaling: Optional[dict[str, Any]] = None
+    rope_scaling_layers: Optional[tuple[Whole, ...]] = None  # that it scales; None = all
     norm_type: Literal["rms", "layer"] = "rms"  # layer = LayerNorm without weights, OLMo v1
     rms_norm_eps: Positive = 1e-6  # added to the mean square
     attention_bias: bool = True  # on q, k, v
     qk_norm: bool = False  # RMSNorm over the whole q and k projections
+    qk_norm_per_head: bool = False  # over each head instead, with one weight for all (Qwen3)
     norm_after: bool = False  # normalise the branch's output (OLMo2) instead of its input
     clip_qkv: Optional[Positive] = None  # largest absolute value of q, k and v
     num_experts: Annotated[int, Ge(0), Le(1 << 20)] = 0  # 0 = dense
     num_experts_per_tok: Annotated[int, Ge(0), Le(1 << 20)] = 0  # experts that each token goes to
     norm_topk_prob: bool = False  # the chosen experts' weights sum to 1
+    # what the tokens of pictures see besides what lies before them: nothing, those of all pictures
+    # of their sample, or those of their own picture or frame
+    image_attention: Literal["causal", "image_tokens", "within_image"] = "causal"
     max_position_embeddings: Size = 4096  # longest prompt, in tokens
     tie_word_embeddings: bool = False  # the head is the base embedding
     attention_dropout: Rate = 0.0  # of the attention's weights
@@ -127,7 +136,7 @@ class ImageConfig(Checked):
 
     crop_mode: Literal["overlap-and-resize-c2", "resize"] = "overlap-and-resize-c2"
     # high-resolution crops; the global view comes on top
-    max_crops: Annotated[int, Ge(1), Le(36)] = 12
+    max_crops: Crops = 12
     overlap_margins: tuple[Whole, Whole] = (4, 4)  # patches, left/top and right/bottom
     # interpolation and normalisation
     resize: Literal["clip", "siglip", "dinov2", "metaclip"] = "clip"
@@ -135,6 +144,25 @@ class ImageConfig(Checked):
     use_col_tokens: bool = True  # a token at the end of each row of patches
     legacy_image_mask: bool = True  # released weights expect the padding mask one crop off
     exact: bool = False  # float32 crops equal to the reference instead of uint8 crops
+    # high-resolution crops of a picture that is pointed at, with a probability of p_high_res
+    high_res_max_crops: Annotated[int, Ge(1), Le(36)] = 24
+    p_high_res: Share = 0.0  # see high_res_max_crops; drawn again in every epoch
+    max_images: Optional[Size] = None  # a sample with more pictures is left out; None = no limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoConfig(Checked):
+    """The way from a video to frames and their tokens."""
+
+    max_frames: Size = 8  # frames of one video, unless its record says num_frames
+    # frames per second of a video that is short enough for them; None = always max_frames
+    max_fps: Optional[Positive] = None
+    # uniform_last_frame takes the end too; uniform does not; fps starts at 0 and may end early
+    frame_sample_mode: Literal["uniform_last_frame", "uniform", "fps"] = "uniform_last_frame"
+    pooling_size: Optional[Size] = None  # windows of a frame; None = those of a picture
+    # tokens around each frame, as released, or (False) around the whole video
+    per_frame_special_token: bool = True
+    subtitle_seconds: NotNegative = 1.0  # subtitles so far from every frame are left out
 
 
 # (mean, standard deviation) of the channels by ImageConfig.resize; bytes are divided by 255 first
@@ -147,13 +175,47 @@ PIXEL_STATISTICS = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class SelectionConfig(Checked):
+    """HeMolmo's selection: all windows of a picture are scored, and the decoder sees the best of them."""
+
+    scorer: Literal["linear", "mlp", "prior"] = "linear"  # prior scores a window by itself alone
+    scored_layers: Optional[Size] = None  # decoder layers whose outputs are scored; None = all
+    norm: bool = True  # RMSNorm of what is scored
+    normalize: bool = True  # divide what is scored by the square root of its width
+    four_scores: bool = True  # of the windows of a low-resolution token, or one for all four
+    # the question's last token asks the windows itself; scaled = its score is scaled by it too
+    vector_query: Literal["none", "plain", "scaled"] = "none"
+    # decoder layers [first, end) of the first pass through which the scorer's gradient flows
+    first_pass_layers: Optional[tuple[Whole, Whole]] = None
+    learn_embedding: bool = False  # it flows into what the first pass begins with
+    learn_windows: bool = False  # it flows into the windows' features
+    scored_dropout: Rate = 0.1  # of the outputs that are scored
+    window_dropout: Rate = 0.1  # of the windows' features that are scored
+    rescale: Positive = 1.0  # divides scores
+    offset: float = 0.2  # is added to scores
+    target: Share = 0.7  # the mean importance that the auxiliary loss wants
+    loss_weight: NotNegative = 0.01  # of the auxiliary loss, which is logged with the z-loss
+    loss_power: Positive = 1.0  # of the distance from the target
+    # what is averaged before the distance is taken: all picks, each sample's, or the samples' means
+    loss_mean: Literal["batch", "example", "example_means"] = "batch"
+    saturation_loss: NotNegative = 0.0  # weight of the square of scores beyond 10
+    scale_at_test: bool = False  # importance scales values when the network answers too
+    # importance makes keys fainter instead of values, by log(this * importance + 1 - this)
+    attention_scaling: Optional[Share] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class MolmoConfig(Checked):
     """One architecture."""
 
+    # how pictures become crops and tokens, and which format is released
+    family: Literal["molmo", "molmo2", "hemolmo"] = "molmo"
     text: TextConfig = field(default_factory=TextConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
     connector: ConnectorConfig = field(default_factory=ConnectorConfig)
     images: ImageConfig = field(default_factory=ImageConfig)
+    video: VideoConfig = field(default_factory=VideoConfig)
+    selection: Optional[SelectionConfig] = None  # of family hemolmo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,12 +224,25 @@ class PromptConfig(Checked):
 
     # questions of styles that have none
     prompt_templates: Literal["none", "uber_model"] = "uber_model"
-    message_format: Literal["none", "role"] = "role"  # role = "User: ... Assistant:"
-    system_prompt: Literal["none", "style", "style_and_length", "demo_or_style"] = "demo_or_style"
+    # role = "User: ... Assistant:"; chat = <|im_start|> and <|im_end|> of the tokenizer
+    message_format: Literal["none", "role", "chat"] = "role"
+    # _v2 are Molmo2's: a style or none by its kind alone, no space where no length is told
+    system_prompt: Literal[
+        "none",
+        "style",
+        "style_and_length",
+        "demo_or_style",
+        "style_and_length_v2",
+        "demo_or_style_v2",
+    ] = "demo_or_style"
+    # percent = <point x="1.0" ...>; html = <points coords="1 1 010 ...">, groups split by ; or tabs (v1)
+    pointing_format: Literal["percent", "html-v1", "html-v2"] = "percent"
     always_start_with_space: bool = True  # the first turn too, as in the reference
     # length that a prompt asks for, in 15 characters; None = none
     default_inference_len: Optional[Whole] = 65
     root_subsegments: bool = True  # divide a picture's loss weights by sqrt(number of annotations)
+    root_length: bool = False  # multiply them by 2 / sqrt(answer tokens of the annotation)
+    last_answer_only: bool = False  # of a conversation learn the last answer only
     shuffle_messages: bool = True  # the order of a picture's annotations
 
 
@@ -178,7 +253,17 @@ class SourceConfig(Checked):
     path: Place = ""  # (required) folder or URL of indexed shards, or a glob of tars
     rate: Optional[NotNegative] = None  # share of samples; None = by the square root of the size
     group: str = "all"  # sources of a group share the group's rate
-    size: Optional[Count] = None  # samples, instead of the real number, in the square-root rule
+    # samples in the square-root rule, instead of the real number; below 1 a share of that
+    size: Optional[Positive] = None
+    sampling_rate: Positive = 1.0  # factor on the square root of the size
+    style: str = ""  # of every annotation, instead of its own
+    weight: Factor = 1.0  # factor on the loss of every annotation
+    # weight of every answer token, in place of both roots; an annotation's weight still counts
+    token_weight: Optional[Positive] = None
+    # as data.prompts.root_subsegments and root_length, for this source; None = those
+    root_subsegments: Optional[bool] = None
+    root_length: Optional[bool] = None  # see root_subsegments
+    max_crops: Optional[Crops] = None  # of a picture; None = model.images.max_crops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,8 +277,9 @@ class DataConfig(Checked):
     prompts: PromptConfig = field(default_factory=PromptConfig)
     sequence_length: Size = 4096  # tokens of one packed sequence
     crops_per_sequence: Size = 39  # crop budget of one packed sequence
-    # to_max, to_128 = one sample per sequence, padded
-    packing: Literal["pack", "to_max", "to_128"] = "pack"
+    # pack fills by tokens, knapsack by tokens and crops; to_max, to_128 = one sample, padded
+    packing: Literal["pack", "knapsack", "to_max", "to_128"] = "pack"
+    crop_weight: NotNegative = 30.0  # tokens that a crop is worth in packing = knapsack
     pool_size: Size = 48  # samples a lane chooses from when it packs
     seed: Whole = 95818  # of the order of samples and of their prompts
     # processes per rank that read and decode; 0 = in the rank itself
@@ -252,12 +338,16 @@ class LoraConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatorConfig(Checked):
-    """What is measured during training under a name: the loss of shards (`path`), or the answers to a `task`."""
+    """What is measured during training under a name: the loss of shards, or the answers to a `task`."""
 
     path: Place = ""  # folder, URL or glob of shards whose loss is taken
+    # instead of path: shards whose loss is taken together, each with its own style, weight and crops
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    # of the shards; what is not given is as in data.prompts
+    prompts: Optional[PromptConfig] = None
     task: str = ""  # TASK[:SPLIT] of `molmo-ds evaluate --list` whose questions are answered
     data_folder: Place = "data"  # folder of the task's shards, as `molmo-ds download` writes them
-    examples: Count = 2048  # the first samples of path, or the first questions of task
+    examples: Count = 2048  # the first samples of each source, or the first questions of task
     interval: Optional[Count] = 1000  # steps between two evaluations; None = only at the end
     at_end: bool = True  # once more after the last step
     # then it ends with what it has; None = half of timeout_seconds
@@ -284,16 +374,32 @@ class RunConfig(Checked):
     resume: bool = True  # continue from the newest whole checkpoint in `out`
     overwrite: bool = False  # allow a folder that holds another run
     max_steps: Count = 30000  # of the whole run
+    # instead of max_steps: passes over the samples of the shards, of which max_steps is then made
+    epochs: Optional[Positive] = None
     # end this process after that step without changing the schedule
     stop_after: Optional[Count] = None
+    # end this process with a checkpoint after that time; the same command continues the run
+    time_limit_seconds: Optional[Positive] = None
+    dry_run: bool = False  # build everything and read one batch; nothing is trained or written
     global_batch: Size = 8  # sequences per step = lanes
     micro_batch: Size = 1  # sequences per rank and micro-step; divides global_batch
     precision: Literal["auto", "fp32", "bf16"] = (
         "auto"  # auto = bf16 (autocast) on a GPU, else fp32
     )
     # what is computed again in the backward pass; offload = full, inputs kept on the CPU
-    activation_checkpointing: Literal["none", "full", "one_in_two", "vision", "offload"] = "none"
+    activation_checkpointing: Literal[
+        "none",
+        "full",
+        "one_in_two",
+        "one_in_three",
+        "one_in_four",
+        "two_in_three",
+        "three_in_four",
+        "vision",
+        "offload",
+    ] = "none"
     compile: bool = False  # torch.compile of ViT blocks and decoder layers
+    compile_mode: Literal["default", "max-autotune-no-cudagraphs"] = "default"  # torch's word
     seed: Whole = 6198  # of first weights and dropout
     save_interval: Count = 1000  # steps between two checkpoints; one more at the end
     async_save: bool = True  # the step waits for the copy to host memory only
@@ -304,6 +410,9 @@ class RunConfig(Checked):
     profile_steps: tuple[Count, ...] = ()  # steps to be timed by phase and traced, into out/profile
     # project of Weights & Biases to log to (WANDB_MODE=offline keeps it local)
     wandb: Optional[str] = None
+    wandb_entity: Optional[str] = None  # user or team of Weights & Biases
+    wandb_group: Optional[str] = None  # of runs that belong together
+    wandb_tags: tuple[str, ...] = ()  # words to find the run by
     # silence of a rank that ends the run
     timeout_seconds: Annotated[int, Ge(1), Le(10_000_000)] = 600
     check_collectives: bool = False  # name the rank and the collective where ranks disagree

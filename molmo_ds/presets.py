@@ -2,8 +2,16 @@
 
 import difflib
 from dataclasses import replace
+from functools import partial
 
-from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, TextConfig, VisionConfig
+from molmo_ds.config import (
+    ConnectorConfig,
+    ImageConfig,
+    MolmoConfig,
+    TextConfig,
+    VideoConfig,
+    VisionConfig,
+)
 
 CLIP = VisionConfig()
 SIGLIP = VisionConfig(
@@ -18,6 +26,8 @@ SIGLIP = VisionConfig(
     layer_norm_eps=1e-6,
     feature_layers=(-3, -9),
 )
+# the fixed resolution of SigLIP 2 is the same module; Molmo2 takes blocks 24 and 18 and drops the two after them
+SIGLIP2 = replace(SIGLIP, num_hidden_layers=25, feature_layers=(-1, -7))
 DINOV2 = VisionConfig(
     model_type="dinov2",
     image_size=336,
@@ -43,15 +53,114 @@ METACLIP = VisionConfig(
     layer_norm_eps=1e-5,
     feature_layers=(-3, -9),
 )
-TOWERS = {"clip": CLIP, "siglip": SIGLIP, "dinov2": DINOV2, "metaclip": METACLIP}
+TOWERS = {
+    "clip": CLIP,
+    "siglip": SIGLIP,
+    "siglip2": SIGLIP2,
+    "dinov2": DINOV2,
+    "metaclip": METACLIP,
+}
 
 
-def _molmo(text: TextConfig, vision: str) -> MolmoConfig:
+OLMO2_7B = TextConfig(
+    model_type="olmo2",
+    vocab_size=100278,
+    embedding_size=100352,
+    hidden_size=4096,
+    intermediate_size=11008,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=32,
+    rope_theta=5e5,
+    attention_bias=False,
+    qk_norm=True,
+    norm_after=True,
+)
+QWEN25_SMALL = TextConfig(
+    vocab_size=151936,
+    embedding_size=151936,
+    hidden_size=1536,
+    intermediate_size=8960,
+    num_attention_heads=12,
+    num_key_value_heads=2,
+)
+LLAMA31_SCALING = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+# under a Molmo in Ai2's later code (a fork's 6832f80), in none that was released; their config.json on the hub
+LANGUAGE_MODELS = {
+    "olmo2_7b": OLMO2_7B,
+    "olmo2_13b": replace(
+        OLMO2_7B,
+        hidden_size=5120,
+        intermediate_size=13824,
+        num_hidden_layers=40,
+        num_attention_heads=40,
+        num_key_value_heads=40,
+    ),
+    "olmo2_32b": replace(
+        OLMO2_7B,
+        hidden_size=5120,
+        intermediate_size=27648,
+        num_hidden_layers=64,
+        num_attention_heads=40,
+        num_key_value_heads=8,
+    ),
+    "qwen2.5_1.5b": QWEN25_SMALL,
+    "qwen2.5_3b": replace(
+        QWEN25_SMALL,
+        hidden_size=2048,
+        intermediate_size=11008,
+        num_hidden_layers=36,
+        num_attention_heads=16,
+    ),
+    "qwen2.5_7b": TextConfig(),
+    "qwen2.5_14b": TextConfig(
+        hidden_size=5120,
+        intermediate_size=13824,
+        num_hidden_layers=48,
+        num_attention_heads=40,
+        num_key_value_heads=8,
+        rms_norm_eps=1e-5,
+    ),
+    "llama3.1_8b": TextConfig(
+        model_type="llama",
+        vocab_size=128256,
+        embedding_size=128384,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        rope_theta=5e5,
+        rope_scaling=LLAMA31_SCALING,
+        rms_norm_eps=1e-5,
+        attention_bias=False,
+    ),
+}
+
+
+def _molmo(text: TextConfig, vision: str = "clip") -> MolmoConfig:
     return MolmoConfig(
         text=text,
         vision=TOWERS[vision],
         connector=ConnectorConfig(),
-        images=ImageConfig(resize=vision),
+        images=ImageConfig(resize="siglip" if vision == "siglip2" else vision),
+    )
+
+
+def _molmo2(text: TextConfig) -> MolmoConfig:
+    return MolmoConfig(
+        family="molmo2",
+        text=replace(text, image_attention="image_tokens"),
+        vision=SIGLIP2,
+        connector=ConnectorConfig(padding_embed="none", pooling_mask=True),
+        images=ImageConfig(resize="siglip", max_crops=8, legacy_image_mask=False),
+        video=VideoConfig(max_frames=128, max_fps=2.0, pooling_size=3),
     )
 
 
@@ -62,22 +171,7 @@ def molmo_7b_d(vision: str = "clip") -> MolmoConfig:
 
 def molmo_7b_o(vision: str = "clip") -> MolmoConfig:
     """Molmo-7B-O-0924: OLMo-7B-1024-preview, which has the OLMo2 layout."""
-    text = TextConfig(
-        model_type="olmo2",
-        vocab_size=100278,
-        embedding_size=100352,
-        additional_vocab_size=128,
-        hidden_size=4096,
-        intermediate_size=11008,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=32,
-        rope_theta=5e5,
-        attention_bias=False,
-        qk_norm=True,
-        norm_after=True,
-    )
-    return _molmo(text, vision)
+    return _molmo(OLMO2_7B, vision)
 
 
 def molmo_72b(vision: str = "clip") -> MolmoConfig:
@@ -117,6 +211,80 @@ def molmoe_1b(vision: str = "clip") -> MolmoConfig:
         num_experts_per_tok=8,
     )
     return _molmo(text, vision)
+
+
+def molmo2_4b() -> MolmoConfig:
+    """Molmo2-4B: Qwen3-4B-Instruct-2507, whose head is tied while it trains."""
+    text = TextConfig(
+        model_type="qwen3",
+        vocab_size=151936,
+        embedding_size=151936,
+        additional_vocab_size=128,
+        hidden_size=2560,
+        intermediate_size=9728,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        rope_theta=5e6,
+        attention_bias=False,
+        qk_norm=True,
+        qk_norm_per_head=True,
+        max_position_embeddings=36864,
+        tie_word_embeddings=True,
+    )
+    return _molmo2(text)
+
+
+def molmo2_8b() -> MolmoConfig:
+    """Molmo2-8B: Qwen3-8B."""
+    text = TextConfig(
+        model_type="qwen3",
+        vocab_size=151936,
+        embedding_size=151936,
+        additional_vocab_size=128,
+        hidden_size=4096,
+        intermediate_size=12288,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        rope_theta=1e6,
+        attention_bias=False,
+        qk_norm=True,
+        qk_norm_per_head=True,
+        max_position_embeddings=36864,
+    )
+    return _molmo2(text)
+
+
+def molmo2_o_7b() -> MolmoConfig:
+    """Molmo2-O-7B: Olmo-3-7B-Instruct, without its sliding windows."""
+    text = TextConfig(
+        model_type="olmo3",
+        vocab_size=100278,
+        embedding_size=100278,
+        additional_vocab_size=128,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        rope_theta=5e5,
+        rope_scaling={
+            "rope_type": "yarn",
+            "factor": 8.0,
+            "attention_factor": 1.2079441541679836,
+            "beta_fast": 32,
+            "beta_slow": 1,
+            "original_max_position_embeddings": 8192,
+        },
+        rope_scaling_layers=tuple(range(3, 32, 4)),
+        attention_bias=False,
+        qk_norm=True,
+        norm_after=True,
+        max_position_embeddings=65536,
+    )
+    return _molmo2(text)
 
 
 def qwen2_1b5(vision: str = "clip") -> MolmoConfig:
@@ -227,6 +395,57 @@ def tiny_moe() -> MolmoConfig:
     return replace(tiny(), text=text)
 
 
+def _tiny_molmo2(text: TextConfig) -> MolmoConfig:
+    base = molmo2_8b()
+    vision = replace(
+        base.vision,
+        image_size=56,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        feature_layers=(-1, -3),
+        initializer_range=0.06,
+    )
+    connector = replace(base.connector, initializer_range=0.06)
+    images = replace(base.images, max_crops=4, overlap_margins=(1, 1))
+    return replace(base, text=text, vision=vision, connector=connector, images=images)
+
+
+def tiny_molmo2() -> MolmoConfig:
+    """`tiny` in the shape of Molmo2-8B: a head wider than its share, each normalised by itself."""
+    text = replace(
+        tiny().text,
+        model_type="qwen3",
+        head_dim=48,
+        attention_bias=False,
+        qk_norm=True,
+        qk_norm_per_head=True,
+        image_attention="image_tokens",
+        max_position_embeddings=4096,
+    )
+    return _tiny_molmo2(text)
+
+
+def tiny_molmo2_o() -> MolmoConfig:
+    """`tiny` in the shape of Molmo2-O-7B: norms after the branches, YaRN in every second layer."""
+    yarn = molmo2_o_7b().text.rope_scaling
+    text = replace(
+        tiny().text,
+        model_type="olmo3",
+        num_hidden_layers=4,
+        num_key_value_heads=4,
+        rope_scaling=yarn | {"original_max_position_embeddings": 512},
+        rope_scaling_layers=(1, 3),
+        attention_bias=False,
+        qk_norm=True,
+        norm_after=True,
+        image_attention="image_tokens",
+        max_position_embeddings=4096,
+    )
+    return _tiny_molmo2(text)
+
+
 PRESETS = {
     f.__name__: f
     for f in (
@@ -234,14 +453,29 @@ PRESETS = {
         molmo_7b_o,
         molmo_72b,
         molmoe_1b,
+        molmo2_4b,
+        molmo2_8b,
+        molmo2_o_7b,
         qwen2_1b5,
         qwen2_0b5,
         reference_cpu,
         tiny,
         tiny_moe,
+        tiny_molmo2,
+        tiny_molmo2_o,
     )
 }
-ONE_TOWER = ("reference_cpu", "tiny", "tiny_moe")  # made as they are
+PRESETS |= {name: partial(_molmo, text) for name, text in LANGUAGE_MODELS.items()}
+ONE_TOWER = (  # made as they are
+    "molmo2_4b",
+    "molmo2_8b",
+    "molmo2_o_7b",
+    "reference_cpu",
+    "tiny",
+    "tiny_moe",
+    "tiny_molmo2",
+    "tiny_molmo2_o",
+)
 
 
 def get(name: str) -> MolmoConfig:

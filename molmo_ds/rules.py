@@ -14,8 +14,19 @@ from molmo_ds.config import (
 )
 
 Rows = Iterator[tuple[bool, str]]
-IMAGE_IDS = 5  # ids from vocab_size on that mean parts of a picture (data/tokens.py)
-LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+# ids from vocab_size on that mean parts of a picture or a video (data/tokens.py)
+IMAGE_IDS = {"molmo": 5, "molmo2": 14, "hemolmo": 6}
+ROPES = {  # rope_type -> (numbers that it needs, numbers that it may have)
+    "default": ((), ()),
+    "llama3": (
+        ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+        (),
+    ),
+    "yarn": (
+        ("factor", "original_max_position_embeddings"),
+        ("attention_factor", "beta_fast", "beta_slow"),
+    ),
+}
 COMPONENTS = ("connector", "vision", "text")
 
 
@@ -35,8 +46,12 @@ def together(sentences: list[str]) -> str:
 
 def model(config: MolmoConfig, prefix: str = "model.") -> Rows:
     """An architecture; `prefix` is that of its keys."""
-    yield from _text(config.text, f"{prefix}text.")
+    yield from _text(config.text, IMAGE_IDS[config.family], f"{prefix}text.")
     yield from _vision(config.vision, f"{prefix}vision.")
+    yield (
+        (config.selection is None) != (config.family != "hemolmo"),
+        f"{prefix}selection and {prefix}family=hemolmo go together; set both or neither.",
+    )
     side = config.vision.image_size // config.vision.patch_size
     pooling = config.connector.pooling_size
     yield (
@@ -46,7 +61,7 @@ def model(config: MolmoConfig, prefix: str = "model.") -> Rows:
     yield from _images(config.images, side, f"{prefix}images.")
 
 
-def _text(text: TextConfig, at: str) -> Rows:
+def _text(text: TextConfig, image_ids: int, at: str) -> Rows:
     heads = text.num_attention_heads
     keys = text.num_key_value_heads
     width = text.hidden_size
@@ -78,9 +93,19 @@ def _text(text: TextConfig, at: str) -> Rows:
     )
     rows = text.embedding_size + text.additional_vocab_size
     yield (
-        text.vocab_size + IMAGE_IDS > rows,
-        f"{at}additional_vocab_size is {text.additional_vocab_size}; it must leave rows for the {IMAGE_IDS} image "
+        text.vocab_size + image_ids > rows,
+        f"{at}additional_vocab_size is {text.additional_vocab_size}; it must leave rows for the {image_ids} image "
         f"tokens, whose ids start at {at}vocab_size={text.vocab_size}.",
+    )
+    yield (
+        text.qk_norm_per_head and not text.qk_norm,
+        f"{at}qk_norm_per_head is true; it says how to normalise q and k, so set {at}qk_norm=true too.",
+    )
+    layers = text.num_hidden_layers
+    late = [layer for layer in text.rope_scaling_layers or () if layer >= layers]
+    yield (
+        bool(late),
+        f"{at}rope_scaling_layers has {late[:1]}; it must hold layers up to {layers - 1}.",
     )
     yield from _rope(text.rope_scaling, f"{at}rope_scaling")
 
@@ -90,17 +115,19 @@ def _rope(scaling: dict[str, Any] | None, key: str) -> Rows:
         return
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     yield (
-        kind not in ("default", "llama3"),
-        f"{key}.rope_type is {kind!r}; it must be default or llama3.",
+        kind not in ROPES,
+        f"{key}.rope_type is {kind!r}; it must be default, llama3 or yarn.",
     )
-    unknown = sorted(set(scaling) - {"rope_type", "type", *LLAMA3})
+    if kind not in ROPES:
+        return
+    needed, others = ROPES[kind]
+    known = needed + others if kind != "default" else ROPES["llama3"][0]
+    unknown = sorted(set(scaling) - {"rope_type", "type", *known})
     yield (
         bool(unknown),
-        f"{key} has the unknown key {unknown[:1]}; it has rope_type, {', '.join(LLAMA3)}.",
+        f"{key} has the unknown key {unknown[:1]}; it has rope_type, {', '.join(known)}.",
     )
-    if kind != "llama3":
-        return
-    for name in LLAMA3:
+    for name in (*needed, *(name for name in others if scaling.get(name) is not None)):
         value = scaling.get(name)
         wrong = (
             isinstance(value, bool)
@@ -110,9 +137,13 @@ def _rope(scaling: dict[str, Any] | None, key: str) -> Rows:
         yield wrong, f"{key}.{name} is {value!r}; it must be a number above 0."
         if wrong:
             return
-    low = scaling["low_freq_factor"]
-    high = scaling["high_freq_factor"]
-    yield high <= low, f"{key}.high_freq_factor is {high}; it must be above low_freq_factor={low}."
+    if kind == "llama3":
+        low = scaling["low_freq_factor"]
+        high = scaling["high_freq_factor"]
+        yield (
+            high <= low,
+            f"{key}.high_freq_factor is {high}; it must be above low_freq_factor={low}.",
+        )
 
 
 def _vision(vision: VisionConfig, at: str) -> Rows:
@@ -156,6 +187,7 @@ def run(config: RunConfig) -> Rows:
     yield from _budgets(config)
     yield from _schedule(config)
     yield from rates(config.data.sources, config.data.group_rates, "data.")
+    yield from _sources(config, config.data.sources, "data.sources")
     yield from _evaluators(config)
 
 
@@ -182,8 +214,27 @@ def _budgets(config: RunConfig) -> Rows:
     )
 
 
+def _sources(config: RunConfig, sources: dict[str, SourceConfig], at: str) -> Rows:
+    budget = config.data.crops_per_sequence
+    overlapping = config.model.images.crop_mode != "resize"
+    for name, source in sources.items():
+        crops = source.max_crops
+        yield (
+            crops is not None and overlapping and crops >= budget,
+            f"{at}.{name}.max_crops is {crops}; it must be below data.crops_per_sequence={budget}, which holds a "
+            "picture's crops and its global view.",
+        )
+
+
 def _schedule(config: RunConfig) -> Rows:
     optim = config.optim
+    frozen = [getattr(optim, name).freeze for name in COMPONENTS]
+    yield (
+        all(frozen),
+        "optim.connector.freeze, optim.vision.freeze and optim.text.freeze leave nothing to learn.",
+    )
+    if config.epochs is not None:  # asked again once the steps are known
+        return
     end = optim.t_max or config.max_steps
     key = "optim.t_max" if optim.t_max else "max_steps"
     for name in COMPONENTS:
@@ -193,11 +244,6 @@ def _schedule(config: RunConfig) -> Rows:
             f"optim.{name}.warmup_steps is {part.warmup_steps}; it must be at most {key}={end}, or the rate never "
             "reaches its peak (stop_after ends a run early without changing its schedule).",
         )
-    frozen = [getattr(optim, name).freeze for name in COMPONENTS]
-    yield (
-        all(frozen),
-        "optim.connector.freeze, optim.vision.freeze and optim.text.freeze leave nothing to learn.",
-    )
     last = config.stop_after
     yield (
         last is not None and last > config.max_steps,
@@ -215,9 +261,14 @@ def _evaluators(config: RunConfig) -> Rows:
     for name, one in config.evaluators.items():
         at = f"evaluators.{name}"
         yield (
-            bool(one.path) == bool(one.task),
-            f"{at} needs one of path (shards whose loss is taken) and task (questions that are answered).",
+            sum(map(bool, (one.path, one.sources, one.task))) != 1,
+            f"{at} needs one of path and sources (shards whose loss is taken) and task (questions that are answered).",
         )
+        yield (
+            bool(one.task) and one.prompts is not None,
+            f"{at}.prompts belongs to a loss; the prompts of a task are those of the benchmark, leave it out.",
+        )
+        yield from _sources(config, one.sources, f"{at}.sources")
         yield (
             one.interval is None and not one.at_end,
             f"{at} never runs: {at}.interval is null and {at}.at_end is false; set one of them.",
@@ -264,6 +315,12 @@ def rates(sources: dict[str, SourceConfig], group_rates: dict[str, float], at: s
     for group in groups:
         members = sorted(name for name, source in sources.items() if source.group == group)
         given = [sources[name].rate for name in members if sources[name].rate is not None]
+        for name in members:
+            source = sources[name]
+            yield (
+                source.rate is not None and (source.size is not None or source.sampling_rate != 1),
+                f"{at}sources.{name} has a rate, beside which size and sampling_rate mean nothing; leave them out.",
+            )
         yield (
             bool(given) and len(given) < len(members),
             f"Either all sources of group '{group}' have a rate or none: {', '.join(members)}.",

@@ -58,6 +58,10 @@ def settings(kind: type, prefix: str = "") -> tuple[Setting, ...]:
         hint = hints[item.name]
         name = prefix + item.name
         entry = typing.get_args(hint)[1] if typing.get_origin(hint) is dict else None
+        if typing.get_origin(hint) is typing.Union:  # a block or null
+            hint = next(
+                (one for one in typing.get_args(hint) if dataclasses.is_dataclass(one)), hint
+            )
         if dataclasses.is_dataclass(hint):
             out += settings(hint, name + ".")
         elif dataclasses.is_dataclass(entry):

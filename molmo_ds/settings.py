@@ -20,6 +20,7 @@ from molmo_ds.config import MolmoConfig, RunConfig
 from molmo_ds.setting_list import Setting, entry, legal, settings
 
 NOTHING = ("", "null", "~")
+NAMED = ("data.sources", "data.group_rates", "evaluators")  # blocks whose entries have free names
 ERRORS = (
     OmegaConfBaseException,
     yaml.YAMLError,
@@ -31,8 +32,17 @@ ERRORS = (
 )
 
 
-def load(path: str | Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
-    """Preset, then YAML file, then `a.b=value` overrides (`--a.b=value` means the same).
+class NoSuchEntry(ValueError):
+    """An override of an entry that is not there; its sentence is whole."""
+
+
+def load(
+    path: str | Path | list[str] | None = None, overrides: list[str] | tuple[str, ...] = ()
+) -> RunConfig:
+    """Preset, then YAML file (or several, the later over the earlier), then `a.b=value` overrides.
+
+    `--a.b=value` means the same, `--a.b` is true, `a.0=value` is an entry of a list. `data.sources.NAME=null` and
+    `evaluators.NAME=null` take an entry away. Of `max_steps` and `epochs` the one that is given later counts.
 
     Raises ValueError with a sentence for every mistake: the key, its value and what it may be, for an unknown key the
     nearest right one.
@@ -46,8 +56,13 @@ def load(path: str | Path | None = None, overrides: list[str] | tuple[str, ...] 
         mistakes.append(str(error))
         model = MolmoConfig()
     base = to_dict(RunConfig(model=model))
+    values = _over(base, given)
+    prompts = values["data"]["prompts"] if isinstance(values["data"], dict) else {}
+    for one in values["evaluators"].values() if isinstance(values["evaluators"], dict) else ():
+        if isinstance(one, dict) and isinstance(one.get("prompts"), dict):
+            one["prompts"] = _over(prompts, one["prompts"])
     try:
-        made = _validate(RunConfig, _over(base, given))
+        made = _validate(RunConfig, values)
     except ValidationError as error:
         raise ValueError(rules.together(mistakes + _sentences(error, RunConfig))) from None
     mistakes += [sentence for wrong, sentence in rules.run(made) if wrong]
@@ -98,13 +113,22 @@ def read_values(path: str | files.Place) -> dict[str, Any]:
 
 
 def _read(
-    path: str | Path | None, overrides: list[str] | tuple[str, ...], kind: type = RunConfig
+    path: str | Path | list[str] | None,
+    overrides: list[str] | tuple[str, ...],
+    kind: type = RunConfig,
 ) -> dict[str, Any]:
-    given = OmegaConf.create() if path is None else read_yaml(path)
+    given = OmegaConf.create()
+    for file in [path] if isinstance(path, str | Path) else path or []:
+        more = read_yaml(file)
+        if more.get("max_steps") is not None and more.get("epochs") is not None:
+            raise ValueError(f"{file} gives both max_steps and epochs; leave one out.")
+        given = _lay(given, more)
     for word in overrides:
         line = _as_yaml(word, kind)
         try:
-            given = OmegaConf.merge(given, OmegaConf.from_dotlist([line]))
+            given = _lay(given, OmegaConf.from_dotlist([line]), line)
+        except NoSuchEntry:
+            raise
         except ERRORS as error:
             raise ValueError(
                 f"The override '{word}' cannot be read: {_first_line(error)}."
@@ -117,7 +141,40 @@ def _read(
         ) from None
 
 
+def _lay(given: DictConfig, more: DictConfig, line: str = "") -> DictConfig:
+    """`more` over `given`; `line` is the override KEY=VALUE that `more` was made of."""
+    for key, other in (("max_steps", "epochs"), ("epochs", "max_steps")):
+        if more.get(key) is not None:
+            given.pop(other, None)
+    for block in NAMED:
+        there = OmegaConf.select(given, block)
+        entries = OmegaConf.select(more, block)
+        for name in [name for name in entries or () if entries[name] is None]:
+            if not there or name not in there:
+                names = ", ".join(there or ()) or "none"
+                raise NoSuchEntry(
+                    f"There is no {block}.{name} to take away; of {block} there are: {names}."
+                )
+            del there[name], entries[name]
+    key = line.partition("=")[0]
+    above, _, last = key.rpartition(".")
+    entries = OmegaConf.select(given, above) if last.isdigit() else None
+    if OmegaConf.is_list(entries):
+        whole = _with_entries(list(entries), {last: OmegaConf.select(more, key)}, above)
+        OmegaConf.update(given, above, whole)
+        return given
+    given.merge_with(more)
+    return given
+
+
+def flag(word: str) -> bool:
+    """Whether a word of the command line is `--NAME` of a setting that is true or false."""
+    setting = _setting_of(word.removeprefix("--").split("."), settings(RunConfig))
+    return word.startswith("--") and setting is not None and setting.hint is bool
+
+
 def _as_yaml(word: str, kind: type) -> str:
+    word = f"{word}=true" if flag(word) else word
     key, separator, value = word.removeprefix("--").partition("=")
     keys = key.split(".")
     if not separator or not all(keys):
@@ -134,10 +191,28 @@ def _as_yaml(word: str, kind: type) -> str:
 
 def _over(base: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """`given` over `base`, block by block."""
-    blocks = [
-        key for key in given if isinstance(base.get(key), dict) and isinstance(given[key], dict)
-    ]
-    return base | given | {key: _over(base[key], given[key]) for key in blocks}
+    out = base | given
+    for key, value in given.items():
+        if isinstance(base.get(key), dict) and isinstance(value, dict):
+            out[key] = _over(base[key], value)
+        elif isinstance(base.get(key), list) and isinstance(value, dict):
+            out[key] = _with_entries(base[key], value, key)
+    return out
+
+
+def _with_entries(entries: list[Any], given: dict[str, Any], key: str) -> Any:
+    """A list with some entries replaced, by their numbers; the one after the last is added."""
+    numbers = {str(name): value for name, value in given.items()}
+    if not numbers or not all(name.isdigit() for name in numbers):
+        return given  # a block where a list belongs, which the check will say
+    entries = list(entries)
+    for name in sorted(numbers, key=int):
+        if int(name) > len(entries):
+            raise NoSuchEntry(
+                f"There is no entry {name} of {key}, which has {len(entries)}; give the whole list: {key}=[...]."
+            )
+        entries[int(name) : int(name) + 1] = [numbers[name]]
+    return entries
 
 
 def _first_line(error: BaseException) -> str:
@@ -146,7 +221,10 @@ def _first_line(error: BaseException) -> str:
 
 def save(made: Any, path: str | Path) -> None:
     """Write a dataclass as YAML that `load` (or `from_dict`) reads back."""
-    Path(path).write_text(yaml.safe_dump(to_dict(made), sort_keys=False))
+    values = to_dict(made)
+    if values.get("epochs") is not None:  # which is instead of them
+        del values["max_steps"]
+    Path(path).write_text(yaml.safe_dump(values, sort_keys=False))
 
 
 def to_dict(made: Any) -> dict[str, Any]:

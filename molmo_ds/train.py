@@ -1,6 +1,6 @@
 """One run: build, loop, evaluate, save.
 
-deepspeed --module molmo_ds.train CONFIG.yaml key=value ...
+deepspeed --module molmo_ds.train CONFIG.yaml [MORE.yaml ...] key=value ...
 accelerate launch --use_deepspeed -m molmo_ds.train CONFIG.yaml key=value ...
 torchrun --nproc-per-node N -m molmo_ds.train CONFIG.yaml key=value ...
 python -m molmo_ds.train CONFIG.yaml key=value ...            (one process)
@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from molmo_ds import environment, files, rules, setting_list, settings
 from molmo_ds.config import RunConfig
 
 if TYPE_CHECKING:
+    from molmo_ds.data.order.loader import Steps
     from molmo_ds.engine import Engine
     from molmo_ds.engine.launch import World
     from molmo_ds.stores.run_folder import RunFolder
@@ -38,6 +40,7 @@ def train(config: RunConfig) -> int:
 
     Raises ValueError or OSError, the same on every rank where that can be known, for what the user has to mend.
     """
+    from molmo_ds.data.order import epochs
     from molmo_ds.engine import launch, strategy_place
     from molmo_ds.engine.launching import launchers
     from molmo_ds.engine.strategy import read_strategy
@@ -46,21 +49,25 @@ def train(config: RunConfig) -> int:
     rules.refuse(rules.training(config))
     strategy = read_strategy(config.strategy)
     told = strategy_place.told(config.strategy)
-    for sentence in [*told, *rules.short_warmups(config), *launchers.ignored(strategy, config)]:
+    for sentence in [*told, *launchers.ignored(strategy, config)]:
         log.warning(sentence)  # main shows those of rank 0 only
+    deadline = time.monotonic() + (config.time_limit_seconds or math.inf)
     world = launch.start(config.timeout_seconds)
+    config = world.together(partial(epochs.in_steps, config))
+    for sentence in rules.short_warmups(config):
+        log.warning(sentence)
     folder = RunFolder(config.out, config.scratch)
     world.agree(folder.open)
     try:
-        code = run(config, world, folder)
+        code = run(config, world, folder, deadline)
         world.agree(folder.close)
     finally:
         folder.release()
     return code
 
 
-def run(config: RunConfig, world: "World", folder: "RunFolder") -> int:
-    """The same in a folder that is this run's alone."""
+def run(config: RunConfig, world: "World", folder: "RunFolder", deadline: float) -> int:
+    """The same in a folder that is this run's alone, until `deadline` of time.monotonic."""
     from molmo_ds.data.order.loader import build_stream
     from molmo_ds.engine import build_engine
     from molmo_ds.engine.save.writer import Writer
@@ -81,14 +88,16 @@ def run(config: RunConfig, world: "World", folder: "RunFolder") -> int:
     stream = build_stream(config, engine.data_rank, engine.data_size, data_state, engine.step)
     evaluators = build_evaluators(config, world)
     last = min(config.max_steps, config.stop_after or config.max_steps)
+    if config.dry_run:
+        return rehearse(config, world, stream, engine.step)
     world.agree(lambda: claim_folder(config, folder.local, finished=engine.step >= last))
     metrics = Metrics(config, world, engine.step)
     folder.start()
     asked = catch_signals()
     saved = engine.step
     values = {}
-    stopped_by = 0
-    while engine.step < last and not stopped_by:
+    stopped_by = late = 0
+    while engine.step < last and not stopped_by and not late:
         began = time.perf_counter()
         micro_batches, lane_states = next(stream)
         arrived = time.perf_counter()
@@ -100,8 +109,11 @@ def run(config: RunConfig, world: "World", folder: "RunFolder") -> int:
             if evaluator.due(engine.step, last):
                 values |= evaluator.run(engine, metrics.beat)
         evaluated = time.perf_counter()
-        stopped_by, save_now = world.largest(asked["stop"], asked["save"])
-        if engine.step % config.save_interval == 0 or engine.step == last or stopped_by or save_now:
+        stopped_by, save_now, late = world.largest(
+            asked["stop"], asked["save"], int(time.monotonic() > deadline)
+        )
+        due = engine.step % config.save_interval == 0 or engine.step == last
+        if due or stopped_by or save_now or late:
             engine.save(checkpoints, lane_states)
             saved = engine.step
             asked["save"] = 0
@@ -118,11 +130,37 @@ def run(config: RunConfig, world: "World", folder: "RunFolder") -> int:
     engine.close()
     metrics.close()
     assert saved == engine.step
+    if late and engine.step < last:
+        log.info(
+            "time_limit_seconds=%g is over at step %d of %d; the same command continues the run",
+            *(config.time_limit_seconds, engine.step, config.max_steps),
+        )
     done = folder.local / "DONE"
     if world.rank == 0 and engine.step >= config.max_steps and not done.exists():
         done.write_text(json.dumps({"step": engine.step, "loss": values.get("loss")}) + "\n")
     world.barrier()
     return 128 + stopped_by if stopped_by else 0
+
+
+def rehearse(config: RunConfig, world: "World", stream: "Steps", step: int) -> int:
+    """Say what the run would do and read its first batch; the exit code."""
+    from molmo_ds.data.order import epochs
+    from molmo_ds.data.order.loader import Mixture
+
+    micro_batches, _ = next(stream)
+    stream.close()
+    if world.rank == 0:
+        for line in epochs.visits(Mixture.open(config), config):
+            log.info(line)
+        tokens = sum(int((batch.document_ids > 0).sum()) for batch in micro_batches)
+        log.info(
+            "dry_run: steps %d to %d of %d sequences on %d ranks; the first batch of rank 0 has %d tokens and %d "
+            "crops; nothing was trained or written",
+            *(step + 1, config.max_steps, config.global_batch, world.size, tokens),
+            sum(len(batch.images) for batch in micro_batches),
+        )
+    world.barrier()
+    return 0
 
 
 def check_finite(
@@ -168,7 +206,7 @@ def check_folder(config: RunConfig, folder: "RunFolder") -> None:
         raise ValueError(
             f"{out} holds another run ({difference}); choose another out, or set overwrite=true to delete that run."
         )
-    if difference:
+    if difference and not config.dry_run:
         folder.delete(RUN_FILES)
 
 
@@ -226,7 +264,7 @@ def catch_signals() -> dict[str, int]:
 
 
 def read_arguments(arguments: list[str]) -> RunConfig | None:
-    """A YAML file (optional) and key=value overrides in any order; None if help was asked for."""
+    """YAML files (the later over the earlier) and key=value overrides in any order; None if help was asked for."""
     if any(argument in ("-h", "--help") for argument in arguments):
         return None
     given = []
@@ -236,9 +274,12 @@ def read_arguments(arguments: list[str]) -> RunConfig | None:
         # the deepspeed launcher adds it
         if skip or argument.startswith(("--local_rank", "--local-rank")):
             skip = not skip and "=" not in argument
+        elif settings.flag(argument):
+            overrides.append(argument)
         elif argument.startswith("-") and "=" not in argument:
             raise ValueError(
-                f"There is no option {argument}; write settings as key=value, and see --help for their list."
+                f"There is no option {argument}; write settings as key=value (--NAME alone for true), and see --help "
+                "for their list."
             )
         elif "=" not in argument or (
             argument.endswith((".yaml", ".yml")) and Path(argument).is_file()
@@ -246,15 +287,13 @@ def read_arguments(arguments: list[str]) -> RunConfig | None:
             given.append(argument)
         else:
             overrides.append(argument)
-    if len(given) > 1:
-        raise ValueError(
-            f"'{given[1]}' is no key=value, and {given[0]} is the configuration file; give one file."
-        )
-    path = given[0] if given else None
     said = [word.lstrip("-").partition("=")[0] for word in overrides]
-    limited = "timeout_seconds" in [*said, *(settings.read_values(path) if path else ())]
+    limited = "timeout_seconds" in [
+        *said,
+        *(name for path in given for name in settings.read_values(path)),
+    ]
     limit = environment.time_limit(limited)
-    config, told = environment.below_root(settings.load(path, [*limit, *overrides]))
+    config, told = environment.below_root(settings.load(given, [*limit, *overrides]))
     for sentence in [*(f"{word} ({environment.MINUTES})" for word in limit), *told]:
         log.info(sentence)
     return config

@@ -9,14 +9,17 @@ from numpy.random import RandomState
 
 from molmo_ds import config as configs
 from molmo_ds import settings
-from molmo_ds.batch import Batch, Sample
+from molmo_ds.batch import Batch, Sample, windows_of
 from molmo_ds.config import LoraConfig, MolmoConfig, OptimConfig, PromptConfig, RunConfig
+from molmo_ds.data.decode import BadSample
 from molmo_ds.data.order.loader import Mixture, rank_lanes, sequences
 from molmo_ds.data.order.packing import collate
 from molmo_ds.data.sample import images
 from molmo_ds.data.sample.layout import Geometry
+from molmo_ds.data.sample.pointed import Scene
 from molmo_ds.data.sample.prompts import PromptFormatter
-from molmo_ds.engine import ds_config, optim
+from molmo_ds.data.sample.times import frame_times
+from molmo_ds.engine import compiled, ds_config, optim
 from molmo_ds.hub.configs import text_config
 from molmo_ds.model import lora
 from molmo_ds.model.molmo import Molmo, component, recomputed
@@ -31,6 +34,7 @@ NETWORK = {  # setting -> how many of its choices compute another loss
     "model.connector.projector": 2,
     "model.connector.padding_embed": 4,
     "model.text.norm_type": 2,
+    "model.text.image_attention": 2,  # image ids, which the data makes, tell the last two apart
     "model.vision.model_type": 3,
     "model.vision.hidden_act": 3,
     # metaclip has clip's statistics and differs where pictures are resized
@@ -40,19 +44,23 @@ PROMPTS = (
     "data.prompts.prompt_templates",
     "data.prompts.message_format",
     "data.prompts.system_prompt",
+    "data.prompts.pointing_format",
 )
 OTHERS = (
+    "model.family",
     "model.text.model_type",
     "model.images.crop_mode",
+    "model.video.frame_sample_mode",
     "data.packing",
     "optim.name",
     "lora.components",
 )
-OTHERS += ("precision", "activation_checkpointing")
+OTHERS += ("precision", "activation_checkpointing", "compile_mode")
+AGAIN = tuple(f"evaluators.<name>.{name.removeprefix('data.')}" for name in PROMPTS)
 
 
 def test_no_choice_is_forgotten() -> None:
-    assert set(CHOICES) == {*NETWORK, *PROMPTS, *OTHERS}
+    assert set(CHOICES) == {*NETWORK, *PROMPTS, *OTHERS, *AGAIN}
 
 
 def made_up(config: MolmoConfig) -> Batch:
@@ -68,9 +76,11 @@ def made_up(config: MolmoConfig) -> Batch:
         loss_weights=torch.ones(length),
         position_ids=torch.arange(length),
         branch_ids=torch.zeros(length, dtype=torch.int32),
+        image_ids=(torch.arange(length) < pooled).int(),
         images=torch.randint(0, 256, (1, size, size, 3), generator=draw, dtype=torch.uint8),
         image_masks=torch.arange(side * side).remainder(3)[None] / 2,
-        image_positions=torch.arange(pooled)[None],
+        windows=windows_of(1, side, config.connector.pooling_size),
+        image_positions=torch.arange(pooled),
     )
     return collate([[sample]], length)
 
@@ -80,7 +90,7 @@ def test_each_choice_of_a_network_is_another_network(name: str) -> None:
     losses = set()
     for choice in CHOICES[name]:
         model = Molmo(
-            settings.load(None, [f"{name}={choice}", "model.connector.initializer_range=0.5"]).model
+            settings.load(None, [f"{name}={choice}", "model.connector.initializer_range=0.1"]).model
         )
         model.reset_parameters(0)
         with torch.no_grad():
@@ -92,11 +102,25 @@ def test_each_choice_of_a_network_is_another_network(name: str) -> None:
 
 @pytest.mark.parametrize("name", PROMPTS)
 def test_each_choice_of_a_prompt_is_another_text(name: str) -> None:
-    annotation = {"style": "pointing", "label": "cats", "points": [[1, 2]]}
+    annotations = (
+        {"style": "pointing", "label": "cats", "points": [[1, 2]]},
+        {"style": "vqa2", "question": "Why?", "answer": "Because of the weather."},
+    )
+    if name.endswith("pointing_format"):  # two groups show what parts them
+        points = [{"image": 1, "points": [[1, 2]]}, {"image": 2, "points": [[3, 4]]}]
+        annotations = ({"style": "pointing", "label": "cats", "point_groups": points},)
     seen = set()
     for choice in CHOICES[name]:
         formatter = PromptFormatter(replace(PromptConfig(), **{name.rsplit(".", 1)[-1]: choice}))
-        many = [formatter.messages(annotation, RandomState(seed), (10, 10)) for seed in range(40)]
+        scene = Scene([(10, 10)] * 2)
+        try:
+            many = [
+                formatter.messages(one, RandomState(seed), (10, 10), scene=scene)
+                for one in annotations
+                for seed in range(40)
+            ]
+        except BadSample as error:  # which one format cannot say
+            many = str(error)
         seen.add(str(many))
     assert len(seen) == len(CHOICES[name])
 
@@ -119,6 +143,24 @@ def test_each_crop_mode_cuts_otherwise() -> None:
         words = ["preset=molmo_7b_d", f"model.images.crop_mode={mode}"]
         crops[mode] = Geometry.of(settings.load(None, words).model).layout(672, 672).crops
     assert crops == {"overlap-and-resize-c2": 1 + 3 * 3, "resize": 1}
+
+
+def test_each_family_lays_pictures_out_otherwise() -> None:
+    seen = set()
+    for family in CHOICES["model.family"]:
+        words = ["preset=molmo2_8b", f"model.family={family}"]
+        layout = Geometry.of(settings.load(None, words).model).layout(700, 700)
+        seen.add(str((layout.tokens.tolist(), layout.windows.tolist())))
+    assert len(seen) == len(CHOICES["model.family"])
+
+
+def test_each_mode_takes_other_frames() -> None:
+    name = "model.video.frame_sample_mode"
+    times = [
+        frame_times(configs.VideoConfig(frame_sample_mode=mode), 3.0).tolist()
+        for mode in CHOICES[name]
+    ]
+    assert len(set(map(str, times))) == len(CHOICES[name])
 
 
 def test_each_other_choice_is_in_the_table_that_reads_it() -> None:
@@ -146,11 +188,14 @@ def test_each_family_of_decoders_is_known_to_the_hub() -> None:
         "num_experts": 4,
         "num_experts_per_tok": 2,
     }
+    # OLMo 3 scales some layers of OLMo 2, so scaling tells them apart
+    yarn = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64}
+    same |= {"rope_parameters": yarn | {"rope_theta": 1e4}}
     made = {
         kind: text_config({"model_type": kind, **same}) for kind in CHOICES["model.text.model_type"]
     }
     assert {kind: text.model_type for kind, text in made.items()} == {kind: kind for kind in made}
-    assert len({replace(text, model_type="qwen2") for text in made.values()}) == len(made)
+    assert len({str(replace(text, model_type="qwen2")) for text in made.values()}) == len(made)
 
 
 def test_each_component_gets_adapters() -> None:
@@ -161,11 +206,23 @@ def test_each_component_gets_adapters() -> None:
         assert names and {component(name) for name in names} == {part}
 
 
+def test_each_compile_mode_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **given: (asked.append(given), function)[1]
+    )
+    for mode in CHOICES["compile_mode"]:
+        compiled.compile_layers(Molmo(settings.load(None, []).model), mode)
+        torch._inductor.list_mode_options(mode)  # raises for a mode that torch does not know
+    kinds = 2  # a ViT block and a decoder layer
+    assert [one["mode"] for one in asked] == [None] * kinds + ["max-autotune-no-cudagraphs"] * kinds
+
+
 def test_each_checkpointing_recomputes_other_rows() -> None:
-    rows = ("vision.layers.0", "vision.layers.1", "layers.0", "layers.1", "head")
+    rows = (*(f"{part}layers.{i}" for part in ("vision.", "") for i in range(5)), "head")
     seen = {
         mode: tuple(recomputed(row, mode) for row in rows)
         for mode in CHOICES["activation_checkpointing"]
     }
     assert seen.pop("offload") == seen["full"], "offload keeps the inputs elsewhere"
-    assert len(set(seen.values())) == len(seen) == 4
+    assert len(set(seen.values())) == len(seen) == 8

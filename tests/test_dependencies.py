@@ -19,8 +19,8 @@ NAMES = {
 }
 OPTIONAL = {  # imported where they are
     "av": "video",
+    "flash-attn": "flash",
     "s3fs": "buckets",
-    "flash-attn": "gpu",
     "lmms-eval": "lmms-eval",
     "torchao": "quantized",
     "triton": "gpu",

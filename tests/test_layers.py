@@ -16,6 +16,7 @@ LAYERS = [
     ["infer", "monitor"],
     ["eval", "hub"],
     ["train", "serve"],
+    ["rehearse"],
     ["cli"],
     ["testing"],
 ]

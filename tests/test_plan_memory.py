@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from molmo_ds import settings
-from molmo_ds.batch import Batch, learnt_rows_of
+from molmo_ds.batch import Batch, learnt_rows_of, windows_of
 from molmo_ds.cli import plan as plan_command
 from molmo_ds.config import (
     ConnectorConfig,
@@ -134,9 +134,11 @@ def full_batch() -> Batch:
         position_ids=ids,
         document_ids=one,
         branch_ids=one * 0,
+        image_ids=one * 0,
         images=torch.zeros(CROPS, 56, 56, 3, dtype=torch.uint8),
         image_masks=torch.ones(CROPS, PATCHES),
-        image_positions=torch.arange(CROPS * PATCHES // 4).view(CROPS, -1),
+        windows=windows_of(CROPS, 8, 2),
+        image_positions=torch.arange(CROPS * PATCHES // 4),
         learnt_rows=learnt_rows_of(torch.ones(1, TOKENS)),
     )
 

@@ -86,13 +86,14 @@ def test_the_list_of_settings_is_whole() -> None:
         "vision",
         "connector",
         "images",
+        "video",
         "model",
         "data",
         "prompts",
         "sources",
         "evaluators",
-    }
-    assert len(kinds) == 13 and leaves == fields - blocks - {"optim", "lora"}
+    }  # fields that hold more of them
+    assert len(kinds) == 14 and leaves == fields - blocks - {"optim", "lora"}
 
 
 @pytest.mark.parametrize("setting", EVERY, ids=lambda setting: setting.name)
@@ -169,8 +170,24 @@ BETWEEN = [
         "additional_vocab_size is 4; it must leave rows for the 5 image tokens",
     ),
     (
+        ["model.text.rope_scaling.rope_type=linear"],
+        "rope_scaling.rope_type is 'linear'; it must be default, llama3 or yarn",
+    ),
+    (
         ["model.text.rope_scaling.rope_type=yarn"],
-        "rope_scaling.rope_type is 'yarn'; it must be default or llama3",
+        "rope_scaling.factor is None; it must be a number above 0",
+    ),
+    (
+        ["model.text.qk_norm_per_head=true"],
+        "qk_norm_per_head is true; it says how to normalise q and k, so set model.text.qk_norm=true too",
+    ),
+    (
+        ["model.text.rope_scaling_layers=[1, 3]"],
+        "rope_scaling_layers has [3]; it must hold layers up to 2",
+    ),
+    (
+        ["model.family=molmo2", "model.text.additional_vocab_size=8"],
+        "additional_vocab_size is 8; it must leave rows for the 14 image tokens",
     ),
     (
         ["model.text.rope_scaling.rope_type=llama3"],
@@ -223,6 +240,22 @@ BETWEEN = [
         "group_rates names ['b'], but the sources' groups are ['all']",
     ),
     (["data.group_rates.all=0", "data.sources.a.path=x"], "data.group_rates are all 0"),
+    (
+        ["data.sources.a.rate=1", "data.sources.a.size=3"],
+        "data.sources.a has a rate, beside which size and sampling_rate mean nothing",
+    ),
+    (
+        ["preset=molmo_7b_d", "data.crops_per_sequence=24", "data.sources.a.max_crops=36"],
+        "data.sources.a.max_crops is 36; it must be below data.crops_per_sequence=24",
+    ),
+    (
+        ["evaluators.a.task=chart_qa", "evaluators.a.prompts.message_format=none"],
+        "a.prompts belongs to a loss",
+    ),
+    (
+        ["evaluators.a.path=x", "evaluators.a.sources.b.path=y"],
+        "evaluators.a needs one of path and sources",
+    ),
     (["preset=tinny"], "There is no preset 'tinny'; the nearest one is 'tiny'"),
     (["preset=tiny/clip"], "There is no preset 'tiny/clip'"),
 ]
@@ -300,6 +333,68 @@ def test_words_mean_the_same_with_and_without_dashes() -> None:
     assert plain == dashed and plain.optim.text.lr == 1e-3 and plain.wandb is None
 
 
+def test_bare_flags_are_true() -> None:
+    assert settings.load(None, ["--dry_run", "--model.text.qk_norm"]).dry_run
+    for word in ("--seed", "dry_run", "--wandb"):
+        with pytest.raises(ValueError, match="is not an override; write key=value"):
+            settings.load(None, [word])
+
+
+def test_an_entry_of_a_list(tmp_path: Path) -> None:
+    made = settings.load(None, ["model.vision.feature_layers.1=-3", "profile_steps.0=5"])
+    assert made.model.vision.feature_layers == (-1, -3) and made.profile_steps == (5,)
+    file = tmp_path / "run.yaml"
+    file.write_text("profile_steps: [3, 4]\nwandb_tags: [a]\n")
+    made = settings.load(file, ["profile_steps.1=9", "profile_steps.2=11", "wandb_tags.0=b"])
+    assert (made.profile_steps, made.wandb_tags) == ((3, 9, 11), ("b",))
+    with pytest.raises(
+        ValueError, match="no entry 3 of profile_steps, which has 2; give the whole"
+    ):
+        settings.load(file, ["profile_steps.3=9"])
+
+
+def test_an_entry_of_a_recipe_is_taken_away(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "data: {sources: {a: {path: x, group: g}, b: {path: y}}, group_rates: {g: 1, all: 2}}\n"
+        "evaluators: {e: {path: z}}\n"
+    )
+    gone = ["data.sources.a=null", "data.group_rates.g=null", "--evaluators.e=null"]
+    made = settings.load(file, gone)
+    assert list(made.data.sources) == ["b"] and not made.evaluators
+    assert list(settings.load(file, [*gone, "data.sources.c.path=w"]).data.sources) == ["b", "c"]
+    with pytest.raises(
+        ValueError, match="no data.sources.c to take away; of data.sources there are: a, b"
+    ):
+        settings.load(file, ["data.sources.c=null"])
+    with pytest.raises(ValueError, match=r"group_rates names \['all', 'g'\]"):
+        settings.load(file, ["data.sources.a=null"])
+
+
+def test_files_over_each_other(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text("epochs: 4\noptim: {text: {lr: 1e-3, warmup_steps: 5}}\n")
+    (tmp_path / "two.yaml").write_text("max_steps: 70\noptim: {text: {lr: 2e-3}}\n")
+    (tmp_path / "both.yaml").write_text("max_steps: 70\nepochs: 2\n")
+    one, two, both = (str(tmp_path / f"{name}.yaml") for name in ("one", "two", "both"))
+    made = settings.load([one, two])
+    assert (made.epochs, made.max_steps) == (None, 70)
+    assert (made.optim.text.lr, made.optim.text.warmup_steps) == (2e-3, 5)
+    assert settings.load([two, one]).epochs == 4
+    assert settings.load(one, ["max_steps=9"]).epochs is None
+    assert settings.load(two, ["epochs=0.5"]).epochs == 0.5
+    with pytest.raises(ValueError, match="gives both max_steps and epochs; leave one out"):
+        settings.load(both)
+
+
+def test_prompts_of_an_evaluator_change_those_of_the_run() -> None:
+    words = ["data.prompts.system_prompt=style", "data.prompts.message_format=none"]
+    words += ["evaluators.a.path=x", "evaluators.a.prompts.system_prompt=none"]
+    made = settings.load(None, [*words, "evaluators.b.path=y"])
+    own = made.evaluators["a"].prompts
+    assert (own.system_prompt, own.message_format) == ("none", "none")
+    assert made.evaluators["b"].prompts is None
+
+
 def test_texts_are_taken_as_they_stand() -> None:
     made = settings.load(
         None,
@@ -354,6 +449,9 @@ def test_saved_and_read_again(tmp_path: Path) -> None:
     settings.save(made, tmp_path / "config.yaml")
     assert settings.load(tmp_path / "config.yaml") == made == pickle.loads(pickle.dumps(made))
     assert settings.from_dict(RunConfig, settings.to_dict(made)) == made
+    made = settings.load(None, ["epochs=2"])
+    settings.save(made, tmp_path / "config.yaml")
+    assert settings.load(tmp_path / "config.yaml") == made
 
 
 def test_fields_are_checked_in_python_too() -> None:

@@ -291,8 +291,11 @@ def test_words_in_any_order(tmp_path: Path) -> None:
     )
     assert len({read_arguments(words).seed for words in orders}) == 1
     assert read_arguments(orders[0]) == read_arguments(orders[1]) == read_arguments(orders[2])
-    with pytest.raises(ValueError, match="give one file"):
+    with pytest.raises(ValueError, match="no configuration file other.yaml"):
         read_arguments([str(file), "other.yaml"])
+    with pytest.raises(ValueError, match="no option --seed; write settings as key=value"):
+        read_arguments(["--seed", str(file)])
+    assert read_arguments(["--overwrite", str(file)]).overwrite
     with pytest.raises(ValueError, match="no option --deepspeed_config"):
         read_arguments(["--deepspeed_config", "ds.json"])
 

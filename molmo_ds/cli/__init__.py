@@ -10,6 +10,10 @@ COMMANDS = {  # words of the command -> its file, what it does
         "train a model; deepspeed, accelerate and torchrun start it as --module molmo_ds.train",
     ),
     "launch": ("launch", "keep one run going on one or more hosts: start, watch, start again"),
+    "rehearse": (
+        "rehearse",
+        "rehearse a recipe with a tiny model, and check what its real run needs",
+    ),
     "plan": ("plan", "the bytes per GPU that a run will need"),
     "evaluate": ("evaluate", "score a checkpoint or a server on benchmarks"),
     "ask": ("ask", "ask a trained model about pictures"),

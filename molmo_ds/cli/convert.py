@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
         "--llm",
         required=True,
         metavar="NAME=SRC",
-        help="qwen2-7b, olmo2, olmoe, olmo, llama = folder",
+        help="a preset (molmo_7b_d, olmo2_13b, qwen2.5_3b, llama3.1_8b, ...) or a family = folder",
     )
     command.add_argument(
         "--vision",

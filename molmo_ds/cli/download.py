@@ -41,7 +41,20 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--limit", type=int, help="rows, for a trial")
     parser.add_argument(
-        "--max-annotations", type=int, default=24, help="of one record; more become several records"
+        "--max-annotations", type=int, help="of one record; more become several records"
+    )
+    parser.add_argument(
+        "--halve",
+        action="store_true",
+        help="two records of each picture, as the published mixture counts PixMo-Docs and PixMo-Points",
+    )
+    parser.add_argument(
+        "--max-points", type=int, help="of one annotation; those with more are dropped (0: none is)"
+    )
+    parser.add_argument(
+        "--evaluation-pictures",
+        action="store_true",
+        help="keep the pictures of pixmo_points_eval in PixMo-Points",
     )
     parser.add_argument("--samples-per-shard", type=int, default=1000)
     parser.add_argument(
@@ -62,6 +75,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if not args.names:
         parser.error("give the NAME of a data set, or --list")
+    if args.max_annotations is not None and args.max_annotations < 1:
+        parser.error("--max-annotations must be at least 1; leave it out for no limit")
+    if args.max_points is not None and args.max_points < 0:
+        parser.error("--max-points must be at least 1, or 0 for no limit")
     limits = Limits(
         workers=args.workers, per_host=args.per_host, attempts=args.attempts, timeout=args.timeout
     )
@@ -75,16 +92,33 @@ def main(arguments: list[str] | None = None) -> int:
         split=args.split,
         hold_out=args.hold_out,
         limit=args.limit,
-        max_annotations=args.max_annotations,
+        cut=cut_of(args),
+        evaluation_pictures=args.evaluation_pictures,
         samples_per_shard=args.samples_per_shard,
         retry_permanent=args.retry_permanent,
         overwrite=args.overwrite,
     )
     failed = 0
-    for source in chosen:
+    for name, source in zip(args.names, chosen):
+        if source.name != name:
+            print(f"{name} is called {source.name}, as the reference calls it.", file=sys.stderr)
+        if source.changed:
+            print(source.changed, file=sys.stderr)
         try:
             download(source, options, limits)
         except ValueError as error:
             print(f"{source.name}: {error}", file=sys.stderr)
             failed = 1
     return failed
+
+
+def cut_of(args: argparse.Namespace) -> dict[str, int | bool | None]:
+    """What the options say of the way from pictures to records."""
+    found: dict[str, int | bool | None] = {}
+    if args.max_annotations is not None:
+        found["annotations"] = args.max_annotations
+    if args.halve:
+        found["halve"] = True
+    if args.max_points is not None:
+        found["points"] = args.max_points or None
+    return found

@@ -13,6 +13,7 @@ import signal
 import sys
 
 from molmo_ds import rules
+from molmo_ds.data.order import epochs
 from molmo_ds.engine.launching.hosts import read_hosts, refuse_unknown
 from molmo_ds.engine.launching.supervise import EXPORTED, Limits, Supervisor, check
 from molmo_ds.engine.strategy import read_strategy
@@ -85,6 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
     check(config)
     rules.refuse(rules.training(config))
+    config = epochs.in_steps(config)  # the run is done after so many
     read_strategy(config.strategy)
     refuse_unknown(hosts)
     limits = Limits(given.start, given.stall, given.probe, given.tries, given.backoff)

@@ -1,10 +1,12 @@
-"""Write shards from a Hugging Face data set, a folder, JSON lines or other tars; index tars that others wrote.
+"""Write shards from a Hugging Face data set, a folder, JSON lines, CSV or other tars; index others' tars; make some up.
 
     dataset NAME_OR_FOLDER OUT --style vqa2 --map question=query answer=label
     folder PICTURES OUT --style long_caption
     jsonl FILE.jsonl OUT --root PICTURES
+    csv FILE.csv OUT --style pointing --map points=x,y --points-in pixels
     tars 'OLD/*.tar' OUT --style long_caption        (or OLD/{000..012}.tar, as webdataset writes it)
     index FOLDER
+    made-up FOLDER [--pictures 8] [--seed 0]     (every data set of the multitask mixture, for rehearsals)
 
 Rows that cannot be used are skipped, each with a sentence on stderr; above --max-bad-share nothing is written. The last
 line says how many samples there are and what was skipped, passed over or changed.
@@ -19,8 +21,11 @@ from tqdm import tqdm
 from molmo_ds.cli.make_shards_options import parse
 from molmo_ds.data.convert import indexing
 from molmo_ds.data.convert.conversion import Outcome, Plan, convert, summary
+from molmo_ds.data.convert.fetched import Fetched
 from molmo_ds.data.convert.origins import DataSet, Folder, Lines, Tars, find_tars
 from molmo_ds.data.convert.rows import Mapping
+from molmo_ds.data.convert.table import Table
+from molmo_ds.data.made_up.write import write_made_up
 from molmo_ds.data.read.shards import ShardSet
 
 TOLD = 1000  # faults that are printed
@@ -31,6 +36,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments, __doc__)
     if args.kind == "index":
         index(args)
+    elif args.kind == "made-up":
+        make_up(args)
     else:
         write(args)
 
@@ -44,6 +51,8 @@ def write(args: argparse.Namespace) -> None:
         without=tuple(args.without or ()),
         questions=args.questions,
         decode=not args.no_decode,
+        unit=args.points_in or "",
+        box_form=args.boxes or "",
     )
     items = origin(args, mapping)
     out = Path(args.out)
@@ -63,18 +72,29 @@ def write(args: argparse.Namespace) -> None:
     print(f"{len(shards)} samples in {len(shards.shards)} shards{said}; {look}")
 
 
-def origin(args: argparse.Namespace, mapping: Mapping) -> DataSet | Folder | Lines | Tars:
+def origin(
+    args: argparse.Namespace, mapping: Mapping
+) -> DataSet | Lines | Table | Fetched | Folder | Tars:
     """The origin of the samples."""
+    if args.kind == "folder":
+        return Folder(Path(args.source))
+    if args.kind == "tars":
+        return Tars(find_tars(args.source))
+    rows = rows_of(args, mapping)
+    return Fetched(rows, mapping, Path(args.store)) if args.store else rows
+
+
+def rows_of(args: argparse.Namespace, mapping: Mapping) -> DataSet | Lines | Table:
+    """The rows of a data set, of JSON lines or of a CSV file."""
     if args.kind == "dataset":
         root = args.root or (args.source if Path(args.source).is_dir() else "")
         return DataSet(
             args.source, mapping, args.subset, args.split or "train", args.streaming, root
         )
-    if args.kind == "jsonl":
-        return Lines(args.source, args.root or str(Path(args.source).parent))
-    if args.kind == "folder":
-        return Folder(Path(args.source))
-    return Tars(find_tars(args.source))
+    root = args.root or str(Path(args.source).parent)
+    if args.kind == "csv":
+        return Table(args.source, root, mapping)
+    return Lines(args.source, root)
 
 
 def index(args: argparse.Namespace) -> None:
@@ -92,6 +112,13 @@ def index(args: argparse.Namespace) -> None:
     said = "; ".join(["", *skipped, *summary(folder.outcome, folder.passed)])
     count = len(ShardSet(str(folder.path)))
     print(f"{count} samples in {len(folder.tars)} shards of {folder.path} are indexed{said}.")
+
+
+def make_up(args: argparse.Namespace) -> None:
+    """Write made-up shards of every data set of the multitask mixture, and their tokenizer."""
+    folder = Path(args.source)
+    written = write_made_up(folder, 8 if args.pictures is None else args.pictures, args.seed or 0)
+    print(f"{sum(written.values())} made-up samples in {len(written)} folders of {folder}")
 
 
 def tell(faults: list[str]) -> None:

@@ -6,17 +6,34 @@ import sys
 
 from molmo_ds import files
 from molmo_ds.data.convert.rows import FIELDS
+from molmo_ds.data.convert.units import BOX_FORMS, SCALES
 
-ANY = ("dataset", "jsonl", "folder", "tars")
+ANY = ("dataset", "jsonl", "csv", "folder", "tars")
+ROWS = ("dataset", "jsonl", "csv")
 ONLY = {  # option -> kinds of sources for which it means something
-    "root": ("jsonl", "dataset"),
+    "root": ROWS,
+    "store": ROWS,
     "subset": ("dataset",),
     "split": ("dataset",),
     "streaming": ("dataset",),
-    "image": ("dataset", "jsonl"),
+    "image": ROWS,
+    "seed": ("made-up",),
+    "pictures": ("made-up",),
 }
+IN_PLACE = ("index", "made-up")  # that write into the folder they are given
 ONLY |= dict.fromkeys(
-    ("style", "map", "without", "questions", "no_decode", "name", "samples_per_shard"), ANY
+    (
+        "style",
+        "map",
+        "without",
+        "points_in",
+        "boxes",
+        "questions",
+        "no_decode",
+        "name",
+        "samples_per_shard",
+    ),
+    ANY,
 )
 
 
@@ -25,7 +42,8 @@ def parse(arguments: list[str] | None, about: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("kind", choices=["dataset", "folder", "jsonl", "tars", "index"])
+    kinds = ["dataset", "folder", "jsonl", "csv", "tars", "index", "made-up"]
+    parser.add_argument("kind", choices=kinds)
     parser.add_argument(
         "source",
         type=files.home,
@@ -42,7 +60,9 @@ def parse(arguments: list[str] | None, about: str) -> argparse.Namespace:
         help="rows that cannot be used above it: exit 1",
     )
     parser.add_argument("--style", help="style of rows that have no annotations of their own")
-    parser.add_argument("--map", nargs="*", help="field=column, for example question=query")
+    parser.add_argument(
+        "--map", nargs="*", help="field=column: question=query; of csv points=x,y and boxes=a,b,c,d"
+    )
     parser.add_argument(
         "--image", nargs="*", help="columns of the picture or pictures (default image or images)"
     )
@@ -56,11 +76,26 @@ def parse(arguments: list[str] | None, about: str) -> argparse.Namespace:
     parser.add_argument(
         "--root", type=files.home, help="folder of the pictures that rows name; default: the file's"
     )
+    parser.add_argument(
+        "--store", type=files.home, help="folder that keeps pictures which rows name by address"
+    )
+    parser.add_argument(
+        "--points-in",
+        choices=tuple(SCALES),
+        help="unit of points and boxes that have no point_scale",
+    )
+    parser.add_argument(
+        "--boxes",
+        choices=BOX_FORMS,
+        help="form of boxes, of which the centres are learnt: corners, corner and size, centre and size",
+    )
     parser.add_argument("--subset", help="configuration of a hub data set")
     parser.add_argument("--split", help="default train")
     parser.add_argument(
         "--streaming", action="store_true", help="do not download the data set first"
     )
+    parser.add_argument("--pictures", type=int, help="of each made-up data set (default 8)")
+    parser.add_argument("--seed", type=int, help="of what is made up (default 0)")
     args = parser.parse_args(map_last(sys.argv[1:] if arguments is None else arguments))
     problem = problem_of(args)
     if problem:
@@ -70,10 +105,12 @@ def parse(arguments: list[str] | None, about: str) -> argparse.Namespace:
 
 def problem_of(args: argparse.Namespace) -> str:
     """A sentence about the first mistake in the options; empty if there is none."""
-    if args.kind != "index" and not args.out:
+    if args.kind not in IN_PLACE and not args.out:
         return "give the folder to write to"
-    if args.kind == "index" and args.out:
-        return "index writes into the folder itself; give no other"
+    if args.kind in IN_PLACE and args.out:
+        return f"{args.kind} writes into the folder itself; give no other"
+    if min(args.pictures or 1, 1 + (args.seed or 0)) < 1:
+        return "--pictures must be at least 1 and --seed at least 0"
     for name, kinds in ONLY.items():
         if getattr(args, name) not in (None, False) and args.kind not in kinds:
             return f"--{name.replace('_', '-')} says nothing about {args.kind}; leave it out"

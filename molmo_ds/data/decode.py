@@ -1,9 +1,8 @@
-"""Bytes of a picture or a video to upright uint8 RGB, or one sentence why not."""
+"""Bytes of a picture to upright uint8 RGB, or one sentence why not; videos are video.py's."""
 
 import functools
 import io
 import warnings
-from types import ModuleType
 
 import numpy as np
 import simplejpeg
@@ -86,58 +85,6 @@ def count_pictures(data: bytes) -> int:
             raise
         except Exception as error:  # see load_image
             raise BadSample(f"The picture cannot be decoded: {error}.") from None
-
-
-def load_frames(data: bytes, frames: int) -> list[np.ndarray]:
-    """Encoded video -> `frames` evenly spaced uint8 [height, width, 3]; a shorter video repeats its frames.
-
-    Raises ValueError where the package `av` is missing, BadSample where the bytes are no video.
-    """
-    av = _av()
-    try:
-        with av.open(io.BytesIO(data)) as video:
-            if not video.streams.video:  # a file cut short may open all the same
-                raise BadSample("The video has no frame.")
-            count = sum(1 for _ in video.decode(video=0))
-        wanted = np.linspace(0, count - 1, frames).round().astype(int).tolist()
-        # decoded twice, so that a long video does not fill the memory
-        with av.open(io.BytesIO(data)) as video:
-            kept = {
-                i: f.to_ndarray(format="rgb24")
-                for i, f in enumerate(video.decode(video=0))
-                if i in wanted
-            }
-    except (MemoryError, BadSample):
-        raise
-    except Exception as error:  # see load_image
-        raise BadSample(f"The video cannot be decoded: {error}.") from None
-    if not kept:
-        raise BadSample("The video has no frame.")
-    return [kept[i] for i in wanted]
-
-
-def check_video(data: bytes) -> None:
-    """Decode the first frame of a video; errors as of `load_frames`, but a video that is cut later passes."""
-    av = _av()
-    try:
-        with av.open(io.BytesIO(data)) as video:
-            frame = next(video.decode(video=0), None) if video.streams.video else None
-    except MemoryError:
-        raise
-    except Exception as error:  # see load_image
-        raise BadSample(f"The video cannot be decoded: {error}.") from None
-    if frame is None:
-        raise BadSample("The video has no frame.")
-
-
-def _av() -> ModuleType:
-    try:
-        import av
-    except ImportError:
-        raise ValueError(
-            "Videos need the package av: pip install av, or store frames as pictures (KEY.0.jpg, ...)."
-        ) from None
-    return av
 
 
 @functools.cache

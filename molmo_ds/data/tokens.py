@@ -9,8 +9,25 @@ from typing import Any
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as FastTokenizer
 
-# ids vocab_size + 0 .. 4
+# ids vocab_size + 0 .. 4 of Molmo
 IMAGE_TOKENS = ("<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<|image|>")
+# names of the ids from vocab_size on, by family
+EXTRA_TOKENS = {
+    "molmo": IMAGE_TOKENS,
+    "molmo2": (
+        *IMAGE_TOKENS[:4],
+        "<low_res_im_start>",
+        "<|image|>",
+        "<im_low>",
+        "<frame_start>",
+        "<frame_end>",
+        "<|video|>",
+        "<|points|>",
+        "<|token_index|>",
+        "<|vit_index|>",
+        "<|vit_loc|>",
+    ),
+}
 # names of the ids between a tokenizer's last word and vocab_size, as released
 FILLER = "|<EXTRA_TOKENS_{}>|"
 # Qwen2's way to split text into pieces: every digit alone
@@ -54,16 +71,31 @@ class Words:
         """Ids of a text, with nothing put before or after it."""
         return self._fast.encode(text, add_special_tokens=False).ids
 
+    def special(self, name: str) -> int:
+        """The id of a special token, which only a template places; ValueError where there is none of that name."""
+        token = self._fast.token_to_id(name)
+        if token is None:
+            raise ValueError(
+                f"The tokenizer has no token {name}, which data.prompts.message_format=chat needs; use role, or a"
+                " tokenizer that has it."
+            )
+        return token
+
 
 class Tokenizer(Words):
     """The words of a tokenizer folder; ids run below `vocab_size`, image tokens from there on.
 
     It reads `tokenizer.json` with the tokenizers library alone, since transformers costs a data worker 100 MB.
+
+    Args:
+        family: of the model, which decides what the ids from vocab_size on are called.
     """
 
-    def __init__(self, folder: str | Path, vocab_size: int):
+    def __init__(self, folder: str | Path, vocab_size: int, family: str = "molmo"):
         self.folder = Path(folder)
         self.vocab_size = vocab_size
+        self.family = family
+        self.extra = EXTRA_TOKENS[family]
         self._fast = _read(self.folder)
         self.words = self._count_words()  # the filler fills up from here to vocab_size
         self.digest = hashlib.sha256(self._fast.to_str().encode()).hexdigest()
@@ -81,7 +113,7 @@ class Tokenizer(Words):
         }
 
     def __reduce__(self) -> tuple:
-        return Tokenizer, (self.folder, self.vocab_size)
+        return Tokenizer, (self.folder, self.vocab_size, self.family)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids up to the first end; a leading start or end, special, image and filler ids are dropped."""
@@ -89,13 +121,13 @@ class Tokenizer(Words):
 
     def padded_words(self) -> list[str]:
         """Names that complete the vocabulary, in order of their ids: filler up to vocab_size, then image tokens."""
-        return [FILLER.format(i) for i in range(self.vocab_size - self.words)] + list(IMAGE_TOKENS)
+        return [FILLER.format(i) for i in range(self.vocab_size - self.words)] + list(self.extra)
 
     def name(self, token: int) -> str:
         """One id as readable text, for pages that show tokens."""
         if token >= self.vocab_size:
             extra = token - self.vocab_size
-            return IMAGE_TOKENS[extra] if extra < len(IMAGE_TOKENS) else f"<{token}>"
+            return self.extra[extra] if extra < len(self.extra) else f"<{token}>"
         return (
             self._fast.decode([token], skip_special_tokens=False)
             if token < self.words
@@ -142,7 +174,8 @@ class Tokenizer(Words):
 
 
 def _is_ours(name: str) -> bool:
-    return name in IMAGE_TOKENS or name.startswith(FILLER.split("{")[0])
+    extra = EXTRA_TOKENS["molmo2"]  # which holds those of Molmo
+    return name in extra or name.startswith(FILLER.split("{")[0])
 
 
 def train_tokenizer(

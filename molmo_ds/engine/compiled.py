@@ -21,8 +21,12 @@ from molmo_ds.model.vision import VisionLayer
 BACKEND = "inductor"
 
 
-def compile_layers(model: nn.Module) -> None:
-    """Compile every ViT block and decoder layer below `model`; parameters keep their names."""
+def compile_layers(model: nn.Module, mode: str = "default") -> None:
+    """Compile every ViT block and decoder layer below `model`; parameters keep their names.
+
+    Args:
+        mode: torch.compile's. Those with CUDA graphs are left out: packing's number of crops changes with every batch.
+    """
     from deepspeed.utils import set_z3_leaf_module
 
     from molmo_ds.engine import deepspeed_0_19
@@ -38,7 +42,9 @@ def compile_layers(model: nn.Module) -> None:
             if kind is MoE:  # AutoEP has a way of its own with these
                 continue
             if kind not in made:
-                run = torch.compile(getattr(kind, name), backend=BACKEND)
+                run = torch.compile(
+                    getattr(kind, name), backend=BACKEND, mode=None if mode == "default" else mode
+                )
                 made[kind] = _many_crops(run) if isinstance(layer, VisionLayer) else run
             setattr(part, name, types.MethodType(made[kind], part))
             if split:

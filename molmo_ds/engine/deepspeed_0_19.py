@@ -49,8 +49,9 @@ NAMES = {  # module -> names that are defined, or set on an object, there
         _optimizer_states_and_gradient_swap_out _partition_all_parameters
         _reassign_or_swap_out_partitioned_parameters _release_swap_buffers _swappable_optimizer_subgroup
         averaged_gradients fp16_groups fp16_partitioned_groups_flat_numel fp32_partitioned_groups_flat
-        get_param_id grad_partitions_flat_buffer grad_position module norm_for_param_grads offload_optimizer
-        optimizer_swapper params_in_nvme_and_cpu persistent_parameters sub_group_to_group_id swap_optimizer
+        get_grad_norm_direct get_param_id grad_partitions_flat_buffer grad_position module norm_for_param_grads
+        offload_optimizer optimizer_swapper params_in_nvme_and_cpu persistent_parameters sub_group_to_group_id
+        swap_optimizer
     """,
     "deepspeed.runtime.zero.stage_1_and_2": """
         _configure_moe_settings averaged_gradients cpu_offload has_moe_layers is_moe_group
@@ -300,11 +301,18 @@ def balanced(costs: list[int], parts: int) -> list[int]:
     return partition_balanced(costs, parts)
 
 
-def before_update(engine: Any, function: Callable[[], None], device: torch.device) -> None:
-    """Let a pipeline engine call `function` just before its optimizer's step, instead of taking a norm of its own."""
-    # its own norm makes one collective per parameter group, and stages differ in their groups: it would hang
-    nothing = torch.zeros((), device=device)
-    engine.optimizer.scaled_global_norm = lambda *_: nothing
+def take_no_norm(engine: Any) -> None:
+    """Let DeepSpeed find 0 for the norm that only its own clipping needs, which is off.
+
+    It would read all gradients, and in a pipeline, whose stages differ in groups, its collective per group would hang.
+    """
+    zero = engine.optimizer
+    zero.scaled_global_norm = lambda *_: torch.zeros(())  # ZeRO-1 and 2
+    zero.get_grad_norm_direct = lambda *_: torch.zeros(())  # ZeRO-3
+
+
+def before_update(engine: Any, function: Callable[[], None]) -> None:
+    """Let a pipeline engine call `function` just before its optimizer's step."""
     steps = engine._INSTRUCTION_MAP[schedule.OptimizerStep]
 
     def step(pipeline: Any) -> None:
@@ -379,15 +387,11 @@ def leave_out_muon() -> None:
 
     They load torch's compiler: about a second at each start of a process.
     """
-    never = {
-        "muon_optimizer.MuonWithAuxAdam": type("MuonWithAuxAdam", (), {}),
-        "original_muon.muon_update": None,
-    }
-    for place, value in never.items():
-        name, _, attribute = place.partition(".")
+    never = {"muon_optimizer": "MuonWithAuxAdam", "original_muon": "muon_update"}
+    for name, attribute in never.items():
         spec = importlib.util.find_spec(f"deepspeed.runtime.zero.muon.{name}")
         module = importlib.util.module_from_spec(spec)
-        setattr(module, attribute, value)
+        setattr(module, attribute, type(attribute, (), {}))
         sys.modules.setdefault(spec.name, module)
 
 

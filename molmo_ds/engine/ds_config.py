@@ -10,16 +10,22 @@ from molmo_ds.config import MolmoConfig, RunConfig
 from molmo_ds.engine.strategy import Strategy, accumulation
 from molmo_ds.model.molmo import Molmo
 
+REDUCED = 500_000_000  # elements of a bucket of gradients, at most
+PREFETCHED = 200_000_000  # elements that ZeRO-3 gathers ahead, at most
+SHARE = 16  # part of the model that a bucket holds
+SMALLEST = 1 << 19
+
 
 def resolve(strategy: Strategy, config: RunConfig, world_size: int, on_gpu: bool) -> dict[str, Any]:
     """DeepSpeed's configuration with every "auto" filled, after `refusals.refuse`.
 
     Batch sizes, precision and clipping belong to the run: ours clips each component, so DeepSpeed's clipping is off.
-    Bucket sizes follow the decoder's width as Accelerate fills them, but are never tiny.
+    Buckets hold a sixteenth of the model, up to REDUCED and PREFETCHED elements. Accelerate fills in the square of the
+    decoder's width, less than one MLP matrix: each large gradient would be reduced alone.
     """
     ds = copy.deepcopy(strategy.ds)
     width = config.model.text.hidden_size
-    bucket = max(width * width, 1 << 19)
+    elements = sum(parameter.numel() for parameter in _shapes(config.model))
     replicas = strategy.data_parallel_size(world_size)
     ds["train_micro_batch_size_per_gpu"] = config.micro_batch
     ds["gradient_accumulation_steps"] = accumulation(config, replicas)
@@ -35,8 +41,8 @@ def resolve(strategy: Strategy, config: RunConfig, world_size: int, on_gpu: bool
     zero = ds.setdefault("zero_optimization", {})
     zero.setdefault("stage", 0)
     sizes = {
-        "reduce_bucket_size": bucket,
-        "stage3_prefetch_bucket_size": int(0.9 * bucket),
+        "reduce_bucket_size": _bucket(REDUCED, elements),
+        "stage3_prefetch_bucket_size": _bucket(PREFETCHED, elements),
         "stage3_param_persistence_threshold": 10 * width,
         "stage3_gather_16bit_weights_on_model_save": False,
     }
@@ -48,6 +54,8 @@ def resolve(strategy: Strategy, config: RunConfig, world_size: int, on_gpu: bool
             block["nvme_path"] = tempfile.gettempdir()
         if block.get("buffer_size") == "auto":
             block["buffer_size"] = -(-_largest(config.model) // world_size)
+    # its timer waits for the device in every forward
+    ds.setdefault("timers", {"throughput": {"enabled": False}})
     # a prefetch mixes two groups of ranks, in an order that differs between ranks
     if strategy.experts > 1:
         zero["stage3_prefetch_bucket_size"] = 0
@@ -58,7 +66,7 @@ def resolve(strategy: Strategy, config: RunConfig, world_size: int, on_gpu: bool
         ds["torch_autocast"] = {**defaults, **ds["torch_autocast"], "enabled": half}
         ds.pop("bf16", None)
     else:
-        ds["bf16"] = {**ds.get("bf16", {}), "enabled": half}
+        ds["bf16"] = {"check_grad_overflow": False, **ds.get("bf16", {}), "enabled": half}
         if half and zero["stage"] > 0:
             ds.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
     ds.setdefault("zero_allow_untested_optimizer", True)
@@ -73,9 +81,18 @@ def resolve(strategy: Strategy, config: RunConfig, world_size: int, on_gpu: bool
     return ds
 
 
-def _largest(model: MolmoConfig) -> int:
+def _shapes(model: MolmoConfig) -> list[torch.Tensor]:
     with torch.device("meta"):
-        return max(parameter.numel() for parameter in Molmo(model).parameters())
+        return list(Molmo(model).parameters())
+
+
+def _bucket(most: int, elements: int) -> int:
+    # a bucket is allocated whole: a small model needs but a part of it
+    return min(most, max(elements // SHARE, SMALLEST))
+
+
+def _largest(model: MolmoConfig) -> int:
+    return max(parameter.numel() for parameter in _shapes(model))
 
 
 def uses_bf16(config: RunConfig, on_gpu: bool) -> bool:

@@ -60,7 +60,7 @@ class DeepSpeedEngine:
         for part in self.parts:
             part.transform(self.model)
         if config.compile:
-            compile_layers(self.model)
+            compile_layers(self.model, config.compile_mode)
         frozen = optim.frozen_names(self.model, config.optim, config.lora)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name not in frozen)
@@ -71,6 +71,7 @@ class DeepSpeedEngine:
             )
         self.order.watch(self.model.named_parameters())
         self.engine = self.initialize()
+        deepspeed_0_19.take_no_norm(self.engine)
         for part in self.parts:
             part.settle(self.engine, self.model)
         self.watch = collectives.check(config.timeout_seconds) if config.check_collectives else None
@@ -131,7 +132,9 @@ class DeepSpeedEngine:
         self.groups = optim.split_groups(
             optim.parameter_groups(self.model, self.config.optim), marks
         )
-        return optim.build_optimizer([dict(group) for group in self.groups], self.config.optim)
+        groups = [dict(group) for group in self.groups]
+        fused = self.world.device.type == "cuda" or None
+        return optim.build_optimizer(groups, self.config.optim, fused)
 
     def local(self, batch: Batch) -> Batch:
         """This rank's share of a batch, on its device."""

@@ -82,6 +82,21 @@ def alone() -> World:
     return World(0, 0, 1, torch.device("cpu"))
 
 
+def nccl_watch(timeout_seconds: int) -> dict[str, str]:
+    """Variables by which NCCL's watchdog ends a process whose peer is gone, and leaves a record of its collectives.
+
+    A fault under NCCL raises nothing in Python: after the time-out the watchdog aborts the process, and what started it
+    (torchrun, tools/launch.py) ends the others. Source: pytorch/pytorch v2.13, torch/csrc/distributed/c10d/
+    ProcessGroupNCCL.hpp.
+    """
+    return {
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "3",  # abort the process, not the communicator first
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+        "TORCH_FR_BUFFER_SIZE": "2000",  # collectives that the flight recorder keeps
+        "TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC": str(max(timeout_seconds, 60)),  # of the watchdog itself
+    }
+
+
 def allocator_setting(environment: Mapping[str, str]) -> dict[str, str]:
     """Segments of CUDA memory that grow, which lengths that change every step fragment less; unless it is set."""
     names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
@@ -142,6 +157,10 @@ def start(timeout_seconds: int = 600) -> World:
     timeout = datetime.timedelta(seconds=timeout_seconds)
     # neither DEEPSPEED_TIMEOUT nor init_distributed(timeout=) reaches the groups that DeepSpeed makes later
     dist.distributed_c10d.default_pg_timeout = timeout
+    dist.distributed_c10d.default_pg_nccl_timeout = timeout
+    if on_gpu:
+        for name, value in nccl_watch(timeout_seconds).items():
+            os.environ.setdefault(name, value)
     if not dist.is_initialized():
         deepspeed.init_distributed("nccl" if on_gpu else "gloo", timeout=timeout, verbose=False)
     world = World(dist.get_rank(), local_rank, dist.get_world_size(), device)

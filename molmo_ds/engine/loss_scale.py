@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from molmo_ds.batch import Batch
+from molmo_ds.batch import Batch, last_tokens, pinned
 from molmo_ds.config import MolmoConfig
 
 # sums over the global batch of one step: loss weights; tokens that are not padding; positions = tokens and padding;
@@ -27,11 +27,9 @@ def scale(
     weighted mean, whatever the ranks, the accumulation and the packing. A step in which nothing is learnt has the
     factor 0 and not a division by 0.
     """
-    counts = (
-        torch.stack([_counts(batch, model) for batch in micro_batches])
-        .sum(0)
-        .to(device, non_blocking=True)
-    )
+    counts = torch.stack([_counts(batch, model) for batch in micro_batches]).sum(0)
+    if device.type == "cuda":
+        counts = pinned(counts).to(device, non_blocking=True)
     if replicas > 1:
         dist.all_reduce(counts, group=group)
     return torch.where(counts[0] > 0, replicas / counts[0], 0.0), counts
@@ -54,15 +52,23 @@ def fill(micro_batches: list[Batch], steps: int) -> list[Batch]:
 
 def _counts(batch: Batch, model: MolmoConfig) -> Tensor:
     real = batch.document_ids > 0
-    views = 1 if model.images.crop_mode == "resize" else 2  # the whole picture, and its crops
+    views = 1
+    first = [0]  # special tokens, counted from vocab_size, that begin a view of a picture
+    if model.family == "molmo2":
+        first = [4, 7]  # the low resolution of a picture, and a frame
+    elif model.images.crop_mode != "resize":
+        views = 2  # the whole picture, and its crops
+    begun = torch.isin(
+        batch.input_ids, torch.tensor(first, device=real.device) + model.text.vocab_size
+    )
     return torch.stack(
         [
             batch.loss_weights.double().sum(),
             real.sum().double(),
             (batch.loss_weights > 0).sum().double(),
             torch.tensor(float(real.numel()), dtype=torch.float64, device=real.device),
-            (batch.image_positions >= 0).any(1).sum().double(),
+            (last_tokens(batch) >= 0).sum().double(),
             batch.document_ids.amax(1).sum().double(),
-            (batch.input_ids == model.text.vocab_size).sum().double() / views,
+            begun.sum().double() / views,
         ]
     )

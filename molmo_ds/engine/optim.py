@@ -4,7 +4,7 @@ A component is "connector", "vision" or "text". Every rule follows allenai/molmo
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from molmo_ds.model.vision import used_layers
 
 COMPONENTS = ("connector", "vision", "text")
 CHUNK = 1 << 16  # elements whose squares are summed in fp32
+LAUNCH = 320  # chunks that a kernel over many tensors takes at once on a GPU
 
 
 def frozen_names(model: Molmo, optim: OptimConfig, lora: LoraConfig | None = None) -> set[str]:
@@ -82,10 +83,17 @@ def split_groups(
     return out
 
 
-def build_optimizer(groups: list[dict], optim: OptimConfig) -> torch.optim.Optimizer:
-    """torch's AdamW or SGD over `parameter_groups`."""
+def build_optimizer(
+    groups: list[dict], optim: OptimConfig, fused: bool | None = None
+) -> torch.optim.Optimizer:
+    """torch's AdamW or SGD over `parameter_groups`.
+
+    Args:
+        fused: one kernel for AdamW, which reads and writes each number once and needs no temporaries. torch's default
+            on a GPU moves five times the bytes and holds temporaries as large as a sub-group of ZeRO-3.
+    """
     if optim.name == "adamw":
-        return torch.optim.AdamW(groups, betas=tuple(optim.betas), eps=optim.eps)
+        return torch.optim.AdamW(groups, betas=tuple(optim.betas), eps=optim.eps, fused=fused)
     return torch.optim.SGD(groups)
 
 
@@ -118,6 +126,55 @@ def norm_limit_used(optim: OptimConfig, step: int) -> float:
     return optim.max_grad_norm if step <= 1 else norm_limit(optim, step - 1)
 
 
+def joined(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Flat views of the tensors that are not empty; those that follow each other in memory are one.
+
+    ZeRO-3's gradients are slices of one buffer, which a kernel then goes through at once.
+    """
+    out: list[Tensor] = []
+    for tensor in tensors:
+        if not tensor.numel():
+            continue
+        flat = tensor.view(-1) if tensor.is_contiguous() else tensor
+        if out and follows(flat, out[-1]):
+            last = out[-1]
+            size = last.numel() + flat.numel()
+            out[-1] = last.as_strided((size,), (1,), last.storage_offset())
+        else:
+            out.append(flat)
+    return out
+
+
+def follows(tensor: Tensor, other: Tensor) -> bool:
+    """Whether a flat tensor begins where another one ends."""
+    if not (tensor.is_contiguous() and other.is_contiguous() and tensor.dtype == other.dtype):
+        return False
+    same = tensor.untyped_storage()._cdata == other.untyped_storage()._cdata
+    return same and tensor.storage_offset() == other.storage_offset() + other.numel()
+
+
+def norms_of(tensors: list[Tensor]) -> Tensor:
+    """Norms, 1-D in fp32, of parts of the tensors, each part small enough for a sum in fp32 to be right.
+
+    On a GPU `_foreach_norm` adds chunks of CHUNK elements by itself, LAUNCH of them in a kernel; a larger tensor is one
+    kernel over rows of CHUNK. On a CPU it does not: a sum over the millions of a flat partition was 2e-4 off.
+    """
+    rows = []
+    small = []
+    for tensor in tensors:
+        flat = tensor.reshape(-1)
+        whole = len(flat) - len(flat) % CHUNK
+        if whole > LAUNCH * CHUNK or (whole and not flat.is_cuda):
+            row = flat[:whole].view(-1, CHUNK)
+            rows.append(torch.linalg.vector_norm(row, dim=1, dtype=torch.float32))
+            flat = flat[whole:]
+        if len(flat):
+            small.append(flat)
+    if small:
+        rows.append(torch.stack(torch._foreach_norm(small, 2, torch.float32)))
+    return torch.cat(rows)
+
+
 @torch.no_grad()
 def clip(
     gradients: dict[str, list[Tensor]],
@@ -140,14 +197,13 @@ def clip(
     squares = torch.zeros(len(COMPONENTS), dtype=torch.float64, device=device)
     counted = gradients if owned is None else owned
     for i, part in enumerate(COMPONENTS):
-        # by chunks: an fp32 sum over the millions of a flat partition was 2e-4 off on a CPU
-        if pieces := [
-            c for g in counted.get(part, ()) for c in g.reshape(-1).split(CHUNK) if c.numel()
-        ]:
-            squares[i] = torch.stack([n.double() ** 2 for n in torch._foreach_norm(pieces)]).sum()
+        if tensors := joined(counted.get(part, ())):
+            squares[i] = norms_of(tensors).double().square().sum()
     squares_sum(squares)
     norms = squares.sqrt()
     for part, norm in zip(COMPONENTS, norms):
-        if limit > 0 and gradients.get(part):
-            torch._foreach_mul_(gradients[part], (limit / (norm + 1e-6)).clamp(max=1.0).float())
+        if limit > 0 and any(gradient.numel() for gradient in gradients.get(part, ())):
+            torch._foreach_mul_(
+                joined(gradients[part]), (limit / (norm + 1e-6)).clamp(max=1.0).float()
+            )
     return dict(zip(COMPONENTS, norms))

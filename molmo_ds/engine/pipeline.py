@@ -71,7 +71,7 @@ class PipelineEngine(DeepSpeedEngine):
     def initialize(self) -> Any:
         """DeepSpeed's pipeline engine, which clips and sets learning rates just before its own step."""
         engine = direct(self.module, self.build_optimizer, self.ds)
-        deepspeed_0_19.before_update(engine, self.before_update, self.world.device)
+        deepspeed_0_19.before_update(engine, self.before_update)
         deepspeed_0_19.fresh_buffers(engine, self.world.device)
         return engine
 

@@ -11,18 +11,34 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from molmo_ds.config import MolmoConfig
-from molmo_ds.model.decoder import Norm
+from molmo_ds.config import MolmoConfig, TextConfig
+from molmo_ds.model.decoder import Attention, Norm
+from molmo_ds.ops.rms_norm import rms_norm
 
 IN = r"layers\.\d+\.(self_attn\.[qkv]|mlp\.(gate|up))_proj"
 OUT = r"layers\.\d+\.(self_attn\.o|mlp\.down)_proj"
-COLUMNS = re.compile(rf"({IN}(\.lora_B)?|layers\.\d+\.self_attn\.[qk]_norm)\.(weight|bias)")
+NORMS = re.compile(r"layers\.\d+\.self_attn\.[qk]_norm\.weight")
+COLUMNS = re.compile(rf"{NORMS.pattern}|{IN}(\.lora_B)?\.(weight|bias)")
 ROWS = re.compile(rf"{OUT}(\.lora_A)?\.weight")
 
 
-def splits(name: str) -> bool:
+def in_columns(name: str, text: TextConfig) -> bool:
+    """Whether ranks of a group hold different rows of a weight [out, in], which are columns of its product.
+
+    A norm of each head has one weight for all heads, which every rank holds.
+    """
+    of_heads = text.qk_norm_per_head and NORMS.fullmatch(name)
+    return bool(COLUMNS.fullmatch(name)) and not of_heads
+
+
+def in_rows(name: str) -> bool:
+    """Whether ranks of a group hold different columns of a weight [out, in]."""
+    return bool(ROWS.fullmatch(name))
+
+
+def splits(name: str, text: TextConfig) -> bool:
     """Whether ranks of a group hold different parts of a parameter."""
-    return bool(COLUMNS.fullmatch(name) or ROWS.fullmatch(name))
+    return in_columns(name, text) or in_rows(name)
 
 
 def shard(config: MolmoConfig, shards: int) -> MolmoConfig:
@@ -62,6 +78,29 @@ class SharedNorm(nn.Module):
         )
         out = wide * torch.rsqrt(squares / dist.get_world_size(self.group) + self.eps)
         return self.weight * out.to(x.dtype)
+
+
+class HeadNorm(nn.Module):
+    """RMSNorm of each head by a weight that all ranks of a group hold; its gradient is the sum over their heads."""
+
+    def __init__(self, norm: Norm, group: dist.ProcessGroup) -> None:
+        super().__init__()
+        self.weight = norm.weight
+        self.eps = norm.eps
+        self.group = group
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., H / S, d] -> the same."""
+        return rms_norm(x, Take.apply(self.weight, self.group), self.eps)
+
+
+def share_norms(attention: Attention, group: dist.ProcessGroup) -> None:
+    """Make the norms of q and k those of the whole attention."""
+    if attention.q_norm is None:
+        return
+    kind = HeadNorm if attention.per_head else SharedNorm
+    attention.q_norm = kind(attention.q_norm, group)
+    attention.k_norm = kind(attention.k_norm, group)
 
 
 class Take(torch.autograd.Function):

@@ -78,7 +78,7 @@ def build_evaluators(config: RunConfig, world: World) -> list[Evaluator]:
     """
     made = []
     for name, one in config.evaluators.items():
-        kind = LossOfSource if one.path else TaskInTraining
+        kind = TaskInTraining if one.task else LossOfSource
         measure = world.together(partial(kind, name, config, world))
         made.append(Evaluator(name, config, measure))
     return made

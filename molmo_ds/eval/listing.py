@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from molmo_ds.data import sources
 from molmo_ds.eval.benchmarks import BENCHMARKS
 from molmo_ds.eval.sets import SETS
 from molmo_ds.eval.task import MODELS, Task
@@ -31,7 +32,11 @@ def listing(data: Path) -> str:
 
 def shards_of(task: Task, split: str, data: Path) -> Path:
     """The folder of a split's shards; a task without splits of its own asks any folder, by the split's name."""
-    return data / (task.splits[split].shards if task.splits else split)
+    if not task.splits:
+        return data / split
+    shards = task.splits[split].shards
+    name, _, theirs = shards.rpartition("-")
+    return sources.folder(data, name, theirs) if name in sources.ALL else data / shards
 
 
 def _row(task: Task, split: str, data: Path) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The loss of a source during training: its first samples, each once at any number of ranks, under every strategy.
+"""The loss of sources during training: their first samples, each once at any number of ranks, under every strategy.
 
 Samples are packed in their order and sequences are dealt to the ranks, so that what a sequence holds depends on the
 configuration alone. allenai/molmo 793fa38, olmo/eval/loss_evaluator.py, takes the same means over one sample a row.
@@ -27,6 +27,7 @@ from molmo_ds.engine.launch import World
 
 log = logging.getLogger("molmo_ds")
 KEPT = 64  # chunks of shards that a worker keeps
+Number = tuple[int, int]  # of a source, of its sample
 MEANS = ("loss", "ce_loss", "z_loss", "accuracy")
 
 
@@ -37,32 +38,36 @@ class LossOfSource:
 
     def __init__(self, name: str, config: RunConfig, world: World) -> None:
         self.name = name
-        prompts = replace(config.data.prompts, shuffle_messages=False)
-        sources = {name: SourceConfig(path=config.evaluators[name].path)}
+        asked = config.evaluators[name]
+        prompts = replace(asked.prompts or config.data.prompts, shuffle_messages=False)
+        sources = asked.sources or {name: SourceConfig(path=asked.path)}
         self.config = replace(
             config, data=replace(config.data, sources=sources, group_rates={}, prompts=prompts)
         )
         self.mixture = Mixture.open(self.config)
-        sizes, unusable = self.sizes(config.evaluators[name].examples, world.rank > 0)
+        sizes, unusable = self.sizes(asked.examples, world.rank > 0)
         self.examples = len(sizes)
         self.sequences = Sequences(self.mixture, pack(sizes, self.mixture.budget))
         if not sizes:
-            raise ValueError(
-                f"evaluators.{name}.path={sources[name].path} holds no sample that can be used."
-            )
+            paths = ", ".join(source.path for source in sources.values())
+            raise ValueError(f"The evaluator {name} finds no sample that can be used in {paths}.")
         if unusable:
             log.warning(
                 "The evaluator %s leaves out %d samples that cannot be used.", name, unusable
             )
         self.idle = idle_row(self.mixture)
 
-    def sizes(self, count: int, silent: bool) -> tuple[dict[int, tuple[int, int]], int]:
-        """(tokens and crops of the first `count` samples by number, how many of these cannot be used)."""
+    def sizes(self, count: int, silent: bool) -> tuple[dict[Number, tuple[int, int]], int]:
+        """(tokens and crops of the first `count` samples of each source, how many of these cannot be used)."""
         sizes = {}
-        numbers = range(min(count, len(self.mixture.sets[0])))
+        numbers = [
+            (source, number)
+            for source, shards in enumerate(self.mixture.sets)
+            for number in range(min(count, len(shards)))
+        ]
         for number in tqdm(numbers, f"{self.name}: sizes", leave=False, disable=silent, delay=2):
             try:
-                sizes[number] = self.mixture.size(0, number, 0)
+                sizes[number] = self.mixture.size(*number, 0)
             except BadSample:
                 continue
         return sizes, len(numbers) - len(sizes)
@@ -123,7 +128,8 @@ class LossOfSource:
     def begin_worker(self, worker: int) -> None:
         """Give a worker process open files of its own."""
         outlive_signals(worker)
-        self.mixture.sets[0].serve(KEPT)
+        for shards in self.mixture.sets:
+            shards.serve(KEPT)
 
 
 class Found(NamedTuple):
@@ -136,7 +142,7 @@ class Found(NamedTuple):
 class Sequences(Dataset):
     """The sequences by number."""
 
-    def __init__(self, mixture: Mixture, packs: list[list[int]]) -> None:
+    def __init__(self, mixture: Mixture, packs: list[list[Number]]) -> None:
         self.mixture = mixture
         self.packs = packs
 
@@ -151,7 +157,7 @@ class Sequences(Dataset):
         samples = []
         for number in self.packs[index]:
             try:
-                samples.append(self.mixture.build((0, number, 0)))
+                samples.append(self.mixture.build((*number, 0)))
             except BadSample:
                 continue
             except (ValueError, OSError) as error:
@@ -163,13 +169,13 @@ def idle_row(mixture: Mixture) -> Batch:
     """A sequence without a picture, of which nothing is learnt."""
     words = {"__key__": "idle", "images": [], "sizes": [], "pixels": []}
     words["annotations"] = [{"style": "demo", "question": "?", "answer": "."}]
-    made = row([mixture.builder.build(words, RandomState(0))], mixture.budget.tokens)
+    made = row([mixture.builders[0].build(words, RandomState(0))], mixture.budget.tokens)
     return made.reweighted(torch.zeros_like(made.loss_weights))
 
 
-def pack(sizes: dict[int, tuple[int, int]], budget: Budget) -> list[list[int]]:
+def pack(sizes: dict[Number, tuple[int, int]], budget: Budget) -> list[list[Number]]:
     """Samples by number in sequences, in their order; a sample that does not fit begins the next sequence."""
-    packs: list[list[int]] = []
+    packs: list[list[Number]] = []
     tokens = crops = 0
     for number, (length, cost) in sizes.items():
         if not packs or tokens + length > budget.tokens or crops + cost > budget.crops:

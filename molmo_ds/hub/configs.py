@@ -1,12 +1,16 @@
 """The configuration of a folder of others: read, dispatched to its family, overridden."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from molmo_ds import presets
 from molmo_ds.config import ImageConfig, MolmoConfig, TextConfig, VisionConfig
 from molmo_ds.model import families
 from molmo_ds.settings import changed, in_sentences
+
+# last layers that are not built; the layers taken are counted from the end of those that are
+NOT_BUILT = {"clip": 1, "siglip2": 2}
 
 
 def override(config: MolmoConfig, changes: list[str] | tuple[str, ...]) -> MolmoConfig:
@@ -20,17 +24,41 @@ def text_config(values: dict[str, Any]) -> TextConfig:
     return families.decoder(values.get("model_type")).text_config(values)
 
 
+def fitted(text: TextConfig, preset: str, folder: Path) -> TextConfig:
+    """The decoder of a preset, where a folder's language model has its sizes, so that the preset reads the weights.
+
+    The folder may have fewer rows of the embedding (the missing ones are drawn); positions, first weights and a tied
+    head are the preset's. Raises ValueError for every other difference.
+    """
+    wanted = presets.get(preset).text
+    free = {"max_position_embeddings", "initializer_range", "tie_word_embeddings", "vocab_size"}
+    free |= {"embedding_size", "additional_vocab_size"}
+    mine = asdict(wanted)
+    theirs = asdict(text)
+    different = [name for name in mine if name not in free and mine[name] != theirs[name]]
+    if text.embedding_size > wanted.embedding_size:
+        different.append("embedding_size")
+    if different:
+        name = different[0]
+        raise ValueError(
+            f"{folder} is not the language model of the preset {preset}: its {name} is "
+            f"{theirs[name]}, not {mine[name]}."
+        )
+    return wanted
+
+
 @in_sentences("The model's configuration")
 def vision_config(values: dict[str, Any], name: str) -> tuple[VisionConfig, ImageConfig]:
     """The config.json of transformers' CLIP, SigLIP or DINOv2 as a tower, and how its crops are resized.
 
     Args:
-        name: openai (or clip), metaclip, siglip, dinov2: what decides the layers taken (23 of OpenAI's 24).
+        name: openai (or clip), metaclip, siglip, siglip2, dinov2: what decides the layers taken (of 23 of
+            OpenAI's 24, of 25 of SigLIP 2's 27).
     """
     resize = "clip" if name == "openai" else name
     if resize not in presets.TOWERS:
         raise ValueError(
-            f"There is no vision tower '{name}'; use openai, metaclip, siglip or dinov2."
+            f"There is no vision tower '{name}'; use openai, metaclip, siglip, siglip2 or dinov2."
         )
     base = presets.TOWERS[resize]
     part = values.get("vision_config") or {}  # of a model of text and pictures
@@ -40,6 +68,5 @@ def vision_config(values: dict[str, Any], name: str) -> tuple[VisionConfig, Imag
             f"The vision tower '{name}' is a {base.model_type} model and the folder holds '{kind}'."
         )
     vision = families.tower(kind).vision_config(part or values, base)
-    if resize == "clip":
-        vision = replace(vision, num_hidden_layers=vision.num_hidden_layers - 1)
-    return vision, ImageConfig(resize=resize)
+    vision = replace(vision, num_hidden_layers=vision.num_hidden_layers - NOT_BUILT.get(resize, 0))
+    return vision, ImageConfig(resize="siglip" if resize == "siglip2" else resize)

@@ -4,17 +4,17 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from molmo_ds.config import MolmoConfig
-from molmo_ds.data.tokens import IMAGE_TOKENS, Tokenizer
+from molmo_ds.hub import molmo2_processor
 from molmo_ds.hub.bundle import bundle
 from molmo_ds.hub.load import checked, open_checkpoint, prompt_form
+from molmo_ds.hub.words import ends_of, whole_tokenizer
+from molmo_ds.model import families
 from molmo_ds.model.families import molmo_names
-from molmo_ds.model.families.molmo import not_servable, to_released
 from molmo_ds.settings import to_dict
 from molmo_ds.weights.source import PAD_EMBED, shapes_of
 from molmo_ds.weights.tensor_writer import SHARD, new_folder, write_tensors
@@ -47,7 +47,9 @@ def to_hub(
     tokenizer: str | Path | None = None,
     shard_bytes: int = SHARD,
 ) -> str | None:
-    """Write `out`, tensor by tensor; it loads in transformers with trust_remote_code, without this package.
+    """Write `out`, tensor by tensor; it loads in transformers without this package, as the released folders do.
+
+    A Molmo needs trust_remote_code, and its folder holds the code; transformers (5.23 and later) knows Molmo2 itself.
 
     Args:
         checkpoint: a weights folder, or a checkpoint of a run whatever strategy wrote it.
@@ -75,14 +77,18 @@ def to_hub(
             count,
         )
         kind = DTYPES.get(dtype) or (kinds.pop() if len(kinds) == 1 else torch.float32)
-        values = to_released(config, str(kind).removeprefix("torch."))
+        released = families.format_of(config)
+        values = released.to_released(config, str(kind).removeprefix("torch."))
         _write_json(folder / "config.json", values)
-        for name, source in bundle().items():
-            (folder / name).write_text(source)
-        shutil.copyfile(Path(__file__).with_name("remote") / "README.md", folder / "README.md")
-        if words is not None:
+        if config.family == "molmo":
+            for name, source in bundle().items():
+                (folder / name).write_text(source)
+            shutil.copyfile(Path(__file__).with_name("remote") / "README.md", folder / "README.md")
+        if words is not None and config.family == "molmo":
             write_processor(folder, config, words, prompt_form(checkpoint))
-    return not_servable(config)
+        elif words is not None:
+            molmo2_processor.write(folder, config, words)
+    return released.not_servable(config)
 
 
 def write_processor(
@@ -92,24 +98,7 @@ def write_processor(
 
     `form`: `message_format` and `always_start_with_space`, as the model was trained to be asked.
     """
-    from transformers import AddedToken
-
-    ours = Tokenizer(tokenizer, config.text.vocab_size)
-    theirs = _tokenizer_of_transformers(tokenizer)
-    missing = [
-        word
-        for word in ours.padded_words()
-        if theirs.convert_tokens_to_ids(word) is None or len(theirs) <= ours.words
-    ]
-    theirs.add_tokens(
-        [AddedToken(word, special=True, normalized=False) for word in missing], special_tokens=True
-    )
-    for i, word in enumerate(IMAGE_TOKENS):
-        if theirs.convert_tokens_to_ids(word) != ours.vocab_size + i:
-            found = theirs.convert_tokens_to_ids(word)
-            raise ValueError(
-                f"The tokenizer {tokenizer} gives {word} the id {found}, not {ours.vocab_size + i}."
-            )
+    ours, theirs = whole_tokenizer(config, tokenizer)
     theirs.chat_template = chat_template(form["message_format"])
     theirs.save_pretrained(folder)
     images = {
@@ -127,28 +116,7 @@ def write_processor(
     )
     processor = {"auto_map": images["auto_map"], "processor_class": "MolmoProcessor"}
     _write_json(folder / "processor_config.json", processor | form)
-    ends = {"bos_token_id": ours.bos, "eos_token_id": ours.eos, "pad_token_id": ours.pad}
-    _write_json(folder / "generation_config.json", ends)
-
-
-def _tokenizer_of_transformers(folder: Path) -> Any:
-    """The tokenizer as transformers reads it; where its class would cut or merge otherwise, one made of the file."""
-    from tokenizers import Tokenizer as FastTokenizer
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    theirs = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    if not (folder / "tokenizer.json").is_file():  # training reads it through transformers too
-        return theirs
-    fast = FastTokenizer.from_file(str(folder / "tokenizer.json"))
-    parts = [json.loads(one.to_str()) for one in (fast, theirs.backend_tokenizer)]
-    if all(
-        parts[0][name] == parts[1][name]
-        for name in ("normalizer", "pre_tokenizer", "model", "decoder")
-    ):
-        return theirs
-    fast.no_truncation()
-    fast.no_padding()
-    return PreTrainedTokenizerFast(tokenizer_object=fast, **theirs.special_tokens_map)
+    _write_json(folder / "generation_config.json", ends_of(ours))
 
 
 def _released(
@@ -167,7 +135,9 @@ def _released(
         del tensor  # references left in variables would keep a second tensor in memory
         if all(part in held for part in rule.ours):
             yield from zip(rule.theirs, rule.form.to_theirs([held.pop(part) for part in rule.ours]))
-    if config.connector.padding_embed == "none":  # vLLM wants it all the same
+    if (
+        config.family == "molmo" and config.connector.padding_embed == "none"
+    ):  # vLLM wants it all the same
         width = config.vision.hidden_size * len(config.vision.feature_layers)
         yield PAD_EMBED, torch.zeros(2, width, dtype=next(iter(kinds)))
 

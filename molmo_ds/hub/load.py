@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from molmo_ds import files
+from molmo_ds import files, presets
 from molmo_ds.config import MolmoConfig, VisionConfig
 from molmo_ds.files import Place
 from molmo_ds.hub import configs
@@ -82,14 +82,17 @@ def backbones(
     once as the reference's converter does; without, the tower resizes it in every forward.
 
     Args:
-        llm: (name, folder or hub id); the name's first word is the family: qwen2-7b, olmo2, llama3, ...
+        llm: (name, folder or hub id); the name is a preset, whose sizes the folder must then have, or any name whose
+            first word is the family: qwen2-7b, olmo2, llama3, ...
         vision: (openai, metaclip, siglip or dinov2, folder or hub id).
         changes: `text.embedding_size=1024` overrides.
     """
     text_folder = find(llm[1])
     vision_folder = find(vision[1])
     text = configs.text_config(released_config.read_json(text_folder))
-    if not text.model_type.startswith(
+    if llm[0] in presets.PRESETS:
+        text = configs.fitted(text, llm[0], text_folder)
+    elif not text.model_type.startswith(
         llm[0].split("-")[0].split("_")[0].lower().rstrip("0123456789.")
     ):
         raise ValueError(

@@ -36,6 +36,7 @@ def tree(questions: Sequence[Question]) -> Sample:
     ids = [first.input_ids[:prefix]]
     positions = [first.position_ids[:prefix]]
     branches = [first.branch_ids[:prefix]]
+    images = [first.image_ids[:prefix]]
     for number, question in enumerate(questions, 1):
         begun = torch.tensor(question.begun, dtype=torch.int64)
         length = question.length
@@ -44,6 +45,7 @@ def tree(questions: Sequence[Question]) -> Sample:
         ids += [question.prompt.input_ids[prefix:], begun]
         positions.append(torch.arange(prefix, length))
         branches.append(torch.full((length - prefix,), here, dtype=torch.int32))
+        images += [question.prompt.image_ids[prefix:], torch.zeros(len(begun), dtype=torch.int32)]
     tokens = torch.cat(ids)
     return Sample(
         input_ids=tokens,
@@ -51,8 +53,10 @@ def tree(questions: Sequence[Question]) -> Sample:
         loss_weights=torch.zeros(len(tokens)),
         position_ids=torch.cat(positions),
         branch_ids=torch.cat(branches),
+        image_ids=torch.cat(images),
         images=first.images,
         image_masks=first.image_masks,
+        windows=first.windows,
         image_positions=first.image_positions,
     )
 
@@ -68,7 +72,8 @@ def key(question: Question) -> Hashable:
     ):
         return question.name
     digest = hashlib.blake2b(_digest(prompt.images))
-    for tensor in (prompt.input_ids[:prefix], prompt.image_masks, prompt.image_positions):
+    tensors = (prompt.image_ids[:prefix], prompt.windows, prompt.image_positions)
+    for tensor in (prompt.input_ids[:prefix], prompt.image_masks, *tensors):
         digest.update(tensor.contiguous().numpy())
     return digest.digest()
 

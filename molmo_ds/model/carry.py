@@ -1,7 +1,7 @@
 """The value that flows from row to row of the network, by name.
 
-Shapes: B sequences, T tokens, D decoder width; N crops, P patches of a crop, S = P + class token, C ViT width, Q pooled
-patches of a crop, R learnt rows, d head width.
+Shapes: B sequences, T tokens, D decoder width; N crops, P patches of a crop, S = P + class token, C ViT width, M
+windows of W patches, R learnt rows, d head width.
 
 A NamedTuple, for the sake of ZeRO-3. DeepSpeed's hooks (0.19.8, runtime/zero/utils.py, apply_to_tensors_only) gather a
 layer's parameters for the backward pass at the tensors of its output, and release them at those of its input; they
@@ -23,8 +23,8 @@ class Shared:
     """Values shared by the decoder layers of a forward pass; the first layer of a process makes them."""
 
     plan: Any  # of the attention, as `Attention.core` makes it
-    cos: Tensor  # float32 [B, T, d], the rotary table
-    sin: Tensor
+    # cosines and sines, float32 [B, T, d], of each scaling that `Rotary` finds in a model
+    rotary: tuple[tuple[Tensor, Tensor], ...]
 
 
 class Carry(NamedTuple):
@@ -37,15 +37,27 @@ class Carry(NamedTuple):
     position_ids: Tensor | None = None
     document_ids: Tensor | None = None
     branch_ids: Tensor | None = None
+    image_ids: Tensor | None = None  # None after the embedding where attention is causal
     learnt_rows: Tensor | None = None
     images: Tensor | None = None
     image_masks: Tensor | None = None
+    windows: Tensor | None = None
     image_positions: Tensor | None = None
+    # of a batch of HeMolmo
+    low_tokens: Tensor | None = None
+    candidates: Tensor | None = None
+    candidate_places: Tensor | None = None
+    picked_tokens: Tensor | None = None
+    low_to_high: Tensor | None = None
+    query_tokens: Tensor | None = None
+    low_length: Tensor | None = None
     # made by rows
     # [N, S, C] each: outputs of ViT blocks that the connector wants
     features: tuple[Tensor, ...] = ()
-    image_features: Tensor | None = None  # [N * Q, D]
+    image_features: Tensor | None = None  # [M, D]
     hidden: Tensor | None = None  # [N, S, C] in the ViT, [B, T, D] in the decoder
+    importance: Tensor | None = None  # [B, T] of each token, 1 where nothing was picked (HeMolmo)
+    selection_loss: Tensor | None = None  # scalar
     shared: Shared | None = None
 
     @classmethod

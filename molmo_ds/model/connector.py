@@ -1,7 +1,7 @@
 """The connector: features of a crop's patches become a few vectors of the decoder's width.
 
-Shapes: N crops, P patches of a crop on a g x g grid, Q windows of W patches, C ViT width, F = C x layers, D decoder
-width. Source: allenai/molmo at 793fa38, olmo/model.py.
+Shapes: N crops, P patches of a crop, M windows of W patches, C ViT width, F = C x layers, D decoder width.
+Sources: allenai/molmo at 793fa38, olmo/model.py; allenai/molmo2 at f3cb108, the connector with pooling_attention_mask.
 """
 
 import torch
@@ -16,26 +16,17 @@ from molmo_ds.ops.pool_patches import gather_patches, pool_patches
 from molmo_ds.ops.swiglu import swiglu
 
 
-def windows_of(crops: int, grid: int, size: int, device: torch.device) -> Tensor:
-    """int64 [N * Q, size * size] into the N * P patches; -1 beyond the right and bottom edge of an uneven grid."""
-    side = -(-grid // size)
-    missing = side * size - grid
-    patches = torch.arange(crops * grid * grid, device=device).view(crops, grid, grid)
-    patches = F.pad(patches, (0, missing, 0, missing), value=-1)
-    windows = patches.view(crops, side, size, side, size).transpose(2, 3)
-    return windows.reshape(-1, size * size)
-
-
 class Pooling(nn.Module):
     """One query per window attends to the window's patches.
 
-    There is no mask: a patch beyond the edge is a zero vector, as in the released models.
+    Without `masked` a patch that is missing is a zero vector, as in the first Molmo; with it, it is no key.
     """
 
-    def __init__(self, features: int, width: int, heads: int, query: str):
+    def __init__(self, features: int, width: int, heads: int, query: str, masked: bool):
         super().__init__()
         self.head_dim = width // heads
         self.query = query
+        self.masked = masked
         self.q_proj = Linear(features, width)
         self.k_proj = Linear(features, width)
         self.v_proj = Linear(features, width)
@@ -48,7 +39,7 @@ class Pooling(nn.Module):
         k = self.k_proj(patches)
         v = self.v_proj(patches)
         q, k, v = (t.view(*t.shape[:-1], -1, self.head_dim) for t in (q, k, v))
-        pooled = pool_patches(q, k, v, windows)
+        pooled = pool_patches(q, k, v, windows, self.masked)
         return self.out_proj(pooled.flatten(1))
 
 
@@ -74,8 +65,7 @@ class Connector(nn.Module):
         used = used_layers(vision)
         width = vision.hidden_size
         self.order = [used.index(i % vision.num_hidden_layers) for i in vision.feature_layers]
-        self.grid = vision.image_size // vision.patch_size
-        self.size = connector.pooling_size
+        self.masked = connector.pooling_mask
         self.padding = connector.padding_embed
         self.dropout = connector.feature_dropout
         features = width * len(self.order)
@@ -85,8 +75,9 @@ class Connector(nn.Module):
             self.pad_embed = nn.Parameter(torch.empty(shape))
         self.pooling = None
         if connector.pooling != "stack":
-            self.pooling = Pooling(features, width, vision.num_attention_heads, connector.pooling)
-        inputs = features * self.size**2 if self.pooling is None else width
+            heads = vision.num_attention_heads
+            self.pooling = Pooling(features, width, heads, connector.pooling, self.masked)
+        inputs = features * connector.pooling_size**2 if self.pooling is None else width
         if connector.projector == "mlp":
             inner = connector.intermediate_size or text.intermediate_size
             self.projector: nn.Module = GatedMLP(inputs, inner, text.hidden_size)
@@ -94,24 +85,26 @@ class Connector(nn.Module):
             self.projector = Linear(inputs, text.hidden_size, bias=False)
 
     def forward(self, x: Carry) -> Carry:
-        """features and image_masks -> image_features."""
+        """features, image_masks and windows -> image_features."""
         layers = [x.features[i] for i in self.order]
-        image_features = self.project(layers, x.image_masks)
-        return x._replace(features=(), image_masks=None, image_features=image_features)
+        image_features = self.project(layers, x.image_masks, x.windows)
+        return x._replace(
+            features=(), image_masks=None, windows=None, image_features=image_features
+        )
 
-    def project(self, layers: list[Tensor], masks: Tensor) -> Tensor:
-        """layers: tensors [N, S, C] in the order of the features; masks float32 [N, P] -> [N * Q, D]."""
-        windows = windows_of(len(masks), self.grid, self.size, masks.device)
+    def project(self, layers: list[Tensor], masks: Tensor, windows: Tensor) -> Tensor:
+        """layers: tensors [N, S, C] in the order of the features; masks float32 [N, P]; windows [M, W] -> [M, D]."""
         shares = self.pad_shares(masks)
         table = self.pad_embed
         if table is None:
             features = layers[0].shape[-1] * len(layers)
             table = layers[0].new_zeros(0, features)
         table = table.view(-1, table.shape[-1])
-        patches, mean = gather_patches(layers, shares, table, windows)
+        patches, mean = gather_patches(layers, shares, table, windows, self.masked)
         if self.dropout and self.training:
             patches = F.dropout(patches, self.dropout)
-            mean = patches.mean(1)
+            there = (windows >= 0).sum(1, keepdim=True).clamp(min=1)
+            mean = patches.sum(1) / there if self.masked else patches.mean(1)
         pooled = (
             patches.flatten(1) if self.pooling is None else self.pooling(patches, mean, windows)
         )

@@ -1,7 +1,7 @@
-"""The decoder: Qwen2, Llama, OLMo, OLMo2 and OLMoE from one layer, with the embedding and the head.
+"""The decoder: Qwen2 and 3, Llama, OLMo 1 to 3 and OLMoE from one layer, with the embedding and the head.
 
 Shapes: B sequences, T tokens, D width, H heads, G key-value heads, d head width, E words of the head, R learnt rows.
-Source: allenai/molmo at 793fa38, olmo/model.py.
+Sources: allenai/molmo at 793fa38, olmo/model.py; allenai/molmo2 at f3cb108, olmo/nn/llm.py.
 """
 
 from typing import Any
@@ -26,12 +26,12 @@ from molmo_ds.ops.weighted_cross_entropy import weighted_cross_entropy
 class Core:
     """The attention between projections: a KV cache or sequence parallelism puts its own in `Attention.core`."""
 
-    # fields of a Carry, int [B, T], that the plan is made of
-    planned = ("document_ids", "branch_ids")
+    # fields of a Carry, int [B, T], that the plan is made of; image_ids is None where attention is causal
+    planned = ("document_ids", "branch_ids", "image_ids")
 
     def plan(self, x: Carry, dtype: torch.dtype) -> Any:
         """The plan that `__call__` takes, from the tokens' ids; made once per forward pass, for queries of `dtype`."""
-        return attention_plan(x.document_ids, x.branch_ids, dtype)
+        return attention_plan(x.document_ids, x.branch_ids, dtype, x.image_ids)
 
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, dropout_p: float
@@ -57,23 +57,57 @@ class Norm(nn.Module):
 
 
 class Embed(nn.Module):
-    """Two embedding tables, and the image features added at their tokens."""
+    """Two embedding tables, and the image features added at their tokens.
 
-    def __init__(self, text: TextConfig):
+    Args:
+        selects: whether the scorer follows, which still needs the features.
+    """
+
+    def __init__(self, text: TextConfig, selects: bool = False):
         super().__init__()
         self.embedding = nn.Parameter(torch.empty(text.embedding_size, text.hidden_size))
         self.new_embedding = nn.Parameter(torch.empty(text.additional_vocab_size, text.hidden_size))
         self.dropout = text.embedding_dropout
+        self.causal = text.image_attention == "causal"
+        self.selects = selects
 
     def forward(self, x: Carry) -> Carry:
         """input_ids, image_features and image_positions -> hidden."""
-        positions = x.image_positions.flatten()
         hidden = splice(
-            x.input_ids, self.embedding, self.new_embedding, x.image_features, positions
+            x.input_ids, self.embedding, self.new_embedding, x.image_features, x.image_positions
         )
         if self.dropout:
             hidden = F.dropout(hidden, self.dropout, self.training)
-        return x._replace(input_ids=None, image_features=None, image_positions=None, hidden=hidden)
+        return x._replace(
+            input_ids=None,
+            image_ids=None if self.causal else x.image_ids,
+            image_features=x.image_features if self.selects else None,
+            image_positions=None,
+            hidden=hidden,
+        )
+
+
+class Rotary:
+    """The rotary positions of a model, whose layers may be scaled or not (OLMo3 scales every fourth)."""
+
+    def __init__(self, text: TextConfig):
+        self.head_dim = text.head_dim or text.hidden_size // text.num_attention_heads
+        self.theta = text.rope_theta
+        self.layers = text.rope_scaling_layers
+        self.scalings = [text.rope_scaling]
+        if self.layers is not None and text.rope_scaling is not None:
+            self.scalings = [None, text.rope_scaling]
+
+    def tables(self, position_ids: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+        """(cosines, sines) [B, T, d] of each scaling, for position_ids [B, T]."""
+        return tuple(
+            rope_table(position_ids, self.head_dim, self.theta, scaling)
+            for scaling in self.scalings
+        )
+
+    def table_of(self, layer: int) -> int:
+        """The number of a layer's table."""
+        return int(len(self.scalings) > 1 and layer in self.layers)
 
 
 class Attention(nn.Module):
@@ -91,8 +125,10 @@ class Attention(nn.Module):
         self.k_proj = Linear(text.hidden_size, keys, bias=text.attention_bias)
         self.v_proj = Linear(text.hidden_size, keys, bias=text.attention_bias)
         self.o_proj = Linear(queries, text.hidden_size, bias=False)
-        self.q_norm = Norm(text, queries) if text.qk_norm else None
-        self.k_norm = Norm(text, keys) if text.qk_norm else None
+        self.per_head = text.qk_norm_per_head
+        normed = (self.head_dim, self.head_dim) if self.per_head else (queries, keys)
+        self.q_norm = Norm(text, normed[0]) if text.qk_norm else None
+        self.k_norm = Norm(text, normed[1]) if text.qk_norm else None
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, plan: Any) -> Tensor:
         """[B, T, D] -> [B, T, D]; cos and sin [B, T, d]; plan as `core` made it."""
@@ -101,10 +137,13 @@ class Attention(nn.Module):
         v = self.v_proj(x)
         if self.clip is not None:
             q, k, v = (t.clamp(-self.clip, self.clip) for t in (q, k, v))
+        if self.per_head:
+            q = q.unflatten(2, (-1, self.head_dim))
+            k = k.unflatten(2, (-1, self.head_dim))
         if self.q_norm is not None:
             q = self.q_norm(q).to(q.dtype)
             k = self.k_norm(k).to(k.dtype)
-        q, k, v = (t.view(*t.shape[:2], -1, self.head_dim).transpose(1, 2) for t in (q, k, v))
+        q, k, v = (t.reshape(*t.shape[:2], -1, self.head_dim).transpose(1, 2) for t in (q, k, v))
         q = rotate(q, cos, sin)
         k = rotate(k, cos, sin)
         out = self.core(q, k, v, plan, self.dropout if self.training else 0.0)
@@ -155,10 +194,10 @@ class MoE(nn.Module):
 class DecoderLayer(nn.Module):
     """Attention and MLP, normalised before (most) or after (OLMo2), with response dropout on both branches."""
 
-    def __init__(self, text: TextConfig):
+    def __init__(self, text: TextConfig, index: int = 0):
         super().__init__()
-        self.theta = text.rope_theta
-        self.scaling = text.rope_scaling
+        self.rotary = Rotary(text)
+        self.table = self.rotary.table_of(index)
         self.norm_after = text.norm_after
         self.dropout = text.residual_dropout
         self.response_dropout = text.response_residual_dropout
@@ -175,19 +214,22 @@ class DecoderLayer(nn.Module):
     def forward(self, x: Carry) -> Carry:
         """hidden -> hidden."""
         x = self.with_shared(x)
-        hidden = self.run(x.hidden, x.loss_weights, x.shared.cos, x.shared.sin, x.shared.plan)
+        hidden = self.run(x.hidden, x.loss_weights, *self.positions(x.shared), x.shared.plan)
         return x._replace(hidden=hidden)
 
     def with_shared(self, x: Carry) -> Carry:
         """x with `shared`, which is made here if x has none, or has one on another device."""
         device = x.hidden.device
-        if x.shared is not None and x.shared.cos.device == device:
+        if x.shared is not None and x.shared.rotary[0][0].device == device:
             return x
         autocast = torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if autocast else x.hidden.dtype
         plan = self.self_attn.core.plan(x, dtype)
-        cos, sin = rope_table(x.position_ids, self.self_attn.head_dim, self.theta, self.scaling)
-        return x._replace(shared=Shared(plan, cos, sin))
+        return x._replace(shared=Shared(plan, self.rotary.tables(x.position_ids)))
+
+    def positions(self, shared: Shared) -> tuple[Tensor, Tensor]:
+        """This layer's cosines and sines [B, T, d]."""
+        return shared.rotary[self.table]
 
     def run(
         self, hidden: Tensor, loss_weights: Tensor | None, cos: Tensor, sin: Tensor, plan: Any

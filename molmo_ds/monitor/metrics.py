@@ -20,20 +20,25 @@ from molmo_ds.files import is_remote
 from molmo_ds.model.flops import flops_per_crop, flops_per_token
 from molmo_ds.stores.mirror import working_folder
 
-PEAK_FLOPS = {  # dense bf16 of one device, from NVIDIA's and AMD's data sheets
+PEAK_FLOPS = {  # dense bf16 of one device, from NVIDIA's and AMD's data sheets; the longest name that fits counts
     "A100": 312e12,
     "H100 PCIe": 756e12,
     "H100": 989e12,
     "H200": 989e12,
     "B200": 2250e12,
+    "B300": 2250e12,
     "GB200": 2500e12,
+    "GB300": 2500e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
+    "A10G": 70e12,
     "A10": 125e12,
     "4090": 165e12,
     "3090": 71e12,
     "MI250": 362e12,
-    "MI300X": 1307e12,
+    "MI300": 1307e12,
+    "MI325": 1307e12,
 }
 # DeepSpeed's monitor, by samples
 SAMPLES = {"loss": "Train/Samples/train_loss", "lr/text": "Train/Samples/lr"}
@@ -47,8 +52,13 @@ def peak_flops(device: torch.device) -> float | None:
     """Dense bf16 operations per second that a device's maker states; None where unknown, as for every CPU."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((value for key, value in PEAK_FLOPS.items() if key in name), None)
+    return peak_of(torch.cuda.get_device_name(device))
+
+
+def peak_of(name: str) -> float | None:
+    """PEAK_FLOPS of a device by the name that its driver gives it: "NVIDIA GB200" is no B200, "NVIDIA L40S" no L40."""
+    found = [key for key in PEAK_FLOPS if key in name]
+    return PEAK_FLOPS[max(found, key=len)] if found else None
 
 
 def process_age() -> float:
@@ -106,6 +116,9 @@ class Metrics:
                     "name": Path(config.out).name,
                     "id": hashlib.sha256(name.encode()).hexdigest()[:16],
                     "resume": "allow",
+                    "entity": config.wandb_entity,
+                    "group": config.wandb_group,
+                    "tags": list(config.wandb_tags),
                 }
                 self.wandb = wandb.init(
                     project=config.wandb, dir=str(self.out), config=settings.to_dict(config), **run

@@ -45,7 +45,46 @@ def family(name: str) -> MolmoConfig:
             olmo, model_type="olmoe", num_experts=4, num_experts_per_tok=2, intermediate_size=24
         ),
     }
-    return replace(model, text=texts[name])
+    if name in texts:
+        return replace(model, text=texts[name])
+    return molmo2(name)
+
+
+def molmo2(name: str) -> MolmoConfig:
+    """The micro model in Molmo2's shape: `q3` like 8B, `o3` like O-7B with frames that see themselves only."""
+    model = synthetic.MODEL
+    text = replace(
+        model.text,
+        additional_vocab_size=16,
+        attention_bias=False,
+        qk_norm=True,
+        max_position_embeddings=256,
+    )
+    q3 = replace(
+        text,
+        model_type="qwen3",
+        head_dim=12,
+        qk_norm_per_head=True,
+        image_attention="image_tokens",
+    )
+    yarn = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16}
+    o3 = replace(
+        text,
+        model_type="olmo3",
+        norm_after=True,
+        num_key_value_heads=4,
+        rope_scaling=yarn,
+        rope_scaling_layers=(1,),
+        image_attention="within_image",
+    )
+    return replace(
+        model,
+        family="molmo2",
+        text={"q3": q3, "o3": o3}[name],
+        vision=replace(model.vision, model_type="siglip", feature_layers=(-1, -2)),
+        connector=replace(model.connector, padding_embed="none", pooling_mask=True),
+        images=replace(model.images, resize="siglip", legacy_image_mask=False),
+    )
 
 
 def fresh_groups() -> None:
@@ -55,7 +94,9 @@ def fresh_groups() -> None:
 
 def made_up(config: RunConfig) -> Callable[[int], list[Batch]]:
     """The sequences of a step of synthetic.py, each a batch of its own."""
-    return lambda step: [synthetic.sequence(step, lane) for lane in range(config.global_batch)]
+    return lambda step: [
+        synthetic.sequence_of(config, step, lane) for lane in range(config.global_batch)
+    ]
 
 
 def plain(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from molmo_ds.batch import Sample
+from molmo_ds.batch import Sample, windows_of
 from molmo_ds.config import DataConfig, RunConfig, SourceConfig
 from molmo_ds.data.decode import load_image
 from molmo_ds.data.read.writer import write_shards
@@ -60,8 +60,8 @@ class FakeBuilder:
         n, text = len(crops), self._text(record, rng)
         ids = torch.tensor([1] * (4 * n) + [ord(c) for c in text], dtype=torch.int64)
         images = torch.stack(crops) if n else torch.zeros(0, SIDE, SIDE, 3, dtype=torch.uint8)
-        positions = torch.arange(4 * n).view(n, 4).clone()
-        positions[:, 3] = -1
+        positions = torch.arange(4 * n)
+        positions[3::4] = -1
         length = len(ids)
         return Sample(
             input_ids=ids,
@@ -71,8 +71,10 @@ class FakeBuilder:
             ),
             position_ids=torch.arange(length),
             branch_ids=torch.ones(length, dtype=torch.int32),
+            image_ids=torch.zeros(length, dtype=torch.int32),
             images=images,
             image_masks=torch.ones(n, 4),
+            windows=windows_of(n, 2, 1),
             image_positions=positions,
         )
 

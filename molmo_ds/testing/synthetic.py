@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from molmo_ds.batch import PER_CROP, PER_TOKEN, Batch, learnt_rows_of
+from molmo_ds.batch import Batch, learnt_rows_of, windows_of
 from molmo_ds.config import (
     ComponentConfig,
     ConnectorConfig,
@@ -18,6 +18,8 @@ from molmo_ds.config import (
     TextConfig,
     VisionConfig,
 )
+from molmo_ds.data.order.packing import merge
+from molmo_ds.testing import videos
 
 MODEL = MolmoConfig(
     text=TextConfig(
@@ -118,27 +120,25 @@ def sequence(step: int, lane: int) -> Batch:
         position_ids=torch.where(behind < 0, inside, PREFIX + behind % 4)[None],
         document_ids=documents[None],
         branch_ids=branches[None],
+        image_ids=torch.zeros(1, LENGTH, dtype=torch.int32),
         images=integers(0, 256, max(crops, 1), 28, 28, 3).to(torch.uint8),
         image_masks=masks,
-        image_positions=positions,
+        windows=windows_of(max(crops, 1), 4, 2),
+        image_positions=positions.flatten(),
         learnt_rows=learnt_rows_of(weights[None]),
     )
 
 
-def join(parts: list[Batch]) -> Batch:
-    """Several one-sequence batches as one."""
-    out = {
-        name: torch.cat([getattr(part, name) for part in parts]) for name in (*PER_TOKEN, *PER_CROP)
-    }
-    offsets = torch.cat([torch.full((len(p.images), 1), i * LENGTH) for i, p in enumerate(parts)])
-    positions = out["image_positions"]
-    out["image_positions"] = torch.where(positions >= 0, positions + offsets, -1)
-    return Batch(**out, learnt_rows=learnt_rows_of(out["loss_weights"]))
+def sequence_of(run: RunConfig, step: int, lane: int) -> Batch:
+    """The sequence of a lane for the family of the run's model."""
+    if run.model.family == "molmo2":
+        return videos.sequence(step, lane, run.model.text.image_attention)
+    return sequence(step, lane)
 
 
 def micro_batches(run: RunConfig, step: int, rank: int, size: int) -> list[Batch]:
     """This rank's share of a step: lane l belongs to rank l // (global_batch / size)."""
     per_rank = run.global_batch // size
     lanes = range(rank * per_rank, (rank + 1) * per_rank)
-    parts = [sequence(step, lane) for lane in lanes]
-    return [join(parts[i : i + run.micro_batch]) for i in range(0, per_rank, run.micro_batch)]
+    parts = [sequence_of(run, step, lane) for lane in lanes]
+    return [merge(parts[i : i + run.micro_batch]) for i in range(0, per_rank, run.micro_batch)]

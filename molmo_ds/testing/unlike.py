@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from molmo_ds.batch import Batch, learnt_rows_of
+from molmo_ds.batch import Batch, learnt_rows_of, windows_of
 from molmo_ds.config import MolmoConfig, RunConfig
 from molmo_ds.data.order.packing import merge
 from molmo_ds.testing import synthetic
@@ -85,10 +85,8 @@ def sequence(shape: Shape, seed: int) -> Batch:
         labels[length // 2] = 3
     weights[labels >= 96] = 0
     crops = min(shape.crops, length)
-    positions = torch.full((crops, POOLED), -1)
-    if crops:
-        # the other features go nowhere
-        positions[:, 0] = torch.randperm(length, generator=random)[:crops]
+    positions = torch.full((crops, POOLED), -1)  # the other features go nowhere
+    positions[:, 0] = torch.randperm(length, generator=random)[:crops]
     return Batch(
         input_ids=integers(0, 104, length)[None],
         labels=labels[None],
@@ -96,9 +94,11 @@ def sequence(shape: Shape, seed: int) -> Batch:
         position_ids=torch.where(behind < 0, inside, 3 + behind % 5)[None],
         document_ids=(document + 1).int()[None],
         branch_ids=branch.int()[None],
+        image_ids=torch.zeros(1, length, dtype=torch.int32),
         images=integers(0, 256, crops, SIDE, SIDE, 3).to(torch.uint8),
         image_masks=integers(0, 3, crops, PATCHES) / 2,
-        image_positions=positions,
+        windows=windows_of(crops, 8, 2),
+        image_positions=positions.flatten(),
         learnt_rows=learnt_rows_of(weights[None]),
     )
 

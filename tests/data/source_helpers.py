@@ -11,6 +11,7 @@ from picture_server import picture
 
 from molmo_ds.cli import download
 from molmo_ds.config import PromptConfig
+from molmo_ds.data import sources
 from molmo_ds.data.decode import load_image
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.sample.prompts import PromptFormatter
@@ -60,7 +61,7 @@ def build(tmp_path: Path, name: str, *options: str, split: str = "train") -> lis
     """Run the tool on tmp_path/NAME and read its shards back."""
     argv = [name, "--from", str(tmp_path), "--out", str(tmp_path / "out"), "--split", split]
     assert run(tmp_path, *argv, "--attempts", "1", "--timeout", "5", *options) == 0
-    return read(tmp_path / "out" / f"{name}-{split}")
+    return read(tmp_path / "out" / f"{sources.get(name).name}-{split}")
 
 
 def read(folder: Path) -> list[dict]:
@@ -71,6 +72,6 @@ def read(folder: Path) -> list[dict]:
         for pixels in record["pixels"]:
             load_image(pixels)
         if folder.name.endswith("-train"):  # what is written can be learnt
-            size = record["sizes"][0]
+            size = record["sizes"][0] if record["sizes"] else None
             assert formatter.conversations(record["annotations"], np.random.RandomState(0), size)
     return records

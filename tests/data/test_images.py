@@ -3,7 +3,7 @@
 import dataclasses
 import io
 import struct
-import types
+import sys
 import zlib
 
 import numpy as np
@@ -22,10 +22,11 @@ from molmo_ds.config import (
     VisionConfig,
 )
 from molmo_ds.data import decode
-from molmo_ds.data.decode import BadSample, load_frames, load_image, read_size, upright_size
+from molmo_ds.data.decode import BadSample, load_image, read_size, upright_size
 from molmo_ds.data.pixels import to_pixels
 from molmo_ds.data.sample.images import ImageProcessor, fit
 from molmo_ds.data.sample.layout import IM_COL, IM_END, IM_PATCH, IM_START, Geometry
+from molmo_ds.data.video import frames_at
 from molmo_ds.ops.crops import normalise_patches
 
 torch.set_num_threads(1)
@@ -259,46 +260,10 @@ def test_very_long_pictures() -> None:
         )
 
 
-def test_video_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Video:
-        def __init__(self, count: int):
-            self.count = count
-
-        def __enter__(self) -> "Video":
-            return self
-
-        def __exit__(self, *error: object) -> None:
-            return
-
-        def decode(self, video: int) -> list:
-            frames = [np.full((4, 6, 3), i, np.uint8) for i in range(self.count)]
-            return [types.SimpleNamespace(to_ndarray=lambda format, f=f: f) for f in frames]
-
-        @property
-        def streams(self) -> types.SimpleNamespace:
-            return types.SimpleNamespace(video=[0])
-
-    class BrokenVideo(Exception):
-        pass
-
-    def open_video(data: io.BytesIO) -> Video:
-        if data.read() == b"broken":
-            raise BrokenVideo("moov atom not found")
-        return Video(len(data.getvalue()))
-
-    fake = types.SimpleNamespace(
-        open=open_video, error=types.SimpleNamespace(FFmpegError=BrokenVideo)
-    )
-    monkeypatch.setitem(__import__("sys").modules, "av", fake)
-    assert [f[0, 0, 0] for f in load_frames(b"." * 9, 3)] == [0, 4, 8]
-    assert [f[0, 0, 0] for f in load_frames(b"..", 4)] == [0, 0, 1, 1]
-    with pytest.raises(BadSample, match="moov"):
-        load_frames(b"broken", 3)
-    with pytest.raises(BadSample, match="no frame"):
-        load_frames(b"", 3)
-    monkeypatch.setitem(__import__("sys").modules, "av", None)  # as if it were not installed
+def test_videos_need_av(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)  # as if it were not installed
     with pytest.raises(ValueError, match="pip install av") as error:
-        load_frames(b"..", 4)
+        frames_at(b"..", [0.0])
     assert not isinstance(error.value, BadSample)
 
 

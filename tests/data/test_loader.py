@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from molmo_ds import presets
+from molmo_ds.batch import last_tokens
 from molmo_ds.config import ImageConfig, RunConfig
 from molmo_ds.data.order.checks import identical, replay
 from molmo_ds.data.order.lanes import generator
@@ -159,8 +160,7 @@ def test_micro_batches_are_the_same_rows(config: RunConfig, mixture: Mixture, wh
             torch.cat([b.input_ids for b in together]), torch.cat([b.input_ids for b in apart])
         )
         real = [
-            torch.cat([b.images[b.image_positions.amax(1) >= 0] for b in side])
-            for side in (together, apart)
+            torch.cat([b.images[last_tokens(b) >= 0] for b in side]) for side in (together, apart)
         ]
         assert torch.equal(*real)
         places = [b.image_positions[b.image_positions >= 0] for b in together]

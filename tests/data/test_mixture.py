@@ -20,6 +20,19 @@ def test_square_root_of_size() -> None:
     assert got == pytest.approx({"a": 0.5, "b": 0.5})
 
 
+def test_a_size_below_one_is_a_share_and_one_is_a_sample() -> None:
+    sizes = {"a": 400, "b": 100}
+    got = rates(sizes, a=SourceConfig(size=0.25), b=SourceConfig())
+    assert got == pytest.approx({"a": 0.5, "b": 0.5})
+    got = rates(sizes, a=SourceConfig(size=1), b=SourceConfig(size=0.04))
+    assert got == pytest.approx({"a": 1 / 3, "b": 2 / 3})
+
+
+def test_the_sampling_rate_is_a_factor_on_the_root() -> None:
+    got = rates({"a": 400, "b": 100}, a=SourceConfig(sampling_rate=0.5), b=SourceConfig(size=0.25))
+    assert got == pytest.approx({"a": 2 / 3, "b": 1 / 3})
+
+
 def test_groups_follow_the_references_rule() -> None:
     # rate = group rate * sqrt(size) / sum of the group's sqrt, then normalised
     sizes = {"cap": 712000, "vqa": 80000, "doc": 39000, "chart": 28000}

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from molmo_ds.batch import Batch, Sample
+from molmo_ds.batch import PER_CROP, PER_WINDOW, Batch, Sample, last_tokens
 from molmo_ds.config import DataConfig
 from molmo_ds.data.order.packing import SLACK, Budget, choose, collate, merge, row
 from molmo_ds.testing.scripts import load
@@ -54,22 +54,23 @@ def test_fill_and_wait_at_the_mixture_of_the_facts() -> None:
 
 
 def sample(length: int, crops: int, value: int) -> Sample:
-    positions = torch.arange(crops * 2).view(crops, 2)
-    if crops:
-        positions[-1, -1] = -1
+    positions = torch.arange(crops * 2)
+    positions[2 * crops - 1 :] = -1
     return Sample(
         input_ids=torch.full((length,), value),
         labels=torch.full((length,), value + 1),
         loss_weights=torch.full((length,), value / 10),
         position_ids=torch.arange(length),
         branch_ids=torch.full((length,), value % 3, dtype=torch.int32),
+        image_ids=torch.full((length,), value % 2, dtype=torch.int32),
         images=torch.full((crops, 4, 4, 3), value, dtype=torch.uint8),
         image_masks=torch.full((crops, 9), float(value)),
+        windows=torch.arange(crops * 2)[:, None] // 2 * 9 + torch.tensor([0, 1, 3, 4]),
         image_positions=positions,
     )
 
 
-def check_shapes(batch: Batch, rows: int, length: int, crops: int) -> None:
+def check_shapes(batch: Batch, rows: int, length: int, crops: int, windows: int) -> None:
     for name in (
         "input_ids",
         "labels",
@@ -77,27 +78,30 @@ def check_shapes(batch: Batch, rows: int, length: int, crops: int) -> None:
         "position_ids",
         "document_ids",
         "branch_ids",
+        "image_ids",
     ):
         assert getattr(batch, name).shape == (rows, length), name
-    assert [len(getattr(batch, name)) for name in ("images", "image_masks", "image_positions")] == [
-        crops
-    ] * 3
+    assert [len(getattr(batch, name)) for name in PER_CROP] == [crops] * 2
+    assert [len(getattr(batch, name)) for name in PER_WINDOW] == [windows] * 2
     kinds = [tensor.dtype for tensor in batch.tensors()]
     i64, i32, f32 = torch.int64, torch.int32, torch.float32
-    assert kinds == [i64, i64, f32, i64, i32, i32, torch.uint8, f32, i64, i64]
+    assert kinds == [i64, i64, f32, i64, i32, i32, i32, torch.uint8, f32, i64, i64, i64]
 
 
 def test_collate_places_every_token_and_patch() -> None:
     packs = [[sample(5, 2, 1), sample(3, 0, 2)], [sample(4, 1, 3)]]
     batch = collate(packs, 10)
-    check_shapes(batch, 2, 10, 3)
+    check_shapes(batch, 2, 10, 3, 6)
     assert batch.input_ids.tolist() == [[1] * 5 + [2] * 3 + [0] * 2, [3] * 4 + [0] * 6]
     assert batch.labels.tolist() == [[2] * 5 + [3] * 3 + [0] * 2, [4] * 4 + [0] * 6]
     assert batch.document_ids.tolist() == [[1] * 5 + [2] * 3 + [0] * 2, [1] * 4 + [0] * 6]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 0, 0], [0, 1, 2, 3] + [0] * 6]
     assert batch.branch_ids.tolist() == [[1] * 5 + [2] * 3 + [0] * 2, [0] * 10]
     assert torch.equal(batch.loss_weights > 0, batch.document_ids > 0)
-    assert batch.image_positions.tolist() == [[0, 1], [2, -1], [10, -1]]
+    assert batch.image_ids.tolist() == [[1] * 5 + [0] * 5, [1] * 4 + [0] * 6]
+    assert batch.image_positions.tolist() == [0, 1, 2, -1, 10, -1]
+    assert batch.windows[:, 0].tolist() == [0, 0, 9, 9, 18, 18]
+    assert last_tokens(batch).tolist() == [1, 2, 10]
     assert batch.images[:, 0, 0, 0].tolist() == [1, 1, 3] and batch.image_masks[:, 0].tolist() == [
         1,
         1,
@@ -107,7 +111,8 @@ def test_collate_places_every_token_and_patch() -> None:
 
 def test_second_picture_of_a_row_moves_behind_the_first_document() -> None:
     batch = collate([[sample(5, 1, 1), sample(5, 1, 2)]], 12)
-    assert batch.image_positions.tolist() == [[0, -1], [5, -1]]
+    assert batch.image_positions.tolist() == [0, -1, 5, -1]
+    assert batch.windows.tolist() == [[0, 1, 3, 4]] * 2 + [[9, 10, 12, 13]] * 2
 
 
 def test_learnt_rows() -> None:
@@ -129,17 +134,22 @@ def test_rows_of_different_length_merge_as_if_made_together() -> None:
 
 def test_a_batch_without_pictures_carries_one_blank_crop() -> None:
     batch = collate([[sample(3, 0, 1)], [sample(2, 0, 2)]], 4)
-    check_shapes(batch, 2, 4, 1)
-    blank: tuple[Tensor, ...] = (batch.images, batch.image_masks, batch.image_positions)
-    assert [tensor.unique().tolist() for tensor in blank] == [[0], [0], [-1]]
+    check_shapes(batch, 2, 4, 1, 1)
+    blank: tuple[Tensor, ...] = (
+        batch.images,
+        batch.image_masks,
+        batch.windows,
+        batch.image_positions,
+    )
+    assert [tensor.unique().tolist() for tensor in blank] == [[0], [0], [-1], [-1]]
 
 
 def test_padded_as_if_packed_into_longer_rows() -> None:
     packs = [[sample(5, 2, 1)], [sample(4, 1, 3)], [sample(2, 0, 4)]]
-    longer, expected = collate(packs, 8).padded(11, 5, 20), collate(packs, 11)
-    check_shapes(longer, 3, 11, 5)
+    longer, expected = collate(packs, 8).padded(11, 5, 8, rows=20), collate(packs, 11)
+    check_shapes(longer, 3, 11, 5, 8)
     for got, tensor in zip(longer.tensors()[:-1], expected.tensors()):
-        assert torch.equal(got[:3], tensor)  # three rows, three crops
+        assert torch.equal(got[: len(tensor)], tensor)
     learnt = len(expected.learnt_rows)
     assert (
         torch.equal(longer.learnt_rows[:learnt], expected.learnt_rows)
@@ -149,9 +159,10 @@ def test_padded_as_if_packed_into_longer_rows() -> None:
     blank: tuple[Tensor, ...] = (
         longer.images[3:],
         longer.image_masks[3:],
-        longer.image_positions[3:],
+        longer.windows[6:],
+        longer.image_positions[6:],
     )
-    assert [tensor.unique().tolist() for tensor in blank] == [[0], [0], [-1]]
+    assert [tensor.unique().tolist() for tensor in blank] == [[0], [0], [-1], [-1]]
 
 
 def test_padded_modes_choose_from_one_sample() -> None:

@@ -9,6 +9,7 @@ from numpy.random import RandomState
 
 from molmo_ds.config import PromptConfig
 from molmo_ds.data.decode import BadSample
+from molmo_ds.data.sample.no_pointing import REQUESTS
 from molmo_ds.data.sample.points import format_count, format_points, to_percent
 from molmo_ds.data.sample.prompts import PromptFormatter
 from molmo_ds.data.sample.templates import LONG_CAPTION, POINT_COUNT, POINTING
@@ -318,3 +319,38 @@ def test_equal_generators_draw_equal_prompts() -> None:
             [" User: vqa2: Q Assistant:", f" {answer}"],
         ]
         assert [c.messages for c in got] == [want[i] for i in order]
+
+
+def test_questions_how_many_begin_with_a_drawn_request_not_to_point() -> None:
+    assert len(REQUESTS) == 32  # as the reference's list
+    annotations = [
+        {"style": "pointing", "label": "cup", "points": [], "point_scale": 100},
+        {
+            "style": "synthetic_qa",
+            "messages": ["Hi", "a", "How many?", "b", "how many\nthere", "c", "HOW MANY", "d"],
+            "no_pointing": True,
+        },
+        {"style": "vqa2", "question": "How many?", "answer": "2"},
+        {"style": "vqa2", "question": "How many?", "answer": "2", "no_pointing": True},
+    ]
+    still = PromptFormatter(dataclasses.replace(SFT.config, shuffle_messages=False))
+    # the requests of all annotations are drawn first: two of the second, one of the fourth
+    draws = Draws(3, 0, 31, 7, 0.5)
+    pointing, talk, plain, asked = still.conversations(annotations, draws)
+    assert draws.asked == [32, 32, 32, 43, "random"]
+    assert talk.messages[0] == " User: synthetic_qa: Hi Assistant:"
+    assert talk.messages[2] == f" User: {REQUESTS[3]}How many? Assistant:"
+    assert talk.messages[4] == " User: how many\nthere Assistant:"  # the rule is for one line
+    assert talk.messages[6] == f" User: {REQUESTS[0]}HOW MANY Assistant:"
+    assert plain.messages[0] == " User: vqa2: How many? Assistant:"
+    assert asked.messages[0] == f" User: vqa2: {REQUESTS[31]}How many? Assistant:"
+    assert POINTING[7].format(label="cup") in pointing.messages[0]
+    question = SFT.messages(annotations[3], Draws(5), inference=True)
+    assert question == [f" User: vqa2: {REQUESTS[5]}How many? Assistant:"]
+
+
+def test_answers_that_explain_themselves_are_asked_for() -> None:
+    ask = {"style": "cosyn_chart_exp", "question": "Sum?", "answer": "2 + 2. Answer: 4"}
+    want = " User: cosyn_chart_exp: Sum? Give your reasoning in steps, and the short answer at the end. Assistant:"
+    assert SFT.messages(ask, Draws())[0] == want
+    assert STYLE.messages(ask, Draws())[0] == "User: cosyn_chart_exp: Sum? Assistant:"

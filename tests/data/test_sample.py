@@ -13,12 +13,11 @@ from numpy.random import RandomState
 from PIL import Image
 
 from molmo_ds import config as c
-from molmo_ds.batch import Sample
+from molmo_ds.batch import Sample, windows_of
 from molmo_ds.data.decode import BadSample
-from molmo_ds.data.sample import builder as sample_module
+from molmo_ds.data.sample import footage as footage_module
 from molmo_ds.data.sample.builder import SampleBuilder
 from molmo_ds.data.sample.layout import IM_PATCH
-from molmo_ds.data.sample.record import FRAMES
 from molmo_ds.data.tokens import train_tokenizer
 
 torch.set_num_threads(1)
@@ -105,8 +104,10 @@ def test_one_conversation(builder: SampleBuilder) -> None:
         torch.float32,
         torch.int64,
         torch.int32,
+        torch.int32,
         torch.uint8,
         torch.float32,
+        torch.int64,
         torch.int64,
     ]
 
@@ -148,11 +149,22 @@ def test_text_only(builder: SampleBuilder) -> None:
     assert (
         got.images.shape == (0, 56, 56, 3)
         and got.image_masks.shape == (0, 16)
-        and got.image_positions.shape == (0, 4)
+        and got.image_positions.shape == (0,)
+        and got.windows.shape == (0, 4)
     )
     # without "pixels", as an index gives it
     nothing = {"annotations": [COLOUR], "images": [], "sizes": []}
     assert builder.build(nothing, RandomState(0)).input_ids.tolist() == ids
+
+
+def of_crops(sample: Sample) -> torch.Tensor:
+    """int64 [n, 4], the token of each window of each crop, -1 = a margin that another crop shows."""
+    crops = len(sample.images)
+    whole = windows_of(crops, 4, 2).tolist()
+    places = torch.full((len(whole),), -1)
+    for window, place in zip(sample.windows.tolist(), sample.image_positions.tolist()):
+        places[whole.index(window)] = place
+    return places.view(crops, 4)
 
 
 def test_several_pictures(builder: SampleBuilder) -> None:
@@ -167,7 +179,8 @@ def test_several_pictures(builder: SampleBuilder) -> None:
             got.image_masks[mine], alone.masks
         )
         want = torch.from_numpy(alone.layout.positions)
-        assert torch.equal(got.image_positions[mine], torch.where(want >= 0, want + token, -1))
+        places = of_crops(got)[mine]
+        assert torch.equal(places, torch.where(want >= 0, want + token, -1))
         crops, token = crops + alone.layout.crops, token + len(alone.layout.tokens)
     assert crops == len(got.images) and token == (got.branch_ids == 0).sum()
     places = got.image_positions[got.image_positions >= 0]
@@ -192,7 +205,8 @@ def test_pictures_inside_a_text(builder: SampleBuilder) -> None:
     start = 1 + len(user[0]) + len(first) + len(user[1])
     want = torch.from_numpy(layouts[1].positions)
     assert torch.equal(
-        got.image_positions[layouts[0].crops :], torch.where(want >= 0, want + start, -1)
+        of_crops(got)[layouts[0].crops :],
+        torch.where(want >= 0, want + start, -1),
     )
     for sizes, words_of_error in (([(70, 50)], "more pictures"), ([(70, 50)] * 3, "2 of 3")):
         with pytest.raises(BadSample, match=words_of_error):
@@ -249,8 +263,11 @@ def test_size_is_what_build_makes(
     got = maker.build(given_record, RandomState(seed))
     assert (tokens, crops) == (len(got.input_ids), len(got.images)) and tokens <= 200
     assert got.image_positions.max() < tokens
-    assert {len(getattr(got, f.name)) for f in dataclasses.fields(got)[:5]} == {tokens}
-    assert {len(getattr(got, f.name)) for f in dataclasses.fields(got)[5:]} == {crops}
+    fields = dataclasses.fields(got)
+    assert {len(getattr(got, f.name)) for f in fields[:6]} == {tokens}
+    assert {len(getattr(got, f.name)) for f in fields[6:8]} == {crops}
+    shown = int((got.input_ids == VOCAB + IM_PATCH).sum())
+    assert {len(getattr(got, f.name)) for f in fields[8:]} == {shown}
     again = maker.build(given_record, RandomState(seed))
     assert all(
         torch.equal(getattr(got, f.name), getattr(again, f.name)) for f in dataclasses.fields(got)
@@ -286,12 +303,13 @@ def test_points_in_pixels_use_the_first_picture(tokenizer: Path) -> None:
 def test_video(tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Frames are pictures of one resized crop each, in order."""
     frames = [np.full((40, 60, 3), 40 * i, np.uint8) for i in range(5)]
-    monkeypatch.setattr(sample_module, "load_frames", lambda data, count: frames[:count])
+    monkeypatch.setattr(footage_module, "frames_at", lambda data, times, clip: frames[: len(times)])
     maker = make(tokenizer, images={"resize": "siglip"})
     film = {
         "annotations": [COLOUR],
         "images": ["mp4"],
-        "sizes": [],
+        "sizes": [(60, 40)],
+        "durations": [2.0],
         "pixels": [b""],
         "num_frames": 3,
     }
@@ -305,7 +323,7 @@ def test_video(tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert got.images.float().mean((1, 2, 3)).tolist() == [0, 40, 80]
     assert (got.branch_ids == 0).sum() == 1 + 3 * len(maker.images.layout(1, 1, frame=True).tokens)
     del film["num_frames"]
-    assert maker.size(film, RandomState(0))[1] == FRAMES
+    assert maker.size(film, RandomState(0))[1] == 8
     with pytest.raises(BadSample, match="num_frames"):
         maker.size({**film, "num_frames": 0}, RandomState(0))
     with pytest.raises(BadSample, match="one video"):

@@ -38,7 +38,7 @@ def test_options_of_the_tool(server: Server, tmp_path: Path, capsys: pytest.Capt
     Hub(tmp_path / "pixmo_cap_qa").parquet(rows)
     records = build(tmp_path, "pixmo_cap_qa", "--max-annotations", "4")
     # 5, 5 and 4 questions: two pictures in two records of nearly the same size, one in one
-    assert [len(r["annotations"]) for r in records] == [2, 3, 2, 3, 4]
+    assert [len(r["annotations"]) for r in records] == [3, 2, 3, 2, 4]
     assert [r["__key__"][-10:] for r in records] == [
         "00000000-0",
         "00000000-1",
@@ -87,15 +87,15 @@ def test_options_of_the_tool(server: Server, tmp_path: Path, capsys: pytest.Capt
 def test_mistakes(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(
         ValueError,
-        match="There is no data set 'pixmo_points_count'; did you mean 'pixmo_points_counting'?",
+        match="There is no data set 'pixmo_points_countin'; did you mean 'pixmo_points_counting'?",
     ):
-        sources.get("pixmo_points_count")
+        sources.get("pixmo_points_countin")
 
     def says(words: str, name: str, *options: str) -> None:
         assert run(tmp_path, name, "--out", str(tmp_path / "out"), *options) == 1
         assert words in capsys.readouterr().err
 
-    says("has to be fetched by hand: unpack the Balanced Real Images", "vqa2")
+    says("has to be fetched by hand: unpack the Balanced Real Images", "coco_2014_vqa_multi")
     says("https://rrc.cvc.uab.es/?ch=17", "info_qa", "--from", str(tmp_path))
     says("infographicsVQA_train_v1.0.json is missing", "info_qa", "--from", str(tmp_path))
     says("has no split 'train'; it has test", "real_world_qa", "--from", str(tmp_path))
@@ -110,8 +110,8 @@ def test_mistakes(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture)
     )
     Hub(tmp_path / "pixmo_cap").parquet([{"url": "x"}])
     says("the rows have no column 'image_url'", "pixmo_cap", "--from", str(tmp_path))
-    Hub(tmp_path / "tab_mwp").json("problems_train.json", {"1": {"question": "q", "answer": "a"}})
-    says("picture file missing (1)", "tab_mwp", "--from", str(tmp_path))
+    Hub(tmp_path / "tabwmp_da").json("problems_train.json", {"1": {"question": "q", "answer": "a"}})
+    says("picture file missing (1)", "tabwmp_da", "--from", str(tmp_path))
     Hub(tmp_path / "text_vqa").parquet(
         [
             {
@@ -131,12 +131,33 @@ def test_mistakes(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture)
         [{"questionId": "1", "question": "q", "image": shown(1), "answers": ["a"]}], image="image"
     )
     assert (
-        run(tmp_path, "vqa2", "doc_qa", "--from", str(tmp_path), "--out", str(tmp_path / "out"))
+        run(
+            tmp_path,
+            "coco_2014_vqa_multi",
+            "doc_qa",
+            "--from",
+            str(tmp_path),
+            "--out",
+            str(tmp_path / "out"),
+        )
         == 1
     )
     assert len(read(tmp_path / "out" / "doc_qa-train")) == 1
     with pytest.raises(ValueError, match="an action 'fly'"):
         sources.android.action_text({"action_type": "fly"}, (1, 1))
+
+
+def test_a_set_is_found_by_its_other_names(tmp_path: Path) -> None:
+    assert sources.get("vqa2") is sources.ALL["coco_2014_vqa_multi"]
+    assert len(sources.ALIASES) == sum(len(source.aliases) for source in sources.ALL.values())
+    assert not sources.ALIASES.keys() & sources.ALL.keys()
+    new = tmp_path / "coco_2014_vqa_multi-validation"
+    old = tmp_path / "vqa2-validation"
+    assert sources.folder(tmp_path, "vqa2", "validation") == new
+    old.mkdir()
+    assert sources.folder(tmp_path, "coco_2014_vqa_multi", "validation") == old
+    new.mkdir()
+    assert sources.folder(tmp_path, "coco_2014_vqa_multi", "validation") == new
 
 
 def test_what_is_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,8 +70,12 @@ def test_charts(tmp_path: Path) -> None:
         for q, a, h in (("x", "1", 0), ("y", "2", 1))
     ]
     for name in ("train", "val"):
-        Hub(tmp_path / "chart_qa").parquet(rows, f"data/{name}-00000-of-00001", "image")
+        for source in ("chart_qa", "chart_qa_weighted"):
+            Hub(tmp_path / source).parquet(rows, f"data/{name}-00000-of-00001", "image")
     one, two = build(tmp_path, "chart_qa")
+    asked = {"style": "chart_qa", "question": "x", "answers": ["1"]}
+    assert one["annotations"] == [asked]  # weights are for the name that says so
+    one, two = build(tmp_path, "chart_qa_weighted")
     assert one["annotations"][0] | {"weight": 0} == {
         "style": "chart_qa",
         "question": "x",
@@ -119,7 +123,7 @@ def test_charts(tmp_path: Path) -> None:
         ]
         assert record["metadata"] == {"image_id": 5}
 
-    hub = Hub(tmp_path / "tab_mwp")
+    hub = Hub(tmp_path / "tabwmp_da")
     problem = {
         "question": "Sum?",
         "choices": None,
@@ -130,13 +134,13 @@ def test_charts(tmp_path: Path) -> None:
     }
     hub.json("problems_dev.json", {"12": problem})
     hub.file("tables/12.png", picture(4, kind="PNG"))
-    [record] = build(tmp_path, "tab_mwp", split="validation")
+    [record] = build(tmp_path, "tabwmp_da", split="validation")
     assert record["annotations"] == [{"style": "tabwmp_da", "question": "Sum?", "answer": "1,234"}]
     assert record["metadata"] == {"example_id": 12}
 
 
 def test_ai2d(tmp_path: Path) -> None:
-    hub = Hub(tmp_path / "ai2d")
+    hub = Hub(tmp_path / "ai2_diagram_v2_mix_transparent")
     plain = {
         "abcLabel": False,
         "answerTexts": ["leaf", "root", "leaf", "{}"],
@@ -173,7 +177,7 @@ def test_ai2d(tmp_path: Path) -> None:
     hub.file("images/x.png", picture(2, (8, 8), "PNG"))
     hub.file("ai2d_test_ids.csv", b"1\n2\n")
 
-    one, *others = build(tmp_path, "ai2d", split="test")
+    one, *others = build(tmp_path, "ai2_diagram_v2_mix_transparent", split="test")
     assert one["annotations"] == [
         {
             "style": "ai2_diagram",
@@ -217,6 +221,6 @@ def test_ai2d(tmp_path: Path) -> None:
 
     numbers = np.arange(3, 390)  # pictures 1 and 2 are the test's
     np.random.RandomState(5961).shuffle(numbers)
-    train = build(tmp_path, "ai2d")
+    train = build(tmp_path, "ai2_diagram_v2_mix_transparent")
     assert [r["metadata"]["image_id"] for r in train] == sorted(numbers[384:].tolist())
     assert len(train) == 3

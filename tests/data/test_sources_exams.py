@@ -8,6 +8,8 @@ from pathlib import Path
 from picture_server import picture
 from source_helpers import Hub, build, shown
 
+from molmo_ds.data.sources import android
+
 
 def test_exams(tmp_path: Path) -> None:
     row = {
@@ -17,11 +19,11 @@ def test_exams(tmp_path: Path) -> None:
         "answer": 1,
         "hint": "",
     }
-    Hub(tmp_path / "science_qa").parquet(
+    Hub(tmp_path / "science_qa_img").parquet(
         [{**row, "image": None}, row, {**row, "hint": "Look."}], image="image"
     )
-    one, two = build(tmp_path, "science_qa")
-    assert one["__key__"] == "science_qa-00000001"
+    one, two = build(tmp_path, "science_qa_img")
+    assert one["__key__"] == "science_qa_img-00000001"
     assert one["annotations"] == [
         {
             "style": "science_qa",
@@ -31,8 +33,8 @@ def test_exams(tmp_path: Path) -> None:
         }
     ]
     assert two["annotations"][0]["question"] == "Look.\nWhich is it?"
-    report = json.loads((tmp_path / "out" / "science_qa-train" / "report.json").read_text())
-    assert report["dropped"] == {"no usable annotation": 1}
+    report = json.loads((tmp_path / "out" / "science_qa_img-train" / "report.json").read_text())
+    assert report["dropped"] == {"question without a picture": 1}
 
     base = {"question": "<image 1> What?", "image_1": shown(1, "PNG"), "explanation": ""}
     art = [
@@ -179,22 +181,49 @@ def forest() -> bytes:
     return message((1, first), (1, message((11, message((1, lower), (1, elsewhere))))))
 
 
+def apps() -> bytes:
+    """A screen with icons: a hidden one and its copy in view, one of another package, and two that begin alike."""
+
+    def icon(text: str, left: int, package: str, visible: bool = True) -> bytes:
+        edges = {1: left, 2: 200, 3: left + 41, 4: 280}
+        known = message((6, package.encode()), (7, text.encode()))
+        return node(edges, visible) + known
+
+    icons = (
+        icon("Zoho", 5, "a", visible=False),
+        icon("Zoho", 10, "a"),  # says what one before it says, so it is not looked at
+        icon("Mail", 50, "b"),
+        icon("Zoho Meeting", 300, "c"),
+        icon("ZOHO Books", 100, "b"),  # of a package that comes before
+    )
+    return message((1, message((11, message(*((1, one) for one in icons))))))
+
+
+def test_the_box_of_an_app_is_found_as_in_the_reference() -> None:
+    screen = apps()
+    assert android.app_box("zoho", screen) == (100, 200, 140, 280)
+    assert android.app_box("mail", screen) == (50, 200, 90, 280)
+    assert android.app_box("Mail", screen) is None  # the reference finds no name with a capital
+    assert android.app_box("zoho meeting", screen) == (300, 200, 340, 280)
+
+
 def test_android_control(tmp_path: Path) -> None:
     hub = Hub(tmp_path / "android_control")
     actions = [
         {"action_type": "click", "x": 540, "y": 1200},
         {"action_type": "open_app", "app_name": "Zoho Meeting"},
         {"action_type": "long_press", "x": 1, "y": 2399},
+        {"action_type": "open_app", "app_name": "zoho"},
     ]
     features = {
         "episode_id": [300],
         "goal": [b"Open the meeting"],
-        "screenshots": [picture(i, (27, 60), "PNG") for i in range(4)],
-        "screenshot_widths": [1080] * 4,
-        "screenshot_heights": [2400] * 4,
+        "screenshots": [picture(i, (27, 60), "PNG") for i in range(5)],
+        "screenshot_widths": [1080] * 5,
+        "screenshot_heights": [2400] * 5,
         "actions": [json.dumps(action).encode() for action in actions],
-        "step_instructions": [b"Tap it", b"Open Zoho", b"Hold it"],
-        "accessibility_trees": [forest(), forest(), message()],
+        "step_instructions": [b"Tap it", b"Open Zoho", b"Hold it", b"Open zoho"],
+        "accessibility_trees": [forest(), forest(), message(), apps()],
         "noise": [0.5],
     }
     records = [example(features), example({**features, "episode_id": [301]}, packed=False)]
@@ -202,7 +231,7 @@ def test_android_control(tmp_path: Path) -> None:
     hub.file("android_control-00000-of-00020", gzip.compress(framed))
     hub.json("splits.json", {"train": [300], "validation": [], "test": [301, 5]})
     hub.json("test_subsplits.json", {"IDD": [301], "app_unseen": [5]})
-    first, second, third = build(tmp_path, "android_control")
+    first, second, third, _ = build(tmp_path, "android_control")
     assert [r["__key__"] for r in (first, third)] == [
         "android_control-00000000-0",
         "android_control-00000000-2",
@@ -226,9 +255,15 @@ def test_android_control(tmp_path: Path) -> None:
     assert third["annotations"][0]["answer"] == "Long Press(0.1, 100.0)"
     assert first["metadata"] == {"episode_id": 300, "step": 0, "target_action": answer}
     test = build(tmp_path, "android_control", split="test")
-    assert len(test) == 12
+    assert len(test) == 16
     assert [r["metadata"]["mode"] for r in test[:4]] == ["ll", "hl_ll", "hl", "hl_cot"]
     assert test[4]["metadata"]["episode_id"] == 301
     boxes = [record["metadata"]["target_box"] for record in test[::4]]
-    # pixels to percent of 1080 x 2400: the lower of the two narrowest; none; 10 pixels around (1, 2399)
-    assert boxes == ["[46.3, 45.8, 55.6, 54.2]", "", "[-0.8, 99.5, 1.0, 100.4]"]
+    # pixels to percent of 1080 x 2400: the lower of the two narrowest; none; 10 pixels around (1, 2399);
+    # centre (120, 240) of the first that says zoho..., plus and minus half of 41 x 80, halves rounded down
+    assert boxes == [
+        "[46.3, 45.8, 55.6, 54.2]",
+        "",
+        "[-0.8, 99.5, 1.0, 100.4]",
+        "[9.3, 8.3, 13.0, 11.7]",
+    ]

@@ -5,13 +5,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from picture_server import Server, picture
 from source_helpers import Hub, build, shown
-
-from molmo_ds.config import PromptConfig
-from molmo_ds.data.sample.prompts import PromptFormatter
 
 GONE = "missing/1"  # the server answers 404
 
@@ -53,8 +49,12 @@ def test_pixmo_cap(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture
     [record] = build(tmp_path, "pixmo_cap_transcripts")
     assert record["annotations"] == [
         {"style": "long_caption", "text": "A red cup."},
-        {"style": "transcript", "text": "it is a cup"},
-        {"style": "transcript", "text": "uh a red cup"},
+        {
+            "one_of": [
+                {"style": "transcript", "text": "it is a cup"},
+                {"style": "transcript", "text": "uh a red cup"},
+            ]
+        },
     ]
     assert server.hits == before
 
@@ -103,96 +103,25 @@ def test_pixmo_questions(server: Server, tmp_path: Path) -> None:
     assert report["pictures"]["permanent"] == {"hash mismatch": 1}
 
 
-def test_pixmo_points(server: Server, tmp_path: Path) -> None:
-    url, sha = server.url("good/1"), hashlib.sha256(picture(1)).hexdigest()
-    shared = {"image_url": url, "image_sha256": sha}
+def test_questions_how_many_are_not_answered_by_points(server: Server, tmp_path: Path) -> None:
+    url = server.url("good/1")
+    talk = ["Hi?", "Yes.", "How many\nin all?", "Two.", "HOW MANY dogs?", "Three."]
+    Hub(tmp_path / "pixmo_cap_qa_as_user_qa").parquet(
+        [{"image_url": url, "question": "", "answer": "", "messages": talk}]
+    )
+    [record] = build(tmp_path, "pixmo_cap_qa_as_user_qa")
+    assert record["annotations"] == [{"style": "user_qa", "messages": talk, "no_pointing": True}]
     rows = [
-        {"points": [{"x": 10.04, "y": 20.0}, {"x": 5.0, "y": 99.96}], "count": 2, "label": "Ears"},
-        {"points": [], "count": 0, "label": "hat"},
+        {"image_url": url, "image_sha256": "", "question": question, "answer": "Two."}
+        for question in ("How many?", "So how many?")
     ]
-    rows = [{**shared, **row, "collection_method": "pointing"} for row in rows]
-    for name, style in (("pixmo_points", "pointing"), ("pixmo_points_counting", "point_count")):
-        Hub(tmp_path / name).parquet(rows)
-        [record] = build(tmp_path, name)
-        assert record["annotations"] == [
-            {
-                "style": style,
-                "label": "Ears",
-                "points": [[10.04, 20.0], [5.0, 99.96]],
-                "point_scale": 100,
-            },
-            {"style": style, "label": "hat", "points": [], "point_scale": 100},
-        ]
-    talk = PromptFormatter(PromptConfig(shuffle_messages=False)).conversations(
-        record["annotations"], np.random.RandomState(0), (40, 30)
-    )
-    assert talk[0].messages[1] == (
-        ' Counting the <points x1="5.0" y1="100.0" x2="10.0" y2="20.0" alt="ears">ears</points> shows a total of 2.'
-    )
-
-    rows = [{**shared, "count": 1, "points": {"x": [20.0], "y": [6.0]}, "label": "dog"}]
-    test = [{**shared, "count": 3, "points": {"x": [], "y": []}, "label": "cat"}]
-    for name, style in (("pixmo_count", "point_count"), ("pixmo_count_pointing", "pointing")):
-        Hub(tmp_path / name).parquet(rows)
-        Hub(tmp_path / name).parquet(test, "data/test-00000-of-00001")
-        [record] = build(tmp_path, name)
-        assert record["annotations"] == [{"style": style, "label": "dog", "points": [[20.0, 6.0]]}]
-        assert record["metadata"] == {"image_url": url, "count": 1}
-        [record] = build(tmp_path, name, split="test")
-        assert record["annotations"] == [{"style": style, "label": "cat"}]
-        assert record["metadata"]["count"] == 3
-    mask = [[False, False, False], [False, True, True]]
-    rows = [{**shared, "label": "dog", "points": [{"x": 50.0, "y": 70.0}], "masks": [mask]}]
-    Hub(tmp_path / "pixmo_points_eval").parquet(rows, "data/test-00000-of-00001")
-    [record] = build(tmp_path, "pixmo_points_eval", split="test")
-    [asked] = record["annotations"]
-    assert asked.pop("masks") == [{"height": 2, "width": 3, "runs": [4, 2]}]
-    assert asked == {
-        "style": "pointing",
-        "label": "dog",
-        "points": [[50.0, 70.0]],
-        "point_scale": 100,
+    Hub(tmp_path / "pixmo_ask_model_anything").parquet(rows)
+    [record] = build(tmp_path, "pixmo_ask_model_anything")
+    assert [one.get("no_pointing") for one in record["annotations"]] == [True, None]
+    report = tmp_path / "out" / "pixmo_ask_model_anything-train" / "report.json"
+    assert json.loads(report.read_text())["changed"] == {
+        "conversations that ask how many and are told not to point": 1
     }
-
-    # the picture is 40 x 30 pixels, so (20, 6) is (50 %, 20 %)
-    formatter = PromptFormatter(PromptConfig())
-    text = formatter.messages(
-        {"style": "pointing", "label": "dog", "points": [[20.0, 6.0]]},
-        np.random.RandomState(0),
-        (40, 30),
-    )
-    assert text[1] == ' <point x="50.0" y="20.0" alt="dog">dog</point>'
-
-    places = [[{"x": 30.0, "y": 40.0}], [{"x": 60.0, "y": 1.0}, {"x": 50.0, "y": 2.0}]]
-    marks = {
-        "alt_text": ["cup", "spoons"],
-        "inline_text": ["The cup", "two spoons"],
-        "points": places,
-    }
-    rows = [
-        {
-            **shared,
-            "question": "Where?",
-            "response": "",
-            "parsed_response": "<|POINT|> is by <|POINT|>.",
-            **marks,
-        },
-        {**shared, "question": "Lost?", "response": "", "parsed_response": None, **marks},
-        {
-            **shared,
-            "question": "Odd?",
-            "response": "",
-            "parsed_response": "One <|POINT|> only.",
-            **marks,
-        },
-    ]
-    Hub(tmp_path / "pixmo_point_explanations").parquet(rows)
-    [record] = build(tmp_path, "pixmo_point_explanations")
-    [asked] = record["annotations"]
-    assert formatter.messages(asked, np.random.RandomState(0))[1] == (
-        ' <point x="30.0" y="40.0" alt="cup">The cup</point> is by'
-        ' <points x1="50.0" y1="2.0" x2="60.0" y2="1.0" alt="spoons">two spoons</points>.'
-    )
 
 
 def test_pixmo_drawn(tmp_path: Path) -> None:
@@ -229,6 +158,9 @@ def test_pixmo_drawn(tmp_path: Path) -> None:
     )
     hub.file("images/e5.png", picture(4, kind="PNG"))
     [record] = build(tmp_path, "pixmo_clocks")
-    assert record["annotations"][0]["answer"] == "It is 3:07 PM"
-    assert record["annotations"][0]["style"] == "clocks"
+    assert record["annotations"] == [
+        {"style": "clocks", "question": "What time is being shown?", "answer": "It is 3:07 PM"}
+    ]
     assert record["metadata"] == known
+    report = json.loads((tmp_path / "out" / "pixmo_clocks-train" / "report.json").read_text())
+    assert report["changed"] == {"pictures drawn over": 1}

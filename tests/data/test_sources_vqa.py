@@ -22,7 +22,7 @@ def test_coco_questions(tmp_path: Path) -> None:
         for q in questions
     ]
     for name, prefix, style, expected in (
-        ("vqa2", "v2_", "vqa2", ["two", "2"]),
+        ("coco_2014_vqa_multi", "v2_", "vqa2", ["two", "2"]),
         ("okvqa", "", "okvqa", ["Two", "2"]),
     ):
         hub = Hub(tmp_path / name)
@@ -33,22 +33,23 @@ def test_coco_questions(tmp_path: Path) -> None:
             )
             hub.json(f"{prefix}mscoco_{year}_annotations.json", {"info": {}, "annotations": notes})
             hub.file(f"{year}/COCO_{year}_000000000009.jpg", picture(9))
-        [record] = build(tmp_path, name)  # picture 10 is not there
-        assert record["annotations"] == [
-            {"style": style, "question": "How many?", "answers": expected},
-            {"style": style, "question": "What colour?", "answers": expected},
+        records = build(tmp_path, name)  # picture 10 is not there
+        asked = [
+            {"style": style, "question": question, "answers": expected}
+            for question in ("How many?", "What colour?")
         ]
-        assert record["metadata"] == {"image_id": 9}
+        # VQA's questions of a picture are one record, OK-VQA's are not, as in the reference
+        grouped = [asked] if style == "vqa2" else [[one] for one in asked]
+        assert [record["annotations"] for record in records] == grouped
+        assert records[0]["metadata"]["image_id"] == 9
         report = json.loads((tmp_path / "out" / f"{name}-train" / "report.json").read_text())
         assert report["dropped"] == {"picture file missing": 1}
         one, two = build(tmp_path, name, split="validation")  # evaluation asks one by one
         assert [r["metadata"] for r in (one, two)] == [
             {"image_id": 9, "example_id": i} for i in (90, 91)
         ]
-        assert one["annotations"] == [
-            {"style": style, "question": "How many?", "answers": expected}
-        ]
-    hub = Hub(tmp_path / "vqa2")
+        assert one["annotations"] == [asked[0]]
+    hub = Hub(tmp_path / "coco_2014_vqa_multi")
     hub.json("v2_OpenEnded_mscoco_test2015_questions.json", {"questions": questions[:1]})
     hub.file("test2015/COCO_test2015_000000000009.jpg", picture(9))
     [record] = build(tmp_path, "vqa2", split="test")

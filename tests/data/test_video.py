@@ -1,37 +1,66 @@
-"""Frames of real mp4 files, written here by the package `av`."""
+"""Frames of real videos, written here by the package `av`."""
 
 import io
 
 import numpy as np
 import pytest
+from PIL import Image
+from video_files import film
 
-from molmo_ds.data.decode import BadSample, load_frames
+from molmo_ds.data.decode import BadSample
+from molmo_ds.data.video import clip_duration, frames_at, video_size
 
-
-@pytest.fixture(scope="module")
-def film() -> bytes:
-    """Ten frames of 48 x 32 pixels, frame i of the grey 25 * i."""
-    import av
-
-    out = io.BytesIO()
-    with av.open(out, "w", format="mp4") as file:
-        stream = file.add_stream("mpeg4", rate=8)
-        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
-        for i in range(10):
-            picture = np.full((32, 48, 3), 25 * i, np.uint8)
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        file.mux(stream.encode())
-    return out.getvalue()
+EVEN = film([125 * i for i in range(20)])
+UNEVEN = [0, 100, 130, 500, 510, 520, 900, 1000, 1400, 1450, 1460, 2000]
 
 
-def test_frames_are_evenly_spaced(film: bytes) -> None:
-    frames = load_frames(film, 4)
+def numbers(frames: list[np.ndarray]) -> list[int]:
+    """The frames' numbers by their greys; the codec is lossy."""
     assert all(frame.shape == (32, 48, 3) and frame.dtype == np.uint8 for frame in frames)
-    greys = [frame.mean() for frame in frames]
-    assert greys == pytest.approx([0, 75, 150, 225], abs=3)  # frames 0, 3, 6, 9; the codec is lossy
+    return [round(float(frame.mean()) / 10) for frame in frames]
+
+
+def test_a_frame_is_shown_until_it_ends() -> None:
+    times = [0.0, 0.1249, 0.125, 0.3, 1.0, 0.5]
+    assert numbers(frames_at(EVEN, times)) == [0, 0, 1, 2, 8, 4]
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+@pytest.mark.parametrize("key_every", [1, 4, 100])
+def test_frames_of_uneven_length(key_every: int, codec: str) -> None:
+    """By brute force: the last frame that has begun, wherever key frames lie and in whatever order frames are coded."""
+    data = film(UNEVEN, key_every, codec)
+    times = [0.0, 0.05, 0.1, 0.129, 0.13, 0.505, 0.95, 1.455, 1.999, 2.0, 5.0]
+    begun = [sum(begin <= time * 1000 + 1e-3 for begin in UNEVEN) - 1 for time in times]
+    assert numbers(frames_at(data, times)) == begun
+
+
+def test_the_end_is_the_last_frame_and_a_clip_begins_at_0() -> None:
+    duration = video_size(EVEN).duration
+    assert (video_size(EVEN).width, video_size(EVEN).height) == (48, 32)
+    assert numbers(frames_at(EVEN, [duration])) == [19]
+    assert numbers(frames_at(EVEN, [0.0, 0.5], clip=(1.0, 1.6))) == [8, 12]
+    assert clip_duration(2.5, (1.0, 9.0)) == 1.5 and clip_duration(2.5, None) == 2.5
+    for clip in ((3.0, 4.0), (1.0, 1.0), (2.0, 1.0)):
+        with pytest.raises(BadSample, match="shows nothing"):
+            clip_duration(2.5, clip)
+
+
+def test_a_gif_is_a_video() -> None:
+    pictures = [Image.fromarray(np.full((32, 48, 3), 20 * i, np.uint8)) for i in range(4)]
+    out = io.BytesIO()
+    pictures[0].save(
+        out, "GIF", save_all=True, append_images=pictures[1:], duration=[100, 300, 50, 200]
+    )
+    frames = frames_at(out.getvalue(), [0.05, 0.1, 0.39, 0.42, 0.6])
+    assert [round(float(frame.mean()) / 20) for frame in frames] == [0, 1, 1, 2, 3]
+    assert video_size(out.getvalue()).duration == pytest.approx(0.65)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
-def test_a_cut_file_is_a_bad_sample(film: bytes, share: float) -> None:
+def test_a_cut_file_is_a_bad_sample(share: float) -> None:
+    data = EVEN[: int(len(EVEN) * share)]
     with pytest.raises(BadSample, match="video"):
-        load_frames(film[: int(len(film) * share)], 4)
+        frames_at(data, [0.0, 1.0])
+    with pytest.raises(BadSample, match="video"):
+        video_size(data)

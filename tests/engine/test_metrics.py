@@ -10,7 +10,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from molmo_ds.batch import Batch, learnt_rows_of
+from molmo_ds.batch import Batch, learnt_rows_of, windows_of
 from molmo_ds.config import RunConfig, TextConfig, VisionConfig
 from molmo_ds.engine.launch import World
 from molmo_ds.model.flops import flops_per_crop, flops_per_token
@@ -34,9 +34,11 @@ def full_batch(crops: int, length: int, pooled: int) -> Batch:
         position_ids=places,
         document_ids=torch.ones(1, length, dtype=torch.int32),
         branch_ids=torch.zeros(1, length, dtype=torch.int32),
+        image_ids=torch.zeros(1, length, dtype=torch.int32),
         images=torch.zeros(crops, 28, 28, 3, dtype=torch.uint8),
         image_masks=torch.ones(crops, synthetic.PATCHES),
-        image_positions=positions,
+        windows=windows_of(crops, 4, 2),
+        image_positions=positions.flatten(),
         learnt_rows=learnt_rows_of(weights),
     )
 
@@ -222,7 +224,13 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
 
 def test_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same numbers go to the package, of which this stands in for what we call; without it there is a sentence."""
-    config = synthetic.config(out=str(tmp_path), log_interval=1, wandb="molmo")
+    config = synthetic.config(
+        out=str(tmp_path),
+        log_interval=1,
+        wandb="molmo",
+        wandb_group="captioners",
+        wandb_tags=("a", "b"),
+    )
     absent = {"wandb": None}
     monkeypatch.setattr(metrics.importlib.util, "find_spec", absent.get)
     with pytest.raises(ValueError, match="wandb=molmo needs the package: pip install wandb"):
@@ -241,6 +249,11 @@ def test_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert [(step, values["train/loss"]) for step, values in lines] == [(1, 1.0), (2, 0.5)] and len(
         ended
     ) == 2
+    assert (runs[0]["group"], runs[0]["tags"], runs[0]["entity"]) == (
+        "captioners",
+        ["a", "b"],
+        None,
+    )
     assert (
         runs[0]["project"] == "molmo"
         and runs[0]["config"]["wandb"] == "molmo"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from handing_on import hand_on
 
-from molmo_ds.batch import PER_TOKEN, Batch
+from molmo_ds.batch import PER_TOKEN, Batch, windows_of
 from molmo_ds.config import RunConfig
 from molmo_ds.data.order.packing import merge
 from molmo_ds.engine import build_engine
@@ -105,17 +105,18 @@ def edges(config: RunConfig, rank: int, size: int) -> list[Batch]:
     parts[0] = first.replace(
         images=first.images[:1].expand(5, -1, -1, -1),
         image_masks=first.image_masks[:1].expand(5, -1),
-        image_positions=positions,
+        windows=windows_of(5, 4, 2),
+        image_positions=positions.flatten(),
     )
     empty = {name: tensor * 0 for name, tensor in vars(last).items()}
     empty["image_positions"] = torch.full_like(last.image_positions, -1)
+    empty["windows"] = last.windows
     parts[-1] = Batch(**empty).reweighted(empty["loss_weights"])
     share = config.global_batch // size
     mine = parts[rank * share : (rank + 1) * share]
     mine = mine[:-1] if rank == size - 1 and config.micro_batch == 1 else mine
     return [
-        synthetic.join(mine[i : i + config.micro_batch])
-        for i in range(0, len(mine), config.micro_batch)
+        merge(mine[i : i + config.micro_batch]) for i in range(0, len(mine), config.micro_batch)
     ]
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from molmo_ds import presets
-from molmo_ds.batch import Batch, Sample
+from molmo_ds.batch import Batch, Sample, windows_of
 from molmo_ds.cli import plan as plan_command
 from molmo_ds.data.order.packing import collate
 from molmo_ds.engine.plan.plan_inference import GIB, PICTURE, Answering, answering
@@ -131,9 +131,11 @@ def prompts(count: int, tokens: int) -> Batch:
         loss_weights=torch.zeros(tokens),
         position_ids=ids,
         branch_ids=torch.zeros(tokens, dtype=torch.int32),
+        image_ids=torch.zeros(tokens, dtype=torch.int32),
         images=torch.zeros(0, 28, 28, 3, dtype=torch.uint8),
         image_masks=torch.zeros(0, 16),
-        image_positions=torch.zeros(0, 4, dtype=torch.int64),
+        windows=windows_of(0, 4, 2),
+        image_positions=torch.zeros(0, dtype=torch.int64),
     )
     return collate([[sample] * count], count * tokens)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from molmo_ds.batch import Sample
+from molmo_ds.batch import Sample, windows_of
 from molmo_ds.config import MolmoConfig
 from molmo_ds.data.order.packing import collate
 from molmo_ds.engine.answering.quantized import check, quantize
@@ -193,7 +193,9 @@ def sample(words: int) -> Sample:
         loss_weights=torch.zeros(words),
         position_ids=torch.arange(words),
         branch_ids=torch.zeros(words, dtype=torch.int32),
+        image_ids=torch.zeros(words, dtype=torch.int32),
         images=torch.zeros(0, 28, 28, 3, dtype=torch.uint8),
         image_masks=torch.zeros(0, 16),
-        image_positions=torch.zeros(0, 4, dtype=torch.int64),
+        windows=windows_of(0, 4, 2),
+        image_positions=torch.zeros(0, dtype=torch.int64),
     )

@@ -8,6 +8,7 @@ from deepspeed.runtime.zero.utils import apply_to_tensors_only
 from torch import Tensor
 
 from molmo_ds.batch import Batch
+from molmo_ds.data.order.packing import merge
 from molmo_ds.engine.stage_wire import Wire
 from molmo_ds.model.carry import Carry, Shared
 from molmo_ds.model.molmo import Molmo
@@ -16,7 +17,7 @@ from molmo_ds.testing import synthetic
 
 @pytest.fixture
 def batch() -> Batch:
-    return synthetic.join([synthetic.sequence(1, lane) for lane in (0, 7)])
+    return merge([synthetic.sequence(1, lane) for lane in (0, 7)])
 
 
 def test_stages_of_a_row_each(batch: Batch) -> None:
@@ -56,7 +57,7 @@ def test_another_layout_is_no_surprise(batch: Batch) -> None:
 
 def test_hooks_of_zero3_reach_the_tensors_of_a_named_tuple_and_no_others(batch: Batch) -> None:
     """Which model/carry.py relies on."""
-    shared = Shared(None, torch.ones(1), torch.ones(1))
+    shared = Shared(None, ((torch.ones(1), torch.ones(1)),))
     carry = Carry.of(batch)._replace(
         hidden=torch.ones(2), features=(torch.ones(3), torch.ones(4)), shared=shared
     )

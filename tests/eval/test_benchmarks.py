@@ -156,7 +156,7 @@ CASES = (  # task, data set, split, row, a right reply, a wrong one, the id's en
     + ("a total of 4", "5", "key-0"),
     (
         "pixmo_count_counting",
-        "pixmo_count",
+        "pixmo_count_counting",
         "test",
         {"image_url": "u", "label": "cat", "count": 3, "points": []},
     )
@@ -212,7 +212,7 @@ class Records:
     """Stands for shards: the items that a data set makes of rows."""
 
     def __init__(self, source: str, split: str, rows: list[dict[str, Any]]):
-        adapt = sources.ALL[source].adapt
+        adapt = sources.get(source).adapt
         items = itertools.chain.from_iterable(adapt(row, split) for row in rows)
         self.records = [
             {

@@ -240,6 +240,28 @@ def test_ranks_share_the_samples_and_make_equally_many_calls(
     assert together == pytest.approx(whole.calls, rel=1e-12)
 
 
+def test_several_sources_with_prompts_of_their_own(config: RunConfig, folder: Path) -> None:
+    """The first samples of each; the second source counts half, and nothing is said before a question."""
+    words = str(folder / "words")
+    bare = replace(config.data.prompts, system_prompt="none", message_format="none")
+
+    def weights(**given: object) -> tuple[float, int, int]:
+        one = EvaluatorConfig(examples=4, **given)
+        measure = LossOfSource("x", replace(config, evaluators={"x": one}), launch.alone())
+        engine = Scale()
+        found = measure.measure(engine, 60, lambda: None)
+        tokens = sum(len(measure.mixture.build((0, i, 0)).input_ids) for i in range(4))
+        return sum(engine.calls), int(found["examples"]), tokens
+
+    alone = weights(path=words)
+    half = {"a": SourceConfig(path=words), "b": SourceConfig(path=words, weight=0.5)}
+    both = weights(sources=half)
+    assert (alone[1], both[1]) == (4, 8)
+    assert both[0] == pytest.approx(1.5 * alone[0], rel=1e-6)
+    spoken = weights(path=words, prompts=bare)
+    assert spoken[2] < alone[2] and spoken[0] == pytest.approx(alone[0])
+
+
 def test_the_time_is_bounded(config: RunConfig, folder: Path) -> None:
     engine = Scale()
     found = words_of(config, folder / "words", global_batch=2).measure(engine, 0.0, lambda: None)

@@ -8,7 +8,7 @@ import yaml
 from golden_files import need, read_json, read_tensors
 from torch import Tensor
 
-from molmo_ds.batch import Batch, learnt_rows_of
+from molmo_ds.batch import Batch, learnt_rows_of, windows_of
 from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, TextConfig, VisionConfig
 from molmo_ds.model.families import molmo_names
 from molmo_ds.model.molmo import Molmo
@@ -120,7 +120,7 @@ def real_crops(images: Tensor) -> Tensor:
     return (images != -1).flatten(2).any(-1)
 
 
-def to_batch(tensors: dict[str, Tensor], images: Tensor) -> Batch:
+def to_batch(config: MolmoConfig, tensors: dict[str, Tensor], images: Tensor) -> Batch:
     """A padded batch of the reference (`in.*`, pad value -1 everywhere; images [B, crops, P, pixels]) as ours."""
     ids = tensors["in.input_ids"]
     valid, real = ids != -1, real_crops(images)
@@ -131,6 +131,7 @@ def to_batch(tensors: dict[str, Tensor], images: Tensor) -> Batch:
     index = tensors["in.image_input_idx"]
     flat = index + torch.arange(len(ids))[:, None, None] * ids.shape[1]
     weights = tensors["in.loss_masks"].clamp(min=0)
+    grid = config.vision.image_size // config.vision.patch_size
     return Batch(
         input_ids=ids.clamp(min=0),
         labels=tensors["in.labels"].clamp(min=0),
@@ -138,9 +139,11 @@ def to_batch(tensors: dict[str, Tensor], images: Tensor) -> Batch:
         position_ids=tensors["in.position_ids"].clamp(min=0),
         document_ids=valid.int(),
         branch_ids=branches.int(),
+        image_ids=torch.zeros_like(ids, dtype=torch.int32),
         images=images[real],
         image_masks=tensors["in.image_masks"][real],
-        image_positions=torch.where(index < 0, -1, flat)[real],
+        windows=windows_of(int(real.sum()), grid, config.connector.pooling_size),
+        image_positions=torch.where(index < 0, -1, flat)[real].flatten(),
         learnt_rows=learnt_rows_of(weights),
     )
 
@@ -159,7 +162,7 @@ def read_batch(kind: str, name: str) -> tuple[Batch, dict[str, Tensor], dict[str
     tensors = read_tensors(f"A_model/{kind}/batch_{name}.safetensors")
     images = read_tensors(f"A_model/{kind}/images.safetensors")["in.images"]
     return (
-        to_batch(tensors, images),
+        to_batch(read_config(kind), tensors, images),
         tensors,
         read_json(f"A_model/{kind}/meta.json")["batches"][name],
     )

@@ -6,6 +6,7 @@ from golden_files import listed, read_json, read_tensors
 from golden_models import real_crops, vision_config
 from torch import Tensor, nn
 
+from molmo_ds.batch import windows_of
 from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, TextConfig, VisionConfig
 from molmo_ds.model.carry import Carry
 from molmo_ds.model.connector import Connector
@@ -105,7 +106,9 @@ def test_connector(name: str) -> None:
     # joined in the order of the feature layers
     split = list(features.flatten(0, 1).split(width, -1))
     with torch.no_grad():
-        projected = connector.project(split, masks.flatten(0, 1))
+        grid = round(masks.shape[2] ** 0.5)
+        windows = windows_of(masks.shape[0] * masks.shape[1], grid, config.pooling_size)
+        projected = connector.project(split, masks.flatten(0, 1), windows)
     torch.testing.assert_close(
         projected.view_as(golden["out.projected"]), golden["out.projected"], atol=ATOL, rtol=0
     )

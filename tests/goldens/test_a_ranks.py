@@ -12,7 +12,7 @@ from golden_files import listed, model_kinds, read_json, read_tensors
 from golden_models import read_batch, read_config, to_reference
 from torch import Tensor
 
-from molmo_ds.batch import PER_TOKEN, Batch, learnt_rows_of
+from molmo_ds.batch import PER_TOKEN, Batch, last_tokens, learnt_rows_of
 from molmo_ds.config import ComponentConfig, OptimConfig, RunConfig
 from molmo_ds.engine import build_engine
 from molmo_ds.engine.launch import World
@@ -35,17 +35,26 @@ CASES = [
 def example(batch: Batch, row: int) -> Batch:
     """One sequence of a batch with its own crops."""
     length = batch.input_ids.shape[1]
-    mine = ((batch.image_positions // length == row) & (batch.image_positions >= 0)).any(1)
-    positions = batch.image_positions[mine]
+    mine = last_tokens(batch) // length == row
+    patches = batch.image_masks.shape[1]
+    whole = mine[batch.windows.clamp(min=0)[:, 0] // patches]
+    positions = batch.image_positions[whole]
+    first = (
+        torch.where(mine, mine.cumsum(0) - 1, 0) * patches
+    )  # patch of each crop in its new place
+    windows = batch.windows[whole]
+    crop = windows.clamp(min=0) // patches
+    windows = torch.where(windows >= 0, first[crop] + windows % patches, -1)
     texts = {name: getattr(batch, name)[row : row + 1] for name in PER_TOKEN}
     alone = Batch(
         **texts,
         images=batch.images[mine],
         image_masks=batch.image_masks[mine],
+        windows=windows,
         image_positions=torch.where(positions >= 0, positions - row * length, -1),
         learnt_rows=learnt_rows_of(texts["loss_weights"]),
     )
-    return alone.padded(length, max(1, int(mine.sum())))
+    return alone.padded(length, 1, 1)
 
 
 def one_step(

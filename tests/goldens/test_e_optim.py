@@ -10,7 +10,7 @@ import torch
 from golden_files import listed, read_json, read_tensors
 from golden_models import load_model, read_batch, read_config, to_reference
 
-from molmo_ds.batch import PER_TOKEN, Batch, learnt_rows_of
+from molmo_ds.batch import PER_TOKEN, Batch, last_tokens, learnt_rows_of, shifted
 from molmo_ds.config import ComponentConfig, OptimConfig, RunConfig
 from molmo_ds.engine import build_engine, optim
 from molmo_ds.engine.launch import World
@@ -127,21 +127,25 @@ def test_parameter_groups(kind: str) -> None:
 
 
 def split_rows(batch: Batch) -> list[Batch]:
-    """One batch per sequence, with the crops that belong to it."""
+    """One batch per sequence, with the crops that belong to it; every window lies in one crop."""
     length = batch.input_ids.shape[1]
-    owner = batch.image_positions.amax(1) // length
+    owner = last_tokens(batch) // length
+    patches = batch.image_masks.shape[1]
+    crop = batch.windows.amax(1) // patches
     out = []
     for i in range(len(batch.input_ids)):
         mine = owner == i
-        assert torch.isin(batch.image_positions[mine] // length, torch.tensor([i, -1])).all()
+        whole = mine[crop]
+        places = batch.image_positions[whole]
+        assert torch.isin(places // length, torch.tensor([i, -1])).all()
+        moved = (mine.cumsum(0) - 1)[crop[whole]] - crop[whole]
         rows = {name: getattr(batch, name)[i : i + 1] for name in PER_TOKEN}
         row = Batch(
             **rows,
             images=batch.images[mine],
             image_masks=batch.image_masks[mine],
-            image_positions=torch.where(
-                batch.image_positions[mine] < 0, -1, batch.image_positions[mine] - i * length
-            ),
+            windows=shifted(batch.windows[whole], (moved * patches)[:, None]),
+            image_positions=shifted(places, -i * length),
             learnt_rows=learnt_rows_of(rows["loss_weights"]),
         )
         out.append(row)

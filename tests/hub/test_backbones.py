@@ -10,11 +10,12 @@ import yaml
 from torch import Tensor
 
 from molmo_ds import presets
-from molmo_ds.batch import Batch, learnt_rows_of
+from molmo_ds.batch import Batch, learnt_rows_of, windows_of
 from molmo_ds.hub import load
-from molmo_ds.hub.configs import text_config, vision_config
+from molmo_ds.hub.configs import fitted, text_config, vision_config
 from molmo_ds.model.init import initial_parameter
 from molmo_ds.model.molmo import Molmo
+from molmo_ds.weights.released_config import read_json
 from molmo_ds.weights.tensor_files import TensorFolder
 
 SMALL = {
@@ -33,6 +34,13 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "attention_factor": 1.2,
+    "original_max_position_embeddings": 8,
+}
 TEXTS = {
     "qwen2-7b": (transformers.Qwen2Config, {"num_key_value_heads": 2, "rms_norm_eps": 1e-6}),
     "llama3": (
@@ -44,8 +52,26 @@ TEXTS = {
             "head_dim": 16,
         },
     ),
+    # heads wider than their share
+    "qwen3": (transformers.Qwen3Config, {"num_key_value_heads": 2, "head_dim": 12}),
+    # windows as long as the test's texts: Molmo2 drops them; layers 1 and 3 are scaled
+    "olmo3": (
+        transformers.Olmo3Config,
+        {
+            "num_hidden_layers": 4,
+            "sliding_window": 4096,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "rope_parameters": {
+                "full_attention": YARN,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5e5},
+            },
+            "rms_norm_eps": 1e-6,
+        },
+    ),
     "olmo": (transformers.OlmoConfig, {"clip_qkv": 0.4}),
     "olmo2": (transformers.Olmo2Config, {"rms_norm_eps": 1e-6}),
+    # 32B shares keys and values, under norms over all heads
+    "olmo2-32b": (transformers.Olmo2Config, {"num_key_value_heads": 2, "rms_norm_eps": 1e-6}),
     "olmoe": (
         transformers.OlmoeConfig,
         {"num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 16},
@@ -103,8 +129,8 @@ def text_batch(ids: Tensor, model: Molmo) -> Batch:
     """Plain text, two documents, and the blank crop that every batch without pictures has."""
     b, t = ids.shape
     zeros, vision = torch.zeros(b, t, dtype=torch.int32), model.config.vision
-    patches, pooled = (vision.image_size // vision.patch_size) ** 2, model.connector.size
-    side = -(-vision.image_size // vision.patch_size // pooled)
+    grid = vision.image_size // vision.patch_size
+    windows = windows_of(1, grid, model.config.connector.pooling_size)
     return Batch(
         input_ids=ids,
         labels=ids,
@@ -112,9 +138,11 @@ def text_batch(ids: Tensor, model: Molmo) -> Batch:
         position_ids=torch.arange(t).expand(b, t),
         document_ids=zeros + 1,
         branch_ids=zeros,
-        images=torch.zeros(1, patches, vision.patch_size**2 * 3),
-        image_masks=torch.ones(1, patches),
-        image_positions=torch.full((1, side * side), -1),
+        image_ids=zeros,
+        images=torch.zeros(1, grid**2, vision.patch_size**2 * 3),
+        image_masks=torch.ones(1, grid**2),
+        windows=windows,
+        image_positions=torch.full(windows.shape[:1], -1),
         learnt_rows=learnt_rows_of(torch.ones(b, t)),
     )
 
@@ -133,7 +161,7 @@ def features(model: Molmo, pixels: Tensor) -> list[Tensor]:
     return out
 
 
-@pytest.mark.parametrize(("text", "tower"), list(zip(TEXTS, [*TOWERS, "openai"])))
+@pytest.mark.parametrize(("text", "tower"), list(zip(TEXTS, [*TOWERS, "openai", "siglip"])))
 def test_against_transformers(text: str, tower: str, tmp_path: Path) -> None:
     kind, settings = TEXTS[text]
     llm = save(kind, {**SMALL, **settings}, tmp_path / text)
@@ -249,6 +277,9 @@ def test_released_sizes_are_recognised() -> None:
         vision_config({"model_type": "siglip", "vision_config": siglip}, "siglip")[0]
         == presets.TOWERS["siglip"]
     )
+    tower, images = vision_config({"model_type": "siglip", "vision_config": siglip}, "siglip2")
+    assert tower == presets.TOWERS["siglip2"]  # layers 24 and 18 of 27, as with the name siglip
+    assert images.resize == "siglip"
     dino = {
         "model_type": "dinov2",
         "hidden_size": 1024,
@@ -263,6 +294,60 @@ def test_released_sizes_are_recognised() -> None:
         "layer_norm_eps": 1e-6,
     }
     assert vision_config(dino, "dinov2")[0] == presets.TOWERS["dinov2"]
+
+
+# width, layers, heads, key heads, FFN half, rows, theta, eps: the reference's later configurations
+PUBLISHED = {
+    "olmo2_7b": ("olmo2", 4096, 32, 32, 32, 11008, 100352, 5e5, 1e-6),
+    "olmo2_13b": ("olmo2", 5120, 40, 40, 40, 13824, 100352, 5e5, 1e-6),
+    "olmo2_32b": ("olmo2", 5120, 64, 40, 8, 27648, 100352, 5e5, 1e-6),
+    "qwen2.5_1.5b": ("qwen2", 1536, 28, 12, 2, 8960, 151936, 1e6, 1e-6),
+    "qwen2.5_3b": ("qwen2", 2048, 36, 16, 2, 11008, 151936, 1e6, 1e-6),
+    "qwen2.5_7b": ("qwen2", 3584, 28, 28, 4, 18944, 152064, 1e6, 1e-6),
+    "qwen2.5_14b": ("qwen2", 5120, 48, 40, 8, 13824, 152064, 1e6, 1e-5),
+    "llama3.1_8b": ("llama", 4096, 32, 32, 8, 14336, 128256, 5e5, 1e-5),
+    "molmoe_1b": ("olmoe", 2048, 16, 16, 16, 1024, 50304, 1e4, 1e-5),
+    "molmo_7b_o": ("olmo2", 4096, 32, 32, 32, 11008, 100352, 5e5, 1e-6),
+    "molmo_7b_d": ("qwen2", 3584, 28, 28, 4, 18944, 152064, 1e6, 1e-6),
+    "molmo_72b": ("qwen2", 8192, 80, 64, 8, 29568, 152064, 1e6, 1e-5),
+}
+NAMES = (
+    *("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "intermediate_size", "vocab_size", "rope_theta", "rms_norm_eps"),
+)
+
+
+def test_a_folder_fits_the_preset_of_its_language_model() -> None:
+    assert set(PUBLISHED) >= set(presets.LANGUAGE_MODELS)
+    for preset, sizes in PUBLISHED.items():
+        values = dict(zip(NAMES, sizes)) | {"max_position_embeddings": 32768}
+        values |= {"num_experts": 64, "num_experts_per_tok": 8} if preset == "molmoe_1b" else {}
+        if preset == "llama3.1_8b":
+            values["rope_scaling"] = LLAMA3 | {"original_max_position_embeddings": 8192}
+            del values["rope_scaling"]["rope_theta"]
+        wanted = presets.get(preset).text
+        assert fitted(text_config(values), preset, Path("here")) == wanted
+        assert wanted.embedding_size - sizes[6] in (0, 128)
+        with pytest.raises(
+            ValueError,
+            match=f"not the language model of the preset {preset}: its hidden_size is 64",
+        ):
+            fitted(replace(text_config(values), hidden_size=64), preset, Path("here"))
+
+
+def test_a_preset_decides_rows_and_positions(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = replace(
+        text_config(read_json(folders[0])), embedding_size=256, max_position_embeddings=64
+    )
+    small = replace(presets.tiny(), text=text)
+    monkeypatch.setitem(presets.PRESETS, "qwen2.5_7b", lambda: small)
+    config = load.backbones(
+        ("qwen2.5_7b", folders[0]), ("openai", folders[1]), tmp_path / "out", CHANGES
+    )
+    assert config.text == small.text
+    assert TensorFolder(tmp_path / "out").shape("embed.embedding")[0] == 256
 
 
 def test_faults(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def same(inputs: Any, sample: Sample) -> bool:
     """Whether a batch of one row holds what training makes."""
     pictures = len(sample.images) == 0 or torch.equal(inputs["images"][0], sample.images)
     places = len(sample.images) == 0 or torch.equal(
-        inputs["image_input_idx"][0], sample.image_positions
+        inputs["image_input_idx"][0].flatten(), sample.image_positions
     )
     return ids(inputs) == sample.input_ids.tolist() and pictures and places
 

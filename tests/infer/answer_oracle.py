@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from molmo_ds.batch import Sample
+from molmo_ds.batch import Sample, windows_of
 from molmo_ds.config import MolmoConfig
 from molmo_ds.data.order.packing import collate
 from molmo_ds.infer.options import GREEDY, Options
@@ -34,9 +34,11 @@ def prompt(
         loss_weights=torch.zeros(length),
         position_ids=torch.arange(length),
         branch_ids=(torch.arange(length) >= prefix).int(),
+        image_ids=(torch.from_numpy(ids) == config.text.vocab_size + 2).int(),
         images=torch.from_numpy(seen.randint(0, 256, (crops, 28, 28, 3), dtype=np.uint8)),
         image_masks=torch.from_numpy(seen.randint(0, 3, (crops, patches)).astype(np.float32) / 2),
-        image_positions=1 + torch.arange(POOLED * crops).view(crops, POOLED),
+        windows=windows_of(crops, vision.image_size // vision.patch_size, 2),
+        image_positions=1 + torch.arange(POOLED * crops),
     )
 
 
@@ -106,7 +108,9 @@ def _longer(sample: Sample, ids: list[int]) -> Sample:
         loss_weights=torch.zeros(len(tokens)),
         position_ids=torch.arange(len(tokens)),
         branch_ids=torch.cat((sample.branch_ids, sample.branch_ids[-1:].expand(more))),
+        image_ids=torch.cat((sample.image_ids, torch.zeros(more, dtype=torch.int32))),
         images=sample.images,
         image_masks=sample.image_masks,
+        windows=sample.windows,
         image_positions=sample.image_positions,
     )

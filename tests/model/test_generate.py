@@ -33,16 +33,8 @@ def extended(batch: Batch, row: int, ids: list[int]) -> Batch:
     length = int((batch.document_ids[row] != 0).sum())
     tokens = torch.tensor([*batch.input_ids[row, :length].tolist(), *ids])[None]
     start = row * batch.input_ids.shape[1]
-    mine = (
-        (batch.image_positions >= start)
-        & (batch.image_positions < start + batch.input_ids.shape[1])
-    ).any(1)
-    keep = mine if mine.any() else torch.zeros_like(mine).index_fill(0, torch.tensor([0]), True)
-    positions = (
-        batch.image_positions[keep] - start
-        if mine.any()
-        else torch.full_like(batch.image_positions[keep], -1)
-    )
+    end = start + batch.input_ids.shape[1]
+    mine = (batch.image_positions >= start) & (batch.image_positions < end)
     same = torch.ones_like(tokens, dtype=torch.int32)
     weights = torch.zeros(tokens.shape)
     return Batch(
@@ -52,9 +44,11 @@ def extended(batch: Batch, row: int, ids: list[int]) -> Batch:
         position_ids=torch.arange(tokens.shape[1])[None],
         document_ids=same,
         branch_ids=same * 0,
-        images=batch.images[keep],
-        image_masks=batch.image_masks[keep],
-        image_positions=positions,
+        image_ids=same * 0,
+        images=batch.images,
+        image_masks=batch.image_masks,
+        windows=batch.windows,
+        image_positions=torch.where(mine, batch.image_positions - start, -1),
         learnt_rows=learnt_rows_of(weights),
     )
 

@@ -97,7 +97,7 @@ def test_several_pictures_go_where_they_belong() -> None:
     shuffled = batch.replace(
         images=images[order],
         image_masks=batch.image_masks[order],
-        image_positions=batch.image_positions[order],
+        image_positions=batch.image_positions.view(3, 4)[order].flatten(),
     )
     torch.testing.assert_close(model.hidden(batch), model.hidden(shuffled), atol=1e-5, rtol=0)
     swapped = batch.replace(images=images[order])

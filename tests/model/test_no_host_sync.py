@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from molmo_ds.batch import Sample
+from molmo_ds.batch import Sample, windows_of
 from molmo_ds.engine import loss_scale, optim
 from molmo_ds.engine.strategy import Limits
 from molmo_ds.infer.options import Options
@@ -236,9 +236,11 @@ def sample_of(number: int) -> Sample:
         loss_weights=torch.zeros(12),
         position_ids=torch.arange(12),
         branch_ids=(torch.arange(12) > 4).int(),
+        image_ids=torch.zeros(12, dtype=torch.int32),
         images=torch.zeros(crops, 28, 28, 3, dtype=torch.uint8),
         image_masks=torch.ones(crops, 16),
-        image_positions=torch.arange(1, 1 + 4 * crops).view(crops, 4),
+        windows=windows_of(crops, 4, 2),
+        image_positions=torch.arange(1, 1 + 4 * crops),
     )
 
 

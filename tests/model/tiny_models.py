@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from molmo_ds import presets
-from molmo_ds.batch import Batch, learnt_rows_of
+from molmo_ds.batch import Batch, learnt_rows_of, windows_of
 from molmo_ds.config import MolmoConfig
 from molmo_ds.model.molmo import Molmo
 
@@ -105,6 +105,7 @@ def pack(
         "branch_ids": torch.int32,
     }
     kinds |= {"document_ids": torch.int32, "loss_weights": torch.float32}
+    kinds |= {"image_ids": torch.int32}
     out = {name: torch.zeros(len(rows), length, dtype=kind) for name, kind in kinds.items()}
     images, positions = (
         [torch.zeros(0, 28, 28, 3, dtype=torch.uint8)],
@@ -126,4 +127,5 @@ def pack(
     # a crop brings its own mask along
     masks = (crops.flatten(1)[:, :16].float() / 100 - 1).clamp(-1, 1)
     learnt = learnt_rows_of(out["loss_weights"])
-    return Batch(images=crops, image_masks=masks, image_positions=places, learnt_rows=learnt, **out)
+    pictures = {"images": crops, "image_masks": masks, "windows": windows_of(len(crops), 4, 2)}
+    return Batch(image_positions=places.flatten(), learnt_rows=learnt, **pictures, **out)

@@ -100,7 +100,27 @@ def test_rope_scaling_is_that_of_llama_3() -> None:
     cos, sin = rope_table(torch.tensor([[1]]), 32, 1e4, scaling)
     torch.testing.assert_close(torch.atan2(sin, cos)[0, 0, :16], frequency, rtol=1e-5, atol=0)
     with pytest.raises(ValueError, match="yarn"):
-        rope_table(torch.tensor([[1]]), 32, 1e4, {"rope_type": "yarn"})
+        rope_table(torch.tensor([[1]]), 32, 1e4, {"rope_type": "linear"})
+
+
+@pytest.mark.parametrize("factor", [None, 1.5])
+def test_rope_scaling_is_yarn(factor: float | None) -> None:
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    scaling = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64}
+    scaling |= {"attention_factor": factor, "beta_fast": 32, "beta_slow": 1}
+    whole = LlamaConfig(
+        hidden_size=64,
+        num_attention_heads=2,
+        rope_parameters=scaling | {"rope_theta": 5e5},
+        max_position_embeddings=512,
+    )
+    frequency, times = ROPE_INIT_FUNCTIONS["yarn"](whole, "cpu")
+    angle = torch.tensor([0, 1, 77])[:, None] * frequency
+    cos, sin = rope_table(torch.tensor([[-1, 1, 77]]), 32, 5e5, scaling)
+    torch.testing.assert_close(cos[0, :, :16], angle.cos() * times, atol=1e-6, rtol=0)
+    torch.testing.assert_close(sin[0, :, 16:], angle.sin() * times, atol=1e-6, rtol=0)
 
 
 def test_splice() -> None:

@@ -4,9 +4,12 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ops_check import bits, error, errors
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
+from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from molmo_ds.ops import dispatch
@@ -117,7 +120,7 @@ def test_long_trees(tokens: int) -> None:
 
 def test_cascade_without_branches_is_one_call() -> None:
     document, branch = batch(ids([5], [6], tokens=11))
-    assert cascade.segments(document, branch).tree is None
+    assert cascade.segments(document, branch, None).others == ()
     args = [*tensors(2, 2, document.shape), document, branch]
     assert max(errors(attend, args, "cuda", by_hand)) <= 1e-5
 
@@ -194,9 +197,62 @@ def test_unordered_ids_are_refused(document: list[int], branch: list[int]) -> No
             attention_plan(*ids, torch.float32)
 
 
-def test_cascade_refuses_pictures() -> None:
-    with dispatch.use("cuda"), pytest.raises(ValueError, match="both ways"):
-        attention_plan(*LONG, torch.float32, PICTURES)
+@st.composite
+def layouts(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
+    """Document, branch and image ids of a packed sequence: trees, padding, frames between which text lies, noise."""
+    tokens = draw(st.integers(1, 500))
+    source = torch.Generator().manual_seed(draw(st.integers(0, 999)))
+    document = torch.zeros(tokens, dtype=torch.int32)
+    branch = torch.zeros(tokens, dtype=torch.int32)
+    image = torch.zeros(tokens, dtype=torch.int32)
+    at = 0
+    for number in range(1, draw(st.integers(1, 4)) + 1):
+        for part in range(draw(st.integers(1, 4))):
+            end = min(tokens, at + draw(st.integers(0, 250)))
+            places = torch.arange(end - at)
+            kinds = {
+                "one image": (torch.rand(end - at, generator=source) < 0.8).int(),
+                "frames": (places % 9 > 1) * (places // 9 + 1),
+                "noise": torch.randint(0, 4, (end - at,), generator=source),
+                "text": places * 0,
+            }
+            document[at:end] = number
+            branch[at:end] = part
+            image[at:end] = kinds[draw(st.sampled_from(sorted(kinds)))]
+            at = end
+    return document[None], branch[None], image[None]
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(layouts())
+def test_blocks_hold_what_is_visible(ids: tuple[Tensor, Tensor, Tensor]) -> None:
+    """No pair that the rule shows lies in a block counted empty, and a full block hides none."""
+    blocks = flex.blocks(*ids)
+    side = blocks.shape[2] // flex.BLOCK + bool(blocks.shape[2] % flex.BLOCK)
+    seen = F.pad(visible(*ids)[0], (0, -ids[0].shape[1] % flex.BLOCK) * 2)
+    count = seen.view(side, flex.BLOCK, side, flex.BLOCK).sum((1, 3))
+    got = torch.zeros(side, side)
+    for name, value in (("kv", 1), ("full_kv", 2)):
+        number = getattr(blocks, f"{name}_num_blocks")[0, 0]
+        index = getattr(blocks, f"{name}_indices")[0, 0]
+        for row in range(side):
+            got[row, index[row, : number[row]].long()] = value
+    assert torch.equal(got, (count > 0).float() + (count == flex.BLOCK**2))
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(layouts())
+def test_images_by_the_cascade(ids: tuple[Tensor, Tensor, Tensor]) -> None:
+    args = tensors(4, 2, ids[0].shape)
+    real = (ids[0] != 0)[:, None, :, None]
+
+    def by(name: str) -> list[Tensor]:
+        with dispatch.use(name):
+            out = tree_attention(*args, attention_plan(*ids[:2], torch.float32, ids[2])) * real
+        return [out, *torch.autograd.grad(out.sin().sum(), args)]
+
+    for ours, want in zip(by("cuda"), by("torch")):
+        torch.testing.assert_close(ours, want, atol=2e-5, rtol=1e-4)
 
 
 def test_plan_on_meta_and_compiled() -> None:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from molmo_ds.batch import Sample
+from molmo_ds.batch import Sample, windows_of
 from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, TextConfig, VisionConfig
 from molmo_ds.data.order.packing import collate
 from molmo_ds.engine.strategy import Limits
@@ -109,9 +109,11 @@ def prompt(config: MolmoConfig, crops: int, words: int, seed: int, picture: int)
         loss_weights=torch.zeros(len(ids)),
         position_ids=torch.arange(len(ids)),
         branch_ids=(torch.arange(len(ids)) >= prefix).int(),
+        image_ids=torch.zeros(len(ids), dtype=torch.int32),
         images=torch.from_numpy(pixels),
         image_masks=torch.ones(crops, 64),
-        image_positions=1 + torch.arange(prefix - 1).view(crops, pooled),
+        windows=windows_of(crops, 8, 2),
+        image_positions=1 + torch.arange(prefix - 1),
     )
 
 
@@ -302,7 +304,9 @@ def right_padded(samples: list[Sample]) -> dict[str, torch.Tensor]:
         "input_ids": ids,
         "images": torch.stack([sample.images for sample in samples]),
         "image_masks": torch.stack([sample.image_masks for sample in samples]),
-        "image_input_idx": torch.stack([sample.image_positions for sample in samples]),
+        "image_input_idx": torch.stack(
+            [sample.image_positions.view(len(sample.images), -1) for sample in samples]
+        ),
     }
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from molmo_ds.batch import Batch, Sample
+from molmo_ds.batch import Batch, Sample, windows_of
 from molmo_ds.config import MolmoConfig
 from molmo_ds.data.order.packing import choose, collate
 
@@ -23,11 +23,11 @@ class Work:
 def picture(
     config: MolmoConfig, crops: int, source: np.random.RandomState
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random uint8 crops [n, H, W, 3], and the token index [n, Q] of every pooled patch (BOS, then all of them)."""
+    """Random uint8 crops [n, H, W, 3], and the token [n * Q] of every window (BOS, then all of them)."""
     side = config.vision.image_size
     pooled = (-(-side // config.vision.patch_size // config.connector.pooling_size)) ** 2
     images = torch.from_numpy(source.randint(0, 256, (crops, side, side, 3), dtype=np.uint8))
-    return images, torch.arange(crops * pooled).view(crops, pooled) + 1
+    return images, torch.arange(crops * pooled) + 1
 
 
 def sample(
@@ -44,7 +44,9 @@ def sample(
         weights.append(torch.cat((torch.zeros(question - 1), torch.ones(answer), torch.zeros(1))))
     places = [torch.arange(n) + (prefix if i else 0) for i, n in enumerate(lengths)]
     numbers = torch.arange(len(lengths), dtype=torch.int32).repeat_interleave(torch.tensor(lengths))
-    masks = torch.ones(crops, (config.vision.image_size // config.vision.patch_size) ** 2)
+    grid = config.vision.image_size // config.vision.patch_size
+    masks = torch.ones(crops, grid**2)
+    pictured = torch.zeros(len(ids), dtype=torch.int32).index_fill(0, positions, 1)
     labels = torch.from_numpy(source.randint(0, words, len(ids)))
     return Sample(
         input_ids=ids,
@@ -52,8 +54,10 @@ def sample(
         loss_weights=torch.cat(weights),
         position_ids=torch.cat(places),
         branch_ids=numbers,
+        image_ids=pictured,
         images=images,
         image_masks=masks,
+        windows=windows_of(crops, grid, config.connector.pooling_size),
         image_positions=positions,
     )
 

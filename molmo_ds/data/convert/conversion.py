@@ -69,6 +69,8 @@ def convert(
             yield part.seen
         check(outcome, plan)
         _check_columns(mapping, outcome.notes)
+        if refusal := outcome.notes.bare.refusal():
+            raise ValueError(f"{refusal} Nothing was written.")
         staging.publish()
     finally:
         staging.close()
@@ -191,5 +193,9 @@ def summary(outcome: Outcome, passed: dict[str, int]) -> list[str]:
     out = [f"{len(outcome.faults)} of {outcome.seen} rows skipped"] if outcome.faults else []
     out += [f"passed over: {count} {what}" for what, count in sorted(passed.items()) if count]
     out += [f"{count} {what}" for what, count in sorted(notes.counts.items()) if count]
+    if notes.bare.annotations:
+        out.append(
+            f"{notes.bare.annotations} annotations whose points name no unit, taken as pixels"
+        )
     out += notes.review.sentences()
     return out + ([f"columns not used: {', '.join(unused)}"] if unused else [])

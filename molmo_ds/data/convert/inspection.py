@@ -9,10 +9,12 @@ from typing import Any
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from molmo_ds import files
-from molmo_ds.data.decode import BadSample, load_frames, load_image
+from molmo_ds.data.decode import BadSample, load_image
 from molmo_ds.data.read.shards import ShardSet
+from molmo_ds.data.sample.annotation import alternatives
 from molmo_ds.data.sample.record import VIDEOS, read_json
 from molmo_ds.data.sample.review import Review
+from molmo_ds.data.video import frames_at
 
 Sizes = tuple[str, dict[str, int]]  # key of a sample, length of each part
 
@@ -66,14 +68,14 @@ def inspect(shards: ShardSet, decode: bool = True) -> Iterator[Report]:
 
 def look(record: dict[str, Any], report: Report, decode: bool) -> None:
     """Count one sample; BadSample where training could not use it."""
-    for annotation in record["annotations"]:
+    for annotation in [one for value in record["annotations"] for one in alternatives(value)]:
         style = str(annotation.get("style"))
         report.styles[style] = report.styles.get(style, 0) + 1
     report.without_picture += not record["images"]
     report.pictures += len(record["images"])
     for name, data in zip(record["images"], record["pixels"]):
         if decode and name.split(".")[-1] in VIDEOS:
-            load_frames(data, 1)
+            frames_at(data, [0.0])
         elif decode:
             load_image(data)
     report.review.add(record)

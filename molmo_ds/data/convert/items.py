@@ -1,9 +1,14 @@
 """The source of one sample before anything of it is read: small enough to be sent to another process."""
 
-from dataclasses import dataclass
+import base64
+import binascii
+from collections.abc import Mapping as Lookup
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
+from molmo_ds.data.convert.chats import named_pictures
 from molmo_ds.data.convert.pictures import is_picture, printable, read_file, read_text, to_text
 from molmo_ds.data.convert.rows import Mapping, Notes, Row, is_there, refuse_lost_pictures
 from molmo_ds.data.convert.tars import Member
@@ -27,32 +32,69 @@ class Fault:
 
 @dataclass(frozen=True)
 class RowItem:
-    """A row of a data set or a line of JSON; pictures that are paths lie below `root`."""
+    """A row of a data set or a line of JSON; pictures that are paths lie below `root`.
+
+    `fetched` says of addresses where their bytes are, or (a BadSample) why they are not there; `used` are columns that
+    its origin has read.
+    """
 
     where: str
     key: str
     row: Row
     root: str
+    fetched: Lookup[str, Path | BadSample] = field(default_factory=dict)
+    used: frozenset[str] = frozenset()
 
     def read(self, mapping: Mapping, notes: Notes) -> Read:
         """The row and its pictures; BadSample where one of them cannot be had."""
-        columns = mapping.picture_columns(self.row)
-        if not mapping.images:
-            columns = [name for name in columns if is_there(self.row[name])][:1]
-        notes.columns |= set(columns)
-        notes.used |= set(columns)
-        pictures = []
-        for name in columns:
-            value = self.row[name]
-            for one in value if isinstance(value, list) else [value]:
-                if is_there(one):
-                    pictures.append(picture_bytes(name, one, self.root))
-                elif isinstance(value, list):
-                    raise BadSample(f"'{name}' holds null among its pictures; leave it out.")
+        row, of_a_form = mapping.familiar(self.row)
+        row, named = named_pictures(row)
+        notes.columns |= of_a_form
+        notes.used |= of_a_form
+        columns = filled_columns(row, mapping)
+        notes.columns |= {*columns, *self.used}
+        notes.used |= {*columns, *self.used}
+        values = _pictures(row, columns)
+        if values and named:
+            raise BadSample(
+                f"Pictures are named in '{columns[0]}' and in the turns; say --without {columns[0]} to take the turns'."
+            )
+        values += [("messages", one) for one in named]
+        pictures = [picture_bytes(name, one, self.root, self.fetched) for name, one in values]
         if pictures:
-            taken = {Path(one).name for name in columns for one in _paths(self.row[name])}
-            refuse_lost_pictures(self.row, {*columns, *mapping.without}, taken)
-        return {name: value for name, value in self.row.items() if name not in columns}, pictures
+            taken = {Path(one).name for _, one in values if isinstance(one, str)}
+            refuse_lost_pictures(row, {*columns, *mapping.without}, taken)
+        return {name: value for name, value in row.items() if name not in columns}, pictures
+
+    def addresses(self, mapping: Mapping) -> list[str]:
+        """The addresses that its pictures have; none where the row cannot be used, which `read` says."""
+        try:
+            row, named = named_pictures(mapping.familiar(self.row)[0])
+            values = [one for _, one in _pictures(row, filled_columns(row, mapping))]
+        except BadSample:
+            return []
+        return [one for one in (*values, *named) if is_address(one)]
+
+
+def filled_columns(row: Row, mapping: Mapping) -> list[str]:
+    """The columns of a row whose pictures are taken: all of --image, or the first of ours that is not empty."""
+    columns = mapping.picture_columns(row)
+    if mapping.images:
+        return columns
+    return [name for name in columns if is_there(row[name])][:1]
+
+
+def _pictures(row: Row, columns: list[str]) -> list[tuple[str, Any]]:
+    """(column, picture as the row names it); BadSample for null among several."""
+    found = []
+    for name in columns:
+        value = row[name]
+        for one in value if isinstance(value, list) else [value]:
+            if is_there(one):
+                found.append((name, one))
+            elif isinstance(value, list):
+                raise BadSample(f"'{name}' holds null among its pictures; leave it out.")
+    return found
 
 
 @dataclass(frozen=True)
@@ -121,11 +163,6 @@ class MemberItem:
             return file.read(member.length)
 
 
-def _paths(value: Any) -> list[str]:
-    values = value if isinstance(value, list) else [value]
-    return [one for one in values if isinstance(one, str)]
-
-
 def as_row(text: str, where: str) -> Row:
     """The JSON beside a picture as a row: an object, or a list of annotations."""
     try:
@@ -141,8 +178,15 @@ def as_row(text: str, where: str) -> Row:
     return value
 
 
-def picture_bytes(column: str, value: Any, root: str) -> bytes:
-    """The bytes of a picture given as such, as {bytes, path} or as a path below `root`."""
+def is_address(value: Any) -> bool:
+    """Whether a picture is named by a web address."""
+    return isinstance(value, str) and value.lower().startswith(("http://", "https://"))
+
+
+def picture_bytes(
+    column: str, value: Any, root: str, fetched: Lookup[str, Path | BadSample]
+) -> bytes:
+    """The bytes of a picture given as such, as {bytes, path}, base64 of a data: URL, address or path below `root`."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, (bytes, bytearray)):
@@ -151,8 +195,28 @@ def picture_bytes(column: str, value: Any, root: str) -> bytes:
         raise BadSample(f"'{column}' holds a decoded picture; store the files' bytes.")
     if not isinstance(value, str) or not value:
         raise BadSample(f"'{column}' is {shown(value)}, but must be a picture's path or bytes.")
-    if "://" in value:
+    if value.startswith("data:"):
+        return _data_url(column, value)
+    if value.startswith("file://"):
+        return read_file(unquote(value.removeprefix("file://")))
+    if "://" not in value:
+        return read_file(Path(root, value))
+    place = fetched.get(value)
+    if isinstance(place, BadSample):
+        raise place
+    if place is None:
         raise BadSample(
-            f"'{column}' is the address {shown(value)}; fetch the pictures first and give their paths."
+            f"'{column}' is the address {shown(value)}; fetch the pictures first with --store FOLDER, or give their"
+            " paths."
         )
-    return read_file(Path(root, value))
+    return read_file(place)
+
+
+def _data_url(column: str, value: str) -> bytes:
+    about, comma, data = value.partition(",")
+    if not comma or not about.endswith(";base64"):
+        raise BadSample(f"'{column}' is {shown(value)}, but a data: URL must hold base64.")
+    try:
+        return base64.b64decode(data, validate=True)
+    except binascii.Error as error:
+        raise BadSample(f"'{column}' is {shown(value)}, which is no base64: {error}.") from None

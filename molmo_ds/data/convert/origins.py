@@ -76,6 +76,8 @@ class DataSet:
                 raise ValueError(
                     f"datasets takes the brackets or stars in {self.source} for a pattern; rename the folder."
                 )
+            if folder.is_file():
+                return self._file(folder)
             return datasets.load_dataset(
                 self.source, self.subset, split=self.split, streaming=self.streaming
             )
@@ -87,6 +89,19 @@ class DataSet:
                 f"{self.source} has no split '{self.split}'; give --split, one of {', '.join(data)}."
             )
         return data[self.split]
+
+    def _file(self, path: Path) -> Any:
+        import datasets
+
+        kind = path.suffix.removeprefix(".")
+        if kind not in ("parquet", "arrow"):
+            raise ValueError(
+                f"{path} is no data set: give a folder, a hub id or a .parquet or .arrow file (jsonl and csv read"
+                " files of these forms)."
+            )
+        return datasets.load_dataset(
+            kind, data_files=str(path), split="train", streaming=self.streaming
+        )
 
     def _undecoded(self, data: Any) -> Any:
         import datasets

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from molmo_ds.data.decode import BadSample, check_video, count_pictures, load_image, read_size
+from molmo_ds.data.decode import BadSample, count_pictures, load_image, read_size
 from molmo_ds.data.sample.conversation import is_plain
+from molmo_ds.data.video import film_kind, video_size
 
 SUFFIXES = (
     "jpg",
@@ -48,8 +49,6 @@ SUFFIXES += (
 # what is taken for a picture or a video by its name; some of them end in a sentence
 SUFFIXES += ("avi",)
 MAGIC = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"))
-# brands like an MP4's
-STILLS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")
 _GONE = (
     errno.ENOENT,
     errno.EISDIR,
@@ -67,18 +66,19 @@ def is_picture(name: str) -> bool:
 
 
 def as_part(data: bytes, notes: Counter[str], decode: bool = True) -> tuple[str, bytes]:
-    """(jpg | png | webp | mp4, bytes) of a picture; what is changed or left out is counted in `notes`.
+    """(jpg | png | webp | mp4 | webm, bytes) of a picture; what is changed or left out is counted in `notes`.
 
     With `decode` every picture is decoded once. Raises BadSample for what is no whole picture.
     """
     if not data:
         raise BadSample("A picture is empty (0 bytes).")
-    if data[4:8] == b"ftyp" and data[8:12] not in STILLS:
+    film = film_kind(data)
+    if film is not None:
         if decode and importlib.util.find_spec("av") is not None:
-            check_video(data)
+            video_size(data)
         else:
             notes["videos that were not decoded (that needs the package av)"] += 1
-        return "mp4", data
+        return film, data
     kind = next((kind for magic, kind in MAGIC if data.startswith(magic)), None)
     kind = "webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else kind
     try:

@@ -8,21 +8,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from molmo_ds.data.convert.chats import FORMS, Row, familiar
 from molmo_ds.data.convert.pictures import as_part, is_picture
-from molmo_ds.data.decode import BadSample, read_size, upright_size
-from molmo_ds.data.read.writer import check_key, header
+from molmo_ds.data.convert.regions import with_points
+from molmo_ds.data.convert.units import Bare, with_unit
+from molmo_ds.data.decode import BadSample, upright_size
+from molmo_ds.data.read.writer import Probe, check_key, header, probe
 from molmo_ds.data.sample.annotation import KEYS
 from molmo_ds.data.sample.conversation import is_plain, shown
-from molmo_ds.data.sample.record import VIDEOS
+from molmo_ds.data.sample.record import first_size
 from molmo_ds.data.sample.review import Review
 
-Row = dict[str, Any]
 Sample = tuple[str, dict[str, bytes]]  # key, parts
-FIELDS = tuple(sorted(KEYS - {"style"}))  # that a row's columns of the same names fill
-KEPT = ("annotations", "metadata", "num_frames", "key")  # columns of a record
+# that a row's columns of the same names fill; boxes become points
+FIELDS = tuple(sorted(KEYS - {"style"} | {"boxes"}))
+ABOUT_VIDEO = ("num_frames", "clip", "subtitles", "fps")  # columns of a record with a video
+KEPT = ("annotations", "metadata", *ABOUT_VIDEO, "key")  # columns of a record
 IMAGES = ("image", "images")  # columns of the pictures, where --image names none
 TEXTS = ("question", "text", "answer", "label")
 LISTS_OF_TEXTS = ("answers", "options")
+ANSWERS = ("text", "answer", "answers", "points", "boxes", "question")  # of a row in our own form
 
 
 @dataclass
@@ -31,6 +36,7 @@ class Notes:
 
     counts: Counter[str] = field(default_factory=Counter)
     review: Review = field(default_factory=Review)
+    bare: Bare = field(default_factory=Bare)
     columns: set[str] = field(default_factory=set)
     filled: set[str] = field(default_factory=set)  # those that were not always empty
     used: set[str] = field(default_factory=set)
@@ -39,6 +45,7 @@ class Notes:
         """Add what another process noted."""
         self.counts += other.counts
         self.review.merge(other.review)
+        self.bare.merge(other.bare)
         self.columns |= other.columns
         self.filled |= other.filled
         self.used |= other.used
@@ -48,7 +55,8 @@ class Notes:
 class Mapping:
     """A row as a record: the style of rows without `annotations`, field -> column, columns of the pictures.
 
-    `without` are columns to leave out on purpose; `questions` keeps samples that only ask.
+    `without` are columns to leave out on purpose; `questions` keeps samples that only ask. `unit` (of units.SCALES) and
+    `box_form` (of units.BOX_FORMS) hold for rows that do not say the unit of their points and boxes.
     """
 
     style: str = ""
@@ -57,11 +65,21 @@ class Mapping:
     without: tuple[str, ...] = ()
     questions: bool = False
     decode: bool = True
+    unit: str = ""
+    box_form: str = ""
 
     def picture_columns(self, row: Iterable[str]) -> list[str]:
         """The columns of a row, or of a table, that hold its pictures, in their order."""
         names = self.images or IMAGES
         return [name for name in names if name in row and name not in self.without]
+
+    def familiar(self, row: Row) -> tuple[Row, set[str]]:
+        """The row with `messages` where it has the form of another trainer, and the columns that went into them."""
+        named = {column for _, column in self.columns}
+        read = {"annotations", "messages", "conversations", *ANSWERS, *named}
+        if named & {name for needed, others in FORMS for name in (*needed, *others)}:
+            return row, set()
+        return familiar(row, read)
 
     def annotation(self, row: Row, notes: Notes) -> Row:
         """One annotation of the row's columns; BadSample when the row has none of the fields or there is no style."""
@@ -100,17 +118,29 @@ def to_sample(key: str, row: Row, pictures: list[bytes], mapping: Mapping, notes
         notes.counts["samples without a picture"] += 1
     made = [as_part(data, notes.counts, mapping.decode) for data in pictures]
     names = [name if len(made) == 1 else f"{i}.{name}" for i, (name, _) in enumerate(made)]
+    data = [data for _, data in made]
+    probes = [probe(one, name) for name, one in zip(names, data)]
+    sizes = [_size(found) for found in probes]
+    if row.get("annotations") is None:
+        without_objects = with_points(row, sizes)
+        notes.used |= row.keys() - without_objects.keys()
+        row = without_objects
     given = row.get("annotations")
     record: Row = {"images": names}
     record["annotations"] = [mapping.annotation(row, notes)] if given is None else given
     if not isinstance(record["annotations"], list):
         raise BadSample(f"'annotations' is {shown(given)}, but must be a list.")
-    record |= {name: row[name] for name in ("metadata", "num_frames") if row.get(name) is not None}
+    record |= {name: row[name] for name in ("metadata", *ABOUT_VIDEO) if is_there(row.get(name))}
+    first = first_size(record | {"sizes": sizes})
+    record["annotations"] = [
+        with_unit(one, first, mapping.unit, mapping.box_form, notes.bare)
+        for one in record["annotations"]
+    ]
     notes.columns |= set(map(str, row))
     notes.filled |= {str(name) for name, value in row.items() if is_there(value)}
     notes.used |= set(KEPT)
-    data = [data for _, data in made]
-    _review(record, data, mapping, notes)
+    durations = [found.duration for found in probes]
+    _review(record | {"sizes": sizes, "durations": durations}, mapping, notes)
     parts = dict(zip(names, data)) | {"json": _to_json(record, notes)}
     for name, content in parts.items():
         try:
@@ -120,12 +150,13 @@ def to_sample(key: str, row: Row, pictures: list[bytes], mapping: Mapping, notes
     return key, parts
 
 
-def _review(record: Row, pictures: list[bytes], mapping: Mapping, notes: Notes) -> None:
-    sizes = []
-    for name, data in zip(record["images"], pictures):
-        sizes.append((0, 0) if name.split(".")[-1] in VIDEOS else upright_size(*read_size(data)))
+def _size(found: Probe) -> tuple[int, int]:
+    return upright_size(found.width, found.height, found.orientation)
+
+
+def _review(record: Row, mapping: Mapping, notes: Notes) -> None:
     review = Review()
-    review.add(record | {"sizes": sizes})
+    review.add(record)
     if review.unanswered and not mapping.questions:
         raise BadSample(
             "There is nothing to learn: give text, answer, answers, points, messages, or options with answer_index"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from molmo_ds.data.order.packing import Budget, choose
+from molmo_ds.data.order.packing import Budget
 
 BLOCK_CHUNKS = 4  # chunks whose samples are mixed with each other
 MOST_BAD = 1000  # bad samples of a lane before half of all is too many
@@ -103,8 +103,8 @@ class Lane:
 
     `rates` (float [sources], sum 1) are the shares of samples. `size` tells tokens and crops of a sample, or None for
     one that cannot be used. `state` is all there is to know: draws made, (epoch, position) per source, the pool as
-    [source, sample, epoch, tokens, crops], how many samples were seen and found bad, and how many samples and tokens
-    were cut at the sequence's length.
+    [source, sample, epoch, tokens, crops], the number of sequences made, how many samples were seen and found bad, and
+    how many samples and tokens were cut at the sequence's length.
     """
 
     def __init__(
@@ -119,6 +119,7 @@ class Lane:
         self.draws = 0
         self.places = [[0, 0] for _ in orders]
         self.pool = []
+        self.packs = 0
         self.seen = 0
         self.bad = 0
         self.cut_samples = 0
@@ -129,6 +130,7 @@ class Lane:
         places = [list(place) for place in self.places]
         pool = [list(entry) for entry in self.pool]
         counts = {
+            "packs": self.packs,
             "seen": self.seen,
             "bad": self.bad,
             "cut_samples": self.cut_samples,
@@ -139,6 +141,7 @@ class Lane:
     def load(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken."""
         self.draws = state["draws"]
+        self.packs = state.get("packs", 0)  # states of before 2026-11-29 do not have it
         self.seen = state["seen"]
         self.bad = state["bad"]
         self.cut_samples = state.get("cut_samples", 0)  # states of before 2026-11-28 do not have it
@@ -150,7 +153,8 @@ class Lane:
         """The samples of the lane's next sequence, the oldest first."""
         while len(self.pool) < self.budget.pool_size:
             self._draw()
-        chosen = choose([entry[3:] for entry in self.pool], self.budget.tokens, self.budget.crops)
+        chosen = self.budget.choose([entry[3:] for entry in self.pool], self.packs)
+        self.packs += 1
         pack = [tuple(self.pool[i][:3]) for i in chosen]
         taken = set(chosen)
         self.pool = [entry for i, entry in enumerate(self.pool) if i not in taken]

@@ -13,14 +13,14 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from molmo_ds.batch import Batch, Sample
-from molmo_ds.config import RunConfig
+from molmo_ds.config import RunConfig, SourceConfig
 from molmo_ds.data.bad_share import too_many
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.order.lanes import BLOCK_CHUNKS, Lane, Order, Reference, RottenSource, generator
 from molmo_ds.data.order.mixture import sample_rates
 from molmo_ds.data.order.packing import ROUND, Budget, merge, row
 from molmo_ds.data.read.shards import ShardSet
-from molmo_ds.data.sample.builder import SampleBuilder
+from molmo_ds.data.sample.builder import SampleBuilder, of_samples
 from molmo_ds.settings import to_dict
 
 log = logging.getLogger(__name__)
@@ -50,14 +50,14 @@ class Mixture:
     orders: list[Order]
     rates: list[float]
     budget: Budget
-    builder: Any  # SampleBuilder
+    builders: list[Any]  # SampleBuilder
     stamp: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def open(
         cls, config: RunConfig, builder: Any = None, sets: dict[str, Any] | None = None
     ) -> "Mixture":
-        """Open and check all sources; `builder` and `sets` (by name) replace those of the configuration in tests."""
+        """Open and check all sources; `builder` (of every source) and `sets` (by name) replace them in tests."""
         data = config.data
         lanes = config.global_batch
         if sets is None:
@@ -72,15 +72,16 @@ class Mixture:
         rates = sample_rates(data, {name: len(shards) for name, shards in sets.items()})
         used = [name for name, rate in rates.items() if rate > 0]
         orders = [Order(name, sets[name].bounds, data.seed, lanes) for name in used]
-        builder = builder or SampleBuilder(config)
+        builders = [builder] * len(used) if builder else build_builders(config, used)
         mixture = cls(
             used,
             [sets[n] for n in used],
             orders,
             [rates[n] for n in used],
             Budget.of(data),
-            builder,
+            builders,
         )
+        prints = list(dict.fromkeys(one.fingerprint for one in builders))
         mixture.stamp = {
             "global_batch": lanes,
             "data.seed": data.seed,
@@ -90,14 +91,16 @@ class Mixture:
                 [BLOCK_CHUNKS, *(np.asarray(sets[n].bounds).tolist() for n in used)]
             ),
             "packing": _hash([data.packing, to_dict(mixture.budget)]),
-            "tokenizer, prompts or image settings": builder.fingerprint,
+            "tokenizer, prompts or image settings": prints[0]
+            if len(prints) == 1
+            else _hash(prints),
         }
         return mixture
 
     def size(self, source: int, sample: int, epoch: int) -> tuple[int, int]:
         """Tokens and crops of a sample, as `build` will make them; BadSample where it cannot be used."""
         record = self.sets[source].record(sample)
-        tokens, crops = self.builder.size(record, self._generator(source, sample, epoch))
+        tokens, crops = self.builders[source].size(record, self._generator(source, sample, epoch))
         if crops > self.budget.crops:
             raise ValueError(
                 f"Sample '{record['__key__']}' of '{self.names[source]}' has {crops} crops, but "
@@ -109,11 +112,11 @@ class Mixture:
         """Read, tokenise and decode a sample; BadSample where that fails on every try."""
         source, sample, epoch = reference
         record = self.sets[source].read(sample)
-        return self.builder.build(record, self._generator(*reference))
+        return self.builders[source].build(record, self._generator(*reference))
 
-    def cut(self) -> int:
-        """Tokens that the sequence's length cost the sample that `build` made last."""
-        return getattr(self.builder, "cut", 0)
+    def cut(self, source: int) -> int:
+        """Tokens that the sequence's length cost the sample that `build` made last of a source."""
+        return getattr(self.builders[source], "cut", 0)
 
     def describe(self, source: int, sample: int) -> str:
         """The origin of a sample, for a log."""
@@ -201,7 +204,7 @@ class _Sequencer:
             raise ValueError(f"{error} The last: {self.skipped[-1]}") from None
 
     def _count_cut(self, reference: Reference) -> None:
-        cut = self.mixture.cut()
+        cut = self.mixture.cut(reference[0])
         if cut:
             self.lane.cut_samples += 1
             self.lane.cut_tokens += cut
@@ -213,6 +216,20 @@ class _Sequencer:
         except BadSample as error:
             self.skipped.append(f"{self.mixture.describe(source, sample)}: {error}")
             return None
+
+
+def build_builders(config: RunConfig, names: list[str]) -> list[SampleBuilder]:
+    """A builder for each source; sources that say nothing of their own share one, and all share the tokenizer."""
+    made: dict[SourceConfig, SampleBuilder] = {}
+    builders = []
+    for name in names:
+        source = config.data.sources[name]
+        own = of_samples(source)
+        if own not in made:
+            tokenizer = next((one.tokenizer for one in made.values()), None)
+            made[own] = SampleBuilder(config, tokenizer, source)
+        builders.append(made[own])
+    return builders
 
 
 def build_stream(

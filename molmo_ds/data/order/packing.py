@@ -4,10 +4,21 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn import functional
 from torch.utils.data import default_collate
 
-from molmo_ds.batch import PER_CROP, PER_TOKEN, Batch, Sample, learnt_rows_of
+from molmo_ds.batch import (
+    MISSING,
+    PER_CROP,
+    PER_TOKEN,
+    PER_WINDOW,
+    Batch,
+    Sample,
+    learnt_rows_of,
+    shifted,
+)
 from molmo_ds.config import DataConfig
+from molmo_ds.data.order.knapsack import PATIENCE, most_valuable
 
 SLACK = 512  # a sequence counts as full when less than 1 / SLACK of its tokens is free
 ROUND = 128  # of packing = to_128
@@ -20,12 +31,21 @@ class Budget:
     tokens: int
     crops: int
     pool_size: int
+    crop_weight: float | None = None  # of packing = knapsack: tokens that a crop is worth
 
     @classmethod
     def of(cls, data: DataConfig) -> "Budget":
         """The budget of a configuration; the padded modes hold one sample per sequence."""
-        pool = data.pool_size if data.packing == "pack" else 1
-        return cls(data.sequence_length, data.crops_per_sequence, pool)
+        pool = data.pool_size if data.packing in ("pack", "knapsack") else 1
+        weight = data.crop_weight if data.packing == "knapsack" else None
+        return cls(data.sequence_length, data.crops_per_sequence, pool, weight)
+
+    def choose(self, sizes: list[list[int]], number: int) -> list[int]:
+        """Indices of the samples, [tokens, crops] from old to new, of a lane's sequence `number`."""
+        if self.crop_weight is None:
+            return choose(sizes, self.tokens, self.crops)
+        oldest = number % PATIENCE == 0
+        return most_valuable(sizes, self.tokens, self.crops, self.crop_weight, oldest)
 
 
 def choose(sizes: list[list[int]], tokens: int, crops: int) -> list[int]:
@@ -69,24 +89,28 @@ def collate(packs: list[list[Sample]], sequence_length: int) -> Batch:
 
 
 def row(pack: list[Sample], sequence_length: int) -> Batch:
-    """One sequence as a Batch with B = 1, still without the blank crop: N may be 0."""
+    """One sequence as a Batch with B = 1, still without the blank crop: N and M may be 0."""
     names = [name for name in PER_TOKEN if name != "document_ids"]
     tokens = {
         name: torch.zeros(1, sequence_length, dtype=getattr(pack[0], name).dtype) for name in names
     }
     documents = torch.zeros(1, sequence_length, dtype=torch.int32)
     positions = []
+    windows = []
     start = 0
+    patches = 0
+    widest = max(sample.windows.shape[1] for sample in pack)
     for number, sample in enumerate(pack, 1):
         length = len(sample.input_ids)
         assert start + length <= sequence_length, "the budget was not kept"
         for name in names:
             tokens[name][0, start : start + length] = getattr(sample, name)
         documents[0, start : start + length] = number
-        positions.append(
-            torch.where(sample.image_positions >= 0, sample.image_positions + start, -1)
-        )
+        positions.append(shifted(sample.image_positions, start))
+        wide = functional.pad(sample.windows, (0, widest - sample.windows.shape[1]), value=MISSING)
+        windows.append(shifted(wide, patches))
         start += length
+        patches += sample.image_masks.numel()
     crops = [crop for sample in pack for crop in sample.images]
     # in a worker straight into shared memory: one copy
     images = default_collate(crops) if crops else pack[0].images
@@ -96,6 +120,7 @@ def row(pack: list[Sample], sequence_length: int) -> Batch:
         document_ids=documents,
         images=images,
         image_masks=masks,
+        windows=torch.cat(windows),
         image_positions=torch.cat(positions),
         learnt_rows=learnt_rows_of(tokens["loss_weights"]),
     )
@@ -103,21 +128,27 @@ def row(pack: list[Sample], sequence_length: int) -> Batch:
 
 def merge(rows: list[Batch]) -> Batch:
     """Batches under each other, padded to the longest; a blank crop is added where no row has a picture."""
-    length = max(row.sizes[0] for row in rows)
+    length = max(row.input_ids.shape[1] for row in rows)
+    widest = max(row.windows.shape[1] for row in rows)
     moved = []
-    above = 0
+    tokens = 0
+    patches = 0
     for row in rows:
-        row = row.padded(length, len(row.images))
-        positions = row.image_positions
+        row = row.padded(length, 0, patches=widest)
         moved.append(
-            row.replace(image_positions=torch.where(positions >= 0, positions + above, -1))
+            row.replace(
+                windows=shifted(row.windows, patches),
+                image_positions=shifted(row.image_positions, tokens),
+            )
         )
-        above += row.input_ids.numel()
+        tokens += row.input_ids.numel()
+        patches += row.image_masks.numel()
     joined = {
-        name: _join([getattr(row, name) for row in moved]) for name in (*PER_TOKEN, *PER_CROP)
+        name: _join([getattr(row, name) for row in moved])
+        for name in (*PER_TOKEN, *PER_CROP, *PER_WINDOW)
     }
     batch = Batch(**joined, learnt_rows=learnt_rows_of(joined["loss_weights"]))
-    return batch.padded(length, max(1, len(batch.images)))
+    return batch.padded(length, 1, 1)
 
 
 def _join(parts: list[torch.Tensor]) -> torch.Tensor:

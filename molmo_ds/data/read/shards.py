@@ -171,6 +171,8 @@ class ShardSet:
                 raise BadSample(f"Its {name} is no picture that can be read.")
         turned = zip(row["widths"], row["heights"], row["orientations"])
         record["sizes"] = [upright_size(*size) for size in turned]
+        # folders that were indexed before 2026-11-29 do not have it
+        record["durations"] = row.get("durations") or [0.0] * len(record["sizes"])
         return record
 
     def _parts(

@@ -23,9 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from molmo_ds import files
-from molmo_ds.data.decode import BadSample, read_size, upright_size
+from molmo_ds.data.decode import count_pictures, read_size, upright_size
 from molmo_ds.data.sample.conversation import is_plain
-from molmo_ds.data.sample.record import Record, parse_record, text_length
+from molmo_ds.data.sample.record import VIDEOS, Record, parse_record, text_length
+from molmo_ds.data.video import video_size
 
 BLOCK = 512  # tar's unit
 SIDECAR = pa.schema(
@@ -35,10 +36,11 @@ SIDECAR = pa.schema(
         ("part_names", pa.list_(pa.string())),
         ("part_offsets", pa.list_(pa.int64())),  # of the part's bytes in the tar
         ("part_lengths", pa.list_(pa.int64())),
-        # of the record's images in order, as stored; 0 = unreadable
+        # of the record's images in order, as stored (a video's as shown); 0 = unreadable
         ("widths", pa.list_(pa.int32())),
         ("heights", pa.list_(pa.int32())),
         ("orientations", pa.list_(pa.int8())),  # EXIF, 1 = upright
+        ("durations", pa.list_(pa.float64())),  # seconds of a video, 0 = a picture, or not known
         ("sha256", pa.binary(32)),  # of the parts' bytes, one after another
         ("text_length", pa.int32()),  # characters of the annotations
     ]
@@ -65,23 +67,27 @@ class ShardIndex:
                 f"Sample '{key}' holds a part twice: {', '.join(name for name, _, _ in parts)}."
             )
         record = parse_record(key, contents.get("json"), contents)
-        probes = [probe(contents[name]) for name in record["images"]]
+        probes = [probe(contents[name], name) for name in record["images"]]
         self.rows.append(
             {
                 "key": key,
                 "part_names": [name for name, _, _ in parts],
                 "part_offsets": [offset for _, offset, _ in parts],
                 "part_lengths": [len(data) for _, _, data in parts],
-                "widths": [p[0] for p in probes],
-                "heights": [p[1] for p in probes],
-                "orientations": [p[2] for p in probes],
+                "widths": [p.width for p in probes],
+                "heights": [p.height for p in probes],
+                "orientations": [p.orientation for p in probes],
+                "durations": [p.duration for p in probes],
                 "sha256": digest(data for _, _, data in parts),
                 "text_length": text_length(record["annotations"]),
             }
         )
         self.offsets[-1] = start
         self.offsets.append(end)
-        return record | {"sizes": [upright_size(*one) for one in probes]}
+        return record | {
+            "sizes": [upright_size(p.width, p.height, p.orientation) for p in probes],
+            "durations": [p.duration for p in probes],
+        }
 
     def save(self, tar: Path) -> None:
         """Write `<tar>.idx` and `<tar>.parquet`."""
@@ -228,12 +234,29 @@ def write_meta(folder: str | Path) -> None:
         files.write_atomic(meta / name, json.dumps(content, indent=1, allow_nan=False).encode())
 
 
-def probe(data: bytes) -> tuple[int, int, int]:
-    """Width, height and EXIF orientation from a picture's header; (0, 0, 1) when it is no picture that can be read."""
+@dataclass(frozen=True)
+class Probe:
+    """What the index says of a picture or a video."""
+
+    width: int
+    height: int
+    orientation: int = 1  # EXIF
+    duration: float = 0.0  # seconds; 0 = a picture
+
+
+def probe(data: bytes, name: str) -> Probe:
+    """The size of a picture or a video by its part's name; all 0 when it is none that can be read.
+
+    A GIF of several frames is a video. Where the package av is missing, videos are 0 too.
+    """
+    suffix = name.rsplit(".", 1)[-1]
     try:
-        return read_size(data)
-    except BadSample:
-        return 0, 0, 1
+        if suffix in VIDEOS or (suffix == "gif" and count_pictures(data) > 1):
+            found = video_size(data)
+            return Probe(found.width, found.height, 1, found.duration)
+        return Probe(*read_size(data))
+    except ValueError:
+        return Probe(0, 0)
 
 
 def digest(parts: Iterable[bytes]) -> bytes:

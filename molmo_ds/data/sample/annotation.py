@@ -30,6 +30,10 @@ EXPECTED = {
     "points": "a list of pairs [x, y] of finite numbers",
     "point_scale": "a finite number above 0, or null for pixels",
     "inline_points": "a list of {points, alt, text}: pairs of finite numbers and texts",
+    "point_groups": "a list of {image or time, points}: a picture's number from 1, or seconds",
+    "tracks": "a list of {time, points}: seconds, and a pair [x, y] by the name of each object",
+    "track_fps": "a finite number above 0",
+    "no_pointing": "true or false",
     "weight": f"a number from {LIGHTEST:f} to {HEAVIEST:,.0f}",
 }
 
@@ -58,6 +62,22 @@ class InlinePoints(_Checked):
     text: Text | None = None
 
 
+class PointGroup(_Checked):
+    """Points in one of several pictures, or at one time of a video."""
+
+    points: list[Point]
+    image: Annotated[int, Field(ge=1)] | None = None
+    time: Annotated[Number, Field(ge=0)] | None = None
+
+
+class TrackPoints(_Checked):
+    """The places of objects, by any names, at one time of a video; those of `hidden` cannot be seen."""
+
+    time: Annotated[Number, Field(ge=0)]
+    points: dict[str, Point]
+    hidden: list[str] = []
+
+
 class Annotation(_Checked):
     """A text to be learnt of a sample, or asked; the keys are explained in docs/reference/data-format.md."""
 
@@ -73,7 +93,11 @@ class Annotation(_Checked):
     points: list[Point] | None = None
     point_scale: Annotated[Number, Field(gt=0)] | None = None
     inline_points: list[InlinePoints] | None = None
+    point_groups: list[PointGroup] | None = None
+    tracks: list[TrackPoints] | None = None
+    track_fps: Annotated[Number, Field(gt=0)] | None = None
     messages: list[Text] | None = None
+    no_pointing: bool | None = None
     weight: Annotated[Number, Field(ge=LIGHTEST, le=HEAVIEST)] | None = None
     # that the user's first text begins with, where it says so; not a key of a record
     pictures: int | None = None
@@ -81,6 +105,26 @@ class Annotation(_Checked):
 
 # of a record's annotation
 KEYS = frozenset(Annotation.model_fields) - {"pictures"} | {"conversations"}
+ONE_OF = "one_of"  # the key of an annotation that holds several, of which each epoch draws one
+
+
+def alternatives(value: Any) -> list[Any]:
+    """The annotations of which one is drawn: those of `one_of`, or the one alone; BadSample where there is none."""
+    if not isinstance(value, dict) or ONE_OF not in value:
+        return [value]
+    several = value[ONE_OF]
+    if not isinstance(several, list) or not several:
+        raise BadSample(
+            f"'{ONE_OF}' is {shown(several)}, but must be a list of annotations, one at least."
+        )
+    if len(value) > 1:
+        other = next(key for key in value if key != ONE_OF)
+        raise BadSample(
+            f"An annotation with '{ONE_OF}' has nothing else, but there is '{other}' too."
+        )
+    if any(isinstance(one, dict) and ONE_OF in one for one in several):
+        raise BadSample(f"'{ONE_OF}' holds another '{ONE_OF}'; give one list.")
+    return several
 
 
 def read_annotation(value: Any) -> Annotation:

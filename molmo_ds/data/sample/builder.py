@@ -1,6 +1,6 @@
 """A record of a shard to a Sample: pictures and a tree of conversations, tokenised, labelled and weighed.
 
-Shapes: t tokens, n crops, P patches per crop, Q pooled patches per crop.
+Shapes: t tokens, n crops, P patches per crop, m windows of W patches.
 """
 
 import dataclasses
@@ -15,15 +15,26 @@ from numpy.random import RandomState
 from PIL import Image
 
 from molmo_ds.batch import Sample
-from molmo_ds.config import RunConfig
-from molmo_ds.data.decode import load_frames, load_image
+from molmo_ds.config import RunConfig, SourceConfig
+from molmo_ds.data.decode import BadSample, load_image
 from molmo_ds.data.pixels import to_pixels
 from molmo_ds.data.sample.annotation import Annotation, read_annotation
+from molmo_ds.data.sample.footage import Footage, footage, subtitles
+from molmo_ds.data.sample.image_ids import image_ids
 from molmo_ds.data.sample.images import ImageProcessor
-from molmo_ds.data.sample.layout import Layout
+from molmo_ds.data.sample.layout import IM_PATCH
+from molmo_ds.data.sample.pointed import Scene
 from molmo_ds.data.sample.prompts import PromptFormatter
-from molmo_ds.data.sample.record import Record, check_pictures, count_frames, first_size, is_video
+from molmo_ds.data.sample.record import Record, check_pictures, first_size, is_video
+from molmo_ds.data.sample.styles import POINTING_STYLES
 from molmo_ds.data.sample.tree import Tree, ask, learn
+from molmo_ds.data.sample.visual import (
+    Block,
+    frames_block,
+    joined_windows,
+    picture_blocks,
+    video_block,
+)
 from molmo_ds.data.tokens import Tokenizer
 
 Picture = bytes | np.ndarray | Image.Image
@@ -33,11 +44,10 @@ Picture = bytes | np.ndarray | Image.Image
 class Seen:
     """Pictures as the network gets them, for any number of prompts about them."""
 
-    layouts: list[Layout]
+    blocks: list[Block]
     size: tuple[int, int] | None  # width, height of the first
     images: torch.Tensor  # [n, ...], the crops of all
     masks: torch.Tensor  # float32 [n, P]
-    pooled_patches: int  # of a crop
 
 
 class SampleBuilder:
@@ -49,22 +59,42 @@ class SampleBuilder:
 
     Args:
         tokenizer: that of the configuration, where it is read already.
+        source: whose style, weights, crops and root_subsegments count where they say something.
     """
 
-    def __init__(self, config: RunConfig, tokenizer: Tokenizer | None = None):
+    def __init__(
+        self,
+        config: RunConfig,
+        tokenizer: Tokenizer | None = None,
+        source: SourceConfig | None = None,
+    ):
+        source = source or SourceConfig()
+        config = config_of_source(config, source)
         self.sequence_length = config.data.sequence_length
         self.images = ImageProcessor(config.model)
-        self.prompts = PromptFormatter(config.data.prompts)
-        self.tokenizer = tokenizer or Tokenizer(config.data.tokenizer, config.model.text.vocab_size)
+        self.prompts = PromptFormatter(config.data.prompts, source)
+        self.family = config.model.family
+        self.video = config.model.video
+        self.attention = config.model.text.image_attention
+        vocabulary = config.model.text.vocab_size
+        self.tokenizer = tokenizer or Tokenizer(config.data.tokenizer, vocabulary, self.family)
         self.longest = config.model.text.max_position_embeddings
         settings = [
             dataclasses.asdict(part)
-            for part in (self.images.geometry, config.model.images, config.data.prompts)
+            for part in (
+                self.images.geometry,
+                config.model.images,
+                config.model.video,
+                config.data.prompts,
+            )
         ]
         digest = hashlib.sha256(
             json.dumps([settings, self.sequence_length], sort_keys=True).encode()
         )
         digest.update(self.tokenizer.digest.encode())
+        own = of_samples(source)
+        if own != SourceConfig():
+            digest.update(json.dumps(dataclasses.asdict(own), sort_keys=True).encode())
         self.fingerprint = digest.hexdigest()  # what decides a sample's tokens and crops
         self.cut = 0  # tokens that sequence_length cost the sample that was sized or built last
 
@@ -73,8 +103,9 @@ class SampleBuilder:
 
         Raises BadSample where the record cannot become a sample whatever its pictures hold.
         """
-        layouts = self._layouts(record)
-        return len(self._tree(record, layouts, rng)), sum(layout.crops for layout in layouts)
+        blocks, times, _ = self._blocks(record, rng)
+        tree = self._tree(record, blocks, times, rng)
+        return len(tree), sum(block.crops for block in blocks)
 
     def build(self, record: Record, rng: RandomState) -> Sample:
         """The sample, cut at sequence_length.
@@ -82,12 +113,13 @@ class SampleBuilder:
         Raises BadSample for a picture that cannot be decoded, an annotation that cannot be used, pictures that leave no
         room for text; ValueError where a picture has another size than the record says.
         """
-        pictures = _pictures(record)
-        record = {**record, "sizes": _checked_sizes(record, pictures)}
-        layouts = self._layouts(record)
-        tree = self._tree(record, layouts, rng)
-        single = [is_video(record)] * len(pictures)
-        return _sample(tree, self._seen(layouts, pictures, single))
+        film = footage(record, self.video) if is_video(record) else None
+        pictures = _pictures(record, film)
+        record = {**record, "sizes": _checked_sizes(record, pictures, film)}
+        blocks, times, high = self._blocks(record, rng, film)
+        tree = self._tree(record, blocks, times, rng)
+        single = [film is not None] * len(pictures)
+        return self._sample(tree, self._seen(blocks, pictures, single, high))
 
     def see(self, pictures: Sequence[Picture], overviews: Collection[int] = ()) -> Seen:
         """Decode pictures and cut them into crops, once for all prompts about them; BadSample where one is broken.
@@ -101,7 +133,23 @@ class SampleBuilder:
             self.images.layout(array.shape[1], array.shape[0], one)
             for array, one in zip(arrays, single)
         ]
-        return self._seen(layouts, arrays, single)
+        blocks = picture_blocks(self.tokenizer, layouts, self.family == "molmo2")
+        return self._seen(blocks, arrays, single)
+
+    def see_video(self, record: Record) -> Seen:
+        """The video of a record, decoded, for any number of prompts about it; errors as of `build`.
+
+        The record needs `images` and `pixels`, as {"images": ["mp4"], "pixels": [data]}; `clip`, `subtitles` and
+        `num_frames` count as in shards.
+        """
+        film = footage(record, self.video)
+        frames = _pictures(record, film)
+        block = self._video(record, film)
+        return self._seen([block], frames, [True] * len(frames))
+
+    def frames(self, record: Record) -> list[np.ndarray]:
+        """The decoded frames of a record's video, uint8 [height, width, 3] each; errors as of `build`."""
+        return _pictures(record, footage(record, self.video))
 
     def prompt(
         self,
@@ -124,32 +172,126 @@ class SampleBuilder:
         messages = self.prompts.messages(
             annotation, rng or RandomState(0), seen.size, inference=True
         )
-        return _sample(ask(self.tokenizer, messages, seen.layouts, self.longest), seen)
+        pictures = [block.ids for block in seen.blocks]
+        chat = self.prompts.config.message_format == "chat"
+        return self._sample(ask(self.tokenizer, messages, pictures, self.longest, chat), seen)
 
-    def _tree(self, record: Record, layouts: list[Layout], rng: RandomState) -> Tree:
+    def _tree(
+        self,
+        record: Record,
+        blocks: list[Block],
+        times: list[float] | None,
+        rng: RandomState,
+    ) -> Tree:
         conversations = self.prompts.conversations(
-            record.get("annotations") or [], rng, first_size(record)
+            record.get("annotations") or [],
+            rng,
+            first_size(record),
+            Scene(record.get("sizes") or [], times),
         )
         check_pictures(record, [conversation.pictures for conversation in conversations])
-        tree = learn(self.tokenizer, conversations, layouts, self.sequence_length)
+        pictures = [block.ids for block in blocks]
+        tree = learn(self.tokenizer, conversations, pictures, self.sequence_length)
         self.cut = tree.cut
         return tree
 
-    def _layouts(self, record: Record) -> list[Layout]:
+    def _blocks(
+        self, record: Record, rng: RandomState, film: Footage | None = None
+    ) -> tuple[list[Block], list[float] | None, bool]:
+        """The tokens of pictures or of a video, the times of its frames, and whether more crops were drawn."""
         if is_video(record):
-            return [self.images.layout(1, 1, frame=True)] * count_frames(record)
-        return [self.images.layout(width, height) for width, height in record["sizes"]]
+            film = film or footage(record, self.video)
+            return [self._video(record, film)], film.times, False
+        limit = self.images.config.max_images
+        if limit is not None and len(record["sizes"]) > limit:
+            raise BadSample(
+                f"The sample has {len(record['sizes'])} pictures, more than images.max_images={limit}."
+            )
+        high = self._draws_high(record, rng)
+        layouts = [self.images.layout(*size, high=high) for size in record["sizes"]]
+        return picture_blocks(self.tokenizer, layouts, self.family == "molmo2"), None, high
 
-    def _seen(self, layouts: list[Layout], pictures: list[np.ndarray], single: list[bool]) -> Seen:
+    def _draws_high(self, record: Record, rng: RandomState) -> bool:
+        """Whether a single picture that is pointed at gets the crops of high resolution."""
+        share = self.images.config.p_high_res
+        if not share or len(record["sizes"]) != 1:
+            return False
+        styles = {
+            one.get("style") for one in record.get("annotations") or [] if isinstance(one, dict)
+        }
+        return bool(styles & set(POINTING_STYLES)) and rng.random_sample() < share
+
+    def _video(self, record: Record, film: Footage) -> Block:
+        if self.family == "molmo":
+            frame = self.images.layout(1, 1, frame=True)
+            return frames_block(self.tokenizer, frame, len(film.times), self.images.patches)
+        said = subtitles(record, film.times, self.video.subtitle_seconds)
+        windows = self.images.frame_windows
+        return video_block(
+            self.tokenizer, self.video, film.times, windows, self.images.patches, said
+        )
+
+    def _seen(
+        self,
+        blocks: list[Block],
+        pictures: list[np.ndarray],
+        single: list[bool],
+        high: bool = False,
+    ) -> Seen:
         if not pictures:
             images = torch.empty((0, *self.images.crop_shape), dtype=self.images.dtype)
-            masks = torch.empty(0, self.images.patches)
-            return Seen(layouts, None, images, masks, self.images.pooled_patches)
+            return Seen(blocks, None, images, torch.empty(0, self.images.patches))
         size = (pictures[0].shape[1], pictures[0].shape[0])
-        made = [self.images(picture, frame=one) for picture, one in zip(pictures, single)]
+        made = [
+            self.images(picture, frame=one, high=high) for picture, one in zip(pictures, single)
+        ]
         images = _joined([crops.images for crops in made])
         masks = _joined([crops.masks for crops in made])
-        return Seen(layouts, size, images, masks, self.images.pooled_patches)
+        return Seen(blocks, size, images, masks)
+
+    def _sample(self, tree: Tree, seen: Seen) -> Sample:
+        """The tokens of a tree with the pictures that it speaks of."""
+        ids = torch.tensor(tree.input_ids)
+        patch = self.tokenizer.vocab_size + IM_PATCH
+        crops = [block.crops for block in seen.blocks]
+        parts = [block.windows for block in seen.blocks]
+        windows = joined_windows(parts or [self.images.no_windows], crops, self.images.patches)
+        return Sample(
+            input_ids=ids,
+            labels=torch.tensor(tree.labels),
+            loss_weights=torch.tensor(tree.loss_weights, dtype=torch.float32),
+            position_ids=torch.from_numpy(tree.positions()),
+            branch_ids=torch.from_numpy(tree.branches()),
+            image_ids=image_ids(ids, self.tokenizer.vocab_size, self.attention),
+            images=seen.images,
+            image_masks=seen.masks,
+            windows=torch.from_numpy(windows),
+            image_positions=(ids == patch).nonzero()[:, 0],
+        )
+
+
+def of_samples(source: SourceConfig) -> SourceConfig:
+    """What a source says of its samples, without its place and its share of the mixture."""
+    return dataclasses.replace(
+        source, path="", rate=None, group="all", size=None, sampling_rate=1.0
+    )
+
+
+def config_of_source(config: RunConfig, source: SourceConfig) -> RunConfig:
+    """The configuration with the crops and the roots of a source that has its own."""
+    images = config.model.images
+    prompts = config.data.prompts
+    if source.max_crops is not None:
+        images = dataclasses.replace(images, max_crops=source.max_crops)
+    if source.root_subsegments is not None:
+        prompts = dataclasses.replace(prompts, root_subsegments=source.root_subsegments)
+    if source.root_length is not None:
+        prompts = dataclasses.replace(prompts, root_length=source.root_length)
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, images=images),
+        data=dataclasses.replace(config.data, prompts=prompts),
+    )
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
@@ -157,38 +299,26 @@ def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _sample(tree: Tree, seen: Seen) -> Sample:
-    """The tokens of a tree with the pictures that it speaks of."""
-    moved = zip(seen.layouts, tree.starts)
-    where = [np.where(one.positions >= 0, one.positions + start, -1) for one, start in moved]
-    if not where:
-        where = [np.empty((0, seen.pooled_patches), np.int64)]
-    return Sample(
-        input_ids=torch.tensor(tree.input_ids),
-        labels=torch.tensor(tree.labels),
-        loss_weights=torch.tensor(tree.loss_weights, dtype=torch.float32),
-        position_ids=torch.from_numpy(tree.positions()),
-        branch_ids=torch.from_numpy(tree.branches()),
-        images=seen.images,
-        image_masks=seen.masks,
-        image_positions=torch.from_numpy(np.concatenate(where)),
-    )
-
-
-def _pictures(record: Record) -> list[np.ndarray]:
-    if is_video(record):
-        return load_frames(record["pixels"][0], count_frames(record))
-    return [_to_array(picture) for picture in record.get("pixels", ())]
+def _pictures(record: Record, film: Footage | None) -> list[np.ndarray]:
+    if film is not None and film.numbers is None:
+        return film.frames(record)
+    pixels = record.get("pixels", ())
+    shown = pixels if film is None else [pixels[number] for number in film.numbers]
+    return [_to_array(picture) for picture in shown]
 
 
 def _to_array(picture: Picture) -> np.ndarray:
     return load_image(picture) if isinstance(picture, bytes) else to_pixels(picture)
 
 
-def _checked_sizes(record: Record, pictures: list[np.ndarray]) -> list[tuple[int, int]]:
+def _checked_sizes(
+    record: Record, pictures: list[np.ndarray], film: Footage | None
+) -> list[tuple[int, int]]:
     sizes = [(picture.shape[1], picture.shape[0]) for picture in pictures]
+    if film is not None:
+        return sizes[:1]
     said = [tuple(size) for size in record.get("sizes", sizes)]
-    if not is_video(record) and said != sizes:
+    if said != sizes:
         raise ValueError(
             f"The index says that the pictures measure {said}, but they measure {sizes}; index them again."
         )

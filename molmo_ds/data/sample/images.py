@@ -13,15 +13,15 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from molmo_ds.config import PIXEL_STATISTICS, MolmoConfig
-from molmo_ds.data.decode import BadSample, load_frames, load_image, read_size, upright_size
+from molmo_ds.data.decode import BadSample, load_image, read_size, upright_size
 from molmo_ds.data.pixels import to_pixels
 from molmo_ds.data.sample.layout import Geometry, Layout
+from molmo_ds.data.sample.windows import pool, single
 
 __all__ = [
     "BadSample",
     "Crops",
     "ImageProcessor",
-    "load_frames",
     "load_image",
     "read_size",
     "to_pixels",
@@ -66,8 +66,13 @@ class ImageProcessor:
         self.config = config.images
         self.geometry = Geometry.of(config)
         self.frame_geometry = dataclasses.replace(self.geometry, crop_mode="resize")
+        most = config.images.high_res_max_crops
+        self.high_geometry = dataclasses.replace(self.geometry, max_crops=most)
+        pooling = config.video.pooling_size or self.geometry.pooling_size
+        windows = pool(single(self.geometry.side), pooling)
+        self.frame_windows = windows.reshape(-1, pooling**2)  # int64 [m, W] of Molmo2
+        self.no_windows = np.empty((0, self.geometry.pooling_size**2), np.int64)
         self.patches = self.geometry.side**2
-        self.pooled_patches = self.geometry.pooled**2
         size = self.geometry.image_size
         columns = self.geometry.patch_size**2 * 3
         self.crop_shape = (self.patches, columns) if self.config.exact else (size, size, 3)
@@ -76,12 +81,17 @@ class ImageProcessor:
             torch.tensor(values) for values in PIXEL_STATISTICS[self.config.resize]
         )
 
-    def layout(self, width: int, height: int, frame: bool = False) -> Layout:
-        """Crops and tokens of a picture that is not decoded yet; `frame` for one frame of a video.
+    def layout(self, width: int, height: int, frame: bool = False, high: bool = False) -> Layout:
+        """Crops and tokens of a picture that is not decoded yet.
+
+        Args:
+            frame: of a video, which is one resized crop.
+            high: up to images.high_res_max_crops.
 
         Raises BadSample for a picture of which resizing would leave nothing, as 1 x 1000 pixels with `clip`.
         """
-        layout = (self.frame_geometry if frame else self.geometry).layout(height, width)
+        geometry = self.high_geometry if high else self.geometry
+        layout = (self.frame_geometry if frame else geometry).layout(height, width)
         for tiling in {(1, 1), layout.tiling or (1, 1)} if self.config.resize == "clip" else ():
             size = self.geometry.canvas(tiling)
             if 0 in fit(height, width, *size):
@@ -94,8 +104,10 @@ class ImageProcessor:
         """Image tokens of a picture of this size in pixels."""
         return len(self.layout(width, height).tokens)
 
-    def __call__(self, picture: np.ndarray | Image.Image, frame: bool = False) -> Crops:
-        """uint8 [height, width, 3] (or a PIL picture) -> Crops; a frame of a video becomes one resized crop."""
+    def __call__(
+        self, picture: np.ndarray | Image.Image, frame: bool = False, high: bool = False
+    ) -> Crops:
+        """uint8 [height, width, 3] (or a PIL picture) -> Crops; `frame` and `high` as of `layout`."""
         if isinstance(picture, Image.Image):
             picture = to_pixels(picture)
         if (
@@ -111,7 +123,7 @@ class ImageProcessor:
             picture if picture.flags.c_contiguous and picture.flags.writeable else picture.copy()
         )
         geometry = self.geometry
-        layout = self.layout(pixels.shape[1], pixels.shape[0], frame)
+        layout = self.layout(pixels.shape[1], pixels.shape[0], frame, high)
         crops = torch.empty(
             (layout.crops, geometry.image_size, geometry.image_size, 3),
             dtype=torch.float32 if self.config.exact else torch.uint8,
@@ -121,7 +133,7 @@ class ImageProcessor:
         if layout.tiling is not None:
             self._fill(pixels, crops[1:], masks[1:], layout.tiling)
             # released weights saw every mask one crop early, and -1 at the last
-            if self.config.legacy_image_mask:
+            if self.config.legacy_image_mask and geometry.family == "molmo":
                 masks = torch.cat([masks[1:], torch.full((1, self.patches), -1.0)])
         return Crops(self._normalise(crops) if self.config.exact else crops, masks, layout)
 
@@ -173,16 +185,11 @@ class ImageProcessor:
     def interpolate(self, pixels: Tensor, height: int, width: int) -> Tensor:
         """uint8 [h, w, 3] -> [height, width, 3], bytes or (in the exact mode) float32 in 0..1."""
         mode, antialias = _INTERPOLATION[self.config.resize]
-        rows, columns = pixels.shape[:2]
-        if not self.config.exact and mode == "bilinear":
-            # these strides, and no others, take torch's fast path for interleaved bytes
-            image = pixels.as_strided(
-                (1, 3, rows, columns), (rows * columns * 3, 1, columns * 3, 3)
-            )
-            return interpolate(image, (height, width), mode=mode, antialias=antialias)[0].permute(
-                1, 2, 0
-            )
-        image = pixels.permute(2, 0, 1)[None].float()
+        # Molmo2 was trained on bytes that were rounded once: the fast path for bytes is one off
+        if not self.config.exact and mode == "bilinear" and self.geometry.family == "molmo":
+            out = interpolate(_interleaved(pixels), (height, width), mode=mode, antialias=antialias)
+            return out[0].permute(1, 2, 0)
+        image = _interleaved(pixels.float())
         if self.config.resize == "clip":
             out = interpolate(
                 image.div_(255), (height, width), mode=mode, antialias=antialias
@@ -205,6 +212,13 @@ class ImageProcessor:
             n, geometry.side, geometry.patch_size, geometry.side, geometry.patch_size, 3
         )
         return patches.transpose(2, 3).reshape(n, *self.crop_shape)
+
+
+def _interleaved(pixels: Tensor) -> Tensor:
+    """A view [1, 3, h, w] of [h, w, 3], whose strides, and no others, take torch's fast path."""
+    rows, columns = pixels.shape[:2]
+    strides = (rows * columns * 3, 1, columns * 3, 3)
+    return pixels.as_strided((1, 3, rows, columns), strides)
 
 
 def fit(height: int, width: int, target_height: int, target_width: int) -> tuple[int, int]:

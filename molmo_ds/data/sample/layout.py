@@ -1,6 +1,8 @@
 """Places of a picture's crops and image tokens: a pure function of its width and height.
 
-Shapes: R x C tiles, n = 1 + R * C crops (the global view is crop 0), P patches per crop, Q pooled patches per crop.
+Shapes: R x C tiles, n = 1 + R * C crops (the global view is crop 0), P patches per crop, Q pooled patches per crop, m
+windows of W patches. Sources: allenai/molmo at 793fa38, olmo/data/model_preprocessor.py; allenai/molmo2 at f3cb108,
+olmo/preprocessing/multicrop_preprocessor.py.
 """
 
 from dataclasses import dataclass
@@ -9,9 +11,13 @@ from functools import lru_cache
 import numpy as np
 
 from molmo_ds.config import MolmoConfig
+from molmo_ds.data.sample.windows import joined, pool, single
 
-# ids of the image tokens, counted from vocab_size
+# ids of the image tokens, counted from vocab_size; 4 is another token in each family
 IM_START, IM_END, IM_PATCH, IM_COL, IMAGE = range(5)
+LOW_RES_IM_START = 4  # of Molmo2, as those below
+FRAME_START = 7
+FRAME_END = 8
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,7 @@ class Geometry:
     margins: tuple[int, int]  # patches
     pooling_size: int
     use_col_tokens: bool
+    family: str = "molmo"  # molmo | molmo2
 
     @classmethod
     def of(cls, config: MolmoConfig) -> "Geometry":
@@ -49,7 +56,7 @@ class Geometry:
             raise ValueError(f"max_crops is {images.max_crops}; it must lie between 1 and 36.")
         return cls(
             images.crop_mode, images.max_crops, vision.image_size, vision.patch_size, tuple(images.overlap_margins),
-            config.connector.pooling_size, images.use_col_tokens,
+            config.connector.pooling_size, images.use_col_tokens, config.family,
         )  # fmt: skip
 
     @property
@@ -80,25 +87,32 @@ class Geometry:
         """Rows and columns of high-resolution crops for a picture; None where it is one resized crop."""
         if self.crop_mode == "resize":
             return None
-        return select_tiling(height - self.margin, width - self.margin, self.window, self.max_crops)
+        # Molmo was trained with sides below 1, Molmo2 was not
+        least = 1 if self.family == "molmo2" else -self.margin
+        rows = max(height - self.margin, least)
+        columns = max(width - self.margin, least)
+        return select_tiling(rows, columns, self.window, self.max_crops)
 
     def layout(self, height: int, width: int) -> "Layout":
         """The layout of a picture of this size in pixels."""
+        if self.family == "molmo2":
+            return _grid_layout(self, self.tiling(height, width))
         return _layout(self, self.tiling(height, width))
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The image tokens of one picture and the place of every pooled patch among them. Shared: do not write into it."""
+    """The image tokens of one picture and the patches behind them. Shared: do not write into it.
+
+    The k-th IM_PATCH among the tokens stands for the k-th window.
+    """
 
     tiling: tuple[int, int] | None
-    tokens: np.ndarray  # int64 [t], IM_START .. IM_COL; add vocab_size for ids
-    positions: np.ndarray  # int64 [n, Q], index into tokens; -1 = a margin that another crop shows
-
-    @property
-    def crops(self) -> int:
-        """Crops n, the global view included."""
-        return len(self.positions)
+    tokens: np.ndarray  # int64 [t], IM_START .. FRAME_END; add vocab_size for ids
+    crops: int  # n, the global view included
+    windows: np.ndarray  # int64 [m, W], crop * P + patch; -1 = a patch that is missing
+    # int64 [n, Q], index into tokens; -1 = a margin that another crop shows; Molmo's released form
+    positions: np.ndarray | None = None
 
 
 @lru_cache(maxsize=64)
@@ -153,7 +167,7 @@ def _layout(geometry: Geometry, tiling: tuple[int, int] | None) -> Layout:
     side = geometry.pooled
     tokens, where = _block(side, side, geometry.use_col_tokens)
     if tiling is None:
-        return Layout(None, tokens, where.reshape(1, side * side))
+        return _with_windows(geometry, None, tokens, where[None])
     row_parts = _axis(geometry, tiling[0])
     column_parts = _axis(geometry, tiling[1])
     rows = sum(n for _, n in row_parts)
@@ -172,8 +186,35 @@ def _layout(geometry: Geometry, tiling: tuple[int, int] | None) -> Layout:
             ]
             x += width
         y += height
-    return Layout(
-        tiling,
-        np.concatenate([tokens, high_tokens]),
-        positions.reshape(len(positions), side * side),
-    )
+    return _with_windows(geometry, tiling, np.concatenate([tokens, high_tokens]), positions)
+
+
+def _with_windows(
+    geometry: Geometry, tiling: tuple[int, int] | None, tokens: np.ndarray, positions: np.ndarray
+) -> Layout:
+    """A layout whose windows lie within single crops: positions [n, side, side] are the tokens of each crop's."""
+    crops = len(positions)
+    flat = positions.reshape(crops, -1)
+    cut = pool(single(geometry.side), geometry.pooling_size, centred=False)
+    cut = cut.reshape(-1, geometry.pooling_size**2)
+    offsets = np.arange(crops)[:, None, None] * geometry.side**2
+    windows = np.where(cut >= 0, cut + offsets, -1).reshape(-1, cut.shape[1])
+    order = flat.ravel().argsort(kind="stable")
+    used = order[flat.ravel()[order] >= 0]
+    return Layout(tiling, tokens, crops, windows[used], flat)
+
+
+@lru_cache(maxsize=1024)
+def _grid_layout(geometry: Geometry, tiling: tuple[int, int] | None) -> Layout:
+    """A layout of Molmo2: windows over the grid of all crops, behind those of the global view."""
+    low = pool(single(geometry.side), geometry.pooling_size)
+    if tiling is None:
+        tokens, _ = _block(*low.shape[:2], geometry.use_col_tokens)
+        return Layout(None, tokens, 1, low.reshape(-1, low.shape[2]))
+    high = pool(joined(tiling, geometry.side, geometry.margins), geometry.pooling_size)
+    low_tokens, _ = _block(*low.shape[:2], False)
+    low_tokens[0] = LOW_RES_IM_START
+    high_tokens, _ = _block(*high.shape[:2], geometry.use_col_tokens)
+    windows = np.concatenate([part.reshape(-1, part.shape[2]) for part in (low, high)])
+    tokens = np.concatenate([low_tokens, high_tokens])
+    return Layout(tiling, tokens, 1 + tiling[0] * tiling[1], windows)

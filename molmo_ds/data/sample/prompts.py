@@ -1,7 +1,7 @@
 """Annotations to messages: what the user says and what the assistant should answer, in Molmo's own formats.
 
-The order of random draws is the reference's: template, answer, system prompt, for each annotation in turn; then the
-order of annotations.
+The order of random draws is the reference's: one of several annotations and requests not to point, for all
+annotations; template, answer, system prompt, for each annotation in turn; then the order of annotations.
 """
 
 from collections import Counter
@@ -10,51 +10,89 @@ from typing import Any
 
 from numpy.random import RandomState
 
-from molmo_ds.config import PromptConfig
+from molmo_ds.config import PromptConfig, SourceConfig
 from molmo_ds.data.decode import BadSample
-from molmo_ds.data.sample.annotation import INLINE_POINT, Annotation, at, read_annotation
-from molmo_ds.data.sample.points import format_count, format_points, to_percent
-from molmo_ds.data.sample.templates import LONG_CAPTION, POINT_COUNT, POINTING
+from molmo_ds.data.sample.annotation import (
+    INLINE_POINT,
+    Annotation,
+    alternatives,
+    at,
+    read_annotation,
+)
+from molmo_ds.data.sample.no_pointing import with_request
+from molmo_ds.data.sample.pointed import Scene, answer_by_points, holds_points, place_points
+from molmo_ds.data.sample.styles import (
+    BARE_STYLES,
+    CHOICE_STYLES,
+    DEMO_STYLES,
+    SAME_AS,
+    SPOKEN_STYLES,
+)
+from molmo_ds.data.sample.templates import STEP_BY_STEP
+from molmo_ds.data.sample.templates import TEMPLATES as OF_PICTURES
 from molmo_ds.data.sample.turns import Conversation, speak
+from molmo_ds.data.sample.video_templates import VIDEO_TEMPLATES
 
-# styles that only evaluation uses
-SAME_AS = {"eval_short_answer": "vqa2", "eval_multiple_choice": "a_okvqa_mc"}
-# spoken as a user would: rarely with a style
-DEMO_STYLES = ("point_count", "pointing", "user_qa", "long_caption")
-BARE_STYLES = ("android_control", "demo")  # never with a style
-TEMPLATES = {"long_caption": LONG_CAPTION, "pointing": POINTING, "point_count": POINT_COUNT}
+TEMPLATES = OF_PICTURES | VIDEO_TEMPLATES
+
+STEPS = "_exp"  # in a style whose answers explain themselves
 
 
 class PromptFormatter:
-    """Annotations to conversations under one PromptConfig."""
+    """Annotations to conversations under one PromptConfig, with the style and weight of one source."""
 
-    def __init__(self, config: PromptConfig):
+    def __init__(self, config: PromptConfig, source: SourceConfig | None = None):
         self.config = config
+        self.source = source or SourceConfig()
 
     def conversations(
         self,
         annotations: list[Annotation | dict[str, Any]],
         rng: RandomState,
         size: tuple[int, int] | None = None,
+        scene: Scene | None = None,
     ) -> list[Conversation]:
         """All annotations of one sample, to be learnt; `size` is the (first) picture's (width, height).
 
-        Each annotation's weight (1 unless it says otherwise) is divided by sqrt(annotations) under root_subsegments.
+        Of an annotation with `one_of` one is drawn. Each annotation's weight (1 unless it says otherwise) is multiplied
+        by the source's and divided by sqrt(annotations) under root_subsegments; a source's token_weight replaces what
+        root_subsegments and root_length make of it.
         Raises BadSample where an annotation is not what it must be, or lacks what its style needs.
         """
         if not annotations:
             raise BadSample("The sample has no annotations; give it at least one.")
-        share = len(annotations) ** -0.5 if self.config.root_subsegments else 1.0
-        out = []
+        config = self.config
+        token_weight = self.source.token_weight
+        share = len(annotations) ** -0.5 if config.root_subsegments else 1.0
+        share = share if token_weight is None else token_weight
+        ready = []
         for i, value in enumerate(annotations):
             try:
-                annotation = read_annotation(value)
-                messages = self.messages(annotation, rng, size)
+                several = alternatives(value)
+                value = several[rng.randint(len(several))] if len(several) > 1 else several[0]
+                annotation = with_request(read_annotation(value), rng)
+                if self.source.style:
+                    annotation = annotation.model_copy(update={"style": self.source.style})
+                ready.append(annotation)
+            except BadSample as error:
+                raise BadSample(f"{at(i, len(annotations))}{error}") from None
+        out = []
+        for i, annotation in enumerate(ready):
+            try:
+                messages = self.messages(annotation, rng, size, scene=scene)
             except BadSample as error:
                 raise BadSample(f"{at(i, len(annotations))}{error}") from None
             weight = 1.0 if annotation.weight is None else annotation.weight
-            out.append(Conversation(messages, weight * share, annotation.pictures))
-        if self.config.shuffle_messages and len(out) > 1:
+            conversation = Conversation(
+                messages,
+                weight * share * self.source.weight,
+                annotation.pictures,
+                chat=config.message_format == "chat",
+                root_length=config.root_length and token_weight is None,
+                last_answer_only=config.last_answer_only,
+            )
+            out.append(conversation)
+        if config.shuffle_messages and len(out) > 1:
             rng.shuffle(out)
         return out
 
@@ -64,18 +102,21 @@ class PromptFormatter:
         rng: RandomState,
         size: tuple[int, int] | None = None,
         inference: bool = False,
+        scene: Scene | None = None,
     ) -> list[str]:
         """Texts of one annotation, the user's first; for inference the last answer is left to the model.
 
+        `scene` holds the sizes of all pictures, or the times of a video's frames.
         Raises BadSample where the annotation is not what it must be, or has nothing to learn.
         """
-        annotation = read_annotation(annotation)
+        annotation = with_request(read_annotation(annotation), rng)
         style = annotation.style
         if not style and self.config.system_prompt != "none":
             raise BadSample(
                 "An annotation has no style, which the system prompt needs; give it one, such as user_qa."
             )
         style = SAME_AS.get(style, style) or ""
+        style = style.removeprefix("eval_") if style.startswith("eval_multi_image_") else style
         if annotation.messages is not None:
             turns = list(annotation.messages)
             turns = turns[: len(turns) - 1 + len(turns) % 2] if inference else turns
@@ -86,7 +127,8 @@ class PromptFormatter:
         else:
             turns = [self._question(style, annotation, rng)]
             if not inference:
-                turns.append(self._answer(style, annotation, rng, size))
+                scene = scene or Scene([size] if size else [])
+                turns.append(self._answer(style, annotation, rng, scene))
         if not all(turn.strip() for turn in turns[1::2]):
             raise BadSample(
                 "An answer is empty, so there is nothing to learn; leave the annotation out."
@@ -102,12 +144,14 @@ class PromptFormatter:
     def _question(self, style: str, annotation: Annotation, rng: RandomState) -> str:
         question = annotation.question
         if question is None and style in TEMPLATES:
-            label = self._label(annotation) if style != "long_caption" else ""
+            label = self._label(annotation) if "{label}" in TEMPLATES[style][0] else ""
             if self.config.prompt_templates == "none":
                 return label
             templates = TEMPLATES[style]
             return templates[rng.randint(len(templates))].format(label=label)
         question = question or ""
+        if question and STEPS in style and self.config.prompt_templates == "uber_model":
+            question = STEP_BY_STEP.format(question=question)
         options = annotation.options
         if options is None:
             return question
@@ -119,21 +163,14 @@ class PromptFormatter:
             + "".join(f"{name}: {option}\n" for name, option in zip(_letters(options), options))
         )
 
-    def _answer(
-        self, style: str, annotation: Annotation, rng: RandomState, size: tuple[int, int] | None
-    ) -> str:
+    def _answer(self, style: str, annotation: Annotation, rng: RandomState, scene: Scene) -> str:
         if annotation.text is not None:
             return annotation.text
         if annotation.inline_points is not None:
-            return _place_points(annotation, size)
-        if annotation.points is not None:
-            points = to_percent(annotation.points, annotation.point_scale, size)
+            return place_points(annotation, scene, self.config.pointing_format)
+        if holds_points(annotation):
             label = self._label(annotation)
-            return (
-                format_count(points, label)
-                if style == "point_count"
-                else format_points(points, label)
-            )
+            return answer_by_points(style, annotation, label, scene, self.config.pointing_format)
         if annotation.answer is not None:
             if INLINE_POINT in annotation.answer:
                 raise BadSample(
@@ -173,6 +210,14 @@ class PromptFormatter:
             if style in BARE_STYLES or (style in DEMO_STYLES and rng.random() > 0.1):
                 return question
             prefix = style + ":"
+        elif kind == "demo_or_style_v2":
+            if style in SPOKEN_STYLES or style in CHOICE_STYLES:
+                return question
+            prefix = style + ":"
+        elif kind == "style_and_length_v2":
+            pointed = style in ("pointing", "point_count", "cosyn_point")
+            length = "" if pointed else self._length(answer, rng)
+            prefix = f"{style} {length}:" if length else style + ":"
         elif kind == "style_and_length":
             prefix = f"{style} {self._length(answer, rng)}:"
         else:
@@ -199,20 +244,3 @@ def _most_frequent(answers: list[str], rng: RandomState) -> str:
     counts = Counter(answers)
     best = [answer for answer, count in counts.items() if count == max(counts.values())]
     return best[0] if len(best) == 1 else best[rng.randint(len(best))]
-
-
-def _place_points(annotation: Annotation, size: tuple[int, int] | None) -> str:
-    groups = annotation.inline_points or []
-    parts = (annotation.answer or "").split(INLINE_POINT)
-    if len(parts) != len(groups) + 1:
-        raise BadSample(
-            f"The answer has {len(parts) - 1} {INLINE_POINT} and inline_points {len(groups)} entries."
-        )
-    out = parts[0]
-    for group, after in zip(groups, parts[1:]):
-        points = to_percent(group.points, annotation.point_scale, size)
-        out += (
-            format_points(points, group.alt, group.alt if group.text is None else group.text)
-            + after
-        )
-    return out

@@ -8,8 +8,7 @@ from molmo_ds.data.sample.annotation import at, present
 from molmo_ds.data.sample.conversation import shown
 
 Record = dict[str, Any]
-VIDEOS = ("mp4",)  # parts whose size is not in the index
-FRAMES = 8  # of a video whose record does not say num_frames
+VIDEOS = ("mp4", "webm")  # parts that are videos; so is a GIF that moves
 MOST_FRAMES = 4096
 
 
@@ -66,30 +65,28 @@ def read_json(data: bytes | str, once: bool = False) -> Any:
 
 
 def is_video(record: Record) -> bool:
-    """Whether the sample shows a video; BadSample where it shows more than one."""
+    """Whether the sample shows a video, or pictures that are its frames (`fps`).
+
+    BadSample where it shows more than one, or pictures beside it.
+    """
     parts = record.get("images") or ()
-    videos = [part for part in parts if part.rsplit(".", 1)[-1] in VIDEOS]
+    durations = record.get("durations") or [0.0] * len(parts)
+    if record.get("fps") is not None:
+        return bool(parts)
+    videos = [
+        part
+        for part, duration in zip(parts, durations)
+        if part.rsplit(".", 1)[-1] in VIDEOS or duration > 0
+    ]
     if videos and len(parts) > 1:
         raise BadSample("A sample holds one video or pictures, not both.")
     return bool(videos)
 
 
-def count_frames(record: Record) -> int:
-    """Frames to take of a video."""
-    frames = record.get("num_frames")
-    if frames is None:
-        return FRAMES
-    if isinstance(frames, bool) or not isinstance(frames, int) or not 1 <= frames <= MOST_FRAMES:
-        raise BadSample(
-            f"num_frames is {frames!r}; it must be a whole number of at least 1 and at most {MOST_FRAMES}."
-        )
-    return frames
-
-
 def first_size(record: Record) -> tuple[int, int] | None:
-    """Width and height that points in pixels refer to; None for text only and for a video, whose size is not known."""
+    """Width and height that points in pixels refer to; None for text only and where the index does not know it."""
     sizes = record.get("sizes")
-    return tuple(sizes[0]) if sizes and not is_video(record) else None
+    return tuple(sizes[0]) if sizes and 0 not in sizes[0] else None
 
 
 def check_pictures(record: Record, said: list[int | None]) -> None:

@@ -1,25 +1,34 @@
 """Reviews a record as every training would, under any settings: used where data comes in and by the inspection."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from numpy.random import RandomState
 
 from molmo_ds.config import PromptConfig
 from molmo_ds.data.decode import BadSample
-from molmo_ds.data.sample.annotation import KEYS, Annotation, at, read_annotation
+from molmo_ds.data.sample.annotation import KEYS, Annotation, alternatives, at, read_annotation
+from molmo_ds.data.sample.footage import check_footage
+from molmo_ds.data.sample.pointed import Scene, holds_points
 from molmo_ds.data.sample.prompts import TEMPLATES, PromptFormatter
 from molmo_ds.data.sample.record import (
     Record,
     annotations,
     check_pictures,
-    count_frames,
     first_size,
     is_video,
 )
 from molmo_ds.data.sample.tree import check_places
 from molmo_ds.data.sample.turns import Conversation
 
-_ANSWERS = ("text", "answer", "answers", "points", "inline_points")
+SCORED = {"boxes", "masks"}  # regions of the points, which only scoring reads
+_ANSWERS = ("text", "answer", "answers", "points", "inline_points", "point_groups", "tracks")
+FORMATTERS = {  # by whether only Molmo2's format can say the answer
+    html: PromptFormatter(
+        PromptConfig(system_prompt="none", pointing_format="html-v2" if html else "percent")
+    )
+    for html in (False, True)
+}
 
 
 @dataclass
@@ -60,31 +69,48 @@ class Review:
         given = annotations(record)
         if not given:
             raise BadSample("The sample has no annotations; give it at least one.")
-        pictures = count_frames(record) if is_video(record) else len(record["images"])
-        formatter = PromptFormatter(PromptConfig(system_prompt="none"))
+        video = is_video(record)
+        pictures = 1 if video else len(record["images"])
+        if video:
+            check_footage(record)
+        scene = Scene(record.get("sizes") or [])
         size = first_size(record)
-        conversations = []
+        choices = []
         for i, value in enumerate(given):
             try:
-                annotation = read_annotation(value)
-                asks = is_question(annotation)
-                texts = formatter.messages(annotation, RandomState(0), size, inference=asks)
+                choices.append([self._speak(one, size, scene) for one in alternatives(value)])
             except BadSample as error:
                 raise BadSample(f"{at(i, len(given))}{error}") from None
-            conversations.append(Conversation(texts, 1.0, annotation.pictures))
-            self.unanswered += asks
-            self.without_style += not annotation.style
-            self.without_question += not asks and lacks_question(annotation)
-            for key in value.keys() - KEYS:
-                self.unread[key] = self.unread.get(key, 0) + 1
-        check_places(conversations, pictures)
-        check_pictures(record, [conversation.pictures for conversation in conversations])
+        # any of an annotation's alternatives may stand beside the others
+        for number in range(max(map(len, choices))):
+            chosen = [several[number % len(several)] for several in choices]
+            check_places(chosen, pictures)
+            check_pictures(record, [conversation.pictures for conversation in chosen])
+
+    def _speak(
+        self, value: dict[str, Any], size: tuple[int, int] | None, scene: Scene
+    ) -> Conversation:
+        """The conversation of one annotation, which is counted."""
+        annotation = read_annotation(value)
+        asks = is_question(annotation)
+        formatter = FORMATTERS[_needs_html(annotation)]
+        texts = formatter.messages(annotation, RandomState(0), size, asks, scene)
+        self.unanswered += asks
+        self.without_style += not annotation.style
+        self.without_question += not asks and lacks_question(annotation)
+        for key in value.keys() - KEYS - SCORED:
+            self.unread[key] = self.unread.get(key, 0) + 1
+        return Conversation(texts, 1.0, annotation.pictures)
 
 
 def lacks_question(annotation: Annotation) -> bool:
     """Whether an answer to a question is learnt without one; captions and points need none."""
-    told = annotation.messages or annotation.text is not None or annotation.points is not None
+    told = annotation.messages or annotation.text is not None or holds_points(annotation)
     return not (told or annotation.question or annotation.options or annotation.style in TEMPLATES)
+
+
+def _needs_html(annotation: Annotation) -> bool:
+    return annotation.point_groups is not None or annotation.tracks is not None
 
 
 def is_question(annotation: Annotation) -> bool:
@@ -95,5 +121,5 @@ def is_question(annotation: Annotation) -> bool:
     return (
         not chosen
         and not any(getattr(annotation, name) for name in _ANSWERS)
-        and annotation.points is None
+        and not holds_points(annotation)
     )

@@ -3,6 +3,8 @@
 The lists are as long as the reference's, so that the same random numbers draw the same places; the words are our own.
 """
 
+STEP_BY_STEP = "{question} Give your reasoning in steps, and the short answer at the end."
+
 LONG_CAPTION = (
     "Give a full account of this picture.",
     "What can be seen here? Be thorough.",
@@ -134,3 +136,5 @@ POINT_COUNT = (
     "Looking at the picture, how many {label} do you count?",
     "{label}: how many?",
 )
+
+TEMPLATES = {"long_caption": LONG_CAPTION, "pointing": POINTING, "point_count": POINT_COUNT}

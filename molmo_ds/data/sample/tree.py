@@ -1,14 +1,17 @@
 """Conversations and image tokens to one tree of tokens: a shared prefix, and branches that do not see each other."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.sample.conversation import PLACE
-from molmo_ds.data.sample.layout import Layout
-from molmo_ds.data.sample.turns import Conversation
+from molmo_ds.data.sample.turns import Conversation, framed
 from molmo_ds.data.tokens import Words
+
+Pictures = Sequence[list[int]]  # ids of the tokens of each picture, or of a whole video
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,8 @@ class Tree:
     branch_lengths: list[int]  # tokens of the prefix and of every branch
     starts: list[int]  # where the tokens of each picture begin
     cut: int = 0  # tokens that the limit cost
+    # position of each branch's first token; None = where the prefix ends
+    branches_begin: int | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -28,9 +33,9 @@ class Tree:
     def positions(self) -> np.ndarray:
         """Position ids, int64 [t]: every branch goes on where the prefix ends."""
         prefix, *branches = self.branch_lengths
-        return np.concatenate(
-            [np.arange(prefix), *(np.arange(prefix, prefix + length) for length in branches)]
-        )
+        begin = prefix if self.branches_begin is None else self.branches_begin
+        places = [np.arange(begin, begin + length) for length in branches]
+        return np.concatenate([np.arange(prefix), *places])
 
     def branches(self) -> np.ndarray:
         """Branch ids, int32 [t]: 0 for the prefix, 1, 2, ... for the branches."""
@@ -45,7 +50,7 @@ class _Branch:
 
 
 def learn(
-    tokenizer: Words, conversations: list[Conversation], layouts: list[Layout], limit: int
+    tokenizer: Words, conversations: list[Conversation], pictures: Pictures, limit: int
 ) -> Tree:
     """A tree to learn from, of at most `limit` tokens; what is longer loses its end.
 
@@ -53,10 +58,11 @@ def learn(
     which is one place for all branches: there the first branch's is learnt (a user's word, so of weight 0, unless the
     prompt is empty). Raises BadSample where pictures or cutting leave nothing to learn.
     """
-    check_places(conversations, len(layouts))
-    branches = [_branch(tokenizer, conversation, layouts) for conversation in conversations]
+    check_places(conversations, len(pictures))
+    several = len(conversations) > 1
+    branches = [_branch(tokenizer, one, pictures, several) for one in conversations]
     placed = any(branch.places for branch in branches)
-    ids, starts = prefix(tokenizer, () if placed else layouts)
+    ids, starts = prefix(tokenizer, () if placed else pictures)
     labels = [*ids[1:], branches[0].tokens[0]]
     weights = [0.0] * len(ids)
     lengths = [len(ids)]
@@ -67,7 +73,7 @@ def learn(
         labels += branch.tokens[1:]
         weights += branch.weights[1:]
         lengths.append(len(branch.tokens) - 1)
-    _check_room(starts, layouts, limit)
+    _check_room(starts, pictures, limit)
     cut = max(0, len(ids) - limit)
     if cut:
         ends = np.minimum(np.cumsum(lengths), limit)
@@ -76,7 +82,9 @@ def learn(
             raise BadSample(
                 f"Cut at sequence_length {limit}, nothing is left of the answers; raise it."
             )
-    return Tree(ids[:limit], labels[:limit], weights[:limit], lengths, starts, cut)
+    # Molmo2's branches begin at 0 where there is no picture (olmo/preprocessing/text_preprocessor.py)
+    begin = 0 if several and conversations[0].chat and not pictures else None
+    return Tree(ids[:limit], labels[:limit], weights[:limit], lengths, starts, cut, begin)
 
 
 def check_places(conversations: list[Conversation], pictures: int) -> None:
@@ -100,15 +108,17 @@ def check_places(conversations: list[Conversation], pictures: int) -> None:
         )
 
 
-def ask(tokenizer: Words, messages: list[str], layouts: list[Layout], limit: int) -> Tree:
+def ask(
+    tokenizer: Words, messages: list[str], pictures: Pictures, limit: int, chat: bool = False
+) -> Tree:
     """A prompt, the user's turn last: nothing is learnt and nothing cut; ValueError where it is longer than `limit`."""
-    conversation = Conversation(messages, 0.0)
-    if layouts:  # without one the words of a user stay words
-        check_places([conversation], len(layouts))
-    branch = _branch(tokenizer, conversation, layouts)
-    ids, starts = prefix(tokenizer, () if branch.places else layouts)
+    conversation = Conversation(messages, 0.0, chat=chat)
+    if pictures:  # without one the words of a user stay words
+        check_places([conversation], len(pictures))
+    branch = _branch(tokenizer, conversation, pictures)
+    ids, starts = prefix(tokenizer, () if branch.places else pictures)
     starts += [len(ids) + place for place in branch.places]
-    _check_room(starts, layouts, limit)
+    _check_room(starts, pictures, limit)
     lengths = [len(ids), len(branch.tokens)]
     ids += branch.tokens
     if len(ids) > limit:
@@ -118,42 +128,62 @@ def ask(tokenizer: Words, messages: list[str], layouts: list[Layout], limit: int
     return Tree(ids, [0] * len(ids), [0.0] * len(ids), lengths, starts)
 
 
-def prefix(tokenizer: Words, layouts: list[Layout] | tuple[()]) -> tuple[list[int], list[int]]:
+def prefix(tokenizer: Words, pictures: Pictures) -> tuple[list[int], list[int]]:
     """(ids of the beginning and of pictures, where the tokens of each picture begin)."""
     ids = [tokenizer.bos]
     starts = []
-    for layout in layouts:
+    for picture in pictures:
         starts.append(len(ids))
-        ids += _picture(tokenizer, layout)
+        ids += picture
     return ids, starts
 
 
-def _branch(tokenizer: Words, conversation: Conversation, layouts: list[Layout]) -> _Branch:
-    tokens = []
-    weights = []
-    places = []
+def _branch(
+    tokenizer: Words, conversation: Conversation, pictures: Pictures, several: bool = False
+) -> _Branch:
+    """One branch; of `several`, the last end is not counted as one of the tokens that are learnt."""
+    tokens: list[int] = []
+    learnt: list[bool] = []
+    places: list[int] = []
+    last = len(conversation.messages) - 1
     for i, message in enumerate(conversation.messages):
         if i % 2:
-            answer = [*tokenizer.encode(message), tokenizer.eos]
-            tokens += answer
-            weights += [conversation.weight] * len(answer)
+            tokens += [*tokenizer.encode(message), tokenizer.eos]
+        else:
+            _add_question(tokenizer, conversation, i, pictures, tokens, places)
+        wanted = i % 2 == 1 and (i == last or not conversation.last_answer_only)
+        learnt += [wanted] * (len(tokens) - len(learnt))
+    weight = conversation.weight
+    if conversation.root_length and any(learnt):
+        weight *= 2 / math.sqrt(max(1, sum(learnt) - several))
+    return _Branch(tokens, [weight if wanted else 0.0 for wanted in learnt], places)
+
+
+def _add_question(
+    tokenizer: Words,
+    conversation: Conversation,
+    i: int,
+    pictures: Pictures,
+    tokens: list[int],
+    places: list[int],
+) -> None:
+    """Append turn i, a user's, to the tokens, and where its pictures begin to the places."""
+    text = conversation.messages[i]
+    for part in framed(i, text) if conversation.chat else [text]:
+        if not isinstance(part, str):
+            tokens.append(tokenizer.special(part.name))
             continue
-        before, *rest = message.split(PLACE) if layouts else [message]
+        before, *rest = part.split(PLACE) if pictures else [part]
         tokens += tokenizer.encode(before)
-        for part in rest:
-            picture = _picture(tokenizer, layouts[len(places)])
+        for after in rest:
+            picture = pictures[len(places)]
             places.append(len(tokens))
-            tokens += picture + tokenizer.encode(part)
-        weights += [0.0] * (len(tokens) - len(weights))
-    return _Branch(tokens, weights, places)
+            tokens += picture
+            tokens += tokenizer.encode(after)
 
 
-def _picture(tokenizer: Words, layout: Layout) -> list[int]:
-    return (layout.tokens + tokenizer.vocab_size).tolist()
-
-
-def _check_room(starts: list[int], layouts: list[Layout], limit: int) -> None:
-    end = max((start + len(layout.tokens) for start, layout in zip(starts, layouts)), default=1)
+def _check_room(starts: list[int], pictures: Pictures, limit: int) -> None:
+    end = max((start + len(picture) for start, picture in zip(starts, pictures)), default=1)
     if end >= limit:
         raise BadSample(
             f"The pictures end at token {end} and leave no room for text within {limit}; raise data.sequence_length,"

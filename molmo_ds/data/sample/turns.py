@@ -3,7 +3,9 @@
 import re
 from dataclasses import dataclass
 
-FORMATS = ("none", "role")
+FORMATS = ("none", "role", "chat")
+TURN_START = "<|im_start|>"  # special tokens of a chat
+TURN_END = "<|im_end|>"
 _USER = "User: "
 _ANSWER = " Assistant:"
 _LAST = re.compile(rf" ?{_USER}.*{_ANSWER}", re.DOTALL)
@@ -17,6 +19,26 @@ class Conversation:
     messages: list[str]
     weight: float
     pictures: int | None = None  # that the text says it begins with
+    chat: bool = False  # the user's turns stand between special tokens
+    root_length: bool = False  # the weight is multiplied by 2 / sqrt(tokens that are learnt)
+    last_answer_only: bool = False  # only the last answer is learnt
+
+
+@dataclass(frozen=True)
+class Special:
+    """A special token by its name, which no text can spell."""
+
+    name: str
+
+
+def framed(i: int, text: str) -> list[str | Special]:
+    """Turn i of a chat, the user's, as texts and special tokens, up to where the answer begins.
+
+    The end of the answer before it and TURN_END both stand there, as Molmo2 was trained.
+    """
+    before = [Special(TURN_END), "\n"] if i > 0 else []
+    opened = [Special(TURN_START), f"user\n{text}", Special(TURN_END), "\n"]
+    return [*before, *opened, Special(TURN_START), "assistant\n"]
 
 
 def speak(
@@ -25,9 +47,11 @@ def speak(
     """Turn i of a conversation, the user's if i is even, with what goes before and after it.
 
     Args:
-        message_format: role (User: ... Assistant:) or none.
-        always_start_with_space: whether the first turn begins with a space, as the others do.
+        message_format: role (User: ... Assistant:), none, or chat, whose special tokens `framed` places.
+        always_start_with_space: whether the first turn begins with a space, as the others do; not in a chat.
     """
+    if message_format == "chat":
+        return turn
     if message_format == "role" and i % 2 == 0:
         turn = f"{_USER}{turn}{_ANSWER}"
     return " " + turn if i > 0 or always_start_with_space else turn

@@ -10,12 +10,14 @@ import torch
 from einops import rearrange
 from PIL import Image
 
-from molmo_ds.batch import Batch
+from molmo_ds.batch import Batch, last_tokens
 from molmo_ds.config import PIXEL_STATISTICS
 from molmo_ds.data.decode import load_image
 from molmo_ds.data.order.loader import Mixture, Sequence
 from molmo_ds.data.sample.builder import SampleBuilder
 from molmo_ds.data.sample.images import ImageProcessor
+from molmo_ds.data.sample.record import is_video
+from molmo_ds.data.show.film import film_strip
 from molmo_ds.data.show.pictures import HUES, img
 
 
@@ -32,8 +34,8 @@ def crop_documents(row: Batch) -> list[int]:
     """The document, from 0, of each crop's tokens."""
     if not len(row.images):
         return []
-    first = row.image_positions.amax(dim=1).clamp(min=0)
-    return (row.document_ids[0][first] - 1).tolist()
+    tokens = last_tokens(row).clamp(min=0)
+    return (row.document_ids[0][tokens] - 1).tolist()
 
 
 def documents(page: Page) -> Iterator[str]:
@@ -56,14 +58,15 @@ def documents(page: Page) -> Iterator[str]:
 def document(page: Page, sequence: Sequence, number: int, where: str) -> str:
     """One document: picture, crops, branches."""
     row = sequence.row
-    builder = page.mixture.builder
-    _, sample, _ = sequence.references[number - 1]
-    shards = page.mixture.sets[page.mixture.names.index(sequence.references[number - 1][0])]
+    name, sample, _ = sequence.references[number - 1]
+    source = page.mixture.names.index(name)
+    builder = page.mixture.builders[source]
+    shards = page.mixture.sets[source]
     record = shards.read(sample)
     mine = (row.document_ids[0] == number).nonzero()[:, 0]
     crops = [i for i, owner in enumerate(crop_documents(row)) if owner == number - 1]
-    pictures = []
-    for size, data in zip(record["sizes"], record["pixels"]):
+    pictures = [film_strip(record, builder)] if is_video(record) else []
+    for size, data in () if pictures else zip(record["sizes"], record["pixels"]):
         if 0 not in size:
             layout = builder.images.layout(*size)
             columns = layout.tiling[1] if layout.tiling else 1
@@ -93,7 +96,10 @@ def photo(data: bytes) -> str:
 def crop(row: Batch, index: int, builder: SampleBuilder) -> str:
     """A crop as the tower gets it, dimmed where its patches are used from a neighbour."""
     pixels = as_bytes(row.images[index], builder.images)
-    used = (row.image_positions[index] >= 0).float()
+    patches = row.windows[row.image_positions >= 0].flatten()
+    used = torch.zeros(row.image_masks.shape).flatten()
+    used[patches[patches >= 0]] = 1
+    used = used.view(row.image_masks.shape)[index]
     side = round(len(used) ** 0.5)
     grid = rearrange(used, "(row column) -> 1 1 row column", row=side)
     shade = rearrange(

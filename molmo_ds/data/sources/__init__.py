@@ -1,21 +1,46 @@
 """The public data sets that Molmo is trained and evaluated on, by name."""
 
 import difflib
+from pathlib import Path
 
-from molmo_ds.data.sources import android, charts, clocks, diagrams, documents, exams, pixmo, vqa
+from molmo_ds.data.sources import (
+    android,
+    charts,
+    clocks,
+    cosyn,
+    diagrams,
+    documents,
+    exams,
+    molmo2,
+    pixmo,
+    pixmo_points,
+    texts,
+    vqa,
+)
 from molmo_ds.data.sources.source import Item, Picture, Row, Source
 
-FAMILIES = (pixmo, vqa, documents, charts, diagrams, exams, android, clocks)
+FAMILIES = (
+    *(pixmo, pixmo_points, clocks, vqa, documents, charts, diagrams, exams, android),
+    *(cosyn, texts, molmo2),
+)
 ALL = {source.name: source for family in FAMILIES for source in family.SOURCES}
+ALIASES = {alias: source.name for source in ALL.values() for alias in source.aliases}
 
 
 def get(name: str) -> Source:
-    """The data set of that name; ValueError with the nearest name where there is none."""
+    """The data set of that name or alias; ValueError with the nearest name where there is none."""
+    name = ALIASES.get(name, name)
     if name not in ALL:
-        raise ValueError(
-            f"There is no data set '{name}'; did you mean '{difflib.get_close_matches(name, ALL, 1, 0)[0]}'?"
-        )
+        nearest = difflib.get_close_matches(name, [*ALL, *ALIASES], 1, 0)[0]
+        raise ValueError(f"There is no data set '{name}'; did you mean '{nearest}'?")
     return ALL[name]
 
 
-__all__ = ["ALL", "Item", "Picture", "Row", "Source", "get"]
+def folder(data: Path, name: str, split: str) -> Path:
+    """The folder of a set's shards below `data`: NAME-SPLIT, or where only that is there, of an alias."""
+    source = get(name)
+    places = [data / f"{one}-{split}" for one in (source.name, *source.aliases)]
+    return next((place for place in places if place.is_dir()), places[0])
+
+
+__all__ = ["ALIASES", "ALL", "Item", "Picture", "Row", "Source", "folder", "get"]

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from molmo_ds.data.sources.protobuf import fields, parse_example, signed
 from molmo_ds.data.sources.source import Item, Picture, Row, Source, annotation, read_json
 
 _WORDS = {"navigate_home": "Navigate Home", "navigate_back": "Navigate Back", "wait": "Wait"}
@@ -73,11 +74,14 @@ def action_text(action: dict[str, Any], size: tuple[int, int]) -> str:
 def target_box(action: dict[str, Any], forest: bytes, size: tuple[int, int]) -> str:
     """Where a tap is right, [left, top, right, bottom] in percent with one decimal, as text; "" for other actions.
 
-    It is the narrowest, then lowest, box of a visible element around the tap, else 10 pixels on each side. The
-    reference also looks for the icon of an app that is to be opened, but finds it by a name in lower case only; here
-    such an action has no box.
+    Of a tap it is the narrowest, then lowest, box of a visible element around it, else 10 pixels on each side; of an
+    app that is to be opened, the box of its icon.
     """
-    if action["action_type"] not in ("click", "long_press"):
+    kind = action["action_type"]
+    if kind == "open_app":
+        box = app_box(action["app_name"], forest)
+        return _in_percent(box, size) if box else ""
+    if kind not in ("click", "long_press"):
         return ""
     x = action["x"]
     y = action["y"]
@@ -91,7 +95,58 @@ def target_box(action: dict[str, Any], forest: bytes, size: tuple[int, int]) -> 
         key=lambda box: (box[2] - box[0], box[3] - box[1]),
         default=(x - 10, y - 10, x + 10, y + 10),
     )
+    return _in_percent(box, size)
+
+
+def _in_percent(box: tuple[int, int, int, int], size: tuple[int, int]) -> str:
     return str([round(edge / size[i % 2] * 100, 1) for i, edge in enumerate(box)])
+
+
+def app_box(name: str, forest: bytes) -> tuple[int, int, int, int] | None:
+    """(left, top, right, bottom) in pixels of the first visible element whose text begins with an app's name.
+
+    As in the reference (android_control_utils.py) the text is taken in small letters and the name as it is, so that a
+    name with a capital has no box; of the elements of one window that say the same only the first is looked at; and
+    elements are looked through package by package.
+    """
+    packages: dict[bytes, list[dict[int, Any]]] = {}
+    for tree in _trees(forest):
+        seen = set()
+        for _, node in fields(tree):
+            known = dict(fields(node))
+            text = known.get(7, b"")
+            if text not in seen and known.get(23):
+                packages.setdefault(known.get(6, b""), []).append(known)
+            seen.add(text)
+    for known in (one for elements in packages.values() for one in elements):
+        edges = {number: signed(value) for number, value in fields(known.get(2, b""))}
+        left = edges.get(1, 0)
+        top = edges.get(2, 0)
+        width = edges.get(3, 0) - left
+        height = edges.get(4, 0) - top
+        middle = (int(left + width / 2), int(top + height / 2))
+        if min(*middle, width, height) >= 0 and _says(known).startswith(name):
+            half = (width // 2, height // 2)
+            return (
+                middle[0] - half[0],
+                middle[1] - half[1],
+                middle[0] + half[0],
+                middle[1] + half[1],
+            )
+    return None
+
+
+def _says(known: dict[int, Any]) -> str:
+    """What the reference calls the text of an element, in small letters: its text; Switch for a nameless switch."""
+    if known.get(7):
+        return known[7].decode().lower()
+    nameless_switch = not known.get(10) and b"Switch" in known.get(3, b"")
+    return "switch" if nameless_switch else ""
+
+
+def _trees(forest: bytes) -> Iterator[bytes]:
+    for _, window in fields(forest):
+        yield from (value for number, value in fields(window) if number == 11)
 
 
 def visible_boxes(forest: bytes, size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
@@ -100,15 +155,13 @@ def visible_boxes(forest: bytes, size: tuple[int, int]) -> list[tuple[int, int, 
     An edge that is 0 is not written: left and top are then 0, and right and bottom, as in the reference, the screen's.
     """
     boxes = []
-    for _, window in _fields(forest):
-        for tree in (value for number, value in _fields(window) if number == 11):
-            for _, node in _fields(tree):
-                known = dict(_fields(node))
-                edges = dict(_fields(known.get(2, b"")))
-                if known.get(23) and edges:
-                    edges = {number: _signed(value) for number, value in edges.items()}
-                    corner = edges.get(3, size[0]), edges.get(4, size[1])
-                    boxes.append((edges.get(1, 0), edges.get(2, 0), *corner))
+    for tree in _trees(forest):
+        for _, node in fields(tree):
+            known = dict(fields(node))
+            edges = {number: signed(value) for number, value in fields(known.get(2, b""))}
+            if known.get(23) and edges:
+                corner = (edges.get(3, size[0]), edges.get(4, size[1]))
+                boxes.append((edges.get(1, 0), edges.get(2, 0), *corner))
     return boxes
 
 
@@ -132,61 +185,6 @@ def read_android_control(folder: Path, split: str) -> Iterator[Row]:
                         "goal": row["goal"][0].decode(),
                         **{k: [v.decode() for v in row[k]] for k in decode},
                     }
-
-
-def parse_example(data: bytes) -> dict[str, list]:
-    """The bytes and integer features of a serialised tf.train.Example (floats are left out)."""
-    features = {}
-    for _, entries in _fields(data):  # Example.features
-        for _, entry in _fields(entries):  # Features.feature: a map, so (1, key) and (2, value)
-            pair = dict(_fields(entry))
-            for kind, values in _fields(pair[2]):
-                if kind == 1:  # BytesList
-                    features[pair[1].decode()] = [value for _, value in _fields(values)]
-                elif kind == 3:  # Int64List, packed or not
-                    found = [
-                        [v] if isinstance(v, int) else list(_varints(v)) for _, v in _fields(values)
-                    ]
-                    features[pair[1].decode()] = [number for numbers in found for number in numbers]
-    return features
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """(field number, value) of a protobuf message: integers for varints, bytes for the rest."""
-    position = 0
-    while position < len(data):
-        tag, position = _varint(data, position)
-        value, position = _varint(data, position) if tag & 7 in (0, 2) else (0, position)
-        if tag & 7 == 2:
-            value, position = data[position : position + value], position + value
-        elif tag & 7 in (1, 5):
-            width = 8 if tag & 7 == 1 else 4
-            value = data[position : position + width]
-            position = position + width
-        yield tag >> 3, value
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[position]
-        value = value | (byte & 127) << shift
-        shift = shift + 7
-        position = position + 1
-        if byte < 128:
-            return value, position
-
-
-def _signed(value: int) -> int:
-    """An int32 of a varint, which holds negative numbers as unsigned 64-bit ones."""
-    return value - (1 << 64) if value >> 63 else value
-
-
-def _varints(data: bytes) -> Iterator[int]:
-    position = 0
-    while position < len(data):
-        value, position = _varint(data, position)
-        yield value
 
 
 SOURCES = [

@@ -4,6 +4,7 @@ Layouts: the card of HuggingFaceM4/ChartQA (human_or_machine: 0 human, 1 machine
 as the loaders of allenai/molmo read it. The reference takes 1 for human; here people's questions get the larger weight.
 """
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,10 +17,12 @@ MACHINE = 20901
 HUMAN_WEIGHT, MACHINE_WEIGHT = (2 * n / (HUMAN + MACHINE) for n in (MACHINE, HUMAN))
 
 
-def chart_qa(row: Row, split: str) -> list[Item]:
-    """Questions by people and by a program, in training weighted 1.4772 and 0.5228."""
+def chart_qa(row: Row, split: str, weighted: bool) -> list[Item]:
+    """Questions by people and by a program, in training weighted 1.4772 and 0.5228 if at all."""
     human = row["human_or_machine"] in (0, "human")
-    weight = (HUMAN_WEIGHT if human else MACHINE_WEIGHT) if split == "train" else None
+    weight = None
+    if weighted and split == "train":
+        weight = HUMAN_WEIGHT if human else MACHINE_WEIGHT
     asked = annotation("chart_qa", question=row["query"], answers=list(row["label"]), weight=weight)
     return [Item(picture(row["image"]), [asked], {"is_human": human})]
 
@@ -37,13 +40,25 @@ def read_tab_mwp(folder: Path, split: str) -> Iterator[Row]:
         yield {**row, "example_id": int(number), "image": f"tables/{number}.png"}
 
 
+_CHANGED = (
+    "chart_qa has equal weights, as in the reference; until 2026-11-29 its training questions were weighted here,"
+    " which is now chart_qa_weighted."
+)
 _BUILDERS = "allenai/molmo, olmo/hf_datasets"
 
 SOURCES = [
-    Source(
-        *("chart_qa", "GPL-3.0", "card of HuggingFaceM4/ChartQA", chart_qa),
-        splits={"train": "train", "validation": "val", "test": "test"},
-        hub="HuggingFaceM4/ChartQA",
+    *(
+        Source(
+            *(name, "GPL-3.0", "card of HuggingFaceM4/ChartQA"),
+            functools.partial(chart_qa, weighted=weighted),
+            splits={"train": "train", "validation": "val", "test": "test"},
+            hub="HuggingFaceM4/ChartQA",
+            changed=changed,
+        )
+        for name, weighted, changed in (
+            ("chart_qa", False, _CHANGED),
+            ("chart_qa_weighted", True, ""),
+        )
     ),
     Source(
         *(
@@ -80,8 +95,9 @@ SOURCES = [
         " train/, validation/, test/, each with qa_pairs.json and png/",
     ),
     Source(
-        *("tab_mwp", "CC BY-NC-SA 4.0*", f"{_BUILDERS}/tabmwp.py"),
+        *("tabwmp_da", "CC BY-NC-SA 4.0*", f"{_BUILDERS}/tabmwp.py"),
         asks("tabwmp_da", example_id="example_id"),  # word problems, answered directly
+        aliases=("tab_mwp",),
         read=read_tab_mwp,
         by_hand="clone https://github.com/lupantech/PromptPG; DIR is its data/tabmwp",
     ),

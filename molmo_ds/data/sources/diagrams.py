@@ -6,6 +6,7 @@ questions come twice in training, with letters on filled boxes and with letters 
 """
 
 import csv
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,14 +52,12 @@ def ai2d(row: Row, split: str) -> list[Item]:
     letters = tuple(
         (*start, *end, letter) for letter, (start, end) in boxes.items() if start[1] != end[1]
     )
-    return [
-        Item(
-            (shown._replace(letters=letters, see_through=clear),),
-            [asked],
-            {**known, "has_transparent_box": clear},
-        )
-        for clear in (False, True)
-    ]
+    items = []
+    for clear in (False, True):
+        draw = functools.partial(write_letters, letters=letters, see_through=clear)
+        drawn = shown._replace(redraw=draw if letters else None)
+        items.append(Item((drawn,), [asked], {**known, "has_transparent_box": clear}))
+    return items
 
 
 def read_ai2d(folder: Path, split: str) -> Iterator[Row]:
@@ -92,15 +91,17 @@ def read_ai2d(folder: Path, split: str) -> Iterator[Row]:
                 yield {**row, **known, "question": question}
 
 
-def write_letters(image: Image.Image, picture: Picture) -> Image.Image:
-    """A copy with the picture's boxes covered by their letters, or tinted with the letter to their upper left."""
+def write_letters(
+    image: Image.Image,
+    letters: tuple[tuple[float, float, float, float, str], ...],
+    see_through: bool,
+) -> Image.Image:
+    """A copy whose boxes (left, top, right, bottom) are covered by their letters, or tinted, the letter beside them."""
     image = image.convert("RGB")
     draw = ImageDraw.Draw(image, "RGBA")
-    for left, top, right, bottom, letter in picture.letters:
-        draw.rectangle(
-            [left, top, right, bottom], fill=(*_FILL, 127) if picture.see_through else _FILL
-        )
-        if picture.see_through:
+    for left, top, right, bottom, letter in letters:
+        draw.rectangle([left, top, right, bottom], fill=(*_FILL, 127) if see_through else _FILL)
+        if see_through:
             font = ImageFont.load_default(min(max(16, min(image.size) // 50), 32))
             place = (max(left - 12, 0), max(top - 10, 0))
             draw.rectangle(draw.textbbox(place, letter, font=font), fill="white")
@@ -119,7 +120,9 @@ def write_letters(image: Image.Image, picture: Picture) -> Image.Image:
 
 SOURCES = [
     Source(
-        *("ai2d", "CC BY-SA 4.0*", "allenai/molmo, olmo/hf_datasets/ai2d.py", ai2d),
+        "ai2_diagram_v2_mix_transparent",
+        *("CC BY-SA 4.0*", "allenai/molmo, olmo/hf_datasets/ai2d.py", ai2d),
+        aliases=("ai2d",),
         read=read_ai2d,
         by_hand="unpack http://ai2-website.s3.amazonaws.com/data/ai2d-all.zip; DIR is its ai2d folder, with"
         " https://s3-us-east-2.amazonaws.com/prior-datasets/ai2d_test_ids.csv beside questions/",

@@ -7,7 +7,7 @@ reference shows ScienceQA's hint twice and never the question.
 import ast
 import re
 
-from molmo_ds.data.sources.source import Item, Row, Source, annotation, picture
+from molmo_ds.data.sources.source import Item, LeftOut, Row, Source, annotation, picture
 
 _SUBJECTS = (
     "Accounting Agriculture Architecture_and_Engineering Art Art_Theory Basic_Medical_Science Biology Chemistry"
@@ -20,7 +20,7 @@ _SUBJECTS = (
 def science_qa(row: Row, split: str) -> list[Item]:
     """Multiple choice; only the questions with a picture."""
     if row["image"] is None:
-        return []
+        raise LeftOut("question without a picture")
     question = f"{row['hint']}\n{row['question']}" if row["hint"] else row["question"]
     asked = annotation(
         "science_qa", question=question, options=list(row["choices"]), answer_index=row["answer"]
@@ -87,11 +87,12 @@ _MATH_VISTA = {"validation": "testmini", "test": "test"}
 
 SOURCES = [
     Source(
-        "science_qa",
+        "science_qa_img",
         "CC BY-SA 4.0",
         "card of lmms-lab/ScienceQA",
         science_qa,
         hub="derek-thomas/ScienceQA",
+        aliases=("science_qa",),
     ),
     Source(
         "mmmu", "Apache-2.0", "dataset card", mmmu, _MMMU, "MMMU/MMMU", tuple(_SUBJECTS.split())
@@ -103,5 +104,6 @@ SOURCES = [
         math_vista,
         _MATH_VISTA,
         "AI4Math/MathVista",
+        aliases=("math_vista_v2",),
     ),
 ]

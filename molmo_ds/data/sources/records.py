@@ -2,7 +2,6 @@
 
 import io
 import json
-import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -11,10 +10,12 @@ from pathlib import Path
 from PIL import Image
 
 from molmo_ds.data.decode import BadSample, load_image, read_size, upright_size
+from molmo_ds.data.read.writer import probe
 from molmo_ds.data.sample.review import Review
-from molmo_ds.data.sources.diagrams import write_letters
-from molmo_ds.data.sources.source import Item, Picture, Row, Source
+from molmo_ds.data.sources.cut import cut, merge
+from molmo_ds.data.sources.source import Cut, Item, LeftOut, Picture, Row, Source
 from molmo_ds.data.sources.store import Request, Store
+from molmo_ds.data.video import film_kind, video_size
 
 MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp"}
 TOLD = 50  # rows and annotations of a kind that are printed when they are dropped
@@ -24,36 +25,34 @@ def records(
     source: Source,
     batches: Iterable[tuple[int, list[Row]]],
     split: str,
-    most: int,
+    how: Cut,
     read: Callable[[Picture], bytes | None],
     dropped: Counter,
+    changed: Counter,
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Samples for `write_shards`, with at most `most` annotations each; `dropped` counts what gave none."""
+    """Samples for `write_shards`, in training cut by `how`; counts what gave none, and what is not as published."""
     for number, rows in batches:
         items = adapted(source, rows, split, dropped)
-        if not items:
-            dropped["no usable annotation"] += 1
-        if source.group and split == "train" and items:
-            items = merge(items, most)
+        if split == "train" and items:
+            pictures = [merge(items)] if source.group else items
+            items = [record for picture in pictures for record in cut(picture, how, dropped)]
         for k, item in enumerate(items):
             sample = encode(item, read, dropped)
             if isinstance(sample, str):
                 dropped[sample] += 1
             else:
+                changed.update(changes(item))
                 yield f"{source.name}-{number:08d}" + (f"-{k}" if len(items) > 1 else ""), sample
 
 
-def merge(items: list[Item], most: int) -> list[Item]:
-    """Items of one picture as one record with all annotations, or as several of nearly the same size."""
-    annotations = [a for item in items for a in item.annotations]
-    shared = {
-        k: v
-        for k, v in items[0].metadata.items()
-        if all(item.metadata.get(k) == v for item in items)
+def changes(item: Item) -> dict[str, int]:
+    """What an item shows or says otherwise than published."""
+    return {
+        "conversations that ask how many and are told not to point": sum(
+            bool(one.get("no_pointing")) for one in item.annotations
+        ),
+        "pictures drawn over": sum(one.redraw is not None for one in item.pictures),
     }
-    n = math.ceil(len(annotations) / most)
-    bounds = [len(annotations) * i // n for i in range(n + 1)]
-    return [Item(items[0].pictures, annotations[a:b], shared) for a, b in zip(bounds, bounds[1:])]
 
 
 def reader(store: Store | None, folder: Path | None) -> Callable[[Picture], bytes | None]:
@@ -75,7 +74,11 @@ def adapted(source: Source, rows: list[Row], split: str, dropped: Counter) -> li
     items: list[Item] = []
     for row in rows:
         try:
-            items += source.adapt(row, split)
+            found = source.adapt(row, split)
+            items += found
+            dropped.update(["no usable annotation"] if not found else [])
+        except LeftOut as reason:
+            dropped[str(reason)] += 1
         except KeyError as error:
             raise ValueError(
                 f"the rows have no column {error}; they have {', '.join(row)}."
@@ -110,11 +113,13 @@ def encode(
         except BadSample:
             return "picture cannot be read"
         parts[kind if len(item.pictures) == 1 else f"{n}.{kind}"] = data
-    record = {"images": list(parts), "annotations": [], "metadata": item.metadata}
-    sizes = [upright_size(*read_size(data)) for data in parts.values()]
+    record = {"images": list(parts), "annotations": [], "metadata": item.metadata} | item.about
+    probes = [probe(data, name) for name, data in parts.items()]
+    sizes = [upright_size(one.width, one.height, one.orientation) for one in probes]
+    known = {"sizes": sizes, "durations": [one.duration for one in probes]}
     for annotation in item.annotations:
         try:
-            Review().add(record | {"annotations": [annotation], "sizes": sizes})
+            Review().add(record | {"annotations": [annotation]} | known)
             record["annotations"].append(annotation)
         except BadSample as error:
             tell("annotation that cannot be used", str(error), dropped)
@@ -127,12 +132,19 @@ def encode(
 
 
 def part(data: bytes, picture: Picture) -> tuple[str, bytes]:
-    """(jpg | png | webp, bytes): as they came where shards may hold them so, else as PNG. Raises BadSample."""
+    """(jpg | png | webp | mp4 | webm, bytes): as they came where shards may hold them so, else as PNG.
+
+    Raises BadSample.
+    """
+    film = film_kind(data)
+    if film is not None:
+        video_size(data)
+        return film, data
     kind = next((kind for magic, kind in MAGIC.items() if data.startswith(magic)), None)
-    if kind and not picture.letters:
+    if kind and picture.redraw is None:
         read_size(data)
         return kind, data
     image = Image.fromarray(load_image(data))
     buffer = io.BytesIO()
-    (write_letters(image, picture) if picture.letters else image).save(buffer, "PNG")
+    (picture.redraw(image) if picture.redraw else image).save(buffer, "PNG")
     return "png", buffer.getvalue()

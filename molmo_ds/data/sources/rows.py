@@ -3,6 +3,7 @@
 import collections
 import glob
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -104,16 +105,51 @@ def column(rows: Sequence[Row], name: str) -> list:
     return [row[name] for row in rows]
 
 
-def group(source: Source, rows: Sequence[Row], split: str) -> dict[object, list[int]]:
-    """Row numbers by picture in the order of first appearance; each on its own in evaluation."""
+def chosen(
+    source: Source,
+    rows: Sequence[Row],
+    forbidden: set[str],
+    dropped: Counter,
+) -> list[int]:
+    """The numbers of the rows that belong to the set and show no picture of `forbidden`, by address or hash."""
+    numbers = list(range(len(rows)))
+    name, wanted = source.only
+    if name:
+        held = column(rows, name)
+        numbers = [number for number in numbers if held[number] == wanted]
+        dropped[f"row whose {name} is not {wanted}"] += len(rows) - len(numbers)
+    if forbidden:
+        names = known_names(source, rows)
+        kept = [n for n in numbers if not any(one[n] in forbidden for one in names)]
+        dropped[f"row of a picture of {source.without}"] += len(numbers) - len(kept)
+        numbers = kept
+    return numbers
+
+
+def known_names(source: Source, rows: Sequence[Row]) -> list[list[str]]:
+    """The addresses of the rows' pictures and, where they are published, their hashes in small letters."""
+    names = [column(rows, source.url)]
+    if source.sha256:
+        names.append([(value or "").lower() for value in column(rows, source.sha256)])
+    return names
+
+
+def pictures(source: Source, rows: Sequence[Row]) -> list[object]:
+    """The name of each row's picture: its address, and its hash where an address may promise two pictures."""
+    names = column(rows, source.group or source.url)
+    return list(zip(names, column(rows, source.sha256))) if source.sha256 else names
+
+
+def group(
+    source: Source, rows: Sequence[Row], split: str, numbers: Sequence[int]
+) -> dict[object, list[int]]:
+    """Of the rows of these numbers, those of one record, in the order of first appearance; in evaluation one each."""
     if not source.group or split != "train":
-        return {i: [i] for i in range(len(rows))}
-    names = column(rows, source.group)
-    if source.sha256:  # an address that promises two different pictures
-        names = list(zip(names, column(rows, source.sha256)))
+        return {number: [number] for number in numbers}
+    names = pictures(source, rows)
     found = collections.defaultdict(list)
-    for i, name in enumerate(names):
-        found[name].append(i)
+    for number in numbers:
+        found[names[number]].append(number)
     return found
 
 

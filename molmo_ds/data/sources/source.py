@@ -6,7 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from PIL import Image
+
 Row = Mapping[str, Any]
+
+
+class LeftOut(Exception):
+    """Raised by an adapter for a row that is not to be used; its words are the reason under which it is counted."""
 
 
 class Picture(NamedTuple):
@@ -16,9 +22,7 @@ class Picture(NamedTuple):
     path: str = ""
     url: str = ""
     sha256: str = ""  # of the bytes behind the address, where it is published
-    # boxes (left, top, right, bottom) to write on
-    letters: tuple[tuple[float, float, float, float, str], ...] = ()
-    see_through: bool = False  # the letters are next to tinted boxes instead of on them
+    redraw: Callable[[Image.Image], Image.Image] | None = None  # what is done to its pixels first
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,18 @@ class Item:
     pictures: tuple[Picture, ...]
     annotations: list[dict[str, Any]]
     metadata: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)  # clip and subtitles of a video
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """How the annotations of a picture become records in training; all that is dropped is counted."""
+
+    annotations: int | None = None  # the most of one record; more become several of nearly one size
+    halve: bool = False  # two records where there are two annotations or more, the first the larger
+    points: int | None = None  # the most of one annotation, which is dropped above
+    points_of_record: int | None = None  # a record ends before its points are more
+    styles: tuple[str, ...] = ()  # each record comes once in each of them
 
 
 @dataclass(frozen=True)
@@ -38,7 +54,7 @@ class Source:
     `group` show the same picture: in training they become one record with several annotations.
     """
 
-    name: str
+    name: str  # in training as allenai/molmo's get_dataset_by_name has it
     licence: str  # of the annotations, a star where it was not checked; pictures stay their owners'
     layout: str  # where the columns below were read
     adapt: Callable[[Row, str], list[Item]]
@@ -55,6 +71,11 @@ class Source:
     # rows from the folder of a set fetched by hand
     read: Callable[[Path, str], Iterable[Row]] | None = None
     confirmed: bool = True  # the layout was seen in the card or in code that reads the data
+    aliases: tuple[str, ...] = ()  # other names of the same
+    changed: str = ""  # what the name meant in earlier versions, in a sentence
+    only: tuple[str, str] = ("", "")  # a column and what it holds in the rows of this set
+    cut: Cut = Cut()
+    without: str = ""  # an evaluation set; its pictures are left out of training
 
 
 def picture(value: Any) -> tuple[Picture, ...]:

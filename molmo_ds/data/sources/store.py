@@ -123,6 +123,13 @@ class Store:
         path = self.path(row[0])
         return path if path.exists() and path.stat().st_size == row[1] else None
 
+    def cause(self, request: Request) -> str:
+        """The reason why the last attempt at a picture failed."""
+        row = self.log.execute(
+            "SELECT cause FROM failures WHERE url=? AND wanted=?", request
+        ).fetchone()
+        return row[0] if row else "it was never asked for"
+
     def read(self, request: Request) -> bytes | None:
         """A picture's bytes, or None where it is missing or no longer what it was."""
         path = self.find(request)

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Iterator
 from pathlib import Path
 
-from molmo_ds.data.sources.source import Item, Row, Source, annotation, picture, read_json
+from molmo_ds.data.sources.source import Item, LeftOut, Row, Source, annotation, picture, read_json
 
 COCO = "http://images.cocodataset.org/zips/"
 
@@ -54,7 +54,7 @@ def a_okvqa(row: Row, split: str, direct: bool) -> list[Item]:
         )
         return [Item(picture(row["image"]), [asked], known)]
     if split != "train" and row["difficult_direct_answer"]:
-        return []
+        raise LeftOut("question that is too difficult without options")
     answers = row.get("direct_answers") or None
     if isinstance(answers, str):  # the hub holds the list as text
         answers = ast.literal_eval(answers)
@@ -139,7 +139,9 @@ _A_OKVQA = "the official JSON, as allenai/molmo reads it; the hub's copy was not
 
 SOURCES = [
     Source(
-        *("vqa2", "CC BY 4.0*", "visualqa.org; allenai/molmo, olmo/hf_datasets/vqa_v2.py", vqa2),
+        *("coco_2014_vqa_multi", "CC BY 4.0*"),
+        *("visualqa.org; allenai/molmo, olmo/hf_datasets/vqa_v2.py", vqa2),
+        aliases=("vqa2",),
         group="image_id",
         read=functools.partial(read_coco, version="v2_"),
         by_hand="unpack the Balanced Real Images questions and annotations of https://visualqa.org/download.html and"
@@ -153,7 +155,6 @@ SOURCES = [
             functools.partial(vqa2, style="okvqa", answer="raw_answer"),
         ),
         splits={"train": "train", "validation": "validation"},
-        group="image_id",
         read=functools.partial(read_coco, version=""),
         by_hand="unpack the questions and annotations (v1.1) of https://okvqa.allenai.org/download.html and"
         f" {COCO}train2014.zip, val2014.zip into one folder DIR",
@@ -193,6 +194,7 @@ SOURCES = [
             {"test": "test"},
         ),
         hub="vikhyatk/CountBenchQA",
+        aliases=("countbench_qa",),
     ),
     Source(
         "real_world_qa",
@@ -201,5 +203,6 @@ SOURCES = [
         real_world_qa,
         {"test": "test"},
         "xai-org/RealworldQA",
+        aliases=("real_world_qa_no_instruction",),
     ),
 ]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from molmo_ds.config import MolmoConfig
 from molmo_ds.engine.grid import Grid
 from molmo_ds.engine.strategy import SETTINGS, Strategy
-from molmo_ds.engine.tensor_shards import COLUMNS, ROWS, shard
+from molmo_ds.engine.tensor_shards import in_columns, in_rows, shard
 from molmo_ds.model.decoder import DecoderLayer, MoE
 from molmo_ds.model.molmo import layer_list
 from molmo_ds.weights.slices import Cut, put
@@ -100,9 +100,9 @@ def cut_of(name: str, shape: torch.Size, config: MolmoConfig, grid: Grid) -> Cut
     whole = tuple(slice(0, size) for size in shape)
     if name == WORDS:
         return share_of(config.text.embedding_size, grid.size("tensor"), place), *whole[1:]
-    if COLUMNS.fullmatch(name) or EXPERTS.fullmatch(name):
+    if in_columns(name, config.text) or EXPERTS.fullmatch(name):
         return slice(place * shape[0], (place + 1) * shape[0]), *whole[1:]
-    if ROWS.fullmatch(name):
+    if in_rows(name):
         return whole[0], slice(place * shape[1], (place + 1) * shape[1])
     return whole
 

@@ -3,7 +3,7 @@
 Ranks of a replica differ on the axes "tensor" (shares of heads, columns, experts and words; all have all tokens) and
 "stage" (decoder layers); replicas differ on the axis "data". Only hidden states go from stage to stage.
 
-Shapes: B sequences, T tokens, D width, N crops, Q pooled patches of a crop, R rows, S ranks of a tensor group.
+Shapes: B sequences, T tokens, D width, N crops, R rows, S ranks of a tensor group.
 """
 
 from collections.abc import Callable
@@ -20,8 +20,9 @@ from molmo_ds.engine.answering import quantized
 from molmo_ds.engine.answering.layout import Fill, load, refuse, share_of, stage_rows
 from molmo_ds.engine.grid import Grid
 from molmo_ds.engine.launch import World
+from molmo_ds.engine.picture_shares import deal
 from molmo_ds.engine.strategy import Strategy
-from molmo_ds.engine.tensor_shards import SharedNorm
+from molmo_ds.engine.tensor_shards import share_norms
 from molmo_ds.model.carry import Carry
 from molmo_ds.model.decoder import DecoderLayer
 from molmo_ds.model.molmo import Molmo
@@ -38,6 +39,10 @@ class Share:
     def __init__(self, config: MolmoConfig, rows: list[tuple[str, nn.Module]], grid: Grid) -> None:
         self.config = config
         self.grid = grid
+        if config.selection is not None:
+            raise ValueError(
+                "HeMolmo answers without a cache only: use infer/selected.py, in one process."
+            )
         layers = dict(rows)
         self.vision = [layer for name, layer in rows if name.startswith(("vision.", "connector"))]
         self.embed = layers.get("embed")
@@ -126,9 +131,8 @@ class Share:
             x = self.embed(self.look(x))
         for layer in self.layers:
             x = layer.with_shared(x)
-            hidden = layer_run(
-                layer, x.hidden, x.loss_weights, x.shared.cos, x.shared.sin, x.shared.plan
-            )
+            cos, sin = layer.positions(x.shared)
+            hidden = layer_run(layer, x.hidden, x.loss_weights, cos, sin, x.shared.plan)
             x = x._replace(hidden=hidden)
         return x.hidden
 
@@ -148,24 +152,28 @@ class Share:
             self.sending = None
 
     def look(self, x: Carry) -> Carry:
-        """images -> image_features; each rank of a tensor group encodes some of the crops."""
+        """images -> image_features; each rank of a tensor group encodes some of the pictures."""
         if x.images is None or not len(x.images):
-            nothing = torch.full((1, 1), -1, dtype=torch.int64, device=x.input_ids.device)
+            nothing = torch.full((1,), -1, dtype=torch.int64, device=x.input_ids.device)
             features = self.embed.new_embedding.new_zeros(1, self.config.text.hidden_size)
             return x._replace(
-                images=None, image_masks=None, image_positions=nothing, image_features=features
+                images=None,
+                image_masks=None,
+                windows=None,
+                image_positions=nothing,
+                image_features=features,
             )
-        place = self.grid.place("tensor")
-        missing = -len(x.images) % self.size
-        images = _longer(x.images, missing, 0)[place :: self.size]
-        masks = _longer(x.image_masks, missing, 0)[place :: self.size]
-        positions = _longer(x.image_positions, missing, -1)
-        x = x._replace(images=images, image_masks=masks)
+        if self.size > 1:
+            shares = deal(x.images, x.image_masks, x.windows, x.image_positions, self.size)
+            mine = vars(shares[self.grid.place("tensor")])
+            x = x._replace(**mine)
         for layer in self.vision:
             x = layer(x)
+        if self.size == 1:
+            return x
         features = self.gather(x.image_features).flatten(0, 1)
-        ordered = torch.cat([positions[first :: self.size] for first in range(self.size)])
-        return x._replace(image_features=features, image_positions=ordered)
+        positions = torch.cat([share.image_positions for share in shares])
+        return x._replace(image_features=features, image_positions=positions)
 
     def gather(self, x: Tensor) -> Tensor:
         """x of every rank of the tensor group, [S, ...]."""
@@ -207,13 +215,6 @@ def add_up(layer: DecoderLayer, grid: Grid) -> None:
         dist.all_reduce(output, group=group)
         return output
 
-    attention = layer.self_attn
-    attention.register_forward_hook(add)
+    layer.self_attn.register_forward_hook(add)
     layer.mlp.register_forward_hook(add)
-    if attention.q_norm is not None:
-        attention.q_norm = SharedNorm(attention.q_norm, group)
-        attention.k_norm = SharedNorm(attention.k_norm, group)
-
-
-def _longer(x: Tensor, more: int, value: int) -> Tensor:
-    return torch.cat((x, x.new_full((more, *x.shape[1:]), value))) if more else x
+    share_norms(layer.self_attn, group)

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from molmo_ds.batch import pinned
 from molmo_ds.engine.checks.faults import GradientOrderError
 
 HASHES = 2  # numbers below 2**20: the sums of their squares over 8,192 ranks are exact in float64
@@ -122,7 +123,10 @@ class GradientOrder:
             digest = hashlib.blake2b(text.encode(), digest_size=8, salt=bytes([i])).digest()
             value = int.from_bytes(digest, "big") % 2**20
             out[self.part, i] = torch.tensor([value, value**2])
-        return out.flatten().to(self.device)
+        out = out.flatten()
+        if self.device.type == "cuda":
+            return pinned(out).to(self.device, non_blocking=True)
+        return out
 
     def _compare(self, total: list[float], order: list[int]) -> None:
         # n numbers are equal if n times the sum of their squares is the square of their sum: a rank can tell that of

@@ -313,9 +313,12 @@ def check(config: RunConfig) -> None:
         raise ValueError(
             "out is empty; give the run a folder that all hosts see, for example out=runs/first."
         )
-    if config.stop_after is not None:
-        raise ValueError(
-            "stop_after ends a run without DONE, so it would be started again; leave it out."
-        )
+    for name in ("stop_after", "time_limit_seconds"):
+        if getattr(config, name) is not None:
+            raise ValueError(
+                f"{name} ends a run without DONE, so it would be started again; leave it out."
+            )
+    if config.dry_run:
+        raise ValueError("dry_run makes no step to look after; give it to molmo-ds train.")
     if not config.resume:
         raise ValueError("resume=false would start from step 0 after each fault; leave it out.")

@@ -1,6 +1,6 @@
 """Sequence parallelism over any ZeRO stage: a group of ranks shares each sequence (Ulysses) and its crops.
 
-Shapes: S ranks of a group, B sequences, T tokens, H heads, G key-value heads, d head width, N crops, Q pooled patches.
+Shapes: S ranks of a group, B sequences, T tokens, H heads, G key-value heads, d head width, M windows.
 Outside attention a rank holds T / S tokens; inside it holds all tokens of H / S heads, so the tree mask stays whole.
 """
 
@@ -11,8 +11,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from molmo_ds.batch import PER_TOKEN, Batch, learnt_rows_of
+from molmo_ds.batch import PER_TOKEN, Batch, learnt_rows_of, shifted
 from molmo_ds.engine.parallel.part import Part
+from molmo_ds.engine.picture_shares import deal
 from molmo_ds.model.carry import Carry
 from molmo_ds.model.decoder import Core, DecoderLayer
 from molmo_ds.model.molmo import Molmo
@@ -39,10 +40,10 @@ class Sequence(Part):
 
 
 def part(batch: Batch, place: int, size: int) -> Batch:
-    """The share of rank `place` of `size`: tokens [place * t, (place + 1) * t), t = T / size, and every size-th crop.
+    """The share of rank `place` of `size`: tokens [place * t, (place + 1) * t), t = T / size, and some whole pictures.
 
-    `image_positions` still point into the whole sequences; `GatherFeatures` makes them local. A rank without a crop of
-    its own gets a blank one, so that every rank runs the vision tower.
+    `image_positions` still point into the whole sequences; `GatherFeatures` makes them local. A rank without a picture
+    gets a blank crop, so that every rank runs the vision tower.
     """
     length = batch.input_ids.shape[1]
     share = -(-length // size)
@@ -51,23 +52,11 @@ def part(batch: Batch, place: int, size: int) -> Batch:
         padded = F.pad(x, (0, share * size - length))
         return padded[:, place * share : (place + 1) * share].contiguous()
 
-    def crops(x: Tensor, blank: int) -> Tensor:
-        short = -len(x) % size  # gathering needs equal shapes, so every rank holds as many
-        fill = x.new_full((short, *x.shape[1:]), blank)
-        return torch.cat([x, fill])[place::size]
-
-    positions = batch.image_positions
-    rows = positions.clamp(min=0) // length
-    columns = positions.clamp(min=0) % length
-    in_padded = torch.where(positions >= 0, rows * share * size + columns, -1)
+    rows = batch.image_positions // length
+    in_padded = shifted(batch.image_positions, rows * (share * size - length))
+    pictures = deal(batch.images, batch.image_masks, batch.windows, in_padded, size)[place]
     texts = {name: tokens(getattr(batch, name)) for name in PER_TOKEN}
-    return Batch(
-        **texts,
-        images=crops(batch.images, 0),
-        image_masks=crops(batch.image_masks, 1),
-        image_positions=crops(in_padded, -1),
-        learnt_rows=learnt_rows_of(texts["loss_weights"]),
-    )
+    return Batch(**texts, **vars(pictures), learnt_rows=learnt_rows_of(texts["loss_weights"]))
 
 
 def gathered(x: Tensor, group: Group) -> list[Tensor]:
@@ -78,14 +67,14 @@ def gathered(x: Tensor, group: Group) -> list[Tensor]:
 
 
 class GatherFeatures(nn.Module):
-    """Gather the features of the group's crops; each rank gets back the summed gradient of its own."""
+    """Gather the features of the group's windows; each rank gets back the summed gradient of its own."""
 
     def __init__(self, group: Group) -> None:
         super().__init__()
         self.group = group
 
     def forward(self, x: Carry) -> Carry:
-        """image_features and image_positions of this rank's crops -> of all crops, positions in this rank's tokens."""
+        """image_features and image_positions of this rank's windows -> of all, positions in this rank's tokens."""
         size = dist.get_world_size(self.group)
         place = dist.get_rank(self.group)
         positions = torch.cat(gathered(x.image_positions, self.group))
@@ -106,7 +95,8 @@ class Ulysses(Core):
 
     def plan(self, x: Carry, dtype: torch.dtype) -> AttentionPlan:
         """The plan of the whole sequences, from this rank's ids int [B, T / S]."""
-        whole = {name: self.whole(getattr(x, name)) for name in self.planned}
+        planned = {name: getattr(x, name) for name in self.planned}
+        whole = {name: self.whole(ids) for name, ids in planned.items() if ids is not None}
         return super().plan(x._replace(**whole), dtype)
 
     def whole(self, ids: Tensor) -> Tensor:

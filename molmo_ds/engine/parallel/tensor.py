@@ -17,7 +17,7 @@ from molmo_ds.config import MolmoConfig
 from molmo_ds.engine import deepspeed_0_19
 from molmo_ds.engine.fragments import Fragment
 from molmo_ds.engine.parallel.part import Part
-from molmo_ds.engine.tensor_shards import COLUMNS, ROWS, Add, SharedNorm, Take, shard, splits
+from molmo_ds.engine.tensor_shards import Add, Take, in_columns, in_rows, shard, share_norms, splits
 from molmo_ds.model.decoder import DecoderLayer, MoE
 from molmo_ds.model.linear import Linear
 
@@ -35,13 +35,16 @@ class Tensors(Part):
         """Add the partial sums of every branch over the group."""
         group = self.grid.group("tensor")
         model.config = self.config.model
+        text = self.config.model.text
         for name, parameter in model.named_parameters():
-            parameter.tensor_model_parallel = splits(name)  # AutoEP averages others over the group
+            parameter.tensor_model_parallel = splits(
+                name, text
+            )  # AutoEP averages others over the group
         for name, layer in model.named_modules():
             if isinstance(layer, DecoderLayer):
                 join(layer, group)
-            elif splits(f"{name}.weight") and isinstance(layer, Linear) and layer.lora_scale:
-                join_adapter(layer, group, bool(ROWS.fullmatch(f"{name}.weight")))
+            elif splits(f"{name}.weight", text) and isinstance(layer, Linear) and layer.lora_scale:
+                join_adapter(layer, group, in_rows(f"{name}.weight"))
 
     def settle(self, engine: Any, model: nn.Module) -> None:
         """Switch off AutoTP's comparison of the first batch, since it knows no Batch."""
@@ -49,7 +52,8 @@ class Tensors(Part):
 
     def marks(self, name: str, parameter: nn.Parameter) -> dict[str, Any]:
         """Axes along which a parameter is replicated: those of the group, unless its ranks hold different parts."""
-        spread = splits(name) or deepspeed_0_19.group_of_experts(parameter) is not None
+        text = self.config.model.text
+        spread = splits(name, text) or deepspeed_0_19.group_of_experts(parameter) is not None
         return {"copies": () if spread else ("tensor",)}
 
     def rename(self, piece: Fragment) -> Fragment:
@@ -58,10 +62,10 @@ class Tensors(Part):
         shape = piece.shape
         shards = self.strategy.tensor
         place = self.grid.place("tensor")
-        if COLUMNS.fullmatch(name):
+        if in_columns(name, self.config.model.text):
             start = piece.start + place * math.prod(shape)
             return replace(piece, shape=(shape[0] * shards, *shape[1:]), start=start)
-        if ROWS.fullmatch(name):
+        if in_rows(name):
             row, phase = divmod(piece.start, shape[1])
             start = (row * shards + place) * shape[1] + phase
             stride = (shape[1], shape[1] * shards, phase)
@@ -84,10 +88,7 @@ def join(layer: DecoderLayer, group: dist.ProcessGroup) -> None:
         if not isinstance(branch, MoE):
             branch.register_forward_pre_hook(take)
             branch.register_forward_hook(add)
-    attention = layer.self_attn
-    if attention.q_norm is not None:
-        attention.q_norm = SharedNorm(attention.q_norm, group)
-        attention.k_norm = SharedNorm(attention.k_norm, group)
+    share_norms(layer.self_attn, group)
 
 
 def join_adapter(layer: Linear, group: dist.ProcessGroup, rows: bool) -> None:

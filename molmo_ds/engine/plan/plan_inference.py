@@ -11,7 +11,7 @@ import torch
 
 from molmo_ds.config import MolmoConfig, TextConfig
 from molmo_ds.engine.strategy import Limits, Strategy
-from molmo_ds.engine.tensor_shards import COLUMNS, ROWS
+from molmo_ds.engine.tensor_shards import splits
 from molmo_ds.model.molmo import Molmo
 
 HEAD, EXPERTS = "head.lm_head.weight", ".mlp.experts."
@@ -196,7 +196,7 @@ def answering(
         network = Molmo(config)
     for name, parameter in network.named_parameters(remove_duplicate=False):
         kind, stage = _where(name, bounds)
-        held[stage][kind] += parameter.numel() / (tensor if _is_cut(name) else 1)
+        held[stage][kind] += parameter.numel() / (tensor if _is_cut(name, text) else 1)
     width = text.head_dim or text.hidden_size // text.num_attention_heads
     keys = max(1, text.num_key_value_heads / tensor)  # more ranks than heads hold copies
     made = []
@@ -263,8 +263,8 @@ def _held(stage: Stage) -> float:
     return stage.dense + stage.experts + stage.head + stage.other
 
 
-def _is_cut(name: str) -> bool:
-    return name == HEAD or EXPERTS in name or bool(COLUMNS.fullmatch(name) or ROWS.fullmatch(name))
+def _is_cut(name: str, text: TextConfig) -> bool:
+    return name == HEAD or EXPERTS in name or splits(name, text)
 
 
 def _where(name: str, bounds: list[int]) -> tuple[str, int]:

@@ -23,7 +23,10 @@ TASKS = [
         aliases=("ai2_diagram", "ai2d"),
         benchmark="AI2D",
         styles=("ai2_diagram", "ai2_diagram_no_letter"),
-        splits={"validation": Split(shards="ai2d-validation"), "test": Split(shards="ai2d-test")},
+        splits={
+            "validation": Split(shards="ai2_diagram_v2_mix_transparent-validation"),
+            "test": Split(shards="ai2_diagram_v2_mix_transparent-test"),
+        },
         max_new_tokens=12,
         crops=36,
         score=score_diagram,

@@ -18,12 +18,11 @@ TASKS = [
     ),
     Task(
         name="pixmo_count_counting",
-        aliases=("pixmo_count",),
         benchmark="PixMo-Count",
         styles=("point_count",),
         splits={
-            "validation": Split(shards="pixmo_count-validation", questions=540),
-            "test": Split(shards="pixmo_count-test", questions=540),
+            "validation": Split(shards="pixmo_count_counting-validation", questions=540),
+            "test": Split(shards="pixmo_count_counting-test", questions=540),
         },
         max_new_tokens=192,
         score=score_count,

@@ -11,8 +11,8 @@ TASKS = [
         benchmark="ScienceQA",
         styles=("science_qa",),
         splits={
-            "validation": Split(shards="science_qa-validation", questions=2097),
-            "test": Split(shards="science_qa-test"),
+            "validation": Split(shards="science_qa_img-validation", questions=2097),
+            "test": Split(shards="science_qa_img-test"),
         },
         max_new_tokens=12,
         crops=36,

@@ -13,7 +13,7 @@ TASKS = [
         aliases=("coco_2014_vqa_multi", "vqa_v2"),
         benchmark="VQAv2",
         styles=("vqa2",),
-        splits={"validation": Split(shards="vqa2-validation", questions=214354)},
+        splits={"validation": Split(shards="coco_2014_vqa_multi-validation", questions=214354)},
         max_new_tokens=12,
         crops=36,
         score=score_answers,
@@ -25,7 +25,9 @@ TASKS = [
         name="vqa_v2_test",
         benchmark="VQAv2, test",
         styles=("vqa2",),
-        splits={"test2015": Split(shards="vqa2-test", questions=447793, public=False)},
+        splits={
+            "test2015": Split(shards="coco_2014_vqa_multi-test", questions=447793, public=False)
+        },
         max_new_tokens=12,
         crops=36,
         score=score_answers,

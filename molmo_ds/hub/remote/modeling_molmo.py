@@ -21,6 +21,7 @@ from transformers.conversion_mapping import register_checkpoint_conversion_mappi
 from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from molmo_ds.batch import windows_of
 from molmo_ds.hub.remote.config_molmo import MolmoConfig
 from molmo_ds.model.carry import Carry
 from molmo_ds.model.decoder import Core
@@ -229,9 +230,11 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
         ).hidden
 
     def _features(self, images: Tensor, masks: Tensor) -> Tensor:
-        """images [N, P, patch * patch * 3], masks [N, P] -> [N * Q, D]."""
+        """images [N, P, patch * patch * 3], masks [N, P] -> [N * Q, D], Q windows of each crop."""
         model = self.model
-        x = Carry(images=images, image_masks=masks)
+        grid = model.vision.embeddings.grid
+        windows = windows_of(len(images), grid, model.config.connector.pooling_size, images.device)
+        x = Carry(images=images, image_masks=masks, windows=windows)
         for layer in (model.vision.embeddings, *model.vision.layers, model.connector):
             x = layer(x)
         return x.image_features

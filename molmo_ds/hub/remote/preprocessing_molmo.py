@@ -147,17 +147,18 @@ class MolmoProcessor(ProcessorMixin):
         row = texts[0]
         made = [self.image_processor.crops(picture, most) for picture in pictures[0]]
         layouts = [crops.layout for crops in made]
+        shown = [(layout.tokens + self.words.vocab_size).tolist() for layout in layouts]
         if isinstance(row, Rendered) and row.pictures and row.pictures != len(made):
             raise ValueError(
                 f"The conversation has places for {row.pictures} pictures, and {len(made)} are given."
             )
         tokens = row.tokens if tokens is None and isinstance(row, Rendered) else tokens
         if tokens is None:
-            tree = ask(self.words, self._messages(row, **options), layouts, sys.maxsize)
+            tree = ask(self.words, self._messages(row, **options), shown, sys.maxsize)
             ids = tree.input_ids
             starts = tree.starts
         else:
-            before, starts = prefix(self.words, layouts)
+            before, starts = prefix(self.words, shown)
             ids = [*before, *(int(token) for token in tokens)]
         ids = _cut(ids, truncation, max_length, starts, layouts)
         out = {"input_ids": torch.tensor(ids)}

@@ -10,6 +10,7 @@ from typing import Any
 from molmo_ds import presets
 from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, TextConfig, VisionConfig
 from molmo_ds.model import families
+from molmo_ds.model.families import hemolmo, molmo2
 from molmo_ds.settings import from_dict, in_sentences, to_dict
 
 OWN = "molmo_ds"  # the field of config.json that holds the MolmoConfig
@@ -64,6 +65,8 @@ def from_released(values: dict[str, Any]) -> MolmoConfig:
     """
     if OWN in values:
         return from_dict(MolmoConfig, values[OWN])
+    if values.get("model_type") == "molmo2":
+        return molmo2.from_released(values)
     if "d_model" in values:  # MolmoE's is the reference's own, flat
         return from_reference(values)
     if values.get("model_type") != "molmo" or "hidden_size" not in values:
@@ -80,6 +83,10 @@ def from_reference(values: dict[str, Any]) -> MolmoConfig:
 
     What is missing takes the released models' values. Raises ValueError for what no released or trained Molmo uses.
     """
+    if "token_scorer" in values:
+        return hemolmo.from_reference(values)
+    if "llm" in values:
+        return molmo2.from_reference(values)
     _refuse(values, "activation_type", ("swiglu", "llama_swiglu"))
     _refuse(values, "layer_norm_type", ("rms", "default"))
     for name in UNUSED:

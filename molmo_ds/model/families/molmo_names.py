@@ -1,6 +1,6 @@
-"""Names of the tensors of a released Molmo and of the reference's checkpoints; exported folders carry this file.
+"""Names of the tensors of a released Molmo or Molmo2 and of their checkpoints; exported folders carry this file.
 
-Source: allenai/molmo at 793fa38, olmo/model.py and the released folders.
+Sources: allenai/molmo at 793fa38, olmo/model.py; allenai/molmo2 at f3cb108; the released folders.
 D width, I half of the SwiGLU (or one expert), E experts.
 """
 
@@ -23,6 +23,9 @@ from molmo_ds.model.families.table import (
     pairs,
     rows,
 )
+
+SCORER = 1024  # inner width of HeMolmo's scorers
+PREFIXES = {"olmoe": ("attn.", "mlp."), "molmo2": ("self_attn.", "mlp.")}  # of parts of a block
 
 
 def stacked_gate_up(i: int, d: int) -> Form:
@@ -51,14 +54,15 @@ def reference(
 
     Args:
         block: its `block_type`: sequential (fused q|k|v and up|gate), llama (separate) or moe; None takes moe for
-            experts and sequential for the rest. "olmoe" spells blocks OLMo's way, as the released MolmoE does.
+            experts and sequential for the rest. "olmoe" spells blocks OLMo's way, as the released MolmoE does, and
+            "molmo2" as released Molmo2s do.
         lm_head: name of the head.
     """
     text = config.text
     block = block or ("moe" if text.num_experts else "sequential")
-    attention = "attn." if block == "olmoe" else ""
-    mlp = "mlp." if block == "olmoe" else ""
-    table = _vision(config.vision) + _connector(config)
+    attention, mlp = PREFIXES.get(block, ("", ""))
+    of_norms = (attention, mlp) if block == "olmoe" else ("", "")
+    table = _vision(config.vision) + _connector(config) + _scorer(config)
     table += alike("embed.", "transformer.wte.", ["embedding", "new_embedding"])
     for i in range(text.num_hidden_layers):
         ours = f"layers.{i}."
@@ -66,17 +70,21 @@ def reference(
         table += _attention(
             text, f"{ours}self_attn.", f"{theirs}{attention}", fused=block != "llama"
         )
-        table += pairs(ours, theirs, norms(text, f"{attention}attn_norm", f"{mlp}ff_norm"))
+        table += pairs(
+            ours, theirs, norms(text, f"{of_norms[0]}attn_norm", f"{of_norms[1]}ff_norm")
+        )
         table += _mlp(text, f"{ours}mlp.", f"{theirs}{mlp}", block)
     return table + head(text, "transformer.ln_f", lm_head)
 
 
 def released(config: MolmoConfig, lm_head: str = "lm_head") -> Table:
-    """Keys of the released Hugging Face folders: the reference's after `model.`; MolmoE spells its blocks OLMo's way.
+    """Keys of the released Hugging Face folders: the reference's after `model.`, with blocks of their own spelling.
 
     Args:
         lm_head: MolmoE only; `transformer.ff_out` is the other spelling of the head that readers should try.
     """
+    if config.family == "molmo2":
+        return _after_model(reference(config, "molmo2", "lm_head"))
     if config.text.num_experts:
         return _after_model(reference(config, "olmoe", lm_head))
     return _after_model(reference(config))
@@ -180,6 +188,31 @@ def _vision(vision: VisionConfig) -> Table:
         if vision.model_type == "dinov2":
             table += pairs(ours, theirs, {"layer_scale1": "lambda1", "layer_scale2": "lambda2"})
     return table
+
+
+def _scorer(config: MolmoConfig) -> Table:
+    """HeMolmo's."""
+    selection = config.selection
+    if selection is None:
+        return []
+    table = _scores("scorer.prior.", "patch_importance_ln.")
+    if selection.scorer == "linear":
+        table += pairs("scorer.low.", "importance_ln.", {"weight": "weight"})
+    elif selection.scorer == "mlp":
+        table += _scores("scorer.low.", "importance_ln.")
+    if selection.norm:
+        table += pairs("scorer.prior_norm.", "patch_importance_norm.", {"weight": "weight"})
+        if selection.scorer != "prior":
+            table += pairs("scorer.low_norm.", "importance_norm.", {"weight": "weight"})
+    if selection.vector_query != "none":
+        table += affine("scorer.", "", {"query": "image_query_ln"})
+    return table
+
+
+def _scores(ours: str, theirs: str) -> Table:
+    halves = (f"{ours}up_proj.weight", f"{ours}gate_proj.weight")
+    table = [Rule(halves, (f"{theirs}w1.weight",), rows(SCORER, SCORER))]
+    return table + affine(ours, theirs, {"down_proj": "w2"})
 
 
 def _connector(config: MolmoConfig) -> Table:

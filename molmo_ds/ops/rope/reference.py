@@ -15,14 +15,24 @@ def rope_table(
 ) -> tuple[Tensor, Tensor]:
     """Cosine and sine, float32 [B, T, head_dim], of position_ids [B, T]; negative positions count as 0.
 
-    `scaling` is transformers' dictionary; ValueError for a kind other than "default" and "llama3".
+    `scaling` is transformers' dictionary; ValueError for a kind other than "default", "llama3" and "yarn", whose
+    attention factor multiplies both tables.
     """
     device = position_ids.device
     exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
-    frequency = _scaled(theta**-exponent, scaling)
+    frequency = theta**-exponent
+    factor = 1.0
+    kind = (scaling or {}).get("rope_type", (scaling or {}).get("type", "default"))
+    if kind == "llama3":
+        frequency = _llama3(frequency, scaling)
+    elif kind == "yarn":
+        frequency = _yarn(frequency, theta, scaling)
+        factor = scaling.get("attention_factor") or 1 + 0.1 * math.log(max(1, scaling["factor"]))
+    elif kind != "default":
+        raise ValueError(f"rope_scaling '{kind}' is not known; use 'default', 'llama3' or 'yarn'.")
     angle = position_ids.clamp(min=0)[..., None].float() * frequency
     angle = torch.cat((angle, angle), -1)
-    return angle.cos(), angle.sin()
+    return angle.cos() * factor, angle.sin() * factor
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -33,12 +43,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x * cos[:, None] + turned * sin[:, None]).to(x.dtype)
 
 
-def _scaled(frequency: Tensor, scaling: dict[str, Any] | None) -> Tensor:
-    kind = (scaling or {}).get("rope_type", (scaling or {}).get("type", "default"))
-    if kind == "default":
-        return frequency
-    if kind != "llama3":
-        raise ValueError(f"rope_scaling '{kind}' is not known; use 'default' or 'llama3'.")
+def _llama3(frequency: Tensor, scaling: dict[str, Any]) -> Tensor:
     low = scaling["low_freq_factor"]
     high = scaling["high_freq_factor"]
     # over the length trained on
@@ -46,3 +51,22 @@ def _scaled(frequency: Tensor, scaling: dict[str, Any] | None) -> Tensor:
     # 0: slow, divide; 1: fast, keep; between: blend
     share = ((turns - low) / (high - low)).clamp(0, 1)
     return frequency * (share + (1 - share) / scaling["factor"])
+
+
+def _yarn(frequency: Tensor, theta: float, scaling: dict[str, Any]) -> Tensor:
+    """Frequencies [d / 2] that turn fast are kept, slow ones divided by the factor, with a ramp between.
+
+    Source: transformers 5.23, modeling_rope_utils.py, _compute_yarn_parameters with truncate.
+    """
+    pairs = len(frequency)
+    length = scaling["original_max_position_embeddings"]
+
+    def pair_of(turns: float) -> float:  # the pair that turns so often over the length trained on
+        return pairs * math.log(length / (turns * 2 * math.pi)) / math.log(theta)
+
+    first = max(math.floor(pair_of(scaling.get("beta_fast") or 32)), 0)
+    last = min(math.ceil(pair_of(scaling.get("beta_slow") or 1)), 2 * pairs - 1)
+    width = max(last - first, 0.001)
+    index = torch.arange(pairs, dtype=torch.float32, device=frequency.device)
+    slow = ((index - first) / width).clamp(0, 1)
+    return frequency * (slow / scaling["factor"] + (1 - slow))

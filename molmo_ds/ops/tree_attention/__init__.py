@@ -2,7 +2,8 @@
 
 A query sees a key of the same document, not later than itself, that lies in the shared prefix (branch 0) or in its own
 branch. On GPUs the ids must ascend: document after document, in each its prefix, then its branches; padding last.
-With `image_ids` the tokens of one image also see those after them.
+With `image_ids` the tokens of one image (of one document and branch, wherever text lies between) also see those after
+them.
 
 No parameters: the plan and the sizes of a batch may decide which implementation runs (see `ops/dispatch.py`). The
 projections before and the one after keep the order of their nodes, hence of their gradients, whichever it is.
@@ -35,7 +36,7 @@ def attention_plan(
     """The plan for document_ids and branch_ids, int [B, T], for queries of `dtype`; see AttentionPlan for the ids.
 
     A mask on the CPU, FlexAttention's blocks on a GPU; MOLMO_DS_OPS=cuda chooses the cascade, which copies the ids to
-    the host and knows no image_ids (ValueError).
+    the host.
     """
     return dispatch.call("attention_plan", document_ids, branch_ids, dtype, image_ids)
 

@@ -1,8 +1,9 @@
-"""Tree attention as two flash-attention calls on varying lengths, merged by their log-sum-exp: registered as "cuda".
+"""Tree attention as up to three flash-attention calls on varying lengths, merged by their log-sum-exp: "cuda".
 
 The first call is causal inside every run of tokens (a prefix or a branch), the second lets the branches see their own
-document's prefix. Both backward passes are given the merged output and log-sum-exp. S tokens of all sequences, one
-after the other; H heads, G key-value heads, d head width.
+document's prefix, the third lets the tokens of images see those after them: in reverse order that is causal too, where
+each key is one place late so that no token sees itself twice. The backward passes are given the merged output and
+log-sum-exp. S tokens of all sequences, one after the other; H heads, G key-value heads, d head width.
 """
 
 from dataclasses import dataclass
@@ -30,13 +31,21 @@ class Lengths:
 
 
 @dataclass(frozen=True)
+class Call:
+    """A call in which some tokens see some others; `queries` and `keys` are int64 indices into S."""
+
+    lengths: Lengths
+    queries: Tensor
+    keys: Tensor
+    causal: bool
+
+
+@dataclass(frozen=True)
 class Segments:
-    """The two calls; `branches` and `prefixes` are the second one's tokens (int64 indices into S)."""
+    """The first call, of all tokens, and the others that these ids need: branches to prefixes, tokens of images."""
 
     runs: Lengths
-    tree: Lengths | None  # None without branches
-    branches: Tensor
-    prefixes: Tensor
+    others: tuple[Call, ...]
 
 
 def plan_usable(
@@ -49,14 +58,11 @@ def plan_usable(
 def plan(
     document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype, image_ids: Tensor | None
 ) -> AttentionPlan:
-    """Segments for ids int [B, T], which are copied to the host; ValueError for image_ids and unordered ids."""
-    if image_ids is not None:
-        raise ValueError(
-            "The cascade cannot attend inside an image both ways; unset MOLMO_DS_OPS=cuda."
-        )
+    """Segments for ids int [B, T], which are copied to the host; ValueError for unordered ids."""
     if not ascend(document_ids, branch_ids):
         raise ValueError(UNORDERED)
-    return AttentionPlan(document_ids, branch_ids, prepared=segments(document_ids, branch_ids))
+    prepared = segments(document_ids, branch_ids, image_ids)
+    return AttentionPlan(document_ids, branch_ids, image_ids, prepared=prepared)
 
 
 def usable(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float) -> bool:
@@ -79,8 +85,8 @@ def tree_attention(
     )
 
 
-def segments(document_ids: Tensor, branch_ids: Tensor) -> Segments:
-    """Segments of document_ids and branch_ids, int [B, T]; copies the ids to the host. Padding is a run of its own."""
+def segments(document_ids: Tensor, branch_ids: Tensor, image_ids: Tensor | None) -> Segments:
+    """Segments of ids int [B, T]; copies the ids to the host. Padding is a run of its own."""
     device = document_ids.device
     sequence = torch.arange(len(document_ids))[:, None].expand(document_ids.shape)
     keys = torch.stack((sequence, document_ids.cpu().long(), branch_ids.cpu().long()), -1).flatten(
@@ -100,12 +106,37 @@ def segments(document_ids: Tensor, branch_ids: Tensor) -> Segments:
     both = (of_branches > 0) & (of_prefix > 0)
     token_run = torch.repeat_interleave(torch.arange(len(runs)), length)
     used = both[document[token_run]]
-    branches = (used & branched[token_run]).nonzero()[:, 0]
-    prefixes = (used & shared[token_run]).nonzero()[:, 0]
-    tree = _lengths(of_branches[both], of_prefix[both], device) if both.any() else None
-    return Segments(
-        _lengths(length, length, device), tree, branches.to(device), prefixes.to(device)
-    )
+    others = []
+    if both.any():
+        branches = (used & branched[token_run]).nonzero()[:, 0].to(device)
+        prefixes = (used & shared[token_run]).nonzero()[:, 0].to(device)
+        lengths = _lengths(of_branches[both], of_prefix[both], device)
+        others.append(Call(lengths, branches, prefixes, False))
+    if image_ids is not None:
+        images = torch.where(keys[:, 1] != 0, image_ids.cpu().long().flatten(), 0)
+        later = _later(token_run, images, device)
+        others += [] if later is None else [later]
+    return Segments(_lengths(length, length, device), tuple(others))
+
+
+def _later(run: Tensor, images: Tensor, device: torch.device) -> Call | None:
+    """The call in which each token sees those after it with its run and its image, both int64 [S]."""
+    shown = (images != 0).nonzero()[:, 0]
+    groups, group = torch.stack((run, images), -1)[shown].unique(dim=0, return_inverse=True)
+    backwards = torch.arange(len(shown)).flip(0)
+    order = backwards[group[backwards].argsort(stable=True)]  # by group, in each from the last
+    sizes = torch.bincount(group, minlength=len(groups))
+    starts = sizes.cumsum(0) - sizes
+    first = torch.zeros(len(order), dtype=torch.bool)
+    first[starts] = True
+    last = first.roll(-1)  # of a group, in this order
+    lengths = (sizes - 1)[sizes > 1]
+    if not len(lengths):
+        return None
+    tokens = shown[order]
+    queries = tokens[~first].to(device)
+    keys = tokens[~last].to(device)
+    return Call(_lengths(lengths, lengths, device), queries, keys, True)
 
 
 class _Cascade(torch.autograd.Function):
@@ -113,10 +144,12 @@ class _Cascade(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, parts: Segments) -> Tensor:
         out, lse, *state = _forward(q, k, v, parts.runs, True)
         states = [state]
-        if parts.tree is not None:
-            rows = parts.branches
-            keys = parts.prefixes
-            other, other_lse, *state = _forward(q[rows], k[keys], v[keys], parts.tree, False)
+        for call in parts.others:
+            rows = call.queries
+            keys = call.keys
+            other, other_lse, *state = _forward(
+                q[rows], k[keys], v[keys], call.lengths, call.causal
+            )
             own = out[rows]
             own_lse = lse[:, rows]
             merged = torch.logaddexp(own_lse, other_lse)
@@ -135,9 +168,9 @@ class _Cascade(torch.autograd.Function):
         parts = ctx.parts
         grad = grad.contiguous()
         of_q, of_k, of_v = _backward(grad, q, k, v, out, lse, parts.runs, True, ctx.states[0])
-        if parts.tree is not None:
-            rows = parts.branches
-            keys = parts.prefixes
+        for call, state in zip(parts.others, ctx.states[1:]):
+            rows = call.queries
+            keys = call.keys
             more = _backward(
                 grad[rows],
                 q[rows],
@@ -145,9 +178,9 @@ class _Cascade(torch.autograd.Function):
                 v[keys],
                 out[rows],
                 lse[:, rows],
-                parts.tree,
-                False,
-                ctx.states[1],
+                call.lengths,
+                call.causal,
+                state,
             )
             of_q[rows] += more[0]  # every index occurs once
             of_k[keys] += more[1]

@@ -1,5 +1,8 @@
 """Tree attention on a GPU by FlexAttention, whose blocks are counted from runs of ids: registered as "triton".
 
+A kernel is compiled for each T, in seconds, so T is padded to few lengths: `padded_length`. Padding sees itself alone:
+blocks of it cost nearly nothing.
+
 Shapes: B sequences, H heads, G key-value heads, T tokens, d head width.
 """
 
@@ -17,6 +20,7 @@ from molmo_ds.ops.tree_attention.reference import AttentionPlan
 
 BLOCK = 128  # tokens on a side of FlexAttention's blocks
 NARROWEST = 16  # heads that its kernels take
+LENGTHS = 64  # that may be compiled
 
 
 def plan_usable(
@@ -31,8 +35,23 @@ def plan(
 ) -> AttentionPlan:
     """FlexAttention's blocks for ids int [B, T]; refuses on the device, without waiting, ids that do not ascend."""
     torch._assert_async(ascend(document_ids, branch_ids), UNORDERED)
-    prepared = blocks(document_ids, branch_ids, image_ids)
-    return AttentionPlan(document_ids, branch_ids, image_ids, prepared=prepared)
+    more = padded_length(document_ids.shape[1]) - document_ids.shape[1]
+    ids = (document_ids, branch_ids, image_ids)
+    padded = (None if x is None else F.pad(x, (0, more)) for x in ids)
+    return AttentionPlan(*ids, prepared=blocks(*padded))
+
+
+def padded_length(tokens: int) -> int:
+    """The length at which T tokens are attended to, a multiple of BLOCK.
+
+    Packing gives training few lengths. Prompts have any: without gradients only 128, 256, 384, 512, 768, 1024, 1536
+    and so on are used: a compilation serves many of them.
+    """
+    blocks = -(-tokens // BLOCK)
+    if torch.is_grad_enabled():
+        return blocks * BLOCK
+    power = 1 << (blocks - 1).bit_length()
+    return BLOCK * (power * 3 // 4 if blocks <= power * 3 // 4 and power > 2 else power)
 
 
 def usable(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float) -> bool:
@@ -49,17 +68,20 @@ def tree_attention(
     # on a CPU there is only its eager forward pass
     plain = torch.compiler.is_compiling() or not q.is_cuda
     run = flex_attention if plain else _compiled()
-    width = q.shape[3]
-    if width < NARROWEST:
-        q, k, v = (F.pad(x, (0, NARROWEST - width)) for x in (q, k, v))
+    tokens, width = q.shape[2:]
+    more = (0, max(NARROWEST - width, 0), 0, plan.prepared.seq_lengths[0] - tokens)
+    if any(more):
+        q, k, v = (F.pad(x, more) for x in (q, k, v))
     out = run(
         q, k, v, block_mask=plan.prepared, scale=width**-0.5, enable_gqa=q.shape[1] != k.shape[1]
     )
-    return out[..., :width]
+    return out[:, :, :tokens, :width]
 
 
 @functools.cache
 def _compiled() -> Callable[..., Tensor]:
+    # beyond the limit, which is 8, torch runs the version that holds all scores, without a word
+    torch._dynamo.config.recompile_limit = max(LENGTHS, torch._dynamo.config.recompile_limit)
     return torch.compile(flex_attention, dynamic=False)
 
 

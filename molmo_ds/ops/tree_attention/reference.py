@@ -18,7 +18,7 @@ class AttentionPlan:
 
     document_ids: Tensor  # int [B, T], 0 = padding, which sees only itself
     branch_ids: Tensor  # int [B, T]
-    image_ids: Tensor | None = None  # int [B, T], 1, 2, ... per image, 0 = text
+    image_ids: Tensor | None = None  # int [B, T], equal where images see each other, 0 = text
     mask: Tensor | None = None  # [B, 1, T, T], 0 or -inf, added to the scores
     # with a mask on the CPU: of the documents, one after the other in B * T
     lengths: tuple[int, ...] | None = None

@@ -1,0 +1,105 @@
+"""Writes made-up shards of every data set of the multitask mixture, and a tokenizer of what they say."""
+
+import itertools
+import json
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from numpy.random import RandomState
+from tqdm import tqdm
+
+from molmo_ds.config import PromptConfig
+from molmo_ds.data import sources
+from molmo_ds.data.made_up.rows import EVALUATED, TRAIN, Shown, picture_of
+from molmo_ds.data.made_up.scene import draw_scene
+from molmo_ds.data.read.shards import ShardSet
+from molmo_ds.data.read.writer import write_shards
+from molmo_ds.data.sample.prompts import PromptFormatter
+from molmo_ds.data.sources.records import records
+from molmo_ds.data.sources.source import Picture, Row, Source
+from molmo_ds.data.tokens import train_tokenizer
+
+MANY = 9  # things of a picture of high frequency
+VOCABULARY = 1024  # words of the tokenizer, at most
+MADE_UP = "made up"  # key of report.json
+
+
+def write_made_up(out: Path, pictures: int, seed: int) -> dict[str, int]:
+    """Write OUT/NAME-SPLIT for every set and OUT/tokenizer; the number of records of each folder.
+
+    Each shows `pictures` pictures, of which a global batch needs as many as it has sequences. The same seed gives the
+    same bytes. Raises ValueError where a folder is there already.
+    """
+    wanted = {(name, "train"): make for name, make in TRAIN.items()} | EVALUATED
+    taken = [out / f"{name}-{split}" for name, split in wanted]
+    there = next((folder for folder in [*taken, out / "tokenizer"] if folder.exists()), None)
+    if there:
+        raise ValueError(f"{there} is there already; remove it or name another folder.")
+    written = {}
+    for (name, split), make in tqdm(wanted.items(), desc="made-up", unit="set"):
+        rng = RandomState([seed, zlib.crc32(f"{name}-{split}".encode())])
+        shown = [_show(name, number, rng) for number in range(pictures)]
+        folder = out / f"{name}-{split}"
+        written[folder.name] = _write(sources.get(name), split, shown, make, folder, seed)
+    train_tokenizer(_texts(out), VOCABULARY, out / "tokenizer")
+    return written
+
+
+def _show(name: str, number: int, rng: RandomState) -> Shown:
+    scene = draw_scene(rng, MANY if "high_freq" in name else 5)
+    return Shown(number, scene, picture_of(name, number, scene))
+
+
+def _write(
+    source: Source,
+    split: str,
+    shown: list[Shown],
+    make: Callable[[Shown], list[Row]],
+    folder: Path,
+    seed: int,
+) -> int:
+    files = {one.file: one.data for one in shown}
+
+    def read(picture: Picture) -> bytes:
+        return picture.data or files[Path(picture.url or picture.path).name]
+
+    dropped: Counter = Counter()
+    changed: Counter = Counter()
+    batches = _batches(source, split, [make(one) for one in shown])
+    samples = records(source, batches, split, source.cut, read, dropped, changed)
+    write_shards(samples, folder, source.name)
+    assert not dropped, f"{source.name}: {dropped}"
+    count = len(ShardSet(str(folder)))
+    note = {"source": source.name, MADE_UP: True, "seed": seed, "records": count}
+    (folder / "report.json").write_text(json.dumps(note | {"changed": dict(+changed)}, indent=1))
+    return count
+
+
+def _batches(source: Source, split: str, rows: list[list[Row]]) -> Iterator[tuple[int, list[Row]]]:
+    """Rows as `records` takes them: those of a picture together where the set groups them in training."""
+    if source.group and split == "train":
+        yield from enumerate(rows)
+    else:
+        yield from enumerate([row] for row in itertools.chain.from_iterable(rows))
+
+
+def _texts(out: Path) -> Iterator[str]:
+    """What the training records say under the prompts of both stages."""
+    stages = (
+        PromptConfig(),
+        PromptConfig(
+            prompt_templates="none", message_format="none", system_prompt="style_and_length"
+        ),
+    )
+    for folder in sorted(out.glob("*-train")):
+        shards = ShardSet(str(folder))
+        for number in range(len(shards)):
+            record = shards.record(number)
+            size = record["sizes"][0] if record["sizes"] else None
+            for prompts in stages:
+                talks = PromptFormatter(prompts).conversations(
+                    record["annotations"], RandomState(number), size
+                )
+                yield from (text for talk in talks for text in talk.messages)

@@ -1,0 +1,135 @@
+"""The video of a record: which of its frames are shown, when, and with which subtitles."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from molmo_ds.config import VideoConfig
+from molmo_ds.data.decode import BadSample
+from molmo_ds.data.sample.conversation import shown
+from molmo_ds.data.sample.record import MOST_FRAMES, Record
+from molmo_ds.data.sample.times import frame_indices, frame_times, stamp
+from molmo_ds.data.video import clip_duration, frames_at, video_size
+
+
+@dataclasses.dataclass(frozen=True)
+class Footage:
+    """The frames of a video that are shown."""
+
+    times: list[float]  # seconds from the beginning of the clip
+    clip: tuple[float, float] | None  # seconds of the video; None = all of it
+    numbers: list[int] | None = None  # of the pictures, where a video is kept as its frames
+
+    def frames(self, record: Record) -> list[np.ndarray]:
+        """The decoded frames of a record with `pixels`, where its frames are no pictures of their own."""
+        return frames_at(record["pixels"][0], self.times, self.clip)
+
+
+def footage(record: Record, config: VideoConfig) -> Footage:
+    """The frames to show of a record that holds a video.
+
+    Raises BadSample where its keys hold what they must not, and ValueError where the index does not know the duration
+    that decides the number of frames.
+    """
+    config = dataclasses.replace(config, max_frames=_most_frames(record, config))
+    clip = _clip(record)
+    if record.get("fps") is not None:
+        return _of_pictures(record, config, clip)
+    duration = _duration(record, config)
+    times = frame_times(config, clip_duration(duration, clip))
+    return Footage(times.tolist(), clip)
+
+
+def check_footage(record: Record) -> None:
+    """BadSample where no training could use the record's keys about its video."""
+    config = VideoConfig()
+    said = dataclasses.replace(config, max_frames=_most_frames(record, config))
+    clip = _clip(record)
+    duration = (record.get("durations") or [0.0])[0]
+    if record.get("fps") is not None:
+        _of_pictures(record, said, clip)
+    elif duration > 0:
+        clip_duration(duration, clip)
+    subtitles(record, [], said.subtitle_seconds)
+
+
+def subtitles(record: Record, times: list[float], seconds: float) -> str | None:
+    """The text behind the frames: subtitles that are spoken within `seconds` of one of them; None for none.
+
+    `subtitles` of a record is a text, which is taken whole, or a list of [begin, end, text].
+    """
+    given = record.get("subtitles")
+    if given is None or given in ("", []):
+        return None
+    if isinstance(given, str):
+        return "subtitle\n" + given
+    lines = ["subtitle\n"]
+    for line in given if isinstance(given, list) else [given]:
+        begin, end, text = _line(line)
+        if any(end >= time - seconds and time + seconds >= begin for time in times):
+            lines.append(f"{stamp(begin)} - {stamp(end)} {text}\n")
+    return "".join(lines)
+
+
+def _line(line: Any) -> tuple[float, float, str]:
+    fits = isinstance(line, list) and len(line) == 3 and isinstance(line[2], str)
+    if not fits or not all(_is_time(value) for value in line[:2]):
+        raise BadSample(
+            f"'subtitles' holds {shown(line)}, but must be a list of [begin, end, text]."
+        )
+    return float(line[0]), float(line[1]), line[2]
+
+
+def _clip(record: Record) -> tuple[float, float] | None:
+    clip = record.get("clip")
+    if clip is None:
+        return None
+    if not isinstance(clip, list) or len(clip) != 2 or not all(_is_time(value) for value in clip):
+        raise BadSample(f"'clip' is {shown(clip)}, but must be [begin, end] in seconds.")
+    return float(clip[0]), float(clip[1])
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e9
+
+
+def _most_frames(record: Record, config: VideoConfig) -> int:
+    frames = record.get("num_frames")
+    if frames is None:
+        return config.max_frames
+    if isinstance(frames, bool) or not isinstance(frames, int) or not 1 <= frames <= MOST_FRAMES:
+        raise BadSample(
+            f"num_frames is {frames!r}; it must be a whole number of at least 1 and at most {MOST_FRAMES}."
+        )
+    return frames
+
+
+def _duration(record: Record, config: VideoConfig) -> float:
+    duration = (record.get("durations") or [0.0])[0]
+    if duration > 0:
+        return duration
+    if "pixels" in record:
+        return video_size(record["pixels"][0]).duration
+    if config.max_fps is not None or config.frame_sample_mode == "fps":
+        raise ValueError(
+            f"The index does not know how long the video of sample '{record.get('__key__', '')}' is; index its folder"
+            " again where the package av is installed: python tools/make_shards.py index FOLDER"
+        )
+    return (_clip(record) or (0.0, 1.0))[1]  # the number of frames does not depend on it
+
+
+def _of_pictures(record: Record, config: VideoConfig, clip: tuple[float, float] | None) -> Footage:
+    fps = record["fps"]
+    if isinstance(fps, bool) or not isinstance(fps, (int, float)) or not 0 < fps < 1e6:
+        raise BadSample(
+            f"'fps' is {shown(fps)}, but must be pictures per second, a number above 0."
+        )
+    first = 0
+    count = len(record["images"])
+    if clip is not None:
+        clip_duration(count / fps, clip)
+        first = int(np.floor(clip[0] * fps))
+        count = min(int(np.ceil(clip[1] * fps)), count) - first
+    chosen = frame_indices(config, fps, count)
+    return Footage((chosen / fps).tolist(), clip, (chosen + first).tolist())

@@ -1,0 +1,127 @@
+"""Points, groups of points and tracks of an annotation as the text of an answer, in the format of the family."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from molmo_ds.data.decode import BadSample
+from molmo_ds.data.sample.annotation import INLINE_POINT, Annotation, PointGroup, TrackPoints
+from molmo_ds.data.sample.point_text import Moment, format_groups, format_tracks
+from molmo_ds.data.sample.points import format_count, format_points, to_percent
+from molmo_ds.data.sample.styles import ENDS_ONLY, MODES
+from molmo_ds.data.sample.times import stamp
+
+NEAR = 1e-2  # seconds from a track's time to the frame that shows it
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What points refer to: pictures, or the frames of one video."""
+
+    sizes: Sequence[
+        tuple[int, int]
+    ]  # (width, height) of each picture, or of the video; empty for none
+    times: Sequence[float] | None = None  # seconds of the frames that are shown; None for pictures
+
+    def scale(self, given: float | None, picture: int = 1) -> tuple[float, float]:
+        """The values of x and y at the far edges: as the annotation says, or pixels of a picture, from 1."""
+        if given is not None:
+            return given, given
+        if not 1 <= picture <= len(self.sizes) or 0 in self.sizes[picture - 1]:
+            raise BadSample(
+                "Points in pixels need the picture's size; give point_scale for a sample without one."
+            )
+        return self.sizes[picture - 1]
+
+
+def holds_points(annotation: Annotation) -> bool:
+    """Whether points are what is to be answered."""
+    given = (annotation.points, annotation.point_groups, annotation.tracks)
+    return any(one is not None for one in given)
+
+
+def answer_by_points(
+    style: str, annotation: Annotation, label: str, scene: Scene, pointing_format: str
+) -> str:
+    """The answer of an annotation that `holds_points`.
+
+    Raises BadSample where the format cannot say it, and for points outside of the picture.
+    """
+    if pointing_format == "percent":
+        return _in_percent(style, annotation, label, scene)
+    if annotation.tracks is not None:
+        return _tracks(style, annotation, label, scene, pointing_format)
+    mode = MODES.get(style)
+    if annotation.point_groups is None:
+        scale = scene.scale(annotation.point_scale)
+        groups = [annotation.points]
+        return format_groups(["1"], groups, [scale], label, mode, None, pointing_format)
+    groups = annotation.point_groups
+    return format_groups(
+        [_place(group) for group in groups],
+        [group.points for group in groups],
+        [scene.scale(annotation.point_scale, group.image or 1) for group in groups],
+        label,
+        mode,
+        None,
+        pointing_format,
+    )
+
+
+def place_points(annotation: Annotation, scene: Scene, pointing_format: str) -> str:
+    """The answer with its points in place of each `<|POINT|>`."""
+    groups = annotation.inline_points or []
+    parts = (annotation.answer or "").split(INLINE_POINT)
+    if len(parts) != len(groups) + 1:
+        raise BadSample(
+            f"The answer has {len(parts) - 1} {INLINE_POINT} and inline_points {len(groups)} entries."
+        )
+    out = parts[0]
+    for group, after in zip(groups, parts[1:]):
+        text = group.alt if group.text is None else group.text
+        if pointing_format == "percent":
+            size = scene.sizes[0] if scene.sizes else None
+            points = to_percent(group.points, annotation.point_scale, size)
+            out += format_points(points, group.alt, text)
+        else:
+            scale = scene.scale(annotation.point_scale)
+            out += format_groups(
+                ["1"], [group.points], [scale], text, None, group.alt, pointing_format
+            )
+        out += after
+    return out
+
+
+def _in_percent(style: str, annotation: Annotation, label: str, scene: Scene) -> str:
+    if annotation.points is None:
+        raise BadSample(
+            "point_groups and tracks need data.prompts.pointing_format=html-v2; Molmo's own points know one picture."
+        )
+    size = scene.sizes[0] if scene.sizes else None
+    points = to_percent(annotation.points, annotation.point_scale, size)
+    return format_count(points, label) if style == "point_count" else format_points(points, label)
+
+
+def _place(group: PointGroup) -> str:
+    if (group.image is None) == (group.time is None):
+        raise BadSample("A group of points has an 'image' (from 1) or a 'time', and not both.")
+    return str(group.image) if group.time is None else stamp(group.time)
+
+
+def _tracks(
+    style: str, annotation: Annotation, label: str, scene: Scene, pointing_format: str
+) -> str:
+    """Tracks at the times of frames that are shown."""
+    kept = [moment for moment in annotation.tracks if _is_shown(moment, scene)]
+    if annotation.track_fps is not None:
+        kept = [moment for moment in kept if _on_grid(moment.time, annotation.track_fps)]
+    moments = [Moment(moment.time, moment.points, moment.hidden) for moment in kept]
+    scale = scene.scale(annotation.point_scale)
+    return format_tracks(moments, scale, label, style in ENDS_ONLY, pointing_format)
+
+
+def _is_shown(moment: TrackPoints, scene: Scene) -> bool:
+    return scene.times is None or any(abs(moment.time - time) < NEAR for time in scene.times)
+
+
+def _on_grid(time: float, fps: float) -> bool:
+    return abs(time - round(time * fps) / fps) < NEAR

@@ -1,0 +1,84 @@
+"""The pictures of a batch dealt out to ranks that each run the vision tower and the connector on a share.
+
+A window may join patches of several crops, so crops that windows join stay together. Every rank gets as many crops and
+windows as the fullest one, blank ones included, because gathering needs equal shapes.
+
+Shapes: N crops, P patches of a crop, M windows of W patches, S ranks.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from molmo_ds.batch import MISSING
+
+
+@dataclass(frozen=True)
+class Share:
+    """A rank's crops and windows; the padding of every share is alike."""
+
+    images: Tensor  # [n, ...]
+    image_masks: Tensor  # float32 [n, P]
+    windows: Tensor  # int64 [m, W], into these n * P patches
+    image_positions: Tensor  # int64 [m], tokens of the batch, -1 = nowhere
+
+
+def deal(
+    images: Tensor, masks: Tensor, windows: Tensor, positions: Tensor, size: int
+) -> list[Share]:
+    """One share for each of S = `size` ranks: images [N, ...], masks [N, P], windows [M, W], positions [M]."""
+    patches = masks.shape[1]
+    owner, of_window = _owners(len(masks), patches, windows, size)
+    crops = [(owner == rank).nonzero()[:, 0] for rank in range(size)]
+    rows = [(of_window == rank).nonzero()[:, 0] for rank in range(size)]
+    most_crops = max(1, *(len(mine) for mine in crops))
+    most_rows = max(1, *(len(mine) for mine in rows))
+    shares = []
+    for mine, wanted in zip(crops, rows):
+        place = torch.zeros_like(owner)  # of each crop of the batch among the rank's
+        place[mine] = torch.arange(len(mine), device=place.device)
+        there = windows[wanted]
+        crop = there.clamp(min=0) // patches
+        local = torch.where(there >= 0, place[crop] * patches + there % patches, MISSING)
+        shares.append(
+            Share(
+                _padded(images[mine], most_crops, 0),
+                _padded(masks[mine], most_crops, 1),
+                _padded(local, most_rows, MISSING),
+                _padded(positions[wanted], most_rows, MISSING),
+            )
+        )
+    return shares
+
+
+def _owners(crops: int, patches: int, windows: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The rank of each crop, int64 [N], and of each window, int64 [M]; the largest pictures are dealt first."""
+    device = windows.device
+    there = windows >= 0
+    crop = windows.clamp(min=0) // patches
+    last = torch.where(there, crop, -1).amax(1)
+    first = torch.where(there, crop, crops).amin(1)
+    first = torch.where(last >= 0, first, 0)
+    # neighbours are joined where more windows have begun than ended
+    joins = torch.zeros(crops + 1, dtype=torch.int64, device=device)
+    spans = last > first
+    joins.index_add_(0, first[spans] + 1, torch.ones_like(first[spans]))
+    joins.index_add_(0, last[spans] + 1, -torch.ones_like(last[spans]))
+    begins = joins.cumsum(0)[:crops] == 0
+    picture = begins.long().cumsum(0) - 1
+    sizes = torch.bincount(picture).tolist() if crops else []
+    held = [0] * size
+    rank_of = [0] * len(sizes)
+    for number in sorted(range(len(sizes)), key=lambda number: (-sizes[number], number)):
+        rank = held.index(min(held))
+        rank_of[number] = rank
+        held[rank] += sizes[number]
+    owner = torch.tensor(rank_of, dtype=torch.int64, device=device)[picture]
+    if not crops:
+        return owner, torch.zeros_like(first)
+    return owner, owner[first.clamp(max=crops - 1)]
+
+
+def _padded(x: Tensor, count: int, value: int) -> Tensor:
+    return torch.cat([x, x.new_full((count - len(x), *x.shape[1:]), value)])

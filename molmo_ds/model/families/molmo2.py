@@ -1,0 +1,271 @@
+"""Molmo2 itself: the released config.json and the reference's configuration as a MolmoConfig, and back.
+
+Unlike Molmo's, this config.json describes the tower too. Sources: allenai/molmo2 at f3cb108, olmo/models/video_olmo and
+its converter; transformers 5.23, models/molmo2/configuration_molmo2.py.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, TextConfig, VisionConfig
+from molmo_ds.presets import SIGLIP2
+from molmo_ds.settings import in_sentences, to_dict
+
+OWN = "molmo_ds"  # the field of config.json that holds the MolmoConfig
+IDS = {  # fields of config.json -> special token, counted from vocab_size
+    "image_start_token_id": 0,
+    "image_end_token_id": 1,
+    "image_patch_id": 2,
+    "image_high_res_id": 2,
+    "image_col_id": 3,
+    "low_res_image_start_token_id": 4,
+    "image_low_res_id": 6,
+    "frame_start_token_id": 7,
+    "frame_end_token_id": 8,
+}
+ALIKE = (  # fields of TextConfig that text_config calls the same
+    "vocab_size",
+    "additional_vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "initializer_range",
+    "rope_scaling",
+    "norm_after",
+    "attention_dropout",
+    "residual_dropout",
+    "embedding_dropout",
+)
+REFERENCE = {  # the reference's name of a size of the text model -> that of config.json
+    "d_model": "hidden_size",
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "layer_norm_eps": "layer_norm_eps",
+    "attention_layer_norm": "use_qk_norm",
+    "attention_layer_norm_type": "qk_norm_type",
+    "full_attention_layers": "rope_scaling_layers",
+}
+YARN = {  # the same for the rotary positions
+    "rope_type": "rope_type",
+    "rope_factor": "factor",
+    "rope_original_max_position_embeddings": "original_max_position_embeddings",
+    "rope_attention_factor": "attention_factor",
+    "rope_beta_fast": "beta_fast",
+    "rope_beta_slow": "beta_slow",
+}
+
+
+@in_sentences("The model's configuration")
+def from_released(values: dict[str, Any]) -> MolmoConfig:
+    """The config.json of a released folder as a MolmoConfig; its tokens of pictures see each other."""
+    adapter = values["adapter_config"]
+    said = values["text_config"]
+    given = {name: said[name] for name in ALIKE if said.get(name) is not None}
+    if given.get("head_dim") == said["hidden_size"] / said["num_attention_heads"]:
+        del given["head_dim"]
+    norm = said.get("use_qk_norm", True)
+    bias = said.get("qkv_bias", False)
+    scaled = said.get("rope_scaling_layers")
+    text = TextConfig(
+        model_type="qwen2" if bias else "olmo3" if said.get("norm_after") else "qwen3",
+        embedding_size=said["vocab_size"],
+        rope_theta=float(said["rope_theta"]),
+        rope_scaling_layers=None if scaled is None else tuple(scaled),
+        rms_norm_eps=said["layer_norm_eps"],
+        attention_bias=bias,
+        qk_norm=norm,
+        qk_norm_per_head=norm and said.get("qk_norm_type") == "qwen3",
+        image_attention="image_tokens",
+        tie_word_embeddings=values.get("tie_word_embeddings", False),
+        **given,
+    )
+    inner = adapter["intermediate_size"]
+    connector = ConnectorConfig(
+        padding_embed="none",
+        pooling_mask=adapter.get("pooling_attention_mask", True),
+        intermediate_size=None if inner == text.intermediate_size else inner,
+        feature_dropout=adapter.get("image_feature_dropout", 0.0),
+        initializer_range=adapter.get("initializer_range", 0.02),
+    )
+    tower = values.get("vit_config") or values["vision_config"]
+    return MolmoConfig(
+        family="molmo2",
+        text=text,
+        vision=_vision(tower, adapter["vit_layers"]),
+        connector=connector,
+        images=ImageConfig(resize="siglip", max_crops=8, legacy_image_mask=False),
+    )
+
+
+@in_sentences("The model's configuration")
+def from_reference(values: dict[str, Any]) -> MolmoConfig:
+    """The `model` part of the reference's config.yaml as a MolmoConfig."""
+    said = values["llm"]
+    half = int(said["mlp_hidden_size"] or said["mlp_ratio"] * said["d_model"]) // 2
+    text = {name: said.get(name) for name in (*ALIKE, "qkv_bias", "rope_theta")}
+    text |= {theirs: said.get(name) for name, theirs in REFERENCE.items()}
+    text["num_key_value_heads"] = text["num_key_value_heads"] or text["num_attention_heads"]
+    text["max_position_embeddings"] = (
+        said.get("max_position_embeddings") or said["max_sequence_length"]
+    )
+    text["intermediate_size"] = half
+    if said.get("rope_type", "default") != "default":
+        text["rope_scaling"] = {
+            theirs: said[name] for name, theirs in YARN.items() if said.get(name) is not None
+        }
+    backbone = values["vision_backbone"]
+    vit = backbone["vit"]
+    tower = {
+        "hidden_size": vit["image_emb_dim"],
+        "intermediate_size": vit["image_mlp_dim"],
+        "num_hidden_layers": vit["image_num_layers"],
+        "num_attention_heads": vit["image_num_heads"],
+        "hidden_act": vit["image_mlp_activations"],
+        "layer_norm_eps": vit["image_norm_eps"],
+        "initializer_range": vit.get("initializer_range", 0.02),
+        **{name: vit[name] for name in ("image_default_input_size", "image_patch_size")},
+        "image_num_pos": vit["image_num_pos"],
+    }
+    adapter = {
+        "intermediate_size": half,
+        "pooling_attention_mask": backbone["pooling_attention_mask"],
+        "vit_layers": backbone["vit_layers"],
+        "image_feature_dropout": backbone.get("image_feature_dropout", 0.0),
+    }
+    made = from_released(
+        {
+            "text_config": text,
+            "vit_config": tower,
+            "adapter_config": adapter,
+            "tie_word_embeddings": said.get("weight_tying", False),
+        }
+    )
+    attention = values.get("bi_directional_attn") or "causal"
+    pictures = values["mm_preprocessor"]["image"]
+    return replace(
+        made,
+        text=replace(
+            made.text,
+            embedding_size=said.get("embedding_size") or said["vocab_size"],
+            image_attention=attention,
+            response_residual_dropout=said.get("response_residual_dropout", 0.0),
+        ),
+        images=replace(
+            made.images,
+            max_crops=pictures["max_crops"],
+            overlap_margins=tuple(pictures["overlap_margins"]),
+        ),
+    )
+
+
+def to_released(config: MolmoConfig, dtype: str) -> dict[str, Any]:
+    """The config.json of a released folder, with the field `molmo_ds` on top."""
+    text = config.text
+    vision = config.vision
+    size = text.head_dim or text.hidden_size // text.num_attention_heads
+    kind = "qwen3" if text.qk_norm_per_head else "olmo"
+    scaled = text.rope_scaling_layers
+    shared = {"attn_implementation": "sdpa", "attention_dropout": 0.0}
+    head = vision.hidden_size // vision.num_attention_heads
+    tower = {
+        "hidden_size": vision.hidden_size,
+        "num_attention_heads": vision.num_attention_heads,
+        "num_key_value_heads": vision.num_attention_heads,
+        "head_dim": head,
+        "float32_attention": True,
+        "model_type": "molmo2",
+    }
+    return {
+        "architectures": ["Molmo2ForConditionalGeneration"],
+        "model_type": "molmo2",
+        **{name: text.vocab_size + offset for name, offset in IDS.items()},
+        "use_frame_special_tokens": True,
+        "adapter_config": {
+            **shared,
+            **tower,
+            "hidden_act": "silu",
+            "intermediate_size": config.connector.intermediate_size or text.intermediate_size,
+            "pooling_attention_mask": config.connector.pooling_mask,
+            "text_hidden_size": text.hidden_size,
+            "vit_layers": list(vision.feature_layers),
+            "image_feature_dropout": config.connector.feature_dropout,
+            "initializer_range": config.connector.initializer_range,
+            "residual_dropout": 0.0,
+        },
+        "text_config": {
+            **shared,
+            **{name: getattr(text, name) for name in ALIKE},
+            "head_dim": size,
+            "hidden_act": "silu",
+            "layer_norm_eps": text.rms_norm_eps,
+            "model_type": "molmo2_text",
+            "qk_norm_type": kind,
+            "qkv_bias": text.attention_bias,
+            "rope_scaling_layers": None if scaled is None else list(scaled),
+            "rope_theta": text.rope_theta,
+            "use_cache": True,
+            "use_qk_norm": text.qk_norm,
+        },
+        "vit_config": {
+            **shared,
+            **tower,
+            "hidden_act": vision.hidden_act,
+            "image_default_input_size": [vision.image_size, vision.image_size],
+            "image_num_pos": vision.num_positions or (vision.image_size // vision.patch_size) ** 2,
+            "image_patch_size": vision.patch_size,
+            "initializer_range": vision.initializer_range,
+            "intermediate_size": vision.intermediate_size,
+            "layer_norm_eps": vision.layer_norm_eps,
+            "num_hidden_layers": vision.num_hidden_layers,
+            "residual_dropout": 0.0,
+        },
+        "initializer_range": text.initializer_range,
+        "tie_word_embeddings": False,
+        "use_cache": True,
+        "torch_dtype": dtype,
+        OWN: to_dict(config),
+    }
+
+
+def not_servable(config: MolmoConfig) -> str | None:
+    """Why the released format, hence vLLM and transformers, cannot say what a model does, None if it can."""
+    text = config.text
+    if text.image_attention != "image_tokens":
+        return f"readers of Molmo2 know no image_attention={text.image_attention}"
+    if text.num_experts or not text.qk_norm or text.embedding_size != text.vocab_size:
+        return (
+            "readers of Molmo2 know no experts, no attention without norms and no padded vocabulary"
+        )
+    connector = config.connector
+    if connector.padding_embed != "none" or connector.pooling != "attention_meanq":
+        return "readers of Molmo2 know no padding embedding and no pooling but attention_meanq"
+    return None
+
+
+def _vision(tower: dict[str, Any], layers: list[int]) -> VisionConfig:
+    """The tower without the blocks after its last feature, which released folders count and do not hold."""
+    count = tower["num_hidden_layers"]
+    used = [layer % count for layer in layers]
+    built = max(used) + 1
+    size = tower["image_default_input_size"][0]
+    patch = tower["image_patch_size"]
+    positions = tower["image_num_pos"]
+    return replace(
+        SIGLIP2,
+        image_size=size,
+        patch_size=patch,
+        hidden_size=tower["hidden_size"],
+        intermediate_size=tower["intermediate_size"],
+        num_hidden_layers=built,
+        num_attention_heads=tower["num_attention_heads"],
+        hidden_act=tower["hidden_act"],
+        layer_norm_eps=tower["layer_norm_eps"],
+        num_positions=None if positions == (size // patch) ** 2 else positions,
+        feature_layers=tuple(layer - built for layer in used),
+        initializer_range=tower.get("initializer_range", 0.02),
+    )

@@ -1,0 +1,101 @@
+"""NCCL on the twin: gloo under NCCL's rules, which refuse what gloo would forgive."""
+
+import datetime
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+COLLECTIVES = (
+    "all_reduce",
+    "all_gather",
+    "all_gather_into_tensor",
+    "reduce_scatter",
+    "reduce_scatter_tensor",
+    "broadcast",
+    "reduce",
+    "all_to_all",
+    "all_to_all_single",
+    "send",
+    "recv",
+)
+SUMS = ("reduce", "reduce_scatter", "reduce_scatter_tensor")
+NO_SUM = (torch.bool, torch.int16)  # types that NCCL does not add
+timeouts: list[
+    tuple[tuple[int, ...] | None, datetime.timedelta]
+] = []  # (ranks, time-out) of each group
+
+
+class NcclRuleError(RuntimeError):
+    """A call that NCCL refuses."""
+
+
+def check(name: str, values: Any) -> None:
+    """NcclRuleError for a tensor among `values`, or in a list among them, that NCCL does not take."""
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            check(name, value)
+        if not torch.is_tensor(value):
+            continue
+        reason = refusal(name, value)
+        if reason:
+            raise NcclRuleError(f"{name} of {reason}, shape {tuple(value.shape)}")
+
+
+def refusal(name: str, tensor: Tensor) -> str | None:
+    """What NCCL does not take about a tensor; None if it takes it."""
+    if not tensor.is_cuda:
+        return "a CPU tensor"
+    if not tensor.is_contiguous():
+        return f"a tensor that is not contiguous (strides {tensor.stride()})"
+    if name in SUMS and tensor.dtype in NO_SUM:
+        return f"type {tensor.dtype}"
+    return None
+
+
+def strict(name: str) -> Callable[..., Any]:
+    """The function `name` of torch.distributed under NCCL's rules."""
+    function = getattr(dist, name)
+
+    def call(*args: Any, **more: Any) -> Any:
+        check(name, (*args, *more.values()))
+        return function(*args, **more)
+
+    return call
+
+
+def install() -> None:
+    """Let torch.distributed make gloo of "nccl", check tensors, and note time-outs as NCCL's groups take them."""
+    c10d = dist.distributed_c10d
+    if c10d.default_pg_nccl_timeout is None:
+        c10d.default_pg_nccl_timeout = datetime.timedelta(minutes=10)
+    first_group = dist.init_process_group
+    next_group = dist.new_group
+
+    def default() -> datetime.timedelta:
+        return c10d.default_pg_nccl_timeout
+
+    def init_process_group(backend: str | None = None, *args: Any, **more: Any) -> Any:
+        more.pop("device_id", None)
+        more["timeout"] = more.get("timeout") or default()
+        timeouts.append((None, more["timeout"]))
+        played = "cpu:gloo,cuda:gloo" if backend in (None, "nccl") else backend
+        return first_group(played, *args, **more)
+
+    def new_group(
+        ranks: Any = None, timeout: Any = None, backend: str | None = None, *args: Any, **more: Any
+    ) -> Any:
+        more.pop("device_id", None)
+        on_gpu = backend in (None, "nccl")
+        timeout = timeout or (default() if on_gpu else c10d.default_pg_timeout)
+        timeouts.append((tuple(ranks) if ranks else None, timeout))
+        return next_group(ranks, timeout, None if on_gpu else backend, *args, **more)
+
+    dist.init_process_group = c10d.init_process_group = init_process_group
+    dist.new_group = c10d.new_group = new_group
+    dist.is_nccl_available = lambda: True
+    dist.get_backend = lambda group=None: "nccl"
+    for name in COLLECTIVES:
+        setattr(dist, name, strict(name))

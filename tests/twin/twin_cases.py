@@ -1,0 +1,278 @@
+"""The cases of test_twin.py: strategies to train under, and what else runs on the twin and on the CPU."""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from molmo_ds import presets
+from molmo_ds.batch import Batch
+from molmo_ds.config import LoraConfig, RunConfig
+from molmo_ds.engine import build_engine
+from molmo_ds.engine.checks.faults import GradientOrderError
+from molmo_ds.engine.launch import World
+from molmo_ds.engine.strategy import Execution
+from molmo_ds.infer.generate import generate
+from molmo_ds.infer.load import look_up, read
+from molmo_ds.infer.options import Options
+from molmo_ds.infer.replica import Replica
+from molmo_ds.model.molmo import Molmo
+from molmo_ds.ops import dispatch
+from molmo_ds.testing import synthetic
+from molmo_ds.testing.oracle import family, fresh_groups
+from molmo_ds.testing.serving import Server, chat, data_url, post
+
+STEPS = 2
+LIMIT = 2.0  # the limit clips some components at some steps
+ADAPTERS = LoraConfig(components=("vision", "text"), rank=3, alpha=24.0)
+PRECISIONS: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
+RECOMPUTED = ("none", "full", "one_in_two", "vision", "offload")
+
+
+def real(preset: str, **changes: Any) -> RunConfig:
+    """A run of a preset's model."""
+    return RunConfig(preset=preset, model=presets.get(preset), **changes)
+
+
+SIZES = (4, 2304, 52, 2400)  # sequences, tokens, crops, tokens that reach the loss
+STEPS_OF_REAL_SIZE = {  # arguments of counts.step; CI counts the first
+    "1.5B, 4 x 2304, 52 crops": (real("qwen2_1b5"), *SIZES),
+    "the same, ZeRO-3 on 8": (real("qwen2_1b5"), *SIZES, 8),
+    "7B-D, 4 x 2304, 52 crops, ZeRO-3 on 8": (real("molmo_7b_d"), *SIZES, 8),
+    "the same, recomputed": (real("molmo_7b_d", activation_checkpointing="full"), *SIZES, 8),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One strategy on the twin."""
+
+    strategy: str
+    ranks: int = 2
+    decoder: str = "qwen2"
+    micro_batch: int = 4
+    recomputed: str = "none"
+    adapters: bool = False
+    precision: str = "fp32"
+
+    @property
+    def name(self) -> str:
+        """A name for reports."""
+        words = [self.strategy, f"{self.ranks} ranks", self.decoder, f"micro {self.micro_batch}"]
+        words += [self.recomputed] if self.recomputed != "none" else []
+        words += ["LoRA"] if self.adapters else []
+        return " ".join([*words, self.precision])
+
+
+ONE_OF_EACH = [
+    Case("zero0"),
+    Case("zero1", recomputed="vision", micro_batch=2),
+    Case("zero2", recomputed="one_in_two"),
+    Case("zero2", adapters=True),
+    Case("zero3", recomputed="full", micro_batch=2),
+    Case("zero3", recomputed="offload"),
+    Case("zero3_hpz"),
+    Case("zero3_offload"),
+    Case("zero3_sp"),
+    Case("zero3_tp"),
+    Case("zero2_ep", decoder="olmoe"),
+    Case("zero3_ep", decoder="olmoe", recomputed="full"),
+    Case("zero3_sp_ep", decoder="olmoe"),
+    Case("pipe_zero1", adapters=True),
+    Case("pipe_dualpipev", micro_batch=2),
+    Case("pipe_zero1_ep", decoder="olmoe", ranks=4, micro_batch=2),
+    Case("zero3_ep_tp", decoder="olmoe", ranks=4, micro_batch=2),
+]
+
+
+def table(everything: bool) -> list[Case]:
+    """One of each strategy in both precisions; or with every way to recompute, micro-batch and adapters."""
+    cases = ONE_OF_EACH
+    if everything:
+        ways = [
+            {"recomputed": recomputed, "micro_batch": micro, "adapters": adapters}
+            for recomputed in RECOMPUTED
+            for micro in (1, 2)
+            for adapters in (False, True)
+        ]
+        cases = list(dict.fromkeys(replace(case, **way) for case in ONE_OF_EACH for way in ways))
+    return [replace(case, precision=precision) for precision in PRECISIONS for case in cases]
+
+
+def config_of(case: Case) -> RunConfig:
+    """SGD, whose updates show an error of gradient scale that Adam would hide, with clipping."""
+    base = synthetic.config(
+        model=family(case.decoder),
+        strategy=f"ds_configs/{case.strategy}.json",
+        micro_batch=case.micro_batch,
+        activation_checkpointing=case.recomputed,
+        precision=case.precision,
+        max_steps=STEPS,
+        lora=ADAPTERS if case.adapters else LoraConfig(),
+        check_collectives=True,
+    )
+    return replace(base, optim=replace(base.optim, max_grad_norm=LIMIT))
+
+
+def batches_of(engine: Any, config: RunConfig, step: int) -> list[Batch]:
+    """This rank's share of a step."""
+    return synthetic.micro_batches(config, step, engine.data_rank, engine.data_size)
+
+
+def train(world: World, cases: list[Case], kernels: str | None) -> dict[Case, dict[str, Any]]:
+    """Of each case the log, whole weights and held-out loss, and the waits of the last step by place.
+
+    Args:
+        kernels: the implementation of every op, None = the one a GPU would choose.
+    """
+    with dispatch.use(kernels):
+        return {case: train_one(world, case) for case in cases}
+
+
+def train_one(world: World, case: Case) -> dict[str, Any]:
+    """One of them."""
+    from molmo_ds.testing.twin import nccl, waits
+
+    fresh_groups()
+    nccl.timeouts.clear()
+    config = config_of(case)
+    engine = build_engine(config, world)
+    log = [engine.train_step(batches_of(engine, config, step)) for step in range(1, STEPS)]
+    last = batches_of(engine, config, STEPS)
+    with waits.counted() as waited:
+        log.append(engine.train_step(last))
+    return {
+        "log": log,
+        "weights": dict(engine.full_state()),
+        "held_out": engine.eval_loss(batches_of(engine, config, 10))["loss"],
+        "waits": dict(waited),
+        "micro_steps": engine.ds["gradient_accumulation_steps"],
+        "device": str(next(engine.model.parameters()).device),
+        "timeouts": {timeout.total_seconds() for _, timeout in nccl.timeouts},
+    }
+
+
+def most_waits(ranks: list[dict[str, Any]]) -> dict[tuple[str, str], int]:
+    """Of each place the most waits of a rank in its last step, the most first."""
+    most: Counter[tuple[str, str]] = Counter()
+    for rank in ranks:
+        for place, count in rank["waits"].items():
+            most[place] = max(most[place], count)
+    return dict(most.most_common())
+
+
+def resume(world: World, folder: str) -> dict[str, tuple[float, float]]:
+    """The loss of a second step, and the same from a checkpoint of the first, by strategy in bf16 under AdamW."""
+    out = {}
+    for strategy in ("zero1", "zero3", "zero3_offload"):
+        config = synthetic.adamw(
+            strategy=f"ds_configs/{strategy}.json", micro_batch=4, precision="bf16"
+        )
+        losses = []
+        with dispatch.use("torch"):
+            for resumed in (False, True):
+                fresh_groups()
+                engine = build_engine(config, world)
+                place = f"{folder}/{strategy}"
+                if resumed:
+                    engine.load(place)
+                else:
+                    engine.train_step(batches_of(engine, config, 1))
+                    engine.save(place, {})
+                losses.append(engine.train_step(batches_of(engine, config, 2))["loss"])
+                engine.close()
+        out[strategy] = tuple(losses)
+    return out
+
+
+class _WeightFirst(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        return grad @ weight, grad.T @ x, grad.sum(0)
+
+
+def other_order(world: World) -> str:
+    """What this rank is told when rank 1 has another graph, whose weights get their gradients first."""
+
+    def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if bias is None or world.rank == 0:
+            return F.linear(x, weight, bias)
+        rows = x.reshape(-1, x.shape[-1])
+        return _WeightFirst.apply(rows, weight, bias).view(*x.shape[:-1], -1)
+
+    plain = dispatch._table["linear"]["torch"]
+    dispatch._table["linear"]["torch"] = linear, dispatch.always
+    fresh_groups()
+    config = synthetic.config(strategy="ds_configs/zero2.json", micro_batch=4)
+    try:
+        with dispatch.use("torch"):
+            engine = build_engine(config, world)
+            engine.train_step(batches_of(engine, config, 1))
+    except GradientOrderError as error:
+        return str(error)
+    finally:
+        dispatch._table["linear"]["torch"] = plain
+    return ""
+
+
+def network(device: str, decoder: str, kernels: str | None) -> tuple[float, dict[str, Tensor]]:
+    """The loss of two batches, with and without pictures, and every gradient, on the CPU."""
+    model = Molmo(family(decoder), z_loss=1e-4).train()
+    model.reset_parameters(0)
+    model.to(device)
+    total = 0.0
+    with dispatch.use(kernels):
+        for lane in (4, 1):
+            ce, z, _ = model(synthetic.sequence(0, lane).to(device))
+            (ce + z).backward()
+            total += float((ce + z).detach())
+    named = model.named_parameters()
+    return total, {name: p.grad.cpu() for name, p in named if p.grad is not None}
+
+
+def answers(folder: str, device: str) -> list[str]:
+    """Texts of a weights folder: generated, and of three questions at once to a server with slots."""
+    source, config = look_up(folder, None)
+    answerer = read(source, config, torch.device(device), "fp32")
+    builder = answerer.builder
+    eos = builder.tokenizer.eos
+    prompt = answerer.batch([builder.prompt([], "How many?")])
+    made = generate(answerer.model, prompt, eos, Options(max_new_tokens=8))
+    texts = made.texts(builder.tokenizer.decode)
+    server = Server(Path(folder), seconds=60.0)
+    # CUDA's graphs are recorded by CUDA alone
+    replica = Replica.of(answerer.model, eos, execution=Execution(graphs=False, buckets=True))
+    asked = [
+        chat("How many?", max_tokens=8),
+        chat("How many birds?", data_url(), max_tokens=8),
+        chat("How many?", data_url(70, 30), max_tokens=8, temperature=1.0, seed=4, n=2),
+    ]
+    with server.front_in_a_thread(), server.engine_in_a_thread(replica):
+        for body in asked:
+            _, answer = post(server.url, body)
+            texts += [choice["message"]["content"] for choice in answer["choices"]]
+    return texts
+
+
+def apart(world: World, folder: str) -> Any:
+    """What needs no second rank: rank 0 runs the network with every kernel, rank 1 answers."""
+    device = f"cuda:{world.rank}"
+    if world.rank:
+        with dispatch.use("torch"):
+            return answers(folder, device)
+    decoders = {"qwen2": ("torch", None), "olmoe": (None,)}
+    return {
+        (decoder, kernels): network(device, decoder, kernels)
+        for decoder, each in decoders.items()
+        for kernels in each
+    }
