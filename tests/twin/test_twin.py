@@ -6,6 +6,7 @@ A part of the table runs here, all of it by hand: pytest tests/twin --all
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -166,6 +167,17 @@ def test_a_run_goes_from_shards_to_done(found: dict, folder: Path) -> None:
     lines = [json.loads(line) for line in (folder / "out/log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
     assert all(line["mfu"] > 0 and line["memory_bytes"] > 0 for line in lines)
+
+
+@pytest.mark.skipif(not EVERYTHING, reason="half a minute of waiting: pytest tests/twin --all")
+def test_a_lost_rank_ends_the_run_after_the_time_out_and_a_late_one_does_not(found: dict) -> None:
+    """As NCCL's watchdog does: no exception in Python, an abort (docs/evidence/gpu.md)."""
+    lost = found["lost"]
+    for how in ("killed", "stopped"):
+        code, seconds = lost[how]
+        assert code == -signal.SIGABRT
+        assert seconds < 24  # three time-outs of run_on_twin.SILENCE
+    assert lost["late"][0] is None
 
 
 def relative(ours: Tensor, reference: Tensor) -> float:
