@@ -127,6 +127,8 @@ def main() -> None:
         "apart": lambda: ranks.run_ranks(twin_cases.apart, 2, weights, timeout=6 * SECONDS),
         "resumed": lambda: ranks.run_ranks(twin_cases.resume, 2, str(folder), timeout=6 * SECONDS),
         "other_order": lambda: ranks.run_ranks(twin_cases.other_order, 2, timeout=2 * SECONDS),
+        "planted": lambda: ranks.run_ranks(twin_cases.planted, 1)[0],
+        "late": lambda: ranks.run_ranks(twin_cases.late, 2, timeout=4 * SECONDS)[0],
         "whole_run": lambda: whole_run(folder),
         "lost": lambda: {how: lost(folder, how) for how in (LOST if everything else ())},
         "counted": lambda: counted(steps if everything or writes else steps[:1]),

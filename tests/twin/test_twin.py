@@ -4,6 +4,7 @@ A part of the table runs here, all of it by hand: pytest tests/twin --all
 """
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -158,6 +159,21 @@ def test_another_order_of_gradients_is_told_on_every_rank(found: dict) -> None:
     first, second = found["other_order"]
     assert first == second
     assert "become ready in different orders: gradient " in first
+
+
+def test_planted_races_are_found(found: dict) -> None:
+    seen = found["planted"]
+    assert all(math.isnan(value) for value in seen["before a wait"])
+    assert seen["after it"] == [1.0] * 4
+    assert seen["overwritten"] == 1
+    assert seen["race", False] and not seen["race", True]
+
+
+def test_nothing_is_read_or_overwritten_before_its_copy_was_waited_for(found: dict) -> None:
+    logs, overwritten = found["late"]
+    usual = {case.name: left[0]["log"] for case, left in found["strategies"].items()}
+    assert logs == [usual[case.name] for case in twin_cases.LATE]
+    assert overwritten == 0
 
 
 def test_a_run_goes_from_shards_to_done(found: dict, folder: Path) -> None:
