@@ -192,7 +192,7 @@ class SelectionConfig(Checked):
     scored_dropout: Rate = 0.1  # of the outputs that are scored
     window_dropout: Rate = 0.1  # of the windows' features that are scored
     rescale: Positive = 1.0  # divides scores
-    offset: float = 0.2  # is added to scores
+    offset: Annotated[float, Ge(-100), Le(100)] = 0.2  # is added to scores
     target: Share = 0.7  # the mean importance that the auxiliary loss wants
     loss_weight: NotNegative = 0.01  # of the auxiliary loss, which is logged with the z-loss
     loss_power: Positive = 1.0  # of the distance from the target

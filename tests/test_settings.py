@@ -86,13 +86,15 @@ def test_the_list_of_settings_is_whole() -> None:
         "vision",
         "connector",
         "images",
+        "video",
+        "selection",
         "model",
         "data",
         "prompts",
         "sources",
         "evaluators",
     }  # fields that hold more of them
-    assert len(kinds) == 13 and leaves == fields - blocks - {"optim", "lora"}
+    assert len(kinds) == 15 and leaves == fields - blocks - {"optim", "lora"}
 
 
 @pytest.mark.parametrize("setting", EVERY, ids=lambda setting: setting.name)
