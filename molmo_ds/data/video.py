@@ -16,6 +16,9 @@ import numpy as np
 
 from molmo_ds.data.decode import BadSample
 
+# brands of pictures whose files look like an MP4's
+STILLS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")
+MATROSKA = b"\x1aE\xdf\xa3"  # of WebM
 INSIDE = 1e-6  # seconds by which a time is kept from both ends of the stream
 
 
@@ -53,6 +56,13 @@ class _Clock:
         last = self.end * self.tick - INSIDE
         inside = [max(first, min(last, float(time))) for time in times]
         return np.searchsorted(self.ticks[1:] * self.tick, inside, side="right")
+
+
+def film_kind(data: bytes) -> str | None:
+    """mp4 or webm, as shards call it, by the first bytes; None for what is no video."""
+    if data[4:8] == b"ftyp" and data[8:12] not in STILLS:
+        return "mp4"
+    return "webm" if data[:4] == MATROSKA else None
 
 
 def video_size(data: bytes) -> VideoSize:

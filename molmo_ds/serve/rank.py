@@ -55,7 +55,7 @@ def build_part(settings: RankSettings) -> Replica:
     source, config = world.together(
         lambda: look_up(settings.folder, settings.tokenizer, world.rank, world.size)
     )
-    tokenizer = Tokenizer(config.data.tokenizer, config.model.text.vocab_size)
+    tokenizer = Tokenizer(config.data.tokenizer, config.model.text.vocab_size, config.model.family)
     precision = default_precision(world.device)
     return read_replica(source, config.model, strategy, world, precision, tokenizer.eos)
 

@@ -12,15 +12,19 @@ from numpy.random import RandomState
 from video_files import film, png
 
 from molmo_ds import settings
+from molmo_ds.cli.show import main
 from molmo_ds.config import RunConfig
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.order.checks import identical, replay
 from molmo_ds.data.order.loader import Mixture
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.read.writer import write_shards
+from molmo_ds.data.sample.annotation import read_annotation
 from molmo_ds.data.sample.builder import SampleBuilder
 from molmo_ds.data.sample.footage import footage, subtitles
 from molmo_ds.data.sample.layout import FRAME_END, FRAME_START, IM_PATCH
+from molmo_ds.data.sample.pointed import Scene
+from molmo_ds.data.show.film import drawn, marks_at
 
 WORDS = Path(__file__).parents[1] / "goldens/data/G_video/tokenizer/qwen3-tiny"
 VOCAB = 1024
@@ -200,3 +204,19 @@ def test_a_packed_stream_of_videos_resumes_exactly(shards: str) -> None:
 
 def _key(key: str) -> int | str:
     return int(key) if key.isdigit() else key
+
+
+def test_the_page_shows_frames_with_times_and_tracks(shards: str, tmp_path: Path) -> None:
+    words = [word for word in SETTINGS if not word.startswith("global_batch")]
+    out = tmp_path / "page.html"
+    arguments = [shards, str(out), "--sequences", "14", "--documents", "40"]
+    main([*arguments, "--tokenizer", str(WORDS), *words])
+    page = out.read_text()
+    assert page.count('class="film"') >= 6 and "<figcaption>0.5 s</figcaption>" in page
+    assert "hello" in page and "far" not in page
+    scene = Scene([(48, 32)], [0.0, 0.5])
+    marks = list(marks_at(read_annotation(TRACK), 0.5, scene))
+    assert marks == [("a", 0.25, 0.25)]
+    plain = np.zeros((32, 48, 3), np.uint8)
+    ringed = drawn(plain, marks)
+    assert ringed.shape == plain.shape and ringed[:20, :24].any() and not ringed[:, 40:].any()

@@ -10,7 +10,12 @@ from molmo_ds.eval.metrics.choice import multiple_choice_score, read_option, sel
 from molmo_ds.eval.metrics.clocks import clock_scores
 from molmo_ds.eval.metrics.count import point_count, point_count_scores
 from molmo_ds.eval.metrics.mmmu import mmmu_score
-from molmo_ds.eval.metrics.pointing import in_format, nearest_pairs, pointing_scores
+from molmo_ds.eval.metrics.pointing import (
+    extract_points,
+    in_format,
+    nearest_pairs,
+    pointing_scores,
+)
 from molmo_ds.eval.metrics.real_world import real_world_qa_score
 from molmo_ds.eval.metrics.reply import edit_distance
 from molmo_ds.eval.metrics.vqa import a_okvqa_score, normalise_answer, vqa_official, vqa_score
@@ -235,3 +240,13 @@ def test_three_of_ten_are_nine_tenths_officially():
 def test_a_minute_before_twelve_is_close_to_twelve_in_photographs_only():
     assert clock_scores("11:59", 12, 0, -1, benchmark=True)["overall_close"] == 1.0
     assert clock_scores("11:59", 12, 0, -1, benchmark=False)["overall_close"] == 0.0
+
+
+def test_points_of_molmo2_are_scored_too() -> None:
+    """Thousandths in groups: (250, 500) of 200 x 100 pixels is (50, 50)."""
+    text = '<points coords="1 1 250 500 2 750 500">cups</points>'
+    assert extract_points(text, 200, 100) == [(50.0, 50.0), (150.0, 50.0)]
+    boxes = [(45, 45, 55, 55), (145, 45, 155, 55)]
+    scores = pointing_scores(text, [(50, 50), (150, 50)], boxes, (200, 100))
+    assert scores == {"precision": 1.0, "recall": 1.0, "f1": 1.0}
+    assert point_count(f"Counting the {text} shows a total of 2.") == 2

@@ -30,6 +30,7 @@ from molmo_ds.data.sample.prompts import PromptFormatter
 from molmo_ds.data.sample.times import frame_indices, frame_times, stamp
 from molmo_ds.data.sample.tree import Tree, ask, learn
 from molmo_ds.data.sample.turns import TURN_END, TURN_START, Conversation
+from molmo_ds.data.sample.video_templates import VIDEO_TEMPLATES
 from molmo_ds.data.sample.visual import picture_blocks, video_block
 from molmo_ds.data.tokens import Tokenizer
 
@@ -324,6 +325,7 @@ def test_style_prefixes() -> None:
         for system_prompt, want in prefixes.items():
             config = PromptConfig(
                 system_prompt=system_prompt.removesuffix("_v2") + "_v2",
+                prompt_templates="none",
                 message_format="chat",
                 default_inference_len=_length(styles),
             )
@@ -332,6 +334,16 @@ def test_style_prefixes() -> None:
                 annotation, np.random.RandomState(0), inference=True
             )
             assert got == [f"{want} What?" if want else "What?"], style
+
+
+def test_sentences_that_ask() -> None:
+    """As many for each style, so that the same numbers draw the same places; the words are our own."""
+    tables = read_json(STYLES)["prompt_tables"]
+    found = {style: len(VIDEO_TEMPLATES[style]) for style in tables if style in VIDEO_TEMPLATES}
+    assert found and found == {style: tables[style]["count"] for style in found}
+    for sentences in VIDEO_TEMPLATES.values():
+        assert len(set(sentences)) == len(sentences)
+        assert len({"{label}" in sentence for sentence in sentences}) == 1
 
 
 def _length(styles: dict) -> int:

@@ -277,6 +277,9 @@ def test_released_sizes_are_recognised() -> None:
         vision_config({"model_type": "siglip", "vision_config": siglip}, "siglip")[0]
         == presets.TOWERS["siglip"]
     )
+    tower, images = vision_config({"model_type": "siglip", "vision_config": siglip}, "siglip2")
+    assert tower == presets.TOWERS["siglip2"]  # layers 24 and 18 of 27, as with the name siglip
+    assert images.resize == "siglip"
     dino = {
         "model_type": "dinov2",
         "hidden_size": 1024,

@@ -10,7 +10,7 @@ from PIL import Image
 
 from molmo_ds.data.decode import BadSample, count_pictures, load_image, read_size
 from molmo_ds.data.sample.conversation import is_plain
-from molmo_ds.data.video import video_size
+from molmo_ds.data.video import film_kind, video_size
 
 SUFFIXES = (
     "jpg",
@@ -49,9 +49,6 @@ SUFFIXES += (
 # what is taken for a picture or a video by its name; some of them end in a sentence
 SUFFIXES += ("avi",)
 MAGIC = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"))
-# brands like an MP4's
-STILLS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")
-MATROSKA = b"\x1aE\xdf\xa3"  # of WebM and MKV
 _GONE = (
     errno.ENOENT,
     errno.EISDIR,
@@ -75,8 +72,7 @@ def as_part(data: bytes, notes: Counter[str], decode: bool = True) -> tuple[str,
     """
     if not data:
         raise BadSample("A picture is empty (0 bytes).")
-    film = "mp4" if data[4:8] == b"ftyp" and data[8:12] not in STILLS else None
-    film = "webm" if data[:4] == MATROSKA else film
+    film = film_kind(data)
     if film is not None:
         if decode and importlib.util.find_spec("av") is not None:
             video_size(data)

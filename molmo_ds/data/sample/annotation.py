@@ -15,7 +15,7 @@ from molmo_ds.data.sample.conversation import read_messages, shown, without_mark
 LIGHTEST = 1e-6  # weights are float32 in a batch, where less would vanish next to 1
 HEAVIEST = 1e6  # and more would drown every other token
 # keys whose NaN is a fault, not an empty cell
-NUMBERS = ("weight", "points", "point_scale", "answer_index", "track_fps")
+NUMBERS = ("weight", "points", "point_scale", "answer_index")
 INLINE_POINT = "<|POINT|>"  # stands in an answer where `inline_points` go
 EXPECTED = {
     "style": "a text",

@@ -28,8 +28,12 @@ from molmo_ds.data.sample.styles import (
     SAME_AS,
     SPOKEN_STYLES,
 )
-from molmo_ds.data.sample.templates import STEP_BY_STEP, TEMPLATES
+from molmo_ds.data.sample.templates import STEP_BY_STEP
+from molmo_ds.data.sample.templates import TEMPLATES as OF_PICTURES
 from molmo_ds.data.sample.turns import Conversation, speak
+from molmo_ds.data.sample.video_templates import VIDEO_TEMPLATES
+
+TEMPLATES = OF_PICTURES | VIDEO_TEMPLATES
 
 STEPS = "_exp"  # in a style whose answers explain themselves
 

@@ -16,6 +16,8 @@ from molmo_ds.data.decode import load_image
 from molmo_ds.data.order.loader import Mixture, Sequence
 from molmo_ds.data.sample.builder import SampleBuilder
 from molmo_ds.data.sample.images import ImageProcessor
+from molmo_ds.data.sample.record import is_video
+from molmo_ds.data.show.film import film_strip
 from molmo_ds.data.show.pictures import HUES, img
 
 
@@ -63,8 +65,8 @@ def document(page: Page, sequence: Sequence, number: int, where: str) -> str:
     record = shards.read(sample)
     mine = (row.document_ids[0] == number).nonzero()[:, 0]
     crops = [i for i, owner in enumerate(crop_documents(row)) if owner == number - 1]
-    pictures = []
-    for size, data in zip(record["sizes"], record["pixels"]):
+    pictures = [film_strip(record, builder)] if is_video(record) else []
+    for size, data in () if pictures else zip(record["sizes"], record["pixels"]):
         if 0 not in size:
             layout = builder.images.layout(*size)
             columns = layout.tiling[1] if layout.tiling else 1

@@ -11,6 +11,7 @@ from molmo_ds.data.sources import (
     diagrams,
     documents,
     exams,
+    molmo2,
     pixmo,
     pixmo_points,
     texts,
@@ -20,7 +21,7 @@ from molmo_ds.data.sources.source import Item, Picture, Row, Source
 
 FAMILIES = (
     *(pixmo, pixmo_points, clocks, vqa, documents, charts, diagrams, exams, android),
-    *(cosyn, texts),
+    *(cosyn, texts, molmo2),
 )
 ALL = {source.name: source for family in FAMILIES for source in family.SOURCES}
 ALIASES = {alias: source.name for source in ALL.values() for alias in source.aliases}

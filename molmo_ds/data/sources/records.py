@@ -10,10 +10,12 @@ from pathlib import Path
 from PIL import Image
 
 from molmo_ds.data.decode import BadSample, load_image, read_size, upright_size
+from molmo_ds.data.read.writer import probe
 from molmo_ds.data.sample.review import Review
 from molmo_ds.data.sources.cut import cut, merge
 from molmo_ds.data.sources.source import Cut, Item, LeftOut, Picture, Row, Source
 from molmo_ds.data.sources.store import Request, Store
+from molmo_ds.data.video import film_kind, video_size
 
 MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp"}
 TOLD = 50  # rows and annotations of a kind that are printed when they are dropped
@@ -111,11 +113,13 @@ def encode(
         except BadSample:
             return "picture cannot be read"
         parts[kind if len(item.pictures) == 1 else f"{n}.{kind}"] = data
-    record = {"images": list(parts), "annotations": [], "metadata": item.metadata}
-    sizes = [upright_size(*read_size(data)) for data in parts.values()]
+    record = {"images": list(parts), "annotations": [], "metadata": item.metadata} | item.about
+    probes = [probe(data, name) for name, data in parts.items()]
+    sizes = [upright_size(one.width, one.height, one.orientation) for one in probes]
+    known = {"sizes": sizes, "durations": [one.duration for one in probes]}
     for annotation in item.annotations:
         try:
-            Review().add(record | {"annotations": [annotation], "sizes": sizes})
+            Review().add(record | {"annotations": [annotation]} | known)
             record["annotations"].append(annotation)
         except BadSample as error:
             tell("annotation that cannot be used", str(error), dropped)
@@ -128,7 +132,14 @@ def encode(
 
 
 def part(data: bytes, picture: Picture) -> tuple[str, bytes]:
-    """(jpg | png | webp, bytes): as they came where shards may hold them so, else as PNG. Raises BadSample."""
+    """(jpg | png | webp | mp4 | webm, bytes): as they came where shards may hold them so, else as PNG.
+
+    Raises BadSample.
+    """
+    film = film_kind(data)
+    if film is not None:
+        video_size(data)
+        return film, data
     kind = next((kind for magic, kind in MAGIC.items() if data.startswith(magic)), None)
     if kind and picture.redraw is None:
         read_size(data)

@@ -32,6 +32,7 @@ class Item:
     pictures: tuple[Picture, ...]
     annotations: list[dict[str, Any]]
     metadata: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)  # clip and subtitles of a video
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 from scipy.optimize import linear_sum_assignment
 
+from molmo_ds.data.sample.point_text import read_points
 from molmo_ds.eval.row import Row, Scores, true_points
 
 Point = tuple[float, float]
@@ -35,13 +36,19 @@ _FORMATS = (
     rf'<points\s+(?:x\d+{_XY}\s+y\d+{_XY}\s+)+alt=".*?">.*?</points>',
     rf'<point\s+p{_DIGITS}alt=".*?">.*?</point>',
     rf'<points\s+(?:\d+{_DIGITS})+alt=".*?">.*?</points>',
+    r'<points(?: alt=".*?")? coords="[0-9\t:;, .]+">.*?</points>',  # Molmo2's
 )
 _FORMAT = re.compile("|".join(_FORMATS), re.DOTALL)
 
 
 def extract_points(text: str, width: float, height: float) -> list[Point]:
-    """Every point of the text in pixels of a width x height picture; beyond 100 % it is none."""
-    out = []
+    """Every point of the text in pixels of a width x height picture; beyond 100 % it is none.
+
+    Points as Molmo2 writes them, or else as Molmo and others do.
+    """
+    out = [(point.x, point.y) for point in read_points(text, width, height)]
+    if out:
+        return out
     for pattern, whole in ((_CLICK, 100), (_PLAIN, 100), (_TAG, 100), (_SHORT, 1000)):
         for x, y in pattern.findall(text):
             x, y = float(x) * 100 / whole, float(y) * 100 / whole

@@ -1,0 +1,72 @@
+"""The frames of a video as training takes them, with their times and with the points and tracks of its annotations."""
+
+import html
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from molmo_ds.data.sample.annotation import Annotation, read_annotation
+from molmo_ds.data.sample.builder import SampleBuilder
+from molmo_ds.data.sample.footage import footage, subtitles
+from molmo_ds.data.sample.pointed import NEAR, Scene
+from molmo_ds.data.sample.times import stamp
+from molmo_ds.data.show.pictures import HUES, colour, img
+
+WIDEST = 200  # pixels of a frame on the page
+MOST = 64  # frames that are shown of one video
+Mark = tuple[str, float, float]  # name, x and y as shares
+
+
+def film_strip(record: dict[str, Any], builder: SampleBuilder) -> str:
+    """The frames of a record with `pixels` that holds a video, the points at each time drawn into them."""
+    film = footage(record, builder.video)
+    frames = builder.frames(record)
+    annotations = [read_annotation(one) for one in record["annotations"]]
+    cells = []
+    for time, frame in list(zip(film.times, frames))[:MOST]:
+        scene = Scene(record["sizes"], film.times)
+        marks = [mark for one in annotations for mark in marks_at(one, time, scene)]
+        caption = f"<figcaption>{stamp(time)} s</figcaption>"
+        cells.append(f"<figure>{img(drawn(frame, marks), 'JPEG')}{caption}</figure>")
+    left = len(film.times) - len(cells)
+    more = f"<p>and {left} more frames</p>" if left else ""
+    said = subtitles(record, film.times, builder.video.subtitle_seconds)
+    text = f"<pre>{html.escape(said)}</pre>" if said else ""
+    return f'<div class="film">{"".join(cells)}</div>{more}{text}'
+
+
+def marks_at(annotation: Annotation, time: float, scene: Scene) -> Iterator[Mark]:
+    """Points of an annotation at one time."""
+    for group in annotation.point_groups or ():
+        if group.time is not None and abs(group.time - time) < 0.05:  # as both are written
+            for number, point in enumerate(group.points, start=1):
+                yield str(number), *_share(point, annotation, scene)
+    for moment in annotation.tracks or ():
+        if abs(moment.time - time) < NEAR:
+            for name, point in moment.points.items():
+                if name not in moment.hidden:
+                    yield name, *_share(point, annotation, scene)
+
+
+def _share(point: list[float], annotation: Annotation, scene: Scene) -> tuple[float, float]:
+    across, down = scene.scale(annotation.point_scale)
+    return point[0] / across, point[1] / down
+
+
+def drawn(frame: np.ndarray, marks: list[Mark]) -> np.ndarray:
+    """A frame made smaller, with a ring at each mark whose colour is the same for the same name."""
+    small = Image.fromarray(frame)
+    small.thumbnail((WIDEST, WIDEST))
+    pen = ImageDraw.Draw(small)
+    for name, x, y in marks:
+        at = (x * small.width, y * small.height)
+        ring = (at[0] - 5, at[1] - 5, at[0] + 5, at[1] + 5)
+        hue = colour(HUES[sum(name.encode()) % len(HUES)], 0.55)
+        pen.ellipse(ring, outline=(255, 255, 255), width=4)
+        pen.ellipse(ring, outline=hue, width=2)
+        pen.text(
+            (at[0] + 7, at[1] - 6), name, fill=hue, stroke_width=1, stroke_fill=(255, 255, 255)
+        )
+    return np.asarray(small)

@@ -1,0 +1,200 @@
+"""Molmo2's own data about videos: captions, questions, questions about subtitles, points and tracks.
+
+The sets hold annotations. Videos stay their owners': most are YouTube's and Vimeo's and are fetched by the user, who
+puts them below the data set's folder as videos/VIDEO_ID.mp4 (tracks: videos/VIDEO_DATASET/CLIP.mp4). Layouts: the
+loaders of allenai/molmo2 at f3cb108, olmo/data/molmo2_datasets.py and academic_video_track_datasets.py. Wrong answers
+come in the order of the set and the right one at a place that depends on the question alone; there it is drawn.
+"""
+
+import zlib
+from functools import partial
+from typing import Any
+
+from molmo_ds.data.sources.source import Item, Picture, Row, Source, annotation
+
+LAYOUT = "allenai/molmo2, olmo/data/molmo2_datasets.py"
+LICENCE = "not read*"
+POINTS = (
+    "action_or_event",
+    "animal",
+    "anomaly",
+    "comparative reference",
+    "indirect reference",
+    "object",
+    "referring expression",
+    "spatial reference",
+)
+TRACKS = {
+    "track": "video_point_track_per_frame",
+    "ground": "video_point_ground_start_end",
+    "single_point_track": "video_single_point_track_per_frame",
+}
+TRACK_QUESTIONS = {
+    "track": "Track {label}.",
+    "ground": "When and where does {label} first and last appear?",
+    "single_point_track": "Follow this point: {start}",
+}
+LONGEST = 63.0  # seconds of a clip with points, as the set was made
+
+
+def _video(row: Row) -> tuple[Picture, ...]:
+    return (Picture(path=f"videos/{row['video_id']}.mp4"),)
+
+
+def _clip(begin: Any, end: Any) -> dict[str, Any]:
+    return {} if begin is None or end is None else {"clip": [float(begin), float(end)]}
+
+
+def cap(row: Row, split: str) -> list[Item]:
+    """The merged caption of a video, or of the part of it that was described; else the annotator's own."""
+    text = row.get("merged_caption") or row["video_caption"]
+    about = _clip(row.get("video_start"), row.get("video_end"))
+    metadata = {"video_id": row["video_id"]}
+    return [Item(_video(row), [annotation("video_long_caption", text=text)], metadata, about)]
+
+
+def ask_model_anything(row: Row, split: str) -> list[Item]:
+    """A person's question and answer; an empty answer gives nothing."""
+    answer = row["answer"].strip()
+    if not answer:
+        return []
+    asked = annotation("user_qa", question=row["question"].strip(), answer=answer)
+    return [Item(_video(row), [asked], {"video_id": row["video_id"]})]
+
+
+def choices(row: Row, split: str, style: str = "video_multiple_choice") -> list[Item]:
+    """A question with wrong answers; where the row has subtitles, they stand behind the video."""
+    options = list(row["NegativeAnswers"])
+    place = zlib.crc32(row["Question"].encode()) % (len(options) + 1)
+    options.insert(place, row["Answer"])
+    asked = annotation(style, question=row["Question"], options=options, answer_index=place)
+    lines = [[line["start"], line["end"], line["text"]] for line in row.get("subtitle") or ()]
+    metadata = {"video_id": row["video_id"], "category": row.get("Category")}
+    return [Item(_video(row), [asked], metadata, {"subtitles": lines} if lines else {})]
+
+
+def points(row: Row, split: str, style: str) -> list[Item]:
+    """Every place and time of something, in percent; times count from the clip's begin."""
+    begin, end = row.get("clip_start"), row.get("clip_end")
+    if row["video_duration"] <= LONGEST:
+        begin, end = 0.0, row["video_duration"]
+    if begin is None or end is None or end - begin > LONGEST:
+        return []
+    times = row["two_fps_timestamps"]
+    if any(not begin <= time <= end for time in times):
+        return []
+    groups = [
+        {"time": time - begin, "points": [[one["x"], one["y"]] for one in frame]}
+        for time, frame in zip(times, row["points"])
+    ]
+    asked = annotation(
+        style,
+        label=row["label"],
+        # the set's question asks how many
+        question=None if style == "video_point" else row["question"],
+        point_groups=groups if row["count"] else [],
+        point_scale=100,
+    )
+    metadata = {"video_id": row["video_id"], "category": row["category"], "count": row["count"]}
+    return [Item(_video(row), [asked], metadata, _clip(begin, end))]
+
+
+def track(row: Row, split: str, task: str) -> list[Item]:
+    """The places of objects through a clip, in pixels; those outside of the expression are left out."""
+    wanted = {str(one) for one in row["mask_id"]}
+    tracks = []
+    for moment in row["frame_trajectories"]:
+        mine = [one for one in moment["points"] if str(one["id"]) in wanted]
+        tracks.append(
+            {
+                "time": moment["time"],
+                "points": {str(one["id"]): list(one["point"]) for one in mine},
+                "hidden": [str(one["id"]) for one in mine if one["occluded"]],
+            }
+        )
+    tracks.sort(key=lambda moment: moment["time"])
+    if task == "single_point_track" and not _first(tracks):
+        return []
+    question = TRACK_QUESTIONS[task].format(
+        label=row["expression"], start=_first(tracks) and _start(tracks, row)
+    )
+    asked = annotation(
+        TRACKS[task],
+        label=row["expression"],
+        question=question,
+        tracks=tracks,
+        track_fps=row["sampling_fps"],
+    )
+    shown = (Picture(path=f"videos/{row['video_dataset']}/{row['clip']}.mp4"),)
+    return [Item(shown, [asked], {"id": row["id"], "video": row["video"]})]
+
+
+def _first(tracks: list[dict[str, Any]]) -> tuple[float, list[float]] | None:
+    """Time and place at which something is first seen."""
+    for moment in tracks:
+        seen = [at for name, at in moment["points"].items() if name not in moment["hidden"]]
+        if seen:
+            return moment["time"], seen[0]
+    return None
+
+
+def _start(tracks: list[dict[str, Any]], row: Row) -> str:
+    """The first place as Molmo2 writes it."""
+    time, (x, y) = _first(tracks)
+    where = (
+        f"{time:.1f} 1 {round(1000 * x / row['width']):03d} {round(1000 * y / row['height']):03d}"
+    )
+    return f'<points coords="{where}">{row["expression"]}</points>'
+
+
+SOURCES = [
+    Source("molmo2_cap", LICENCE, LAYOUT, cap, {"train": "train"}, "allenai/Molmo2-Cap"),
+    Source(
+        "molmo2_ask_model_anything",
+        LICENCE,
+        LAYOUT,
+        ask_model_anything,
+        {"train": "HumanQA"},
+        "allenai/Molmo2-AskModelAnything",
+    ),
+    Source(
+        "molmo2_video_cap_qa",
+        LICENCE,
+        LAYOUT,
+        choices,
+        {"train": "CapQA"},
+        "allenai/Molmo2-VideoCapQA",
+    ),
+    Source(
+        "molmo2_video_subtitle_qa",
+        LICENCE,
+        LAYOUT,
+        choices,
+        {"train": "SubtitleQA"},
+        "allenai/Molmo2-VideoSubtitleQA",
+    ),
+    *(
+        Source(
+            f"molmo2_{style}",
+            LICENCE,
+            LAYOUT,
+            partial(points, style=style),
+            {"train": "train"},
+            "allenai/Molmo2-VideoPoint",
+            POINTS,
+        )
+        for style in ("video_point", "video_point_count", "video_count", "video_count_point")
+    ),
+    *(
+        Source(
+            f"molmo2_{task}",
+            LICENCE,
+            LAYOUT,
+            partial(track, task=task),
+            {"train": "train"},
+            "allenai/molmo2-track-instruction",
+            (task,),
+        )
+        for task in TRACKS
+    ),
+]
