@@ -119,7 +119,9 @@ class Batch:
         tensors = vars(self)
         if torch.device(device).type == "cuda":
             tensors = {name: pinned(tensor) for name, tensor in tensors.items()}
-        return Batch(**{name: x.to(device, non_blocking=True) for name, x in tensors.items()})
+        return self.replace(
+            **{name: x.to(device, non_blocking=True) for name, x in tensors.items()}
+        )
 
     def replace(self, **tensors: Tensor) -> "Batch":
         """A copy with some fields replaced; see `reweighted` for loss weights."""
@@ -132,6 +134,24 @@ class Batch:
     def reweighted(self, loss_weights: Tensor) -> "Batch":
         """A copy with other loss weights [B, T], and the rows that are learnt with them."""
         return self.replace(loss_weights=loss_weights, learnt_rows=learnt_rows_of(loss_weights))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionBatch(Batch):
+    """A batch of HeMolmo, one sample a row: every window is scored, and the best are added to the picture tokens.
+
+    `windows` are those of the low and of the high resolution; `image_positions` place those of the low one. L windows
+    of the low resolution, H of the high one and K picks of each row, at most.
+    """
+
+    low_tokens: Tensor  # int64 [B, L], token of each low window in its row, -1 = none
+    candidates: Tensor  # int64 [B, H], the high windows among the M, -1 = none
+    candidate_places: Tensor  # int64 [B, H], added to the position of the token that shows it
+    # int64 [B, K], tokens in the row that show the picks, best first, -1 = none
+    picked_tokens: Tensor
+    low_to_high: Tensor  # float32 [B, 4 * L, H], share of each score in that of a high window
+    query_tokens: Tensor  # int64 [B], the token before the low resolution's end
+    low_length: Tensor  # int64 [], tokens of the longest row up to the low resolution's end
 
 
 def pinned(tensor: Tensor) -> Tensor:

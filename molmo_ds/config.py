@@ -175,16 +175,47 @@ PIXEL_STATISTICS = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class SelectionConfig(Checked):
+    """HeMolmo's selection: all windows of a picture are scored, and the decoder sees the best of them."""
+
+    scorer: Literal["linear", "mlp", "prior"] = "linear"  # prior scores a window by itself alone
+    scored_layers: Optional[Size] = None  # decoder layers whose outputs are scored; None = all
+    norm: bool = True  # RMSNorm of what is scored
+    normalize: bool = True  # divide what is scored by the square root of its width
+    four_scores: bool = True  # of the windows of a low-resolution token, or one for all four
+    # the question's last token asks the windows itself; scaled = its score is scaled by it too
+    vector_query: Literal["none", "plain", "scaled"] = "none"
+    # decoder layers [first, end) of the first pass through which the scorer's gradient flows
+    first_pass_layers: Optional[tuple[Whole, Whole]] = None
+    learn_embedding: bool = False  # it flows into what the first pass begins with
+    learn_windows: bool = False  # it flows into the windows' features
+    scored_dropout: Rate = 0.1  # of the outputs that are scored
+    window_dropout: Rate = 0.1  # of the windows' features that are scored
+    rescale: Positive = 1.0  # divides scores
+    offset: float = 0.2  # is added to scores
+    target: Share = 0.7  # the mean importance that the auxiliary loss wants
+    loss_weight: NotNegative = 0.01  # of the auxiliary loss, which is logged with the z-loss
+    loss_power: Positive = 1.0  # of the distance from the target
+    # what is averaged before the distance is taken: all picks, each sample's, or the samples' means
+    loss_mean: Literal["batch", "example", "example_means"] = "batch"
+    saturation_loss: NotNegative = 0.0  # weight of the square of scores beyond 10
+    scale_at_test: bool = False  # importance scales values when the network answers too
+    # importance makes keys fainter instead of values, by log(this * importance + 1 - this)
+    attention_scaling: Optional[Share] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class MolmoConfig(Checked):
     """One architecture."""
 
     # how pictures become crops and tokens, and which format is released
-    family: Literal["molmo", "molmo2"] = "molmo"
+    family: Literal["molmo", "molmo2", "hemolmo"] = "molmo"
     text: TextConfig = field(default_factory=TextConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
     connector: ConnectorConfig = field(default_factory=ConnectorConfig)
     images: ImageConfig = field(default_factory=ImageConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
+    selection: Optional[SelectionConfig] = None  # of family hemolmo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,8 +260,9 @@ class SourceConfig(Checked):
     weight: Factor = 1.0  # factor on the loss of every annotation
     # weight of every answer token, in place of both roots; an annotation's weight still counts
     token_weight: Optional[Positive] = None
-    # as data.prompts.root_subsegments, for this source; None = that
+    # as data.prompts.root_subsegments and root_length, for this source; None = those
     root_subsegments: Optional[bool] = None
+    root_length: Optional[bool] = None  # see root_subsegments
     max_crops: Optional[Crops] = None  # of a picture; None = model.images.max_crops
 
 

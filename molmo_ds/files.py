@@ -335,6 +335,14 @@ def _delay(error: Exception, attempt: int) -> float:
     return min(wait, LONGEST_DELAY)
 
 
+def modified_ns(place: Place) -> int:
+    """When a file was last written, in nanoseconds of its storage's clock."""
+    if isinstance(place, Path):
+        return place.stat().st_mtime_ns
+    when = retry(lambda: filesystem(place.url).modified(place.url), place.url)
+    return int(when.timestamp() * 1e9)
+
+
 def find(path: str) -> list[str]:
     """The local file of this name, or those that its last part matches as a glob, sorted; folders are no patterns."""
     if os.path.exists(path):

@@ -15,7 +15,7 @@ from molmo_ds.config import (
 
 Rows = Iterator[tuple[bool, str]]
 # ids from vocab_size on that mean parts of a picture or a video (data/tokens.py)
-IMAGE_IDS = {"molmo": 5, "molmo2": 14}
+IMAGE_IDS = {"molmo": 5, "molmo2": 14, "hemolmo": 6}
 ROPES = {  # rope_type -> (numbers that it needs, numbers that it may have)
     "default": ((), ()),
     "llama3": (
@@ -48,6 +48,10 @@ def model(config: MolmoConfig, prefix: str = "model.") -> Rows:
     """An architecture; `prefix` is that of its keys."""
     yield from _text(config.text, IMAGE_IDS[config.family], f"{prefix}text.")
     yield from _vision(config.vision, f"{prefix}vision.")
+    yield (
+        (config.selection is None) != (config.family != "hemolmo"),
+        f"{prefix}selection and {prefix}family=hemolmo go together; set both or neither.",
+    )
     side = config.vision.image_size // config.vision.patch_size
     pooling = config.connector.pooling_size
     yield (

@@ -1,12 +1,20 @@
-"""What several tests share, made once, which tests --fast leaves out, and which run alone."""
+"""What several tests share, made once, which tests --fast leaves out, which run alone, and which see GPUs."""
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
+# tests fork ranks, which a process that used a GPU cannot, and more ranks than there may be GPUs: only tests of GPUs
+# see them (--gpu), in a run of their own
+if "--gpu" not in sys.argv:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 from molmo_ds.testing import run_files
 
 HERE = Path(__file__).parent
+ON_GPU = {"ops/test_gpu.py": "what only a GPU can show"}  # what --gpu runs
 SLOW = {  # file or folder: why it takes its time
     "torture": "runs that are killed at random moments",
     "multinode/test_hosts.py": "two hosts that fail in every way",
@@ -30,6 +38,7 @@ SLOW = {  # file or folder: why it takes its time
     "serve/test_serve_command.py": "a server with all its processes",
     "hub/test_generate_tool.py": "a process for each question",
     "test_examples.py": "the quickstart",
+    "twin": "every strategy on the twin of a GPU",
     "test_plan_memory.py": "bytes that torch allocates",
     "test_train.py": "whole runs, stopped and resumed",
     "cli/test_wheel.py": "pip install and a run",
@@ -38,6 +47,7 @@ SLOW = {  # file or folder: why it takes its time
     "data/test_malformed.py": "hundreds of damaged files",
 }
 ALONE = {  # file or folder: why nothing runs beside it
+    "twin": "ranks on both cores",
     "torture": "kills at moments of milliseconds",
     "multinode": "hosts that must answer within seconds",
     "test_train.py": "kills at random moments, and launchers",
@@ -55,8 +65,11 @@ ALONE = {  # file or folder: why nothing runs beside it
 def pytest_addoption(parser: pytest.Parser) -> None:
     """--examples N: how many examples the tests over random draws take; few in the suite, hundreds by hand.
 
-    --fast leaves out what SLOW lists.
+    --fast leaves out what SLOW lists. --all runs the whole table of tests/twin, for hours. --gpu runs what ON_GPU lists
+    and nothing else, and lets it see the GPUs.
     """
+    parser.addoption("--all", action="store_true")
+    parser.addoption("--gpu", action="store_true")
     parser.addoption("--examples", type=int, default=2)
     parser.addoption("--fast", action="store_true")
 
@@ -76,6 +89,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     missing = [place for place in (*SLOW, *ALONE) if not (HERE / place).exists()]
     assert not missing, f"SLOW or ALONE names what is not there: {missing}"
+    if config.getoption("--gpu"):
+        items[:] = [item for item in items if listed(item, ON_GPU)]
     items.sort(key=lambda item: ("nvme" in item.nodeid, not listed(item, SLOW)))
     for item in items:
         if listed(item, ALONE) or "nvme" in item.nodeid:

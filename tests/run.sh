@@ -20,5 +20,8 @@ if [[ $* == "" || $* == --fast ]]; then  # two processes share the files, as man
 else
     "${test[@]}" "$@" || code=$?
 fi
+if command -v nvidia-smi >/dev/null && (($# == 0)); then
+    "${test[@]}" --gpu tests/ops/test_gpu.py || code=$?
+fi
 wait  # a compiler that is killed leaves a lock behind, for which the next one would wait
 exit "$code"

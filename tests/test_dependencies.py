@@ -14,18 +14,23 @@ NAMES = {
     "yaml": "pyyaml",
     "flash_attn": "flash-attn",
     "liger_kernel": "liger-kernel",
+    "gcp_storage_emulator": "gcp-storage-emulator",
     "lmms_eval": "lmms-eval",
 }
 OPTIONAL = {  # imported where they are
     "av": "video",
     "flash-attn": "flash",
+    "s3fs": "buckets",
     "lmms-eval": "lmms-eval",
     "torchao": "quantized",
     "triton": "gpu",
     "wandb": "wandb",
 }
 BY_NAME = {"tensorboard": "torch.utils.tensorboard"}  # imported by another package of ours
-TOOLS = {  # run, not imported
+TOOLS = {  # run, or imported by another package
+    "flask",
+    "flask-cors",
+    "gcsfs",
     "mkdocs-material",
     "mkdocstrings",
     "pre-commit",

@@ -150,14 +150,15 @@ def test_files_that_pages_name_are_there() -> None:
     assert sorted(named - there - TO_BE_WRITTEN) == []
 
 
-def test_the_first_fine_tune_is_a_configuration(tmp_path: Path) -> None:
+def test_the_first_fine_tune_names_the_recipes_and_overrides_that_are_there() -> None:
     page = (ROOT / "docs/start/first-fine-tune.md").read_text()
-    file = tmp_path / "mine.yaml"
-    file.write_text(re.search(r"```yaml\n(.*?)```", page, re.S)[1])
-    config = settings.load(file, [])
-    assert config.preset == "molmo_7b_d"
-    assert config.lora.components == ("text",)
-    assert config.optim.text.lr == 1e-5
+    recipes = {str(path.relative_to(ROOT)) for path in (ROOT / "examples/finetune").glob("*.yaml")}
+    assert set(re.findall(r"examples/finetune/\w+\.yaml", page)) == recipes
+    overrides = re.search(r"pointing\.yaml \\\n\s+(.*?)\s+# every weight", page)[1]
+    for recipe in recipes:
+        assert settings.load(ROOT / recipe).lora.components == ("text",)
+        config = settings.load(ROOT / recipe, overrides.replace("'", "").split())
+        assert config.lora.components == () and config.optim.text.lr == 1e-5
 
 
 def test_the_page_of_benchmarks_lists_every_task_and_set() -> None:

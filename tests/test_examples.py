@@ -13,8 +13,10 @@ import pytest
 from molmo_ds import settings
 from molmo_ds.data.decode import load_image
 from molmo_ds.data.read.shards import ShardSet
+from molmo_ds.engine.launch import World
 from molmo_ds.eval.benchmarks import by_style
 from molmo_ds.eval.row import Row, true_answer
+from molmo_ds.testing.ranks import run_ranks
 from molmo_ds.testing.scripts import load
 
 ROOT = Path(__file__).parents[1]
@@ -205,3 +207,26 @@ def test_a_second_quickstart_reuses_and_another_is_refused(finished: tuple[Path,
         and "Traceback" not in other.stderr
     )
     assert before == {p: p.stat().st_mtime_ns for p in finished[0].rglob("*") if p.is_file()}
+
+
+def fine_tune(world: World, quickstart: str, out: str) -> dict:
+    script = load("examples/digits", "finetune", "compose")
+    return script.run(script.read_arguments(["--quickstart", quickstart, "--out", out]))
+
+
+def test_the_model_of_the_quickstart_learns_a_new_question(
+    finished: tuple[Path, str], tmp_path: Path
+):
+    """The examination's pictures of a model of 16 steps: nothing read right before; negatives are told after."""
+    [told] = run_ranks(fine_tune, 1, str(finished[0]), str(tmp_path / "out"), timeout=400)
+    new = "is it a negative? (new)"
+    assert told["before"][new]["right"] < told["before"][new]["constant"] < 0.6
+    assert told["after"][new]["right"] > 0.9
+    with pytest.raises(ValueError, match="is there already; delete it"):
+        load("examples/digits", "finetune", "compose").read_arguments(
+            ["--quickstart", str(finished[0]), "--out", str(tmp_path / "out")]
+        )
+    with pytest.raises(ValueError, match="is no finished quickstart"):
+        load("examples/digits", "finetune", "compose").read_arguments(
+            ["--quickstart", str(tmp_path)]
+        )

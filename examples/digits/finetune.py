@@ -2,8 +2,8 @@
 
     python examples/digits/finetune.py [--quickstart DIR] [--out DIR] [--steps N]
 
-The question: is there a digit at one of the four places? The quickstart asks only about places that hold one. The data
-goes the way of anybody's own: pictures in a folder and JSON lines, made shards by the command of docs/guides/data.md.
+The question: is the picture a negative? Half of the pictures are. The data goes the way of anybody's own: pictures in a
+folder and JSON lines, made shards by the command of docs/guides/data.md.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from molmo_ds.eval.run import evaluate
 from molmo_ds.eval.subject import Checkpoint
 
 ROOT = Path(__file__).parents[2]
-RECIPE = Path(__file__).with_name("places.yaml")
-PICTURES = {"train": 400, "heldout": 60}  # two questions each
+RECIPE = Path(__file__).with_name("negatives.yaml")
+PICTURES = {"train": 400, "heldout": 120}
+ASKED = 120  # held-out questions of each kind
 TASK = BENCHMARKS["short_answers"]
 
 
@@ -49,7 +50,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quickstart", type=home, default=str(ROOT / "runs/quickstart"))
-    parser.add_argument("--out", type=home, default=str(ROOT / "runs/places"))
+    parser.add_argument("--out", type=home, default=str(ROOT / "runs/negatives"))
     parser.add_argument("--steps", type=int, help="default: the recipe's")
     given = parser.parse_args(arguments)
     if not Path(given.quickstart, "questions/DONE").exists():
@@ -70,14 +71,15 @@ def run(given: argparse.Namespace) -> dict[str, dict[str, float]]:
     words = [
         f"init_from={quickstart / 'questions'}",
         f"data.tokenizer={quickstart / 'tokenizer'}",
-        f"data.sources.places.path={out / 'shards/train'}",
+        f"data.sources.new.path={out / 'shards/train'}",
+        f"data.sources.known.path={quickstart / 'data/questions'}",
         f"out={out / 'run'}",
         *([f"max_steps={given.steps}"] if given.steps else []),
     ]
     config = settings.load(RECIPE, words)
     config = replace(config, strategy=str(ROOT / config.strategy))
     asked = {  # question -> folder and split of its held-out pictures
-        "is there a digit? (new)": (out / "shards", "heldout"),
+        "is it a negative? (new)": (out / "shards", "heldout"),
         "which digit? (known)": (quickstart / "data", "examination"),
     }
     before = {name: score(quickstart / "questions", *data, out) for name, data in asked.items()}
@@ -102,35 +104,28 @@ def make_data(out: Path, split: str) -> None:
     composer = compose.Composer(split)
     lines = []
     for number in range(PICTURES[split]):
-        rng = np.random.default_rng([*f"{split} places".encode(), number])
-        empty: list[int] = []
-        while not empty:
-            pixels, shown = composer.draw(rng)
-            full = sorted(digit["place"] for digit in shown)
-            empty = sorted(set(range(4)) - set(full))
+        rng = np.random.default_rng([*f"{split} negatives".encode(), number])
+        pixels, _ = composer.draw(rng)
+        is_negative = bool(rng.integers(2))
+        pixels = 255 - pixels if is_negative else pixels
         Image.fromarray(pixels).convert("RGB").save(folder / f"{number:04d}.png")
-        asked = {int(rng.choice(full)): "yes", int(rng.choice(empty)): "no"}
         lines.append(
-            {"image": f"{number:04d}.png", "annotations": [question(*one) for one in asked.items()]}
+            {
+                "image": f"{number:04d}.png",
+                "style": "vqa2",
+                "question": "Is the picture a negative?",
+                "answer": "yes" if is_negative else "no",
+            }
         )
     rows = folder / "rows.jsonl"
     rows.write_text("\n".join(map(json.dumps, lines)) + "\n")
     make_shards.main(["jsonl", str(rows), str(out / f"shards/{split}"), "--workers", "1"])
 
 
-def question(place: int, answer: str) -> dict[str, str]:
-    """Whether there is a digit at a place."""
-    return {
-        "style": "vqa2",
-        "question": f"Is there a digit at the {compose.PLACES[place]}?",
-        "answer": answer,
-    }
-
-
 def score(checkpoint: Path, data: Path, split: str, out: Path) -> dict[str, float]:
     """The share of right answers to the short questions of a split, and that of the best constant answer."""
     subject = Checkpoint(checkpoint, base=out / "answers" / checkpoint.name)
-    job = plan(subject, TASK, split, Wish(data=data, limit=120))
+    job = plan(subject, TASK, split, Wish(data=data, limit=ASKED))
     figures = evaluate(job, subject.client(None), launch.alone()).figures
     return {
         "right": figures["metrics"][TASK.headline]["value"],
@@ -140,7 +135,9 @@ def score(checkpoint: Path, data: Path, split: str, out: Path) -> dict[str, floa
 
 def report(summary: dict) -> None:
     """Print the table."""
-    print(f"\n{'120 held-out questions':28}{'before':>8}{'after':>8}{'best constant answer':>24}")
+    print(
+        f"\n{f'{ASKED} held-out questions':28}{'before':>8}{'after':>8}{'best constant answer':>24}"
+    )
     for name, before in summary["before"].items():
         after = summary["after"][name]
         print(f"{name:28}{before['right']:8.3f}{after['right']:8.3f}{before['constant']:24.3f}")

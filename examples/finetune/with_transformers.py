@@ -17,8 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoProcessor, Trainer, TrainingArguments
 
 IGNORED = -100  # label of what is not learnt
-LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-DECODER = rf"model\.layers\.\d+\..*\.({'|'.join(LINEAR)})"  # not the tower, whose layers have such names too
+BLOCKS = ("model.layers.", "model.transformer.blocks.")  # of the decoder, by the names of exports
 
 
 class Collator:
@@ -58,7 +57,12 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     if given.lora:
         from peft import LoraConfig, get_peft_model
 
-        adapters = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules=DECODER)
+        targets = [
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Linear) and name.startswith(BLOCKS)
+        ]
+        adapters = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules=targets)
         model = get_peft_model(model, adapters)
     rows = load_dataset("json", data_files=str(given.rows), split="train")
     trainer = trainer_of(given, model, processor, rows)

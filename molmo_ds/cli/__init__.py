@@ -72,7 +72,11 @@ def usage(first: str) -> str:
 
 def run(file: str, arguments: list[str] | None = None) -> None:
     """Run a command, with the arguments of this process by default; a user's mistake is a sentence and exit code 1."""
+    from molmo_ds import environment
+
     try:
+        for sentence in environment.prepare():
+            print(f"{caller()}: {sentence}", file=sys.stderr)
         command = importlib.import_module(f"molmo_ds.cli.{file}")
         code = command.main(arguments)
     except (ValueError, OSError) as error:

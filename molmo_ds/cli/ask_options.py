@@ -16,7 +16,9 @@ def read_arguments(description: str, arguments: list[str] | None) -> argparse.Na
     parser.add_argument("question")
     parser.add_argument("--checkpoint", type=home, help="a model that answers in this process")
     parser.add_argument(
-        "--server", metavar="URL", help="one that answers instead, such as http://127.0.0.1:8000"
+        "--server",
+        metavar="URL",
+        help="one that answers instead, such as http://127.0.0.1:8000, with /v1 or without",
     )
     parser.add_argument(
         "--api-key-env", metavar="NAME", help="variable that holds the server's key"

@@ -20,6 +20,8 @@ from molmo_ds.cli import evaluate_options
 from molmo_ds.eval.listing import listing, shards_of
 from molmo_ds.eval.sets import PAPER, published_crops, resolve, words
 from molmo_ds.eval.task import Task
+from molmo_ds.files import Remote
+from molmo_ds.stores.mirror import Mirror, scratch_of
 
 BATCH = 64  # questions at once
 
@@ -51,6 +53,12 @@ def evaluate(given: argparse.Namespace, tasks: list[tuple[Task, str]]) -> int:
     from molmo_ds.eval.subject import join
 
     world = join(given.strategy and str(given.strategy))
+    copies = None
+    if isinstance(given.save_dir, Remote):
+        copies = Mirror(scratch_of(given.save_dir.url, None), given.save_dir)
+        given.save_dir = copies.local
+        world.agree(copies.pull)
+        world.agree(copies.start)
     subject = subject_of(given, world)
     names = {field.name for field in dataclasses.fields(Wish)}
     wish = Wish(**{name: value for name, value in vars(given).items() if name in names})
@@ -64,6 +72,8 @@ def evaluate(given: argparse.Namespace, tasks: list[tuple[Task, str]]) -> int:
             found[job.label] = known
         elif (made := evaluated(given, job, subject, crops, world)) is not None:
             found[job.label] = fresh[job.label] = made
+        if copies is not None:
+            world.agree(copies.push)
     if world.rank == 0:
         results.record(subject.base, subject.step, fresh)
         print(results.table(found))

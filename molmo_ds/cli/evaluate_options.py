@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from molmo_ds.files import local
+from molmo_ds.files import Remote, local, place
 
 HIGH_RES = 36  # crops
 
@@ -67,7 +67,7 @@ def parser(text: str) -> argparse.ArgumentParser:
     how.add_argument("--device", help="default: a GPU if there is one")
     where = top.add_argument_group("what becomes of it")
     where.add_argument(
-        "--save-dir", type=local, help="folder of the results; default: the model's own"
+        "--save-dir", type=place, help="folder or URL of the results; default: the model's folder"
     )
     where.add_argument("--eval-name", default="", help="added to the names of the results' folders")
     where.add_argument("--overwrite", action="store_true", help="ask everything again")
@@ -91,7 +91,9 @@ def read(text: str, arguments: list[str] | None) -> argparse.Namespace:
     if given.list:
         return given
     if given.server is None and given.words:
-        given.checkpoint = local(given.words[0])
+        given.checkpoint = place(given.words[0])
+        if isinstance(given.checkpoint, Remote) and given.save_dir is None:
+            top.error(f"{given.checkpoint} needs --save-dir, a folder or a URL for the results.")
         given.words = given.words[1:]
     given.tasks = given.words
     if not given.tasks:

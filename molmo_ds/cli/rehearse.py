@@ -32,14 +32,15 @@ def main(arguments: list[str] | None = None) -> int:
     configs = [stage.load((f"out=runs/{stage.name}-{given.model}",)) for stage in found]
     wanted = [path for config in configs for path in needs.data_folders(config)]
     absent: list[str] = []
-    commands: list[str] = []
+    others: list[str] = []
     for stage, config in zip(found, configs):
         absent += check_data(stage, config, given)
-        commands += check_rest(stage, config, configs[0], given)
-    commands = needs.downloads(absent, wanted) + commands
+        others += check_rest(stage, config, configs[0], given)
+    # one command may bring what several stages lack
+    commands = list(dict.fromkeys(needs.downloads(absent, wanted) + others))
     if commands:
-        print(f"\nMissing before {given.model} can be launched:")
-        print("\n".join(f"  {command}" for command in dict.fromkeys(commands)))
+        print(f"\nBefore {given.model} can be launched:")
+        print("\n".join(f"  {command}" for command in commands))
     else:
         print(f"\nAll that {given.model} needs is there.")
     return int(bool(failed or commands))
@@ -108,7 +109,7 @@ def check_rest(
 ) -> list[str]:
     """Print what else a stage needs; what to do about what is not there."""
     start = needs.backbones(first.preset, str(first.init_from))
-    before = f"train the captioner, then give init_from={first.out} (now {config.init_from})"
+    before = f"train the captioner, and give init_from={first.out} to {stage.name} (now {config.init_from})"
     cost = cost_of(config, 1)
     others = (
         needs.tokenizer_need(config, start),
@@ -118,4 +119,4 @@ def check_rest(
     )
     for need in others:
         print(f"  {need.what}: {'' if need.there else 'MISSING: '}{need.found}")
-    return [f"{need.fetch}    # {stage.name}, {need.what}" for need in others if not need.there]
+    return [need.fetch for need in others if not need.there]

@@ -10,8 +10,8 @@ It listens on this machine only, unless --host says otherwise, and starts again 
 import os
 import signal
 import sys
-from pathlib import Path
 
+from molmo_ds import files
 from molmo_ds.cli.serve_options import read_arguments
 from molmo_ds.engine.launching.hosts import read_hosts, refuse_unknown
 from molmo_ds.engine.launching.supervise import free_port
@@ -21,6 +21,12 @@ from molmo_ds.serve.vllm import VLLMSettings
 from molmo_ds.serve.vllm import serve as serve_vllm
 from molmo_ds.serve.watch import Patience, Watch, new_secret
 from molmo_ds.weights.source import NO_FILE
+
+
+def name_of(folder: str) -> str:
+    """What clients call the model."""
+    where = files.place(folder)
+    return where.name if isinstance(where, files.Remote) else where.resolve().name
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -33,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
     both = {
         "folder": str(given.folder),
-        "model": given.model or Path(given.folder).resolve().name,
+        "model": given.model or name_of(given.folder),
         "address": f"{given.host}:{given.port}",
         "api_key": key,
         "queue": given.queue,

@@ -49,9 +49,9 @@ NAMES = {  # module -> names that are defined, or set on an object, there
         _optimizer_states_and_gradient_swap_out _partition_all_parameters
         _reassign_or_swap_out_partitioned_parameters _release_swap_buffers _swappable_optimizer_subgroup
         averaged_gradients fp16_groups fp16_partitioned_groups_flat_numel fp32_partitioned_groups_flat
-        get_grad_norm_direct get_param_id grad_partitions_flat_buffer grad_position module
-        norm_for_param_grads offload_optimizer
-        optimizer_swapper params_in_nvme_and_cpu persistent_parameters sub_group_to_group_id swap_optimizer
+        get_grad_norm_direct get_param_id grad_partitions_flat_buffer grad_position module norm_for_param_grads
+        offload_optimizer optimizer_swapper params_in_nvme_and_cpu persistent_parameters sub_group_to_group_id
+        swap_optimizer
     """,
     "deepspeed.runtime.zero.stage_1_and_2": """
         _configure_moe_settings averaged_gradients cpu_offload has_moe_layers is_moe_group
@@ -304,12 +304,11 @@ def balanced(costs: list[int], parts: int) -> list[int]:
 def take_no_norm(engine: Any) -> None:
     """Let DeepSpeed find 0 for the norm that only its own clipping needs, which is off.
 
-    It would read all gradients and the host would wait for them; in a pipeline, whose stages differ in their groups of
-    parameters, its collective per group would hang.
+    It would read all gradients, and in a pipeline, whose stages differ in groups, its collective per group would hang.
     """
-    for name in ("scaled_global_norm", "get_grad_norm_direct"):  # of ZeRO-1 and 2, and of ZeRO-3
-        if hasattr(engine.optimizer, name):
-            setattr(engine.optimizer, name, lambda *_: torch.zeros(()))
+    zero = engine.optimizer
+    zero.scaled_global_norm = lambda *_: torch.zeros(())  # ZeRO-1 and 2
+    zero.get_grad_norm_direct = lambda *_: torch.zeros(())  # ZeRO-3
 
 
 def before_update(engine: Any, function: Callable[[], None]) -> None:
@@ -388,13 +387,11 @@ def leave_out_muon() -> None:
 
     They load torch's compiler: about a second at each start of a process.
     """
-    stand_in = type("MuonWithAuxAdam", (), {})
-    never = {"muon_optimizer.MuonWithAuxAdam": stand_in, "original_muon.muon_update": None}
-    for place, value in never.items():
-        name, _, attribute = place.partition(".")
+    never = {"muon_optimizer": "MuonWithAuxAdam", "original_muon": "muon_update"}
+    for name, attribute in never.items():
         spec = importlib.util.find_spec(f"deepspeed.runtime.zero.muon.{name}")
         module = importlib.util.module_from_spec(spec)
-        setattr(module, attribute, value)
+        setattr(module, attribute, type(attribute, (), {}))
         sys.modules.setdefault(spec.name, module)
 
 

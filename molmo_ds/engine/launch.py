@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -86,8 +86,8 @@ def nccl_watch(timeout_seconds: int) -> dict[str, str]:
     """Variables by which NCCL's watchdog ends a process whose peer is gone, and leaves a record of its collectives.
 
     A fault under NCCL raises nothing in Python: after the time-out the watchdog aborts the process, and what started it
-    (torchrun, tools/launch.py) ends the others.
-    Source: pytorch/pytorch, torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp.
+    (torchrun, tools/launch.py) ends the others. Source: pytorch/pytorch v2.13, torch/csrc/distributed/c10d/
+    ProcessGroupNCCL.hpp.
     """
     return {
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "3",  # abort the process, not the communicator first
@@ -95,6 +95,23 @@ def nccl_watch(timeout_seconds: int) -> dict[str, str]:
         "TORCH_FR_BUFFER_SIZE": "2000",  # collectives that the flight recorder keeps
         "TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC": str(max(timeout_seconds, 60)),  # of the watchdog itself
     }
+
+
+def allocator_setting(environment: Mapping[str, str]) -> dict[str, str]:
+    """Segments of CUDA memory that grow, which lengths that change every step fragment less; unless it is set."""
+    names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+    if any(name in environment for name in names):
+        return {}
+    return {names[0]: "expandable_segments:True"}
+
+
+def thread_count(environment: Mapping[str, str], cores: int) -> int | None:
+    """Threads of one of the processes on this machine, which share its cores; None where OMP_NUM_THREADS says it."""
+    if "OMP_NUM_THREADS" in environment:
+        return None
+    # torchrun's, deepspeed's
+    processes = environment.get("LOCAL_WORLD_SIZE") or environment.get("LOCAL_SIZE") or 1
+    return max(1, cores // int(processes))
 
 
 def start(timeout_seconds: int = 600) -> World:
@@ -133,11 +150,10 @@ def start(timeout_seconds: int = 600) -> World:
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
+        os.environ.update(allocator_setting(os.environ))  # read at the first allocation
         torch.cuda.set_device(device)
-    elif "OMP_NUM_THREADS" not in os.environ:
-        # torchrun's, deepspeed's
-        processes = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE", 1)
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(processes)))
+    if (threads := thread_count(os.environ, len(os.sched_getaffinity(0)))) is not None:
+        torch.set_num_threads(threads)
     timeout = datetime.timedelta(seconds=timeout_seconds)
     # neither DEEPSPEED_TIMEOUT nor init_distributed(timeout=) reaches the groups that DeepSpeed makes later
     dist.distributed_c10d.default_pg_timeout = timeout

@@ -127,7 +127,7 @@ def norm_limit_used(optim: OptimConfig, step: int) -> float:
 
 
 def joined(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The tensors that are not empty, flat; neighbours in memory become one view of it.
+    """Flat views of the tensors that are not empty; those that follow each other in memory are one.
 
     ZeRO-3's gradients are slices of one buffer, which a kernel then goes through at once.
     """

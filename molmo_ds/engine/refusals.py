@@ -164,6 +164,14 @@ TABLE = [
         lambda a: a.s.experts_switched_on and a.s.experts < 2,
         "{path}: autoep_size must be 2 or more; without expert parallelism leave expert_parallel out.",
     ),
+    Row(
+        "selection beside ZeRO",
+        lambda a: (
+            a.run.model.selection is not None
+            and (a.pipeline or a.s.engine == "sequence" or a.s.tensor > 1 or a.s.experts > 1)
+        ),
+        "{path}: HeMolmo passes its decoder twice, which only ZeRO and one process do; use ds_configs/zero3.json.",
+    ),
     # pipeline
     Row(
         "pipeline without ZeRO-1",

@@ -9,6 +9,11 @@ import json
 VERBATIM = "verbatim"
 
 
+def base(url: str) -> str:
+    """The address that a server's paths follow, whether it is given with /v1 or without."""
+    return url.rstrip("/").removesuffix("/v1") + "/v1"
+
+
 def headers(key: str | None) -> dict[str, str]:
     """Of a request with a JSON body, with the key where there is one."""
     kind = {"Content-Type": "application/json"}

@@ -7,11 +7,14 @@ import functools
 import hashlib
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from molmo_ds import files
 from molmo_ds.config import PromptConfig
 from molmo_ds.eval.task import Task
+from molmo_ds.files import Place, Remote
 
 BLOCKS = 64  # of each weight file that are hashed
 BLOCK = 1 << 16  # bytes
@@ -43,7 +46,7 @@ class Provenance:
         return dataclasses.asdict(self)
 
 
-def checkpoint_hash(folder: Path) -> str:
+def checkpoint_hash(folder: Place) -> str:
     """A hash of the weights in a folder: of a run's checkpoint its manifest, which holds all checksums.
 
     Of other folders 64 blocks of each weight file at equal distances, so that 150 GB take a second.
@@ -53,16 +56,20 @@ def checkpoint_hash(folder: Path) -> str:
         return hashlib.sha256(manifest.read_bytes()).hexdigest()[:16]
     digest = hashlib.sha256()
     for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        size = file.stat().st_size
+        size = files.size(str(file))
         digest.update(f"{file.name} {size}\n".encode())
-        with open(file, "rb") as weights:
-            for number in range(BLOCKS):
-                weights.seek(number * max(0, size - BLOCK) // (BLOCKS - 1))
-                digest.update(weights.read(BLOCK))
+        begins = [number * max(0, size - BLOCK) // (BLOCKS - 1) for number in range(BLOCKS)]
+        with ThreadPoolExecutor(16 if isinstance(file, Remote) else 1) as pool:
+            for block in pool.map(functools.partial(_block, str(file), size), begins):
+                digest.update(block)
     for name in ("config.yaml", "config.json"):
         if (folder / name).is_file():
             digest.update((folder / name).read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _block(file: str, size: int, begin: int) -> bytes:
+    return files.read_range(file, begin, min(begin + BLOCK, size))
 
 
 def prompt_version(config: PromptConfig, tokenizer: str = "") -> str:
@@ -86,15 +93,15 @@ def code_version() -> str:
     return digest.hexdigest()[:16]
 
 
-def step_of(folder: Path) -> int | None:
+def step_of(folder: Place) -> int | None:
     """The training step in a checkpoint's path, step-00001000 or the reference's step1000-unsharded, else None."""
-    for part in reversed(folder.parts):
+    for part in reversed(str(folder).split("/")):
         if found := re.fullmatch(r"step-?(\d+)(?:-unsharded)?", part):
             return int(found[1])
     return None
 
 
-def results_base(folder: Path) -> Path:
+def results_base(folder: Place) -> Place:
     """Where the results of a checkpoint lie: inside the model's folder, of a step's folder in the run's."""
     if step_of(Path(folder.name)) is None:
         return folder

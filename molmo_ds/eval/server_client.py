@@ -19,7 +19,7 @@ from PIL import Image
 
 from molmo_ds.config import PromptConfig
 from molmo_ds.data.sample.prompts import PromptFormatter
-from molmo_ds.eval.chat import VERBATIM, headers, picture_part, sentence
+from molmo_ds.eval.chat import VERBATIM, base, headers, picture_part, sentence
 from molmo_ds.eval.client import Ask, Reply, failure
 
 KEY = "OPENAI_API_KEY"  # of the environment
@@ -55,7 +55,7 @@ class ServerClient:
         first_delay: float = FIRST_DELAY,
         timeout: float = TIMEOUT,
     ):
-        self.url = url.rstrip("/").removesuffix("/v1") + "/v1"
+        self.url = base(url)
         self.parallel = parallel
         self.formatter = PromptFormatter(prompts)
         self.max_crops = max_crops

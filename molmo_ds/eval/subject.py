@@ -22,6 +22,7 @@ from molmo_ds.eval import provenance
 from molmo_ds.eval.client import Ask, Client, Part, Reply
 from molmo_ds.eval.own_client import OwnClient
 from molmo_ds.eval.server_client import BARE, ServerClient
+from molmo_ds.files import Place
 from molmo_ds.infer import load
 from molmo_ds.infer.replica import Replica
 
@@ -70,7 +71,7 @@ class Checkpoint:
 
     def __init__(
         self,
-        path: Path,
+        path: Place,
         base: Path | None = None,
         batch: int = 64,
         tokenizer: Path | None = None,

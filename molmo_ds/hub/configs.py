@@ -9,6 +9,9 @@ from molmo_ds.config import ImageConfig, MolmoConfig, TextConfig, VisionConfig
 from molmo_ds.model import families
 from molmo_ds.settings import changed, in_sentences
 
+# last layers that are not built; the layers taken are counted from the end of those that are
+NOT_BUILT = {"clip": 1, "siglip2": 2}
+
 
 def override(config: MolmoConfig, changes: list[str] | tuple[str, ...]) -> MolmoConfig:
     """Apply `text.hidden_size=64` overrides; ValueError for a key that does not exist or a wrong value."""
@@ -49,12 +52,13 @@ def vision_config(values: dict[str, Any], name: str) -> tuple[VisionConfig, Imag
     """The config.json of transformers' CLIP, SigLIP or DINOv2 as a tower, and how its crops are resized.
 
     Args:
-        name: openai (or clip), metaclip, siglip, dinov2: what decides the layers taken (23 of OpenAI's 24).
+        name: openai (or clip), metaclip, siglip, siglip2, dinov2: what decides the layers taken (of 23 of
+            OpenAI's 24, of 25 of SigLIP 2's 27).
     """
     resize = "clip" if name == "openai" else name
     if resize not in presets.TOWERS:
         raise ValueError(
-            f"There is no vision tower '{name}'; use openai, metaclip, siglip or dinov2."
+            f"There is no vision tower '{name}'; use openai, metaclip, siglip, siglip2 or dinov2."
         )
     base = presets.TOWERS[resize]
     part = values.get("vision_config") or {}  # of a model of text and pictures
@@ -64,6 +68,5 @@ def vision_config(values: dict[str, Any], name: str) -> tuple[VisionConfig, Imag
             f"The vision tower '{name}' is a {base.model_type} model and the folder holds '{kind}'."
         )
     vision = families.tower(kind).vision_config(part or values, base)
-    if resize == "clip":
-        vision = replace(vision, num_hidden_layers=vision.num_hidden_layers - 1)
-    return vision, ImageConfig(resize=resize)
+    vision = replace(vision, num_hidden_layers=vision.num_hidden_layers - NOT_BUILT.get(resize, 0))
+    return vision, ImageConfig(resize="siglip" if resize == "siglip2" else resize)

@@ -49,7 +49,7 @@ def from_reference(
     source: str | Path, out: str | Path, changes: tuple[str, ...] = ()
 ) -> MolmoConfig:
     """An unsharded checkpoint of the reference (config.yaml or model.yaml, and model.pt) -> a weights folder."""
-    folder = Path(source)
+    folder = files.place(source)
     file = next(
         (folder / name for name in ("config.yaml", "model.yaml") if (folder / name).is_file()), None
     )

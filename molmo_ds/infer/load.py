@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from molmo_ds import files
 from molmo_ds.batch import Batch, Sample
 from molmo_ds.config import MolmoConfig, RunConfig
 from molmo_ds.data.order.packing import collate
@@ -20,7 +21,7 @@ from molmo_ds.infer.generate import Options, generate
 from molmo_ds.infer.replica import Replica
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.weights.slices import Cut, fill, read_slice
-from molmo_ds.weights.source import Source, open_source
+from molmo_ds.weights.source import Source, open_source, tokenizer_folder
 
 Precision = Literal["fp32", "bf16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -54,7 +55,7 @@ class Answerer:
 
 
 def load(
-    path: str | Path, tokenizer: str | Path | None = None, device: str | None = None
+    path: str | files.Place, tokenizer: str | Path | None = None, device: str | None = None
 ) -> Answerer:
     """Read a run's folder, one of its checkpoints, a folder of weights, a released or an exported folder.
 
@@ -70,7 +71,7 @@ def load(
 
 
 def look_up(
-    path: str | Path, tokenizer: str | Path | None = None, part: int = 0, parts: int = 1
+    path: str | files.Place, tokenizer: str | Path | None = None, part: int = 0, parts: int = 1
 ) -> tuple[Source, RunConfig]:
     """(the weights, the configuration with which they answer); reads no tensor, otherwise as `load`.
 
@@ -78,7 +79,8 @@ def look_up(
         part, parts: which files' checksums are compared, as in `open_source`.
     """
     source = open_source(path, part, parts)
-    words = str(tokenizer or source.config.data.tokenizer)
+    named = tokenizer_folder(files.place(tokenizer)) if tokenizer else None
+    words = str(named or tokenizer or source.config.data.tokenizer)
     if not words:
         raise ValueError(
             f"{source.path} does not say which tokenizer it belongs to; name its folder with --tokenizer."

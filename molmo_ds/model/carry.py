@@ -43,11 +43,21 @@ class Carry(NamedTuple):
     image_masks: Tensor | None = None
     windows: Tensor | None = None
     image_positions: Tensor | None = None
+    # of a batch of HeMolmo
+    low_tokens: Tensor | None = None
+    candidates: Tensor | None = None
+    candidate_places: Tensor | None = None
+    picked_tokens: Tensor | None = None
+    low_to_high: Tensor | None = None
+    query_tokens: Tensor | None = None
+    low_length: Tensor | None = None
     # made by rows
     # [N, S, C] each: outputs of ViT blocks that the connector wants
     features: tuple[Tensor, ...] = ()
     image_features: Tensor | None = None  # [M, D]
     hidden: Tensor | None = None  # [N, S, C] in the ViT, [B, T, D] in the decoder
+    importance: Tensor | None = None  # [B, T] of each token, 1 where nothing was picked (HeMolmo)
+    selection_loss: Tensor | None = None  # scalar
     shared: Shared | None = None
 
     @classmethod

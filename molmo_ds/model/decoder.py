@@ -57,14 +57,19 @@ class Norm(nn.Module):
 
 
 class Embed(nn.Module):
-    """Two embedding tables, and the image features added at their tokens."""
+    """Two embedding tables, and the image features added at their tokens.
 
-    def __init__(self, text: TextConfig):
+    Args:
+        selects: whether the scorer follows, which still needs the features.
+    """
+
+    def __init__(self, text: TextConfig, selects: bool = False):
         super().__init__()
         self.embedding = nn.Parameter(torch.empty(text.embedding_size, text.hidden_size))
         self.new_embedding = nn.Parameter(torch.empty(text.additional_vocab_size, text.hidden_size))
         self.dropout = text.embedding_dropout
         self.causal = text.image_attention == "causal"
+        self.selects = selects
 
     def forward(self, x: Carry) -> Carry:
         """input_ids, image_features and image_positions -> hidden."""
@@ -76,7 +81,7 @@ class Embed(nn.Module):
         return x._replace(
             input_ids=None,
             image_ids=None if self.causal else x.image_ids,
-            image_features=None,
+            image_features=x.image_features if self.selects else None,
             image_positions=None,
             hidden=hidden,
         )

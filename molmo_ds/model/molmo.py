@@ -18,6 +18,7 @@ from molmo_ds.model import init
 from molmo_ds.model.carry import Carry
 from molmo_ds.model.connector import Connector
 from molmo_ds.model.decoder import DecoderLayer, Embed, Head
+from molmo_ds.model.selection import Scorer, SelectionCore, look_ahead
 from molmo_ds.model.vision import VisionEmbeddings, VisionLayer
 
 Row = tuple[str, type[nn.Module], tuple]
@@ -31,6 +32,9 @@ def layer_list(config: MolmoConfig, z_loss: float = 1e-4) -> list[Row]:
     """Rows (name, class, arguments) in the order in which they run."""
     vision = config.vision
     text = config.text
+    scorer = []
+    if config.selection is not None:
+        scorer = [("scorer", Scorer, (text, config.selection))]
     return [
         ("vision.embeddings", VisionEmbeddings, (vision, config.images)),
         *(
@@ -38,7 +42,8 @@ def layer_list(config: MolmoConfig, z_loss: float = 1e-4) -> list[Row]:
             for i in range(vision.num_hidden_layers)
         ),
         ("connector", Connector, (vision, config.connector, text)),
-        ("embed", Embed, (text,)),
+        ("embed", Embed, (text, config.selection is not None)),
+        *scorer,
         *((f"layers.{i}", DecoderLayer, (text, i)) for i in range(text.num_hidden_layers)),
         ("head", Head, (text, z_loss)),
     ]
@@ -73,17 +78,27 @@ class Molmo(nn.Module):
                 parent = getattr(parent, part)
             parent.add_module(leaf, layer)
             self.rows.append(name)
+        if config.selection is not None:
+            for layer in self.layers:
+                layer.self_attn.core = SelectionCore(config.selection)
         if config.text.tie_word_embeddings:
             self.head.lm_head.weight = self.embed.embedding
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """(ce_sum, z_sum, accuracy_sum), float32 scalars weighted by `loss_weights`; the loss is ce_sum + z_sum."""
-        return self.head(self.body(batch))
+        x = self.body(batch)
+        ce, z, accuracy = self.head(x)
+        if x.selection_loss is None:
+            return ce, z, accuracy
+        # each batch's counts by its share of what is learnt, as its tokens do
+        return ce, z + x.selection_loss * x.loss_weights.sum(), accuracy
 
     def body(self, batch: Batch) -> Carry:
         """Every row but the head."""
         x = Carry.of(batch)
         for name in self.rows[:-1]:
+            if name == "scorer":
+                x = look_ahead(self.layers, x, self.config)
             x = run_row(self.get_submodule(name), name, x, self.checkpointing)
         return x
 
@@ -133,7 +148,7 @@ def recomputed(name: str, checkpointing: str) -> bool:
 def component(name: str) -> str:
     """The component ("connector", "vision" or "text") whose learning rate and clipping a parameter follows."""
     first = name.partition(".")[0]
-    if name == "embed.new_embedding":
+    if name == "embed.new_embedding" or first == "scorer":
         return "connector"
     return first if first in ("connector", "vision") else "text"
 
@@ -148,7 +163,8 @@ def decays(name: str) -> bool:
         "layer_scale2",
     ):
         return False
-    return parts[-2] in ("q_norm", "k_norm") or "norm" not in parts[-2]
+    kept = parts[-2] in ("q_norm", "k_norm") or parts[0] == "scorer"
+    return kept or "norm" not in parts[-2]
 
 
 def parameter_groups(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, str, bool]]:

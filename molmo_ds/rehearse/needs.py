@@ -22,15 +22,23 @@ from molmo_ds.weights.tensor_files import INDEX
 
 HELD_OUT = 2048  # pictures of a PixMo set that the reference holds out
 RESERVED = 2e9  # bytes of a GPU for CUDA's context and NCCL, which the plan does not know
-LANGUAGE_MODELS = {  # preset -> NAME=SRC of `convert backbones`
-    "molmo_7b_d": "qwen2-7b=Qwen/Qwen2-7B",
-    "molmo_7b_o": "olmo2=allenai/OLMo-7B-1024-preview",
-    "molmo_72b": "qwen2-72b=Qwen/Qwen2-72B",
-    "molmoe_1b": "olmoe=allenai/OLMoE-1B-7B-0924",
+LANGUAGE_MODELS = {  # preset -> where its language model is published
+    "molmo_7b_d": "Qwen/Qwen2-7B",
+    "molmo_7b_o": "allenai/OLMo-7B-1024-preview",
+    "molmo_72b": "Qwen/Qwen2-72B",
+    "molmoe_1b": "allenai/OLMoE-1B-7B-0924",
+    "olmo2_7b": "allenai/OLMo-2-1124-7B",
+    "olmo2_13b": "allenai/OLMo-2-1124-13B",
+    "olmo2_32b": "allenai/OLMo-2-0325-32B",
+    "qwen2.5_1.5b": "Qwen/Qwen2.5-1.5B",
+    "qwen2.5_3b": "Qwen/Qwen2.5-3B",
+    "qwen2.5_7b": "Qwen/Qwen2.5-7B",
+    "qwen2.5_14b": "Qwen/Qwen2.5-14B",
 }
 TOWERS = {
     "clip": "openai=openai/clip-vit-large-patch14-336",
     "siglip": "siglip=google/siglip-so400m-patch14-384",
+    "siglip2": "siglip2=google/siglip2-so400m-patch14-384",
     "dinov2": "dinov2=facebook/dinov2-large",
     "metaclip": "metaclip=facebook/metaclip-l14-fullcc2.5b",
 }
@@ -135,11 +143,9 @@ def weights_need(config: RunConfig, fetch: str) -> Need:
 def backbones(preset: str, out: str) -> str:
     """The command that makes the captioner's first weights, tokenizer included."""
     name, _, tower = preset.partition("/")
-    text = LANGUAGE_MODELS.get(name)
-    if text is None:
-        return f"python tools/convert.py backbones --llm NAME=SRC --vision NAME=SRC {out}"
+    text = LANGUAGE_MODELS.get(name, "FOLDER")
     vision = TOWERS[tower or "clip"]
-    return f"python tools/convert.py backbones --llm {text} --vision {vision} {out}"
+    return f"python tools/convert.py backbones --llm {name}={text} --vision {vision} {out}"
 
 
 def disk_need(out: str, checkpoint_bytes: int, kept: int) -> Need:
@@ -150,13 +156,18 @@ def disk_need(out: str, checkpoint_bytes: int, kept: int) -> Need:
         place = place.parent
     free = shutil.disk_usage(place).free
     found = f"{free / 1e9:,.0f} GB free at {place}, {wanted / 1e9:,.1f} GB wanted for {kept} + 1 checkpoints"
-    return Need("disk", free >= wanted, found, "choose another out=..., or keep_checkpoints=1")
+    return Need(
+        "disk", free >= wanted, found, "choose out=... on a larger disk, or keep_checkpoints=1"
+    )
 
 
 def memory_need(config: RunConfig, gpus: int, gpu_bytes: float) -> Need:
     """The plan of a GPU's memory, by the strategy of the recipe on so many GPUs."""
     strategy = read_strategy(config.strategy)
-    advice = "more --gpus, micro_batch=1, activation_checkpointing=full, or zero3_offload"
+    advice = (
+        "give more --gpus, or change micro_batch, activation_checkpointing or strategy"
+        " (docs/guides/when-it-does-not-fit.md)"
+    )
     try:
         refuse(strategy, config, gpus)
     except ValueError as error:

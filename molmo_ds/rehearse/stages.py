@@ -11,6 +11,7 @@ from pathlib import Path
 from molmo_ds import settings
 from molmo_ds.config import RunConfig
 from molmo_ds.data.made_up.write import write_made_up
+from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.engine.refusals import refuse
 from molmo_ds.engine.strategy import read_strategy
 from molmo_ds.rehearse.recipe import Stage
@@ -29,19 +30,22 @@ def rehearse(stages: list[Stage], folder: Path) -> Iterator[tuple[str, float]]:
     """Do every part in `folder`; yields (what was done, seconds). Raises ValueError where a part fails."""
     data = folder / "made_up"
     began = time.monotonic()
-    if not (data / "tokenizer").is_dir():
-        write_made_up(data, PICTURES, 0)
+    write_made_up(data, PICTURES, 0)
     yield "made-up pictures", time.monotonic() - began
     start = "null"
     for stage in stages:
         began = time.monotonic()
         run = folder / stage.name
-        words = [f"out={run}", f"init_from={start}", *overrides(stage, data)]
+        words = [f"out={run}", f"init_from={start}", *overrides(stage)]
+        other = other_strategy(stage, data)
+        if other:
+            words.append(f"strategy={other}")
         files = [str(file) for file in (*stage.files, stage.debug)]
         launcher = ["-m", "deepspeed.launcher.runner", "--num_accelerators", str(RANKS)]
         launcher += ["--master_port", str(_free_port()), "--module", "molmo_ds.train"]
         _run(f"train-{stage.name}", [*launcher, *files, *words], folder)
-        yield f"train {stage.name}", time.monotonic() - began
+        instead = f" ({other}: {RANKS} processes cannot run the recipe's)" if other else ""
+        yield f"train {stage.name}{instead}", time.monotonic() - began
         start = str(run)
     tasks = tasks_of(_debug_config(stages[-1], data))
     export = folder / "export"
@@ -58,7 +62,7 @@ def rehearse(stages: list[Stage], folder: Path) -> Iterator[tuple[str, float]]:
         yield name, time.monotonic() - began
 
 
-def overrides(stage: Stage, data: Path) -> list[str]:
+def overrides(stage: Stage) -> list[str]:
     """Words that make the rehearsal of a stage like its real run, as far as a tiny model on two CPUs can be."""
     real = stage.load(("out=unused",))
     words = [f"model.text.{key}={_word(getattr(real.model.text, key))}" for key in KIND]
@@ -69,11 +73,17 @@ def overrides(stage: Stage, data: Path) -> list[str]:
     for name, evaluator in real.evaluators.items():
         words.append(f"evaluators.{name}.interval=null")
         words.append(f"evaluators.{name}.examples={QUESTIONS if evaluator.task else PICTURES}")
-    try:
-        refuse(read_strategy(real.strategy), _debug_config(stage, data), RANKS)
-    except ValueError:
-        words.append(f"strategy={FALLBACK}")
     return words
+
+
+def other_strategy(stage: Stage, data: Path) -> str:
+    """The strategy of the rehearsal where so few processes cannot run the recipe's; empty where they can."""
+    config = _debug_config(stage, data)
+    try:
+        refuse(read_strategy(config.strategy), config, RANKS)
+    except ValueError:
+        return FALLBACK
+    return ""
 
 
 def tasks_of(config: RunConfig) -> list[str]:
@@ -105,6 +115,7 @@ def _run(name: str, arguments: list[str], folder: Path) -> None:
         "MOLMO_DATA_DIR": str(folder / "made_up"),
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
+        "DS_ACCELERATOR": "cpu",
         "PATH": f"{here}:{os.environ.get('PATH', '')}",
     }
     with open(log, "wb") as file:
@@ -120,8 +131,6 @@ def _run(name: str, arguments: list[str], folder: Path) -> None:
 
 
 def _a_picture(data: Path, folder: Path) -> Path:
-    from molmo_ds.data.read.shards import ShardSet
-
     picture = folder / "picture.jpg"
     picture.write_bytes(ShardSet(str(data / "text_vqa-train")).read(0)["pixels"][0])
     return picture

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from molmo_ds.eval.chat import headers, picture_part, sentence
+from molmo_ds.eval.chat import base, headers, picture_part, sentence
 
 SECONDS = 600
 
@@ -24,7 +24,7 @@ def request_body(question: str, pictures: Sequence[np.ndarray], **keys: Any) -> 
 
 def stream(server: str, key: str | None, body: dict[str, Any]) -> Iterator[str]:
     """The pieces of an answer; ValueError with the server's own sentence where it gives none."""
-    url = f"{server.rstrip('/')}/v1/chat/completions"
+    url = f"{base(server)}/chat/completions"
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"--server {server} is no URL; write it as http://HOST:PORT.")
     try:

@@ -92,6 +92,7 @@ class Dispatcher:
         self.expected = 1  # replicas that there should be
         self.open: dict[str, Answer] = {}
         self.numbers = itertools.count()
+        self.ending = False
 
     def name(self) -> str:
         """A name that no other answer of this front has."""
@@ -112,6 +113,7 @@ class Dispatcher:
 
     def hang_up(self) -> None:
         """Let all engines go; they look for another front."""
+        self.ending = True
         for engine in self.engines.values():
             engine.writer.close()
 
@@ -129,10 +131,9 @@ class Dispatcher:
                     words, _ = await link.read_frame(reader)
                 self._heard(words)
         except (ConnectionError, TimeoutError) as error:
-            log.warning(
-                "An engine is lost. %s",
-                str(error) or f"Nothing was heard of it for {self.stall:.0f} s.",
-            )
+            if not self.ending:
+                why = str(error) or f"Nothing was heard of it for {self.stall:.0f} s."
+                log.warning("An engine is lost. %s", why)
         finally:
             writer.close()
             if engine is not None and self.engines.get(engine.replica) is engine:

@@ -36,9 +36,15 @@ class RunFolder:
         self.mirror = Mirror(self.local, self.place)
         mark = mark_of(self.place) or _new_mark(self.place)
         own = self.local / MARK
-        if self.local.exists() and not (own.is_file() and own.read_text() == mark):
-            shutil.rmtree(self.local)
+        if not (own.is_file() and own.read_text() == mark):
+            self._empty()
         self.mirror.pull()
+
+    def _empty(self) -> None:
+        for path in self.local.iterdir() if self.local.is_dir() else ():
+            if path.name == "launch":  # of the supervisor that has started this very run
+                continue
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def start(self) -> None:
         """Copy what grows from now on."""

@@ -140,7 +140,7 @@ def _fork(
     if child:
         return child
     gc.freeze()  # DeepSpeed collects garbage for each engine; what was imported is none
-    # torch makes its pool of threads again after a fork, and two threads of autograd may not race for it
+    # torch makes its pool of threads anew at the first use after a fork: two threads of autograd may not race for it
     torch.set_num_threads(1)
     try:
         os.environ.update(rank_environment(rank, ranks, port))

@@ -13,6 +13,17 @@ def cpu() -> str:
     return f"{len(names)} cores of {names[0]}" if names else platform.machine()
 
 
+def read(table: str) -> list[list[str]]:
+    """The rows of a table of docs/evidence, below its head, cell by cell; none where no page has its markers."""
+    for page in sorted((ROOT / "docs/evidence").glob("*.md")):
+        _, begin, rest = page.read_text().partition(f"<!-- {table} -->")
+        if begin:
+            lines = rest.partition(f"<!-- end of {table} -->")[0].splitlines()
+            rows = [line for line in lines if line.startswith("|")]
+            return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
+    return []
+
+
 def write(table: str, lines: list[str]) -> None:
     """Put the lines between the markers of a table in docs/evidence. ValueError if no page there has such markers."""
     begin = f"<!-- {table} -->"

@@ -177,6 +177,18 @@ def test_sources_with_settings_of_their_own(config: RunConfig, tmp_path: Path) -
     first, second = (mixture.build((number, 0, 0)) for number in range(2))
     assert first.loss_weights.max() == pytest.approx(2**-0.5)
     assert second.loss_weights.max() == pytest.approx(0.25)
+    for own, answer in {"token_weight": (0.2, 0.2), "root_length": (True, None)}.items():
+        changed = with_data(
+            config,
+            sources={
+                "a": SourceConfig(path=path),
+                "b": SourceConfig(path=path, **{own: answer[0]}),
+            },
+        )
+        third = Mixture.open(changed).build((1, 0, 0))
+        learnt = third.loss_weights[third.branch_ids == 1].count_nonzero()
+        expected = answer[1] or 2**-0.5 * 2 * float(learnt) ** -0.5
+        assert third.loss_weights[third.branch_ids == 1].max() == pytest.approx(expected), own
     assert mixture.builders[0].tokenizer is mixture.builders[1].tokenizer
     alone = Mixture.open(with_data(config, sources={"a": SourceConfig(path=path)}))
     name = "tokenizer, prompts or image settings"

@@ -147,6 +147,19 @@ def test_mistakes(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture)
         sources.android.action_text({"action_type": "fly"}, (1, 1))
 
 
+def test_a_set_is_found_by_its_other_names(tmp_path: Path) -> None:
+    assert sources.get("vqa2") is sources.ALL["coco_2014_vqa_multi"]
+    assert len(sources.ALIASES) == sum(len(source.aliases) for source in sources.ALL.values())
+    assert not sources.ALIASES.keys() & sources.ALL.keys()
+    new = tmp_path / "coco_2014_vqa_multi-validation"
+    old = tmp_path / "vqa2-validation"
+    assert sources.folder(tmp_path, "vqa2", "validation") == new
+    old.mkdir()
+    assert sources.folder(tmp_path, "coco_2014_vqa_multi", "validation") == old
+    new.mkdir()
+    assert sources.folder(tmp_path, "coco_2014_vqa_multi", "validation") == new
+
+
 def test_what_is_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 

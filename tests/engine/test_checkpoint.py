@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from molmo_ds.config import RunConfig
-from molmo_ds.engine import build_engine
+from molmo_ds.engine import build_engine, launch
 from molmo_ds.engine.launch import World
 from molmo_ds.hub import load
 from molmo_ds.testing import synthetic
@@ -293,8 +293,8 @@ def test_every_nth_stays(tmp_path: Path) -> None:
         (tmp_path / f"step-{step:08d}").mkdir()
         (tmp_path / f"step-{step:08d}" / "manifest.json").write_text(json.dumps({}))
     writer = Writer(
-        replace(config("zero1"), keep_checkpoints=1, keep_every=2, save_interval=10), None
+        replace(config("zero1"), keep_checkpoints=1, keep_every=2, save_interval=10), launch.alone()
     )
-    writer.target = tmp_path / "step-00000060"
+    writer.place = writer._destination(str(tmp_path), 60)
     writer._prune()
     assert sorted(int(p.name[5:]) for p in tmp_path.iterdir()) == [20, 40, 60]

@@ -34,6 +34,13 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "attention_factor": 1.2,
+    "original_max_position_embeddings": 8,
+}
 TEXTS = {
     "qwen2-7b": (transformers.Qwen2Config, {"num_key_value_heads": 2, "rms_norm_eps": 1e-6}),
     "llama3": (
@@ -43,6 +50,22 @@ TEXTS = {
             "rope_parameters": LLAMA3,
             "tie_word_embeddings": True,
             "head_dim": 16,
+        },
+    ),
+    # heads wider than their share
+    "qwen3": (transformers.Qwen3Config, {"num_key_value_heads": 2, "head_dim": 12}),
+    # windows as long as the test's texts: Molmo2 drops them; layers 1 and 3 are scaled
+    "olmo3": (
+        transformers.Olmo3Config,
+        {
+            "num_hidden_layers": 4,
+            "sliding_window": 4096,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "rope_parameters": {
+                "full_attention": YARN,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5e5},
+            },
+            "rms_norm_eps": 1e-6,
         },
     ),
     "olmo": (transformers.OlmoConfig, {"clip_qkv": 0.4}),
@@ -254,6 +277,9 @@ def test_released_sizes_are_recognised() -> None:
         vision_config({"model_type": "siglip", "vision_config": siglip}, "siglip")[0]
         == presets.TOWERS["siglip"]
     )
+    tower, images = vision_config({"model_type": "siglip", "vision_config": siglip}, "siglip2")
+    assert tower == presets.TOWERS["siglip2"]  # layers 24 and 18 of 27, as with the name siglip
+    assert images.resize == "siglip"
     dino = {
         "model_type": "dinov2",
         "hidden_size": 1024,

@@ -24,7 +24,7 @@ from molmo_ds.data.tokens import Tokenizer
 from molmo_ds.engine import build_engine
 from molmo_ds.engine.launch import World
 from molmo_ds.hub import export, load
-from molmo_ds.model.families import molmo, molmo_names
+from molmo_ds.model.families import molmo, molmo2, molmo_names
 from molmo_ds.settings import save
 from molmo_ds.testing import synthetic
 from molmo_ds.testing.ranks import run_ranks
@@ -467,6 +467,15 @@ def test_released_configurations() -> None:
     }
     for preset, values in read.items():
         assert molmo.from_released(values) == presets.get(preset), preset
+    for preset in ("molmo2_4b", "molmo2_8b", "molmo2_o_7b", "tiny_molmo2", "tiny_molmo2_o"):
+        config = presets.get(preset)
+        config = replace(config, text=replace(config.text, tie_word_embeddings=False))
+        values = molmo2.to_released(config, "bfloat16")
+        assert molmo.from_released(values) == config
+        del values["molmo_ds"]
+        # crops stand in preprocessor_config.json, frames in the video's
+        read_again = molmo.from_released(values)
+        assert replace(read_again, images=config.images, video=config.video) == config
     for preset in read:  # what we write is read again, with and without our own field
         values = molmo.to_released(presets.get(preset), "bfloat16")
         assert molmo.from_released(values) == presets.get(preset)

@@ -2,22 +2,28 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
-from molmo_ds import settings
+from molmo_ds import presets, settings
 from molmo_ds.cli import rehearse as command
 from molmo_ds.config import DataConfig, EvaluatorConfig, RunConfig, SourceConfig
 from molmo_ds.data import sources
+from molmo_ds.data.made_up.write import write_made_up
+from molmo_ds.data.order.loader import build_stream
+from molmo_ds.engine import build_engine
+from molmo_ds.engine.launch import World
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.rehearse import needs, stages
 from molmo_ds.rehearse.figures import cost_of, steps_of
 from molmo_ds.rehearse.recipe import examples_folder, find
-from molmo_ds.testing import run_files
+from molmo_ds.testing import oracle, run_files
+from molmo_ds.testing.ranks import run_ranks
 
-MODELS = sorted(path.stem for path in (examples_folder() / "captioner").glob("*.yaml"))
+MODELS = ("molmo_7b_o", "molmoe_1b")
 
 
 def tiny(tmp_path: Path) -> RunConfig:
@@ -92,6 +98,15 @@ def test_commands_that_fetch() -> None:
     assert needs.downloads([], wanted) == []
 
 
+def test_the_command_that_makes_the_first_weights() -> None:
+    assert set(needs.LANGUAGE_MODELS) <= set(presets.PRESETS)
+    assert set(needs.TOWERS) == set(presets.TOWERS)
+    assert needs.backbones("olmo2_7b/siglip", "out") == (
+        "python tools/convert.py backbones --llm olmo2_7b=allenai/OLMo-2-1124-7B"
+        " --vision siglip=google/siglip-so400m-patch14-384 out"
+    )
+
+
 def test_costs_are_counted_from_shapes(tmp_path: Path) -> None:
     config = tiny(tmp_path)
     cost = cost_of(config, 4)
@@ -124,7 +139,7 @@ def test_room_on_the_disk(tmp_path: Path) -> None:
 def test_the_overlays_fit_every_recipe(model: str, tmp_path: Path) -> None:
     for stage in find(model, "3.2-synthetic", examples_folder()):
         files = [str(file) for file in (*stage.files, stage.debug)]
-        words = stages.overrides(stage, tmp_path)
+        words = stages.overrides(stage)
         config = settings.load(files, ["out=x", "init_from=null", *words])
         real = stage.load(("out=x",))
         assert config.data.sources.keys() == real.data.sources.keys()
@@ -134,6 +149,43 @@ def test_the_overlays_fit_every_recipe(model: str, tmp_path: Path) -> None:
         assert config.max_steps <= 20
         assert config.evaluators.keys() == real.evaluators.keys()
         assert all(one.examples <= 8 for one in config.evaluators.values())
+        assert stages.other_strategy(stage, tmp_path) == ""
+        four = dataclasses.replace(stage, debug=tmp_path / "tp.yaml")
+        four.debug.write_text(stage.debug.read_text() + "strategy: ds_configs/pipe_zero1_ep.json\n")
+        assert stages.other_strategy(four, tmp_path) == "ds_configs/zero3.json"
+
+
+def one_step(world: World, runs: list[RunConfig]) -> list[tuple[float, int]]:
+    """(loss, learnt tokens) of the first step of each."""
+    found = []
+    for run in runs:
+        oracle.fresh_groups()
+        engine = build_engine(run, world)
+        micro_batches, _ = next(build_stream(run, 0, 1))
+        loss = engine.train_step(micro_batches)["loss"]
+        found.append((loss, sum(int((batch.loss_weights > 0).sum()) for batch in micro_batches)))
+        engine.close()
+    return found
+
+
+def test_both_stages_take_a_step_on_made_up_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The overlays over the recipe's own files, on one rank; the command does more of it, on two."""
+    write_made_up(tmp_path, 2, 0)
+    monkeypatch.setenv("MOLMO_DATA_DIR", str(tmp_path))
+    small = ["out=x", "init_from=null", "global_batch=2", "micro_batch=2", "data.num_workers=0"]
+    runs = [
+        settings.load(
+            [str(file) for file in (*stage.files, stage.debug)],
+            [*small, *stages.overrides(stage)],
+        )
+        for stage in find("molmoe_1b", "3.2-synthetic", examples_folder())
+    ]
+    [found] = run_ranks(one_step, 1, runs)
+    for loss, learnt in found:
+        assert loss == pytest.approx(math.log(1024), rel=0.2)  # of a random model, over its words
+        assert learnt > 10
 
 
 def test_unknown_names(tmp_path: Path) -> None:
@@ -159,7 +211,7 @@ def test_the_check_says_what_is_missing(
     assert "30,000 steps (max_steps) of 256 sequences" in said
     assert "8.021 G parameters" in said  # 7.62 G of Qwen2-7B, and tower, connector, 128 rows
     assert f"pixmo_cap_with_transcripts pixmo_cap --out {tmp_path} --hold-out 2048" in said
-    assert "backbones --llm qwen2-7b=Qwen/Qwen2-7B --vision openai=openai/clip-vit" in said
+    assert "backbones --llm molmo_7b_d=Qwen/Qwen2-7B --vision openai=openai/clip-vit" in said
     with pytest.raises(SystemExit):
         command.main(["molmo_7b_d", "--gpus", "0"])
     (tmp_path / "mine").touch()

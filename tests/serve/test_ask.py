@@ -35,6 +35,7 @@ def test_an_answer(
     ask([*words, "--draw", str(tmp_path / "b.png")])
     assert capsys.readouterr().out == "User: vqa2: Is it dark? Assistant:\n"
     assert (tmp_path / "b.png").is_file() and len(parrot.asked[-1].prompt.images) > 1
+    words[2] = f"{server.url}/v1"  # as OpenAI's own clients want it
     ask([*words, "--max-new-tokens", "500", "--stop", "dark", "--seed", "3"])
     assert capsys.readouterr().out == "User: vqa2: Is it \n"
     assert parrot.asked[-1].options.seed == 3

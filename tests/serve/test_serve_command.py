@@ -67,6 +67,7 @@ def test_a_killed_rank_comes_back_and_every_answer_is_whole(folder: Path, tmp_pa
         server.send_signal(signal.SIGTERM)
         code = server.wait(30)
     assert code == 128 + signal.SIGTERM
+    assert said.read_text().count("An engine is lost") == 1  # the one that was killed
     assert not any(
         process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in started
     )

@@ -19,7 +19,8 @@ from molmo_ds.testing.ranks import Forked
 from molmo_ds.weights import checkpoint, checksums
 
 KILLS = int(os.environ.get("STORE_KILLS", 1))
-STEPS = 1 + 2 * KILLS
+STEPS = KILLS + (2 if KILLS == 1 else 8)
+LONGEST = 120 + 30 * KILLS  # seconds of a run
 # requests of an upload; whichever is drawn is held, and the run killed while it waits for the answer
 MOMENTS = [
     r"PUT .*rank-00000.safetensors.*partNumber=[3-5]",
@@ -57,7 +58,9 @@ def whole(checkpoints: files.Remote, folder: Path) -> list[str]:
 def test_killed_in_mid_upload(store, tiny_run: list[str], tmp_path: Path) -> None:
     draw = random.Random(int(os.environ.get("STORE_SEED", 0)))
     words = [*tiny_run, f"max_steps={STEPS}", "save_interval=1", f"keep_checkpoints={STEPS + 1}"]
-    code, said = Forked([*words, f"out={tmp_path / 'plain'}"], tmp_path / "plain.txt").finish()
+    code, said = Forked([*words, f"out={tmp_path / 'plain'}"], tmp_path / "plain.txt").finish(
+        LONGEST
+    )
     assert code == 0, said
     words += [f"out={store.folder}", f"scratch={tmp_path / 'scratch'}"]
     there: list[str] = []
@@ -65,7 +68,7 @@ def test_killed_in_mid_upload(store, tiny_run: list[str], tmp_path: Path) -> Non
         moment = draw.choice(MOMENTS) if kill else MOMENTS[0]
         store.wire.faults = [(moment, "hold")]
         run = Forked(words, tmp_path / "said.txt")
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + LONGEST
         while store.wire.faults and run.running() and time.monotonic() < deadline:
             time.sleep(0.01)
         assert run.running() and not store.wire.faults, (moment, run.finish())
@@ -79,7 +82,7 @@ def test_killed_in_mid_upload(store, tiny_run: list[str], tmp_path: Path) -> Non
         print(f"kill {kill}: held {moment}; {len(there)} checkpoints whole")
     store.wire.faults.clear()
     store.wire.seen.clear()
-    code, said = Forked(words, tmp_path / "said.txt").finish()
+    code, said = Forked(words, tmp_path / "said.txt").finish(LONGEST)
     assert code == 0, said
     assert KILLS > 1 or "The upload of step-00000001 was killed; it goes on." in said
     sent = [

@@ -1,7 +1,9 @@
 """Runs the cases on the twin, in a process of its own whose ranks are forks, for test_twin.py.
 
-`python -m molmo_ds.testing.twin tests/twin/run_on_twin.py FOLDER [--all] [WORD ...]` writes FOLDER/found.pt; words
-choose the strategies whose case's name holds them all.
+python -m molmo_ds.testing.twin tests/twin/run_on_twin.py FOLDER [--all] [--write] [WORD ...]
+
+writes FOLDER/found.pt. Words choose the strategies whose case's name holds them all. --write puts what was counted into
+the tables of docs/evidence/gpu.md, which test_twin.py takes for budgets.
 """
 
 import sys
@@ -14,9 +16,10 @@ import twin_cases
 from tqdm import tqdm
 
 from molmo_ds.ops import dispatch
-from molmo_ds.testing import ranks
+from molmo_ds.testing import ranks, tables
 from molmo_ds.testing.run_files import make
 from molmo_ds.testing.serving import weights_folder
+from molmo_ds.testing.twin import counts
 
 SECONDS = 60  # that a case may take on a busy machine
 
@@ -50,11 +53,34 @@ def whole_run(folder: Path) -> tuple[list[int], str]:
     return [code for code, _ in ended], "\n".join(said for _, said in ended)
 
 
+def counted(names: list[str]) -> dict[str, list[counts.Counted]]:
+    """The steps of real size by name; runs autograd, so that nothing may be forked afterwards."""
+    return {name: counts.step(*twin_cases.STEPS_OF_REAL_SIZE[name]) for name in names}
+
+
+def write_tables(found: dict[str, Any]) -> None:
+    """Put what was counted into docs/evidence/gpu.md."""
+    waits = ["| case | waits | ours | DeepSpeed's |", "|---|---|---|---|"]
+    for case, left in found["strategies"].items():
+        if case.precision == "bf16":
+            places = twin_cases.most_waits(left).items()
+            waits += [f"| {case.name} | {n} | {a or '-'} | {b or '-'} |" for (a, b), n in places]
+    tables.write("waits of a step", waits)
+    steps = ["| step | part | launches | pointwise GB | TFLOP |", "|---|---|---|---|---|"]
+    for name, parts in found["counted"].items():
+        for part in parts:
+            sizes = f"{part.pointwise / 1e9:.1f} | {part.flops / 1e12:.1f}"
+            steps.append(f"| {name} | {part.part} | {part.launches} | {sizes} |")
+    tables.write("kernels of a step", steps)
+
+
 def main() -> None:
     """Run everything, or the strategies that words choose."""
     folder = Path(sys.argv[1])
     everything = "--all" in sys.argv
-    words = [word for word in sys.argv[2:] if word != "--all"]
+    writes = "--write" in sys.argv
+    words = [word for word in sys.argv[2:] if not word.startswith("--")]
+    steps = list(twin_cases.STEPS_OF_REAL_SIZE)
     weights = str(weights_folder(folder))
     parts = {
         "strategies": lambda: strategies(everything, words),
@@ -62,6 +88,7 @@ def main() -> None:
         "resumed": lambda: ranks.run_ranks(twin_cases.resume, 2, str(folder), timeout=6 * SECONDS),
         "other_order": lambda: ranks.run_ranks(twin_cases.other_order, 2, timeout=2 * SECONDS),
         "whole_run": lambda: whole_run(folder),
+        "counted": lambda: counted(steps if everything or writes else steps[:1]),
     }
     found = {}
     for name in tqdm(["strategies"] if words else list(parts), desc="on the twin"):
@@ -69,6 +96,8 @@ def main() -> None:
         found[name] = parts[name]()
         tqdm.write(f"{name}: {time.perf_counter() - began:.1f} s")
     torch.save(found, folder / "found.pt")
+    if writes:
+        write_tables(found)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from twin_cases import Case, config_of, network, table
 
 from molmo_ds.model.molmo import component
 from molmo_ds.ops import dispatch
+from molmo_ds.testing import tables
 from molmo_ds.testing.oracle import difference, plain
 
 HERE = Path(__file__).parent
@@ -28,7 +29,8 @@ IDS = [case.name.replace(" ", "-") for case in CASES]
 pytestmark = [
     pytest.mark.timeout(36000 if EVERYTHING else 600),
     pytest.mark.skipif(
-        shutil.which("g++") is None, reason="no g++: nothing of the twin is checked"
+        shutil.which("g++") is None or torch.version.cuda is not None,
+        reason="no g++, or a build of torch that has CUDA: nothing of the twin is checked",
     ),
 ]
 
@@ -104,6 +106,45 @@ def test_held_out_loss_is_the_same_under_every_strategy(found: dict) -> None:
         if case.precision == "fp32":
             kinds.setdefault((case.decoder, case.adapters), []).append(ranks[0]["held_out"])
     assert all(max(losses) - min(losses) <= 2e-5 for losses in kinds.values())
+
+
+HALF = [case for case in CASES if case.precision == "bf16"]
+
+
+@pytest.mark.parametrize("case", HALF, ids=lambda case: case.name.replace(" ", "-"))
+def test_a_step_waits_no_more_than_the_table_says(found: dict, case: Case) -> None:
+    """The table is docs/evidence/gpu.md's; run_on_twin.py --write makes it anew."""
+    rows = [row for row in tables.read("waits of a step") if row[0] == case.name]
+    assert rows or EVERYTHING, "not in the table"
+    limits = {(ours, deepspeed): int(waits) for _, waits, ours, deepspeed in rows}
+    for place, waits in twin_cases.most_waits(found["strategies"][case]).items():
+        known = tuple(name or "-" for name in place)
+        assert EVERYTHING or waits <= limits.get(known, 0), (place, waits)
+
+
+def test_the_host_waits_once_a_step_where_it_can() -> None:
+    """What the tables' rows sum to: ZeRO-2 once; ZeRO-3 twice, and once a micro-step, which is DeepSpeed's own."""
+    sums: dict[str, int] = {}
+    for name, waits, *_ in tables.read("waits of a step"):
+        sums[name] = sums.get(name, 0) + int(waits)
+    assert sums["zero2 2 ranks qwen2 micro 4 one_in_two bf16"] == 1
+    assert sums["zero3 2 ranks qwen2 micro 2 full bf16"] == 2 + 2
+
+
+def test_a_step_launches_no_more_than_the_table_says(found: dict) -> None:
+    rows = tables.read("kernels of a step")
+    limits = {(name, part): (int(n), float(gb)) for name, part, n, gb, _ in rows}
+    for name, parts in found["counted"].items():
+        for part in parts:
+            launches, gigabytes = limits[name, part.part]
+            assert part.launches <= launches, (name, part)
+            assert part.pointwise / 1e9 <= gigabytes + 0.05, (name, part)
+
+
+def test_no_group_of_ranks_keeps_nccls_own_time_out(found: dict) -> None:
+    """Of the groups that DeepSpeed and we make; run_ranks asks for 60 seconds."""
+    seen = [rank["timeouts"] for ranks in found["strategies"].values() for rank in ranks]
+    assert set().union(*seen) == {60.0}
 
 
 def test_a_checkpoint_gives_the_next_loss_to_the_bit(found: dict) -> None:

@@ -1,5 +1,6 @@
 """The cases of test_twin.py: strategies to train under, and what else runs on the twin and on the CPU."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from molmo_ds import presets
 from molmo_ds.batch import Batch
 from molmo_ds.config import LoraConfig, RunConfig
 from molmo_ds.engine import build_engine
@@ -29,6 +31,20 @@ LIMIT = 2.0  # the limit clips some components at some steps
 ADAPTERS = LoraConfig(components=("vision", "text"), rank=3, alpha=24.0)
 PRECISIONS: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
 RECOMPUTED = ("none", "full", "one_in_two", "vision", "offload")
+
+
+def real(preset: str, **changes: Any) -> RunConfig:
+    """A run of a preset's model."""
+    return RunConfig(preset=preset, model=presets.get(preset), **changes)
+
+
+SIZES = (4, 2304, 52, 2400)  # sequences, tokens, crops, tokens that reach the loss
+STEPS_OF_REAL_SIZE = {  # arguments of counts.step; CI counts the first
+    "1.5B, 4 x 2304, 52 crops": (real("qwen2_1b5"), *SIZES),
+    "the same, ZeRO-3 on 8": (real("qwen2_1b5"), *SIZES, 8),
+    "7B-D, 4 x 2304, 52 crops, ZeRO-3 on 8": (real("molmo_7b_d"), *SIZES, 8),
+    "the same, recomputed": (real("molmo_7b_d", activation_checkpointing="full"), *SIZES, 8),
+}
 
 
 @dataclass(frozen=True)
@@ -138,6 +154,15 @@ def train_one(world: World, case: Case) -> dict[str, Any]:
         "device": str(next(engine.model.parameters()).device),
         "timeouts": {timeout.total_seconds() for _, timeout in nccl.timeouts},
     }
+
+
+def most_waits(ranks: list[dict[str, Any]]) -> dict[tuple[str, str], int]:
+    """Of each place the most waits of a rank in its last step, the most first."""
+    most: Counter[tuple[str, str]] = Counter()
+    for rank in ranks:
+        for place, count in rank["waits"].items():
+            most[place] = max(most[place], count)
+    return dict(most.most_common())
 
 
 def resume(world: World, folder: str) -> dict[str, tuple[float, float]]:

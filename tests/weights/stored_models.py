@@ -136,14 +136,19 @@ def write_checkpoint(
                     name, tuple(tensor.shape), start, tensors, {"step": 3.0}, True, (), True, stride
                 )
                 held[rank].append(made)
-    writers = [
+    config = replace(config, async_save=True)
+    first, *others = (
         Writer(config, Alone(rank, rank, ranks, torch.device("cpu"))) for rank in range(ranks)
-    ]
-    writers[0]._begin(folder, (folder / f"step-{step:08d}").with_suffix(".partial"))
-    for rank in range(1, ranks):
-        writers[rank].save(str(folder), step, held[rank], {rank: {"step": step}})
-        writers[rank].finish()
-    writers[0]._begin = lambda *_: None  # or it would clear what the others wrote
-    writers[0].save(str(folder), step, held[0], {0: {"step": step}})
-    writers[0].finish()
+    )
+    first.place = first._destination(str(folder), step)
+    first._begin()
+    for rank, writer in enumerate(others, 1):
+        writer.save(str(folder), step, held[rank], {rank: {"step": step}})
+        writer.finish()
+    first._begin = lambda: None  # or it would clear what the others wrote
+    first.save(str(folder), step, held[0], {0: {"step": step}})
+    first.thread.join()
+    for writer in others:  # which it would have gathered
+        first.facts |= writer.facts
+    first.finish()
     return folder

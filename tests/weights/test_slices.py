@@ -367,5 +367,3 @@ def test_a_released_folder_says_how_to_crop_and_to_ask(tmp_path: Path) -> None:
         '{"message_format": "none", "processor_class": "MolmoProcessor"}'
     )
     assert released_config.prompts(tmp_path) == {"message_format": "none"}
-    with pytest.raises(ValueError, match="s3://bucket/run is remote"):
-        open_source("s3://bucket/run")

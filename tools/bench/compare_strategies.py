@@ -5,9 +5,11 @@
 
 Every global batch holds unequal token counts and loss weights, packed documents, message trees, and for some ranks no
 picture. A decoder named `unlike` has batches whose ranks hold amounts on both sides of every threshold of the kernels
-(molmo_ds/testing/unlike.py). Two rows tell what the others mean: how far the plain process is from itself when its
-first weights are rounded otherwise (what must be allowed), and when its gradients are 1 % too large (what must be
-seen). --write replaces the table of that name in docs/evidence/equality.md. Takes the batches of molmo_ds/testing.
+(molmo_ds/testing/unlike.py). `q3` and `o3` are Molmo2 on Qwen3 and OLMo3, whose ranks hold pictures with windows that
+join crops, several pictures, videos and text. Two rows tell what the others mean: how far the plain process is from
+itself when its first weights are rounded otherwise (what must be allowed), and when its gradients are 1 % too large
+(what must be seen). --write replaces the table of that name in docs/evidence/equality.md. Takes the batches of
+molmo_ds/testing.
 """
 
 import argparse
@@ -209,7 +211,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     if arguments.families is None:
-        arguments.families = ["qwen2", "llama", "olmo", "olmo2", "olmoe"]
+        arguments.families = ["qwen2", "llama", "olmo", "olmo2", "olmoe", "q3", "o3"]
         if arguments.optimizers == ["sgd"] and arguments.precision == "fp32":
             arguments.families += [f"qwen2{UNLIKE}", f"olmoe{UNLIKE}"]
     elif any(name.endswith(UNLIKE) for name in arguments.families) and (

@@ -3,7 +3,7 @@
 OpenAI and transformers (parts of type image with an address, a path or base64), TRL (prompt, completion), ms-swift
 (query, response, history; conversation) and Alpaca (instruction, input, output). LLaVA's and ShareGPT's `conversations`
 are a field of every annotation already. The columns were read in modelscope/ms-swift,
-docs/source_en/Customization/Custom-dataset.md, 025fc6b.
+Custom-dataset.md of docs/source_en/Customization, 025fc6b.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """ms-swift's grounding rows: `<ref-object>` and `<bbox>` in their turns become names and Molmo's points.
 
-The form was read in modelscope/ms-swift, docs/source_en/Customization/Custom-dataset.md, 025fc6b: `objects` holds `ref`
-(names) and `bbox` (x, y, or the corners x, y, x, y), used in order; `bbox_type` is real (pixels) or norm1 (shares).
+The form was read in modelscope/ms-swift, Custom-dataset.md of docs/source_en/Customization, 025fc6b: `objects` holds
+`ref` (names) and `bbox` (x, y, or two corners), used in order; `bbox_type` is real (pixels) or norm1 (shares).
 """
 
 import re

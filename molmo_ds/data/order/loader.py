@@ -13,14 +13,14 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from molmo_ds.batch import Batch, Sample
-from molmo_ds.config import RunConfig
+from molmo_ds.config import RunConfig, SourceConfig
 from molmo_ds.data.bad_share import too_many
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.order.lanes import BLOCK_CHUNKS, Lane, Order, Reference, RottenSource, generator
 from molmo_ds.data.order.mixture import sample_rates
 from molmo_ds.data.order.packing import ROUND, Budget, merge, row
 from molmo_ds.data.read.shards import ShardSet
-from molmo_ds.data.sample.builder import SampleBuilder
+from molmo_ds.data.sample.builder import SampleBuilder, of_samples
 from molmo_ds.settings import to_dict
 
 log = logging.getLogger(__name__)
@@ -221,11 +221,11 @@ class _Sequencer:
 
 def build_builders(config: RunConfig, names: list[str]) -> list[SampleBuilder]:
     """A builder for each source; sources that say nothing of their own share one, and all share the tokenizer."""
-    made: dict[str, SampleBuilder] = {}
+    made: dict[SourceConfig, SampleBuilder] = {}
     builders = []
     for name in names:
         source = config.data.sources[name]
-        own = repr((source.style, source.weight, source.root_subsegments, source.max_crops))
+        own = of_samples(source)
         if own not in made:
             tokenizer = next((one.tokenizer for one in made.values()), None)
             made[own] = SampleBuilder(config, tokenizer, source)

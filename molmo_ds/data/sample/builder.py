@@ -92,8 +92,9 @@ class SampleBuilder:
             json.dumps([settings, self.sequence_length], sort_keys=True).encode()
         )
         digest.update(self.tokenizer.digest.encode())
-        if source.style or source.weight != 1 or source.token_weight:
-            digest.update(f"{source.style} {source.weight} {source.token_weight}".encode())
+        own = of_samples(source)
+        if own != SourceConfig():
+            digest.update(json.dumps(dataclasses.asdict(own), sort_keys=True).encode())
         self.fingerprint = digest.hexdigest()  # what decides a sample's tokens and crops
         self.cut = 0  # tokens that sequence_length cost the sample that was sized or built last
 
@@ -269,14 +270,23 @@ class SampleBuilder:
         )
 
 
+def of_samples(source: SourceConfig) -> SourceConfig:
+    """What a source says of its samples, without its place and its share of the mixture."""
+    return dataclasses.replace(
+        source, path="", rate=None, group="all", size=None, sampling_rate=1.0
+    )
+
+
 def config_of_source(config: RunConfig, source: SourceConfig) -> RunConfig:
-    """The configuration with the crops and the root_subsegments of a source that has its own."""
+    """The configuration with the crops and the roots of a source that has its own."""
     images = config.model.images
     prompts = config.data.prompts
     if source.max_crops is not None:
         images = dataclasses.replace(images, max_crops=source.max_crops)
     if source.root_subsegments is not None:
         prompts = dataclasses.replace(prompts, root_subsegments=source.root_subsegments)
+    if source.root_length is not None:
+        prompts = dataclasses.replace(prompts, root_length=source.root_length)
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, images=images),

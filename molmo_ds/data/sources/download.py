@@ -26,7 +26,7 @@ from molmo_ds.data.sources.rows import (
     chosen,
     column,
     group,
-    known_pictures,
+    known_names,
     load_rows,
     pictures,
     take,
@@ -145,7 +145,7 @@ def forbidden_pictures(source: Source, options: Options) -> set[str]:
             f"the pictures of {other.name} must be left out, and their list is missing: {error} Put its files into"
             f" {options.folder or 'DIR'}/{other.name}, or keep its pictures with --evaluation-pictures."
         ) from None
-    return set().union(*known_pictures(other, rows))
+    return set().union(*known_names(other, rows)) - {""}
 
 
 def hold_out(

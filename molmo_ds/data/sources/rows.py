@@ -119,16 +119,19 @@ def chosen(
         numbers = [number for number in numbers if held[number] == wanted]
         dropped[f"row whose {name} is not {wanted}"] += len(rows) - len(numbers)
     if forbidden:
-        found = [names & forbidden for names in known_pictures(source, rows)]
-        dropped[f"row of a picture of {source.without}"] += sum(bool(found[n]) for n in numbers)
-        numbers = [number for number in numbers if not found[number]]
+        names = known_names(source, rows)
+        kept = [n for n in numbers if not any(one[n] in forbidden for one in names)]
+        dropped[f"row of a picture of {source.without}"] += len(numbers) - len(kept)
+        numbers = kept
     return numbers
 
 
-def known_pictures(source: Source, rows: Sequence[Row]) -> list[set[str]]:
-    """Address and hash of each row's picture."""
-    columns = [column(rows, name) for name in (source.url, source.sha256) if name]
-    return [{(value or "").lower() for value in row} - {""} for row in zip(*columns)]
+def known_names(source: Source, rows: Sequence[Row]) -> list[list[str]]:
+    """The addresses of the rows' pictures and, where they are published, their hashes in small letters."""
+    names = [column(rows, source.url)]
+    if source.sha256:
+        names.append([(value or "").lower() for value in column(rows, source.sha256)])
+    return names
 
 
 def pictures(source: Source, rows: Sequence[Row]) -> list[object]:

@@ -39,6 +39,10 @@ class Share:
     def __init__(self, config: MolmoConfig, rows: list[tuple[str, nn.Module]], grid: Grid) -> None:
         self.config = config
         self.grid = grid
+        if config.selection is not None:
+            raise ValueError(
+                "HeMolmo answers without a cache only: use infer/selected.py, in one process."
+            )
         layers = dict(rows)
         self.vision = [layer for name, layer in rows if name.startswith(("vision.", "connector"))]
         self.embed = layers.get("embed")

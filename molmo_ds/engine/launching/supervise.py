@@ -1,9 +1,11 @@
 """Keeps one run going: starts the deepspeed launcher on the hosts that answer, watches the run, starts it again.
 
 It believes only what the run writes on storage that all hosts share: OUT/DONE when it is finished, OUT/heartbeat after
-each step. It leaves its own files, and a line in events.jsonl for whatever happens, in OUT/launch/.
+each step. It leaves its own files, and a line in events.jsonl for whatever happens, in OUT/launch/, or, where OUT is a
+URL, in the launch/ of this machine's scratch folder.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -17,13 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from molmo_ds import settings
+from molmo_ds import files, settings
 from molmo_ds.config import RunConfig
 from molmo_ds.engine.launching import signal_run
 from molmo_ds.engine.launching.hosts import Host
 from molmo_ds.engine.launching.signal_run import MARK
 from molmo_ds.engine.refusals import refuse
 from molmo_ds.engine.strategy import read_strategy
+from molmo_ds.files import Remote
+from molmo_ds.stores.mirror import working_folder
 
 SSH = [
     "-o",
@@ -35,7 +39,10 @@ SSH = [
     "-o",
     "ServerAliveCountMax=2",
 ]
-EXPORTED = "OMP_NUM_THREADS,NCCL_*,GLOO_*,MOLMO_DS_*,HF_*,CUDA_*,LD_LIBRARY_PATH,TRITON_*,TORCH_*"
+EXPORTED = (
+    "OMP_NUM_THREADS,NCCL_*,GLOO_*,MOLMO_*,HF_*,CUDA_*,LD_LIBRARY_PATH,TRITON_*,TORCH_*,PYTORCH_*,WANDB_*,"
+    "AWS_*,S3_*,R2_*,WEKA_*,GOOGLE_*,GCSFS_*,STORAGE_EMULATOR_HOST,OPENAI_API_KEY"
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,11 @@ class Supervisor:
         self.config = config
         self.hosts = hosts
         self.limits = limits
-        self.out = Path(config.out).absolute()
+        self.place = files.place(config.out)
+        self.out = working_folder(config.out, config.scratch).absolute()
+        # a store is asked less often, and shows a step some seconds late
+        self.pause = 5.0 if isinstance(self.place, Remote) else 0.2
+        self.beat = 0
         self.folder = self.out / "launch"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = open(self.folder / "lock", "w")  # noqa: SIM115 (held until this process ends)
@@ -132,7 +143,7 @@ class Supervisor:
         longest = 0.0
         first = True
         while True:
-            time.sleep(0.2)
+            time.sleep(self.pause)
             if self.done():
                 self.wait_for_launcher(60)
                 return None
@@ -157,22 +168,21 @@ class Supervisor:
 
     def heartbeat(self) -> int:
         """Time at which the last step ended, in nanoseconds of the storage's clock; 0 before the first."""
-        try:
-            return (self.out / "heartbeat").stat().st_mtime_ns
-        except OSError:
-            return 0
+        with contextlib.suppress(OSError):
+            self.beat = files.modified_ns(self.place / "heartbeat")
+        return self.beat
 
     def saved(self) -> int:
         """The step of the newest checkpoint, 0 if there is none."""
         try:
-            return int((self.out / "checkpoints" / "latest").read_text().strip()[5:])
+            return int((self.place / "checkpoints" / "latest").read_text().strip()[5:])
         except (OSError, ValueError):
             return 0
 
     def done(self) -> bool:
         """Whether the run itself says that it made all its steps."""
         try:
-            return json.loads((self.out / "DONE").read_text())["step"] >= self.config.max_steps
+            return json.loads((self.place / "DONE").read_text())["step"] >= self.config.max_steps
         except (OSError, ValueError, KeyError):
             return False
 

@@ -23,7 +23,6 @@ from molmo_ds.model.decoder import DecoderLayer, MoE
 from molmo_ds.model.molmo import Molmo, component, decays, layer_list, recomputed
 from molmo_ds.model.vision import VisionLayer, used_layers
 from molmo_ds.ops import dispatch
-from molmo_ds.ops.rope import rope_table
 from molmo_ds.ops.tree_attention import AttentionPlan
 from molmo_ds.ops.weighted_cross_entropy import CHUNK_ELEMENTS
 
@@ -99,11 +98,14 @@ def saved_bytes(run, inputs: tuple, own: nn.Module) -> float:
     return float(sum(kept.values()))
 
 
-def layer_bytes(config: RunConfig, model, kind: Kind, tokens: int, crops: int) -> tuple[dict, dict]:
+def layer_bytes(
+    config: RunConfig, model, kind: Kind, tokens: int, crops: int, on_gpu: bool
+) -> tuple[dict, dict]:
     """Kept bytes, and the bytes of the input, of one row of each kind: vision, connector, layers."""
     dtype = kind.weights
     text, vision, batch = model.text, model.vision, config.micro_batch
-    side = (vision.image_size // vision.patch_size) ** 2 + (vision.model_type != "siglip")
+    grid = vision.image_size // vision.patch_size
+    side = grid**2 + vision.class_tokens
     kept, inputs = {}, {}
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -119,10 +121,13 @@ def layer_bytes(config: RunConfig, model, kind: Kind, tokens: int, crops: int) -
         ids = torch.ones(batch, tokens, dtype=torch.int32)
         mask = torch.empty(batch, 1, tokens, tokens, dtype=kind.products)
         plan = AttentionPlan(ids, ids, None, mask)
-        cos, sin = rope_table(
-            ids.long(), layer.self_attn.head_dim, text.rope_theta, text.rope_scaling
-        )
-        shared = cos.nbytes + sin.nbytes + plan.mask.nbytes  # once for all layers
+        tables = layer.rotary.tables(ids.long())
+        cos, sin = tables[0]
+        of_layer = cos.nbytes + sin.nbytes + mask.nbytes  # that all layers share
+        shared = len(tables) * (cos.nbytes + sin.nbytes)
+        # FlexAttention holds no mask; sequence parallelism holds that of whole sequences
+        if not on_gpu:
+            shared += batch * config.data.sequence_length**2 * mask.itemsize
         extra = 0.0
         # as many rows as chosen experts, through one expert of the same width
         if isinstance(layer.mlp, MoE):
@@ -133,15 +138,17 @@ def layer_bytes(config: RunConfig, model, kind: Kind, tokens: int, crops: int) -
             layer.mlp = nn.Identity()
         weights = torch.ones(batch, tokens)
         run_bytes = saved_bytes(layer.run, (hidden, weights, cos, sin, plan), layer)
-        kept["layers"] = run_bytes - kind.dropped(layer) + extra - shared
+        kept["layers"] = run_bytes - kind.dropped(layer) + extra - of_layer
         inputs["layers"] = hidden.numel() * hidden.element_size()
     torch.set_default_dtype(before)
     features = len(vision.feature_layers) * vision.hidden_size
-    pooled = crops * -(-(side - (vision.model_type != "siglip")) // model.connector.pooling_size**2)
-    window, inner = (
-        model.connector.pooling_size**2,
-        model.connector.intermediate_size or text.intermediate_size,
-    )
+    size = model.connector.pooling_size
+    pooled = crops * (-(-grid // size)) ** 2
+    inner = model.connector.intermediate_size or text.intermediate_size
+    # windows of pictures lie in those of frames where a row holds both, and each is a token
+    window = max(size, model.video.pooling_size or size) ** 2
+    if model.family == "molmo2":
+        pooled = min(pooled, batch * config.data.sequence_length)
     width = window * features + (
         0 if model.connector.pooling == "stack" else (2 * window + 4) * vision.hidden_size
     )
@@ -215,7 +222,12 @@ def _rows(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool) -> li
         -(-config.data.crops_per_sequence // sequence),
     )
     kept, inputs = layer_bytes(
-        config, model, _kind(config, strategy, on_gpu), tokens, crops * config.micro_batch
+        config,
+        model,
+        _kind(config, strategy, on_gpu),
+        tokens,
+        crops * config.micro_batch,
+        on_gpu,
     )
     behind = used_layers(model.vision)[-1]
     for row in rows.values():

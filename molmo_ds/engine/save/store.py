@@ -88,4 +88,6 @@ def whole(partial: Path, world: World, mark: str) -> dict[str, Any] | None:
         return None
     same = {name: facts["bytes"] for name, facts in note["files"].items()} == sizes
     known = mark and note["run"] == mark and note["ranks"] == world.size
+    if world.rank == 0 and not (partial / "config.yaml").is_file():
+        return None
     return note["files"] if same and known else None

@@ -97,7 +97,10 @@ class Writer:
                 where = f"{piece.name}|{piece.start}|{key}"
                 if where not in self.buffers:
                     self.buffers[where] = buffer(tensor, self.scratch)
-                tensors[where] = self.buffers[where].copy_(tensor.detach())
+                # from a GPU to pinned memory, without a wait for each
+                tensors[where] = self.buffers[where].copy_(tensor.detach(), non_blocking=True)
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize(self.world.device)
         name = f"rank-{self.world.rank:05d}"
         facts = {
             "file": f"{name}.safetensors",
@@ -221,9 +224,12 @@ class Writer:
 
 
 def buffer(tensor: Tensor, folder: Path | None) -> Tensor:
-    """Host memory for a copy; or, with a folder, a file without a name there, which the kernel pages in and out."""
+    """Host memory for a copy, pinned where the tensor is on a GPU.
+
+    With a folder it is a file without a name there, which the kernel pages in and out.
+    """
     if folder is None:
-        return torch.empty(tensor.shape, dtype=tensor.dtype)
+        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
     descriptor, path = tempfile.mkstemp(dir=folder)
     os.close(descriptor)
     made = torch.from_file(path, shared=True, size=tensor.numel(), dtype=tensor.dtype)

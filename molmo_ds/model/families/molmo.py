@@ -10,7 +10,7 @@ from typing import Any
 from molmo_ds import presets
 from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, TextConfig, VisionConfig
 from molmo_ds.model import families
-from molmo_ds.model.families import molmo2
+from molmo_ds.model.families import hemolmo, molmo2
 from molmo_ds.settings import from_dict, in_sentences, to_dict
 
 OWN = "molmo_ds"  # the field of config.json that holds the MolmoConfig
@@ -83,6 +83,8 @@ def from_reference(values: dict[str, Any]) -> MolmoConfig:
 
     What is missing takes the released models' values. Raises ValueError for what no released or trained Molmo uses.
     """
+    if "token_scorer" in values:
+        return hemolmo.from_reference(values)
     if "llm" in values:
         return molmo2.from_reference(values)
     _refuse(values, "activation_type", ("swiglu", "llama_swiglu"))

@@ -24,6 +24,7 @@ from molmo_ds.model.families.table import (
     rows,
 )
 
+SCORER = 1024  # inner width of HeMolmo's scorers
 PREFIXES = {"olmoe": ("attn.", "mlp."), "molmo2": ("self_attn.", "mlp.")}  # of parts of a block
 
 
@@ -61,7 +62,7 @@ def reference(
     block = block or ("moe" if text.num_experts else "sequential")
     attention, mlp = PREFIXES.get(block, ("", ""))
     of_norms = (attention, mlp) if block == "olmoe" else ("", "")
-    table = _vision(config.vision) + _connector(config)
+    table = _vision(config.vision) + _connector(config) + _scorer(config)
     table += alike("embed.", "transformer.wte.", ["embedding", "new_embedding"])
     for i in range(text.num_hidden_layers):
         ours = f"layers.{i}."
@@ -187,6 +188,31 @@ def _vision(vision: VisionConfig) -> Table:
         if vision.model_type == "dinov2":
             table += pairs(ours, theirs, {"layer_scale1": "lambda1", "layer_scale2": "lambda2"})
     return table
+
+
+def _scorer(config: MolmoConfig) -> Table:
+    """HeMolmo's."""
+    selection = config.selection
+    if selection is None:
+        return []
+    table = _scores("scorer.prior.", "patch_importance_ln.")
+    if selection.scorer == "linear":
+        table += pairs("scorer.low.", "importance_ln.", {"weight": "weight"})
+    elif selection.scorer == "mlp":
+        table += _scores("scorer.low.", "importance_ln.")
+    if selection.norm:
+        table += pairs("scorer.prior_norm.", "patch_importance_norm.", {"weight": "weight"})
+        if selection.scorer != "prior":
+            table += pairs("scorer.low_norm.", "importance_norm.", {"weight": "weight"})
+    if selection.vector_query != "none":
+        table += affine("scorer.", "", {"query": "image_query_ln"})
+    return table
+
+
+def _scores(ours: str, theirs: str) -> Table:
+    halves = (f"{ours}up_proj.weight", f"{ours}gate_proj.weight")
+    table = [Rule(halves, (f"{theirs}w1.weight",), rows(SCORER, SCORER))]
+    return table + affine(ours, theirs, {"down_proj": "w2"})
 
 
 def _connector(config: MolmoConfig) -> Table:

@@ -14,11 +14,15 @@ SOURCES = sorted([*HERE.glob("*.h"), *HERE.glob("*.cpp")])
 
 
 def library() -> Path:
-    """The compiled library; ValueError where there is no g++ or it fails.
+    """The compiled library; ValueError where there is no g++ or it fails, or torch is no CPU build.
 
     Processes that need it at once wait for the first by flock, which the kernel lifts when a process dies.
     """
     torch = Path(importlib.util.find_spec("torch").origin).parent
+    if list(torch.glob("lib/libtorch_cuda*")):
+        raise ValueError(
+            "The twin of a GPU needs the CPU build of torch; this one has CUDA itself."
+        )
     made_of = [importlib.metadata.version("torch"), str(torch)]
     made_of += [path.read_text() for path in SOURCES]
     key = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:16]

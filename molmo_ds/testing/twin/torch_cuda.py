@@ -1,4 +1,4 @@
-"""torch.cuda on the twin: devices, streams, events, memory, properties of an H100 for a CPU build."""
+"""torch.cuda on the twin, in place of what a CPU build lacks: devices, streams, events, memory, an H100's facts."""
 
 import contextlib
 import ctypes

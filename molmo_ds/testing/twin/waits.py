@@ -14,6 +14,7 @@ Place = tuple[str, str]  # ours, DeepSpeed's ("" where there is none): "engine/e
 OURS = "/molmo_ds/"
 NOT_OURS = "/molmo_ds/testing/twin/"
 DEEPSPEED = "/site-packages/deepspeed/"
+INTERPRETED = "/triton/runtime/interpreter.py"  # copies kernels' arguments, as no GPU does
 TELL = ctypes.CFUNCTYPE(None)
 
 
@@ -21,7 +22,13 @@ TELL = ctypes.CFUNCTYPE(None)
 def counted() -> Iterator[Counter[Place]]:
     """A count that afterwards holds the waits inside the block, of all threads."""
     found: Counter[Place] = Counter()
-    tell = TELL(lambda: found.update([place_of(sys._getframe())]))
+
+    def note() -> None:
+        place = place_of(sys._getframe())
+        if place is not None:
+            found[place] += 1
+
+    tell = TELL(note)
     torch_cuda.library.twin_on_wait(tell)
     try:
         yield found
@@ -29,11 +36,13 @@ def counted() -> Iterator[Counter[Place]]:
         torch_cuda.library.twin_on_wait(ctypes.cast(None, TELL))
 
 
-def place_of(frame: FrameType | None) -> Place:
-    """The innermost function of ours around a frame, and the innermost of DeepSpeed."""
+def place_of(frame: FrameType | None) -> Place | None:
+    """The innermost functions of ours and of DeepSpeed around a frame; None inside an interpreted kernel."""
     ours = deepspeed = ""
     while frame is not None and not (ours and deepspeed):
         path = frame.f_code.co_filename
+        if path.endswith(INTERPRETED):
+            return None
         if DEEPSPEED in path:
             deepspeed = deepspeed or named(frame, DEEPSPEED)
         elif OURS in path and NOT_OURS not in path:

@@ -1,0 +1,67 @@
+"""HeMolmo itself: the reference's configuration as a MolmoConfig. No weights of it were ever released.
+
+Source: mattw-ai2/robo_mm_olmo_gantry at a1b4426, olmo/models/he_molmo.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from molmo_ds.config import MolmoConfig, SelectionConfig
+from molmo_ds.model.families import molmo2
+from molmo_ds.settings import in_sentences
+
+SCORERS = {"linear": "linear", "mlp": "mlp", "prior_only": "prior"}
+MEANS = {"batch-mean": "batch", "example-mean": "example", "loss-mean": "example_means"}
+UNUSED = {  # settings that no golden and no script of the reference turns on, and their values
+    "scorer": {"unconditioned": False, "learned_rescaling": None, "source": "all_layers"},
+    "selector": {"hard": False, "noise": 0.0, "dropout": 0, "attention_scaling": None},
+}
+
+
+@in_sentences("The model's configuration")
+def from_reference(values: dict[str, Any]) -> MolmoConfig:
+    """The `model` part of the reference's config.yaml as a MolmoConfig; ValueError for what no HeMolmo used."""
+    scorer = values["token_scorer"]
+    selector = values["token_selector"]
+    for part, given in (("scorer", scorer), ("selector", selector)):
+        for name, known in UNUSED[part].items():
+            if given.get(name, known) != known:
+                raise ValueError(f"{name} is {given[name]!r}; HeMolmo here knows {known!r} only.")
+    pictures = values["mm_preprocessor"]
+    made = molmo2.from_reference(values | {"mm_preprocessor": {"image": pictures}})
+    asked = "none" if not scorer["vector_query"] else "plain"
+    first = scorer["bp_low_res_start"]
+    end = scorer["bp_low_res_end"]
+    selection = SelectionConfig(
+        scorer=SCORERS[scorer["selection_model"]],
+        scored_layers=scorer["n_low_res_layers"],
+        norm=scorer["importance_norm"],
+        normalize=scorer["normalize_importance_scores"],
+        four_scores=scorer["four_scores_per_low_res_patch"],
+        vector_query="scaled" if scorer["vector_query_scaling"] else asked,
+        first_pass_layers=(first, end) if end > first else None,
+        learn_embedding=scorer["bp_low_res_embed"],
+        learn_windows=scorer["bp_patch_prior"],
+        scored_dropout=scorer["low_res_features_drop"],
+        window_dropout=scorer["high_res_patch_prior_drop"] or 0.0,
+        rescale=float(selector["rescale"]),
+        offset=float(selector["offset"]),
+        target=selector["target_scale"],
+        loss_weight=selector["loss_weight"],
+        loss_power=float(selector["loss_pow"]),
+        loss_mean=MEANS[selector["loss"]],
+        saturation_loss=float(selector.get("saturation_loss", 0)),
+        scale_at_test=selector["scale_at_test"],
+        attention_scaling=scorer["attention_scaling"],
+    )
+    return replace(made, family="hemolmo", selection=selection)
+
+
+def to_released(config: MolmoConfig, dtype: str) -> dict[str, Any]:
+    """Nothing: ValueError, since no format of HeMolmo was ever released."""
+    raise ValueError("No format of HeMolmo was ever released; keep the weights folder.")
+
+
+def not_servable(config: MolmoConfig) -> str:
+    """Why vLLM cannot serve it."""
+    return "vLLM has no HeMolmo"

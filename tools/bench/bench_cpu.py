@@ -1,0 +1,242 @@
+"""A training step on one CPU thread: molmo_ds, with plain ops, its export under transformers, and the machine's limit.
+
+    python tools/bench/bench_cpu.py [--preset reference_cpu] [--steps 6]
+
+All of them run in turn in one process, from equal weights on equal batches, and must find equal losses. The limit is
+the time that the step's matrix products and visible attention take, each product at the best rate of MKL and oneDNN for
+its own shape, measured in the same run. CPU seconds (time.process_time), which other jobs change little.
+Prints a markdown table: median, lowest and highest.
+"""
+
+import argparse
+import datetime
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from bench_answers import exported
+from step_batches import reference_batches
+from stepper import OPTIM, stepper
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from tqdm import tqdm
+
+from molmo_ds import presets
+from molmo_ds.batch import Batch
+from molmo_ds.model.molmo import Molmo
+from molmo_ds.ops import dispatch
+from molmo_ds.testing.tables import cpu
+
+CPU = torch.device("cpu")
+Shape = tuple[int, int, int]  # rows, inner, columns
+aten = torch.ops.aten
+ATTENTION = (
+    aten._scaled_dot_product_flash_attention_for_cpu.default,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward.default,
+)
+# products of one pair (query, key), each 2 operations a channel: scores and values; backward also both gradients of
+# each, and the scores once more
+PRODUCTS = {ATTENTION[0]: 2, ATTENTION[1]: 5}
+
+
+class Count(TorchDispatchMode):
+    """The matrix products of what runs inside, by shape, and the operations of attention that are visible."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products: Counter[Shape] = Counter()
+        self.attention = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function is aten.mm.default:
+            self.add(args[0], args[1])
+        elif function is aten.addmm.default:
+            self.add(args[1], args[2])
+        elif function is aten.bmm.default:
+            for _ in range(args[0].shape[0]):
+                self.add(args[0][0], args[1][0])
+        elif function in ATTENTION:
+            first = args[0] if function is ATTENTION[0] else args[1]
+            keys = args[1] if function is ATTENTION[0] else args[2]
+            pairs = visible_pairs(first, keys, function is ATTENTION[0], args, kwargs)
+            self.attention += 2 * PRODUCTS[function] * pairs * first.shape[-1]
+        return function(*args, **kwargs)
+
+    def add(self, a: Tensor, b: Tensor) -> None:
+        """One product of a [R, K] and b [K, N]."""
+        self.products[a.shape[0], a.shape[1], b.shape[1]] += 1
+
+    @property
+    def operations(self) -> int:
+        """Of all matrix products."""
+        return sum(2 * m * k * n * count for (m, k, n), count in self.products.items())
+
+
+def visible_pairs(queries: Tensor, keys: Tensor, forward: bool, args: tuple, kwargs: dict) -> int:
+    """Pairs of a query and a key that see each other, over all heads."""
+    batch, heads, rows, _ = queries.shape
+    causal = args[4] if forward and len(args) > 4 else kwargs.get("is_causal", False)
+    causal = args[7] if not forward and len(args) > 7 else causal
+    mask = kwargs.get("attn_mask")
+    if mask is not None:
+        seen = mask if mask.dtype == torch.bool else mask > -1e30
+        return int(seen.expand(batch, heads, rows, keys.shape[2]).sum())
+    each = rows * (rows + 1) // 2 if causal else rows * keys.shape[2]
+    return batch * heads * each
+
+
+def best_seconds(shape: Shape) -> float:
+    """The least CPU time of a float32 product of that shape, by MKL or oneDNN."""
+    rows, inner, columns = shape
+    a = torch.randn(rows, inner)
+    b = torch.randn(columns, inner)
+    ways = [lambda: F.linear(a, b)]
+    if torch.backends.mkldnn.is_available():
+        ways.append(lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], ""))
+    repeats = max(1, int(2e8 / (2 * rows * inner * columns)))
+    found = []
+    for way in ways:
+        way()
+        for _ in range(3):
+            began = time.process_time()
+            for _ in range(repeats):
+                way()
+            found.append((time.process_time() - began) / repeats)
+    return min(found)
+
+
+def limit(weights: Molmo, batches: list[Batch]) -> tuple[float, str]:
+    """Seconds of a step's products and visible attention alone, and what was counted."""
+    count = Count()
+    with dispatch.use("torch"):
+        step = stepper(weights, batches, CPU)
+        with count:
+            step(1)
+    seconds = 0.0
+    for shape, times in tqdm(count.products.items(), desc="products", leave=False):
+        seconds += times * best_seconds(shape)
+    rate = count.operations / seconds
+    seconds += count.attention / rate
+    said = (
+        f"{count.operations / 1e9:.1f} GF of products at {rate / 1e9:.0f} GF/s, "
+        f"{count.attention / 1e9:.1f} GF of visible attention at that rate"
+    )
+    return seconds, said
+
+
+def under_transformers(weights: Molmo, batch: Batch) -> Callable[[int], Tensor]:
+    """A step of the exported folder as a user of transformers writes it, with torch's AdamW."""
+    from transformers import AutoModelForCausalLM
+
+    with exported(weights) as folder:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, trust_remote_code=True, dtype=torch.float32
+        ).train()
+    rows = batch.input_ids.shape[0]
+    crops = len(batch.images) // rows
+    # positions count on over the rows; the export's begin anew in each
+    before = torch.arange(rows).view(-1, 1, 1) * batch.input_ids.shape[1]
+    learnt = torch.where(batch.loss_weights > 0, batch.labels, -100)
+    inputs = {
+        "input_ids": batch.input_ids,
+        "images": batch.images.view(rows, crops, *batch.images.shape[1:]),
+        "image_masks": batch.image_masks.view(rows, crops, -1),
+        "image_input_idx": batch.image_positions.view(rows, crops, -1) - before,
+        # transformers shifts labels by itself
+        "labels": F.pad(learnt[:, :-1], (1, 0), value=-100),
+    }
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        trained, lr=OPTIM.text.lr, betas=OPTIM.betas, eps=OPTIM.eps, weight_decay=0.0
+    )
+
+    def step(number: int) -> Tensor:
+        loss = model(**inputs).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return step
+
+
+def named(step: Callable[[int], Tensor], ops: str | None) -> Callable[[int], Tensor]:
+    """The step with these ops (None = those that molmo_ds chooses)."""
+
+    def chosen(number: int) -> Tensor:
+        with dispatch.use(ops):
+            return step(number)
+
+    return chosen
+
+
+def measure(contenders: dict[str, Callable[[int], Tensor]], steps: int) -> dict[str, list[float]]:
+    """CPU seconds of each contender's steps, one of each in turn; AssertionError where losses differ."""
+    took: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in tqdm(range(1, steps + 2), desc="steps"):  # the first warms up
+        losses = {}
+        for name, step in contenders.items():
+            began = time.process_time()
+            losses[name] = float(step(number))
+            if number > 1:
+                took[name].append(time.process_time() - began)
+        if number == 1:  # later ones follow from updates, which each optimizer clips in its own way
+            first = next(iter(losses.values()))
+            apart = {
+                name: loss for name, loss in losses.items() if abs(loss - first) > 1e-5 * first
+            }
+            assert not apart, f"losses differ from {first}: {apart}"
+    return took
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--preset", default="reference_cpu")
+    parser.add_argument("--sequences", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=1024, help="per sequence")
+    parser.add_argument("--crops", type=int, default=2, help="per picture")
+    parser.add_argument("--steps", type=int, default=6, help="timed, of each")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    config = presets.get(given.preset)
+    weights = Molmo(config)
+    weights.reset_parameters(0)
+    batches = reference_batches(config, given.sequences, given.tokens, given.crops)
+    contenders = {
+        "the export under transformers, torch's AdamW": under_transformers(weights, batches[0]),
+        "molmo_ds, MOLMO_DS_OPS=torch": named(stepper(weights, batches, CPU), "torch"),
+        "molmo_ds": named(stepper(weights, batches, CPU), None),
+    }
+    least, said = limit(weights, batches)
+    took = measure(contenders, given.steps)
+    tokens = given.sequences * given.tokens
+    print(
+        f"{cpu()}, {torch.backends.cpu.get_cpu_capability()}, 1 thread, float32, torch {torch.__version__},"
+        f" {datetime.date.today()}; {given.preset}, {given.sequences} x {given.tokens} tokens; {said}.\n"
+    )
+    print("| step | CPU-s, median | lowest - highest | tokens per CPU-s | share of the limit |")
+    print("|---|---|---|---|---|")
+    for name, seconds in took.items():
+        middle = statistics.median(seconds)
+        print(
+            f"| {name} | {middle:.3f} | {min(seconds):.3f} - {max(seconds):.3f} | {tokens / middle:.0f} |"
+            f" {least / middle:.0%} |"
+        )
+    print(
+        f"| limit: products and visible attention | {least:.3f} | | {tokens / least:.0f} | 100% |"
+    )
+
+
+if __name__ == "__main__":
+    main()

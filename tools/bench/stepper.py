@@ -1,0 +1,61 @@
+"""Training steps of a network as the engine makes them, without an engine: losses, backward, clipping, optimizer."""
+
+from collections.abc import Callable
+
+import torch
+
+from molmo_ds.batch import Batch
+from molmo_ds.config import ComponentConfig, OptimConfig
+from molmo_ds.engine.compiled import compile_layers
+from molmo_ds.engine.optim import (
+    build_optimizer,
+    clip,
+    frozen_names,
+    norm_limit_used,
+    parameter_groups,
+)
+from molmo_ds.model.molmo import Molmo
+
+OPTIM = OptimConfig(
+    connector=ComponentConfig(lr=2e-4),
+    vision=ComponentConfig(lr=6e-6),
+    text=ComponentConfig(lr=2e-5),
+)
+
+
+def stepper(
+    weights: Molmo,
+    micro_batches: list[Batch],
+    device: torch.device,
+    compiled: bool = False,
+    checkpointing: str = "none",
+) -> Callable[[int], float]:
+    """A function of the step's number that trains a copy of `weights` once and returns the cross-entropy."""
+    with device:
+        model = Molmo(weights.config, checkpointing=checkpointing)
+    model.load_state_dict(weights.state_dict())
+    if compiled:
+        compile_layers(model)
+    for name in frozen_names(model, OPTIM):
+        model.get_parameter(name).requires_grad_(False)
+    groups = parameter_groups(model, OPTIM)
+    casts = device.type == "cuda"
+    optimizer = build_optimizer(groups, OPTIM, fused=casts or None)
+    total = sum(float(batch.loss_weights.sum()) for batch in micro_batches)
+
+    def step(number: int) -> torch.Tensor:
+        loss = torch.zeros((), device=device)
+        for batch in micro_batches:
+            with torch.autocast(device.type, torch.bfloat16, enabled=casts):
+                ce_sum, z_sum, _ = model(batch.to(device).weighted(1 / total))
+            (ce_sum + z_sum).backward()
+            loss += ce_sum.detach()
+        gradients: dict[str, list[torch.Tensor]] = {}
+        for group in groups:
+            gradients.setdefault(group["component"], []).extend(p.grad for p in group["params"])
+        clip(gradients, lambda squares: None, norm_limit_used(OPTIM, number))
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss
+
+    return step
