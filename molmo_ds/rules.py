@@ -60,7 +60,7 @@ def model(config: MolmoConfig, prefix: str = "model.") -> Rows:
     )
     frames = config.video.pooling_size or pooling
     yield (
-        frames > side,
+        frames > side and frames != pooling,
         f"{prefix}video.pooling_size is {frames}; it must be at most {side}, the patches along a frame's side.",
     )
     yield (
