@@ -349,6 +349,10 @@ def rates(sources: dict[str, SourceConfig], group_rates: dict[str, float], at: s
 
 def training(config: RunConfig) -> Rows:
     """Settings that a run must be given and other uses of a configuration need not."""
+    yield (
+        config.model.family == "hemolmo",
+        "HeMolmo has no samples of shards yet; train it from batches of data/order/selected.py by the engine.",
+    )
     yield not config.out, "out is empty; give the run a folder, for example out=runs/first."
     yield (
         config.out.startswith(("http://", "https://", "hf://")),
