@@ -92,8 +92,9 @@ def test_the_list_of_settings_is_whole() -> None:
         "prompts",
         "sources",
         "evaluators",
+        "selection",
     }  # fields that hold more of them
-    assert len(kinds) == 14 and leaves == fields - blocks - {"optim", "lora"}
+    assert len(kinds) == 15 and leaves == fields - blocks - {"optim", "lora"}
 
 
 @pytest.mark.parametrize("setting", EVERY, ids=lambda setting: setting.name)
