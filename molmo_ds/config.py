@@ -26,6 +26,7 @@ def home(path: str) -> str:
     return whole
 
 
+IM_PATCH = 2  # id of <im_patch>, counted from text.vocab_size
 Size = Annotated[int, Ge(1), Le(1 << 20)]  # a width, a length, a number of layers
 Count = Annotated[int, Ge(1), Lt(1 << 62)]
 Whole = Annotated[int, Ge(0), Lt(1 << 62)]
@@ -85,6 +86,9 @@ class ConnectorConfig(Checked):
     # missing patches of a window are left out of its query's mean and of its keys, as in Molmo2
     pooling_mask: bool = False
     intermediate_size: Optional[Size] = None  # of the mlp; None = text.intermediate_size
+    # what features are added to: the learnt embedding of <im_patch>, or zero, as vLLM has it; auto = zero in a run from
+    # new weights, else as in the weights that it begins with
+    patch_row: Literal["auto", "learnt", "zero"] = "auto"
     feature_dropout: Rate = 0.0  # of the features
     initializer_range: Positive = 0.02  # standard deviation of first weights
 
@@ -214,6 +218,16 @@ class MolmoConfig(Checked):
     images: ImageConfig = field(default_factory=ImageConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
     selection: Optional[SelectionConfig] = None  # of family hemolmo
+
+    @property
+    def patch_token(self) -> int:
+        """The id of <im_patch>, to which the features of pictures are added."""
+        return self.text.vocab_size + IM_PATCH
+
+    @property
+    def zero_row(self) -> int | None:
+        """The id whose embedding is zero and stays so, or None."""
+        return self.patch_token if self.connector.patch_row == "zero" else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,7 +370,7 @@ class EvaluatorConfig(Checked):
 class RunConfig(Checked):
     """One run; saved resolved with its checkpoints, and enough to run again."""
 
-    preset: str = "tiny"  # a function of presets.py; model.* overrides it
+    preset: str = "tiny"  # a function of presets/; model.* overrides it
     model: MolmoConfig = field(default_factory=MolmoConfig)
     data: DataConfig = field(default_factory=DataConfig)
     evaluators: dict[str, EvaluatorConfig] = field(default_factory=dict)
