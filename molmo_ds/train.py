@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from molmo_ds.engine import Engine
     from molmo_ds.engine.launch import World
     from molmo_ds.stores.run_folder import RunFolder
+    from molmo_ds.weights import patch_row
 
 log = logging.getLogger("molmo_ds")
 RUN_FILES = ("config.yaml", "checkpoints", "log.jsonl", "tensorboard", "profile", "DONE")
@@ -56,6 +57,7 @@ def train(config: RunConfig) -> int:
     config = world.together(partial(epochs.in_steps, config))
     for sentence in rules.short_warmups(config):
         log.warning(sentence)
+    config = world.together(partial(patch_row.resolved, config))
     folder = RunFolder(config.out, config.scratch)
     world.agree(folder.open)
     try:
@@ -240,6 +242,7 @@ def difference_to(saved: Path, config: RunConfig) -> str:
     except (yaml.YAMLError, AttributeError):
         return "its config.yaml cannot be read"
     here = flat(settings.to_dict(config))
+    there = flat(settings.to_dict(RunConfig())) | there  # a setting may be younger than that run
     for key in sorted(here.keys() | there.keys()):
         known = key.startswith(tuple(f"{name}." for name in IDENTITY)) or key in IDENTITY
         if known and here.get(key) != there.get(key):

@@ -15,6 +15,7 @@ from molmo_ds.testing import run_files
 
 HERE = Path(__file__).parent
 ON_GPU = {"ops/test_gpu.py": "what only a GPU can show"}  # what --gpu runs
+MORE = pytest.StashKey[int]()  # tests that were left out for want of --all
 SLOW = {  # file or folder: why it takes its time
     "torture": "runs that are killed at random moments",
     "multinode/test_hosts.py": "two hosts that fail in every way",
@@ -34,6 +35,7 @@ SLOW = {  # file or folder: why it takes its time
     "ops/test_ahead_of_time.py": "compiles the kernels for GPUs",
     "ops/test_cuda.py": "compiles the CUDA kernels for the CPU",
     "goldens/test_a_ranks.py": "the reference's numbers on several ranks",
+    "interop/test_transformers.py": "an exported folder in a process of its own",
     "hub/test_remote.py": "exported folders in processes of their own",
     "serve/test_serve_command.py": "a server with all its processes",
     "hub/test_generate_tool.py": "a process for each question",
@@ -65,8 +67,8 @@ ALONE = {  # file or folder: why nothing runs beside it
 def pytest_addoption(parser: pytest.Parser) -> None:
     """--examples N: how many examples the tests over random draws take; few in the suite, hundreds by hand.
 
-    --fast leaves out what SLOW lists. --all runs the whole table of tests/twin, for hours. --gpu runs what ON_GPU lists
-    and nothing else, and lets it see the GPUs.
+    --fast leaves out what SLOW lists. --all adds what takes hours or environments of its own: the whole table of
+    tests/twin, the tools of tests/interop. --gpu runs what ON_GPU lists and nothing else, and lets it see the GPUs.
     """
     parser.addoption("--all", action="store_true")
     parser.addoption("--gpu", action="store_true")
@@ -79,6 +81,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "alone: nothing may run beside it (ALONE of tests/conftest.py)"
     )
+    config.addinivalue_line("markers", "everything: with --all only (tests/interop)")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses by the mark
@@ -95,6 +98,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if listed(item, ALONE) or "nvme" in item.nodeid:
             item.add_marker("alone")
+    if not config.getoption("--all"):
+        more = {item for item in items if item.get_closest_marker("everything")}
+        config.hook.pytest_deselected(items=list(more))
+        config.stash[MORE] = len(more)
+        items[:] = [item for item in items if item not in more]
     if config.getoption("--fast"):
         left_out = {item for item in items if listed(item, SLOW) or "nvme" in item.nodeid}
         config.hook.pytest_deselected(items=list(left_out))
@@ -104,7 +112,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Say what --fast left out."""
+    """Say what was left out, and how to run it."""
+    more = config.stash.get(MORE, 0)
+    if more:
+        terminalreporter.line(
+            f"{more} tests in the tools of others need --all and environments (tests/interop/environments.py)"
+        )
     if config.getoption("--fast"):
         terminalreporter.section("left out by --fast; bash tests/run.sh runs them")
         for place, why in SLOW.items():

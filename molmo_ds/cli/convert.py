@@ -96,10 +96,8 @@ def main(argv: list[str] | None = None) -> int:
         elif args.command == "from-peft":
             adapters.from_peft(args.source, args.base, args.out)
         elif args.command == "to-hub":
-            reason = export.to_hub(
-                args.source, args.out, args.dtype, args.tokenizer, int(args.shard_gb * 1e9)
-            )
-            print("vLLM can serve it." if reason is None else f"vLLM cannot serve it: {reason}.")
+            shard = int(args.shard_gb * 1e9)
+            print(export.to_hub(args.source, args.out, args.dtype, args.tokenizer, shard))
         else:
             load.backbones(
                 pair(args.llm), pair(args.vision), args.out, tuple(args.changes), args.seed

@@ -3,6 +3,9 @@
 transformers loads a folder's code only if all files lie side by side and import each other relatively, and it refuses
 files that import what is not installed. So `molmo_ds.model.vision` becomes `ds_model_vision.py`, an op becomes its
 `reference.py`, and packages other than torch, numpy, Pillow and transformers are imported if they are installed.
+
+Before 5.10 transformers copies only the files that a root imports itself, and 4.46 looks for imports without an end
+where files import each other in a circle: each root names every file that it needs, and a circle is an error here.
 """
 
 import ast
@@ -19,16 +22,32 @@ KNOWN = {"torch", "numpy", "PIL", "transformers", "tokenizers", *sys.stdlib_modu
 
 def bundle() -> dict[str, str]:
     """File name -> source of every file that an exported folder needs, and no other."""
-    files: dict[str, str] = {}
+    sources: dict[str, str] = {}
+    imports: dict[str, list[str]] = {}  # file -> the files that it imports
     waiting = [REMOTE + root for root in ROOTS]
     while waiting:
         module = waiting.pop()
-        name = file_of(module) + ".py"
-        if name not in files:
-            source, needed = rewrite(module)
-            files[name] = source
+        name = file_of(module)
+        if name not in sources:
+            sources[name], needed = rewrite(module)
+            imports[name] = [file_of(other) for other in needed]
             waiting += needed
-    return files
+    for root in ROOTS:
+        sources[root] += _naming(reached(root, imports))
+    return {f"{name}.py": source for name, source in sources.items()}
+
+
+def reached(file: str, imports: dict[str, list[str]], above: tuple[str, ...] = ()) -> set[str]:
+    """All files that a file imports, directly or not."""
+    assert file not in above, f"files import each other in a circle: {' -> '.join((*above, file))}"
+    below = [{other} | reached(other, imports, (*above, file)) for other in imports[file]]
+    return set().union(*below)
+
+
+def _naming(files: set[str]) -> str:
+    """A function that is never called: only its text is read, by versions of transformers before 5.10."""
+    lines = [f"    from .{file} import __name__ as _" for file in sorted(files)]
+    return "\n\n".join(("", "\n".join(("def _files():  # for older transformers", *lines)))) + "\n"
 
 
 def rewrite(module: str) -> tuple[str, list[str]]:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from molmo_ds.hub.load import checked, open_checkpoint, prompt_form
 from molmo_ds.hub.words import ends_of, whole_tokenizer
 from molmo_ds.model import families
 from molmo_ds.model.families import molmo_names
+from molmo_ds.model.init import row_of
 from molmo_ds.settings import to_dict
 from molmo_ds.weights.source import PAD_EMBED, shapes_of
 from molmo_ds.weights.tensor_writer import SHARD, new_folder, write_tensors
@@ -22,8 +24,36 @@ from molmo_ds.weights.tensor_writer import SHARD, new_folder, write_tensors
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def chat_template(message_format: str) -> str:
-    """Jinja that writes a conversation as `turns.speak` does, without the first space, an end after each answer."""
+NEAR = 64  # rows of a table on each side of one
+VLLM_START = "<|endoftext|>"  # after which vLLM's Molmo puts a picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class InVLLM:
+    """What vLLM makes of an exported folder."""
+
+    refusal: str | None  # why it cannot serve it
+    patch_norm: float  # of the embedding of <im_patch>
+    word_norm: float  # the mean of the rows near it
+
+    def __str__(self) -> str:
+        if self.refusal:
+            return f"vLLM cannot serve it: {self.refusal}."
+        if not self.patch_norm:
+            return "vLLM can serve it."
+        return (
+            "vLLM can serve it, with other answers about pictures: it puts a picture's features in the place of the"
+            f" embedding of <im_patch>, to which Molmo adds them, and that has norm {self.patch_norm:.3g} (rows near"
+            f" it: {self.word_norm:.3g}). The connector ends in a matrix without bias, so nothing can take the row"
+            " over; a run with model.connector.patch_row=zero keeps it at zero."
+        )
+
+
+def chat_template(message_format: str, start: str) -> str:
+    """Jinja that writes a conversation as training reads it: `start`, turns as of `turns.speak`, ends after answers.
+
+    Servers that tokenize the text as it is (vLLM without a picture) need the start in it.
+    """
     before, after = ("'User: ' + ", " + ' Assistant:'") if message_format == "role" else ("", "")
     return (
         "{%- for message in messages -%}"
@@ -33,7 +63,7 @@ def chat_template(message_format: str) -> str:
         "{%- if message['content'] is string -%}{%- set text = message['content'] -%}"
         "{%- else -%}{%- set parts = message['content'] | selectattr('type', 'equalto', 'text') -%}"
         "{%- set text = parts | map(attribute='text') | join(' ') -%}{%- endif -%}"
-        "{%- if not loop.first -%}{{ ' ' }}{%- endif -%}"
+        "{%- if loop.first -%}{{ '" + start + "' }}{%- else -%}{{ ' ' }}{%- endif -%}"
         "{%- if message['role'] == 'user' -%}{{ " + before + "text" + after + " }}"
         "{%- else -%}{{ text + eos_token }}{%- endif -%}"
         "{%- endfor -%}"
@@ -46,7 +76,7 @@ def to_hub(
     dtype: str | None = None,
     tokenizer: str | Path | None = None,
     shard_bytes: int = SHARD,
-) -> str | None:
+) -> InVLLM:
     """Write `out`, tensor by tensor; it loads in transformers without this package, as the released folders do.
 
     A Molmo needs trust_remote_code, and its folder holds the code; transformers (5.23 and later) knows Molmo2 itself.
@@ -55,9 +85,6 @@ def to_hub(
         checkpoint: a weights folder, or a checkpoint of a run whatever strategy wrote it.
         dtype: fp32 or bf16; None keeps the checkpoint's.
         tokenizer: a transformers tokenizer folder; None takes the checkpoint's.
-
-    Returns:
-        Why vLLM cannot serve the model, None if it can.
 
     Raises ValueError where a tensor is missing or has another shape than the configuration asks for, where `out`
     exists, and for an unknown dtype; nothing is left then.
@@ -68,10 +95,11 @@ def to_hub(
     words = Path(tokenizer) if tokenizer else words
     with new_folder(out) as folder:
         kinds: set[torch.dtype] = set()
+        norms: list[float] = []
         count = sum(len(rule.theirs) for rule in molmo_names.released(config))
         write_tensors(
             folder,
-            _released(config, tensors, checkpoint, kinds),
+            _released(config, tensors, checkpoint, kinds, norms),
             shard_bytes,
             DTYPES.get(dtype),
             count,
@@ -80,27 +108,38 @@ def to_hub(
         released = families.format_of(config)
         values = released.to_released(config, str(kind).removeprefix("torch."))
         _write_json(folder / "config.json", values)
+        refusal = released.not_servable(config)
         if config.family == "molmo":
             for name, source in bundle().items():
                 (folder / name).write_text(source)
             shutil.copyfile(Path(__file__).with_name("remote") / "README.md", folder / "README.md")
         if words is not None and config.family == "molmo":
-            write_processor(folder, config, words, prompt_form(checkpoint))
+            start = write_processor(folder, config, words, prompt_form(checkpoint))
+            if start != VLLM_START:
+                why = (
+                    f"its Molmo puts pictures after {VLLM_START}, and texts begin with {start} here"
+                )
+                refusal = refusal or why
         elif words is not None:
             molmo2_processor.write(folder, config, words)
-    return released.not_servable(config)
+    return InVLLM(refusal=refusal, patch_norm=norms[0], word_norm=norms[1])
 
 
 def write_processor(
     folder: Path, config: MolmoConfig, tokenizer: Path, form: dict[str, str | bool]
-) -> None:
+) -> str:
     """The tokenizer with all its special words, the processor's configuration, and how to end a text.
+
+    Returns the name of the token that begins a text.
 
     `form`: `message_format` and `always_start_with_space`, as the model was trained to be asked.
     """
     ours, theirs = whole_tokenizer(config, tokenizer)
-    theirs.chat_template = chat_template(form["message_format"])
+    start = theirs.convert_ids_to_tokens(ours.bos)
+    space = " " * form["always_start_with_space"]
+    theirs.chat_template = chat_template(form["message_format"], start + space)
     theirs.save_pretrained(folder)
+    _for_older_transformers(folder / "tokenizer_config.json", theirs.chat_template)
     images = {
         "auto_map": {
             "AutoImageProcessor": "image_preprocessing_molmo.MolmoImageProcessor",
@@ -117,6 +156,17 @@ def write_processor(
     processor = {"auto_map": images["auto_map"], "processor_class": "MolmoProcessor"}
     _write_json(folder / "processor_config.json", processor | form)
     _write_json(folder / "generation_config.json", ends_of(ours))
+    return start
+
+
+def _for_older_transformers(path: Path, chat_template: str) -> None:
+    """Transformers 5 names a class that 4 does not know, and 4.46 reads the chat template from here only."""
+    values = json.loads(path.read_text())
+    if values["tokenizer_class"] == "TokenizersBackend":
+        values["tokenizer_class"] = "PreTrainedTokenizerFast"
+    for name in ("backend", "is_local", "local_files_only"):
+        values.pop(name, None)
+    _write_json(path, values | {"chat_template": chat_template})
 
 
 def _released(
@@ -124,13 +174,23 @@ def _released(
     tensors: Iterator[tuple[str, Tensor]],
     source: str | Path,
     kinds: set[torch.dtype],
+    norms: list[float],
 ) -> Iterator[tuple[str, Tensor]]:
-    """Our tensors in any order -> theirs; at most the parts of one of theirs are held."""
+    """Our tensors in any order -> theirs; at most the parts of one of theirs are held.
+
+    Args:
+        kinds: takes the types of the tensors.
+        norms: takes that of the embedding of <im_patch>, and the mean of the rows around it.
+    """
     rule_of = {name: rule for rule in molmo_names.released(config) for name in rule.ours}
     held = {}
     for name, tensor in checked(tensors, shapes_of(config), source):
         rule = rule_of[name]
         kinds.add(tensor.dtype)
+        row = row_of(config, name, config.patch_token)
+        if row is not None:
+            rows = tensor[max(row - NEAR, 0) :][: 2 * NEAR].float().norm(dim=1)
+            norms += [float(tensor[row].float().norm()), float(rows.mean())]
         held[name] = tensor
         del tensor  # references left in variables would keep a second tensor in memory
         if all(part in held for part in rule.ours):

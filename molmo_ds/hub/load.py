@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from molmo_ds import files, presets
-from molmo_ds.config import MolmoConfig, VisionConfig
+from molmo_ds.config import ConnectorConfig, MolmoConfig, VisionConfig
 from molmo_ds.files import Place
 from molmo_ds.hub import configs
 from molmo_ds.model import families
@@ -99,7 +99,10 @@ def backbones(
             f"'{llm[0]}' does not fit {text_folder}, which holds a {text.model_type} model."
         )
     tower, images = configs.vision_config(released_config.read_json(vision_folder), vision[0])
-    config = configs.override(MolmoConfig(text=text, vision=tower, images=images), changes)
+    fresh = MolmoConfig(
+        text=text, vision=tower, images=images, connector=ConnectorConfig(patch_row="zero")
+    )
+    config = configs.override(fresh, changes)
     shapes = shapes_of(config)
 
     def tensors() -> Iterator[tuple[str, Tensor]]:

@@ -54,7 +54,11 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] -> [..., outputs]."""
-        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(swiglu(*self.project(x)))
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Gate and up, [..., inner] each."""
+        return self.gate_proj(x), self.up_proj(x)
 
 
 class Connector(nn.Module):

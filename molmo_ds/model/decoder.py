@@ -60,11 +60,13 @@ class Embed(nn.Module):
     """Two embedding tables, and the image features added at their tokens.
 
     Args:
+        zero_row: the id of a token whose vector is zero and learns nothing; its row in the table is never read.
         selects: whether the scorer follows, which still needs the features.
     """
 
-    def __init__(self, text: TextConfig, selects: bool = False):
+    def __init__(self, text: TextConfig, zero_row: int | None = None, selects: bool = False):
         super().__init__()
+        self.zero_row = zero_row
         self.embedding = nn.Parameter(torch.empty(text.embedding_size, text.hidden_size))
         self.new_embedding = nn.Parameter(torch.empty(text.additional_vocab_size, text.hidden_size))
         self.dropout = text.embedding_dropout
@@ -73,9 +75,8 @@ class Embed(nn.Module):
 
     def forward(self, x: Carry) -> Carry:
         """input_ids, image_features and image_positions -> hidden."""
-        hidden = splice(
-            x.input_ids, self.embedding, self.new_embedding, x.image_features, x.image_positions
-        )
+        ids, extra = self.read(x.input_ids)
+        hidden = splice(ids, self.embedding, extra, x.image_features, x.image_positions)
         if self.dropout:
             hidden = F.dropout(hidden, self.dropout, self.training)
         return x._replace(
@@ -85,6 +86,13 @@ class Embed(nn.Module):
             image_positions=None,
             hidden=hidden,
         )
+
+    def read(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """(ids [B, T], the second table) as they are looked up: `zero_row` leads to a constant after the last row."""
+        if self.zero_row is None:
+            return ids, self.new_embedding
+        after = len(self.embedding) + len(self.new_embedding)
+        return ids.masked_fill(ids == self.zero_row, after), F.pad(self.new_embedding, (0, 0, 0, 1))
 
 
 class Rotary:
@@ -132,9 +140,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, plan: Any) -> Tensor:
         """[B, T, D] -> [B, T, D]; cos and sin [B, T, d]; plan as `core` made it."""
-        q = self.q_proj(x)
-        k = self.k_proj(x)
-        v = self.v_proj(x)
+        q, k, v = self.project(x)
         if self.clip is not None:
             q, k, v = (t.clamp(-self.clip, self.clip) for t in (q, k, v))
         if self.per_head:
@@ -148,6 +154,10 @@ class Attention(nn.Module):
         k = rotate(k, cos, sin)
         out = self.core(q, k, v, plan, self.dropout if self.training else 0.0)
         return self.o_proj(out.transpose(1, 2).flatten(2))
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, T, H * d], keys and values [B, T, G * d] of x [B, T, D]."""
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
 
 
 class Experts(nn.Module):

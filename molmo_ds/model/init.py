@@ -13,8 +13,30 @@ def initial_parameter(config: MolmoConfig, name: str, shape: Sequence[int], seed
     """The whole parameter called `name`, float32 on the CPU.
 
     Norms and layer scales 1, biases and padding embedding 0, the rest normal; the ViT's MLP, CLIP's positions, class
-    tokens and a linear projector have deviations of their own.
+    tokens and a linear projector have deviations of their own. The row of <im_patch> is zero where it stays so.
     """
+    return cleared(config, name, _drawn(config, name, shape, seed))
+
+
+def cleared(config: MolmoConfig, name: str, rows: Tensor, first: int = 0) -> Tensor:
+    """Rows of the parameter `name`, from `first` on, with that of `config.zero_row` at zero."""
+    row = row_of(config, name, config.zero_row)
+    if row is None or not first <= row < first + len(rows):
+        return rows
+    rows = rows.clone()
+    rows[row - first] = 0
+    return rows
+
+
+def row_of(config: MolmoConfig, name: str, token: int | None) -> int | None:
+    """The row of a token in the parameter `name`, None where it is in another."""
+    words = config.text.embedding_size
+    if token is None or name != ("embed.embedding" if token < words else "embed.new_embedding"):
+        return None
+    return token if token < words else token - words
+
+
+def _drawn(config: MolmoConfig, name: str, shape: Sequence[int], seed: int) -> Tensor:
     drawn = torch.empty(tuple(shape), dtype=torch.float32)
     constant = _constant(name)
     if constant is not None:

@@ -61,7 +61,7 @@ class VisionEmbeddings(nn.Module):
         """uint8 [N, H, W, 3] or float [N, P, p * p * 3] -> [N, S, D]."""
         if images.dtype == torch.uint8:
             images = normalise_patches(images, *self.pixels, self.patch_size)
-        hidden = self.patch_embedding(images.to(self.patch_embedding.weight.dtype))
+        hidden = self.patch_embedding(images.to(self.position_embedding.dtype))
         if self.class_tokens:
             first = self.class_embedding.to(hidden.dtype).expand(len(hidden), 1, -1)
             hidden = torch.cat((first, hidden), 1)
@@ -142,7 +142,10 @@ class VisionLayer(nn.Module):
         """hidden -> hidden, None after the last feature, and features with one more where this block is one."""
         if self.is_idle:
             return x
-        hidden = self.run(x.hidden)
+        return self.passed_on(x, self.run(x.hidden))
+
+    def passed_on(self, x: Carry, hidden: Tensor) -> Carry:
+        """x with the output [N, S, D] of this block where it is wanted."""
         features = (*x.features, hidden) if self.is_feature else x.features
         return x._replace(hidden=None if self.is_last else hidden, features=features)
 

@@ -32,6 +32,17 @@ FROZEN = "a component that was frozen there and is trained now has no optimizer 
 Count = Annotated[int, Field(strict=True, ge=0)]
 
 
+class NewerFormatError(ValueError):
+    """A checkpoint of a newer release than this."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """The part of manifest.json that no release changes."""
+
+    format: Count
+
+
 @dataclass(frozen=True)
 class Manifest:
     """manifest.json."""
@@ -204,7 +215,9 @@ def stretches(stored: Stored, first: int, last: int) -> Iterator[Group]:
 def read_manifest(path: Place) -> Manifest:
     """A checkpoint's manifest.json; ValueError in a few words if it is not as a save writes it."""
     try:
-        made = TypeAdapter(Manifest).validate_json((path / "manifest.json").read_bytes())
+        data = (path / "manifest.json").read_bytes()
+        _refuse_newer(path, data)
+        made = TypeAdapter(Manifest).validate_json(data)
     except FileNotFoundError:
         raise ValueError("manifest.json is missing, so the save did not finish") from None
     except (ValidationError, OSError):
@@ -220,10 +233,29 @@ def read_manifest(path: Place) -> Manifest:
     return made
 
 
+def _refuse_newer(path: Place, manifest: bytes) -> None:
+    """NewerFormatError where a manifest says that a newer release wrote it; its other fields may then be any."""
+    try:
+        number = TypeAdapter(Format).validate_json(manifest).format
+    except ValidationError:
+        return
+    if number > FORMAT:
+        raise NewerFormatError(
+            f"{path} was saved by a newer molmo_ds (format {number}, and this release reads {FORMAT}); update it: pip"
+            " install --upgrade molmo_ds."
+        )
+
+
 def what_is_wrong(path: Place, part: int = 0, parts: int = 1) -> str | None:
-    """Why the checkpoint `path` is not whole, in a few words, or None; checks every `parts`-th file from `part` on."""
+    """Why the checkpoint `path` is not whole, in a few words, or None; checks every `parts`-th file from `part` on.
+
+    Raises NewerFormatError for one that is whole and that only a newer release reads: an older checkpoint in its place
+    would lose what was learnt since.
+    """
     try:
         manifest = read_manifest(path)
+    except NewerFormatError:
+        raise
     except ValueError as error:
         return str(error)
     return checksums.wrong_file(path, manifest.files, part, parts)

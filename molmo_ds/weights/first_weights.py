@@ -43,7 +43,8 @@ def first_weights(config: RunConfig) -> Callable[[str, Shape, int, int], Tensor]
             return torch.empty(0)
         row = math.prod(shape[1:])
         begin = first // row
-        rows = source.rows(name, begin, -(-last // row)).reshape(-1)
+        rows = source.rows(name, begin, -(-last // row))
+        rows = init.cleared(config.model, name, rows, begin).reshape(-1)
         return rows[first - begin * row : last - begin * row]
 
     return look_up

@@ -1,4 +1,4 @@
-"""The package as pip installs it: a run from another folder with the default strategy, by the command molmo-ds."""
+"""The package as pip installs it, a wheel built from the sdist: a run from another folder, by the command molmo-ds."""
 
 import os
 import shutil
@@ -34,6 +34,13 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
         else:
             shutil.copy(ROOT / name, source / name)
+    sdist = tmp_path_factory.mktemp("sdist")
+    build = f"from setuptools import build_meta; build_meta.build_sdist({str(sdist)!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", build], cwd=source, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    (archive,) = sdist.glob("molmo_ds-*.tar.gz")
     target = tmp_path_factory.mktemp("installed")
     options = [
         "--quiet",
@@ -43,7 +50,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--target",
         str(target),
     ]
-    command = [sys.executable, "-m", "pip", "install", *options, str(source)]
+    command = [sys.executable, "-m", "pip", "install", *options, str(archive)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return target

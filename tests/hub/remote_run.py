@@ -83,7 +83,7 @@ def run(folder: Path) -> dict:
         seen["logits"] = model(**inputs).logits
         seen["text_logits"] = model(**processor(text=question, return_tensors="pt")).logits
     called = []  # device maps move tensors in hooks, so every layer must be called
-    kinds = ("DecoderLayer", "VisionLayer", "Connector", "Embed")
+    kinds = ("Block", "VisionBlock", "VisionBackbone", "WordEmbedding")
     layers = [m for m in model.modules() if type(m).__name__ in kinds]
     hooks = [
         m.register_forward_pre_hook(lambda m, _: called.append(type(m).__name__)) for m in layers

@@ -339,8 +339,9 @@ def test_a_model_that_was_asked_otherwise(
         == builder.prompt([], "long_caption 65:").input_ids.tolist()
     )
     talk = turns("a", "b", "c")
-    assert processor.apply_chat_template(talk) == "a b<|endoftext|> c"
-    assert processor.tokenizer.apply_chat_template(talk, tokenize=False) == "a b<|endoftext|> c"
+    whole = "<|endoftext|> a b<|endoftext|> c"
+    assert processor.apply_chat_template(talk) == whole
+    assert processor.tokenizer.apply_chat_template(talk, tokenize=False) == whole
     saved = processor.to_dict()
     assert saved["message_format"] == "none" and "_words" not in saved
 

@@ -126,7 +126,7 @@ def test_same_logits_and_answers(name: str, seen: dict, tokenizer: Path) -> None
     torch.testing.assert_close(got["logits"], want, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(got["text_logits"], text, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(got["logits_again"], want, atol=1e-5, rtol=1e-5)
-    assert got["called"] == {"DecoderLayer": 2, "VisionLayer": 3, "Connector": 1, "Embed": 1}
+    assert got["called"] == {"Block": 2, "VisionBlock": 3, "VisionBackbone": 1, "WordEmbedding": 1}
     eos = 299
     greedy = generate(model, batch, eos, Options(max_new_tokens=8)).ids(0)
     for way in ("greedy", "from_batch_True", "from_batch_False"):
@@ -199,9 +199,10 @@ def test_what_servers_read(name: str, seen: dict, root: Path) -> None:
     first = config.text.vocab_size
     words = ("<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<|image|>")
     assert got["vocab"] == {word: first + i for i, word in enumerate(words)}
-    assert got["chat"] == "User: Hi Assistant:"
+    assert got["chat"] == "<|endoftext|> User: Hi Assistant:"
     assert got["chat_inputs"]
-    assert got["chat_turns"] == "User: Hi Assistant: Yes.<|endoftext|> User: And? Assistant:"
+    talk = "<|endoftext|> User: Hi Assistant: Yes.<|endoftext|> User: And? Assistant:"
+    assert got["chat_turns"] == talk
     assert got["max_crops"][0] > 5 and got["array"][0] == 2 and got["tokens"][0] == 299
     values = json.loads((root / name / "config.json").read_text())
     fields = {

@@ -10,11 +10,14 @@ from functools import lru_cache
 
 import numpy as np
 
-from molmo_ds.config import MolmoConfig
+from molmo_ds.config import IM_PATCH, MolmoConfig
 from molmo_ds.data.sample.windows import joined, pool, single
 
-# ids of the image tokens, counted from vocab_size; 4 is another token in each family
-IM_START, IM_END, IM_PATCH, IM_COL, IMAGE = range(5)
+# ids of the image tokens, counted from vocab_size, with IM_PATCH; 4 is another token in each family
+IM_START = 0
+IM_END = 1
+IM_COL = 3
+IMAGE = 4
 LOW_RES_IM_START = 4  # of Molmo2, as those below
 FRAME_START = 7
 FRAME_END = 8

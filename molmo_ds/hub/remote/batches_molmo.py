@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+PICTURES = ("images", "image_input_idx", "image_masks")
+
 
 def collate(rows: list[dict[str, Tensor]], pad: int, left: bool = True) -> dict[str, Tensor]:
     """Rows as `process` makes them -> tensors [B, ...]: text padded on one side, crops that pad are -1 throughout."""
@@ -24,13 +26,24 @@ def collate(rows: list[dict[str, Tensor]], pad: int, left: bool = True) -> dict[
     seen = next((row for row in rows if "images" in row), None)
     if seen is None:
         return out
-    crops = max(len(row["images"]) for row in rows if "images" in row)
-    for name in ("images", "image_input_idx", "image_masks"):
-        parts = []
-        for row, (before, _) in zip(rows, sides):
-            part = row.get(name, seen[name][:0])
-            if name == "image_input_idx":
-                part = torch.where(part >= 0, part + before, part)
-            parts.append(F.pad(part, (0, 0) * (part.ndim - 1) + (0, crops - len(part)), value=-1))
-        out[name] = torch.stack(parts)
+    nothing = {name: seen[name][:0] for name in PICTURES}
+    moved = []
+    for row, (before, _) in zip(rows, sides):
+        row = nothing | row
+        places = row["image_input_idx"]
+        moved.append(row | {"image_input_idx": torch.where(places >= 0, places + before, places)})
+    return out | pad_crops(moved)
+
+
+def pad_crops(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The pictures of each row [n, ...] as tensors [B, most crops of a row, ...], -1 in crops that pad."""
+    crops = max(len(row["images"]) for row in rows)
+    out = {}
+    for name in PICTURES:
+        parts = [row[name] for row in rows]
+        padded = [
+            F.pad(part, (0, 0) * (part.ndim - 1) + (0, crops - len(part)), value=-1)
+            for part in parts
+        ]
+        out[name] = torch.stack(padded)
     return out

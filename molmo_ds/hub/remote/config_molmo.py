@@ -1,7 +1,10 @@
 """The released config.json as transformers reads it."""
 
+import copy
 import dataclasses
+import shutil
 import typing
+from pathlib import Path
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -50,6 +53,14 @@ class MolmoConfig(PretrainedConfig):
         self.molmo_ds = molmo_ds or {}
         super().__init__(tie_word_embeddings=tie_word_embeddings, **fields)
 
+    def get_text_config(self, *_: Any, **__: Any) -> "MolmoConfig":
+        """The configuration with as many words as the head has, which is what beam search counts by."""
+        if self.vocab_size == self.embedding_size:
+            return self
+        words = copy.copy(self)
+        words.vocab_size = self.embedding_size
+        return words
+
     def architecture(self) -> Architecture:
         """The network's own configuration."""
         return build(Architecture, self.molmo_ds)
@@ -64,3 +75,11 @@ def build(kind: type, values: dict[str, Any]) -> Any:
             value = build(hints[name], value)
         out[name] = tuple(value) if isinstance(value, list) else value
     return kind(**out)
+
+
+def copy_code(folder: str | Path) -> None:
+    """Copy the code of an exported folder to where it is saved again; within the package, nothing."""
+    if __name__.startswith("transformers_modules."):
+        for file in Path(__file__).parent.glob("*.py"):
+            if file.name != "__init__.py":
+                shutil.copyfile(file, Path(folder) / file.name)

@@ -3,14 +3,16 @@
 import dataclasses
 from typing import Any
 
-from transformers import ImageProcessingMixin
+import torch
+from transformers import BatchFeature, ImageProcessingMixin
 from transformers.processing_utils import ImagesKwargs
 
 from molmo_ds.config import PIXEL_STATISTICS
 from molmo_ds.config import MolmoConfig as Architecture
 from molmo_ds.data.sample.images import Crops, ImageProcessor
+from molmo_ds.hub.remote.batches_molmo import pad_crops
 from molmo_ds.hub.remote.config_molmo import build
-from molmo_ds.hub.remote.inputs_molmo import read_picture
+from molmo_ds.hub.remote.inputs_molmo import listed, read_picture
 
 
 class MolmoImageProcessor(ImageProcessingMixin):
@@ -55,6 +57,35 @@ class MolmoImageProcessor(ImageProcessingMixin):
             return {key: value for key, value in super().to_dict().items() if key != "_crop"}
         finally:
             self._crop = crop
+
+    def __call__(
+        self, images: Any, max_crops: int | None = None, return_tensors: str | None = "pt"
+    ) -> BatchFeature:
+        """A picture or a list of B pictures, of every kind that `read_picture` takes -> their crops.
+
+        Returns:
+            images float32 [B, n, P, patch * patch * 3] and image_masks [B, n, P], -1 throughout in crops that pad;
+            image_input_idx int64 [B, n, Q], counted from the first token of each picture, -1 = nowhere.
+        """
+        if return_tensors not in ("pt", None):
+            raise ValueError(f"return_tensors is '{return_tensors}'; only 'pt' is supported.")
+        given = listed(images)
+        made = [
+            self.crops(one, max_crops) for one in (given if isinstance(given, list) else [given])
+        ]
+        if not made:
+            raise ValueError("The list of pictures is empty; give at least one picture.")
+        rows = [
+            {
+                "images": crops.images,
+                "image_masks": crops.masks,
+                "image_input_idx": torch.from_numpy(crops.layout.positions),
+            }
+            for crops in made
+        ]
+        return BatchFeature(pad_crops(rows))
+
+    preprocess = __call__  # its name in transformers' own classes
 
     def crops(self, picture: Any, max_crops: int | None = None) -> Crops:
         """One picture, of any kind that `read_picture` takes -> its crops, masks and layout.

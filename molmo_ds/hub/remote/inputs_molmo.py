@@ -95,7 +95,16 @@ def pair(texts: Any, pictures: Any) -> tuple[list[str], list[list[Any]]]:
         raise ValueError(
             f"Among the texts is {_kind(wrong[0])}; a processor takes a text or a list of texts."
         )
-    return list(rows), _share(list(rows), _listed(pictures), one)
+    return list(rows), _share(list(rows), listed(pictures), one)
+
+
+def listed(given: Any) -> Any:
+    """Several pictures as a list, all else as it is."""
+    if isinstance(given, tuple):
+        return list(given)
+    if isinstance(given, np.ndarray | torch.Tensor) and given.ndim == 4:
+        return list(given)
+    return given
 
 
 def _share(texts: list[str], pictures: Any, one: bool) -> list[list[Any]]:
@@ -108,7 +117,7 @@ def _share(texts: list[str], pictures: Any, one: bool) -> list[list[Any]]:
         return [[] if pictures is None else [pictures]] + [[] for _ in texts[1:]]
     if not pictures:
         return [[] for _ in texts]
-    entries = [_listed(entry) for entry in pictures]
+    entries = [listed(entry) for entry in pictures]
     nested = any(isinstance(entry, list) for entry in entries)
     places = [text.pictures if isinstance(text, Rendered) else 0 for text in texts]
     if not nested and sum(places) == len(entries) and not any(entry is None for entry in entries):
@@ -125,15 +134,6 @@ def _share(texts: list[str], pictures: Any, one: bool) -> list[list[Any]]:
         entry if isinstance(entry, list) else [] if entry is None and not one else [entry]
         for entry in entries
     ]
-
-
-def _listed(given: Any) -> Any:
-    """Several pictures as a list, all else as it is."""
-    if isinstance(given, tuple):
-        return list(given)
-    if isinstance(given, np.ndarray | torch.Tensor) and given.ndim == 4:
-        return list(given)
-    return given
 
 
 def _swapped(texts: Any, pictures: Any) -> tuple[Any, Any]:

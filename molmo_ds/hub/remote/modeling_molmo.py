@@ -1,9 +1,11 @@
 """Molmo for transformers: the network of molmo_ds with the interface of a causal language model.
 
-Shapes: B sequences, T tokens, n crops of a sequence, P patches per crop, Q pooled patches per crop, D width.
+Shapes: B sequences, T tokens, S tokens with those of the cache, n crops of a sequence, P patches per crop, Q pooled
+patches per crop, D width, E words of the head.
 """
 
-import warnings
+import copy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,109 +16,19 @@ from transformers import (
     GenerationConfig,
     GenerationMixin,
     PreTrainedModel,
-    StoppingCriteria,
     StoppingCriteriaList,
 )
-from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from molmo_ds.batch import windows_of
-from molmo_ds.hub.remote.config_molmo import MolmoConfig
-from molmo_ds.model.carry import Carry
-from molmo_ds.model.decoder import Core
-from molmo_ds.model.families import molmo_names
-from molmo_ds.model.families.table import Rule
-from molmo_ds.model.molmo import Molmo
+from molmo_ds.data.tokens import IMAGE_TOKENS
+from molmo_ds.hub.remote.attention_molmo import Plan, causal_mask
+from molmo_ds.hub.remote.config_molmo import MolmoConfig, copy_code
+from molmo_ds.hub.remote.last_position_molmo import LastPosition
+from molmo_ds.hub.remote.network_molmo import MolmoModel, recomputed
+from molmo_ds.model.carry import Carry, Shared
+from molmo_ds.ops.splice import splice
 
 PICTURES = ("images", "image_masks", "image_input_idx")
-
-
-class Convert(ConversionOps):
-    """One rule of a rename table, run by transformers while it loads or saves."""
-
-    def __init__(self, rule: Rule, forward: bool) -> None:
-        self.rule = rule
-        self.forward = forward
-
-    def convert(
-        self,
-        input_dict: dict[str, Any],
-        source_patterns: list[str],
-        target_patterns: list[str],
-        **_: Any,
-    ) -> dict[str, Tensor]:
-        """Patterns here are whole names."""
-        tensors = [input_dict[pattern] for pattern in source_patterns]
-        tensors = [t[0] if isinstance(t, list) else t for t in tensors]
-        form = self.rule.form
-        out = form.to_ours(tensors) if self.forward else form.to_theirs(tensors)
-        return {pattern: t.contiguous() for pattern, t in zip(target_patterns, out)}
-
-    @property
-    def reverse_op(self) -> "Convert":
-        return Convert(self.rule, not self.forward)
-
-
-class CachedCore(Core):
-    """Attention of one layer with transformers' cache."""
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-        self.mask: Tensor | None = None  # bool [B, 1, T, S], set for the time of a forward pass
-        self.cache: Any = None
-
-    def plan(self, x: Carry, dtype: torch.dtype) -> None:
-        """Nothing: the mask is made once for all layers."""
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, plan: Any, dropout_p: float) -> Tensor:
-        """The attention of `Core`, with the cache."""
-        if self.cache is not None:
-            k, v = self.cache.update(k, v, self.index)
-        # static caches have room to spare
-        mask = F.pad(self.mask.to(q.device), (0, k.shape[2] - self.mask.shape[3]))
-        return F.scaled_dot_product_attention(
-            q, k, v, mask, dropout_p, enable_gqa=q.shape[1] != k.shape[1]
-        )
-
-
-class LastPosition(StoppingCriteria):
-    """Ends each row at the last position that the model knows; `lengths` [B] are the tokens of the prompts."""
-
-    def __init__(self, lengths: Tensor, width: int, known: int) -> None:
-        self.room = known - lengths  # new tokens of each row
-        self.width = width  # of the prompts, padding included
-        self.known = known
-        if int(self.room.min()) < 1:
-            longest = int(lengths.max())
-            raise ValueError(
-                f"The prompt has {longest} tokens and the model knows {known} positions; make it shorter."
-            )
-
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        """bool [rows]: the beams or samples of a prompt lie one after the other."""
-        times = len(input_ids) // len(self.room)
-        return (
-            input_ids.shape[1] - self.width >= self.room.to(input_ids.device)
-        ).repeat_interleave(times)
-
-    def warn(self, sequences: Tensor, ends: set[int]) -> None:
-        """Say how many answers [B * times, T] were ended here, by none of the tokens `ends`."""
-        times = len(sequences) // len(self.room)
-        room = self.room.repeat_interleave(times).tolist()
-        answers = [
-            row[self.width : self.width + places].tolist() for row, places in zip(sequences, room)
-        ]
-        cut = sum(
-            len(answer) == places and not ends & set(answer)
-            for answer, places in zip(answers, room)
-        )
-        if cut:
-            warnings.warn(
-                f"{cut} of {len(answers)} answers ended at position {self.known}, the last that the model knows: prompt"
-                " and answer share these positions.",
-                stacklevel=3,
-            )
 
 
 class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
@@ -125,19 +37,20 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = MolmoConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    _no_split_modules = ["DecoderLayer", "VisionLayer"]
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Block", "VisionBlock"]
     _supports_sdpa = True
-    _supports_cache_class = True
+    _supports_cache_class = True  # this and the next are asked by transformers 4
+    _supports_static_cache = True
     _skip_keys_device_placement = ["past_key_values"]
 
     def __init__(self, config: MolmoConfig) -> None:
         super().__init__(config)
-        self.model = Molmo(config.architecture())
-        for i, layer in enumerate(self.model.layers):
-            layer.self_attn.core = CachedCore(i)
-        register_checkpoint_conversion_mapping(
-            type(self).__name__, conversions(config), overwrite=True
-        )
+        self.gradient_checkpointing = False
+        self.model = MolmoModel(config.architecture())
+        if config.architecture().text.num_experts:  # as the released MolmoE has it
+            self.lm_head = self.model.transformer.ff_out
+            del self.model.transformer.ff_out
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -150,24 +63,89 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
             else:
                 nn.init.ones_(parameter)
 
+    def get_input_embeddings(self) -> nn.Module:
+        """Ids [B, T] to vectors [B, T, D]: the words of the head, and after them the image tokens."""
+        return self.model.transformer.wte
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Put another module in its place."""
+        self.model.transformer.wte = value
+
     def get_output_embeddings(self) -> nn.Module:
         """The head."""
-        return self.model.head.lm_head
+        return self.lm_head if hasattr(self, "lm_head") else self.model.transformer.ff_out
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Put another module in its place."""
+        place = self if hasattr(self, "lm_head") else self.model.transformer
+        setattr(place, "lm_head" if place is self else "ff_out", value)
+
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Module:
+        """Let the head answer with the ids below `new_num_tokens`, for tokens that were added to the tokenizer.
+
+        Every id keeps its vector, those of image tokens too: what the first table gains, the second loses. New rows of
+        the head are the mean of the others (or, without mean_resizing, drawn).
+
+        Raises ValueError for fewer tokens than the model's own words.
+        """
+        embedding = self.get_input_embeddings()
+        if new_num_tokens is None and pad_to_multiple_of is None:
+            return embedding
+        head = self.get_output_embeddings()
+        words = len(head.weight) if new_num_tokens is None else new_num_tokens
+        multiple = pad_to_multiple_of or 1
+        words = -(-words // multiple) * multiple
+        if words < self.config.vocab_size:
+            raise ValueError(
+                f"The model has {self.config.vocab_size} words; resize it to that many tokens at least, not {words}."
+            )
+        std = self.config.initializer_range
+        with torch.no_grad():
+            embedding.resize(words, std)
+            old = head.weight.detach()
+            missing = max(words - len(old), 0)
+            new = torch.randn(missing, old.shape[1], device=old.device) * std
+            if mean_resizing:
+                new = old.float().mean(0).expand(missing, -1)
+            table = torch.cat((old[:words], new.to(old.dtype)))
+            head.weight = nn.Parameter(table, head.weight.requires_grad)
+            head.out_features = words
+        architecture = copy.deepcopy(self.config.molmo_ds)
+        architecture["text"]["embedding_size"] = words
+        architecture["text"]["additional_vocab_size"] = len(embedding.new_embedding)
+        self.config.molmo_ds = architecture
+        self.config.embedding_size = words
+        return embedding
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **options: Any) -> None:
+        """Save as transformers does, and the code that older versions leave out."""
+        super().save_pretrained(save_directory, *args, **options)
+        copy_code(save_directory)
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         images: Tensor | None = None,
         image_masks: Tensor | None = None,
         image_input_idx: Tensor | None = None,
         past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        **_: Any,
-    ) -> CausalLMOutputWithPast:
+        num_items_in_batch: int | Tensor | None = None,
+        **loss_kwargs: Any,  # by this name Trainer of 4.46 knows that num_items_in_batch is read
+    ) -> Any:
         """Logits, and the loss with `labels` (-100 where nothing is learnt).
 
         Args:
@@ -176,93 +154,131 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
             images: float [B, n, P, patch * patch * 3], all -1 in crops that pad.
             image_masks: float [B, n, P].
             image_input_idx: int [B, n, Q], tokens to which pooled patches are added; below 0 = nowhere.
+            inputs_embeds: [B, T, D] instead of input_ids; pictures are added to it.
+            labels: int [B, T]; image tokens are not learnt, as in training, where nothing is asked to write them.
+            num_items_in_batch: learnt tokens of all the steps whose gradients are added up, which Trainer counts.
+
+        Raises ValueError for labels that the head has no word for.
         """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give the model either input_ids or inputs_embeds.")
         if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+            past_key_values = DynamicCache()
+        seen = int(past_key_values.get_seq_length()) if past_key_values is not None else 0
+        given = input_ids if inputs_embeds is None else inputs_embeds
         if attention_mask is None:
-            attention_mask = F.pad((input_ids != -1).long(), (seen, 0), value=1)
+            there = torch.ones_like(given[..., 0]) if input_ids is None else input_ids != -1
+            attention_mask = F.pad(there.long(), (seen, 0), value=1)
         if position_ids is None:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, seen:]
-        hidden = self._embed(input_ids.clamp(min=0), images, image_masks, image_input_idx)
-        cache = past_key_values if use_cache or seen else None
-        hidden = self._decode(
-            hidden, position_ids, _mask(attention_mask, hidden.shape[1], seen), cache
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids.clamp(min=0))
+        hidden = self._with_pictures(inputs_embeds, images, image_masks, image_input_idx)
+        asked = _either(output_attentions, self.config.output_attentions)
+        plan = Plan(
+            mask=causal_mask(attention_mask, hidden.shape[1], seen),
+            cache=past_key_values if use_cache or seen else None,
+            places=torch.arange(seen, seen + hidden.shape[1], device=hidden.device),
+            weights=[] if asked else None,
         )
+        states = self._decode(hidden, position_ids, plan)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.model.head.logits(hidden[:, kept])
-        loss = None
-        if labels is not None:
-            loss = F.cross_entropy(
-                logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100
+        logits = self.get_output_embeddings()(states[-1][:, kept])
+        out = CausalLMOutputWithPast(
+            loss=None if labels is None else self._loss(logits, labels, num_items_in_batch),
+            logits=logits,
+            past_key_values=plan.cache,
+            attentions=tuple(plan.weights) if asked else None,
+        )
+        if _either(output_hidden_states, self.config.output_hidden_states):
+            out.hidden_states = tuple(states)
+        return out.to_tuple() if return_dict is False else out
+
+    def _loss(self, logits: Tensor, labels: Tensor, items: int | Tensor | None) -> Tensor:
+        first = self.config.vocab_size
+        image = (labels >= first) & (labels < first + len(IMAGE_TOKENS))
+        labels = labels.masked_fill(image, -100)[:, 1:].flatten()
+        if labels.numel() and int(labels.max()) >= logits.shape[-1]:
+            raise ValueError(
+                f"A label is {int(labels.max())} and the head has {logits.shape[-1]} words; after adding tokens call"
+                " model.resize_token_embeddings(len(tokenizer))."
             )
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+        logits = logits[:, :-1].flatten(0, 1).float()
+        if items is None:
+            return F.cross_entropy(logits, labels, ignore_index=-100)
+        return F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum") / items
 
-    def _decode(self, hidden: Tensor, position_ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
-        # a device map moves it along: each layer is called
-        x = Carry(position_ids=position_ids, hidden=hidden)
-        try:
-            for layer in self.model.layers:
-                layer.self_attn.core.mask = mask
-                layer.self_attn.core.cache = cache
-                x = layer(x)
-        finally:
-            for layer in self.model.layers:
-                layer.self_attn.core.mask = layer.self_attn.core.cache = None
-        return x.hidden
+    def _decode(self, hidden: Tensor, position_ids: Tensor, plan: Plan) -> list[Tensor]:
+        """The hidden states [B, T, D] before each layer, and after the last one's norm."""
+        tables = self.model.transformer.blocks[0].rotary.tables(position_ids)
+        x = Carry(hidden=hidden, shared=Shared(plan, tables))
+        states = []
+        # a device map moves x along: each layer is called
+        for layer in self.model.transformer.blocks:
+            states.append(x.hidden)
+            checkpoint = self._checkpoint()
+            x = layer(x) if checkpoint is None else recomputed(checkpoint, layer, x)
+        return [*states, self.model.transformer.ln_f(x.hidden)]
 
-    def _embed(
-        self, ids: Tensor, images: Tensor | None, masks: Tensor | None, places: Tensor | None
+    def _checkpoint(self) -> Any:
+        on = self.gradient_checkpointing and self.training
+        return self._gradient_checkpointing_func if on else None
+
+    def _with_pictures(
+        self, hidden: Tensor, images: Tensor | None, masks: Tensor | None, places: Tensor | None
     ) -> Tensor:
-        model = self.model
-        features = model.embed.new_embedding.new_zeros(1, self.config.hidden_size)
-        positions = torch.full((1,), -1, device=ids.device)
-        if images is not None and places is not None:
-            real = (places >= 0).flatten(2).any(-1)  # crops that only pad a batch
-            start = torch.arange(len(ids), device=ids.device)[:, None, None] * ids.shape[1]
-            positions = torch.where(places >= 0, places + start, -1)[real].flatten().long()
-            masks = torch.ones(images.shape[:3], device=ids.device) if masks is None else masks
-            if real.any():
-                features = self._features(images[real], masks[real].float())
-        features = features.to(model.embed.embedding.dtype)
-        return model.embed(
-            Carry(input_ids=ids, image_features=features, image_positions=positions)
-        ).hidden
-
-    def _features(self, images: Tensor, masks: Tensor) -> Tensor:
-        """images [N, P, patch * patch * 3], masks [N, P] -> [N * Q, D], Q windows of each crop."""
-        model = self.model
-        grid = model.vision.embeddings.grid
-        windows = windows_of(len(images), grid, model.config.connector.pooling_size, images.device)
-        x = Carry(images=images, image_masks=masks, windows=windows)
-        for layer in (model.vision.embeddings, *model.vision.layers, model.connector):
-            x = layer(x)
-        return x.image_features
+        """[B, T, D] with the pictures' features added."""
+        if images is None or places is None:
+            return hidden
+        real = (places >= 0).flatten(2).any(-1)  # crops that only pad a batch
+        if not real.any():
+            return hidden
+        masks = torch.ones(images.shape[:3], device=images.device) if masks is None else masks
+        features = self.model.features(images[real], masks[real].float(), self._checkpoint())
+        start = torch.arange(len(hidden), device=places.device)[:, None, None] * hidden.shape[1]
+        positions = torch.where(places >= 0, places + start, -1)[real].flatten().long()
+        tokens = torch.arange(hidden.shape[:2].numel(), device=hidden.device)
+        return splice(
+            tokens.view(hidden.shape[:2]),
+            hidden.flatten(0, 1),
+            hidden[0, :1],
+            features.to(hidden),
+            positions.to(hidden.device),
+        )
 
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,
         past_key_values: Any = None,
         attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         use_cache: bool = True,
         logits_to_keep: int | None = None,
         images: Tensor | None = None,
         image_masks: Tensor | None = None,
         image_input_idx: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         **_: Any,
     ) -> dict[str, Any]:
         """Only new tokens, once there is a cache; pictures go in with the prompt."""
-        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        seen = int(past_key_values.get_seq_length()) if past_key_values is not None else 0
         inputs = {
-            "input_ids": input_ids[:, seen:],
             "attention_mask": attention_mask,
             "past_key_values": past_key_values,
             "use_cache": use_cache,
             "logits_to_keep": logits_to_keep or 0,
+            "output_attentions": output_attentions,
+            "output_hidden_states": output_hidden_states,
         }
-        return (
-            inputs if seen else inputs | dict(zip(PICTURES, (images, image_masks, image_input_idx)))
-        )
+        if seen:
+            # a prompt that was given as vectors has no ids
+            prompt = inputs_embeds.shape[1] if input_ids.shape[1] <= seen else 0
+            return inputs | {"input_ids": input_ids[:, seen - prompt :]}
+        inputs |= dict(zip(PICTURES, (images, image_masks, image_input_idx)))
+        if inputs_embeds is None:
+            return inputs | {"input_ids": input_ids}
+        return inputs | {"inputs_embeds": inputs_embeds}
 
     @torch.no_grad()
     def generate(
@@ -278,7 +294,8 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
         Raises ValueError for a prompt that leaves no room for an answer.
         """
         ids = options.get("input_ids") if inputs is None else inputs
-        if ids is None:
+        embeds = options.get("inputs_embeds")
+        if ids is None and embeds is None:
             return super().generate(
                 inputs, generation_config, logits_processor, stopping_criteria, **options
             )
@@ -293,8 +310,10 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
                 f"{asked['num_beams']} beams are more than the {self.config.embedding_size} words."
             )
         mask = options.get("attention_mask")
-        lengths = (ids != -1).sum(1) if mask is None else mask.sum(1)
-        last = LastPosition(lengths, ids.shape[1], self.config.max_position_embeddings)
+        if mask is None:
+            mask = torch.ones_like(embeds[..., 0]) if ids is None else ids != -1
+        width = 0 if ids is None else ids.shape[1]  # vectors are not part of what comes out
+        last = LastPosition(mask.sum(1).long(), width, self.config.max_position_embeddings)
         criteria = StoppingCriteriaList([*(stopping_criteria or []), last])
         out = super().generate(inputs, generation_config, logits_processor, criteria, **options)
         names = [
@@ -341,20 +360,5 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
         )
 
 
-def conversions(config: MolmoConfig) -> list[WeightConverter]:
-    """Released keys to the network's names, for transformers to load and (reversed) to save."""
-    return [
-        WeightConverter(
-            ["^" + key.replace(".", r"\.") for key in rule.theirs],
-            ["^model." + name.replace(".", r"\.") for name in rule.ours],
-            [Convert(rule, True)],
-        )
-        for rule in molmo_names.released(config.architecture())
-    ]
-
-
-def _mask(attention_mask: Tensor, tokens: int, seen: int) -> Tensor:
-    """bool [B, 1, T, S]: causal, no padding seen; padding sees itself."""
-    query = torch.arange(tokens, device=attention_mask.device)[:, None] + seen
-    key = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-    return (((query >= key) & attention_mask[:, None].bool()) | (query == key))[:, None]
+def _either(asked: bool | None, default: bool) -> bool:
+    return default if asked is None else asked

@@ -6,6 +6,7 @@ Shapes: B texts, T tokens, n crops, P patches per crop, Q pooled patches per cro
 import sys
 import warnings
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from molmo_ds.data.sample.turns import speak, spoken
 from molmo_ds.data.tokens import IMAGE_TOKENS, Words
 from molmo_ds.hub.remote.batches_molmo import collate
 from molmo_ds.hub.remote.chat_molmo import pictures_of, render, turns_of
+from molmo_ds.hub.remote.config_molmo import copy_code
 from molmo_ds.hub.remote.image_preprocessing_molmo import MolmoImageProcessor
 from molmo_ds.hub.remote.inputs_molmo import Rendered, pair
 
@@ -56,6 +58,11 @@ class MolmoProcessor(ProcessorMixin):
     @classmethod
     def _get_arguments_from_pretrained(cls, path: str, *_: Any, **options: Any) -> list[Any]:
         # by hand, since transformers would look the class names up among its own
+        for name in (
+            "dtype",
+            "torch_dtype",
+        ):  # of the model; VLMEvalKit gives it, and it would be saved
+            options.pop(name, None)
         return [
             MolmoImageProcessor.from_pretrained(path, **options),
             AutoTokenizer.from_pretrained(path, **options),
@@ -68,6 +75,12 @@ class MolmoProcessor(ProcessorMixin):
             for key, value in super().to_dict(*args, **options).items()
             if key != "_words"
         }
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **options: Any) -> list[str]:
+        """Save as transformers does, and the code that older versions leave out."""
+        files = super().save_pretrained(save_directory, *args, **options)
+        copy_code(save_directory)
+        return files
 
     @property
     def special_token_ids(self) -> dict[str, int]:
@@ -179,6 +192,7 @@ class MolmoProcessor(ProcessorMixin):
         videos: Any = None,
         audio: Any = None,
         *,
+        audios: Any = None,
         return_tensors: str | None = "pt",
         padding: Any = None,
         padding_side: str | None = None,
@@ -196,14 +210,16 @@ class MolmoProcessor(ProcessorMixin):
         Args:
             images: for one text a picture or a list of pictures; for a list of texts one such entry (or None) per text.
                 One text in a list may have its pictures in a plain list.
+            videos, audio, audios: None, or empty as some callers write it.
             padding_side: left (for generating) or right.
             add_special_tokens: of no effect: the token that begins a document is always there.
 
         The other arguments are those of `process`. Raises ValueError, in one sentence that says what was given and
         what is taken, for anything else.
         """
-        if videos is not None or audio is not None:
-            raise ValueError("This model takes texts and pictures; leave videos and audio out.")
+        for name, others in (("videos", videos), ("audio", audio), ("audios", audios)):
+            if others is not None and not (isinstance(others, list | tuple) and len(others) == 0):
+                raise ValueError(f"This model takes texts and pictures; leave {name} out.")
         if return_tensors not in ("pt", None):
             raise ValueError(f"return_tensors is '{return_tensors}'; only 'pt' is supported.")
         if padding_side not in ("left", "right", None):
@@ -316,7 +332,13 @@ class MolmoProcessor(ProcessorMixin):
             for i, message in enumerate(messages)
         ]
         messages[0] = speak(0, turns[0], self.message_format, self.always_start_with_space)
-        return Rendered("".join(ended).removeprefix(" "), messages, pictures=len(pictures_of(talk)))
+        text = "".join([self._start, messages[0], *ended[1:]])
+        return Rendered(text, messages, pictures=len(pictures_of(talk)))
+
+    @property
+    def _start(self) -> str:
+        """The name of the token that begins a document, with which the chat template begins too."""
+        return self.tokenizer.convert_ids_to_tokens(self.words.bos)
 
     def _messages(
         self,
@@ -336,6 +358,11 @@ class MolmoProcessor(ProcessorMixin):
         if kind not in ("none", "role"):
             raise ValueError(f"message_format is '{message_format}'; use 'role' or 'none'.")
         end = self.tokenizer.eos_token
+        whole = text.removeprefix(
+            self._start
+        )  # of the chat template; its token is added with the ids
+        if kind == "none" or spoken(whole, end) is not None:
+            text = whole
         turns = spoken(text, end)
         # the caller says that it is whole
         if kind == "none" and turns is not None and len(turns) > 1:

@@ -49,6 +49,12 @@ SHARED = (  # fields of TextConfig that a released config.json calls the same
     "norm_after",
     "clip_qkv",
 )
+AUTO_CLASSES = (  # of transformers, by which people and pipelines load the model
+    "AutoModel",
+    "AutoModelForCausalLM",
+    "AutoModelForImageTextToText",
+    "AutoModelForVision2Seq",  # its name in transformers 4
+)
 REFERENCE = {  # the reference's name of a size -> that of a released config.json
     "d_model": "hidden_size",
     "n_heads": "num_attention_heads",
@@ -131,10 +137,8 @@ def to_released(config: MolmoConfig, dtype: str) -> dict[str, Any]:
     width = text.intermediate_size * 2
     values = {
         "architectures": ["MolmoForCausalLM"],
-        "auto_map": {
-            "AutoConfig": "config_molmo.MolmoConfig",
-            "AutoModelForCausalLM": "modeling_molmo.MolmoForCausalLM",
-        },
+        "auto_map": {"AutoConfig": "config_molmo.MolmoConfig"}
+        | dict.fromkeys(AUTO_CLASSES, "modeling_molmo.MolmoForCausalLM"),
         "model_type": "molmo",
         **{name: getattr(text, name) for name in SHARED},
         "attention_layer_norm": text.qk_norm,

@@ -1,0 +1,65 @@
+"""Environments of the tools that exports are run in: built once with pip, and kept in a folder of their own.
+
+`MOLMO_ENVIRONMENTS` names that folder (default: ~/.cache/molmo_ds/environments). One of an older transformers holds
+that package and what it pins, some 60 MB, and takes the rest (torch) from the Python that runs the tests.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HTTP = ["httpx", "httpcore", "h11", "anyio", "sniffio"]  # of huggingface_hub before 2
+PINS = {  # transformers -> what it needs in other versions than ours
+    "4.46.3": ["tokenizers==0.20.3", "huggingface_hub==0.36.0", "datasets==3.6.0"],
+    "4.51.3": ["tokenizers==0.21.4", "huggingface_hub==0.36.0", "datasets==3.6.0"],
+    "4.57.6": ["tokenizers==0.22.2", "huggingface_hub==0.36.0", "datasets==3.6.0"],
+    "5.0.0": ["tokenizers==0.22.2", "huggingface_hub==1.3.0", "datasets==3.6.0", *HTTP],
+    "5.5.4": ["tokenizers==0.22.2", "huggingface_hub==1.5.0", "datasets==3.6.0", *HTTP],
+    "5.10.4": ["tokenizers==0.22.2", "huggingface_hub==1.5.0", "datasets==3.6.0", *HTTP],
+}
+
+
+def folder() -> Path:
+    """Where environments are kept."""
+    place = os.environ.get("MOLMO_ENVIRONMENTS", "~/.cache/molmo_ds/environments")
+    return Path(place).expanduser()
+
+
+def transformers_at(version: str) -> Path:
+    """The folder of an older transformers, built where it is missing; skips the test where pip cannot."""
+    wanted = [f"transformers=={version}", *PINS[version]]
+    return _installed(folder() / f"transformers-{version}", ["--no-deps", *wanted])
+
+
+def tool_at(name: str) -> Path:
+    """The folder of a tool of PyPI with all that it needs, built where it is missing."""
+    return _installed(folder() / name, [name])
+
+
+def _installed(target: Path, words: list[str]) -> Path:
+    if not target.is_dir():
+        options = ["--quiet", "--no-compile", "--target", str(target)]
+        command = [sys.executable, "-m", "pip", "install", *options, *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        if done.returncode:
+            pytest.skip(f"pip cannot install {words[-1]}: {done.stderr[-200:]}")
+    return target
+
+
+def python_of(name: str, how: str) -> Path:
+    """The Python of an environment that somebody made; skips the test, saying how, where there is none."""
+    python = folder() / name / "bin/python"
+    if not python.is_file():
+        pytest.skip(f"{python} is missing: {how}")
+    return python
+
+
+def clean(**variables: str) -> dict[str, str]:
+    """Variables of a process that must not see this package."""
+    keep = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TMPDIR")
+    own = {name: value for name, value in os.environ.items() if name in keep}
+    fixed = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return own | fixed | {"TQDM_DISABLE": "1"} | variables
