@@ -138,7 +138,7 @@ def main() -> None:
         began = time.perf_counter()
         found[name] = parts[name]()
         tqdm.write(f"{name}: {time.perf_counter() - began:.1f} s")
-    torch.save(found, folder / "found.pt")
+        torch.save(found, folder / "found.pt")
     if writes:
         write_tables(found)
 
