@@ -93,7 +93,6 @@ def test_the_list_of_settings_is_whole() -> None:
         "prompts",
         "sources",
         "evaluators",
-        "selection",
     }  # fields that hold more of them
     assert len(kinds) == 15 and leaves == fields - blocks - {"optim", "lora"}
 
