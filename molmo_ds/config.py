@@ -187,25 +187,23 @@ class SelectionConfig(Checked):
     norm: bool = True  # RMSNorm of what is scored
     normalize: bool = True  # divide what is scored by the square root of its width
     four_scores: bool = True  # of the windows of a low-resolution token, or one for all four
-    # the question's last token asks the windows itself; scaled = its score is scaled by it too
-    vector_query: Literal["none", "plain", "scaled"] = "none"
-    # decoder layers [first, end) of the first pass through which the scorer's gradient flows
-    first_pass_layers: Optional[tuple[Whole, Whole]] = None
+    vector_query: Literal["none", "plain", "scaled"] = "none"  # the question's end asks the windows
+    first_pass_layers: Optional[tuple[Whole, Whole]] = None  # [first, end) that the scorer trains
     learn_embedding: bool = False  # it flows into what the first pass begins with
     learn_windows: bool = False  # it flows into the windows' features
     scored_dropout: Rate = 0.1  # of the outputs that are scored
     window_dropout: Rate = 0.1  # of the windows' features that are scored
     rescale: Positive = 1.0  # divides scores
-    offset: float = 0.2  # is added to scores
+    offset: Annotated[float, Ge(-100), Le(100)] = 0.2  # is added to scores
     target: Share = 0.7  # the mean importance that the auxiliary loss wants
     loss_weight: NotNegative = 0.01  # of the auxiliary loss, which is logged with the z-loss
     loss_power: Positive = 1.0  # of the distance from the target
-    # what is averaged before the distance is taken: all picks, each sample's, or the samples' means
-    loss_mean: Literal["batch", "example", "example_means"] = "batch"
+    loss_mean: Literal["batch", "example", "example_means"] = "batch"  # whose mean is at the target
     saturation_loss: NotNegative = 0.0  # weight of the square of scores beyond 10
     scale_at_test: bool = False  # importance scales values when the network answers too
-    # importance makes keys fainter instead of values, by log(this * importance + 1 - this)
-    attention_scaling: Optional[Share] = None
+    attention_scaling: Optional[Share] = (
+        None  # keys get fainter, by log(1 - this + this * importance)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -372,7 +370,7 @@ class EvaluatorConfig(Checked):
 class RunConfig(Checked):
     """One run; saved resolved with its checkpoints, and enough to run again."""
 
-    preset: str = "tiny"  # a function of presets.py; model.* overrides it
+    preset: str = "tiny"  # a function of presets/; model.* overrides it
     model: MolmoConfig = field(default_factory=MolmoConfig)
     data: DataConfig = field(default_factory=DataConfig)
     evaluators: dict[str, EvaluatorConfig] = field(default_factory=dict)

@@ -58,6 +58,16 @@ def model(config: MolmoConfig, prefix: str = "model.") -> Rows:
         pooling > side,
         f"{prefix}connector.pooling_size is {pooling}; it must be at most {side}, the patches along a crop's side.",
     )
+    frames = config.video.pooling_size or pooling
+    yield (
+        frames > side and frames != pooling,
+        f"{prefix}video.pooling_size is {frames}; it must be at most {side}, the patches along a frame's side.",
+    )
+    yield (
+        config.connector.pooling == "stack" and frames != pooling,
+        f"{prefix}video.pooling_size is {frames}; with {prefix}connector.pooling=stack it must be "
+        f"{prefix}connector.pooling_size={pooling}, or null.",
+    )
     yield from _images(config.images, side, f"{prefix}images.")
 
 
@@ -201,6 +211,12 @@ def _budgets(config: RunConfig) -> Rows:
         f"data.crops_per_sequence is {budget}; it must be {crops} or more, the crops of one picture, or lower "
         f"model.images.max_crops={images.max_crops}.",
     )
+    most = 1 + images.high_res_max_crops
+    yield (
+        images.p_high_res > 0 and overlapping and budget < most,
+        f"data.crops_per_sequence is {budget}; with model.images.p_high_res it must be {most} or more, or lower "
+        f"model.images.high_res_max_crops={images.high_res_max_crops}.",
+    )
     side = -(
         -(config.model.vision.image_size // config.model.vision.patch_size)
         // config.model.connector.pooling_size
@@ -333,6 +349,10 @@ def rates(sources: dict[str, SourceConfig], group_rates: dict[str, float], at: s
 
 def training(config: RunConfig) -> Rows:
     """Settings that a run must be given and other uses of a configuration need not."""
+    yield (
+        config.model.family == "hemolmo",
+        "HeMolmo has no samples of shards yet; train it from batches of data/order/selected.py by the engine.",
+    )
     yield not config.out, "out is empty; give the run a folder, for example out=runs/first."
     yield (
         config.out.startswith(("http://", "https://", "hf://")),

@@ -14,8 +14,8 @@ if "--gpu" not in sys.argv:
 from molmo_ds.testing import run_files
 
 HERE = Path(__file__).parent
-MORE = pytest.StashKey[int]()  # tests that were left out for want of --all
 ON_GPU = {"ops/test_gpu.py": "what only a GPU can show"}  # what --gpu runs
+MORE = pytest.StashKey[int]()  # tests that were left out for want of --all
 SLOW = {  # file or folder: why it takes its time
     "torture": "runs that are killed at random moments",
     "multinode/test_hosts.py": "two hosts that fail in every way",
@@ -23,6 +23,8 @@ SLOW = {  # file or folder: why it takes its time
     "multinode/test_serve_hosts.py": "a server on two hosts that fail",
     "multinode/test_bench_network.py": "bytes on the wire between two hosts",
     "engine/test_parallel.py": "pipeline, sequence, expert and tensor parallelism against one process",
+    "engine/test_molmo2_ranks.py": "pictures and videos under each kind of parallelism",
+    "engine/test_hemolmo_ranks.py": "HeMolmo under ZeRO",
     "engine/test_unlike_ranks.py": "every strategy with unlike amounts of work",
     "engine/test_lora.py": "LoRA under every strategy",
     "engine/test_nvme.py": "compiles DeepSpeed's op for NVMe",
@@ -67,9 +69,8 @@ ALONE = {  # file or folder: why nothing runs beside it
 def pytest_addoption(parser: pytest.Parser) -> None:
     """--examples N: how many examples the tests over random draws take; few in the suite, hundreds by hand.
 
-    --fast leaves out what SLOW lists. --all runs the whole table of tests/twin, for hours, and what is marked
-    `everything` (tests/interop), in environments of its own. --gpu runs what ON_GPU lists and nothing else, and lets it
-    see the GPUs.
+    --fast leaves out what SLOW lists. --all adds what takes hours or environments of its own: the whole table of
+    tests/twin, the tools of tests/interop. --gpu runs what ON_GPU lists and nothing else, and lets it see the GPUs.
     """
     parser.addoption("--all", action="store_true")
     parser.addoption("--gpu", action="store_true")

@@ -10,7 +10,14 @@ from numpy.random import RandomState
 from molmo_ds import config as configs
 from molmo_ds import settings
 from molmo_ds.batch import Batch, Sample, windows_of
-from molmo_ds.config import LoraConfig, MolmoConfig, OptimConfig, PromptConfig, RunConfig
+from molmo_ds.config import (
+    LoraConfig,
+    MolmoConfig,
+    OptimConfig,
+    PromptConfig,
+    RunConfig,
+    SelectionConfig,
+)
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.order.loader import Mixture, rank_lanes, sequences
 from molmo_ds.data.order.packing import collate
@@ -23,6 +30,7 @@ from molmo_ds.engine import compiled, ds_config, optim
 from molmo_ds.hub.configs import text_config
 from molmo_ds.model import lora
 from molmo_ds.model.molmo import Molmo, component, recomputed
+from molmo_ds.model.selection import Scorer
 from molmo_ds.model.vision import ACTIVATIONS
 from molmo_ds.testing.streams import FakeBuilder, make_shards, run_config
 
@@ -47,6 +55,9 @@ PROMPTS = (
     "data.prompts.pointing_format",
 )
 OTHERS = (
+    "model.selection.scorer",
+    "model.selection.vector_query",
+    "model.selection.loss_mean",
     "model.family",
     "model.text.model_type",
     "model.images.crop_mode",
@@ -147,11 +158,32 @@ def test_each_crop_mode_cuts_otherwise() -> None:
 
 def test_each_family_lays_pictures_out_otherwise() -> None:
     seen = set()
-    for family in CHOICES["model.family"]:
+    families = set(CHOICES["model.family"]) - {"hemolmo"}  # no shards are laid out for it
+    for family in families:
         words = ["preset=molmo2_8b", f"model.family={family}"]
         layout = Geometry.of(settings.load(None, words).model).layout(700, 700)
         seen.add(str((layout.tokens.tolist(), layout.windows.tolist())))
-    assert len(seen) == len(CHOICES["model.family"])
+    assert len(seen) == len(families)
+
+
+def test_each_scorer_is_another_network() -> None:
+    text = settings.load(None, ["preset=tiny"]).model.text
+    for name in ("scorer", "vector_query"):
+        shapes = set()
+        for choice in CHOICES[f"model.selection.{name}"]:
+            scorer = Scorer(text, SelectionConfig(**{name: choice}))
+            shapes.add(str({key: list(p.shape) for key, p in scorer.named_parameters()}))
+        assert len(shapes) == len(CHOICES[f"model.selection.{name}"])
+    # of two samples one has a single pick
+    importance = torch.tensor([[0.9, 0.5], [0.2, 0.1]])
+    shown = torch.tensor([[True, True], [True, False]])
+    losses = {}
+    for choice in CHOICES["model.selection.loss_mean"]:
+        scorer = Scorer(text, SelectionConfig(loss_mean=choice, loss_weight=1.0))
+        losses[choice] = round(float(scorer.loss(importance.logit(), importance, shown)), 5)
+    want = {"batch": abs(1.6 / 3 - 0.7), "example": 0.25, "example_means": abs(0.45 - 0.7)}
+    want["example"] = (abs(0.7 - 0.7) + abs(0.2 - 0.7)) / 2
+    assert losses == {choice: round(loss, 5) for choice, loss in want.items()}
 
 
 def test_each_mode_takes_other_frames() -> None:

@@ -211,7 +211,9 @@ def test_a_second_quickstart_reuses_and_another_is_refused(finished: tuple[Path,
 
 def fine_tune(world: World, quickstart: str, out: str) -> dict:
     script = load("examples/digits", "finetune", "compose")
-    return script.run(script.read_arguments(["--quickstart", quickstart, "--out", out]))
+    return script.run(
+        script.read_arguments(["--quickstart", quickstart, "--out", out, "--steps", "16"])
+    )
 
 
 def test_the_model_of_the_quickstart_learns_a_new_question(

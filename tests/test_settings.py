@@ -87,13 +87,14 @@ def test_the_list_of_settings_is_whole() -> None:
         "connector",
         "images",
         "video",
+        "selection",
         "model",
         "data",
         "prompts",
         "sources",
         "evaluators",
     }  # fields that hold more of them
-    assert len(kinds) == 14 and leaves == fields - blocks - {"optim", "lora"}
+    assert len(kinds) == 15 and leaves == fields - blocks - {"optim", "lora"}
 
 
 @pytest.mark.parametrize("setting", EVERY, ids=lambda setting: setting.name)

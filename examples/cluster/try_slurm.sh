@@ -38,8 +38,8 @@ mkdir state spool.a spool.b
 stop() {
     scancel --user root 2>/dev/null || true
     sleep 2
-    for pid in slurmctld.pid slurmd.a.pid slurmd.b.pid munge.pid; do
-        [[ -f $pid ]] && kill "$(<"$pid")"
+    for pid in "$folder"/*.pid; do
+        kill "$(<"$pid")" || true
     done
 }
 trap stop EXIT

@@ -60,11 +60,11 @@ class Embed(nn.Module):
     """Two embedding tables, and the image features added at their tokens.
 
     Args:
-        selects: whether the scorer follows, which still needs the features.
         zero_row: the id of a token whose vector is zero and learns nothing; its row in the table is never read.
+        selects: whether the scorer follows, which still needs the features.
     """
 
-    def __init__(self, text: TextConfig, selects: bool = False, zero_row: int | None = None):
+    def __init__(self, text: TextConfig, zero_row: int | None = None, selects: bool = False):
         super().__init__()
         self.zero_row = zero_row
         self.embedding = nn.Parameter(torch.empty(text.embedding_size, text.hidden_size))

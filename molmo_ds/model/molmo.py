@@ -42,7 +42,7 @@ def layer_list(config: MolmoConfig, z_loss: float = 1e-4) -> list[Row]:
             for i in range(vision.num_hidden_layers)
         ),
         ("connector", Connector, (vision, config.connector, text)),
-        ("embed", Embed, (text, config.selection is not None, config.zero_row)),
+        ("embed", Embed, (text, config.zero_row, config.selection is not None)),
         *scorer,
         *((f"layers.{i}", DecoderLayer, (text, i)) for i in range(text.num_hidden_layers)),
         ("head", Head, (text, z_loss)),

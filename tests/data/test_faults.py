@@ -232,8 +232,8 @@ def test_any_store_of_fsspec_is_read(sound: Path) -> None:
     store.pipe("/shards/s-000001.tar", b"short")
     with pytest.raises(ValueError, match="memory://shards/s-000001.tar is truncated: 5 bytes"):
         opened("memory://shards")
-    with pytest.raises(ValueError, match="gs://bucket/.*cannot be opened.*gcsfs"):
-        opened("gs://bucket/shards")
+    with pytest.raises(ValueError, match="abfs://bucket/.*cannot be opened.*adlfs"):
+        opened("abfs://bucket/shards")
     with pytest.raises(ValueError, match="what://shards.*cannot be opened"):
         opened("what://shards")
 

@@ -98,7 +98,8 @@ def test_the_index_knows_size_and_duration(shards: str) -> None:
 
 def test_sizes_are_known_before_decoding(shards: str) -> None:
     data = ShardSet(shards)
-    builder = SampleBuilder(config("model.images.p_high_res=0.5"))
+    words = ("model.images.p_high_res=0.5", "model.images.high_res_max_crops=6")
+    builder = SampleBuilder(config(*words))
     for i in range(len(data)):
         tokens, crops = builder.size(data.record(i), RandomState(i))
         made = builder.build(data.read(i), RandomState(i))
@@ -220,3 +221,16 @@ def test_the_page_shows_frames_with_times_and_tracks(shards: str, tmp_path: Path
     plain = np.zeros((32, 48, 3), np.uint8)
     ringed = drawn(plain, marks)
     assert ringed.shape == plain.shape and ringed[:20, :24].any() and not ringed[:, 40:].any()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["model.video.pooling_size=5"], "video.pooling_size is 5; it must be at most 4"),
+        (["model.connector.pooling=stack"], "or null"),
+        (["model.images.p_high_res=0.5"], "it must be 25 or more"),
+    ],
+)
+def test_settings_that_do_not_fit_together(words: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        config(*words)

@@ -109,7 +109,7 @@ def test_stream_is_what_its_parts_say(config: RunConfig, mixture: Mixture) -> No
         for name, sample, epoch in sequence.references:
             place = mixture.names.index(name)
             rng = generator(config.data.seed, name, "sample", sample, epoch)
-            pack.append(mixture.builder.build(mixture.sets[place].read(sample), rng))
+            pack.append(mixture.builders[place].build(mixture.sets[place].read(sample), rng))
         expected, got = collate([pack], config.data.sequence_length), merge([sequence.row])
         assert all(torch.equal(a, b) for a, b in zip(got.tensors(), expected.tensors()))
 

@@ -176,7 +176,7 @@ def test_what_is_cut_is_counted_and_said(tmp_path: Path, caplog: pytest.LogCaptu
     )
     limit = config.data.sequence_length
     shards = ShardSet(config.data.sources["x"].path)
-    lengths = [free.builder.size(shards.record(i), RandomState(0))[0] for i in range(3)]
+    lengths = [free.builders[0].size(shards.record(i), RandomState(0))[0] for i in range(3)]
     assert lengths[0] < limit < min(lengths[1:])
     mixture = Mixture.open(config)
     drawn: list[int] = []

@@ -5,11 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from molmo_ds import presets
 from molmo_ds.config import RunConfig
 from molmo_ds.engine import ds_config
 from molmo_ds.engine.refusals import refuse
 from molmo_ds.engine.strategy import read_strategy
+from molmo_ds.model.molmo import Molmo
 from molmo_ds.testing import synthetic
 
 ROOT = Path(__file__).parents[2]
@@ -49,15 +52,35 @@ def test_sizes_follow_the_run() -> None:
     ds = ds_config.resolve(strategy, config, 2, on_gpu=False)
     assert (ds["train_batch_size"], ds["gradient_accumulation_steps"]) == (24, 4)
     ds_config.check_with_deepspeed(strategy, ds_config.resolve(strategy, config, 1, on_gpu=False))
-    wide = replace(config.model.text, hidden_size=4096)
-    zero = ds_config.resolve(
-        strategy, replace(config, model=replace(config.model, text=wide)), 2, True
-    )
-    zero = zero["zero_optimization"]
-    assert (
-        zero["reduce_bucket_size"] == 4096**2
-        and zero["stage3_param_persistence_threshold"] == 40960
-    )
+    wide = replace(config.model, text=replace(config.model.text, hidden_size=4096))
+    with torch.device("meta"):
+        elements = sum(parameter.numel() for parameter in Molmo(wide).parameters())
+    zero = ds_config.resolve(strategy, replace(config, model=wide), 2, True)["zero_optimization"]
+    assert zero["reduce_bucket_size"] == elements // 16 > 2**19
+    assert zero["stage3_prefetch_bucket_size"] == elements // 16
+    assert zero["stage3_param_persistence_threshold"] == 40960
+
+
+@pytest.mark.parametrize(
+    ("preset", "reduced", "prefetched"),
+    [
+        ("qwen2_1b5", 131728416, 131728416),
+        ("molmo_7b_d", 500e6, 200e6),
+        ("molmo_72b", 500e6, 200e6),
+    ],
+)
+def test_buckets_hold_several_matrices(preset: str, reduced: float, prefetched: float) -> None:
+    """Of the 7B, a matrix of an MLP has 67.9e6 elements."""
+    strategy = read_strategy("ds_configs/zero3.json")
+    ds = ds_config.resolve(strategy, run(model=presets.get(preset)), 8, on_gpu=True)
+    zero = ds["zero_optimization"]
+    assert zero["reduce_bucket_size"] == pytest.approx(reduced, rel=0.05)
+    assert zero["stage3_prefetch_bucket_size"] == pytest.approx(prefetched, rel=0.05)
+
+
+def test_deepspeed_waits_for_nothing_that_nobody_reads() -> None:
+    ds = ds_config.resolve(read_strategy("ds_configs/zero1.json"), run(), 8, on_gpu=True)
+    assert ds["timers"] == {"throughput": {"enabled": False}}
 
 
 def test_a_deepspeed_users_own_file(tmp_path: Path) -> None:

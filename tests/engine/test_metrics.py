@@ -259,3 +259,24 @@ def test_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         and runs[0]["config"]["wandb"] == "molmo"
         and runs[0] == runs[1]
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA GB200", 2500e12),
+        ("NVIDIA B200", 2250e12),
+        ("NVIDIA B300 SXM6 AC", 2250e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA L40", 181e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA A10G", 70e12),
+        ("NVIDIA A10", 125e12),
+        ("AMD Instinct MI300X", 1307e12),
+        ("NVIDIA GeForce GTX 1080", None),
+    ],
+)
+def test_the_longest_name_that_fits_is_the_device(name: str, peak: float | None) -> None:
+    assert metrics.peak_of(name) == peak

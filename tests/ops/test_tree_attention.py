@@ -287,3 +287,23 @@ def test_the_next_batch_does_not_recompile(by: str) -> None:
             plan = attention_plan(document, TREES[1], torch.float32)
             assert error(compiled(q, k, v, plan), tree_attention(q, k, v, plan) + 1) <= 1e-5
     assert counter.frame_count == 1
+
+
+def test_prompts_of_all_lengths_are_few_lengths_on_a_gpu() -> None:
+    with torch.no_grad():
+        lengths = {tokens: flex.padded_length(tokens) for tokens in range(1, 16385)}
+    assert all(length >= tokens and length % flex.BLOCK == 0 for tokens, length in lengths.items())
+    assert sorted(set(lengths.values()))[:7] == [128, 256, 384, 512, 768, 1024, 1536]
+    assert len(set(lengths.values())) == 14 < flex.LENGTHS
+    # training, whose lengths packing fixes, is padded to whole blocks and no further
+    assert [flex.padded_length(tokens) for tokens in (1, 2304, 2305)] == [128, 2304, 2432]
+
+
+def test_padding_to_blocks_changes_nothing() -> None:
+    document, branch = batch(ids([90, 60, 1, 40], tokens=200))
+    args = tensors(4, 2, document.shape, 16)
+    with torch.no_grad():
+        plan = flex.plan(document, branch, torch.float32, None)
+        assert plan.prepared.seq_lengths == (256, 256)
+        ours = flex.tree_attention(*args, plan, 0.0)
+    torch.testing.assert_close(ours, by_hand(*args, document, branch), atol=1e-5, rtol=1e-5)

@@ -6,6 +6,7 @@ writes FOLDER/found.pt. Words choose the strategies whose case's name holds them
 the tables of docs/evidence/gpu.md, which test_twin.py takes for budgets.
 """
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -22,6 +23,8 @@ from molmo_ds.testing.serving import weights_folder
 from molmo_ds.testing.twin import counts
 
 SECONDS = 60  # that a case may take on a busy machine
+SILENCE = 8  # timeout_seconds of runs that lose a rank
+LOST = ("killed", "stopped", "late")
 
 
 def strategies(everything: bool, words: list[str]) -> dict[twin_cases.Case, list[dict[str, Any]]]:
@@ -42,15 +45,52 @@ def strategies(everything: bool, words: list[str]) -> dict[twin_cases.Case, list
 
 def whole_run(folder: Path) -> tuple[list[int], str]:
     """train.py on two ranks in bf16 under ZeRO-3, from shards to DONE: exit codes and what it said."""
-    arguments = make(folder) + [f"out={folder / 'out'}", "precision=bf16", "max_steps=2"]
+    both = run_of_two(folder, "precision=bf16", "max_steps=2")
+    ended = [run.finish(4 * SECONDS) for run in both]
+    return [code for code, _ in ended], "\n".join(said for _, said in ended)
+
+
+def run_of_two(folder: Path, *settings: str) -> list[ranks.Forked]:
+    """train.py on two ranks, begun."""
+    arguments = [*make(folder), f"out={folder / 'out'}", *settings]
     port = ranks.free_port()
     with dispatch.use("torch"):  # which the forks keep
-        both = [
+        return [
             ranks.Forked(arguments, folder / f"said-{rank}", ranks.rank_environment(rank, 2, port))
             for rank in range(2)
         ]
-    ended = [run.finish(4 * SECONDS) for run in both]
-    return [code for code, _ in ended], "\n".join(said for _, said in ended)
+
+
+def steps_of(folder: Path) -> int:
+    """Steps that a run has logged."""
+    log = folder / "out/log.jsonl"
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+def lost(folder: Path, how: str) -> tuple[int | None, float]:
+    """What becomes of rank 0 when rank 1 is killed, stopped, or late by half the time-out: (its exit code, seconds).
+
+    None = it goes on.
+    """
+    folder = folder / how
+    both = run_of_two(folder, f"timeout_seconds={SILENCE}", "max_steps=100000")
+    while steps_of(folder) < 2 and both[0].running():
+        time.sleep(0.05)
+    began = time.monotonic()
+    both[1].kill(signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+    if how == "late":
+        time.sleep(SILENCE / 2)
+        before = steps_of(folder)
+        both[1].kill(signal.SIGCONT)
+        while both[0].running() and steps_of(folder) < before + 3:
+            time.sleep(0.05)
+    while both[0].running() and how != "late" and time.monotonic() < began + 5 * SILENCE:
+        time.sleep(0.05)
+    took = time.monotonic() - began
+    code = None if both[0].running() else both[0].code
+    for run in both:
+        run.kill(signal.SIGKILL)
+    return code, took
 
 
 def counted(names: list[str]) -> dict[str, list[counts.Counted]]:
@@ -87,7 +127,10 @@ def main() -> None:
         "apart": lambda: ranks.run_ranks(twin_cases.apart, 2, weights, timeout=6 * SECONDS),
         "resumed": lambda: ranks.run_ranks(twin_cases.resume, 2, str(folder), timeout=6 * SECONDS),
         "other_order": lambda: ranks.run_ranks(twin_cases.other_order, 2, timeout=2 * SECONDS),
+        "planted": lambda: ranks.run_ranks(twin_cases.planted, 1)[0],
+        "late": lambda: ranks.run_ranks(twin_cases.late, 2, timeout=4 * SECONDS)[0],
         "whole_run": lambda: whole_run(folder),
+        "lost": lambda: {how: lost(folder, how) for how in (LOST if everything else ())},
         "counted": lambda: counted(steps if everything or writes else steps[:1]),
     }
     found = {}
@@ -95,7 +138,7 @@ def main() -> None:
         began = time.perf_counter()
         found[name] = parts[name]()
         tqdm.write(f"{name}: {time.perf_counter() - began:.1f} s")
-    torch.save(found, folder / "found.pt")
+        torch.save(found, folder / "found.pt")
     if writes:
         write_tables(found)
 

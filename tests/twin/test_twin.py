@@ -4,8 +4,10 @@ A part of the table runs here, all of it by hand: pytest tests/twin --all
 """
 
 import json
+import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -159,6 +161,21 @@ def test_another_order_of_gradients_is_told_on_every_rank(found: dict) -> None:
     assert "become ready in different orders: gradient " in first
 
 
+def test_planted_races_are_found(found: dict) -> None:
+    seen = found["planted"]
+    assert all(math.isnan(value) for value in seen["before a wait"])
+    assert seen["after it"] == [1.0] * 4
+    assert seen["overwritten"] == 1
+    assert seen["race", False] and not seen["race", True]
+
+
+def test_nothing_is_read_or_overwritten_before_its_copy_was_waited_for(found: dict) -> None:
+    logs, overwritten = found["late"]
+    usual = {case.name: left[0]["log"] for case, left in found["strategies"].items()}
+    assert logs == [usual[case.name] for case in twin_cases.LATE]
+    assert overwritten == 0
+
+
 def test_a_run_goes_from_shards_to_done(found: dict, folder: Path) -> None:
     codes, said = found["whole_run"]
     assert codes == [0, 0], said[-2000:]
@@ -166,6 +183,17 @@ def test_a_run_goes_from_shards_to_done(found: dict, folder: Path) -> None:
     lines = [json.loads(line) for line in (folder / "out/log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
     assert all(line["mfu"] > 0 and line["memory_bytes"] > 0 for line in lines)
+
+
+@pytest.mark.skipif(not EVERYTHING, reason="half a minute of waiting: pytest tests/twin --all")
+def test_a_lost_rank_ends_the_run_after_the_time_out_and_a_late_one_does_not(found: dict) -> None:
+    """As NCCL's watchdog does: no exception in Python, an abort (docs/evidence/gpu.md)."""
+    lost = found["lost"]
+    for how in ("killed", "stopped"):
+        code, seconds = lost[how]
+        assert code == -signal.SIGABRT
+        assert seconds < 24  # three time-outs of run_on_twin.SILENCE
+    assert lost["late"][0] is None
 
 
 def relative(ours: Tensor, reference: Tensor) -> float:

@@ -189,6 +189,52 @@ def resume(world: World, folder: str) -> dict[str, tuple[float, float]]:
     return out
 
 
+LATE = [Case("zero3", recomputed="offload"), Case("zero3_offload")]
+
+
+def late(world: World) -> tuple[list[list[dict[str, float]]], int]:
+    """The logs of LATE where copies are late, and how many of them were overwritten."""
+    from molmo_ds.testing.twin import torch_cuda
+
+    with dispatch.use("torch"), torch_cuda.late_copies():
+        logs = [train_one(world, case)["log"] for case in LATE]
+    return logs, torch_cuda.overwritten()
+
+
+def planted(world: World) -> dict[str, Any]:
+    """What is seen of a missing wait, of memory that is overwritten too soon, and of two streams that race."""
+    from torch.cuda import _sanitizer
+
+    from molmo_ds.testing.twin import torch_cuda
+
+    seen = {}
+    host = torch.empty(4, pin_memory=True)
+    with torch_cuda.late_copies():
+        host.copy_(torch.ones(4, device="cuda"), non_blocking=True)
+        seen["before a wait"] = host.tolist()
+        torch.cuda.synchronize()
+        seen["after it"] = host.tolist()
+        host.to("cuda", non_blocking=True)
+        host.zero_()
+    seen["overwritten"] = torch_cuda.overwritten()
+    _sanitizer.enable_cuda_sanitizer()
+    for waits in (True, False):
+        side = torch.cuda.Stream()
+        x = torch.ones(4, device="cuda")
+        try:
+            if waits:
+                side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                x.mul_(2)
+            if waits:
+                torch.cuda.current_stream().wait_stream(side)
+            x.add_(1)
+            seen["race", waits] = False
+        except _sanitizer.CUDASanitizerErrors:
+            seen["race", waits] = True
+    return seen
+
+
 class _WeightFirst(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -213,7 +259,8 @@ def other_order(world: World) -> str:
     plain = dispatch._table["linear"]["torch"]
     dispatch._table["linear"]["torch"] = linear, dispatch.always
     fresh_groups()
-    config = synthetic.config(strategy="ds_configs/zero2.json", micro_batch=4)
+    # in autocast the copies in bf16 give weights their gradients first on both ranks
+    config = synthetic.config(strategy="ds_configs/zero2.json", micro_batch=4, precision="fp32")
     try:
         with dispatch.use("torch"):
             engine = build_engine(config, world)

@@ -104,7 +104,8 @@ class Mixture:
         if crops > self.budget.crops:
             raise ValueError(
                 f"Sample '{record['__key__']}' of '{self.names[source]}' has {crops} crops, but "
-                f"data.crops_per_sequence is {self.budget.crops}; raise it or lower model.images.max_crops."
+                f"data.crops_per_sequence is {self.budget.crops}; raise it, or lower model.images.max_crops or "
+                "model.video.max_frames."
             )
         return tokens, crops
 

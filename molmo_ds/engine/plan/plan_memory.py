@@ -259,14 +259,13 @@ def _held(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool, rows:
     shard, largest = sum(row.trained_shard for row in rows), max(row.largest for row in rows)
     group = max(sum((row.groups for row in rows), Counter()).values(), default=0)
     bucket = zero.reduce_bucket
-    # AdamW's sqrt(v), and on the CPU also its quotient, of what one call updates
-    roots = (1 if on_gpu else 2) * adamw
+    # AdamW's sqrt(v) and its quotient, of what one call updates; the fused form of a GPU has none
+    roots = 0 if on_gpu else 2 * adamw
     if stage == 0:
         made = Plan(size * (trained + frozen), 0.0, size * trained)
         # fp32 weights, and in the update their gradients
         whole = 4 * trained * (dtype != torch.float32)
-        updated = trained if on_gpu else largest  # the fused form takes all, the other one by one
-        made.optimizer, made.update = moments * trained + whole, whole + 4 * roots * updated
+        made.optimizer, made.update = moments * trained + whole, whole + 4 * roots * largest
         return made
     made = Plan(
         size * (trained + frozen),

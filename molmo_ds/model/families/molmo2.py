@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, TextConfig, VisionConfig
-from molmo_ds.presets import SIGLIP2
+from molmo_ds.presets.towers import SIGLIP2
 from molmo_ds.settings import in_sentences, to_dict
 
 OWN = "molmo_ds"  # the field of config.json that holds the MolmoConfig

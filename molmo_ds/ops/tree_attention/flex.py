@@ -1,9 +1,9 @@
 """Tree attention on a GPU by FlexAttention, whose blocks are counted from runs of ids: registered as "triton".
 
-A kernel is compiled for each T, in seconds, so T is padded to few lengths: `padded_length`. Padding sees itself alone:
-blocks of it cost nearly nothing.
+A kernel is compiled for each T, in seconds, so T is padded to few lengths: `padded_length`. Padding sees itself alone,
+so blocks of it cost nearly nothing.
 
-Shapes: B sequences, H heads, G key-value heads, T tokens, d head width.
+Shapes: B sequences, H heads, G key-value heads, T tokens, d head width, S blocks of keys.
 """
 
 import functools
@@ -44,8 +44,8 @@ def plan(
 def padded_length(tokens: int) -> int:
     """The length at which T tokens are attended to, a multiple of BLOCK.
 
-    Packing gives training few lengths. Prompts have any: without gradients only 128, 256, 384, 512, 768, 1024, 1536
-    and so on are used: a compilation serves many of them.
+    Packing gives training few lengths. Prompts have any: without gradients only 128, 256, 384, 512, 768, 1024, 1536 ...
+    are used, so that a compilation serves many of them.
     """
     blocks = -(-tokens // BLOCK)
     if torch.is_grad_enabled():
@@ -85,47 +85,68 @@ def _compiled() -> Callable[..., Tensor]:
     return torch.compile(flex_attention, dynamic=False)
 
 
-def reach(
-    document_ids: Tensor, branch_ids: Tensor, image_ids: Tensor | None
-) -> list[tuple[Tensor, Tensor]]:
-    """Intervals [start, end) of the keys that each token sees, [B, T] each: prefix, own branch, rest of own image."""
+def reach(document_ids: Tensor, branch_ids: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Intervals [start, end) of the keys up to itself that each token sees, [B, T] each: prefix, and own branch."""
     index = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
-
-    def starts(*ids: Tensor) -> Tensor:  # of the run of equal ids that each token is in
-        changes = torch.stack([F.pad(x[:, 1:] != x[:, :-1], (1, 0), value=True) for x in ids]).any(
-            0
-        )
-        return torch.where(changes, index, 0).cummax(1).values
-
-    document = starts(document_ids)
-    branch = starts(document_ids, branch_ids)
+    document = torch.where(changes(document_ids), index, 0).cummax(1).values
+    branch = torch.where(changes(document_ids, branch_ids), index, 0).cummax(1).values
     shared = (branch_ids == 0).long()
     real = document_ids != 0
     count = shared.cumsum(1)
     # tokens of the document's prefix up to this one
     prefix = count - (count - shared).gather(1, document)
     own = real & (branch_ids != 0)
-    out = [
+    return [
         (document, document + torch.where(real, prefix, 0)),
         (torch.where(own, branch, index), torch.where(own | ~real, index + 1, index)),
     ]
-    if image_ids is not None:
-        last = index.shape[1] - starts(
-            *(x.flip(1) for x in (document_ids, branch_ids, image_ids))
-        ).flip(1)
-        out.append((index + 1, torch.where(real & (image_ids != 0), last, index + 1)))
-    return out
+
+
+def changes(*ids: Tensor) -> Tensor:
+    """bool [B, T]: whether one of the ids, int [B, T], differs from that of the token before."""
+    return torch.stack([F.pad(x[:, 1:] != x[:, :-1], (1, 0), value=True) for x in ids]).any(0)
+
+
+def later_in_images(
+    document_ids: Tensor, branch_ids: Tensor, image_ids: Tensor, low: Tensor
+) -> Tensor:
+    """int64 [B, T, S]: keys after each token that it sees in its images, in each block [low, low + BLOCK).
+
+    These are the later tokens with its document, branch and image, wherever text lies between them. Tokens are sorted
+    by these ids and then by place, so that what a block has of them lies between two places that a search finds.
+    """
+    batch, tokens = document_ids.shape
+    run = changes(document_ids, branch_ids).long().cumsum(1)
+    by_image = image_ids.argsort(dim=1, stable=True)
+    order = by_image.gather(1, run.gather(1, by_image).argsort(dim=1, stable=True))
+    group = changes(run.gather(1, order), image_ids.gather(1, order)).long().cumsum(1)
+    sorted_keys = group * tokens + order
+    first = torch.zeros_like(group).scatter(1, order, group)[..., None] * tokens
+    index = torch.arange(tokens, device=low.device)[:, None]
+    begin = torch.maximum(index + 1, low).clamp(max=tokens)
+    end = torch.maximum(begin, (low + BLOCK).clamp(max=tokens))
+    counts = [
+        torch.searchsorted(sorted_keys, (first + bound).flatten(1)).view(batch, tokens, -1)
+        for bound in (begin, end)
+    ]
+    shown = (image_ids != 0) & (document_ids != 0)
+    return (counts[1] - counts[0]) * shown[..., None]
 
 
 def blocks(document_ids: Tensor, branch_ids: Tensor, image_ids: Tensor | None) -> BlockMask:
-    """The block mask of ids int [B, T], counted from `reach`: B * T * (T / BLOCK) numbers and no host sync."""
+    """The block mask of ids int [B, T], from the number of keys that each query sees in each block.
+
+    It counts B * T * (T / BLOCK) numbers and waits for nothing.
+    """
     batch, tokens = document_ids.shape
     side = -(-tokens // BLOCK)
     low = torch.arange(side, device=document_ids.device) * BLOCK
     seen = torch.zeros(batch, tokens, side, dtype=torch.int64, device=low.device)
-    for start, end in reach(document_ids, branch_ids, image_ids):
+    for start, end in reach(document_ids, branch_ids):
         inside = torch.minimum(end[..., None], low + BLOCK) - torch.maximum(start[..., None], low)
         seen += inside.clamp(min=0)
+    if image_ids is not None:
+        seen += later_in_images(document_ids, branch_ids, image_ids, low)
     seen = F.pad(seen, (0, 0, 0, side * BLOCK - tokens)).view(batch, 1, side, BLOCK, side).sum(3)
     full = seen == BLOCK * BLOCK
     sparse = []

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from molmo_ds.batch import Batch
+from molmo_ds.batch import Batch, windows_of
 from molmo_ds.config import MolmoConfig, RunConfig
 from molmo_ds.engine import optim
 from molmo_ds.model.molmo import Molmo
@@ -133,8 +133,8 @@ def attention_counted() -> Iterator[None]:
 def fake_batch(config: MolmoConfig, sequences: int, tokens: int, crops: int, learnt: int) -> Batch:
     """A batch of these sizes without memory."""
     side = config.vision.image_size
-    patches = (side // config.vision.patch_size) ** 2
-    pooled = (-(-side // config.vision.patch_size // config.connector.pooling_size)) ** 2
+    grid = side // config.vision.patch_size
+    windows = torch.empty_like(windows_of(crops, grid, config.connector.pooling_size))
 
     def per_token(dtype: torch.dtype) -> Tensor:
         return torch.empty(sequences, tokens, dtype=dtype)
@@ -146,9 +146,11 @@ def fake_batch(config: MolmoConfig, sequences: int, tokens: int, crops: int, lea
         position_ids=per_token(torch.int64),
         document_ids=per_token(torch.int32),
         branch_ids=per_token(torch.int32),
+        image_ids=per_token(torch.int32),
         images=torch.empty(crops, side, side, 3, dtype=torch.uint8),
-        image_masks=torch.empty(crops, patches),
-        image_positions=torch.empty(crops, pooled, dtype=torch.int64),
+        image_masks=torch.empty(crops, grid * grid),
+        windows=windows,
+        image_positions=torch.empty(len(windows), dtype=torch.int64),
         learnt_rows=torch.empty(learnt, dtype=torch.int64),
     )
 

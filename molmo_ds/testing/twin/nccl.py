@@ -1,8 +1,11 @@
 """NCCL on the twin: gloo under NCCL's rules, which refuse what gloo would forgive."""
 
 import datetime
+import os
+import sys
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -61,9 +64,24 @@ def strict(name: str) -> Callable[..., Any]:
 
     def call(*args: Any, **more: Any) -> Any:
         check(name, (*args, *more.values()))
-        return function(*args, **more)
+        began = time.monotonic()
+        try:
+            return function(*args, **more)
+        except RuntimeError as error:
+            give_up(name, error, began)
 
     return call
+
+
+def give_up(name: str, error: RuntimeError, began: float) -> NoReturn:
+    """End as NCCL's watchdog ends a process whose peer is gone: after the time-out, by an abort, with no exception.
+
+    gloo raises at once where a peer died. Only calls that wait are played so, not those that return a handle.
+    """
+    timeout = dist.distributed_c10d.default_pg_nccl_timeout.total_seconds()
+    time.sleep(max(0.0, began + timeout - time.monotonic()))
+    print(f"the twin's NCCL gives up {name}: {error}", file=sys.stderr, flush=True)
+    os.abort()
 
 
 def install() -> None:

@@ -182,6 +182,25 @@ def use_stream(stream: Stream | None) -> Iterator[None]:
             _streams.pop()
 
 
+@contextlib.contextmanager
+def late_copies() -> Iterator[None]:
+    """Inside the block a copy that the host need not wait for happens when it waits.
+
+    What it reads before is NaN, and `overwritten` counts what it wrote into memory that was still to be read.
+    """
+    library.twin_late(1)
+    try:
+        yield
+    finally:
+        library.twin_wait()
+        library.twin_late(0)
+
+
+def overwritten() -> int:
+    """Pinned tensors that changed between a copy to the device and the next wait, since the process began."""
+    return library.twin_overwritten()
+
+
 def synchronize(device: Any = None) -> None:
     """Wait for a device."""
     library.twin_wait()
