@@ -111,6 +111,8 @@ def legal(hint: Any) -> str:
     if origin is tuple:
         number = "" if parts[-1] is Ellipsis else f" of {len(parts)}"
         return f"a list{number}, each {legal(parts[0])}"
+    if origin is list:
+        return f"a list, each {legal(parts[0])}"
     if origin is dict:
         return f"a block of names, each {legal(parts[1])}"
     words = {

@@ -55,6 +55,7 @@ PROMPTS = (
     "data.prompts.pointing_format",
 )
 OTHERS = (
+    "model.connector.patch_row",  # tests/weights/test_patch_row.py
     "model.selection.scorer",
     "model.selection.vector_query",
     "model.selection.loss_mean",
