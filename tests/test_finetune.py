@@ -136,7 +136,9 @@ def test_adapters_on_one_rank(folder: Path, recipe: str) -> None:
     assert run_ranks(run, 1, words(folder, recipe, f"lora-{recipe}", [])) == [0]
     told = json.loads((folder / f"lora-{recipe}/log.jsonl").read_text())
     assert np.isfinite(told["loss"]) and told["images"] >= 2
-    assert told["grad_norm/text"] > 0 and "grad_norm/vision" not in told
+    assert (
+        told["grad_norm/text"] > 0 and told["grad_norm/vision"] == 0
+    )  # the adapters learn, the frozen tower does not
 
 
 def test_what_was_learnt_answers_as_an_export(folder: Path) -> None:
