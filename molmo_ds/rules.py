@@ -3,15 +3,8 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from molmo_ds.config import (
-    ComponentConfig,
-    ImageConfig,
-    MolmoConfig,
-    RunConfig,
-    SourceConfig,
-    TextConfig,
-    VisionConfig,
-)
+from molmo_ds.architecture import ImageConfig, MolmoConfig, TextConfig, VisionConfig
+from molmo_ds.config import ComponentConfig, RunConfig, SourceConfig
 
 Rows = Iterator[tuple[bool, str]]
 # ids from vocab_size on that mean parts of a picture or a video (data/tokens.py)

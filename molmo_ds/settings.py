@@ -16,7 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from molmo_ds import config, files, presets, rules
-from molmo_ds.config import MolmoConfig, RunConfig
+from molmo_ds.architecture import MolmoConfig
+from molmo_ds.config import RunConfig
 from molmo_ds.setting_list import Setting, entry, legal, settings
 
 NOTHING = ("", "null", "~")

@@ -9,15 +9,9 @@ from numpy.random import RandomState
 
 from molmo_ds import config as configs
 from molmo_ds import settings
+from molmo_ds.architecture import MolmoConfig, SelectionConfig
 from molmo_ds.batch import Batch, Sample, windows_of
-from molmo_ds.config import (
-    LoraConfig,
-    MolmoConfig,
-    OptimConfig,
-    PromptConfig,
-    RunConfig,
-    SelectionConfig,
-)
+from molmo_ds.config import LoraConfig, OptimConfig, PromptConfig, RunConfig
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.order.loader import Mixture, rank_lanes, sequences
 from molmo_ds.data.order.packing import collate

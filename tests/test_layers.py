@@ -7,7 +7,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "molmo_ds"
 LAYERS = [
-    ["config", "presets", "rules", "setting_list", "settings", "batch", "files", "environment"],
+    ["architecture", "config", "presets", "rules", "setting_list", "settings"]
+    + ["batch", "files", "environment"],
     ["stores"],
     ["ops"],
     ["data", "model"],
@@ -29,14 +30,15 @@ ONLY_IN = {  # testing forks after the imports are made, and resets what DeepSpe
     "omegaconf": ("settings",),
 }
 FOUNDATION = {  # one layer, whose files use each other in this order
-    "config": set(),
+    "architecture": set(),
+    "config": {"architecture"},
     "batch": set(),
     "environment": {"config"},
     "files": {"config", "environment"},
-    "presets": {"config"},
-    "rules": {"config"},
+    "presets": {"architecture"},
+    "rules": {"architecture", "config"},
     "setting_list": set(),
-    "settings": {"config", "files", "presets", "rules", "setting_list"},
+    "settings": {"architecture", "config", "files", "presets", "rules", "setting_list"},
 }
 
 

@@ -16,17 +16,16 @@ import pytest
 import torch
 
 from molmo_ds import settings
-from molmo_ds.batch import Batch, learnt_rows_of, windows_of
-from molmo_ds.cli import plan as plan_command
-from molmo_ds.config import (
+from molmo_ds.architecture import (
     ConnectorConfig,
-    DataConfig,
     ImageConfig,
     MolmoConfig,
-    RunConfig,
     TextConfig,
     VisionConfig,
 )
+from molmo_ds.batch import Batch, learnt_rows_of, windows_of
+from molmo_ds.cli import plan as plan_command
+from molmo_ds.config import DataConfig, RunConfig
 from molmo_ds.engine import build_engine, optim
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.plan import plan_memory

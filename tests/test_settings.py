@@ -12,7 +12,8 @@ import pytest
 
 from molmo_ds import config as configs
 from molmo_ds import presets, rules, settings
-from molmo_ds.config import RunConfig, TextConfig, VisionConfig
+from molmo_ds.architecture import TextConfig, VisionConfig
+from molmo_ds.config import RunConfig
 from molmo_ds.setting_list import Setting, comments, legal
 
 EVERY = settings.settings(RunConfig)

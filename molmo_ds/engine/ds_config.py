@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from molmo_ds.config import MolmoConfig, RunConfig
+from molmo_ds.architecture import MolmoConfig
+from molmo_ds.config import RunConfig
 from molmo_ds.engine.strategy import Strategy, accumulation
 from molmo_ds.model.molmo import Molmo
 

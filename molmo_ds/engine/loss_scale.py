@@ -4,8 +4,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from molmo_ds.architecture import MolmoConfig
 from molmo_ds.batch import Batch, last_tokens, pinned
-from molmo_ds.config import MolmoConfig
 
 # sums over the global batch of one step: loss weights; tokens that are not padding; positions = tokens and padding;
 # crops that belong to a document; images = pictures, by the tokens they begin with (a frame of a video counts as a

@@ -6,7 +6,8 @@ A row is tested only after those above it have passed, so that it may rely on th
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from molmo_ds.config import RunConfig, TextConfig
+from molmo_ds.architecture import TextConfig
+from molmo_ds.config import RunConfig
 from molmo_ds.engine.strategy import (
     ENGINES,
     EXECUTION,

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic's
 
 from molmo_ds import rules
-from molmo_ds.config import Count, NotNegative, Whole
+from molmo_ds.architecture import Count, NotNegative, Whole
 from molmo_ds.setting_list import legal
 
 Auto = Literal["auto"]

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from molmo_ds.config import MolmoConfig, TextConfig
+from molmo_ds.architecture import MolmoConfig, TextConfig
 from molmo_ds.model.decoder import Attention, Norm
 from molmo_ds.ops.rms_norm import rms_norm
 

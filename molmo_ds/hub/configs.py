@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from molmo_ds import presets
-from molmo_ds.config import ImageConfig, MolmoConfig, TextConfig, VisionConfig
+from molmo_ds.architecture import ImageConfig, MolmoConfig, TextConfig, VisionConfig
 from molmo_ds.model import families
 from molmo_ds.settings import changed, in_sentences
 

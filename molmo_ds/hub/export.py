@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from molmo_ds.config import MolmoConfig
+from molmo_ds.architecture import MolmoConfig
 from molmo_ds.hub import molmo2_processor
 from molmo_ds.hub.bundle import bundle
 from molmo_ds.hub.load import checked, open_checkpoint, prompt_form

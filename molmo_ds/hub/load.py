@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from molmo_ds import files, presets
-from molmo_ds.config import ConnectorConfig, MolmoConfig, VisionConfig
+from molmo_ds.architecture import ConnectorConfig, MolmoConfig, VisionConfig
 from molmo_ds.files import Place
 from molmo_ds.hub import configs
 from molmo_ds.model import families

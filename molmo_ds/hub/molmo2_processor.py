@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from molmo_ds.config import PIXEL_STATISTICS, MolmoConfig
+from molmo_ds.architecture import PIXEL_STATISTICS, MolmoConfig
 from molmo_ds.data.sample.styles import CHOICE_STYLES, SPOKEN_STYLES
 from molmo_ds.hub.words import ends_of, whole_tokenizer
 

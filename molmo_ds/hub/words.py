@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from molmo_ds.config import MolmoConfig
+from molmo_ds.architecture import MolmoConfig
 from molmo_ds.data.tokens import Tokenizer
 
 

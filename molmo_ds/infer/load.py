@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from molmo_ds import files
+from molmo_ds.architecture import MolmoConfig
 from molmo_ds.batch import Batch, Sample
-from molmo_ds.config import MolmoConfig, RunConfig
+from molmo_ds.config import RunConfig
 from molmo_ds.data.order.packing import collate
 from molmo_ds.data.sample.builder import SampleBuilder
 from molmo_ds.engine.launch import World

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from molmo_ds.config import MolmoConfig
+from molmo_ds.architecture import MolmoConfig
 from molmo_ds.engine.answering import quantized
 from molmo_ds.engine.answering.layout import Fill
 from molmo_ds.engine.answering.share import Share

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from molmo_ds.config import ConnectorConfig, TextConfig, VisionConfig
+from molmo_ds.architecture import ConnectorConfig, TextConfig, VisionConfig
 from molmo_ds.model.carry import Carry
 from molmo_ds.model.linear import Linear
 from molmo_ds.model.vision import used_layers

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from molmo_ds.config import TextConfig
+from molmo_ds.architecture import TextConfig
 from molmo_ds.model.carry import Carry, Shared
 from molmo_ds.model.connector import GatedMLP
 from molmo_ds.model.linear import Linear

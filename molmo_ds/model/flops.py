@@ -6,7 +6,7 @@ operations forward, so each number of a weight is 6 operations a token.
 
 import math
 
-from molmo_ds.config import ConnectorConfig, MolmoConfig, TextConfig, VisionConfig
+from molmo_ds.architecture import ConnectorConfig, MolmoConfig, TextConfig, VisionConfig
 from molmo_ds.model.vision import used_layers
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from molmo_ds.config import MolmoConfig
+from molmo_ds.architecture import MolmoConfig
 
 
 def initial_parameter(config: MolmoConfig, name: str, shape: Sequence[int], seed: int) -> Tensor:

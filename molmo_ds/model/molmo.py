@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from molmo_ds.architecture import MolmoConfig
 from molmo_ds.batch import Batch
-from molmo_ds.config import MolmoConfig
 from molmo_ds.model import init
 from molmo_ds.model.carry import Carry
 from molmo_ds.model.connector import Connector

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from molmo_ds.architecture import MolmoConfig, SelectionConfig, TextConfig
 from molmo_ds.batch import PER_TOKEN
-from molmo_ds.config import MolmoConfig, SelectionConfig, TextConfig
 from molmo_ds.model.carry import Carry
 from molmo_ds.model.decoder import Core, DecoderLayer, Norm
 from molmo_ds.model.linear import Linear

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from molmo_ds.config import PIXEL_STATISTICS, ImageConfig, VisionConfig
+from molmo_ds.architecture import PIXEL_STATISTICS, ImageConfig, VisionConfig
 from molmo_ds.model.carry import Carry
 from molmo_ds.model.linear import Linear
 from molmo_ds.ops.crops import normalise_patches

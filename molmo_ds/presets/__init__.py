@@ -3,7 +3,7 @@
 import difflib
 from functools import partial
 
-from molmo_ds.config import MolmoConfig
+from molmo_ds.architecture import MolmoConfig
 from molmo_ds.presets.language_models import LANGUAGE_MODELS
 from molmo_ds.presets.molmo import (
     molmo_7b_d,

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from molmo_ds.config import TextConfig
+from molmo_ds.architecture import TextConfig
 
 OLMO2_7B = TextConfig(
     model_type="olmo2",

@@ -1,6 +1,6 @@
 """The released Molmo models, and smaller relatives."""
 
-from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, TextConfig
+from molmo_ds.architecture import ConnectorConfig, ImageConfig, MolmoConfig, TextConfig
 from molmo_ds.presets.language_models import OLMO2_7B
 from molmo_ds.presets.towers import TOWERS
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, TextConfig, VideoConfig
+from molmo_ds.architecture import ConnectorConfig, ImageConfig, MolmoConfig, TextConfig, VideoConfig
 from molmo_ds.presets.towers import SIGLIP2
 
 

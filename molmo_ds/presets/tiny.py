@@ -2,7 +2,13 @@
 
 from dataclasses import replace
 
-from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, TextConfig, VisionConfig
+from molmo_ds.architecture import (
+    ConnectorConfig,
+    ImageConfig,
+    MolmoConfig,
+    TextConfig,
+    VisionConfig,
+)
 from molmo_ds.presets.molmo2 import molmo2_8b, molmo2_o_7b
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from molmo_ds.config import VisionConfig
+from molmo_ds.architecture import VisionConfig
 
 CLIP = VisionConfig()
 SIGLIP = VisionConfig(

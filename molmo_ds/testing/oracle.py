@@ -9,8 +9,9 @@ import torch
 from deepspeed.utils import groups
 from torch import Tensor
 
+from molmo_ds.architecture import MolmoConfig
 from molmo_ds.batch import Batch
-from molmo_ds.config import MolmoConfig, RunConfig
+from molmo_ds.config import RunConfig
 from molmo_ds.engine import optim
 from molmo_ds.model import lora
 from molmo_ds.model.molmo import Molmo, component

@@ -7,17 +7,15 @@ from dataclasses import replace
 
 import torch
 
-from molmo_ds.batch import Batch, learnt_rows_of, windows_of
-from molmo_ds.config import (
-    ComponentConfig,
+from molmo_ds.architecture import (
     ConnectorConfig,
     ImageConfig,
     MolmoConfig,
-    OptimConfig,
-    RunConfig,
     TextConfig,
     VisionConfig,
 )
+from molmo_ds.batch import Batch, learnt_rows_of, windows_of
+from molmo_ds.config import ComponentConfig, OptimConfig, RunConfig
 from molmo_ds.data.order.packing import merge
 from molmo_ds.testing import videos
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from molmo_ds.architecture import MolmoConfig
 from molmo_ds.batch import Batch, learnt_rows_of, windows_of
-from molmo_ds.config import MolmoConfig, RunConfig
+from molmo_ds.config import RunConfig
 from molmo_ds.data.order.packing import merge
 from molmo_ds.testing import synthetic
 

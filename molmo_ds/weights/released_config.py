@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from molmo_ds.config import MolmoConfig
+from molmo_ds.architecture import MolmoConfig
 from molmo_ds.files import Place
 from molmo_ds.model.families.molmo import OWN, from_released
 from molmo_ds.settings import from_dict, to_dict

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from molmo_ds import files
-from molmo_ds.config import DataConfig, MolmoConfig, RunConfig
+from molmo_ds.architecture import MolmoConfig
+from molmo_ds.config import DataConfig, RunConfig
 from molmo_ds.files import Place, Remote
 from molmo_ds.model.families import molmo_names
 from molmo_ds.model.families.table import Rule, Table

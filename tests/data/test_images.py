@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from molmo_ds import presets
-from molmo_ds.config import (
+from molmo_ds.architecture import (
     PIXEL_STATISTICS,
     ConnectorConfig,
     ImageConfig,

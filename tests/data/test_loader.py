@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from molmo_ds import presets
+from molmo_ds.architecture import ImageConfig
 from molmo_ds.batch import last_tokens
-from molmo_ds.config import ImageConfig, RunConfig
+from molmo_ds.config import RunConfig
 from molmo_ds.data.order.checks import identical, replay
 from molmo_ds.data.order.lanes import generator
 from molmo_ds.data.order.loader import (

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from molmo_ds.architecture import MolmoConfig, SelectionConfig
 from molmo_ds.batch import SelectionBatch
-from molmo_ds.config import MolmoConfig, RunConfig, SelectionConfig
+from molmo_ds.config import RunConfig
 from molmo_ds.data.order.selected import SelectionSample, collate_selected
 from molmo_ds.data.sample.image_ids import image_ids
 from molmo_ds.engine import build_engine

@@ -10,8 +10,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from molmo_ds.architecture import TextConfig, VisionConfig
 from molmo_ds.batch import Batch, learnt_rows_of, windows_of
-from molmo_ds.config import RunConfig, TextConfig, VisionConfig
+from molmo_ds.config import RunConfig
 from molmo_ds.engine.launch import World
 from molmo_ds.model.flops import flops_per_crop, flops_per_token
 from molmo_ds.model.molmo import Molmo

@@ -10,14 +10,14 @@ import pytest
 import torch
 from deepspeed.ops.op_builder import AsyncIOBuilder
 
-from molmo_ds.config import (
+from molmo_ds.architecture import (
     ConnectorConfig,
     ImageConfig,
     MolmoConfig,
-    RunConfig,
     TextConfig,
     VisionConfig,
 )
+from molmo_ds.config import RunConfig
 from molmo_ds.engine import build_engine, fragments
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.launching.op_locks import drop_stale_locks

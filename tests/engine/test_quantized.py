@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from molmo_ds.architecture import MolmoConfig
 from molmo_ds.batch import Sample, windows_of
-from molmo_ds.config import MolmoConfig
 from molmo_ds.data.order.packing import collate
 from molmo_ds.engine.answering.quantized import check, quantize
 from molmo_ds.engine.launch import World

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from molmo_ds.config import LoraConfig, RunConfig, TextConfig
+from molmo_ds.architecture import TextConfig
+from molmo_ds.config import LoraConfig, RunConfig
 from molmo_ds.engine.pipeline import balance
 from molmo_ds.engine.refusals import TABLE, Asked, first, refuse
 from molmo_ds.engine.strategy import read_strategy

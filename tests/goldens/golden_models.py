@@ -8,8 +8,14 @@ import yaml
 from golden_files import need, read_json, read_tensors
 from torch import Tensor
 
+from molmo_ds.architecture import (
+    ConnectorConfig,
+    ImageConfig,
+    MolmoConfig,
+    TextConfig,
+    VisionConfig,
+)
 from molmo_ds.batch import Batch, learnt_rows_of, windows_of
-from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, TextConfig, VisionConfig
 from molmo_ds.model.families import molmo_names
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.weights import rename

@@ -8,8 +8,8 @@ from golden_files import MISSING, OURS, folder, need, read_json, read_tensors
 from torch import Tensor
 from torch.nn import functional as F
 
+from molmo_ds.architecture import MolmoConfig
 from molmo_ds.batch import Batch, learnt_rows_of, shifted
-from molmo_ds.config import MolmoConfig
 from molmo_ds.data.sample.image_ids import image_ids
 from molmo_ds.model.families import molmo, molmo_names
 from molmo_ds.model.molmo import Molmo

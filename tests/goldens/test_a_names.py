@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from golden_files import MISSING, listed, read_json
 
-from molmo_ds.config import MolmoConfig, TextConfig, VisionConfig
+from molmo_ds.architecture import MolmoConfig, TextConfig, VisionConfig
 from molmo_ds.model import families
 from molmo_ds.model.families import molmo_names
 from molmo_ds.model.families.table import Table

@@ -6,8 +6,14 @@ from golden_files import listed, read_json, read_tensors
 from golden_models import real_crops, vision_config
 from torch import Tensor, nn
 
+from molmo_ds.architecture import (
+    ConnectorConfig,
+    ImageConfig,
+    MolmoConfig,
+    TextConfig,
+    VisionConfig,
+)
 from molmo_ds.batch import windows_of
-from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, TextConfig, VisionConfig
 from molmo_ds.model.carry import Carry
 from molmo_ds.model.connector import Connector
 from molmo_ds.model.families import molmo_names

@@ -9,7 +9,7 @@ import torch
 from golden_files import MISSING, folder, listed, need, read_json
 from safetensors.torch import load_file
 
-from molmo_ds.config import (
+from molmo_ds.architecture import (
     PIXEL_STATISTICS,
     ConnectorConfig,
     ImageConfig,

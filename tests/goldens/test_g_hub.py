@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, Molmo2ForConditionalGeneration
 
+from molmo_ds.architecture import MolmoConfig
 from molmo_ds.batch import shifted
-from molmo_ds.config import MolmoConfig
 from molmo_ds.data.sample.images import ImageProcessor
 from molmo_ds.hub import load
 from molmo_ds.hub.export import to_hub

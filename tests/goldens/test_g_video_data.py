@@ -12,7 +12,8 @@ import torch
 from golden_files import MISSING, folder, need, read_json
 from safetensors.torch import load_file
 
-from molmo_ds.config import ImageConfig, MolmoConfig, PromptConfig, VideoConfig, VisionConfig
+from molmo_ds.architecture import ImageConfig, MolmoConfig, VideoConfig, VisionConfig
+from molmo_ds.config import PromptConfig
 from molmo_ds.data.decode import load_image
 from molmo_ds.data.order.knapsack import UNITS, most_valuable
 from molmo_ds.data.sample.footage import subtitles

@@ -6,7 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, TextConfig, VisionConfig
+from molmo_ds.architecture import (
+    ConnectorConfig,
+    ImageConfig,
+    MolmoConfig,
+    TextConfig,
+    VisionConfig,
+)
 from molmo_ds.hub.load import write_weights
 from molmo_ds.model.molmo import Molmo
 

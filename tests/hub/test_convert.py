@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from molmo_ds import presets
+from molmo_ds.architecture import ConnectorConfig, MolmoConfig
 from molmo_ds.cli.convert import main
-from molmo_ds.config import ConnectorConfig, DataConfig, MolmoConfig, RunConfig
+from molmo_ds.config import DataConfig, RunConfig
 from molmo_ds.data.tokens import Tokenizer
 from molmo_ds.engine import build_engine
 from molmo_ds.engine.launch import World

@@ -8,7 +8,7 @@ from hub_models import TEXTS, TOWERS, random_state, tiny
 from torch.nn import functional as F
 
 from molmo_ds import presets
-from molmo_ds.config import ConnectorConfig
+from molmo_ds.architecture import ConnectorConfig
 from molmo_ds.hub.load import resized_positions, shapes_of
 from molmo_ds.model.families import molmo_names
 from molmo_ds.model.families.molmo import not_servable

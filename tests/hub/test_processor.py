@@ -18,8 +18,9 @@ from numpy.random import RandomState
 from PIL import Image
 from transformers import AutoTokenizer
 
+from molmo_ds.architecture import MolmoConfig
 from molmo_ds.batch import Sample
-from molmo_ds.config import DataConfig, MolmoConfig, RunConfig
+from molmo_ds.config import DataConfig, RunConfig
 from molmo_ds.data.sample.builder import SampleBuilder
 from molmo_ds.data.tokens import IMAGE_TOKENS, Tokenizer
 from molmo_ds.hub import export

@@ -13,8 +13,9 @@ from hub_models import model_of, random_state, tiny, weights_folder
 from PIL import Image
 from torch.nn import functional as F
 
+from molmo_ds.architecture import MolmoConfig
 from molmo_ds.batch import Batch
-from molmo_ds.config import DataConfig, MolmoConfig, RunConfig
+from molmo_ds.config import DataConfig, RunConfig
 from molmo_ds.data.order.packing import collate
 from molmo_ds.data.sample.builder import SampleBuilder
 from molmo_ds.hub import export
@@ -152,7 +153,9 @@ def test_same_inputs_as_in_training(name: str, seen: dict, tokenizer: Path) -> N
     assert torch.equal(got["images"], batch.images) and torch.equal(
         got["image_masks"], batch.image_masks
     )
-    assert torch.equal(got["image_input_idx"].flatten(), batch.image_positions)
+    # a batch leaves windows that go nowhere out
+    places = got["image_input_idx"].flatten()
+    assert torch.equal(places[places >= 0], batch.image_positions)
 
 
 @pytest.mark.parametrize("name", KINDS)

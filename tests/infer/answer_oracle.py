@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from molmo_ds.architecture import MolmoConfig
 from molmo_ds.batch import Sample, windows_of
-from molmo_ds.config import MolmoConfig
 from molmo_ds.data.order.packing import collate
 from molmo_ds.infer.options import GREEDY, Options
 from molmo_ds.infer.question import Question

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from recorder import Recorder
 from torch import Tensor
 
-from molmo_ds.config import MolmoConfig
+from molmo_ds.architecture import MolmoConfig
 from molmo_ds.engine.answering.layout import refuse
 from molmo_ds.engine.answering.share import Share
 from molmo_ds.engine.launch import World

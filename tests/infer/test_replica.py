@@ -6,7 +6,7 @@ from dataclasses import replace
 import answer_oracle
 import pytest
 
-from molmo_ds.config import MolmoConfig
+from molmo_ds.architecture import MolmoConfig
 from molmo_ds.engine.strategy import Limits
 from molmo_ds.infer.answers import answer
 from molmo_ds.infer.options import Options

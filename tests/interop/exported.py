@@ -8,14 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from molmo_ds.config import (
-    DataConfig,
-    ImageConfig,
-    MolmoConfig,
-    RunConfig,
-    TextConfig,
-    VisionConfig,
-)
+from molmo_ds.architecture import ImageConfig, MolmoConfig, TextConfig, VisionConfig
+from molmo_ds.config import DataConfig, RunConfig
 from molmo_ds.data.order.packing import collate
 from molmo_ds.data.sample.builder import SampleBuilder
 from molmo_ds.data.tokens import train_tokenizer

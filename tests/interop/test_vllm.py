@@ -19,7 +19,7 @@ from environments import clean, python_of
 from exported import Exported, config_of, export, picture, random_state
 from PIL import Image
 
-from molmo_ds.config import ImageConfig, VisionConfig
+from molmo_ds.architecture import ImageConfig, VisionConfig
 from molmo_ds.data.order.packing import collate
 from molmo_ds.infer.generate import Options, stream
 from molmo_ds.model.families.molmo import not_servable

@@ -6,8 +6,9 @@ from typing import assert_type
 from torch import Tensor
 
 from molmo_ds import presets, settings
+from molmo_ds.architecture import MolmoConfig
 from molmo_ds.batch import Batch
-from molmo_ds.config import MolmoConfig, RunConfig
+from molmo_ds.config import RunConfig
 from molmo_ds.hub.export import InVLLM, to_hub
 from molmo_ds.infer.generate import Generation, Options, generate
 from molmo_ds.model.molmo import Molmo

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from molmo_ds import presets
+from molmo_ds.architecture import MolmoConfig
 from molmo_ds.batch import Batch, learnt_rows_of, windows_of
-from molmo_ds.config import MolmoConfig
 from molmo_ds.model.molmo import Molmo
 
 WORDS = 96

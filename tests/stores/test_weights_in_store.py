@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from molmo_ds import files
-from molmo_ds.config import DataConfig, MolmoConfig, RunConfig
+from molmo_ds.architecture import MolmoConfig
+from molmo_ds.config import DataConfig, RunConfig
 from molmo_ds.hub import export, load
 from molmo_ds.infer import load as answers
 from molmo_ds.model.init import initial_parameter

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from molmo_ds.config import DataConfig, MolmoConfig, RunConfig
+from molmo_ds.architecture import MolmoConfig
+from molmo_ds.config import DataConfig, RunConfig
 from molmo_ds.engine.fragments import Fragment
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.save.writer import Writer

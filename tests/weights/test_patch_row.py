@@ -7,7 +7,8 @@ import pytest
 import torch
 from stored_models import model as tiny
 
-from molmo_ds.config import MolmoConfig, RunConfig
+from molmo_ds.architecture import MolmoConfig
+from molmo_ds.config import RunConfig
 from molmo_ds.hub.export import InVLLM
 from molmo_ds.hub.load import write_weights
 from molmo_ds.model.carry import Carry

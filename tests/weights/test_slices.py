@@ -26,7 +26,8 @@ from stored_models import (
 from torch import Tensor, nn
 
 from molmo_ds import presets
-from molmo_ds.config import LoraConfig, MolmoConfig
+from molmo_ds.architecture import MolmoConfig
+from molmo_ds.config import LoraConfig
 from molmo_ds.engine.tensor_shards import COLUMNS, ROWS
 from molmo_ds.hub import load
 from molmo_ds.model import lora

@@ -24,8 +24,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from molmo_ds.architecture import (
+    ConnectorConfig,
+    ImageConfig,
+    MolmoConfig,
+    TextConfig,
+    VisionConfig,
+)
 from molmo_ds.batch import Sample, windows_of
-from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, TextConfig, VisionConfig
 from molmo_ds.data.order.packing import collate
 from molmo_ds.engine.strategy import Limits
 from molmo_ds.hub.export import to_hub

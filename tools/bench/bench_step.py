@@ -28,8 +28,9 @@ from step_batches import Work, even_work, reference_batches, tree_batches
 from tqdm import tqdm
 
 from molmo_ds import presets
+from molmo_ds.architecture import MolmoConfig
 from molmo_ds.batch import Batch, last_tokens
-from molmo_ds.config import ComponentConfig, MolmoConfig, OptimConfig
+from molmo_ds.config import ComponentConfig, OptimConfig
 from molmo_ds.engine.compiled import compile_layers
 from molmo_ds.engine.optim import (
     build_optimizer,

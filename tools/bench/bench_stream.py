@@ -16,7 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from molmo_ds import presets
-from molmo_ds.config import DataConfig, ImageConfig, RunConfig, SourceConfig
+from molmo_ds.architecture import ImageConfig
+from molmo_ds.config import DataConfig, RunConfig, SourceConfig
 from molmo_ds.data.order.checks import identical, replay
 from molmo_ds.data.order.lanes import Lane
 from molmo_ds.data.order.loader import Mixture, Sequence, Steps, rank_lanes, sequences

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from molmo_ds.config import VideoConfig
+from molmo_ds.architecture import VideoConfig
 from molmo_ds.data.order.packing import Budget
 from molmo_ds.data.sample.times import frame_times
 from molmo_ds.data.video import frames_at, video_size

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from molmo_ds.architecture import MolmoConfig
 from molmo_ds.batch import Batch, Sample, windows_of
-from molmo_ds.config import MolmoConfig
 from molmo_ds.data.order.packing import choose, collate
 
 

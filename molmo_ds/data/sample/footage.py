@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from molmo_ds.config import VideoConfig
+from molmo_ds.architecture import VideoConfig
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.sample.conversation import shown
 from molmo_ds.data.sample.record import MOST_FRAMES, Record

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from molmo_ds.config import PIXEL_STATISTICS, MolmoConfig
+from molmo_ds.architecture import PIXEL_STATISTICS, MolmoConfig
 from molmo_ds.data.decode import BadSample, load_image, read_size, upright_size
 from molmo_ds.data.pixels import to_pixels
 from molmo_ds.data.sample.layout import Geometry, Layout

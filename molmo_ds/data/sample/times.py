@@ -5,7 +5,7 @@ Rules as of allenai/molmo2 (f3cb108, olmo/data/video_loader.py), whose end is in
 
 import numpy as np
 
-from molmo_ds.config import VideoConfig
+from molmo_ds.architecture import VideoConfig
 
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 16.0)  # frames per second that the mode fps tries
 

@@ -10,8 +10,8 @@ import torch
 from einops import rearrange
 from PIL import Image
 
+from molmo_ds.architecture import PIXEL_STATISTICS
 from molmo_ds.batch import Batch, last_tokens
-from molmo_ds.config import PIXEL_STATISTICS
 from molmo_ds.data.decode import load_image
 from molmo_ds.data.order.loader import Mixture, Sequence
 from molmo_ds.data.sample.builder import SampleBuilder

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from molmo_ds.config import MolmoConfig
+from molmo_ds.architecture import MolmoConfig
 from molmo_ds.engine.grid import Grid
 from molmo_ds.engine.strategy import SETTINGS, Strategy
 from molmo_ds.engine.tensor_shards import in_columns, in_rows, shard

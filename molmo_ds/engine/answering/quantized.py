@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from molmo_ds.config import MolmoConfig
+from molmo_ds.architecture import MolmoConfig
 from molmo_ds.model.decoder import DecoderLayer
 from molmo_ds.model.linear import Linear
 

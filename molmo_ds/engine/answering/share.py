@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from molmo_ds.architecture import MolmoConfig
 from molmo_ds.batch import Batch
-from molmo_ds.config import MolmoConfig
 from molmo_ds.engine.answering import quantized
 from molmo_ds.engine.answering.layout import Fill, load, refuse, share_of, stage_rows
 from molmo_ds.engine.grid import Grid

@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import nn
 
+from molmo_ds.architecture import MolmoConfig
 from molmo_ds.batch import Batch
-from molmo_ds.config import MolmoConfig, RunConfig
+from molmo_ds.config import RunConfig
 from molmo_ds.engine.fragments import Fragment
 from molmo_ds.engine.grid import Grid
 from molmo_ds.engine.launch import World

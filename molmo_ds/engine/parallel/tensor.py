@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from molmo_ds.config import MolmoConfig
+from molmo_ds.architecture import MolmoConfig
 from molmo_ds.engine import deepspeed_0_19
 from molmo_ds.engine.fragments import Fragment
 from molmo_ds.engine.parallel.part import Part

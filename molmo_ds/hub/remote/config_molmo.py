@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from molmo_ds.config import MolmoConfig as Architecture
+from molmo_ds.architecture import MolmoConfig as Architecture
 
 FIELDS = {  # of the released config.json, with the values that Molmo-7B-D has
     "vocab_size": 152064,

@@ -7,8 +7,8 @@ import torch
 from transformers import BatchFeature, ImageProcessingMixin
 from transformers.processing_utils import ImagesKwargs
 
-from molmo_ds.config import PIXEL_STATISTICS
-from molmo_ds.config import MolmoConfig as Architecture
+from molmo_ds.architecture import PIXEL_STATISTICS
+from molmo_ds.architecture import MolmoConfig as Architecture
 from molmo_ds.data.sample.images import Crops, ImageProcessor
 from molmo_ds.hub.remote.batches_molmo import pad_crops
 from molmo_ds.hub.remote.config_molmo import build

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from molmo_ds.architecture import MolmoConfig, TextConfig
 from molmo_ds.batch import windows_of
-from molmo_ds.config import MolmoConfig, TextConfig
 from molmo_ds.hub.remote.attention_molmo import CachedCore
 from molmo_ds.model.carry import Carry, Shared
 from molmo_ds.model.connector import Connector, GatedMLP, Pooling

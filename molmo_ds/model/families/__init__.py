@@ -9,7 +9,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import get_args, get_type_hints
 
-from molmo_ds.config import MolmoConfig, TextConfig, VisionConfig
+from molmo_ds.architecture import MolmoConfig, TextConfig, VisionConfig
 from molmo_ds.model.families.decoder import Decoder
 from molmo_ds.model.families.tower import Tower
 

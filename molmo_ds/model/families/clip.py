@@ -1,6 +1,6 @@
 """CLIP, OpenAI's and MetaCLIP: a class token, no bias on the patches, a LayerNorm before the first block."""
 
-from molmo_ds.config import VisionConfig
+from molmo_ds.architecture import VisionConfig
 from molmo_ds.model.families.table import Table, affine, pairs
 from molmo_ds.model.families.tower import EMBEDDINGS, ONLY_CLIP, Tower
 

@@ -6,7 +6,7 @@ Source: transformers 5.23, models/{llama, qwen2, olmo, olmo2, olmoe}.
 from collections.abc import Container
 from typing import Any
 
-from molmo_ds.config import TextConfig
+from molmo_ds.architecture import TextConfig
 from molmo_ds.model.families.table import SAME, Rule, Table, alike, head, norms, pairs
 
 

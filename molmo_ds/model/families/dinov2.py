@@ -4,7 +4,7 @@ from collections.abc import Container
 from dataclasses import replace
 from typing import Any
 
-from molmo_ds.config import VisionConfig
+from molmo_ds.architecture import VisionConfig
 from molmo_ds.model.families.table import SAME, Form, Rule, Table
 from molmo_ds.model.families.tower import EMBEDDINGS, Tower
 

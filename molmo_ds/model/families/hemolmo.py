@@ -6,7 +6,7 @@ Source: mattw-ai2/robo_mm_olmo_gantry at a1b4426, olmo/models/he_molmo.
 from dataclasses import replace
 from typing import Any
 
-from molmo_ds.config import MolmoConfig, SelectionConfig
+from molmo_ds.architecture import MolmoConfig, SelectionConfig
 from molmo_ds.model.families import molmo2
 from molmo_ds.settings import in_sentences
 

@@ -8,7 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 from molmo_ds import presets
-from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, TextConfig, VisionConfig
+from molmo_ds.architecture import (
+    ConnectorConfig,
+    ImageConfig,
+    MolmoConfig,
+    TextConfig,
+    VisionConfig,
+)
 from molmo_ds.model import families
 from molmo_ds.model.families import hemolmo, molmo2
 from molmo_ds.settings import from_dict, in_sentences, to_dict

@@ -7,7 +7,13 @@ its converter; transformers 5.23, models/molmo2/configuration_molmo2.py.
 from dataclasses import replace
 from typing import Any
 
-from molmo_ds.config import ConnectorConfig, ImageConfig, MolmoConfig, TextConfig, VisionConfig
+from molmo_ds.architecture import (
+    ConnectorConfig,
+    ImageConfig,
+    MolmoConfig,
+    TextConfig,
+    VisionConfig,
+)
 from molmo_ds.presets.towers import SIGLIP2
 from molmo_ds.settings import in_sentences, to_dict
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from molmo_ds.config import MolmoConfig, TextConfig, VisionConfig
+from molmo_ds.architecture import MolmoConfig, TextConfig, VisionConfig
 from molmo_ds.model.families.table import (
     SAME,
     Form,

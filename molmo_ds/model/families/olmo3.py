@@ -6,7 +6,7 @@ Its sliding windows are dropped, as in Molmo2: every layer sees everything. Sour
 from dataclasses import replace
 from typing import Any
 
-from molmo_ds.config import TextConfig
+from molmo_ds.architecture import TextConfig
 from molmo_ds.model.families.olmo2 import Olmo2
 
 

@@ -4,7 +4,7 @@ from collections.abc import Container
 from dataclasses import replace
 from typing import Any
 
-from molmo_ds.config import TextConfig
+from molmo_ds.architecture import TextConfig
 from molmo_ds.model.families.decoder import Decoder
 from molmo_ds.model.families.table import Table, alike, experts
 

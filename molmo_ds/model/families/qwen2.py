@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from molmo_ds.config import TextConfig
+from molmo_ds.architecture import TextConfig
 from molmo_ds.model.families.decoder import Decoder
 
 

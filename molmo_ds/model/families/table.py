@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from molmo_ds.config import TextConfig
+from molmo_ds.architecture import TextConfig
 
 
 @dataclass(frozen=True)

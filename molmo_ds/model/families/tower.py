@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Container
 from typing import Any
 
-from molmo_ds.config import VisionConfig
+from molmo_ds.architecture import VisionConfig
 from molmo_ds.model.families.table import Rule, Table, affine, pairs, patches
 
 EMBEDDINGS = "vision.embeddings."

@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from molmo_ds.architecture import MolmoConfig
 from molmo_ds.batch import Batch, windows_of
-from molmo_ds.config import MolmoConfig, RunConfig
+from molmo_ds.config import RunConfig
 from molmo_ds.engine import optim
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.ops.tree_attention import flex
