@@ -23,6 +23,8 @@ SLOW = {  # file or folder: why it takes its time
     "multinode/test_serve_hosts.py": "a server on two hosts that fail",
     "multinode/test_bench_network.py": "bytes on the wire between two hosts",
     "engine/test_parallel.py": "pipeline, sequence, expert and tensor parallelism against one process",
+    "engine/test_molmo2_ranks.py": "pictures and videos under each kind of parallelism",
+    "engine/test_hemolmo_ranks.py": "HeMolmo under ZeRO",
     "engine/test_unlike_ranks.py": "every strategy with unlike amounts of work",
     "engine/test_lora.py": "LoRA under every strategy",
     "engine/test_nvme.py": "compiles DeepSpeed's op for NVMe",

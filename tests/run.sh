@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up .venv and runs the whole test suite; arguments go to pytest, for example: bash tests/run.sh tests/eval -x
 # --fast leaves out what takes long, and says what (tests/conftest.py): under 5 minutes on two idle cores.
-# --all runs exports in the tools of others too, each in an environment of its own (tests/interop/environments.py).
+# --all tests/interop runs exports in the tools of others, each in an environment of its own (interop/environments.py).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash tests/needs.sh
@@ -16,7 +16,7 @@ module = ops.AsyncIOBuilder().load(verbose=False)
 fi
 test=(.venv/bin/python -m pytest -q -rs --timeout 600)
 code=0
-if [[ $* == "" || $* == --fast || $* == --all ]]; then  # two processes share the files, as many tests leave a core idle
+if [[ $* == "" || $* == --fast ]]; then  # two processes share the files, as many tests leave a core idle
     "${test[@]}" "$@" -m "not alone" --numprocesses 2 --dist loadfile --no-loadscope-reorder || code=$?
     "${test[@]}" "$@" -m alone || code=$?  # beside nothing else
 else

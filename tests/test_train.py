@@ -266,7 +266,7 @@ def test_help_names_every_setting(capsys: pytest.CaptureFixture) -> None:
     said = capsys.readouterr().out
     for setting in setting_list.settings(RunConfig):
         assert f"  {setting.name} = {setting.default!r}" in said
-    assert "packing = 'pack'  (pack, to_max or to_128)" in said, "choices"
+    assert "packing = 'pack'  (pack, knapsack, to_max or to_128)" in said, "choices"
     assert "max_bad_share = 0.001  (a number from 0 to 1)  undecodable samples above" in said, (
         "range and comment"
     )

@@ -31,7 +31,7 @@ def test_the_row_is_zero_and_learns_nothing(words: int) -> None:
     config = model("zero", words)
     patch = config.patch_token
     source = torch.Generator().manual_seed(0)
-    embeds = [Embed(config.text, zero) for zero in (patch, None)]
+    embeds = [Embed(config.text, zero_row=zero) for zero in (patch, None)]
     for parameter in embeds[0].parameters():
         torch.nn.init.normal_(parameter, generator=source)
     embeds[1].load_state_dict(embeds[0].state_dict())
