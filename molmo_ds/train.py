@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from molmo_ds.engine import Engine
     from molmo_ds.engine.launch import World
     from molmo_ds.stores.run_folder import RunFolder
-    from molmo_ds.weights import patch_row
 
 log = logging.getLogger("molmo_ds")
 RUN_FILES = ("config.yaml", "checkpoints", "log.jsonl", "tensorboard", "profile", "DONE")
@@ -46,6 +45,7 @@ def train(config: RunConfig) -> int:
     from molmo_ds.engine.launching import launchers
     from molmo_ds.engine.strategy import read_strategy
     from molmo_ds.stores.run_folder import RunFolder
+    from molmo_ds.weights import patch_row
 
     rules.refuse(rules.training(config))
     strategy = read_strategy(config.strategy)
