@@ -54,6 +54,24 @@ inline void wait() {
   }
 }
 
+// Copies of the same host memory follow each other on a stream: an earlier one to the host has happened when the next
+// begins, and one from the host has read what the next overwrites.
+inline void settle(const at::Tensor& host) {
+  std::vector<LateCopy> ending;
+  {
+    std::lock_guard<std::mutex> guard(late_lock);
+    for (auto copy = late_copies.begin(); copy != late_copies.end();) {
+      const bool same = copy->host.storage().data() == host.storage().data();
+      if (same) ending.push_back(*copy);
+      copy = same ? late_copies.erase(copy) : copy + 1;
+    }
+  }
+  for (auto& copy : ending) {
+    if (copy.to_host) copy.host.copy_(copy.snapshot);
+    else if (!at::equal(copy.host, copy.snapshot)) ++overwritten;
+  }
+}
+
 inline void delay(const at::Tensor& host, const at::Tensor& device, bool to_host) {
   const at::Tensor snapshot = to_host ? lent(device).to(host.scalar_type(), false, true) : host.clone();
   if (to_host && host.is_floating_point()) host.fill_(std::numeric_limits<double>::quiet_NaN());
@@ -73,6 +91,7 @@ inline at::Tensor& copy_(at::Tensor& self, const at::Tensor& source, bool non_bl
   const bool waits_for_it = !non_blocking || !PinnedAllocator::holds(host.storage().data());
   if (waits_for_it) wait();
   const bool delayed = late && !waits_for_it;
+  if (delayed) settle(host);
   if (!delayed || self.is_cuda()) lent(self).copy_(lent(source));
   if (delayed) delay(host, self.is_cuda() ? self : source, !self.is_cuda());
   return self;
