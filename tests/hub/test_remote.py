@@ -14,7 +14,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from molmo_ds.architecture import MolmoConfig
-from molmo_ds.batch import Batch
+from molmo_ds.batch import Batch, windows_of
 from molmo_ds.config import DataConfig, RunConfig
 from molmo_ds.data.order.packing import collate
 from molmo_ds.data.sample.builder import SampleBuilder
@@ -153,9 +153,13 @@ def test_same_inputs_as_in_training(name: str, seen: dict, tokenizer: Path) -> N
     assert torch.equal(got["images"], batch.images) and torch.equal(
         got["image_masks"], batch.image_masks
     )
-    # a batch leaves windows that go nowhere out
-    places = got["image_input_idx"].flatten()
-    assert torch.equal(places[places >= 0], batch.image_positions)
+    # the same windows go to the same tokens; a batch has them in the order of tokens, without those that go nowhere
+    grid = config.vision.image_size // config.vision.patch_size
+    windows = windows_of(len(batch.images), grid, config.connector.pooling_size)
+    places = got["image_input_idx"].flatten().tolist()
+    theirs = {place: window for place, window in zip(places, windows.tolist()) if place >= 0}
+    ours = dict(zip(batch.image_positions.tolist(), batch.windows.tolist(), strict=True))
+    assert ours == theirs and len(ours) > 9
 
 
 @pytest.mark.parametrize("name", KINDS)
