@@ -119,7 +119,7 @@ def _read(
     kind: type = RunConfig,
 ) -> dict[str, Any]:
     given = OmegaConf.create()
-    for file in [path] if isinstance(path, str | Path) else path or []:
+    for file in path if isinstance(path, list) else [path] if path else []:
         more = read_yaml(file)
         if more.get("max_steps") is not None and more.get("epochs") is not None:
             raise ValueError(f"{file} gives both max_steps and epochs; leave one out.")

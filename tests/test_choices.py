@@ -7,8 +7,7 @@ import pytest
 import torch
 from numpy.random import RandomState
 
-from molmo_ds import config as configs
-from molmo_ds import settings
+from molmo_ds import architecture, settings
 from molmo_ds.architecture import MolmoConfig, SelectionConfig
 from molmo_ds.batch import Batch, Sample, windows_of
 from molmo_ds.config import LoraConfig, OptimConfig, PromptConfig, RunConfig
@@ -184,7 +183,7 @@ def test_each_scorer_is_another_network() -> None:
 def test_each_mode_takes_other_frames() -> None:
     name = "model.video.frame_sample_mode"
     times = [
-        frame_times(configs.VideoConfig(frame_sample_mode=mode), 3.0).tolist()
+        frame_times(architecture.VideoConfig(frame_sample_mode=mode), 3.0).tolist()
         for mode in CHOICES[name]
     ]
     assert len(set(map(str, times))) == len(CHOICES[name])
@@ -195,7 +194,7 @@ def test_each_other_choice_is_in_the_table_that_reads_it() -> None:
     assert (
         set(CHOICES["model.images.resize"])
         == set(images._INTERPOLATION)
-        == set(configs.PIXEL_STATISTICS)
+        == set(architecture.PIXEL_STATISTICS)
     )
     for name in CHOICES["optim.name"]:
         weights = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 1.0}]

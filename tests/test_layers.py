@@ -7,8 +7,17 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "molmo_ds"
 LAYERS = [
-    ["architecture", "config", "presets", "rules", "setting_list", "settings"]
-    + ["batch", "files", "environment"],
+    [
+        "architecture",
+        "config",
+        "presets",
+        "rules",
+        "setting_list",
+        "settings",
+        "batch",
+        "files",
+        "environment",
+    ],
     ["stores"],
     ["ops"],
     ["data", "model"],

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import pytest
 
+from molmo_ds import architecture, presets, rules, settings
 from molmo_ds import config as configs
-from molmo_ds import presets, rules, settings
 from molmo_ds.architecture import TextConfig, VisionConfig
 from molmo_ds.config import RunConfig
 from molmo_ds.setting_list import Setting, comments, legal
@@ -77,8 +77,9 @@ def test_the_list_of_settings_is_whole() -> None:
     leaves = {setting.name.rsplit(".", 1)[-1] for setting in EVERY}
     kinds = [
         kind
-        for kind in vars(configs).values()
-        if getattr(kind, "__module__", "") == configs.__name__
+        for module in (architecture, configs)
+        for kind in vars(module).values()
+        if getattr(kind, "__module__", "") == module.__name__
     ]
     kinds = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
     fields = {field.name for kind in kinds for field in dataclasses.fields(kind)}

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.random import RandomState
 from PIL import Image
 
+from molmo_ds import architecture as a
 from molmo_ds import config as c
 from molmo_ds.batch import Sample, windows_of
 from molmo_ds.data.decode import BadSample
@@ -45,10 +46,10 @@ def make(
 ) -> SampleBuilder:
     """Crops of 56 pixels, at most 3 and the global view; no shuffling unless asked."""
     crops = {"max_crops": 3, "overlap_margins": (1, 1), **(images or {})}
-    model = c.MolmoConfig(
-        text=c.TextConfig(vocab_size=VOCAB, embedding_size=VOCAB),
-        vision=c.VisionConfig(image_size=56),
-        images=c.ImageConfig(**crops),
+    model = a.MolmoConfig(
+        text=a.TextConfig(vocab_size=VOCAB, embedding_size=VOCAB),
+        vision=a.VisionConfig(image_size=56),
+        images=a.ImageConfig(**crops),
     )
     prompt = c.PromptConfig(**{"shuffle_messages": False, **prompts})
     data = c.DataConfig(tokenizer=str(tokenizer), prompts=prompt, sequence_length=sequence_length)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from numpy.random import RandomState
 
+from molmo_ds import architecture as a
 from molmo_ds import config as c
 from molmo_ds.cli import inspect_shards
 from molmo_ds.cli import show as visualize
@@ -68,10 +69,10 @@ def sample(key: str, record: dict[str, Any]) -> tuple[str, dict[str, bytes]]:
 
 def run(tmp_path: Path, **data: Any) -> c.RunConfig:
     train_tokenizer(["Which? a boat User: Assistant: vqa2:"] * 9, 300, tmp_path / "words")
-    model = c.MolmoConfig(
-        text=c.TextConfig(vocab_size=400, embedding_size=400),
-        vision=c.VisionConfig(image_size=56),
-        images=c.ImageConfig(max_crops=2, overlap_margins=(1, 1)),
+    model = a.MolmoConfig(
+        text=a.TextConfig(vocab_size=400, embedding_size=400),
+        vision=a.VisionConfig(image_size=56),
+        images=a.ImageConfig(max_crops=2, overlap_margins=(1, 1)),
     )
     stream = {
         "sequence_length": 200,

@@ -57,7 +57,7 @@ def test_there_and_back(kind: str, tmp_path: Path) -> None:
     source = need(f"{PART}/{kind}/hf")
     config = load.from_hub(source, tmp_path / "ours", sizes(kind))
     assert config == read_config(kind)
-    assert to_hub(tmp_path / "ours", tmp_path / "theirs") is None
+    assert to_hub(tmp_path / "ours", tmp_path / "theirs").refusal is None
     back = TensorFolder(tmp_path / "theirs")
     given = load_file(source / "model.safetensors")
     assert set(back.names()) == set(given)

@@ -252,9 +252,7 @@ def attention_case() -> Case:
     heads, groups, width = 28, 4, 128
     document, branch = tree(False)
     tokens = document.shape[1]
-    pairs = sum(
-        int((end - start).clamp(min=0).sum()) for start, end in reach(document, branch, None)
-    )
+    pairs = sum(int((end - start).clamp(min=0).sum()) for start, end in reach(document, branch))
 
     def make(small: bool) -> list[Any]:
         t, h, g = (261, 4, 2) if small else (tokens, heads, groups)
