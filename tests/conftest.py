@@ -51,7 +51,6 @@ SLOW = {  # file or folder: why it takes its time
     "data/test_malformed.py": "hundreds of damaged files",
 }
 ALONE = {  # file or folder: why nothing runs beside it
-    "twin": "ranks on both cores",
     "torture": "kills at moments of milliseconds",
     "multinode": "hosts that must answer within seconds",
     "test_train.py": "kills at random moments, and launchers",

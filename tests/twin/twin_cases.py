@@ -89,17 +89,23 @@ ONE_OF_EACH = [
 ]
 
 
+IN_BF16 = ("zero0", "zero1", "zero3_offload", "zero3_sp", "zero3_ep", "pipe_dualpipev")
+
+
 def table(everything: bool) -> list[Case]:
-    """One of each strategy in both precisions; or with every way to recompute, micro-batch and adapters."""
+    """One of each strategy, and some in bf16; or all in both precisions with every way to recompute, micro-batch and
+    adapters."""
     cases = ONE_OF_EACH
-    if everything:
-        ways = [
-            {"recomputed": recomputed, "micro_batch": micro, "adapters": adapters}
-            for recomputed in RECOMPUTED
-            for micro in (1, 2)
-            for adapters in (False, True)
-        ]
-        cases = list(dict.fromkeys(replace(case, **way) for case in ONE_OF_EACH for way in ways))
+    if not everything:
+        some = [case for case in cases if case.strategy in IN_BF16]
+        return [*cases, *(replace(case, precision="bf16") for case in some)]
+    ways = [
+        {"recomputed": recomputed, "micro_batch": micro, "adapters": adapters}
+        for recomputed in RECOMPUTED
+        for micro in (1, 2)
+        for adapters in (False, True)
+    ]
+    cases = list(dict.fromkeys(replace(case, **way) for case in ONE_OF_EACH for way in ways))
     return [replace(case, precision=precision) for precision in PRECISIONS for case in cases]
 
 
