@@ -93,9 +93,9 @@ def test_launchers_give_the_same_losses(launched: dict[str, Path]) -> None:
 def test_what_a_run_leaves(launched: dict[str, Path], tiny_run: list[str]) -> None:
     out = launched["deepspeed"]
     assert json.loads((out / "DONE").read_text()) == {"step": 2, "loss": losses(out)[2]}
-    assert settings.load(out / "config.yaml") == settings.load(
-        None, [*tiny_run, "max_steps=2", f"out={out}"]
-    )
+    # what the run decided is said too
+    decided = ["max_steps=2", f"out={out}", "model.connector.patch_row=zero"]
+    assert settings.load(out / "config.yaml") == settings.load(None, [*tiny_run, *decided])
     assert list((out / "tensorboard").glob("events.*"))
     line = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
     assert line["lr/text"] == pytest.approx(1e-4) and line["tokens"] > 100

@@ -198,7 +198,7 @@ def sizes(config: RunConfig) -> dict[str, tuple[int, int]]:
             "experts"
             if ".mlp.experts." in name
             else "split"
-            if tensor_shards.splits(name)
+            if tensor_shards.splits(name, config.model.text)
             else "rest"
         )
         out[kind] = out[kind][0] + p.numel(), out[kind][1] + p.numel() * (name not in frozen)
