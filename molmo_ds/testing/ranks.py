@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 # what building an engine imports, once, before the fork
-import accelerate  # noqa: F401
+import accelerate
 import deepspeed.runtime.zero.stage3  # noqa: F401
 import torch
 import torch._inductor.compile_fx
@@ -81,6 +81,12 @@ def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
     return {name: str(value) for name, value in values.items()}
 
 
+def forget_accelerate() -> None:
+    """Drop what accelerate knows of this process: a Trainer that ran before the fork made it one of one rank."""
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    accelerate.state.GradientState._reset_state()
+
+
 class Forked:
     """`molmo_ds.train.main(arguments)` in a forked process, as python or a launcher would run it."""
 
@@ -93,6 +99,7 @@ class Forked:
         if self.pid:
             return
         gc.freeze()
+        forget_accelerate()
         os.environ.update(environment or {})
         output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
@@ -142,6 +149,7 @@ def _fork(
     gc.freeze()  # DeepSpeed collects garbage for each engine; what was imported is none
     # torch makes its pool of threads anew at the first use after a fork: two threads of autograd may not race for it
     torch.set_num_threads(1)
+    forget_accelerate()
     try:
         os.environ.update(rank_environment(rank, ranks, port))
         world: World = launch.start(timeout_seconds=60)
