@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from molmo_ds.engine import deepspeed_0_19, ds_config, fragments, optim
 from molmo_ds.engine.checks import collectives
 from molmo_ds.engine.checks.gradient_order import GradientOrder
 from molmo_ds.engine.compiled import compile_layers
+from molmo_ds.engine.filling import Filling
 from molmo_ds.engine.grid import COPIES, LOSSES
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.loss_scale import COUNTS, fill, scale
@@ -28,7 +30,9 @@ from molmo_ds.engine.save.writer import Writer, buffer
 from molmo_ds.engine.strategy import Strategy
 from molmo_ds.model import lora
 from molmo_ds.model.molmo import Molmo
-from molmo_ds.weights.first_weights import first_weights
+from molmo_ds.weights.blocks import Damaged
+from molmo_ds.weights.checkpoint import Found
+from molmo_ds.weights.first_weights import begun_from, check_share, first_weights
 
 
 class DeepSpeedEngine:
@@ -75,7 +79,9 @@ class DeepSpeedEngine:
         for part in self.parts:
             part.settle(self.engine, self.model)
         self.watch = collectives.check(config.timeout_seconds) if config.check_collectives else None
-        self.set_weights(first_weights(config))
+        source = world.agree(partial(begun_from, config))
+        world.together(partial(check_share, source, world.rank, world.size))
+        self.set_weights(first_weights(config, source))
         self.writer = Writer(config, world, self.scratch)
 
     @property
@@ -259,15 +265,11 @@ class DeepSpeedEngine:
 
     @torch.no_grad()
     def set_weights(self, read: Callable[[str, tuple[int, ...], int, int], Tensor]) -> None:
-        """Fill every parameter; each rank reads its piece by `read(name, shape, first, last)`, as `first_weights`."""
+        """Fill every parameter by `read(name, shape, first, last)`, as `first_weights`; see engine/filling.py."""
+        filling = Filling(self.grid, self.world)
         for piece in self.fragments(changed=True):
-            runs = list(piece.runs())
-            begin = runs[0][0] if runs else 0
-            end = runs[-1][0] + runs[-1][2] if runs else 0
-            value = read(piece.name, piece.shape, begin, end)
-            for first, here, length in runs:
-                stretch = value[first - begin : first - begin + length]
-                piece.tensors["weight"][here : here + length] = stretch
+            filling.fill(piece, "weight", partial(read, piece.name, piece.shape))
+        filling.end()
         deepspeed_0_19.publish(self.engine)
 
     def save(self, folder: str, data_state: dict[int, dict]) -> None:
@@ -276,17 +278,28 @@ class DeepSpeedEngine:
 
     def load(self, folder: str) -> dict[int, dict] | None:
         """Go on from the newest whole checkpoint; see the protocol."""
-        found = restore.newest(folder, self.world)
-        if found is None:
-            return None
-        fragments.create_state(self.engine, *restore.state_keys(found))
-        restore.restore(
-            found, self.fragments(changed=True), set(self.shapes()), self.config.optim.name
-        )
+        candidates = restore.there(folder, self.world)
+        for path in candidates:
+            try:
+                found = restore.opened(path, self.world)
+                self._take(found)
+            except Damaged as error:
+                restore.passed_over(error, self.world)
+                continue
+            self.step = found.step
+            return found.lanes
+        if candidates:
+            raise restore.none_whole(folder, len(candidates))
+        return None
+
+    def _take(self, found: Found) -> None:
+        """Everything of a checkpoint but the step and the data's state."""
+        fragments.create_state(self.engine, found.pieces.keys - {"weight"}, set(found.scalars))
+        filling = Filling(self.grid, self.world)
+        pieces = self.fragments(changed=True)
+        restore.restore(found, pieces, set(self.shapes()), self.config.optim.name, filling)
         fragments.set_scalars(self.engine, found.scalars)
         deepspeed_0_19.publish(self.engine)
-        self.step = found.step
-        return found.data_state
 
     def close(self) -> None:
         """Wait for the last checkpoint; see the protocol."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from molmo_ds.engine import deepspeed_0_19
 from molmo_ds.engine.grid import COPIES
-from molmo_ds.weights.checkpoint import runs
+from molmo_ds.weights.pieces import runs
 
 Named = Iterable[tuple[str, nn.Parameter]]
 
@@ -52,7 +52,7 @@ class Fragment:
         return ".mlp.experts." in self.name
 
     def runs(self) -> list[tuple[int, int, int]]:
-        """Its contiguous stretches; see weights/checkpoint.py."""
+        """Its contiguous stretches; see weights/pieces.py."""
         return runs(self.start, self.size, self.stride)
 
 

@@ -41,20 +41,30 @@ class World:
 
     def largest(self, *values: int) -> list[int]:
         """The largest of each value over all ranks."""
+        if self.size == 1:
+            return list(values)
         tensor = torch.tensor(values, device=self.device)
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor.tolist()
 
-    def agree(self, check: Callable[[], None]) -> None:
-        """Run `check` on rank 0; what it raises as ValueError or OSError is raised on every rank."""
-        failure = None
+    def first_said(self, value: T | None) -> T | None:
+        """The value of the first rank that has one; where none has, one number is all that is sent."""
+        if not self.largest(int(value is not None))[0]:
+            return None
+        return next(said for said in self.gather(value) if said is not None)
+
+    def agree(self, action: Callable[[], T]) -> T:
+        """Run `action` on rank 0 alone; what it gives, or raises as ValueError or OSError, every rank gets."""
+        made = failure = None
         if self.rank == 0:
             try:
-                check()
+                made = action()
             except (ValueError, OSError) as error:
                 failure = error
-        if failure := self.broadcast(failure):
+        made, failure = self.broadcast((made, failure))
+        if failure:
             raise failure
+        return made
 
     def together(self, action: Callable[[], T]) -> T:
         """Run `action` on every rank; what one of them raises as ValueError or OSError is raised on every rank."""
@@ -63,9 +73,8 @@ class World:
             made = action()
         except (ValueError, OSError) as error:
             failure = error
-        failures = [error for error in self.gather(failure) if error is not None]
-        if failures:
-            raise failures[0]
+        if failure := self.first_said(failure):
+            raise failure
         return made
 
     def broadcast(self, value: Any) -> Any:

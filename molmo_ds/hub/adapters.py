@@ -46,7 +46,7 @@ def to_peft(source: str | Path, out: str | Path) -> None:
     ranks: dict[str, int] = {}  # of the modules that several of ours became
     for rule in molmo_names.released(run.model):
         stems = [name.removesuffix(".weight") for name in rule.ours]
-        if any(f"{stem}{SIDES[0]}" not in found.pieces for stem in stems):
+        if any(f"{stem}{SIDES[0]}" not in found.shapes for stem in stems):
             continue
         module = rule.theirs[0].removesuffix(".weight")
         down = [found.whole(stem + SIDES[0]) for stem in stems]

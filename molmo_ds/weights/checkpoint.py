@@ -1,19 +1,20 @@
 """Checkpoints as named pieces: any strategy at any number of ranks reads what another wrote, optimizer state too.
 
-A folder `checkpoints/step-00001000` holds per rank a safetensors file, whose tensors are called NAME|START|KEY (from
-element START on of the flattened parameter NAME; KEY is "weight" or a state tensor of the optimizer), and a JSON file
-with shapes, scalars and data lanes; and manifest.json, written last, with sizes and checksums of all files.
+A folder `checkpoints/step-00001000` holds per rank a safetensors file (blocks.py), whose tensors are called
+NAME|START|KEY: from element START on of the flattened parameter NAME; KEY is "weight" or a state tensor of the
+optimizer. Beside them lie index.parquet, which says where each piece is, lanes.parquet with the state of the data, and
+manifest.json, written last, with sizes and checksums of all files.
 """
 
 import logging
 import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass as plain_dataclass
-from dataclasses import field
-from typing import Annotated, Any
+from functools import cached_property
+from typing import Annotated, Protocol
 
 import torch
+from pyarrow import ArrowException
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from torch import Tensor
@@ -22,14 +23,17 @@ from molmo_ds import files, settings
 from molmo_ds.config import RunConfig
 from molmo_ds.files import Place, Remote
 from molmo_ds.model import lora
-from molmo_ds.weights import checksums
+from molmo_ds.weights import checksums, format_1
 from molmo_ds.weights.checksums import Facts
+from molmo_ds.weights.format_1 import Count, Listed
+from molmo_ds.weights.index import INDEX as INDEX_FILE
+from molmo_ds.weights.index import LANES, Index, checked, rank_file, read_lanes
+from molmo_ds.weights.pieces import Stored, stretches
 from molmo_ds.weights.tensor_files import INDEX, TensorFolder
 
 log = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 2
 FROZEN = "a component that was frozen there and is trained now has no optimizer state: start a new run with init_from."
-Count = Annotated[int, Field(strict=True, ge=0)]
 
 
 class NewerFormatError(ValueError):
@@ -54,84 +58,71 @@ class Manifest:
     files: dict[str, Facts]
 
 
-@dataclass(frozen=True)
-class Piece:
-    """What a rank's JSON file says of one piece of a parameter."""
+class Pieces(Protocol):
+    """The pieces of a checkpoint of either format (index.py, format_1.py)."""
 
-    name: str
-    shape: tuple[Count, ...]
-    start: Count
-    size: Count
-    keys: tuple[str, ...]
-    # as in `runs`
-    stride: tuple[()] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Count] = ()
-
-
-@dataclass(frozen=True)
-class RankFile:
-    """A rank's JSON file."""
-
-    file: str
-    pieces: tuple[Piece, ...]
-    scalars: dict[str, float]
-    lanes: dict[int, dict[str, Any]]
-
-
-@plain_dataclass(frozen=True)
-class Stored:
-    """Where a piece lies."""
-
-    file: Place
-    start: int
-    size: int
-    keys: tuple[str, ...]
-    stride: tuple[int, ...] = ()  # as in `runs`
-
-
-@plain_dataclass(frozen=True)
-class Found:
-    """A whole checkpoint, opened; `pieces` and `shapes` by parameter name."""
-
-    path: Place
-    step: int
-    optimizer: str
-    pieces: dict[str, list[Stored]]
     shapes: dict[str, tuple[int, ...]]
     scalars: dict[str, float]
-    data_state: dict[int, dict]
-    handles: dict[Place, Any] = field(default_factory=dict)
+    keys: set[str]
 
-    def piece(self, stored: Stored, name: str, key: str, first: int, last: int) -> Tensor:
-        """Elements [first, last) of one piece, flat, as mapped memory."""
-        if stored.file not in self.handles:
-            self.handles[stored.file] = TensorFolder(stored.file)
-        folder = self.handles[stored.file]
-        where = f"{name}|{stored.start}|{key}"
-        shape = folder.shape(where)
-        if shape != [stored.size]:
-            raise ValueError(
-                f"{stored.file} holds {shape} of {name} at {stored.start}, not {stored.size}."
-            )
-        piece = folder.rows(where, first, last)
-        if not piece.is_floating_point():
-            raise ValueError(
-                f"{stored.file} holds {key} of {name} as {piece.dtype}, which no save writes."
-            )
-        return piece
+    def of_parameter(self, name: str, first: int, last: int) -> list[Stored]:
+        """Those that may hold elements of [first, last)."""
+
+    def read(self, stored: Stored, name: str, key: str, first: int, last: int) -> Tensor:
+        """Elements [first, last) of one of them."""
+
+
+@plain_dataclass
+class Found:
+    """A whole checkpoint, opened; it can be pickled until something is read of it."""
+
+    path: Place
+    manifest: Manifest
+    pieces: Pieces
+
+    @property
+    def step(self) -> int:
+        """The step after which it was saved."""
+        return self.manifest.step
+
+    @property
+    def optimizer(self) -> str:
+        """optim.name of the run that saved it."""
+        return self.manifest.optimizer
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of every parameter."""
+        return self.pieces.shapes
+
+    @property
+    def scalars(self) -> dict[str, float]:
+        """State of the optimizer that is one number for all parameters."""
+        return self.pieces.scalars
+
+    @cached_property
+    def lanes(self) -> dict[int, dict]:
+        """What every lane of the data remembers."""
+        if isinstance(self.pieces, Listed):
+            return self.pieces.lanes
+        return read_lanes(checked(self.path, LANES, self.manifest.files[LANES]))
+
+    def file(self, name: str) -> Place:
+        """A file that holds some of a parameter."""
+        return self.path / self.pieces.of_parameter(name, 0, 1)[0].file
 
     def elements(self, name: str, key: str, first: int, last: int) -> Tensor:
         """Elements [first, last) of a flattened parameter (or state tensor), put together of its pieces.
 
-        Raises ValueError unless each is in exactly one piece.
+        Raises ValueError unless each is in exactly one piece, and Damaged where they are not as they were written.
         """
         out = None
         filled = 0
-        for stored in self.pieces[name]:
-            if key not in stored.keys or stored.start >= last:
+        for stored in self.pieces.of_parameter(name, first, last):
+            if key not in stored.keys:
                 continue
-            for group in stretches(stored, first, last):
-                end = group.here + group.count * group.length
-                piece = self.piece(stored, name, key, group.here, end)
+            for group in stretches(stored.start, stored.size, stored.stride, first, last):
+                piece = self.pieces.read(stored, name, key, group.here, group.end)
                 # a save has no number that is not finite, so NaN marks what no piece has filled
                 if out is None:
                     out = torch.full((last - first,), math.nan, dtype=piece.dtype)
@@ -148,70 +139,6 @@ class Found:
         return self.elements(name, key, 0, math.prod(self.shapes[name])).view(self.shapes[name])
 
 
-def runs(start: int, size: int, stride: tuple[int, ...]) -> list[tuple[int, int, int]]:
-    """(first element of the whole, first element of the piece, length) of each contiguous stretch of a piece.
-
-    Args:
-        stride: () for one stretch; (width, distance, phase) for a piece of a shard that holds `width` elements out of
-            every `distance`, and which begins `phase` elements behind the beginning of such a stretch.
-    """
-    if not stride:
-        return [(start, 0, size)]
-    width, distance, phase = stride
-    out, done = [], 0
-    while done < size:
-        length = min(width - phase, size - done)
-        out.append((start, done, length))
-        start, done, phase = start + distance - phase, done + length, 0
-    return out
-
-
-@dataclass(frozen=True)
-class Group:
-    """`count` stretches of `length` elements each, one behind the other in the piece, `distance` apart in the whole."""
-
-    start: int  # of the first, in the whole
-    here: int  # of the first, in the piece
-    length: int
-    count: int = 1
-    distance: int = 1
-
-
-def stretches(stored: Stored, first: int, last: int) -> Iterator[Group]:
-    """The stretches of a piece that lie in [first, last) of the whole, like ones together: see `runs`."""
-    end = stored.start + stored.size
-    if not stored.stride:
-        if max(stored.start, first) < min(end, last):
-            start = max(stored.start, first)
-            yield Group(start, start - stored.start, min(end, last) - start)
-        return
-    width, distance, phase = stored.stride
-    origin = stored.start - phase
-    total = -(-(stored.size + phase) // width)
-    low = max(0, (first - origin - width) // distance + 1)
-    high = min(total, -(-(last - origin) // distance))
-
-    # the first and the last may be cut, by the piece's ends or by the range
-    def part(number: int) -> Iterator[Group]:
-        begin = origin + number * distance
-        behind = number * width - phase
-        start = max(begin, begin - behind, first) if number == 0 else max(begin, first)
-        stop = min(begin + width, last, begin + stored.size - behind)
-        if start < stop:
-            yield Group(start, behind + start - begin, stop - start)
-
-    for number in sorted({low, high - 1}) if low < high else ():
-        yield from part(number)
-    if high - low > 2:
-        yield Group(
-            origin + (low + 1) * distance,
-            (low + 1) * width - phase,
-            width,
-            high - low - 2,
-            distance,
-        )
-
-
 def read_manifest(path: Place) -> Manifest:
     """A checkpoint's manifest.json; ValueError in a few words if it is not as a save writes it."""
     try:
@@ -222,12 +149,17 @@ def read_manifest(path: Place) -> Manifest:
         raise ValueError("manifest.json is missing, so the save did not finish") from None
     except (ValidationError, OSError):
         raise ValueError("manifest.json cannot be read") from None
-    if made.format != FORMAT:
+    if not 1 <= made.format <= FORMAT:
         raise ValueError(f"its format is {made.format}, not {FORMAT}")
-    ranks = range(min(made.ranks, len(made.files)))  # a damaged number may be of any size
-    names = {f"rank-{rank:05d}.{kind}" for rank in ranks for kind in ("json", "safetensors")}
-    if len(ranks) != made.ranks or made.files.keys() != names | {"config.yaml"}:
+    ranks = min(made.ranks, len(made.files))  # a damaged number may be of any size
+    if made.format == 1:
+        names = format_1.names(ranks)
+    else:
+        names = {INDEX_FILE, LANES, *map(rank_file, range(ranks))}
+    if ranks != made.ranks or made.files.keys() != names | {"config.yaml"}:
         raise ValueError(f"manifest.json does not name the files of {made.ranks} ranks")
+    if made.format > 1 and any(made.files[rank_file(rank)].blocks is None for rank in range(ranks)):
+        raise ValueError("manifest.json does not count the checksums of a rank's file")
     if path.name[5:].isdigit() and path.name != f"step-{made.step:08d}":
         raise ValueError(f"manifest.json is of step {made.step}")
     return made
@@ -249,6 +181,7 @@ def _refuse_newer(path: Place, manifest: bytes) -> None:
 def what_is_wrong(path: Place, part: int = 0, parts: int = 1) -> str | None:
     """Why the checkpoint `path` is not whole, in a few words, or None; checks every `parts`-th file from `part` on.
 
+    Of tensors the sizes alone are compared, except in format 1: their checksums are when they are read.
     Raises NewerFormatError for one that is whole and that only a newer release reads: an older checkpoint in its place
     would lose what was learnt since.
     """
@@ -281,42 +214,16 @@ def steps(folder: str | Place) -> list[Place]:
 def open_checkpoint(path: Place) -> Found:
     """Open a checkpoint that `what_is_wrong` found whole; ValueError if it contradicts itself all the same."""
     manifest = read_manifest(path)
-    pieces: dict[str, list[Stored]] = {}
-    shapes, scalars, lanes = {}, {}, {}
-    names = [f"rank-{rank:05d}" for rank in range(manifest.ranks)]
-    for name, text in zip(names, _texts([path / f"{name}.json" for name in names])):
-        try:
-            part = TypeAdapter(RankFile).validate_json(text)
-        except ValidationError:
-            raise ValueError(
-                f"{path / name}.json is not as a save writes it; use another checkpoint."
-            ) from None
-        scalars |= part.scalars
-        lanes |= part.lanes
-        for piece in part.pieces:
-            wide = piece.stride and not piece.stride[2] < piece.stride[0] <= piece.stride[1]
-            if wide or shapes.setdefault(piece.name, piece.shape) != piece.shape:
-                raise ValueError(
-                    f"{path / name}.json contradicts itself in {piece.name}; use another checkpoint."
-                )
-            stored = Stored(
-                path / f"{name}.safetensors", piece.start, piece.size, piece.keys, piece.stride
-            )
-            pieces.setdefault(piece.name, []).append(stored)
-    return Found(path, manifest.step, manifest.optimizer, pieces, shapes, scalars, lanes)
-
-
-def _texts(places: list[Place]) -> list[bytes]:
-    """Small files, read at once where they are remote; an empty one for what cannot be read."""
-
-    def read(place: Place) -> bytes:
-        try:
-            return place.read_bytes()
-        except OSError:
-            return b""
-
-    with ThreadPoolExecutor(16 if isinstance(places[0], Remote) else 1) as pool:
-        return list(pool.map(read, places))
+    if manifest.format == 1:
+        return Found(path, manifest, format_1.open_listed(path, manifest.ranks))
+    data = checked(path, INDEX_FILE, manifest.files[INDEX_FILE])
+    try:
+        index = Index.of(path, manifest.files, data)
+    except (KeyError, TypeError, ValueError, ArrowException):
+        raise ValueError(
+            f"{path / INDEX_FILE} is not as a save writes it; use another checkpoint."
+        ) from None
+    return Found(path, manifest, index)
 
 
 def find(path: str | Place, part: int = 0, parts: int = 1) -> Place:
@@ -373,6 +280,6 @@ def read_full_state(path: str | Place) -> Iterator[tuple[str, Tensor]]:
 def _reader(path: Place) -> tuple[list[str], Callable[[str], Tensor]]:
     if (path / "manifest.json").is_file():
         found = open_checkpoint(path)
-        return lora.merged(found.pieces, found.whole, read_config(path).lora.alpha)
+        return lora.merged(found.shapes, found.whole, read_config(path).lora.alpha)
     folder = TensorFolder(path)
     return folder.names(), folder.read

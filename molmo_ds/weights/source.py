@@ -17,7 +17,7 @@ from molmo_ds.architecture import MolmoConfig
 from molmo_ds.config import DataConfig, RunConfig
 from molmo_ds.files import Place, Remote
 from molmo_ds.model.families import molmo_names
-from molmo_ds.model.families.table import Rule, Table
+from molmo_ds.model.families.table import SAME, Rule, Table
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.settings import from_dict
 from molmo_ds.stores.copies import copy_of
@@ -56,6 +56,13 @@ class Source(ABC):
     def rows(self, name: str, first: int, last: int) -> Tensor:
         """Rows [first, last) of a tensor; mapped memory where the file holds them so. Not to be written to."""
 
+    def elements(self, name: str, first: int, last: int) -> Tensor:
+        """Elements [first, last) of a flattened tensor, and as little else read as the folder allows."""
+        row = math.prod(self.shapes[name][1:])
+        begin = first // row
+        rows = self.rows(name, begin, -(-last // row)).reshape(-1)
+        return rows[first - begin * row : last - begin * row]
+
     @abstractmethod
     def file(self, name: str) -> Place:
         """A file that holds a tensor, or some of it."""
@@ -70,6 +77,10 @@ class OwnFolder(Source):
     def rows(self, name: str, first: int, last: int) -> Tensor:
         """See Source."""
         return self.folder.rows(self._stored(name), first, last)
+
+    def elements(self, name: str, first: int, last: int) -> Tensor:
+        """See Source."""
+        return self.folder.elements(self._stored(name), first, last)
 
     def file(self, name: str) -> Place:
         """See Source."""
@@ -89,17 +100,27 @@ class Run(Source):
         """See Source."""
         stored = self._stored(name)
         weight = self._own_rows(stored, first, last)
-        stem = stored.removesuffix("weight")
-        if f"{stem}lora_A.weight" not in self.found.pieces:
+        if not self._adapted(stored):
             return weight
+        stem = stored.removesuffix("weight")
         down = self.found.whole(f"{stem}lora_A.weight").double()
         up = self._own_rows(f"{stem}lora_B.weight", first, last).double()
         alpha = self.config.lora.alpha / len(down)
         return torch.addmm(weight.double(), up, down, alpha=alpha).to(weight.dtype)
 
+    def elements(self, name: str, first: int, last: int) -> Tensor:
+        """See Source."""
+        stored = self._stored(name)
+        if self._adapted(stored):
+            return super().elements(name, first, last)
+        return self.found.elements(stored, "weight", first, last)
+
     def file(self, name: str) -> Place:
         """See Source."""
-        return self.found.pieces[self._stored(name)][0].file
+        return self.found.file(self._stored(name))
+
+    def _adapted(self, stored: str) -> bool:
+        return f"{stored.removesuffix('weight')}lora_A.weight" in self.found.shapes
 
     def _own_rows(self, name: str, first: int, last: int) -> Tensor:
         shape = self.found.shapes[name]
@@ -109,7 +130,7 @@ class Run(Source):
         )
 
     def _stored(self, name: str) -> str:
-        return EMBEDDING if name == HEAD and name not in self.found.pieces else name
+        return EMBEDDING if name == HEAD and name not in self.found.shapes else name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +139,13 @@ class Released(Source):
 
     folder: TensorFolder
     rules: dict[str, Rule]
+
+    def elements(self, name: str, first: int, last: int) -> Tensor:
+        """See Source."""
+        rule = self.rules[name]
+        if rule.form is SAME:
+            return self.folder.elements(rule.theirs[0], first, last)
+        return super().elements(name, first, last)
 
     def rows(self, name: str, first: int, last: int) -> Tensor:
         """See Source."""

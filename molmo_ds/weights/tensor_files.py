@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from molmo_ds import files
 from molmo_ds.files import Place as Where
 from molmo_ds.files import Remote
+from molmo_ds.stores.ranges import Ranges
+from molmo_ds.weights.checksums import BLOCK, count, sums
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -39,6 +42,7 @@ class Place:
     dtype: torch.dtype
     shape: list[int]
     offset: int  # of its first byte in the file
+    limit: int  # bytes of the file
 
     @property
     def bytes(self) -> int:
@@ -58,7 +62,10 @@ class TensorFolder:
         self._safe: dict[str, Place] = {}
         self._bin: dict[str, Path] = {}
         self._maps: dict[Path, mmap.mmap] = {}
+        self._ranges: dict[Where, Ranges] = {}
         self._open: dict[Path, dict[str, Tensor]] = {}  # .bin files
+        # of the blocks of files, by name; `elements` compares what it reads with those that are here
+        self.sums: dict[str, np.ndarray] = {}
         for file, promised in _files(self.path).items():
             if file.suffix == ".safetensors":
                 held = _header(file)
@@ -125,6 +132,28 @@ class TensorFolder:
             self._announce(place, first, min(last, place.shape[0]))
         return whole.view(place.shape)[first:last] if place.shape else whole.view(())
 
+    def elements(self, name: str, first: int, last: int) -> Tensor:
+        """Elements [first, last) of a flattened tensor, and no byte beside them, in memory of their own."""
+        file = self.file(name)
+        if name in self._bin:
+            return self.rows(name).reshape(-1)[first:last]
+        place = self._safe[name]
+        size = place.dtype.itemsize
+        ranges = self._ranges.setdefault(file, Ranges(file))
+        start, stop = place.offset + first * size, place.offset + last * size
+        wanted = self.sums.get(file.name)
+        if wanted is None:
+            data = ranges.read(start, stop)
+        else:
+            begin = start // BLOCK * BLOCK
+            end = min(count(stop) * BLOCK, place.limit)
+            read = ranges.read(begin, end)
+            _verify(file, read, wanted[begin // BLOCK : count(end)])
+            data = read[start - begin : stop - begin]
+            if (start - begin) % size:  # a header of others may not be padded
+                data = data.copy()
+        return torch.from_numpy(data).view(place.dtype)
+
     def _announce(self, place: Place, first: int, last: int) -> None:
         # the system reads these rows in one piece, which network storage needs, and not page by page
         row = place.bytes // place.shape[0]
@@ -151,6 +180,13 @@ class TensorFolder:
                         )
                     done += count
         return tensor
+
+
+def _verify(file: Where, data: np.ndarray, wanted: np.ndarray) -> None:
+    if not np.array_equal(sums(data), wanted):
+        raise ValueError(
+            f"{file.parent} is damaged: the checksum of {file.name} is wrong; copy the folder again."
+        )
 
 
 def _fetched(place: Place, first: int, last: int | None) -> Tensor:
@@ -220,19 +256,22 @@ def _indexed(index: Where) -> dict[Where, list[str]]:
 
 
 def _header(file: Where) -> dict[str, Place]:
-    size = files.size(str(file))
-    start = files.read_range(str(file), 0, min(8, size))
+    ranges = Ranges(file)
+    size = ranges.size()
+    start = ranges.read(0, min(8, size)).tobytes()
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
     if 8 + length > size:
         raise ValueError(
             f"{file} is cut short: its header does not fit into its {size} bytes; copy the file again."
         )
     try:
-        entries = dict(json.loads(files.read_range(str(file), 8, 8 + length)))
+        entries = dict(json.loads(ranges.read(8, 8 + length).tobytes()))
     except (ValueError, TypeError, RecursionError):
         raise ValueError(f"{file} is not a safetensors file; its header cannot be read.") from None
+    finally:
+        ranges.close()
     entries.pop("__metadata__", None)
-    places = {name: _place(file, name, entry, 8 + length) for name, entry in entries.items()}
+    places = {name: _place(file, name, entry, 8 + length, size) for name, entry in entries.items()}
     behind = 8 + length
     for name, place in sorted(places.items(), key=lambda item: item[1].offset):
         end = place.offset + place.bytes
@@ -245,7 +284,7 @@ def _header(file: Where) -> dict[str, Place]:
     return places
 
 
-def _place(file: Where, name: str, entry: Any, data: int) -> Place:
+def _place(file: Where, name: str, entry: Any, data: int, limit: int) -> Place:
     """Where one tensor lies; `data` is the offset behind the header."""
     try:
         kind, shape, (first, last) = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -260,7 +299,7 @@ def _place(file: Where, name: str, entry: Any, data: int) -> Place:
         )
     if type(kind) is not str or kind not in DTYPES:
         raise ValueError(f"{file}: tensor '{name}' has type {kind}, which is not supported.")
-    place = Place(file=file, dtype=DTYPES[kind], shape=shape, offset=data + first)
+    place = Place(file=file, dtype=DTYPES[kind], shape=shape, offset=data + first, limit=limit)
     if place.bytes != last - first:
         message = f"tensor '{name}' {shape} of type {kind} needs {place.bytes} bytes and has {last - first}"
         raise ValueError(f"{file} is damaged: {message}; copy the file again.")

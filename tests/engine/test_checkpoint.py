@@ -227,8 +227,7 @@ def damaged(path: Path, how: str) -> None:
 
 
 DAMAGES = {
-    "truncated": "instead of", "flipped": "checksum", "missing": "is missing", "unfinished": "did not finish",
-    "manifest": "cannot be read",
+    "truncated": "instead of", "missing": "is missing", "unfinished": "did not finish", "manifest": "cannot be read",
 }  # fmt: skip
 
 
@@ -280,6 +279,8 @@ def test_resume_passes_over_damage(two_checkpoints: Path, tmp_path: Path) -> Non
 
     folder = shutil.copytree(two_checkpoints, tmp_path / "copy")
     damaged(folder / "step-00000003", "flipped")
+    with pytest.raises(ValueError, match=r"step-00000003 .* checksum of rank-00001.safetensors"):
+        list(checkpoint.read_full_state(folder))
     assert run_ranks(alone, 1, str(folder), config("zero0"))[0] == (2, "")
     damaged(folder / "step-00000002", "truncated")
     step, complaint = run_ranks(alone, 1, str(folder), config("zero0"))[0]

@@ -6,6 +6,9 @@ Whatever strategy wrote a checkpoint, it is read whole without ranks (tools/conv
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor
@@ -77,22 +80,41 @@ def test_a_run_that_changes_its_strategy_and_size(tmp_path: Path) -> None:
     assert loss <= 1e-5 and weight <= 1e-4, (loss, weight)
 
 
+def without(path: Path, name: str) -> bytes:
+    """The index of a checkpoint without the pieces of a parameter."""
+    table = pq.read_table(path)
+    shapes, _ = json.loads(table.schema.metadata[b"parameters"])
+    return written(table.filter(pc.field("parameter") != list(shapes).index(name)))
+
+
+def stateless(path: Path, name: str) -> bytes:
+    """The index in which the pieces of a parameter have no state."""
+    table = pq.read_table(path)
+    shapes, kinds = json.loads(table.schema.metadata[b"parameters"])
+    there = pc.equal(table["parameter"], list(shapes).index(name))
+    column = pc.if_else(there, len(kinds), table["kind"])
+    table = table.set_column(table.column_names.index("kind"), "kind", column)
+    said = json.dumps([shapes, [*kinds, [["weight", "F32"]]]])
+    return written(table.replace_schema_metadata({**table.schema.metadata, b"parameters": said}))
+
+
+def written(table: pa.Table) -> bytes:
+    """A parquet file's bytes."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return sink.getvalue().to_pybytes()
+
+
 def test_what_is_missing_is_an_error(tmp_path: Path) -> None:
     """A checkpoint whose manifest agrees, but in which a piece or a state tensor is not described, is refused."""
     run_ranks(leg, 1, str(tmp_path), ["zero1"], 0)
     path = next(tmp_path.glob("step-*"))
-    part = json.loads((path / "rank-00000.json").read_text())
-    whole = part["pieces"]
-    for pieces, said in (
-        ([piece for piece in whole if piece["name"] != "head.norm.weight"], "head.norm.weight"),
-        (
-            [{**p, "keys": ["weight"]} if p["name"] == "head.norm.weight" else p for p in whole],
-            "no optimizer state",
-        ),
-    ):
-        (path / "rank-00000.json").write_text(json.dumps({**part, "pieces": pieces}))
+    file = path / "index.parquet"
+    whole = file.read_bytes()
+    for change, said in ((without, "head.norm.weight"), (stateless, "no optimizer state")):
+        file.write_bytes(whole)
+        file.write_bytes(change(file, "head.norm.weight"))
         manifest = json.loads((path / "manifest.json").read_text())
-        file = path / "rank-00000.json"
         manifest["files"][file.name] = checksums.facts_of(file)
         (path / "manifest.json").write_text(json.dumps(manifest))
         assert checkpoint.what_is_wrong(path) is None

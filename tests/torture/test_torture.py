@@ -42,7 +42,7 @@ MOMENTS: dict[str, tuple[Callable[[Path], object], float]] = {
     "resume": (lambda out: True, 4.0),
     "step": (lambda out: (out / "heartbeat").exists(), 0.05),
     "save": (lambda out: any(out.glob("checkpoints/step-*.partial")), 0.01),
-    "files": (lambda out: any(out.glob("checkpoints/step-*.partial/rank-*.json")), 0.002),
+    "files": (lambda out: any(out.glob("checkpoints/step-*.partial/parts/*.arrow")), 0.002),
     "rename": (manifest, 0.001),
     "latest": (lambda out: (out / "checkpoints" / "latest.new").exists(), 0.001),
 }

@@ -17,7 +17,7 @@ def test_a_newer_checkpoint_is_refused(tmp_path: Path) -> None:
     newest = tmp_path / "checkpoints" / "step-00000002"
     for ask in (checkpoint.find, checkpoint.what_is_wrong):
         with pytest.raises(
-            checkpoint.NewerFormatError, match=r"newer molmo_ds \(format 2.*upgrade"
+            checkpoint.NewerFormatError, match=r"newer molmo_ds \(format 3.*upgrade"
         ):
             ask(tmp_path if ask is checkpoint.find else newest)
     # one of this format that lacks its fields is damaged, and not newer

@@ -66,7 +66,7 @@ def saves(world: World, config: RunConfig, rounds: int, folder: str) -> dict[str
             began = time.perf_counter()
             engine.save(folder, {})
             seen[kind].append(time.perf_counter() - began)
-            while any(world.gather(engine.writer.thread is not None)):
+            while any(world.gather(engine.writer.phase is not None)):
                 step("step while writing")
             seen["written"] += [time.perf_counter() - began] if kind == "async" else []
     for kind in ("sync", "async", "written"):

@@ -2,9 +2,15 @@
 
 import os
 import shutil
+import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from molmo_ds.engine.launch import World
+from molmo_ds.files import Place
+
+PARTS = "parts"  # the folder of what rank 0 merges into the index
+LEFT = ".left-"  # begins the name of what is to be deleted in the background
 
 
 class OnDisk:
@@ -19,23 +25,32 @@ class OnDisk:
         """See Destination."""
         if self.world.rank == 0:
             for old in self.target.parent.glob("step-*.partial"):
-                shutil.rmtree(old)
-            self.partial.mkdir(parents=True)
+                put_aside(old)
+            (self.partial / PARTS).mkdir(parents=True)
 
     def written(self, facts: dict[str, dict]) -> None:
         """See Destination."""
 
-    def commit(self, manifest: str) -> None:
+    def parts(self) -> list[bytes]:
+        """See Destination."""
+        return read_all([self.partial / part_name(rank) for rank in range(self.world.size)])
+
+    def commit(self, small: dict[str, bytes], manifest: str) -> None:
         """See Destination."""
         folder = self.target.parent
-        write_synced(self.partial / "manifest.json", manifest)
+        for name, data in small.items():
+            write_synced(self.partial / name, data)
+        write_synced(self.partial / "manifest.json", manifest.encode())
         if self.target.exists():  # damaged, or the run would not write this step again
-            shutil.rmtree(self.target)
+            put_aside(self.target)
         os.rename(self.partial, self.target)
         sync(folder)
-        write_synced(folder / "latest.new", self.target.name + "\n")
+        write_synced(folder / "latest.new", f"{self.target.name}\n".encode())
         os.replace(folder / "latest.new", folder / "latest")
         sync(folder)
+        shutil.rmtree(self.target / PARTS)
+        for old in folder.glob(f"{LEFT}*"):
+            shutil.rmtree(old)
 
     def delete(self, old: Path) -> None:
         """See Destination."""
@@ -47,6 +62,22 @@ class OnDisk:
         """See Destination."""
 
 
+def put_aside(folder: Path) -> None:
+    """Rename what may hold a file per rank, to be deleted later: that takes longer than a step may wait."""
+    os.rename(folder, folder.with_name(f"{LEFT}{uuid.uuid4().hex}"))
+
+
+def part_name(rank: int) -> str:
+    """A rank's part of the index, below the checkpoint's folder."""
+    return f"{PARTS}/rank-{rank:05d}.arrow"
+
+
+def read_all(places: list[Place]) -> list[bytes]:
+    """Small files, several at once: network storage answers many requests as fast as one."""
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(lambda place: place.read_bytes(), places))
+
+
 def sync(path: Path) -> None:
     """Make a file or the entries of a folder survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -56,9 +87,9 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_synced(path: Path, text: str) -> None:
+def write_synced(path: Path, data: bytes) -> None:
     """Write a small file and sync it."""
-    with open(path, "w") as stream:
-        stream.write(text)
+    with open(path, "wb") as stream:
+        stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())

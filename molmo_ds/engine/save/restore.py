@@ -2,53 +2,73 @@
 
 import logging
 from collections.abc import Iterable
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from molmo_ds import files
+from molmo_ds.engine.filling import Filling
 from molmo_ds.engine.fragments import Fragment
 from molmo_ds.engine.launch import World
+from molmo_ds.files import Place
+from molmo_ds.weights.blocks import Damaged
 from molmo_ds.weights.checkpoint import Found, open_checkpoint, steps, what_is_wrong
 
 log = logging.getLogger(__name__)
 
 
-def newest(folder: str, world: World) -> Found | None:
-    """The newest whole checkpoint below `folder`, the same on every rank; None if none was ever finished.
+def there(folder: str, world: World) -> list[Place]:
+    """The checkpoints below `folder`, newest first, whole or not; the same on every rank."""
+    names = world.broadcast([path.name for path in steps(folder)] if world.rank == 0 else None)
+    return [files.place(folder) / name for name in names]
 
-    Damaged ones are passed over with a logged sentence. Raises ValueError if there are only damaged ones.
+
+def opened(path: Place, world: World) -> Found:
+    """A checkpoint, of which rank 0 reads what is where and tells the others.
+
+    Raises Damaged on every rank if a file is missing or has another size. Numbers are compared with their checksums
+    when they are read; those of format 1, which has checksums of whole files only, are compared here.
     """
-    candidates = world.broadcast([p.name for p in steps(folder)])
-    for name in candidates:
-        path = files.place(folder) / name
-        wrong = next(
-            (w for w in world.gather(what_is_wrong(path, world.rank, world.size)) if w), None
-        )
-        if wrong is None:
-            return open_checkpoint(path)
-        if world.rank == 0:
-            log.warning("The checkpoint %s is damaged (%s); trying the one before.", path, wrong)
-    if candidates:
-        raise ValueError(
-            f"None of the {len(candidates)} checkpoints in {folder} is whole; delete that folder to start again, "
-            "or put a copy of a whole checkpoint there."
-        )
-    return None
+    if wrong := world.first_said(what_is_wrong(path, world.rank, world.size)):
+        raise Damaged(path, wrong)
+
+    def read() -> Found:
+        found = open_checkpoint(path)
+        # it is kept in `found`, and sent with it
+        _ = found.lanes
+        return found
+
+    return world.agree(read)
 
 
-def state_keys(found: Found) -> tuple[set[str], set[str]]:
-    """Names of the optimizer's tensors and of its numbers."""
-    keys = {key for stored in found.pieces.values() for s in stored for key in s.keys}
-    return keys - {"weight"}, set(found.scalars)
+def passed_over(error: Damaged, world: World) -> None:
+    """Say that a checkpoint is damaged."""
+    if world.rank == 0:
+        log.warning(
+            "The checkpoint %s is damaged (%s); trying the one before.", error.folder, error.reason
+        )
+
+
+def none_whole(folder: str, count: int) -> ValueError:
+    """The error where every one of the checkpoints is damaged."""
+    return ValueError(
+        f"None of the {count} checkpoints in {folder} is whole; delete that folder to start again, "
+        "or put a copy of a whole checkpoint there."
+    )
 
 
 @torch.no_grad()
-def restore(found: Found, pieces: Iterable[Fragment], names: set[str], optimizer: str) -> None:
+def restore(
+    found: Found, pieces: Iterable[Fragment], names: set[str], optimizer: str, filling: Filling
+) -> None:
     """Fill this rank's pieces. Nothing is left as it was: ValueError if anything has no counterpart.
 
     Args:
         names: all parameters of the model, on whichever rank.
         optimizer: what optim.name is now.
+
+    Raises Damaged on every rank if what one of them reads is not as it was written.
     """
     if found.optimizer != optimizer:
         raise ValueError(
@@ -58,20 +78,20 @@ def restore(found: Found, pieces: Iterable[Fragment], names: set[str], optimizer
         raise ValueError(
             f"{found.path} belongs to another model: '{missing[0]}' is on one side only."
         )
-    expected = {"weight"} | state_keys(found)[0]
+    expected = found.pieces.keys
     for piece in pieces:
-        if tuple(piece.shape) != found.shapes[piece.name]:
-            shape = found.shapes[piece.name]
-            raise ValueError(
-                f"{found.path}: {piece.name} has shape {shape}, and the model has {piece.shape}."
-            )
         assert not piece.trains or expected == set(piece.tensors), (
             f"no place for the state of {piece.name}"
         )
-        for key, target in piece.tensors.items():
-            if not piece.stride:
-                target.copy_(found.elements(piece.name, key, piece.start, piece.start + piece.size))
-                continue
-            flat = found.whole(piece.name, key).view(-1)
-            for first, here, length in piece.runs():
-                target[here : here + length] = flat[first : first + length]
+        for key in piece.tensors:
+            filling.fill(piece, key, partial(_elements, found, piece, key))
+    filling.end()
+
+
+def _elements(found: Found, piece: Fragment, key: str, first: int, last: int) -> Tensor:
+    shape = found.shapes[piece.name]
+    if tuple(piece.shape) != shape:
+        raise ValueError(
+            f"{found.path}: {piece.name} has shape {shape}, and the model has {piece.shape}."
+        )
+    return found.elements(piece.name, key, first, last)

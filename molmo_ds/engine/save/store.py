@@ -10,7 +10,7 @@ from typing import Any
 
 from molmo_ds.config import RunConfig
 from molmo_ds.engine.launch import World
-from molmo_ds.engine.save.disk import write_synced
+from molmo_ds.engine.save.disk import PARTS, part_name, read_all, write_synced
 from molmo_ds.files import Remote
 from molmo_ds.stores import lock
 from molmo_ds.stores.mirror import Mirror, working_folder
@@ -32,18 +32,19 @@ class InStore:
     def begin(self) -> None:
         """See Destination."""
         for old in partials(self.local):
-            for file in [*old.glob(f"{self.name}.*"), *old.glob(f".{self.name}.*")]:
-                file.unlink(missing_ok=True)
+            for folder in (old, old / PARTS):
+                for file in [*folder.glob(f"{self.name}.*"), *folder.glob(f".{self.name}.*")]:
+                    file.unlink(missing_ok=True)
             if old != self.partial and not any(old.glob("rank-*")):
                 shutil.rmtree(old, ignore_errors=True)
-        self.partial.mkdir(parents=True, exist_ok=True)
+        (self.partial / PARTS).mkdir(parents=True, exist_ok=True)
         if self.world.rank == 0:  # now, so that a mixture of two attempts is no checkpoint
             (self.target / "manifest.json").delete()
 
     def written(self, facts: dict[str, dict]) -> None:
         """See Destination."""
         note = {"run": mark_of(self.run), "ranks": self.world.size, "files": facts}
-        write_synced(self.partial / f"{self.name}.whole", json.dumps(note))
+        write_synced(self.partial / f"{self.name}.whole", json.dumps(note).encode())
         self.send(facts)
 
     def send(self, facts: dict[str, dict]) -> None:
@@ -51,13 +52,19 @@ class InStore:
         for name in facts:
             upload(self.partial / name, self.target / name)
 
-    def commit(self, manifest: str) -> None:
+    def parts(self) -> list[bytes]:
+        """See Destination."""
+        return read_all([self.target / part_name(rank) for rank in range(self.world.size)])
+
+    def commit(self, small: dict[str, bytes], manifest: str) -> None:
         """See Destination."""
         lock.refuse_lost(self.run)
-        (self.target / "config.yaml").write_bytes((self.partial / "config.yaml").read_bytes())
+        for name, data in small.items():
+            (self.target / name).write_bytes(data)
         Mirror(self.local, self.run).push()  # a checkpoint is there with the log up to it
         (self.target / "manifest.json").write_bytes(manifest.encode())
         (self.target.parent / "latest").write_bytes(f"{self.target.name}\n".encode())
+        (self.target / PARTS).delete()
 
     def delete(self, old: Remote) -> None:
         """See Destination."""

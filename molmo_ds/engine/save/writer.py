@@ -1,7 +1,8 @@
 """Saving: a copy to host memory, files written by a thread, and one moment that makes a checkpoint exist.
 
-When every rank has written its files, rank 0 writes the manifest and only then names the checkpoint in `latest`; a
-process killed at any moment leaves the checkpoints before it untouched. disk.py and store.py say where files grow.
+When every rank has written its files, rank 0 merges the index, writes the manifest and only then names the checkpoint
+in `latest`, in a thread as well. A process killed at any moment leaves the checkpoints before it untouched. disk.py and
+store.py say where files grow.
 """
 
 import json
@@ -10,23 +11,26 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from molmo_ds import files, settings
 from molmo_ds.config import RunConfig
 from molmo_ds.engine.fragments import Fragment
 from molmo_ds.engine.launch import World
-from molmo_ds.engine.save.disk import OnDisk, sync
+from molmo_ds.engine.save.disk import OnDisk, part_name, write_synced
 from molmo_ds.engine.save.store import InStore, partials, whole
 from molmo_ds.files import Remote
 from molmo_ds.stores.run_folder import mark_of
-from molmo_ds.weights import checkpoint, checksums
+from molmo_ds.weights import blocks, checkpoint, checksums, index
+from molmo_ds.weights.index import Row, rank_file
+from molmo_ds.weights.pieces import Stored
 
 log = logging.getLogger(__name__)
 
@@ -43,26 +47,33 @@ class Destination(Protocol):
     def written(self, facts: dict[str, dict]) -> None:
         """This rank's files are in `partial`; every rank calls it, in a thread."""
 
-    def commit(self, manifest: str) -> None:
-        """All files of all ranks are there: make it a checkpoint, the latest; rank 0 calls it."""
+    def parts(self) -> list[bytes]:
+        """All files of all ranks are there: the parts of the index; rank 0 calls it, in a thread."""
+
+    def commit(self, small: dict[str, bytes], manifest: str) -> None:
+        """Put these files beside them and make it a checkpoint, the latest; rank 0 calls it, in a thread."""
 
     def delete(self, old: files.Place) -> None:
-        """Remove another checkpoint; rank 0 calls it."""
+        """Remove another checkpoint; rank 0 calls it, in a thread."""
 
     def close(self) -> None:
         """The checkpoint is there; every rank calls it."""
 
 
 class Writer:
-    """One save at a time; `poll` after each step completes it, `finish` waits for it. All ranks make the same calls."""
+    """One save at a time; `poll` after each step furthers it, `finish` waits for it. All ranks make the same calls.
+
+    It has two phases, each in a thread: "write", in which every rank writes its files, and "commit", in which rank 0
+    makes a checkpoint of them.
+    """
 
     def __init__(self, config: RunConfig, world: World, scratch: Path | None = None) -> None:
         self.config = config
         self.world = world
         self.scratch = scratch  # for copies that must not fill the host's memory
-        self.thread: threading.Thread | None = None
+        self.thread = threading.Thread()  # of the phase
+        self.phase: str | None = None
         self.error: str | None = None
-        self.facts: dict[str, dict] = {}  # of the files that this rank has written
         self.place: Destination | None = None
         # copies of the state; a new one at each save costs more than the copying
         self.buffers: dict[str, Tensor] = {}
@@ -79,65 +90,37 @@ class Writer:
         began = time.perf_counter()
         self.place = self._destination(folder, step)
         self._begin()
-        tensors = {}
-        listed = []
-        scalars = {}
+        tensors: dict[str, Tensor] = {}
+        rows: list[Row] = []
+        scalars: dict[str, float] = {}
         for piece in pieces:
             scalars |= piece.scalars
             if not piece.owned:
                 continue
-            entry = {
-                "name": piece.name,
-                "shape": piece.shape,
-                "start": piece.start,
-                "size": piece.size,
-            }
-            listed.append({**entry, "stride": piece.stride, "keys": list(piece.tensors)})
-            for key, tensor in piece.tensors.items():
-                where = f"{piece.name}|{piece.start}|{key}"
+            rows.append(row_of(piece, self.world.rank))
+            for where, tensor in named(piece).items():
                 if where not in self.buffers:
                     self.buffers[where] = buffer(tensor, self.scratch)
                 # from a GPU to pinned memory, without a wait for each
                 tensors[where] = self.buffers[where].copy_(tensor.detach(), non_blocking=True)
         if self.world.device.type == "cuda":
             torch.cuda.synchronize(self.world.device)
-        name = f"rank-{self.world.rank:05d}"
-        facts = {
-            "file": f"{name}.safetensors",
-            "pieces": listed,
-            "scalars": scalars,
-            "lanes": lanes,
-        }
         # all have begun, or one says why not
-        self._raise_if_failed(next(filter(None, self.world.gather(self.error)), None))
-        self.thread = threading.Thread(
-            target=self._write, args=(name, tensors, facts), name="checkpoint"
-        )
-        self.thread.start()
+        self._raise_if_failed(self.world.first_said(self.error))
+        self._start("write", partial(self._write, tensors, rows, scalars, lanes))
         if not self.config.async_save:
             self.finish()
         self.stall = time.perf_counter() - began
 
     def poll(self) -> None:
-        """Complete the save if every rank has written its files."""
-        if self.thread is not None and all(self.world.gather(not self.thread.is_alive())):
-            self.finish()
+        """Further the save, if one is under way and every rank has ended its part of the phase."""
+        if self.phase is not None and not self.world.largest(int(self.thread.is_alive()))[0]:
+            self._advance()
 
     def finish(self) -> None:
         """Wait for the save under way, if any, and make it the latest checkpoint."""
-        if self.thread is None:
-            return
-        self.thread.join()
-        self.thread = None
-        outcomes = self.world.gather((self.error, self.facts))
-        failed = [error for error, _ in outcomes if error]
-        if not failed and self.world.rank == 0:
-            try:
-                self._commit({name: one for _, facts in outcomes for name, one in facts.items()})
-            except (OSError, ValueError) as error:
-                self.error = str(error)
-        self._raise_if_failed(failed[0] if failed else self.world.broadcast(self.error))
-        self.place.close()
+        while self.phase is not None:
+            self._advance()
 
     def go_on(self, folder: str) -> None:
         """Finish the upload of a checkpoint that was killed when all ranks had their files whole on their disks.
@@ -151,15 +134,13 @@ class Writer:
         local = self._destination(folder, 0).local
         here = {path.stem: whole(path, self.world, mark) for path in partials(local)}
         everywhere = [{n for n, facts in one.items() if facts} for one in self.world.gather(here)]
-        there = self.world.broadcast([path.name for path in checkpoint.steps(folder)])
+        there = self.world.agree(lambda: [path.name for path in checkpoint.steps(folder)])
         name = max(set.intersection(*everywhere), default="")
         if name <= max(there, default=""):
             return
         log.info("The upload of %s was killed; it goes on.", name)
         self.place = self._destination(folder, int(name[5:]))
-        self.facts = here[name]
-        self.thread = threading.Thread(target=self._send, name="checkpoint")
-        self.thread.start()
+        self._start("write", partial(self._send, here[name]))
         self.finish()
 
     def _destination(self, folder: str, step: int) -> Destination:
@@ -167,6 +148,27 @@ class Writer:
         if isinstance(target, Remote):
             return InStore(target, self.config, self.world)
         return OnDisk(target, self.world)
+
+    def _start(self, phase: str, action: Callable[[], None]) -> None:
+        self.phase = phase
+        self.thread = threading.Thread(target=self._noting, args=(action,), name="checkpoint")
+        self.thread.start()
+
+    def _noting(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:  # whatever it was, the main thread of every rank must hear of it
+            self.error = str(error) or type(error).__name__
+
+    def _advance(self) -> None:
+        """Begin the phase behind this one, or end the save; waits for the thread."""
+        self.thread.join()
+        phase, self.phase = self.phase, None
+        self._raise_if_failed(self.world.first_said(self.error))
+        if phase == "commit":
+            self.place.close()
+        else:
+            self._start("commit", self._commit if self.world.rank == 0 else _nothing)
 
     def _raise_if_failed(self, error: str | None) -> None:
         self.error = None
@@ -176,7 +178,6 @@ class Writer:
             )
 
     def _begin(self) -> None:
-        self.facts = {}
         try:
             self.place.begin()
             if self.world.rank == 0:
@@ -184,35 +185,41 @@ class Writer:
         except (OSError, ValueError) as error:
             self.error = str(error)
 
-    def _write(self, name: str, tensors: dict[str, Tensor], facts: dict) -> None:
-        partial = self.place.partial
-        try:
-            for where, tensor in tensors.items():
-                if not tensor.isfinite().all():
-                    raise ValueError(f"{where.partition('|')[0]} holds a number that is not finite")
-            save_file(tensors, partial / f"{name}.safetensors")
-            (partial / f"{name}.json").write_text(json.dumps(facts))
-            for file in (partial / f"{name}.safetensors", partial / f"{name}.json"):
-                sync(file)
-                self.facts[file.name] = checksums.facts_of(file)
-            self.place.written(self.facts)
-        except Exception as error:  # whatever it was, the main thread of every rank must hear of it
-            self.error = str(error) or type(error).__name__
+    def _write(
+        self,
+        tensors: dict[str, Tensor],
+        rows: list[Row],
+        scalars: dict[str, float],
+        lanes: dict[int, dict],
+    ) -> None:
+        """Write this rank's tensors, and its part of the index."""
+        for where, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise ValueError(f"{where.partition('|')[0]} holds a number that is not finite")
+        folder = self.place.partial
+        file = rank_file(self.world.rank)
+        layout = blocks.Layout.of(tensors)
+        facts = blocks.write(folder / file, tensors, layout)
+        part = index.part([placed(row, layout) for row in rows], scalars, lanes, facts)
+        own = part_name(self.world.rank)
+        write_synced(folder / own, part)
+        self.place.written({file: facts, own: checksums.facts_of_bytes(part)})
 
-    def _send(self) -> None:
-        try:
-            self.place.send(self.facts)
-        except Exception as error:  # as above
-            self.error = str(error) or type(error).__name__
+    def _send(self, facts: dict[str, dict]) -> None:
+        self.place.send(facts)
 
-    def _commit(self, noted: dict[str, dict]) -> None:
-        config = self.place.partial / "config.yaml"
-        sync(config)
-        noted["config.yaml"] = checksums.facts_of(config)
+    def _commit(self) -> None:
+        merged = index.merge(self.place.parts())
+        small = {
+            index.INDEX: merged.index,
+            index.LANES: merged.lanes,
+            "config.yaml": (self.place.partial / "config.yaml").read_bytes(),
+        }
+        noted = {name: checksums.facts_of_bytes(data) for name, data in small.items()}
         step = int(self.place.target.name[5:])
         manifest = {"format": checkpoint.FORMAT, "step": step, "ranks": self.world.size}
-        manifest |= {"optimizer": self.config.optim.name, "files": noted}
-        self.place.commit(json.dumps(manifest, indent=1))
+        manifest |= {"optimizer": self.config.optim.name, "files": merged.facts | noted}
+        self.place.commit(small, json.dumps(manifest, indent=1))
         self._prune()
 
     def _prune(self) -> None:
@@ -221,6 +228,30 @@ class Writer:
         for old in checkpoint.steps(self.place.target.parent)[kept:]:
             if not every or int(old.name[5:]) % every:
                 self.place.delete(old)
+
+
+def _nothing() -> None:
+    """What the other ranks do while rank 0 commits."""
+
+
+def named(piece: Fragment) -> dict[str, Tensor]:
+    """The tensors of a piece, by their names in a rank's file."""
+    return {f"{piece.name}|{piece.start}|{key}": one for key, one in piece.tensors.items()}
+
+
+def row_of(piece: Fragment, rank: int) -> Row:
+    """A piece's row in the index, but for its place in the file."""
+    types = tuple(blocks.NAMES[tensor.dtype] for tensor in piece.tensors.values())
+    keys = tuple(piece.tensors)
+    stored = Stored(rank_file(rank), piece.start, piece.size, keys, piece.stride, types)
+    return piece.name, tuple(piece.shape), stored
+
+
+def placed(row: Row, layout: blocks.Layout) -> Row:
+    """The row with the place of its first tensor, behind which the others lie."""
+    name, shape, stored = row
+    offset, block = layout.places[f"{name}|{stored.start}|{stored.keys[0]}"]
+    return name, shape, replace(stored, offset=offset, block=block)
 
 
 def buffer(tensor: Tensor, folder: Path | None) -> Tensor:

@@ -1,0 +1,1 @@
+"""Real code at real size with nothing real behind it: files that are counted, and ranks that stand in for others."""

@@ -1,0 +1,70 @@
+"""What start, resume and save cost one rank of many, and all of them: the code of a run, counted."""
+
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import patch
+
+from molmo_ds.engine.filling import Filling
+from molmo_ds.engine.save import restore
+from molmo_ds.model import init
+from molmo_ds.testing.scale import saved
+from molmo_ds.testing.scale.counting import Counts, counted, hollow
+from molmo_ds.testing.scale.ranks import Network, stand_in
+from molmo_ds.weights.checkpoint import Found, open_checkpoint, what_is_wrong
+from molmo_ds.weights.first_weights import check_share, first_weights
+from molmo_ds.weights.source import Source
+
+
+def start(network: Network, source: Source | None, stage: int, rank: int, size: int) -> None:
+    """The first weights of a rank, from a folder that rank 0 has opened or from nothing."""
+    check_share(source, rank, size)
+    read = first_weights(network.config, source)
+    with stand_in(rank, size) as (world, grid):
+        filling = Filling(grid, world)
+        for piece in network.pieces(stage, rank, size, state=False):
+            filling.fill(
+                piece, "weight", lambda first, last, p=piece: read(p.name, p.shape, first, last)
+            )
+        filling.end()
+
+
+def opened(path: Path) -> Found:
+    """What rank 0 reads of a checkpoint before it is resumed, and sends to the others."""
+    found = open_checkpoint(path)
+    _ = found.lanes
+    return found
+
+
+def resume(network: Network, found: Found, stage: int, rank: int, size: int) -> None:
+    """A rank goes on from a checkpoint that rank 0 has opened."""
+    assert what_is_wrong(found.path, rank, size) is None
+    with stand_in(rank, size) as (world, grid):
+        pieces = network.pieces(stage, rank, size)
+        names, optimizer = set(network.shapes), network.config.optim.name
+        restore.restore(found, pieces, names, optimizer, Filling(grid, world))
+
+
+def of_all(folder: Path, size: int, act: Callable[[int], None]) -> Counts:
+    """Counts over all ranks, whose tensors are hollow: of the first as often as there are others, and of the last."""
+
+    def of_one(rank: int) -> Counts:
+        with hollow(), counted(folder) as counts:
+            act(rank)
+        return counts
+
+    first = of_one(0)
+    return first * (size - 1) + of_one(size - 1) if size > 1 else first
+
+
+def drawn(network: Network, stage: int, rank: int, size: int) -> int:
+    """Random numbers that a rank draws for its first weights."""
+    sizes: list[int] = []
+    with patch.object(init, "_draw", lambda block, *_: sizes.append(len(block))):
+        start(network, None, stage, rank, size)
+    return sum(sizes)
+
+
+def checkpoint(folder: Path, network: Network, stage: int, size: int) -> Path:
+    """A hollow checkpoint of so many ranks."""
+    parts = [saved.part(network, stage, rank, size) for rank in range(size)]
+    return saved.commit(folder, network, parts)
