@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass as plain_dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Annotated, Protocol
 
 import torch
@@ -33,6 +34,8 @@ from molmo_ds.weights.tensor_files import INDEX, TensorFolder
 
 log = logging.getLogger(__name__)
 FORMAT = 2
+LOCAL = 1 << 18  # elements of a piece that are read at once: whole blocks
+REMOTE = 1 << 24  # the same of a store, which answers several requests as fast as one
 FROZEN = "a component that was frozen there and is trained now has no optimizer state: start a new run with init_from."
 
 
@@ -118,10 +121,18 @@ class Found:
         """
         out = None
         filled = 0
-        for stored in self.pieces.of_parameter(name, first, last):
+        most = REMOTE if isinstance(self.path, Remote) else LOCAL
+        pieces = self.pieces.of_parameter(name, first, last)
+        for stored in pieces:
             if key not in stored.keys:
                 continue
-            for group in stretches(stored.start, stored.size, stored.stride, first, last):
+            inside = stored.start <= first and last <= stored.start + stored.size
+            if len(pieces) == 1 and inside and not stored.stride:
+                return self.pieces.read(
+                    stored, name, key, first - stored.start, last - stored.start
+                )
+            parts = stretches(stored.start, stored.size, stored.stride, first, last)
+            for group in chain.from_iterable(part.cut(most) for part in parts):
                 piece = self.pieces.read(stored, name, key, group.here, group.end)
                 # a save has no number that is not finite, so NaN marks what no piece has filled
                 if out is None:
@@ -219,7 +230,7 @@ def open_checkpoint(path: Place) -> Found:
     data = checked(path, INDEX_FILE, manifest.files[INDEX_FILE])
     try:
         index = Index.of(path, manifest.files, data)
-    except (KeyError, TypeError, ValueError, ArrowException):
+    except (LookupError, TypeError, ValueError, OSError, ArrowException):
         raise ValueError(
             f"{path / INDEX_FILE} is not as a save writes it; use another checkpoint."
         ) from None

@@ -6,6 +6,7 @@ instead of objects.
 """
 
 import json
+import math
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -70,12 +71,14 @@ def part(
         "rank": json.dumps({"scalars": scalars, "facts": facts}),
         "lanes": json.dumps(lanes),
     }
-    made = made.replace_schema_metadata(metadata)
+    return to_bytes(made.replace_schema_metadata(metadata))
+
+
+def to_bytes(table: pa.Table) -> bytes:
+    """An Arrow file, not compressed: rank 0 reads one of each rank."""
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(
-        sink, made.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")
-    ) as file:
-        file.write_table(made)
+    with pa.ipc.new_file(sink, table.schema) as file:
+        file.write_table(table)
     return sink.getvalue().to_pybytes()
 
 
@@ -115,7 +118,8 @@ def merge(parts: Iterable[bytes]) -> Merged:
         lanes |= json.loads(metadata[b"lanes"])
     columns = {name: np.concatenate(column) for name, column in zip(COLUMNS, zip(*tables))}
     columns["file"] = np.concatenate(files)
-    order = np.lexsort((columns["start"], columns["parameter"]))
+    span = int(columns["end"].max(initial=0)) + 1
+    order = np.argsort(columns["parameter"] * span + columns["start"])
     made = pa.table({name: column[order] for name, column in columns.items()})
     metadata = {"parameters": json.dumps([shapes, list(kinds)]), "scalars": json.dumps(scalars)}
     states = {
@@ -182,6 +186,7 @@ class Index:
         table = _table(data)
         shapes, kinds = json.loads(table.schema.metadata[b"parameters"])
         columns = {name: numbers_of(table[name]) for name in (*COLUMNS, "file")}
+        _check(columns, shapes, kinds, facts)
         numbers = columns["parameter"]
         ends = np.searchsorted(numbers, np.arange(len(shapes) + 1))
         begins = {name: (int(ends[i]), int(ends[i + 1])) for i, name in enumerate(shapes)}
@@ -241,6 +246,30 @@ class Index:
             offset, size, block, first * dtype.itemsize, last * dtype.itemsize
         )
         return torch.from_numpy(data).view(dtype)
+
+
+def _check(
+    columns: dict[str, np.ndarray],
+    shapes: dict[str, list[int]],
+    kinds: list[Kind],
+    facts: dict[str, Facts],
+) -> None:
+    """ValueError for rows that no save writes."""
+    sizes = np.array([math.prod(shape) for shape in shapes.values()], np.int64)
+    types = {dtype for kind in kinds for _, dtype in kind}
+    ranks = sum(name.startswith("rank-") for name in facts)
+    files = [facts[rank_file(rank)].bytes for rank in range(ranks)]
+    right = all((column >= 0).all() for column in columns.values())
+    right = right and all(DTYPES[dtype].is_floating_point for dtype in types)
+    right = right and (columns["end"] <= sizes[columns["parameter"]]).all()
+    right = right and (columns["size"] <= columns["end"] - columns["start"]).all()
+    right = right and (columns["offset"] <= np.array(files)[columns["file"]]).all()
+    right = right and (columns["kind"] < len(kinds)).all()
+    width, distance, phase = (columns[name] for name in ("width", "distance", "phase"))
+    strided = width > 0
+    right = right and ((phase < width) & (width <= distance))[strided].all()
+    if not right:
+        raise ValueError("rows contradict each other")
 
 
 def checked(folder: Place, name: str, facts: Facts) -> bytes:

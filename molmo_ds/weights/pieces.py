@@ -61,6 +61,17 @@ class Group:
         """The element of the piece behind the last one."""
         return self.here + self.count * self.length
 
+    def cut(self, most: int) -> Iterator["Group"]:
+        """A single stretch in parts that end at multiples of `most` elements of the piece; several as they are."""
+        if self.count > 1:
+            yield self
+            return
+        begin = self.here
+        while begin < self.end:
+            stop = min((begin // most + 1) * most, self.end)
+            yield Group(self.start + begin - self.here, begin, stop - begin)
+            begin = stop
+
 
 def stretches(
     begin: int, size: int, stride: tuple[int, ...], first: int, last: int

@@ -1,6 +1,6 @@
 """What start, resume and save cost as ranks grow: the code of a run counted at real size, with nothing real behind it.
 
-    python tools/bench/scale.py [--small] [--write]
+    python tools/bench/scale.py [--small | --only MODEL:RANKS] [--write]
 
 A stand-in (molmo_ds/testing/scale) plays one rank after the other; what all ranks do is that of the first one, as often
 as there are others, and of the last. "Before" is commit 3eabada, by the formulas of `Before`. --write makes the table
@@ -16,8 +16,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from tqdm import tqdm
 
 from molmo_ds import presets
 from molmo_ds.config import OptimConfig, RunConfig
@@ -70,11 +68,11 @@ def rows(preset: str, size: int, folder: Path) -> Iterator[ROW]:
     network = network_of(preset)
     weights = 4 * network.numbers
     source = saved.weights(folder / "weights", network)
-    parts = [saved.part(network, 3, rank, size) for rank in tqdm(range(size), "parts", leave=False)]
+    parts = saved.parts(network, size)
     began = time.perf_counter()
     same = saved.commit(folder / "same", network, parts)
     seconds = time.perf_counter() - began
-    other = measures.checkpoint(folder / "other", network, 3, size * 3 // 4)
+    other = measures.checkpoint(folder / "other", network, size * 3 // 4)
     found = {path: measures.opened(path) for path in (same, other)}
     files = found[same].manifest.files
     state = sum(facts.bytes for facts in files.values())
@@ -87,7 +85,7 @@ def rows(preset: str, size: int, folder: Path) -> Iterator[ROW]:
     ):
         begun = replace(network, config=replace(network.config, init_from=str(place)))
         first = begun_from(begun.config)
-        for stage in (3, 0):
+        for stage in (3, 0) if place == source else (3,):
             # under ZeRO-0 one rank reads each stretch for all: in sum they read what one rank by itself does
             ranks = size if stage == 3 else 1
             counts = measures.of_all(
@@ -147,9 +145,11 @@ def table(cases: dict[str, list[int]]) -> Iterator[str]:
                 "| | before | now |",
                 "|---|---|---|",
             )
+            began = time.process_time()
             with tempfile.TemporaryDirectory() as folder:
                 for row in rows(preset, size, Path(folder)):
                     yield f"| {' | '.join(row)} |"
+            yield from ("", f"{time.process_time() - began:.0f} s of one core.")
 
 
 def main() -> None:
@@ -158,10 +158,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--small", action="store_true", help="the smallest case alone, as CI does")
+    parser.add_argument("--only", metavar="MODEL:RANKS", help="one case, for example molmo_72b:64")
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
+    cases = SMALL if arguments.small else CASES
+    if arguments.only:
+        preset, _, size = arguments.only.partition(":")
+        cases = {preset: [int(size)]}
     lines = []
-    for line in table(SMALL if arguments.small else CASES):
+    for line in table(cases):
         print(line, flush=True)
         lines.append(line)
     if arguments.write:

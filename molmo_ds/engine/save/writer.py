@@ -236,7 +236,12 @@ def _nothing() -> None:
 
 def named(piece: Fragment) -> dict[str, Tensor]:
     """The tensors of a piece, by their names in a rank's file."""
-    return {f"{piece.name}|{piece.start}|{key}": one for key, one in piece.tensors.items()}
+    return {name_of(piece.name, piece.start, key): one for key, one in piece.tensors.items()}
+
+
+def name_of(name: str, start: int, key: str) -> str:
+    """The name of a tensor in a rank's file; always as long, so that the tensors begin at one place on most ranks."""
+    return f"{name}|{start:015d}|{key}"
 
 
 def row_of(piece: Fragment, rank: int) -> Row:
@@ -250,7 +255,7 @@ def row_of(piece: Fragment, rank: int) -> Row:
 def placed(row: Row, layout: blocks.Layout) -> Row:
     """The row with the place of its first tensor, behind which the others lie."""
     name, shape, stored = row
-    offset, block = layout.places[f"{name}|{stored.start}|{stored.keys[0]}"]
+    offset, block = layout.places[name_of(name, stored.start, stored.keys[0])]
     return name, shape, replace(stored, offset=offset, block=block)
 
 
