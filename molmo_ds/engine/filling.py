@@ -30,19 +30,14 @@ class Filling:
         A rank that cannot read goes on with zeros: the others wait for what it sends.
         """
         target = piece.tensors[key]
-        begin = piece.start
-        end = end_of(begin, piece.size, piece.stride)
-        if piece.stride:  # shares of columns lie in the same rows, which one rank reads for all
-            row = piece.stride[1]
-            begin = begin // row * row
-            end = -(-end // row) * row
-        for first in range(begin, end, CHUNK):
-            last = min(first + CHUNK, end)
-            numbers = self._numbers(piece, target.dtype, read, first, last)
-            for group in stretches(piece.start, piece.size, piece.stride, first, last):
-                size = (group.count, group.length)
-                taken = numbers.as_strided(size, (group.distance, 1), group.start - first)
-                target[group.here : group.end].view(size).copy_(taken)
+        for begin, end in _regions(piece):
+            for first in range(begin, end, CHUNK):
+                last = min(first + CHUNK, end)
+                numbers = self._numbers(piece, target.dtype, read, first, last)
+                for group in stretches(piece.start, piece.size, piece.stride, first, last):
+                    size = (group.count, group.length)
+                    taken = numbers.as_strided(size, (group.distance, 1), group.start - first)
+                    target[group.here : group.end].view(size).copy_(taken)
 
     def end(self) -> None:
         """Raise on every rank what the first of those that could not read was told."""
@@ -52,7 +47,7 @@ class Filling:
     def _numbers(
         self, piece: Fragment, dtype: torch.dtype, read: Callable, first: int, last: int
     ) -> Tensor:
-        axes = (*piece.copies, *(("tensor",) if piece.stride else ()))
+        axes = (*piece.copies, *piece.shares)
         ranks = self.grid.along(*axes) if set(axes) <= set(AXES) else ()
         if len(ranks) <= 1:
             return self._read(read, first, last)
@@ -70,3 +65,12 @@ class Filling:
         except (ValueError, OSError) as error:
             self.error = self.error or error
             return torch.zeros(last - first)
+
+
+def _regions(piece: Fragment) -> list[tuple[int, int]]:
+    """What is read for a piece: its stretches, or all the rows in which it and its neighbours have columns."""
+    if not piece.shares:
+        return [(first, first + length) for first, _, length in piece.runs()]
+    row = piece.stride[1]
+    end = end_of(piece.start, piece.size, piece.stride)
+    return [(piece.start // row * row, -(-end // row) * row)]

@@ -28,7 +28,8 @@ class Fragment:
     `tensors` are 1-D views of equal length into live memory: "weight" (fp32 master, or the frozen weight) and the
     optimizer's state tensors by their torch names, once there are any. `scalars` are its other state, such as Adam's
     step. `trains` is set where the optimizer owns it. `copies` are the axes of the grid whose ranks hold the same
-    piece; on exactly one of them it is `owned`: that rank writes and sums it.
+    piece; on exactly one of them it is `owned`: that rank writes and sums it. `shares` are the axes whose ranks hold
+    other columns of the same rows.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Fragment:
     copies: tuple[str, ...]
     owned: bool = False
     stride: tuple[int, ...] = ()
+    shares: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:

@@ -37,7 +37,7 @@ def checksum(path: Path) -> int:
     """CRC-32 of a file."""
     value = 0
     with open(path, "rb") as stream:
-        while block := stream.read(1 << 22):
+        while block := stream.read(1 << 20):
             value = zlib.crc32(block, value)
     return value
 

@@ -69,7 +69,8 @@ class Tensors(Part):
             row, phase = divmod(piece.start, shape[1])
             start = (row * shards + place) * shape[1] + phase
             stride = (shape[1], shape[1] * shards, phase)
-            return replace(piece, shape=(shape[0], shape[1] * shards), start=start, stride=stride)
+            whole = (shape[0], shape[1] * shards)
+            return replace(piece, shape=whole, start=start, stride=stride, shares=("tensor",))
         if piece.of_experts and self.strategy.experts > 1:
             return piece
         return replace(piece, copies=(*piece.copies, "tensor"))
