@@ -54,10 +54,10 @@ def train(config: RunConfig) -> int:
         log.warning(sentence)  # main shows those of rank 0 only
     deadline = time.monotonic() + (config.time_limit_seconds or math.inf)
     world = launch.start(config.timeout_seconds)
-    config = world.together(partial(epochs.in_steps, config))
+    config = world.agree(partial(epochs.in_steps, config))
     for sentence in rules.short_warmups(config):
         log.warning(sentence)
-    config = world.together(partial(patch_row.resolved, config))
+    config = world.agree(partial(patch_row.resolved, config))
     folder = RunFolder(config.out, config.scratch)
     world.agree(folder.open)
     try:
@@ -82,7 +82,7 @@ def run(config: RunConfig, world: "World", folder: "RunFolder", deadline: float)
     checkpoints = str(files.place(config.out) / "checkpoints")
     if config.resume:
         Writer(config, world).go_on(checkpoints)
-    going_on = config.resume and world.broadcast(bool(checkpoint.steps(checkpoints)))
+    going_on = config.resume and world.agree(lambda: bool(checkpoint.steps(checkpoints)))
     engine = build_engine(replace(config, init_from=None) if going_on else config, world)
     data_state = engine.load(checkpoints) if config.resume else None
     if engine.step:

@@ -79,6 +79,8 @@ def evaluate(given: argparse.Namespace, tasks: list[tuple[Task, str]]) -> int:
         print(results.table(found))
         if PAPER in words(given.tasks) and not given.loss:
             print(results.paper_line(found))
+    if copies is not None:
+        world.agree(copies.close)  # with what was recorded last
     return int(any(one["failures"] for one in fresh.values()))
 
 

@@ -45,16 +45,22 @@ class World:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor.tolist()
 
-    def agree(self, check: Callable[[], None]) -> None:
-        """Run `check` on rank 0; what it raises as ValueError or OSError is raised on every rank."""
+    def agree(self, decide: Callable[[], T]) -> T:
+        """Rank 0's result of `decide`, which runs there alone: two ranks may see a shared folder differently.
+
+        What it raises as ValueError or OSError is raised on every rank. The result can be pickled.
+        """
+        decided = None
         failure = None
         if self.rank == 0:
             try:
-                check()
+                decided = decide()
             except (ValueError, OSError) as error:
                 failure = error
-        if failure := self.broadcast(failure):
+        decided, failure = self.broadcast((decided, failure))
+        if failure is not None:
             raise failure
+        return decided
 
     def together(self, action: Callable[[], T]) -> T:
         """Run `action` on every rank; what one of them raises as ValueError or OSError is raised on every rank."""

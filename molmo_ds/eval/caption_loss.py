@@ -67,7 +67,7 @@ def evaluate(
     if provenance.shuffle_seed is not None:
         raise ValueError("The loss is taken over the first pictures; leave --shuffle-seed out.")
     world.agree(lambda: finished.claim(job.results, provenance.values(), overwrite))
-    known = world.broadcast([row["picture"] for row in _logged(job)] if world.rank == 0 else None)
+    known = world.agree(lambda: [row["picture"] for row in _logged(job)])
     lines = finished.Log(job.results, world.rank)
     for sums in caption_sums(
         answerer, job.shards, world.rank, world.size, provenance.limit, frozenset(known)

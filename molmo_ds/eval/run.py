@@ -93,7 +93,7 @@ def evaluate(
             f"{job.label} finds no question in {job.shards.path}; are these its shards?"
         )
     world.agree(lambda: check(job, rows, overwrite))
-    done = world.broadcast(set(answers.read(job.results)) if world.rank == 0 else None)
+    done = world.agree(lambda: set(answers.read(job.results)))
     groups = by_picture((row for row in rows if row.id not in done), crops)
     part = part or Part(index=world.rank, count=world.size)
     mine = [row for group in groups[part.index :: part.count] for row in group]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from hub_models import random_state, tiny, weights_folder
+from hub_models import tiny
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -28,6 +28,7 @@ from molmo_ds.hub import export, load
 from molmo_ds.model.families import molmo, molmo2, molmo_names
 from molmo_ds.settings import save
 from molmo_ds.testing import synthetic
+from molmo_ds.testing.random_weights import random_state, weights_folder
 from molmo_ds.testing.ranks import run_ranks
 from molmo_ds.weights import rename
 from molmo_ds.weights.tensor_files import INDEX, TensorFolder

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hub_models import TEXTS, TOWERS, random_state, tiny
+from hub_models import TEXTS, TOWERS, tiny
 from torch.nn import functional as F
 
 from molmo_ds import presets
@@ -12,6 +12,7 @@ from molmo_ds.architecture import ConnectorConfig
 from molmo_ds.hub.load import resized_positions, shapes_of
 from molmo_ds.model.families import molmo_names
 from molmo_ds.model.families.molmo import not_servable
+from molmo_ds.testing.random_weights import random_state
 from molmo_ds.weights import rename
 
 CONNECTORS = {

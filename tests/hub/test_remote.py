@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hub_models import model_of, random_state, tiny, weights_folder
+from hub_models import model_of, tiny
 from PIL import Image
 from torch.nn import functional as F
 
@@ -22,6 +22,7 @@ from molmo_ds.hub import export
 from molmo_ds.hub.bundle import bundle
 from molmo_ds.infer.generate import Options, generate
 from molmo_ds.model.molmo import Molmo
+from molmo_ds.testing.random_weights import random_state, weights_folder
 from molmo_ds.weights.tensor_files import TensorFolder
 
 HERE = Path(__file__).parent

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from environments import PINS, clean, transformers_at
-from exported import Exported, config_of, export, picture, random_state
+from exported import Exported, config_of, export, picture
 
 from molmo_ds.hub.bundle import ROOTS, bundle
+from molmo_ds.testing.random_weights import random_state
 
 SCRIPT = Path(__file__).with_name("usual_calls.py")
 INSTALLED = "installed"

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from environments import clean, python_of
-from exported import Exported, config_of, export, picture, random_state
+from exported import Exported, config_of, export, picture
 from PIL import Image
 
 from molmo_ds.architecture import ImageConfig, VisionConfig
@@ -24,6 +24,7 @@ from molmo_ds.data.order.packing import collate
 from molmo_ds.infer.generate import Options, stream
 from molmo_ds.model.families.molmo import not_servable
 from molmo_ds.serve.vllm import VLLMSettings, command, wait_until_healthy
+from molmo_ds.testing.random_weights import random_state
 
 pytestmark = pytest.mark.everything
 HERE = Path(__file__).parent

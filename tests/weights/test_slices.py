@@ -18,7 +18,6 @@ from stored_models import (
     flat_parts,
     in_turn,
     model,
-    random_state,
     run_config,
     tensor_parts,
     write_checkpoint,
@@ -29,11 +28,11 @@ from molmo_ds import presets
 from molmo_ds.architecture import MolmoConfig
 from molmo_ds.config import LoraConfig
 from molmo_ds.engine.tensor_shards import COLUMNS, ROWS
-from molmo_ds.hub import load
 from molmo_ds.model import lora
 from molmo_ds.model.families import molmo_names
 from molmo_ds.model.families.molmo import to_released
 from molmo_ds.model.molmo import Molmo
+from molmo_ds.testing.random_weights import random_state, weights_folder
 from molmo_ds.weights import released_config, rename, slices
 from molmo_ds.weights.source import HEAD, open_source
 
@@ -86,11 +85,6 @@ def released_folder(folder: Path, config: MolmoConfig, state: dict[str, Tensor],
         name: f"part{number}.safetensors" for number, half in enumerate(halves) for name in half
     }
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
-    return folder
-
-
-def weights_folder(folder: Path, config: MolmoConfig, state: dict[str, Tensor]) -> Path:
-    load.write_weights(folder, config, iter(state.items()), None, len(state))
     return folder
 
 

@@ -28,9 +28,11 @@ class InStore:
         self.partial = self.local / "checkpoints" / f"{target.name}.partial"
         self.run = target.parent.parent
         self.name = f"rank-{world.rank:05d}"
+        self.mark = ""
 
     def begin(self) -> None:
         """See Destination."""
+        self.mark = self.world.agree(lambda: mark_of(self.run))
         for old in partials(self.local):
             for file in [*old.glob(f"{self.name}.*"), *old.glob(f".{self.name}.*")]:
                 file.unlink(missing_ok=True)
@@ -42,7 +44,7 @@ class InStore:
 
     def written(self, facts: dict[str, dict]) -> None:
         """See Destination."""
-        note = {"run": mark_of(self.run), "ranks": self.world.size, "files": facts}
+        note = {"run": self.mark, "ranks": self.world.size, "files": facts}
         write_synced(self.partial / f"{self.name}.whole", json.dumps(note))
         self.send(facts)
 

@@ -147,11 +147,11 @@ class Writer:
         """
         if not isinstance(files.place(folder), Remote):
             return
-        mark = self.world.broadcast(mark_of(files.place(folder).parent))
+        mark = self.world.agree(lambda: mark_of(files.place(folder).parent))
         local = self._destination(folder, 0).local
         here = {path.stem: whole(path, self.world, mark) for path in partials(local)}
         everywhere = [{n for n, facts in one.items() if facts} for one in self.world.gather(here)]
-        there = self.world.broadcast([path.name for path in checkpoint.steps(folder)])
+        there = self.world.agree(lambda: [path.name for path in checkpoint.steps(folder)])
         name = max(set.intersection(*everywhere), default="")
         if name <= max(there, default=""):
             return
