@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic.dataclasses import dataclass
 
 IM_PATCH = 2  # id of <im_patch>, counted from text.vocab_size
+SCORER = 1024  # inner width of HeMolmo's scorers
 Size = Annotated[int, Ge(1), Le(1 << 20)]  # a width, a length, a number of layers
 Count = Annotated[int, Ge(1), Lt(1 << 62)]
 Whole = Annotated[int, Ge(0), Lt(1 << 62)]

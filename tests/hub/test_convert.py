@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from molmo_ds import presets
-from molmo_ds.architecture import ConnectorConfig, MolmoConfig
+from molmo_ds.architecture import ConnectorConfig, MolmoConfig, SelectionConfig
 from molmo_ds.cli.convert import main
 from molmo_ds.config import DataConfig, RunConfig
 from molmo_ds.data.tokens import Tokenizer
@@ -214,6 +214,21 @@ def test_pad_embed_for_vllm(tmp_path: Path) -> None:
     assert pad.shape == (2, 64) and not pad.any()
     assert load.from_hub(tmp_path / "hub", tmp_path / "back") == config
     assert set(TensorFolder(tmp_path / "back").names()) == set(state)
+
+
+def test_a_family_without_a_format_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(tiny(), family="hemolmo", selection=SelectionConfig())
+    folder = weights_folder(tmp_path / "ours", config, random_state(config))
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("tensors were written")
+
+    monkeypatch.setattr(export, "write_tensors", refuse)
+    with pytest.raises(ValueError, match="No format of family hemolmo was ever released"):
+        export.to_hub(folder, tmp_path / "hub")
+    assert not (tmp_path / "hub").exists()
 
 
 def test_faults(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

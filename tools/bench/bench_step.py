@@ -25,31 +25,18 @@ from pathlib import Path
 
 import torch
 from step_batches import Work, even_work, reference_batches, tree_batches
+from stepper import stepper
 from tqdm import tqdm
 
 from molmo_ds import presets
 from molmo_ds.architecture import MolmoConfig
 from molmo_ds.batch import Batch, last_tokens
-from molmo_ds.config import ComponentConfig, OptimConfig
-from molmo_ds.engine.compiled import compile_layers
-from molmo_ds.engine.optim import (
-    build_optimizer,
-    clip,
-    frozen_names,
-    norm_limit_used,
-    parameter_groups,
-)
 from molmo_ds.files import local
 from molmo_ds.model.flops import flops_per_crop, flops_per_token
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.monitor.metrics import peak_flops
 from molmo_ds.ops import dispatch
 
-OPTIM = OptimConfig(
-    connector=ComponentConfig(lr=2e-4),
-    vision=ComponentConfig(lr=6e-6),
-    text=ComponentConfig(lr=2e-5),
-)
 PLAIN = "plain PyTorch, eager"
 VERSIONS = (  # name, kernels, layers compiled, message trees
     (PLAIN, "torch", False, True),
@@ -111,31 +98,9 @@ def measure(
     checkpointing: str = "none",
 ) -> Measured:
     """CPU seconds (GPU: wall seconds) of a step from these first weights, after what warms up."""
-    with device:
-        model = Molmo(weights.config, checkpointing=checkpointing)
-    model.load_state_dict(weights.state_dict())
-    if compiled:
-        compile_layers(model)
-    for name in frozen_names(model, OPTIM):
-        model.get_parameter(name).requires_grad_(False)
-    groups = parameter_groups(model, OPTIM)
     cuda = device.type == "cuda"
-    optimizer = build_optimizer(groups, OPTIM, fused=cuda or None)
-    total = sum(float(b.loss_weights.sum()) for b in micro_batches)
     clock: Callable[[], float] = time.perf_counter if cuda else time.process_time
-
-    def update(step: int) -> None:
-        for batch in micro_batches:
-            with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
-                ce_sum, z_sum, _ = model(batch.to(device).weighted(1 / total))
-            (ce_sum + z_sum).backward()
-        gradients: dict[str, list[torch.Tensor]] = {}
-        for group in groups:
-            gradients.setdefault(group["component"], []).extend(p.grad for p in group["params"])
-        clip(gradients, lambda squares: None, norm_limit_used(OPTIM, step))
-        optimizer.step()
-        optimizer.zero_grad()
-
+    update = stepper(weights, micro_batches, device, compiled, checkpointing)
     warm = 2 if cuda else 1
     for step in tqdm(range(steps + warm), desc="steps", leave=False):
         if step == warm:
