@@ -109,7 +109,7 @@ class Batch:
         fields["windows"] = _longer(wide, windows, MISSING)
         positions = _moved(self.image_positions, length, tokens)
         fields["image_positions"] = _longer(positions, windows, MISSING)
-        return Batch(**fields, learnt_rows=learnt)
+        return self.replace(**fields, learnt_rows=learnt)
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device; the host does not wait for it.

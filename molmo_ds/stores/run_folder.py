@@ -79,8 +79,7 @@ class RunFolder:
 
 def mark_of(run: Remote) -> str:
     """The name that a run has in its store; "" where it has none yet."""
-    mark = run / MARK
-    return mark.read_text() if mark.is_file() else ""
+    return (run / MARK).read_if_there() or ""
 
 
 def _new_mark(run: Remote) -> str:

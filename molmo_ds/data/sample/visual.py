@@ -41,7 +41,7 @@ def frames_block(tokenizer: Words, frame: Layout, count: int, patches: int) -> B
         patches: of a crop.
     """
     ids = (frame.tokens + tokenizer.vocab_size).tolist() * count
-    return Block(ids, joined_windows([frame.windows] * count, [1] * count, patches), count)
+    return Block(ids, _repeated(frame.windows, count, patches), count)
 
 
 def video_block(
@@ -70,7 +70,7 @@ def video_block(
     if subtitles is not None:
         ids += tokenizer.encode(subtitles)
     count = len(times)
-    return Block(ids, joined_windows([windows] * count, [1] * count, patches), count)
+    return Block(ids, _repeated(windows, count, patches), count)
 
 
 def joined_windows(parts: list[np.ndarray], crops: list[int], patches: int) -> np.ndarray:
@@ -83,3 +83,10 @@ def joined_windows(parts: list[np.ndarray], crops: list[int], patches: int) -> n
         out.append(np.where(wide >= 0, wide + before * patches, -1))
         before += count
     return np.concatenate(out)
+
+
+def _repeated(windows: np.ndarray, count: int, patches: int) -> np.ndarray:
+    """The windows [m, W] of each of `count` frames, in one numbering of patches: [count * m, W]."""
+    first = patches * np.arange(count)[:, None, None]
+    numbered = np.where(windows >= 0, windows + first, -1)
+    return numbered.reshape(-1, windows.shape[1])

@@ -10,6 +10,8 @@ import zlib
 from functools import partial
 from typing import Any
 
+from molmo_ds.data.sample.point_text import format_groups
+from molmo_ds.data.sample.times import stamp
 from molmo_ds.data.sources.source import Item, Picture, Row, Source, annotation
 
 LAYOUT = "allenai/molmo2, olmo/data/molmo2_datasets.py"
@@ -113,14 +115,17 @@ def track(row: Row, split: str, task: str) -> list[Item]:
             }
         )
     tracks.sort(key=lambda moment: moment["time"])
-    if task == "single_point_track" and not _first(tracks):
-        return []
-    question = TRACK_QUESTIONS[task].format(
-        label=row["expression"], start=_first(tracks) and _start(tracks, row)
-    )
+    label = row["expression"]
+    start = ""
+    if task == "single_point_track":
+        first = _first(tracks)
+        if first is None:
+            return []
+        start = _first_place(*first, row)
+    question = TRACK_QUESTIONS[task].format(label=label, start=start)
     asked = annotation(
         TRACKS[task],
-        label=row["expression"],
+        label=label,
         question=question,
         tracks=tracks,
         track_fps=row["sampling_fps"],
@@ -138,13 +143,10 @@ def _first(tracks: list[dict[str, Any]]) -> tuple[float, list[float]] | None:
     return None
 
 
-def _start(tracks: list[dict[str, Any]], row: Row) -> str:
-    """The first place as Molmo2 writes it."""
-    time, (x, y) = _first(tracks)
-    where = (
-        f"{time:.1f} 1 {round(1000 * x / row['width']):03d} {round(1000 * y / row['height']):03d}"
-    )
-    return f'<points coords="{where}">{row["expression"]}</points>'
+def _first_place(time: float, point: list[float], row: Row) -> str:
+    """A place as Molmo2 writes it; BadSample where it lies outside of the picture."""
+    scale = (row["width"], row["height"])
+    return format_groups([stamp(time)], [[point]], [scale], row["expression"])
 
 
 SOURCES = [

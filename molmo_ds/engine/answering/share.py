@@ -20,7 +20,7 @@ from molmo_ds.engine.answering import quantized
 from molmo_ds.engine.answering.layout import Fill, load, refuse, share_of, stage_rows
 from molmo_ds.engine.grid import Grid
 from molmo_ds.engine.launch import World
-from molmo_ds.engine.picture_shares import deal
+from molmo_ds.engine.picture_shares import Deal
 from molmo_ds.engine.strategy import Strategy
 from molmo_ds.engine.tensor_shards import share_norms
 from molmo_ds.model.carry import Carry
@@ -164,16 +164,14 @@ class Share:
                 image_features=features,
             )
         if self.size > 1:
-            shares = deal(x.images, x.image_masks, x.windows, x.image_positions, self.size)
-            mine = vars(shares[self.grid.place("tensor")])
-            x = x._replace(**mine)
+            dealt = Deal(x.images, x.image_masks, x.windows, x.image_positions, self.size)
+            x = x._replace(**vars(dealt.share(self.grid.place("tensor"))))
         for layer in self.vision:
             x = layer(x)
         if self.size == 1:
             return x
         features = self.gather(x.image_features).flatten(0, 1)
-        positions = torch.cat([share.image_positions for share in shares])
-        return x._replace(image_features=features, image_positions=positions)
+        return x._replace(image_features=features, image_positions=dealt.positions)
 
     def gather(self, x: Tensor) -> Tensor:
         """x of every rank of the tensor group, [S, ...]."""

@@ -22,9 +22,9 @@ from molmo_ds import files, settings
 from molmo_ds.config import RunConfig
 from molmo_ds.engine.fragments import Fragment
 from molmo_ds.engine.launch import World
-from molmo_ds.engine.save.disk import OnDisk, sync
+from molmo_ds.engine.save.disk import OnDisk
 from molmo_ds.engine.save.store import InStore, partials, whole
-from molmo_ds.files import Remote
+from molmo_ds.files import Remote, sync
 from molmo_ds.stores.run_folder import mark_of
 from molmo_ds.weights import checkpoint, checksums
 
