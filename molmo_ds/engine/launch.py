@@ -3,7 +3,6 @@
 import datetime
 import logging
 import os
-import socket
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from molmo_ds.engine.launching.op_locks import drop_stale_locks
+from molmo_ds.engine.launching.ports import free_port
 
 T = TypeVar("T")
 
@@ -141,15 +141,12 @@ def start(timeout_seconds: int = 600) -> World:
     deepspeed_0_19.compile_no_ops()
     deepspeed_0_19.leave_out_muon()
     if "RANK" not in os.environ:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         alone = {
             "RANK": 0,
             "LOCAL_RANK": 0,
             "WORLD_SIZE": 1,
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
+            "MASTER_PORT": free_port(),
         }
         os.environ.update({name: str(value) for name, value in alone.items()})
     local_rank = int(os.environ.get("LOCAL_RANK", 0))

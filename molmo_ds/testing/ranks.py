@@ -29,7 +29,7 @@ import molmo_ds.monitor.metrics  # noqa: F401
 from molmo_ds import train
 from molmo_ds.engine import launch
 from molmo_ds.engine.launch import World
-from molmo_ds.engine.launching.supervise import free_port
+from molmo_ds.engine.launching.ports import free_port
 
 torch.set_num_threads(1)
 # tqdm's own is one for all forks: a rank killed with it would stop all later ones

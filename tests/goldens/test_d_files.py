@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from test_d_metrics import cases_of
+from golden_files import cases_of
 
 from molmo_ds.data.tokens import IMAGE_TOKENS
 from molmo_ds.eval.own_client import prompt_text

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from molmo_ds.engine.launching.supervise import free_port
+from molmo_ds.engine.launching.ports import free_port
 from molmo_ds.files import local
 from molmo_ds.testing import run_files
 

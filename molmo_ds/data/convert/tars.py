@@ -84,18 +84,13 @@ def scan_tar(path: str | Path) -> Contents:
     return found
 
 
-def walk_tar(path: str | Path) -> Iterator[tuple[str, list[tuple[str, int, bytes]], int, int]]:
-    """The samples of a tar: key, parts (name, offset of the bytes, bytes), and where the sample starts and ends.
-
-    As webdataset does, neighbouring members of one key are one sample. Raises ValueError as `scan_tar`.
-    """
-    yield from samples_of(path, scan_tar(path))
-
-
 def samples_of(
     path: str | Path, contents: Contents
 ) -> Iterator[tuple[str, list[tuple[str, int, bytes]], int, int]]:
-    """The samples that `walk_tar` yields, of a tar that was scanned already."""
+    """The samples of a tar: key, parts (name, offset of the bytes, bytes), and where the sample starts and ends.
+
+    As webdataset does, neighbouring members of one key are one sample.
+    """
     members = contents.members
     firsts = [i for i, member in enumerate(members) if i == 0 or member.key != members[i - 1].key]
     with open(path, "rb") as file:

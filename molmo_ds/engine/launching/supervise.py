@@ -11,7 +11,6 @@ import json
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from molmo_ds import files, settings
 from molmo_ds.config import RunConfig
 from molmo_ds.engine.launching import signal_run
 from molmo_ds.engine.launching.hosts import Host
+from molmo_ds.engine.launching.ports import free_port
 from molmo_ds.engine.launching.signal_run import MARK
 from molmo_ds.engine.refusals import refuse
 from molmo_ds.engine.strategy import read_strategy
@@ -298,13 +298,6 @@ def usable(hosts: list[Host], config: RunConfig) -> list[Host]:
     if why:
         raise why
     return []
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def check(config: RunConfig) -> None:
