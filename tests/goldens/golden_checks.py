@@ -57,7 +57,7 @@ def gradients_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def check_gradient(key: str, gradient: Tensor, golden: dict[str, Any] | None) -> None:
-    """A gradient against norm, samples and, where it is there, sum of the reference's; None = the reference has none."""
+    """A gradient against norm, samples and (if it is there) sum of the reference's; None = there is none."""
     if golden is None:
         assert not gradient.any(), key
         return
