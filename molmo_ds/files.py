@@ -360,7 +360,7 @@ def find(path: str) -> list[str]:
 
 
 def local(text: str) -> Path:
-    """A path as somebody writes it: `~` is the home folder."""
+    """A path as users write it: `~` is the home folder."""
     return Path(home(text))
 
 

@@ -81,9 +81,9 @@ def run(config: RunConfig, world: "World", folder: "RunFolder", deadline: float)
     world.agree(lambda: check_folder(config, folder))
     checkpoints = str(files.place(config.out) / "checkpoints")
     if config.resume:
-        Writer(config, world).go_on(checkpoints)
-    going_on = config.resume and world.agree(lambda: bool(checkpoint.steps(checkpoints)))
-    engine = build_engine(replace(config, init_from=None) if going_on else config, world)
+        Writer(config, world).resume_upload(checkpoints)
+    resuming = config.resume and world.agree(lambda: bool(checkpoint.steps(checkpoints)))
+    engine = build_engine(replace(config, init_from=None) if resuming else config, world)
     data_state = engine.load(checkpoints) if config.resume else None
     if engine.step:
         log.info("resumed from step %d", engine.step)
@@ -95,7 +95,7 @@ def run(config: RunConfig, world: "World", folder: "RunFolder", deadline: float)
     world.agree(lambda: claim_folder(config, folder.local, finished=engine.step >= last))
     metrics = Metrics(config, world, engine.step)
     folder.start()
-    asked = catch_signals()
+    signals = catch_signals()
     saved = engine.step
     values = {}
     stopped_by = late = 0
@@ -112,13 +112,13 @@ def run(config: RunConfig, world: "World", folder: "RunFolder", deadline: float)
                 values |= evaluator.run(engine, metrics.beat)
         evaluated = time.perf_counter()
         stopped_by, save_now, late = world.largest(
-            asked["stop"], asked["save"], int(time.monotonic() > deadline)
+            signals["stop"], signals["save"], int(time.monotonic() > deadline)
         )
         due = engine.step % config.save_interval == 0 or engine.step == last
         if due or stopped_by or save_now or late:
             engine.save(checkpoints, lane_states)
             saved = engine.step
-            asked["save"] = 0
+            signals["save"] = 0
         saving = time.perf_counter() - evaluated
         metrics.step(
             engine.step,
@@ -252,18 +252,18 @@ def difference_to(saved: Path, config: RunConfig) -> str:
 
 def catch_signals() -> dict[str, int]:
     """SIGTERM and SIGINT ask for a checkpoint and the end, SIGUSR1 for a checkpoint, at the end of the step."""
-    asked = {"stop": 0, "save": 0}
+    signals = {"stop": 0, "save": 0}
 
     def stop(number: int, frame: object) -> None:
-        asked["stop"] = number
+        signals["stop"] = number
 
     def save(number: int, frame: object) -> None:
-        asked["save"] = 1
+        signals["save"] = 1
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGUSR1, save)
-    return asked
+    return signals
 
 
 def read_arguments(arguments: list[str]) -> RunConfig | None:

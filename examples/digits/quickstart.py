@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not (job.out / "summary.json").exists():
             report.write(job.out, job.stages, facts(job))
     except KeyboardInterrupt:
-        sys.exit("quickstart: stopped; the same command goes on from here.")
+        sys.exit("quickstart: stopped; the same command continues from here.")
     except (ValueError, OSError) as error:
         sys.exit(f"quickstart: {error}")
     report.show(job.out)
@@ -186,7 +186,7 @@ def make_tokenizer(job: Job) -> None:
 
 
 def train(job: Job, stage: str) -> None:
-    """One training stage; the second is killed in its middle and goes on from its checkpoint."""
+    """One training stage; the second is killed in its middle and resumes from its checkpoint."""
     run, steps = job.out / stage, job.stages[stage]
     if (run / "DONE").exists():
         return

@@ -121,7 +121,7 @@ def thread_count(environment: Mapping[str, str], cores: int) -> int | None:
 
 
 def start(timeout_seconds: int = 600) -> World:
-    """Join the process group that deepspeed, accelerate, torchrun or nobody (one rank) prepared.
+    """Join the process group that deepspeed, accelerate or torchrun prepared, or make one of one rank.
 
     On a CPU the backend is gloo, on a GPU NCCL. DeepSpeed's shared-memory collective is switched off: it would be
     compiled for a minute at the first start, and it crashed in our trials.

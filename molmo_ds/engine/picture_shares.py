@@ -16,7 +16,7 @@ from molmo_ds.batch import MISSING
 
 @dataclass(frozen=True)
 class Share:
-    """A rank's crops and windows; the padding of every share is alike."""
+    """A rank's crops and windows; every share is padded to the same shape."""
 
     images: Tensor  # [n, ...]
     image_masks: Tensor  # float32 [n, P]

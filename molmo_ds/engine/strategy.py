@@ -1,4 +1,4 @@
-"""A strategy file as typed fields: what it asks for, parsed once; nobody else looks into its JSON.
+"""A strategy file as typed fields: what it asks for, parsed once; no other file reads its JSON.
 
 The file is DeepSpeed's own JSON plus one block `molmo_ds`. engine/strategy_file.py checks its shape,
 engine/refusals.py whether what it asks for can run, engine/ds_config.py fills in what it leaves to the run.

@@ -60,7 +60,7 @@ def evaluate(
 ) -> dict[str, Any] | None:
     """The figures of a checkpoint's loss, as `eval/score.py` gives those of replies; None on other ranks than 0.
 
-    Sums go to the job's log picture by picture, so that a run that was killed goes on where it was. Raises ValueError,
+    Sums go to the job's log picture by picture, so that a run that was killed is resumed. Raises ValueError,
     on all ranks, where the log was made otherwise, a picture has no loss, or --shuffle-seed is asked for.
     """
     provenance = job.provenance

@@ -148,7 +148,7 @@ def _p_value(difference: float, error: float | None, groups: int) -> float | Non
     if error is None:
         return None
     if error == 0:
-        # every picture changed alike: nothing to estimate a spread from
+        # every picture changed the same: nothing to estimate a spread from
         return 1.0 if difference == 0 else None
     return float(2 * student.sf(abs(difference / error), groups - 1))
 

@@ -57,7 +57,7 @@ class Evaluator:
         log.info("step %d %s %s %.4f", engine.step, self.name, self.measure.headline, headline)
         if not math.isfinite(headline):
             log.warning(
-                "%s of the evaluator %s is %s at step %d, although the training's loss is finite; the run goes on, and "
+                "%s of the evaluator %s is %s at step %d, but the training's loss is finite; the run continues, and "
                 "log.jsonl holds null.",
                 *(self.measure.headline, self.name, headline, engine.step),
             )

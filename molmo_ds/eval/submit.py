@@ -73,7 +73,7 @@ def question_id(row: Row) -> Any:
     found = row.metadata.get("example_id")
     if found is None:
         raise ValueError(
-            f"The question {row.id} has no example_id, which a test server needs; make the shards anew."
+            f"The question {row.id} has no example_id, which a test server needs; make the shards again."
         )
     return found
 

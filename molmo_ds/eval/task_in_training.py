@@ -69,7 +69,7 @@ class TaskInTraining:
         self.builder = SampleBuilder(config)
 
     def check_memory(self, world: World) -> None:
-        """Raise ValueError where the whole weights do not fit beside what is there already."""
+        """Raise ValueError where the whole weights do not fit with what is there already."""
         with torch.device("meta"):
             numbers = sum(parameter.numel() for parameter in Molmo(self.config.model).parameters())
         needed = numbers * DTYPES[self.precision].itemsize

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 class Generation:
     """What was generated, best beam first."""
 
-    token_ids: Tensor  # int64 [B, K, L], the end token behind the end
+    token_ids: Tensor  # int64 [B, K, L], the end token after the end
     scores: Tensor  # float32 [B, K], sum of the tokens' log-probabilities, the end token included
     eos: int
     stop: tuple[str, ...]
@@ -75,12 +75,12 @@ class Session:
         self.slots.__exit__(*error)
 
     def first(self) -> Tensor:
-        """Hidden states [R, D] behind the prompts."""
+        """Hidden states [R, D] after the prompts."""
         self.slots.admit(self.prompts, self.ends)
         return self.share.run(Carry.of(self.prompts)).flatten(0, 1)[self.ends]
 
     def next(self, tokens: Tensor) -> Tensor:
-        """Hidden states [R, D] behind one more token [R] per row."""
+        """Hidden states [R, D] after one more token [R] per row."""
         slots = self.slots
         slots.tokens[: slots.rows] = tokens
         hidden = self.share.run(slots.carry())
@@ -136,7 +136,7 @@ def stream(
             finished = ended.tolist()
             if all_done(all(finished)) or step + 1 == session.steps:
                 return
-            if not all(finished):  # or one that has ended goes on for the sake of other ranks
+            if not all(finished):  # or one that has ended continues for the sake of other ranks
                 moves, left = compact([finished[row] for row in rows])
                 session.slots.drop(moves, left)
                 for source, target in moves:

@@ -61,7 +61,7 @@ def load(
     """Read a run's folder, one of its checkpoints, a folder of weights, a released or an exported folder.
 
     Args:
-        tokenizer: folder; by default `tokenizer/` beside the weights, or the one that the run was trained with.
+        tokenizer: folder; by default `tokenizer/` in the folder of weights, or the one that the run was trained with.
         device: by default the first GPU, else the CPU; on a GPU the weights are bfloat16.
 
     Raises ValueError if there is no such device, no whole checkpoint or no tokenizer.
@@ -106,7 +106,7 @@ def read_replica(
     precision: Precision,
     eos: int,
 ) -> Replica:
-    """Read this rank's part of the weights that `look_up` found; all ranks call alike, and fail alike."""
+    """Read this rank's part of the weights that `look_up` found; all ranks make the same calls, and fail together."""
     dtype = DTYPES[precision]
 
     def slices(wanted: dict[str, Cut]) -> Iterable[tuple[str, Tensor]]:

@@ -37,7 +37,7 @@ def draw(seed: int, name: str, place: int) -> float:
 def next_tokens(
     share: Share, hidden: Tensor, options: Sequence[Options], draws: Sequence[float]
 ) -> Choice:
-    """The choice behind hidden states [R, D] of the last layer, on each rank that shares the words.
+    """The choice from hidden states [R, D] of the last layer, on each rank that shares the words.
 
     The likeliest token needs three numbers a row and rank; what else is asked needs all logits, 39 MB for 64 rows of
     152,064 words.

@@ -86,7 +86,7 @@ def data_need(path: str) -> Need:
 def downloads(missing: list[str], wanted: list[str]) -> list[str]:
     """The commands that write the folders `missing` of those that are `wanted`, sets of one command together.
 
-    A validation split that nobody publishes is held out of the training set when that is written.
+    A validation split that is not published is held out of the training set when that is written.
     """
     held_out = set()
     for path in wanted:

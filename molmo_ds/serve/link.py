@@ -72,7 +72,7 @@ async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secr
 
 
 def proof(secret: str, nonce: str) -> str:
-    """What only somebody with the secret can answer to a nonce."""
+    """The answer to a nonce that needs the secret."""
     return hmac.new(secret.encode(), nonce.encode(), "sha256").hexdigest()
 
 

@@ -1,6 +1,6 @@
-"""One file goes to a store in parts, several at once, and goes on after a kill with the parts that are missing.
+"""One file goes to a store in parts, several at once, and resumes after a kill with the parts that are missing.
 
-A journal beside the file, `.NAME.upload`, says which parts are there. The object appears when its last part has come:
+A journal next to the file, `.NAME.upload`, says which parts are there. The object appears when its last part has come:
 S3 puts parts together by a multipart upload, Google's store composes objects.
 """
 
@@ -153,7 +153,7 @@ def _put_parts(file: Path, target: Remote, parts: Parts, journal: "Journal") -> 
 
 
 class Journal:
-    """What of a file has been sent: JSON lines beside it, which count for this very file and this very target only."""
+    """What of a file has been sent: JSON lines next to it, which count for this very file and this very target only."""
 
     def __init__(self, file: Path, target: Remote) -> None:
         self.path = file.with_name(f".{file.name}.upload")

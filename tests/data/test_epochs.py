@@ -1,4 +1,4 @@
-"""Steps of epochs, alternatives drawn anew in each epoch, and what a source says of its own samples."""
+"""Steps of epochs, alternatives drawn in each epoch, and what a source says of its own samples."""
 
 import json
 import logging

@@ -58,7 +58,7 @@ def records() -> Iterator[tuple[str, dict[str, bytes]]]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunConfig]:
-    """Every recipe, small, with the same shards behind every source."""
+    """Every recipe, small, with the same shards for every source."""
     folder = tmp_path_factory.mktemp("shards")
     write_shards(records(), folder)
     found = {}

@@ -24,7 +24,7 @@ from molmo_ds.data.tokens import train_tokenizer
 from molmo_ds.testing.streams import picture
 
 ASK = {"style": "vqa2", "question": "Which?", "answer": "a boat"}
-BAD = {  # what a shard of somebody else may hold: the record's keys, and what is said of them
+BAD = {  # what a shard of others may hold: the record's keys, and what is said of them
     "letter": (
         {"annotations": [ASK | {"options": ["a", "b"], "answer_index": "B"}]},
         "'answer_index' is the text 'B'",

@@ -17,7 +17,7 @@ MISSING = "missing "  # begins a parameter that stands for a file which is not t
 
 
 def folder() -> Path:
-    """`MOLMO_GOLDENS`, or the copy beside this file."""
+    """`MOLMO_GOLDENS`, or the copy next to this file."""
     return Path(os.environ.get("MOLMO_GOLDENS") or OURS)
 
 

@@ -190,7 +190,7 @@ def test_tokenizer_of_a_run(tmp_path: Path, tokenizer: Path) -> None:
     config = tiny("olmo2")
     folder = weights_folder(tmp_path / "ours", config, random_state(config))
     save(RunConfig(model=config, data=DataConfig(tokenizer=str(tokenizer))), folder / "config.yaml")
-    (folder / "checksums.json").unlink()  # as whoever changes a file is told to
+    (folder / "checksums.json").unlink()  # as the sentence about a changed file says
     export.to_hub(folder, tmp_path / "hub")
     words = Tokenizer(tmp_path / "hub", 500)
     assert (words.words, words.eos) == (300, 299)

@@ -48,7 +48,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def made(root: Path, kind: str) -> Exported:
-    """The export of a family, and WANT.pt beside it."""
+    """The export of a family, and WANT.pt next to it."""
     config = config_of(kind)
     found = export(root, config, random_state(config, len(kind)))
     torch.save(found.answers(picture()), root / f"want_{kind}.pt")

@@ -228,7 +228,7 @@ def test_what_a_capture_cannot_hold_is_seen(work: Callable[[], Tensor]) -> None:
 
 
 def sample_of(number: int) -> Sample:
-    """Twelve words behind a picture of four tokens; the first has none."""
+    """Twelve words after a picture of four tokens; the first has none."""
     crops = min(number, 1)
     return Sample(
         input_ids=torch.arange(12),

@@ -1,4 +1,4 @@
-"""Weights in a store: read in place by whoever answers, converts or trains from them, and written whole or not."""
+"""Weights in a store: read in place to answer, convert or train from them, and written whole or not."""
 
 from pathlib import Path
 

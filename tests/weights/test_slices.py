@@ -315,7 +315,7 @@ for folder in sys.argv[1:]:
 
 
 def test_memory(tmp_path: Path) -> None:
-    """Rank 3 of 8: beside what it holds a few blocks, here of 1 MiB, of matrices of 8 to 17 MB."""
+    """Rank 3 of 8: in addition to what it holds a few blocks, here of 1 MiB, of matrices of 8 to 17 MB."""
     heads = {"hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 8}
     big = model(intermediate_size=8192, **heads)
     experts = replace(EXPERTS.text, num_experts=32, intermediate_size=512, **heads)

@@ -59,7 +59,7 @@ class Size:
     prompts: int = 32
     batch: int = 8
     crops: int = 14  # of the picture of a tree
-    new: int = 24  # tokens of an answer beside transformers
+    new: int = 24  # tokens of an answer compared with transformers'
 
 
 SIZES = {"tiny": Size(32, 1, 128, prompts=8, batch=4, crops=1, new=3)}
@@ -67,7 +67,7 @@ SIZES |= {"small": Size(512, 8, 8192), "large": Size(768, 12, 8192)}
 
 
 def network(size: Size) -> Molmo:
-    """A Qwen2 decoder beside a small tower with crops of 64 patches, 16 pooled."""
+    """A Qwen2 decoder with a small tower with crops of 64 patches, 16 pooled."""
     text = TextConfig(
         model_type="qwen2",
         vocab_size=size.words,

@@ -1,6 +1,6 @@
 """Times training steps on this machine: forward, backward, clipping per component and AdamW, in tokens per second.
 
-    python tools/bench/bench_step.py --preset reference_cpu   with our ops and plain ones (bench_cpu.py: beside others)
+    python tools/bench/bench_step.py --preset reference_cpu   with our ops and plain ones (bench_cpu.py: with others)
     python tools/bench/bench_step.py --tree                   message trees + packing against padded single annotations
     python tools/bench/bench_step.py --end-to-end --out FILE  on a GPU: a 1.5B model at 4 x 2304 and as a 16k tree,
                                                               against plain PyTorch, eager and compiled, and padded

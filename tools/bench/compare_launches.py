@@ -6,7 +6,7 @@ A cell is `deepspeed --num_accelerators N --module molmo_ds.train examples/digit
 and micro-batches of one sequence, dense and with four experts, under each packing. Its losses and gradient norms of
 every step are compared with those of zero1.json on the same number of ranks. --write replaces the table in
 docs/evidence/equality.md. RUN is a folder of examples/quickstart.sh (16 steps are enough); finished cells are kept in
-RUN/launches.jsonl, so that the same command goes on where it was stopped.
+RUN/launches.jsonl, so that the same command continues where it was stopped.
 """
 
 import argparse

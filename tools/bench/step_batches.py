@@ -1,4 +1,4 @@
-"""Batches of random pictures and words for a training step: the reference's, and message trees beside single ones."""
+"""Batches of random pictures and words for a training step: the reference's, message trees and single ones."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Tars that somebody else wrote: their samples, and an index of those that hold our records."""
+"""Tars that other programs wrote: their samples, and an index of those that hold our records."""
 
 import tarfile
 from collections import Counter
@@ -117,7 +117,7 @@ def check_end(path: Path, end: int) -> None:
 
 
 def index_tar(path: str | Path) -> ShardIndex:
-    """The index of a local tar that somebody else wrote; ValueError as `examine_tar`."""
+    """The index of a local tar that another program wrote; ValueError as `examine_tar`."""
     return examine_tar(path).index
 
 

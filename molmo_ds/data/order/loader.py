@@ -43,7 +43,7 @@ class Sequence:
 
 @dataclass
 class Mixture:
-    """The opened sources of a run: what every lane draws from. `stamp` is what must not change when a run goes on."""
+    """The opened sources of a run, from which every lane draws. `stamp` must not change when a run is resumed."""
 
     names: list[str]
     sets: list[Any]  # ShardSet, or anything with its len, bounds, fingerprint, record and read

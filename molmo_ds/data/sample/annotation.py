@@ -1,4 +1,4 @@
-"""One annotation of a record, checked once for everybody: types, ranges, finite numbers, forms of a conversation.
+"""One annotation of a record, checked once for all readers: types, ranges, finite numbers, forms of a conversation.
 
 What is null is absent. So is NaN where a text, a list or a truth value is expected: tables hold it in empty cells.
 """

@@ -51,7 +51,7 @@ def frame_indices(config: VideoConfig, rate: float, count: int) -> np.ndarray:
 
 
 def stamp(time: float) -> str:
-    """A time as the text beside a frame, a point and a subtitle: seconds with one decimal."""
+    """A time as the text of a frame, a point and a subtitle: seconds with one decimal."""
     return f"{time:.1f}"
 
 

@@ -31,7 +31,7 @@ class Tree:
         return len(self.input_ids)
 
     def positions(self) -> np.ndarray:
-        """Position ids, int64 [t]: every branch goes on where the prefix ends."""
+        """Position ids, int64 [t]: every branch continues where the prefix ends."""
         prefix, *branches = self.branch_lengths
         begin = prefix if self.branches_begin is None else self.branches_begin
         places = [np.arange(begin, begin + length) for length in branches]

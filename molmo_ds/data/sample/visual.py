@@ -1,4 +1,4 @@
-"""The tokens of a sample's pictures, or of its video, as one stands in a text, and the windows of patches behind them.
+"""The tokens of a sample's pictures, or of its video, in a text, and the windows of patches that they stand for.
 
 Molmo2 numbers several pictures and writes the time before each frame (allenai/molmo2 at f3cb108,
 olmo/preprocessing/multicrop_preprocessor.py and video_preprocessor.py).
@@ -52,7 +52,7 @@ def video_block(
     patches: int,
     subtitles: str | None = None,
 ) -> Block:
-    """Molmo2's block of a video: before each frame its time, behind the last one the subtitles.
+    """Molmo2's block of a video: before each frame its time, after the last one the subtitles.
 
     Args:
         windows: int64 [m, W], those of one frame.

@@ -13,7 +13,7 @@ from molmo_ds.data.sources.source import Item, Row, Source, annotation, asks, pi
 # questions of ChartQA's train split
 HUMAN = 7398
 MACHINE = 20901
-# both halves count alike
+# both halves count the same
 HUMAN_WEIGHT, MACHINE_WEIGHT = (2 * n / (HUMAN + MACHINE) for n in (MACHINE, HUMAN))
 
 

@@ -77,6 +77,6 @@ SOURCES = [
         splits={split: split for split in _FOLDERS},
         read=read_clock_bench,
         by_hand="put data/*_final.csv of https://github.com/charigyang/itsabouttime into DIR and unpack the pictures"
-        " that its README links beside them, so that DIR holds trainval_images/, data/ and ClockMovies/images/",
+        " that its README links to, so that DIR holds trainval_images/, data/ and ClockMovies/images/",
     ),
 ]

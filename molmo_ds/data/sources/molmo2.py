@@ -65,7 +65,7 @@ def ask_model_anything(row: Row, split: str) -> list[Item]:
 
 
 def choices(row: Row, split: str, style: str = "video_multiple_choice") -> list[Item]:
-    """A question with wrong answers; where the row has subtitles, they stand behind the video."""
+    """A question with wrong answers; where the row has subtitles, they follow the video."""
     options = list(row["NegativeAnswers"])
     place = zlib.crc32(row["Question"].encode()) % (len(options) + 1)
     options.insert(place, row["Answer"])

@@ -12,7 +12,7 @@ from molmo_ds.data.sources.source import Item, Picture, Row, Source, annotation,
 
 
 def item(row: Row, annotations: list[dict[str, Any]]) -> list[Item]:
-    """What is said about the picture behind a row's address."""
+    """What is said about the picture at a row's address."""
     shown = Picture(url=row["image_url"], sha256=(row.get("image_sha256") or "").lower())
     return [Item((shown,), annotations, {"image_url": row["image_url"]})]
 

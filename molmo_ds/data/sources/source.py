@@ -21,7 +21,7 @@ class Picture(NamedTuple):
     data: bytes = b""
     path: str = ""
     url: str = ""
-    sha256: str = ""  # of the bytes behind the address, where it is published
+    sha256: str = ""  # of the bytes at the address, where it is published
     redraw: Callable[[Image.Image], Image.Image] | None = None  # what is done to its pixels first
 
 

@@ -73,7 +73,7 @@ class Share:
         fill: Fill,
         dtype: torch.dtype = torch.float32,
     ) -> "Share":
-        """This rank's rows with weights on its device; all ranks call alike.
+        """This rank's rows with weights on its device; all ranks make the same calls.
 
         Args:
             fill: given what this rank holds of which parameter, yields each with its values.
@@ -103,13 +103,13 @@ class Share:
         return cls(config, rows, grid)
 
     def take(self, batch: Batch) -> Carry:
-        """A prefill on this rank's device; pictures stay behind where none are encoded."""
+        """A prefill on this rank's device, without pictures where none are encoded."""
         if self.embed is None:
             batch = batch.replace(images=batch.images[:0], image_masks=batch.image_masks[:0])
         return Carry.of(batch.to(self.device))
 
     def run(self, x: Carry) -> Tensor | None:
-        """Hidden states [B, T, D] behind the last decoder layer; None where a later stage has them."""
+        """Hidden states [B, T, D] after the last decoder layer; None where a later stage has them."""
         return self.send(self.compute(self.receive(x)))
 
     def receive(self, x: Carry) -> Carry:
@@ -122,7 +122,7 @@ class Share:
         return x._replace(hidden=self.gather(part).movedim(0, 2).flatten(2))
 
     def compute(self, x: Carry, layer_run: Callable[..., Tensor] = DecoderLayer.run) -> Tensor:
-        """Hidden states [B, T, D] behind this rank's decoder layers.
+        """Hidden states [B, T, D] after this rank's decoder layers.
 
         Args:
             layer_run: `DecoderLayer.run`, or what was compiled from it.
@@ -137,7 +137,7 @@ class Share:
         return x.hidden
 
     def send(self, hidden: Tensor) -> Tensor | None:
-        """This rank's columns of hidden states to the stage behind; the last stage keeps them."""
+        """Send this rank's columns of hidden states to the next stage; the last stage keeps them."""
         if self.head is not None:
             return hidden
         self.finish()

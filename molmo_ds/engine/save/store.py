@@ -1,6 +1,6 @@
 """A checkpoint in a store: each rank uploads its files from its machine's scratch folder, and the manifest comes last.
 
-A rank that is killed in the middle finds its files again, whole, and the upload goes on with what is missing.
+A rank that is killed in the middle finds its files again, whole, and the upload resumes with what is missing.
 """
 
 import json

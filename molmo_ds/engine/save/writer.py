@@ -139,7 +139,7 @@ class Writer:
         self._raise_if_failed(failed[0] if failed else self.world.broadcast(self.error))
         self.place.close()
 
-    def go_on(self, folder: str) -> None:
+    def resume_upload(self, folder: str) -> None:
         """Finish the upload of a checkpoint that was killed when all ranks had their files whole on their disks.
 
         Does nothing for a folder on a disk, for a checkpoint that is not newer than those in the store, and where a
@@ -155,7 +155,7 @@ class Writer:
         name = max(set.intersection(*everywhere), default="")
         if name <= max(there, default=""):
             return
-        log.info("The upload of %s was killed; it goes on.", name)
+        log.info("The upload of %s was killed; it resumes.", name)
         self.place = self._destination(folder, int(name[5:]))
         self.facts = here[name]
         self.thread = threading.Thread(target=self._send, name="checkpoint")

@@ -121,7 +121,7 @@ def _check(region: Box | Mask, size: tuple[int, int]) -> None:
             or sum(region["runs"][1::2]) < 1
         ):
             raise ValueError(
-                "A mask holds no pixel, or its runs do not add up to its pixels; make the shards anew."
+                "A mask holds no pixel, or its runs do not add up to its pixels; make the shards again."
             )
         return
     numbers = isinstance(region, list | tuple) and len(region) == 4

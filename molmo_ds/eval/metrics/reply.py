@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 def parse_answer(text: str) -> str:
-    """The answer in a reply: behind its first `Answer:` up to the next, else its commonest line."""
+    """The answer in a reply: from its first `Answer:` to the next, else its commonest line."""
     if "Answer:" in text:
         return text.split("Answer:")[1].strip()
     return commonest_line(text) if "\n" in text.strip() else " ".join(text.split())

@@ -27,7 +27,7 @@ def experts(
         shares = shares / shares.sum(-1, keepdim=True)
     held = len(gate_up_proj)
     some = held < router_logits.shape[-1]
-    if some:  # the others sort behind those that are held, into no group
+    if some:  # the others sort after those that are held, into no group
         chosen = chosen - first
         absent = (chosen < 0) | (chosen >= held)
         chosen = chosen.masked_fill(absent, held)
