@@ -256,7 +256,8 @@ def accumulation(config: RunConfig, replicas: int) -> int:
     """Micro-steps of a step; ValueError if the global batch does not divide."""
     multiple = replicas * config.micro_batch
     if config.global_batch % multiple:
-        batch, micro = config.global_batch, config.micro_batch
+        batch = config.global_batch
+        micro = config.micro_batch
         raise ValueError(
             NEEDS_BATCH.format(batch=batch, replicas=replicas, micro=micro, multiple=multiple)
         )

@@ -167,7 +167,8 @@ def generate(
     else:
         steps = list(stream(model, prompts, eos, options, decode, all_done))
         tokens, logs = (torch.stack(parts, -1) for parts in zip(*steps))
-        answers, scores = tokens[:, None], logs.sum(-1, keepdim=True)
+        answers = tokens[:, None]
+        scores = logs.sum(-1, keepdim=True)
     return Generation(
         answers,
         scores,

@@ -77,9 +77,11 @@ def choices(row: Row, split: str, style: str = "video_multiple_choice") -> list[
 
 def points(row: Row, split: str, style: str) -> list[Item]:
     """Every place and time of something, in percent; times count from the clip's begin."""
-    begin, end = row.get("clip_start"), row.get("clip_end")
+    begin = row.get("clip_start")
+    end = row.get("clip_end")
     if row["video_duration"] <= LONGEST:
-        begin, end = 0.0, row["video_duration"]
+        begin = 0.0
+        end = row["video_duration"]
     if begin is None or end is None or end - begin > LONGEST:
         return []
     times = row["two_fps_timestamps"]

@@ -51,7 +51,8 @@ def extract_points(text: str, width: float, height: float) -> list[Point]:
         return out
     for pattern, whole in ((_CLICK, 100), (_PLAIN, 100), (_TAG, 100), (_SHORT, 1000)):
         for x, y in pattern.findall(text):
-            x, y = float(x) * 100 / whole, float(y) * 100 / whole
+            x = float(x) * 100 / whole
+            y = float(y) * 100 / whole
             if max(x, y) <= 100:
                 out.append((x / 100 * width, y / 100 * height))
     return out
