@@ -203,4 +203,7 @@ def _moved(index: Tensor, length: int, tokens: int) -> Tensor:
 
 def _longer(x: Tensor, count: int, value: int) -> Tensor:
     lacking = count - len(x)
-    return torch.cat((x, x.new_full((lacking, *x.shape[1:]), value))) if lacking > 0 else x
+    if lacking <= 0:
+        return x
+    more = x.new_full((lacking, *x.shape[1:]), value)
+    return torch.cat((x, more))

@@ -112,7 +112,8 @@ def learning_rate(optim: OptimConfig, part: str, step: int, max_steps: int) -> f
     low = peak * optim.alpha_f
     if step >= end:
         return low
-    return low + (peak - low) * (1 + math.cos(math.pi * (step - warmup) / (end - warmup))) / 2
+    done = (step - warmup) / (end - warmup)
+    return low + (peak - low) * (1 + math.cos(math.pi * done)) / 2
 
 
 def norm_limit(optim: OptimConfig, step: int) -> float:

@@ -96,4 +96,5 @@ def _owners(crops: int, patches: int, windows: Tensor, size: int) -> tuple[Tenso
 
 
 def _padded(x: Tensor, count: int, value: int) -> Tensor:
-    return torch.cat([x, x.new_full((count - len(x), *x.shape[1:]), value)])
+    more = x.new_full((count - len(x), *x.shape[1:]), value)
+    return torch.cat([x, more])

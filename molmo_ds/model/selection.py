@@ -124,8 +124,8 @@ class Scorer(nn.Module):
         """[B, H] from outputs [B, t, F] of the tokens that show the low resolution."""
         selection = self.selection
         there = (x.low_tokens >= 0)[..., None]
-        index = x.low_tokens.clamp(min=0)[..., None].expand(-1, -1, outputs.shape[-1])
-        low = torch.where(there, outputs.gather(1, index), 0)
+        index = x.low_tokens.clamp(min=0)[..., None]
+        low = torch.where(there, outputs.take_along_dim(index, 1), 0)
         if self.low_norm is not None:
             low = self.low_norm(low)
         if selection.normalize:

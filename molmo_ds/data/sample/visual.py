@@ -79,7 +79,8 @@ def joined_windows(parts: list[np.ndarray], crops: list[int], patches: int) -> n
     out = [np.empty((0, width), np.int64)]
     before = 0
     for part, count in zip(parts, crops):
-        wide = np.pad(part, [(0, 0), (0, width - part.shape[1])], constant_values=-1)
+        lacking = width - part.shape[1]
+        wide = np.pad(part, [(0, 0), (0, lacking)], constant_values=-1)
         out.append(np.where(wide >= 0, wide + before * patches, -1))
         before += count
     return np.concatenate(out)

@@ -128,8 +128,8 @@ def _check(region: Box | Mask, size: tuple[int, int]) -> None:
     numbers = isinstance(region, list | tuple) and len(region) == 4
     if not numbers or not all(isinstance(n, int | float) and math.isfinite(n) for n in region):
         raise ValueError(f"A box is {region!r}; it is left, top, right and bottom in pixels.")
-    spans = ((region[0], region[2], size[0]), (region[1], region[3], size[1]))
-    for first, end, length in spans:
+    left, top, right, bottom = region
+    for first, end, length in ((left, right, size[0]), (top, bottom, size[1])):
         pixel = max(math.ceil(first), 0)
         if pixel >= min(end, length):
             raise ValueError(
@@ -145,7 +145,10 @@ def _inside(point: Point, region: Box | Mask, size: tuple[int, int]) -> bool:
             return False
         ends = list(accumulate(region["runs"]))
         return bisect_right(ends, y * region["width"] + x) % 2 == 1
-    return region[0] <= x < min(region[2], size[0]) and region[1] <= y < min(region[3], size[1])
+    left, top, right, bottom = region
+    across = left <= x < min(right, size[0])
+    down = top <= y < min(bottom, size[1])
+    return across and down
 
 
 def nearest_pairs(costs: list[list[float]]) -> list[tuple[int, int]]:

@@ -56,7 +56,8 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (back,) = ctx.saved_tensors
-        return grad.index_select(0, back).unflatten(0, (-1, ctx.top_k)).sum(1), None, None, None
+        copies = grad.index_select(0, back).unflatten(0, (-1, ctx.top_k))
+        return copies.sum(1), None, None, None
 
 
 def _grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
