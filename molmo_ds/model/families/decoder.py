@@ -1,6 +1,7 @@
 """The base of the families of decoders: Llama's fields of config.json, and Llama's names of tensors.
 
-Source: transformers 5.23, models/{llama, qwen2, olmo, olmo2, olmoe}.
+Source: huggingface/transformers v5.23.0, src/transformers/models/llama/configuration_llama.py and
+modeling_llama.py.
 """
 
 from collections.abc import Container
