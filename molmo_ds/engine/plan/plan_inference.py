@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import torch
 
 from molmo_ds.architecture import MolmoConfig, TextConfig
+from molmo_ds.engine.parallel.tensor_shards import splits
 from molmo_ds.engine.strategy import Limits, Strategy
-from molmo_ds.engine.tensor_shards import splits
 from molmo_ds.model.molmo import Molmo
 
 HEAD, EXPERTS = "head.lm_head.weight", ".mlp.experts."

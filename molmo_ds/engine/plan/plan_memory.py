@@ -15,8 +15,8 @@ from torch._subclasses import FakeTensorMode
 
 from molmo_ds.config import RunConfig
 from molmo_ds.engine import ds_config, optim
+from molmo_ds.engine.parallel.tensor_shards import shard
 from molmo_ds.engine.strategy import Strategy, accumulation, parse
-from molmo_ds.engine.tensor_shards import shard
 from molmo_ds.model import lora
 from molmo_ds.model.connector import GatedMLP
 from molmo_ds.model.decoder import DecoderLayer, MoE
