@@ -23,6 +23,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from molmo_ds.engine.launching.supervise import free_port
 from molmo_ds.testing.cells import COMPARED, MODELS, Cell, words
 from molmo_ds.testing.tables import ROOT, cpu, write
 
@@ -37,7 +38,8 @@ def launch(run: Path, cell: Cell, folder: Path) -> list[dict[str, float]] | str:
     """The log of a cell's steps, or the sentence with which it is refused; RuntimeError for any other end."""
     out = folder / "-".join(map(str, cell))
     launcher = [Path(sys.executable).parent / "deepspeed", "--num_accelerators", cell[0]]
-    command = [*launcher, "--module", "molmo_ds.train", *words(run, cell, out, STEPS)]
+    port = ["--master_port", free_port()]  # others of this machine may have the default one
+    command = [*launcher, *port, "--module", "molmo_ds.train", *words(run, cell, out, STEPS)]
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
