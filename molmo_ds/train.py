@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from molmo_ds import environment, files, rules, setting_list, settings
 from molmo_ds.config import RunConfig
+from molmo_ds.stores import events
 
 if TYPE_CHECKING:
     from molmo_ds.data.order.loader import Steps
@@ -29,7 +30,15 @@ if TYPE_CHECKING:
     from molmo_ds.stores.run_folder import RunFolder
 
 log = logging.getLogger("molmo_ds")
-RUN_FILES = ("config.yaml", "checkpoints", "log.jsonl", "tensorboard", "profile", "DONE")
+RUN_FILES = (
+    "config.yaml",
+    "checkpoints",
+    "log.jsonl",
+    "tensorboard",
+    "profile",
+    "DONE",
+    events.NAME,
+)
 SHOWN_SAMPLES = 8  # in the sentence about a step that is not finite
 # the stream tells if the data changed
 IDENTITY = ("model", "lora", "optim.name", "global_batch", "seed", "init_from")
@@ -42,6 +51,7 @@ def train(config: RunConfig) -> int:
     """
     from molmo_ds.data.order import epochs
     from molmo_ds.engine import launch, strategy_place
+    from molmo_ds.engine.checks.faults import TrainingFault
     from molmo_ds.engine.launching import launchers
     from molmo_ds.engine.strategy import read_strategy
     from molmo_ds.stores.run_folder import RunFolder
@@ -63,6 +73,10 @@ def train(config: RunConfig) -> int:
     try:
         code = run(config, world, folder, deadline)
         world.agree(folder.close)
+    except TrainingFault as fault:
+        if world.rank == 0:
+            events.note(folder.local, "fault", reason=str(fault))
+        raise
     finally:
         folder.release()
     return code
@@ -94,6 +108,9 @@ def run(config: RunConfig, world: "World", folder: "RunFolder", deadline: float)
         return rehearse(config, world, stream, engine.step)
     world.agree(lambda: claim_folder(config, folder.local, finished=engine.step >= last))
     metrics = Metrics(config, world, engine.step)
+    if world.rank == 0:
+        facts = {"step": engine.step, "ranks": world.size, "strategy": config.strategy}
+        events.note(folder.local, "start", **facts)
     folder.start()
     signals = catch_signals()
     saved = engine.step
@@ -137,6 +154,9 @@ def run(config: RunConfig, world: "World", folder: "RunFolder", deadline: float)
             "time_limit_seconds=%g is over at step %d of %d; the same command continues the run",
             *(config.time_limit_seconds, engine.step, config.max_steps),
         )
+    if world.rank == 0:
+        reason = f"signal {stopped_by}" if stopped_by else "time limit" if late else "last step"
+        events.note(folder.local, "end", step=engine.step, reason=reason)
     done = folder.local / "DONE"
     if world.rank == 0 and engine.step >= config.max_steps and not done.exists():
         done.write_text(json.dumps({"step": engine.step, "loss": values.get("loss")}) + "\n")

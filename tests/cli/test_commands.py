@@ -17,7 +17,7 @@ TOOLS = {  # tools/NAME.py -> its command
     "judge": "judge",
     "make_shards": "shards make",
     "inspect_shards": "shards inspect",
-    "visualize": "show",
+    "visualize": "shards show",
     "download": "download",
     "convert": "convert",
     "plan_memory": "plan",

@@ -12,7 +12,7 @@ from numpy.random import RandomState
 from video_files import film, png
 
 from molmo_ds import settings
-from molmo_ds.cli.show import main
+from molmo_ds.cli.show_shards import main
 from molmo_ds.config import RunConfig
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.order.checks import identical, replay

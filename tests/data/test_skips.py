@@ -15,7 +15,7 @@ from numpy.random import RandomState
 from molmo_ds import architecture as a
 from molmo_ds import config as c
 from molmo_ds.cli import inspect_shards
-from molmo_ds.cli import show as visualize
+from molmo_ds.cli import show_shards as visualize
 from molmo_ds.data.order.checks import replay
 from molmo_ds.data.order.loader import Mixture, Sequence, Steps, build_stream, sequences
 from molmo_ds.data.read.shards import ShardSet

@@ -27,6 +27,7 @@ from molmo_ds.engine.launching.signal_run import MARK
 from molmo_ds.engine.refusals import refuse
 from molmo_ds.engine.strategy import read_strategy
 from molmo_ds.files import Remote
+from molmo_ds.stores import events
 from molmo_ds.stores.mirror import working_folder
 
 SSH = [
@@ -85,8 +86,7 @@ class Supervisor:
 
     def say(self, event: str, **facts: Any) -> None:
         """Write a line for people and one for events.jsonl."""
-        with open(self.folder / "events.jsonl", "a") as stream:
-            stream.write(json.dumps({"time": time.time(), "event": event, **facts}) + "\n")
+        events.note(self.folder, event, **facts)
         values = " ".join(f"{key}={value}" for key, value in facts.items())
         print(f"launch: {time.strftime('%H:%M:%S')} {event} {values}", file=sys.stderr, flush=True)
 
