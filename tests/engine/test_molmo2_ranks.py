@@ -13,7 +13,7 @@ from molmo_ds.config import RunConfig
 from molmo_ds.data.order.packing import merge
 from molmo_ds.engine import build_engine
 from molmo_ds.engine.launch import World
-from molmo_ds.engine.parallel.picture_shares import Deal
+from molmo_ds.engine.shares.picture_shares import Deal
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.testing import synthetic, videos
 from molmo_ds.testing.oracle import Run, difference, family, fresh_groups, plain

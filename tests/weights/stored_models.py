@@ -12,8 +12,8 @@ from molmo_ds.architecture import MolmoConfig
 from molmo_ds.config import DataConfig, RunConfig
 from molmo_ds.engine.fragments import Fragment
 from molmo_ds.engine.launch import World
-from molmo_ds.engine.parallel.tensor_shards import COLUMNS, ROWS
 from molmo_ds.engine.save.writer import Writer
+from molmo_ds.engine.shares.tensor_shards import COLUMNS, ROWS
 from molmo_ds.testing import synthetic
 
 Piece = tuple[int, tuple[int, ...], Tensor]  # first element, stride, flat numbers

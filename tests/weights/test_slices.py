@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from molmo_ds import presets
 from molmo_ds.architecture import MolmoConfig
 from molmo_ds.config import LoraConfig
-from molmo_ds.engine.parallel.tensor_shards import COLUMNS, ROWS
+from molmo_ds.engine.shares.tensor_shards import COLUMNS, ROWS
 from molmo_ds.model import lora
 from molmo_ds.model.families import molmo_names
 from molmo_ds.model.families.molmo import to_released

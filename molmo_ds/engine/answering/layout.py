@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from molmo_ds.architecture import MolmoConfig
 from molmo_ds.engine.grid import Grid
-from molmo_ds.engine.parallel.tensor_shards import in_columns, in_rows, shard
+from molmo_ds.engine.shares.tensor_shards import in_columns, in_rows, shard
 from molmo_ds.engine.strategy import SETTINGS, Strategy
 from molmo_ds.model.decoder import DecoderLayer, MoE
 from molmo_ds.model.molmo import layer_list

@@ -20,8 +20,8 @@ from molmo_ds.engine.answering import quantized
 from molmo_ds.engine.answering.layout import Fill, load, refuse, share_of, stage_rows
 from molmo_ds.engine.grid import Grid
 from molmo_ds.engine.launch import World
-from molmo_ds.engine.parallel.picture_shares import Deal
-from molmo_ds.engine.parallel.tensor_shards import share_norms
+from molmo_ds.engine.shares.picture_shares import Deal
+from molmo_ds.engine.shares.tensor_shards import share_norms
 from molmo_ds.engine.strategy import Strategy
 from molmo_ds.model.carry import Carry
 from molmo_ds.model.decoder import DecoderLayer

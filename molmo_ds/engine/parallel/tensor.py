@@ -17,7 +17,7 @@ from molmo_ds.architecture import MolmoConfig
 from molmo_ds.engine import deepspeed_0_19
 from molmo_ds.engine.fragments import Fragment
 from molmo_ds.engine.parallel.part import Part
-from molmo_ds.engine.parallel.tensor_shards import (
+from molmo_ds.engine.shares.tensor_shards import (
     Add,
     Take,
     in_columns,

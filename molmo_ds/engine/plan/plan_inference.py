@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from molmo_ds.architecture import MolmoConfig, TextConfig
-from molmo_ds.engine.parallel.tensor_shards import splits
+from molmo_ds.engine.shares.tensor_shards import splits
 from molmo_ds.engine.strategy import Limits, Strategy
 from molmo_ds.model.molmo import Molmo
 

@@ -15,7 +15,7 @@ from torch._subclasses import FakeTensorMode
 
 from molmo_ds.config import RunConfig
 from molmo_ds.engine import ds_config, optim
-from molmo_ds.engine.parallel.tensor_shards import shard
+from molmo_ds.engine.shares.tensor_shards import shard
 from molmo_ds.engine.strategy import Strategy, accumulation, parse
 from molmo_ds.model import lora
 from molmo_ds.model.connector import GatedMLP
