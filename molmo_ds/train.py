@@ -152,7 +152,9 @@ def run(config: RunConfig, world: "World", folder: "RunFolder", deadline: float)
     if late and engine.step < last:
         log.info(
             "time_limit_seconds=%g is over at step %d of %d; the same command continues the run",
-            *(config.time_limit_seconds, engine.step, config.max_steps),
+            config.time_limit_seconds,
+            engine.step,
+            config.max_steps,
         )
     if world.rank == 0:
         reason = f"signal {stopped_by}" if stopped_by else "time limit" if late else "last step"
@@ -178,7 +180,11 @@ def rehearse(config: RunConfig, world: "World", stream: "Steps", step: int) -> i
         log.info(
             "dry_run: steps %d to %d of %d sequences on %d ranks; the first batch of rank 0 has %d tokens and %d "
             "crops; nothing was trained or written",
-            *(step + 1, config.max_steps, config.global_batch, world.size, tokens),
+            step + 1,
+            config.max_steps,
+            config.global_batch,
+            world.size,
+            tokens,
             sum(len(batch.images) for batch in micro_batches),
         )
     world.barrier()

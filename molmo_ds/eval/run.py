@@ -218,10 +218,14 @@ def warn(job: Job, figures: Mapping[str, Any]) -> None:
     if unfinished >= MANY:
         log.warning(
             "%s: %.1f %% of the replies have no end; %d new tokens may be too few.",
-            *(job.label, 100 * unfinished, job.provenance.new_tokens),
+            job.label,
+            100 * unfinished,
+            job.provenance.new_tokens,
         )
     if figures["failed"]:
         log.warning(
             "%s: %d of %d questions got no reply and count nowhere; the same command asks them again.",
-            *(job.label, figures["failed"], figures["questions"]),
+            job.label,
+            figures["failed"],
+            figures["questions"],
         )

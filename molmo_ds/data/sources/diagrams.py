@@ -121,7 +121,9 @@ def write_letters(
 SOURCES = [
     Source(
         "ai2_diagram_v2_mix_transparent",
-        *("CC BY-SA 4.0*", "allenai/molmo, olmo/hf_datasets/ai2d.py", ai2d),
+        "CC BY-SA 4.0*",
+        "allenai/molmo, olmo/hf_datasets/ai2d.py",
+        ai2d,
         aliases=("ai2d",),
         read=read_ai2d,
         by_hand="unpack http://ai2-website.s3.amazonaws.com/data/ai2d-all.zip; DIR is its ai2d folder, with"
