@@ -9,7 +9,7 @@ from numpy.random import RandomState
 
 from molmo_ds import architecture, settings
 from molmo_ds.architecture import MolmoConfig, SelectionConfig
-from molmo_ds.batch import Batch, Sample, windows_of
+from molmo_ds.batch import Batch, windows_of
 from molmo_ds.config import LoraConfig, OptimConfig, PromptConfig, RunConfig
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.order.loader import Mixture, rank_lanes, sequences
@@ -26,6 +26,7 @@ from molmo_ds.model.molmo import Molmo, component, recomputed
 from molmo_ds.model.selection import Scorer
 from molmo_ds.model.vision import ACTIVATIONS
 from molmo_ds.testing.streams import FakeBuilder, make_shards, run_config
+from molmo_ds.testing.text_sample import text_sample
 
 CHOICES = {
     setting.name: setting.choices for setting in settings.settings(RunConfig) if setting.choices
@@ -75,12 +76,11 @@ def made_up(config: MolmoConfig) -> Batch:
     side = size // config.vision.patch_size
     pooled = (-(-side // config.connector.pooling_size)) ** 2
     length = pooled + 8
-    sample = Sample(
-        input_ids=torch.randint(0, config.text.vocab_size, (length,), generator=draw),
+    ids = torch.randint(0, config.text.vocab_size, (length,), generator=draw)
+    sample = replace(
+        text_sample(ids),
         labels=torch.randint(0, config.text.vocab_size, (length,), generator=draw),
         loss_weights=torch.ones(length),
-        position_ids=torch.arange(length),
-        branch_ids=torch.zeros(length, dtype=torch.int32),
         image_ids=(torch.arange(length) < pooled).int(),
         images=torch.randint(0, 256, (1, size, size, 3), generator=draw, dtype=torch.uint8),
         image_masks=torch.arange(side * side).remainder(3)[None] / 2,

@@ -1,6 +1,7 @@
 """Which samples share a sequence, and the tensors that come of it."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from molmo_ds.batch import PER_CROP, PER_WINDOW, Batch, Sample, last_tokens
 from molmo_ds.config import DataConfig
 from molmo_ds.data.order.packing import SLACK, Budget, choose, collate, merge, row
 from molmo_ds.testing.scripts import load
+from molmo_ds.testing.text_sample import text_sample
 
 bench_stream = load("tools/bench", "bench_stream")
 
@@ -56,11 +58,10 @@ def test_fill_and_wait_at_the_mixture_of_the_facts() -> None:
 def sample(length: int, crops: int, value: int) -> Sample:
     positions = torch.arange(crops * 2)
     positions[2 * crops - 1 :] = -1
-    return Sample(
-        input_ids=torch.full((length,), value),
+    return replace(
+        text_sample(torch.full((length,), value)),
         labels=torch.full((length,), value + 1),
         loss_weights=torch.full((length,), value / 10),
-        position_ids=torch.arange(length),
         branch_ids=torch.full((length,), value % 3, dtype=torch.int32),
         image_ids=torch.full((length,), value % 2, dtype=torch.int32),
         images=torch.full((crops, 4, 4, 3), value, dtype=torch.uint8),
