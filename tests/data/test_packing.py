@@ -85,7 +85,9 @@ def check_shapes(batch: Batch, rows: int, length: int, crops: int, windows: int)
     assert [len(getattr(batch, name)) for name in PER_CROP] == [crops] * 2
     assert [len(getattr(batch, name)) for name in PER_WINDOW] == [windows] * 2
     kinds = [tensor.dtype for tensor in batch.tensors()]
-    i64, i32, f32 = torch.int64, torch.int32, torch.float32
+    i64 = torch.int64
+    i32 = torch.int32
+    f32 = torch.float32
     assert kinds == [i64, i64, f32, i64, i32, i32, i32, torch.uint8, f32, i64, i64, i64]
 
 
@@ -147,7 +149,8 @@ def test_a_batch_without_pictures_carries_one_blank_crop() -> None:
 
 def test_padded_as_if_packed_into_longer_rows() -> None:
     packs = [[sample(5, 2, 1)], [sample(4, 1, 3)], [sample(2, 0, 4)]]
-    longer, expected = collate(packs, 8).padded(11, 5, 8, rows=20), collate(packs, 11)
+    longer = collate(packs, 8).padded(11, 5, 8, rows=20)
+    expected = collate(packs, 11)
     check_shapes(longer, 3, 11, 5, 8)
     for got, tensor in zip(longer.tensors()[:-1], expected.tensors()):
         assert torch.equal(got[: len(tensor)], tensor)
