@@ -128,7 +128,7 @@ class Batch:
         return dataclasses.replace(self, **tensors)
 
     def weighted(self, factor: Tensor | float) -> "Batch":
-        """A copy whose loss weights are multiplied by a number, which may lie on their device."""
+        """A copy with its loss weights multiplied by a number, or by a scalar on their device."""
         return self.replace(loss_weights=self.loss_weights * factor)
 
     def reweighted(self, loss_weights: Tensor) -> "Batch":

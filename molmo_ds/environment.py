@@ -102,7 +102,7 @@ def store_options(scheme: str) -> dict[str, Any]:
 
 
 def time_limit(given: bool) -> list[str]:
-    """The override `timeout_seconds=...` that NCCL_TIMEOUT_MINUTES asks for; none where the setting is `given`."""
+    """The override `timeout_seconds=...` of NCCL_TIMEOUT_MINUTES, unless the setting is `given`."""
     minutes = os.environ.get(MINUTES, "")
     if given or not minutes:
         return []

@@ -239,7 +239,7 @@ def check_folder(config: RunConfig, folder: "RunFolder") -> None:
 
 
 def claim_folder(config: RunConfig, out: Path, finished: bool) -> None:
-    """Make `out` and write the resolved configuration into it, once all that can be refused has been accepted."""
+    """Make `out` and write the resolved configuration into it, after validation."""
     out.mkdir(parents=True, exist_ok=True)
     if not finished:
         (out / "DONE").unlink(missing_ok=True)

@@ -89,7 +89,7 @@ def alone() -> World:
 
 
 def nccl_watch(timeout_seconds: int) -> dict[str, str]:
-    """Variables by which NCCL's watchdog ends a process whose peer is gone, and leaves a record of its collectives.
+    """Variables that make NCCL's watchdog end a process whose peer is gone, and record its collectives.
 
     A fault under NCCL raises nothing in Python: after the time-out the watchdog aborts the process, and what started it
     (torchrun, tools/launch.py) ends the others. Source: pytorch/pytorch v2.13, torch/csrc/distributed/c10d/
@@ -104,7 +104,7 @@ def nccl_watch(timeout_seconds: int) -> dict[str, str]:
 
 
 def allocator_setting(environment: Mapping[str, str]) -> dict[str, str]:
-    """Segments of CUDA memory that grow, which lengths that change every step fragment less; unless it is set."""
+    """The setting of CUDA segments that grow, unless there is one: changing lengths fragment them less."""
     names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
     if any(name in environment for name in names):
         return {}
@@ -112,7 +112,7 @@ def allocator_setting(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def thread_count(environment: Mapping[str, str], cores: int) -> int | None:
-    """Threads of one of the processes on this machine, which share its cores; None where OMP_NUM_THREADS says it."""
+    """Threads of one of the processes that share this machine's cores; None if OMP_NUM_THREADS is set."""
     if "OMP_NUM_THREADS" in environment:
         return None
     # torchrun's, deepspeed's

@@ -21,7 +21,7 @@ LAUNCH = 320  # chunks that a kernel over many tensors takes at once on a GPU
 
 
 def frozen_names(model: Molmo, optim: OptimConfig, lora: LoraConfig | None = None) -> set[str]:
-    """Parameters that stay as they are: frozen components, the base embedding, ViT blocks whose output is not used,
+    """Frozen parameters: those of frozen components, the base embedding, ViT blocks whose output is not used,
     and what has an adapter.
 
     The reference leaves those blocks in the optimizer without a gradient, which skips them: the same thing.

@@ -91,7 +91,7 @@ def _parsed(line: bytes) -> Row | None:
 
 
 class Log:
-    """The file that one rank appends to; a row is in it once `append` returns, even if the process is killed then."""
+    """The file that one rank appends to; `append` returns when the row survives a kill."""
 
     def __init__(self, results: Path, rank: int):
         folder = results / FOLDER

@@ -94,7 +94,7 @@ class OwnClient:
 
 
 def make(builder: SampleBuilder, asks: list[Ask], known: int) -> list[_Made]:
-    """The prompts of questions about the same pictures, which are decoded once; `known`: positions of a replica."""
+    """The prompts of questions about the same pictures, decoded once; `known`: positions of a replica."""
     try:
         seen = builder.see(asks[0].pictures)
     except BadSample as error:

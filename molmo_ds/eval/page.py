@@ -135,7 +135,7 @@ def example(row: Row, scored: Scored, headline: str) -> dict[str, Any]:
 
 
 def picture(job: Job, row: Row) -> str | None:
-    """The first picture of a row as the address of an embedded JPEG; None where there is none that can be read."""
+    """The first readable picture of a row as the address of an embedded JPEG, or None."""
     pixels = job.shards.read(row.index)["pixels"]
     if not pixels:
         return None

@@ -111,7 +111,7 @@ def write_metrics(
 
 
 def write_submission(job: Job, outcome: Outcome) -> None:
-    """Write the test server's file of a split whose answers are not public; say it where that cannot be."""
+    """Write the test server's file of a split without public answers, or log why there is none."""
     known = job.task.splits.get(job.split)
     if known is None or known.public or not job.task.submission:
         return

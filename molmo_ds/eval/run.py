@@ -157,7 +157,7 @@ def ask(job: Job, client: Client, rows: Sequence[Row], world: World, part: Part)
 
 
 def asks(shards: ShardSet, rows: Iterable[Row], new_tokens: int) -> Iterator[Ask]:
-    """The questions with their pictures, which are read when they are needed."""
+    """The questions with their pictures, read one by one."""
     for index, alike in itertools.groupby(rows, lambda row: row.index):
         pictures = tuple(shards.read(index)["pixels"])
         for row in alike:

@@ -179,7 +179,7 @@ def generate(
 
 
 def room(model: Molmo, prompts: Batch) -> Tensor:
-    """int64 [B]: how many new tokens there are up to the last position that the model knows; ValueError where none."""
+    """int64 [B]: number of new tokens up to the model's last position; ValueError if there is none."""
     last = prompts.position_ids.gather(1, _last(prompts)[:, None])[:, 0]
     known = model.config.text.max_position_embeddings
     left = known - 1 - last
@@ -265,7 +265,7 @@ def stream_text(
 
 
 def warn_of_cuts(model: Molmo, cuts: Tensor) -> None:
-    """Say how many of the answers ended at the last position that the model knows, if any did; `cuts`: bool [B]."""
+    """Log the number of answers that ended at the model's last position, if any; `cuts`: bool [B]."""
     count = int(cuts.sum())
     if count:
         known = model.config.text.max_position_embeddings

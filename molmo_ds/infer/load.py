@@ -43,7 +43,7 @@ class Answerer:
         )
 
     def answer(self, prompts: Sequence[Sample], options: Options) -> tuple[list[str], Tensor]:
-        """(the texts that the model generates, bool [B]: which of them ended at the last position that it knows)."""
+        """(generated texts, bool [B]: whether each ended at the model's last position)."""
         tokenizer = self.builder.tokenizer
         made = generate(self.model, self.batch(prompts), tokenizer.eos, options, tokenizer.decode)
         return [text.strip() for text in made.texts(tokenizer.decode)], made.cut
@@ -133,7 +133,7 @@ def default_precision(device: torch.device) -> Precision:
 
 
 def usable_device(name: str | None) -> torch.device:
-    """The device of that name, which must be usable; by default the first GPU, else the CPU."""
+    """The device of that name, by default the first GPU, else the CPU; ValueError for one that cannot be used."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:  # torch lists every kind it has a name for

@@ -229,7 +229,7 @@ class DecoderLayer(nn.Module):
         return x._replace(hidden=hidden)
 
     def with_shared(self, x: Carry) -> Carry:
-        """x with `shared`, which is made here if x has none, or has one on another device."""
+        """x with `shared`, made here if x has none or has it on another device."""
         device = x.hidden.device
         if x.shared is not None and x.shared.rotary[0][0].device == device:
             return x

@@ -127,7 +127,7 @@ class Metrics:
                 )
 
     def beat(self) -> None:
-        """Show tools/launch.py, which watches from outside, that a step has ended."""
+        """Write the heartbeat of a step that has ended, for tools/launch.py."""
         if self.world.rank == 0:
             (self.out / "heartbeat").touch()
 

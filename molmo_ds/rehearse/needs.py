@@ -162,7 +162,7 @@ def disk_need(out: str, checkpoint_bytes: int, kept: int) -> Need:
 
 
 def memory_need(config: RunConfig, gpus: int, gpu_bytes: float) -> Need:
-    """The plan of a GPU's memory, by the strategy of the recipe on so many GPUs."""
+    """The plan of a GPU's memory, by the strategy of the recipe on that number of GPUs."""
     strategy = read_strategy(config.strategy)
     advice = (
         "give more --gpus, or change micro_batch, activation_checkpointing or strategy"

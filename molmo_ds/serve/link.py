@@ -77,7 +77,7 @@ def proof(secret: str, nonce: str) -> str:
 
 
 class Dialled:
-    """The end of a replica's first rank: a socket to the front, which is dialled again when it is lost.
+    """The end of a replica's first rank: a socket to the front, dialled again after a loss.
 
     ValueError from `receive` where the front has not answered for `patience` seconds.
     """

@@ -88,7 +88,7 @@ class Worker:
         self.running: set[str] = set()
 
     def run(self) -> None:
-        """Answer until the front is gone for good, which is a ValueError with a sentence on every rank."""
+        """Answer until the front is gone for good: a ValueError with a sentence on every rank."""
         while True:
             self.tick()
 

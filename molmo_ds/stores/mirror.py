@@ -97,5 +97,5 @@ def scratch_of(remote: str, scratch: str | None) -> Path:
 
 
 def working_folder(out: str, scratch: str | None) -> Path:
-    """The local folder that a run writes into: `out` itself, or what stands for it where that is remote."""
+    """The local folder that a run writes into: `out`, or the scratch folder of a remote one."""
     return scratch_of(out, scratch) if files.is_remote(out) else files.local(out)

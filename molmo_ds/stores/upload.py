@@ -153,7 +153,7 @@ def _put_parts(file: Path, target: Remote, parts: Parts, journal: "Journal") -> 
 
 
 class Journal:
-    """What of a file has been sent: JSON lines next to it, which count for this very file and this very target only."""
+    """The parts of a file that were sent: JSON lines next to it, valid for this file and this target only."""
 
     def __init__(self, file: Path, target: Remote) -> None:
         self.path = file.with_name(f".{file.name}.upload")

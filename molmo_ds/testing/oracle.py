@@ -89,7 +89,7 @@ def molmo2(name: str) -> MolmoConfig:
 
 
 def fresh_groups() -> None:
-    """Forget the groups of ranks that DeepSpeed keeps in globals, so that one process can hold the next strategy."""
+    """Forget the groups of ranks in DeepSpeed's globals: one process can hold the next strategy."""
     vars(groups).update({name: copy.copy(value) for name, value in GROUPS.items()})
 
 

@@ -8,8 +8,8 @@
 
 On the CPU it counts CPU seconds (time.process_time), which other jobs on the machine hardly change; on a GPU wall
 seconds. --end-to-end prints a markdown table; a step that does not fit into memory is tried again with its vision tower
-and then all of it computed again in the backward pass. "waits" are the places where one step waits for the GPU, also
-told on stderr. Model FLOPs are counted as the training log does (monitor/metrics.py), without what is computed again.
+and then all of it recomputed in the backward pass. "waits" are the places where one step waits for the GPU, also
+told on stderr. Model FLOPs are counted as the training log does (monitor/metrics.py), without what is recomputed.
 """
 
 import argparse
@@ -122,7 +122,7 @@ def measure(
 def measure_what_fits(
     weights: Molmo, batches: list[Batch], steps: int, device: torch.device, compiled: bool
 ) -> Measured | None:
-    """`measure` with as little computed again as memory allows; None where nothing fits."""
+    """`measure` with as little recomputed as memory allows; None where nothing fits."""
     for checkpointing in ("none", "vision", "full"):
         torch._dynamo.reset()
         with contextlib.suppress(torch.OutOfMemoryError):

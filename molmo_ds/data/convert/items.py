@@ -67,7 +67,7 @@ class RowItem:
         return {name: value for name, value in row.items() if name not in columns}, pictures
 
     def addresses(self, mapping: Mapping) -> list[str]:
-        """The addresses that its pictures have; none where the row cannot be used, which `read` says."""
+        """The addresses of its pictures; none for a row that `read` refuses."""
         try:
             row, named = named_pictures(mapping.familiar(self.row)[0])
             values = [one for _, one in _pictures(row, filled_columns(row, mapping))]

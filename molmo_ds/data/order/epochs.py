@@ -1,4 +1,4 @@
-"""Epochs and steps: how many steps so many passes are, and how often a run visits the samples of each source."""
+"""Epochs and steps: the steps of a number of passes, and the visits of the samples of each source."""
 
 import logging
 from dataclasses import replace

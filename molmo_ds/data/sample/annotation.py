@@ -109,7 +109,7 @@ ONE_OF = "one_of"  # the key of an annotation that holds several, of which each 
 
 
 def alternatives(value: Any) -> list[Any]:
-    """The annotations of which one is drawn: those of `one_of`, or the one alone; BadSample where there is none."""
+    """The annotations to draw from: those of `one_of`, or the one itself; BadSample if there is none."""
     if not isinstance(value, dict) or ONE_OF not in value:
         return [value]
     several = value[ONE_OF]

@@ -84,7 +84,7 @@ def is_video(record: Record) -> bool:
 
 
 def first_size(record: Record) -> tuple[int, int] | None:
-    """Width and height that points in pixels refer to; None for text only and where the index does not know it."""
+    """Width and height that points in pixels refer to; None for text alone, or if the index lacks them."""
     sizes = record.get("sizes")
     return tuple(sizes[0]) if sizes and 0 not in sizes[0] else None
 

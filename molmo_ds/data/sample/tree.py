@@ -88,7 +88,7 @@ def learn(
 
 
 def check_places(conversations: list[Conversation], pictures: int) -> None:
-    """BadSample where texts place pictures that are not there, only some of them, or in one of several branches."""
+    """Raise BadSample if texts place pictures that are missing, only some of them, or in one of several branches."""
     counts = [sum(text.count(PLACE) for text in one.messages[::2]) for one in conversations]
     if any(counts) and not pictures:
         raise BadSample(

@@ -12,7 +12,7 @@ Row = Mapping[str, Any]
 
 
 class LeftOut(Exception):
-    """Raised by an adapter for a row that is not to be used; its words are the reason under which it is counted."""
+    """Raised by an adapter for a row that is not to be used; rows are counted by its message."""
 
 
 class Picture(NamedTuple):

@@ -91,7 +91,7 @@ class Supervisor:
         print(f"launch: {time.strftime('%H:%M:%S')} {event} {values}", file=sys.stderr, flush=True)
 
     def run(self) -> None:
-        """Start and start again until the run is done. Raises ValueError where that is hopeless."""
+        """Start and restart until the run is done; ValueError if no restart can help."""
         failed = 0
         reached = self.saved()
         reason = ""

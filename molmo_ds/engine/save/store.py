@@ -78,7 +78,7 @@ def partials(local: Path) -> list[Path]:
 
 
 def whole(partial: Path, world: World, mark: str) -> dict[str, Any] | None:
-    """The facts of this rank's files of a checkpoint, if they are whole, of this run and for so many ranks.
+    """The facts of this rank's files of a checkpoint, if they are whole, of this run and of its number of ranks.
 
     Args:
         mark: the run's name; files of a run that was deleted from the store have another.

@@ -20,7 +20,7 @@ def commonest_line(text: str) -> str:
 
 
 def true_answers(target: object) -> list[str]:
-    """The answers of an annotation as a list; ValueError where there is none, since nothing could be right then."""
+    """The answers of an annotation as a list; ValueError if there is none: nothing could be right."""
     answers = [target] if isinstance(target, str) else target
     if not isinstance(answers, list | tuple) or not answers:
         raise ValueError(

@@ -189,7 +189,7 @@ def _swapped(texts: Any, pictures: Any) -> tuple[Any, Any]:
 
 
 def names_picture(text: str) -> bool:
-    """Whether a text names a picture: a URL, a file that is there, or one word that ends as a picture's name does."""
+    """Whether a text names a picture: a URL, an existing file, or one word with a picture's ending."""
     return text.startswith(URLS) or _PICTURE.fullmatch(text) is not None or _is_file(text)
 
 

@@ -289,7 +289,7 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
         stopping_criteria: Any = None,
         **options: Any,
     ) -> Any:
-        """Generate as transformers does; a row ends at the last position that the model knows, which a warning counts.
+        """Generate as transformers does. A row ends at the model's last position; a warning counts such rows.
 
         Raises ValueError for a prompt that leaves no room for an answer.
         """

@@ -205,7 +205,7 @@ class MolmoModel(nn.Module):
 
 
 def recomputed(checkpoint: Any, layer: nn.Module, x: Carry) -> Carry:
-    """layer(x), which is computed again in the backward pass. Only one tensor may go through transformers' function."""
+    """layer(x), recomputed in the backward pass. Only one tensor may go through transformers' function."""
     if x.hidden is None:
         return layer(x)
 

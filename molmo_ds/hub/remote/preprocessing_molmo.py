@@ -111,7 +111,7 @@ class MolmoProcessor(ProcessorMixin):
         message_format: str | None = None,
         always_start_with_space: bool | None = None,
     ) -> list[int]:
-        """Ids of a question, which becomes the user's turn unless message_format is none."""
+        """Ids of a question as the user's turn, or as it is if message_format is none."""
         messages = self._messages(prompt, message_format, always_start_with_space)
         return ask(self.words, messages, [], sys.maxsize).input_ids[1:]
 

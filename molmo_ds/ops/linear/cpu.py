@@ -23,7 +23,7 @@ PRODUCT = 2**21
 
 
 def usable(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether one Function may hold both products: by types and devices alone, which the configuration decides."""
+    """Whether one Function may hold both products: types and devices decide, hence the configuration alone."""
     known = x.device.type == "cpu" and x.dtype == torch.float32 and weight.dtype == torch.float32
     # a quantised weight has products of its own
     known = known and not is_traceable_wrapper_subclass(weight)
