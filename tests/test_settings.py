@@ -475,7 +475,7 @@ def test_fields_are_checked_in_python_too() -> None:
 
 
 def test_every_setting_says_what_it_is() -> None:
-    assert comments(RunConfig)["activation_checkpointing"].startswith("what is computed again")
+    assert comments(RunConfig)["activation_checkpointing"].startswith("what is recomputed")
     assert comments(VisionConfig)["patch_size"] == "side of a patch in pixels; divides image_size"
     for setting in EVERY:
         assert legal(setting.hint), setting.name
