@@ -84,8 +84,7 @@ def test_imports_run_one_way() -> None:
 def test_kinds_of_parallelism_do_not_know_each_other() -> None:
     """So that a pair of them is a list of two."""
     folder = PACKAGE / "engine/parallel"
-    helpers = {"picture_shares", "tensor_shards"}  # of one kind each
-    kinds = {path.stem for path in folder.glob("*.py")} - {"__init__", "part"} - helpers
+    kinds = {path.stem for path in folder.glob("*.py")} - {"__init__", "part"}
     assert kinds == {"expert", "nvme", "sequence", "tensor", "zero"}
     for kind in kinds:
         named = {
