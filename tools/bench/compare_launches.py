@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from molmo_ds.engine.launching.supervise import free_port
+from molmo_ds.engine.launching.ports import free_port
 from molmo_ds.testing.cells import COMPARED, MODELS, Cell, words
 from molmo_ds.testing.tables import ROOT, cpu, write
 
