@@ -71,9 +71,10 @@ def pauses(lines: list[dict[str, Any]]) -> list[Event]:
     ]
 
 
-def restarts(found: list[Event]) -> int:
-    """How many times training started again."""
-    return max(0, sum(event.who == "train" and event.what == "start" for event in found) - 1)
+def restarts(found: list[Event]) -> int | None:
+    """How many times training started again; None where it noted no start, as older releases did not."""
+    starts = sum(event.who == "train" and event.what == "start" for event in found)
+    return starts - 1 if starts else None
 
 
 def state(run: Place, found: list[Event], lines: list[dict[str, Any]]) -> tuple[str, str]:
