@@ -80,8 +80,9 @@ def test_a_rehearsal_leaves_nothing_and_a_run_its_name(store, tmp_path: Path) ->
     folder.close()
     assert mark_of(store.folder) == name
     (folder.local / "run").write_text("another run's")
+    (folder.local / "stale").touch()
     opened().close()
-    assert not (folder.local / "other").exists() and (folder.local / "log.jsonl").is_file()
+    assert not (folder.local / "stale").exists() and (folder.local / "log.jsonl").is_file()
 
 
 def test_a_holder_that_is_silent_or_gone_is_followed(
