@@ -107,7 +107,7 @@ def of_steps(run: Place) -> str:
 
 
 def marks(told: list[Event]) -> list[dict[str, Any]]:
-    """Where the curves are marked: a fault, or a start that went on from a checkpoint."""
+    """Where the curves are marked: a fault, or a start from a checkpoint."""
     return [
         {"step": event.step, "what": event.what}
         for event in told
