@@ -65,7 +65,7 @@ def pauses(lines: list[dict[str, Any]]) -> list[Event]:
         return []
     limit = max(PAUSE, MANY * statistics.median(gaps))
     return [
-        Event(after[0], "log", "pause", {"step": before[1], "seconds": round(gap)})
+        Event(after[0], "log", "pause", {"step": round(before[1]), "seconds": round(gap)})
         for before, after, gap in zip(known, known[1:], gaps)
         if gap > limit
     ]
