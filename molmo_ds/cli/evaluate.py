@@ -91,7 +91,7 @@ def evaluated(
     from molmo_ds.eval import caption_loss, page, results, run
 
     options = {
-        name: str(value) if isinstance(value, Path) else value
+        name: str(value) if isinstance(value, Path | Remote) else value
         for name, value in vars(given).items()
     }
     if given.loss:

@@ -1,9 +1,9 @@
 """A page over a run's folder: curves, held-out losses, answers, checkpoints, faults and restarts, samples.
 
-    RUN                    serves it on this machine, made anew at every load
+    RUN                    serves it on this machine, rendered at every load
     RUN --out PAGE.html    writes it as one file that needs no other
 
-The run may go on, be killed, or be of an older release: what cannot be read is said in its section.
+The run may be running, killed, or of an older release: what cannot be read is said in its section.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """The evaluations in a run's folder: figures of metrics.json, and answers with their pictures and points.
 
-Pictures come from the page that molmo-ds evaluate wrote beside the figures, so that the shards need not be there.
+Pictures come from the page that molmo-ds evaluate wrote next to the figures, so that the shards need not be there.
 """
 
 import re
@@ -77,7 +77,7 @@ class Evaluation:
     """One folder of results."""
 
     name: str
-    figures: Figures | None  # None while it goes on
+    figures: Figures | None  # None while it is not finished
     time: float | None  # when it was done
     answered: int  # replies in its log
     page: Page

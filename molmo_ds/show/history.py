@@ -65,15 +65,16 @@ def pauses(lines: list[dict[str, Any]]) -> list[Event]:
         return []
     limit = max(PAUSE, MANY * statistics.median(gaps))
     return [
-        Event(after[0], "log", "pause", {"step": before[1], "seconds": round(gap)})
+        Event(after[0], "log", "pause", {"step": round(before[1]), "seconds": round(gap)})
         for before, after, gap in zip(known, known[1:], gaps)
         if gap > limit
     ]
 
 
-def restarts(found: list[Event]) -> int:
-    """How many times training started again."""
-    return max(0, sum(event.who == "train" and event.what == "start" for event in found) - 1)
+def restarts(found: list[Event]) -> int | None:
+    """How many times training started again; None where it noted no start, as older releases did not."""
+    starts = sum(event.who == "train" and event.what == "start" for event in found)
+    return starts - 1 if starts else None
 
 
 def state(run: Place, found: list[Event], lines: list[dict[str, Any]]) -> tuple[str, str]:

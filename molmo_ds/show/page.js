@@ -217,7 +217,7 @@ if (place) {
 draw();
 
 const follow = document.getElementById("follow");
-if (follow && location.protocol.startsWith("http")) { // served: the page is made anew at every load
+if (follow && location.protocol.startsWith("http")) { // served: each load renders the page again
   const box = follow.querySelector("input");
   follow.hidden = false;
   box.checked = view.follow;

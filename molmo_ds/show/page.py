@@ -93,8 +93,8 @@ def summary(run: Place, found: dict[str, list], told: list[Event]) -> str:
         if name.startswith("eval/") and name.endswith("/loss")
     ]
     faults = sum(event.is_fault for event in told)
-    cells.append((f"{restarts(told)}", "restarts"))
-    cells.append((f"{faults}", "faults"))
+    cells.append((cell(restarts(told)), "restarts"))
+    cells.append((f"{faults}" if told else "", "faults"))
     return figures(cells)
 
 
@@ -107,7 +107,7 @@ def of_steps(run: Place) -> str:
 
 
 def marks(told: list[Event]) -> list[dict[str, Any]]:
-    """Where the curves are marked: a fault, or a start that went on from a checkpoint."""
+    """Where the curves are marked: a fault, or a start from a checkpoint."""
     return [
         {"step": event.step, "what": event.what}
         for event in told

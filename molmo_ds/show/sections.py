@@ -38,7 +38,7 @@ def evaluations(run: Place, most: int) -> str:
 def metrics(one: evaluated.Evaluation) -> Iterator[tuple]:
     """The rows of an evaluation in the table."""
     if one.figures is None:
-        yield one.name, "", "", "", one.answered, one.wrong or "goes on, or was stopped"
+        yield one.name, "", "", "", one.answered, one.wrong or "not finished"
         return
     failed = f"{one.figures.failed} without a reply, " if one.figures.failed else ""
     when = failed + (clock(one.time) if one.time else "")

@@ -1,4 +1,4 @@
-"""The page over HTTP, made anew at every load, on this machine only unless told otherwise."""
+"""The page over HTTP, rendered at every load, on this machine only unless told otherwise."""
 
 import ipaddress
 from collections.abc import Callable

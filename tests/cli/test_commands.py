@@ -18,6 +18,7 @@ TOOLS = {  # tools/NAME.py -> its command
     "make_shards": "shards make",
     "inspect_shards": "shards inspect",
     "visualize": "shards show",
+    "show": "show",
     "download": "download",
     "convert": "convert",
     "plan_memory": "plan",

@@ -312,7 +312,7 @@ def served(run: Path) -> Iterator[str]:
         thread.join()
 
 
-def test_the_server_answers_this_machine_only_and_makes_the_page_anew(tmp_path: Path) -> None:
+def test_the_server_answers_this_machine_only_and_renders_at_every_load(tmp_path: Path) -> None:
     (tmp_path / "lock").touch()
     with served(tmp_path) as url:
         assert b"no step yet" in urllib.request.urlopen(f"{url}/").read()

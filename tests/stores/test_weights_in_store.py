@@ -1,5 +1,6 @@
 """Weights in a store: read in place to answer, convert or train from them, and written whole or not."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from molmo_ds import files
 from molmo_ds.architecture import MolmoConfig
+from molmo_ds.cli import evaluate
 from molmo_ds.config import DataConfig, RunConfig
 from molmo_ds.hub import export
 from molmo_ds.infer import load as answers
@@ -66,6 +68,23 @@ def test_written_read_exported_and_asked(
         one.model.named_parameters(), other.model.named_parameters(), strict=True
     ):
         assert mine.equal(theirs), name
+
+
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
+def test_evaluated_out_of_a_store_into_it(
+    store, config: MolmoConfig, tokenizer: Path, capsys: pytest.CaptureFixture
+) -> None:
+    write(store.folder / "weights", config, tokenizer)
+    results = store.folder / "results"
+    words = [str(store.folder / "weights"), "short_answers:shards", "--limit", "4"]
+    words += ["--data", str(tokenizer.parent), "--save-dir", str(results)]
+    assert evaluate.main(words) == 0
+    said = capsys.readouterr().out
+    assert "short_answers:shards/vqa_score: " in said
+    metrics = json.loads((results / "predictions-short_answers-shards/metrics.json").read_bytes())
+    assert metrics["figures"]["questions"] == 4
+    assert metrics["eval_config"]["checkpoint"] == str(store.folder / "weights")
+    assert evaluate.main(words) == 0 and capsys.readouterr().out == said
 
 
 @pytest.mark.parametrize("store", ["s3"], indirect=True)
