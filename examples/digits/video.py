@@ -1,6 +1,6 @@
 """The video proof: make shards of mp4 files, train, examine on held-out scans with the best constant, draw a page.
 
-    python examples/digits/video.py --out runs/digits-video [--steps 1200] [--ranks 2]
+    python examples/digits/video.py --out runs/digits-video [--steps 600] [--ranks 1]
 
 The same command continues where it was stopped; the result is in OUT/summary.json and OUT/sheet.png.
 """
@@ -33,7 +33,7 @@ from molmo_ds.infer.generate import Options
 
 HERE = Path(__file__).parent
 RECIPE = HERE / "video.yaml"
-COUNTS = {"films": 4000, "examination": 200}
+COUNTS = {"films": 3000, "examination": 200}
 KINDS = ("leaves first", "appears at", "track")
 NEAR = 12.5  # percent of the side by which a tracked point may be off
 # what one word of the tokenizer may span: a time, a coordinate, a digit, a word or a tag with the space before it
@@ -46,8 +46,8 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=home, required=True, help="folder of the run")
-    parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--films", type=int, default=COUNTS["films"], help="to train on")
     parser.add_argument("--questions", type=int, default=COUNTS["examination"], help="films asked")
     args = parser.parse_args(arguments)
@@ -77,7 +77,7 @@ def make_tokenizer(out: Path) -> None:
     config = settings.load(RECIPE)
     formatter = PromptFormatter(config.data.prompts)
     shards = ShardSet(str(out / "films"))
-    texts = [f" {time:.1f} " for time in np.arange(0, 3.5, 0.5)] * 100
+    texts = [f" {time:.1f} " for time in np.arange(0, 3.0, 0.5)] * 100
     for number in range(min(500, len(shards))):
         about = shards.record(number)["annotations"]
         talks = formatter.conversations(about, RandomState(number), (films.SIDE, films.SIDE))
