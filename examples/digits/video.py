@@ -1,6 +1,6 @@
 """The video proof: make shards of mp4 files, train, examine on held-out scans with the best constant, draw a page.
 
-    python examples/digits/video.py --out runs/digits-video [--steps 600] [--ranks 1]
+    python examples/digits/video.py --out runs/digits-video [--steps 1000] [--ranks 2]
 
 The same command continues where it was stopped; the result is in OUT/summary.json and OUT/sheet.png.
 """
@@ -46,8 +46,8 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=home, required=True, help="folder of the run")
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--films", type=int, default=COUNTS["films"], help="to train on")
     parser.add_argument("--questions", type=int, default=COUNTS["examination"], help="films asked")
     args = parser.parse_args(arguments)
