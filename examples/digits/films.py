@@ -24,7 +24,7 @@ LEAVE = (1.25, 1.75, 2.25)  # between two taken frames
 SIZE = CELL  # of a digit's box, pixels
 SPEED = 14  # pixels a second: half a patch from one taken frame to the next
 STEP = 0.5  # seconds between two frames that Molmo2 takes
-WEIGHT = 6.0  # of an answer of one word, which would count for nothing beside a caption of forty
+WEIGHT = 6.0  # of an answer of one word, which counts for nothing next to a caption of forty
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The most bytes that the tensors of a rank hold in a step on the CPU, beside those that plan_memory reckons with."""
+"""The most bytes that the tensors of a rank hold in a step on the CPU, and those that plan_memory predicts."""
 
 import gc
 import itertools

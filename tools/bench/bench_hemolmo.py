@@ -1,4 +1,4 @@
-"""Times HeMolmo's training step beside that of the same network without selection, at equal pictures and words.
+"""Times HeMolmo's training step and that of the same network without selection, at equal pictures and words.
 
     python tools/bench/bench_hemolmo.py [--crops 8] [--picks 128] [--steps 3]
 
