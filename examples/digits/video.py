@@ -26,7 +26,7 @@ from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.read.writer import write_shards
 from molmo_ds.data.sample.point_text import read_tracks
 from molmo_ds.data.sample.prompts import PromptFormatter
-from molmo_ds.data.show.film import drawn
+from molmo_ds.data.show.film import contact_sheet
 from molmo_ds.data.tokens import train_tokenizer
 from molmo_ds.infer import load
 from molmo_ds.infer.generate import Options
@@ -162,14 +162,11 @@ def best_constant(wanted: list[str]) -> float:
 
 
 def strip(frames: list[np.ndarray], reply: str) -> np.ndarray:
-    """The frames next to each other, twice as large, with the points that the model gave."""
+    """The frames with their times and the points that the model gave."""
     moments = {moment.time: moment.points for moment in read_tracks(reply, 1, 1)}
-    cells = []
-    for number, frame in enumerate(frames):
-        large = np.asarray(Image.fromarray(frame).resize((112, 112)))
-        points = moments.get(number * films.STEP, {})
-        cells.append(drawn(large, [(name, x, y) for name, (x, y) in points.items()]))
-    return np.concatenate(cells, axis=1)
+    times = [number * films.STEP for number in range(len(frames))]
+    marks = [[(name, x, y) for name, (x, y) in moments.get(time, {}).items()] for time in times]
+    return contact_sheet(frames, times, marks)
 
 
 if __name__ == "__main__":
