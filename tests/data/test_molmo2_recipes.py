@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from video_files import film, png
 
 from molmo_ds import settings
 from molmo_ds.config import RunConfig
 from molmo_ds.data.read.writer import write_shards
 from molmo_ds.data.sources import ALL
 from molmo_ds.testing.first_step import first_steps
+from molmo_ds.testing.small_videos import film, png
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "examples/molmo2").glob("*.yaml"))
