@@ -1,8 +1,8 @@
-"""The video proof: make shards of mp4 files, train, examine on held-out scans beside the best constant, draw a page.
+"""The video proof: make shards of mp4 files, train, examine on held-out scans with the best constant, draw a page.
 
-    python examples/digits/video.py --out runs/digits-video [--steps 2000]
+    python examples/digits/video.py --out runs/digits-video [--steps 1000] [--ranks 2]
 
-The same command goes on where it was stopped; the result is in OUT/summary.json and OUT/sheet.png.
+The same command continues where it was stopped; the result is in OUT/summary.json and OUT/sheet.png.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.read.writer import write_shards
 from molmo_ds.data.sample.point_text import read_tracks
 from molmo_ds.data.sample.prompts import PromptFormatter
-from molmo_ds.data.show.film import drawn
+from molmo_ds.data.show.film import contact_sheet
 from molmo_ds.data.tokens import train_tokenizer
 from molmo_ds.infer import load
 from molmo_ds.infer.generate import Options
 
 HERE = Path(__file__).parent
 RECIPE = HERE / "video.yaml"
-COUNTS = {"films": 6000, "examination": 200}
+COUNTS = {"films": 3000, "examination": 200}
 KINDS = ("leaves first", "appears at", "track")
 NEAR = 12.5  # percent of the side by which a tracked point may be off
 # what one word of the tokenizer may span: a time, a coordinate, a digit, a word or a tag with the space before it
@@ -46,14 +46,15 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=home, required=True, help="folder of the run")
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--films", type=int, default=COUNTS["films"], help="to train on")
     parser.add_argument("--questions", type=int, default=COUNTS["examination"], help="films asked")
     args = parser.parse_args(arguments)
     out = Path(args.out)
     make_shards(out, {"films": args.films, "examination": args.questions})
     make_tokenizer(out)
-    train(out, args.steps)
+    train(out, args.steps, args.ranks)
     found = examine(out)
     (out / "summary.json").write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
@@ -69,14 +70,14 @@ def make_shards(out: Path, counts: dict[str, int]) -> None:
 
 
 def make_tokenizer(out: Path) -> None:
-    """A byte-level tokenizer of what the first films say, and of the times beside frames."""
+    """A byte-level tokenizer of what the first films say, and of the times of frames."""
     folder = out / "tokenizer"
     if (folder / "tokenizer_config.json").exists():
         return
     config = settings.load(RECIPE)
     formatter = PromptFormatter(config.data.prompts)
     shards = ShardSet(str(out / "films"))
-    texts = [f" {time:.1f} " for time in np.arange(0, 3.5, 0.5)] * 100
+    texts = [f" {time:.1f} " for time in np.arange(0, 3.0, 0.5)] * 100
     for number in range(min(500, len(shards))):
         about = shards.record(number)["annotations"]
         talks = formatter.conversations(about, RandomState(number), (films.SIDE, films.SIDE))
@@ -84,8 +85,8 @@ def make_tokenizer(out: Path) -> None:
     train_tokenizer(texts, config.model.text.vocab_size, folder, PIECES)
 
 
-def train(out: Path, steps: int) -> None:
-    """Train with the deepspeed launcher on one rank, or go on."""
+def train(out: Path, steps: int, ranks: int) -> None:
+    """Train with the deepspeed launcher, or go on."""
     run = out / "run"
     if (run / "DONE").exists():
         return
@@ -94,12 +95,12 @@ def train(out: Path, steps: int) -> None:
     words += [
         f"optim.{part}.warmup_steps={min(60, steps)}" for part in ("connector", "vision", "text")
     ]
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "1"]
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(ranks)]
     subprocess.run([*launcher, "--module", "molmo_ds.train", str(RECIPE), *words], check=True)
 
 
 def examine(out: Path) -> dict[str, dict[str, float]]:
-    """Share of right answers of each kind, beside that of the best answer that is always the same."""
+    """Share of right answers of each kind, with that of the best answer that is always the same."""
     answerer = load.load(out / "run")
     shards = ShardSet(str(out / "examination"))
     right: dict[str, list[float]] = {kind: [] for kind in KINDS}
@@ -161,14 +162,11 @@ def best_constant(wanted: list[str]) -> float:
 
 
 def strip(frames: list[np.ndarray], reply: str) -> np.ndarray:
-    """The frames beside each other, twice as large, with the points that the model gave."""
+    """The frames with their times and the points that the model gave."""
     moments = {moment.time: moment.points for moment in read_tracks(reply, 1, 1)}
-    cells = []
-    for number, frame in enumerate(frames):
-        large = np.asarray(Image.fromarray(frame).resize((112, 112)))
-        points = moments.get(number * films.STEP, {})
-        cells.append(drawn(large, [(name, x, y) for name, (x, y) in points.items()]))
-    return np.concatenate(cells, axis=1)
+    times = [number * films.STEP for number in range(len(frames))]
+    marks = [[(name, x, y) for name, (x, y) in moments.get(time, {}).items()] for time in times]
+    return contact_sheet(frames, times, marks)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import sys
 from molmo_ds import files
 from molmo_ds.cli.serve_options import read_arguments
 from molmo_ds.engine.launching.hosts import read_hosts, refuse_unknown
-from molmo_ds.engine.launching.supervise import free_port
+from molmo_ds.engine.launching.ports import free_port
 from molmo_ds.infer.load import look_up
 from molmo_ds.serve.settings import FrontSettings, RankSettings
 from molmo_ds.serve.vllm import VLLMSettings
@@ -67,6 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
         stall=given.stall,
         max_bytes=given.max_megabytes << 20,
         max_pixels=given.max_megapixels * 1_000_000,
+        max_frames=given.max_frames,
     )
     rank = RankSettings(
         folder=both["folder"],

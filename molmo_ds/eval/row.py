@@ -37,7 +37,7 @@ class Row:
     size: Size = (0, 0)  # of its first upright picture
 
     def question(self) -> Annotation:
-        """The annotation without its truth, which is all that a prompt may be made of."""
+        """The annotation without its truth: all that a prompt may be made of."""
         return {name: value for name, value in self.annotation.items() if name not in HIDDEN}
 
     @functools.cached_property

@@ -13,6 +13,7 @@ from numpy.random import RandomState
 from tqdm import tqdm
 
 from molmo_ds.data.read.shards import ShardSet
+from molmo_ds.data.sample.record import film_of
 from molmo_ds.engine.launch import World
 from molmo_ds.eval import log as answers
 from molmo_ds.eval.client import FAILED, Ask, Client, Part, Reply
@@ -93,7 +94,7 @@ def evaluate(
             f"{job.label} finds no question in {job.shards.path}; are these its shards?"
         )
     world.agree(lambda: check(job, rows, overwrite))
-    done = world.broadcast(set(answers.read(job.results)) if world.rank == 0 else None)
+    done = world.agree(lambda: set(answers.read(job.results)))
     groups = by_picture((row for row in rows if row.id not in done), crops)
     part = part or Part(index=world.rank, count=world.size)
     mine = [row for group in groups[part.index :: part.count] for row in group]
@@ -157,9 +158,11 @@ def ask(job: Job, client: Client, rows: Sequence[Row], world: World, part: Part)
 
 
 def asks(shards: ShardSet, rows: Iterable[Row], new_tokens: int) -> Iterator[Ask]:
-    """The questions with their pictures, which are read when they are needed."""
+    """The questions with their pictures, read one by one."""
     for index, alike in itertools.groupby(rows, lambda row: row.index):
-        pictures = tuple(shards.read(index)["pixels"])
+        record = shards.read(index)
+        pictures = tuple(record["pixels"])
+        film = film_of(record)
         for row in alike:
             yield Ask(
                 id=row.id,
@@ -167,6 +170,7 @@ def asks(shards: ShardSet, rows: Iterable[Row], new_tokens: int) -> Iterator[Ask
                 annotation=row.question(),
                 seed=index,
                 max_new_tokens=new_tokens,
+                film=film,
             )
 
 
@@ -218,10 +222,14 @@ def warn(job: Job, figures: Mapping[str, Any]) -> None:
     if unfinished >= MANY:
         log.warning(
             "%s: %.1f %% of the replies have no end; %d new tokens may be too few.",
-            *(job.label, 100 * unfinished, job.provenance.new_tokens),
+            job.label,
+            100 * unfinished,
+            job.provenance.new_tokens,
         )
     if figures["failed"]:
         log.warning(
             "%s: %d of %d questions got no reply and count nowhere; the same command asks them again.",
-            *(job.label, figures["failed"], figures["questions"]),
+            job.label,
+            figures["failed"],
+            figures["questions"],
         )

@@ -69,7 +69,7 @@ class TaskInTraining:
         self.builder = SampleBuilder(config)
 
     def check_memory(self, world: World) -> None:
-        """Raise ValueError where the whole weights do not fit beside what is there already."""
+        """Raise ValueError where the whole weights do not fit with what is there already."""
         with torch.device("meta"):
             numbers = sum(parameter.numel() for parameter in Molmo(self.config.model).parameters())
         needed = numbers * DTYPES[self.precision].itemsize
@@ -95,7 +95,7 @@ class TaskInTraining:
         mine = [row for group in groups[world.rank :: world.size] for row in group]
         replies = self.ask(answerer, mine, deadline, beat, silent=world.rank > 0)
         found = {reply.id: reply for part in world.gather(replies) for reply in part}
-        return world.broadcast(self.score(found) if world.rank == 0 else None)
+        return world.agree(lambda: self.score(found))
 
     def network(self, engine: Engine) -> Molmo:
         """The whole network of now, in eval mode, on this rank's device."""

@@ -217,8 +217,8 @@ def steps(folder: str | Place) -> list[Place]:
         numbered = [p for p in folder.glob("step-*") if p.name[5:].isdigit()]
         found = [p for p in numbered if (p / "manifest.json").is_file()]
     else:
-        latest = folder / "latest"
-        found = [folder / latest.read_text().strip()] if latest.is_file() else []
+        latest = (folder / "latest").read_if_there()
+        found = [] if latest is None else [folder / latest.strip()]
     return sorted(found, reverse=True)
 
 

@@ -1,4 +1,4 @@
-"""A sample's JSON: its parts that everybody reads, checked, and how many pictures it shows."""
+"""A sample's JSON: the parts that every reader needs, checked, and how many pictures it shows."""
 
 import json
 from typing import Any
@@ -9,6 +9,7 @@ from molmo_ds.data.sample.conversation import shown
 
 Record = dict[str, Any]
 VIDEOS = ("mp4", "webm")  # parts that are videos; so is a GIF that moves
+OF_VIDEO = ("images", "durations", "clip", "subtitles", "num_frames", "fps")
 MOST_FRAMES = 4096
 
 
@@ -67,7 +68,7 @@ def read_json(data: bytes | str, once: bool = False) -> Any:
 def is_video(record: Record) -> bool:
     """Whether the sample shows a video, or pictures that are its frames (`fps`).
 
-    BadSample where it shows more than one, or pictures beside it.
+    BadSample where it shows more than one, or pictures as well.
     """
     parts = record.get("images") or ()
     durations = record.get("durations") or [0.0] * len(parts)
@@ -83,8 +84,15 @@ def is_video(record: Record) -> bool:
     return bool(videos)
 
 
+def film_of(record: Record) -> Record | None:
+    """What the record says of its video, without its bytes; None where it shows none. Errors as of `is_video`."""
+    if not is_video(record):
+        return None
+    return {name: record[name] for name in OF_VIDEO if record.get(name) is not None}
+
+
 def first_size(record: Record) -> tuple[int, int] | None:
-    """Width and height that points in pixels refer to; None for text only and where the index does not know it."""
+    """Width and height that points in pixels refer to; None for text alone, or if the index lacks them."""
     sizes = record.get("sizes")
     return tuple(sizes[0]) if sizes and 0 not in sizes[0] else None
 

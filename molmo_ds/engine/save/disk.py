@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from molmo_ds.engine.launch import World
-from molmo_ds.files import Place
+from molmo_ds.files import Place, sync
 
 PARTS = "parts"  # the folder of what rank 0 merges into the index
 LEFT = ".left-"  # begins the name of what is to be deleted in the background
@@ -76,15 +76,6 @@ def read_all(places: list[Place]) -> list[bytes]:
     """Small files, several at once: network storage answers many requests as fast as one."""
     with ThreadPoolExecutor(16) as pool:
         return list(pool.map(lambda place: place.read_bytes(), places))
-
-
-def sync(path: Path) -> None:
-    """Make a file or the entries of a folder survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_synced(path: Path, data: bytes) -> None:

@@ -122,7 +122,7 @@ class Writer:
         while self.phase is not None:
             self._advance()
 
-    def go_on(self, folder: str) -> None:
+    def resume_upload(self, folder: str) -> None:
         """Finish the upload of a checkpoint that was killed when all ranks had their files whole on their disks.
 
         Does nothing for a folder on a disk, for a checkpoint that is not newer than those in the store, and where a
@@ -130,7 +130,7 @@ class Writer:
         """
         if not isinstance(files.place(folder), Remote):
             return
-        mark = self.world.broadcast(mark_of(files.place(folder).parent))
+        mark = self.world.agree(lambda: mark_of(files.place(folder).parent))
         local = self._destination(folder, 0).local
         here = {path.stem: whole(path, self.world, mark) for path in partials(local)}
         everywhere = [{n for n, facts in one.items() if facts} for one in self.world.gather(here)]
@@ -138,7 +138,7 @@ class Writer:
         name = max(set.intersection(*everywhere), default="")
         if name <= max(there, default=""):
             return
-        log.info("The upload of %s was killed; it goes on.", name)
+        log.info("The upload of %s was killed; it resumes.", name)
         self.place = self._destination(folder, int(name[5:]))
         self._start("write", partial(self._send, here[name]))
         self.finish()

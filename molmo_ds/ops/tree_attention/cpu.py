@@ -20,7 +20,10 @@ def plan_usable(
 def plan(
     document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype, image_ids: Tensor | None
 ) -> AttentionPlan:
-    """The mask for ids int [B, T], and its blocks where they pay."""
+    """The mask for ids int [B, T], and its blocks where they pay; of long sequences blocks without a mask."""
+    if document_ids.shape[1] >= mask_blocks.LONG:
+        blocks = mask_blocks.of_ids(document_ids, branch_ids, image_ids, dtype)
+        return AttentionPlan(document_ids, branch_ids, image_ids, prepared=blocks)
     made = reference.attention_plan(document_ids, branch_ids, dtype, image_ids)
     # documents shorter than the blocks run one by one in less time
     short = made.lengths is not None and document_ids.numel() <= mask_blocks.BLOCK * len(
@@ -30,7 +33,7 @@ def plan(
 
 
 def usable(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float) -> bool:
-    """Whether the plan has blocks of q's type; by sizes too, which an op without parameters may (`ops/dispatch.py`)."""
+    """Whether the plan has blocks of q's type. An op without parameters may choose by sizes (`ops/dispatch.py`)."""
     if plan is None or torch.compiler.is_compiling():  # blocks would be compiled in
         return False
     return mask_blocks.usable(q, plan.prepared, dropout_p)
