@@ -19,6 +19,7 @@ PINS = {  # transformers -> what it needs in other versions than ours
     "5.0.0": ["tokenizers==0.22.2", "huggingface_hub==1.3.0", "datasets==3.6.0", *HTTP],
     "5.5.4": ["tokenizers==0.22.2", "huggingface_hub==1.5.0", "datasets==3.6.0", *HTTP],
     "5.10.4": ["tokenizers==0.22.2", "huggingface_hub==1.5.0", "datasets==3.6.0", *HTTP],
+    "5.24.0": [],
 }
 
 
