@@ -4,9 +4,12 @@
 that package and what it pins, some 60 MB, and takes the rest (torch) from the Python that runs the tests.
 """
 
+import importlib.metadata
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -48,6 +51,23 @@ def _installed(target: Path, words: list[str]) -> Path:
         if done.returncode:
             pytest.skip(f"pip cannot install {words[-1]}: {done.stderr[-200:]}")
     return target
+
+
+def environment_at(name: str, *packages: str) -> Path:
+    """The Python of an environment that sees our packages behind those of a tool; built where it is missing."""
+    python = folder() / name / "bin/python"
+    if not python.is_file():
+        made = [[sys.executable, "-m", "venv", str(folder() / name)]]
+        torch = f"torch=={importlib.metadata.version('torch')}"
+        made += [[str(python), "-m", "pip", "install", "--quiet", *packages, torch]]
+        for command in made:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+            if done.returncode:
+                shutil.rmtree(folder() / name)
+                pytest.skip(f"pip cannot install {packages[0]}: {done.stderr[-200:]}")
+            (site,) = (folder() / name / "lib").glob("python3*/site-packages")
+            (site / "ours.pth").write_text(sysconfig.get_path("purelib"))
+    return python
 
 
 def python_of(name: str, how: str) -> Path:
