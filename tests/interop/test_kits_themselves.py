@@ -26,7 +26,7 @@ from molmo_ds.testing.serving import Server
 pytestmark = pytest.mark.everything
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-LMMS = ("lmms-eval==0.7.3", "filelock<3.20")
+LMMS = ("lmms-eval==0.7.3", "filelock<3.20", "num2words")  # the last for VLMEvalKit
 SHORT = "\nAnswer the question using a single word or phrase."  # both kits add it
 QUESTIONS = ("What is this?", "How bright is it?", "Which colour?")
 TOKENS = 4

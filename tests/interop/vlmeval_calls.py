@@ -18,6 +18,29 @@ from pathlib import Path
 
 NAME = "TextVQA_VAL"
 TOKENS = 4
+ALSO = ("latex2sympy2_extended",)  # missing in a package that lmms-eval brings and the kit imports
+
+
+class Names(type):
+    """Classes that have a part of any name."""
+
+    def __getattr__(cls, name: str) -> type:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Nothing
+
+
+class Nothing(metaclass=Names):
+    """Whatever a package that is not installed holds; as a decorator it leaves a function as it is."""
+
+    def __init__(self, *words, **options):
+        pass
+
+    def __call__(self, function=None, *words, **options):
+        return function
+
+    def __getattr__(self, name: str) -> type:
+        return getattr(Nothing, name)
 
 
 class Anything(types.ModuleType):
@@ -26,9 +49,7 @@ class Anything(types.ModuleType):
     __path__: list[str] = []
 
     def __getattr__(self, name: str) -> type:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return type(name, (), {"__init__": lambda self, *words, **options: None})
+        return getattr(Nothing, name)
 
 
 class Missing(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -39,7 +60,9 @@ class Missing(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def find_spec(self, name, path=None, target=None):
         """Only for imports that the kit's own files make, and for parts of what is missing already."""
-        known = isinstance(sys.modules.get(name.partition(".")[0]), Anything)
+        known = name.partition(".")[0] in ALSO or isinstance(
+            sys.modules.get(name.partition(".")[0]), Anything
+        )
         asker = sys._getframe(1)
         while asker and "importlib" in asker.f_code.co_filename:
             asker = asker.f_back
