@@ -75,14 +75,14 @@ def ours(exported: Exported, style: str, after: str = "", kind: str = "PNG") -> 
     return [answerer.answer([prompt], Options(max_new_tokens=TOKENS))[0][0] for prompt in prompts]
 
 
-def run(python: Path, script: str, *words: Any, **variables: str) -> Any:
-    """What a script said."""
+def run(python: Path, script: str, *words: Any, path: str = str(ROOT)) -> Any:
+    """What a script said, which imports from `path`."""
     out = Path(words[-1])
     done = subprocess.run(
         [str(python), str(HERE / script), *map(str, words)],
         capture_output=True,
         text=True,
-        env=clean(PYTHONPATH=str(ROOT), HF_HOME=str(out.parent / "hf"), **variables),
+        env=clean(PYTHONPATH=path, HF_HOME=str(out.parent / "hf")),
         cwd=out.parent,
         timeout=1800,
     )
@@ -146,7 +146,7 @@ def test_vlmevalkit(exported: Exported, server: str, python: Path, tmp_path: Pat
     given |= {"rows": rows, "out": str(tmp_path)}
     (tmp_path / "given.json").write_text(json.dumps(given))
     words = [kit, tmp_path / "given.json", tmp_path / "said.json"]
-    said = run(python, "vlmeval_calls.py", *words)
+    said = run(python, "vlmeval_calls.py", *words, path=f"{ROOT}:{kit}")
 
     model, processor = loaded(exported)
     wanted = []

@@ -2,8 +2,9 @@
 
     python vlmeval_calls.py KIT WORDS.json SAID.json
 
-KIT is a clone. It wants dozens of packages for data sets and models that nothing here touches: those that are
-missing are empty stand-ins, and its own class `molmo`, written for CUDA, is told `cpu`. Nothing else of it is changed.
+KIT is a clone, which is on PYTHONPATH too. It wants dozens of packages for data sets and models that nothing here
+touches: those that are missing are empty stand-ins, and its own class `molmo`, written for CUDA, is told `cpu`. Nothing
+else of it is changed.
 WORDS.json: {"export", "weights", "server", "rows": [[PNG in base64, question, answer]], "out"}.
 """
 
@@ -15,6 +16,8 @@ import sys
 import types
 from functools import partial
 from pathlib import Path
+
+from transformers.utils import is_torchvision_available
 
 NAME = "TextVQA_VAL"
 TOKENS = 4
@@ -83,7 +86,7 @@ def main(kit: str, words: str, out: str) -> None:
     given = json.loads(Path(words).read_text())
     os.environ["LMUData"] = given["out"]  # noqa: SIM112
     os.environ["PRED_FORMAT"] = "tsv"  # a sheet takes no control characters
-    sys.path.insert(0, kit)
+    is_torchvision_available()  # kept: transformers must not take the stand-in for it
     sys.meta_path.append(Missing(kit))
     import pandas
     from vlmeval.api import OpenAIWrapper
