@@ -40,6 +40,7 @@ HOW += " && DIR/vllm/bin/pip uninstall torchvision torchaudio torchcodec (20 min
 FAMILIES = ("qwen2", "olmo2", "llama")
 TOKENS = 12
 SIZE = (40, 50)  # two crops
+SECONDS = 600.0  # the real tower takes its time on a busy CPU
 SPACE = {"VLLM_CPU_KVCACHE_SPACE": "1"}
 
 
@@ -187,7 +188,7 @@ def logprobs(choice: dict[str, Any]) -> list[float]:
 
 def test_our_server_beside_it(exported: Exported, server: str) -> None:
     """The same questions to both servers, over the same protocol."""
-    mine = Server(exported.weights, model="molmo")
+    mine = Server(exported.weights, model="molmo", stall=SECONDS, seconds=SECONDS)
     replica = load(exported.weights).replica(2)
     with mine.front_in_a_thread(), mine.engine_in_a_thread(replica):
         for talk in talks():
