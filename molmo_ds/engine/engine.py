@@ -242,7 +242,10 @@ class DeepSpeedEngine:
             if self.grid.first(found.copies):
                 owned[found.component] += found.tensors
         limit = optim.norm_limit_used(self.config.optim, self.step)
-        return optim.clip(every, self.sum_over_ranks, limit, owned)
+        stepping = deepspeed_0_19.torch_optimizer(self.engine)
+        scaling = isinstance(stepping, optim.ScalingAdamW)
+        groups = stepping.param_groups if scaling else None
+        return optim.clip(every, self.sum_over_ranks, limit, owned, groups)
 
     def sum_over_ranks(self, squares: Tensor) -> None:
         """Sum a tensor in place; offloaded gradients lie on the CPU, where NCCL sums nothing."""
