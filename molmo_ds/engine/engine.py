@@ -19,6 +19,7 @@ from molmo_ds.engine import deepspeed_0_19, ds_config, fragments, optim
 from molmo_ds.engine.checks import collectives
 from molmo_ds.engine.checks.gradient_order import GradientOrder
 from molmo_ds.engine.compiled import compile_layers
+from molmo_ds.engine.feeder import Feeder
 from molmo_ds.engine.grid import COPIES, LOSSES
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.loss_scale import COUNTS, fill, scale
@@ -74,6 +75,7 @@ class DeepSpeedEngine:
         deepspeed_0_19.take_no_norm(self.engine)
         for part in self.parts:
             part.settle(self.engine, self.model)
+        self.feeder = Feeder(world.device)
         self.watch = collectives.check(config.timeout_seconds) if config.check_collectives else None
         self.set_weights(first_weights(config))
         self.writer = Writer(config, world, self.scratch)
@@ -138,9 +140,13 @@ class DeepSpeedEngine:
 
     def local(self, batch: Batch) -> Batch:
         """This rank's share of a batch, on its device."""
+        return self.share(batch).to(self.world.device)
+
+    def share(self, batch: Batch) -> Batch:
+        """This rank's share of a batch, on the CPU."""
         for part in self.parts:
             batch = part.local(batch)
-        return batch.to(self.world.device)
+        return batch
 
     def begin_step(self) -> None:
         """Count the step, give it its random numbers, and let check_collectives name it."""
@@ -156,11 +162,13 @@ class DeepSpeedEngine:
         factor, counts = self.scale(micro_batches)
         micro_batches = fill(micro_batches, self.ds["gradient_accumulation_steps"])
         sums = []
-        for i, batch in enumerate(micro_batches):
-            last = i == len(micro_batches) - 1
-            self.engine.set_gradient_accumulation_boundary(last and not self.defers)
-            losses = self.engine(self.local(batch).weighted(factor))
+        coming = self.feeder.send(self.share(micro_batches[0]))
+        for following in [*micro_batches[1:], None]:
+            self.engine.set_gradient_accumulation_boundary(following is None and not self.defers)
+            losses = self.engine(self.feeder.arrived(coming).weighted(factor))
             loss = losses[0] + losses[1]
+            if following is not None:  # before a backward pass that the host may wait for
+                coming = self.feeder.send(self.share(following))
             self.order.compare_before(loss)
             self.engine.backward(loss, scale_wrt_gas=False)
             self.order.end_pass()
