@@ -20,7 +20,7 @@ from pathlib import Path
 from molmo_ds import settings
 from molmo_ds.config import RunConfig
 from molmo_ds.engine.launching.hosts import read_hosts
-from molmo_ds.engine.plan import choice, plan_inference
+from molmo_ds.engine.plan import choice, host_time, plan_inference
 from molmo_ds.engine.plan.choice import Room
 from molmo_ds.engine.plan.plan_inference import Card
 from molmo_ds.engine.plan.plan_memory import plan
@@ -136,3 +136,4 @@ def main(arguments: list[str] | None = None) -> None:
     print("stage " + "".join(f"{name:>12}" for name in FIELDS))
     for index, made in enumerate(plan(config, strategy, world)):
         print(f"{index:>5} " + "".join(f"{getattr(made, name) / 1e9:12.2f}" for name in FIELDS))
+    print(host_time.told(config, strategy, card))

@@ -12,8 +12,9 @@ from molmo_ds import settings
 from molmo_ds.config import RunConfig
 from molmo_ds.engine import strategy
 from molmo_ds.engine.launch import World, alone
-from molmo_ds.engine.plan import choice, plan_memory
+from molmo_ds.engine.plan import choice, host_time, plan_memory
 from molmo_ds.engine.plan.choice import ALONE, LEFT_OUT, ORDER, Room
+from molmo_ds.engine.plan.plan_inference import CARD
 from molmo_ds.testing.ranks import run_ranks
 
 H100 = Room(device=85e9 - choice.RESERVED, host=2e12 / 8)
@@ -160,3 +161,26 @@ def test_goes_on_with_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 def test_where_auto_is_no_file() -> None:
     with pytest.raises(ValueError, match="strategy=auto is for molmo-ds train, launch and plan"):
         strategy.read_strategy("auto")
+
+
+@pytest.mark.parametrize(
+    "preset, tokens, sequences, bound",
+    [
+        ("qwen2_1b5", 2304, 4, True),  # 143 TFLOP at 450 a second
+        ("molmo_7b_d", 2304, 1, True),  # 113
+        ("molmo_7b_d", 2304, 4, False),  # 452
+        ("molmo_72b", 2304, 1, False),
+    ],
+)
+def test_from_which_size_on_the_host_is_not_the_limit(
+    preset: str, tokens: int, sequences: int, bound: bool
+) -> None:
+    words = f"preset={preset}", f"micro_batch={sequences}", f"global_batch={8 * sequences}"
+    data = f"data.sequence_length={tokens}", "data.crops_per_sequence=13"
+    config = settings.load(None, [*words, *data])
+    zero1, zero3 = (
+        strategy.read_strategy(f"ds_configs/{name}.json") for name in ("zero1", "zero3")
+    )
+    assert ("take zero1 or zero2" in host_time.told(config, zero3, CARD)) == bound
+    assert "take zero1" not in host_time.told(config, zero1, CARD)
+    assert host_time.of_host(config, zero1) < host_time.of_host(config, zero3)

@@ -103,9 +103,7 @@ def settled(config: RunConfig, world: World, folder: Path) -> RunConfig:
     if config.strategy != AUTO:
         return config
     room = measured(world)
-    made: list[Choice] = []
-    world.agree(lambda: made.append(choose(config, world.size, room, _earlier(config, folder))))
-    choice = world.broadcast(made[0] if made else None)
+    choice = world.agree(lambda: choose(config, world.size, room, _earlier(config, folder)))
     log.info(choice.sentence)
     return replace(config, strategy=choice.path)
 
