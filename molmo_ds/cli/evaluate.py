@@ -18,7 +18,8 @@ from typing import Any
 
 from molmo_ds.cli import evaluate_options
 from molmo_ds.eval.listing import listing, shards_of
-from molmo_ds.eval.sets import PAPER, published_crops, resolve, words
+from molmo_ds.eval.set_table import PAPER
+from molmo_ds.eval.sets import published_crops, resolve, words
 from molmo_ds.eval.task import Task
 from molmo_ds.files import Remote
 from molmo_ds.stores.mirror import Mirror, scratch_of

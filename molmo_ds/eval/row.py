@@ -20,7 +20,8 @@ Scores = dict[str, float]  # named numbers, 1 is best, and UNREADABLE
 # 1.0 where the reply holds no answer of the expected form, so that it was guessed or is wrong
 UNREADABLE = "unreadable"
 # the truth
-HIDDEN = ("answer", "answers", "answer_index", "points", "text", "boxes", "masks", "inline_points")
+HIDDEN = ("answer", "answers", "answer_index", "text", "boxes", "masks")
+HIDDEN += ("points", "inline_points", "point_groups", "tracks")
 
 _DRAWS = RandomState(0)  # made once: making one costs more than scoring a row
 

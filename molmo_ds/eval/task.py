@@ -102,7 +102,7 @@ class Task:
 def _picture(shards: ShardSet, index: int, record: Mapping[str, Any]) -> str:
     """The data set's own name of a picture, else a hash of its bytes, so that equal pictures have equal names."""
     known = record.get("metadata") or {}
-    for key in ("image_id", "image_url"):
+    for key in ("image_id", "image_url", "video_id"):
         if known.get(key) is not None:
             return str(known[key])
     if not record["images"]:
