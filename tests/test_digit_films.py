@@ -50,7 +50,7 @@ def test_answers_follow_from_the_film(films: ModuleType) -> None:
 def test_records_are_real_videos_of_their_split(films: ModuleType) -> None:
     (_, parts) = next(films.records("heldout", "examination", 1))
     record = json.loads(parts["json"])
-    assert video_size(parts["mp4"]).duration == pytest.approx(25 / 8)
+    assert video_size(parts["mp4"]).duration == pytest.approx(3.0)
     assert frames_at(parts["mp4"], [0.0])[0].shape == (56, 56, 3)
     trained = set(films.compose.load_scans("train")[0].tolist())
     assert not trained & set(record["metadata"]["scans"])

@@ -23,6 +23,7 @@ APPEAR = (0.0, 0.5, 1.0)
 LEAVE = (1.5, 2.0, 2.5)
 SIZE = 25  # of a digit's box, pixels
 STEP = 0.5  # seconds between two frames that Molmo2 takes
+WEIGHT = 6.0  # of an answer of one word, which would count for nothing beside a caption of forty
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Director:
         background = composer._background(rng)
         bright = rng.uniform(200, 255, 2)
         frames = []
-        for number in range(RATE * SECONDS + 1):
+        for number in range(RATE * SECONDS):
             frame = background.copy()
             for mover, ink, light in zip(movers, inks, bright):
                 if mover.shown(number / RATE):
@@ -118,7 +119,12 @@ def leaving(movers: list[Mover]) -> dict:
     """Which digit leaves first?"""
     first = min(movers, key=lambda mover: mover.leaves)
     question = "Which digit leaves first?"
-    return {"style": "video_short_answer", "question": question, "answer": str(first.digit)}
+    return {
+        "style": "video_short_answer",
+        "question": question,
+        "answer": str(first.digit),
+        "weight": WEIGHT,
+    }
 
 
 def appearing(mover: Mover) -> dict:
@@ -127,6 +133,7 @@ def appearing(mover: Mover) -> dict:
         "style": "video_short_answer",
         "question": f"At what time does the {mover.digit} appear?",
         "answer": f"{mover.appears:.1f}",
+        "weight": WEIGHT,
     }
 
 

@@ -1,6 +1,6 @@
-"""The video proof: make shards of mp4 files, train, examine on held-out scans beside the best constant, draw a page.
+"""The video proof: make shards of mp4 files, train, examine on held-out scans beside the best constant, draw.
 
-    python examples/digits/video.py --out runs/digits-video [--steps 2000]
+    python examples/digits/video.py --out runs/digits-video [--steps 1200] [--ranks 2]
 
 The same command goes on where it was stopped; the result is in OUT/summary.json and OUT/sheet.png.
 """
@@ -33,7 +33,7 @@ from molmo_ds.infer.generate import Options
 
 HERE = Path(__file__).parent
 RECIPE = HERE / "video.yaml"
-COUNTS = {"films": 6000, "examination": 200}
+COUNTS = {"films": 4000, "examination": 200}
 KINDS = ("leaves first", "appears at", "track")
 NEAR = 12.5  # percent of the side by which a tracked point may be off
 # what one word of the tokenizer may span: a time, a coordinate, a digit, a word or a tag with the space before it
@@ -46,14 +46,15 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=home, required=True, help="folder of the run")
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--films", type=int, default=COUNTS["films"], help="to train on")
     parser.add_argument("--questions", type=int, default=COUNTS["examination"], help="films asked")
     args = parser.parse_args(arguments)
     out = Path(args.out)
     make_shards(out, {"films": args.films, "examination": args.questions})
     make_tokenizer(out)
-    train(out, args.steps)
+    train(out, args.steps, args.ranks)
     found = examine(out)
     (out / "summary.json").write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
@@ -84,8 +85,8 @@ def make_tokenizer(out: Path) -> None:
     train_tokenizer(texts, config.model.text.vocab_size, folder, PIECES)
 
 
-def train(out: Path, steps: int) -> None:
-    """Train with the deepspeed launcher on one rank, or go on."""
+def train(out: Path, steps: int, ranks: int) -> None:
+    """Train with the deepspeed launcher, or go on."""
     run = out / "run"
     if (run / "DONE").exists():
         return
@@ -94,7 +95,7 @@ def train(out: Path, steps: int) -> None:
     words += [
         f"optim.{part}.warmup_steps={min(60, steps)}" for part in ("connector", "vision", "text")
     ]
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "1"]
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(ranks)]
     subprocess.run([*launcher, "--module", "molmo_ds.train", str(RECIPE), *words], check=True)
 
 

@@ -26,6 +26,11 @@ def read_arguments(description: str, arguments: list[str] | None) -> argparse.Na
     parser.add_argument(
         "--image", type=home, action="append", default=[], help="may be given several times"
     )
+    parser.add_argument("--video", type=home, help="an mp4, a WebM or a GIF instead of pictures")
+    parser.add_argument(
+        "--clip", type=float, nargs=2, metavar=("BEGIN", "END"), help="seconds of the video"
+    )
+    parser.add_argument("--num-frames", type=int, help="the most that are shown of the video")
     parser.add_argument(
         "--style", default="demo", help="as in training, for example vqa2, pointing, point_count"
     )
@@ -43,7 +48,7 @@ def read_arguments(description: str, arguments: list[str] | None) -> argparse.Na
     parser.add_argument(
         "--draw",
         type=home,
-        help="write the first picture with the points of the answer to this file",
+        help="write the first picture with the points of the answer to this file; of a video the frames with points",
     )
     given = parser.parse_args(arguments)
     if (given.checkpoint is None) == (given.server is None):
@@ -52,8 +57,12 @@ def read_arguments(description: str, arguments: list[str] | None) -> argparse.Na
         parser.error(
             "--beams, --tokenizer and --device belong to a checkpoint; a server has its own."
         )
-    if given.draw and not given.image:
-        parser.error("--draw needs a picture; give one with --image.")
+    if given.video and given.image:
+        parser.error("A question is about pictures or about one video; leave --image or --video.")
+    if (given.clip or given.num_frames is not None) and not given.video:
+        parser.error("--clip and --num-frames say what is shown of a --video; give one.")
+    if given.draw and not (given.image or given.video):
+        parser.error("--draw needs a picture or a video; give one with --image or --video.")
     if given.draw and Path(given.draw).suffix.lower() not in Image.registered_extensions():
         parser.error(f"--draw {given.draw} has no picture's ending; write it as .png or .jpg.")
     if given.draw and not Path(given.draw).absolute().parent.is_dir():

@@ -67,6 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
         stall=given.stall,
         max_bytes=given.max_megabytes << 20,
         max_pixels=given.max_megapixels * 1_000_000,
+        max_frames=given.max_frames,
     )
     rank = RankSettings(
         folder=both["folder"],

@@ -54,13 +54,14 @@ def read_arguments(description: str, arguments: list[str] | None) -> argparse.Na
     )
     parser.add_argument("--max-megabytes", type=int, default=32, help="of a request")
     parser.add_argument(
-        "--max-megapixels", type=int, default=64, help="of all pictures of a request"
+        "--max-megapixels", type=int, default=64, help="of all pictures or frames of a request"
     )
     parser.add_argument("--max-pictures", type=int, default=8, help="of a request")
+    parser.add_argument("--max-frames", type=int, default=384, help="of a video")
     parser.add_argument(
         "--allowed-media-domains",
         default="",
-        help="a.org,b.org: hosts from which pictures may be fetched",
+        help="a.org,b.org: hosts from which pictures and videos may be fetched",
     )
     parser.add_argument("--backend", choices=["own", "vllm"], default="own")
     parser.add_argument(

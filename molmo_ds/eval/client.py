@@ -14,10 +14,12 @@ class Ask:
     """One question."""
 
     id: str  # TASK:SPLIT:QUESTION, the same in every run
-    pictures: tuple[bytes, ...]  # encoded, as they lie in the shard
+    # encoded, as they lie in the shard: pictures, a video's file, or its frames
+    pictures: tuple[bytes, ...]
     annotation: dict[str, Any]  # without the truth: what the prompt is made of
     seed: int  # of the draw of a template: number of the sample
     max_new_tokens: int
+    film: dict[str, Any] | None = None  # what the record says of its video (record.film_of)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,7 @@ class Client(Protocol):
         """One reply for each question, in the order in which they are ready.
 
         Questions are taken when there is room for them, so `asks` may be longer than memory. Those of equal pictures
-        should follow each other.
+        or of one video should follow each other.
         """
         ...
 

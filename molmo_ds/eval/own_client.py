@@ -13,8 +13,16 @@ from numpy.random import RandomState
 
 from molmo_ds.batch import Sample
 from molmo_ds.data.decode import BadSample
-from molmo_ds.data.sample.builder import SampleBuilder
-from molmo_ds.data.tokens import IMAGE_TOKENS, Tokenizer
+from molmo_ds.data.sample.builder import SampleBuilder, Seen
+from molmo_ds.data.sample.layout import (
+    FRAME_END,
+    FRAME_START,
+    IM_END,
+    IM_PATCH,
+    IM_START,
+    LOW_RES_IM_START,
+)
+from molmo_ds.data.tokens import Tokenizer
 from molmo_ds.eval.client import Ask, Reply, failure
 from molmo_ds.infer.answers import answer
 from molmo_ds.infer.load import Answerer
@@ -22,9 +30,8 @@ from molmo_ds.infer.options import Options
 from molmo_ds.infer.question import Question
 from molmo_ds.infer.replica import Replica
 
-START = IMAGE_TOKENS.index("<im_start>")
-END = IMAGE_TOKENS.index("<im_end>")
-PATCH = IMAGE_TOKENS.index("<im_patch>")
+STARTS = (IM_START, LOW_RES_IM_START, FRAME_START)
+ENDS = (IM_END, FRAME_END)
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,7 @@ class OwnClient:
         """The prompts in order, those of as many pictures ahead as there are answers at a time."""
         waiting: deque = deque()
         with ThreadPoolExecutor(self.workers) as pool:
-            for _, group in itertools.groupby(asks, lambda ask: ask.pictures):
+            for _, group in itertools.groupby(asks, lambda ask: (ask.pictures, ask.film)):
                 waiting.append(pool.submit(make, self.builder, list(group), self.replica.capacity))
                 while len(waiting) > self.batch:
                     yield from waiting.popleft().result()
@@ -94,9 +101,9 @@ class OwnClient:
 
 
 def make(builder: SampleBuilder, asks: list[Ask], known: int) -> list[_Made]:
-    """The prompts of questions about the same pictures, which are decoded once; `known`: positions of a replica."""
+    """The prompts of questions about the same pictures or video, decoded once; `known`: positions of a replica."""
     try:
-        seen = builder.see(asks[0].pictures)
+        seen = see(builder, asks[0])
     except BadSample as error:
         return [_Made(ask, None, str(error)) for ask in asks]
     out = []
@@ -119,8 +126,15 @@ def make(builder: SampleBuilder, asks: list[Ask], known: int) -> list[_Made]:
     return out
 
 
+def see(builder: SampleBuilder, ask: Ask) -> Seen:
+    """What a question is about, decoded; BadSample where it cannot be."""
+    if ask.film is None:
+        return builder.see(ask.pictures)
+    return builder.see_video({**ask.film, "pixels": ask.pictures})
+
+
 def prompt_text(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
-    """A prompt for people: the text, and IMAGE[n] for each block of n patches, as allenai/molmo shows it.
+    """A prompt for people: the text, and IMAGE[n] for each block or frame of n patches, as allenai/molmo shows it.
 
     Source: allenai/molmo 793fa38, olmo/html_utils.py.
     """
@@ -129,15 +143,15 @@ def prompt_text(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
     patches = None  # of the block that is open
     for token in ids:
         image_token = int(token) - tokenizer.vocab_size
-        if patches is None and image_token == START:
+        if patches is None and image_token in STARTS:
             shown += tokenizer.decode(words)
             words = []
             patches = 0
-        elif patches is not None and image_token == END:
+        elif patches is not None and image_token in ENDS:
             shown += f"IMAGE[{patches}]"
             patches = None
         elif patches is not None:
-            patches += image_token == PATCH
+            patches += image_token == IM_PATCH
         else:
             words.append(int(token))
     return (shown + tokenizer.decode(words)).lstrip()

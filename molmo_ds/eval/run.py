@@ -13,6 +13,7 @@ from numpy.random import RandomState
 from tqdm import tqdm
 
 from molmo_ds.data.read.shards import ShardSet
+from molmo_ds.data.sample.record import film_of
 from molmo_ds.engine.launch import World
 from molmo_ds.eval import log as answers
 from molmo_ds.eval.client import FAILED, Ask, Client, Part, Reply
@@ -159,7 +160,9 @@ def ask(job: Job, client: Client, rows: Sequence[Row], world: World, part: Part)
 def asks(shards: ShardSet, rows: Iterable[Row], new_tokens: int) -> Iterator[Ask]:
     """The questions with their pictures, which are read when they are needed."""
     for index, alike in itertools.groupby(rows, lambda row: row.index):
-        pictures = tuple(shards.read(index)["pixels"])
+        record = shards.read(index)
+        pictures = tuple(record["pixels"])
+        film = film_of(record)
         for row in alike:
             yield Ask(
                 id=row.id,
@@ -167,6 +170,7 @@ def asks(shards: ShardSet, rows: Iterable[Row], new_tokens: int) -> Iterator[Ask
                 annotation=row.question(),
                 seed=index,
                 max_new_tokens=new_tokens,
+                film=film,
             )
 
 

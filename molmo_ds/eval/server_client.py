@@ -19,7 +19,8 @@ from PIL import Image
 
 from molmo_ds.config import PromptConfig
 from molmo_ds.data.sample.prompts import PromptFormatter
-from molmo_ds.eval.chat import VERBATIM, base, headers, picture_part, sentence
+from molmo_ds.data.video import film_kind
+from molmo_ds.eval.chat import FRAMES, VERBATIM, base, headers, picture_part, sentence, video_part
 from molmo_ds.eval.client import Ask, Reply, failure
 
 KEY = "OPENAI_API_KEY"  # of the environment
@@ -86,10 +87,7 @@ class ServerClient:
             text = self.formatter.messages(ask.annotation, RandomState(ask.seed), inference=True)[
                 -1
             ]
-            content = [
-                *(_part(picture) for picture in ask.pictures),
-                {"type": "text", "text": text},
-            ]
+            content = [*_parts(ask), {"type": "text", "text": text}]
         # an annotation that cannot be used, a picture that is none
         except (ValueError, OSError) as error:
             return failure(ask, error)
@@ -160,15 +158,23 @@ def _read(ask: Ask, answer: Any, prompt: str) -> Reply:
         raise Unanswered("the server's answer has no choices with a message") from None
     if not isinstance(text, str):
         raise Unanswered("the server's answer has no text")
-    shown = f"IMAGE[{len(ask.pictures)}] " if ask.pictures else ""
+    kind = "IMAGE" if ask.film is None else "VIDEO"
+    shown = f"{kind}[{len(ask.pictures)}] " if ask.pictures else ""
     return Reply(
         id=ask.id, text=text.strip(), token_count=int(tokens), end=end, prompt=shown + prompt
     )
 
 
-def _part(picture: bytes) -> dict[str, Any]:
-    kind = Image.open(io.BytesIO(picture)).get_format_mimetype() or "image/jpeg"
-    return picture_part(picture, kind)
+def _parts(ask: Ask) -> list[dict[str, Any]]:
+    if ask.film is None:
+        return [picture_part(picture, _kind(picture)) for picture in ask.pictures]
+    frames = ask.film.get("fps") is not None
+    kind = FRAMES if frames else f"video/{film_kind(ask.pictures[0]) or 'gif'}"
+    return [video_part(ask.pictures, kind, ask.film)]
+
+
+def _kind(picture: bytes) -> str:
+    return Image.open(io.BytesIO(picture)).get_format_mimetype() or "image/jpeg"
 
 
 def _error_text(error: urllib.error.HTTPError) -> str:

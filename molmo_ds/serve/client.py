@@ -10,14 +10,22 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from molmo_ds.eval.chat import base, headers, picture_part, sentence
+from molmo_ds.data.video import film_kind
+from molmo_ds.eval.chat import base, headers, picture_part, sentence, video_part
+from molmo_ds.eval.pictures import Video
 
 SECONDS = 600
 
 
-def request_body(question: str, pictures: Sequence[np.ndarray], **keys: Any) -> dict[str, Any]:
+def request_body(
+    question: str, pictures: Sequence[np.ndarray], video: Video | None = None, **keys: Any
+) -> dict[str, Any]:
     """The body of a request with one message; pictures are uint8 [height, width, 3]."""
     parts = [picture_part(_png(picture), "image/png") for picture in pictures]
+    if video is not None:
+        parts.append(
+            video_part([video.data], f"video/{film_kind(video.data) or 'gif'}", video.keys)
+        )
     parts.append({"type": "text", "text": question})
     return {"messages": [{"role": "user", "content": parts}], "stream": True, **keys}
 

@@ -35,7 +35,8 @@ PAGE = {
     "/page.css": ("page.css", "text/css"),
 }
 PAGE_HEADERS = {  # the page may load only what this server has
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; media-src blob:;"
+    " frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
 }
 T = TypeVar("T")
@@ -168,9 +169,12 @@ class Front:
                 400,
                 f"{len(request.pictures)} pictures are more than the {self.settings.max_pictures} allowed.",
             )
-        pictures = await self.media.read(request.pictures)
+        if request.video:
+            files = await self.media.read([request.video.url], "video")
+        else:
+            files = await self.media.read([picture.url for picture in request.pictures])
         prompts = await asyncio.shield(self.prompts)
-        prompt = await asyncio.to_thread(prompts.make, request, pictures)
+        prompt = await asyncio.to_thread(prompts.make, request, files)
         return request, prompt, prompts.tokenizer
 
     def check_key(self, http: web.Request) -> None:
@@ -361,7 +365,7 @@ def load_prompts(settings: FrontSettings) -> "Prompts":
     """What makes the prompts; torch is imported here, while the front listens already."""
     from molmo_ds.serve.prompts import Prompts
 
-    return Prompts(settings.folder, settings.tokenizer, settings.max_pixels)
+    return Prompts(settings.folder, settings.tokenizer, settings.max_pixels, settings.max_frames)
 
 
 async def serve(settings: FrontSettings) -> None:

@@ -1,19 +1,28 @@
-// The page's behaviour: a picture in, questions out, words and points as they come. Nothing is loaded from elsewhere.
+// The page's behaviour: a picture or a video in, questions out, words and points as they come. Nothing is loaded from elsewhere.
 "use strict";
 
 const at = (id) => document.getElementById(id);
-let picture = null; // data: URL of the picture that is asked about
+let shown = null; // part of a message: the picture or the video that is asked about
+let spoken = ""; // the answer whose points are drawn
 let history = []; // messages of this conversation
 let running = null; // AbortController of the answer that is coming
 
-// ---- the picture
+// ---- the picture or the video
+
+const isVideo = () => shown?.type === "video_url";
 
 function show(file) {
-  if (!file || !file.type.startsWith("image/")) return;
+  const kind = file?.type.match(/^(image|video)\//)?.[1];
+  if (!kind) return;
   const reader = new FileReader();
   reader.onload = () => {
-    picture = reader.result;
-    at("picture").src = picture;
+    shown = { type: `${kind}_url`, [`${kind}_url`]: { url: reader.result } };
+    URL.revokeObjectURL(at("video").src);
+    at("video").removeAttribute("src");
+    if (isVideo()) at("video").src = URL.createObjectURL(file);
+    else at("picture").src = reader.result;
+    at("picture").hidden = isVideo();
+    at("video").hidden = !isVideo();
     at("frame").hidden = false;
     at("stage").classList.add("full");
     clear();
@@ -22,12 +31,15 @@ function show(file) {
   reader.readAsDataURL(file);
 }
 
-at("picture").addEventListener("load", () => {
-  // a small picture is shown larger
-  const { naturalWidth, naturalHeight, style } = at("picture");
-  const scale = Math.max(1, Math.floor(448 / Math.max(naturalWidth, naturalHeight)));
-  style.width = scale > 1 ? `${naturalWidth * scale}px` : "";
-});
+function enlarge(element, width, height) {
+  // what is small is shown larger
+  const scale = Math.max(1, Math.floor(448 / Math.max(width, height)));
+  element.style.width = scale > 1 ? `${width * scale}px` : "";
+}
+
+at("picture").addEventListener("load", ({ target }) => enlarge(target, target.naturalWidth, target.naturalHeight));
+at("video").addEventListener("loadedmetadata", ({ target }) => enlarge(target, target.videoWidth, target.videoHeight));
+at("video").addEventListener("timeupdate", () => draw(spoken));
 at("file").addEventListener("change", (event) => show(event.target.files[0]));
 document.addEventListener("paste", (event) => show([...event.clipboardData.files][0]));
 document.addEventListener("dragover", (event) => {
@@ -45,30 +57,47 @@ document.addEventListener("drop", (event) => {
 
 const PAIR = /x\d*="\s*([\d.]+)"\s+y\d*="\s*([\d.]+)"/g;
 
+// and Molmo2's <points coords="PLACE 1 250 750 2 300 410;PLACE ..">, in thousandths; a place of a video is its seconds
+
+const COORDS = /<(?:points|tracks).*? coords="([0-9\t:;, .]+)"\/?>/g;
+const GROUP = /(?:^|[\t:,;])([0-9.]+) ([0-9. ]+)/g;
+const POINT = /([0-9]+) ([0-9]{3,4}) ([0-9]{3,4})/g;
+
 function pointsOf(text) {
-  return [...text.matchAll(PAIR)]
-    .map((found) => ({ x: Number(found[1]), y: Number(found[2]) }))
-    .filter((point) => point.x <= 100 && point.y <= 100);
+  const pairs = [...text.matchAll(PAIR)].map(([, x, y], i) => ({ x: Number(x), y: Number(y), name: i + 1 }));
+  const groups = [...text.matchAll(COORDS)].flatMap(([, coords]) => [...coords.matchAll(GROUP)]);
+  const placed = groups.flatMap(([, place, points]) => [...points.matchAll(POINT)].map(
+    ([, name, x, y]) => ({ x: x / 10, y: y / 10, name, place: Number(place) }),
+  ));
+  return [...pairs, ...placed].filter((point) => point.x <= 100 && point.y <= 100);
+}
+
+function now(points) {
+  // those of the last moment that the video has reached
+  const reached = points.map((point) => point.place).filter((place) => place <= at("video").currentTime + 0.05);
+  return points.filter((point) => point.place === Math.max(...reached));
 }
 
 function draw(text) {
-  const points = pointsOf(text);
-  const shown = [...at("frame").querySelectorAll(".point")];
-  shown.slice(points.length).forEach((mark) => mark.remove());
+  spoken = text;
+  const all = pointsOf(text);
+  const points = isVideo() ? now(all) : all;
+  const marks = [...at("frame").querySelectorAll(".point")];
+  marks.slice(points.length).forEach((mark) => mark.remove());
   points.forEach((point, i) => {
-    const mark = shown[i] || at("frame").appendChild(document.createElement("span"));
+    const mark = marks[i] || at("frame").appendChild(document.createElement("span"));
     mark.className = "point";
     mark.style.left = `${point.x}%`;
     mark.style.top = `${point.y}%`;
-    mark.textContent = points.length > 1 ? i + 1 : "";
+    mark.textContent = points.length > 1 ? point.name : "";
   });
 }
 
 function write(turn, text) {
   // tags of points become marked words; one that is not whole yet is not shown
   turn.replaceChildren();
-  const whole = text.replace(/<points?\b[^>]*$/, "");
-  for (const [i, part] of whole.split(/<points?\b[^>]*>([^<]*)(?:<\/points?>)?/).entries()) {
+  const whole = text.replace(/<(?:points?|tracks)\b[^>]*$/, "");
+  for (const [i, part] of whole.split(/<(?:points?|tracks)\b[^>]*>([^<]*)(?:<\/(?:points?|tracks)>)?/).entries()) {
     const node = i % 2 ? document.createElement("mark") : document.createTextNode(part);
     if (i % 2) node.textContent = part;
     turn.append(node);
@@ -97,7 +126,7 @@ function clear() {
 
 function message(text) {
   const parts = [{ type: "text", text }];
-  if (picture && history.length === 0) parts.unshift({ type: "image_url", image_url: { url: picture } });
+  if (shown && history.length === 0) parts.unshift(shown);
   return { role: "user", content: parts };
 }
 

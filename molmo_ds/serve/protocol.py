@@ -46,7 +46,7 @@ def _as_parts(content: Any) -> Any:
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
     if not isinstance(content, list):
-        raise ValueError("must be a text or a list of parts of type text or image_url")
+        raise ValueError("must be a text or a list of parts of type text, image_url or video_url")
     return content
 
 
@@ -87,14 +87,35 @@ class ImagePart(_Read):
     image_url: Annotated[ImageURL, BeforeValidator(_as_object)]
 
 
+class VideoURL(_Read):
+    """Where a video is, and what of it is shown, in the words of a record (docs/reference/data-format.md)."""
+
+    url: Text
+    clip: list[float] | None = None  # [begin, end] in seconds
+    num_frames: int | None = None  # the most that are shown
+    subtitles: Any = None  # a text, or a list of [begin, end, text]
+    fps: float | None = None  # of a video that is kept as pictures
+
+    def film(self) -> dict[str, Any]:
+        """What it says of the video, without its URL."""
+        return self.model_dump(mode="json", exclude={"url"}, exclude_none=True)
+
+
+class VideoPart(_Read):
+    """A video of a message."""
+
+    type: Literal["video_url"]
+    video_url: Annotated[VideoURL, BeforeValidator(_as_object)]
+
+
+Part = Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="type")]
+
+
 class Message(_Read):
     """One turn of a conversation, or what the system says before it."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[
-        list[Annotated[TextPart | ImagePart, Field(discriminator="type")]],
-        BeforeValidator(_as_parts),
-    ]
+    content: Annotated[list[Part], BeforeValidator(_as_parts)]
 
     @property
     def text(self) -> str:
@@ -105,6 +126,16 @@ class Message(_Read):
     def pictures(self) -> list[ImageURL]:
         """The pictures of all parts."""
         return [part.image_url for part in self.content if isinstance(part, ImagePart)]
+
+    @property
+    def videos(self) -> list[VideoURL]:
+        """The videos of all parts."""
+        return [part.video_url for part in self.content if isinstance(part, VideoPart)]
+
+    @property
+    def shows(self) -> bool:
+        """Whether it has a picture or a video."""
+        return bool(self.pictures or self.videos)
 
 
 class StreamOptions(_Read):
@@ -144,6 +175,11 @@ class Request(_Read):
     def pictures(self) -> list[ImageURL]:
         """The pictures of all messages, in order."""
         return [picture for message in self.messages for picture in message.pictures]
+
+    @property
+    def video(self) -> VideoURL | None:
+        """The video of all messages, of which there is one at most."""
+        return next((video for message in self.messages for video in message.videos), None)
 
     @property
     def turns(self) -> list[str]:
@@ -191,10 +227,13 @@ def read(body: bytes) -> Request:
 
 def _check_turns(messages: list[Message]) -> None:
     start = 1 if messages[0].role in ("system", "developer") else 0
-    if messages[0].pictures and start:
+    if messages[0].shows and start:
         raise Refused(
             400, "'messages[0]' is the system's and has a picture; only the user can show one."
         )
+    videos = sum(len(message.videos) for message in messages)
+    if videos > 1 or (videos and any(message.pictures for message in messages)):
+        raise Refused(400, "A conversation is about one video or about pictures, not both.")
     if not messages[start:] or messages[-1].role != "user":
         raise Refused(400, "'messages' must end with a message of the user.")
     for i, message in enumerate(messages[start:]):
@@ -205,7 +244,7 @@ def _check_turns(messages: list[Message]) -> None:
                 f"'messages[{start + i}]' has the role {message.role} where {wanted} is expected: user and assistant"
                 " take turns, and the system speaks first or not at all.",
             )
-        if wanted == "assistant" and (message.pictures or not message.text.strip()):
+        if wanted == "assistant" and (message.shows or not message.text.strip()):
             raise Refused(
                 400,
                 f"'messages[{start + i}]' is the assistant's and must be a text, without a picture.",
@@ -224,7 +263,7 @@ def _sentence(error: ValidationError) -> str:
         return f"'{where}' is missing."
     if kind.startswith("union_tag"):
         return (
-            f"'{where}' is no part of type text or image_url, which are the types that are known."
+            f"'{where}' is no part of type text, image_url or video_url, the types that are known."
         )
     what = (
         first["msg"]
@@ -242,7 +281,7 @@ def _path(steps: tuple[int | str, ...]) -> list[int | str]:
     return [
         step
         for i, step in enumerate(steps)
-        if not (i and step in ("text", "image_url") and _is_index(steps[i - 1]))
+        if not (i and step in ("text", "image_url", "video_url") and _is_index(steps[i - 1]))
     ]
 
 

@@ -22,9 +22,10 @@ class FrontSettings:
     seconds: float = 600.0  # in which a request must be answered
     stall: float = 30.0  # seconds of silence after which the engine counts as lost
     max_bytes: int = 32 << 20  # of a request
-    max_pixels: int = 64_000_000  # of all pictures of a request
+    max_pixels: int = 64_000_000  # of all pictures of a request, or of all frames of its video
     max_pictures: int = 8
-    hosts: tuple[str, ...] = ()  # from which pictures may be fetched
+    max_frames: int = 384  # of a video
+    hosts: tuple[str, ...] = ()  # from which pictures and videos may be fetched
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,13 +30,15 @@ from molmo_ds.serve.worker import Answering, Ranks, Worker
 from molmo_ds.testing import run_files
 
 CROPS = ["model.images.crop_mode=overlap-and-resize-c2", "model.images.max_crops=4"]
+# Molmo2 has 14 special tokens, and takes features of its third last block
+FITS = ["model.text.additional_vocab_size=16", "model.vision.feature_layers=[-1,-2]"]
 SECRET = "told to both"
 TEXT = 'How many birds are there? <point x="25.0" y="75.0" alt="bird">bird</point> Counting shows a total of 3. naïve é'
 
 
-def weights_folder(folder: Path, positions: int = 512) -> Path:
+def weights_folder(folder: Path, positions: int = 512, preset: str = "tiny") -> Path:
     """A folder of weights of a micro model, with a tokenizer of bytes and a few words."""
-    config = settings.load(None, ["preset=tiny", *run_files.MODEL, *CROPS]).model
+    config = settings.load(None, [f"preset={preset}", *run_files.MODEL, *CROPS, *FITS]).model
     config = replace(config, text=replace(config.text, max_position_embeddings=positions))
     train_tokenizer([TEXT], 288, folder / "words")
     torch.manual_seed(0)

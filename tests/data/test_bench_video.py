@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from video_files import film
 
 from molmo_ds.testing.scripts import load
+from molmo_ds.testing.small_videos import film
 
 
 def test_decode_and_packing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

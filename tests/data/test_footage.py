@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.random import RandomState
-from video_files import film, png
 
 from molmo_ds import settings
 from molmo_ds.cli.show import main
@@ -25,6 +24,7 @@ from molmo_ds.data.sample.footage import footage, subtitles
 from molmo_ds.data.sample.layout import FRAME_END, FRAME_START, IM_PATCH
 from molmo_ds.data.sample.pointed import Scene
 from molmo_ds.data.show.film import drawn, marks_at
+from molmo_ds.testing.small_videos import film, png
 
 WORDS = Path(__file__).parents[1] / "goldens/data/G_video/tokenizer/qwen3-tiny"
 VOCAB = 1024

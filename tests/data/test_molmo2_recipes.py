@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from video_files import film, png
 
 from molmo_ds import settings
 from molmo_ds.config import RunConfig
@@ -17,6 +16,7 @@ from molmo_ds.engine import build_engine
 from molmo_ds.engine.launch import World
 from molmo_ds.testing import oracle
 from molmo_ds.testing.ranks import run_ranks
+from molmo_ds.testing.small_videos import film, png
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "examples/molmo2").glob("*.yaml"))

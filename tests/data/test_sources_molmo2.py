@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 from source_helpers import Hub, run
-from video_files import film
 
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.sample.review import Review
+from molmo_ds.testing.small_videos import film
 
 VIDEO = film([125 * i for i in range(20)])
 

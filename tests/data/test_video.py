@@ -5,10 +5,10 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from video_files import film
 
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.video import clip_duration, frames_at, video_size
+from molmo_ds.testing.small_videos import film
 
 EVEN = film([125 * i for i in range(20)])
 UNEVEN = [0, 100, 130, 500, 510, 520, 900, 1000, 1400, 1450, 1460, 2000]

@@ -141,8 +141,8 @@ def test_what_is_read() -> None:
 
 
 def test_pictures_of_data_urls() -> None:
-    assert decode("data:image/png;base64,AAEC") == b"\0\1\2"
-    assert decode("data:image/svg+xml;charset=utf-8;base64,AAEC") == b"\0\1\2"
+    assert decode("data:image/png;base64,AAEC") == [b"\0\1\2"]
+    assert decode("data:image/svg+xml;charset=utf-8;base64,AAEC") == [b"\0\1\2"]
 
 
 def test_log_probabilities_are_json() -> None:

@@ -9,6 +9,7 @@ from molmo_ds.data.sample.conversation import shown
 
 Record = dict[str, Any]
 VIDEOS = ("mp4", "webm")  # parts that are videos; so is a GIF that moves
+OF_VIDEO = ("images", "durations", "clip", "subtitles", "num_frames", "fps")
 MOST_FRAMES = 4096
 
 
@@ -81,6 +82,13 @@ def is_video(record: Record) -> bool:
     if videos and len(parts) > 1:
         raise BadSample("A sample holds one video or pictures, not both.")
     return bool(videos)
+
+
+def film_of(record: Record) -> Record | None:
+    """What the record says of its video, without its bytes; None where it shows none. Errors as of `is_video`."""
+    if not is_video(record):
+        return None
+    return {name: record[name] for name in OF_VIDEO if record.get(name) is not None}
 
 
 def first_size(record: Record) -> tuple[int, int] | None:

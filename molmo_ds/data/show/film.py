@@ -55,10 +55,30 @@ def _share(point: list[float], annotation: Annotation, scene: Scene) -> tuple[fl
     return point[0] / across, point[1] / down
 
 
+def contact_sheet(
+    frames: list[np.ndarray], times: list[float], marks: list[list[Mark]], columns: int = 8
+) -> np.ndarray:
+    """Frames of equal size in rows, with their times and the marks in each: uint8 [height, width, 3]."""
+    cells = []
+    for frame, time, here in zip(frames, times, marks, strict=True):
+        cell = Image.fromarray(drawn(frame, here))
+        pen = ImageDraw.Draw(cell)
+        pen.text(
+            (3, 1), f"{stamp(time)} s", fill=(255, 255, 0), stroke_width=1, stroke_fill=(0, 0, 0)
+        )
+        cells.append(np.asarray(cell))
+    columns = min(columns, len(cells))
+    cells += [np.zeros_like(cells[0])] * (-len(cells) % columns)
+    rows = [np.concatenate(cells[i : i + columns], 1) for i in range(0, len(cells), columns)]
+    return np.concatenate(rows)
+
+
 def drawn(frame: np.ndarray, marks: list[Mark]) -> np.ndarray:
-    """A frame made smaller, with a ring at each mark whose colour is the same for the same name."""
+    """A frame at most WIDEST large, a tiny one larger, with a ring at each mark, coloured by its name."""
     small = Image.fromarray(frame)
     small.thumbnail((WIDEST, WIDEST))
+    times = max(1, WIDEST // 2 // max(small.size))
+    small = small.resize((small.width * times, small.height * times))
     pen = ImageDraw.Draw(small)
     for name, x, y in marks:
         at = (x * small.width, y * small.height)
