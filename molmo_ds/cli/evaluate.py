@@ -25,6 +25,7 @@ from molmo_ds.files import Remote
 from molmo_ds.stores.mirror import Mirror, scratch_of
 
 BATCH = 64  # questions at once
+AGAIN = "the same command asks what has no reply yet."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,7 +45,13 @@ def main(arguments: list[str] | None = None) -> int:
             f"There are no shards at {', '.join(missing)}; write them with molmo-ds download NAME --split SPLIT --out"
             f" {given.data}, or name their folder with --data."
         )
-    return evaluate(given, tasks)
+    try:
+        return evaluate(given, tasks)
+    except RuntimeError as error:
+        from molmo_ds.engine.checks import lost
+
+        lost.leave(error, AGAIN)
+        raise
 
 
 def evaluate(given: argparse.Namespace, tasks: list[tuple[Task, str]]) -> int:
