@@ -89,12 +89,15 @@ class OwnClient:
             yield Question(name=made.ask.id, prompt=made.prompt, options=options)
 
     def _made(self, asks: Iterable[Ask]) -> Iterator[_Made]:
-        """The prompts in order, those of as many pictures ahead as there are answers at a time."""
+        """The prompts in order, those of as many pictures ahead as there are answers at a time; of few videos."""
         waiting: deque = deque()
         with ThreadPoolExecutor(self.workers) as pool:
             for _, group in itertools.groupby(asks, lambda ask: (ask.pictures, ask.film)):
-                waiting.append(pool.submit(make, self.builder, list(group), self.replica.capacity))
-                while len(waiting) > self.batch:
+                asked = list(group)
+                waiting.append(pool.submit(make, self.builder, asked, self.replica.capacity))
+                # the frames of a video are as many as a batch of pictures
+                ahead = self.batch if asked[0].film is None else self.workers
+                while len(waiting) > ahead:
                     yield from waiting.popleft().result()
             while waiting:
                 yield from waiting.popleft().result()
