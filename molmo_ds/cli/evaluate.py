@@ -24,7 +24,6 @@ from molmo_ds.eval.task import Task
 from molmo_ds.files import Remote
 from molmo_ds.stores.mirror import Mirror, scratch_of
 
-BATCH = 64  # questions at once
 AGAIN = "the same command asks what has no reply yet."
 
 
@@ -129,7 +128,7 @@ def subject_of(given: argparse.Namespace, world: Any) -> Any:
     checkpoint = Checkpoint(
         given.checkpoint,
         given.save_dir,
-        batch=given.batch or BATCH,
+        batch=given.batch,
         tokenizer=given.tokenizer,
         device=given.device,
         precision=given.precision,

@@ -15,6 +15,7 @@ from molmo_ds.engine import Engine
 from molmo_ds.engine.answering.layout import refuse, stage_rows
 from molmo_ds.engine.grid import Grid
 from molmo_ds.engine.strategy import Limits, Strategy
+from molmo_ds.model.flops import cached
 from molmo_ds.weights.slices import Cut
 
 EMBEDDING = "embed.embedding"  # which is the head as well where both are tied
@@ -95,12 +96,9 @@ def bytes_of(config: MolmoConfig, layout: Strategy, ranks: int, itemsize: int) -
     for stage in range(layout.stages):
         module, _ = stage_rows(config, layout, Grid(axes, stage * ranks // layout.stages))
         held.append(sum(parameter.numel() for parameter in module.parameters()))
-    text = config.text
-    heads = text.num_key_value_heads // layout.tensor
-    width = text.head_dim or text.hidden_size // text.num_attention_heads
-    token = 2 * heads * width * -(-text.num_hidden_layers // layout.stages)
-    tokens = layout.limits.slots * min(layout.limits.slot_tokens, text.max_position_embeddings)
-    return itemsize * (max(held) + token * tokens // layout.stages) + IN_TRANSIT * largest(config)
+    tokens = layout.limits.slots * layout.limits.slot_tokens
+    cache = cached(config.text) * tokens // layout.shared
+    return itemsize * (max(held) + cache) + IN_TRANSIT * largest(config)
 
 
 def largest(config: MolmoConfig) -> int:
