@@ -78,6 +78,7 @@ def key(question: Question) -> Hashable:
 
 def _digest(tensor: Tensor) -> bytes:
     """A hash of megabytes, made once for all prompts that SampleBuilder made of the same `Seen`."""
-    if tensor not in _DIGESTS:
-        _DIGESTS[tensor] = hashlib.blake2b(tensor.contiguous().numpy()).digest()
-    return _DIGESTS[tensor]
+    found = _DIGESTS.get(tensor)
+    if found is None:
+        found = _DIGESTS[tensor] = hashlib.blake2b(tensor.contiguous().numpy()).digest()
+    return found
