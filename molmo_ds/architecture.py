@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic.dataclasses import dataclass
 
 IM_PATCH = 2  # id of <im_patch>, counted from text.vocab_size
+SCORER = 1024  # inner width of HeMolmo's scorers
 Size = Annotated[int, Ge(1), Le(1 << 20)]  # a width, a length, a number of layers
 Count = Annotated[int, Ge(1), Lt(1 << 62)]
 Whole = Annotated[int, Ge(0), Lt(1 << 62)]
@@ -105,7 +106,7 @@ class TextConfig(Checked):
     num_experts: Annotated[int, Ge(0), Le(1 << 20)] = 0  # 0 = dense
     num_experts_per_tok: Annotated[int, Ge(0), Le(1 << 20)] = 0  # experts that each token goes to
     norm_topk_prob: bool = False  # the chosen experts' weights sum to 1
-    # what the tokens of pictures see besides what lies before them: nothing, those of all pictures
+    # what the tokens of pictures see in addition to what lies before them: nothing, those of all pictures
     # of their sample, or those of their own picture or frame
     image_attention: Literal["causal", "image_tokens", "within_image"] = "causal"
     max_position_embeddings: Size = 4096  # longest prompt, in tokens

@@ -109,7 +109,7 @@ class Batch:
         fields["windows"] = _longer(wide, windows, MISSING)
         positions = _moved(self.image_positions, length, tokens)
         fields["image_positions"] = _longer(positions, windows, MISSING)
-        return Batch(**fields, learnt_rows=learnt)
+        return self.replace(**fields, learnt_rows=learnt)
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device; the host does not wait for it.
@@ -128,7 +128,7 @@ class Batch:
         return dataclasses.replace(self, **tensors)
 
     def weighted(self, factor: Tensor | float) -> "Batch":
-        """A copy whose loss weights are multiplied by a number, which may lie on their device."""
+        """A copy with its loss weights multiplied by a number, or by a scalar on their device."""
         return self.replace(loss_weights=self.loss_weights * factor)
 
     def reweighted(self, loss_weights: Tensor) -> "Batch":
@@ -203,4 +203,7 @@ def _moved(index: Tensor, length: int, tokens: int) -> Tensor:
 
 def _longer(x: Tensor, count: int, value: int) -> Tensor:
     lacking = count - len(x)
-    return torch.cat((x, x.new_full((lacking, *x.shape[1:]), value))) if lacking > 0 else x
+    if lacking <= 0:
+        return x
+    more = x.new_full((lacking, *x.shape[1:]), value)
+    return torch.cat((x, more))

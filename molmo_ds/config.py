@@ -211,7 +211,7 @@ class RunConfig(Checked):
     precision: Literal["auto", "fp32", "bf16"] = (
         "auto"  # auto = bf16 (autocast) on a GPU, else fp32
     )
-    # what is computed again in the backward pass; offload = full, inputs kept on the CPU
+    # what is recomputed in the backward pass; offload = full, inputs kept on the CPU
     activation_checkpointing: Literal[
         "none",
         "full",

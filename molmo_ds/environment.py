@@ -29,7 +29,7 @@ MINUTES = "NCCL_TIMEOUT_MINUTES"
 def prepare() -> list[str]:
     """Write credentials that came as text into private files and name them to the libraries; returns what was done.
 
-    Each process of a host calls it: the file's name is a hash of its content, so whoever is first writes it.
+    Each process of a host calls it: the file's name is a hash of its content, so the first one writes it.
     Raises ValueError for credentials that cannot be read. Nothing of them is ever shown.
     """
     told = []
@@ -50,12 +50,12 @@ def prepare() -> list[str]:
 
 
 def private_folder() -> Path:
-    """A folder of this user's below the system's temporary one, which nobody else can read."""
+    """A folder of this user's below the system's temporary one, which no other user can read."""
     folder = Path(tempfile.gettempdir()) / f"molmo_ds-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.lstat()
     if not folder.is_dir() or folder.is_symlink() or status.st_uid != os.getuid():
-        raise ValueError(f"{folder} belongs to somebody else; set TMPDIR to a folder of your own.")
+        raise ValueError(f"{folder} belongs to another user; set TMPDIR to a folder of your own.")
     if status.st_mode & 0o077:
         folder.chmod(0o700)
     return folder
@@ -102,7 +102,7 @@ def store_options(scheme: str) -> dict[str, Any]:
 
 
 def time_limit(given: bool) -> list[str]:
-    """The override `timeout_seconds=...` that NCCL_TIMEOUT_MINUTES asks for; none where the setting is `given`."""
+    """The override `timeout_seconds=...` of NCCL_TIMEOUT_MINUTES, unless the setting is `given`."""
     minutes = os.environ.get(MINUTES, "")
     if given or not minutes:
         return []

@@ -170,6 +170,14 @@ class Remote:
         """The whole object as UTF-8."""
         return self.read_bytes().decode()
 
+    def read_if_there(self) -> str | None:
+        """The object as UTF-8, None where there is none."""
+        try:
+            return self.read_text()
+        except FileNotFoundError as error:
+            refused(error)
+            return None
+
     def delete(self) -> None:
         """Remove the object, or everything below this name; nothing where it is not there."""
         try:
@@ -352,7 +360,7 @@ def find(path: str) -> list[str]:
 
 
 def local(text: str) -> Path:
-    """A path as somebody writes it: `~` is the home folder."""
+    """A path as users write it: `~` is the home folder."""
     return Path(home(text))
 
 
@@ -362,16 +370,20 @@ def write_atomic(path: str | Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(temporary, "wb") as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    sync(temporary)
     publish(temporary, path)
 
 
 def publish(temporary: Path, path: Path) -> None:
     """Rename an already synced file to its final name and sync the folder."""
     os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Make a file, or the entries of a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)

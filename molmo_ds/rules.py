@@ -290,7 +290,7 @@ def _evaluators(config: RunConfig) -> Rows:
 
 
 def _asked_for(config: RunConfig, name: str) -> bool:
-    """Whether somebody chose the warm-up of a component: the default suits the default max_steps only."""
+    """Whether the warm-up of a component was chosen: the default suits the default max_steps only."""
     default: ComponentConfig = getattr(type(config.optim)(), name)
     return getattr(config.optim, name).warmup_steps != default.warmup_steps
 
@@ -328,7 +328,7 @@ def rates(sources: dict[str, SourceConfig], group_rates: dict[str, float], at: s
             source = sources[name]
             yield (
                 source.rate is not None and (source.size is not None or source.sampling_rate != 1),
-                f"{at}sources.{name} has a rate, beside which size and sampling_rate mean nothing; leave them out.",
+                f"{at}sources.{name} has a rate, so size and sampling_rate mean nothing; leave them out.",
             )
         yield (
             bool(given) and len(given) < len(members),

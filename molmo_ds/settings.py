@@ -293,7 +293,7 @@ def _sentences(error: ValidationError, kind: type) -> list[str]:
 
 
 def _setting_of(keys: list[str], known: Iterable[Setting]) -> Setting | None:
-    """The setting that a place belongs to, which may lie inside its list or dictionary."""
+    """The setting of a place, which may lie inside its list or dictionary."""
     for setting in known:
         if len(keys) >= setting.depth and all(
             p in ("<name>", k) for p, k in zip(setting.name.split("."), keys)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from molmo_ds import environment, files, rules, setting_list, settings
 from molmo_ds.config import RunConfig
+from molmo_ds.stores import events
 
 if TYPE_CHECKING:
     from molmo_ds.data.order.loader import Steps
@@ -29,7 +30,15 @@ if TYPE_CHECKING:
     from molmo_ds.stores.run_folder import RunFolder
 
 log = logging.getLogger("molmo_ds")
-RUN_FILES = ("config.yaml", "checkpoints", "log.jsonl", "tensorboard", "profile", "DONE")
+RUN_FILES = (
+    "config.yaml",
+    "checkpoints",
+    "log.jsonl",
+    "tensorboard",
+    "profile",
+    "DONE",
+    events.NAME,
+)
 SHOWN_SAMPLES = 8  # in the sentence about a step that is not finite
 # the stream tells if the data changed
 IDENTITY = ("model", "lora", "optim.name", "global_batch", "seed", "init_from")
@@ -42,6 +51,7 @@ def train(config: RunConfig) -> int:
     """
     from molmo_ds.data.order import epochs
     from molmo_ds.engine import launch, strategy_place
+    from molmo_ds.engine.checks.faults import TrainingFault
     from molmo_ds.engine.launching import launchers
     from molmo_ds.engine.strategy import read_strategy
     from molmo_ds.stores.run_folder import RunFolder
@@ -54,15 +64,19 @@ def train(config: RunConfig) -> int:
         log.warning(sentence)  # main shows those of rank 0 only
     deadline = time.monotonic() + (config.time_limit_seconds or math.inf)
     world = launch.start(config.timeout_seconds)
-    config = world.together(partial(epochs.in_steps, config))
+    config = world.agree(partial(epochs.in_steps, config))
     for sentence in rules.short_warmups(config):
         log.warning(sentence)
-    config = world.together(partial(patch_row.resolved, config))
+    config = world.agree(partial(patch_row.resolved, config))
     folder = RunFolder(config.out, config.scratch)
     world.agree(folder.open)
     try:
         code = run(config, world, folder, deadline)
         world.agree(folder.close)
+    except TrainingFault as fault:
+        if world.rank == 0:
+            events.note(folder.local, "fault", reason=str(fault))
+        raise
     finally:
         folder.release()
     return code
@@ -81,9 +95,9 @@ def run(config: RunConfig, world: "World", folder: "RunFolder", deadline: float)
     world.agree(lambda: check_folder(config, folder))
     checkpoints = str(files.place(config.out) / "checkpoints")
     if config.resume:
-        Writer(config, world).go_on(checkpoints)
-    going_on = config.resume and world.broadcast(bool(checkpoint.steps(checkpoints)))
-    engine = build_engine(replace(config, init_from=None) if going_on else config, world)
+        Writer(config, world).resume_upload(checkpoints)
+    resuming = config.resume and world.agree(lambda: bool(checkpoint.steps(checkpoints)))
+    engine = build_engine(replace(config, init_from=None) if resuming else config, world)
     data_state = engine.load(checkpoints) if config.resume else None
     if engine.step:
         log.info("resumed from step %d", engine.step)
@@ -94,8 +108,11 @@ def run(config: RunConfig, world: "World", folder: "RunFolder", deadline: float)
         return rehearse(config, world, stream, engine.step)
     world.agree(lambda: claim_folder(config, folder.local, finished=engine.step >= last))
     metrics = Metrics(config, world, engine.step)
+    if world.rank == 0:
+        facts = {"step": engine.step, "ranks": world.size, "strategy": config.strategy}
+        events.note(folder.local, "start", **facts)
     folder.start()
-    asked = catch_signals()
+    signals = catch_signals()
     saved = engine.step
     values = {}
     stopped_by = late = 0
@@ -112,13 +129,13 @@ def run(config: RunConfig, world: "World", folder: "RunFolder", deadline: float)
                 values |= evaluator.run(engine, metrics.beat)
         evaluated = time.perf_counter()
         stopped_by, save_now, late = world.largest(
-            asked["stop"], asked["save"], int(time.monotonic() > deadline)
+            signals["stop"], signals["save"], int(time.monotonic() > deadline)
         )
         due = engine.step % config.save_interval == 0 or engine.step == last
         if due or stopped_by or save_now or late:
             engine.save(checkpoints, lane_states)
             saved = engine.step
-            asked["save"] = 0
+            signals["save"] = 0
         saving = time.perf_counter() - evaluated
         metrics.step(
             engine.step,
@@ -135,8 +152,13 @@ def run(config: RunConfig, world: "World", folder: "RunFolder", deadline: float)
     if late and engine.step < last:
         log.info(
             "time_limit_seconds=%g is over at step %d of %d; the same command continues the run",
-            *(config.time_limit_seconds, engine.step, config.max_steps),
+            config.time_limit_seconds,
+            engine.step,
+            config.max_steps,
         )
+    if world.rank == 0:
+        reason = f"signal {stopped_by}" if stopped_by else "time limit" if late else "last step"
+        events.note(folder.local, "end", step=engine.step, reason=reason)
     done = folder.local / "DONE"
     if world.rank == 0 and engine.step >= config.max_steps and not done.exists():
         done.write_text(json.dumps({"step": engine.step, "loss": values.get("loss")}) + "\n")
@@ -158,7 +180,11 @@ def rehearse(config: RunConfig, world: "World", stream: "Steps", step: int) -> i
         log.info(
             "dry_run: steps %d to %d of %d sequences on %d ranks; the first batch of rank 0 has %d tokens and %d "
             "crops; nothing was trained or written",
-            *(step + 1, config.max_steps, config.global_batch, world.size, tokens),
+            step + 1,
+            config.max_steps,
+            config.global_batch,
+            world.size,
+            tokens,
             sum(len(batch.images) for batch in micro_batches),
         )
     world.barrier()
@@ -213,7 +239,7 @@ def check_folder(config: RunConfig, folder: "RunFolder") -> None:
 
 
 def claim_folder(config: RunConfig, out: Path, finished: bool) -> None:
-    """Make `out` and write the resolved configuration into it, once all that can be refused has been accepted."""
+    """Make `out` and write the resolved configuration into it, after validation."""
     out.mkdir(parents=True, exist_ok=True)
     if not finished:
         (out / "DONE").unlink(missing_ok=True)
@@ -252,18 +278,18 @@ def difference_to(saved: Path, config: RunConfig) -> str:
 
 def catch_signals() -> dict[str, int]:
     """SIGTERM and SIGINT ask for a checkpoint and the end, SIGUSR1 for a checkpoint, at the end of the step."""
-    asked = {"stop": 0, "save": 0}
+    signals = {"stop": 0, "save": 0}
 
     def stop(number: int, frame: object) -> None:
-        asked["stop"] = number
+        signals["stop"] = number
 
     def save(number: int, frame: object) -> None:
-        asked["save"] = 1
+        signals["save"] = 1
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGUSR1, save)
-    return asked
+    return signals
 
 
 def read_arguments(arguments: list[str]) -> RunConfig | None:

@@ -50,13 +50,13 @@ SLOW = {  # file or folder: why it takes its time
     "data/test_conversion.py": "worker processes",
     "data/test_malformed.py": "hundreds of damaged files",
 }
-ALONE = {  # file or folder: why nothing runs beside it
+ALONE = {  # file or folder: why nothing runs at the same time
     "torture": "kills at moments of milliseconds",
     "multinode": "hosts that must answer within seconds",
     "test_train.py": "kills at random moments, and launchers",
     "test_plan_memory.py": "when a thread of gloo lets its tensors go",
     "engine/test_collectives.py": "a collective that is given up after 3 seconds",
-    "engine/test_nvme.py": "DeepSpeed's op, which is compiled beside the others",
+    "engine/test_nvme.py": "DeepSpeed's op, which is compiled with the others",
     "hub/test_convert.py": "memory that is read every half millisecond",
     "data/test_download.py": "a server that is given up after 2 seconds",
     "data/test_faults.py": "a server that is given up after seconds",
@@ -78,9 +78,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The mark by which tests/run.sh tells what may run beside other tests."""
+    """The mark by which tests/run.sh tells what may run with other tests."""
     config.addinivalue_line(
-        "markers", "alone: nothing may run beside it (ALONE of tests/conftest.py)"
+        "markers", "alone: nothing may run at the same time (ALONE of tests/conftest.py)"
     )
     config.addinivalue_line("markers", "everything: with --all only (tests/interop)")
 

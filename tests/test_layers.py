@@ -26,7 +26,7 @@ LAYERS = [
     ["infer", "monitor"],
     ["eval", "hub"],
     ["train", "serve"],
-    ["rehearse"],
+    ["rehearse", "show"],
     ["cli"],
     ["testing"],
 ]

@@ -8,7 +8,7 @@ import pytest
 from molmo_ds import files
 from molmo_ds.cli import convert, inspect_shards
 from molmo_ds.cli import plan as plan_memory
-from molmo_ds.cli import show as visualize
+from molmo_ds.cli import show_shards as visualize
 from molmo_ds.cli.make_shards_options import parse
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.testing import run_files

@@ -99,7 +99,9 @@ TESTED = [
     "zero3_ep",
     "pipe_zero1",
 ]
-TOKENS, CROPS, PATCHES = 512, 8, 64
+TOKENS = 512
+CROPS = 8
+PATCHES = 64
 
 
 def with_bf16_weights(path: str) -> str:
@@ -125,7 +127,8 @@ def run(case: str) -> RunConfig:
 
 def full_batch() -> Batch:
     """One document that fills the sequence, with as many crops as the plan reckons with."""
-    ids, one = torch.arange(TOKENS)[None], torch.ones(1, TOKENS, dtype=torch.int32)
+    ids = torch.arange(TOKENS)[None]
+    one = torch.ones(1, TOKENS, dtype=torch.int32)
     return Batch(
         input_ids=ids,
         labels=ids,

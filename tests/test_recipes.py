@@ -9,12 +9,10 @@ import pytest
 
 from molmo_ds import settings
 from molmo_ds.config import RunConfig
-from molmo_ds.data.order.loader import build_stream
 from molmo_ds.data.read.writer import write_shards
-from molmo_ds.engine import build_engine
-from molmo_ds.engine.launch import World
-from molmo_ds.testing import oracle, run_files
-from molmo_ds.testing.ranks import Forked, run_ranks
+from molmo_ds.testing import run_files
+from molmo_ds.testing.first_step import first_steps
+from molmo_ds.testing.ranks import Forked
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 MODELS = ("molmoe_1b", "molmo_7b_o", "molmo_7b_d", "molmo_72b")
@@ -103,25 +101,12 @@ def small(data: Path) -> Iterator[dict[str, RunConfig]]:
     patch.undo()
 
 
-def one_step(world: World, runs: dict[str, RunConfig]) -> dict[str, tuple[float, int]]:
-    """(loss of the first step, sequences of it) of each."""
-    found = {}
-    for name, run in runs.items():
-        oracle.fresh_groups()
-        engine = build_engine(run, world)
-        micro_batches, _ = next(build_stream(run, 0, 1))
-        values = engine.train_step(micro_batches)
-        found[name] = values["loss"], sum(len(batch.input_ids) for batch in micro_batches)
-        engine.close()
-    return found
-
-
 def test_every_recipe_takes_a_step(small: dict[str, RunConfig]) -> None:
-    [found] = run_ranks(one_step, 1, small, timeout=200)
+    found = first_steps(small)
     assert set(found) == set(RUNS)
-    for name, (loss, sequences) in found.items():
-        assert math.isfinite(loss) and 0.5 < loss / math.log(288) < 2, name
-        assert sequences == 2, name
+    for name, step in found.items():
+        assert math.isfinite(step.loss) and 0.5 < step.loss / math.log(288) < 2, name
+        assert step.sequences == 2, name
 
 
 def test_the_captioner_from_its_command(

@@ -245,7 +245,7 @@ BETWEEN = [
     (["data.group_rates.all=0", "data.sources.a.path=x"], "data.group_rates are all 0"),
     (
         ["data.sources.a.rate=1", "data.sources.a.size=3"],
-        "data.sources.a has a rate, beside which size and sampling_rate mean nothing",
+        "data.sources.a has a rate, so size and sampling_rate mean nothing",
     ),
     (
         ["preset=molmo_7b_d", "data.crops_per_sequence=24", "data.sources.a.max_crops=36"],
@@ -475,7 +475,7 @@ def test_fields_are_checked_in_python_too() -> None:
 
 
 def test_every_setting_says_what_it_is() -> None:
-    assert comments(RunConfig)["activation_checkpointing"].startswith("what is computed again")
+    assert comments(RunConfig)["activation_checkpointing"].startswith("what is recomputed")
     assert comments(VisionConfig)["patch_size"] == "side of a patch in pixels; divides image_size"
     for setting in EVERY:
         assert legal(setting.hint), setting.name

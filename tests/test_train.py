@@ -13,6 +13,7 @@ import pytest
 
 from molmo_ds import setting_list, settings
 from molmo_ds.config import RunConfig
+from molmo_ds.stores import events
 from molmo_ds.testing import run_files
 from molmo_ds.testing.ranks import Forked, free_port, rank_environment
 from molmo_ds.train import main, read_arguments
@@ -97,6 +98,9 @@ def test_what_a_run_leaves(launched: dict[str, Path], tiny_run: list[str]) -> No
     decided = ["max_steps=2", f"out={out}", "model.connector.patch_row=zero"]
     assert settings.load(out / "config.yaml") == settings.load(None, [*tiny_run, *decided])
     assert list((out / "tensorboard").glob("events.*"))
+    start, end = map(json.loads, (out / events.NAME).read_text().splitlines())
+    assert (start["event"], start["step"], start["ranks"]) == ("start", 0, 2)
+    assert (end["event"], end["step"], end["reason"]) == ("end", 2, "last step")
     line = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
     assert line["lr/text"] == pytest.approx(1e-4) and line["tokens"] > 100
     assert (
@@ -199,6 +203,7 @@ def test_sigusr1_saves_and_sigterm_saves_and_ends(tiny_run: list[str], tmp_path:
     assert code == 128 + signal.SIGTERM, output[-3000:]
     step = int((out / "checkpoints" / "latest").read_text().strip()[5:])
     assert early < step == len(losses(out)) < 500
+    assert json.loads((out / events.NAME).read_text().splitlines()[-1])["reason"] == "signal 15"
     assert not (out / "DONE").exists()
 
 

@@ -35,11 +35,22 @@ printf 'CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n' > cgroup.conf
 mkdir state spool.a spool.b
 (umask 077 && head -c 1024 /dev/urandom > munge.key)
 
+end() { # the process that a file names: by SIGTERM, or by SIGKILL where it does not heed that within ten seconds
+    local pid
+    pid=$(<"$1") || return 0
+    kill "$pid" 2>/dev/null || return 0
+    for _ in {1..100}; do
+        sleep 0.1
+        kill -0 "$pid" 2>/dev/null || return 0
+    done
+    kill -KILL "$pid" 2>/dev/null || true
+}
+
 stop() {
     scancel --user root 2>/dev/null || true
     sleep 2
-    for pid in "$folder"/*.pid; do
-        kill "$(<"$pid")" || true
+    for daemon in slurmd.a slurmd.b slurmctld munge; do # each before those that it asks
+        [[ ! -f $folder/$daemon.pid ]] || end "$folder/$daemon.pid"
     done
 }
 trap stop EXIT

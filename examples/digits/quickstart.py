@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not (job.out / "summary.json").exists():
             report.write(job.out, job.stages, facts(job))
     except KeyboardInterrupt:
-        sys.exit("quickstart: stopped; the same command goes on from here.")
+        sys.exit("quickstart: stopped; the same command continues from here.")
     except (ValueError, OSError) as error:
         sys.exit(f"quickstart: {error}")
     report.show(job.out)
@@ -186,7 +186,7 @@ def make_tokenizer(job: Job) -> None:
 
 
 def train(job: Job, stage: str) -> None:
-    """One training stage; the second is killed in its middle and goes on from its checkpoint."""
+    """One training stage; the second is killed in its middle and resumes from its checkpoint."""
     run, steps = job.out / stage, job.stages[stage]
     if (run / "DONE").exists():
         return
@@ -271,11 +271,11 @@ def launch(job: Job, stage: str, words: list[str], bar: tqdm, kill_at: int | Non
 
 def _show(run: Path, bar: tqdm) -> int:
     rows = report.read_log(run / "log.jsonl")
-    if rows:
-        bar.n = rows[-1]["step"]
-        bar.set_postfix_str(
-            f"loss {rows[-1]['loss']:.3f}, {rows[-1]['tokens_per_second']:.0f} tokens/s"
-        )
+    if rows and rows[-1]["step"] != bar.n:
+        loss = rows[-1]["loss"]
+        tokens = rows[-1]["tokens_per_second"]
+        bar.set_postfix_str(f"loss {loss:.3f}, {tokens:.0f} tokens/s", refresh=False)
+        bar.update(rows[-1]["step"] - bar.n)
     return bar.n
 
 

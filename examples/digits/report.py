@@ -120,7 +120,7 @@ def show(out: Path) -> None:
         f"\n{summary['steps']} steps on {summary['ranks']} ranks, ZeRO-{summary['strategy']['stage']}: "
         f"{summary['train_seconds']:.0f} s, {summary['tokens_per_second']:.0f} tokens/s, "
         f"packing {summary['packing_fill']:.1%} full.\n"
-        f"Killed behind step {again['killed_behind_step']} of the second stage, resumed from step "
+        f"Killed after step {again['killed_behind_step']} of the second stage, resumed from step "
         f"{again['resumed_from_step']}: the {again['steps_made_twice']} losses made twice differ by at most "
         f"{again['largest_difference_of_loss']}.\n{out / 'summary.json'}\n{out / 'predictions.png'}"
     )

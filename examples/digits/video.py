@@ -1,8 +1,8 @@
-"""The video proof: make shards of mp4 files, train, examine on held-out scans beside the best constant, draw.
+"""The video proof: make shards of mp4 files, train, examine on held-out scans with the best constant, draw a page.
 
     python examples/digits/video.py --out runs/digits-video [--steps 1200] [--ranks 2]
 
-The same command goes on where it was stopped; the result is in OUT/summary.json and OUT/sheet.png.
+The same command continues where it was stopped; the result is in OUT/summary.json and OUT/sheet.png.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def make_shards(out: Path, counts: dict[str, int]) -> None:
 
 
 def make_tokenizer(out: Path) -> None:
-    """A byte-level tokenizer of what the first films say, and of the times beside frames."""
+    """A byte-level tokenizer of what the first films say, and of the times of frames."""
     folder = out / "tokenizer"
     if (folder / "tokenizer_config.json").exists():
         return
@@ -100,7 +100,7 @@ def train(out: Path, steps: int, ranks: int) -> None:
 
 
 def examine(out: Path) -> dict[str, dict[str, float]]:
-    """Share of right answers of each kind, beside that of the best answer that is always the same."""
+    """Share of right answers of each kind, with that of the best answer that is always the same."""
     answerer = load.load(out / "run")
     shards = ShardSet(str(out / "examination"))
     right: dict[str, list[float]] = {kind: [] for kind in KINDS}
@@ -162,7 +162,7 @@ def best_constant(wanted: list[str]) -> float:
 
 
 def strip(frames: list[np.ndarray], reply: str) -> np.ndarray:
-    """The frames beside each other, twice as large, with the points that the model gave."""
+    """The frames next to each other, twice as large, with the points that the model gave."""
     moments = {moment.time: moment.points for moment in read_tracks(reply, 1, 1)}
     cells = []
     for number, frame in enumerate(frames):

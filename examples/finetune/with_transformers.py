@@ -21,7 +21,7 @@ BLOCKS = ("model.layers.", "model.transformer.blocks.")  # of the decoder, by th
 
 
 class Collator:
-    """Rows to a batch: prompts as the processor makes them, answers behind them, of which alone the loss is taken."""
+    """Rows to a batch: prompts as the processor makes them, answers after them, of which alone the loss is taken."""
 
     def __init__(self, processor, root: Path):
         self.processor = processor

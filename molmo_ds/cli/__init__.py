@@ -31,7 +31,8 @@ COMMANDS = {  # words of the command -> its file, what it does
         "write shards from a data set, a folder, JSON lines or tars; index tars of others",
     ),
     "shards inspect": ("inspect_shards", "count and check every member of a data set's shards"),
-    "show": ("show", "a page with the crops, tokens and packing of real batches"),
+    "shards show": ("show_shards", "a page with the crops, tokens and packing of real batches"),
+    "show": ("show", "a page over a run's folder: curves, answers, checkpoints, what happened"),
     "download": ("download", "download public data sets and write them as shards"),
     "convert": (
         "convert",

@@ -94,5 +94,5 @@ def ask_server(
 
 
 def say(sentence: str) -> None:
-    """A note beside the answer."""
+    """A note that goes with the answer."""
     print(f"{caller()}: {sentence}", file=sys.stderr, flush=True)

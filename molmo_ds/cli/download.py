@@ -19,7 +19,7 @@ from molmo_ds.files import local
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Download the data sets; 1 where one failed, which a sentence on the standard error says."""
+    """Download the data sets; 1, and a sentence on the standard error, if one failed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

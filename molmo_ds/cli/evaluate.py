@@ -86,6 +86,8 @@ def evaluate(given: argparse.Namespace, tasks: list[tuple[Task, str]]) -> int:
         print(results.table(found))
         if PAPER in words(given.tasks) and not given.loss:
             print(results.paper_line(found))
+    if copies is not None:
+        world.agree(copies.close)  # with what was recorded last
     return int(any(one["failures"] for one in fresh.values()))
 
 
@@ -96,7 +98,7 @@ def evaluated(
     from molmo_ds.eval import caption_loss, page, results, run
 
     options = {
-        name: str(value) if isinstance(value, Path) else value
+        name: str(value) if isinstance(value, Path | Remote) else value
         for name, value in vars(given).items()
     }
     if given.loss:

@@ -42,7 +42,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"  {sentence}")
     if report.without_picture:
         print(f"  {report.without_picture} samples without a picture")
-    for i in range(0, len(shards), max(1, len(shards) // max(1, args.samples)))[: args.samples]:
+    step = max(1, len(shards) // max(1, args.samples))
+    for i in range(0, len(shards), step)[: args.samples]:
         print_record(shards, i)
     for fault in report.faults[:SHOWN]:
         print(f"  FAULT {fault}")

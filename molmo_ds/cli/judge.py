@@ -2,7 +2,7 @@
 
 PREDICTIONS is the predictions.json of `molmo-ds evaluate CHECKPOINT dense_caption_eval:test`, or its folder, where the
 results are written too. FILE holds what people said of the pictures (docs/guides/captions.md). Replies are kept, so a
-run that was stopped goes on where it was; without --judge-url they alone are used.
+run that was stopped continues where it was; without --judge-url they alone are used.
 """
 
 import argparse
@@ -110,7 +110,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
         help="environment variable that holds the key",
     )
     parser.add_argument(
-        "--cache", type=Path, help="folder of replies; default: judge-cache beside the predictions"
+        "--cache", type=Path, help="folder of replies; default: judge-cache next to the predictions"
     )
     parser.add_argument(
         "--sample",

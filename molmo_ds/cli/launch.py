@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
     check(config)
     rules.refuse(rules.training(config))
-    config = epochs.in_steps(config)  # the run is done after so many
+    config = epochs.in_steps(config)  # the run is done after these
     read_strategy(config.strategy)
     refuse_unknown(hosts)
     limits = Limits(given.start, given.stall, given.probe, given.tries, given.backoff)

@@ -14,7 +14,7 @@ import sys
 from molmo_ds import files
 from molmo_ds.cli.serve_options import read_arguments
 from molmo_ds.engine.launching.hosts import read_hosts, refuse_unknown
-from molmo_ds.engine.launching.supervise import free_port
+from molmo_ds.engine.launching.ports import free_port
 from molmo_ds.infer.load import look_up
 from molmo_ds.serve.settings import FrontSettings, RankSettings
 from molmo_ds.serve.vllm import VLLMSettings

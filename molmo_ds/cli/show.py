@@ -1,82 +1,50 @@
-"""A page with the pictures, crops, tokens, loss weights, branches and packing of real batches of one data set.
+"""A page over a run's folder: curves, held-out losses, answers, checkpoints, faults and restarts, samples.
 
-    SHARDS OUT.html --config runs/one/config.yaml
-    SHARDS OUT.html --tokenizer FOLDER preset=molmo_7b_d data.sequence_length=2304
+    RUN                    serves it on this machine, rendered at every load
+    RUN --out PAGE.html    writes it as one file that needs no other
 
-Without a tokenizer a small one is trained on the data set's own text, so token counts are then not those of a model.
+The run may be running, killed, or of an older release: what cannot be read is said in its section.
 """
 
 import argparse
-import dataclasses
-import itertools
-import tempfile
-from pathlib import Path
 
-from tqdm import tqdm
-
-from molmo_ds import settings
-from molmo_ds.config import RunConfig, SourceConfig, home
-from molmo_ds.data.order.loader import Mixture, rank_lanes, sequences
-from molmo_ds.data.read.shards import ShardSet
-from molmo_ds.data.show.documents import Page
-from molmo_ds.data.show.page import cut_of, render
-from molmo_ds.data.tokens import train_tokenizer
-from molmo_ds.files import local
+from molmo_ds.config import home
+from molmo_ds.files import local, write_atomic
+from molmo_ds.show import folder, page, server
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Write the page and say what it shows."""
+    """Write the page, or serve it until Ctrl-C."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("dataset", type=home, help="folder, URL or glob of indexed shards")
-    parser.add_argument("out", type=local, help="HTML file to write")
-    parser.add_argument("overrides", nargs="*", help="settings of the run, key=value")
-    parser.add_argument("--config", type=home, help="config.yaml of a run")
-    parser.add_argument("--tokenizer", type=home, help="folder of a tokenizer")
-    parser.add_argument("--sequences", type=int, default=16, help="packed sequences to draw")
+    parser.add_argument("run", type=home, help="folder or URL of a run")
+    parser.add_argument("--out", type=local, help="HTML file to write, instead of serving")
     parser.add_argument(
-        "--documents", type=int, default=8, help="of them, documents to show in full"
+        "--host", default="127.0.0.1", help="address to serve on (default: this machine only)"
     )
-    args, more = parser.parse_known_intermixed_args(arguments)
-    wrong = [word for word in args.overrides + more if "=" not in word]
-    if wrong:
-        parser.error(f"'{wrong[0]}' is neither an option nor key=value")
-    if args.sequences < 1 or args.documents < 0:
-        parser.error("--sequences must be at least 1 and --documents at least 0")
-    base = [] if args.config else ["preset=molmo_7b_d"]
-    config = settings.load(args.config, base + args.overrides + more)
-    with tempfile.TemporaryDirectory() as folder:
-        data = dataclasses.replace(
-            config.data,
-            sources={Path(args.dataset.rstrip("/")).name: SourceConfig(path=args.dataset)},
-            tokenizer=args.tokenizer
-            or config.data.tokenizer
-            or train(args.dataset, folder, config),
-            group_rates={},
-            num_workers=0,
-        )
-        lanes = min(8, len(ShardSet(args.dataset)))
-        config = dataclasses.replace(config, data=data, global_batch=lanes, micro_batch=1)
-        mixture = Mixture.open(config)
-        stream = sequences(config, mixture, rank_lanes(config, 0, 1), {})
-        drawn = list(
-            tqdm(itertools.islice(stream, args.sequences), total=args.sequences, desc="sequences")
-        )
-        page = Page(mixture, drawn, args.documents)
-        args.out.write_text(render(page, config, args.dataset))
-    skipped = [what for sequence in drawn for what in sequence.skipped]
-    samples, tokens = cut_of(drawn)
-    said = f"; {len(skipped)} samples skipped, the first {skipped[0]}" if skipped else ""
-    said += f"; {samples} samples cut by {tokens} tokens at data.sequence_length" if samples else ""
-    print(
-        f"{args.out} ({args.out.stat().st_size / 1e6:.1f} MB) shows {len(drawn)} sequences of {args.dataset}{said}"
+    parser.add_argument("--port", type=int, default=8080, help="0 = any (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=12, help="to draw (default: %(default)s)")
+    parser.add_argument(
+        "--examples", type=int, default=8, help="answers of each evaluation (default: %(default)s)"
     )
-
-
-def train(dataset: str, folder: str, config: RunConfig) -> str:
-    """A tokenizer of the data set's own first texts."""
-    shards = ShardSet(dataset)
-    texts = (str(shards.record(i)["annotations"]) for i in range(min(300, len(shards))))
-    train_tokenizer(texts, min(1000, config.model.text.vocab_size), folder)
-    return folder
+    parser.add_argument(
+        "--verify", action="store_true", help="compare the checksums of all checkpoints too"
+    )
+    args = parser.parse_args(arguments)
+    if args.samples < 0 or args.examples < 0:
+        parser.error("--samples and --examples must be at least 0")
+    wish = page.Wish(args.samples, args.examples, args.verify)
+    run = folder.open_run(args.run)
+    if args.out:
+        write_atomic(args.out, page.render(run, wish).encode(errors="replace"))
+        print(f"{args.out} ({args.out.stat().st_size / 1e6:.1f} MB) shows {run}")
+        return
+    serving = server.server(args.host, args.port, lambda: page.render(run, wish))
+    print(f"http://{args.host}:{serving.server_port}/ shows {run}; Ctrl-C ends it.", flush=True)
+    if not server.is_loopback(args.host):
+        print("Everybody who reaches this address sees the run, its samples included.", flush=True)
+    try:
+        serving.serve_forever()
+    except KeyboardInterrupt:
+        serving.server_close()

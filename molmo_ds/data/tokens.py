@@ -72,7 +72,7 @@ class Words:
         return self._fast.encode(text, add_special_tokens=False).ids
 
     def special(self, name: str) -> int:
-        """The id of a special token, which only a template places; ValueError where there is none of that name."""
+        """The id of a special token that only templates place; ValueError for an unknown name."""
         token = self._fast.token_to_id(name)
         if token is None:
             raise ValueError(

@@ -8,6 +8,7 @@ shown at a time t is the first frame that ends after t, as in torchcodec's exact
 
 import io
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -108,35 +109,23 @@ def clip_duration(duration: float, clip: tuple[float, float] | None) -> float:
     return min(end, duration) - begin
 
 
-class _opened:
+@contextmanager
+def _opened(data: bytes) -> Iterator[tuple[Any, Any]]:
     """An open container and its first video stream, with one sentence for whatever goes wrong inside."""
-
-    def __init__(self, data: bytes):
-        self.av = _av()
-        self.data = data
-
-    def __enter__(self) -> tuple[Any, Any]:
-        self.container = None
-        try:
-            self.container = self.av.open(io.BytesIO(self.data))
-            stream = self.container.streams.video[0] if self.container.streams.video else None
-            if stream is None:  # a file cut short may open all the same
+    av = _av()
+    try:
+        with av.open(io.BytesIO(data)) as container:
+            if not container.streams.video:  # a file cut short may open all the same
                 raise BadSample("The video has no frame.")
+            stream = container.streams.video[0]
             stream.thread_type = "NONE"  # workers are as many as cores
             stream.codec_context.thread_count = 1
-        except BaseException as error:
-            self.__exit__(type(error), error, None)
-            raise
-        return self.container, stream
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if self.container is not None:
-            self.container.close()
-        if error is None or isinstance(error, (MemoryError, BadSample)):
-            return
+            yield container, stream
+    except (MemoryError, BadSample):
+        raise
+    except Exception as error:
         # decoders raise anything; the bytes lie in memory, so it is no I/O error
-        if isinstance(error, Exception):
-            raise BadSample(f"The video cannot be decoded: {error}.") from None
+        raise BadSample(f"The video cannot be decoded: {error}.") from None
 
 
 def _clock(container: Any, stream: Any) -> _Clock:

@@ -138,7 +138,7 @@ def _copies_of_stage_0(zero: Any) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def masters(engine: Any) -> list[Tensor]:
-    """The tensors that the optimizer steps, which are the keys of its state."""
+    """The tensors that the optimizer steps: the keys of its state."""
     zero = engine.optimizer
     flats = getattr(zero, "fp32_partitioned_groups_flat", None) or _flat_partitions(zero)
     if flats is None:
@@ -302,7 +302,7 @@ def balanced(costs: list[int], parts: int) -> list[int]:
 
 
 def take_no_norm(engine: Any) -> None:
-    """Let DeepSpeed find 0 for the norm that only its own clipping needs, which is off.
+    """Make DeepSpeed find 0 for the norm of its own clipping, which is off.
 
     It would read all gradients, and in a pipeline, whose stages differ in groups, its collective per group would hang.
     """
@@ -364,7 +364,7 @@ def expert_layers(model: nn.Module) -> int:
 
 
 def allow_frozen_experts() -> None:
-    """Let ZeRO 1 and 2 take a model whose experts are all frozen, which it refuses."""
+    """Make ZeRO 1 and 2 take a model whose experts are all frozen."""
     DeepSpeedZeroOptimizer._configure_moe_settings = _configure_experts
 
 
@@ -378,7 +378,7 @@ def _configure_experts(zero: DeepSpeedZeroOptimizer) -> None:
 
 
 def compile_no_ops() -> None:
-    """Let DeepSpeed believe that it can compile no op, so that it tries no compilers at each start."""
+    """Make DeepSpeed take every op as one that cannot be compiled; it would try compilers at each start."""
     ops.__compatible_ops__ = {}
 
 

@@ -335,7 +335,7 @@ def without_memory(config: RunConfig) -> Molmo:
 def direct(
     model: nn.Module, build_optimizer: Callable[[Any], torch.optim.Optimizer], ds: dict[str, Any]
 ) -> Any:
-    """deepspeed.initialize without Accelerate, which takes no function that builds an optimizer."""
+    """deepspeed.initialize without Accelerate, through which no function that builds an optimizer goes."""
     import deepspeed
 
     engine, *_ = deepspeed.initialize(

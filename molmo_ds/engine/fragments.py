@@ -113,7 +113,7 @@ def _fragment(name: str, parameter: nn.Parameter, engine: Any) -> Iterator[Fragm
 
 
 def create_state(engine: Any, keys: set[str], scalars: set[str]) -> None:
-    """Make the optimizer's state tensors (zeros), which else appear in the first step, for a checkpoint to fill."""
+    """Make the optimizer's state tensors (zeros) before its first step, for a checkpoint to fill."""
     optimizer = deepspeed_0_19.torch_optimizer(engine)
     state = optimizer.state
     group = optimizer.param_groups[0]

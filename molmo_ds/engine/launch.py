@@ -3,7 +3,6 @@
 import datetime
 import logging
 import os
-import socket
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from molmo_ds.engine.launching.op_locks import drop_stale_locks
+from molmo_ds.engine.launching.ports import free_port
 
 T = TypeVar("T")
 
@@ -45,16 +45,22 @@ class World:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor.tolist()
 
-    def agree(self, check: Callable[[], None]) -> None:
-        """Run `check` on rank 0; what it raises as ValueError or OSError is raised on every rank."""
+    def agree(self, decide: Callable[[], T]) -> T:
+        """Rank 0's result of `decide`, which runs there alone: two ranks may see a shared folder differently.
+
+        What it raises as ValueError or OSError is raised on every rank. The result can be pickled.
+        """
+        decided = None
         failure = None
         if self.rank == 0:
             try:
-                check()
+                decided = decide()
             except (ValueError, OSError) as error:
                 failure = error
-        if failure := self.broadcast(failure):
+        decided, failure = self.broadcast((decided, failure))
+        if failure is not None:
             raise failure
+        return decided
 
     def together(self, action: Callable[[], T]) -> T:
         """Run `action` on every rank; what one of them raises as ValueError or OSError is raised on every rank."""
@@ -83,7 +89,7 @@ def alone() -> World:
 
 
 def nccl_watch(timeout_seconds: int) -> dict[str, str]:
-    """Variables by which NCCL's watchdog ends a process whose peer is gone, and leaves a record of its collectives.
+    """Variables that make NCCL's watchdog end a process whose peer is gone, and record its collectives.
 
     A fault under NCCL raises nothing in Python: after the time-out the watchdog aborts the process, and what started it
     (torchrun, tools/launch.py) ends the others. Source: pytorch/pytorch v2.13, torch/csrc/distributed/c10d/
@@ -98,7 +104,7 @@ def nccl_watch(timeout_seconds: int) -> dict[str, str]:
 
 
 def allocator_setting(environment: Mapping[str, str]) -> dict[str, str]:
-    """Segments of CUDA memory that grow, which lengths that change every step fragment less; unless it is set."""
+    """The setting of CUDA segments that grow, unless there is one: changing lengths fragment them less."""
     names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
     if any(name in environment for name in names):
         return {}
@@ -106,7 +112,7 @@ def allocator_setting(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def thread_count(environment: Mapping[str, str], cores: int) -> int | None:
-    """Threads of one of the processes on this machine, which share its cores; None where OMP_NUM_THREADS says it."""
+    """Threads of one of the processes that share this machine's cores; None if OMP_NUM_THREADS is set."""
     if "OMP_NUM_THREADS" in environment:
         return None
     # torchrun's, deepspeed's
@@ -115,7 +121,7 @@ def thread_count(environment: Mapping[str, str], cores: int) -> int | None:
 
 
 def start(timeout_seconds: int = 600) -> World:
-    """Join the process group that deepspeed, accelerate, torchrun or nobody (one rank) prepared.
+    """Join the process group that deepspeed, accelerate or torchrun prepared, or make one of one rank.
 
     On a CPU the backend is gloo, on a GPU NCCL. DeepSpeed's shared-memory collective is switched off: it would be
     compiled for a minute at the first start, and it crashed in our trials.
@@ -135,15 +141,12 @@ def start(timeout_seconds: int = 600) -> World:
     deepspeed_0_19.compile_no_ops()
     deepspeed_0_19.leave_out_muon()
     if "RANK" not in os.environ:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         alone = {
             "RANK": 0,
             "LOCAL_RANK": 0,
             "WORLD_SIZE": 1,
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
+            "MASTER_PORT": free_port(),
         }
         os.environ.update({name: str(value) for name, value in alone.items()})
     local_rank = int(os.environ.get("LOCAL_RANK", 0))

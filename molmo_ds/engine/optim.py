@@ -21,7 +21,7 @@ LAUNCH = 320  # chunks that a kernel over many tensors takes at once on a GPU
 
 
 def frozen_names(model: Molmo, optim: OptimConfig, lora: LoraConfig | None = None) -> set[str]:
-    """Parameters that stay as they are: frozen components, the base embedding, ViT blocks whose output nobody reads,
+    """Frozen parameters: those of frozen components, the base embedding, ViT blocks whose output is not used,
     and what has an adapter.
 
     The reference leaves those blocks in the optimizer without a gradient, which skips them: the same thing.
@@ -112,7 +112,8 @@ def learning_rate(optim: OptimConfig, part: str, step: int, max_steps: int) -> f
     low = peak * optim.alpha_f
     if step >= end:
         return low
-    return low + (peak - low) * (1 + math.cos(math.pi * (step - warmup) / (end - warmup))) / 2
+    done = (step - warmup) / (end - warmup)
+    return low + (peak - low) * (1 + math.cos(math.pi * done)) / 2
 
 
 def norm_limit(optim: OptimConfig, step: int) -> float:

@@ -88,7 +88,7 @@ class PipelineEngine(DeepSpeedEngine):
     def feed(
         self, batches: list[Batch], factor: Tensor
     ) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
-        """(arguments of the first row, a label that nobody reads) of each micro-batch, weights times `factor`.
+        """(arguments of the first row, a label that is not read) of each micro-batch, weights times `factor`.
 
         DualPipeV's ranks exchange one shape before the first micro-batch, so those of a step are padded to the largest.
         """

@@ -166,7 +166,7 @@ TABLE = [
         "{path}: autoep_size must be 2 or more; without expert parallelism leave expert_parallel out.",
     ),
     Row(
-        "selection beside ZeRO",
+        "selection without ZeRO",
         lambda a: (
             a.run.model.selection is not None
             and (a.pipeline or a.s.engine == "sequence" or a.s.tensor > 1 or a.s.experts > 1)

@@ -1,4 +1,4 @@
-"""A strategy file as typed fields: what it asks for, parsed once; nobody else looks into its JSON.
+"""A strategy file as typed fields: what it asks for, parsed once; no other file reads its JSON.
 
 The file is DeepSpeed's own JSON plus one block `molmo_ds`. engine/strategy_file.py checks its shape,
 engine/refusals.py whether what it asks for can run, engine/ds_config.py fills in what it leaves to the run.
@@ -256,7 +256,8 @@ def accumulation(config: RunConfig, replicas: int) -> int:
     """Micro-steps of a step; ValueError if the global batch does not divide."""
     multiple = replicas * config.micro_batch
     if config.global_batch % multiple:
-        batch, micro = config.global_batch, config.micro_batch
+        batch = config.global_batch
+        micro = config.micro_batch
         raise ValueError(
             NEEDS_BATCH.format(batch=batch, replicas=replicas, micro=micro, multiple=multiple)
         )

@@ -60,14 +60,14 @@ def evaluate(
 ) -> dict[str, Any] | None:
     """The figures of a checkpoint's loss, as `eval/score.py` gives those of replies; None on other ranks than 0.
 
-    Sums go to the job's log picture by picture, so that a run that was killed goes on where it was. Raises ValueError,
+    Sums go to the job's log picture by picture, so that a run that was killed is resumed. Raises ValueError,
     on all ranks, where the log was made otherwise, a picture has no loss, or --shuffle-seed is asked for.
     """
     provenance = job.provenance
     if provenance.shuffle_seed is not None:
         raise ValueError("The loss is taken over the first pictures; leave --shuffle-seed out.")
     world.agree(lambda: finished.claim(job.results, provenance.values(), overwrite))
-    known = world.broadcast([row["picture"] for row in _logged(job)] if world.rank == 0 else None)
+    known = world.agree(lambda: [row["picture"] for row in _logged(job)])
     lines = finished.Log(job.results, world.rank)
     for sums in caption_sums(
         answerer, job.shards, world.rank, world.size, provenance.limit, frozenset(known)

@@ -1,4 +1,4 @@
-"""What an evaluation asks and what comes back, whoever answers: a network in this process, or a server."""
+"""What an evaluation asks and what comes back from whatever answers: a network in this process, or a server."""
 
 from __future__ import annotations
 

@@ -118,18 +118,18 @@ def _compared(
         raise ValueError(
             f"No question of {name} has the metric '{metric}' in both runs; there are {', '.join(known)}."
         )
-    gains = [float(other["scores"][metric]) - float(one["scores"][metric]) for one, other in pairs]
     pictures = [one["picture"] for one, _ in pairs]
+    before = [float(one["scores"][metric]) for one, _ in pairs]
+    after = [float(other["scores"][metric]) for _, other in pairs]
+    gains = [new - old for old, new in zip(before, after)]
     change = figure(list(zip(pictures, gains)))
     groups = len(set(pictures))
     changed = list(zip(gains, pairs))
     return Comparison(
         task=name,
         metric=metric,
-        first=figure([(one["picture"], float(one["scores"][metric])) for one, _ in pairs])["value"],
-        second=figure([(other["picture"], float(other["scores"][metric])) for _, other in pairs])[
-            "value"
-        ],
+        first=figure(list(zip(pictures, before)))["value"],
+        second=figure(list(zip(pictures, after)))["value"],
         questions=len(pairs),
         pictures=groups,
         standard_error=change["standard_error"],
@@ -148,7 +148,7 @@ def _p_value(difference: float, error: float | None, groups: int) -> float | Non
     if error is None:
         return None
     if error == 0:
-        # every picture changed alike: nothing to estimate a spread from
+        # every picture changed the same: nothing to estimate a spread from
         return 1.0 if difference == 0 else None
     return float(2 * student.sf(abs(difference / error), groups - 1))
 

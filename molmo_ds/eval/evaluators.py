@@ -57,16 +57,24 @@ class Evaluator:
         log.info("step %d %s %s %.4f", engine.step, self.name, self.measure.headline, headline)
         if not math.isfinite(headline):
             log.warning(
-                "%s of the evaluator %s is %s at step %d, although the training's loss is finite; the run goes on, and "
+                "%s of the evaluator %s is %s at step %d, but the training's loss is finite; the run continues, and "
                 "log.jsonl holds null.",
-                *(self.measure.headline, self.name, headline, engine.step),
+                self.measure.headline,
+                self.name,
+                headline,
+                engine.step,
             )
         wanted = self.measure.examples
         if found["examples"] < wanted:
             log.warning(
                 "The evaluator %s took %d of %d examples at step %d: the others cannot be used, or its %.0f seconds "
                 "were over; raise evaluators.%s.max_seconds and timeout_seconds, or lower its examples.",
-                *(self.name, found["examples"], wanted, engine.step, self.seconds, self.name),
+                self.name,
+                found["examples"],
+                wanted,
+                engine.step,
+                self.seconds,
+                self.name,
             )
         return {f"eval/{self.name}/{key}": value for key, value in found.items()}
 

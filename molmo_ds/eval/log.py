@@ -32,7 +32,7 @@ def claim(results: Path, provenance: Provenance, overwrite: bool = False) -> Non
     known = read_provenance(results)
     if known is None and any(folder.glob("*.jsonl")):
         raise ValueError(
-            f"{folder} holds rows but no {SAID_BY}, so nobody knows whose they are; give --overwrite."
+            f"{folder} holds rows but no {SAID_BY}, so it is not known whose they are; give --overwrite."
         )
     if known is None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ def _parsed(line: bytes) -> Row | None:
 
 
 class Log:
-    """The file that one rank appends to; a row is in it once `append` returns, whoever kills the process."""
+    """The file that one rank appends to; `append` returns when the row survives a kill."""
 
     def __init__(self, results: Path, rank: int):
         folder = results / FOLDER

@@ -23,6 +23,7 @@ from molmo_ds.files import write_atomic
 FOLDER = Path(__file__).parent
 EXAMPLES = 300  # on a page, as many as the reference's
 SIDE = 512  # pixels of a picture's longer side
+EMBEDDED = '<script type="application/json" id="data">'  # before the page's data
 Scored = Mapping[str, Any]
 KINDS = {"all": "all", "wrong": "wrong only", "truncated": "without end", "changed": "changed"}
 
@@ -80,7 +81,7 @@ def render(
         f'<div class="tables">{_metrics(outcome.figures)}{_categories(outcome.figures)}</div>',
         _filters(outcome, len(examples), name if beside else ""),
         '<main id="examples"></main>',
-        f'<script type="application/json" id="data">{script}</script>',
+        f"{EMBEDDED}{script}</script>",
         f"<script>{(FOLDER / 'page.js').read_text()}</script>",
     ]
     style = (FOLDER / "page.css").read_text()
@@ -134,7 +135,7 @@ def example(row: Row, scored: Scored, headline: str) -> dict[str, Any]:
 
 
 def picture(job: Job, row: Row) -> str | None:
-    """The first picture of a row as the address of an embedded JPEG; None where there is none that can be read."""
+    """The first readable picture of a row as the address of an embedded JPEG, or None."""
     pixels = job.shards.read(row.index)["pixels"]
     if not pixels:
         return None

@@ -32,16 +32,16 @@ def cached(job: Job, world: World) -> dict[str, Any] | None:
 
     Raises ValueError, on all ranks, where they are finished and of another provenance.
     """
-    known: dict[str, Any] = {}
+    known = world.agree(lambda: _finished(job))
+    return None if known is None or known["failures"] else known
 
-    def check() -> None:
-        if (job.results / DONE).is_file():
-            known.update(read_metrics(job.results))
-            refuse_others(job, known)
 
-    world.agree(check)
-    known = world.broadcast(known)
-    return known if known and not known["failures"] else None
+def _finished(job: Job) -> dict[str, Any] | None:
+    if not (job.results / DONE).is_file():
+        return None
+    known = read_metrics(job.results)
+    refuse_others(job, known)
+    return known
 
 
 def refuse_others(job: Job, known: Mapping[str, Any]) -> None:
@@ -112,7 +112,7 @@ def write_metrics(
 
 
 def write_submission(job: Job, outcome: Outcome) -> None:
-    """Write the test server's file of a split whose answers are not public; say it where that cannot be."""
+    """Write the test server's file of a split without public answers, or log why there is none."""
     known = job.task.splits.get(job.split)
     if known is None or known.public or not job.task.submission:
         return

@@ -40,7 +40,7 @@ class Row:
     film: Mapping[str, Any] | None = None  # what the record says of its video; None = pictures
 
     def question(self) -> Annotation:
-        """The annotation without its truth, which is all that a prompt may be made of."""
+        """The annotation without its truth: all that a prompt may be made of."""
         return {name: value for name, value in self.annotation.items() if name not in HIDDEN}
 
     @functools.cached_property

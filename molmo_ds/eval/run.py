@@ -92,7 +92,7 @@ def evaluate(
             f"{job.label} finds no question in {job.shards.path}; are these its shards?"
         )
     world.agree(lambda: check(job, rows, overwrite))
-    done = world.broadcast(set(answers.read(job.results)) if world.rank == 0 else None)
+    done = world.agree(lambda: set(answers.read(job.results)))
     groups = by_picture((row for row in rows if row.id not in done), crops)
     part = part or Part(index=world.rank, count=world.size)
     mine = [row for group in groups[part.index :: part.count] for row in group]
@@ -156,7 +156,7 @@ def ask(job: Job, client: Client, rows: Sequence[Row], world: World, part: Part)
 
 
 def asks(shards: ShardSet, rows: Iterable[Row], new_tokens: int) -> Iterator[Ask]:
-    """The questions with their pictures, which are read when they are needed."""
+    """The questions with their pictures, read one by one."""
     index = None
     for row in rows:
         if row.index != index:
@@ -220,10 +220,14 @@ def warn(job: Job, figures: Mapping[str, Any]) -> None:
     if unfinished >= MANY:
         log.warning(
             "%s: %.1f %% of the replies have no end; %d new tokens may be too few.",
-            *(job.label, 100 * unfinished, job.provenance.new_tokens),
+            job.label,
+            100 * unfinished,
+            job.provenance.new_tokens,
         )
     if figures["failed"]:
         log.warning(
             "%s: %d of %d questions got no reply and count nowhere; the same command asks them again.",
-            *(job.label, figures["failed"], figures["questions"]),
+            job.label,
+            figures["failed"],
+            figures["questions"],
         )

@@ -140,7 +140,8 @@ def chance_level(task: Task, rows: Iterable[Row]) -> dict[str, float]:
     """
     known = {row.id: (row, truth) for row in rows if (truth := task.truth(row)) is not None}
     order = sorted(known)
-    chosen = [known[order[i]] for i in range(0, len(order), -(-len(order) // TRIED_ON) or 1)]
+    distance = math.ceil(len(order) / TRIED_ON) or 1
+    chosen = [known[name] for name in order[::distance]]
     commonest = sorted(
         Counter(truth for _, truth in chosen).items(), key=lambda pair: (-pair[1], pair[0])
     )

@@ -1,4 +1,4 @@
-"""Answers by any server that speaks OpenAI's chat completions: ours, vLLM, or somebody else's."""
+"""Answers by any server that speaks OpenAI's chat completions: ours, vLLM, or another."""
 
 from __future__ import annotations
 

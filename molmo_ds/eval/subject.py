@@ -63,7 +63,7 @@ class Subject(Protocol):
 
 
 class Checkpoint:
-    """A run's folder, a checkpoint or a folder of weights; all ranks of `world` call alike.
+    """A run's folder, a checkpoint or a folder of weights; all ranks of `world` make the same calls.
 
     Args:
         strategy: a file of ds_configs/infer, by which ranks make up replicas; None = each rank holds the whole network.
@@ -173,7 +173,7 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True)
 class _Asked:
-    """A checkpoint as a client: whoever asks it nothing reads no weights."""
+    """A checkpoint as a client, which reads its weights at the first question."""
 
     checkpoint: Checkpoint
     crops: int | None

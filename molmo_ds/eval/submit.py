@@ -73,14 +73,15 @@ def question_id(row: Row) -> Any:
     found = row.metadata.get("example_id")
     if found is None:
         raise ValueError(
-            f"The question {row.id} has no example_id, which a test server needs; make the shards anew."
+            f"The question {row.id} has no example_id, which a test server needs; make the shards again."
         )
     return found
 
 
 def merge(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """A-OKVQA's two files as one, whose questions may have either answer or both."""
-    return {name: {**one.get(name, {}), **other.get(name, {})} for name in {**one, **other}}
+    names = [*one, *(name for name in other if name not in one)]
+    return {name: {**one.get(name, {}), **other.get(name, {})} for name in names}
 
 
 def write(path: Path, content: Submission) -> None:

@@ -85,7 +85,7 @@ class Task:
                 row_id = f"{self.name}:{split}:{name}"
                 if row_id in seen:
                     raise ValueError(
-                        f"Two questions of {self.name}:{split} are called {name}; make the shards anew."
+                        f"Two questions of {self.name}:{split} are called {name}; make the shards again."
                     )
                 if len(seen) == limit:
                     return

@@ -97,7 +97,7 @@ class TaskInTraining:
         found = {
             reply.id: reply for part in world.gather(replies if writes else []) for reply in part
         }
-        return world.broadcast(self.score(found) if world.rank == 0 else None)
+        return world.agree(lambda: self.score(found))
 
     def replica(self, engine: Engine) -> Replica:
         """This rank's part of a replica of the network of now."""

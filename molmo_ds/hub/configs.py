@@ -25,7 +25,7 @@ def text_config(values: dict[str, Any]) -> TextConfig:
 
 
 def fitted(text: TextConfig, preset: str, folder: Path) -> TextConfig:
-    """The decoder of a preset, where a folder's language model has its sizes, so that the preset reads the weights.
+    """The decoder of a preset, if a folder's language model has its sizes.
 
     The folder may have fewer rows of the embedding (the missing ones are drawn); positions, first weights and a tied
     head are the preset's. Raises ValueError for every other difference.

@@ -87,11 +87,12 @@ def to_hub(
         tokenizer: a transformers tokenizer folder; None takes the checkpoint's.
 
     Raises ValueError where a tensor is missing or has another shape than the configuration asks for, where `out`
-    exists, and for an unknown dtype; nothing is left then.
+    exists, for an unknown dtype, and for a family without a released format; nothing is left then.
     """
     if dtype not in (None, *DTYPES):
         raise ValueError(f"There is no dtype '{dtype}'; use {' or '.join(DTYPES)}.")
     config, tensors, words = open_checkpoint(checkpoint)
+    released = families.format_of(config)
     words = Path(tokenizer) if tokenizer else words
     with new_folder(out) as folder:
         kinds: set[torch.dtype] = set()
@@ -105,7 +106,6 @@ def to_hub(
             count,
         )
         kind = DTYPES.get(dtype) or (kinds.pop() if len(kinds) == 1 else torch.float32)
-        released = families.format_of(config)
         values = released.to_released(config, str(kind).removeprefix("torch."))
         _write_json(folder / "config.json", values)
         refusal = released.not_servable(config)

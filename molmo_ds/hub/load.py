@@ -217,7 +217,7 @@ def find(source: str | Place) -> Place:
 def checked(
     tensors: Iterator[tuple[str, Tensor]], shapes: dict[str, list[int]], source: str | Path
 ) -> Iterator[tuple[str, Tensor]]:
-    """The tensors, which must be those of `shapes`; ValueError at the first that is not, or at the end is missing."""
+    """The tensors, checked against `shapes`; ValueError at the first that differs, or at the end for missing ones."""
     missing = dict(shapes)
     for name, tensor in tensors:
         compare(source, name, list(tensor.shape), missing.pop(name, None))

@@ -50,7 +50,7 @@ def write(folder: Path, config: MolmoConfig, tokenizer: Path) -> None:
 
 
 def chat_template() -> str:
-    """Jinja that writes a conversation as the released template does, but for BOS, which the processor adds.
+    """Jinja that writes a conversation as the released template does, without BOS: the processor adds it.
 
     Pictures and the video come first, wherever they stand, then subtitles, then the turns. `style` of a text is put
     before it where Molmo2 was trained so.

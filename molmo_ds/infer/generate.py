@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 class Generation:
     """What was generated, best beam first."""
 
-    token_ids: Tensor  # int64 [B, K, L], the end token behind the end
+    token_ids: Tensor  # int64 [B, K, L], the end token after the end
     scores: Tensor  # float32 [B, K], sum of the tokens' log-probabilities, the end token included
     eos: int
     stop: tuple[str, ...]
@@ -75,12 +75,12 @@ class Session:
         self.slots.__exit__(*error)
 
     def first(self) -> Tensor:
-        """Hidden states [R, D] behind the prompts."""
+        """Hidden states [R, D] after the prompts."""
         self.slots.admit(self.prompts, self.ends)
         return self.share.run(Carry.of(self.prompts)).flatten(0, 1)[self.ends]
 
     def next(self, tokens: Tensor) -> Tensor:
-        """Hidden states [R, D] behind one more token [R] per row."""
+        """Hidden states [R, D] after one more token [R] per row."""
         slots = self.slots
         slots.tokens[: slots.rows] = tokens
         hidden = self.share.run(slots.carry())
@@ -136,7 +136,7 @@ def stream(
             finished = ended.tolist()
             if all_done(all(finished)) or step + 1 == session.steps:
                 return
-            if not all(finished):  # or one that has ended goes on for the sake of other ranks
+            if not all(finished):  # or one that has ended continues for the sake of other ranks
                 moves, left = compact([finished[row] for row in rows])
                 session.slots.drop(moves, left)
                 for source, target in moves:
@@ -167,7 +167,8 @@ def generate(
     else:
         steps = list(stream(model, prompts, eos, options, decode, all_done))
         tokens, logs = (torch.stack(parts, -1) for parts in zip(*steps))
-        answers, scores = tokens[:, None], logs.sum(-1, keepdim=True)
+        answers = tokens[:, None]
+        scores = logs.sum(-1, keepdim=True)
     return Generation(
         answers,
         scores,
@@ -178,7 +179,7 @@ def generate(
 
 
 def room(model: Molmo, prompts: Batch) -> Tensor:
-    """int64 [B]: how many new tokens there are up to the last position that the model knows; ValueError where none."""
+    """int64 [B]: number of new tokens up to the model's last position; ValueError if there is none."""
     last = prompts.position_ids.gather(1, _last(prompts)[:, None])[:, 0]
     known = model.config.text.max_position_embeddings
     left = known - 1 - last
@@ -264,7 +265,7 @@ def stream_text(
 
 
 def warn_of_cuts(model: Molmo, cuts: Tensor) -> None:
-    """Say how many of the answers ended at the last position that the model knows, if any did; `cuts`: bool [B]."""
+    """Log the number of answers that ended at the model's last position, if any; `cuts`: bool [B]."""
     count = int(cuts.sum())
     if count:
         known = model.config.text.max_position_embeddings

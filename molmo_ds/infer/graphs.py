@@ -21,7 +21,7 @@ from molmo_ds.model.decoder import DecoderLayer
 log = logging.getLogger(__name__)
 
 WARMING = 3  # runs before a capture: libraries choose kernels and make their work space
-# that are compiled; torch's own limit for one function is 8, and it goes on uncompiled beyond
+# that are compiled; torch's own limit for one function is 8, and beyond it the function runs uncompiled
 MOST_BUCKETS = 256
 
 

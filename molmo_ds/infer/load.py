@@ -48,7 +48,7 @@ class Answerer:
         )
 
     def answer(self, prompts: Sequence[Sample], options: Options) -> tuple[list[str], Tensor]:
-        """(the texts that the model generates, bool [B]: which of them ended at the last position that it knows)."""
+        """(generated texts, bool [B]: whether each ended at the model's last position)."""
         tokenizer = self.builder.tokenizer
         made = generate(self.model, self.batch(prompts), tokenizer.eos, options, tokenizer.decode)
         return [text.strip() for text in made.texts(tokenizer.decode)], made.cut
@@ -66,7 +66,7 @@ def load(
     """Read a run's folder, one of its checkpoints, a folder of weights, a released or an exported folder.
 
     Args:
-        tokenizer: folder; by default `tokenizer/` beside the weights, or the one that the run was trained with.
+        tokenizer: folder; by default `tokenizer/` in the folder of weights, or the one that the run was trained with.
         device: by default the first GPU, else the CPU; on a GPU the weights are bfloat16.
 
     Raises ValueError if there is no such device, no whole checkpoint or no tokenizer.
@@ -111,7 +111,7 @@ def read_replica(
     precision: Precision,
     eos: int,
 ) -> Replica:
-    """Read this rank's part of the weights that `look_up` found; all ranks call alike, and fail alike."""
+    """Read this rank's part of the weights that `look_up` found; all ranks make the same calls, and fail together."""
     dtype = DTYPES[precision]
 
     def slices(wanted: dict[str, Cut]) -> Iterable[tuple[str, Tensor]]:
@@ -138,7 +138,7 @@ def default_precision(device: torch.device) -> Precision:
 
 
 def usable_device(name: str | None) -> torch.device:
-    """The device of that name, which must be usable; by default the first GPU, else the CPU."""
+    """The device of that name, by default the first GPU, else the CPU; ValueError for one that cannot be used."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:  # torch lists every kind it has a name for

@@ -37,7 +37,7 @@ def draw(seed: int, name: str, place: int) -> float:
 def next_tokens(
     share: Share, hidden: Tensor, options: Sequence[Options], draws: Sequence[float]
 ) -> Choice:
-    """The choice behind hidden states [R, D] of the last layer, on each rank that shares the words.
+    """The choice from hidden states [R, D] of the last layer, on each rank that shares the words.
 
     The likeliest token needs three numbers a row and rank; what else is asked needs all logits, 39 MB for 64 rows of
     152,064 words.
@@ -53,14 +53,16 @@ def choose(logits: Tensor, options: Sequence[Options], draws: Sequence[float]) -
     logits = logits.float()
     tokens = logits.argmax(-1)
     if any(one.temperature for one in options):
-        sampled = sample(logits, options, draws)
-        tokens = torch.where(
-            _there([one.temperature > 0 for one in options], logits), sampled, tokens
-        )
+        drawn = _there([one.temperature > 0 for one in options], logits)
+        tokens = torch.where(drawn, sample(logits, options, draws), tokens)
     known = logits.log_softmax(-1)
-    likeliest = known.topk(max((one.logprobs for one in options), default=0), -1)
+    most = max((one.logprobs for one in options), default=0)
+    likeliest = known.topk(most, -1)
     return Choice(
-        tokens, known.gather(1, tokens[:, None])[:, 0], likeliest.indices, likeliest.values
+        tokens=tokens,
+        log_probabilities=known.gather(1, tokens[:, None])[:, 0],
+        top_tokens=likeliest.indices,
+        top_log_probabilities=likeliest.values,
     )
 
 
@@ -73,7 +75,8 @@ def sample(logits: Tensor, options: Sequence[Options], draws: Sequence[float]) -
     top_p = _there([one.top_p for one in options], logits)[:, None]
     chance = _there(list(draws), logits)[:, None]
     best = logits.amax(-1, keepdim=True)  # taken off first, so that no temperature is too small
-    share, order = ((logits - best) / temperature).softmax(-1).sort(descending=True, stable=True)
+    share = ((logits - best) / temperature).softmax(-1)
+    share, order = share.sort(descending=True, stable=True)
     share = torch.where(torch.arange(words, device=logits.device) < top_k, share, 0)
     share = share / share.sum(-1, keepdim=True)
     # the word that crosses top_p stays
@@ -86,10 +89,10 @@ def sample(logits: Tensor, options: Sequence[Options], draws: Sequence[float]) -
 
 def summary(logits: Tensor, first: int) -> Tensor:
     """float64 [R, 3] of a share of the words: the largest logit, its word, log-sum-exp; word `first` is at index 0."""
-    value, index = logits.float().max(-1)
-    return torch.stack(
-        (value.double(), (index + first).double(), logits.float().logsumexp(-1).double()), -1
-    )
+    logits = logits.float()
+    value, index = logits.max(-1)
+    columns = (value, index + first, logits.logsumexp(-1))
+    return torch.stack([column.double() for column in columns], -1)
 
 
 def greedy(summaries: Tensor) -> Choice:

@@ -5,9 +5,8 @@ Shapes: B rows, T tokens, L new tokens.
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from molmo_ds.batch import PER_TOKEN, SelectionBatch
+from molmo_ds.batch import SelectionBatch
 from molmo_ds.model.molmo import Molmo
 
 
@@ -21,16 +20,13 @@ def answer(
     A row that has ended repeats `eos`.
     """
     rows, tokens = prompts.input_ids.shape
-    longer = {name: F.pad(getattr(prompts, name), (0, max_new_tokens)) for name in PER_TOKEN}
+    batch = prompts.padded(tokens + max_new_tokens, 0)
     used = (prompts.document_ids != 0).sum(1)
     index = torch.arange(rows, device=used.device)
     answers = []
     scores = torch.zeros(rows, device=used.device)
     ended = torch.zeros(rows, dtype=torch.bool, device=used.device)
-    moved = prompts.image_positions
-    moved = torch.where(moved >= 0, moved + moved // tokens * max_new_tokens, -1)
     for _ in range(max_new_tokens):
-        batch = prompts.replace(**longer, image_positions=moved)
         logits = model.head.logits(model.body(batch).hidden[index, used - 1])
         best, token = logits.float().log_softmax(-1).max(-1)
         token = torch.where(ended, eos, token)
@@ -39,10 +35,16 @@ def answer(
         ended = ended | (token == eos)
         if bool(ended.all()):
             break
-        longer = {name: tensor.clone() for name, tensor in longer.items()}
-        longer["input_ids"][index, used] = token
-        longer["position_ids"][index, used] = longer["position_ids"][index, used - 1] + 1
-        longer["document_ids"][index, used] = 1
-        longer["branch_ids"][index, used] = longer["branch_ids"][index, used - 1]
+        last = index, used - 1
+        added = {
+            "input_ids": token,
+            "position_ids": batch.position_ids[last] + 1,
+            "document_ids": torch.ones_like(batch.document_ids[last]),
+            "branch_ids": batch.branch_ids[last],
+        }
+        place = index, used
+        batch = batch.replace(
+            **{name: getattr(batch, name).index_put(place, value) for name, value in added.items()}
+        )
         used = used + 1
     return torch.stack(answers, 1), scores

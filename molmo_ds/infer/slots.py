@@ -1,4 +1,4 @@
-"""A KV cache of slots: answers come and go while others go on.
+"""A KV cache of slots: answers come and go while others continue.
 
 Running rows are always the first R slots, so a step reads a slice and gathers nothing; when a row ends, the last one
 moves into its slot. Sizes are known on the host, so no step waits for the device.
@@ -131,7 +131,7 @@ class Slots:
         """Let the next pass prefill `batch` and give each of its answers the next slot.
 
         Args:
-            ends: int64 [A], for each answer the index in the flattened [B * T] of the token behind which it begins; it
+            ends: int64 [A], for each answer the index in the flattened [B * T] of the token after which it begins; it
                 sees the prefix of its document and its branch. An index may come several times.
         """
         sequence = ends // batch.input_ids.shape[1]

@@ -46,8 +46,12 @@ class TextStream:
 
     def _waiting(self) -> int:
         """Characters at the end that may begin a stop string."""
-        starts = (n for s in self.stop for n in range(1, len(s)) if self.text.endswith(s[:n]))
-        return max(starts, default=0)
+        longest = 0
+        for stop in self.stop:
+            for length in range(1, len(stop)):
+                if self.text.endswith(stop[:length]):
+                    longest = max(longest, length)
+        return longest
 
     def _show(self, ready: int) -> str:
         piece = self.text[self.shown : ready]

@@ -38,7 +38,7 @@ class Pooling(nn.Module):
         q = self.q_proj(query)
         k = self.k_proj(patches)
         v = self.v_proj(patches)
-        q, k, v = (t.view(*t.shape[:-1], -1, self.head_dim) for t in (q, k, v))
+        q, k, v = (t.unflatten(-1, (-1, self.head_dim)) for t in (q, k, v))
         pooled = pool_patches(q, k, v, windows, self.masked)
         return self.out_proj(pooled.flatten(1))
 

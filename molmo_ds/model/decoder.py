@@ -149,7 +149,8 @@ class Attention(nn.Module):
         if self.q_norm is not None:
             q = self.q_norm(q).to(q.dtype)
             k = self.k_norm(k).to(k.dtype)
-        q, k, v = (t.reshape(*t.shape[:2], -1, self.head_dim).transpose(1, 2) for t in (q, k, v))
+        by_head = (*x.shape[:2], -1, self.head_dim)
+        q, k, v = (t.reshape(by_head).transpose(1, 2) for t in (q, k, v))
         q = rotate(q, cos, sin)
         k = rotate(k, cos, sin)
         out = self.core(q, k, v, plan, self.dropout if self.training else 0.0)
@@ -228,7 +229,7 @@ class DecoderLayer(nn.Module):
         return x._replace(hidden=hidden)
 
     def with_shared(self, x: Carry) -> Carry:
-        """x with `shared`, which is made here if x has none, or has one on another device."""
+        """x with `shared`, made here if x has none or has it on another device."""
         device = x.hidden.device
         if x.shared is not None and x.shared.rotary[0][0].device == device:
             return x

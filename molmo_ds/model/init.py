@@ -44,20 +44,18 @@ def _drawn(config: MolmoConfig, name: str, shape: Sequence[int], seed: int) -> T
     source = torch.Generator().manual_seed(_seed(name, seed))
     vision = config.vision
     if name.endswith("lora_A.weight"):
-        return drawn.uniform_(-(drawn.shape[1] ** -0.5), drawn.shape[1] ** -0.5, generator=source)
+        bound = drawn.shape[1] ** -0.5
+        return drawn.uniform_(-bound, bound, generator=source)
     if name == "connector.projector.weight":
         return nn.init.xavier_uniform_(drawn, generator=source)
     if name.startswith("vision.") and ".mlp." in name:
-        return nn.init.trunc_normal_(
-            drawn, 0.0, drawn.shape[1] ** -0.5, -2.0, 2.0, generator=source
-        )
-    if name.endswith("class_embedding") or (
-        name.endswith("position_embedding") and vision.model_type == "clip"
-    ):
+        deviation = drawn.shape[1] ** -0.5
+        return nn.init.trunc_normal_(drawn, 0.0, deviation, -2.0, 2.0, generator=source)
+    of_clip = name.endswith("position_embedding") and vision.model_type == "clip"
+    if name.endswith("class_embedding") or of_clip:
         return drawn.normal_(0.0, vision.hidden_size**-0.5, generator=source)
-    part = {"vision": vision, "connector": config.connector}.get(
-        name.partition(".")[0], config.text
-    )
+    parts = {"vision": vision, "connector": config.connector}
+    part = parts.get(name.partition(".")[0], config.text)
     return drawn.normal_(0.0, part.initializer_range, generator=source)
 
 

@@ -22,7 +22,7 @@ from molmo_ds.model.selection import Scorer, SelectionCore, look_ahead
 from molmo_ds.model.vision import VisionEmbeddings, VisionLayer
 
 Row = tuple[str, type[nn.Module], tuple]
-# block i is computed again where i % N is 0 (or is not); allenai/molmo 793fa38, olmo/model.py
+# block i is recomputed where i % N is 0 (or is not); allenai/molmo 793fa38, olmo/model.py
 ONE_IN = {"one_in_two": 2, "one_in_three": 3, "one_in_four": 4}
 ALL_BUT_ONE_IN = {"two_in_three": 3, "three_in_four": 4}
 CHECKPOINTING = ("none", "full", *ONE_IN, *ALL_BUT_ONE_IN, "vision", "offload")
@@ -54,7 +54,7 @@ class Molmo(nn.Module):
 
     Args:
         z_loss: factor of the z-loss.
-        checkpointing: which rows are computed again in the backward pass: none, full (every ViT block and decoder
+        checkpointing: which rows are recomputed in the backward pass: none, full (every ViT block and decoder
             layer), one_in_two, two_in_three and so on (that share of them), vision, or offload (full; inputs are kept
             on the CPU).
     """
@@ -132,7 +132,7 @@ def run_row(layer: nn.Module, name: str, x: Carry, checkpointing: str) -> Any:
 
 
 def recomputed(name: str, checkpointing: str) -> bool:
-    """Whether the row `name` is computed again in the backward pass."""
+    """Whether the row `name` is recomputed in the backward pass."""
     if ".layers." not in f".{name}" or checkpointing == "none":
         return False
     if checkpointing == "vision":

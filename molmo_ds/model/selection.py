@@ -11,32 +11,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from molmo_ds.architecture import MolmoConfig, SelectionConfig, TextConfig
+from molmo_ds.architecture import SCORER, MolmoConfig, SelectionConfig, TextConfig
 from molmo_ds.batch import PER_TOKEN
 from molmo_ds.model.carry import Carry
+from molmo_ds.model.connector import GatedMLP
 from molmo_ds.model.decoder import Core, DecoderLayer, Norm
 from molmo_ds.model.linear import Linear
-from molmo_ds.ops.swiglu import swiglu
 from molmo_ds.ops.tree_attention import AttentionPlan, visible
 
 LOWEST = torch.finfo(torch.bfloat16).min  # score of what is not there
-INNER = 1024  # width of the scorers' MLPs
 SATURATED = 10.0  # scores beyond it cost saturation_loss
 
 
-class Scored(nn.Module):
-    """A gated MLP with a few scores."""
+class Scored(GatedMLP):
+    """A gated MLP that ends in a few scores, with bias."""
 
     def __init__(self, inputs: int, scores: int, normalize: bool):
-        super().__init__()
-        self.gate_proj = Linear(inputs, INNER, bias=False)
-        self.up_proj = Linear(inputs, INNER, bias=False)
-        self.down_proj = Linear(INNER, scores)
-        self.scale = INNER**-0.5 if normalize else 1.0
+        super().__init__(inputs, SCORER, scores)
+        self.down_proj = Linear(SCORER, scores)
+        self.scale = SCORER**-0.5 if normalize else 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] -> [..., scores]."""
-        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x))) * self.scale
+        return super().forward(x) * self.scale
 
 
 class Scorer(nn.Module):
@@ -127,8 +124,8 @@ class Scorer(nn.Module):
         """[B, H] from outputs [B, t, F] of the tokens that show the low resolution."""
         selection = self.selection
         there = (x.low_tokens >= 0)[..., None]
-        index = x.low_tokens.clamp(min=0)[..., None].expand(-1, -1, outputs.shape[-1])
-        low = torch.where(there, outputs.gather(1, index), 0)
+        index = x.low_tokens.clamp(min=0)[..., None]
+        low = torch.where(there, outputs.take_along_dim(index, 1), 0)
         if self.low_norm is not None:
             low = self.low_norm(low)
         if selection.normalize:

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import resource
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ PEAK_FLOPS = {  # dense bf16 of one device, from NVIDIA's and AMD's data sheets;
 }
 # DeepSpeed's monitor, by samples
 SAMPLES = {"loss": "Train/Samples/train_loss", "lr/text": "Train/Samples/lr"}
+BAR_IN_A_FILE = 30  # seconds between two states of the progress bar where no terminal shows it
 FLUSH = 10  # seconds until TensorBoard's files hold what they were given
 EVALUATION = "eval/"  # before the names of an evaluator's numbers
 # accelerate's examples, by steps
@@ -90,7 +92,7 @@ class Metrics:
             desc="train",
             unit="step",
             disable=world.rank != 0,
-            mininterval=0.5,
+            mininterval=0.5 if sys.stderr.isatty() else BAR_IN_A_FILE,
             dynamic_ncols=True,
         )
         if world.rank == 0:
@@ -125,7 +127,7 @@ class Metrics:
                 )
 
     def beat(self) -> None:
-        """Show tools/launch.py, which watches from outside, that a step has ended."""
+        """Write the heartbeat of a step that has ended, for tools/launch.py."""
         if self.world.rank == 0:
             (self.out / "heartbeat").touch()
 

@@ -22,7 +22,7 @@ PHASES = (
     "other",
     "communication",
 )
-CLOSED = ("backward", "optimizer")  # what is computed again inside them is theirs
+CLOSED = ("backward", "optimizer")  # what is recomputed inside them is theirs
 
 
 class Clock:

@@ -18,44 +18,26 @@ from molmo_ds.presets.molmo2 import molmo2_4b, molmo2_8b, molmo2_o_7b
 from molmo_ds.presets.tiny import reference_cpu, tiny, tiny_moe, tiny_molmo2, tiny_molmo2_o
 from molmo_ds.presets.towers import TOWERS
 
-PRESETS = {
-    f.__name__: f
-    for f in (
-        molmo_7b_d,
-        molmo_7b_o,
-        molmo_72b,
-        molmoe_1b,
-        molmo2_4b,
-        molmo2_8b,
-        molmo2_o_7b,
-        qwen2_1b5,
-        qwen2_0b5,
-        reference_cpu,
-        tiny,
-        tiny_moe,
-        tiny_molmo2,
-        tiny_molmo2_o,
-    )
-}
-PRESETS |= {name: partial(with_tower, text) for name, text in LANGUAGE_MODELS.items()}
-ONE_TOWER = (  # made as they are
-    "molmo2_4b",
-    "molmo2_8b",
-    "molmo2_o_7b",
-    "reference_cpu",
-    "tiny",
-    "tiny_moe",
-    "tiny_molmo2",
-    "tiny_molmo2_o",
+WITH_TOWERS = (molmo_7b_d, molmo_7b_o, molmo_72b, molmoe_1b, qwen2_1b5, qwen2_0b5)
+AS_THEY_ARE = (
+    molmo2_4b,
+    molmo2_8b,
+    molmo2_o_7b,
+    reference_cpu,
+    tiny,
+    tiny_moe,
+    tiny_molmo2,
+    tiny_molmo2_o,
 )
+# presets that take the name of a tower
+TOWERED = {preset.__name__: preset for preset in WITH_TOWERS}
+TOWERED |= {name: partial(with_tower, text) for name, text in LANGUAGE_MODELS.items()}
+PRESETS = TOWERED | {preset.__name__: preset for preset in AS_THEY_ARE}
 
 
 def get(name: str) -> MolmoConfig:
     """A preset by name, `molmo_7b_d` or with another tower `molmo_7b_d/siglip`; ValueError names those there are."""
-    known = [
-        *PRESETS,
-        *(f"{preset}/{tower}" for preset in PRESETS if preset not in ONE_TOWER for tower in TOWERS),
-    ]
+    known = [*PRESETS, *(f"{preset}/{tower}" for preset in TOWERED for tower in TOWERS)]
     if name not in known:
         best = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
         raise ValueError(

@@ -86,7 +86,7 @@ def data_need(path: str) -> Need:
 def downloads(missing: list[str], wanted: list[str]) -> list[str]:
     """The commands that write the folders `missing` of those that are `wanted`, sets of one command together.
 
-    A validation split that nobody publishes is held out of the training set when that is written.
+    A validation split that is not published is held out of the training set when that is written.
     """
     held_out = set()
     for path in wanted:
@@ -162,7 +162,7 @@ def disk_need(out: str, checkpoint_bytes: int, kept: int) -> Need:
 
 
 def memory_need(config: RunConfig, gpus: int, gpu_bytes: float) -> Need:
-    """The plan of a GPU's memory, by the strategy of the recipe on so many GPUs."""
+    """The plan of a GPU's memory, by the strategy of the recipe on that number of GPUs."""
     strategy = read_strategy(config.strategy)
     advice = (
         "give more --gpus, or change micro_batch, activation_checkpointing or strategy"

@@ -1,7 +1,6 @@
 """The rehearsal itself: made-up pictures, both stages, evaluate, export and ask, by the very commands."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from molmo_ds import settings
 from molmo_ds.config import RunConfig
 from molmo_ds.data.made_up.write import write_made_up
 from molmo_ds.data.read.shards import ShardSet
+from molmo_ds.engine.launching.ports import free_port
 from molmo_ds.engine.refusals import refuse
 from molmo_ds.engine.strategy import read_strategy
 from molmo_ds.rehearse.recipe import Stage
@@ -42,7 +42,7 @@ def rehearse(stages: list[Stage], folder: Path) -> Iterator[tuple[str, float]]:
             words.append(f"strategy={other}")
         files = [str(file) for file in (*stage.files, stage.debug)]
         launcher = ["-m", "deepspeed.launcher.runner", "--num_accelerators", str(RANKS)]
-        launcher += ["--master_port", str(_free_port()), "--module", "molmo_ds.train"]
+        launcher += ["--master_port", str(free_port()), "--module", "molmo_ds.train"]
         _run(f"train-{stage.name}", [*launcher, *files, *words], folder)
         instead = f" ({other}: {RANKS} processes cannot run the recipe's)" if other else ""
         yield f"train {stage.name}{instead}", time.monotonic() - began
@@ -134,9 +134,3 @@ def _a_picture(data: Path, folder: Path) -> Path:
     picture = folder / "picture.jpg"
     picture.write_bytes(ShardSet(str(data / "text_vqa-train")).read(0)["pixels"][0])
     return picture
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]

@@ -1,6 +1,6 @@
 """The answers that are not finished, and the engines that work on them: one for each replica.
 
-Each answer keeps its tokens here, so that what an engine leaves unfinished goes on with another one.
+Each answer keeps its tokens here, so that another engine continues what one leaves unfinished.
 """
 
 import asyncio
@@ -82,7 +82,7 @@ class Engine:
 
 
 class Dispatcher:
-    """Sends questions to the engine with the least to do, and hands its pieces to whoever waits for them."""
+    """Sends questions to the engine with the least to do, and passes its pieces to the request that waits for them."""
 
     def __init__(self, secret: str, stall: float, metrics: Metrics):
         self.secret = secret
@@ -106,7 +106,7 @@ class Dispatcher:
         self._send(answers)
 
     def forget(self, answer: Answer) -> None:
-        """Whoever asked does not wait any more; the engine stops if it has not finished."""
+        """The client does not wait any more; the engine stops if it has not finished."""
         engine = answer.engine
         if self._close(answer) and engine is not None:
             engine.writer.write(link.pack({"drop": [answer.name]}))
@@ -118,7 +118,7 @@ class Dispatcher:
             engine.writer.close()
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """An engine dials in: what nobody works on is sent to it, and what it makes is read until it is lost."""
+        """An engine dials in: it is sent the answers that no engine works on, and is read until it is lost."""
         engine = None
         try:
             async with asyncio.timeout(self.stall):
@@ -140,7 +140,7 @@ class Dispatcher:
                 self._lose(engine)
 
     def _take(self, engine: Engine) -> None:
-        """Give an engine the answers that nobody works on, those of another one for the same replica included."""
+        """Give an engine the answers that no engine works on, those of another one for the same replica included."""
         earlier = self.engines.pop(engine.replica, None)
         self.engines[engine.replica] = engine
         if earlier is not None:
@@ -167,7 +167,7 @@ class Dispatcher:
                 )
 
     def _send_again(self) -> None:
-        """What nobody works on, to whoever is there."""
+        """Send answers that no engine works on to the engines that are there."""
         groups: dict[int, list[Answer]] = {}
         for answer in self.open.values():
             if answer.engine is None:

@@ -106,7 +106,7 @@ class Front:
             response = failure(
                 error.status, f"{http.method} {http.path} is nothing that this server has."
             )
-        except ConnectionError:  # the client is gone: nobody reads this
+        except ConnectionError:  # the client is gone: no one reads this
             response = failure(499, "The connection was closed before the answer.")
         except Exception:
             log.exception("A request failed.")

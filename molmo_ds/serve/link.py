@@ -72,12 +72,12 @@ async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secr
 
 
 def proof(secret: str, nonce: str) -> str:
-    """What only somebody with the secret can answer to a nonce."""
+    """The answer to a nonce that needs the secret."""
     return hmac.new(secret.encode(), nonce.encode(), "sha256").hexdigest()
 
 
 class Dialled:
-    """The end of a replica's first rank: a socket to the front, which is dialled again when it is lost.
+    """The end of a replica's first rank: a socket to the front, dialled again after a loss.
 
     ValueError from `receive` where the front has not answered for `patience` seconds.
     """

@@ -49,7 +49,7 @@ def build_alone(settings: RankSettings) -> Replica:
 
 
 def build_part(settings: RankSettings) -> Replica:
-    """This rank's part of a replica that lies on several; all ranks call alike."""
+    """This rank's part of a replica that lies on several; all ranks make the same calls."""
     strategy = read_strategy(settings.strategy)
     world = launch.start()
     source, config = world.together(

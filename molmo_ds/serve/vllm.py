@@ -53,7 +53,7 @@ def command(settings: VLLMSettings) -> list[str]:
 
 
 def serve(settings: VLLMSettings) -> None:
-    """Run vLLM until it ends; ValueError where its environment or the folder cannot do, or it never becomes ready."""
+    """Run vLLM until it ends; ValueError for an unusable environment or folder, or if it never becomes ready."""
     check(settings)
     environment = {**os.environ, **({"VLLM_API_KEY": settings.api_key} if settings.api_key else {})}
     environment.pop("PYTHONPATH", None)  # its environment is its own
@@ -69,7 +69,7 @@ def serve(settings: VLLMSettings) -> None:
 
 
 def check(settings: VLLMSettings) -> None:
-    """ValueError where there is no vLLM in that environment, or the folder is none that it can read."""
+    """ValueError if that environment has no vLLM, or vLLM cannot read the folder."""
     there = [
         settings.python,
         "-c",

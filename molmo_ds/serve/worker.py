@@ -1,4 +1,4 @@
-"""One rank of a replica behind a front: the first one dials in, and all admit, drop and step alike.
+"""One rank of a replica behind a front: the first one dials in, and all make the same calls of admit, drop and step.
 
 A tick: the first rank tells the others how many bytes came from the front, and the bytes themselves only where there
 are some; every rank reads the same frames and makes the same calls of its Replica.
@@ -43,7 +43,7 @@ class Ranks:
     """What the first rank of a replica tells the others; in a group of gloo, so that no GPU is waited for.
 
     Args:
-        members: the replica's ranks, ascending; () for one process. All ranks of all replicas call alike.
+        members: the replica's ranks, ascending; () for one process. All ranks of all replicas make the same calls.
     """
 
     def __init__(self, members: tuple[int, ...] = ()) -> None:
@@ -88,7 +88,7 @@ class Worker:
         self.running: set[str] = set()
 
     def run(self) -> None:
-        """Answer until the front is gone for good, which is a ValueError with a sentence on every rank."""
+        """Answer until the front is gone for good: a ValueError with a sentence on every rank."""
         while True:
             self.tick()
 

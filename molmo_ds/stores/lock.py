@@ -1,4 +1,4 @@
-"""One run a folder: whoever holds its lock writes there, and another is refused with a sentence that says who that is.
+"""One run a folder: the holder of its lock writes there, and another is refused with a sentence that names the holder.
 
 On a disk it is a record lock of the kernel's on the file `lock`, which ends with its process. In a store it is an
 object `lock` that its holder writes again every BEAT seconds; one that stays unchanged for PATIENCE seconds, or whose

@@ -49,7 +49,7 @@ class Mirror:
 
     def start(self) -> None:
         """Push every SECONDS from now on; what the store refuses is tried again the next time."""
-        self.thread = threading.Thread(target=self._go_on, name="mirror", daemon=True)
+        self.thread = threading.Thread(target=self._push_repeatedly, name="mirror", daemon=True)
         self.thread.start()
 
     def close(self) -> None:
@@ -59,7 +59,7 @@ class Mirror:
             self.thread.join()
         self.push()
 
-    def _go_on(self) -> None:
+    def _push_repeatedly(self) -> None:
         while not self.ended.wait(SECONDS):
             try:
                 self.push()
@@ -97,5 +97,5 @@ def scratch_of(remote: str, scratch: str | None) -> Path:
 
 
 def working_folder(out: str, scratch: str | None) -> Path:
-    """The local folder that a run writes into: `out` itself, or what stands for it where that is remote."""
+    """The local folder that a run writes into: `out`, or the scratch folder of a remote one."""
     return scratch_of(out, scratch) if files.is_remote(out) else files.local(out)

@@ -21,7 +21,8 @@ def publish(folder: Path, target: Remote) -> None:
     with tqdm(desc="upload", total=total, unit="B", unit_scale=True, leave=False) as bar:
         for path in paths:
             if not path.name.endswith(".upload"):
-                upload(path, target / path.relative_to(folder).as_posix(), bar.update)
+                upload(path, target / path.relative_to(folder).as_posix())
+                bar.update(path.stat().st_size)
 
 
 def _order(path: Path) -> tuple[int, str]:

@@ -34,9 +34,9 @@ class RunFolder:
             return
         log.info("%s: files are written to %s first.", self.place, self.local)
         self.mirror = Mirror(self.local, self.place)
-        mark = mark_of(self.place) or _new_mark(self.place)
+        mark = mark_of(self.place)
         own = self.local / MARK
-        if not (own.is_file() and own.read_text() == mark):
+        if not (mark and own.is_file() and own.read_text() == mark):
             self._empty()
         self.mirror.pull()
 
@@ -47,9 +47,12 @@ class RunFolder:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def start(self) -> None:
-        """Copy what grows from now on."""
-        if self.mirror is not None:
-            self.mirror.start()
+        """Copy what grows from now on; the store gets the run's name first."""
+        if self.mirror is None:
+            return
+        if not mark_of(self.place):
+            (self.local / MARK).write_text(_new_mark(self.place))
+        self.mirror.start()
 
     def delete(self, names: tuple[str, ...]) -> None:
         """Remove these files and folders, wherever they are."""
@@ -79,8 +82,7 @@ class RunFolder:
 
 def mark_of(run: Remote) -> str:
     """The name that a run has in its store; "" where it has none yet."""
-    mark = run / MARK
-    return mark.read_text() if mark.is_file() else ""
+    return (run / MARK).read_if_there() or ""
 
 
 def _new_mark(run: Remote) -> str:

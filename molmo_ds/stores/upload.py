@@ -1,13 +1,12 @@
-"""One file goes to a store in parts, several at once, and goes on after a kill with the parts that are missing.
+"""One file goes to a store in parts, several at once, and resumes after a kill with the parts that are missing.
 
-A journal beside the file, `.NAME.upload`, says which parts are there. The object appears when its last part has come:
+A journal next to the file, `.NAME.upload`, says which parts are there. The object appears when its last part has come:
 S3 puts parts together by a multipart upload, Google's store composes objects.
 """
 
 import json
 import threading
 import uuid
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -98,27 +97,24 @@ def parts_of(target: Remote) -> Parts | None:
     return ComposedParts(target) if scheme in files.GOOGLE else None
 
 
-def upload(file: Path, target: Remote, sent: Callable[[int], Any] = lambda count: None) -> None:
+def upload(file: Path, target: Remote) -> None:
     """Make `target` a copy of `file`, which must not change meanwhile.
-
-    Args:
-        sent: is told the bytes of each part that has come.
 
     Raises OSError where the store does not take it in ATTEMPTS tries; the next call sends only what is missing.
     """
     size = file.stat().st_size
     journal = Journal(file, target)
     parts = parts_of(target) if size > PART else None
-    if not journal.done:
-        if parts is None:
-            _put_whole(file, target)
-        else:
-            _put_parts(file, target, parts, journal)
-        there = files.size(target.url)
-        if there != size:
-            raise OSError(f"{target} has {there} bytes instead of {size}")
-        journal.add({"done": True})
-    sent(size)
+    if journal.done:
+        return
+    if parts is None:
+        _put_whole(file, target)
+    else:
+        _put_parts(file, target, parts, journal)
+    there = files.size(target.url)
+    if there != size:
+        raise OSError(f"{target} has {there} bytes instead of {size}")
+    journal.add({"done": True})
 
 
 def _put_whole(file: Path, target: Remote) -> None:
@@ -157,7 +153,7 @@ def _put_parts(file: Path, target: Remote, parts: Parts, journal: "Journal") -> 
 
 
 class Journal:
-    """What of a file has been sent: JSON lines beside it, which count for this very file and this very target only."""
+    """The parts of a file that were sent: JSON lines next to it, valid for this file and this target only."""
 
     def __init__(self, file: Path, target: Remote) -> None:
         self.path = file.with_name(f".{file.name}.upload")

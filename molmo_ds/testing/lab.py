@@ -164,7 +164,7 @@ class Lab:
             time.sleep(0.02)
 
     def power_off(self, name: str) -> None:
-        """Take the plug out: nobody hears a last word from it."""
+        """Take the plug out: no process of it says a last word."""
         self.cut(name)
         self._end(name)
 

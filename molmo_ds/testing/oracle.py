@@ -89,7 +89,7 @@ def molmo2(name: str) -> MolmoConfig:
 
 
 def fresh_groups() -> None:
-    """Forget the groups of ranks that DeepSpeed keeps in globals, so that one process can hold the next strategy."""
+    """Forget the groups of ranks in DeepSpeed's globals: one process can hold the next strategy."""
     vars(groups).update({name: copy.copy(value) for name, value in GROUPS.items()})
 
 
@@ -186,7 +186,10 @@ def difference(ours: Run, reference: Run) -> tuple[float, float]:
     """
     weights = 0.0
     for name, right in reference[1].items():
-        if not name.endswith("k_proj.bias"):
-            norm = max(float(right.double().norm()), 0.02 * math.sqrt(right.numel()))
-            weights = max(weights, float((ours[1][name].double() - right.double()).norm()) / norm)
+        if name.endswith("k_proj.bias"):
+            continue
+        right = right.double()
+        norm = max(float(right.norm()), 0.02 * math.sqrt(right.numel()))
+        far = float((ours[1][name].double() - right).norm())
+        weights = max(weights, far / norm)
     return max(abs(a - b) for a, b in zip(ours[0], reference[0], strict=True)), weights

@@ -29,7 +29,7 @@ import molmo_ds.monitor.metrics  # noqa: F401
 from molmo_ds import train
 from molmo_ds.engine import launch
 from molmo_ds.engine.launch import World
-from molmo_ds.engine.launching.supervise import free_port
+from molmo_ds.engine.launching.ports import free_port
 
 torch.set_num_threads(1)
 # tqdm's own is one for all forks: a rank killed with it would stop all later ones
@@ -147,7 +147,7 @@ def _fork(
     if child:
         return child
     gc.freeze()  # DeepSpeed collects garbage for each engine; what was imported is none
-    # torch makes its pool of threads anew at the first use after a fork: two threads of autograd may not race for it
+    # torch makes a new pool of threads at the first use after a fork: two threads of autograd may not race for it
     torch.set_num_threads(1)
     forget_accelerate()
     try:
@@ -160,5 +160,5 @@ def _fork(
     except BaseException:
         (folder / f"{rank}.error").write_text(traceback.format_exc())
     finally:
-        # whatever happens: a rank that went on would run the rest of the tests once more
+        # whatever happens: a rank that continued would run the rest of the tests once more
         os._exit(1)

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]  # of the clone
 
 
 def load(folder: str, name: str, *needed: str) -> ModuleType:
-    """The script name.py of a folder in the clone; `needed` are scripts of that folder which it imports by name."""
+    """The script name.py of a folder in the clone; `needed` are the scripts of that folder that it imports by name."""
     for each in (*needed, name):
         file = ROOT / folder / f"{each}.py"
         known = sys.modules.get(each)

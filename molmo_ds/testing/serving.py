@@ -19,7 +19,7 @@ from PIL import Image
 
 from molmo_ds import settings
 from molmo_ds.data.tokens import train_tokenizer
-from molmo_ds.engine.launching.supervise import free_port
+from molmo_ds.engine.launching.ports import free_port
 from molmo_ds.hub.load import write_weights
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.serve.address import read_address

@@ -57,7 +57,8 @@ class FakeBuilder:
         crops = [
             torch.from_numpy(load_image(data)[:SIDE, :SIDE].copy()) for data in record["pixels"]
         ]
-        n, text = len(crops), self._text(record, rng)
+        n = len(crops)
+        text = self._text(record, rng)
         ids = torch.tensor([1] * (4 * n) + [ord(c) for c in text], dtype=torch.int64)
         images = torch.stack(crops) if n else torch.zeros(0, SIDE, SIDE, 3, dtype=torch.uint8)
         positions = torch.arange(4 * n)

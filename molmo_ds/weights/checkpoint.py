@@ -153,7 +153,7 @@ def runs(start: int, size: int, stride: tuple[int, ...]) -> list[tuple[int, int,
 
     Args:
         stride: () for one stretch; (width, distance, phase) for a piece of a shard that holds `width` elements out of
-            every `distance`, and which begins `phase` elements behind the beginning of such a stretch.
+            every `distance`, and which begins `phase` elements after the beginning of such a stretch.
     """
     if not stride:
         return [(start, 0, size)]
@@ -168,7 +168,7 @@ def runs(start: int, size: int, stride: tuple[int, ...]) -> list[tuple[int, int,
 
 @dataclass(frozen=True)
 class Group:
-    """`count` stretches of `length` elements each, one behind the other in the piece, `distance` apart in the whole."""
+    """`count` stretches of `length` elements each, one after the other in the piece, `distance` apart in the whole."""
 
     start: int  # of the first, in the whole
     here: int  # of the first, in the piece
@@ -273,8 +273,8 @@ def steps(folder: str | Place) -> list[Place]:
         numbered = [p for p in folder.glob("step-*") if p.name[5:].isdigit()]
         found = [p for p in numbered if (p / "manifest.json").is_file()]
     else:
-        latest = folder / "latest"
-        found = [folder / latest.read_text().strip()] if latest.is_file() else []
+        latest = (folder / "latest").read_if_there()
+        found = [] if latest is None else [folder / latest.strip()]
     return sorted(found, reverse=True)
 
 

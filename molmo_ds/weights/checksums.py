@@ -49,7 +49,7 @@ def write(folder: Path) -> None:
 def wrong_file(folder: Place, noted: dict[str, Facts], part: int = 0, parts: int = 1) -> str | None:
     """What is wrong with the first file that differs, in a few words; every `parts`-th is read, from `part` on.
 
-    Of a remote folder the tensor files are compared by their size alone: they are read later, in parts, by whoever
+    Of a remote folder the tensor files are compared by their size alone: they are read later, in parts, by those who
     needs them, and the store keeps checksums of its own.
     """
     for name, facts in sorted(noted.items())[part::parts]:

@@ -11,7 +11,7 @@ from molmo_ds.weights.source import NO_FILE, open_source
 def resolved(config: RunConfig) -> RunConfig:
     """The configuration with `model.connector.patch_row` decided.
 
-    A run that goes on keeps its own; weights that it begins with decide next (released ones learnt that row); a run
+    A run that is resumed keeps its own; weights that it begins with decide next (released ones learnt that row); a run
     from nothing keeps the row at zero, so that vLLM, which replaces it by the picture's features, answers as we do.
     """
     if config.model.connector.patch_row != "auto":
@@ -29,7 +29,7 @@ def resolved(config: RunConfig) -> RunConfig:
 
 
 def _of_own_run(config: RunConfig) -> str | None:
-    """What the run in `out` has, if this one goes on with it; None for a file that is refused later."""
+    """What the run in `out` has, if this one resumes it; None for a file that is refused later."""
     out = files.place(config.out)
     if not config.resume or config.overwrite or not (out / "config.yaml").is_file():
         return None

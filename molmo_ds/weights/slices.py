@@ -1,4 +1,4 @@
-"""A rank's slices of a model: read from a folder of any kind in blocks of rows, and nothing beside them is held."""
+"""A rank's slices of a model: read from a folder of any kind in blocks of rows, and nothing else is held."""
 
 from collections.abc import Mapping
 

@@ -246,7 +246,7 @@ def _header(file: Where) -> dict[str, Place]:
 
 
 def _place(file: Where, name: str, entry: Any, data: int) -> Place:
-    """Where one tensor lies; `data` is the offset behind the header."""
+    """Where one tensor lies; `data` is the offset of the end of the header."""
     try:
         kind, shape, (first, last) = entry["dtype"], entry["shape"], entry["data_offsets"]
         numbers = [*shape, first, last]

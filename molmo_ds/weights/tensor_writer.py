@@ -77,7 +77,7 @@ def write_tensors(
 
 @contextlib.contextmanager
 def new_folder(path: str | Place) -> Iterator[Path]:
-    """A folder under a temporary name that becomes `path` when the block ends and vanishes when it fails.
+    """A folder with a temporary name: it becomes `path` at the end of the block, or is removed on an error.
 
     A URL is written from a folder below TMPDIR. Raises ValueError if `path` exists and is not an empty folder, or is of
     a store that can only be read.

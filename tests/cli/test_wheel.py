@@ -15,6 +15,7 @@ SOURCES = (
     "setup.cfg",
     "pyproject.toml",
     "README.md",
+    "docs/changelog.md",
     "LICENSE",
     "hostfile.example",
 )
@@ -33,6 +34,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 ignore=shutil.ignore_patterns("__pycache__"),
             )
         else:
+            (source / name).parent.mkdir(exist_ok=True)
             shutil.copy(ROOT / name, source / name)
     sdist = tmp_path_factory.mktemp("sdist")
     build = f"from setuptools import build_meta; build_meta.build_sdist({str(sdist)!r})"
@@ -89,6 +91,12 @@ def test_the_wheel_holds_what_is_read_at_run_time(installed: Path) -> None:
     for path in others:
         assert (installed / path.relative_to(ROOT)).is_file(), path
     assert not [path for path in installed.iterdir() if path.name in ("tests", "tools", "examples")]
+
+
+def test_its_page_holds_the_readme_and_the_changelog(installed: Path) -> None:
+    [file] = installed.glob("molmo_ds-*.dist-info/METADATA")
+    text = file.read_text()
+    assert "## Two commands" in text and "# Changelog" in text
 
 
 def test_the_command_lists_the_commands(installed: Path, tmp_path: Path) -> None:

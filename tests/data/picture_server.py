@@ -47,7 +47,8 @@ class Server:
         return f"http://{host}:{self.port}/{case}"
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        case, number = request.match_info["case"], int(request.match_info.get("number", 0))
+        case = request.match_info["case"]
+        number = int(request.match_info.get("number", 0))
         self.hits[request.path] += 1
         self.times.append((request.path, time.monotonic()))
         self.under_way += 1

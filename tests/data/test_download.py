@@ -243,7 +243,7 @@ def test_kill_and_resume(server: Server, tmp_path: Path) -> None:
     requests = [Request(f"{url}/{n}") for n in range(200)]
     assert not list((tmp_path / "partial").iterdir())
     kept = 200 - len(store.pending(requests))
-    # what had arrived is there; at most the two under way and the two behind them are lost
+    # what had arrived is there; at most the two under way and the two after them are lost
     assert kept >= 20
     report = fetch(requests, store, QUICK)
     assert report["reachable"] == 200

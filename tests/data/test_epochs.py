@@ -1,4 +1,4 @@
-"""Steps of epochs, alternatives drawn anew in each epoch, and what a source says of its own samples."""
+"""Steps of epochs, alternatives drawn in each epoch, and what a source says of its own samples."""
 
 import json
 import logging
@@ -76,10 +76,13 @@ def test_epochs_become_steps(config: RunConfig, caplog: pytest.LogCaptureFixture
         epochs.in_steps(late)
 
 
-def test_packed_sequences_are_counted(config: RunConfig, caplog: pytest.LogCaptureFixture) -> None:
-    packed = with_data(replace(config, epochs=8.0), packing="pack")
+@pytest.mark.parametrize("packing", ["pack", "knapsack"])
+def test_packed_sequences_are_counted(
+    config: RunConfig, packing: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    packed = with_data(replace(config, epochs=8.0), packing=packing)
     mixture = Mixture.open(packed)
-    each = epochs.samples_per_sequence(mixture, packed)
+    each = epochs.samples_per_sequence(mixture)
     lengths = [mixture.size(0, sample, 0)[0] for sample in range(30)]
     assert 320 / max(lengths) - 1 < each <= 320 / min(lengths)
     with caplog.at_level(logging.INFO):

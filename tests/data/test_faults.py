@@ -76,7 +76,7 @@ def test_truncated_tar(folder: Path, where: str) -> None:
         ValueError, match=f"s-000001.tar is truncated: {size} bytes.*make or copy it again"
     ):
         opened(folder)
-    # and to be indexed anew
+    # and to be indexed again
     with pytest.raises(ValueError, match=r"s-000001.tar is truncated|s-000001.tar has"):
         index_tar(tar)
 

@@ -11,7 +11,7 @@ import torch
 from numpy.random import RandomState
 
 from molmo_ds import settings
-from molmo_ds.cli.show import main
+from molmo_ds.cli.show_shards import main
 from molmo_ds.config import RunConfig
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.order.checks import identical, replay
@@ -122,7 +122,7 @@ def test_tokens_of_a_video(shards: str) -> None:
         ids += [*words.encode(f"{' ' if number else ''}{time} "), *frame]
     assert made.input_ids[: len(ids)].tolist() == ids
     assert [round(float(crop.float().mean()) / 10) for crop in made.images] == [0, 4, 8, 10]
-    # only times that are shown, in thousandths of 48 x 32 pixels; 0.3 is none, 2.5 lies behind the end
+    # only times that are shown, in thousandths of 48 x 32 pixels; 0.3 is none, 2.5 lies after the end
     said = words.decode(made.labels[made.loss_weights > 0])
     assert said == '<tracks coords="0.0 1 083 250;0.5 1 250 250">ball</tracks>'
     visual = made.image_ids > 0

@@ -182,7 +182,7 @@ def test_points_that_only_pixels_fit_are_counted(place: Path, capsys: Any) -> No
 
 
 BAD = [
-    (boxes([0, 0, 2, 2]), (), "nobody said the form; say --boxes, one of xyxy, xywh, cxcywh"),
+    (boxes([0, 0, 2, 2]), (), "no form was given; say --boxes, one of xyxy, xywh, cxcywh"),
     (boxes([300, 0, 200, 9]), ("--boxes", "xyxy"), "no xyxy: its right bottom lies before"),
     (boxes([300, 0, 200, 9]), ("--boxes", "xywh"), r"\[500.0, 9.0\] lies outside"),
     (boxes([1, 2, 3]), ("--boxes", "xyxy"), "must be a list of four finite numbers"),

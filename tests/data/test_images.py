@@ -77,7 +77,8 @@ def test_exif_orientation(kind: str, orientation: int) -> None:
 
 def test_modes_become_rgb() -> None:
     rgb = scene(30, 50)
-    grey, opaque = rgb[..., 0], Image.fromarray(rgb)
+    grey = rgb[..., 0]
+    opaque = Image.fromarray(rgb)
     deep = Image.fromarray(grey.astype(np.uint16) * 256 + 37)
     see_through = opaque.copy()
     see_through.putalpha(Image.fromarray(255 - grey))
@@ -286,7 +287,8 @@ def test_every_token_shows_one_patch(
     width: int,
 ) -> None:
     if left + right >= side:
-        left, right = 0, min(right, side - 1)
+        left = 0
+        right = min(right, side - 1)
     geometry = Geometry(
         "overlap-and-resize-c2", max_crops, side * 14, 14, (left, right), pooling, use_col
     )
@@ -354,7 +356,8 @@ def test_neighbouring_crops_overlap(resize: str, exact: bool) -> None:
     tiles = images[1:].view(2, 3, 56, 56, 3)
     assert torch.equal(tiles[:, :-1, :, 28:], tiles[:, 1:, :, :28])
     assert torch.equal(tiles[:-1, :, 28:], tiles[1:, :, :28])
-    red, green = tiles.float().mean((2, 3))[..., 0], tiles.float().mean((2, 3))[..., 1]
+    red = tiles.float().mean((2, 3))[..., 0]
+    green = tiles.float().mean((2, 3))[..., 1]
     # left to right, top to bottom
     assert (red.diff(dim=1) > 0).all() and (green.diff(dim=0) > 0).all()
 
@@ -364,7 +367,8 @@ def test_exact_crops_are_normalised_bytes(resize: str) -> None:
     """A picture of a crop's own size is not changed by resizing, so both modes must say the same."""
     settings = {"crop_mode": "resize", "resize": resize}
     pixels = scene(56, 56)
-    crops, exact = processor(**settings)(pixels), processor(**settings, exact=True)(pixels)
+    crops = processor(**settings)(pixels)
+    exact = processor(**settings, exact=True)(pixels)
     assert torch.equal(crops.images[0], torch.from_numpy(pixels))
     torch.testing.assert_close(
         normalise_patches(crops.images, *PIXEL_STATISTICS[resize], 14), exact.images

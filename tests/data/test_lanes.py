@@ -98,7 +98,8 @@ def global_batches(
     steps: int, states: dict[int, dict] | None, ranks: int, workers: int, seed: int
 ) -> tuple:
     """What a cluster of ranks x workers yields, dealt as loader.py deals lanes."""
-    lanes, count = 8, 8 // ranks
+    lanes = 8
+    count = 8 // ranks
     owners = [
         [
             list(range(rank * count, (rank + 1) * count))[worker::workers]

@@ -111,7 +111,8 @@ def test_stream_is_what_its_parts_say(config: RunConfig, mixture: Mixture) -> No
             place = mixture.names.index(name)
             rng = generator(config.data.seed, name, "sample", sample, epoch)
             pack.append(mixture.builders[place].build(mixture.sets[place].read(sample), rng))
-        expected, got = collate([pack], config.data.sequence_length), merge([sequence.row])
+        expected = collate([pack], config.data.sequence_length)
+        got = merge([sequence.row])
         assert all(torch.equal(a, b) for a, b in zip(got.tensors(), expected.tensors()))
 
 

@@ -9,13 +9,9 @@ import pytest
 
 from molmo_ds import settings
 from molmo_ds.config import RunConfig
-from molmo_ds.data.order.loader import build_stream
 from molmo_ds.data.read.writer import write_shards
 from molmo_ds.data.sources import ALL
-from molmo_ds.engine import build_engine
-from molmo_ds.engine.launch import World
-from molmo_ds.testing import oracle
-from molmo_ds.testing.ranks import run_ranks
+from molmo_ds.testing.first_step import first_steps
 from molmo_ds.testing.small_videos import film, png
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +58,7 @@ def records() -> Iterator[tuple[str, dict[str, bytes]]]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunConfig]:
-    """Every recipe, small, with the same shards behind every source."""
+    """Every recipe, small, with the same shards for every source."""
     folder = tmp_path_factory.mktemp("shards")
     write_shards(records(), folder)
     found = {}
@@ -86,20 +82,8 @@ def test_lengths_and_rates(path: Path) -> None:
     assert run.model.text.image_attention == "image_tokens"
 
 
-def one_step(world: World, runs: dict[str, RunConfig]) -> dict[str, tuple[float, int]]:
-    """(loss of the first step, videos' frames in it) of each."""
-    found = {}
-    for name, run in runs.items():
-        oracle.fresh_groups()
-        engine = build_engine(run, world)
-        batches, _ = next(build_stream(run, 0, 1))
-        found[name] = engine.train_step(batches)["loss"], sum(len(one.images) for one in batches)
-        engine.close()
-    return found
-
-
 def test_every_recipe_takes_a_step(runs: dict[str, RunConfig]) -> None:
-    [found] = run_ranks(one_step, 1, runs, timeout=200)
+    found = first_steps(runs)
     assert set(found) == {*SAYS, "video"}
-    for loss, crops in found.values():
-        assert math.isfinite(loss) and 3 < loss < 12 and crops > 4
+    for step in found.values():
+        assert math.isfinite(step.loss) and 3 < step.loss < 12 and step.crops > 4

@@ -1,6 +1,7 @@
 """Which samples share a sequence, and the tensors that come of it."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from molmo_ds.batch import PER_CROP, PER_WINDOW, Batch, Sample, last_tokens
 from molmo_ds.config import DataConfig
 from molmo_ds.data.order.packing import SLACK, Budget, choose, collate, merge, row
 from molmo_ds.testing.scripts import load
+from molmo_ds.testing.text_sample import text_sample
 
 bench_stream = load("tools/bench", "bench_stream")
 
@@ -56,11 +58,10 @@ def test_fill_and_wait_at_the_mixture_of_the_facts() -> None:
 def sample(length: int, crops: int, value: int) -> Sample:
     positions = torch.arange(crops * 2)
     positions[2 * crops - 1 :] = -1
-    return Sample(
-        input_ids=torch.full((length,), value),
+    return replace(
+        text_sample(torch.full((length,), value)),
         labels=torch.full((length,), value + 1),
         loss_weights=torch.full((length,), value / 10),
-        position_ids=torch.arange(length),
         branch_ids=torch.full((length,), value % 3, dtype=torch.int32),
         image_ids=torch.full((length,), value % 2, dtype=torch.int32),
         images=torch.full((crops, 4, 4, 3), value, dtype=torch.uint8),
@@ -84,7 +85,9 @@ def check_shapes(batch: Batch, rows: int, length: int, crops: int, windows: int)
     assert [len(getattr(batch, name)) for name in PER_CROP] == [crops] * 2
     assert [len(getattr(batch, name)) for name in PER_WINDOW] == [windows] * 2
     kinds = [tensor.dtype for tensor in batch.tensors()]
-    i64, i32, f32 = torch.int64, torch.int32, torch.float32
+    i64 = torch.int64
+    i32 = torch.int32
+    f32 = torch.float32
     assert kinds == [i64, i64, f32, i64, i32, i32, i32, torch.uint8, f32, i64, i64, i64]
 
 
@@ -146,7 +149,8 @@ def test_a_batch_without_pictures_carries_one_blank_crop() -> None:
 
 def test_padded_as_if_packed_into_longer_rows() -> None:
     packs = [[sample(5, 2, 1)], [sample(4, 1, 3)], [sample(2, 0, 4)]]
-    longer, expected = collate(packs, 8).padded(11, 5, 8, rows=20), collate(packs, 11)
+    longer = collate(packs, 8).padded(11, 5, 8, rows=20)
+    expected = collate(packs, 11)
     check_shapes(longer, 3, 11, 5, 8)
     for got, tensor in zip(longer.tensors()[:-1], expected.tensors()):
         assert torch.equal(got[: len(tensor)], tensor)

@@ -192,7 +192,9 @@ def test_points_are_percent_rounded_sorted() -> None:
 
 
 def test_points_as_text() -> None:
-    one, two, none = np.array([[1.0, 2.5]]), np.array([[1.0, 2.5], [30.0, 4.0]]), np.zeros((0, 2))
+    one = np.array([[1.0, 2.5]])
+    two = np.array([[1.0, 2.5], [30.0, 4.0]])
+    none = np.zeros((0, 2))
     assert format_points(one, "mug") == '<point x="1.0" y="2.5" alt="mug">mug</point>'
     assert (
         format_points(two, "mug", "those")
@@ -309,7 +311,8 @@ def test_equal_generators_draw_equal_prompts() -> None:
         rng = RandomState(seed)
         template = POINTING[rng.randint(43)].format(label="cup")
         style = "" if rng.random() > 0.1 else "pointing: "
-        answer, order = ["x", "y", "z"][rng.randint(3)], [0, 1]
+        answer = ["x", "y", "z"][rng.randint(3)]
+        order = [0, 1]
         rng.shuffle(order)
         want = [
             [

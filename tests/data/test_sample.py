@@ -82,7 +82,8 @@ def branch(sample: Sample, number: int) -> torch.Tensor:
 
 def test_one_conversation(builder: SampleBuilder) -> None:
     """Spelled out: BOS, picture, user, assistant; the answer and its end are learnt, and nothing else."""
-    got, words = builder.build(record([CHAT], (70, 50)), RandomState(0)), builder.tokenizer
+    got = builder.build(record([CHAT], (70, 50)), RandomState(0))
+    words = builder.tokenizer
     image = (builder.images.layout(70, 50).tokens + VOCAB).tolist()
     ids = [words.bos, *image]
     learnt = [0] * len(ids)
@@ -172,7 +173,8 @@ def test_several_pictures(builder: SampleBuilder) -> None:
     """Each picture's crops point at its own tokens, in order; a later picture is shifted by the earlier ones."""
     sizes = [(70, 50), (150, 60), (60, 150)]
     got = builder.build(record([COLOUR, CAPTION], *sizes), RandomState(0))
-    crops, token = 0, 1
+    crops = 0
+    token = 1
     for size in sizes:
         alone = builder.images(np.asarray(Image.open(io.BytesIO(picture(size)))))
         mine = slice(crops, crops + alone.layout.crops)
@@ -182,7 +184,8 @@ def test_several_pictures(builder: SampleBuilder) -> None:
         want = torch.from_numpy(alone.layout.positions)
         places = of_crops(got)[mine]
         assert torch.equal(places, torch.where(want >= 0, want + token, -1))
-        crops, token = crops + alone.layout.crops, token + len(alone.layout.tokens)
+        crops = crops + alone.layout.crops
+        token = token + len(alone.layout.tokens)
     assert crops == len(got.images) and token == (got.branch_ids == 0).sum()
     places = got.image_positions[got.image_positions >= 0]
     assert (
@@ -193,10 +196,8 @@ def test_several_pictures(builder: SampleBuilder) -> None:
 def test_pictures_inside_a_text(builder: SampleBuilder) -> None:
     ask = {"style": "demo", "question": "Is <|image|> like <|image|>?", "text": "No, <|image|>."}
     got = builder.build(record([ask], (70, 50), (150, 60)), RandomState(0))
-    words, layouts = (
-        builder.tokenizer,
-        [builder.images.layout(70, 50), builder.images.layout(150, 60)],
-    )
+    words = builder.tokenizer
+    layouts = [builder.images.layout(70, 50), builder.images.layout(150, 60)]
     first, second = ((layout.tokens + VOCAB).tolist() for layout in layouts)
     user = [words.encode(part) for part in (" User: Is ", " like ", "? Assistant:")]
     answer = words.encode(" No, <|image|>.")  # in an answer it is plain text
@@ -277,7 +278,8 @@ def test_size_is_what_build_makes(
 
 def test_cutting(tokenizer: Path, builder: SampleBuilder) -> None:
     whole = builder.build(record([CAPTION, COLOUR], (150, 60)), RandomState(0))
-    prefix, length = int((whole.branch_ids == 0).sum()), len(whole.input_ids)
+    prefix = int((whole.branch_ids == 0).sum())
+    length = len(whole.input_ids)
     learnt = int(torch.nonzero(whole.loss_weights)[0]) + 1
     for limit in (learnt, length - 1, length):
         cut = make(tokenizer, limit).build(record([CAPTION, COLOUR], (150, 60)), RandomState(0))
@@ -373,7 +375,8 @@ def test_prompts_are_the_start_of_what_was_trained(builder: SampleBuilder) -> No
 
 
 def test_prompts_of_a_user(builder: SampleBuilder) -> None:
-    words, image = builder.tokenizer, Image.open(io.BytesIO(picture((70, 50))))
+    words = builder.tokenizer
+    image = Image.open(io.BytesIO(picture((70, 50))))
     text = builder.prompt([image], "Which colour?").input_ids
     assert words.decode(text) == " User: Which colour? Assistant:"
     assert torch.equal(builder.prompt([np.asarray(image)], "Which colour?").input_ids, text)

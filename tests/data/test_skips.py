@@ -15,7 +15,7 @@ from numpy.random import RandomState
 from molmo_ds import architecture as a
 from molmo_ds import config as c
 from molmo_ds.cli import inspect_shards
-from molmo_ds.cli import show as visualize
+from molmo_ds.cli import show_shards as visualize
 from molmo_ds.data.order.checks import replay
 from molmo_ds.data.order.loader import Mixture, Sequence, Steps, build_stream, sequences
 from molmo_ds.data.read.shards import ShardSet
@@ -24,7 +24,7 @@ from molmo_ds.data.tokens import train_tokenizer
 from molmo_ds.testing.streams import picture
 
 ASK = {"style": "vqa2", "question": "Which?", "answer": "a boat"}
-BAD = {  # what a shard of somebody else may hold: the record's keys, and what is said of them
+BAD = {  # what a shard of others may hold: the record's keys, and what is said of them
     "letter": (
         {"annotations": [ASK | {"options": ["a", "b"], "answer_index": "B"}]},
         "'answer_index' is the text 'B'",

@@ -58,7 +58,8 @@ def test_documents(tmp_path: Path) -> None:
     order = np.arange(1026)
     # the reference's split: the first 1024 of the ids in this order
     np.random.RandomState(63069).shuffle(order)
-    train, held_out = build(tmp_path, "st_qa"), build(tmp_path, "st_qa", split="validation")
+    train = build(tmp_path, "st_qa")
+    held_out = build(tmp_path, "st_qa", split="validation")
     assert [r["metadata"]["example_id"] for r in train] == order[1024:].tolist()
     assert [r["metadata"]["example_id"] for r in held_out] == order[:1024].tolist()
     assert train[0]["annotations"][0]["answers"] == [str(order[1024])]

@@ -20,7 +20,8 @@ def server() -> Iterator[Server]:
 
 
 def test_pixmo_cap(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    url, gone = server.url("good/1"), server.url(GONE)
+    url = server.url("good/1")
+    gone = server.url(GONE)
     rows = [
         {"image_url": gone, "caption": "Lost.", "transcripts": ["lost"]},
         {"image_url": url, "caption": "A red cup.", "transcripts": ["it is a cup", "uh a red cup"]},
@@ -60,7 +61,8 @@ def test_pixmo_cap(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_pixmo_questions(server: Server, tmp_path: Path) -> None:
-    url, other = server.url("good/1"), server.url("good/2")
+    url = server.url("good/1")
+    other = server.url("good/2")
     talk = ["Why?", "So.", "And?", "No."]
     Hub(tmp_path / "pixmo_cap_qa").parquet(
         [
@@ -76,7 +78,8 @@ def test_pixmo_questions(server: Server, tmp_path: Path) -> None:
     ]
     assert second["annotations"] == [{"style": "synthetic_qa", "messages": ["What?", "That."]}]
 
-    right, wrong = hashlib.sha256(picture(1)).hexdigest(), "0" * 64
+    right = hashlib.sha256(picture(1)).hexdigest()
+    wrong = "0" * 64
     Hub(tmp_path / "pixmo_ask_model_anything").parquet(
         [
             {

@@ -63,7 +63,8 @@ def test_names_of_special_tokens_are_plain_text(tokenizer: Tokenizer) -> None:
 
 
 def test_decode_drops_what_is_not_text(tokenizer: Tokenizer) -> None:
-    hello, more = tokenizer.encode(" a cat"), tokenizer.encode(" never shown")
+    hello = tokenizer.encode(" a cat")
+    more = tokenizer.encode(" never shown")
     assert tokenizer.bos == tokenizer.eos == tokenizer.pad
     ids = [
         tokenizer.bos,

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from molmo_ds import presets
-from molmo_ds.cli import show as visualize
+from molmo_ds.cli import show_shards as visualize
 from molmo_ds.data.read.writer import write_shards
 from molmo_ds.data.sample.images import ImageProcessor
 from molmo_ds.data.show.documents import as_bytes

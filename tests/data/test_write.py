@@ -43,10 +43,8 @@ def test_webdataset_reads_the_shards(tmp_path: Path) -> None:
 
 
 def test_bytes_are_reproducible(tmp_path: Path) -> None:
-    first, second = (
-        everything(make_shards(tmp_path / "a", 23)),
-        everything(make_shards(tmp_path / "b", 23)),
-    )
+    first = everything(make_shards(tmp_path / "a", 23))
+    second = everything(make_shards(tmp_path / "b", 23))
     assert first == second
     names = {
         "s-000000.tar",
@@ -110,7 +108,8 @@ def test_indexing_a_foreign_tar_equals_writing_it(tmp_path: Path) -> None:
     index = index_tar(foreign / "s-000000.tar")
     index.save(foreign / "s-000000.tar")
     write_meta(foreign)
-    a, b = ShardSet(str(ours)), ShardSet(str(foreign))
+    a = ShardSet(str(ours))
+    b = ShardSet(str(foreign))
     assert len(a) == len(b) == 9
     assert all(a.read(i) == b.read(i) for i in range(9))
     again = index_tar(ours / "s-000000.tar")

@@ -12,7 +12,7 @@ from molmo_ds.testing.oracle import fresh_groups
 def hand_on(
     world: World, folder: str, configs: list[RunConfig]
 ) -> tuple[list[float], dict[str, Tensor]]:
-    """Losses of one step under each configuration, and the (merged) weights behind the last."""
+    """Losses of one step under each configuration, and the (merged) weights after the last."""
     losses = []
     for step, config in enumerate(configs, 1):
         fresh_groups()

@@ -67,7 +67,7 @@ def test_a_mismatch_is_a_sentence_on_both_ranks() -> None:
 
 
 def mistake_of_a_pipeline(world: World) -> str:
-    """What each rank is told behind a step."""
+    """What each rank is told after a step."""
     import deepspeed
 
     config = synthetic.config(strategy="ds_configs/pipe_dualpipev.json", check_collectives=True)

@@ -20,7 +20,7 @@ def train(world: World, decoder: str, cases: list[Case]) -> list[tuple]:
     """(losses, held-out loss, weights, graphs after each step and the evaluation, graph breaks) of each case."""
     from torch._dynamo.utils import counters
 
-    # no pool of processes beside several ranks
+    # no pool of processes in addition to several ranks
     torch._inductor.config.compile_threads = 2 // world.size
     out = []
     for strategy, compiled.BACKEND, adapters in cases:

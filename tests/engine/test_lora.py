@@ -208,7 +208,7 @@ def test_equal_at_the_start_and_merged_at_the_end(runs: dict, folder: Path, key:
     model.load_state_dict(weights)
     assert after == pytest.approx(held_out(model), abs=1e-5) and abs(after - start) > 1e-4
     moved = {name for name in weights if not torch.equal(weights[name], begun[name])}
-    # block 2 of the tower is behind the features; an adapter changes weights, not biases
+    # block 2 of the tower comes after the features; an adapter changes weights, not biases
     adapted = ("text",) if decoder == "still" else ("vision", "text")
     linear = {
         n for n in begun if n.endswith("_proj.weight") or ".fc" in n or "patch_embedding" in n

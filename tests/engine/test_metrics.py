@@ -46,7 +46,9 @@ def full_batch(crops: int, length: int, pooled: int) -> Batch:
 
 def test_operations_are_those_of_a_forward_pass() -> None:
     """Linear layers are counted while they run; attention and the head, which are fused ops, by hand."""
-    config, crops, length = synthetic.MODEL, 3, 40
+    config = synthetic.MODEL
+    crops = 3
+    length = 40
     model = Molmo(config)
     model.reset_parameters(0)
     counted = []
@@ -59,7 +61,8 @@ def test_operations_are_those_of_a_forward_pass() -> None:
             layer.register_forward_hook(count)
     with torch.no_grad():
         model(full_batch(crops, length, synthetic.POOLED))  # the head is a Linear too
-    text, vision = config.text, config.vision
+    text = config.text
+    vision = config.vision
     # q k and p v, causal
     text_scores = text.num_hidden_layers * 2 * 2 * text.hidden_size * length * length // 2
     patches = synthetic.PATCHES + 1
@@ -237,7 +240,9 @@ def test_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ValueError, match="wandb=molmo needs the package: pip install wandb"):
         metrics.Metrics(config, ALONE, 0)
     absent["wandb"] = "there"
-    runs, lines, ended = [], [], []
+    runs = []
+    lines = []
+    ended = []
     run = SimpleNamespace(
         log=lambda values, step: lines.append((step, values)), finish=lambda: ended.append(True)
     )

@@ -13,7 +13,7 @@ from molmo_ds.config import RunConfig
 from molmo_ds.data.order.packing import merge
 from molmo_ds.engine import build_engine
 from molmo_ds.engine.launch import World
-from molmo_ds.engine.picture_shares import deal
+from molmo_ds.engine.shares.picture_shares import Deal
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.testing import synthetic, videos
 from molmo_ds.testing.oracle import Run, difference, family, fresh_groups, plain
@@ -86,7 +86,9 @@ def test_whole_pictures_are_dealt(size: int) -> None:
     """Every window comes to one rank with all its patches, and the shares have one shape."""
     batch = batch_of(0, 1, 2, 3)
     parts = (batch.images, batch.image_masks, batch.windows, batch.image_positions)
-    shares = deal(*parts, size)
+    dealt = Deal(*parts, size)
+    shares = [dealt.share(rank) for rank in range(size)]
+    assert dealt.positions.equal(torch.cat([share.image_positions for share in shares]))
     assert len({(share.images.shape, share.windows.shape) for share in shares}) == 1
     patches = batch.image_masks.shape[1]
     # a patch is known by the mean of its crop's bytes and its place

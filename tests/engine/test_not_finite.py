@@ -78,6 +78,7 @@ def test_a_run_that_diverges_ends_and_keeps_its_last_checkpoint(
     assert code == 1 and "Traceback" not in said
     sentence = next(line for line in said.splitlines() if "is not finite" in line)
     assert "molmo_ds: Step " in sentence and "came from: grey " in sentence
+    assert '"event": "fault", "reason": "Step ' in (out / "events.jsonl").read_text()
     assert not (out / "DONE").exists() and "NaN" not in (out / "log.jsonl").read_text()
     last = checkpoint.steps(out / "checkpoints")
     assert len(last) == 1

@@ -227,7 +227,7 @@ def test_equals_one_plain_process(run: dict, name: str) -> None:
             torch.cat([w[n].flatten().double() for n in names]) for w in (weights, expected, first)
         )
         assert (mine - theirs).norm() <= 1e-5 * theirs.norm(), part
-        # beside how far the run moved them; Adam makes full steps of the rounding of small gradients
+        # compared with how far the run moved them; Adam makes full steps of the rounding of small gradients
         assert (mine - theirs).norm() <= (1e-4 if name == "sgd" else 2e-3) * (
             theirs - start
         ).norm(), part

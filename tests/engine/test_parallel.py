@@ -99,7 +99,8 @@ def odd(batch: Batch) -> Batch:
 def edges(config: RunConfig, rank: int, size: int) -> list[Batch]:
     """A step whose first sequence holds the frames of a video and whose last one is empty, or left out if it can be."""
     parts = [synthetic.sequence(20, lane) for lane in range(config.global_batch)]
-    first, last = parts[0], parts[-1]
+    first = parts[0]
+    last = parts[-1]
     positions = torch.full((5, synthetic.POOLED), -1)
     positions[:, 0] = torch.arange(5)
     parts[0] = first.replace(
@@ -134,7 +135,8 @@ def train_one(world: World, config: RunConfig) -> tuple:
         return synthetic.micro_batches(config, step, engine.data_rank, engine.data_size)
 
     log = [engine.train_step(batches(step)) for step in range(1, STEPS + 1)]
-    draw, weights = torch.rand(2).tolist(), dict(engine.full_state())
+    draw = torch.rand(2).tolist()
+    weights = dict(engine.full_state())
     last = edges(config, engine.data_rank, engine.data_size)
     # more, of two lengths
     others = [odd(b) for b in batches(10)], batches(10) + [odd(b) for b in batches(11)]
@@ -157,10 +159,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(folder: Path) -> dict[tuple[int, Case], tuple]:
-    two, four = (
-        run_ranks(train, 2, TWO, str(folder), timeout=240),
-        run_ranks(train, 4, FOUR, str(folder), timeout=240),
-    )
+    two = run_ranks(train, 2, TWO, str(folder), timeout=240)
+    four = run_ranks(train, 4, FOUR, str(folder), timeout=240)
     for ranks in (two, four):
         for case, (log, *_) in ranks[0].items():
             assert all(other[case][0] == log for other in ranks), "ranks log different numbers"

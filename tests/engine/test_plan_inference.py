@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from molmo_ds import presets
-from molmo_ds.batch import Batch, Sample, windows_of
+from molmo_ds.batch import Batch
 from molmo_ds.cli import plan as plan_command
 from molmo_ds.data.order.packing import collate
 from molmo_ds.engine.plan.plan_inference import GIB, PICTURE, Answering, answering
 from molmo_ds.engine.strategy import Limits
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.testing import synthetic
+from molmo_ds.testing.text_sample import text_sample
 
 LAYOUTS = {"TP4 x DP4": (4, 1), "TP8 x DP2": (8, 1), "TP8 x PP2": (8, 2), "TP16": (16, 1)}
 #            GiB of weights, GiB of room, tokens, slots
@@ -124,19 +125,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 def prompts(count: int, tokens: int) -> Batch:
     """Text alone, packed."""
-    ids = torch.arange(tokens)
-    sample = Sample(
-        input_ids=ids % 90,
-        labels=ids % 90,
-        loss_weights=torch.zeros(tokens),
-        position_ids=ids,
-        branch_ids=torch.zeros(tokens, dtype=torch.int32),
-        image_ids=torch.zeros(tokens, dtype=torch.int32),
-        images=torch.zeros(0, 28, 28, 3, dtype=torch.uint8),
-        image_masks=torch.zeros(0, 16),
-        windows=windows_of(0, 4, 2),
-        image_positions=torch.zeros(0, dtype=torch.int64),
-    )
+    sample = text_sample(torch.arange(tokens) % 90)
     return collate([[sample] * count], count * tokens)
 
 

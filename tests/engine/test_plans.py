@@ -36,7 +36,8 @@ def counts(world: World, cases: list[tuple[str, str]]) -> dict:
             activation_checkpointing=checkpointing,
         )
         engine = build_engine(config, world)
-        layers, builds = sum(isinstance(m, DecoderLayer) for m in engine.model.modules()), []
+        layers = sum(isinstance(m, DecoderLayer) for m in engine.model.modules())
+        builds = []
         for run in (engine.train_step, engine.eval_loss):
             batches = synthetic.micro_batches(config, 1, engine.data_rank, engine.data_size)
             built.clear()

@@ -3,7 +3,9 @@
 import pytest
 
 from molmo_ds.engine import launch
+from molmo_ds.engine.launch import World
 from molmo_ds.engine.launching.supervise import EXPORTED, wanted
+from molmo_ds.testing.ranks import run_ranks
 
 
 @pytest.mark.parametrize(
@@ -47,3 +49,29 @@ def test_segments_that_grow_unless_it_is_said() -> None:
 )
 def test_what_other_hosts_get(name: str, handed_on: bool) -> None:
     assert wanted(name, EXPORTED) == handed_on
+
+
+def decide_together(world: World, listings: list[list[str]]) -> tuple[list[str], list[int], str]:
+    """(what was agreed, the ranks that looked here, what was said of a refusal)."""
+    looked = []
+
+    def look() -> list[str]:
+        looked.append(world.rank)
+        return listings[world.rank]
+
+    def refuse() -> None:
+        raise ValueError(f"refused on rank {world.rank}")
+
+    agreed = world.agree(look)
+    with pytest.raises(ValueError) as refusal:
+        world.agree(refuse)
+    return agreed, looked, str(refusal.value)
+
+
+def test_rank_0_alone_decides() -> None:
+    """Over NFS two ranks may list a folder differently."""
+    found = run_ranks(decide_together, 2, [["step-1"], ["step-1", "step-2"]])
+    assert found == [
+        (["step-1"], [0], "refused on rank 0"),
+        (["step-1"], [], "refused on rank 0"),
+    ]

@@ -27,8 +27,10 @@ def timed(world: World, strategies: list[str], folder: str) -> dict[str, tuple]:
             activation_checkpointing="full",
         )  # fmt: skip
         engine = build_engine(config, world)
-        before, plain = hooks(engine.model), torch.autograd.backward
-        times, losses = [], []
+        before = hooks(engine.model)
+        plain = torch.autograd.backward
+        times = []
+        losses = []
         for step in (1, 2, 3):
             batches = synthetic.micro_batches(config, step, engine.data_rank, engine.data_size)
             with profile.watch(engine, config, 0.25) as phases:

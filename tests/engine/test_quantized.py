@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from molmo_ds.architecture import MolmoConfig
-from molmo_ds.batch import Sample, windows_of
+from molmo_ds.batch import Sample
 from molmo_ds.data.order.packing import collate
 from molmo_ds.engine.answering.quantized import check, quantize
 from molmo_ds.engine.launch import World
@@ -21,6 +21,7 @@ from molmo_ds.model.linear import Linear
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.testing import synthetic
 from molmo_ds.testing.oracle import family
+from molmo_ds.testing.text_sample import text_sample
 from molmo_ds.weights.slices import Cut
 
 needs_torchao = pytest.mark.skipif(
@@ -187,15 +188,4 @@ def pieces(replica: Replica, asked: list[Question]) -> dict[str, list]:
 
 def sample(words: int) -> Sample:
     """A prompt without a picture."""
-    return Sample(
-        input_ids=torch.arange(1, 1 + words) * 7 % 90,
-        labels=torch.zeros(words, dtype=torch.int64),
-        loss_weights=torch.zeros(words),
-        position_ids=torch.arange(words),
-        branch_ids=torch.zeros(words, dtype=torch.int32),
-        image_ids=torch.zeros(words, dtype=torch.int32),
-        images=torch.zeros(0, 28, 28, 3, dtype=torch.uint8),
-        image_masks=torch.zeros(0, 16),
-        windows=windows_of(0, 4, 2),
-        image_positions=torch.zeros(0, dtype=torch.int64),
-    )
+    return text_sample(torch.arange(1, 1 + words) * 7 % 90)

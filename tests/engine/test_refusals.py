@@ -301,7 +301,7 @@ def test_refused_in_one_sentence(name: str, tmp_path: Path) -> None:
 
 def test_every_row_has_a_case(tmp_path: Path) -> None:
     """And names of rows and cases are unique; two rows have theirs in test_ds_config.py and test_hemolmo_ranks.py."""
-    met = {"global batch that does not divide", "selection beside ZeRO"}
+    met = {"global batch that does not divide", "selection without ZeRO"}
     for file, changes, text, ranks, _ in REFUSED.values():
         path = tmp_path / "mine.json"
         path.write_text(

@@ -43,7 +43,7 @@ def config(strategy: str, ranks: int) -> RunConfig:
 def leg(
     world: World, folder: str, names: list[str], done: int
 ) -> tuple[list[float], list[dict[str, Tensor]]]:
-    """Losses of the steps after `done`, and the weights behind each of them."""
+    """Losses of the steps after `done`, and the weights after each of them."""
     losses, weights = [], []
     for step, strategy in enumerate(names, done + 1):
         fresh_groups()

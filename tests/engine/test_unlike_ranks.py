@@ -19,7 +19,8 @@ from molmo_ds.testing import unlike
 from molmo_ds.testing.oracle import family, fresh_groups, plain
 from molmo_ds.testing.ranks import run_ranks
 
-STEPS, SEQUENCES = 4, 4
+STEPS = 4
+SEQUENCES = 4
 TWO = [
     ("zero0", "qwen2"),
     ("zero1", "qwen2"),

@@ -14,9 +14,8 @@ from molmo_ds.data.read.writer import write_shards
 from molmo_ds.eval.benchmarks.text_vqa import TASKS
 from molmo_ds.eval.provenance import Provenance
 from molmo_ds.eval.run import Job
-from molmo_ds.hub.load import shapes_of, write_weights
-from molmo_ds.model.init import initial_parameter
 from molmo_ds.testing import run_files
+from molmo_ds.testing.random_weights import initial_folder
 
 TASK = TASKS[0]
 ANSWERS = ("red", "blue", "a long street")
@@ -56,11 +55,7 @@ def make(folder: Path, *overrides: str) -> Path:
     config = settings.load(
         overrides=[*run_files.make(folder / "run"), *wide, *overrides, f"out={folder / 'none'}"]
     )
-    shapes = shapes_of(config.model)
-    tensors = (
-        (name, initial_parameter(config.model, name, shape, 1)) for name, shape in shapes.items()
-    )
-    write_weights(folder / "model", config.model, tensors, folder / "run/tokenizer", len(shapes))
+    initial_folder(folder / "model", config.model, folder / "run/tokenizer")
     return folder
 
 

@@ -12,11 +12,12 @@ from torch import Tensor
 
 OURS = Path(__file__).parent / "data"
 KINDS = ("d_qwen2", "e_olmoe", "l_llama", "o_olmo")  # the models of our own copy
+METRIC_FILES = ("metrics", "metrics2")  # of D_metrics
 MISSING = "missing "  # begins a parameter that stands for a file which is not there
 
 
 def folder() -> Path:
-    """`MOLMO_GOLDENS`, or the copy beside this file."""
+    """`MOLMO_GOLDENS`, or the copy next to this file."""
     return Path(os.environ.get("MOLMO_GOLDENS") or OURS)
 
 
@@ -76,3 +77,15 @@ def skip_missing(*names: str) -> None:
     for name in names:
         if name.startswith(MISSING):
             need(name)
+
+
+def cases_of(name: str) -> list[dict]:
+    """The cases of a metric, in whichever of METRIC_FILES holds it; another golden folder need not hold them all."""
+    for file in METRIC_FILES:
+        path = f"D_metrics/{file}.json"
+        if (need("D_metrics") / f"{file}.json").is_file() and name in read_json(path):
+            cases = read_json(path)[name]["cases"]
+            assert cases, name
+            return cases
+    need(f"D_metrics/{' or '.join(METRIC_FILES)}.json:{name}")
+    raise AssertionError

@@ -45,7 +45,8 @@ def vision_config(reference: dict[str, Any], feature_layers: list[int]) -> Visio
 
 def model_config(reference: dict[str, Any]) -> MolmoConfig:
     """The `model` section of a reference configuration."""
-    moe, width = reference["block_type"] == "moe", reference["d_model"]
+    moe = reference["block_type"] == "moe"
+    width = reference["d_model"]
     fused = reference["mlp_hidden_size"] or reference["mlp_ratio"] * width
     kind = "qwen2" if reference["qkv_bias"] else "olmo2" if reference["norm_after"] else "llama"
     text = TextConfig(
@@ -106,7 +107,8 @@ def read_config(kind: str) -> MolmoConfig:
 
 def load_model(kind: str, **arguments: Any) -> Molmo:
     """The golden model in eval mode; every weight of the file is used and none is missing."""
-    config, state = read_config(kind), read_tensors(f"A_model/{kind}/state_dict.safetensors")
+    config = read_config(kind)
+    state = read_tensors(f"A_model/{kind}/state_dict.safetensors")
     table = molmo_names.detect(config, state)
     assert {key for rule in table for key in rule.theirs} == set(state)
     model = Molmo(config, **arguments)
@@ -129,7 +131,8 @@ def real_crops(images: Tensor) -> Tensor:
 def to_batch(config: MolmoConfig, tensors: dict[str, Tensor], images: Tensor) -> Batch:
     """A padded batch of the reference (`in.*`, pad value -1 everywhere; images [B, crops, P, pixels]) as ours."""
     ids = tensors["in.input_ids"]
-    valid, real = ids != -1, real_crops(images)
+    valid = ids != -1
+    real = real_crops(images)
     branches = torch.zeros_like(ids)
     if "in.subsegment_ids" in tensors:
         subsegments = tensors["in.subsegment_ids"]

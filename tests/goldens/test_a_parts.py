@@ -25,7 +25,8 @@ ATOL = 1e-4  # measured: 4e-6
 POSITIONS = "positional_embedding"
 TOWERS = listed("A_model/vit_meta.json")
 CONNECTORS = listed("A_model/connector_meta.json")
-VIT, BACKBONE = "vision_backbone.image_vit.", "vision_backbone."
+VIT = "vision_backbone.image_vit."
+BACKBONE = "vision_backbone."
 
 
 def tower_cases() -> list[tuple[str, str]]:
@@ -83,7 +84,8 @@ def test_vision_tower(tower: str, case: str) -> None:
 def test_connector(name: str) -> None:
     meta = read_json("A_model/connector_meta.json")[name]
     golden = read_tensors(f"A_model/connector_{name}.safetensors")
-    layers, width = len(meta["vit_layers"]), meta["vit_width"]
+    layers = len(meta["vit_layers"])
+    width = meta["vit_width"]
     vision = VisionConfig(
         image_size=14 * meta["grid"],  # any patch size makes this grid
         patch_size=14,
@@ -107,7 +109,8 @@ def test_connector(name: str) -> None:
         golden,
         BACKBONE,
     )
-    features, masks = golden["in.features"], golden["in.image_masks"]
+    features = golden["in.features"]
+    masks = golden["in.image_masks"]
     assert features.shape[-1] == layers * width
     # joined in the order of the feature layers
     split = list(features.flatten(0, 1).split(width, -1))

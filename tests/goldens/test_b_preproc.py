@@ -46,7 +46,8 @@ def cases() -> list:
 
 def processor(case: dict, exact: bool = True) -> ImageProcessor:
     """Our processor with the settings of a case, read from its own entry; a setting we do not know fails."""
-    geometry, variation = meta()["geometries"].get(case["geom"], {}), case.get("variation", {})
+    geometry = meta()["geometries"].get(case["geom"], {})
+    variation = case.get("variation", {})
     given = {
         "overlap_margins": meta()["overlap_margins"],
         **case,
@@ -86,7 +87,8 @@ def picture(name: str) -> np.ndarray:
 
 @pytest.mark.parametrize("name", listed(META, "inputs"))
 def test_decoding(name: str) -> None:
-    want, pixels = meta()["inputs"][name], picture(name)
+    want = meta()["inputs"][name]
+    pixels = picture(name)
     assert list(pixels.shape) == want["decoded_shape"]
     assert hashlib.sha256(pixels.tobytes()).hexdigest() == want["decoded_sha256"]
     assert int(pixels.sum(dtype=np.int64)) == want["decoded_sum"]
@@ -121,7 +123,8 @@ def test_case(case: dict | None) -> None:
 
 
 def check_layout(case: dict, layout: Layout) -> None:
-    want, ids = tensors("layouts"), meta()["token_ids"]
+    want = tensors("layouts")
+    ids = meta()["token_ids"]
     tokens = want[case["layout"] + ".tokens"].long() - ids["im_start"] + IM_START
     assert layout.tokens.tolist() == tokens.tolist()
     assert len(layout.tokens) == case["n_image_tokens"]
@@ -142,7 +145,8 @@ def check_masks(case: dict, masks: torch.Tensor) -> None:
         torch.testing.assert_close(masks, torch.tensor(case["mask_rows"]), atol=1e-6, rtol=0)
     if "mask" not in case:
         return
-    body, want = masks[:-1], case["mask"]
+    body = masks[:-1]
+    want = case["mask"]
     assert want["last_row_is_minus1"] and (masks[-1] == -1).all()
     assert body.double().sum().item() == pytest.approx(want["sum_excl_last"], abs=1e-3)
     assert [(body == 0).sum().item(), (body == 1).sum().item()] == [want["n_zero"], want["n_one"]]
@@ -156,7 +160,8 @@ def check_masks(case: dict, masks: torch.Tensor) -> None:
 def check_pixels(case: dict, images: torch.Tensor) -> None:
     want = case["pixels"]
     assert list(images.shape) == want["shape"] and str(images.dtype) == f"torch.{want['dtype']}"
-    samples, row = tensors("pixel_samples"), want["samples_row"]
+    samples = tensors("pixel_samples")
+    row = want["samples_row"]
     got = images.flatten()[samples["flat_idx"][row].long()]
     torch.testing.assert_close(got, samples["value"][row].float(), atol=2e-5, rtol=0)
     assert images.min().item() == pytest.approx(want["min"], abs=2e-5)

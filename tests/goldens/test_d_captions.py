@@ -1,24 +1,13 @@
 """Judged captions against the reference's: replies to figures, the sample, names of cached replies."""
 
 import pytest
-from golden_files import need, read_json
+from golden_files import cases_of
 
 from molmo_ds.eval.captions import results
 from molmo_ds.eval.captions.cache import file_name
 from molmo_ds.eval.captions.inputs import Reference, Task, sample
 from molmo_ds.eval.captions.verdict import Verdict
 from molmo_ds.eval.metrics import dense_caption
-
-FILE = "D_metrics/metrics2.json"
-
-
-def cases_of(name: str) -> list[dict]:
-    """The cases of a part of metrics2.json, which another golden folder need not hold."""
-    found = read_json(FILE).get(name)
-    if found is None:
-        need(f"{FILE}:{name}")
-    assert found["cases"]
-    return found["cases"]
 
 
 def verdict(picture: dict) -> Verdict:

@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from test_d_metrics import cases_of
+from golden_files import cases_of
 
 from molmo_ds.data.tokens import IMAGE_TOKENS
 from molmo_ds.eval.own_client import prompt_text
@@ -18,7 +18,7 @@ from molmo_ds.eval.sets import resolve
 
 
 class Letters:
-    """A tokenizer of one id a letter, image tokens behind them."""
+    """A tokenizer of one id a letter, image tokens after them."""
 
     vocab_size = 0x110000
 
@@ -79,7 +79,7 @@ def task_of(name: str) -> Any:
 
 
 def test_result_folder():
-    """Without a folder named the reference saves beside a model, where another's results lie, or not at all."""
+    """Without a folder named the reference saves next to a model, where another's results lie, or not at all."""
     checked = 0
     for case in cases_of("result_folder"):
         path = Path(case["load_path"])

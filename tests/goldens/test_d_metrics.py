@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from golden_files import need, read_json
+from golden_files import METRIC_FILES, cases_of, read_json
 
 from molmo_ds.eval import submit
 from molmo_ds.eval.metrics import (
@@ -29,7 +29,6 @@ from molmo_ds.eval.score import mean
 from molmo_ds.eval.sets import resolve
 from molmo_ds.eval.task import Task
 
-FILES = ("metrics", "metrics2")
 SENTENCE = r"^[A-Z].*[^.]\.$"
 
 
@@ -131,22 +130,6 @@ NOT_COPIED = (
 )
 
 
-def cases_of(name: str) -> list[dict]:
-    """The cases of a metric, in whichever file holds it."""
-    for file in FILES:
-        path = f"D_metrics/{file}.json"
-        found = (
-            read_json(path).get(name)
-            if need("D_metrics").joinpath(f"{file}.json").is_file()
-            else None
-        )
-        if found is not None:
-            assert found["cases"], name
-            return found["cases"]
-    need(f"D_metrics/{' or '.join(FILES)}.json:{name}")
-    raise AssertionError
-
-
 def close(ours: Any, golden: Any) -> bool:
     """Whether a score is the golden one."""
     if isinstance(golden, str | None):
@@ -173,7 +156,7 @@ def test_score(metric: str):
     assert not wrong
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", METRIC_FILES)
 def test_what_is_not_scored_here_is_named(file: str):
     known = {*METRICS, *OWN, *NOT_COPIED}
     others = sorted(set(read_json(f"D_metrics/{file}.json")) - known)

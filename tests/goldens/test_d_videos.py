@@ -3,7 +3,7 @@
 from statistics import fmean
 
 import pytest
-from test_d_metrics import cases_of
+from golden_files import cases_of
 
 from molmo_ds.eval.metrics import video_choice
 from molmo_ds.eval.row import Row

@@ -66,7 +66,8 @@ def test_schedules() -> None:
     }
     assert {row["config"] for row in file["rows"]} <= set(settings) and file["rows"]
     for row in file["rows"]:
-        config, step = settings[row["config"]], row["step"]
+        config = settings[row["config"]]
+        step = row["step"]
         for theirs, ours in PARTS.items():
             assert optim.learning_rate(config, ours, step, row["max_steps"]) == pytest.approx(
                 row[theirs], rel=1e-12
@@ -177,7 +178,8 @@ def golden_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train_golden(world: World, run: dict, weights: Path) -> list[tuple[dict, dict]]:
     """(metrics, weights under the reference's names) of four steps, through the engine."""
-    scheduler, optimizer = run["scheduler"], run["optimizer"]
+    scheduler = run["scheduler"]
+    optimizer = run["optimizer"]
     lr = {part: optimizer[f"{part}_learning_rate"] for part in PARTS}
     decay = {part: optimizer[f"{part}_weight_decay"] for part in PARTS}
     settings = schedule_config(
@@ -244,10 +246,8 @@ def test_training_steps(trajectories, name: str) -> None:
             moved = max(step["lr_used"].values()) * step["global_step"]
             # AdamW blows up rounding where the gradient is nothing else: a shift of the keys leaves attention as it is
             tolerance = 1e-2 if key.endswith("wk.bias") else 1e-4
-            ours, values_there = (
-                flat[torch.tensor(golden["idx"])],
-                torch.tensor(golden["val"], dtype=torch.float64),
-            )
+            ours = flat[torch.tensor(golden["idx"])]
+            values_there = torch.tensor(golden["val"], dtype=torch.float64)
             torch.testing.assert_close(ours, values_there, atol=tolerance * moved, rtol=1e-6)
             spread = tolerance * moved * len(flat) ** 0.5 * 10
             assert float(flat.sum()) == pytest.approx(golden["sum"], abs=spread, rel=1e-6), key
@@ -281,7 +281,8 @@ def gradients_golden(
         max_grad_norm=0.0,
     )
     settings = replace(settings, freeze_embedding=False)
-    start, out = read_tensors(f"A_model/{KIND}/state_dict.safetensors"), []
+    start = read_tensors(f"A_model/{KIND}/state_dict.safetensors")
+    out = []
     for name, micro in cases:
         batch = read_batch(KIND, name)[0]
         total = len(batch.input_ids)
@@ -343,7 +344,8 @@ def test_ranks_average_over_the_global_batch(golden_weights: Path) -> None:
     )[0]
     for name, result in zip(batches, results, strict=True):
         there = golden["rank0"][f"global_batch|{name}"]
-        ce, z = there["logged_ce_mean_over_ranks"], there["logged_z_mean_over_ranks"]
+        ce = there["logged_ce_mean_over_ranks"]
+        z = there["logged_z_mean_over_ranks"]
         check_gradients(
             result, ce, z, there["averaged_grad_total_norm"], there["averaged_grads_norm_sum"]
         )

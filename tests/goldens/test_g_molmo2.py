@@ -4,8 +4,8 @@ import re
 
 import pytest
 import torch
+from golden_checks import Taps, check_gradient, check_logits, close, close_residual, gradients_of
 from golden_files import read_json
-from golden_models import column_step
 from molmo2_models import (
     PART,
     files,
@@ -17,7 +17,6 @@ from molmo2_models import (
     read_prompts,
     to_reference,
 )
-from test_a_model import Taps, close, close_residual
 
 from molmo_ds.infer.generate import Options, generate
 
@@ -42,11 +41,7 @@ def test_activations_and_logits(kind: str, name: str) -> None:
         hidden = model.hidden(batch)
         logits = model.head.lm_head(hidden)
     close(hidden[seen], golden["out.last_hidden_after_ln_f"][seen])
-    columns = golden["out.logits_cols"]
-    step = column_step(logits.shape[-1], columns.shape[-1])
-    close(logits[..., ::step][seen], columns[seen])
-    close(logits.logsumexp(-1)[seen], golden["out.logits_logsumexp"][seen])
-    assert torch.equal(logits.argmax(-1)[seen], golden["out.logits_argmax"][seen])
+    check_logits(logits, golden, seen)
     close_residual(taps.out["connector"].image_features, golden["out.image_features"])
     if "out.embeds_plus_image" in golden:
         close_residual(taps.out["embed"].hidden[seen], golden["out.embeds_plus_image"][seen])
@@ -75,25 +70,12 @@ def test_losses_and_gradients(kind: str, name: str) -> None:
     if "grads" not in meta:
         return
     (sums[0] + sums[1]).backward()
-    names = dict(model.named_parameters())
-    ours = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in names.items()}
+    ours = gradients_of(model)
     if read_config(kind).text.tie_word_embeddings:
         ours["head.lm_head.weight"] = ours["embed.embedding"]
     grads = to_reference(kind, ours)
     for key, want in meta["grads"].items():
-        if want is None:
-            assert not grads[key].any(), key
-            continue
-        grad = grads[key].double()
-        floor = 1e-6  # a key bias has no gradient in exact arithmetic; 1e-7 of noise is left
-        norm = want["norm"]
-        assert float(grad.norm()) == pytest.approx(norm, rel=1e-4, abs=floor), key
-        size = norm / grad.numel() ** 0.5
-        samples = grad.flatten()[want["idx"]].tolist()
-        assert samples == pytest.approx(want["val"], rel=1e-4, abs=1e-4 * size + floor), key
-        assert float(grad.sum()) == pytest.approx(
-            want["sum"], rel=1e-4, abs=1e-4 * norm + 10 * floor
-        ), key
+        check_gradient(key, grads[key], want)
 
 
 WAY = re.compile(r"out\.(greedy|beam(\d+))_token_ids")

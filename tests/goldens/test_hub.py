@@ -26,10 +26,8 @@ def test_from_reference_and_to_hub(kind: str, tmp_path: Path) -> None:
         vision=replace(want.vision, num_positions=config.vision.num_positions),
     )
     to_hub(tmp_path / "ours", tmp_path / "hub")
-    hub, state = (
-        TensorFolder(tmp_path / "hub"),
-        read_tensors(f"A_model/{kind}/state_dict.safetensors"),
-    )
+    hub = TensorFolder(tmp_path / "hub")
+    state = read_tensors(f"A_model/{kind}/state_dict.safetensors")
     ours = dict(rename.to_ours(molmo_names.released(config), hub.read))
     back = dict(rename.to_theirs(molmo_names.detect(config, state), ours.__getitem__))
     assert set(back) == set(state) and all(
@@ -56,7 +54,8 @@ def released_kinds() -> list[str]:
 def test_released_folder(kind: str, tmp_path: Path) -> None:
     """Logits of the reference from a folder whose config.json says nothing of the tower."""
     want = read_config(kind)
-    vision, images = want.vision, want.images
+    vision = want.vision
+    images = want.images
     say = [f"vision.{name}={getattr(vision, name)}" for name in (
         "model_type", "image_size", "patch_size", "hidden_size", "intermediate_size", "num_hidden_layers",
         "num_attention_heads", "hidden_act", "layer_norm_eps", "num_positions",
@@ -68,7 +67,8 @@ def test_released_folder(kind: str, tmp_path: Path) -> None:
     say += [f"images.max_crops={images.max_crops}", "images.exact=true"]
     config = load.from_hub(need(f"A_model/{kind}/hf"), tmp_path / "ours", tuple(say))
     assert config == want
-    weights, model = TensorFolder(tmp_path / "ours"), Molmo(config).eval()
+    weights = TensorFolder(tmp_path / "ours")
+    model = Molmo(config).eval()
     model.load_state_dict({name: weights.read(name).float() for name in weights.names()})
     for name, about in read_json(f"A_model/{kind}/meta.json")["batches"].items():
         batch, tensors, _ = read_batch(kind, name)

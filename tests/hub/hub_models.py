@@ -1,9 +1,7 @@
 """Tiny models of every kind, and what the hub tests do with them."""
 
 from dataclasses import replace
-from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from molmo_ds.architecture import (
@@ -13,7 +11,6 @@ from molmo_ds.architecture import (
     TextConfig,
     VisionConfig,
 )
-from molmo_ds.hub.load import write_weights
 from molmo_ds.model.molmo import Molmo
 
 TEXTS = {
@@ -143,34 +140,11 @@ def tiny(
     )
 
 
-def random_state(config: MolmoConfig, seed: int = 0) -> dict[str, Tensor]:
-    """Every tensor of a model, all of them random, norms included, so that nothing can be swapped unnoticed.
-
-    Matrices are small enough for float32 to hold logits to 5e-6; with twice the size rounding alone makes 5e-5.
-    """
-    with torch.device("meta"):
-        shapes = {name: p.shape for name, p in Molmo(config).named_parameters()}
-    source = torch.Generator().manual_seed(seed)
-    return {
-        name: torch.randn(shape, generator=source) * (0.1 if len(shape) > 1 else 0.2)
-        + (1.0 if name.endswith("norm.weight") else 0.0)
-        for name, shape in shapes.items()
-    }
-
-
 def model_of(config: MolmoConfig, state: dict[str, Tensor]) -> Molmo:
     """A model with these weights, in float32."""
     model = Molmo(config)
     model.load_state_dict(state)
     return model.eval()
-
-
-def weights_folder(
-    out: Path, config: MolmoConfig, state: dict[str, Tensor], tokenizer: Path | None = None
-) -> Path:
-    """A weights folder as conversion writes it."""
-    write_weights(out, config, iter(state.items()), tokenizer, len(state))
-    return out
 
 
 def in_bytes(config: MolmoConfig) -> MolmoConfig:

@@ -3,7 +3,9 @@
 Called with the exported folders' parent; writes what it saw to `seen.pt` there.
 """
 
+import contextlib
 import importlib.metadata
+import io
 import re
 import sys
 import warnings
@@ -237,6 +239,9 @@ if __name__ == "__main__":
         for folder in sorted(root.glob("hub_*"))
         if not folder.name.endswith("_again")
     }
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        exec((root / "readme.py").read_text(), {})
+    seen["readme"] = said.getvalue().strip()
     seen["modules"] = sorted({name.split(".")[0] for name in sys.modules})
     seen["torchvision"] = is_torchvision_available()
     torch.save(seen, root / "seen.pt")

@@ -1,5 +1,6 @@
 """Tiny random models of transformers, saved, converted by the real converter and compared with the original."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -161,7 +162,7 @@ def features(model: Molmo, pixels: Tensor) -> list[Tensor]:
     return out
 
 
-@pytest.mark.parametrize(("text", "tower"), list(zip(TEXTS, [*TOWERS, "openai", "siglip"])))
+@pytest.mark.parametrize(("text", "tower"), list(zip(TEXTS, itertools.cycle(TOWERS))))
 def test_against_transformers(text: str, tower: str, tmp_path: Path) -> None:
     kind, settings = TEXTS[text]
     llm = save(kind, {**SMALL, **settings}, tmp_path / text)

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from hub_models import random_state, tiny, weights_folder
+from hub_models import tiny
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from molmo_ds import presets
-from molmo_ds.architecture import ConnectorConfig, MolmoConfig
+from molmo_ds.architecture import ConnectorConfig, MolmoConfig, SelectionConfig
 from molmo_ds.cli.convert import main
 from molmo_ds.config import DataConfig, RunConfig
 from molmo_ds.data.tokens import Tokenizer
@@ -28,6 +28,7 @@ from molmo_ds.hub import export, load
 from molmo_ds.model.families import molmo, molmo2, molmo_names
 from molmo_ds.settings import save
 from molmo_ds.testing import synthetic
+from molmo_ds.testing.random_weights import random_state, weights_folder
 from molmo_ds.testing.ranks import run_ranks
 from molmo_ds.weights import rename
 from molmo_ds.weights.tensor_files import INDEX, TensorFolder
@@ -189,7 +190,7 @@ def test_tokenizer_of_a_run(tmp_path: Path, tokenizer: Path) -> None:
     config = tiny("olmo2")
     folder = weights_folder(tmp_path / "ours", config, random_state(config))
     save(RunConfig(model=config, data=DataConfig(tokenizer=str(tokenizer))), folder / "config.yaml")
-    (folder / "checksums.json").unlink()  # as whoever changes a file is told to
+    (folder / "checksums.json").unlink()  # as the sentence about a changed file says
     export.to_hub(folder, tmp_path / "hub")
     words = Tokenizer(tmp_path / "hub", 500)
     assert (words.words, words.eos) == (300, 299)
@@ -213,6 +214,21 @@ def test_pad_embed_for_vllm(tmp_path: Path) -> None:
     assert pad.shape == (2, 64) and not pad.any()
     assert load.from_hub(tmp_path / "hub", tmp_path / "back") == config
     assert set(TensorFolder(tmp_path / "back").names()) == set(state)
+
+
+def test_a_family_without_a_format_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(tiny(), family="hemolmo", selection=SelectionConfig())
+    folder = weights_folder(tmp_path / "ours", config, random_state(config))
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("tensors were written")
+
+    monkeypatch.setattr(export, "write_tensors", refuse)
+    with pytest.raises(ValueError, match="No format of family hemolmo was ever released"):
+        export.to_hub(folder, tmp_path / "hub")
+    assert not (tmp_path / "hub").exists()
 
 
 def test_faults(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

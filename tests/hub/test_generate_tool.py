@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hub_models import random_state, tiny, weights_folder
+from hub_models import tiny
 from PIL import Image
 
 from molmo_ds.cli import run
+from molmo_ds.testing.random_weights import random_state, weights_folder
 
 Tool = Callable[[list[str]], None]
 QUESTION = "What is it?"

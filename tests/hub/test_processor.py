@@ -229,7 +229,8 @@ def test_in_two_steps_the_template_is_applied_once(
 
 def test_batches_of_conversations(processor: MolmoProcessor, picture: Image.Image) -> None:
     other = picture.transpose(Image.Transpose.ROTATE_90)
-    first, second = turns(QUESTION, picture="place"), turns("Hi", "Yes.", "And?")
+    first = turns(QUESTION, picture="place")
+    second = turns("Hi", "Yes.", "And?")
     third = turns("Two", picture="place")
     third[0]["content"].insert(0, {"type": "image"})
     texts = processor.apply_chat_template([first, second, third])
@@ -291,7 +292,8 @@ def test_another_template_may_write_special_words(processor: MolmoProcessor) -> 
         turns("a <|endoftext|>", "b"), chat_template=template, tail="!"
     )
     assert text == "a <|endoftext|><|endoftext|>b<|endoftext|>!"
-    end, words = processor.tokenizer.eos_token_id, processor.words
+    end = processor.tokenizer.eos_token_id
+    words = processor.words
     want = [
         words.bos,
         *words.encode(" a <|endoftext|>"),
@@ -356,7 +358,8 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 def files() -> dict[str, bytes]:
     """A picture of every mode that a file can have."""
     values = RandomState(1).randint(0, 256, (40, 60, 4)).astype(np.uint8)
-    rgb, rgba = Image.fromarray(values[..., :3]), Image.fromarray(values)
+    rgb = Image.fromarray(values[..., :3])
+    rgba = Image.fromarray(values)
     ramp = np.linspace(0, 65535, 40 * 60).reshape(40, 60)
     exif = Image.Exif()
     exif[0x0112] = 6

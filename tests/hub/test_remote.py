@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hub_models import model_of, random_state, tiny, weights_folder
+from hub_models import model_of, tiny
 from PIL import Image
 from torch.nn import functional as F
 
@@ -22,9 +23,11 @@ from molmo_ds.hub import export
 from molmo_ds.hub.bundle import bundle
 from molmo_ds.infer.generate import Options, generate
 from molmo_ds.model.molmo import Molmo
+from molmo_ds.testing.random_weights import random_state, weights_folder
 from molmo_ds.weights.tensor_files import TensorFolder
 
 HERE = Path(__file__).parent
+README = HERE.parents[1] / "README.md"
 KINDS = {
     "hub_qwen2": ("qwen2", "clip"),
     "hub_olmo2": ("olmo2", "siglip"),
@@ -46,6 +49,13 @@ def root(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> Path:
         export.to_hub(folder, root / name)
     (root / "typed.txt").write_text("\n".join(TYPED))
     write_pictures(root / "pictures")
+    [code] = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    ours = {"FOLDER": "hub_qwen2", "Describe this image.": QUESTION, "tokens=200": "tokens=8"}
+    for theirs, value in ours.items():
+        assert theirs in code
+        code = code.replace(theirs, value)
+    (root / "readme.py").write_text(code)
+    Image.fromarray(picture(160, 70)).save(root / "picture.jpg", "PNG")  # without loss
     keep = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH")
     env = {k: v for k, v in os.environ.items() if k in keep}
     env |= {
@@ -134,6 +144,10 @@ def test_same_logits_and_answers(name: str, seen: dict, tokenizer: Path) -> None
         assert [i for i in got[way].tolist() if i != eos] == greedy
     beams = generate(model, batch, eos, Options(max_new_tokens=5, beams=3)).ids(0)
     assert got["beams"].tolist() == beams or eos in got["beams"]
+
+
+def test_the_code_in_the_readme_says_what_the_model_says(seen: dict) -> None:
+    assert seen["readme"] and seen["readme"] == seen["hub_qwen2"]["answer"].strip()
 
 
 @pytest.mark.parametrize("name", KINDS)

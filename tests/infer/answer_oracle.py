@@ -1,5 +1,7 @@
 """Answers without a cache, and questions: the whole network runs over all tokens for every new one."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from molmo_ds.infer.options import GREEDY, Options
 from molmo_ds.infer.question import Question
 from molmo_ds.infer.sampling import draw
 from molmo_ds.model.molmo import Molmo
+from molmo_ds.testing.text_sample import text_sample
 
 POOLED = 4  # patches of a crop
 
@@ -28,11 +31,8 @@ def prompt(
         ([1], np.full(POOLED * crops, config.text.vocab_size + 2), drawn.randint(6, 90, words))
     )
     length = len(ids)
-    return Sample(
-        input_ids=torch.from_numpy(ids.astype(np.int64)),
-        labels=torch.zeros(length, dtype=torch.int64),
-        loss_weights=torch.zeros(length),
-        position_ids=torch.arange(length),
+    return replace(
+        text_sample(torch.from_numpy(ids.astype(np.int64))),
         branch_ids=(torch.arange(length) >= prefix).int(),
         image_ids=(torch.from_numpy(ids) == config.text.vocab_size + 2).int(),
         images=torch.from_numpy(seen.randint(0, 256, (crops, 28, 28, 3), dtype=np.uint8)),
@@ -102,11 +102,8 @@ def _next(logits: Tensor, question: Question, place: int) -> int:
 def _longer(sample: Sample, ids: list[int]) -> Sample:
     tokens = torch.cat((sample.input_ids, torch.tensor(ids, dtype=torch.int64)))
     more = len(ids)
-    return Sample(
-        input_ids=tokens,
-        labels=torch.zeros_like(tokens),
-        loss_weights=torch.zeros(len(tokens)),
-        position_ids=torch.arange(len(tokens)),
+    return replace(
+        text_sample(tokens),
         branch_ids=torch.cat((sample.branch_ids, sample.branch_ids[-1:].expand(more))),
         image_ids=torch.cat((sample.image_ids, torch.zeros(more, dtype=torch.int32))),
         images=sample.images,

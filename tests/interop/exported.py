@@ -14,9 +14,9 @@ from molmo_ds.data.order.packing import collate
 from molmo_ds.data.sample.builder import SampleBuilder
 from molmo_ds.data.tokens import train_tokenizer
 from molmo_ds.hub.export import to_hub
-from molmo_ds.hub.load import write_weights
 from molmo_ds.infer.generate import Options, generate
 from molmo_ds.model.molmo import Molmo
+from molmo_ds.testing.random_weights import weights_folder
 
 QUESTION = "Describe this picture."
 WORDS = "Describe this picture. User: what is it? Assistant: a red boat, two blue birds."
@@ -101,26 +101,13 @@ def config_of(kind: str, vision: VisionConfig | None = None, **text: Any) -> Mol
     )
 
 
-def random_state(config: MolmoConfig, seed: int) -> dict[str, Tensor]:
-    """Every tensor of a model, all of them random, so that nothing can be swapped unnoticed."""
-    with torch.device("meta"):
-        shapes = {name: p.shape for name, p in Molmo(config).named_parameters()}
-    source = torch.Generator().manual_seed(seed)
-    return {
-        name: torch.randn(shape, generator=source) * (0.1 if len(shape) > 1 else 0.2)
-        + (1.0 if name.endswith("norm.weight") else 0.0)
-        for name, shape in shapes.items()
-    }
-
-
 def export(root: Path, config: MolmoConfig, state: dict[str, Tensor]) -> Exported:
     """A model with these weights, exported under `root`."""
     words = root / "words"
     if not words.is_dir():
         train_tokenizer([WORDS] * 3, 300, words)
     name = config.text.model_type
-    write_weights(root / f"ours_{name}", config, iter(state.items()), words, len(state))
-    to_hub(root / f"ours_{name}", root / name)
+    to_hub(weights_folder(root / f"ours_{name}", config, state, words), root / name)
     model = Molmo(config)
     model.load_state_dict(state)
     return Exported(folder=root / name, config=config, model=model.eval(), words=words)

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from environments import PINS, clean, transformers_at
-from exported import Exported, config_of, export, picture, random_state
+from exported import Exported, config_of, export, picture
 
 from molmo_ds.hub.bundle import ROOTS, bundle
+from molmo_ds.testing.random_weights import random_state
 
 SCRIPT = Path(__file__).with_name("usual_calls.py")
 INSTALLED = "installed"
@@ -47,7 +48,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def made(root: Path, kind: str) -> Exported:
-    """The export of a family, and WANT.pt beside it."""
+    """The export of a family, and WANT.pt next to it."""
     config = config_of(kind)
     found = export(root, config, random_state(config, len(kind)))
     torch.save(found.answers(picture()), root / f"want_{kind}.pt")

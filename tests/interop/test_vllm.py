@@ -6,7 +6,6 @@ The tower is the real CLIP L/14, which is all that vLLM's Molmo knows, below dec
 import base64
 import io
 import json
-import socket
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -16,14 +15,16 @@ from typing import Any
 
 import pytest
 from environments import clean, python_of
-from exported import Exported, config_of, export, picture, random_state
+from exported import Exported, config_of, export, picture
 from PIL import Image
 
 from molmo_ds.architecture import ImageConfig, VisionConfig
 from molmo_ds.data.order.packing import collate
+from molmo_ds.engine.launching.ports import free_port
 from molmo_ds.infer.generate import Options, stream
 from molmo_ds.model.families.molmo import not_servable
 from molmo_ds.serve.vllm import VLLMSettings, command, wait_until_healthy
+from molmo_ds.testing.random_weights import random_state
 
 pytestmark = pytest.mark.everything
 HERE = Path(__file__).parent
@@ -119,9 +120,7 @@ def test_offline(exported: Exported, python: Path, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def server(exported: Exported, python: Path) -> Iterator[str]:
     """The address of vLLM's own server on the export."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     options = ("--enforce-eager", "--dtype", "float32", "--max-model-len", "2048")
     settings = VLLMSettings(
         python=str(python),

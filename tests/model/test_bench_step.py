@@ -8,7 +8,7 @@ import torch
 from molmo_ds import presets
 from molmo_ds.testing.scripts import load
 
-bench_step = load("tools/bench", "bench_step", "step_batches")
+bench_step = load("tools/bench", "bench_step", "step_batches", "stepper")
 
 
 def test_trees_and_single_annotations_learn_the_same_tokens() -> None:

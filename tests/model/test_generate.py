@@ -63,7 +63,8 @@ def greedy_without_cache(model: Molmo, batch: Batch, row: int, steps: int) -> li
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_cache_gives_the_logits_of_the_whole_sequence(family: str) -> None:
-    model, batch = tiny_models.model(family), prompts()
+    model = tiny_models.model(family)
+    batch = prompts()
     ids = torch.randint(0, tiny_models.WORDS, (3, 4), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         with Session(model, batch, 4) as session:
@@ -90,14 +91,16 @@ def test_a_session_puts_the_cores_back_even_after_an_error() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_in_a_padded_batch_is_greedy_alone(family: str) -> None:
-    model, batch = tiny_models.model(family), prompts()
+    model = tiny_models.model(family)
+    batch = prompts()
     out = generate(model, batch, EOS, Options(max_new_tokens=12))
     for row in range(3):
         assert out.ids(row) == greedy_without_cache(model, batch, row, 12)
 
 
 def test_rows_that_ended_drop_out_and_stay_ended() -> None:
-    model, same = tiny_models.model(), document(2, [])
+    model = tiny_models.model()
+    same = document(2, [])
     batch = pack([[same], [document(0, [], seed=1)], [same], [same], [document(1, [], seed=2)]])
     free = generate(model, batch, eos=NEVER, options=Options(max_new_tokens=10))
     # tokens that end rows early
@@ -116,7 +119,8 @@ def test_rows_that_ended_drop_out_and_stay_ended() -> None:
 
 
 def test_scores_are_the_log_probabilities() -> None:
-    model, batch = tiny_models.model(), prompts()
+    model = tiny_models.model()
+    batch = prompts()
     for options in (Options(max_new_tokens=5), Options(max_new_tokens=5, beams=3)):
         out = generate(model, batch, EOS, options)
         for row in range(3):
@@ -172,7 +176,8 @@ def test_sampling_follows_the_distribution() -> None:
 
 
 def test_sampling_is_repeatable_and_top_1_is_greedy() -> None:
-    model, batch = tiny_models.model(), prompts()
+    model = tiny_models.model()
+    batch = prompts()
     options = Options(max_new_tokens=8, temperature=1.5, seed=1)
     first, again = (generate(model, batch, EOS, options).token_ids for _ in range(2))
     assert torch.equal(first, again)
@@ -182,7 +187,8 @@ def test_sampling_is_repeatable_and_top_1_is_greedy() -> None:
 
 
 def test_a_row_that_drops_out_leaves_the_draws_of_the_others_alone() -> None:
-    model, batch = tiny_models.model(), prompts()
+    model = tiny_models.model()
+    batch = prompts()
     options = Options(max_new_tokens=8, temperature=1.0, seed=4)
     free = generate(model, batch, NEVER, options)
     eos = int(free.token_ids[0, 0, 1])
@@ -193,7 +199,8 @@ def test_a_row_that_drops_out_leaves_the_draws_of_the_others_alone() -> None:
 
 
 def test_stop_strings() -> None:
-    model, batch = tiny_models.model(), prompts()
+    model = tiny_models.model()
+    batch = prompts()
     free = generate(model, batch, NEVER, Options(max_new_tokens=10))
     whole = free.texts(decode)
     stop = whole[0][3:5]
@@ -206,7 +213,8 @@ def test_stop_strings() -> None:
 
 
 def test_the_stream_is_the_answer_in_pieces() -> None:
-    model, prompt = tiny_models.model(), pack([[document(1, [])]])
+    model = tiny_models.model()
+    prompt = pack([[document(1, [])]])
     text = generate(model, prompt, NEVER, Options(max_new_tokens=12)).texts(decode)[0]
     assert list(stream_text(model, prompt, NEVER, Options(max_new_tokens=12), decode)) == list(text)
     stop = (text[6:8],)
@@ -223,7 +231,8 @@ def test_the_stream_is_the_answer_in_pieces() -> None:
 
 
 def test_ranks_may_agree_to_go_on() -> None:
-    model, batch = tiny_models.model(), prompts()
+    model = tiny_models.model()
+    batch = prompts()
     eos = int(generate(model, batch, NEVER, Options(max_new_tokens=1)).token_ids[0, 0, 0])
     asked: list[bool] = []
 

@@ -30,6 +30,7 @@ from molmo_ds.ops import dispatch
 from molmo_ds.ops.tree_attention import flex
 from molmo_ds.ops.weighted_cross_entropy import CHUNK_ELEMENTS
 from molmo_ds.testing import synthetic
+from molmo_ds.testing.text_sample import text_sample
 
 aten = torch.ops.aten
 DEVICE = torch.device("meta")
@@ -228,15 +229,12 @@ def test_what_a_capture_cannot_hold_is_seen(work: Callable[[], Tensor]) -> None:
 
 
 def sample_of(number: int) -> Sample:
-    """Twelve words behind a picture of four tokens; the first has none."""
+    """Twelve words after a picture of four tokens; the first has none."""
     crops = min(number, 1)
-    return Sample(
-        input_ids=torch.arange(12),
-        labels=torch.zeros(12, dtype=torch.int64),
-        loss_weights=torch.zeros(12),
-        position_ids=torch.arange(12),
-        branch_ids=(torch.arange(12) > 4).int(),
-        image_ids=torch.zeros(12, dtype=torch.int32),
+    ids = torch.arange(12)
+    return replace(
+        text_sample(ids),
+        branch_ids=(ids > 4).int(),
         images=torch.zeros(crops, 28, 28, 3, dtype=torch.uint8),
         image_masks=torch.ones(crops, 16),
         windows=windows_of(crops, 4, 2),

@@ -81,7 +81,8 @@ def test_response_dropout(norm_after: bool) -> None:
         "olmo2" if norm_after else "qwen2", residual_dropout=0.5, response_residual_dropout=0.25
     )
     layer = DecoderLayer(config.text)
-    x, learnt = torch.ones(2, 4000, 32), torch.zeros(2, 4000)
+    x = torch.ones(2, 4000, 32)
+    learnt = torch.zeros(2, 4000)
     learnt[0] = 0.3
     torch.manual_seed(0)
     dropped = layer.drop(x, learnt)
@@ -151,7 +152,8 @@ def test_offloading_parks_one_tensor_per_row(monkeypatch: pytest.MonkeyPatch) ->
             super().__init__(lambda x: (parked.append(x.shape), x.clone())[1], lambda x: x)
 
     monkeypatch.setattr(torch.autograd.graph, "save_on_cpu", Parking)
-    made, sample = tiny_models.model(checkpointing="offload").train(), batch()
+    made = tiny_models.model(checkpointing="offload").train()
+    sample = batch()
     seen: list[torch.Size] = []
     for name in made.rows:
         # which has no input: it follows the last feature
@@ -204,14 +206,16 @@ def test_first_weights_have_the_reference_deviations() -> None:
 
 
 def test_layers_compile_without_graph_breaks_and_once() -> None:
-    model, compiled = tiny_models.model(), tiny_models.model()
+    model = tiny_models.model()
+    compiled = tiny_models.model()
     counter = CompileCounterWithBackend("aot_eager")
     for layer in (*compiled.vision.layers, *compiled.layers):
         layer.run = torch.compile(layer.run, backend=counter, fullgraph=True, dynamic=False)
     compiles: list[int] = []
     for seed in (0, 10, 20):  # the same shapes
         sample = batch(seed)
-        ours, theirs = gradients(compiled, sample), gradients(model, sample)
+        ours = gradients(compiled, sample)
+        theirs = gradients(model, sample)
         assert [float(s) for s in ours[0]] == pytest.approx([float(s) for s in theirs[0]], rel=1e-5)
         for name, grad in theirs[1].items():
             assert grad is None or torch.allclose(grad, ours[1][name], atol=1e-4, rtol=1e-3), name

@@ -107,10 +107,8 @@ def pack(
     kinds |= {"document_ids": torch.int32, "loss_weights": torch.float32}
     kinds |= {"image_ids": torch.int32}
     out = {name: torch.zeros(len(rows), length, dtype=kind) for name, kind in kinds.items()}
-    images, positions = (
-        [torch.zeros(0, 28, 28, 3, dtype=torch.uint8)],
-        [torch.zeros(0, 4, dtype=torch.int64)],
-    )
+    images = [torch.zeros(0, 28, 28, 3, dtype=torch.uint8)]
+    positions = [torch.zeros(0, 4, dtype=torch.int64)]
     for b, row in enumerate(rows):
         start = 0
         for number, (tokens, pictures, places) in enumerate(row, 1):
@@ -121,9 +119,11 @@ def pack(
             images.append(pictures)
             positions.append(torch.where(places < 0, -1, places + b * length + start))
             start = end
-    crops, places = torch.cat(images), torch.cat(positions)
+    crops = torch.cat(images)
+    places = torch.cat(positions)
     if not len(crops):
-        crops, places = torch.zeros(1, 28, 28, 3, dtype=torch.uint8), torch.full((1, 4), -1)
+        crops = torch.zeros(1, 28, 28, 3, dtype=torch.uint8)
+        places = torch.full((1, 4), -1)
     # a crop brings its own mask along
     masks = (crops.flatten(1)[:, :16].float() / 100 - 1).clamp(-1, 1)
     learnt = learnt_rows_of(out["loss_weights"])

@@ -1,4 +1,4 @@
-"""What tools/bench/bench_network.py says that a strategy must send, beside what the kernel counts that it sends."""
+"""What tools/bench/bench_network.py says that a strategy must send, and what the kernel counts that it sends."""
 
 from pathlib import Path
 

@@ -77,7 +77,8 @@ class Supervised:
 
     def fault(self, make: Callable[[], object]) -> tuple[str, float]:
         """Make a fault; (the reason that the supervisor gives, seconds until it gave it)."""
-        before, began = len(self.events("fault")), time.time()
+        before = len(self.events("fault"))
+        began = time.time()
         make()
         self.wait("the fault", lambda: len(self.events("fault")) > before)
         fault = self.events("fault")[before]

@@ -60,8 +60,10 @@ def sleeper(**variables: str) -> subprocess.Popen:
 
 def test_signals_reach_this_run_and_no_other(tmp_path: Path) -> None:
     out = str(tmp_path / "run")
-    rank, launcher = sleeper(**{MARK: out, "RANK": "0"}), sleeper(**{MARK: out})
-    other, stranger = sleeper(**{MARK: out + "2", "RANK": "0"}), sleeper()
+    rank = sleeper(**{MARK: out, "RANK": "0"})
+    launcher = sleeper(**{MARK: out})
+    other = sleeper(**{MARK: out + "2", "RANK": "0"})
+    stranger = sleeper()
     try:
         deadline = time.monotonic() + 30
         while set(marked(out)) != {rank.pid, launcher.pid} and time.monotonic() < deadline:
@@ -79,7 +81,8 @@ def test_signals_reach_this_run_and_no_other(tmp_path: Path) -> None:
 
 
 def test_one_supervisor_for_a_run(tmp_path: Path) -> None:
-    config, limits = RunConfig(out=str(tmp_path / "run")), launch.Limits(1, 1, 1, 1, 1)
+    config = RunConfig(out=str(tmp_path / "run"))
+    limits = launch.Limits(1, 1, 1, 1, 1)
     first = launch.Supervisor(config, [Host("localhost", 1)], limits, "OMP_NUM_THREADS")
     with pytest.raises(ValueError, match="Another tools/launch.py"):
         launch.Supervisor(config, [Host("localhost", 1)], limits, "")
@@ -100,15 +103,11 @@ def test_one_supervisor_for_a_run(tmp_path: Path) -> None:
 def test_pauses_grow_until_it_gives_up_or_a_checkpoint_comes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, limits = (
-        RunConfig(out=str(tmp_path / "run")),
-        launch.Limits(1, 1, 1, tries=4, backoff=20),
-    )
-    supervisor, pauses, starts = (
-        launch.Supervisor(config, [Host("localhost", 1)], limits, ""),
-        [],
-        [],
-    )
+    config = RunConfig(out=str(tmp_path / "run"))
+    limits = launch.Limits(1, 1, 1, tries=4, backoff=20)
+    supervisor = launch.Supervisor(config, [Host("localhost", 1)], limits, "")
+    pauses = []
+    starts = []
 
     def watch(hosts: list[Host]) -> str:
         if len(starts) == 3:

@@ -41,7 +41,9 @@ def test_a_launcher_on_two_hosts(
     alone: dict[int, float],
     tmp_path: Path,
 ) -> None:
-    hostfile, out, said = tmp_path / "hostfile", tmp_path / "out", tmp_path / "said.txt"
+    hostfile = tmp_path / "hostfile"
+    out = tmp_path / "out"
+    said = tmp_path / "said.txt"
     hostfile.write_text(f"host1 slots={slots}\nhost2 slots={slots}\n")
     (tmp_path / "environment").write_text("OMP_NUM_THREADS=1\nDS_ACCELERATOR=cpu\n")
     environment = laboratory.environment() | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}

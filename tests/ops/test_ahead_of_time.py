@@ -110,7 +110,9 @@ CASES = [
 def test_kernels_compile_without_spills(
     capability: int, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    covered, spilled, narrow = set(), [], []
+    covered = set()
+    spilled = []
+    narrow = []
     with capsys.disabled():
         print(
             f"\nsm_{capability}: kernel, constants, registers, stack, shared bytes, local bytes, loads of 16 bytes"

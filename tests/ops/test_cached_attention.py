@@ -9,7 +9,12 @@ from torch import Tensor
 
 from molmo_ds.ops.cached_attention import cached_attention, flash, step_plan
 
-ROWS, SLOTS, PLACES, GROUPS, HEADS, WIDTH = 3, 5, 11, 2, 6, 8
+ROWS = 3
+SLOTS = 5
+PLACES = 11
+GROUPS = 2
+HEADS = 6
+WIDTH = 8
 POSITIONS = [4, 0, 8]
 LONGEST = 9
 

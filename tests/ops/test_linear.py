@@ -18,10 +18,8 @@ def error(ours: Tensor, exact: Tensor) -> float:
 def test_output_and_gradients(rows: int, inputs: int, outputs: int, with_bias: bool) -> None:
     source = torch.Generator().manual_seed(0)
     x = torch.randn(inputs, 2, rows, generator=source).permute(1, 2, 0)  # not contiguous
-    weight, bias = (
-        torch.randn(outputs, inputs, generator=source),
-        torch.randn(outputs, generator=source),
-    )
+    weight = torch.randn(outputs, inputs, generator=source)
+    bias = torch.randn(outputs, generator=source)
     of_out = torch.randn(outputs, 2, rows, generator=source).permute(1, 2, 0)
 
     def run(name: str, dtype: torch.dtype) -> list[Tensor]:
@@ -37,20 +35,23 @@ def test_output_and_gradients(rows: int, inputs: int, outputs: int, with_bias: b
 
 
 def test_what_needs_no_gradient_gets_none() -> None:
-    x, weight = torch.randn(8, 16), torch.randn(4, 16, requires_grad=True)
+    x = torch.randn(8, 16)
+    weight = torch.randn(4, 16, requires_grad=True)
     with dispatch.use("cpu"):
         linear.linear(x, weight).sum().backward()
     assert x.grad is None and weight.grad is not None
 
 
 def test_half_precision_and_autocast_stay_with_torch() -> None:
-    x, weight = torch.randn(128, 256), torch.randn(256, 256)
+    x = torch.randn(128, 256)
+    weight = torch.randn(256, 256)
     assert linear.linear(x.bfloat16(), weight.bfloat16()).dtype == torch.bfloat16
     with torch.autocast("cpu", torch.bfloat16):
         assert linear.linear(x, weight).dtype == torch.bfloat16
 
 
 def test_product_is_a_times_b_transposed() -> None:
-    a, b = torch.randn(300, 96), torch.randn(128, 96)
+    a = torch.randn(300, 96)
+    b = torch.randn(128, 96)
     assert error(linear.product(a, b), a.double() @ b.double().T) < 2e-6
     assert error(linear.product(a.T.contiguous().T, b), a.double() @ b.double().T) < 2e-6

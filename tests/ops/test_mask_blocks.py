@@ -1,4 +1,4 @@
-"""Attention in blocks of a mask against one call with the whole mask, in float32 beside float64."""
+"""Attention in blocks of a mask against one call with the whole mask, in float32 and float64."""
 
 import pytest
 import torch

@@ -164,7 +164,7 @@ WINDOWS = torch.tensor(
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_gather_patches(masked: bool) -> None:
-    # 2 crops of 9 patches behind a class token, 2 layers of width 3; patch 2 is in two windows
+    # 2 crops of 9 patches after a class token, 2 layers of width 3; patch 2 is in two windows
     shares = torch.rand(2, 9, 2)
 
     def plain(a: Tensor, b: Tensor, pad_embed: Tensor) -> tuple[Tensor, Tensor]:

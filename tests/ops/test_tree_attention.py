@@ -108,7 +108,7 @@ def test_output_and_gradients(by: str, heads: int, groups: int, stride_0: bool) 
     assert max(got) <= 1e-5
 
 
-# one long tree in blocks; with short documents behind it
+# one long tree in blocks; with short documents after it
 @pytest.mark.parametrize("tokens", [300, 640])
 def test_long_trees(tokens: int) -> None:
     document, branch = batch(

@@ -91,7 +91,7 @@ def test_splice_without_features_and_frozen_base() -> None:
 @pytest.mark.parametrize(("size", "masked"), [(4, False), (4, True), (9, False), (9, True)])
 @pytest.mark.parametrize("shared", [False, True])
 def test_gather_patches(size: int, masked: bool, shared: bool) -> None:
-    # 2 crops of 30 patches behind 1 class token, width 20 (not a power of two), odd sizes throughout
+    # 2 crops of 30 patches after 1 class token, width 20 (not a power of two), odd sizes throughout
     where = windows(size, 60, shared)
     args = [[leaf(2, 31, 20), leaf(2, 31, 20)], torch.rand(2, 30, 2), leaf(2, 40), where, masked]
     assert max(errors(gather_patches, args, "triton")) <= LIMIT

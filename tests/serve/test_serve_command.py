@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from molmo_ds.cli import run
-from molmo_ds.engine.launching.supervise import free_port
+from molmo_ds.engine.launching.ports import free_port
 from molmo_ds.serve.vllm import VLLMSettings, command
 from molmo_ds.testing.serving import chat, get, post
 

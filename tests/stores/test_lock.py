@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from molmo_ds.stores import lock
+from molmo_ds.stores.run_folder import RunFolder, mark_of
 
 
 def in_a_child(folder: Path) -> str:
@@ -55,6 +56,33 @@ def test_in_a_store(store, fast: None) -> None:
     held.release()
     assert not (store.folder / "lock").is_file()
     lock.take(store.folder).release()
+
+
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
+def test_a_rehearsal_leaves_nothing_and_a_run_its_name(store, tmp_path: Path) -> None:
+    def opened() -> RunFolder:
+        folder = RunFolder(str(store.folder), str(tmp_path))
+        folder.open()
+        return folder
+
+    opened().close()
+    assert store.folder.children() == []
+    folder = opened()
+    (folder.local / "log.jsonl").write_text("one\n")
+    folder.start()
+    folder.close()
+    name = mark_of(store.folder)
+    assert name and (store.folder / "log.jsonl").is_file()
+    (folder.local / "other").touch()
+    folder = opened()
+    assert mark_of(store.folder) == name and (folder.local / "other").is_file(), "the run's own"
+    folder.start()
+    folder.close()
+    assert mark_of(store.folder) == name
+    (folder.local / "run").write_text("another run's")
+    (folder.local / "stale").touch()
+    opened().close()
+    assert not (folder.local / "stale").exists() and (folder.local / "log.jsonl").is_file()
 
 
 def test_a_holder_that_is_silent_or_gone_is_followed(

@@ -84,7 +84,7 @@ def test_killed_in_mid_upload(store, tiny_run: list[str], tmp_path: Path) -> Non
     store.wire.seen.clear()
     code, said = Forked(words, tmp_path / "said.txt").finish(LONGEST)
     assert code == 0, said
-    assert KILLS > 1 or "The upload of step-00000001 was killed; it goes on." in said
+    assert KILLS > 1 or "The upload of step-00000001 was killed; it resumes." in said
     sent = [
         request for request in store.wire.seen if re.search("step-00000001/.*partNumber", request)
     ]

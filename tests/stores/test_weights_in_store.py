@@ -1,5 +1,6 @@
-"""Weights in a store: read in place by whoever answers, converts or trains from them, and written whole or not."""
+"""Weights in a store: read in place to answer, convert or train from them, and written whole or not."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,12 +8,14 @@ import torch
 
 from molmo_ds import files
 from molmo_ds.architecture import MolmoConfig
+from molmo_ds.cli import evaluate
 from molmo_ds.config import DataConfig, RunConfig
-from molmo_ds.hub import export, load
+from molmo_ds.hub import export
 from molmo_ds.infer import load as answers
 from molmo_ds.model.init import initial_parameter
 from molmo_ds.stores.publish import publish
 from molmo_ds.testing import run_files
+from molmo_ds.testing.random_weights import initial_folder
 from molmo_ds.weights import source, tensor_files, tensor_writer
 from molmo_ds.weights.first_weights import first_weights
 
@@ -33,9 +36,7 @@ def config() -> MolmoConfig:
 
 def write(out: Path | files.Remote, config: MolmoConfig, tokenizer: Path) -> None:
     """A folder of weights, drawn."""
-    shapes = source.shapes_of(source.untied(config))
-    tensors = ((name, initial_parameter(config, name, shape, 3)) for name, shape in shapes.items())
-    load.write_weights(out, source.untied(config), tensors, tokenizer, len(shapes))
+    initial_folder(out, source.untied(config), tokenizer, 3)
 
 
 def test_written_read_exported_and_asked(
@@ -67,6 +68,23 @@ def test_written_read_exported_and_asked(
         one.model.named_parameters(), other.model.named_parameters(), strict=True
     ):
         assert mine.equal(theirs), name
+
+
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
+def test_evaluated_out_of_a_store_into_it(
+    store, config: MolmoConfig, tokenizer: Path, capsys: pytest.CaptureFixture
+) -> None:
+    write(store.folder / "weights", config, tokenizer)
+    results = store.folder / "results"
+    words = [str(store.folder / "weights"), "short_answers:shards", "--limit", "4"]
+    words += ["--data", str(tokenizer.parent), "--save-dir", str(results)]
+    assert evaluate.main(words) == 0
+    said = capsys.readouterr().out
+    assert "short_answers:shards/vqa_score: " in said
+    metrics = json.loads((results / "predictions-short_answers-shards/metrics.json").read_bytes())
+    assert metrics["figures"]["questions"] == 4
+    assert metrics["eval_config"]["checkpoint"] == str(store.folder / "weights")
+    assert evaluate.main(words) == 0 and capsys.readouterr().out == said
 
 
 @pytest.mark.parametrize("store", ["s3"], indirect=True)

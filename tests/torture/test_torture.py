@@ -37,7 +37,7 @@ def manifest(out: Path) -> bool:
     return any(out.glob("checkpoints/step-*.partial/manifest.json"))
 
 
-# a moment is (what of the run's files is waited for, longest random pause behind it in seconds)
+# a moment is (what of the run's files is waited for, longest random pause after it in seconds)
 MOMENTS: dict[str, tuple[Callable[[Path], object], float]] = {
     "resume": (lambda out: True, 4.0),
     "step": (lambda out: (out / "heartbeat").exists(), 0.05),
@@ -159,7 +159,7 @@ def test_killed_at_random_moments(
         name = names[i % len(names)] if i < len(names) else draw.choice(names)
         seen, pause = MOMENTS[name]
         run = Run(words, out)
-        if name == "resume":  # at the latest behind the first step, however fast the machine is
+        if name == "resume":  # at the latest after the first step, however fast the machine is
             met = (
                 run.wait((out / "heartbeat").exists, timeout=draw.random() * pause) or run.running()
             )

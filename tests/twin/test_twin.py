@@ -115,7 +115,7 @@ HALF = [case for case in CASES if case.precision == "bf16"]
 
 @pytest.mark.parametrize("case", HALF, ids=lambda case: case.name.replace(" ", "-"))
 def test_a_step_waits_no_more_than_the_table_says(found: dict, case: Case) -> None:
-    """The table is docs/evidence/gpu.md's; run_on_twin.py --write makes it anew."""
+    """The table is docs/evidence/gpu.md's; run_on_twin.py --write makes it again."""
     rows = [row for row in tables.read("waits of a step") if row[0] == case.name]
     assert rows or EVERYTHING, "not in the table"
     limits = {(ours, deepspeed): int(waits) for _, waits, ours, deepspeed in rows}

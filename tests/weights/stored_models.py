@@ -13,8 +13,7 @@ from molmo_ds.config import DataConfig, RunConfig
 from molmo_ds.engine.fragments import Fragment
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.save.writer import Writer
-from molmo_ds.engine.tensor_shards import COLUMNS, ROWS
-from molmo_ds.model.molmo import Molmo
+from molmo_ds.engine.shares.tensor_shards import COLUMNS, ROWS
 from molmo_ds.testing import synthetic
 
 Piece = tuple[int, tuple[int, ...], Tensor]  # first element, stride, flat numbers
@@ -30,14 +29,6 @@ def run_config(architecture: MolmoConfig, tokenizer: Path | None = None, **chang
     """A run of it."""
     data = DataConfig(tokenizer=str(tokenizer or ""))
     return replace(synthetic.config(model=architecture), data=data, **changes)
-
-
-def random_state(architecture: MolmoConfig) -> dict[str, Tensor]:
-    """Every tensor, all of them random."""
-    source = torch.Generator().manual_seed(5)
-    with torch.device("meta"):
-        shapes = {name: p.shape for name, p in Molmo(architecture).named_parameters()}
-    return {name: torch.randn(shape, generator=source) for name, shape in shapes.items()}
 
 
 def flat_parts(name: str, tensor: Tensor, ranks: int) -> list[list[Piece]]:

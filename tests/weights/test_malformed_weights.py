@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from stored_models import model, random_state, run_config, tensor_parts, write_checkpoint
+from stored_models import model, run_config, tensor_parts, write_checkpoint
 
 from molmo_ds.data.tokens import train_tokenizer
-from molmo_ds.hub import export, load
+from molmo_ds.hub import export
 from molmo_ds.infer.load import load as load_answerer
+from molmo_ds.testing.random_weights import random_state, weights_folder
 from molmo_ds.weights import checkpoint, checksums
 
 EXAMPLES = int(os.environ.get("MOLMO_FUZZ", "60"))
@@ -55,7 +56,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     root = tmp_path_factory.mktemp("whole")
     train_tokenizer([TEXT], 288, root / "words")
     state = random_state(MODEL)
-    load.write_weights(root / "weights", MODEL, iter(state.items()), root / "words", len(state))
+    weights_folder(root / "weights", MODEL, state, root / "words")
     export.to_hub(root / "weights", root / "exported", shard_bytes=60_000)
     write_checkpoint(root / "run", run_config(MODEL, root / "words"), state, tensor_parts)
     answerer = load_answerer(root / "weights", device="cpu")

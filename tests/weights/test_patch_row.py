@@ -88,7 +88,7 @@ def test_what_is_left_open_is_decided(tmp_path: Path) -> None:
         assert torch.equal(part, first.reshape(-1)[70:150])
         assert bool(first[2].any()) == (want == "learnt") and first[3].all()
         assert decided(replace(begun, model=model("zero"))) == "zero"
-        # a run goes on as it began, whatever it began with
+        # a run is resumed as it began, whatever it began with
         assert decided(replace(run, out=str(folder))) == row
 
 

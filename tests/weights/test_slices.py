@@ -18,7 +18,6 @@ from stored_models import (
     flat_parts,
     in_turn,
     model,
-    random_state,
     run_config,
     tensor_parts,
     write_checkpoint,
@@ -28,12 +27,12 @@ from torch import Tensor, nn
 from molmo_ds import presets
 from molmo_ds.architecture import MolmoConfig
 from molmo_ds.config import LoraConfig
-from molmo_ds.engine.tensor_shards import COLUMNS, ROWS
-from molmo_ds.hub import load
+from molmo_ds.engine.shares.tensor_shards import COLUMNS, ROWS
 from molmo_ds.model import lora
 from molmo_ds.model.families import molmo_names
 from molmo_ds.model.families.molmo import to_released
 from molmo_ds.model.molmo import Molmo
+from molmo_ds.testing.random_weights import random_state, weights_folder
 from molmo_ds.weights import released_config, rename, slices
 from molmo_ds.weights.source import HEAD, open_source
 
@@ -86,11 +85,6 @@ def released_folder(folder: Path, config: MolmoConfig, state: dict[str, Tensor],
         name: f"part{number}.safetensors" for number, half in enumerate(halves) for name in half
     }
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
-    return folder
-
-
-def weights_folder(folder: Path, config: MolmoConfig, state: dict[str, Tensor]) -> Path:
-    load.write_weights(folder, config, iter(state.items()), None, len(state))
     return folder
 
 
@@ -321,7 +315,7 @@ for folder in sys.argv[1:]:
 
 
 def test_memory(tmp_path: Path) -> None:
-    """Rank 3 of 8: beside what it holds a few blocks, here of 1 MiB, of matrices of 8 to 17 MB."""
+    """Rank 3 of 8: in addition to what it holds a few blocks, here of 1 MiB, of matrices of 8 to 17 MB."""
     heads = {"hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 8}
     big = model(intermediate_size=8192, **heads)
     experts = replace(EXPERTS.text, num_experts=32, intermediate_size=512, **heads)

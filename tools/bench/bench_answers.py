@@ -43,6 +43,7 @@ from molmo_ds.infer.question import Question
 from molmo_ds.infer.replica import Replica
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.testing.tables import cpu
+from molmo_ds.testing.text_sample import text_sample
 
 NEVER = 10**6  # no word: answers have the length that is asked of them
 COLUMNS = ("what", "molmo_ds", "other side", "ratio", "asked")
@@ -59,7 +60,7 @@ class Size:
     prompts: int = 32
     batch: int = 8
     crops: int = 14  # of the picture of a tree
-    new: int = 24  # tokens of an answer beside transformers
+    new: int = 24  # tokens of an answer compared with transformers'
 
 
 SIZES = {"tiny": Size(32, 1, 128, prompts=8, batch=4, crops=1, new=3)}
@@ -67,7 +68,7 @@ SIZES |= {"small": Size(512, 8, 8192), "large": Size(768, 12, 8192)}
 
 
 def network(size: Size) -> Molmo:
-    """A Qwen2 decoder beside a small tower with crops of 64 patches, 16 pooled."""
+    """A Qwen2 decoder with a small tower with crops of 64 patches, 16 pooled."""
     text = TextConfig(
         model_type="qwen2",
         vocab_size=size.words,
@@ -109,13 +110,9 @@ def prompt(config: MolmoConfig, crops: int, words: int, seed: int, picture: int)
     ids = np.concatenate(
         ([1], np.full(prefix - 1, image_token), drawn.randint(2, config.text.vocab_size, words))
     )
-    return Sample(
-        input_ids=torch.from_numpy(ids.astype(np.int64)),
-        labels=torch.zeros(len(ids), dtype=torch.int64),
-        loss_weights=torch.zeros(len(ids)),
-        position_ids=torch.arange(len(ids)),
+    return replace(
+        text_sample(torch.from_numpy(ids.astype(np.int64))),
         branch_ids=(torch.arange(len(ids)) >= prefix).int(),
-        image_ids=torch.zeros(len(ids), dtype=torch.int32),
         images=torch.from_numpy(pixels),
         image_masks=torch.ones(crops, 64),
         windows=windows_of(crops, 8, 2),

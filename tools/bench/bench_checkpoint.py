@@ -1,9 +1,9 @@
-"""How long a save holds the training up: asynchronous beside synchronous, on the same engine in one run.
+"""How long a save holds the training up: asynchronous and synchronous, on the same engine in one run.
 
     python tools/bench/bench_checkpoint.py [--ranks 2] [--strategies zero1 zero3] [--width 512] [--rounds 5]
         [--folder DIR]
 
-Stall: seconds that Engine.save keeps the loop from going on. Behind an asynchronous save the steps go on while a thread
+Stall: seconds that Engine.save holds the loop up. During an asynchronous save the steps continue while a thread
 writes; what that costs them is the last column. Takes the batches of molmo_ds/testing.
 """
 

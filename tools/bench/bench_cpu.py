@@ -141,7 +141,7 @@ def under_transformers(weights: Molmo, batch: Batch) -> Callable[[int], Tensor]:
         ).train()
     rows = batch.input_ids.shape[0]
     crops = len(batch.images) // rows
-    # positions count on over the rows; the export's begin anew in each
+    # positions count on over the rows; the export's begin again in each
     before = torch.arange(rows).view(-1, 1, 1) * batch.input_ids.shape[1]
     learnt = torch.where(batch.loss_weights > 0, batch.labels, -100)
     inputs = {

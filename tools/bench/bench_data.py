@@ -59,7 +59,7 @@ def photo(seed: int, width: int = 1024, height: int = 768) -> bytes:
 
 
 def bench_images(rounds: int) -> list[Row]:
-    """File to crops on one thread: the mode of bytes and the exact one, beside decoding and resizing alone."""
+    """File to crops on one thread: the mode of bytes and the exact one, with decoding and resizing alone."""
     config = presets.molmo_7b_d()
     fast = ImageProcessor(config)
     exact = ImageProcessor(

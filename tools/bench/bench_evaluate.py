@@ -39,11 +39,10 @@ from molmo_ds.eval.provenance import Provenance
 from molmo_ds.eval.row import Row
 from molmo_ds.eval.run import Job, evaluate
 from molmo_ds.files import local
-from molmo_ds.hub.load import shapes_of, write_weights
 from molmo_ds.infer.generate import Options
 from molmo_ds.infer.load import Answerer, load
-from molmo_ds.model.init import initial_parameter
 from molmo_ds.testing import tables
+from molmo_ds.testing.random_weights import initial_folder
 
 QUESTIONS = (
     "Which digit is at the top left?",
@@ -133,12 +132,7 @@ def scratch(folder: Path, tokenizer: Path) -> Path:
     ]
     crop = ["model.images.crop_mode=overlap-and-resize-c2"]
     config = settings.load(overrides=["preset=tiny", *shape, *crop, f"out={folder / 'none'}"])
-    shapes = shapes_of(config.model)
-    tensors = (
-        (name, initial_parameter(config.model, name, one, 1)) for name, one in shapes.items()
-    )
-    write_weights(folder / "scratch", config.model, tensors, tokenizer, len(shapes))
-    return folder / "scratch"
+    return initial_folder(folder / "scratch", config.model, tokenizer)
 
 
 def timed(way: Callable[[], list[str]]) -> tuple[float, list[str]]:

@@ -22,7 +22,8 @@ import torch
 from tqdm import tqdm
 
 from molmo_ds.config import RunConfig
-from molmo_ds.engine import build_engine, launch, optim, tensor_shards
+from molmo_ds.engine import build_engine, launch, optim
+from molmo_ds.engine.shares import tensor_shards
 from molmo_ds.engine.strategy import accumulation, read_strategy
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.testing import ranks, synthetic

@@ -118,7 +118,8 @@ def rates(device: str) -> tuple[float, float]:
 
 def counted(case: Case, backward: bool, ceiling: tuple[float, float]) -> dict[str, str]:
     """The columns that need no GPU."""
-    gigabytes, teraflops = case.gigabytes[backward], case.teraflops[backward]
+    gigabytes = case.gigabytes[backward]
+    teraflops = case.teraflops[backward]
     floor = max(gigabytes * 1e9 / ceiling[0], teraflops * 1e12 / ceiling[1]) * 1e3
     names = {"op": case.op, "shape": case.shape, "pass": "fwd+bwd" if backward else "fwd"}
     return names | {"GB": f"{gigabytes:.3f}", "TF": f"{teraflops:.2f}", "floor": f"{floor:.3f}"}
@@ -147,10 +148,8 @@ def measured(
             )
             return None
 
-    base, plain = (
-        counted(case, backward, ceiling) | ({"shape": "small"} if small else {}),
-        case.plain or case.run,
-    )
+    base = counted(case, backward, ceiling) | ({"shape": "small"} if small else {})
+    plain = case.plain or case.run
     torch._dynamo.reset()
     others = {"eager": plain, "compile": torch.compile(plain)} | (
         {"library": case.library[1]} if case.library else {}

@@ -1,6 +1,6 @@
 """Load on a server: clients that ask at once and again, wait where they are told to, and note what they saw.
 
-URL [--clients 64] [--seconds 600] [--tokens 32] [--pids PID,PID], for example, behind tools/serve.py FOLDER --queue 8,
+URL [--clients 64] [--seconds 600] [--tokens 32] [--pids PID,PID], for example, of tools/serve.py FOLDER --queue 8,
     http://127.0.0.1:8000 --clients 64 --seconds 600 --pids $(pgrep -d, -f molmo_ds.serve)
 
 Prints the answers by status, the 50th and 95th percentile of the seconds until the first token and between tokens, and

@@ -1,6 +1,6 @@
 """Times training steps on this machine: forward, backward, clipping per component and AdamW, in tokens per second.
 
-    python tools/bench/bench_step.py --preset reference_cpu   with our ops and plain ones (bench_cpu.py: beside others)
+    python tools/bench/bench_step.py --preset reference_cpu   with our ops and plain ones (bench_cpu.py: with others)
     python tools/bench/bench_step.py --tree                   message trees + packing against padded single annotations
     python tools/bench/bench_step.py --end-to-end --out FILE  on a GPU: a 1.5B model at 4 x 2304 and as a 16k tree,
                                                               against plain PyTorch, eager and compiled, and padded
@@ -8,8 +8,8 @@
 
 On the CPU it counts CPU seconds (time.process_time), which other jobs on the machine hardly change; on a GPU wall
 seconds. --end-to-end prints a markdown table; a step that does not fit into memory is tried again with its vision tower
-and then all of it computed again in the backward pass. "waits" are the places where one step waits for the GPU, also
-told on stderr. Model FLOPs are counted as the training log does (monitor/metrics.py), without what is computed again.
+and then all of it recomputed in the backward pass. "waits" are the places where one step waits for the GPU, also
+told on stderr. Model FLOPs are counted as the training log does (monitor/metrics.py), without what is recomputed.
 """
 
 import argparse
@@ -25,31 +25,18 @@ from pathlib import Path
 
 import torch
 from step_batches import Work, even_work, reference_batches, tree_batches
+from stepper import stepper
 from tqdm import tqdm
 
 from molmo_ds import presets
 from molmo_ds.architecture import MolmoConfig
 from molmo_ds.batch import Batch, last_tokens
-from molmo_ds.config import ComponentConfig, OptimConfig
-from molmo_ds.engine.compiled import compile_layers
-from molmo_ds.engine.optim import (
-    build_optimizer,
-    clip,
-    frozen_names,
-    norm_limit_used,
-    parameter_groups,
-)
 from molmo_ds.files import local
 from molmo_ds.model.flops import flops_per_crop, flops_per_token
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.monitor.metrics import peak_flops
 from molmo_ds.ops import dispatch
 
-OPTIM = OptimConfig(
-    connector=ComponentConfig(lr=2e-4),
-    vision=ComponentConfig(lr=6e-6),
-    text=ComponentConfig(lr=2e-5),
-)
 PLAIN = "plain PyTorch, eager"
 VERSIONS = (  # name, kernels, layers compiled, message trees
     (PLAIN, "torch", False, True),
@@ -111,31 +98,9 @@ def measure(
     checkpointing: str = "none",
 ) -> Measured:
     """CPU seconds (GPU: wall seconds) of a step from these first weights, after what warms up."""
-    with device:
-        model = Molmo(weights.config, checkpointing=checkpointing)
-    model.load_state_dict(weights.state_dict())
-    if compiled:
-        compile_layers(model)
-    for name in frozen_names(model, OPTIM):
-        model.get_parameter(name).requires_grad_(False)
-    groups = parameter_groups(model, OPTIM)
     cuda = device.type == "cuda"
-    optimizer = build_optimizer(groups, OPTIM, fused=cuda or None)
-    total = sum(float(b.loss_weights.sum()) for b in micro_batches)
     clock: Callable[[], float] = time.perf_counter if cuda else time.process_time
-
-    def update(step: int) -> None:
-        for batch in micro_batches:
-            with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
-                ce_sum, z_sum, _ = model(batch.to(device).weighted(1 / total))
-            (ce_sum + z_sum).backward()
-        gradients: dict[str, list[torch.Tensor]] = {}
-        for group in groups:
-            gradients.setdefault(group["component"], []).extend(p.grad for p in group["params"])
-        clip(gradients, lambda squares: None, norm_limit_used(OPTIM, step))
-        optimizer.step()
-        optimizer.zero_grad()
-
+    update = stepper(weights, micro_batches, device, compiled, checkpointing)
     warm = 2 if cuda else 1
     for step in tqdm(range(steps + warm), desc="steps", leave=False):
         if step == warm:
@@ -157,7 +122,7 @@ def measure(
 def measure_what_fits(
     weights: Molmo, batches: list[Batch], steps: int, device: torch.device, compiled: bool
 ) -> Measured | None:
-    """`measure` with as little computed again as memory allows; None where nothing fits."""
+    """`measure` with as little recomputed as memory allows; None where nothing fits."""
     for checkpointing in ("none", "vision", "full"):
         torch._dynamo.reset()
         with contextlib.suppress(torch.OutOfMemoryError):

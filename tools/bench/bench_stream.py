@@ -207,7 +207,7 @@ def first_batch(
 
 
 def bench_resume(photos: list[bytes], rounds: int) -> list[Row]:
-    """The first batch of a new run beside that of one which goes on after 10 million of 12 million virtual samples."""
+    """The first batch of a new run compared with that of one resumed after 10 million of 12 million virtual samples."""
     with tempfile.TemporaryDirectory() as folder:
         config = large_run(Path(folder), photos, 0)
         virtual = Virtual(

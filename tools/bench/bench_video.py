@@ -1,4 +1,4 @@
-"""Measures how videos become sequences: decoding beside torchcodec, and how full two budgets are packed.
+"""Measures how videos become sequences: decoding, with torchcodec's, and how full two budgets are packed.
 
     decode [--folder DIR]      CPU milliseconds of ours and of torchcodec's exact mode, and whether all frames are equal
     packing [--sizes FILE]     share of tokens and crops that packing = pack and knapsack fill, and how long one waits

@@ -6,7 +6,7 @@ A cell is `deepspeed --num_accelerators N --module molmo_ds.train examples/digit
 and micro-batches of one sequence, dense and with four experts, under each packing. Its losses and gradient norms of
 every step are compared with those of zero1.json on the same number of ranks. --write replaces the table in
 docs/evidence/equality.md. RUN is a folder of examples/quickstart.sh (16 steps are enough); finished cells are kept in
-RUN/launches.jsonl, so that the same command goes on where it was stopped.
+RUN/launches.jsonl, so that the same command continues where it was stopped.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from molmo_ds.engine.launching.ports import free_port
 from molmo_ds.testing.cells import COMPARED, MODELS, Cell, words
 from molmo_ds.testing.tables import ROOT, cpu, write
 
@@ -37,7 +38,8 @@ def launch(run: Path, cell: Cell, folder: Path) -> list[dict[str, float]] | str:
     """The log of a cell's steps, or the sentence with which it is refused; RuntimeError for any other end."""
     out = folder / "-".join(map(str, cell))
     launcher = [Path(sys.executable).parent / "deepspeed", "--num_accelerators", cell[0]]
-    command = [*launcher, "--module", "molmo_ds.train", *words(run, cell, out, STEPS)]
+    port = ["--master_port", free_port()]  # others of this machine may have the default one
+    command = [*launcher, *port, "--module", "molmo_ds.train", *words(run, cell, out, STEPS)]
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",

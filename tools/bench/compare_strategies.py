@@ -39,7 +39,7 @@ SGD_RATE = 0.25
 SHOWN = {"sgd": "SGD", "adamw": "AdamW"}
 BF16 = [(strategy, times) for strategy in ("zero1", "zero2", "zero3") for times in (1, 2, 4, 8, 16)]
 ALLOWED = 1e-5  # loss difference under SGD in fp32
-UNLIKE = " unlike"  # behind the name of a decoder
+UNLIKE = " unlike"  # after the name of a decoder
 Cell = tuple[str, str, str, int, str]  # family, strategy, optimizer, accumulation, precision
 
 

@@ -5,7 +5,7 @@
     python tools/bench/first_hour.py --out gpu.md --twin       tried whole, tiny, on the twin of a GPU
 
 It stops at nothing: what fails, or has no time left, is a row that says so. The page, which is meant for docs/evidence,
-is written after each check. Logs, traces and the runs are kept beside it, in OUT.files/.
+is written after each check. Logs, traces and the runs are kept next to it, in OUT.files/.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from molmo_ds.engine.launching.supervise import free_port
+from molmo_ds.engine.launching.ports import free_port
 from molmo_ds.files import local
 from molmo_ds.testing import run_files
 

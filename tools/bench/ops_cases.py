@@ -1,4 +1,4 @@
-"""What bench_ops.py times: every op at shapes of Molmo-7B-D, what it cannot avoid, and a library beside it."""
+"""What bench_ops.py times: every op at shapes of Molmo-7B-D, what it cannot avoid, and a library."""
 
 import importlib.util
 from collections.abc import Callable, Iterator

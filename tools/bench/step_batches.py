@@ -1,6 +1,6 @@
-"""Batches of random pictures and words for a training step: the reference's, and message trees beside single ones."""
+"""Batches of random pictures and words for a training step: the reference's, message trees and single ones."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -8,6 +8,7 @@ import torch
 from molmo_ds.architecture import MolmoConfig
 from molmo_ds.batch import Batch, Sample, windows_of
 from molmo_ds.data.order.packing import choose, collate
+from molmo_ds.testing.text_sample import text_sample
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ def sample(
     masks = torch.ones(crops, grid**2)
     pictured = torch.zeros(len(ids), dtype=torch.int32).index_fill(0, positions, 1)
     labels = torch.from_numpy(source.randint(0, words, len(ids)))
-    return Sample(
-        input_ids=ids,
+    return replace(
+        text_sample(ids),
         labels=labels,
         loss_weights=torch.cat(weights),
         position_ids=torch.cat(places),

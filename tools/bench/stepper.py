@@ -29,7 +29,7 @@ def stepper(
     device: torch.device,
     compiled: bool = False,
     checkpointing: str = "none",
-) -> Callable[[int], float]:
+) -> Callable[[int], torch.Tensor]:
     """A function of the step's number that trains a copy of `weights` once and returns the cross-entropy."""
     with device:
         model = Molmo(weights.config, checkpointing=checkpointing)

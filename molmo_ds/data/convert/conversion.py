@@ -18,7 +18,7 @@ from molmo_ds.data.convert.staging import Staging
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.read.writer import write_shard
 
-MOST_BAD = 1000  # rows, before half of all is too many to go on
+MOST_BAD = 1000  # rows, before half of all is too many to continue
 
 
 @dataclass

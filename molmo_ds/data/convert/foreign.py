@@ -1,4 +1,4 @@
-"""Files that other programs leave among data: nobody's samples."""
+"""Files that other programs leave among data: no samples."""
 
 NAMES = {
     "__macosx",

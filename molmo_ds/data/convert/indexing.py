@@ -1,4 +1,4 @@
-"""An index for the tars of a folder that somebody else wrote, in worker processes."""
+"""An index for the tars of a folder that other programs wrote, in worker processes."""
 
 from collections import Counter
 from collections.abc import Iterator

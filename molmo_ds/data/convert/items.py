@@ -67,7 +67,7 @@ class RowItem:
         return {name: value for name, value in row.items() if name not in columns}, pictures
 
     def addresses(self, mapping: Mapping) -> list[str]:
-        """The addresses that its pictures have; none where the row cannot be used, which `read` says."""
+        """The addresses of its pictures; none for a row that `read` refuses."""
         try:
             row, named = named_pictures(mapping.familiar(self.row)[0])
             values = [one for _, one in _pictures(row, filled_columns(row, mapping))]
@@ -109,7 +109,7 @@ class FileItem:
         """The row and its picture; BadSample where one of them cannot be had."""
         if self.beside is None:
             raise BadSample(
-                "It has neither a .json nor a .txt file beside it; see docs/reference/data-format.md."
+                "It has neither a .json nor a .txt file of its name; see docs/reference/data-format.md."
             )
         if self.beside.lower().endswith(".txt"):
             row = {"text": read_text(self.beside).strip()}
@@ -164,7 +164,7 @@ class MemberItem:
 
 
 def as_row(text: str, where: str) -> Row:
-    """The JSON beside a picture as a row: an object, or a list of annotations."""
+    """The JSON of a picture as a row: an object, or a list of annotations."""
     try:
         value = read_json(text, once=True)
     except ValueError as error:

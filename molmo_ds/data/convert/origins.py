@@ -220,11 +220,11 @@ class Folder:
         unread = {path for found in self._beside.values() for path in found.values()} - self._read
         for path in unread:
             self.passed[
-                f"{path.suffix.lower()} files that belong to no picture, or stand beside a .json"
+                f"{path.suffix.lower()} files that belong to no picture, or to one with a .json"
             ] += 1
 
     def _files(self) -> list[Path]:
-        """The pictures; what may stand beside them is kept by folder and stem, all else counted."""
+        """The pictures; the files of annotations are kept by folder and stem, all else counted."""
         self._beside: dict[tuple[Path, str], dict[str, Path]] = {}
         self._read: set[Path] = set()
         entered = {os.path.realpath(self.folder)}

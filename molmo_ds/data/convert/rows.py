@@ -32,7 +32,7 @@ ANSWERS = ("text", "answer", "answers", "points", "boxes", "question")  # of a r
 
 @dataclass
 class Notes:
-    """Notes on samples that were made, and the columns that were there and those that were used."""
+    """Notes on samples; columns that were there, and columns that were used."""
 
     counts: Counter[str] = field(default_factory=Counter)
     review: Review = field(default_factory=Review)

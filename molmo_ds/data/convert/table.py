@@ -31,7 +31,7 @@ class Table:
     passed: Counter[str] = field(default_factory=Counter)
 
     def __iter__(self) -> Iterator[RowItem | Fault]:
-        """Raises ValueError for a file that is no table, or that lacks a column that was named."""
+        """Raises ValueError for a file that is no table, or lacks a named column."""
         rows = list(self._rows())
         spread = {
             name: columns.split(",") for name, columns in self.mapping.columns if "," in columns

@@ -1,4 +1,4 @@
-"""Tars that somebody else wrote: their samples, and an index of those that hold our records."""
+"""Tars that other programs wrote: their samples, and an index of those that hold our records."""
 
 import tarfile
 from collections import Counter
@@ -84,18 +84,13 @@ def scan_tar(path: str | Path) -> Contents:
     return found
 
 
-def walk_tar(path: str | Path) -> Iterator[tuple[str, list[tuple[str, int, bytes]], int, int]]:
-    """The samples of a tar: key, parts (name, offset of the bytes, bytes), and where the sample starts and ends.
-
-    As webdataset does, neighbouring members of one key are one sample. Raises ValueError as `scan_tar`.
-    """
-    yield from samples_of(path, scan_tar(path))
-
-
 def samples_of(
     path: str | Path, contents: Contents
 ) -> Iterator[tuple[str, list[tuple[str, int, bytes]], int, int]]:
-    """The samples that `walk_tar` yields, of a tar that was scanned already."""
+    """The samples of a tar: key, parts (name, offset of the bytes, bytes), and where the sample starts and ends.
+
+    As webdataset does, neighbouring members of one key are one sample.
+    """
     members = contents.members
     firsts = [i for i, member in enumerate(members) if i == 0 or member.key != members[i - 1].key]
     with open(path, "rb") as file:
@@ -122,7 +117,7 @@ def check_end(path: Path, end: int) -> None:
 
 
 def index_tar(path: str | Path) -> ShardIndex:
-    """The index of a local tar that somebody else wrote; ValueError as `examine_tar`."""
+    """The index of a local tar that another program wrote; ValueError as `examine_tar`."""
     return examine_tar(path).index
 
 

@@ -72,7 +72,7 @@ def _centres(
     """`points` in the unit of the boxes, and `boxes` as scoring reads them: corners in pixels."""
     if not form:
         raise BadSample(
-            f"'boxes' is {shown(boxes)}, of which nobody said the form; say --boxes, one of"
+            f"'boxes' is {shown(boxes)}, of which no form was given; say --boxes, one of"
             f" {', '.join(BOX_FORMS)}."
         )
     if size is None:

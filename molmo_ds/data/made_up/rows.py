@@ -13,7 +13,7 @@ from molmo_ds.data.sources.source import Row
 
 @dataclass(frozen=True)
 class Shown:
-    """One picture, whose file is NUMBER.png below the data set's folder or behind its address."""
+    """One picture, whose file is NUMBER.png below the data set's folder or at its address."""
 
     number: int
     scene: Scene

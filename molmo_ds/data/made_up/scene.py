@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from numpy.random import RandomState
 from PIL import Image, ImageDraw, ImageFont
 
-COLOURS = {"red": (200, 40, 40), "green": (40, 150, 60), "blue": (50, 80, 200), "black": (20,) * 3}
+COLOURS = {
+    "red": (200, 40, 40),
+    "green": (40, 150, 60),
+    "blue": (50, 80, 200),
+    "black": (20, 20, 20),
+}
 SHAPES = ("circle", "square", "triangle")
 GROUNDS = {"white": (250,) * 3, "grey": (190,) * 3, "yellow": (240, 225, 150)}
 WORDS = ("maple", "harbor", "lemon", "signal", "garden", "velvet", "copper", "window")
@@ -94,7 +99,10 @@ class Scene:
 
 def draw_scene(rng: RandomState, most: int = 5) -> Scene:
     """A scene of one kind of thing or two, at most `most` of them."""
-    kinds = [(str(rng.choice([*COLOURS])), str(rng.choice(SHAPES))) for _ in range(2)]
+    kinds = []
+    for _ in range(2):
+        colour = str(rng.choice([*COLOURS]))
+        kinds.append((colour, str(rng.choice(SHAPES))))
     cells = rng.permutation(COLUMNS * ROWS)[: rng.randint(1, most + 1)]
     things = []
     for number, cell in enumerate(cells.tolist()):
@@ -111,11 +119,15 @@ def draw_clock(hour: int, minute: int) -> Image.Image:
     image = Image.new("RGB", (160, 160), "white")
     pen = ImageDraw.Draw(image)
     pen.ellipse((10, 10, 150, 150), outline="black", width=4)
-    for turns, length, width in ((hour % 12 / 12 + minute / 720, 36, 6), (minute / 60, 58, 3)):
-        angle = 2 * math.pi * turns
-        end = (80 + length * math.sin(angle), 80 - length * math.cos(angle))
-        pen.line(((80, 80), end), fill="black", width=width)
+    _draw_hand(pen, turns=hour % 12 / 12 + minute / 720, length=36, width=6)
+    _draw_hand(pen, turns=minute / 60, length=58, width=3)
     return image
+
+
+def _draw_hand(pen: ImageDraw.ImageDraw, turns: float, length: int, width: int) -> None:
+    angle = 2 * math.pi * turns
+    end = (80 + length * math.sin(angle), 80 - length * math.cos(angle))
+    pen.line(((80, 80), end), fill="black", width=width)
 
 
 def encode(image: Image.Image, kind: str = "JPEG") -> bytes:

@@ -45,8 +45,8 @@ def replay(
 
 def identical(one: list[GlobalBatch], other: list[GlobalBatch]) -> bool:
     """Whether every tensor of two streams is equal to the bit."""
-    return len(one) == len(other) and all(
-        len(a) == len(b)
-        and all(torch.equal(p, q) for x, y in zip(a, b) for p, q in zip(x.tensors(), y.tensors()))
-        for a, b in zip(one, other)
-    )
+    if [len(batches) for batches in one] != [len(batches) for batches in other]:
+        return False
+    mine = [tensor for batches in one for batch in batches for tensor in batch.tensors()]
+    others = [tensor for batches in other for batch in batches for tensor in batch.tensors()]
+    return len(mine) == len(others) and all(map(torch.equal, mine, others))

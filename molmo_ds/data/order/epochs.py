@@ -1,4 +1,4 @@
-"""Epochs and steps: how many steps so many passes are, and how often a run visits the samples of each source."""
+"""Epochs and steps: the steps of a number of passes, and the visits of the samples of each source."""
 
 import logging
 from dataclasses import replace
@@ -25,7 +25,7 @@ def steps_of(epochs: float, samples: int, global_batch: int) -> int:
 def in_steps(config: RunConfig) -> RunConfig:
     """The configuration with max_steps instead of epochs, by the samples that its shards hold.
 
-    With `data.packing=pack` a sequence holds several samples: their mean over the first sequences of the first lane is
+    Where sequences are packed they hold several samples: their mean over the first sequences of the first lane is
     taken, so that the number of passes is an estimate, which is said. Raises ValueError for shards that cannot be
     opened, and for settings that do not suit the number of steps.
     """
@@ -33,7 +33,7 @@ def in_steps(config: RunConfig) -> RunConfig:
         return config
     mixture = Mixture.open(config)
     samples = sum(map(len, mixture.sets))
-    each = samples_per_sequence(mixture, config)
+    each = samples_per_sequence(mixture)
     steps = max(1, steps_of(config.epochs / each, samples, config.global_batch))
     estimate = f" at {each:.2f} samples a sequence, an estimate," if each != 1 else ""
     log.info("epochs=%g of %d samples%s are max_steps=%d", config.epochs, samples, estimate, steps)
@@ -42,9 +42,9 @@ def in_steps(config: RunConfig) -> RunConfig:
     return made
 
 
-def samples_per_sequence(mixture: Mixture, config: RunConfig) -> float:
+def samples_per_sequence(mixture: Mixture) -> float:
     """Mean number of samples of the first sequences of lane 0; 1 where sequences are padded."""
-    if config.data.packing != "pack":
+    if mixture.budget.pool_size == 1:
         return 1.0
 
     def size(source: int, sample: int, epoch: int) -> tuple[int, int] | None:
@@ -59,7 +59,7 @@ def samples_per_sequence(mixture: Mixture, config: RunConfig) -> float:
 
 def visits(mixture: Mixture, config: RunConfig) -> list[str]:
     """A line for each source: its rate, its samples, and how often the whole run visits one of them."""
-    each = samples_per_sequence(mixture, config)
+    each = samples_per_sequence(mixture)
     drawn = config.max_steps * config.global_batch * each
     return [
         f"{name}: {rate:.2%} of the samples, {len(shards):,} of its own, "

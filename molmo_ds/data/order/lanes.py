@@ -22,12 +22,12 @@ Size = Callable[[int, int, int], tuple[int, int] | None]
 
 
 def generator(*key: int | str) -> np.random.RandomState:
-    """A generator that is a pure function of its key. RandomState, because its stream never changes with NumPy."""
+    """A generator that is a pure function of its key; NumPy never changes the stream of RandomState."""
     return np.random.RandomState(np.frombuffer(hashlib.sha256(repr(key).encode()).digest(), "<u4"))
 
 
 class RottenSource(ValueError):
-    """Raised where so many samples cannot be used that reading would never end."""
+    """Raised if too few samples can be used for reading to end."""
 
 
 class Order:

@@ -43,7 +43,7 @@ class Sequence:
 
 @dataclass
 class Mixture:
-    """The opened sources of a run: what every lane draws from. `stamp` is what must not change when a run goes on."""
+    """The opened sources of a run, from which every lane draws. `stamp` must not change when a run is resumed."""
 
     names: list[str]
     sets: list[Any]  # ShardSet, or anything with its len, bounds, fingerprint, record and read
@@ -100,7 +100,7 @@ class Mixture:
     def size(self, source: int, sample: int, epoch: int) -> tuple[int, int]:
         """Tokens and crops of a sample, as `build` will make them; BadSample where it cannot be used."""
         record = self.sets[source].record(sample)
-        tokens, crops = self.builders[source].size(record, self._generator(source, sample, epoch))
+        tokens, crops = self.builders[source].size(record, self.draws(source, sample, epoch))
         if crops > self.budget.crops:
             raise ValueError(
                 f"Sample '{record['__key__']}' of '{self.names[source]}' has {crops} crops, but "
@@ -113,7 +113,7 @@ class Mixture:
         """Read, tokenise and decode a sample; BadSample where that fails on every try."""
         source, sample, epoch = reference
         record = self.sets[source].read(sample)
-        return self.builders[source].build(record, self._generator(*reference))
+        return self.builders[source].build(record, self.draws(*reference))
 
     def cut(self, source: int) -> int:
         """Tokens that the sequence's length cost the sample that `build` made last of a source."""
@@ -124,7 +124,8 @@ class Mixture:
         shard, row = self.sets[source].locate(sample)
         return f"'{row['key']}' of {shard.path}"
 
-    def _generator(self, source: int, sample: int, epoch: int) -> Any:
+    def draws(self, source: int, sample: int, epoch: int) -> Any:
+        """The generator of a sample's random choices in an epoch."""
         return generator(self.orders[source].seed, self.names[source], "sample", sample, epoch)
 
 

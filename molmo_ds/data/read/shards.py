@@ -3,6 +3,7 @@
 import bisect
 import hashlib
 import io
+import itertools
 import json
 import os
 import tempfile
@@ -149,9 +150,11 @@ class ShardSet:
         rows = _copied(sidecar.slice(first - start, stop - first))
         if self._spool is None:
             return _Chunk(shard, first, rows)
-        begin = min(rows.column("part_offsets")[0].as_py()) - BLOCK
-        ends = zip(rows.column("part_offsets")[-1].as_py(), rows.column("part_lengths")[-1].as_py())
-        data = files.read_range(shard.path, begin, max(offset + length for offset, length in ends))
+        offsets = rows.column("part_offsets")
+        begin = min(offsets[0].as_py()) - BLOCK
+        last = zip(offsets[-1].as_py(), rows.column("part_lengths")[-1].as_py())
+        end = max(offset + length for offset, length in last)
+        data = files.read_range(shard.path, begin, end)
         chunk = _Chunk(shard, first, rows, begin, self._free.pop())
         os.pwrite(self._spool.fileno(), data, chunk.place * PLACE)
         return chunk
@@ -314,10 +317,10 @@ def _copied(table: pa.Table) -> pa.Table:
 def chunk_bounds(starts: np.ndarray, size: int, lanes: int) -> np.ndarray:
     """The first sample of each chunk, and the end: about CHUNK_BYTES each, never across shards, enough for lanes."""
     samples = int(starts[-1])
-    length = max(
-        1, min(CHUNK_BYTES * samples // max(size, 1), samples // (CHUNKS_PER_LANE * lanes))
-    )
-    firsts = [np.arange(start, stop, length) for start, stop in zip(starts[:-1], starts[1:])]
+    by_bytes = CHUNK_BYTES * samples // max(size, 1)
+    by_lanes = samples // (CHUNKS_PER_LANE * lanes)
+    length = max(1, min(by_bytes, by_lanes))
+    firsts = [np.arange(start, stop, length) for start, stop in itertools.pairwise(starts)]
     return np.concatenate([*firsts, [samples]]).astype(np.int64)
 
 

@@ -1,4 +1,4 @@
-"""One annotation of a record, checked once for everybody: types, ranges, finite numbers, forms of a conversation.
+"""One annotation of a record, checked once for all readers: types, ranges, finite numbers, forms of a conversation.
 
 What is null is absent. So is NaN where a text, a list or a truth value is expected: tables hold it in empty cells.
 """
@@ -109,7 +109,7 @@ ONE_OF = "one_of"  # the key of an annotation that holds several, of which each 
 
 
 def alternatives(value: Any) -> list[Any]:
-    """The annotations of which one is drawn: those of `one_of`, or the one alone; BadSample where there is none."""
+    """The annotations to draw from: those of `one_of`, or the one itself; BadSample if there is none."""
     if not isinstance(value, dict) or ONE_OF not in value:
         return [value]
     several = value[ONE_OF]

@@ -28,6 +28,7 @@ from molmo_ds.data.sample.prompts import PromptFormatter
 from molmo_ds.data.sample.record import Record, check_pictures, first_size, is_video
 from molmo_ds.data.sample.styles import POINTING_STYLES
 from molmo_ds.data.sample.tree import Tree, ask, learn
+from molmo_ds.data.sample.turns import Conversation
 from molmo_ds.data.sample.visual import (
     Block,
     frames_block,
@@ -177,6 +178,21 @@ class SampleBuilder:
         chat = self.prompts.config.message_format == "chat"
         return self._sample(ask(self.tokenizer, messages, pictures, self.longest, chat), seen)
 
+    def conversations(self, record: Record, rng: RandomState) -> list[Conversation]:
+        """What is said about the record's pictures, as `build` draws it from an equal generator; BadSample as there."""
+        _, times, _ = self._blocks(record, rng)
+        return self._conversations(record, times, rng)
+
+    def _conversations(
+        self, record: Record, times: list[float] | None, rng: RandomState
+    ) -> list[Conversation]:
+        return self.prompts.conversations(
+            record.get("annotations") or [],
+            rng,
+            first_size(record),
+            Scene(record.get("sizes") or [], times),
+        )
+
     def _tree(
         self,
         record: Record,
@@ -184,12 +200,7 @@ class SampleBuilder:
         times: list[float] | None,
         rng: RandomState,
     ) -> Tree:
-        conversations = self.prompts.conversations(
-            record.get("annotations") or [],
-            rng,
-            first_size(record),
-            Scene(record.get("sizes") or [], times),
-        )
+        conversations = self._conversations(record, times, rng)
         check_pictures(record, [conversation.pictures for conversation in conversations])
         pictures = [block.ids for block in blocks]
         tree = learn(self.tokenizer, conversations, pictures, self.sequence_length)

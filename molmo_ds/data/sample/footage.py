@@ -55,7 +55,7 @@ def check_footage(record: Record) -> None:
 
 
 def subtitles(record: Record, times: list[float], seconds: float) -> str | None:
-    """The text behind the frames: subtitles that are spoken within `seconds` of one of them; None for none.
+    """The text after the frames: subtitles that are spoken within `seconds` of one of them; None for none.
 
     `subtitles` of a record is a text, which is taken whole, or a list of [begin, end, text].
     """

@@ -177,8 +177,10 @@ class ImageProcessor:
         top = (height - h) // 2
         left = (width - w) // 2
         pad = self.config.pad_value if self.config.exact else round(self.config.pad_value * 255)
-        canvas[:top], canvas[top + h :] = pad, pad
-        canvas[:, :left], canvas[:, left + w :] = pad, pad
+        canvas[:top] = pad
+        canvas[top + h :] = pad
+        canvas[:, :left] = pad
+        canvas[:, left + w :] = pad
         canvas[top : top + h, left : left + w] = self.interpolate(pixels, h, w)
         return top, left, h, w
 

@@ -105,7 +105,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Layout:
-    """The image tokens of one picture and the patches behind them. Shared: do not write into it.
+    """The image tokens of one picture and the patches that they stand for. Shared: do not write into it.
 
     The k-th IM_PATCH among the tokens stands for the k-th window.
     """
@@ -209,7 +209,7 @@ def _with_windows(
 
 @lru_cache(maxsize=1024)
 def _grid_layout(geometry: Geometry, tiling: tuple[int, int] | None) -> Layout:
-    """A layout of Molmo2: windows over the grid of all crops, behind those of the global view."""
+    """A layout of Molmo2: windows over the grid of all crops, after those of the global view."""
     low = pool(single(geometry.side), geometry.pooling_size)
     if tiling is None:
         tokens, _ = _block(*low.shape[:2], geometry.use_col_tokens)

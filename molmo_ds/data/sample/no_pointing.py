@@ -2,7 +2,7 @@
 
 Without it a model that also learns to count by pointing would learn both answers to one question. The rule is that of
 allenai/molmo 793fa38, olmo/data/pixmo_datasets.py: a question of one line that begins with "how many", in any case,
-gets a sentence that is drawn anew at each visit; the list is as long, the words are our own.
+gets a sentence that is drawn at each visit; the list is as long, the words are our own.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""A sample's JSON: its parts that everybody reads, checked, and how many pictures it shows."""
+"""A sample's JSON: the parts that every reader needs, checked, and how many pictures it shows."""
 
 import json
 from typing import Any
@@ -68,7 +68,7 @@ def read_json(data: bytes | str, once: bool = False) -> Any:
 def is_video(record: Record) -> bool:
     """Whether the sample shows a video, or pictures that are its frames (`fps`).
 
-    BadSample where it shows more than one, or pictures beside it.
+    BadSample where it shows more than one, or pictures as well.
     """
     parts = record.get("images") or ()
     durations = record.get("durations") or [0.0] * len(parts)
@@ -92,7 +92,7 @@ def film_of(record: Record) -> Record | None:
 
 
 def first_size(record: Record) -> tuple[int, int] | None:
-    """Width and height that points in pixels refer to; None for text only and where the index does not know it."""
+    """Width and height that points in pixels refer to; None for text alone, or if the index lacks them."""
     sizes = record.get("sizes")
     return tuple(sizes[0]) if sizes and 0 not in sizes[0] else None
 

@@ -33,7 +33,7 @@ FORMATTERS = {  # by whether only Molmo2's format can say the answer
 
 @dataclass
 class Review:
-    """Notes on records that can be used; counts of annotations, and of each key that nobody reads."""
+    """Notes on records that can be used; counts of annotations, and of each key that is not read."""
 
     unanswered: int = 0  # nothing is learnt of them: they only ask
     without_style: int = 0
@@ -81,7 +81,7 @@ class Review:
                 choices.append([self._speak(one, size, scene) for one in alternatives(value)])
             except BadSample as error:
                 raise BadSample(f"{at(i, len(given))}{error}") from None
-        # any of an annotation's alternatives may stand beside the others
+        # any of an annotation's alternatives may be used with the others
         for number in range(max(map(len, choices))):
             chosen = [several[number % len(several)] for several in choices]
             check_places(chosen, pictures)

@@ -50,13 +50,8 @@ def frame_indices(config: VideoConfig, rate: float, count: int) -> np.ndarray:
     return np.round(steps).astype(np.int64)
 
 
-def count_frames(config: VideoConfig, duration: float) -> int:
-    """Frames that `frame_times` gives."""
-    return len(frame_times(config, duration))
-
-
 def stamp(time: float) -> str:
-    """A time as the text beside a frame, a point and a subtitle: seconds with one decimal."""
+    """A time as the text of a frame, a point and a subtitle: seconds with one decimal."""
     return f"{time:.1f}"
 
 

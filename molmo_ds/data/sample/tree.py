@@ -31,7 +31,7 @@ class Tree:
         return len(self.input_ids)
 
     def positions(self) -> np.ndarray:
-        """Position ids, int64 [t]: every branch goes on where the prefix ends."""
+        """Position ids, int64 [t]: every branch continues where the prefix ends."""
         prefix, *branches = self.branch_lengths
         begin = prefix if self.branches_begin is None else self.branches_begin
         places = [np.arange(begin, begin + length) for length in branches]
@@ -88,7 +88,7 @@ def learn(
 
 
 def check_places(conversations: list[Conversation], pictures: int) -> None:
-    """BadSample where texts place pictures that are not there, only some of them, or in one of several branches."""
+    """Raise BadSample if texts place pictures that are missing, only some of them, or in one of several branches."""
     counts = [sum(text.count(PLACE) for text in one.messages[::2]) for one in conversations]
     if any(counts) and not pictures:
         raise BadSample(

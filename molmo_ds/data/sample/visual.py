@@ -1,4 +1,4 @@
-"""The tokens of a sample's pictures, or of its video, as one stands in a text, and the windows of patches behind them.
+"""The tokens of a sample's pictures, or of its video, in a text, and the windows of patches that they stand for.
 
 Molmo2 numbers several pictures and writes the time before each frame (allenai/molmo2 at f3cb108,
 olmo/preprocessing/multicrop_preprocessor.py and video_preprocessor.py).
@@ -41,7 +41,7 @@ def frames_block(tokenizer: Words, frame: Layout, count: int, patches: int) -> B
         patches: of a crop.
     """
     ids = (frame.tokens + tokenizer.vocab_size).tolist() * count
-    return Block(ids, joined_windows([frame.windows] * count, [1] * count, patches), count)
+    return Block(ids, _repeated(frame.windows, count, patches), count)
 
 
 def video_block(
@@ -52,7 +52,7 @@ def video_block(
     patches: int,
     subtitles: str | None = None,
 ) -> Block:
-    """Molmo2's block of a video: before each frame its time, behind the last one the subtitles.
+    """Molmo2's block of a video: before each frame its time, after the last one the subtitles.
 
     Args:
         windows: int64 [m, W], those of one frame.
@@ -70,7 +70,7 @@ def video_block(
     if subtitles is not None:
         ids += tokenizer.encode(subtitles)
     count = len(times)
-    return Block(ids, joined_windows([windows] * count, [1] * count, patches), count)
+    return Block(ids, _repeated(windows, count, patches), count)
 
 
 def joined_windows(parts: list[np.ndarray], crops: list[int], patches: int) -> np.ndarray:
@@ -79,7 +79,15 @@ def joined_windows(parts: list[np.ndarray], crops: list[int], patches: int) -> n
     out = [np.empty((0, width), np.int64)]
     before = 0
     for part, count in zip(parts, crops):
-        wide = np.pad(part, [(0, 0), (0, width - part.shape[1])], constant_values=-1)
+        lacking = width - part.shape[1]
+        wide = np.pad(part, [(0, 0), (0, lacking)], constant_values=-1)
         out.append(np.where(wide >= 0, wide + before * patches, -1))
         before += count
     return np.concatenate(out)
+
+
+def _repeated(windows: np.ndarray, count: int, patches: int) -> np.ndarray:
+    """The windows [m, W] of each of `count` frames, in one numbering of patches: [count * m, W]."""
+    first = patches * np.arange(count)[:, None, None]
+    numbered = np.where(windows >= 0, windows + first, -1)
+    return numbered.reshape(-1, windows.shape[1])

@@ -12,7 +12,7 @@ def pool(grid: np.ndarray, size: int, centred: bool = True) -> np.ndarray:
     """Numbers of patches [rows, columns] -> windows [ceil(rows / size), ceil(columns / size), size * size].
 
     A side that `size` does not divide lacks patches at both ends, half of them (rounded down) before and the others
-    behind; without `centred` all of them lack behind.
+    after; without `centred` all of them are missing after the last.
     """
     lacking = [-side % size for side in grid.shape]
     before = [n // 2 if centred else 0 for n in lacking]

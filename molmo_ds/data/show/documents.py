@@ -142,7 +142,8 @@ def branches(row: Batch, mine: torch.Tensor, builder: SampleBuilder) -> Iterator
             for k, i in enumerate(inside)
         ]
         if number:
-            shown.append((labels[inside[-1]].item(), inside[-1], positions[inside[-1]].item() + 1))
+            last = inside[-1]
+            shown.append((labels[last].item(), last, positions[last].item() + 1))
         for is_image, group in itertools.groupby(
             shown, lambda token: token[0] >= builder.tokenizer.vocab_size
         ):

@@ -81,12 +81,12 @@ def drawn(frame: np.ndarray, marks: list[Mark]) -> np.ndarray:
     small = small.resize((small.width * times, small.height * times))
     pen = ImageDraw.Draw(small)
     for name, x, y in marks:
-        at = (x * small.width, y * small.height)
-        ring = (at[0] - 5, at[1] - 5, at[0] + 5, at[1] + 5)
+        x *= small.width
+        y *= small.height
+        ring = (x - 5, y - 5, x + 5, y + 5)
         hue = colour(HUES[sum(name.encode()) % len(HUES)], 0.55)
         pen.ellipse(ring, outline=(255, 255, 255), width=4)
         pen.ellipse(ring, outline=hue, width=2)
-        pen.text(
-            (at[0] + 7, at[1] - 6), name, fill=hue, stroke_width=1, stroke_fill=(255, 255, 255)
-        )
+        label = (x + 7, y - 6)
+        pen.text(label, name, fill=hue, stroke_width=1, stroke_fill=(255, 255, 255))
     return np.asarray(small)

@@ -189,12 +189,10 @@ def read_android_control(folder: Path, split: str) -> Iterator[Row]:
 
 SOURCES = [
     Source(
-        *(
-            "android_control",
-            "Apache-2.0",
-            "allenai/molmo, olmo/hf_datasets/android_control.py",
-            android_control,
-        ),
+        "android_control",
+        "Apache-2.0",
+        "allenai/molmo, olmo/hf_datasets/android_control.py",
+        android_control,
         read=read_android_control,
         by_hand="copy https://console.cloud.google.com/storage/browser/gresearch/android_control into DIR: 20 files"
         " android_control-000NN-of-00020, splits.json and test_subsplits.json",

@@ -13,7 +13,7 @@ from molmo_ds.data.sources.source import Item, Row, Source, annotation, asks, pi
 # questions of ChartQA's train split
 HUMAN = 7398
 MACHINE = 20901
-# both halves count alike
+# both halves count the same
 HUMAN_WEIGHT, MACHINE_WEIGHT = (2 * n / (HUMAN + MACHINE) for n in (MACHINE, HUMAN))
 
 
@@ -49,7 +49,9 @@ _BUILDERS = "allenai/molmo, olmo/hf_datasets"
 SOURCES = [
     *(
         Source(
-            *(name, "GPL-3.0", "card of HuggingFaceM4/ChartQA"),
+            name,
+            "GPL-3.0",
+            "card of HuggingFaceM4/ChartQA",
             functools.partial(chart_qa, **known),
             splits={"train": "train", "validation": "val", "test": "test"},
             hub="HuggingFaceM4/ChartQA",
@@ -62,12 +64,10 @@ SOURCES = [
         )
     ),
     Source(
-        *(
-            "dv_qa",
-            "CC BY-NC 4.0*",
-            f"{_BUILDERS}/dv_qa.py",
-            asks("dv_qa", "images/{image}", image_id="image"),
-        ),
+        "dv_qa",
+        "CC BY-NC 4.0*",
+        f"{_BUILDERS}/dv_qa.py",
+        asks("dv_qa", "images/{image}", image_id="image"),
         splits={"train": "train", "validation_easy": "val_easy", "validation_hard": "val_hard"},
         group="image",
         read=lambda folder, split: read_json(
@@ -77,7 +77,9 @@ SOURCES = [
         " train_qa.json, val_easy_qa.json, val_hard_qa.json and images/",
     ),
     Source(
-        *("figure_qa", "Microsoft Research data licence*", f"{_BUILDERS}/figure_qa.py"),
+        "figure_qa",
+        "Microsoft Research data licence*",
+        f"{_BUILDERS}/figure_qa.py",
         # its answers are 0 and 1
         asks("figure_qa", question="question_string", image_id="image_index"),
         splits={"train": "train1", "validation1": "validation1", "validation2": "validation2"},
@@ -87,7 +89,9 @@ SOURCES = [
         " holds train1/, validation1/, validation2/, each with qa_pairs.json and png/",
     ),
     Source(
-        *("plot_qa", "CC BY 4.0*", f"{_BUILDERS}/plot_qa.py (rows); the folders are our own"),
+        "plot_qa",
+        "CC BY 4.0*",
+        f"{_BUILDERS}/plot_qa.py (rows); the folders are our own",
         asks("plot_qa", question="question_string", image_id="image_index"),
         group="image",
         read=read_figures,
@@ -96,7 +100,9 @@ SOURCES = [
         " train/, validation/, test/, each with qa_pairs.json and png/",
     ),
     Source(
-        *("tabwmp_da", "CC BY-NC-SA 4.0*", f"{_BUILDERS}/tabmwp.py"),
+        "tabwmp_da",
+        "CC BY-NC-SA 4.0*",
+        f"{_BUILDERS}/tabmwp.py",
         asks("tabwmp_da", example_id="example_id"),  # word problems, answered directly
         aliases=("tab_mwp",),
         read=read_tab_mwp,

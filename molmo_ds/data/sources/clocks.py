@@ -59,7 +59,8 @@ def read_clock_bench(folder: Path, split: str) -> Iterator[Row]:
 
 SOURCES = [
     Source(
-        *("pixmo_clocks", "ODC-BY-1.0"),
+        "pixmo_clocks",
+        "ODC-BY-1.0",
         "dataset card (columns); the names of the picture files are our own",
         pixmo_clocks,
         splits={"train": "train", "validation": "validation"},
@@ -68,15 +69,13 @@ SOURCES = [
         " each row's watch face with facer.io as DIR/images/EXAMPLE_ID.png",
     ),
     Source(
-        *(
-            "clock_bench",
-            "not stated",
-            "allenai/molmo, olmo/hf_datasets/clock_bench.py",
-            clock_bench,
-        ),
+        "clock_bench",
+        "not stated",
+        "allenai/molmo, olmo/hf_datasets/clock_bench.py",
+        clock_bench,
         splits={split: split for split in _FOLDERS},
         read=read_clock_bench,
         by_hand="put data/*_final.csv of https://github.com/charigyang/itsabouttime into DIR and unpack the pictures"
-        " that its README links beside them, so that DIR holds trainval_images/, data/ and ClockMovies/images/",
+        " that its README links to, so that DIR holds trainval_images/, data/ and ClockMovies/images/",
     ),
 ]

@@ -49,7 +49,9 @@ _SPLITS = {"train": "train", "validation": "validation"}
 SOURCES = [
     *(
         Source(
-            *(f"cosyn_{kind}" + "_exp" * explained, "ODC-BY-1.0*", _LOADER),
+            f"cosyn_{kind}" + "_exp" * explained,
+            "ODC-BY-1.0*",
+            _LOADER,
             functools.partial(cosyn, kind=kind, explained=explained),
             _SPLITS,
             "allenai/CoSyn-400K",
@@ -59,7 +61,11 @@ SOURCES = [
         for explained in (False, True)
     ),
     Source(
-        *("cosyn_point", "ODC-BY-1.0*", _LOADER, cosyn_point, _SPLITS),
+        "cosyn_point",
+        "ODC-BY-1.0*",
+        _LOADER,
+        cosyn_point,
+        _SPLITS,
         hub="allenai/CoSyn-point",
     ),
 ]

@@ -96,7 +96,7 @@ def write_letters(
     letters: tuple[tuple[float, float, float, float, str], ...],
     see_through: bool,
 ) -> Image.Image:
-    """A copy whose boxes (left, top, right, bottom) are covered by their letters, or tinted, the letter beside them."""
+    """A copy whose boxes (left, top, right, bottom) are covered by their letters, or tinted next to their letters."""
     image = image.convert("RGB")
     draw = ImageDraw.Draw(image, "RGBA")
     for left, top, right, bottom, letter in letters:
@@ -121,10 +121,12 @@ def write_letters(
 SOURCES = [
     Source(
         "ai2_diagram_v2_mix_transparent",
-        *("CC BY-SA 4.0*", "allenai/molmo, olmo/hf_datasets/ai2d.py", ai2d),
+        "CC BY-SA 4.0*",
+        "allenai/molmo, olmo/hf_datasets/ai2d.py",
+        ai2d,
         aliases=("ai2d",),
         read=read_ai2d,
         by_hand="unpack http://ai2-website.s3.amazonaws.com/data/ai2d-all.zip; DIR is its ai2d folder, with"
-        " https://s3-us-east-2.amazonaws.com/prior-datasets/ai2d_test_ids.csv beside questions/",
+        " https://s3-us-east-2.amazonaws.com/prior-datasets/ai2d_test_ids.csv next to questions/",
     ),
 ]

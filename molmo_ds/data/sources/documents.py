@@ -37,19 +37,25 @@ _LOADER = "allenai/molmo, olmo/data/academic_datasets.py"
 
 SOURCES = [
     Source(
-        *("doc_qa", _TERMS, f"{_LOADER}; card of lmms-lab/DocVQA"),
+        "doc_qa",
+        _TERMS,
+        f"{_LOADER}; card of lmms-lab/DocVQA",
         asks("doc_qa", answer="answers", example_id="questionId"),
         hub="HuggingFaceM4/DocumentVQA",
     ),
     Source(
-        *("info_qa", _TERMS, _LOADER),
+        "info_qa",
+        _TERMS,
+        _LOADER,
         asks("info_qa", "images/{image_local_name}", answer="answers", example_id="questionId"),
         read=read_info_qa,
         by_hand="register at https://rrc.cvc.uab.es/?ch=17 (task 3) and unpack so that DIR holds images/ and"
         " infographicsVQA_train_v1.0.json, infographicsVQA_val_v1.0_withQT.json, infographicsVQA_test_v1.0.json",
     ),
     Source(
-        *("st_qa", _TERMS, _LOADER),
+        "st_qa",
+        _TERMS,
+        _LOADER,
         asks("st_qa", "file_path", answer="answers", example_id="question_id"),
         read=read_st_qa,
         by_hand="register at https://rrc.cvc.uab.es/?ch=11 (task 3) and unpack so that DIR holds train_task_3.json,"

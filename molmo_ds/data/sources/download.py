@@ -151,7 +151,7 @@ def forbidden_pictures(source: Source, options: Options) -> set[str]:
 def hold_out(
     source: Source, rows: Sequence[Row], groups: dict[object, list[int]], count: int
 ) -> list[object]:
-    """The names of the groups that show one of `count` pictures, which are chosen by the hash of their names."""
+    """The names of the groups that show one of `count` pictures, chosen by the hash of their names."""
     if list(source.splits) != ["train"] or len(groups) <= count:
         raise ValueError(
             "--hold-out is for a data set with a training split only, and for a part of it."

@@ -97,7 +97,7 @@ def describe(report: dict) -> str:
 
 
 class _Run:
-    """One run of `fetch`: requests wait for their host's turn first, so that a slow host holds up nobody else."""
+    """One run of `fetch`: requests wait for their host's turn first, so that a slow host delays no other."""
 
     def __init__(self, store: Store, limits: Limits, bar: tqdm) -> None:
         self.store = store
@@ -231,7 +231,7 @@ def judge(body: bytes, wanted: str) -> Outcome:
 
 
 def refuses_ai(headers: list[str]) -> bool:
-    """Whether X-Robots-Tag forbids this use, to everybody or to us by name (`otherbot: noai` speaks to another)."""
+    """Whether X-Robots-Tag forbids this use, to all or to us by name (`otherbot: noai` speaks to another)."""
     for header in headers:
         words = [word.strip().lower() for word in header.split(",")]
         agent, colon, first = words[0].partition(":")

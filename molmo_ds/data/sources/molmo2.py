@@ -10,6 +10,8 @@ import zlib
 from functools import partial
 from typing import Any
 
+from molmo_ds.data.sample.point_text import format_groups
+from molmo_ds.data.sample.times import stamp
 from molmo_ds.data.sources.source import Item, Picture, Row, Source, annotation
 
 LAYOUT = "allenai/molmo2, olmo/data/molmo2_datasets.py"
@@ -63,7 +65,7 @@ def ask_model_anything(row: Row, split: str) -> list[Item]:
 
 
 def choices(row: Row, split: str, style: str = "video_multiple_choice") -> list[Item]:
-    """A question with wrong answers; where the row has subtitles, they stand behind the video."""
+    """A question with wrong answers; where the row has subtitles, they follow the video."""
     options = list(row["NegativeAnswers"])
     place = zlib.crc32(row["Question"].encode()) % (len(options) + 1)
     options.insert(place, row["Answer"])
@@ -75,9 +77,11 @@ def choices(row: Row, split: str, style: str = "video_multiple_choice") -> list[
 
 def points(row: Row, split: str, style: str) -> list[Item]:
     """Every place and time of something, in percent; times count from the clip's begin."""
-    begin, end = row.get("clip_start"), row.get("clip_end")
+    begin = row.get("clip_start")
+    end = row.get("clip_end")
     if row["video_duration"] <= LONGEST:
-        begin, end = 0.0, row["video_duration"]
+        begin = 0.0
+        end = row["video_duration"]
     if begin is None or end is None or end - begin > LONGEST:
         return []
     times = row["two_fps_timestamps"]
@@ -113,14 +117,17 @@ def track(row: Row, split: str, task: str) -> list[Item]:
             }
         )
     tracks.sort(key=lambda moment: moment["time"])
-    if task == "single_point_track" and not _first(tracks):
-        return []
-    question = TRACK_QUESTIONS[task].format(
-        label=row["expression"], start=_first(tracks) and _start(tracks, row)
-    )
+    label = row["expression"]
+    start = ""
+    if task == "single_point_track":
+        first = _first(tracks)
+        if first is None:
+            return []
+        start = _first_place(*first, row)
+    question = TRACK_QUESTIONS[task].format(label=label, start=start)
     asked = annotation(
         TRACKS[task],
-        label=row["expression"],
+        label=label,
         question=question,
         tracks=tracks,
         track_fps=row["sampling_fps"],
@@ -138,13 +145,10 @@ def _first(tracks: list[dict[str, Any]]) -> tuple[float, list[float]] | None:
     return None
 
 
-def _start(tracks: list[dict[str, Any]], row: Row) -> str:
-    """The first place as Molmo2 writes it."""
-    time, (x, y) = _first(tracks)
-    where = (
-        f"{time:.1f} 1 {round(1000 * x / row['width']):03d} {round(1000 * y / row['height']):03d}"
-    )
-    return f'<points coords="{where}">{row["expression"]}</points>'
+def _first_place(time: float, point: list[float], row: Row) -> str:
+    """A place as Molmo2 writes it; BadSample where it lies outside of the picture."""
+    scale = (row["width"], row["height"])
+    return format_groups([stamp(time)], [[point]], [scale], row["expression"])
 
 
 SOURCES = [

@@ -12,7 +12,7 @@ from molmo_ds.data.sources.source import Item, Picture, Row, Source, annotation,
 
 
 def item(row: Row, annotations: list[dict[str, Any]]) -> list[Item]:
-    """What is said about the picture behind a row's address."""
+    """What is said about the picture at a row's address."""
     shown = Picture(url=row["image_url"], sha256=(row.get("image_sha256") or "").lower())
     return [Item((shown,), annotations, {"image_url": row["image_url"]})]
 
@@ -62,7 +62,11 @@ _AS_USER_QA = functools.partial(cap_qa, style="user_qa")
 SOURCES = [
     Source("pixmo_cap", LICENCE, "dataset card", cap, TRAIN, "allenai/pixmo-cap", url="image_url"),
     Source(
-        *("pixmo_cap_with_transcripts", LICENCE, "dataset card", _SPOKEN, TRAIN),
+        "pixmo_cap_with_transcripts",
+        LICENCE,
+        "dataset card",
+        _SPOKEN,
+        TRAIN,
         hub="allenai/pixmo-cap",
         url="image_url",
         aliases=("pixmo_cap_transcripts",),
@@ -74,13 +78,20 @@ SOURCES = [
         for name, adapt in (("pixmo_cap_qa", cap_qa), ("pixmo_cap_qa_as_user_qa", _AS_USER_QA))
     ),
     Source(
-        *("pixmo_ask_model_anything", LICENCE, LOADER, ask_model_anything, TRAIN),
+        "pixmo_ask_model_anything",
+        LICENCE,
+        LOADER,
+        ask_model_anything,
+        TRAIN,
         hub="allenai/pixmo-ask-model-anything",
         **HASHED,
     ),
     *(
         Source(
-            *(f"pixmo_docs_{kind}", LICENCE, LOADER, functools.partial(docs, kind=kind)),
+            f"pixmo_docs_{kind}",
+            LICENCE,
+            LOADER,
+            functools.partial(docs, kind=kind),
             hub="allenai/pixmo-docs",
             configs=(kind,),
         )

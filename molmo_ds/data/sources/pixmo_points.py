@@ -74,7 +74,9 @@ _CHANGED = (
 
 def _pixmo_points(name: str, style: str, method: str, cut: Cut) -> Source:
     return Source(
-        *(name, LICENCE, f"dataset card; {LOADER} (scale)"),
+        name,
+        LICENCE,
+        f"dataset card; {LOADER} (scale)",
         functools.partial(points, style=style),
         TRAIN,
         "allenai/pixmo-points",
@@ -87,7 +89,10 @@ def _pixmo_points(name: str, style: str, method: str, cut: Cut) -> Source:
 
 def _pixmo_count(name: str, style: str, **known: Any) -> Source:
     return Source(
-        *(name, LICENCE, "dataset card", functools.partial(count, style=style)),
+        name,
+        LICENCE,
+        "dataset card",
+        functools.partial(count, style=style),
         hub="allenai/pixmo-count",
         url="image_url",
         sha256="image_sha256",
@@ -103,7 +108,11 @@ SOURCES = [
     _pixmo_points("pixmo_points_train", "pointing", "pointing", LATER),
     _pixmo_points("pixmo_points_high_freq_train", "pointing", "counting", LATER),
     Source(
-        *("pixmo_points_eval", LICENCE, LOADER, points_eval, {"test": "test"}),
+        "pixmo_points_eval",
+        LICENCE,
+        LOADER,
+        points_eval,
+        {"test": "test"},
         hub="allenai/pixmo-points-eval",
         aliases=("pointing_eval",),
         **HASHED,
@@ -112,7 +121,11 @@ SOURCES = [
     _pixmo_count("pixmo_count_counting", "point_count"),
     _pixmo_count("pixmo_count_train", "pointing", cut=Cut(styles=LATER.styles)),
     Source(
-        *("pixmo_pointing_explanations", LICENCE, LOADER, point_explanations, TRAIN),
+        "pixmo_pointing_explanations",
+        LICENCE,
+        LOADER,
+        point_explanations,
+        TRAIN,
         hub="allenai/pixmo-point-explanations",
         aliases=("pixmo_point_explanations",),
         cut=Cut(halve=True),

@@ -12,7 +12,7 @@ Row = Mapping[str, Any]
 
 
 class LeftOut(Exception):
-    """Raised by an adapter for a row that is not to be used; its words are the reason under which it is counted."""
+    """Raised by an adapter for a row that is not to be used; rows are counted by its message."""
 
 
 class Picture(NamedTuple):
@@ -21,7 +21,7 @@ class Picture(NamedTuple):
     data: bytes = b""
     path: str = ""
     url: str = ""
-    sha256: str = ""  # of the bytes behind the address, where it is published
+    sha256: str = ""  # of the bytes at the address, where it is published
     redraw: Callable[[Image.Image], Image.Image] | None = None  # what is done to its pixels first
 
 

@@ -61,7 +61,9 @@ def refuse(row: Row, longest: int) -> None:
 
 SOURCES = [
     Source(
-        *(name, "ODC-BY-1.0*", "allenai/molmo2, olmo/data/text_datasets.py"),
+        name,
+        "ODC-BY-1.0*",
+        "allenai/molmo2, olmo/data/text_datasets.py",
         functools.partial(tulu, longest=longest),
         {"train": "train"},
         "allenai/molmo2-tulu4-classified",

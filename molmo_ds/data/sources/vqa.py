@@ -139,8 +139,10 @@ _A_OKVQA = "the official JSON, as allenai/molmo reads it; the hub's copy was not
 
 SOURCES = [
     Source(
-        *("coco_2014_vqa_multi", "CC BY 4.0*"),
-        *("visualqa.org; allenai/molmo, olmo/hf_datasets/vqa_v2.py", vqa2),
+        "coco_2014_vqa_multi",
+        "CC BY 4.0*",
+        "visualqa.org; allenai/molmo, olmo/hf_datasets/vqa_v2.py",
+        vqa2,
         aliases=("vqa2",),
         group="image_id",
         read=functools.partial(read_coco, version="v2_"),
@@ -148,12 +150,10 @@ SOURCES = [
         f" {COCO}train2014.zip, val2014.zip, test2015.zip into one folder DIR",
     ),
     Source(
-        *(
-            "okvqa",
-            "not stated",
-            _OK_VQA,
-            functools.partial(vqa2, style="okvqa", answer="raw_answer"),
-        ),
+        "okvqa",
+        "not stated",
+        _OK_VQA,
+        functools.partial(vqa2, style="okvqa", answer="raw_answer"),
         splits={"train": "train", "validation": "validation"},
         read=functools.partial(read_coco, version=""),
         by_hand="unpack the questions and annotations (v1.1) of https://okvqa.allenai.org/download.html and"
@@ -161,7 +161,10 @@ SOURCES = [
     ),
     *(
         Source(
-            *(name, "Apache-2.0*", _A_OKVQA, functools.partial(a_okvqa, direct=direct)),
+            name,
+            "Apache-2.0*",
+            _A_OKVQA,
+            functools.partial(a_okvqa, direct=direct),
             hub="HuggingFaceM4/A-OKVQA",
             confirmed=False,
         )
@@ -169,7 +172,10 @@ SOURCES = [
     ),
     Source("text_vqa", "CC BY 4.0", "card of lmms-lab/textvqa", text_vqa, hub="lmms-lab/textvqa"),
     Source(
-        *("tally_qa", "not stated", "allenai/molmo, olmo/hf_datasets/tally_qa.py", tally_qa),
+        "tally_qa",
+        "not stated",
+        "allenai/molmo, olmo/hf_datasets/tally_qa.py",
+        tally_qa,
         splits={"train": "train", "test": "test"},
         group="image",
         read=lambda folder, split: read_json(folder, f"{split}.json"),
@@ -177,7 +183,10 @@ SOURCES = [
         f" {COCO} and Visual Genome's two picture archives (VG_100K, VG_100K_2) into one folder DIR",
     ),
     Source(
-        *("gqa", "CC BY 4.0*", "the names of the official JSON, which was not seen", gqa),
+        "gqa",
+        "CC BY 4.0*",
+        "the names of the official JSON, which was not seen",
+        gqa,
         splits={"train": "train", "validation": "val", "testdev": "testdev"},
         group="imageId",
         read=read_gqa,
@@ -186,13 +195,11 @@ SOURCES = [
         " folder DIR, so that it holds SPLIT_balanced_questions.json and images/",
     ),
     Source(
-        *(
-            "count_bench_qa",
-            "not stated",
-            "card of vikhyatk/CountBenchQA",
-            count_bench_qa,
-            {"test": "test"},
-        ),
+        "count_bench_qa",
+        "not stated",
+        "card of vikhyatk/CountBenchQA",
+        count_bench_qa,
+        {"test": "test"},
         hub="vikhyatk/CountBenchQA",
         aliases=("countbench_qa",),
     ),

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from molmo_ds.architecture import MolmoConfig
 from molmo_ds.engine.grid import Grid
+from molmo_ds.engine.shares.tensor_shards import in_columns, in_rows, shard
 from molmo_ds.engine.strategy import SETTINGS, Strategy
-from molmo_ds.engine.tensor_shards import in_columns, in_rows, shard
 from molmo_ds.model.decoder import DecoderLayer, MoE
 from molmo_ds.model.molmo import layer_list
 from molmo_ds.weights.slices import Cut, put

@@ -20,9 +20,9 @@ from molmo_ds.engine.answering import quantized
 from molmo_ds.engine.answering.layout import Fill, load, refuse, share_of, stage_rows
 from molmo_ds.engine.grid import Grid
 from molmo_ds.engine.launch import World
-from molmo_ds.engine.picture_shares import deal
+from molmo_ds.engine.shares.picture_shares import Deal
+from molmo_ds.engine.shares.tensor_shards import share_norms
 from molmo_ds.engine.strategy import Strategy
-from molmo_ds.engine.tensor_shards import share_norms
 from molmo_ds.model.carry import Carry
 from molmo_ds.model.decoder import DecoderLayer
 from molmo_ds.model.molmo import Molmo
@@ -74,7 +74,7 @@ class Share:
         dtype: torch.dtype = torch.float32,
         grid: Grid | None = None,
     ) -> "Share":
-        """This rank's rows with weights on its device; all ranks call alike.
+        """This rank's rows with weights on its device; all ranks make the same calls.
 
         Args:
             fill: given what this rank holds of which parameter, yields each with its values.
@@ -105,13 +105,13 @@ class Share:
         return cls(config, rows, grid)
 
     def take(self, batch: Batch) -> Carry:
-        """A prefill on this rank's device; pictures stay behind where none are encoded."""
+        """A prefill on this rank's device, without pictures where none are encoded."""
         if self.embed is None:
             batch = batch.replace(images=batch.images[:0], image_masks=batch.image_masks[:0])
         return Carry.of(batch.to(self.device))
 
     def run(self, x: Carry) -> Tensor | None:
-        """Hidden states [B, T, D] behind the last decoder layer; None where a later stage has them."""
+        """Hidden states [B, T, D] after the last decoder layer; None where a later stage has them."""
         return self.send(self.compute(self.receive(x)))
 
     def receive(self, x: Carry) -> Carry:
@@ -124,7 +124,7 @@ class Share:
         return x._replace(hidden=self.gather(part).movedim(0, 2).flatten(2))
 
     def compute(self, x: Carry, layer_run: Callable[..., Tensor] = DecoderLayer.run) -> Tensor:
-        """Hidden states [B, T, D] behind this rank's decoder layers.
+        """Hidden states [B, T, D] after this rank's decoder layers.
 
         Args:
             layer_run: `DecoderLayer.run`, or what was compiled from it.
@@ -139,7 +139,7 @@ class Share:
         return x.hidden
 
     def send(self, hidden: Tensor) -> Tensor | None:
-        """This rank's columns of hidden states to the stage behind; the last stage keeps them."""
+        """Send this rank's columns of hidden states to the next stage; the last stage keeps them."""
         if self.head is not None:
             return hidden
         self.finish()
@@ -166,16 +166,14 @@ class Share:
                 image_features=features,
             )
         if self.size > 1:
-            shares = deal(x.images, x.image_masks, x.windows, x.image_positions, self.size)
-            mine = vars(shares[self.grid.place("tensor")])
-            x = x._replace(**mine)
+            dealt = Deal(x.images, x.image_masks, x.windows, x.image_positions, self.size)
+            x = x._replace(**vars(dealt.share(self.grid.place("tensor"))))
         for layer in self.vision:
             x = layer(x)
         if self.size == 1:
             return x
         features = self.gather(x.image_features).flatten(0, 1)
-        positions = torch.cat([share.image_positions for share in shares])
-        return x._replace(image_features=features, image_positions=positions)
+        return x._replace(image_features=features, image_positions=dealt.positions)
 
     def gather(self, x: Tensor) -> Tensor:
         """x of every rank of the tensor group, [S, ...]."""

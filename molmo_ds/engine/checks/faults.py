@@ -2,7 +2,7 @@
 
 
 class TrainingFault(RuntimeError):
-    """A run that must not go on; its message is one sentence for the user."""
+    """A run that must not continue; its message is one sentence for the user."""
 
 
 class GradientOrderError(TrainingFault):

@@ -153,7 +153,8 @@ class GradientOrder:
 def difference(rank: int, names: list[str], other: int, other_names: list[str]) -> str:
     """The sentence for two ranks whose orders differ: the first gradient that does."""
     pairs = itertools.zip_longest(names, other_names, fillvalue="none")
-    at, (here, there) = next((i, pair) for i, pair in enumerate(pairs, 1) if pair[0] != pair[1])
+    numbered = enumerate(pairs, start=1)
+    at, (here, there) = next((at, pair) for at, pair in numbered if pair[0] != pair[1])
     return (
         f"The ranks' gradients become ready in different orders: gradient {at} is that of {here} on rank {rank} and "
         f"that of {there} on rank {other}; {ADVICE}"

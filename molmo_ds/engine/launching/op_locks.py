@@ -36,6 +36,6 @@ def _open_files() -> set[str]:
     for link in Path("/proc").glob("[0-9]*/fd/*"):
         try:
             paths.add(os.readlink(link))
-        except OSError:  # the process ended, or belongs to somebody else
+        except OSError:  # the process ended, or belongs to another user
             continue
     return paths

@@ -40,7 +40,7 @@ def marked(out: str) -> dict[int, tuple[int, bool]]:
         try:
             variables = (folder / "environ").read_bytes().split(b"\0")
             state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
-        except OSError:  # gone, or somebody else's
+        except OSError:  # gone, or another user's
             continue
         if f"{MARK}={out}".encode() in variables and state != "Z":
             members[int(folder.name)] = int(parent), any(v.startswith(b"RANK=") for v in variables)

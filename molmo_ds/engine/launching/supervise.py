@@ -11,7 +11,6 @@ import json
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,10 +22,12 @@ from molmo_ds import files, settings
 from molmo_ds.config import RunConfig
 from molmo_ds.engine.launching import signal_run
 from molmo_ds.engine.launching.hosts import Host
+from molmo_ds.engine.launching.ports import free_port
 from molmo_ds.engine.launching.signal_run import MARK
 from molmo_ds.engine.refusals import refuse
 from molmo_ds.engine.strategy import read_strategy
 from molmo_ds.files import Remote
+from molmo_ds.stores import events
 from molmo_ds.stores.mirror import working_folder
 
 SSH = [
@@ -85,13 +86,12 @@ class Supervisor:
 
     def say(self, event: str, **facts: Any) -> None:
         """Write a line for people and one for events.jsonl."""
-        with open(self.folder / "events.jsonl", "a") as stream:
-            stream.write(json.dumps({"time": time.time(), "event": event, **facts}) + "\n")
+        events.note(self.folder, event, **facts)
         values = " ".join(f"{key}={value}" for key, value in facts.items())
         print(f"launch: {time.strftime('%H:%M:%S')} {event} {values}", file=sys.stderr, flush=True)
 
     def run(self) -> None:
-        """Start and start again until the run is done. Raises ValueError where that is hopeless."""
+        """Start and restart until the run is done; ValueError if no restart can help."""
         failed = 0
         reached = self.saved()
         reason = ""
@@ -298,13 +298,6 @@ def usable(hosts: list[Host], config: RunConfig) -> list[Host]:
     if why:
         raise why
     return []
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def check(config: RunConfig) -> None:

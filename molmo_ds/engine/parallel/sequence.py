@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from molmo_ds.batch import PER_TOKEN, Batch, learnt_rows_of, shifted
 from molmo_ds.engine.parallel.part import Part
-from molmo_ds.engine.picture_shares import deal
+from molmo_ds.engine.shares.picture_shares import Deal
 from molmo_ds.model.carry import Carry
 from molmo_ds.model.decoder import Core, DecoderLayer
 from molmo_ds.model.molmo import Molmo
@@ -54,7 +54,8 @@ def part(batch: Batch, place: int, size: int) -> Batch:
 
     rows = batch.image_positions // length
     in_padded = shifted(batch.image_positions, rows * (share * size - length))
-    pictures = deal(batch.images, batch.image_masks, batch.windows, in_padded, size)[place]
+    dealt = Deal(batch.images, batch.image_masks, batch.windows, in_padded, size)
+    pictures = dealt.share(place)
     texts = {name: tokens(getattr(batch, name)) for name in PER_TOKEN}
     return Batch(**texts, **vars(pictures), learnt_rows=learnt_rows_of(texts["loss_weights"]))
 

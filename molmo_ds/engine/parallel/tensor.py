@@ -17,7 +17,15 @@ from molmo_ds.architecture import MolmoConfig
 from molmo_ds.engine import deepspeed_0_19
 from molmo_ds.engine.fragments import Fragment
 from molmo_ds.engine.parallel.part import Part
-from molmo_ds.engine.tensor_shards import Add, Take, in_columns, in_rows, shard, share_norms, splits
+from molmo_ds.engine.shares.tensor_shards import (
+    Add,
+    Take,
+    in_columns,
+    in_rows,
+    shard,
+    share_norms,
+    splits,
+)
 from molmo_ds.model.decoder import DecoderLayer, MoE
 from molmo_ds.model.linear import Linear
 

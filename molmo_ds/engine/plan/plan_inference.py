@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 import torch
 
 from molmo_ds.architecture import MolmoConfig, TextConfig
+from molmo_ds.engine.shares.tensor_shards import splits
 from molmo_ds.engine.strategy import Limits, Strategy
-from molmo_ds.engine.tensor_shards import splits
 from molmo_ds.model.molmo import Molmo
 
 HEAD, EXPERTS = "head.lm_head.weight", ".mlp.experts."
-CONTEXT = 2000  # tokens that a row has behind it when its next one is made
+CONTEXT = 2000  # tokens that a row has when its next one is made
 PICTURE = 1230  # tokens of a full picture with its question
 GIB = 2**30
 

@@ -15,8 +15,8 @@ from torch._subclasses import FakeTensorMode
 
 from molmo_ds.config import RunConfig
 from molmo_ds.engine import ds_config, optim
+from molmo_ds.engine.shares.tensor_shards import shard
 from molmo_ds.engine.strategy import Strategy, accumulation, parse
-from molmo_ds.engine.tensor_shards import shard
 from molmo_ds.model import lora
 from molmo_ds.model.connector import GatedMLP
 from molmo_ds.model.decoder import DecoderLayer, MoE
@@ -78,7 +78,7 @@ class Row:
     # shards by optimizer group, which DeepSpeed updates one by one
     groups: Counter = field(default_factory=Counter)
     kept: float = 0.0  # for the backward pass
-    again: float = 0.0  # made anew in the backward pass
+    again: float = 0.0  # recomputed in the backward pass
     flying: int = 1  # micro-batches for which it is kept
 
 
@@ -290,7 +290,7 @@ def _held(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool, rows:
             0.0,
             0.0,
         )
-        # beside the averaged gradients a flat copy for the optimizer
+        # with the averaged gradients a flat copy for the optimizer
         made.host += 4 * shard if stage == 3 else 0
     if zero.parameters.device != "none":
         made.host, made.weights = made.host + made.weights, 0.0

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from molmo_ds.engine.launch import World
+from molmo_ds.files import sync
 
 
 class OnDisk:
@@ -47,18 +48,7 @@ class OnDisk:
         """See Destination."""
 
 
-def sync(path: Path) -> None:
-    """Make a file or the entries of a folder survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_synced(path: Path, text: str) -> None:
     """Write a small file and sync it."""
-    with open(path, "w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
+    path.write_text(text)
+    sync(path)

@@ -18,7 +18,7 @@ def newest(folder: str, world: World) -> Found | None:
 
     Damaged ones are passed over with a logged sentence. Raises ValueError if there are only damaged ones.
     """
-    candidates = world.broadcast([p.name for p in steps(folder)])
+    candidates = world.agree(lambda: [path.name for path in steps(folder)])
     for name in candidates:
         path = files.place(folder) / name
         wrong = next(

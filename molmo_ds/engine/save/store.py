@@ -1,6 +1,6 @@
 """A checkpoint in a store: each rank uploads its files from its machine's scratch folder, and the manifest comes last.
 
-A rank that is killed in the middle finds its files again, whole, and the upload goes on with what is missing.
+A rank that is killed in the middle finds its files again, whole, and the upload resumes with what is missing.
 """
 
 import json
@@ -28,9 +28,11 @@ class InStore:
         self.partial = self.local / "checkpoints" / f"{target.name}.partial"
         self.run = target.parent.parent
         self.name = f"rank-{world.rank:05d}"
+        self.mark = ""
 
     def begin(self) -> None:
         """See Destination."""
+        self.mark = self.world.agree(lambda: mark_of(self.run))
         for old in partials(self.local):
             for file in [*old.glob(f"{self.name}.*"), *old.glob(f".{self.name}.*")]:
                 file.unlink(missing_ok=True)
@@ -42,7 +44,7 @@ class InStore:
 
     def written(self, facts: dict[str, dict]) -> None:
         """See Destination."""
-        note = {"run": mark_of(self.run), "ranks": self.world.size, "files": facts}
+        note = {"run": self.mark, "ranks": self.world.size, "files": facts}
         write_synced(self.partial / f"{self.name}.whole", json.dumps(note))
         self.send(facts)
 
@@ -76,7 +78,7 @@ def partials(local: Path) -> list[Path]:
 
 
 def whole(partial: Path, world: World, mark: str) -> dict[str, Any] | None:
-    """The facts of this rank's files of a checkpoint, if they are whole, of this run and for so many ranks.
+    """The facts of this rank's files of a checkpoint, if they are whole, of this run and of its number of ranks.
 
     Args:
         mark: the run's name; files of a run that was deleted from the store have another.

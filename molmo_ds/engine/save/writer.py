@@ -22,9 +22,9 @@ from molmo_ds import files, settings
 from molmo_ds.config import RunConfig
 from molmo_ds.engine.fragments import Fragment
 from molmo_ds.engine.launch import World
-from molmo_ds.engine.save.disk import OnDisk, sync
+from molmo_ds.engine.save.disk import OnDisk
 from molmo_ds.engine.save.store import InStore, partials, whole
-from molmo_ds.files import Remote
+from molmo_ds.files import Remote, sync
 from molmo_ds.stores.run_folder import mark_of
 from molmo_ds.weights import checkpoint, checksums
 
@@ -139,7 +139,7 @@ class Writer:
         self._raise_if_failed(failed[0] if failed else self.world.broadcast(self.error))
         self.place.close()
 
-    def go_on(self, folder: str) -> None:
+    def resume_upload(self, folder: str) -> None:
         """Finish the upload of a checkpoint that was killed when all ranks had their files whole on their disks.
 
         Does nothing for a folder on a disk, for a checkpoint that is not newer than those in the store, and where a
@@ -147,15 +147,15 @@ class Writer:
         """
         if not isinstance(files.place(folder), Remote):
             return
-        mark = self.world.broadcast(mark_of(files.place(folder).parent))
+        mark = self.world.agree(lambda: mark_of(files.place(folder).parent))
         local = self._destination(folder, 0).local
         here = {path.stem: whole(path, self.world, mark) for path in partials(local)}
         everywhere = [{n for n, facts in one.items() if facts} for one in self.world.gather(here)]
-        there = self.world.broadcast([path.name for path in checkpoint.steps(folder)])
+        there = self.world.agree(lambda: [path.name for path in checkpoint.steps(folder)])
         name = max(set.intersection(*everywhere), default="")
         if name <= max(there, default=""):
             return
-        log.info("The upload of %s was killed; it goes on.", name)
+        log.info("The upload of %s was killed; it resumes.", name)
         self.place = self._destination(folder, int(name[5:]))
         self.facts = here[name]
         self.thread = threading.Thread(target=self._send, name="checkpoint")

@@ -47,5 +47,5 @@ class Cache:
         return completion
 
     def put(self, name: str, completion: dict[str, Any]) -> None:
-        """Keep a completion; it is whole or not there, whoever kills the process."""
+        """Keep a completion; it is whole or not there, even if the process is killed."""
         write_atomic(self.folder / name, json.dumps(completion).encode())

@@ -122,7 +122,7 @@ def failures(verdicts: Sequence[Verdict]) -> Iterator[dict[str, str]]:
 
 
 def counts(verdicts: Sequence[Verdict]) -> dict[str, int]:
-    """What stands beside the figures: captions, empty ones, ones with points in them, failures by call and kind."""
+    """What goes with the figures: captions, empty ones, ones with points in them, failures by call and kind."""
     kinds = collections.Counter(f"{row['call']}: {row['kind']}" for row in failures(verdicts))
     return {
         "captions": len(verdicts),

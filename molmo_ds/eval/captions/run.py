@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 class Run:
     """One judging of one file of captions."""
 
-    predictions: Path  # predictions.json or its folder; results are written beside it
+    predictions: Path  # predictions.json or its folder; results are written next to it
     references: Path
     endpoint: Endpoint
     cache: Path

@@ -106,7 +106,8 @@ class Kit:
         One that cannot be asked, such as a picture that cannot be read, is said and has the text "", which a kit counts
         as wrong.
         """
-        asked, self.asked = self.asked, []
+        asked = self.asked
+        self.asked = []
         found = {reply.id: reply for reply in self.client.replies(asked)}
         for reply in found.values():
             if reply.failed:

@@ -44,7 +44,7 @@ def read_action(text: str) -> Action:
 
 
 def action_score(reply: str, target: str, box: str | None) -> float:
-    """1 where the reply's action (behind its first `Action:`) is the target's; `box` in percent, as text, may be empty.
+    """1 where the reply's action (after its first `Action:`) is the target's; `box` in percent, as text, may be empty.
 
     A tap on the icon of an app that is to be opened is right too. Raises ValueError where a tap has to be compared
     with a box that is not four numbers with a point.

@@ -20,7 +20,7 @@ def anls(target: str, prediction: str) -> float:
 
 
 def score_anls(reply: str, row: Row) -> Scores:
-    """The best of the true answers; ValueError where all of them are empty, since no reply is near an empty text."""
+    """The best of the true answers; ValueError if all are empty: no reply is near an empty text."""
     got = parse_answer(reply)
     true = [answer for answer in true_answers(row.answers) if answer]
     if not true:

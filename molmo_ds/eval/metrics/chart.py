@@ -22,7 +22,8 @@ def exact_match(target: str, prediction: str) -> bool:
 
 def relaxed_correctness(target: str, prediction: str) -> bool:
     """Within 5 % where both are numbers (`5%` is 0.05) and the target is not 0; else equal but for case."""
-    wanted, got = _number(target), _number(prediction)
+    wanted = _number(target)
+    got = _number(prediction)
     if got is not None and wanted:
         return abs(got - wanted) / abs(wanted) <= 0.05
     return exact_match(target, prediction)

@@ -67,7 +67,7 @@ def score_choice(reply: str, row: Row) -> Scores:
 
 
 def score_diagram(reply: str, row: Row) -> Scores:
-    """AI2D's two figures: letters on filled boxes, or beside tinted ones; questions without letters are in both."""
+    """AI2D's two figures: letters on filled boxes, or next to tinted ones; questions without letters are in both."""
     found = score_choice(reply, row)
     right = found.pop("mc")
     if not row.metadata.get("abc_label"):

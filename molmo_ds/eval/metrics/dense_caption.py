@@ -27,7 +27,7 @@ def read_recall(reply: str) -> list[bool | None]:
 
 
 def read_consistency(reply: str) -> list[bool | None]:
-    """Of each line whether it says that a claim is inconsistent with the transcripts; None where both or neither."""
+    """For each line whether it calls a claim inconsistent with the transcripts; None for both or neither."""
     return [_inconsistent(line) for line in _lines(reply)]
 
 
@@ -62,7 +62,7 @@ def _lines(reply: str) -> list[str]:
 
 
 def _stated(line: str) -> bool | None:
-    """False where the line ends in `not st...`, which a full stop undoes: published figures have it so."""
+    """False if the line ends in `not st...` without a full stop, as in the published figures."""
     line = line.lower()
     before, _, last = line.rpartition(" ")
     misspelt = last.startswith("st") and len(last) > 2 and last.isascii() and last.isalpha()

@@ -35,7 +35,7 @@ def mmmu_score(
 
 
 def read_choice(response: str, options: Sequence[str]) -> str | None:
-    """The letter that a reply names last, in brackets or alone, or whose text it holds; None where there is none."""
+    """The letter that a reply names last, in brackets, alone or by its option's text; None if there is none."""
     for mark in ",.!?;:'":
         response = response.strip(mark)
     response = f" {response} "
@@ -52,7 +52,7 @@ def read_choice(response: str, options: Sequence[str]) -> str | None:
 
 
 def score_mmmu(reply: str, row: Row) -> Scores:
-    """`mmmu_score`, and `mmmu_score_reference`, which leaves answers that are lists in text unread.
+    """`mmmu_score`, and `mmmu_score_reference`, in which answers given as lists stay unread.
 
     A choice that cannot be read is drawn with a generator of the row's own.
     """

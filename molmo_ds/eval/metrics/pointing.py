@@ -51,7 +51,8 @@ def extract_points(text: str, width: float, height: float) -> list[Point]:
         return out
     for pattern, whole in ((_CLICK, 100), (_PLAIN, 100), (_TAG, 100), (_SHORT, 1000)):
         for x, y in pattern.findall(text):
-            x, y = float(x) * 100 / whole, float(y) * 100 / whole
+            x = float(x) * 100 / whole
+            y = float(y) * 100 / whole
             if max(x, y) <= 100:
                 out.append((x / 100 * width, y / 100 * height))
     return out
@@ -140,14 +141,14 @@ def _check(region: Box | Mask, size: tuple[int, int]) -> None:
             or sum(region["runs"][1::2]) < 1
         ):
             raise ValueError(
-                "A mask holds no pixel, or its runs do not add up to its pixels; make the shards anew."
+                "A mask holds no pixel, or its runs do not add up to its pixels; make the shards again."
             )
         return
     numbers = isinstance(region, list | tuple) and len(region) == 4
     if not numbers or not all(isinstance(n, int | float) and math.isfinite(n) for n in region):
         raise ValueError(f"A box is {region!r}; it is left, top, right and bottom in pixels.")
-    spans = ((region[0], region[2], size[0]), (region[1], region[3], size[1]))
-    for first, end, length in spans:
+    left, top, right, bottom = region
+    for first, end, length in ((left, right, size[0]), (top, bottom, size[1])):
         pixel = max(math.ceil(first), 0)
         if pixel >= min(end, length):
             raise ValueError(
@@ -157,8 +158,10 @@ def _check(region: Box | Mask, size: tuple[int, int]) -> None:
 
 def inside(point: Point, mask: Mask) -> bool:
     """Whether the rounded point lies in a mask."""
-    x, y = round(point[0]), round(point[1])
-    width, height = mask["width"], mask["height"]
+    x = round(point[0])
+    y = round(point[1])
+    width = mask["width"]
+    height = mask["height"]
     if not (0 <= x < width and 0 <= y < height):
         return False
     place = x * height + y if mask.get("by_columns") else y * width + x
@@ -168,8 +171,12 @@ def inside(point: Point, mask: Mask) -> bool:
 def _inside(point: Point, region: Box | Mask, size: tuple[int, int]) -> bool:
     if isinstance(region, Mapping):
         return inside(point, region)
-    x, y = round(point[0]), round(point[1])
-    return region[0] <= x < min(region[2], size[0]) and region[1] <= y < min(region[3], size[1])
+    x = round(point[0])
+    y = round(point[1])
+    left, top, right, bottom = region
+    across = left <= x < min(right, size[0])
+    down = top <= y < min(bottom, size[1])
+    return across and down
 
 
 def nearest_pairs(costs: list[list[float]]) -> list[tuple[int, int]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 def parse_answer(text: str) -> str:
-    """The answer in a reply: behind its first `Answer:` up to the next, else its commonest line."""
+    """The answer in a reply: from its first `Answer:` to the next, else its commonest line."""
     if "Answer:" in text:
         return text.split("Answer:")[1].strip()
     return commonest_line(text) if "\n" in text.strip() else " ".join(text.split())
@@ -20,7 +20,7 @@ def commonest_line(text: str) -> str:
 
 
 def true_answers(target: object) -> list[str]:
-    """The answers of an annotation as a list; ValueError where there is none, since nothing could be right then."""
+    """The answers of an annotation as a list; ValueError if there is none: nothing could be right."""
     answers = [target] if isinstance(target, str) else target
     if not isinstance(answers, list | tuple) or not answers:
         raise ValueError(

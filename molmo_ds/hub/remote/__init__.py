@@ -1,1 +1,1 @@
-"""The files that an exported folder has besides the package's own: configuration, model and processor."""
+"""The files that an exported folder has in addition to the package's own: configuration, model and processor."""

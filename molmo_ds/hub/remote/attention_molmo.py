@@ -39,12 +39,15 @@ class CachedCore(Core):
             places = {"cache_position": plan.places.to(k.device)}  # read by transformers 4
             k, v = plan.cache.update(k, v, self.index, places)
         # static caches have room to spare
-        mask = F.pad(plan.mask.to(q.device), (0, k.shape[2] - plan.mask.shape[3]))
+        spare = k.shape[2] - plan.mask.shape[3]
+        mask = F.pad(plan.mask.to(q.device), (0, spare))
         if plan.weights is None:
             return F.scaled_dot_product_attention(
                 q, k, v, mask, dropout_p, enable_gqa=q.shape[1] != k.shape[1]
             )
-        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
+        group = q.shape[1] // k.shape[1]
+        k = k.repeat_interleave(group, 1)
+        v = v.repeat_interleave(group, 1)
         scores = (q @ k.transpose(2, 3)).float() * q.shape[3] ** -0.5
         weights = scores.masked_fill(~mask, -torch.inf).softmax(-1).to(q.dtype)
         plan.weights.append(weights)

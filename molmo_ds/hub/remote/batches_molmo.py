@@ -40,10 +40,10 @@ def pad_crops(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     crops = max(len(row["images"]) for row in rows)
     out = {}
     for name in PICTURES:
-        parts = [row[name] for row in rows]
-        padded = [
-            F.pad(part, (0, 0) * (part.ndim - 1) + (0, crops - len(part)), value=-1)
-            for part in parts
-        ]
+        padded = []
+        for row in rows:
+            part = row[name]
+            others = (0, 0) * (part.ndim - 1)
+            padded.append(F.pad(part, (*others, 0, crops - len(part)), value=-1))
         out[name] = torch.stack(padded)
     return out

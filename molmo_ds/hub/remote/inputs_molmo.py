@@ -1,10 +1,11 @@
-"""Inputs of a processor: pictures of every kind as pixels, and texts with the pictures that belong to each."""
+"""Inputs of a processor: pictures of every kind as pixels, texts with the pictures of each, and options."""
 
 import base64
 import binascii
 import os
 import re
 import urllib.request
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,43 @@ def pair(texts: Any, pictures: Any) -> tuple[list[str], list[list[Any]]]:
     return list(rows), _share(list(rows), listed(pictures), one)
 
 
+def known_options(
+    given: dict[str, Any] | None, name: str, taken: Collection[str]
+) -> dict[str, Any]:
+    """Options of a dictionary `name`; ValueError for one that would have no effect."""
+    options = {}
+    for key, value in (given or {}).items():
+        if key in taken:
+            options[key] = value
+        elif value is not None:
+            raise ValueError(
+                f"{name} holds {key!r}, which this processor does not take; it takes {', '.join(taken)}."
+            )
+    return options
+
+
+def check_return_tensors(kind: str | None) -> None:
+    """ValueError for tensors of another library."""
+    if kind not in ("pt", None):
+        raise ValueError(f"return_tensors is '{kind}'; only 'pt' is supported.")
+
+
+def cut_ids(
+    ids: list[int], truncation: Any, limit: int | None, starts: list[int], layouts: list[Any]
+) -> list[int]:
+    """Ids of at most `limit` if they are to be cut; ValueError where that would cut a picture."""
+    if not truncation or limit is None:
+        return ids
+    end = 1
+    for start, layout in zip(starts, layouts):
+        end = max(end, start + len(layout.tokens))
+    if limit < end:
+        raise ValueError(
+            f"max_length {limit} would cut a picture, which ends at token {end}; raise it."
+        )
+    return ids[:limit]
+
+
 def listed(given: Any) -> Any:
     """Several pictures as a list, all else as it is."""
     if isinstance(given, tuple):
@@ -151,7 +189,7 @@ def _swapped(texts: Any, pictures: Any) -> tuple[Any, Any]:
 
 
 def names_picture(text: str) -> bool:
-    """Whether a text names a picture: a URL, a file that is there, or one word that ends as a picture's name does."""
+    """Whether a text names a picture: a URL, an existing file, or one word with a picture's ending."""
     return text.startswith(URLS) or _PICTURE.fullmatch(text) is not None or _is_file(text)
 
 

@@ -289,7 +289,7 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
         stopping_criteria: Any = None,
         **options: Any,
     ) -> Any:
-        """Generate as transformers does; a row ends at the last position that the model knows, which a warning counts.
+        """Generate as transformers does. A row ends at the model's last position; a warning counts such rows.
 
         Raises ValueError for a prompt that leaves no room for an answer.
         """
@@ -344,7 +344,8 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
         mask = (ids != -1) if mask is None else mask.bool()
         # padding moves to the left, where answers do not meet it
         pad = (~mask).sum(1) * ~mask[:, -1]
-        order = (torch.arange(ids.shape[1], device=ids.device) - pad[:, None]) % ids.shape[1]
+        tokens = ids.shape[1]
+        order = (torch.arange(tokens, device=ids.device) - pad[:, None]) % tokens
         pictures = {name: batch[name] for name in PICTURES if batch.get(name) is not None}
         if "image_input_idx" in pictures:
             places = pictures["image_input_idx"]

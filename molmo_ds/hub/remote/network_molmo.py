@@ -205,7 +205,7 @@ class MolmoModel(nn.Module):
 
 
 def recomputed(checkpoint: Any, layer: nn.Module, x: Carry) -> Carry:
-    """layer(x), which is computed again in the backward pass. Only one tensor may go through transformers' function."""
+    """layer(x), recomputed in the backward pass. Only one tensor may go through transformers' function."""
     if x.hidden is None:
         return layer(x)
 
@@ -259,9 +259,11 @@ def block(layer: DecoderLayer, index: int, text: TextConfig) -> Block:
     attention.att_proj = Linear(text.hidden_size, sum(attention.sizes), text.attention_bias)
     del attention.q_proj, attention.k_proj, attention.v_proj
     attention.core = CachedCore(index)
-    first, second = "input_layernorm", "post_attention_layernorm"
+    first = "input_layernorm"
+    second = "post_attention_layernorm"
     if text.norm_after:
-        first, second = "post_attention_layernorm", "post_feedforward_layernorm"
+        first = "post_attention_layernorm"
+        second = "post_feedforward_layernorm"
     if isinstance(layer.mlp, MoE):
         layer.self_attn = FusedAttention.of(attention, {"o_proj": "attn_out"})
         layer.mlp.experts = ExpertList(text)

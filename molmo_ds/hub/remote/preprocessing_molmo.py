@@ -5,7 +5,7 @@ Shapes: B texts, T tokens, n crops, P patches per crop, Q pooled patches per cro
 
 import sys
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,13 @@ from molmo_ds.hub.remote.batches_molmo import collate
 from molmo_ds.hub.remote.chat_molmo import pictures_of, render, turns_of
 from molmo_ds.hub.remote.config_molmo import copy_code
 from molmo_ds.hub.remote.image_preprocessing_molmo import MolmoImageProcessor
-from molmo_ds.hub.remote.inputs_molmo import Rendered, pair
+from molmo_ds.hub.remote.inputs_molmo import (
+    Rendered,
+    check_return_tensors,
+    cut_ids,
+    known_options,
+    pair,
+)
 
 INPUTS = ("input_ids", "attention_mask", "images", "image_input_idx", "image_masks")
 
@@ -105,7 +111,7 @@ class MolmoProcessor(ProcessorMixin):
         message_format: str | None = None,
         always_start_with_space: bool | None = None,
     ) -> list[int]:
-        """Ids of a question, which becomes the user's turn unless message_format is none."""
+        """Ids of a question as the user's turn, or as it is if message_format is none."""
         messages = self._messages(prompt, message_format, always_start_with_space)
         return ask(self.words, messages, [], sys.maxsize).input_ids[1:]
 
@@ -150,8 +156,10 @@ class MolmoProcessor(ProcessorMixin):
             "message_format": message_format,
             "always_start_with_space": always_start_with_space,
         }
-        options |= _known(text_kwargs, "text_kwargs", options)
-        most = _known(images_kwargs, "images_kwargs", ("max_crops",)).get("max_crops", max_crops)
+        options |= known_options(text_kwargs, "text_kwargs", options)
+        most = known_options(images_kwargs, "images_kwargs", ("max_crops",)).get(
+            "max_crops", max_crops
+        )
         texts, pictures = pair(text, images)
         if len(texts) > 1:
             raise ValueError(
@@ -173,7 +181,7 @@ class MolmoProcessor(ProcessorMixin):
         else:
             before, starts = prefix(self.words, shown)
             ids = [*before, *(int(token) for token in tokens)]
-        ids = _cut(ids, truncation, max_length, starts, layouts)
+        ids = cut_ids(ids, truncation, max_length, starts, layouts)
         out = {"input_ids": torch.tensor(ids)}
         if made:
             places = [
@@ -220,8 +228,7 @@ class MolmoProcessor(ProcessorMixin):
         for name, others in (("videos", videos), ("audio", audio), ("audios", audios)):
             if others is not None and not (isinstance(others, list | tuple) and len(others) == 0):
                 raise ValueError(f"This model takes texts and pictures; leave {name} out.")
-        if return_tensors not in ("pt", None):
-            raise ValueError(f"return_tensors is '{return_tensors}'; only 'pt' is supported.")
+        check_return_tensors(return_tensors)
         if padding_side not in ("left", "right", None):
             raise ValueError(f"padding_side is '{padding_side}'; use left or right.")
         texts, pictures = pair(text, images)
@@ -376,29 +383,3 @@ class MolmoProcessor(ProcessorMixin):
         if turns is not None:
             return [speak(0, text.removeprefix(" "), "none", space)]
         return [speak(0, text, kind, space)]
-
-
-def _known(given: dict[str, Any] | None, name: str, taken: Collection[str]) -> dict[str, Any]:
-    """Arguments in a dictionary; ValueError for one that would have no effect."""
-    unknown = [
-        key for key, value in (given or {}).items() if key not in taken and value is not None
-    ]
-    if unknown:
-        raise ValueError(
-            f"{name} holds {unknown[0]!r}, which this processor does not take; it takes {', '.join(taken)}."
-        )
-    return {key: value for key, value in (given or {}).items() if key in taken}
-
-
-def _cut(
-    ids: list[int], truncation: Any, limit: int | None, starts: list[int], layouts: list[Any]
-) -> list[int]:
-    """Ids of at most `limit` if they are to be cut; ValueError where that would cut a picture."""
-    if not truncation or limit is None:
-        return ids
-    end = max((start + len(layout.tokens) for start, layout in zip(starts, layouts)), default=0)
-    if limit < max(end, 1):
-        raise ValueError(
-            f"max_length {limit} would cut a picture, which ends at token {end}; raise it."
-        )
-    return ids[:limit]

@@ -26,8 +26,13 @@ def decoder(model_type: str) -> Decoder:
 
 
 def format_of(config: MolmoConfig) -> ModuleType:
-    """The module of the released format, with `to_released` and `not_servable`."""
-    return import_module(f"{__name__}.{config.family}")
+    """The module of the released format, with `to_released` and `not_servable`; ValueError where there is none."""
+    family = import_module(f"{__name__}.{config.family}")
+    if not hasattr(family, "to_released"):
+        raise ValueError(
+            f"No format of family {config.family} was ever released; keep the weights folder."
+        )
+    return family
 
 
 def tower(model_type: str) -> Tower:

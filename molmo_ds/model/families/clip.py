@@ -1,4 +1,7 @@
-"""CLIP, OpenAI's and MetaCLIP: a class token, no bias on the patches, a LayerNorm before the first block."""
+"""CLIP, OpenAI's and MetaCLIP: a class token, no bias on the patches, a LayerNorm before the first block.
+
+Source: huggingface/transformers v5.23.0, src/transformers/models/clip/modeling_clip.py.
+"""
 
 from molmo_ds.architecture import VisionConfig
 from molmo_ds.model.families.table import Table, affine, pairs

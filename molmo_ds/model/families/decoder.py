@@ -1,6 +1,7 @@
 """The base of the families of decoders: Llama's fields of config.json, and Llama's names of tensors.
 
-Source: transformers 5.23, models/{llama, qwen2, olmo, olmo2, olmoe}.
+Source: huggingface/transformers v5.23.0, src/transformers/models/llama/configuration_llama.py and
+modeling_llama.py.
 """
 
 from collections.abc import Container
@@ -55,19 +56,19 @@ class Decoder:
         for i in range(text.num_hidden_layers):
             ours = f"layers.{i}."
             theirs = f"model.layers.{i}."
-            table += alike(f"{ours}self_attn.", f"{theirs}self_attn.", self.attention(text))
+            table += self.attention(text, f"{ours}self_attn.", f"{theirs}self_attn.")
             table += pairs(ours, theirs, norms(text, *self.norms))
             table += self.mlp(text, f"{ours}mlp.", f"{theirs}mlp.", keys)
         return table + head(text, "model.norm", "lm_head")
 
-    def attention(self, text: TextConfig) -> list[str]:
-        """Names of the tensors of an attention."""
+    def attention(self, text: TextConfig, ours: str, theirs: str) -> Table:
+        """The tensors of an attention after the prefixes `ours` and `theirs`."""
         names = [f"{part}_proj.weight" for part in "qkvo"]
         if text.attention_bias:
             names += [f"{part}_proj.bias" for part in "qkv"]
         if text.qk_norm:
             names += [f"{part}_norm.weight" for part in "qk"]
-        return names
+        return alike(ours, theirs, names)
 
     def mlp(self, text: TextConfig, ours: str, theirs: str, keys: Container[str]) -> Table:
         """The tensors of an MLP after the prefixes `ours` and `theirs`."""

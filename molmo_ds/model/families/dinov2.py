@@ -1,4 +1,7 @@
-"""DINOv2: a class token, LayerScale, a position table of 37 x 37 patches that is resized to the crop's."""
+"""DINOv2: a class token, LayerScale, a position table of 37 x 37 patches that is resized to the crop's.
+
+Source: huggingface/transformers v5.23.0, src/transformers/models/dinov2/modeling_dinov2.py.
+"""
 
 from collections.abc import Container
 from dataclasses import replace

@@ -55,13 +55,3 @@ def from_reference(values: dict[str, Any]) -> MolmoConfig:
         attention_scaling=scorer["attention_scaling"],
     )
     return replace(made, family="hemolmo", selection=selection)
-
-
-def to_released(config: MolmoConfig, dtype: str) -> dict[str, Any]:
-    """Nothing: ValueError, since no format of HeMolmo was ever released."""
-    raise ValueError("No format of HeMolmo was ever released; keep the weights folder.")
-
-
-def not_servable(config: MolmoConfig) -> str:
-    """Why vLLM cannot serve it."""
-    return "vLLM has no HeMolmo"

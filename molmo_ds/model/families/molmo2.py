@@ -1,7 +1,7 @@
 """Molmo2 itself: the released config.json and the reference's configuration as a MolmoConfig, and back.
 
 Unlike Molmo's, this config.json describes the tower too. Sources: allenai/molmo2 at f3cb108, olmo/models/video_olmo and
-its converter; transformers 5.23, models/molmo2/configuration_molmo2.py.
+its converter; huggingface/transformers v5.23.0, src/transformers/models/molmo2/configuration_molmo2.py.
 """
 
 from dataclasses import replace

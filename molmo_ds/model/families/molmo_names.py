@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from molmo_ds.architecture import MolmoConfig, TextConfig, VisionConfig
+from molmo_ds.architecture import SCORER, MolmoConfig, TextConfig, VisionConfig
 from molmo_ds.model.families.table import (
     SAME,
     Form,
@@ -24,7 +24,6 @@ from molmo_ds.model.families.table import (
     rows,
 )
 
-SCORER = 1024  # inner width of HeMolmo's scorers
 PREFIXES = {"olmoe": ("attn.", "mlp."), "molmo2": ("self_attn.", "mlp.")}  # of parts of a block
 
 

@@ -1,4 +1,7 @@
-"""OLMo 1: LayerNorm without weights, q, k and v clipped."""
+"""OLMo 1: LayerNorm without weights, q, k and v clipped.
+
+Source: huggingface/transformers v5.23.0, src/transformers/models/olmo/modeling_olmo.py.
+"""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,7 @@
-"""OLMo 2: the output of each branch is normalised instead of its input, and q and k over all heads."""
+"""OLMo 2: the output of each branch is normalised instead of its input, and q and k over all heads.
+
+Source: huggingface/transformers v5.23.0, src/transformers/models/olmo2/modeling_olmo2.py.
+"""
 
 from dataclasses import replace
 from typing import Any

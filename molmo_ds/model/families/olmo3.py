@@ -1,6 +1,7 @@
 """OLMo 3: OLMo 2 whose rotary positions are scaled in the layers that see everything.
 
-Its sliding windows are dropped, as in Molmo2: every layer sees everything. Source: transformers 5.23, models/olmo3.
+Its sliding windows are dropped, as in Molmo2: every layer sees everything.
+Source: huggingface/transformers v5.23.0, src/transformers/models/olmo3/modeling_olmo3.py.
 """
 
 from dataclasses import replace

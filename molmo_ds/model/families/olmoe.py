@@ -1,4 +1,7 @@
-"""OLMoE: experts instead of one MLP, and q and k normalised over all heads."""
+"""OLMoE: experts instead of one MLP, and q and k normalised over all heads.
+
+Source: huggingface/transformers v5.23.0, src/transformers/models/olmoe/modeling_olmoe.py.
+"""
 
 from collections.abc import Container
 from dataclasses import replace

@@ -1,4 +1,7 @@
-"""Qwen2 and Qwen2.5: Llama with biases on q, k and v."""
+"""Qwen2 and Qwen2.5: Llama with biases on q, k and v.
+
+Source: huggingface/transformers v5.23.0, src/transformers/models/qwen2/modeling_qwen2.py.
+"""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,7 @@
-"""Qwen3: Llama with an RMSNorm on each head's q and k, and heads whose widths need not sum to the model's."""
+"""Qwen3: Llama with an RMSNorm on each head's q and k, and heads whose widths need not sum to the model's.
+
+Source: huggingface/transformers v5.23.0, src/transformers/models/qwen3/modeling_qwen3.py.
+"""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,7 @@
-"""SigLIP: no class token and no LayerNorm before the first block."""
+"""SigLIP: no class token and no LayerNorm before the first block.
+
+Source: huggingface/transformers v5.23.0, src/transformers/models/siglip/modeling_siglip.py.
+"""
 
 from molmo_ds.model.families.table import Table, pairs
 from molmo_ds.model.families.tower import EMBEDDINGS, Tower

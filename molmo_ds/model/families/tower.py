@@ -1,6 +1,7 @@
 """The base of the families of vision towers: CLIP's fields of config.json, and CLIP's names of tensors.
 
-Source: transformers 5.23, models/{clip, siglip, dinov2}.
+Source: huggingface/transformers v5.23.0, src/transformers/models/clip/configuration_clip.py and
+modeling_clip.py.
 """
 
 from abc import ABC, abstractmethod

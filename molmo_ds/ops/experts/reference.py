@@ -27,7 +27,7 @@ def experts(
         shares = shares / shares.sum(-1, keepdim=True)
     held = len(gate_up_proj)
     some = held < router_logits.shape[-1]
-    if some:  # the others sort behind those that are held, into no group
+    if some:  # the others sort after those that are held, into no group
         chosen = chosen - first
         absent = (chosen < 0) | (chosen >= held)
         chosen = chosen.masked_fill(absent, held)
@@ -56,7 +56,8 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (back,) = ctx.saved_tensors
-        return grad.index_select(0, back).unflatten(0, (-1, ctx.top_k)).sum(1), None, None, None
+        copies = grad.index_select(0, back).unflatten(0, (-1, ctx.top_k))
+        return copies.sum(1), None, None, None
 
 
 def _grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:

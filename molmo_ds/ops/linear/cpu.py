@@ -1,12 +1,11 @@
 """The linear layer on the CPU by MKL or oneDNN, whichever multiplies faster.
 
-PyTorch multiplies float32 matrices with MKL, which leaves half of an AMD processor's AVX-512 unused; oneDNN, also in
-PyTorch, does not. Which of the two runs depends on sizes, and sizes differ between ranks; the autograd graph must not:
-one Function holds both, so that a weight and its bias get their gradients in one order on every rank (ZeRO-2 adds
-gradients in the order in which they arrive). Shapes: R rows, K inputs, N outputs.
+PyTorch multiplies float32 matrices with MKL, which leaves half of some processors' AVX-512 unused; oneDNN, also in
+PyTorch, does not (`library.py` measures). Which of the two runs depends on sizes, and sizes differ between ranks; the
+autograd graph must not: one Function holds both, so that a weight and its bias get their gradients in one order on
+every rank (ZeRO-2 adds gradients in the order in which they arrive). Shapes: R rows, K inputs, N outputs.
 """
 
-import functools
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from molmo_ds.ops import dispatch
+from molmo_ds.ops.linear import library
 
 # below these many rows or multiplications MKL is as fast (AMD EPYC, 1 thread)
 ROWS = 64
@@ -23,7 +23,7 @@ PRODUCT = 2**21
 
 
 def usable(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether one Function may hold both products: by types and devices alone, which the configuration decides."""
+    """Whether one Function may hold both products: types and devices decide, hence the configuration alone."""
     known = x.device.type == "cpu" and x.dtype == torch.float32 and weight.dtype == torch.float32
     # a quantised weight has products of its own
     known = known and not is_traceable_wrapper_subclass(weight)
@@ -40,20 +40,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a [R, K] @ b.T + bias for b [N, K] and bias [N], outside autograd; a and b may be transposed views."""
     if dispatch.allows("cpu") and _onednn_is_faster(a, b):
-        return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+        return library.onednn(a, b, bias)
     return F.linear(a, b, bias)
 
 
 def _onednn_is_faster(a: Tensor, b: Tensor) -> bool:
     rows = a.shape[0]
     large = rows >= ROWS and rows * b.numel() >= PRODUCT
-    return large and usable(a, b, None) and _has_onednn()
-
-
-@functools.cache
-def _has_onednn() -> bool:
-    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return there and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return large and usable(a, b, None) and library.onednn_is_faster()
 
 
 class _Linear(torch.autograd.Function):

@@ -91,7 +91,9 @@ def _pointers(*tensors: Tensor | None) -> list[int | None]:
 
 def _sizes(q: Tensor, k: Tensor) -> tuple:
     stream = torch.cuda.current_stream(q.device).cuda_stream if q.is_cuda else None
-    return len(q), q.shape[1], q.shape[2], k.shape[1], int(q.dtype == torch.bfloat16), stream
+    windows, heads, width = q.shape
+    patches = k.shape[1]
+    return windows, heads, width, patches, int(q.dtype == torch.bfloat16), stream
 
 
 def _check(code: int) -> None:

@@ -131,7 +131,8 @@ def _gradients(ctx: Any, of_features: Tensor, of_means: Tensor) -> tuple:
     pad_embed = None
     if ctx.needs_input_grad[2]:
         flat = shares.flatten(0, 1).T.to(layers[0].dtype)
-        parts = [flat @ x[:, x.shape[1] - shares.shape[1] :].flatten(0, 1) for x in layers]
+        patches = shares.shape[1]
+        parts = [flat @ x[:, x.shape[1] - patches :].flatten(0, 1) for x in layers]
         pad_embed = torch.cat(parts, -1).to(ctx.dtype)
     return layers, None, pad_embed, None, None
 

@@ -20,9 +20,8 @@ def gather_patches(
     if pad_embed.shape[0]:
         flat = flat + (shares.to(flat.dtype) @ pad_embed.to(flat.dtype))
     there = windows >= 0
-    features = (
-        flat.flatten(0, 1).index_select(0, windows.clamp(min=0).flatten()).view(*windows.shape, -1)
-    )
+    index = windows.clamp(min=0).flatten()
+    features = flat.flatten(0, 1).index_select(0, index).view(*windows.shape, -1)
     features = torch.where(there[..., None], features, 0)
     count = there.sum(1, keepdim=True).clamp(min=1) if masked else windows.shape[1]
     return features, (features.sum(1) / count).to(features.dtype)
@@ -31,7 +30,8 @@ def gather_patches(
 def pool_patches(q: Tensor, k: Tensor, v: Tensor, windows: Tensor, masked: bool = False) -> Tensor:
     """Attention [M, H, d] of one query per window, q [M, H, d], over its patches, k and v [M, W, H, d]."""
     wide = torch.promote_types(q.dtype, torch.float32)
-    score = (q[:, None].to(wide) * k.to(wide)).sum(-1) * q.shape[-1] ** -0.5  # [M, W, H]
+    product = (q[:, None].to(wide) * k.to(wide)).sum(-1)
+    score = product * q.shape[-1] ** -0.5  # [M, W, H]
     if masked:
         there = (windows >= 0)[..., None]
         score = score.masked_fill(~there, torch.finfo(wide).min)

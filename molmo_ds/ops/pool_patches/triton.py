@@ -138,7 +138,7 @@ def pool_backward_kernel(
     BH: tl.constexpr,
     BD: tl.constexpr,
 ):
-    # one program per (window, BH heads); the shares are computed again
+    # one program per (window, BH heads); the shares are recomputed
     m = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1) * BH + tl.arange(0, BH)
     e = tl.arange(0, BD)

@@ -80,18 +80,17 @@ def tree_attention(
     if not usable(q, k, v, plan, dropout_p):
         return reference.tree_attention(q, k, v, plan, dropout_p)
     flat = [x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)]
-    return (
-        _Cascade.apply(*flat, plan.prepared).unflatten(0, (q.shape[0], q.shape[2])).transpose(1, 2)
-    )
+    out = _Cascade.apply(*flat, plan.prepared)
+    return out.unflatten(0, (q.shape[0], q.shape[2])).transpose(1, 2)
 
 
 def segments(document_ids: Tensor, branch_ids: Tensor, image_ids: Tensor | None) -> Segments:
     """Segments of ids int [B, T]; copies the ids to the host. Padding is a run of its own."""
     device = document_ids.device
     sequence = torch.arange(len(document_ids))[:, None].expand(document_ids.shape)
-    keys = torch.stack((sequence, document_ids.cpu().long(), branch_ids.cpu().long()), -1).flatten(
-        0, 1
-    )
+    document = document_ids.cpu().long()
+    branch = branch_ids.cpu().long()
+    keys = torch.stack((sequence, document, branch), -1).flatten(0, 1)
     runs, length = torch.unique_consecutive(keys, dim=0, return_counts=True)
     document = torch.unique_consecutive(runs[:, :2], dim=0, return_inverse=True)[1]
     shared = (runs[:, 2] == 0) & (runs[:, 1] != 0)
@@ -199,7 +198,9 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, at: Lengths, causal: bool) -> tupl
         aten._scaled_dot_product_flash_attention_for_cpu(*x, 0.0, causal)
         for x in _split(q, k, v, at)
     ]
-    return torch.cat([_rows(o) for o, _ in parts]), torch.cat([lse[0] for _, lse in parts], 1)
+    out = torch.cat([_rows(part) for part, _ in parts])
+    lse = torch.cat([part[0] for _, part in parts], 1)
+    return out, lse
 
 
 def _backward(
@@ -239,7 +240,8 @@ def _backward(
         )
         grads.append([_rows(x) for x in part])
     of_q, of_k, of_v = (torch.cat(x) for x in zip(*grads))
-    return of_q, *(x.unflatten(1, (k.shape[1], -1)).sum(2) for x in (of_k, of_v))
+    groups = (k.shape[1], -1)
+    return of_q, of_k.unflatten(1, groups).sum(2), of_v.unflatten(1, groups).sum(2)
 
 
 def _split(q: Tensor, k: Tensor, v: Tensor, at: Lengths) -> list[list[Tensor]]:
@@ -260,5 +262,6 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _lengths(q: Tensor, k: Tensor, device: torch.device) -> Lengths:
-    starts = [F.pad(x.cumsum(0), (1, 0)).to(device, torch.int32) for x in (q, k)]
-    return Lengths(*starts, int(q.max()), int(k.max()))
+    starts_q = F.pad(q.cumsum(0), (1, 0)).to(device, torch.int32)
+    starts_k = F.pad(k.cumsum(0), (1, 0)).to(device, torch.int32)
+    return Lengths(starts_q, starts_k, int(q.max()), int(k.max()))

@@ -30,7 +30,7 @@ def plan(
 
 
 def usable(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float) -> bool:
-    """Whether the plan has blocks of q's type; by sizes too, which an op without parameters may (`ops/dispatch.py`)."""
+    """Whether the plan has blocks of q's type. An op without parameters may choose by sizes (`ops/dispatch.py`)."""
     if plan is None or torch.compiler.is_compiling():  # blocks would be compiled in
         return False
     return mask_blocks.usable(q, plan.prepared, dropout_p)

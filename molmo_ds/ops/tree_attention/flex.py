@@ -104,7 +104,8 @@ def reach(document_ids: Tensor, branch_ids: Tensor) -> list[tuple[Tensor, Tensor
 
 def changes(*ids: Tensor) -> Tensor:
     """bool [B, T]: whether one of the ids, int [B, T], differs from that of the token before."""
-    return torch.stack([F.pad(x[:, 1:] != x[:, :-1], (1, 0), value=True) for x in ids]).any(0)
+    differ = torch.stack([x[:, 1:] != x[:, :-1] for x in ids]).any(0)
+    return F.pad(differ, (1, 0), value=True)
 
 
 def later_in_images(
@@ -147,12 +148,13 @@ def blocks(document_ids: Tensor, branch_ids: Tensor, image_ids: Tensor | None) -
         seen += inside.clamp(min=0)
     if image_ids is not None:
         seen += later_in_images(document_ids, branch_ids, image_ids, low)
-    seen = F.pad(seen, (0, 0, 0, side * BLOCK - tokens)).view(batch, 1, side, BLOCK, side).sum(3)
+    seen = F.pad(seen, (0, 0, 0, side * BLOCK - tokens))
+    seen = seen.view(batch, 1, side, BLOCK, side).sum(3)
     full = seen == BLOCK * BLOCK
     sparse = []
     for chosen in ((seen > 0) & ~full, full):
-        sparse.append(chosen.sum(-1, dtype=torch.int32))
-        sparse.append(chosen.int().argsort(dim=-1, descending=True, stable=True).int())
+        first = chosen.int().argsort(dim=-1, descending=True, stable=True)
+        sparse += [chosen.sum(-1, dtype=torch.int32), first.int()]
     rule = reference.rule(document_ids, branch_ids, image_ids)
     return BlockMask.from_kv_blocks(
         *sparse, BLOCK_SIZE=BLOCK, mask_mod=rule, seq_lengths=(tokens, tokens)

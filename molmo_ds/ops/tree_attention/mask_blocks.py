@@ -78,13 +78,14 @@ def _join(x: Tensor, runs: tuple[tuple[int, int], ...], dim: int) -> Tensor:
 class _Blocks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocks: list[Block]) -> Tensor:
+        heads, _, width = q.shape[1:]
         out = torch.empty_like(q)
         sums = []
-        ctx.masks = blocks.masks(q.shape[1] // k.shape[1])
+        ctx.masks = blocks.masks(heads // k.shape[1])
         for block, mask in zip(blocks.blocks, ctx.masks):
             (folded,), (keys, values) = _gather(block, k.shape[1], (q,), (k, v))
             part, lse = _forward(folded, keys, values, 0.0, False, attn_mask=mask)
-            out[block.row, :, block.begin : block.end] = part.reshape(q.shape[1], -1, q.shape[3])
+            out[block.row, :, block.begin : block.end] = part.reshape(heads, -1, width)
             sums.append(lse)
         ctx.save_for_backward(q, k, v, out, *sums)
         ctx.blocks = blocks.blocks
@@ -94,18 +95,23 @@ class _Blocks(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, of_out: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, *sums = ctx.saved_tensors
+        heads, _, width = q.shape[1:]
         of_q = torch.empty_like(q)
-        of_k, of_v = (torch.zeros_like(x, dtype=torch.float32) for x in (k, v))
+        of_k = torch.zeros_like(k, dtype=torch.float32)
+        of_v = torch.zeros_like(v, dtype=torch.float32)
         for block, mask, lse in zip(ctx.blocks, ctx.masks, sums):
             queries, keys = _gather(block, k.shape[1], (of_out, q, out), (k, v))
             grad, folded, part = queries
-            a, b, c = _backward(grad, folded, *keys, part, lse, 0.0, False, attn_mask=mask)
-            of_q[block.row, :, block.begin : block.end] = a.reshape(q.shape[1], -1, q.shape[3])
+            of_folded, of_keys, of_values = _backward(
+                grad, folded, *keys, part, lse, 0.0, False, attn_mask=mask
+            )
+            of_q[block.row, :, block.begin : block.end] = of_folded.reshape(heads, -1, width)
             at = 0
             for first, last in block.keys:
-                of_k[block.row, :, first:last] += b[0, :, at : at + last - first]
-                of_v[block.row, :, first:last] += c[0, :, at : at + last - first]
-                at += last - first
+                end = at + last - first
+                of_k[block.row, :, first:last] += of_keys[0, :, at:end]
+                of_v[block.row, :, first:last] += of_values[0, :, at:end]
+                at = end
         return of_q, of_k.to(k.dtype), of_v.to(v.dtype), None
 
 

@@ -154,7 +154,8 @@ def overwrite(
 
     `wide` is the logits in the type of `weights`, or the logits themselves, and is overwritten.
     """
-    slope = wide.sub_(lse[:, None]).exp_().mul_((weights * (1 + 2 * z_loss * lse))[:, None])
+    factor = weights * (1 + 2 * z_loss * lse)
+    slope = wide.sub_(lse[:, None]).exp_().mul_(factor[:, None])
     slope[torch.arange(len(logits), device=logits.device), labels] -= at_label
     if slope is not logits:
         logits.copy_(slope)

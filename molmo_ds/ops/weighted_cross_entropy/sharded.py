@@ -79,9 +79,11 @@ def _rows(
     here = (mine >= 0) & (mine < wide.shape[1])
     mine = mine.clamp(0, wide.shape[1] - 1)
     right = here & (winner == rank) & (first == mine)
-    split = torch.stack((torch.where(here, wide[index, mine], 0), right.to(wide.dtype)), -1)
+    at_label = torch.where(here, wide[index, mine], 0)
+    split = torch.stack((at_label, right.to(wide.dtype)), -1)
     dist.all_reduce(split, group=group)
-    sums = torch.stack((lse - split[:, 0], z_loss * lse**2, split[:, 1]), -1) * weights[:, None]
+    at_label, right = split.unbind(-1)
+    sums = torch.stack((lse - at_label, z_loss * lse**2, right), -1) * weights[:, None]
     if grad:
         chunks.overwrite(logits, wide, lse, weights, z_loss, mine, torch.where(here, weights, 0))
     return sums

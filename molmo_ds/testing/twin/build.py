@@ -40,7 +40,7 @@ def library() -> Path:
 
 
 def compile_into(target: Path, torch: Path) -> None:
-    """Compile the sources into `target`, which exists only when it is whole."""
+    """Compile the sources into `target`, whole or not at all."""
     compiler = shutil.which("g++")
     if compiler is None:
         raise ValueError("The twin of a GPU needs g++; install it (apt-get install g++).")

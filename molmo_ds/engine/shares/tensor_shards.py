@@ -61,14 +61,18 @@ def shard(config: MolmoConfig, shards: int) -> MolmoConfig:
     )
 
 
-class SharedNorm(nn.Module):
-    """RMSNorm over a width of which each rank of a group holds a part."""
+class GroupNorm(nn.Module):
+    """A norm of queries or keys whose heads are spread over a group of ranks."""
 
     def __init__(self, norm: Norm, group: dist.ProcessGroup) -> None:
         super().__init__()
         self.weight = norm.weight
         self.eps = norm.eps
         self.group = group
+
+
+class SharedNorm(GroupNorm):
+    """RMSNorm over a width of which each rank of a group holds a part."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., H * d / S] -> the same; the mean of squares is that of all H * d."""
@@ -80,14 +84,8 @@ class SharedNorm(nn.Module):
         return self.weight * out.to(x.dtype)
 
 
-class HeadNorm(nn.Module):
+class HeadNorm(GroupNorm):
     """RMSNorm of each head by a weight that all ranks of a group hold; its gradient is the sum over their heads."""
-
-    def __init__(self, norm: Norm, group: dist.ProcessGroup) -> None:
-        super().__init__()
-        self.weight = norm.weight
-        self.eps = norm.eps
-        self.group = group
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., H / S, d] -> the same."""

@@ -16,7 +16,7 @@ from molmo_ds.batch import MISSING
 
 @dataclass(frozen=True)
 class Share:
-    """A rank's crops and windows; the padding of every share is alike."""
+    """A rank's crops and windows; every share is padded to the same shape."""
 
     images: Tensor  # [n, ...]
     image_masks: Tensor  # float32 [n, P]
@@ -24,32 +24,47 @@ class Share:
     image_positions: Tensor  # int64 [m], tokens of the batch, -1 = nowhere
 
 
-def deal(
-    images: Tensor, masks: Tensor, windows: Tensor, positions: Tensor, size: int
-) -> list[Share]:
-    """One share for each of S = `size` ranks: images [N, ...], masks [N, P], windows [M, W], positions [M]."""
-    patches = masks.shape[1]
-    owner, of_window = _owners(len(masks), patches, windows, size)
-    crops = [(owner == rank).nonzero()[:, 0] for rank in range(size)]
-    rows = [(of_window == rank).nonzero()[:, 0] for rank in range(size)]
-    most_crops = max(1, *(len(mine) for mine in crops))
-    most_rows = max(1, *(len(mine) for mine in rows))
-    shares = []
-    for mine, wanted in zip(crops, rows):
-        place = torch.zeros_like(owner)  # of each crop of the batch among the rank's
+class Deal:
+    """The pictures of a batch, dealt to S = `size` ranks.
+
+    Args:
+        images, masks, windows, positions: [N, ...], [N, P], [M, W] and [M], as in a Batch.
+    """
+
+    def __init__(
+        self, images: Tensor, masks: Tensor, windows: Tensor, positions: Tensor, size: int
+    ) -> None:
+        self.images = images
+        self.masks = masks
+        self.windows = windows
+        self.patches = masks.shape[1]
+        owner, of_window = _owners(len(masks), self.patches, windows, size)
+        self.crops = [(owner == rank).nonzero()[:, 0] for rank in range(size)]
+        self.rows = [(of_window == rank).nonzero()[:, 0] for rank in range(size)]
+        self.most_crops = max(1, *(len(mine) for mine in self.crops))
+        most_rows = max(1, *(len(mine) for mine in self.rows))
+        self.positions_of = [_padded(positions[mine], most_rows, MISSING) for mine in self.rows]
+        self.most_rows = most_rows
+
+    def share(self, rank: int) -> Share:
+        """What one of the ranks gets."""
+        mine = self.crops[rank]
+        place = mine.new_zeros(len(self.masks))  # of each crop of the batch among the rank's
         place[mine] = torch.arange(len(mine), device=place.device)
-        there = windows[wanted]
-        crop = there.clamp(min=0) // patches
-        local = torch.where(there >= 0, place[crop] * patches + there % patches, MISSING)
-        shares.append(
-            Share(
-                _padded(images[mine], most_crops, 0),
-                _padded(masks[mine], most_crops, 1),
-                _padded(local, most_rows, MISSING),
-                _padded(positions[wanted], most_rows, MISSING),
-            )
+        windows = self.windows[self.rows[rank]]
+        crop = windows.clamp(min=0) // self.patches
+        local = place[crop] * self.patches + windows % self.patches
+        return Share(
+            _padded(self.images[mine], self.most_crops, 0),
+            _padded(self.masks[mine], self.most_crops, 1),
+            _padded(torch.where(windows >= 0, local, MISSING), self.most_rows, MISSING),
+            self.positions_of[rank],
         )
-    return shares
+
+    @property
+    def positions(self) -> Tensor:
+        """int64 [S * m], the positions of all shares, rank by rank."""
+        return torch.cat(self.positions_of)
 
 
 def _owners(crops: int, patches: int, windows: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -81,4 +96,5 @@ def _owners(crops: int, patches: int, windows: Tensor, size: int) -> tuple[Tenso
 
 
 def _padded(x: Tensor, count: int, value: int) -> Tensor:
-    return torch.cat([x, x.new_full((count - len(x), *x.shape[1:]), value)])
+    more = x.new_full((count - len(x), *x.shape[1:]), value)
+    return torch.cat([x, more])

@@ -1,0 +1,121 @@
+"""The library that multiplies float32 matrices faster on this kind of CPU: measured once, kept in a file.
+
+Every rank and every later run of the machine must use the same one, or a resumed run would round otherwise: the first
+process that has measured leaves `CACHE/molmo_ds/products-HASH.json`, and all others read it. HASH names the CPU and the
+version of PyTorch; CACHE is $XDG_CACHE_HOME or ~/.cache.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import logging
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import _disable_current_modes
+
+ROUNDS = 5
+# R, K, N of the measured products: wide and narrow layers at some hundred tokens
+SHAPES = ((512, 512, 1024), (1024, 256, 512))
+GAIN = 1.1  # oneDNN must be so much faster to be taken; PyTorch's own choice is MKL
+
+log = logging.getLogger(__name__)
+
+
+@functools.cache
+def onednn_is_faster() -> bool:
+    """Whether oneDNN is this machine's library, by the file or, where there is none yet, by a measurement.
+
+    A file that cannot be kept or read leaves PyTorch's own choice, MKL, since ranks could not agree on another.
+    """
+    if not has_onednn():
+        return False
+    file = _file()
+    try:
+        if not file.exists():
+            seconds = measure()
+            faster = GAIN * seconds["onednn"] < seconds["mkl"]
+            keep(file, {"onednn": faster, "seconds": seconds, "cpu": cpu_name()})
+        return bool(json.loads(file.read_text())["onednn"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning(
+            "The faster library for products cannot be kept in %s (%s); MKL is used.", file, error
+        )
+        return False
+
+
+def has_onednn() -> bool:
+    """Whether this PyTorch holds oneDNN's product."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a [R, K] @ b.T + bias for b [N, K] by oneDNN."""
+    return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+
+
+def measure() -> dict[str, float]:
+    """CPU-seconds of each library for the products of a layer and of its gradients: the best of rounds, in turn."""
+    # real numbers, though the first product may be a fake one
+    with torch.no_grad(), _disable_current_modes():
+        return _measure()
+
+
+def _measure() -> dict[str, float]:
+    libraries: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mkl": F.linear, "onednn": onednn}
+    seconds = dict.fromkeys(libraries, 0.0)
+    draw = torch.Generator().manual_seed(0)
+    for rows, inputs, outputs in SHAPES:
+        x = torch.randn(rows, inputs, generator=draw, device="cpu")
+        weight = torch.randn(outputs, inputs, generator=draw, device="cpu")
+        of_out = torch.randn(rows, outputs, generator=draw, device="cpu")
+        for pair in ((x, weight), (of_out, weight.T), (of_out.T, x.T)):
+            best = dict.fromkeys(libraries, float("inf"))
+            for _ in range(ROUNDS):
+                for name, library in libraries.items():
+                    start = time.process_time()
+                    library(*pair)
+                    best[name] = min(best[name], time.process_time() - start)
+            for name in libraries:
+                seconds[name] += best[name]
+    return seconds
+
+
+def keep(file: Path, found: dict[str, object]) -> None:
+    """Write what was found, whole, unless another process was first."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".new") as new:
+        new.write(json.dumps(found))
+        new.flush()
+        with contextlib.suppress(FileExistsError):
+            os.link(new.name, file)
+
+
+def cpu_name() -> str:
+    """The CPU as the kernel names it, with the vector instructions that PyTorch uses on it."""
+    wanted = ("model name", "cpu family", "model", "vendor_id", "CPU implementer", "CPU part")
+    lines = []
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    for line in text.split("\n\n")[0].splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in wanted:
+            lines.append(f"{name.strip()} {value.strip()}")
+    named = ", ".join(lines) or platform.processor()
+    return f"{platform.machine()}, {named}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _file() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = hashlib.sha256(f"{cpu_name()} {torch.__version__}".encode()).hexdigest()[:12]
+    return cache / "molmo_ds" / f"products-{name}.json"
