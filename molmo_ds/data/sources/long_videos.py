@@ -179,37 +179,61 @@ _HUB_LONG = (
 SOURCES = [
     *(
         Source(
-            *(name, LICENCE, LAYOUT, video_mme, _VALIDATION),
+            name,
+            LICENCE,
+            LAYOUT,
+            video_mme,
+            _VALIDATION,
             read=functools.partial(read_video_mme, spoken=spoken),
             by_hand=_HUB_MME,
         )
         for name, spoken in (("video_mme", False), ("video_mme_w_subtitle", True))
     ),
     Source(
-        *("mlvu_mc", LICENCE, LAYOUT, mlvu_choice, _VALIDATION | _TEST),
+        "mlvu_mc",
+        LICENCE,
+        LAYOUT,
+        mlvu_choice,
+        _VALIDATION | _TEST,
         read=functools.partial(read_mlvu, kinds=MLVU),
         by_hand=_HUB_MLVU,
     ),
     Source(
-        *("mlvu_gen", LICENCE, LAYOUT, mlvu_free, _VALIDATION),
+        "mlvu_gen",
+        LICENCE,
+        LAYOUT,
+        mlvu_free,
+        _VALIDATION,
         read=functools.partial(read_mlvu, kinds=MLVU_FREE),
         by_hand=_HUB_MLVU,
     ),
     *(
         Source(
-            *(name, LICENCE, LAYOUT, long_video_bench, _VALIDATION | _TEST),
+            name,
+            LICENCE,
+            LAYOUT,
+            long_video_bench,
+            _VALIDATION | _TEST,
             read=functools.partial(read_long_video_bench, spoken=spoken),
             by_hand=_HUB_LONG,
         )
         for name, spoken in (("long_video_bench", False), ("long_video_bench_w_subtitle", True))
     ),
     Source(
-        *("lvbench", LICENCE, LAYOUT, lvbench, _TEST),
+        "lvbench",
+        LICENCE,
+        LAYOUT,
+        lvbench,
+        _TEST,
         read=read_lvbench,
         by_hand="put video_info.meta.jsonl of the hub's zai-org/LVBench into DIR and each video as DIR/KEY.mp4",
     ),
     Source(
-        *("video_eval_pro_mc", LICENCE, LAYOUT, video_eval_pro, _TEST),
+        "video_eval_pro_mc",
+        LICENCE,
+        LAYOUT,
+        video_eval_pro,
+        _TEST,
         read=read_video_eval_pro,
         by_hand="download the hub's TIGER-Lab/VideoEval-Pro into DIR and unpack its videos into DIR/videos_filtered",
     ),

@@ -146,24 +146,40 @@ _EXPRESSIONS = (
 
 SOURCES = [
     Source(
-        *("molmo2_video_count_eval", LICENCE, LAYOUT, count, {"val": "val"}),
+        "molmo2_video_count_eval",
+        LICENCE,
+        LAYOUT,
+        count,
+        {"val": "val"},
         read=read_hub,
         by_hand=f"download the hub's allenai/Molmo2-VideoCountEval into DIR {_VIDEOS}",
     ),
     Source(
-        *("molmo2_video_point_eval", LICENCE, LAYOUT, points, {"val": "val"}),
+        "molmo2_video_point_eval",
+        LICENCE,
+        LAYOUT,
+        points,
+        {"val": "val"},
         read=read_hub,
         by_hand=f"download the hub's allenai/Molmo2-VideoPointEval into DIR {_VIDEOS}",
     ),
     Source(
-        *("molmo2_video_track_eval", LICENCE, LAYOUT, track, {"test": "test"}),
+        "molmo2_video_track_eval",
+        LICENCE,
+        LAYOUT,
+        track,
+        {"test": "test"},
         read=read_hub,
         by_hand="download the hub's allenai/Molmo2-VideoTrackEval into DIR and each clip, as allenai/molmo2's download"
         " cuts it, as DIR/videos/VIDEO_DATASET/CLIP.mp4",
     ),
     *(
         Source(
-            *(f"{name}_track_eval", LICENCE, LAYOUT, expression, {"test": "test"}),
+            f"{name}_track_eval",
+            LICENCE,
+            LAYOUT,
+            expression,
+            {"test": "test"},
             read=read_expressions,
             by_hand=f"put the hub's {hub} and what allenai/molmo2's download makes of the set, MasksRLE/ and videos/,"
             " into DIR",
