@@ -37,20 +37,20 @@ def test_a_digit_is_there_when_it_is_said_to_be(films: ModuleType) -> None:
 
 
 def test_answers_follow_from_the_film(films: ModuleType) -> None:
-    mover = films.Mover(digit=7, scan=0, row=1, appears=0.5, leaves=2.0, begin=0.0, end=33.0)
-    other = films.Mover(digit=3, scan=1, row=0, appears=0.0, leaves=1.5, begin=30.0, end=0.0)
+    mover = films.Mover(digit=7, scan=0, row=1, appears=0.5, leaves=2.0, begin=0.0, speed=14)
+    other = films.Mover(digit=3, scan=1, row=0, appears=0.0, leaves=1.5, begin=28.0, speed=-14)
     assert films.leaving([mover, other])["answer"] == "3"
     assert films.appearing(mover)["answer"] == "0.5"
     tracks = films.tracking(mover)["tracks"]
     assert [one["time"] for one in tracks] == [0.5, 1.0, 1.5]
-    # 18.5 of 56 pixels at 0.5 s, 23.5 at 1 s and 28.5 at 1.5 s, to the nearest eighth
-    assert [one["points"]["digit"] for one in tracks] == [[37.5, 75], [37.5, 75], [50.0, 75]]
+    # 21 of 56 pixels at 0.5 s, 28 at 1 s and 35 at 1.5 s, to the nearest eighth
+    assert [one["points"]["digit"] for one in tracks] == [[37.5, 75], [50.0, 75], [62.5, 75]]
 
 
 def test_records_are_real_videos_of_their_split(films: ModuleType) -> None:
     (_, parts) = next(films.records("heldout", "examination", 1))
     record = json.loads(parts["json"])
-    assert video_size(parts["mp4"]).duration == pytest.approx(3.0)
+    assert video_size(parts["mp4"]).duration == pytest.approx(2.5)
     assert frames_at(parts["mp4"], [0.0])[0].shape == (56, 56, 3)
     trained = set(films.compose.load_scans("train")[0].tolist())
     assert not trained & set(record["metadata"]["scans"])

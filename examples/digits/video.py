@@ -1,6 +1,6 @@
 """The video proof: make shards of mp4 files, train, examine on held-out scans with the best constant, draw a page.
 
-    python examples/digits/video.py --out runs/digits-video [--steps 1200] [--ranks 2]
+    python examples/digits/video.py --out runs/digits-video [--steps 1000] [--ranks 2]
 
 The same command continues where it was stopped; the result is in OUT/summary.json and OUT/sheet.png.
 """
@@ -26,14 +26,14 @@ from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.read.writer import write_shards
 from molmo_ds.data.sample.point_text import read_tracks
 from molmo_ds.data.sample.prompts import PromptFormatter
-from molmo_ds.data.show.film import drawn
+from molmo_ds.data.show.film import contact_sheet
 from molmo_ds.data.tokens import train_tokenizer
 from molmo_ds.infer import load
 from molmo_ds.infer.generate import Options
 
 HERE = Path(__file__).parent
 RECIPE = HERE / "video.yaml"
-COUNTS = {"films": 4000, "examination": 200}
+COUNTS = {"films": 3000, "examination": 200}
 KINDS = ("leaves first", "appears at", "track")
 NEAR = 12.5  # percent of the side by which a tracked point may be off
 # what one word of the tokenizer may span: a time, a coordinate, a digit, a word or a tag with the space before it
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=home, required=True, help="folder of the run")
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--films", type=int, default=COUNTS["films"], help="to train on")
     parser.add_argument("--questions", type=int, default=COUNTS["examination"], help="films asked")
@@ -77,7 +77,7 @@ def make_tokenizer(out: Path) -> None:
     config = settings.load(RECIPE)
     formatter = PromptFormatter(config.data.prompts)
     shards = ShardSet(str(out / "films"))
-    texts = [f" {time:.1f} " for time in np.arange(0, 3.5, 0.5)] * 100
+    texts = [f" {time:.1f} " for time in np.arange(0, 3.0, 0.5)] * 100
     for number in range(min(500, len(shards))):
         about = shards.record(number)["annotations"]
         talks = formatter.conversations(about, RandomState(number), (films.SIDE, films.SIDE))
@@ -162,14 +162,11 @@ def best_constant(wanted: list[str]) -> float:
 
 
 def strip(frames: list[np.ndarray], reply: str) -> np.ndarray:
-    """The frames next to each other, twice as large, with the points that the model gave."""
+    """The frames with their times and the points that the model gave."""
     moments = {moment.time: moment.points for moment in read_tracks(reply, 1, 1)}
-    cells = []
-    for number, frame in enumerate(frames):
-        large = np.asarray(Image.fromarray(frame).resize((112, 112)))
-        points = moments.get(number * films.STEP, {})
-        cells.append(drawn(large, [(name, x, y) for name, (x, y) in points.items()]))
-    return np.concatenate(cells, axis=1)
+    times = [number * films.STEP for number in range(len(frames))]
+    marks = [[(name, x, y) for name, (x, y) in moments.get(time, {}).items()] for time in times]
+    return contact_sheet(frames, times, marks)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,17 @@ from molmo_ds.engine.plan.plan_memory import plan
 from molmo_ds.engine.refusals import refuse
 from molmo_ds.engine.strategy import read_strategy
 
-FIELDS = ("weights", "gathered", "gradients", "optimizer", "activations", "logits", "peak", "host")
+FIELDS = (
+    "weights",
+    "gathered",
+    "gradients",
+    "optimizer",
+    "activations",
+    "logits",
+    "pixels",
+    "peak",
+)
+FIELDS += ("host",)
 
 
 def count_gpus(text: str) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 # our server's key `style`: the text is a whole prompt, the tag of a style included
 VERBATIM = "verbatim"
 FRAMES = "video/jpeg"  # the type of a video that is kept as pictures
-VIDEO_KEYS = ("clip", "subtitles", "num_frames", "fps")  # of a record, beside a video's URL
+VIDEO_KEYS = ("clip", "subtitles", "num_frames", "fps")  # of a record, next to a video's URL
 
 
 def base(url: str) -> str:
@@ -33,7 +33,7 @@ def picture_part(encoded: bytes, kind: str) -> dict:
 def video_part(files: Sequence[bytes], kind: str, film: Mapping[str, Any]) -> dict:
     """The same for a video, or for the frames that it is kept as: one URL, commas between them, as vLLM reads them.
 
-    What `film` (`record.film_of`) says of it goes beside the URL, where our server reads it.
+    What `film` (`record.film_of`) says of it stands next to the URL, where our server reads it.
     """
     encoded = ",".join(base64.b64encode(file).decode() for file in files)
     keys = {name: value for name, value in film.items() if name in VIDEO_KEYS}

@@ -35,7 +35,6 @@ from molmo_ds.model.flops import cached
 STARTS = (IM_START, LOW_RES_IM_START, FRAME_START)
 ENDS = (IM_END, FRAME_END)
 
-
 BATCH = 64  # questions at a time
 MOST = 256  # of a small network, whose passes cost more than their products
 CHEAP = 1 << 30  # bytes that more than BATCH may take

@@ -75,7 +75,7 @@ class Prompts:
         if len(files) > 1 and request.video.fps is None:
             raise Refused(
                 400,
-                "A video that is kept as pictures needs fps, how many a second, beside its URL.",
+                "A video that is kept as pictures needs fps, how many a second, next to its URL.",
             )
         if builder.family == "molmo" and request.video.subtitles:
             raise Refused(400, "This model reads no subtitles; leave them out.")
@@ -86,7 +86,7 @@ class Prompts:
             raise Refused(
                 400,
                 f"The video shows {frames} frames, more than the {self.max_frames} allowed; ask for fewer by"
-                " num_frames beside its URL.",
+                " num_frames next to its URL.",
             )
         if film.numbers is None:
             size = video_size(files[0])

@@ -250,7 +250,7 @@ def test_batches_of_conversations(processor: MolmoProcessor, picture: Image.Imag
 def test_a_text_that_is_rendered_already(
     processor: MolmoProcessor, builder: SampleBuilder, text: str
 ) -> None:
-    """Whoever wrote it, one User: and one Assistant: are enough."""
+    """One User: and one Assistant: are enough, from any writer."""
     assert ids(processor(text=text)) == builder.prompt([], QUESTION).input_ids.tolist()
     assert (
         ids(processor(text=text, message_format="none"))

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from molmo_ds.data.sample import point_text
 from molmo_ds.testing.browser import BROWSER, tab
 from molmo_ds.testing.parrot import Parrot
 from molmo_ds.testing.serving import Server, get
+from molmo_ds.testing.small_videos import film
 
 QUESTION = (
     'Two: <points x1="25.0" y1="75.0" x2="75.0" y2="25.0" alt="birds">birds</points> are there.'
@@ -95,9 +97,46 @@ def test_drop_ask_and_points(server: Server, parrot: Parrot, picture: Path, tmp_
     assert pink.sum() > 300 and np.ptp(rows) > 100 and np.ptp(columns) > 200
 
 
+@pytest.mark.skipif(
+    BROWSER is None, reason="no chromium here: the page of the server is NOT checked"
+)
+def test_a_video_and_its_track(server: Server, parrot: Parrot, tmp_path: Path) -> None:
+    """The points of the moment that the video has reached."""
+    video = tmp_path / "a.mp4"
+    video.write_bytes(film(range(0, 2000, 100), codec="libx264"))
+    question = '<tracks coords="0.0 1 100 500;1.0 1 900 500 2 250 500">bird</tracks>'
+
+    async def use() -> None:
+        async with tab(tmp_path) as page:
+            await page.open(server.url)
+            await page.until("document.querySelector('#state').className === 'ready'")
+            await page.drop(video, "#stage")
+            await page.until("document.querySelector('#video').videoWidth === 48")
+            await page.click("#question")
+            await page.write(question)
+            await page.click("#ask")
+            await page.until("document.querySelectorAll('.assistant:not(.busy)').length === 1")
+            left = "[...document.querySelectorAll('.point')].map((mark) => mark.style.left).join()"
+            assert await page.value(left) == "10%"
+            assert (
+                await page.value("document.querySelector('.assistant mark').textContent") == "bird"
+            )
+            await page.value("document.querySelector('#video').currentTime = 1.4")
+            await page.until(f"{left} === '90%,25%'")
+
+    asyncio.run(use())
+    assert len(parrot.asked[-1].prompt.images) == 8  # Molmo's max_frames
+
+
 def test_the_page_knows_every_tag_that_the_scores_know() -> None:
-    """The pattern of page.js is the one of eval/pointing.py, which is the reference's."""
+    """The patterns of page.js are those of eval/pointing.py and of point_text.py, which are the references'."""
     script = (Path(__file__).parents[2] / "molmo_ds/serve/page.js").read_text()
-    pattern = re.search(r"const PAIR = /(.*)/g;", script)[1]
+    patterns = {
+        name: text.replace("\\/", "/")
+        for name, text in re.findall(r"const ([A-Z]+) = /(.*)/g;", script)
+    }
+    for name in ("COORDS", "GROUP", "POINT"):
+        assert patterns[name] == getattr(point_text, f"_{name}").pattern
+    pattern = patterns["PAIR"]
     text = '<point x="1.5" y="2" alt="a">a</point> <points x1="3.0" y1="4.0" x2=" 5.0" y2="6.0" alt="b">b</points>'
     assert re.findall(pattern, text) == [("1.5", "2"), ("3.0", "4.0"), ("5.0", "6.0")]

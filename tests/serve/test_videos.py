@@ -200,9 +200,9 @@ def test_ask_about_a_video(
     assert "tracks" in capsys.readouterr().out
     assert len(parrot.asked[-1].prompt.images) == 3
     sheet = np.asarray(Image.open(tmp_path / "b.png")).astype(int)
-    assert sheet.shape == (64, 192, 3)  # two frames of 48 x 32, twice as large
+    assert sheet.shape == (128, 384, 3)  # two frames of 48 x 32, four times as large
     # the greys of the frames at 0.5 and 1.0 s
-    assert [round(sheet[-3, column, 0] / 10) for column in (90, 186)] == [5, 10]
+    assert [round(sheet[-3, column, 0] / 10) for column in (186, 378)] == [5, 10]
     run("ask", [*words, "--checkpoint", str(molmo2), "--clip", "0", "1", "--max-new-tokens", "2"])
     for wrong in (["--image", "a.png"], ["--server", server.url, "--video", "none.mp4"]):
         with pytest.raises(SystemExit):

@@ -77,7 +77,7 @@ def drawn(frame: np.ndarray, marks: list[Mark]) -> np.ndarray:
     """A frame at most WIDEST large, a tiny one larger, with a ring at each mark, coloured by its name."""
     small = Image.fromarray(frame)
     small.thumbnail((WIDEST, WIDEST))
-    times = max(1, WIDEST // 2 // max(small.size))
+    times = max(1, WIDEST // max(small.size))
     small = small.resize((small.width * times, small.height * times))
     pen = ImageDraw.Draw(small)
     for name, x, y in marks:

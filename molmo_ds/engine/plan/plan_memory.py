@@ -24,6 +24,7 @@ from molmo_ds.model.molmo import Molmo, component, decays, layer_list, recompute
 from molmo_ds.model.vision import VisionLayer, used_layers
 from molmo_ds.ops import dispatch
 from molmo_ds.ops.tree_attention import AttentionPlan
+from molmo_ds.ops.tree_attention.mask_blocks import LONG
 from molmo_ds.ops.weighted_cross_entropy import CHUNK_ELEMENTS
 
 
@@ -37,6 +38,7 @@ class Plan:
     gradients: float = 0.0
     optimizer: float = 0.0  # fp32 weights and AdamW's two moments
     activations: float = 0.0  # what waits for the backward pass when the forward pass ends
+    pixels: float = 0.0  # of the crops of a micro-batch; on the CPU of all in a step
     logits: float = 0.0  # one chunk, and the gradients that the loss computes ahead
     update: float = 0.0  # working memory of the optimizer's step, when no activations are held
     host: float = 0.0  # on the CPU, of what is offloaded
@@ -125,8 +127,8 @@ def layer_bytes(
         cos, sin = tables[0]
         of_layer = cos.nbytes + sin.nbytes + mask.nbytes  # that all layers share
         shared = len(tables) * (cos.nbytes + sin.nbytes)
-        # FlexAttention holds no mask; sequence parallelism holds that of whole sequences
-        if not on_gpu:
+        # FlexAttention and long sequences hold no mask; sequence parallelism holds that of whole sequences
+        if not on_gpu and config.data.sequence_length < LONG:
             shared += batch * config.data.sequence_length**2 * mask.itemsize
         extra = 0.0
         # as many rows as chosen experts, through one expert of the same width
@@ -145,14 +147,16 @@ def layer_bytes(
     size = model.connector.pooling_size
     pooled = crops * (-(-grid // size)) ** 2
     inner = model.connector.intermediate_size or text.intermediate_size
-    # windows of pictures lie in those of frames where a row holds both, and each is a token
+    # windows of pictures lie in those of frames where a row holds both, and each is a token of this rank
     window = max(size, model.video.pooling_size or size) ** 2
     if model.family == "molmo2":
-        pooled = min(pooled, batch * config.data.sequence_length)
+        pooled = min(pooled, batch * tokens)
     width = window * features + (
         0 if model.connector.pooling == "stack" else (2 * window + 4) * vision.hidden_size
     )
     kept["connector"] = kind.products.itemsize * pooled * (width + 4 * inner + text.hidden_size)
+    # its gradient needs the normalised patches
+    kept["embeddings"] = kind.products.itemsize * crops * grid**2 * vision.patch_size**2 * 3
     return kept, inputs | {"connector": 0.0, "shared": shared}
 
 
@@ -178,6 +182,8 @@ def plan(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool = True)
             mine += second
         made = _held(config, strategy, world, on_gpu, mine)
         made.activations = sum(row.flying * row.kept for row in mine)
+        if mine[0].name == "vision.embeddings":
+            made.pixels = _pixels(config, strategy, on_gpu, steps)
         if mine[-1].name == "head":
             made.logits = _loss(config, strategy, on_gpu, mine[-1])
         made.peak = _peak(made, strategy, mine, steps, _kind(config, strategy, on_gpu).weights)
@@ -235,7 +241,11 @@ def _rows(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool) -> li
         resting = kind == "vision" and (
             number == "embeddings" or int(number.split(".")[-1]) > behind
         )
-        if kind not in kept or resting or (kind == "vision" and config.optim.vision.freeze):
+        if kind == "vision" and config.optim.vision.freeze:
+            continue
+        if number == "embeddings":
+            row.kept = kept["embeddings"]
+        if kind not in kept or resting:
             continue
         row.kept = kept[kind]
         if recomputed(row.name, config.activation_checkpointing):
@@ -297,6 +307,17 @@ def _held(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool, rows:
     return made
 
 
+def _pixels(config: RunConfig, strategy: Strategy, on_gpu: bool, steps: int) -> float:
+    # a rank cuts its share of the crops out of a batch; only the share goes to a GPU
+    side = config.model.vision.image_size
+    value = 4 if config.model.images.exact else 1
+    whole = value * 3 * side**2 * config.micro_batch * config.data.crops_per_sequence
+    share = whole / strategy.sequence
+    if on_gpu:
+        return share
+    return whole * steps + (share if strategy.sequence > 1 else 0)
+
+
 def _loss(config: RunConfig, strategy: Strategy, on_gpu: bool, head: Row) -> float:
     # the loss computes gradients of the hidden states and (in fp32) of the head, chunk of logits after chunk
     kind = _kind(config, strategy, on_gpu)
@@ -319,7 +340,7 @@ def _peak(made: Plan, strategy: Strategy, rows: list[Row], steps: int, dtype: to
         dtype.itemsize,
         strategy.stage == 3 or (strategy.stage == 1 and dtype == torch.bfloat16),
     )
-    steady = made.weights + made.optimizer + (made.gradients if placed else 0.0)
+    steady = made.weights + made.optimizer + made.pixels + (made.gradients if placed else 0.0)
     whole = sum(row.trained for row in rows)
     per_parameter = made.gradients / whole if whole and not placed else 0.0
     done = made.gradients if steps > 1 and not placed else 0.0  # of earlier micro-steps

@@ -20,7 +20,10 @@ def plan_usable(
 def plan(
     document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype, image_ids: Tensor | None
 ) -> AttentionPlan:
-    """The mask for ids int [B, T], and its blocks where they pay."""
+    """The mask for ids int [B, T], and its blocks where they pay; of long sequences blocks without a mask."""
+    if document_ids.shape[1] >= mask_blocks.LONG:
+        blocks = mask_blocks.of_ids(document_ids, branch_ids, image_ids, dtype)
+        return AttentionPlan(document_ids, branch_ids, image_ids, prepared=blocks)
     made = reference.attention_plan(document_ids, branch_ids, dtype, image_ids)
     # documents shorter than the blocks run one by one in less time
     short = made.lengths is not None and document_ids.numel() <= mask_blocks.BLOCK * len(

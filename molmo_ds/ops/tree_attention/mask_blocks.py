@@ -2,10 +2,12 @@
 
 PyTorch's flash kernel for the CPU takes one mask and works through all of it; causal order, packing and message trees
 leave a half to a tenth of that to do. The heads of a group are folded into the queries, so keys are never repeated.
+Of long sequences the masks of all blocks together would be larger than the network, so each is made when it is needed.
 
 Shapes: B sequences, H heads, G key-value heads, R = H / G, T tokens, d head width, t queries of a block, s its keys.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,11 +15,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from molmo_ds.ops.tree_attention import reference
+
 # queries; measured on an AMD EPYC core, 64 to 128 take the same time and 256 is a tenth slower
 BLOCK = 128
 GAP = 32  # fewer unseen keys than this between two runs of keys are taken along
 TYPES = (torch.float32, torch.bfloat16)
 WORTH = 0.8  # of the whole mask; above, one call for all is faster
+LONG = 8192  # tokens from which on no mask is kept; that of 8,192 takes 256 MiB in fp32
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -30,44 +35,86 @@ class Block:
     begin: int
     end: int
     keys: tuple[tuple[int, int], ...]  # runs, ascending
-    mask: Tensor  # [t, s]
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """The blocks of one mask."""
+    """The blocks of one mask, whose parts [t, s] are kept or, of long sequences, made from the ids at each use."""
 
     blocks: tuple[Block, ...]
+    dtype: torch.dtype
+    kept: tuple[Tensor, ...] = ()
+    ids: tuple[Tensor, Tensor, Tensor | None] | None = None  # of documents, branches and images
     # by R, [1, 1, R * t, s] of each block
     folded: dict[int, list[Tensor]] = field(default_factory=dict)
 
-    def masks(self, group: int) -> list[Tensor]:
-        """The masks of the blocks for R = `group` heads folded into the queries; made for the first layer that asks."""
-        if group not in self.folded:
-            self.folded[group] = [block.mask.repeat(group, 1)[None, None] for block in self.blocks]
-        return self.folded[group]
+    def masks(self, group: int) -> Iterator[Tensor]:
+        """[1, 1, R * t, s] of each block for R = `group` heads folded into the queries."""
+        if self.ids is not None:
+            return (_fold(self._made(block), group) for block in self.blocks)
+        if group not in self.folded:  # for the first layer that asks
+            self.folded[group] = [_fold(mask, group) for mask in self.kept]
+        return iter(self.folded[group])
+
+    def _made(self, block: Block) -> Tensor:
+        seen = _rows(self.ids, block.begin, block.end)[block.row]
+        return _additive(_join(seen, block.keys, 1), self.dtype)
 
 
 def cut(mask: Tensor) -> Blocks | None:
     """The blocks of a mask [B, 1, T, T] of 0 and -inf; None where they do not pay."""
     rows, _, tokens, _ = mask.shape
-    spans = []
+    blocks = []
     area = 0
     for begin in range(0, tokens, BLOCK):
         end = min(begin + BLOCK, tokens)
         seen = mask[:, 0, begin:end].amax(1) == 0  # [B, T]
         for row in range(rows):
-            columns = seen[row].nonzero()[:, 0]
-            breaks = ((columns[1:] - columns[:-1]) > GAP).nonzero()[:, 0]
-            firsts = torch.cat((columns[:1], columns[breaks + 1])).tolist()
-            lasts = torch.cat((columns[breaks], columns[-1:])).tolist()
-            runs = tuple((a, b + 1) for a, b in zip(firsts, lasts))
-            spans.append((row, begin, end, runs))
+            runs = _runs(seen[row])
+            blocks.append(Block(row, begin, end, runs))
             area += (end - begin) * sum(b - a for a, b in runs)
     if area > WORTH * rows * tokens * tokens:
         return None
-    parts = (_join(mask[row, 0, begin:end], runs, 1) for row, begin, end, runs in spans)
-    return Blocks(tuple(Block(*span, part) for span, part in zip(spans, parts)))
+    kept = (_join(mask[one.row, 0, one.begin : one.end], one.keys, 1) for one in blocks)
+    return Blocks(tuple(blocks), mask.dtype, tuple(kept))
+
+
+def of_ids(
+    document_ids: Tensor, branch_ids: Tensor, image_ids: Tensor | None, dtype: torch.dtype
+) -> Blocks:
+    """The blocks for ids int [B, T] of long sequences; no mask is larger than one block's."""
+    ids = (document_ids, branch_ids, image_ids)
+    rows, tokens = document_ids.shape
+    blocks = []
+    for begin in range(0, tokens, BLOCK):
+        end = min(begin + BLOCK, tokens)
+        seen = _rows(ids, begin, end).any(1)  # [B, T]
+        blocks += [Block(row, begin, end, _runs(seen[row])) for row in range(rows)]
+    return Blocks(tuple(blocks), dtype, ids=ids)
+
+
+def _rows(ids: tuple[Tensor, Tensor, Tensor | None], begin: int, end: int) -> Tensor:
+    """bool [B, t, T], what the queries begin:end see."""
+    places = torch.arange(ids[0].shape[1])
+    row = torch.arange(len(ids[0]))[:, None, None]
+    return reference.rule(*ids)(row, None, places[begin:end, None], places)
+
+
+def _runs(seen: Tensor) -> tuple[tuple[int, int], ...]:
+    """Runs of the keys [T] that a block sees, with short gaps between them."""
+    columns = seen.nonzero()[:, 0]
+    breaks = ((columns[1:] - columns[:-1]) > GAP).nonzero()[:, 0]
+    firsts = torch.cat((columns[:1], columns[breaks + 1])).tolist()
+    lasts = torch.cat((columns[breaks], columns[-1:])).tolist()
+    return tuple((a, b + 1) for a, b in zip(firsts, lasts))
+
+
+def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf"))
+
+
+def _fold(mask: Tensor, group: int) -> Tensor:
+    return mask.repeat(group, 1)[None, None]
 
 
 def _join(x: Tensor, runs: tuple[tuple[int, int], ...], dim: int) -> Tensor:
@@ -77,18 +124,17 @@ def _join(x: Tensor, runs: tuple[tuple[int, int], ...], dim: int) -> Tensor:
 
 class _Blocks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocks: list[Block]) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocks: Blocks) -> Tensor:
         heads, _, width = q.shape[1:]
         out = torch.empty_like(q)
         sums = []
-        ctx.masks = blocks.masks(heads // k.shape[1])
-        for block, mask in zip(blocks.blocks, ctx.masks):
+        for block, mask in zip(blocks.blocks, blocks.masks(heads // k.shape[1])):
             (folded,), (keys, values) = _gather(block, k.shape[1], (q,), (k, v))
             part, lse = _forward(folded, keys, values, 0.0, False, attn_mask=mask)
             out[block.row, :, block.begin : block.end] = part.reshape(heads, -1, width)
             sums.append(lse)
         ctx.save_for_backward(q, k, v, out, *sums)
-        ctx.blocks = blocks.blocks
+        ctx.blocks = blocks
         return out
 
     @staticmethod
@@ -99,7 +145,8 @@ class _Blocks(torch.autograd.Function):
         of_q = torch.empty_like(q)
         of_k = torch.zeros_like(k, dtype=torch.float32)
         of_v = torch.zeros_like(v, dtype=torch.float32)
-        for block, mask, lse in zip(ctx.blocks, ctx.masks, sums):
+        masks = ctx.blocks.masks(heads // k.shape[1])
+        for block, mask, lse in zip(ctx.blocks.blocks, masks, sums):
             queries, keys = _gather(block, k.shape[1], (of_out, q, out), (k, v))
             grad, folded, part = queries
             of_folded, of_keys, of_values = _backward(
@@ -135,7 +182,7 @@ def usable(q: Tensor, blocks: object, dropout_p: float) -> bool:
         or torch.compiler.is_compiling()
     ):
         return False
-    return q.dtype in TYPES and blocks.blocks[0].mask.dtype == q.dtype
+    return q.dtype in TYPES and blocks.dtype == q.dtype
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks) -> Tensor:

@@ -40,6 +40,8 @@ def tree_attention(
     q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float = 0.0
 ) -> Tensor:
     """q [B, H, T, d], k and v [B, G, T, d] with H a multiple of G -> [B, H, T, d]; without a plan all see all."""
+    if plan is not None and plan.mask is None:  # made for another implementation
+        plan = attention_plan(plan.document_ids, plan.branch_ids, q.dtype, plan.image_ids)
     group = q.shape[1] // k.shape[1]
     if group > 1:
         k = k.repeat_interleave(group, 1)
