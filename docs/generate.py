@@ -122,7 +122,7 @@ def benchmarks() -> str:
 
 def sets() -> str:
     """The sets of an evaluation and their tasks."""
-    from molmo_ds.eval.sets import SETS
+    from molmo_ds.eval.set_table import SETS
 
     lines = ["| set | tasks |", "|---|---|"]
     lines += [_row([f"`{name}`", ", ".join(tasks) or "none yet"]) for name, tasks in SETS.items()]

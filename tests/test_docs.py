@@ -14,7 +14,7 @@ from molmo_ds import setting_list, settings
 from molmo_ds.config import RunConfig
 from molmo_ds.engine.refusals import TABLE
 from molmo_ds.eval.benchmarks import BENCHMARKS
-from molmo_ds.eval.sets import SETS
+from molmo_ds.eval.set_table import SETS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))

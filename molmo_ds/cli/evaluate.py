@@ -18,12 +18,13 @@ from typing import Any
 
 from molmo_ds.cli import evaluate_options
 from molmo_ds.eval.listing import listing, shards_of
-from molmo_ds.eval.sets import PAPER, published_crops, resolve, words
+from molmo_ds.eval.set_table import PAPER
+from molmo_ds.eval.sets import published_crops, resolve, words
 from molmo_ds.eval.task import Task
 from molmo_ds.files import Remote
 from molmo_ds.stores.mirror import Mirror, scratch_of
 
-BATCH = 64  # questions at once
+AGAIN = "the same command asks what has no reply yet."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,7 +44,13 @@ def main(arguments: list[str] | None = None) -> int:
             f"There are no shards at {', '.join(missing)}; write them with molmo-ds download NAME --split SPLIT --out"
             f" {given.data}, or name their folder with --data."
         )
-    return evaluate(given, tasks)
+    try:
+        return evaluate(given, tasks)
+    except RuntimeError as error:
+        from molmo_ds.engine.checks import lost
+
+        lost.leave(error, AGAIN)
+        raise
 
 
 def evaluate(given: argparse.Namespace, tasks: list[tuple[Task, str]]) -> int:
@@ -123,7 +130,7 @@ def subject_of(given: argparse.Namespace, world: Any) -> Any:
     checkpoint = Checkpoint(
         given.checkpoint,
         given.save_dir,
-        batch=given.batch or BATCH,
+        batch=given.batch,
         tokenizer=given.tokenizer,
         device=given.device,
         precision=given.precision,

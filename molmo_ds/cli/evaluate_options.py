@@ -49,7 +49,9 @@ def parser(text: str) -> argparse.ArgumentParser:
         "--parallel", type=int, default=16, help="questions that a server is asked at once"
     )
     how.add_argument(
-        "--batch", type=int, help="questions that a checkpoint answers at once; default: 64"
+        "--batch",
+        type=int,
+        help="questions that a checkpoint answers at once; default: 64, of small models up to 256",
     )
     how.add_argument(
         "--strategy",

@@ -13,7 +13,7 @@ from molmo_ds.config import EvaluatorConfig, RunConfig
 from molmo_ds.engine import Engine
 from molmo_ds.engine.launch import World
 from molmo_ds.eval.loss_of_source import LossOfSource
-from molmo_ds.eval.task_in_training import TaskInTraining
+from molmo_ds.eval.task_in_training import TaskInTraining, free_memory
 
 log = logging.getLogger("molmo_ds")
 
@@ -86,7 +86,7 @@ def build_evaluators(config: RunConfig, world: World) -> list[Evaluator]:
     """
     made = []
     for name, one in config.evaluators.items():
-        kind = TaskInTraining if one.task else LossOfSource
+        kind = partial(TaskInTraining, free_memory(world)) if one.task else LossOfSource
         measure = world.together(partial(kind, name, config, world))
         made.append(Evaluator(name, config, measure))
     return made

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from molmo_ds.data import sources
 from molmo_ds.eval.benchmarks import BENCHMARKS
-from molmo_ds.eval.sets import SETS
+from molmo_ds.eval.set_table import SETS
 from molmo_ds.eval.task import MODELS, Task
 
 NAMES = ("task:split", "benchmark", "size", "style", "tokens", "crops", "headline", *MODELS, "data")

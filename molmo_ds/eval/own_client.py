@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from numpy.random import RandomState
 
+from molmo_ds.architecture import MolmoConfig
 from molmo_ds.batch import Sample
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.sample.builder import SampleBuilder, Seen
@@ -29,9 +30,15 @@ from molmo_ds.infer.load import Answerer
 from molmo_ds.infer.options import Options
 from molmo_ds.infer.question import Question
 from molmo_ds.infer.replica import Replica
+from molmo_ds.model.flops import cached
 
 STARTS = (IM_START, LOW_RES_IM_START, FRAME_START)
 ENDS = (IM_END, FRAME_END)
+
+BATCH = 64  # questions at a time
+MOST = 256  # of a small network, whose passes cost more than their products
+CHEAP = 1 << 30  # bytes that more than BATCH may take
+FLOAT = 4  # bytes of a pixel's colour
 
 
 @dataclass(frozen=True)
@@ -54,9 +61,12 @@ class OwnClient:
         self.workers = workers or min(8, len(os.sched_getaffinity(0)))
 
     @classmethod
-    def of(cls, answerer: Answerer, batch: int = 64, workers: int | None = None) -> OwnClient:
-        """A network in this process."""
-        return cls(answerer.builder, answerer.replica(batch), workers)
+    def of(
+        cls, answerer: Answerer, batch: int | None = None, workers: int | None = None
+    ) -> OwnClient:
+        """A network in this process, asked `batch` questions at a time; by default as `usual_batch` says."""
+        slots = batch or usual_batch(answerer.model.config, answerer.itemsize)
+        return cls(answerer.builder, answerer.replica(slots), workers)
 
     def replies(self, asks: Iterable[Ask]) -> Iterator[Reply]:
         """As in `Client`."""
@@ -89,15 +99,30 @@ class OwnClient:
             yield Question(name=made.ask.id, prompt=made.prompt, options=options)
 
     def _made(self, asks: Iterable[Ask]) -> Iterator[_Made]:
-        """The prompts in order, those of as many pictures ahead as there are answers at a time."""
+        """The prompts in order, those of as many pictures ahead as there are answers at a time; of few videos."""
         waiting: deque = deque()
         with ThreadPoolExecutor(self.workers) as pool:
             for _, group in itertools.groupby(asks, lambda ask: (ask.pictures, ask.film)):
-                waiting.append(pool.submit(make, self.builder, list(group), self.replica.capacity))
-                while len(waiting) > self.batch:
+                asked = list(group)
+                waiting.append(pool.submit(make, self.builder, asked, self.replica.capacity))
+                # the frames of a video are as many as a batch of pictures
+                ahead = self.batch if asked[0].film is None else self.workers
+                while len(waiting) > ahead:
                     yield from waiting.popleft().result()
             while waiting:
                 yield from waiting.popleft().result()
+
+
+def usual_batch(config: MolmoConfig, itemsize: int) -> int:
+    """64 questions at a time, up to 256 where so many take less than 1 GiB, with pictures of the most crops.
+
+    Args:
+        itemsize: bytes of a weight.
+    """
+    tokens = itemsize * cached(config.text) * config.text.max_position_embeddings
+    crops = config.images.max_crops + 1
+    pixels = FLOAT * crops * 3 * config.vision.image_size**2
+    return max(BATCH, min(MOST, CHEAP // (tokens + pixels)))
 
 
 def make(builder: SampleBuilder, asks: list[Ask], known: int) -> list[_Made]:

@@ -16,7 +16,8 @@ from molmo_ds.eval.log import differences
 from molmo_ds.eval.row import Row
 from molmo_ds.eval.run import DONE, Job, Outcome
 from molmo_ds.eval.score import average, reference_metrics
-from molmo_ds.eval.sets import PAPER, labels
+from molmo_ds.eval.set_table import PAPER
+from molmo_ds.eval.sets import labels
 from molmo_ds.eval.task import MODELS
 from molmo_ds.files import write_atomic
 

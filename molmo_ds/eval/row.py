@@ -20,7 +20,8 @@ Scores = dict[str, float]  # named numbers, 1 is best, and UNREADABLE
 # 1.0 where the reply holds no answer of the expected form, so that it was guessed or is wrong
 UNREADABLE = "unreadable"
 # the truth
-HIDDEN = ("answer", "answers", "answer_index", "points", "text", "boxes", "masks", "inline_points")
+HIDDEN = ("answer", "answers", "answer_index", "text", "boxes", "masks")
+HIDDEN += ("points", "inline_points", "point_groups", "tracks")
 
 _DRAWS = RandomState(0)  # made once: making one costs more than scoring a row
 
@@ -35,10 +36,21 @@ class Row:
     annotation: Annotation
     metadata: Mapping[str, Any] = field(default_factory=dict)
     size: Size = (0, 0)  # of its first upright picture
+    shown: tuple[str, ...] = ()  # the parts of its sample that are pictures, a video or its frames
+    film: Mapping[str, Any] | None = None  # what the record says of its video; None = pictures
 
     def question(self) -> Annotation:
         """The annotation without its truth: all that a prompt may be made of."""
         return {name: value for name, value in self.annotation.items() if name not in HIDDEN}
+
+    @functools.cached_property
+    def answers(self) -> Any:
+        """The true answers of the annotation, a text or several as it has them, numbers as texts."""
+        given = self.annotation.get("answers")
+        given = self.annotation.get("answer") if given is None else given
+        if isinstance(given, list | tuple):
+            return tuple(as_text(answer) for answer in given)
+        return as_text(given)
 
     @functools.cached_property
     def learnt(self) -> str | None:
@@ -62,15 +74,6 @@ def as_text(answer: Any) -> Any:
         isinstance(answer, int | float) and not isinstance(answer, bool) and math.isfinite(answer)
     )
     return str(answer) if number else answer
-
-
-def answers(row: Row) -> Any:
-    """The true answers of the annotation: a text or a list of them, as it has them."""
-    given = row.annotation.get("answers")
-    given = row.annotation.get("answer") if given is None else given
-    if isinstance(given, list | tuple):
-        return [as_text(answer) for answer in given]
-    return as_text(given)
 
 
 def true_points(row: Row) -> list[tuple[float, float]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from numpy.random import RandomState
 from tqdm import tqdm
 
 from molmo_ds.data.read.shards import ShardSet
-from molmo_ds.data.sample.record import film_of
 from molmo_ds.engine.launch import World
 from molmo_ds.eval import log as answers
 from molmo_ds.eval.client import FAILED, Ask, Client, Part, Reply
@@ -159,19 +157,19 @@ def ask(job: Job, client: Client, rows: Sequence[Row], world: World, part: Part)
 
 def asks(shards: ShardSet, rows: Iterable[Row], new_tokens: int) -> Iterator[Ask]:
     """The questions with their pictures, read one by one."""
-    for index, alike in itertools.groupby(rows, lambda row: row.index):
-        record = shards.read(index)
-        pictures = tuple(record["pixels"])
-        film = film_of(record)
-        for row in alike:
-            yield Ask(
-                id=row.id,
-                pictures=pictures,
-                annotation=row.question(),
-                seed=index,
-                max_new_tokens=new_tokens,
-                film=film,
-            )
+    index = None
+    for row in rows:
+        if row.index != index:
+            index = row.index
+            pictures = tuple(shards.pictures(index, row.shown))
+        yield Ask(
+            id=row.id,
+            pictures=pictures,
+            annotation=row.question(),
+            seed=index,
+            max_new_tokens=new_tokens,
+            film=row.film,
+        )
 
 
 def logged(reply: Reply) -> dict[str, Any]:

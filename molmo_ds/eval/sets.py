@@ -6,73 +6,9 @@ import difflib
 from collections.abc import Iterable
 
 from molmo_ds.eval.benchmarks import BENCHMARKS
+from molmo_ds.eval.set_table import OTHER_SPELLINGS, PAPER, SETS, SPLIT_SPELLINGS
 from molmo_ds.eval.task import Task
 
-PAPER = "paper"  # the eleven whose mean allenai/molmo's paper gives
-SETS: dict[str, tuple[str, ...]] = {
-    "low-res": (
-        "android_control_ll",
-        "countbench_qa:huggingface",
-        "pixmo_count_counting:validation",
-    )
-    + ("pointing_eval:test",),
-    "high-res": (
-        "coco_2014_vqa",
-        "text_vqa",
-        "okvqa",
-        "chart_qa",
-        "doc_qa",
-        "info_qa",
-        "science_qa_img",
-    )
-    + (
-        "ai2_diagram_v2_mix_transparent",
-        "a_okvqa_mc",
-        "a_okvqa_da",
-        "mmmu_test",
-        "real_world_qa_no_instruction:test",
-    )
-    + ("math_vista_v2", "pixmo_clocks:validation"),
-    "low-res-test": (
-        "countbench_qa:huggingface",
-        "pixmo_count_counting:test",
-        "android_control_hl_ll:test",
-    )
-    + ("android_control_hl:test", "vqa_v2_test:test2015"),
-    "high-res-test": ("info_qa:test", "doc_qa:test", "chart_qa:test", "text_vqa")
-    + (
-        "ai2_diagram_v2_mix_transparent:test",
-        "math_vista_v2",
-        "real_world_qa_no_instruction:test",
-        "a_okvqa_mc",
-    )
-    + ("a_okvqa_da", "mmmu_test", "a_okvqa_mc:test", "a_okvqa_da:test"),
-    PAPER: (
-        "ai2_diagram_v2_mix_transparent:test",
-        "chart_qa:test",
-        "coco_2014_vqa",
-        "doc_qa:test",
-        "info_qa:test",
-    )
-    + (
-        "text_vqa",
-        "real_world_qa_no_instruction:test",
-        "mmmu_test",
-        "math_vista_v2",
-        "countbench_qa:huggingface",
-    )
-    + ("pixmo_count_counting:test",),
-    "captioner": ("dense_caption_eval:test",),
-    "pointing": ("pointing_eval:test",),
-    "counting": (
-        "countbench_qa:huggingface",
-        "pixmo_count_counting:validation",
-        "pixmo_count_counting:test",
-    ),
-    "video": (),
-}
-# the reference's code
-OTHER_SPELLINGS = {"test-low-res": "low-res-test", "test-high-res": "high-res-test"}
 ALIASES = {alias: task.name for task in BENCHMARKS.values() for alias in task.aliases}
 
 
@@ -85,7 +21,7 @@ def words(names: str | Iterable[str]) -> list[str]:
 def resolve(names: str | Iterable[str]) -> list[tuple[Task, str]]:
     """The tasks and their splits in the order in which they are named first, each once.
 
-    Raises ValueError for an unknown name or split, with the nearest that there is, and for a set that is empty.
+    Raises ValueError for an unknown name or split, with the nearest that there is.
     """
     found: dict[str, tuple[Task, str]] = {}
     for word in words(names):
@@ -112,15 +48,11 @@ def members(word: str) -> tuple[str, ...]:
     name = OTHER_SPELLINGS.get(word, word)
     if name not in SETS:
         return (word,)
-    if not SETS[name]:
-        raise ValueError(
-            f"The set {name} has no tasks yet, since videos cannot be evaluated here yet."
-        )
     return SETS[name]
 
 
 def _task(word: str) -> tuple[Task, str]:
-    name, _, split = word.partition(":")
+    name, _, split = SPLIT_SPELLINGS.get(word, word).partition(":")
     task = BENCHMARKS.get(ALIASES.get(name, name))
     if task is None:
         known = [*BENCHMARKS, *ALIASES, *SETS, *OTHER_SPELLINGS]

@@ -73,7 +73,7 @@ class Checkpoint:
         self,
         path: Place,
         base: Path | None = None,
-        batch: int = 64,
+        batch: int | None = None,
         tokenizer: Path | None = None,
         device: str | None = None,
         precision: load.Precision | None = None,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from molmo_ds.data.read.shards import ShardSet
+from molmo_ds.data.sample.record import film_of
 from molmo_ds.eval.row import Row, Scores, true_answer
 
 MODELS = ("MolmoE-1B", "Molmo-7B-O", "Molmo-7B-D", "Molmo-72B")  # the columns of `published`
@@ -96,13 +97,15 @@ class Task:
                     annotation=annotation,
                     metadata=known,
                     size=tuple(record["sizes"][0]) if record["sizes"] else (0, 0),
+                    shown=tuple(record["images"]),
+                    film=film_of(record),
                 )
 
 
 def _picture(shards: ShardSet, index: int, record: Mapping[str, Any]) -> str:
     """The data set's own name of a picture, else a hash of its bytes, so that equal pictures have equal names."""
     known = record.get("metadata") or {}
-    for key in ("image_id", "image_url"):
+    for key in ("image_id", "image_url", "video_id"):
         if known.get(key) is not None:
             return str(known[key])
     if not record["images"]:

@@ -1,35 +1,38 @@
 """The answers to a task during training: questions dealt to the ranks, scored once on rank 0.
 
-Every rank answers with whole weights of its own, which the engine sends tensor by tensor and which are dropped
-afterwards. So every strategy can, and a rank without questions has nothing to wait for but the end.
+The ranks make up replicas of their own, each of as few ranks as its weights need, which the engine fills tensor by
+tensor and which are dropped afterwards. So every strategy can, and a rank without questions has nothing to wait for but
+the end.
 """
 
 from __future__ import annotations
 
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import psutil
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from molmo_ds.config import RunConfig
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.sample.builder import SampleBuilder
 from molmo_ds.engine import Engine
+from molmo_ds.engine.answering.in_training import Weights, fitting
+from molmo_ds.engine.grid import Grid
 from molmo_ds.engine.launch import World
-from molmo_ds.eval.client import Reply
+from molmo_ds.engine.strategy import Limits, Strategy
+from molmo_ds.eval.client import Ask, Reply
 from molmo_ds.eval.listing import shards_of
 from molmo_ds.eval.own_client import OwnClient
 from molmo_ds.eval.row import Row, unscored
 from molmo_ds.eval.run import asks, by_picture
 from molmo_ds.eval.score import score, scored_row
 from molmo_ds.eval.sets import resolve
-from molmo_ds.infer.load import DTYPES, Answerer, default_precision
-from molmo_ds.model.molmo import Molmo
-from molmo_ds.weights.slices import put
+from molmo_ds.infer.load import DTYPES, default_precision
+from molmo_ds.infer.replica import Replica
 
 BATCH = 8  # questions that a rank answers at a time: training leaves little memory
 
@@ -37,7 +40,7 @@ BATCH = 8  # questions that a rank answers at a time: training leaves little mem
 class TaskInTraining:
     """See `evaluators.Measure`."""
 
-    def __init__(self, name: str, config: RunConfig, world: World) -> None:
+    def __init__(self, free: int, name: str, config: RunConfig, world: World) -> None:
         asked = config.evaluators[name]
         found = resolve(asked.task)
         if len(found) > 1:
@@ -65,76 +68,64 @@ class TaskInTraining:
         self.precision = (
             default_precision(world.device) if config.precision == "auto" else config.precision
         )
-        self.check_memory(world)
+        self.world = world
         self.builder = SampleBuilder(config)
+        known = config.model.text.max_position_embeddings
+        self.layout = self.laid_out(free, Limits(slots=BATCH, slot_tokens=known))
+        self.grid = Grid(self.layout.axes(world.size), world.rank)
 
-    def check_memory(self, world: World) -> None:
-        """Raise ValueError where the whole weights do not fit with what is there already."""
-        with torch.device("meta"):
-            numbers = sum(parameter.numel() for parameter in Molmo(self.config.model).parameters())
-        needed = numbers * DTYPES[self.precision].itemsize
-        on_gpu = world.device.type == "cuda"
-        free = (
-            torch.cuda.mem_get_info(world.device)[0]
-            if on_gpu
-            else psutil.virtual_memory().available
-        )
-        if needed > free:
+    def laid_out(self, free: int, limits: Limits) -> Strategy:
+        """How the ranks make up replicas beside what is there already; ValueError where they cannot."""
+        itemsize = DTYPES[self.precision].itemsize
+        try:
+            return fitting(self.config.model, self.world.size, free, limits, itemsize)
+        except ValueError as error:
             raise ValueError(
-                f"evaluators.{self.name}.task needs {needed / 1e9:.1f} GB for the whole weights on every rank, and "
-                f"{free / 1e9:.1f} GB are free; use evaluators with a path (a loss), which need nothing, and "
-                "`molmo-ds evaluate` on the checkpoints."
-            )
+                f"evaluators.{self.name}.task {error}; use more ranks, evaluators with a path (a loss), which need"
+                " nothing, or `molmo-ds evaluate` on the checkpoints."
+            ) from None
 
     def measure(self, engine: Engine, seconds: float, beat: Callable[[], None]) -> dict[str, float]:
         """The task's metrics; see `evaluators.Measure`."""
         deadline = time.perf_counter() + seconds
         world = engine.world
-        answerer = Answerer(self.network(engine), self.builder, world.device)
+        replica = self.replica(engine)
         groups = by_picture(self.questions)
-        mine = [row for group in groups[world.rank :: world.size] for row in group]
-        replies = self.ask(answerer, mine, deadline, beat, silent=world.rank > 0)
-        found = {reply.id: reply for part in world.gather(replies) for reply in part}
+        mine = [row for group in groups[replica.index :: replica.count] for row in group]
+        replies = self.ask(replica, mine, deadline, beat)
+        writes = self.grid.first(("stage", "tensor"))
+        found = {
+            reply.id: reply for part in world.gather(replies if writes else []) for reply in part
+        }
         return world.agree(lambda: self.score(found))
 
-    def network(self, engine: Engine) -> Molmo:
-        """The whole network of now, in eval mode, on this rank's device."""
-        with torch.device("meta"):
-            model = Molmo(self.config.model)
-        silent = engine.world.rank > 0
-        for name, value in tqdm(
-            engine.full_state(), f"{self.name}: weights", leave=False, disable=silent
-        ):
-            value = value.to(engine.world.device, DTYPES[self.precision])
-            put(model, name, nn.Parameter(value, requires_grad=False))
-        assert not any(parameter.is_meta for parameter in model.parameters()), (
-            "a parameter has no weights"
+    def replica(self, engine: Engine) -> Replica:
+        """This rank's part of a replica of the network of now."""
+        return Replica.over_ranks(
+            self.config.model,
+            self.layout,
+            engine.world,
+            Weights(engine, self.config.model),
+            self.builder.tokenizer.eos,
+            DTYPES[self.precision],
+            self.grid,
         )
-        return model.eval()
 
     def ask(
-        self,
-        answerer: Answerer,
-        rows: list[Row],
-        deadline: float,
-        beat: Callable[[], None],
-        silent: bool,
+        self, replica: Replica, rows: list[Row], deadline: float, beat: Callable[[], None]
     ) -> list[Reply]:
-        """The replies to this rank's questions, as many as the time allows; one at least."""
-        replies: list[Reply] = []
-        if not rows:
-            return replies
-        client = OwnClient.of(answerer, min(BATCH, len(rows)))
+        """The replies to this replica's questions, as many as the time allows; one at least."""
+        client = OwnClient(self.builder, replica)
         asked = asks(self.shards, rows, self.task.max_new_tokens)
+        replies: list[Reply] = []
+        silent = self.world.rank > 0
         with tqdm(
             total=len(rows), desc=self.name, unit="question", leave=False, disable=silent
         ) as bar:
-            for reply in client.replies(asked):
+            for reply in client.replies(in_time(asked, deadline, replica)):
                 replies.append(reply)
                 bar.update()
                 beat()
-                if time.perf_counter() > deadline:
-                    break
         return replies
 
     def score(self, replies: dict[str, Reply]) -> dict[str, float]:
@@ -149,3 +140,20 @@ class TaskInTraining:
             if figures[name] is not None:
                 found[name] = figures[name]
         return {**found, "failed": float(figures["failed"]), "examples": float(len(answered))}
+
+
+def in_time(asked: Iterable[Ask], deadline: float, replica: Replica) -> Iterator[Ask]:
+    """The questions up to the deadline, one at least; the ranks of a replica stop at the same one."""
+    for number, ask in enumerate(asked):
+        if number and replica.share.any(time.perf_counter() > deadline):
+            return
+        yield ask
+
+
+def free_memory(world: World) -> int:
+    """Bytes that every rank can have at least; on a CPU the ranks of a host share what is free there."""
+    if world.device.type == "cuda":
+        return min(world.gather(torch.cuda.mem_get_info(world.device)[0]))
+    hosts = world.gather((socket.gethostname(), psutil.virtual_memory().available))
+    names = [name for name, _ in hosts]
+    return min(available // names.count(name) for name, available in hosts)

@@ -36,6 +36,11 @@ class Answerer:
     builder: SampleBuilder
     device: torch.device
 
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a weight."""
+        return next(self.model.parameters()).element_size()
+
     def batch(self, prompts: Sequence[Sample]) -> Batch:
         """One row per prompt, padded on the right."""
         return collate([[prompt] for prompt in prompts], max(len(p.input_ids) for p in prompts)).to(

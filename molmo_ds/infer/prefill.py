@@ -71,15 +71,14 @@ def key(question: Question) -> Hashable:
         or prefix == len(prompt.input_ids)
     ):
         return question.name
-    digest = hashlib.blake2b(_digest(prompt.images))
-    tensors = (prompt.image_ids[:prefix], prompt.windows, prompt.image_positions)
-    for tensor in (prompt.input_ids[:prefix], prompt.image_masks, *tensors):
-        digest.update(tensor.contiguous().numpy())
-    return digest.digest()
+    seen = [_digest(tensor) for tensor in (prompt.images, prompt.image_masks, prompt.windows)]
+    tokens = (prompt.input_ids[:prefix], prompt.image_ids[:prefix], prompt.image_positions)
+    return (*seen, *(tensor.numpy().tobytes() for tensor in tokens))
 
 
-def _digest(pixels: Tensor) -> bytes:
+def _digest(tensor: Tensor) -> bytes:
     """A hash of megabytes, made once for all prompts that SampleBuilder made of the same `Seen`."""
-    if pixels not in _DIGESTS:
-        _DIGESTS[pixels] = hashlib.blake2b(pixels.contiguous().numpy()).digest()
-    return _DIGESTS[pixels]
+    found = _DIGESTS.get(tensor)
+    if found is None:
+        found = _DIGESTS[tensor] = hashlib.blake2b(tensor.contiguous().numpy()).digest()
+    return found

@@ -14,6 +14,7 @@ from molmo_ds.architecture import MolmoConfig
 from molmo_ds.engine.answering import quantized
 from molmo_ds.engine.answering.layout import Fill
 from molmo_ds.engine.answering.share import Share
+from molmo_ds.engine.grid import Grid
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.strategy import PLAIN, USUAL, Execution, Limits, Strategy
 from molmo_ds.infer import prefill
@@ -102,9 +103,10 @@ class Replica:
         fill: Fill,
         eos: int,
         dtype: torch.dtype = torch.float32,
+        grid: Grid | None = None,
     ) -> "Replica":
         """This rank's part of one of the replicas that a strategy makes of all ranks; see `Share.build`."""
-        share = Share.build(config, strategy, world, fill, dtype)
+        share = Share.build(config, strategy, world, fill, dtype, grid)
         return cls(share, eos, strategy.limits, strategy.execution)
 
     @property

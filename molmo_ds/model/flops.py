@@ -1,4 +1,4 @@
-"""Floating-point operations of training, from the configuration.
+"""Floating-point operations of training, and numbers of a cache, from the configuration.
 
 Matrix products only, backward = twice forward, all components trained. A product of [m, k] and [k, n] is 2 m k n
 operations forward, so each number of a weight is 6 operations a token.
@@ -35,6 +35,12 @@ def attention(text: TextConfig, length: int) -> int:
     queries = text.num_attention_heads * head
     keys = text.num_key_value_heads * head
     return text.hidden_size * (2 * queries + 2 * keys) + queries * length
+
+
+def cached(text: TextConfig) -> int:
+    """Numbers that a KV cache holds of one token, in all layers."""
+    head = text.head_dim or text.hidden_size // text.num_attention_heads
+    return 2 * text.num_hidden_layers * text.num_key_value_heads * head
 
 
 def mlp(text: TextConfig) -> int:

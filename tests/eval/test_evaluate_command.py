@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from chat_server import ChatServer, said
 from eval_files import make, picture
 
 from molmo_ds.cli import evaluate
 from molmo_ds.data.read.writer import write_shards
+from molmo_ds.engine.checks import lost
 from molmo_ds.infer import load
 
 
@@ -170,6 +172,21 @@ def test_options_that_cannot_be(
     with pytest.raises(SystemExit):
         evaluate.main(words)
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("[pair.cc:538] Connection closed by peer [::1]:4"), "Another rank has ended"),
+        (torch.distributed.DistBackendError("NCCL error"), "Another rank has ended"),
+        (RuntimeError("[buf.cc:72] Timed out waiting 60000ms"), "did not answer in time"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "memory of the GPU is over"),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
+    ],
+)
+def test_what_another_rank_does_is_a_sentence(error: RuntimeError, said: str | None) -> None:
+    found = lost.sentence(error)
+    assert found is None if said is None else said in found
 
 
 def test_the_list_needs_no_torch_and_says_what_is_here(folder: Path) -> None:

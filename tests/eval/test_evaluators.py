@@ -16,7 +16,9 @@ from molmo_ds.data.order.loader import Mixture, build_stream
 from molmo_ds.data.order.packing import Budget, collate
 from molmo_ds.data.read.writer import write_shards
 from molmo_ds.engine import build_engine, launch
+from molmo_ds.engine.answering.in_training import bytes_of, fitting, layouts
 from molmo_ds.engine.launch import World
+from molmo_ds.engine.strategy import Limits
 from molmo_ds.eval.client import FAILED, Reply
 from molmo_ds.eval.evaluators import Evaluator, build_evaluators
 from molmo_ds.eval.loss_of_source import LossOfSource, pack
@@ -151,13 +153,13 @@ def test_both_ranks_know_the_same(found: list) -> None:
         assert timeless[0]["eval/reading/examples"] == 1 and "eval/reading/vqa_score" in timeless[0]
 
 
-def answers_under(
-    world: World, config: RunConfig
-) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
-    """(the engine's weights, those that answer, the replies of all ranks)."""
+def answers_under(world: World, config: RunConfig, shared: int) -> tuple[int, list[str]]:
+    """(ranks of a replica, the replies of all) where a rank has memory for one of `shared` parts of the weights."""
+    limits = Limits(slots=8, slot_tokens=config.model.text.max_position_embeddings)
+    wanted = next(one for one in layouts(config.model, 2, limits) if one.shared == shared)
+    free = bytes_of(config.model, wanted, 2, 4)
     engine = build_engine(config, world)
-    task = build_evaluators(config, world)[0].measure
-    network = task.network(engine)
+    task = TaskInTraining(free, "reading", config, world)
     replies = []
 
     def keep(found: dict[str, Reply]) -> Numbers:
@@ -166,28 +168,43 @@ def answers_under(
 
     task.score = keep
     task.measure(engine, 60, lambda: None)
-    return dict(engine.full_state()), network.state_dict(), replies
+    task.measure(engine, 60, lambda: None)  # with the same groups of ranks
+    engine.close()
+    return task.layout.shared, replies
 
 
 def test_the_network_of_now_answers(config: RunConfig, folder: Path) -> None:
+    """ZeRO-3 on two ranks, of which neither can hold the weights, replies as one process does; so does a pipeline."""
     asked = {
         "reading": EvaluatorConfig(task="text_vqa", data_folder=str(folder / "data"), examples=5)
     }
-    run = replace(
-        config, evaluators=asked, strategy="ds_configs/zero3.json", init_from=str(folder / "model")
-    )
-    (weights, used, replies), _ = run_ranks(answers_under, 2, run)
-    assert weights.keys() == used.keys() and all(
-        torch.equal(used[name], weights[name]) for name in used
-    )
-    [alone] = run_ranks(answers_under, 1, replace(run, strategy="ds_configs/zero0.json"))
-    assert replies == alone[2] and len(replies) == 5 and len(set(replies)) > 1
+    run = replace(config, evaluators=asked, init_from=str(folder / "model"))
+    alone = replace(run, strategy="ds_configs/zero0.json")
+    [(size, expected)] = run_ranks(answers_under, 1, alone, 1)
+    assert size == 1 and len(set(expected)) > 1 and expected[:5] == expected[5:]
+    for name in ("zero3", "pipe_zero1"):
+        many = replace(run, strategy=f"ds_configs/{name}.json")
+        (size, replies), (_, none) = run_ranks(answers_under, 2, many, 2)
+        assert (size, replies, none) == (2, expected, [])
+
+
+def test_replicas_take_as_few_ranks_as_the_weights_need(config: RunConfig) -> None:
+    limits = Limits(slots=8, slot_tokens=64)
+    found = list(layouts(config.model, 4, limits))
+    assert [one.shared for one in found] == [1, 2, 4]
+    sizes = [bytes_of(config.model, one, 4, 2) for one in found]
+    assert sizes == sorted(sizes, reverse=True)
+    for layout, size in zip(found, sizes):
+        assert fitting(config.model, 4, size, limits, 2) == layout
+    with pytest.raises(ValueError, match=r"^needs 0\.0 GB on each of 4 ranks"):
+        fitting(config.model, 4, sizes[-1] - 1, limits, 2)
 
 
 @pytest.fixture
 def reading(config: RunConfig, folder: Path) -> TaskInTraining:
     one = EvaluatorConfig(task="text_vqa", data_folder=str(folder / "data"), examples=4)
-    return TaskInTraining("reading", replace(config, evaluators={"reading": one}), launch.alone())
+    run = replace(config, evaluators={"reading": one})
+    return TaskInTraining(1 << 40, "reading", run, launch.alone())
 
 
 def test_only_what_was_answered_is_scored(reading: TaskInTraining) -> None:
@@ -333,7 +350,7 @@ def test_tasks_that_cannot_be_asked(config: RunConfig, task: str, said: str) -> 
         build_evaluators(asked, launch.alone())
 
 
-def test_weights_that_do_not_fit(reading: TaskInTraining, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_do_not_fit(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 1000})())
-    with pytest.raises(ValueError, match="for the whole weights on every rank"):
-        reading.check_memory(launch.alone())
+    with pytest.raises(ValueError, match=r"^evaluators\.reading\.task needs .* use more ranks, "):
+        build_evaluators(config, launch.alone())

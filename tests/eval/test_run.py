@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from eval_files import TASK, job, make
 
+from molmo_ds import settings
 from molmo_ds.engine import launch
 from molmo_ds.engine.launch import World
 from molmo_ds.eval import log, results, run
 from molmo_ds.eval.client import Ask, Reply, failure
-from molmo_ds.eval.own_client import OwnClient
+from molmo_ds.eval.own_client import OwnClient, usual_batch
 from molmo_ds.eval.subject import Checkpoint
 from molmo_ds.infer.load import Answerer, load
 from molmo_ds.testing.ranks import run_ranks
@@ -319,3 +320,8 @@ def test_a_split_without_public_answers_gets_the_test_server_s_file(
     broken = run.evaluate(mine, MadeUp(broken=[first]), ALONE, overwrite=True)
     results.write(mine, broken, {}, {})
     assert "without a reply: 0.0" in caplog.text and not (mine.results / "submission.json").exists()
+
+
+def test_small_networks_answer_more_at_a_time() -> None:
+    assert usual_batch(settings.load(overrides=["preset=tiny"]).model, 4) == 256
+    assert usual_batch(settings.load(overrides=["preset=molmo_7b_d"]).model, 2) == 64

@@ -2,7 +2,8 @@
 
 import pytest
 
-from molmo_ds.eval.sets import SETS, published_crops, resolve
+from molmo_ds.eval.set_table import SETS
+from molmo_ds.eval.sets import published_crops, resolve
 
 
 def named(*words: str) -> list[str]:
@@ -28,6 +29,14 @@ def test_both_spellings_of_the_test_sets(name: str):
     more = named("okvqa", f"test-{name}")
     # a set adds to what was named before
     assert more == ["okvqa:validation", *named(f"{name}-test")]
+
+
+def test_the_video_sets_of_both_references():
+    assert named("short-video")[1] == "temp_compass:validation" and len(named("short-video")) == 5
+    assert named("short_video") == named("molmo2-short-video") and len(named("short_video")) == 7
+    assert named("video") == [*named("molmo2-short-video"), *named("long_video")]
+    assert named("multi_image") == named("multi-image")
+    assert named("mlvu_mc_test", "mlvu_mc:test") == ["mlvu_mc:test"]
 
 
 def test_every_name_in_a_set_is_one():
@@ -66,7 +75,6 @@ def test_a_dataset_that_has_no_validation_split_means_its_own():
         ("chart_q", "There is no task or set 'chart_q'; did you mean 'chart_qa'?"),
         ("hig-res", "There is no task or set 'hig-res'; did you mean 'high-res'?"),
         ("chart_qa:tset", "chart_qa has no split 'tset'; it has validation, test."),
-        ("video", "The set video has no tasks yet, since videos cannot be evaluated here yet."),
         (" , ", "No task is named; give names of tasks or a set (low-res, high-res,"),
     ],
 )

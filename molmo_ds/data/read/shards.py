@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -102,15 +102,16 @@ class ShardSet:
     def read(self, index: int) -> dict[str, Any]:
         """Like `record`, plus "pixels": the encoded pictures in order. The bytes must match the index's hash."""
         shard, row = self.locate(index)
-        parts = self._parts(index, shard, row, row["part_names"])
-        if digest(parts.values()) != row["sha256"]:
-            raise ValueError(
-                f"{shard.path} changed under its index: sample '{row['key']}' does not match its hash; copy the shard "
-                f"again, or if it was meant to change {INDEX_HINT} {os.path.dirname(shard.path)}"
-            )
+        parts = self._whole(index, shard, row)
         record = self._record(shard, row, parts["json"])
         record["pixels"] = [parts[name] for name in record["images"]]
         return record
+
+    def pictures(self, index: int, names: Sequence[str]) -> list[bytes]:
+        """The parts of those names; the bytes of all parts must match the index's hash, as for `read`."""
+        shard, row = self.locate(index)
+        parts = self._whole(index, shard, row)
+        return [parts[name] for name in names]
 
     def parts(self, index: int) -> dict[str, bytes]:
         """All members of a sample as they are in the tar."""
@@ -177,6 +178,16 @@ class ShardSet:
         # folders that were indexed before 2026-11-29 do not have it
         record["durations"] = row.get("durations") or [0.0] * len(record["sizes"])
         return record
+
+    def _whole(self, index: int, shard: Shard, row: dict[str, Any]) -> dict[str, bytes]:
+        """All parts of a sample, which match its hash."""
+        parts = self._parts(index, shard, row, row["part_names"])
+        if digest(parts.values()) != row["sha256"]:
+            raise ValueError(
+                f"{shard.path} changed under its index: sample '{row['key']}' does not match its hash; copy the shard "
+                f"again, or if it was meant to change {INDEX_HINT} {os.path.dirname(shard.path)}"
+            )
+        return parts
 
     def _parts(
         self, index: int, shard: Shard, row: dict[str, Any], names: list[str]

@@ -49,6 +49,7 @@ class Seen:
     size: tuple[int, int] | None  # width, height of the first
     images: torch.Tensor  # [n, ...], the crops of all
     masks: torch.Tensor  # float32 [n, P]
+    windows: torch.Tensor  # int64 [m, W], of all blocks
 
 
 class SampleBuilder:
@@ -249,24 +250,24 @@ class SampleBuilder:
         single: list[bool],
         high: bool = False,
     ) -> Seen:
+        parts = [block.windows for block in blocks] or [self.images.no_windows]
+        crops = [block.crops for block in blocks]
+        windows = torch.from_numpy(joined_windows(parts, crops, self.images.patches))
         if not pictures:
             images = torch.empty((0, *self.images.crop_shape), dtype=self.images.dtype)
-            return Seen(blocks, None, images, torch.empty(0, self.images.patches))
+            return Seen(blocks, None, images, torch.empty(0, self.images.patches), windows)
         size = (pictures[0].shape[1], pictures[0].shape[0])
         made = [
             self.images(picture, frame=one, high=high) for picture, one in zip(pictures, single)
         ]
         images = _joined([crops.images for crops in made])
         masks = _joined([crops.masks for crops in made])
-        return Seen(blocks, size, images, masks)
+        return Seen(blocks, size, images, masks, windows)
 
     def _sample(self, tree: Tree, seen: Seen) -> Sample:
         """The tokens of a tree with the pictures that it speaks of."""
         ids = torch.tensor(tree.input_ids)
         patch = self.tokenizer.vocab_size + IM_PATCH
-        crops = [block.crops for block in seen.blocks]
-        parts = [block.windows for block in seen.blocks]
-        windows = joined_windows(parts or [self.images.no_windows], crops, self.images.patches)
         return Sample(
             input_ids=ids,
             labels=torch.tensor(tree.labels),
@@ -276,7 +277,7 @@ class SampleBuilder:
             image_ids=image_ids(ids, self.tokenizer.vocab_size, self.attention),
             images=seen.images,
             image_masks=seen.masks,
-            windows=torch.from_numpy(windows),
+            windows=seen.windows,
             image_positions=(ids == patch).nonzero()[:, 0],
         )
 

@@ -19,10 +19,10 @@ def image_ids(input_ids: Tensor, vocab_size: int, attention: str, family: str = 
     Args:
         attention: `text.image_attention`.
     """
-    special = input_ids - vocab_size
-    visual = torch.isin(special, torch.tensor(VISUAL[family]))
     if attention == "causal":
         return torch.zeros_like(input_ids, dtype=torch.int32)
+    special = input_ids - vocab_size
+    visual = torch.isin(special, torch.tensor(VISUAL[family]))
     if attention == "image_tokens":
         return visual.int()
     picture = torch.isin(special, torch.tensor(STARTS[family])).cumsum(0)

@@ -11,10 +11,14 @@ from molmo_ds.data.sources import (
     diagrams,
     documents,
     exams,
+    long_videos,
     molmo2,
     pixmo,
     pixmo_points,
+    several_pictures,
+    short_videos,
     texts,
+    video_places,
     vqa,
 )
 from molmo_ds.data.sources.source import Item, Picture, Row, Source
@@ -22,6 +26,7 @@ from molmo_ds.data.sources.source import Item, Picture, Row, Source
 FAMILIES = (
     *(pixmo, pixmo_points, clocks, vqa, documents, charts, diagrams, exams, android),
     *(cosyn, texts, molmo2),
+    *(short_videos, long_videos, several_pictures, video_places),
 )
 ALL = {source.name: source for family in FAMILIES for source in family.SOURCES}
 ALIASES = {alias: source.name for source in ALL.values() for alias in source.aliases}

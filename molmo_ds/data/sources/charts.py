@@ -17,13 +17,13 @@ MACHINE = 20901
 HUMAN_WEIGHT, MACHINE_WEIGHT = (2 * n / (HUMAN + MACHINE) for n in (MACHINE, HUMAN))
 
 
-def chart_qa(row: Row, split: str, weighted: bool) -> list[Item]:
+def chart_qa(row: Row, split: str, weighted: bool = False, style: str = "chart_qa") -> list[Item]:
     """Questions by people and by a program, in training weighted 1.4772 and 0.5228 if at all."""
     human = row["human_or_machine"] in (0, "human")
     weight = None
     if weighted and split == "train":
         weight = HUMAN_WEIGHT if human else MACHINE_WEIGHT
-    asked = annotation("chart_qa", question=row["query"], answers=list(row["label"]), weight=weight)
+    asked = annotation(style, question=row["query"], answers=list(row["label"]), weight=weight)
     return [Item(picture(row["image"]), [asked], {"is_human": human})]
 
 
@@ -52,14 +52,15 @@ SOURCES = [
             name,
             "GPL-3.0",
             "card of HuggingFaceM4/ChartQA",
-            functools.partial(chart_qa, weighted=weighted),
+            functools.partial(chart_qa, **known),
             splits={"train": "train", "validation": "val", "test": "test"},
             hub="HuggingFaceM4/ChartQA",
             changed=changed,
         )
-        for name, weighted, changed in (
-            ("chart_qa", False, _CHANGED),
-            ("chart_qa_weighted", True, ""),
+        for name, known, changed in (
+            ("chart_qa", {}, _CHANGED),
+            ("chart_qa_weighted", {"weighted": True}, ""),
+            ("chart_qa_exp", {"style": "chart_qa_exp"}, ""),  # answers that explain themselves
         )
     ),
     Source(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from molmo_ds.data.sources.masks import runs_of
 from molmo_ds.data.sources.pixmo import HASHED, LICENCE, LOADER, TRAIN, item
 from molmo_ds.data.sources.source import Cut, Item, LeftOut, Row, Source, annotation
 
@@ -36,17 +37,9 @@ def points(row: Row, split: str, style: str) -> list[Item]:
 def points_eval(row: Row, split: str) -> list[Item]:
     """Places for evaluation, each with the mask in which a point counts; `masks` of height x width truth values."""
     places = places_of(row["points"])
-    masks = [_runs(np.asarray(mask, dtype=bool)) for mask in row["masks"]]
+    masks = [runs_of(np.asarray(mask, dtype=bool)) for mask in row["masks"]]
     asked = annotation("pointing", label=row["label"], points=places, point_scale=100, masks=masks)
     return item(row, [asked])
-
-
-def _runs(mask: np.ndarray) -> dict[str, Any]:
-    """A mask as lengths of runs of pixels outside, inside, outside, ..., line by line."""
-    flat = np.concatenate([[False], mask.ravel()])
-    changes = np.flatnonzero(flat[1:] != flat[:-1])
-    runs = np.diff(np.concatenate([[0], changes, [mask.size]]))
-    return {"height": mask.shape[0], "width": mask.shape[1], "runs": runs.tolist()}
 
 
 def count(row: Row, split: str, style: str) -> list[Item]:

@@ -72,17 +72,19 @@ class Share:
         world: World,
         fill: Fill,
         dtype: torch.dtype = torch.float32,
+        grid: Grid | None = None,
     ) -> "Share":
         """This rank's rows with weights on its device; all ranks make the same calls.
 
         Args:
             fill: given what this rank holds of which parameter, yields each with its values.
+            grid: a map of the same strategy, whose groups are used again; by default a new one.
 
         Raises ValueError where the network cannot be cut so, or a parameter is not filled.
         """
         refuse(config, strategy)
         weights = strategy.execution.weights
-        grid = Grid(strategy.axes(world.size), world.rank)
+        grid = grid or Grid(strategy.axes(world.size), world.rank)
         if strategy.tensor > 1:
             grid.make("tensor")
         if strategy.stages > 1:
@@ -194,6 +196,14 @@ class Share:
         most = share_of(words, self.size, 0).stop
         parts = self.gather(F.pad(logits, (0, most - logits.shape[-1])))
         return parts.transpose(0, 1).flatten(1)[:, :words]
+
+    def any(self, said: bool) -> bool:
+        """Whether a rank of the replica says so; all of them ask at the same time."""
+        if self.stages * self.size == 1:
+            return said
+        flag = torch.tensor([float(said)], device=self.device)
+        dist.all_reduce(flag, dist.ReduceOp.MAX, self.grid.group("stage", "tensor"))
+        return bool(flag.item())
 
     def tell(self, x: Tensor) -> Tensor:
         """The last stage's x on every rank of the replica, in place; with one stage all have it."""

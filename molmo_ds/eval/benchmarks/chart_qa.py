@@ -29,5 +29,19 @@ TASKS = [
         headline="relaxed_correctness",
         categories=asked_by,
         published=Published(figures=(78.0, 80.4, 84.1, 87.3), split="test"),
-    )
+    ),
+    Task(
+        name="chart_qa_exp",
+        benchmark="ChartQA, explained",
+        styles=("chart_qa_exp",),
+        splits={
+            "validation": Split(shards="chart_qa_exp-validation", questions=1920),
+            "test": Split(shards="chart_qa_exp-test", questions=2500),
+        },
+        max_new_tokens=256,
+        crops=36,
+        score=score_chart,
+        headline="relaxed_correctness",
+        categories=asked_by,
+    ),
 ]

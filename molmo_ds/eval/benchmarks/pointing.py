@@ -6,6 +6,7 @@ from molmo_ds.eval.task import Published, Split, Task
 TASKS = [
     Task(
         name="pointing_eval",
+        aliases=("pointing_eval_v2", "pixmo_point_eval2"),
         benchmark="PixMo-Points",
         styles=("pointing",),
         splits={"test": Split(shards="pixmo_points_eval-test")},

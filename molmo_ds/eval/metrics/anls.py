@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from molmo_ds.eval.metrics.chart import exact_match
 from molmo_ds.eval.metrics.reply import edit_distance, parse_answer, true_answers
-from molmo_ds.eval.row import Row, Scores, answers
+from molmo_ds.eval.row import Row, Scores
 
 
 def anls(target: str, prediction: str) -> float:
@@ -22,7 +22,7 @@ def anls(target: str, prediction: str) -> float:
 def score_anls(reply: str, row: Row) -> Scores:
     """The best of the true answers; ValueError if all are empty: no reply is near an empty text."""
     got = parse_answer(reply)
-    true = [answer for answer in true_answers(answers(row)) if answer]
+    true = [answer for answer in true_answers(row.answers) if answer]
     if not true:
         raise ValueError("The true answer is empty, and no reply is near an empty text.")
     return {
@@ -36,6 +36,6 @@ def score_exact(reply: str, row: Row) -> Scores:
     """Exact match alone."""
     got = parse_answer(reply)
     return {
-        "em": float(max(exact_match(answer, got) for answer in true_answers(answers(row)))),
+        "em": float(max(exact_match(answer, got) for answer in true_answers(row.answers))),
         "unreadable": float(not got),
     }

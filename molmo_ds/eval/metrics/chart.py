@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from molmo_ds.eval.metrics.reply import parse_answer, true_answers
-from molmo_ds.eval.row import Row, Scores, answers
+from molmo_ds.eval.row import Row, Scores
 
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBER_WORDS = {word: str(number) for number, word in enumerate(_WORDS)}
@@ -57,7 +57,7 @@ def lenient_correctness(target: str, prediction: str) -> bool:
 def score_chart(reply: str, row: Row) -> Scores:
     """The best of the true answers under the three rules; for people's and the program's questions also apart."""
     got = parse_answer(reply)
-    true = true_answers(answers(row))
+    true = true_answers(row.answers)
     scores = {
         "relaxed_correctness": float(max(relaxed_correctness(answer, got) for answer in true)),
         "scifi_relaxed_correctness": float(

@@ -19,7 +19,7 @@ from molmo_ds.eval.row import Row, Scores, true_points
 
 Point = tuple[float, float]
 Box = Sequence[float]  # left, top, right, bottom in pixels; right and bottom do not belong to it
-# height, width, runs: lengths of rows of pixels outside, inside, outside ... line by line
+# height, width, runs: lengths of runs of pixels outside, inside, outside ... line by line, or by_columns
 Mask = Mapping[str, Any]
 
 _CLICK = re.compile(r"Click\(([0-9]+\.[0-9]), ?([0-9]+\.[0-9])\)")
@@ -115,6 +115,25 @@ def score_points(reply: str, row: Row) -> Scores:
     return {**found, "unreadable": float(not readable)}
 
 
+def score_in_mask(reply: str, row: Row) -> Scores:
+    """`all`: whether the reply has a point, and every one lies in the only mask; its pixel is cut, not rounded."""
+    [mask] = row.annotation["masks"]
+    found = extract_points(reply, *row.size)
+    hits = [inside((math.floor(x), math.floor(y)), mask) for x, y in found]
+    return {"all": float(bool(hits) and all(hits)), "unreadable": float(not hits)}
+
+
+def point_inside(row: Row) -> str:
+    """A point in the middle of the longest line of the mask, as a reply: the truth of a region."""
+    [mask] = row.annotation["masks"]
+    runs = mask["runs"]
+    longest = max(range(1, len(runs), 2), key=lambda number: runs[number])
+    place = sum(runs[:longest]) + runs[longest] // 2
+    y, x = divmod(place, mask["width"])
+    width, height = row.size
+    return f"({100 * (x + 0.5) / width:.1f}, {100 * (y + 0.5) / height:.1f})"
+
+
 def _check(region: Box | Mask, size: tuple[int, int]) -> None:
     if isinstance(region, Mapping):
         if (
@@ -137,14 +156,23 @@ def _check(region: Box | Mask, size: tuple[int, int]) -> None:
             )
 
 
-def _inside(point: Point, region: Box | Mask, size: tuple[int, int]) -> bool:
+def inside(point: Point, mask: Mask) -> bool:
+    """Whether the rounded point lies in a mask."""
     x = round(point[0])
     y = round(point[1])
+    width = mask["width"]
+    height = mask["height"]
+    if not (0 <= x < width and 0 <= y < height):
+        return False
+    place = x * height + y if mask.get("by_columns") else y * width + x
+    return bisect_right(list(accumulate(mask["runs"])), place) % 2 == 1
+
+
+def _inside(point: Point, region: Box | Mask, size: tuple[int, int]) -> bool:
     if isinstance(region, Mapping):
-        if not (0 <= x < region["width"] and 0 <= y < region["height"]):
-            return False
-        ends = list(accumulate(region["runs"]))
-        return bisect_right(ends, y * region["width"] + x) % 2 == 1
+        return inside(point, region)
+    x = round(point[0])
+    y = round(point[1])
     left, top, right, bottom = region
     across = left <= x < min(right, size[0])
     down = top <= y < min(bottom, size[1])

@@ -11,10 +11,12 @@ from collections.abc import Callable, Sequence
 from string import ascii_uppercase
 
 from molmo_ds.eval.metrics.mmmu import read_choice
+from molmo_ds.eval.metrics.reply import parse_answer
 from molmo_ds.eval.row import Row, Scores
 
 Reader = Callable[[str, Sequence[str]], str | None]  # (reply, options) -> letter
 LETTERS = "ABCDE"
+_STARTS = re.compile(r"[A-Za-z]\b")  # an answer that is a letter, maybe with more behind it
 _LEADS = re.compile(r"(?:Best answer|Best option|Answer|Option):")  # holds capitals of its own
 
 
@@ -46,28 +48,87 @@ def starts_with(reply: str, letter: str) -> bool:
     return reply.strip().lower().startswith(letter.lower())
 
 
-def score_letter(reply: str, row: Row, read: Reader) -> Scores:
-    """`accuracy` and `unreadable`; a letter that cannot be read is drawn with the row's own generator.
+def asked_options(row: Row) -> Sequence[str]:
+    """The options' texts: of the annotation, or of the record where they are part of the question's text."""
+    return row.annotation.get("options") or row.metadata.get("options") or ()
 
-    Raises ValueError where the true option has no letter.
-    """
-    options = row.annotation.get("options") or ()
+
+def true_letter(row: Row) -> str:
+    """The letter of the true option; ValueError where it has none."""
     index = row.annotation.get("answer_index")
-    named = ascii_uppercase[: len(options)]
+    if index is None:
+        given = row.annotation.get("answer")
+        if not isinstance(given, str) or not re.match(r"[A-Z]\b", given.strip()):
+            raise ValueError(f"The true answer is {given!r}; it is the letter of an option.")
+        return given.strip()[0]
+    named = ascii_uppercase[: len(asked_options(row))]
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(named):
         raise ValueError(
             f"The true option has the index {index!r}; with {len(named)} options it is 0 to below that."
         )
+    return named[index]
+
+
+def score_letter(
+    reply: str, row: Row, read: Reader, name: str = "accuracy", guess: bool = True
+) -> Scores:
+    """`name` and `unreadable`; a letter that cannot be read is drawn with the row's own generator, or wrong.
+
+    Raises ValueError where the true option has no letter.
+    """
+    options = asked_options(row)
+    right = true_letter(row)
     letter = read(reply, options)
-    drawn = letter or row.random().choice(named)
-    return {"accuracy": float(drawn == named[index]), "unreadable": float(letter is None)}
+    drawn = letter
+    if letter is None and guess:
+        drawn = row.random().choice(ascii_uppercase[: len(options)] or LETTERS)
+    return {name: float(drawn == right), "unreadable": float(letter is None)}
+
+
+def score_start(reply: str, row: Row, name: str = "em_start") -> Scores:
+    """Whether the answer in the reply starts with the true letter, case ignored: "a dog" is A, as in the reference."""
+    got = parse_answer(reply)
+    right = starts_with(got, true_letter(row))
+    return {name: float(right), "unreadable": float(not _STARTS.match(got))}
+
+
+def in_parts(scores: Scores, *parts: str) -> Scores:
+    """The score `all` under the names of the parts too to which a row belongs."""
+    return {**scores, **dict.fromkeys(parts, scores["all"])}
 
 
 def score_video_mme(reply: str, row: Row) -> Scores:
-    """`accuracy`: a reply without a letter is wrong; the reference leaves it out of the mean."""
+    """`all` and each duration: a reply without a letter is wrong; under `_reference` it is left out of the mean."""
     letter = first_letter_after_lead(reply, ())
-    right = letter == ascii_uppercase[row.annotation["answer_index"]]
-    return {"accuracy": float(right), "unreadable": float(letter is None)}
+    duration = row.metadata["duration"]
+    parts = [duration, *(["medium_long"] if duration != "short" else [])]
+    right = float(letter == true_letter(row))
+    scores = in_parts({"all": right}, *parts)
+    if letter is not None:
+        scores |= {f"{part}_reference": right for part in ("all", *parts)}
+    return {**scores, "unreadable": float(letter is None)}
+
+
+def score_long_video_bench(reply: str, row: Row) -> Scores:
+    """`all`, and the same for the group of lengths: duration_15, _60, _600, _3600 seconds."""
+    scores = score_letter(reply, row, first_letter, "all")
+    return in_parts(scores, f"duration_{row.metadata['duration_group']}")
+
+
+def score_lvbench(reply: str, row: Row) -> Scores:
+    """`all`, and the same for each type of question that a row has."""
+    types = row.metadata.get("question_types") or ()
+    return in_parts(score_start(reply, row, "all"), *(f"all_{kind}" for kind in types))
+
+
+def score_mmiu(reply: str, row: Row) -> Scores:
+    """`all` over the questions whose answer is one of the options; `all_reference` counts the others as wrong."""
+    got = parse_answer(reply)
+    options = asked_options(row)
+    if row.annotation.get("answer") not in ascii_uppercase[: len(options)]:
+        return {"all_reference": 0.0, "unreadable": float(read_choice(got, options) is None)}
+    scores = score_letter(got, row, read_choice, "all")
+    return {**scores, "all_reference": scores["all"]}
 
 
 READERS: dict[str, Reader] = {

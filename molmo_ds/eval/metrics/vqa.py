@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 from molmo_ds.eval.metrics.reply import parse_answer, true_answers
-from molmo_ds.eval.row import Row, Scores, answers
+from molmo_ds.eval.row import Row, Scores
 
 _NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
@@ -91,15 +91,20 @@ def _leave_one_out(answer: str, given: list[str]) -> float:
     return (without_one + (people - equal) * min(1.0, equal / 3)) / people
 
 
+@functools.lru_cache(maxsize=1 << 12)  # a question is scored with its reply and with every guess
+def _cleaned(answers: tuple[str, ...]) -> list[str]:
+    return [normalise_answer(one) for one in answers]
+
+
 def score_answers(reply: str, row: Row) -> Scores:
     """`vqa_score`, the reference's, and `vqa_official` where several people answered."""
-    true = answers(row)
+    true = row.answers
     got = parse_answer(reply)
     # vqa_score leaves a single text as it is, so that `Yes` could never be right
     if isinstance(true, str):
         return {"vqa_score": vqa_score(normalise_answer(true), got), "unreadable": float(not got)}
     answer = normalise_answer(got)
-    given = [normalise_answer(one) for one in true_answers(true)]
+    given = _cleaned(tuple(true_answers(true)))
     official = _leave_one_out(answer, given)
     return {
         "vqa_score": _agreement(answer, given),
@@ -111,4 +116,4 @@ def score_answers(reply: str, row: Row) -> Scores:
 def score_direct(reply: str, row: Row) -> Scores:
     """A-OKVQA's direct answers."""
     got = parse_answer(reply)
-    return {"a_okvqa_score": a_okvqa_score(answers(row), got), "unreadable": float(not got)}
+    return {"a_okvqa_score": a_okvqa_score(row.answers, got), "unreadable": float(not got)}

@@ -1,0 +1,154 @@
+"""Places in videos: points that must lie in an object's mask at their time, tracks by frame and as wholes, counts.
+
+Source: allenai/molmo2 f3cb108, olmo/eval/evaluators.py (VixMoPointEval, VixMoPointCountEval) and
+object_tracking_utils.py. There the masks of a frame are those of all objects of a track while its points are those of
+the objects that are seen, so that a point may be compared with another object's mask; here each has its own.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from molmo_ds.data.sample.point_text import Found, format_groups, format_tracks, read_points
+from molmo_ds.data.sample.point_text import Moment as Written
+from molmo_ds.data.sample.times import stamp
+from molmo_ds.eval.metrics.pointing import inside, nearest_pairs
+from molmo_ds.eval.metrics.tracks import Detections, hota
+from molmo_ds.eval.row import Row, Scores
+
+_TOTAL = re.compile(r"(?:a total of|the total number(?:\s+of\s+.+?)?\s+is:)\s*(\d+)")
+_NONE = re.compile(r"\bnone\b")
+NEAR = 0.05  # share of a count by which a close one may be off, besides 1
+FAR = 100.0  # the largest of a normalised time, x or y
+Place = tuple[float, float, float]  # seconds, x and y in pixels
+
+
+def size_of(row: Row) -> tuple[float, float]:
+    """Width and height to which the row's points refer, in pixels."""
+    return row.metadata["width"], row.metadata["height"]
+
+
+def true_places(row: Row) -> list[Place]:
+    """One for each object."""
+    groups = row.annotation["point_groups"]
+    return [(group["time"], *group["points"][0]) for group in groups]
+
+
+def score_places(reply: str, row: Row) -> Scores:
+    """precision, recall and f1 of a video's points, paired by time and place so that the distances' sum is least."""
+    wanted = true_places(row)
+    given = [(one.place, one.x, one.y) for one in read_points(reply, *size_of(row))]
+    unreadable = float(not given and bool(wanted) and not _NONE.search(reply.lower()))
+    if not wanted:
+        return dict.fromkeys(("precision", "recall", "f1"), float(not given)) | {"unreadable": 0.0}
+    masks = [
+        {time: mask for time, mask in seen if mask is not None} for seen in row.annotation["masks"]
+    ]
+    far = (row.metadata["video_duration"], *size_of(row))
+    costs = [[math.dist(_normal(a, far), _normal(b, far)) for b in wanted] for a in given]
+    hits = sum(
+        given[i][0] in masks[j] and inside(given[i][1:], masks[j][given[i][0]])
+        for i, j in (nearest_pairs(costs) if given else ())
+    )
+    return {**_rates(hits, len(given), len(wanted)), "unreadable": unreadable}
+
+
+def _normal(place: Place, far: Sequence[float]) -> list[float]:
+    return [round(FAR * value / most, 1) for value, most in zip(place, far)]
+
+
+def _rates(hits: int, given: int, wanted: int) -> dict[str, float]:
+    f1 = 2 * hits / (given + wanted) if hits else 0.0
+    return {"precision": hits / max(given, 1), "recall": hits / wanted, "f1": f1}
+
+
+def places_text(row: Row) -> str:
+    """The true points as Molmo2 writes them."""
+    groups = row.annotation["point_groups"]
+    return format_groups(
+        [stamp(group["time"]) for group in groups],
+        [group["points"] for group in groups],
+        [size_of(row)] * len(groups),
+        row.annotation["label"],
+        "point_count",
+    )
+
+
+def score_count(reply: str, row: Row) -> Scores:
+    """`correct`, `close` (off by 1, and by a twentieth more), `valid`, and `correct` by subset and by bins of five."""
+    count = row.metadata["count"]
+    got = read_count(reply)
+    correct = float(got == count)
+    close = got is not None and abs(got - count) <= 1 + math.floor(NEAR * count)
+    low = min(count // 5 * 5, 25)
+    high = "" if low == 25 else f"_{low + 5}"
+    return {
+        "correct": correct,
+        "close": float(close),
+        "valid": float(got is not None),
+        f"correct_{low}{high}": correct,
+        f"acc_{row.metadata['subset']}": correct,
+        "unreadable": float(got is None),
+    }
+
+
+def read_count(reply: str) -> int | None:
+    """The whole reply as a number, or the number of a total; 0 for `none`."""
+    text = reply.strip().lower().rstrip(".").strip()
+    if re.fullmatch(r"[+-]?\d+", text):
+        return int(text)
+    total = _TOTAL.search(text)
+    if total:
+        return int(total[1])
+    return 0 if _NONE.search(text) else None
+
+
+def score_tracks(reply: str, row: Row) -> Scores:
+    """precision, recall and f1, means over frames, and HOTA with DetA and AssA; a point is right inside its mask."""
+    fps = row.metadata["fps"]
+    found: dict[int, dict[str, Found]] = {}
+    for one in read_points(reply, *size_of(row)):
+        found.setdefault(round(one.place * fps), {}).setdefault(one.number, one)
+    moments = row.annotation["tracks"]
+    frames = [round(moment["time"] * fps) for moment in moments]
+    wanted = {frame: moment["points"] for frame, moment in zip(frames, moments)}
+    masks = dict(zip(frames, row.annotation["masks"]))
+    everything = sorted(found.keys() | wanted.keys())
+    compared = [
+        _compared(found.get(frame, {}), wanted.get(frame, {}), masks.get(frame, {}))
+        for frame in everything
+    ]
+    rates = [_of_frame(*pair) for pair in compared]
+    means = {
+        name: math.fsum(rate[name] for rate in rates) / len(rates)
+        for name in ("precision", "recall", "f1")
+    }
+    whole = hota([detections for detections, _ in compared])
+    return {**means, **whole, "unreadable": float(not found and not _NONE.search(reply.lower()))}
+
+
+def _compared(
+    found: Mapping[str, Found], wanted: Mapping[str, Sequence[float]], masks: Mapping[str, Any]
+) -> tuple[Detections, list[tuple[int, int]]]:
+    """A frame's detections, and pairs (found, wanted) by least distance."""
+    points = [(one.x, one.y) for one in found.values()]
+    right = [[name in masks and inside(point, masks[name]) for point in points] for name in wanted]
+    costs = [[math.dist(point, place) for place in wanted.values()] for point in points]
+    pairs = nearest_pairs(costs) if points and wanted else []
+    return Detections(list(wanted), list(found), right), pairs
+
+
+def _of_frame(frame: Detections, pairs: Sequence[tuple[int, int]]) -> dict[str, float]:
+    if not frame.wanted:  # and something was found, or there would be no such frame
+        return dict.fromkeys(("precision", "recall", "f1"), 0.0)
+    hits = sum(frame.right[j][i] for i, j in pairs)
+    return _rates(hits, len(frame.found), len(frame.wanted))
+
+
+def tracks_text(row: Row) -> str:
+    """The true tracks as Molmo2 writes them."""
+    moments = [Written(one["time"], one["points"]) for one in row.annotation["tracks"]]
+    return format_tracks(moments, size_of(row), row.annotation["label"])

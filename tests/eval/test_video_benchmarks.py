@@ -1,0 +1,202 @@
+"""Benchmarks about videos and several pictures: from published files to questions, prompts without truths, scores."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.random import RandomState
+from video_cases import CASES, COUNT, MASK, MME, PACKED, TRACK, write
+
+from molmo_ds.config import PromptConfig
+from molmo_ds.data import sources
+from molmo_ds.data.sample.prompts import PromptFormatter
+from molmo_ds.data.sample.review import Review
+from molmo_ds.data.sources.masks import runs_of, runs_of_coco
+from molmo_ds.data.sources.rows import load_rows
+from molmo_ds.data.sources.source import Item
+from molmo_ds.eval.benchmarks import BENCHMARKS
+from molmo_ds.eval.metrics.pointing import inside
+from molmo_ds.eval.metrics.tracks import Detections, hota
+from molmo_ds.eval.metrics.video_places import read_count
+from molmo_ds.eval.row import UNREADABLE, Row
+from molmo_ds.eval.score import scored_row
+
+SIZE = (3, 2)  # width, height of every picture here
+BLINK = {"idx": "val_Counting_1", "sub_task": "Counting", "prompt": "How many?\n(A) 1\n(B) 2"}
+BLINK |= {"choices": ["1", "2"], "image_1": "a.png", "image_2": "b.png", "answer": "(B)"}
+MUIR = {"idx": "3", "task": "t", "image_relation": "r", "image_type": "i", "counterpart_idx": "4"}
+MUIR |= {"question": "Which is <image>?", "options": ["<image>", "none"], "answer": "B"}
+MUIR |= {"image_list": ["a.png", "b.png"]}
+
+
+class Shards:
+    """Stands for shards that hold items."""
+
+    def __init__(self, items: list[Item]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def record(self, index: int) -> dict[str, Any]:
+        item = self.items[index]
+        known = {"annotations": item.annotations, "metadata": item.metadata, "sizes": [SIZE]}
+        return {"__key__": f"key-{index}", "images": ["png"], **known}
+
+    def parts(self, index: int) -> dict[str, bytes]:
+        return {"png": b"the same picture"}
+
+
+def items_of(source: str, rows: list, split: str) -> list[Item]:
+    adapt = sources.get(source).adapt
+    return list(itertools.chain.from_iterable(adapt(row, split) for row in rows))
+
+
+def row_of(task: str, source: str, split: str, row: dict) -> Row:
+    items = items_of(source, [row], split)
+    [asked] = BENCHMARKS[task].rows(Shards(items), split)
+    return asked
+
+
+@pytest.mark.parametrize("case", CASES, ids=[f"{case[0]}" for case in CASES])
+def test_from_the_published_files_to_a_score(case: tuple, tmp_path: Path) -> None:
+    name, source, split, files, right, wrong, end = case
+    task = BENCHMARKS[name]
+    rows = list(load_rows(sources.get(source), split, write(tmp_path, source, files)))
+    items = items_of(source, rows, split)
+    found = {row.id: row for row in task.rows(Shards(items), split)}
+    asked = found[f"{name}:{split}:{end}"]
+    for item in items:  # the download keeps them
+        Review().add({"annotations": item.annotations, "images": ["png"], "sizes": [SIZE]})
+    hidden = {"answer", "answer_index", "masks", "point_groups", "tracks"}
+    assert not set(asked.question()) & hidden
+    config = PromptConfig(pointing_format="html-v2")
+    [said] = PromptFormatter(config).messages(asked.question(), RandomState(0), inference=True)
+    assert asked.annotation.get("question", "cat") in said
+    truth = task.truth(asked)
+    scores = [scored_row(task, asked, reply, "stop")["scores"] for reply in (right, truth, wrong)]
+    assert [score[task.headline] for score in scores] == [1.0, 1.0, 0.0]
+    assert scores[0][UNREADABLE] == scores[1][UNREADABLE] == 0.0
+    assert scored_row(task, asked, "", "length")["scores"][task.headline] in (0.0, 1.0)
+
+
+def test_clips_subtitles_and_frames_reach_the_record(tmp_path: Path) -> None:
+    [counted] = items_of("molmo2_video_count_eval", [COUNT], "val")
+    assert counted.about == {"clip": [1.0, 5.0]}
+    said = {name: case for name, *case in CASES if name.endswith("_w_subtitle")}
+    for name, lines in (
+        ("video_mme_w_subtitle", [[1.0, 2.0, "hello"]]),
+        ("long_video_bench_w_subtitle", [[2.0, 3.0, "hello"]]),  # its clock begins at 10 s
+    ):
+        source, split, files, *_ = said[name]
+        rows = load_rows(sources.get(source), split, write(tmp_path / name, source, files))
+        [item] = items_of(source, list(rows), split)
+        assert item.about == {"subtitles": lines}
+        assert item.annotations[0]["style"] == "video_eval_multiple_choice_w_subtitle"
+    frames = tmp_path / "video/tvqa/frames_fps3_hq/film"
+    frames.mkdir(parents=True)
+    for number in (10, 9):
+        (frames / f"{number}.jpg").touch()
+    question = {"video": "film", "question": "?", "candidates": ["x"], "answer": "x"}
+    files = {"json/episodic_reasoning.json": [question | {"start": 0, "end": 1}]}
+    rows = load_rows(sources.get("mvbench"), "validation", write(tmp_path, "mvbench", files))
+    [item] = items_of("mvbench", list(rows), "validation")
+    assert [Path(one.path).name for one in item.pictures] == ["9.jpg", "10.jpg"]
+    assert item.about == {"fps": 3.0, "clip": [0.0, 1.0]}
+
+
+def test_several_pictures() -> None:
+    asked = row_of("blink", "blink", "validation", BLINK)
+    task = BENCHMARKS["blink"]
+    assert [task.score(reply, asked)["muir_bench_mc"] for reply in ("(B)", "A")] == [1.0, 0.0]
+    hidden = row_of("blink", "blink", "test", {**BLINK, "answer": "hidden"})
+    assert task.truth(hidden) is None
+    asked = row_of("muir_bench", "muir_bench", "test", MUIR)
+    assert asked.annotation["question"] == "Which is Image 1?"
+    assert asked.annotation["options"] == ["Image 2", "none"]
+    assert BENCHMARKS["muir_bench"].score("B", asked)["muir_bench_mc"] == 1.0
+
+
+def test_every_point_must_lie_in_the_mask() -> None:
+    mask = np.zeros((2, 3), bool)
+    mask[1, 1:] = True
+    annotation = {"style": "pointing", "question": "?", "masks": [runs_of(mask)]}
+    row = Row(id="r", index=0, picture="p", annotation=annotation, size=SIZE)
+    task = BENCHMARKS["point_bench"]
+    assert task.truth(row) == "(83.3, 75.0)"  # the middle of pixel 2 of line 1
+    right = task.truth(row)
+    found = [task.score(reply, row) for reply in (right, right + " (10.0, 10.0)", "no idea")]
+    assert [one["all"] for one in found] == [1.0, 0.0, 0.0]
+    assert [one[UNREADABLE] for one in found] == [0.0, 0.0, 1.0]
+
+
+def test_both_values_where_the_reference_leaves_replies_out() -> None:
+    asked = row_of("video_mme", "video_mme", "validation", {**MME, "subtitles": None})
+    parts = ("all", "long", "medium_long")
+    found = BENCHMARKS["video_mme"].score("no idea", asked)
+    assert found == dict.fromkeys(parts, 0.0) | {UNREADABLE: 1.0}
+    found = BENCHMARKS["video_mme"].score("B", asked)
+    assert found == dict.fromkeys([*parts, *(f"{part}_reference" for part in parts)], 1.0) | {
+        UNREADABLE: 0.0
+    }
+    impossible = {"question": "?", "options": "A: cat", "output": "G", "task": "t", "number": 0}
+    impossible["input_image_path"] = ["./x/a.png"]
+    asked = row_of("mmiu", "mmiu", "test", impossible)
+    assert BENCHMARKS["mmiu"].score("G", asked) == {"all_reference": 0.0, UNREADABLE: 1.0}
+
+
+def test_captions_of_temp_compass_are_left_to_a_judge() -> None:
+    row = {"task": "captioning", "number": 0, "video_id": "7", "dim": "speed", "answer": "fast"}
+    row |= {"question": "Say it.", "mc_question": "?", "mc_answer": "A. x"}
+    asked = row_of("temp_compass", "temp_compass", "validation", row)
+    assert BENCHMARKS["temp_compass"].score("It is fast.", asked) == {}
+
+
+def test_masks_of_coco() -> None:
+    for published in (MASK, PACKED):
+        mask = runs_of_coco(published)
+        seen = [[inside((x, y), mask) for x in range(3)] for y in range(2)]
+        assert seen == [[False, True, False], [False, True, False]]
+    # 5 bits a digit, the lowest first: 40 = 8 + 32, then differences to the last but one: 37 + 3, 3 + 40
+    runs = runs_of_coco({"size": [1, 166], "counts": "X1" + "3" + "X1" + "U1" + "3"})["runs"]
+    assert runs == [40, 3, 40, 40, 43]
+    with pytest.raises(ValueError, match=r"^The runs of a mask of 3 x 2 do not add up .*\.$"):
+        runs_of_coco({"size": [2, 3], "counts": [5]})
+
+
+def test_hota_of_two_objects_that_change_names() -> None:
+    """Luiten's definitions by hand: 4 frames, two objects, the found names swap behind the second frame."""
+    straight = Detections(["a", "b"], ["1", "2"], [[True, False], [False, True]])
+    swapped = Detections(["a", "b"], ["1", "2"], [[False, True], [True, False]])
+    found = hota([straight, straight, swapped, swapped])
+    # every pair is matched twice: 2 / (4 + 4 - 2)
+    assert found == pytest.approx({"HOTA": (1 / 3) ** 0.5, "DetA": 1.0, "AssA": 1 / 3})
+    missed = Detections(["a"], ["1"], [[False]])
+    found = hota([Detections(["a"], ["1"], [[True]]), missed])
+    # one hit of two true and two found; together 1 / (2 + 2 - 1)
+    assert found == pytest.approx({"HOTA": 1 / 3, "DetA": 1 / 3, "AssA": 1 / 3})
+    assert hota([]) == {"HOTA": 1.0, "DetA": 1.0, "AssA": 1.0}
+    assert hota([Detections(["a"], [], [[]])])["HOTA"] == 0.0
+
+
+def test_tracks_are_compared_frame_by_frame() -> None:
+    asked = row_of("molmo2_video_track_eval_1fps", "molmo2_video_track_eval", "test", TRACK)
+    assert [moment["time"] for moment in asked.annotation["tracks"]] == [0.0, 1.0]
+    reply = '<tracks coords="0.0 1 333 500 2 000 000;3.0 1 333 500">the cat</tracks>'
+    found = BENCHMARKS["molmo2_video_track_eval_1fps"].score(reply, asked)
+    # frames 0 (two found, one right), 2 (nothing found), 6 (nothing to find)
+    assert found["precision"] == pytest.approx((1 / 2 + 0 + 0) / 3)
+    assert found["recall"] == pytest.approx((1 + 0 + 0) / 3)
+    assert found["f1"] == pytest.approx((2 / 3) / 3)
+    assert found["DetA"] == pytest.approx(1 / (2 + 3 - 1))
+
+
+@pytest.mark.parametrize(
+    ("reply", "count"),
+    [("7", 7), ("A total of 12.", 12), ('The total number of "cats" is: 3.', 3), ("none", 0)]
+    + [("There are none.", 0), ("many", None), ("3 or 4", None)],
+)
+def test_a_count_is_read(reply: str, count: int | None) -> None:
+    assert read_count(reply) == count
