@@ -189,7 +189,8 @@ class RunConfig(Checked):
     evaluators: dict[str, EvaluatorConfig] = field(default_factory=dict)
     optim: OptimConfig = field(default_factory=OptimConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
-    # a DeepSpeed JSON, or `accelerate`: what accelerate launch was given
+    # a DeepSpeed JSON; `auto`: the cheapest of ds_configs whose planned memory fits; or `accelerate`: what
+    # accelerate launch was given
     strategy: Place = "ds_configs/zero3.json"
     # a checkpoint, or its URL, whose weights (nothing else) start this run
     init_from: Optional[Place] = None

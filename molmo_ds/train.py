@@ -50,18 +50,15 @@ def train(config: RunConfig) -> int:
     Raises ValueError or OSError, the same on every rank where that can be known, for what the user has to mend.
     """
     from molmo_ds.data.order import epochs
-    from molmo_ds.engine import launch, strategy_place
+    from molmo_ds.engine import launch
     from molmo_ds.engine.checks.faults import TrainingFault
-    from molmo_ds.engine.launching import launchers
-    from molmo_ds.engine.strategy import read_strategy
+    from molmo_ds.engine.strategy import AUTO, read_strategy
     from molmo_ds.stores.run_folder import RunFolder
     from molmo_ds.weights import patch_row
 
     rules.refuse(rules.training(config))
-    strategy = read_strategy(config.strategy)
-    told = strategy_place.told(config.strategy)
-    for sentence in [*told, *launchers.ignored(strategy, config)]:
-        log.warning(sentence)  # main shows those of rank 0 only
+    if config.strategy != AUTO:
+        read_strategy(config.strategy)  # refused before the ranks meet
     deadline = time.monotonic() + (config.time_limit_seconds or math.inf)
     world = launch.start(config.timeout_seconds)
     config = world.agree(partial(epochs.in_steps, config))
@@ -85,14 +82,21 @@ def train(config: RunConfig) -> int:
 def run(config: RunConfig, world: "World", folder: "RunFolder", deadline: float) -> int:
     """The same in a folder that is this run's alone, until `deadline` of time.monotonic."""
     from molmo_ds.data.order.loader import build_stream
-    from molmo_ds.engine import build_engine
+    from molmo_ds.engine import build_engine, strategy_place
+    from molmo_ds.engine.launching import launchers
+    from molmo_ds.engine.plan import choice
     from molmo_ds.engine.save.writer import Writer
+    from molmo_ds.engine.strategy import read_strategy
     from molmo_ds.eval.evaluators import build_evaluators
     from molmo_ds.monitor import profile
     from molmo_ds.monitor.metrics import Metrics
     from molmo_ds.weights import checkpoint
 
     world.agree(lambda: check_folder(config, folder))
+    config = choice.settled(config, world, folder.local)
+    told = strategy_place.told(config.strategy)
+    for sentence in [*told, *launchers.ignored(read_strategy(config.strategy), config)]:
+        log.warning(sentence)  # main shows those of rank 0 only
     checkpoints = str(files.place(config.out) / "checkpoints")
     if config.resume:
         Writer(config, world).resume_upload(checkpoints)

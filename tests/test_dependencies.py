@@ -92,5 +92,14 @@ def test_extras_are_imported_somewhere(extra: str, folders: list[str]) -> None:
 
 def test_upper_bounds_where_private_names_are_used() -> None:
     assert declared("options", "install_requires")["deepspeed"] == ">=0.19.8,<0.20"
-    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
-    assert pins["deepspeed"].startswith("0.19.") and pins["deepspeed"] >= "0.19.8"
+    assert pinned()["deepspeed"].startswith("0.19.") and pinned()["deepspeed"] >= "0.19.8"
+
+
+def test_no_pin_is_torchs_own() -> None:
+    """Each torch for CUDA names one triton and one of each CUDA library; another pin makes pip give up."""
+    assert not [name for name in pinned() if name.startswith(("triton", "nvidia", "cuda"))]
+
+
+def pinned() -> dict[str, str]:
+    """Package -> version of constraints.txt."""
+    return dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())

@@ -122,7 +122,7 @@ def two_ranks(words: list[str], folder: Path) -> list[Forked]:
 
 def test_killed_at_random_moments_and_resumed(tiny_run: list[str], tmp_path: Path) -> None:
     """kill -9 of a two-rank run at random moments; the losses are those of a run that was left alone."""
-    words = [*tiny_run, "max_steps=6", "save_interval=1"]
+    words = [*tiny_run, "max_steps=6", "save_interval=1", "strategy=auto"]
     whole, out = tmp_path / "alone", tmp_path / "killed"
     for rank in two_ranks([*words, f"out={whole}"], tmp_path):
         code, output = rank.finish()
@@ -141,6 +141,7 @@ def test_killed_at_random_moments_and_resumed(tiny_run: list[str], tmp_path: Pat
         assert code == 0, output[-3000:]
     assert losses(out) == losses(whole) and len(losses(out)) == 6
     assert (out / "DONE").exists()
+    assert settings.read_values(out / "config.yaml")["strategy"] == "ds_configs/zero1.json"
 
 
 def test_evaluators_log_under_their_names_and_change_nothing(

@@ -16,7 +16,7 @@ from molmo_ds import rules
 from molmo_ds.data.order import epochs
 from molmo_ds.engine.launching.hosts import read_hosts, refuse_unknown
 from molmo_ds.engine.launching.supervise import EXPORTED, Limits, Supervisor, check
-from molmo_ds.engine.strategy import read_strategy
+from molmo_ds.engine.strategy import AUTO, read_strategy
 from molmo_ds.train import read_arguments
 
 
@@ -87,7 +87,8 @@ def main(arguments: list[str] | None = None) -> None:
     check(config)
     rules.refuse(rules.training(config))
     config = epochs.in_steps(config)  # the run is done after these
-    read_strategy(config.strategy)
+    if config.strategy != AUTO:
+        read_strategy(config.strategy)
     refuse_unknown(hosts)
     limits = Limits(given.start, given.stall, given.probe, given.tries, given.backoff)
     supervisor = Supervisor(config, hosts, limits, given.export)

@@ -3,6 +3,7 @@
 PRESET STRATEGY HOSTFILE [key=value ...], for example
     molmo_7b_d ds_configs/zero3.json hostfile activation_checkpointing=full micro_batch=1
 
+`auto` for STRATEGY lists those of ds_configs that can run, the cheapest first, and takes the first that fits.
 HOSTFILE is DeepSpeed's (`name slots=8` per line), HOSTSxGPUS as 2x8, or a number of GPUs. A STRATEGY to answer with
 (ds_configs/infer/tp8.json) gives what is left for the cache, the slots, and times counted from bytes and FLOPs;
 card.bandwidth=2e12 says of the GPU what is not that of an H100. What is saved for the backward pass is found by
@@ -19,11 +20,12 @@ from pathlib import Path
 from molmo_ds import settings
 from molmo_ds.config import RunConfig
 from molmo_ds.engine.launching.hosts import read_hosts
-from molmo_ds.engine.plan import plan_inference
+from molmo_ds.engine.plan import choice, host_time, plan_inference
+from molmo_ds.engine.plan.choice import Room
 from molmo_ds.engine.plan.plan_inference import Card
 from molmo_ds.engine.plan.plan_memory import plan
 from molmo_ds.engine.refusals import refuse
-from molmo_ds.engine.strategy import read_strategy
+from molmo_ds.engine.strategy import AUTO, read_strategy
 
 FIELDS = (
     "weights",
@@ -92,6 +94,18 @@ def read_card(words: list[str]) -> Card:
     return Card(**given)
 
 
+def choose(config: RunConfig, world: int, card: Card) -> str:
+    """Print what strategy=auto would see on such GPUs; the path that it would take."""
+    room = Room(device=card.memory, host=card.host / card.per_host)
+    for one in choice.candidates(config, world, room):
+        host = f", {one.host / 1e9:.2f} GB of the host's" if one.host else ""
+        verdict = "fits" if one.fits else "does not fit"
+        print(f"{one.name:>14} {one.device / 1e9:10.2f} GB{host}: {verdict}")
+    made = choice.choose(config, world, room)
+    print(made.sentence)
+    return made.path
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Print the table; one line per pipeline stage."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -103,8 +117,10 @@ def main(arguments: list[str] | None = None) -> None:
     ]
     arguments = [word for word in arguments if word.removeprefix("--") not in cards]
     (preset, path, _), config, world = read_arguments(arguments)
-    strategy = read_strategy(path)
     card = read_card(cards)
+    if path == AUTO:
+        path = choose(config, world, card)
+    strategy = read_strategy(path)
     if strategy.engine == "inference":
         print(f"{preset}, {strategy.name}, {world} GPUs")
         print(
@@ -120,3 +136,4 @@ def main(arguments: list[str] | None = None) -> None:
     print("stage " + "".join(f"{name:>12}" for name in FIELDS))
     for index, made in enumerate(plan(config, strategy, world)):
         print(f"{index:>5} " + "".join(f"{getattr(made, name) / 1e9:12.2f}" for name in FIELDS))
+    print(host_time.told(config, strategy, card))

@@ -1,7 +1,7 @@
 """Every private name of DeepSpeed that we touch, behind small functions; no other file holds one.
 
-DeepSpeed promises none of them. `NAMES` says where each is defined, and tests/engine/test_deepspeed_names.py looks for
-them in the installed version and names the one that vanished.
+DeepSpeed promises none of them. engine/deepspeed_names.py says where each is defined, and
+tests/engine/test_deepspeed_names.py looks for them in the installed version and names the one that vanished.
 
 Words: `engine` is what deepspeed.initialize returned, `zero` its optimizer (of whatever ZeRO stage). The optimizer
 steps *masters*: flat fp32 tensors of which a parameter is a slice, or under ZeRO-0 the parameters themselves.
@@ -20,49 +20,14 @@ from deepspeed.comm import comm
 from deepspeed.pipe import DualPipeVModule, LayerSpec, PipelineModule
 from deepspeed.runtime.pipe import schedule
 from deepspeed.runtime.utils import partition_balanced
+from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
-from deepspeed.utils import groups
+from deepspeed.utils import groups, z3_leaf_module
 from torch import Tensor, nn
 
-NAMES = {  # module -> names that are defined, or set on an object, there
-    "deepspeed.comm.comm": "cdb",
-    "deepspeed.module_inject.auto_ep_layer": "_is_autoep_layer group_name",
-    "deepspeed.ops": "__compatible_ops__",
-    "deepspeed.runtime.bf16_optimizer": "fp32_groups_flat_partition fp32_groups_gradient_flat_partition",
-    "deepspeed.runtime.engine": "_take_model_step basic_optimizer first_dataloader_check",
-    "deepspeed.runtime.fp16.unfused_optimizer": "fp16_groups fp32_groups",
-    "deepspeed.runtime.pipe.engine": "_INSTRUCTION_MAP _allocate_or_extend_buffers",
-    "deepspeed.runtime.pipe.module": "_partition_layers _set_bounds _topo global_rank parts",
-    "deepspeed.runtime.pipe.schedule": "OptimizerStep",
-    "deepspeed.runtime.swap_tensor.optimizer_utils": "swap_params_info unswapped_gradients",
-    "deepspeed.runtime.swap_tensor.partitioned_param_swapper": """
-        remove_partition_and_release_buffers swap_in swap_out_and_release synchronize_reads
-    """,
-    "deepspeed.runtime.utils": "partition_balanced",
-    "deepspeed.runtime.zero.muon.muon_optimizer": "MuonWithAuxAdam",
-    "deepspeed.runtime.zero.muon.original_muon": "muon_update",
-    "deepspeed.runtime.zero.partition_parameters": """
-        ds_id ds_numel ds_secondary_tensor ds_shape ds_tensor final_location nvme_swapper
-    """,
-    "deepspeed.runtime.zero.stage3": """
-        _get_param_partition_rank _optimizer_states_and_gradient_swap_in
-        _optimizer_states_and_gradient_swap_out _partition_all_parameters
-        _reassign_or_swap_out_partitioned_parameters _release_swap_buffers _swappable_optimizer_subgroup
-        averaged_gradients fp16_groups fp16_partitioned_groups_flat_numel fp32_partitioned_groups_flat
-        get_grad_norm_direct get_param_id grad_partitions_flat_buffer grad_position module norm_for_param_grads
-        offload_optimizer optimizer_swapper params_in_nvme_and_cpu persistent_parameters sub_group_to_group_id
-        swap_optimizer
-    """,
-    "deepspeed.runtime.zero.stage_1_and_2": """
-        _configure_moe_settings averaged_gradients cpu_offload has_moe_layers is_moe_group
-        scaled_global_norm single_partition_of_fp32_groups update_lp_params
-    """,
-    "deepspeed.utils.groups": "_get_expert_data_parallel_group _get_expert_parallel_group _init_tp_mesh_device",
-    "deepspeed.utils.mixed_precision_linkage": "_hp_mapping",
-    "deepspeed.utils.tensor_fragment": "hp_fragment_address lp_fragment_address param_group_index",
-}
 MODEL_STEP = "_take_model_step"  # the method of an engine that ends in the optimizer's step
 CONFIGURE_EXPERTS = DeepSpeedZeroOptimizer._configure_moe_settings
+HOOK = DeepSpeedZeRoOffload._register_deepspeed_module
 
 
 # Where parameters lie
@@ -197,6 +162,38 @@ def gradients(engine: Any) -> list[tuple[int, list[Tensor]]] | None:
             for i, f in enumerate(flats)
         ]
     return None
+
+
+# ZeRO-3's hooks
+
+
+def hook_fewer(callers: tuple[type[nn.Module], ...]) -> None:
+    """Let ZeRO-3 hook no module without parameters, and none of `callers` that has none of its own.
+
+    A hook gathers and releases what its own module holds. It costs the host as much where that is nothing, and more
+    where many tensors come and go: each passes a function of autograd on its way in and out. With frozen weights below
+    a caller keeps its hooks, to which DeepSpeed attributes those of a recomputed layer.
+    """
+
+    def hook(offload: Any, module: nn.Module, count: list[int] | None = None) -> None:
+        if count is None:
+            HOOK(offload, module)
+        else:
+            HOOK(offload, module, count)
+        if module is not offload.module and hooked_for_nothing(module, callers):
+            for handles in (offload.forward_hooks, offload.backward_hooks):
+                for _ in range(2):  # before and after; those of its children were put on before
+                    handles.pop().remove()
+
+    DeepSpeedZeRoOffload._register_deepspeed_module = hook
+
+
+def hooked_for_nothing(module: nn.Module, callers: tuple[type[nn.Module], ...]) -> bool:
+    """Whether nothing is gathered or released where a module is called, see `hook_fewer`."""
+    below = list(module.parameters())
+    calls = isinstance(module, callers) and not z3_leaf_module(module)
+    own = any(True for _ in module.parameters(recurse=False))
+    return not below or (calls and not own and all(p.requires_grad for p in below))
 
 
 # What lies on NVMe

@@ -8,6 +8,7 @@ import torch
 
 from molmo_ds.architecture import MolmoConfig
 from molmo_ds.config import RunConfig
+from molmo_ds.engine.remembered import remembered
 from molmo_ds.engine.strategy import Strategy, accumulation
 from molmo_ds.model.molmo import Molmo
 
@@ -26,7 +27,7 @@ def resolve(strategy: Strategy, config: RunConfig, world_size: int, on_gpu: bool
     """
     ds = copy.deepcopy(strategy.ds)
     width = config.model.text.hidden_size
-    elements = sum(parameter.numel() for parameter in _shapes(config.model))
+    elements = sum(_sizes(config.model))
     replicas = strategy.data_parallel_size(world_size)
     ds["train_micro_batch_size_per_gpu"] = config.micro_batch
     ds["gradient_accumulation_steps"] = accumulation(config, replicas)
@@ -54,7 +55,7 @@ def resolve(strategy: Strategy, config: RunConfig, world_size: int, on_gpu: bool
         if block.get("nvme_path") == "auto":
             block["nvme_path"] = tempfile.gettempdir()
         if block.get("buffer_size") == "auto":
-            block["buffer_size"] = -(-_largest(config.model) // world_size)
+            block["buffer_size"] = -(-max(_sizes(config.model)) // world_size)
     # its timer waits for the device in every forward
     ds.setdefault("timers", {"throughput": {"enabled": False}})
     # a prefetch mixes two groups of ranks, in an order that differs between ranks
@@ -82,18 +83,15 @@ def resolve(strategy: Strategy, config: RunConfig, world_size: int, on_gpu: bool
     return ds
 
 
-def _shapes(model: MolmoConfig) -> list[torch.Tensor]:
+@remembered
+def _sizes(model: MolmoConfig) -> tuple[int, ...]:
     with torch.device("meta"):
-        return list(Molmo(model).parameters())
+        return tuple(parameter.numel() for parameter in Molmo(model).parameters())
 
 
 def _bucket(most: int, elements: int) -> int:
     # a bucket is allocated whole: a small model needs but a part of it
     return min(most, max(elements // SHARE, SMALLEST))
-
-
-def _largest(model: MolmoConfig) -> int:
-    return max(parameter.numel() for parameter in _shapes(model))
 
 
 def uses_bf16(config: RunConfig, on_gpu: bool) -> bool:

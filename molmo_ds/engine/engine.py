@@ -20,6 +20,7 @@ from molmo_ds.engine import deepspeed_0_19, ds_config, fragments, optim
 from molmo_ds.engine.checks import collectives
 from molmo_ds.engine.checks.gradient_order import GradientOrder
 from molmo_ds.engine.compiled import compile_layers
+from molmo_ds.engine.feeder import Feeder
 from molmo_ds.engine.filling import Filling
 from molmo_ds.engine.grid import COPIES, LOSSES
 from molmo_ds.engine.launch import World
@@ -78,6 +79,7 @@ class DeepSpeedEngine:
         deepspeed_0_19.take_no_norm(self.engine)
         for part in self.parts:
             part.settle(self.engine, self.model)
+        self.feeder = Feeder(world.device)
         self.watch = collectives.check(config.timeout_seconds) if config.check_collectives else None
         source = world.agree(partial(begun_from, config))
         world.together(partial(check_share, source, world.rank, world.size))
@@ -144,9 +146,13 @@ class DeepSpeedEngine:
 
     def local(self, batch: Batch) -> Batch:
         """This rank's share of a batch, on its device."""
+        return self.share(batch).to(self.world.device)
+
+    def share(self, batch: Batch) -> Batch:
+        """This rank's share of a batch, on the CPU."""
         for part in self.parts:
             batch = part.local(batch)
-        return batch.to(self.world.device)
+        return batch
 
     def begin_step(self) -> None:
         """Count the step, give it its random numbers, and let check_collectives name it."""
@@ -162,11 +168,13 @@ class DeepSpeedEngine:
         factor, counts = self.scale(micro_batches)
         micro_batches = fill(micro_batches, self.ds["gradient_accumulation_steps"])
         sums = []
-        for i, batch in enumerate(micro_batches):
-            last = i == len(micro_batches) - 1
-            self.engine.set_gradient_accumulation_boundary(last and not self.defers)
-            losses = self.engine(self.local(batch).weighted(factor))
+        coming = self.feeder.send(self.share(micro_batches[0]))
+        for following in [*micro_batches[1:], None]:
+            self.engine.set_gradient_accumulation_boundary(following is None and not self.defers)
+            losses = self.engine(self.feeder.arrived(coming).weighted(factor))
             loss = losses[0] + losses[1]
+            if following is not None:  # before a backward pass that the host may wait for
+                coming = self.feeder.send(self.share(following))
             self.order.compare_before(loss)
             self.engine.backward(loss, scale_wrt_gas=False)
             self.order.end_pass()
@@ -248,7 +256,10 @@ class DeepSpeedEngine:
             if self.grid.first(found.copies):
                 owned[found.component] += found.tensors
         limit = optim.norm_limit_used(self.config.optim, self.step)
-        return optim.clip(every, self.sum_over_ranks, limit, owned)
+        stepping = deepspeed_0_19.torch_optimizer(self.engine)
+        scaling = isinstance(stepping, optim.ScalingAdamW)
+        groups = stepping.param_groups if scaling else None
+        return optim.clip(every, self.sum_over_ranks, limit, owned, groups)
 
     def sum_over_ranks(self, squares: Tensor) -> None:
         """Sum a tensor in place; offloaded gradients lie on the CPU, where NCCL sums nothing."""

@@ -93,8 +93,27 @@ def build_optimizer(
             on a GPU moves five times the bytes and holds temporaries as large as a sub-group of ZeRO-3.
     """
     if optim.name == "adamw":
-        return torch.optim.AdamW(groups, betas=tuple(optim.betas), eps=optim.eps, fused=fused)
+        kind = ScalingAdamW if fused else torch.optim.AdamW
+        return kind(groups, betas=tuple(optim.betas), eps=optim.eps, fused=fused)
     return torch.optim.SGD(groups)
+
+
+class ScalingAdamW(torch.optim.AdamW):
+    """Fused AdamW whose one kernel also divides the gradients of a group by the group's "grad_scale", if it has one.
+
+    Clipping then needs no pass of its own over the gradients.
+    """
+
+    def step(self, closure: None = None) -> None:
+        """Update group after group."""
+        groups = self.param_groups
+        try:
+            for group in groups:
+                self.param_groups = [group]
+                self.grad_scale = group.get("grad_scale")
+                super().step(closure)
+        finally:
+            self.param_groups = groups
 
 
 def learning_rate(optim: OptimConfig, part: str, step: int, max_steps: int) -> float:
@@ -173,7 +192,24 @@ def norms_of(tensors: list[Tensor]) -> Tensor:
             small.append(flat)
     if small:
         rows.append(torch.stack(torch._foreach_norm(small, 2, torch.float32)))
-    return torch.cat(rows)
+    return torch.cat(rows) if len(rows) > 1 else rows[0]
+
+
+def norm_of(norms: Tensor) -> Tensor:
+    """The norm of what has these norms, in double precision."""
+    return torch.linalg.vector_norm(norms, dtype=torch.float64)
+
+
+def scale(tensors: list[Tensor], factor: Tensor) -> None:
+    """Multiply in place: a large tensor in a kernel of its own, the others LAUNCH chunks in a kernel."""
+    small = []
+    for tensor in tensors:
+        if tensor.numel() > LAUNCH * CHUNK:
+            tensor.mul_(factor)
+        else:
+            small.append(tensor)
+    if small:
+        torch._foreach_mul_(small, factor)
 
 
 @torch.no_grad()
@@ -182,6 +218,7 @@ def clip(
     squares_sum: Callable[[Tensor], object],
     limit: float,
     owned: dict[str, list[Tensor]] | None = None,
+    groups: list[dict] | None = None,
 ) -> dict[str, Tensor]:
     """Scale each component's gradients in place so that its norm is at most `limit` (0 = leave them).
 
@@ -190,21 +227,28 @@ def clip(
         squares_sum: sums a float64 tensor over the ranks, in place.
         owned: those of `gradients` that this rank counts, so that every element of every parameter is counted by
             exactly one rank; None = all.
+        groups: of a ScalingAdamW, which get what their gradients are to be divided by; these are then left alone.
 
     Returns:
         Component -> norm before clipping (0-dimensional), for the components in COMPONENTS.
     """
     device = next((g.device for pieces in gradients.values() for g in pieces), torch.device("cpu"))
-    squares = torch.zeros(len(COMPONENTS), dtype=torch.float64, device=device)
+    nothing = torch.zeros((), dtype=torch.float64, device=device)
     counted = gradients if owned is None else owned
-    for i, part in enumerate(COMPONENTS):
-        if tensors := joined(counted.get(part, ())):
-            squares[i] = norms_of(tensors).double().square().sum()
+    here = []
+    for part in COMPONENTS:
+        tensors = joined(counted.get(part, ()))
+        here.append(norm_of(norms_of(tensors)) if tensors else nothing)
+    squares = torch.stack(here).square_()
     squares_sum(squares)
     norms = squares.sqrt()
-    for part, norm in zip(COMPONENTS, norms):
-        if limit > 0 and any(gradient.numel() for gradient in gradients.get(part, ())):
-            torch._foreach_mul_(
-                joined(gradients[part]), (limit / (norm + 1e-6)).clamp(max=1.0).float()
-            )
+    if groups is not None:
+        divisors = ((norms + 1e-6) / limit).clamp_(min=1.0).float() if limit > 0 else None
+        for group in groups:
+            at = COMPONENTS.index(group["component"])
+            group["grad_scale"] = None if divisors is None else divisors[at]
+    elif limit > 0:
+        factors = (limit / (norms + 1e-6)).clamp_(max=1.0).float()
+        for part, factor in zip(COMPONENTS, factors):
+            scale(joined(gradients.get(part, ())), factor)
     return dict(zip(COMPONENTS, norms))

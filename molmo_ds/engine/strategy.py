@@ -13,6 +13,7 @@ from typing import Any, Literal
 from molmo_ds.config import RunConfig
 from molmo_ds.engine import strategy_file, strategy_place
 
+AUTO = "auto"  # in place of a path: engine/plan/choice.py takes one
 ENGINES = ("zero", "sequence", "pipeline", "inference")
 LIMITS = ("slots", "slot_tokens", "prefill_tokens")  # settings of the engine that answers
 EXECUTION = ("compile", "graphs", "weights")  # of the same engine
@@ -161,6 +162,11 @@ def read_strategy(path: str) -> Strategy:
 
     Raises ValueError, naming the file, if it is not there or not as engine/strategy_file.py reads it.
     """
+    if path == AUTO:
+        raise ValueError(
+            "strategy=auto is for molmo-ds train, launch and plan; name a file here, for example "
+            "ds_configs/zero3.json."
+        )
     if path == "accelerate":
         return parse(path, _from_accelerate())
     file = strategy_place.find(path)

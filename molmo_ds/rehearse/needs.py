@@ -12,16 +12,17 @@ from molmo_ds.data import sources
 from molmo_ds.data.made_up.write import MADE_UP
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.tokens import Tokenizer
+from molmo_ds.engine.plan.choice import RESERVED, Room, choose
+from molmo_ds.engine.plan.plan_inference import CARD
 from molmo_ds.engine.plan.plan_memory import plan
 from molmo_ds.engine.refusals import refuse
-from molmo_ds.engine.strategy import read_strategy
+from molmo_ds.engine.strategy import AUTO, read_strategy
 from molmo_ds.eval.listing import shards_of
 from molmo_ds.eval.sets import resolve
 from molmo_ds.weights import checkpoint
 from molmo_ds.weights.tensor_files import INDEX
 
 HELD_OUT = 2048  # pictures of a PixMo set that the reference holds out
-RESERVED = 2e9  # bytes of a GPU for CUDA's context and NCCL, which the plan does not know
 LANGUAGE_MODELS = {  # preset -> where its language model is published
     "molmo_7b_d": "Qwen/Qwen2-7B",
     "molmo_7b_o": "allenai/OLMo-7B-1024-preview",
@@ -163,11 +164,17 @@ def disk_need(out: str, checkpoint_bytes: int, kept: int) -> Need:
 
 def memory_need(config: RunConfig, gpus: int, gpu_bytes: float) -> Need:
     """The plan of a GPU's memory, by the strategy of the recipe on that number of GPUs."""
-    strategy = read_strategy(config.strategy)
     advice = (
         "give more --gpus, or change micro_batch, activation_checkpointing or strategy"
         " (docs/guides/when-it-does-not-fit.md)"
     )
+    if config.strategy == AUTO:
+        room = Room(device=gpu_bytes - RESERVED, host=CARD.host / CARD.per_host)
+        try:
+            return Need("memory", True, choose(config, gpus, room).sentence.rstrip("."))
+        except ValueError as error:
+            return Need("memory", False, str(error).rstrip("."), advice)
+    strategy = read_strategy(config.strategy)
     try:
         refuse(strategy, config, gpus)
     except ValueError as error:

@@ -12,8 +12,7 @@ from molmo_ds.config import RunConfig
 from molmo_ds.data.made_up.write import write_made_up
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.engine.launching.ports import free_port
-from molmo_ds.engine.refusals import refuse
-from molmo_ds.engine.strategy import read_strategy
+from molmo_ds.engine.plan import choice
 from molmo_ds.rehearse.recipe import Stage
 
 RANKS = 2
@@ -80,7 +79,7 @@ def other_strategy(stage: Stage, data: Path) -> str:
     """The strategy of the rehearsal where so few processes cannot run the recipe's; empty where they can."""
     config = _debug_config(stage, data)
     try:
-        refuse(read_strategy(config.strategy), config, RANKS)
+        choice.refuse(config, RANKS)
     except ValueError:
         return FALLBACK
     return ""

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import webdataset
+import yaml
 from PIL import Image
 
 from molmo_ds.data.convert.tars import index_tar
@@ -69,6 +70,28 @@ def test_index_is_energons(tmp_path: Path) -> None:
         assert offsets[:-1] == list(starts.values()) and len(starts) == count
         tail = (tmp_path / name).read_bytes()[offsets[-1] :]
         assert tail == bytes(1024)
+
+
+def test_energons_own_choices_are_kept(tmp_path: Path) -> None:
+    """A folder that Energon prepared keeps its parts and its sample type; what we wrote ourselves grows."""
+    make_shards(tmp_path, 23)
+    meta = tmp_path / ".nv-meta"
+    assert yaml.safe_load((meta / "dataset.yaml").read_text())["__class__"] == "CrudeWebdataset"
+    assert yaml.safe_load((meta / "split.yaml").read_text())["split_parts"]["train"] == [
+        "s-000000.tar",
+        "s-000001.tar",
+    ]
+    theirs = {
+        "split.yaml": "split_parts:\n  train: [s-000000.tar]\n  val: [s-000001.tar]\nexclude: []\n",
+        "dataset.yaml": "__class__: VQASample\n",
+    }
+    for name, text in theirs.items():
+        (meta / name).write_text(text)
+    write_meta(tmp_path)
+    assert {name: (meta / name).read_text() for name in theirs} == theirs
+    (meta / "split.yaml").write_text("split_parts: {train: [s-000000.tar]}\n")
+    write_meta(tmp_path)
+    assert "s-000001.tar" in (meta / "split.yaml").read_text()
 
 
 def test_sidecar_says_where_the_bytes_are(tmp_path: Path) -> None:

@@ -152,9 +152,13 @@ def test_lists_of_pictures_and_classes_of_a_data_set(tmp_path: Path) -> None:
 
 
 def test_captions_of_other_tars(tmp_path: Path) -> None:
+    """What img2dataset writes: the caption in a .txt, and in a .json among what it knows of the picture."""
     with webdataset.TarWriter(str(tmp_path / "old.tar")) as writer:
         for i in range(3):
-            writer.write({"__key__": f"x/{i}", "jpg": picture(i), "txt": f"caption {i}"})
+            known = {"caption": f"caption {i}", "key": f"{i}", "status": "success", "exif": "{}"}
+            known |= {"url": "http://a.org/b.jpg", "error_message": None, "width": 64}
+            sample = {"jpg": picture(i), "txt": f"caption {i}", "json": known}
+            writer.write({"__key__": f"x/{i}", **sample})
     tool.main(
         [
             "tars",

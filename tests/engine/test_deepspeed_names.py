@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from molmo_ds.engine.deepspeed_0_19 import NAMES
+from molmo_ds.engine.deepspeed_names import NAMES
 
 ROOT = Path(__file__).parents[2]
 HOLDER = ROOT / "molmo_ds/engine/deepspeed_0_19.py"

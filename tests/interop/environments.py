@@ -4,9 +4,12 @@
 that package and what it pins, some 60 MB, and takes the rest (torch) from the Python that runs the tests.
 """
 
+import importlib.metadata
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,7 @@ PINS = {  # transformers -> what it needs in other versions than ours
     "5.0.0": ["tokenizers==0.22.2", "huggingface_hub==1.3.0", "datasets==3.6.0", *HTTP],
     "5.5.4": ["tokenizers==0.22.2", "huggingface_hub==1.5.0", "datasets==3.6.0", *HTTP],
     "5.10.4": ["tokenizers==0.22.2", "huggingface_hub==1.5.0", "datasets==3.6.0", *HTTP],
+    "5.24.0": [],
 }
 
 
@@ -34,6 +38,11 @@ def transformers_at(version: str) -> Path:
     return _installed(folder() / f"transformers-{version}", ["--no-deps", *wanted])
 
 
+def package_at(name: str, version: str) -> Path:
+    """The folder of a package of PyPI alone, beside ours, built where it is missing."""
+    return _installed(folder() / f"{name}-{version}", ["--no-deps", f"{name}=={version}"])
+
+
 def tool_at(name: str) -> Path:
     """The folder of a tool of PyPI with all that it needs, built where it is missing."""
     return _installed(folder() / name, [name])
@@ -47,6 +56,27 @@ def _installed(target: Path, words: list[str]) -> Path:
         if done.returncode:
             pytest.skip(f"pip cannot install {words[-1]}: {done.stderr[-200:]}")
     return target
+
+
+def environment_at(name: str, *packages: str) -> Path:
+    """The Python of an environment that sees our packages behind those of a tool; built where it is missing."""
+    home = folder() / name
+    python = home / "bin/python"
+    if python.is_file():
+        return python
+    subprocess.run([sys.executable, "-m", "venv", str(home)], check=True, timeout=300)
+    (site,) = (home / "lib").glob("python3*/site-packages")
+    (site / "ours.pth").write_text(sysconfig.get_path("purelib"))
+    torch = f"torch=={importlib.metadata.version('torch')}"
+    command = [str(python), "-m", "pip", "install", "--quiet", "--no-compile", *packages, torch]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+    if done.returncode:
+        shutil.rmtree(home)
+        pytest.skip(f"pip cannot install {packages[0]}: {done.stderr[-200:]}")
+    # PyPI's is built for CUDA, which a torch for CPUs refuses; nothing here needs it
+    gone = [str(python), "-m", "pip", "uninstall", "--yes", "--quiet", "torchvision"]
+    subprocess.run(gone, capture_output=True, check=True, timeout=300)
+    return python
 
 
 def python_of(name: str, how: str) -> Path:

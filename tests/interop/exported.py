@@ -49,6 +49,7 @@ class Exported:
     folder: Path
     config: MolmoConfig
     model: Molmo
+    weights: Path  # the folder that it was exported from
     words: Path  # the tokenizer that it was exported with
 
     @property
@@ -107,10 +108,13 @@ def export(root: Path, config: MolmoConfig, state: dict[str, Tensor]) -> Exporte
     if not words.is_dir():
         train_tokenizer([WORDS] * 3, 300, words)
     name = config.text.model_type
-    to_hub(weights_folder(root / f"ours_{name}", config, state, words), root / name)
+    weights = weights_folder(root / f"ours_{name}", config, state, words)
+    to_hub(weights, root / name)
     model = Molmo(config)
     model.load_state_dict(state)
-    return Exported(folder=root / name, config=config, model=model.eval(), words=words)
+    return Exported(
+        folder=root / name, config=config, model=model.eval(), weights=weights, words=words
+    )
 
 
 def picture(width: int = 160, height: int = 70) -> np.ndarray:

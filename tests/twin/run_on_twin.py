@@ -127,6 +127,7 @@ def main() -> None:
         "apart": lambda: ranks.run_ranks(twin_cases.apart, 2, weights, timeout=6 * SECONDS),
         "resumed": lambda: ranks.run_ranks(twin_cases.resume, 2, str(folder), timeout=6 * SECONDS),
         "other_order": lambda: ranks.run_ranks(twin_cases.other_order, 2, timeout=2 * SECONDS),
+        "crossed": lambda: ranks.run_ranks(twin_cases.crossed, 2, timeout=2 * SECONDS),
         "planted": lambda: ranks.run_ranks(twin_cases.planted, 1)[0],
         "late": lambda: ranks.run_ranks(twin_cases.late, 2, timeout=4 * SECONDS)[0],
         "whole_run": lambda: whole_run(folder),

@@ -167,6 +167,14 @@ def test_planted_races_are_found(found: dict) -> None:
     assert seen["after it"] == [1.0] * 4
     assert seen["overwritten"] == 1
     assert seen["race", False] and not seen["race", True]
+    assert seen["feed", False] and not seen["feed", True]
+
+
+def test_two_ranks_that_both_send_first_hang(found: dict) -> None:
+    """As under NCCL; gloo alone would let them pass. Pipelines of the table run by the same rule."""
+    first, second = found["crossed"]
+    assert first == {"in turn": "got 1", "both send": "hangs"}
+    assert second == {"in turn": "got 0", "both send": "hangs"}
 
 
 def test_nothing_is_read_or_overwritten_before_its_copy_was_waited_for(found: dict) -> None:

@@ -1,11 +1,13 @@
 """The cases of test_twin.py: strategies to train under, and what else runs on the twin and on the CPU."""
 
+import datetime
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,6 +16,7 @@ from molmo_ds.batch import Batch
 from molmo_ds.config import LoraConfig, RunConfig
 from molmo_ds.engine import build_engine
 from molmo_ds.engine.checks.faults import GradientOrderError
+from molmo_ds.engine.feeder import Feeder
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.strategy import Execution
 from molmo_ds.infer.generate import generate
@@ -27,6 +30,7 @@ from molmo_ds.testing.oracle import family, fresh_groups
 from molmo_ds.testing.serving import Server, chat, data_url, post
 
 STEPS = 2
+SILENCE = 2  # seconds after which a message is given up
 LIMIT = 2.0  # the limit clips some components at some steps
 ADAPTERS = LoraConfig(components=("vision", "text"), rank=3, alpha=24.0)
 PRECISIONS: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
@@ -238,6 +242,44 @@ def planted(world: World) -> dict[str, Any]:
             seen["race", waits] = False
         except _sanitizer.CUDASanitizerErrors:
             seen["race", waits] = True
+        feeder = Feeder(torch.device("cuda"))
+        sent = feeder.send(synthetic.sequence(0, 4))
+        try:
+            batch = feeder.arrived(sent) if waits else sent.batch
+            batch.loss_weights.mul_(2)
+            seen["feed", waits] = False
+        except _sanitizer.CUDASanitizerErrors:
+            seen["feed", waits] = True
+    return seen
+
+
+def crossed(world: World) -> dict[str, str]:
+    """What becomes of two ranks that exchange a tensor in turn, and of two that both send first."""
+    from molmo_ds.testing.twin import nccl
+
+    def tell(name: str, error: RuntimeError, began: float) -> None:
+        raise error
+
+    give_up, nccl.give_up = nccl.give_up, tell
+    other = 1 - world.rank
+    seen = {}
+    try:
+        for order in ("in turn", "both send"):
+            group = dist.new_group([0, 1], timeout=datetime.timedelta(seconds=SILENCE))
+            x = torch.full((4,), float(world.rank), device=world.device)
+            y = torch.empty_like(x)
+            try:
+                if order == "both send" or world.rank == 0:
+                    dist.send(x, other, group)
+                    dist.recv(y, other, group)
+                else:
+                    dist.recv(y, other, group)
+                    dist.send(x, other, group)
+                seen[order] = f"got {float(y[0]):g}"
+            except RuntimeError:
+                seen[order] = "hangs"
+    finally:
+        nccl.give_up = give_up
     return seen
 
 

@@ -143,7 +143,10 @@ def examine_tar(path: str | Path) -> Indexed:
         try:
             record = found.index.add(key, parts, start, end)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise ValueError(
+                f"{path}: {error} Tars of another form, as img2dataset writes them, are converted:"
+                " tools/make_shards.py tars."
+            ) from None
         for name, _, _ in parts:
             if name != "json" and name not in record["images"]:
                 found.passed[f".{name} members, which no record names"] += 1

@@ -2,7 +2,7 @@
 
 A shard `name-000000.tar` comes with `name-000000.tar.idx` (Energon's: N + 1 little-endian uint64 sample offsets) and
 `name-000000.tar.parquet` (the sidecar, one row per sample: SIDECAR below). The folder's `.nv-meta` holds Energon's
-`.info.json` and `split.yaml`, and `molmo_ds.json` (bytes of each tar, hash of each sidecar). See
+`.info.json`, `split.yaml` and `dataset.yaml`, and `molmo_ds.json` (bytes of each tar, hash of each sidecar). See
 docs/reference/data-format.md.
 """
 
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 from molmo_ds import files
 from molmo_ds.data.decode import count_pictures, read_size, upright_size
@@ -45,6 +46,7 @@ SIDECAR = pa.schema(
         ("text_length", pa.int32()),  # characters of the annotations
     ]
 )
+ENERGON = {"__module__": "megatron.energon", "__class__": "CrudeWebdataset"}  # its dataset.yaml
 _KEY = re.compile(r"[^./][^.]*\Z")
 
 
@@ -210,7 +212,10 @@ def tars_of(folder: str | Path) -> list[Path]:
 
 
 def write_meta(folder: str | Path) -> None:
-    """Write `.nv-meta` for all indexed tars of a folder."""
+    """Write `.nv-meta` for all indexed tars of a folder; Megatron-Energon reads it too.
+
+    Where somebody has written Energon's `dataset.yaml`, or a `split.yaml` with parts other than `train`, it is kept.
+    """
     folder = Path(folder)
     shards = {}
     for tar in tars_of(folder):
@@ -223,15 +228,24 @@ def write_meta(folder: str | Path) -> None:
     meta = folder / ".nv-meta"
     meta.mkdir(exist_ok=True)
     counts = {name: shard["samples"] for name, shard in shards.items()}
-    for name, content in (
-        (".info.json", {"energon_version": "7.4.1", "shard_counts": counts}),
-        (
-            "split.yaml",
-            {"split_parts": {"train": list(shards), "val": [], "test": []}, "exclude": []},
-        ),
-        ("molmo_ds.json", {"version": 1, "shards": shards}),
-    ):
+    contents = {".info.json": {"energon_version": "7.4.1", "shard_counts": counts}}
+    if not (meta / "dataset.yaml").is_file():
+        contents["dataset.yaml"] = ENERGON
+    if not has_parts(meta / "split.yaml"):
+        parts = {"train": list(shards), "val": [], "test": []}
+        contents["split.yaml"] = {"split_parts": parts, "exclude": []}
+    contents["molmo_ds.json"] = {"version": 1, "shards": shards}  # last: it makes the folder ours
+    for name, content in contents.items():
         files.write_atomic(meta / name, json.dumps(content, indent=1, allow_nan=False).encode())
+
+
+def has_parts(split: Path) -> bool:
+    """Whether an Energon split.yaml puts shards, or single samples, elsewhere than into `train`."""
+    if not split.is_file():
+        return False
+    known = yaml.safe_load(split.read_text()) or {}
+    others = [names for part, names in known.get("split_parts", {}).items() if part != "train"]
+    return any(others) or bool(known.get("exclude"))
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,7 @@ from molmo_ds.engine.launching import signal_run
 from molmo_ds.engine.launching.hosts import Host
 from molmo_ds.engine.launching.ports import free_port
 from molmo_ds.engine.launching.signal_run import MARK
-from molmo_ds.engine.refusals import refuse
-from molmo_ds.engine.strategy import read_strategy
+from molmo_ds.engine.plan import choice
 from molmo_ds.files import Remote
 from molmo_ds.stores import events
 from molmo_ds.stores.mirror import working_folder
@@ -287,11 +286,10 @@ def usable(hosts: list[Host], config: RunConfig) -> list[Host]:
 
     Raises ValueError if hosts are there and no number of them will do.
     """
-    strategy = read_strategy(config.strategy)
     why = None
     for count in range(len(hosts), 0, -1):
         try:
-            refuse(strategy, config, sum(host.slots for host in hosts[:count]))
+            choice.refuse(config, sum(host.slots for host in hosts[:count]))
             return hosts[:count]
         except ValueError as error:
             why = why or error

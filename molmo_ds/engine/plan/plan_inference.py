@@ -25,6 +25,7 @@ class Card:
     """One GPU and its links: an H100 of 80 GB, what it reaches, and how eight of them stand in a host."""
 
     per_host: int = 8
+    host: float = 2e12  # bytes of a host's memory
     memory: float = 76.0 * GIB  # bytes that a process can have
     # of these for a prefill's activations, a batch's logits, NCCL and captured graphs
     working: float = 3.0 * GIB

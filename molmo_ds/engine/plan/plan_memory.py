@@ -13,8 +13,10 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
-from molmo_ds.config import RunConfig
+from molmo_ds.architecture import MolmoConfig
+from molmo_ds.config import LoraConfig, OptimConfig, RunConfig
 from molmo_ds.engine import ds_config, optim
+from molmo_ds.engine.remembered import remembered
 from molmo_ds.engine.shares.tensor_shards import shard
 from molmo_ds.engine.strategy import Strategy, accumulation, parse
 from molmo_ds.model import lora
@@ -100,12 +102,20 @@ def saved_bytes(run, inputs: tuple, own: nn.Module) -> float:
     return float(sum(kept.values()))
 
 
+@remembered
 def layer_bytes(
-    config: RunConfig, model, kind: Kind, tokens: int, crops: int, on_gpu: bool
-) -> tuple[dict, dict]:
-    """Kept bytes, and the bytes of the input, of one row of each kind: vision, connector, layers."""
+    model: MolmoConfig, kind: Kind, rows: tuple[int, int], tokens: int, crops: int, on_gpu: bool
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Kept bytes, and the bytes of the input, of one row of each kind: vision, connector, layers.
+
+    Args:
+        rows: sequences of a micro-batch, and the length of one.
+        tokens: of these that one rank has.
+        crops: of one rank's micro-batch.
+    """
     dtype = kind.weights
-    text, vision, batch = model.text, model.vision, config.micro_batch
+    batch, length = rows
+    text, vision = model.text, model.vision
     grid = vision.image_size // vision.patch_size
     side = grid**2 + vision.class_tokens
     kept, inputs = {}, {}
@@ -128,14 +138,14 @@ def layer_bytes(
         of_layer = cos.nbytes + sin.nbytes + mask.nbytes  # that all layers share
         shared = len(tables) * (cos.nbytes + sin.nbytes)
         # FlexAttention and long sequences hold no mask; sequence parallelism holds that of whole sequences
-        if not on_gpu and config.data.sequence_length < LONG:
-            shared += batch * config.data.sequence_length**2 * mask.itemsize
+        if not on_gpu and length < LONG:
+            shared += batch * length**2 * mask.itemsize
         extra = 0.0
         # as many rows as chosen experts, through one expert of the same width
         if isinstance(layer.mlp, MoE):
-            rows = batch * tokens * text.num_experts_per_tok
+            chosen = batch * tokens * text.num_experts_per_tok
             expert = GatedMLP(text.hidden_size, text.intermediate_size, text.hidden_size)
-            x = torch.empty(rows, text.hidden_size, dtype=dtype, requires_grad=True)
+            x = torch.empty(chosen, text.hidden_size, dtype=dtype, requires_grad=True)
             extra = saved_bytes(expert, (x,), expert) + 2 * x.numel() * x.element_size()
             layer.mlp = nn.Identity()
         weights = torch.ones(batch, tokens)
@@ -197,28 +207,36 @@ def _kind(config: RunConfig, strategy: Strategy, on_gpu: bool) -> Kind:
     return Kind(weights, products, strategy.stage < 3)
 
 
+@remembered
+def parameters(
+    model: MolmoConfig, optimisation: OptimConfig, adapters: LoraConfig
+) -> tuple[tuple[str, int, bool], ...]:
+    """Name, size and whether it is frozen, of every parameter."""
+    with torch.device("meta"):
+        network = Molmo(model)
+        lora.adapt(network, adapters)
+    frozen = optim.frozen_names(network, optimisation, adapters)
+    return tuple((name, p.numel(), name in frozen) for name, p in network.named_parameters())
+
+
 def _rows(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool) -> list[Row]:
     # every row of the network with its parameters and activations on one rank
     experts, tensors = strategy.experts, strategy.tensor
     model, sequence = config.model, strategy.sequence
     if tensors > 1:
         model = shard(model, tensors)
-    with torch.device("meta"):
-        network = Molmo(model, config.optim.z_loss)
-        lora.adapt(network, config.lora)
-    frozen = optim.frozen_names(network, config.optim, config.lora)
     replicas = world // strategy.stages // tensors  # over which ZeRO splits
     rows = {name: Row(name) for name, *_ in layer_list(model)}
-    for name, parameter in network.named_parameters():
+    for name, numbers, frozen in parameters(model, config.optim, config.lora):
         row = next(row for row in rows.values() if name.startswith(row.name + "."))
         spread = experts if ".mlp.experts." in name else 1
-        count = parameter.numel() // spread
+        count = numbers // spread
         shard_of = -(-count // (replicas // spread))
         row.largest, row.split = (
             max(row.largest, count),
             row.split + (count if shard_of < count else 0),
         )
-        if name in frozen:
+        if frozen:
             row.frozen, row.frozen_shard = row.frozen + count, row.frozen_shard + shard_of
         else:
             row.trained, row.trained_shard = row.trained + count, row.trained_shard + shard_of
@@ -228,9 +246,9 @@ def _rows(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool) -> li
         -(-config.data.crops_per_sequence // sequence),
     )
     kept, inputs = layer_bytes(
-        config,
         model,
         _kind(config, strategy, on_gpu),
+        (config.micro_batch, config.data.sequence_length),
         tokens,
         crops * config.micro_batch,
         on_gpu,

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
-    DynamicCache,
     GenerationConfig,
     GenerationMixin,
     PreTrainedModel,
@@ -21,12 +20,9 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from molmo_ds.data.tokens import IMAGE_TOKENS
-from molmo_ds.hub.remote.attention_molmo import Plan, causal_mask
+from molmo_ds.hub.remote.base_molmo import MolmoModel
 from molmo_ds.hub.remote.config_molmo import MolmoConfig, copy_code
 from molmo_ds.hub.remote.last_position_molmo import LastPosition
-from molmo_ds.hub.remote.network_molmo import MolmoModel, recomputed
-from molmo_ds.model.carry import Carry, Shared
-from molmo_ds.ops.splice import splice
 
 PICTURES = ("images", "image_masks", "image_input_idx")
 
@@ -46,7 +42,6 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: MolmoConfig) -> None:
         super().__init__(config)
-        self.gradient_checkpointing = False
         self.model = MolmoModel(config.architecture())
         if config.architecture().text.num_experts:  # as the released MolmoE has it
             self.lm_head = self.model.transformer.ff_out
@@ -160,39 +155,29 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
 
         Raises ValueError for labels that the head has no word for.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give the model either input_ids or inputs_embeds.")
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache()
-        seen = int(past_key_values.get_seq_length()) if past_key_values is not None else 0
-        given = input_ids if inputs_embeds is None else inputs_embeds
-        if attention_mask is None:
-            there = torch.ones_like(given[..., 0]) if input_ids is None else input_ids != -1
-            attention_mask = F.pad(there.long(), (seen, 0), value=1)
-        if position_ids is None:
-            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, seen:]
-        if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids.clamp(min=0))
-        hidden = self._with_pictures(inputs_embeds, images, image_masks, image_input_idx)
-        asked = _either(output_attentions, self.config.output_attentions)
-        plan = Plan(
-            mask=causal_mask(attention_mask, hidden.shape[1], seen),
-            cache=past_key_values if use_cache or seen else None,
-            places=torch.arange(seen, seen + hidden.shape[1], device=hidden.device),
-            weights=[] if asked else None,
+        out = self.model(
+            input_ids,
+            attention_mask,
+            position_ids,
+            images,
+            image_masks,
+            image_input_idx,
+            past_key_values,
+            inputs_embeds,
+            use_cache,
+            _either(output_attentions, self.config.output_attentions),
+            _either(output_hidden_states, self.config.output_hidden_states),
         )
-        states = self._decode(hidden, position_ids, plan)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.get_output_embeddings()(states[-1][:, kept])
-        out = CausalLMOutputWithPast(
+        logits = self.get_output_embeddings()(out.last_hidden_state[:, kept])
+        answer = CausalLMOutputWithPast(
             loss=None if labels is None else self._loss(logits, labels, num_items_in_batch),
             logits=logits,
-            past_key_values=plan.cache,
-            attentions=tuple(plan.weights) if asked else None,
+            past_key_values=out.past_key_values,
+            hidden_states=out.hidden_states,
+            attentions=out.attentions,
         )
-        if _either(output_hidden_states, self.config.output_hidden_states):
-            out.hidden_states = tuple(states)
-        return out.to_tuple() if return_dict is False else out
+        return answer.to_tuple() if return_dict is False else answer
 
     def _loss(self, logits: Tensor, labels: Tensor, items: int | Tensor | None) -> Tensor:
         first = self.config.vocab_size
@@ -207,44 +192,6 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
         if items is None:
             return F.cross_entropy(logits, labels, ignore_index=-100)
         return F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum") / items
-
-    def _decode(self, hidden: Tensor, position_ids: Tensor, plan: Plan) -> list[Tensor]:
-        """The hidden states [B, T, D] before each layer, and after the last one's norm."""
-        tables = self.model.transformer.blocks[0].rotary.tables(position_ids)
-        x = Carry(hidden=hidden, shared=Shared(plan, tables))
-        states = []
-        # a device map moves x along: each layer is called
-        for layer in self.model.transformer.blocks:
-            states.append(x.hidden)
-            checkpoint = self._checkpoint()
-            x = layer(x) if checkpoint is None else recomputed(checkpoint, layer, x)
-        return [*states, self.model.transformer.ln_f(x.hidden)]
-
-    def _checkpoint(self) -> Any:
-        on = self.gradient_checkpointing and self.training
-        return self._gradient_checkpointing_func if on else None
-
-    def _with_pictures(
-        self, hidden: Tensor, images: Tensor | None, masks: Tensor | None, places: Tensor | None
-    ) -> Tensor:
-        """[B, T, D] with the pictures' features added."""
-        if images is None or places is None:
-            return hidden
-        real = (places >= 0).flatten(2).any(-1)  # crops that only pad a batch
-        if not real.any():
-            return hidden
-        masks = torch.ones(images.shape[:3], device=images.device) if masks is None else masks
-        features = self.model.features(images[real], masks[real].float(), self._checkpoint())
-        start = torch.arange(len(hidden), device=places.device)[:, None, None] * hidden.shape[1]
-        positions = torch.where(places >= 0, places + start, -1)[real].flatten().long()
-        tokens = torch.arange(hidden.shape[:2].numel(), device=hidden.device)
-        return splice(
-            tokens.view(hidden.shape[:2]),
-            hidden.flatten(0, 1),
-            hidden[0, :1],
-            features.to(hidden),
-            positions.to(hidden.device),
-        )
 
     def prepare_inputs_for_generation(
         self,

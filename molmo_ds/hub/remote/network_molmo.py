@@ -1,4 +1,4 @@
-"""The network under the released models' names, so that what lies in memory is what the folder's shards hold.
+"""The layers under the released models' names, so that what lies in memory is what the folder's shards hold.
 
 LoRA, device maps, offloading, quantisation and `load_state_dict` then find those names in every version of
 transformers. The layers are the package's own: they read their parts by our names, which lead to the released ones.
@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from molmo_ds.architecture import MolmoConfig, TextConfig
-from molmo_ds.batch import windows_of
+from molmo_ds.architecture import TextConfig
 from molmo_ds.hub.remote.attention_molmo import CachedCore
 from molmo_ds.model.carry import Carry, Shared
 from molmo_ds.model.connector import Connector, GatedMLP, Pooling
@@ -172,51 +171,6 @@ class WordEmbedding(Renamed, Embed):
         learns = self.embedding.requires_grad
         self.embedding = nn.Parameter(table[:words].clone(), learns)
         self.new_embedding = nn.Parameter(table[words:].clone(), learns)
-
-
-class MolmoModel(nn.Module):
-    """Everything but, for a mixture of experts, the head: `transformer` and `vision_backbone`."""
-
-    def __init__(self, config: MolmoConfig) -> None:
-        super().__init__()
-        network = Molmo(config)
-        self.pooling_size = config.connector.pooling_size
-        self.vision_backbone = backbone(network)
-        self.transformer = nn.Module()
-        self.transformer.wte = WordEmbedding.of(network.embed, {})
-        self.transformer.blocks = nn.ModuleList(
-            block(layer, i, config.text) for i, layer in enumerate(network.layers)
-        )
-        self.transformer.ln_f = network.head.norm
-        self.transformer.ff_out = network.head.lm_head
-
-    def features(self, images: Tensor, masks: Tensor, checkpoint: Any = None) -> Tensor:
-        """images [N, P, patch * patch * 3], masks [N, P] -> [N * Q, D].
-
-        Args:
-            checkpoint: a function of transformers; with one, blocks are recomputed in the backward pass.
-        """
-        tower = self.vision_backbone.image_vit
-        windows = windows_of(len(images), tower.grid, self.pooling_size, images.device)
-        x = tower(Carry(images=images, image_masks=masks, windows=windows))
-        for layer in tower.transformer.resblocks:
-            x = layer(x) if checkpoint is None else recomputed(checkpoint, layer, x)
-        return self.vision_backbone(x).image_features
-
-
-def recomputed(checkpoint: Any, layer: nn.Module, x: Carry) -> Carry:
-    """layer(x), recomputed in the backward pass. Only one tensor may go through transformers' function."""
-    if x.hidden is None:
-        return layer(x)
-
-    def call(hidden: Tensor) -> Tensor:
-        out = layer(x._replace(hidden=hidden))
-        return out.features[-1] if out.hidden is None else out.hidden
-
-    hidden = checkpoint(call, x.hidden)
-    if isinstance(layer, VisionBlock):
-        return layer.passed_on(x, hidden)
-    return x._replace(hidden=hidden)
 
 
 def backbone(network: Molmo) -> VisionBackbone:

@@ -198,10 +198,11 @@ def update(groups: list[dict], config: RunConfig, shard: int) -> list[Counted]:
         masters.append({**group, "params": [flat]})
         pieces = flat.grad.split(sizes) if shard > 1 else [torch.empty(size) for size in sizes]
         gradients.setdefault(group["component"], []).extend(pieces)
-    with Kernels() as kernels:
-        optim.clip(gradients, lambda squares: None, config.optim.max_grad_norm)
-    out = [kernels.counted("clipping", 0)]
     optimizer = optim.build_optimizer(masters, config.optim, fused=True)
+    limit = config.optim.max_grad_norm
+    with Kernels() as kernels:
+        optim.clip(gradients, lambda squares: None, limit, groups=optimizer.param_groups)
+    out = [kernels.counted("clipping", 0)]
     for group in masters:
         flat = group["params"][0]
         state = {name: torch.empty_like(flat) for name in ("exp_avg", "exp_avg_sq")}

@@ -21,9 +21,8 @@ COLLECTIVES = (
     "reduce",
     "all_to_all",
     "all_to_all_single",
-    "send",
-    "recv",
 )
+MET = 1 << 20  # added to the tag of a message, that of its receiver's answer
 SUMS = ("reduce", "reduce_scatter", "reduce_scatter_tensor")
 NO_SUM = (torch.bool, torch.int16)  # types that NCCL does not add
 timeouts: list[
@@ -58,9 +57,8 @@ def refusal(name: str, tensor: Tensor) -> str | None:
     return None
 
 
-def strict(name: str) -> Callable[..., Any]:
+def strict(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function `name` of torch.distributed under NCCL's rules."""
-    function = getattr(dist, name)
 
     def call(*args: Any, **more: Any) -> Any:
         check(name, (*args, *more.values()))
@@ -71,6 +69,32 @@ def strict(name: str) -> Callable[..., Any]:
             give_up(name, error, began)
 
     return call
+
+
+def meeting() -> dict[str, Callable[..., Any]]:
+    """send and recv that end when both sides are there.
+
+    A send of NCCL's keeps its communicator busy until it is received; gloo's only fills a buffer. Two ranks that both
+    send first, and then receive, hang under NCCL, and here as well.
+    """
+    give, take = dist.send, dist.recv
+
+    def send(
+        tensor: Tensor, dst: int | None = None, group: Any = None, tag: int = 0,
+        group_dst: int | None = None,
+    ) -> None:  # fmt: skip
+        give(tensor, dst, group, tag, group_dst)
+        take(torch.empty(1), dst, group, tag + MET, group_dst)
+
+    def recv(
+        tensor: Tensor, src: int | None = None, group: Any = None, tag: int = 0,
+        group_src: int | None = None,
+    ) -> int:  # fmt: skip
+        sender = take(tensor, src, group, tag, group_src)
+        give(torch.zeros(1), src, group, tag + MET, group_src)
+        return sender
+
+    return {"send": send, "recv": recv}
 
 
 def give_up(name: str, error: RuntimeError, began: float) -> NoReturn:
@@ -115,5 +139,6 @@ def install() -> None:
     dist.new_group = c10d.new_group = new_group
     dist.is_nccl_available = lambda: True
     dist.get_backend = lambda group=None: "nccl"
-    for name in COLLECTIVES:
-        setattr(dist, name, strict(name))
+    functions = {name: getattr(dist, name) for name in COLLECTIVES} | meeting()
+    for name, function in functions.items():
+        setattr(dist, name, strict(name, function))

@@ -1,0 +1,200 @@
+"""lmms-eval and VLMEvalKit as they are, on made-up rows: an export, the adapters of molmo_ds, and our server.
+
+Each answer is the one that the same model gives when it is asked directly.
+"""
+
+import base64
+import io
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from environments import clean, environment_at, folder
+from exported import Exported, config_of, export, picture
+from PIL import Image
+from transformers import AutoModelForCausalLM, AutoProcessor, GenerationConfig
+
+from molmo_ds.infer.generate import Options
+from molmo_ds.infer.load import load
+from molmo_ds.testing.random_weights import random_state
+from molmo_ds.testing.serving import Server
+
+pytestmark = pytest.mark.everything
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+LMMS = ("lmms-eval==0.7.3", "filelock<3.20", "num2words")  # the last for VLMEvalKit
+SHORT = "\nAnswer the question using a single word or phrase."  # both kits add it
+QUESTIONS = ("What is this?", "How bright is it?", "Which colour?")
+TOKENS = 4
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    config = config_of("qwen2", vocab_size=300, embedding_size=300)  # of which each is a text
+    return export(tmp_path_factory.mktemp("kits"), config, random_state(config, 3))
+
+
+@pytest.fixture(scope="module")
+def server(exported: Exported) -> Iterator[str]:
+    mine = Server(exported.weights, model="molmo")
+    replica = load(exported.weights).replica(4)
+    with mine.front_in_a_thread(), mine.engine_in_a_thread(replica):
+        yield mine.url
+
+
+@pytest.fixture(scope="module")
+def python() -> Path:
+    return environment_at("lmms-eval", *LMMS)
+
+
+def pictures() -> list[bytes]:
+    """A PNG for each question."""
+    return [encoded(Image.fromarray(picture(40 + 20 * i, 30)), "PNG") for i in range(3)]
+
+
+def encoded(image: Image.Image, kind: str) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind)
+    return stream.getvalue()
+
+
+def ours(exported: Exported, style: str, after: str = "", kind: str = "PNG") -> list[str]:
+    """What the checkpoint answers, asked directly."""
+    answerer = load(exported.weights)
+    prompts = [
+        answerer.builder.prompt(
+            [encoded(Image.open(io.BytesIO(seen)), kind)],
+            {"style": style, "question": asked + after},
+        )
+        for seen, asked in zip(pictures(), QUESTIONS, strict=True)
+    ]
+    return [answerer.answer([prompt], Options(max_new_tokens=TOKENS))[0][0] for prompt in prompts]
+
+
+def run(python: Path, script: str, *words: Any, path: str = str(ROOT)) -> Any:
+    """What a script said, which imports from `path`."""
+    out = Path(words[-1])
+    done = subprocess.run(
+        [str(python), str(HERE / script), *map(str, words)],
+        capture_output=True,
+        text=True,
+        env=clean(PYTHONPATH=path, HF_HOME=str(out.parent / "hf")),
+        cwd=out.parent,
+        timeout=1800,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return json.loads(out.read_text())
+
+
+def loaded(exported: Exported) -> tuple[Any, Any]:
+    """Model and processor of the export in bfloat16, which both kits take."""
+    remote = {"trust_remote_code": True}
+    model = AutoModelForCausalLM.from_pretrained(exported.folder, dtype=torch.bfloat16, **remote)
+    return model.eval(), AutoProcessor.from_pretrained(exported.folder, **remote)
+
+
+def test_lmms_eval(exported: Exported, server: str, python: Path, tmp_path: Path) -> None:
+    rows = []
+    for number, (seen, asked) in enumerate(zip(pictures(), QUESTIONS, strict=True)):
+        file = tmp_path / f"{number}.png"
+        file.write_bytes(seen)
+        rows.append({"image": str(file), "question": asked, "answer": "red"})
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "utils.py").write_text(TASK_CODE)
+    (tmp_path / "task.yaml").write_text(TASK.format(rows=tmp_path / "rows.jsonl", tokens=TOKENS))
+    pretrained = f"pretrained={exported.folder},device=cpu,device_map=cpu,trust_remote_code=True"
+    api = f"model=molmo,base_url={server}/v1,api_key=none,timeout=300,max_retries=1"
+    calls = [
+        {"model": "huggingface", "model_args": pretrained, "batch_size": 1},
+        {"model": "molmo_ds", "model_args": f"checkpoint={exported.weights}", "batch_size": 2},
+        {"model": "openai", "model_args": api, "batch_size": 1},
+    ]
+    (tmp_path / "calls.json").write_text(json.dumps(calls))
+    said = run(python, "lmms_calls.py", tmp_path, tmp_path / "calls.json", tmp_path / "said.json")
+
+    model, processor = loaded(exported)
+    wanted = []
+    for seen, asked in zip(pictures(), QUESTIONS, strict=True):
+        inputs = processor(text=asked + SHORT, images=Image.open(io.BytesIO(seen)))
+        found = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
+        wanted.append(processor.decode(found[0, inputs["input_ids"].shape[1] :]))
+    assert same(said[0]["answers"], wanted)
+    assert same(said[1]["answers"], ours(exported, "text_vqa"))
+    assert same(said[2]["answers"], ours(exported, "demo", SHORT))
+    assert [row["figure"] for row in said] == [0, 0, 0]
+
+
+def same(said: list[str], wanted: list[str]) -> bool:
+    """Equal up to spaces at the ends, and not empty."""
+    assert [text.strip() for text in said] == [text.strip() for text in wanted]
+    return any(wanted)
+
+
+def test_vlmevalkit(exported: Exported, server: str, python: Path, tmp_path: Path) -> None:
+    kit = folder() / "VLMEvalKit"
+    if not (kit / "vlmeval").is_dir():
+        pytest.skip(f"{kit} is missing: git clone https://github.com/open-compass/VLMEvalKit {kit}")
+    rows = [
+        [base64.b64encode(seen).decode(), asked, "red"]
+        for seen, asked in zip(pictures(), QUESTIONS, strict=True)
+    ]
+    given = {"export": str(exported.folder), "weights": str(exported.weights), "server": server}
+    given |= {"rows": rows, "out": str(tmp_path)}
+    (tmp_path / "given.json").write_text(json.dumps(given))
+    words = [kit, tmp_path / "given.json", tmp_path / "said.json"]
+    said = run(python, "vlmeval_calls.py", *words, path=f"{ROOT}:{kit}")
+
+    model, processor = loaded(exported)
+    wanted = []
+    options = GenerationConfig(max_new_tokens=200, stop_strings="<|endoftext|>")
+    for seen, asked in zip(pictures(), QUESTIONS, strict=True):
+        image = Image.open(io.BytesIO(seen)).convert("RGB")
+        row = processor.process(images=[image], text=f"text_vqa: {asked}", max_crops=36)
+        batch = {name: value.unsqueeze(0) for name, value in row.items()}
+        with torch.autocast("cpu", torch.bfloat16):
+            found = model.generate_from_batch(
+                batch, options, tokenizer=processor.tokenizer, use_cache=False
+            )
+        wanted.append(processor.decode(found[0, batch["input_ids"].shape[1] :]))
+    assert same(said["export"]["answers"], wanted)
+    assert same(said["weights"]["answers"], ours(exported, "text_vqa"))
+    assert same(said["server"]["answers"], ours(exported, "demo", SHORT, "JPEG"))
+    assert {row["figure"] for row in said.values()} == {0.0}
+
+
+TASK = """
+task: textvqa_made
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: "{rows}"}}}}
+test_split: test
+output_type: generate_until
+doc_to_visual: !function utils.visual
+doc_to_text: !function utils.text
+doc_to_messages: !function utils.messages
+doc_to_target: answer
+generation_kwargs: {{max_new_tokens: {tokens}, temperature: 0, do_sample: false, until: ["|"]}}
+process_results: !function utils.results
+metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
+metadata: [{{version: 0.0}}]
+"""
+
+TASK_CODE = """
+from PIL import Image
+
+def visual(doc):
+    return [Image.open(doc["image"]).convert("RGB")]
+
+def text(doc, lmms_eval_specific_kwargs=None):
+    return doc["question"] + "\\nAnswer the question using a single word or phrase."
+
+def messages(doc, lmms_eval_specific_kwargs=None):
+    parts = [{"type": "image", "url": visual(doc)[0]}, {"type": "text", "text": text(doc)}]
+    return [{"role": "user", "content": parts}]
+
+def results(doc, results):
+    return {"exact_match": float(results[0] == doc["answer"])}
+"""
