@@ -7,6 +7,7 @@ import struct
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -98,6 +99,14 @@ def weights(folder: Path, network: Network) -> Path:
         hollow_file(folder / name, entries)
         where |= dict.fromkeys(entries, name)
     (folder / INDEX).write_text(json.dumps({"weight_map": where}))
+    noted = {INDEX: checksums.facts_of(folder / INDEX)}
+    tables = {}
+    for name in set(where.values()):
+        size = (folder / name).stat().st_size
+        noted[name] = {"bytes": size, "crc32": 0}
+        tables[name] = np.zeros(checksums.count(size), np.uint32)
+    np.savez(folder / checksums.BLOCKS, **tables)
+    (folder / checksums.NAME).write_text(json.dumps({"files": noted}))
     return folder
 
 
