@@ -42,6 +42,9 @@ class Nothing(metaclass=Names):
     def __call__(self, function=None, *words, **options):
         return function
 
+    def __bool__(self) -> bool:
+        return False  # no text is a URL, nothing is available
+
     def __getattr__(self, name: str) -> type:
         return getattr(Nothing, name)
 
