@@ -58,10 +58,12 @@ def _share(point: list[float], annotation: Annotation, scene: Scene) -> tuple[fl
 def contact_sheet(
     frames: list[np.ndarray], times: list[float], marks: list[list[Mark]], columns: int = 8
 ) -> np.ndarray:
-    """Frames of equal size in rows, with their times and the marks in each: uint8 [height, width, 3]."""
+    """Frames of equal size in rows, tiny ones enlarged, with their times and marks: uint8 [height, width, 3]."""
     cells = []
     for frame, time, here in zip(frames, times, marks, strict=True):
-        cell = Image.fromarray(drawn(frame, here))
+        scale = max(1, WIDEST // max(frame.shape[:2]))
+        large = frame.repeat(scale, 0).repeat(scale, 1)
+        cell = Image.fromarray(drawn(large, here))
         pen = ImageDraw.Draw(cell)
         pen.text(
             (3, 1), f"{stamp(time)} s", fill=(255, 255, 0), stroke_width=1, stroke_fill=(0, 0, 0)
@@ -74,11 +76,9 @@ def contact_sheet(
 
 
 def drawn(frame: np.ndarray, marks: list[Mark]) -> np.ndarray:
-    """A frame at most WIDEST large, a tiny one larger, with a ring at each mark, coloured by its name."""
+    """A frame at most WIDEST large with a ring at each mark, coloured by its name."""
     small = Image.fromarray(frame)
     small.thumbnail((WIDEST, WIDEST))
-    times = max(1, WIDEST // max(small.size))
-    small = small.resize((small.width * times, small.height * times))
     pen = ImageDraw.Draw(small)
     for name, x, y in marks:
         x *= small.width
