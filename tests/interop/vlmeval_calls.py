@@ -121,7 +121,7 @@ def main(kit: str, words: str, out: str) -> None:
     for name in ("export", "weights", "server"):
         folder = Path(given["out"]) / name
         folder.mkdir()
-        infer_data_job(supported_VLM[name], str(folder), name, data, api_nproc=1)
+        infer_data_job(name, str(folder), name, data, api_nproc=1)
         (file,) = folder.glob(f"{name}_{NAME}.*")
         answers = list(map(str, read(str(file))["prediction"]))
         figure = data.evaluate(str(file))
