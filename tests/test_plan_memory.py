@@ -27,7 +27,6 @@ from molmo_ds.engine import optim
 from molmo_ds.engine.plan import plan_memory
 from molmo_ds.engine.strategy import read_strategy
 from molmo_ds.model.molmo import Molmo
-from molmo_ds.ops.tree_attention.mask_blocks import LONG
 from molmo_ds.testing import memory, synthetic
 
 ROOT = Path(__file__).parents[1]
@@ -145,13 +144,6 @@ def full_batch(config: RunConfig) -> Batch:
 def test_planned_peak_is_the_measured_one(case: str) -> None:
     for planned, measured in memory.compared(run(case), full_batch):
         assert planned == pytest.approx(measured, rel=0.1)
-
-
-def test_a_long_row_of_one_video() -> None:
-    """As long as rows without a mask begin to be; tools/bench/bench_long_row.py measures 36,864 tokens."""
-    config = memory.video_run(LONG, 93, "ds_configs/zero3_sp.json")
-    ((planned, measured),) = memory.compared(config, memory.video_row)
-    assert planned == pytest.approx(measured, rel=0.1)
 
 
 def test_every_strategy_has_a_plan(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
