@@ -20,14 +20,12 @@ from deepspeed.comm import comm
 from deepspeed.pipe import DualPipeVModule, LayerSpec, PipelineModule
 from deepspeed.runtime.pipe import schedule
 from deepspeed.runtime.utils import partition_balanced
-from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
-from deepspeed.utils import groups, z3_leaf_module
+from deepspeed.utils import groups
 from torch import Tensor, nn
 
 MODEL_STEP = "_take_model_step"  # the method of an engine that ends in the optimizer's step
 CONFIGURE_EXPERTS = DeepSpeedZeroOptimizer._configure_moe_settings
-HOOK = DeepSpeedZeRoOffload._register_deepspeed_module
 
 
 # Where parameters lie
@@ -162,38 +160,6 @@ def gradients(engine: Any) -> list[tuple[int, list[Tensor]]] | None:
             for i, f in enumerate(flats)
         ]
     return None
-
-
-# ZeRO-3's hooks
-
-
-def hook_fewer(callers: tuple[type[nn.Module], ...]) -> None:
-    """Let ZeRO-3 hook no module without parameters, and none of `callers` that has none of its own.
-
-    A hook gathers and releases what its own module holds. It costs the host as much where that is nothing, and more
-    where many tensors come and go: each passes a function of autograd on its way in and out. With frozen weights below
-    a caller keeps its hooks, to which DeepSpeed attributes those of a recomputed layer.
-    """
-
-    def hook(offload: Any, module: nn.Module, count: list[int] | None = None) -> None:
-        if count is None:
-            HOOK(offload, module)
-        else:
-            HOOK(offload, module, count)
-        if module is not offload.module and hooked_for_nothing(module, callers):
-            for handles in (offload.forward_hooks, offload.backward_hooks):
-                for _ in range(2):  # before and after; those of its children were put on before
-                    handles.pop().remove()
-
-    DeepSpeedZeRoOffload._register_deepspeed_module = hook
-
-
-def hooked_for_nothing(module: nn.Module, callers: tuple[type[nn.Module], ...]) -> bool:
-    """Whether nothing is gathered or released where a module is called, see `hook_fewer`."""
-    below = list(module.parameters())
-    calls = isinstance(module, callers) and not z3_leaf_module(module)
-    own = any(True for _ in module.parameters(recurse=False))
-    return not below or (calls and not own and all(p.requires_grad for p in below))
 
 
 # What lies on NVMe

@@ -20,7 +20,6 @@ NAMES = {  # module -> names that are defined, or set on an object, there
     "deepspeed.runtime.zero.partition_parameters": """
         ds_id ds_numel ds_secondary_tensor ds_shape ds_tensor final_location nvme_swapper
     """,
-    "deepspeed.runtime.zero.parameter_offload": "_register_deepspeed_module backward_hooks forward_hooks module",
     "deepspeed.runtime.zero.stage3": """
         _get_param_partition_rank _optimizer_states_and_gradient_swap_in
         _optimizer_states_and_gradient_swap_out _partition_all_parameters
