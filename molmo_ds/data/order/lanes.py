@@ -5,7 +5,7 @@ workers, so they may change whenever a run starts again. A lane's state is a sma
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -33,9 +33,10 @@ class RottenSource(ValueError):
 class Order:
     """The samples of one source, dealt to the lanes again in every epoch.
 
-    `bounds` (int64 [C + 1]) are the first samples of the chunks and the end. In each epoch the chunks are permuted and
-    dealt to the lanes like cards; a lane permutes its samples inside blocks of BLOCK_CHUNKS chunks. So each sample
-    appears once per epoch over all lanes, reads stay local, and a place is found without walking to it.
+    `bounds` (int64 [C + 1], an array or Bounds) are the first samples of the chunks and the end. In each epoch the
+    chunks are permuted and dealt to the lanes like cards; a lane permutes its samples inside blocks of BLOCK_CHUNKS
+    chunks. So each sample appears once per epoch over all lanes, reads stay local, and a place is found without walking
+    to it.
     """
 
     def __init__(self, name: str, bounds: np.ndarray, seed: int, lanes: int):
@@ -48,9 +49,15 @@ class Order:
         self.bounds = bounds
         self.seed = seed
         self.lanes = lanes
-        self._deals: dict[int, np.ndarray] = {}
+        self._served: Iterable[int] = range(lanes)
+        self._deals: dict[int, dict[int, np.ndarray]] = {}
         self._starts: dict[tuple[int, int], np.ndarray] = {}
         self._blocks: dict[int, tuple[tuple[int, int], np.ndarray]] = {}
+
+    def serve(self, lanes: Iterable[int]) -> None:
+        """Keep the chunks of these lanes only, which nobody leaves from now on; every worker process calls it first."""
+        self._served = lanes
+        self._deals = {}
 
     def length(self, lane: int, epoch: int) -> int:
         """Samples of a lane in an epoch."""
@@ -70,11 +77,11 @@ class Order:
         if epoch not in self._deals:
             if len(self._deals) > 1:  # lanes are in the same epoch or in neighbouring ones
                 del self._deals[min(self._deals)]
-            chunks = len(self.bounds) - 1
-            self._deals[epoch] = (
-                generator(self.seed, self.name, epoch).permutation(chunks).astype(np.int32)
-            )
-        return self._deals[epoch][lane :: self.lanes]
+            # the order of permutation(chunks), in half the memory
+            chunks = np.arange(len(self.bounds) - 1, dtype=np.int32)
+            generator(self.seed, self.name, epoch).shuffle(chunks)
+            self._deals[epoch] = {n: chunks[n :: self.lanes].copy() for n in self._served}
+        return self._deals[epoch][lane]
 
     def _block_starts(self, lane: int, epoch: int) -> np.ndarray:
         if (lane, epoch) not in self._starts:

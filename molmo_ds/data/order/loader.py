@@ -19,12 +19,12 @@ from molmo_ds.data.decode import BadSample
 from molmo_ds.data.order.lanes import BLOCK_CHUNKS, Lane, Order, Reference, RottenSource, generator
 from molmo_ds.data.order.mixture import sample_rates
 from molmo_ds.data.order.packing import ROUND, Budget, merge, row
-from molmo_ds.data.read.shards import ShardSet
+from molmo_ds.data.read.shards import OPEN_ROWS, ShardSet
 from molmo_ds.data.sample.builder import SampleBuilder, of_samples
 from molmo_ds.settings import to_dict
 
 log = logging.getLogger(__name__)
-
+HASHED = 1 << 16  # numbers that are written at once
 
 Step = tuple[list[Batch], dict[int, dict[str, Any]]]
 
@@ -57,7 +57,7 @@ class Mixture:
     def open(
         cls, config: RunConfig, builder: Any = None, sets: dict[str, Any] | None = None
     ) -> "Mixture":
-        """Open and check all sources; `builder` (of every source) and `sets` (by name) replace them in tests."""
+        """Open all sources; `builder` (of every source) and `sets` (by name) replace them in tests."""
         data = config.data
         lanes = config.global_batch
         if sets is None:
@@ -66,9 +66,10 @@ class Mixture:
                 raise ValueError(
                     f"data.sources.{missing[0]}.path is empty; give a folder, URL or glob of shards."
                 )
-            sets = {name: ShardSet(source.path, lanes) for name, source in data.sources.items()}
-            for shards in sets.values():
-                shards.check()
+            sets = {
+                name: ShardSet(source.path, lanes, listed=False)
+                for name, source in data.sources.items()
+            }
         rates = sample_rates(data, {name: len(shards) for name, shards in sets.items()})
         used = [name for name, rate in rates.items() if rate > 0]
         orders = [Order(name, sets[name].bounds, data.seed, lanes) for name in used]
@@ -87,15 +88,26 @@ class Mixture:
             "data.seed": data.seed,
             "the sources and their rates": _hash([used, mixture.rates]),
             "the shards' index": _hash([shards.fingerprint for shards in mixture.sets]),
-            "the order of samples": _hash(
-                [BLOCK_CHUNKS, *(np.asarray(sets[n].bounds).tolist() for n in used)]
-            ),
+            "the order of samples": _hash_of_bounds([shards.bounds for shards in mixture.sets]),
             "packing": _hash([data.packing, to_dict(mixture.budget)]),
             "tokenizer, prompts or image settings": prints[0]
             if len(prints) == 1
             else _hash(prints),
         }
         return mixture
+
+    def check(self, rank: int, ranks: int) -> None:
+        """Compare the tars with their indices; each of `ranks` processes asks for its share. See ShardSet.check."""
+        for shards in self.sets:
+            shards.check(rank, ranks)
+
+    def serve(self, lanes: range) -> None:
+        """Let go of what other processes' lanes need; every worker process calls it first."""
+        for shards in self.sets:
+            # the blocks that the lanes are in, and those that their pools come from
+            shards.serve(2 * BLOCK_CHUNKS * len(lanes), OPEN_ROWS // len(self.sets))
+        for order in self.orders:
+            order.serve(lanes)
 
     def size(self, source: int, sample: int, epoch: int) -> tuple[int, int]:
         """Tokens and crops of a sample, as `build` will make them; BadSample where it cannot be used."""
@@ -149,9 +161,7 @@ class Sequences(IterableDataset):
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         try:
             owned = self.lanes[first::step]
-            # the blocks that the lanes are in, and those that their pools come from
-            for shards in self.mixture.sets:
-                shards.serve(2 * BLOCK_CHUNKS * len(owned))
+            self.mixture.serve(owned)
             mine = [_Sequencer(self.mixture, lane, self.packing) for lane in owned]
             for sequencer in mine:
                 if sequencer.lane.lane in self.states:
@@ -240,16 +250,20 @@ def build_stream(
     world_size: int,
     lane_states: dict[int, dict[str, Any]] | None = None,
     start_step: int = 0,
+    checker: tuple[int, int] | None = None,
 ) -> "Steps":
     """Yield for ever (micro_batches, lane_states after them) of one rank, from `start_step` on.
 
     Rank r of R owns lanes [r V / R, (r + 1) V / R), V = global_batch. `lane_states` holds at least these lanes' states,
     as an earlier stream on any number of ranks and workers gave them. Raises ValueError at once for sources that cannot
     be opened, a batch that does not divide, and states of a different stream; later for too many bad samples and shards
-    that do not hold what their index says; OSError where reading keeps failing.
+    that do not hold what their index says; OSError where reading keeps failing. `checker` is the number of this process
+    and of all that divide the check of the tars among them; where several processes read the same lanes it is not
+    (rank, world_size). What one finds only that one raises.
     """
     lanes = rank_lanes(config, rank, world_size)
     mixture = Mixture.open(config)
+    mixture.check(*(checker or (rank, world_size)))
     check_states(mixture, lanes, lane_states, start_step)
     return Steps(config, sequences(config, mixture, lanes, lane_states or {}), lanes)
 
@@ -391,6 +405,18 @@ def outlive_signals(worker: int) -> None:
 def as_it_is(item: Any) -> Any:
     """What a worker made, in place of torch's own collation."""
     return item
+
+
+def _hash_of_bounds(sets: list[Any]) -> str:
+    """_hash([BLOCK_CHUNKS, [first, second, ...], ...]), written piece by piece: there may be 10^8 chunks."""
+    hashed = hashlib.sha256(f"[{BLOCK_CHUNKS}".encode())
+    for bounds in sets:
+        for first in range(0, len(bounds), HASHED):
+            numbers = bounds[np.arange(first, min(first + HASHED, len(bounds)))].tolist()
+            hashed.update((", " if first else ", [").encode() + str(numbers)[1:-1].encode())
+        hashed.update(b"]")
+    hashed.update(b"]")
+    return hashed.hexdigest()[:16]
 
 
 def _hash(value: Any) -> str:
