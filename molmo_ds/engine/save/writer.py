@@ -120,7 +120,8 @@ class Writer:
 
     def poll(self) -> None:
         """Complete the save if every rank has written its files."""
-        if self.thread is not None and all(self.world.gather(not self.thread.is_alive())):
+        # in a step, where ranks exchange numbers only
+        if self.thread is not None and self.world.largest(int(self.thread.is_alive())) == [0]:
             self.finish()
 
     def finish(self) -> None:
