@@ -123,7 +123,8 @@ def pretend(ranks: int) -> Any:
 
 @contextmanager
 def without_memory() -> Iterator[None]:
-    """Inside the block tensors are fake, a number that is read back from one is 1, and nothing compares numbers."""
+    """Inside the block tensors are fake, a number that is read back from one is 1 (a truth is
+    false), and nothing compares numbers."""
     plain = Tensor.tolist
 
     def tolist(tensor: Tensor) -> Any:
@@ -150,5 +151,5 @@ def without_memory() -> Iterator[None]:
 
 def _one(dtype: torch.dtype) -> bool | int | float:
     if dtype == torch.bool:
-        return True
+        return False  # an overflow would leave out the optimizer's step
     return 1.0 if dtype.is_floating_point else 1

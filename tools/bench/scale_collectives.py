@@ -1,9 +1,8 @@
 """Counts the collectives of a step at real size: the real engine and DeepSpeed, fake tensors, made-up ranks.
 
-    python tools/bench/scale_collectives.py [--only zero3 ...] [--models molmo_7b_d] [--write]
+    python tools/bench/scale_collectives.py [--only zero3 ...] [--models molmo_7b_d] [--layers 2]
 
-Each case is a process of its own. The third step is counted; it repeats the second, call by call. --write replaces the
-table between the markers in docs/evidence/many-ranks.md.
+Each case is a process of its own. The third step is counted; it must repeat the second, call by call. Prints a table.
 """
 
 import argparse
@@ -11,15 +10,12 @@ import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from molmo_ds.testing.tables import ROOT, write
+from molmo_ds.testing.tables import ROOT
 
 TOKENS, CROPS = 2304, 13  # of a sequence
-TABLE = "collectives of a step"
-ONE_OF_STAGES = ("pipe_zero1", "pipe_zero1_ep", "pipe_dualpipev")
 
 
 @dataclass(frozen=True)
@@ -74,17 +70,14 @@ def count(case: Case) -> dict[str, Any]:
 
     world = collectives.pretend(case.ranks)
     config = case.config()
-    print("configured", file=sys.stderr)
     with collectives.without_memory():
         engine = build_engine(config, world)
         steps = []
-        print("built", file=sys.stderr)
         for _ in range(3):
             parts = [fake_batch(config.model, 1, TOKENS, CROPS, TOKENS // 2)] * case.micro_steps
             with collectives.Recorder() as recorder:
                 engine.train_step(parts)
             steps.append(recorder.calls)
-            print("step", len(recorder.calls), file=sys.stderr)
     found = collectives.tally(steps[-1])
     return {
         "tally": found,
@@ -117,7 +110,7 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+", help="strategies")
     parser.add_argument("--models", nargs="+")
-    parser.add_argument("--write", action="store_true", help="into docs/evidence/many-ranks.md")
+    parser.add_argument("--layers", type=int, default=0, help="of the decoder; 10 of the ViT then")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.case:
@@ -125,21 +118,15 @@ def main() -> None:
         os._exit(0)  # DeepSpeed would wait for ranks that are not there
     cases = [case for case in CASES if not args.only or case.strategy in args.only]
     cases = [case for case in cases if not args.models or case.model in args.models]
-    lines = [
-        f"`python tools/bench/scale_collectives.py`, {time.strftime('%Y-%m-%d')}, one sequence of {TOKENS:,} tokens "
-        f"and {CROPS} crops a micro-step, bf16, recomputation:",
-        "",
+    print(
+        f"One sequence of {TOKENS:,} tokens and {CROPS} crops a micro-step, bf16, recomputation:\n\n"
         "| strategy | model | ranks | micro-steps | all-gather | reduce-scatter | all-reduce | reduce | broadcast "
-        "| all-to-all | of objects |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+        "| all-to-all | of objects |\n|---|---|---|---|---|---|---|---|---|---|---|"
+    )
     for case in cases:
-        found = counted(case)
+        found = counted(replace(case, layers=args.layers))
         assert found["repeats"], f"{case}: the third step differs from the second"
-        lines.append(row(case, found))
-        print(lines[-1], flush=True)
-    if args.write:
-        write(TABLE, lines)
+        print(row(case, found), flush=True)
 
 
 if __name__ == "__main__":
