@@ -7,7 +7,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from molmo_ds.data.order import loader
+from molmo_ds.data.order import lanes
 from molmo_ds.data.order.lanes import BLOCK_CHUNKS, Order
 from molmo_ds.data.order.loader import Mixture
 from molmo_ds.data.read.shard_list import Bounds, Shard, ShardList
@@ -31,8 +31,8 @@ def test_bounds_are_the_first_samples_of_the_chunks(counts: list[int], length: i
     whole = json.dumps([BLOCK_CHUNKS, listed.tolist(), listed.tolist()])
     expected = sha256(whole.encode()).hexdigest()[:16]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loader, "HASHED", 3)  # so that there are several pieces
-        assert loader._hash_of_bounds([listed, bounds]) == expected
+        patch.setattr(lanes, "HASHED", 3)  # so that there are several pieces
+        assert lanes.hash_of_bounds([listed, bounds]) == expected
 
 
 def test_a_worker_keeps_its_own_lanes_in_the_same_order() -> None:

@@ -15,6 +15,7 @@ from molmo_ds.data.order.packing import Budget
 BLOCK_CHUNKS = 4  # chunks whose samples are mixed with each other
 MOST_BAD = 1000  # bad samples of a lane before half of all is too many
 DRAWS = 256  # draws from the mixture that share one generator
+HASHED = 1 << 16  # first samples of chunks that are written at once, for the hash of the order
 
 Reference = tuple[int, int, int]  # source, sample, epoch
 # (source, sample, epoch) -> (tokens, crops), None = bad
@@ -24,6 +25,18 @@ Size = Callable[[int, int, int], tuple[int, int] | None]
 def generator(*key: int | str) -> np.random.RandomState:
     """A generator that is a pure function of its key; NumPy never changes the stream of RandomState."""
     return np.random.RandomState(np.frombuffer(hashlib.sha256(repr(key).encode()).digest(), "<u4"))
+
+
+def hash_of_bounds(sets: list[Any]) -> str:
+    """Of [BLOCK_CHUNKS, [first, second, ...], ...] as JSON, written piece by piece: there may be 10^8 chunks."""
+    hashed = hashlib.sha256(f"[{BLOCK_CHUNKS}".encode())
+    for bounds in sets:
+        for first in range(0, len(bounds), HASHED):
+            numbers = bounds[np.arange(first, min(first + HASHED, len(bounds)))].tolist()
+            hashed.update((", " if first else ", [").encode() + str(numbers)[1:-1].encode())
+        hashed.update(b"]")
+    hashed.update(b"]")
+    return hashed.hexdigest()[:16]
 
 
 class RottenSource(ValueError):

@@ -8,37 +8,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from molmo_ds.batch import Batch, Sample
 from molmo_ds.config import RunConfig, SourceConfig
 from molmo_ds.data.bad_share import too_many
-from molmo_ds.data.decode import BadSample
-from molmo_ds.data.order.lanes import BLOCK_CHUNKS, Lane, Order, Reference, RottenSource, generator
+from molmo_ds.data.order.lanes import (
+    BLOCK_CHUNKS,
+    Order,
+    Reference,
+    generator,
+    hash_of_bounds,
+)
 from molmo_ds.data.order.mixture import sample_rates
-from molmo_ds.data.order.packing import ROUND, Budget, merge, row
+from molmo_ds.data.order.packing import Budget, merge
+from molmo_ds.data.order.sequencer import Sequence, Sequencer
 from molmo_ds.data.read.shards import OPEN_ROWS, ShardSet
 from molmo_ds.data.sample.builder import SampleBuilder, of_samples
 from molmo_ds.settings import to_dict
 
 log = logging.getLogger(__name__)
-HASHED = 1 << 16  # numbers that are written at once
 
 Step = tuple[list[Batch], dict[int, dict[str, Any]]]
-
-
-@dataclass(frozen=True)
-class Sequence:
-    """The result of a worker: one lane's next sequence (B = 1), the lane's state after it, and what was skipped."""
-
-    lane: int
-    row: Batch
-    state: dict[str, Any]
-    skipped: list[str]
-    references: list[tuple[str, int, int]]  # source, sample, epoch of each document
-    cut: str = ""  # the lane's last sample that lost tokens to the sequence's length, and how many
 
 
 @dataclass
@@ -88,7 +80,7 @@ class Mixture:
             "data.seed": data.seed,
             "the sources and their rates": _hash([used, mixture.rates]),
             "the shards' index": _hash([shards.fingerprint for shards in mixture.sets]),
-            "the order of samples": _hash_of_bounds([shards.bounds for shards in mixture.sets]),
+            "the order of samples": hash_of_bounds([shards.bounds for shards in mixture.sets]),
             "packing": _hash([data.packing, to_dict(mixture.budget)]),
             "tokenizer, prompts or image settings": prints[0]
             if len(prints) == 1
@@ -162,7 +154,7 @@ class Sequences(IterableDataset):
         try:
             owned = self.lanes[first::step]
             self.mixture.serve(owned)
-            mine = [_Sequencer(self.mixture, lane, self.packing) for lane in owned]
+            mine = [Sequencer(self.mixture, lane, self.packing) for lane in owned]
             for sequencer in mine:
                 if sequencer.lane.lane in self.states:
                     sequencer.lane.load(self.states[sequencer.lane.lane])
@@ -174,60 +166,6 @@ class Sequences(IterableDataset):
         # handed over, since the loader would put a traceback into its sentence
         except (ValueError, OSError) as error:
             yield (ValueError if isinstance(error, ValueError) else OSError)(str(error))
-
-
-class _Sequencer:
-    """One lane with what turns its references into tensors."""
-
-    def __init__(self, mixture: Mixture, lane: int, packing: str):
-        self.mixture = mixture
-        self.packing = packing
-        self.skipped: list[str] = []
-        self.cut = ""
-        self.lane = Lane(lane, mixture.orders, mixture.rates, self._size, mixture.budget)
-
-    def next(self) -> Sequence:
-        samples: list[Sample] = []
-        while not samples:  # a sequence whose samples are all bad is left out
-            references = []
-            for reference in self._draw():
-                try:
-                    samples.append(self.mixture.build(reference))
-                except BadSample as error:
-                    self.lane.bad += 1
-                    self.skipped.append(f"{self.mixture.describe(*reference[:2])}: {error}")
-                else:
-                    references.append((self.mixture.names[reference[0]], *reference[1:]))
-                    self._count_cut(reference)
-        length = self.mixture.budget.tokens
-        if self.packing == "to_128":
-            length = min(length, -(-len(samples[0].input_ids) // ROUND) * ROUND)
-        state = self.lane.state() | {"stamp": self.mixture.stamp}
-        made = Sequence(
-            self.lane.lane, row(samples, length), state, self.skipped, references, self.cut
-        )
-        self.skipped = []
-        return made
-
-    def _draw(self) -> list[Reference]:
-        try:
-            return self.lane.next()
-        except RottenSource as error:
-            raise ValueError(f"{error} The last: {self.skipped[-1]}") from None
-
-    def _count_cut(self, reference: Reference) -> None:
-        cut = self.mixture.cut(reference[0])
-        if cut:
-            self.lane.cut_samples += 1
-            self.lane.cut_tokens += cut
-            self.cut = f"{cut} tokens of {self.mixture.describe(*reference[:2])}"
-
-    def _size(self, source: int, sample: int, epoch: int) -> tuple[int, int] | None:
-        try:
-            return self.mixture.size(source, sample, epoch)
-        except BadSample as error:
-            self.skipped.append(f"{self.mixture.describe(source, sample)}: {error}")
-            return None
 
 
 def build_builders(config: RunConfig, names: list[str]) -> list[SampleBuilder]:
@@ -405,18 +343,6 @@ def outlive_signals(worker: int) -> None:
 def as_it_is(item: Any) -> Any:
     """What a worker made, in place of torch's own collation."""
     return item
-
-
-def _hash_of_bounds(sets: list[Any]) -> str:
-    """_hash([BLOCK_CHUNKS, [first, second, ...], ...]), written piece by piece: there may be 10^8 chunks."""
-    hashed = hashlib.sha256(f"[{BLOCK_CHUNKS}".encode())
-    for bounds in sets:
-        for first in range(0, len(bounds), HASHED):
-            numbers = bounds[np.arange(first, min(first + HASHED, len(bounds)))].tolist()
-            hashed.update((", " if first else ", [").encode() + str(numbers)[1:-1].encode())
-        hashed.update(b"]")
-    hashed.update(b"]")
-    return hashed.hexdigest()[:16]
 
 
 def _hash(value: Any) -> str:
