@@ -44,6 +44,7 @@ def test_a_worker_keeps_its_own_lanes_in_the_same_order() -> None:
         assert [mine.at(lane, *place) for place in places] == [
             whole.at(lane, *place) for place in places
         ]
+    assert mine.at(2, 2, 0) == whole.at(2, 2, 0), "a lane that was not named is dealt too"
     # written out, so that the order that runs have begun with cannot change unseen
     dealt = np.random.RandomState(np.frombuffer(sha256(repr((3, "a", 0)).encode()).digest(), "<u4"))
     assert whole._deals[2].keys() == set(range(8))

@@ -62,14 +62,14 @@ class Order:
         self.bounds = bounds
         self.seed = seed
         self.lanes = lanes
-        self._served: Iterable[int] = range(lanes)
+        self._served = set(range(lanes))
         self._deals: dict[int, dict[int, np.ndarray]] = {}
         self._starts: dict[tuple[int, int], np.ndarray] = {}
         self._blocks: dict[int, tuple[tuple[int, int], np.ndarray]] = {}
 
     def serve(self, lanes: Iterable[int]) -> None:
-        """Keep the chunks of these lanes only, which nobody leaves from now on; every worker process calls it first."""
-        self._served = lanes
+        """Keep the chunks of these lanes only, until others are asked for; every worker process calls it first."""
+        self._served = set(lanes)
         self._deals = {}
 
     def length(self, lane: int, epoch: int) -> int:
@@ -87,8 +87,10 @@ class Order:
         return int(samples[position - starts[block]])
 
     def _dealt(self, lane: int, epoch: int) -> np.ndarray:
-        if epoch not in self._deals:
-            if len(self._deals) > 1:  # lanes are in the same epoch or in neighbouring ones
+        if lane not in self._deals.get(epoch, ()):
+            self._served.add(lane)  # in one process several ranks' lanes may follow each other
+            # lanes are in the same epoch or in neighbouring ones
+            if epoch not in self._deals and len(self._deals) > 1:
                 del self._deals[min(self._deals)]
             # the order of permutation(chunks), in half the memory
             chunks = np.arange(len(self.bounds) - 1, dtype=np.int32)
