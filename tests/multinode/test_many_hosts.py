@@ -40,6 +40,9 @@ def pulses(laboratory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ssh.Pu
     monkeypatch.setenv("SAY_ONCE", "1")  # the hosts' own processes would be most of the load here
     monkeypatch.setattr(ssh, "SILENCE", 1000.0)
     made = ssh.Pulses(HOSTS)
+    deadline = time.monotonic() + 30
+    while len(asked(laboratory)) < len(HOSTS) and time.monotonic() < deadline:
+        time.sleep(0.02)  # the last of them are still on their way
     yield made
     made.close()
 
