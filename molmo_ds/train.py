@@ -105,7 +105,9 @@ def run(config: RunConfig, world: "World", folder: "RunFolder", deadline: float)
     data_state = engine.load(checkpoints) if config.resume else None
     if engine.step:
         log.info("resumed from step %d", engine.step)
-    stream = build_stream(config, engine.data_rank, engine.data_size, data_state, engine.step)
+    share = engine.data_rank, engine.data_size
+    checker = world.rank, world.size
+    stream = world.together(partial(build_stream, config, *share, data_state, engine.step, checker))
     evaluators = build_evaluators(config, world)
     last = min(config.max_steps, config.stop_after or config.max_steps)
     if config.dry_run:

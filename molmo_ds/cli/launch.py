@@ -51,8 +51,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--probe",
         type=seconds,
-        default=10,
-        help="seconds between two looks at the hosts (default 10)",
+        default=5,
+        help="seconds between two looks at the hosts (default 5)",
     )
     parser.add_argument(
         "--tries",

@@ -59,6 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
         lanes = min(8, len(ShardSet(args.dataset)))
         config = dataclasses.replace(config, data=data, global_batch=lanes, micro_batch=1)
         mixture = Mixture.open(config)
+        mixture.check(0, 1)
         stream = sequences(config, mixture, rank_lanes(config, 0, 1), {})
         drawn = list(
             tqdm(itertools.islice(stream, args.sequences), total=args.sequences, desc="sequences")

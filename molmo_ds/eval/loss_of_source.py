@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -45,6 +46,7 @@ class LossOfSource:
             config, data=replace(config.data, sources=sources, group_rates={}, prompts=prompts)
         )
         self.mixture = Mixture.open(self.config)
+        world.together(partial(self.mixture.check, world.rank, world.size))
         sizes, unusable = self.sizes(asked.examples, world.rank > 0)
         self.examples = len(sizes)
         self.sequences = Sequences(self.mixture, pack(sizes, self.mixture.budget))

@@ -20,9 +20,9 @@ from pathlib import Path
 from molmo_ds.engine.launching.hosts import Host
 from molmo_ds.engine.launching.ports import free_port
 from molmo_ds.engine.launching.signal_run import MARK
+from molmo_ds.engine.launching.ssh import alive
 from molmo_ds.engine.launching.supervise import (
     EXPORTED,
-    alive,
     launcher_environment,
     launcher_words,
     signal_hosts,

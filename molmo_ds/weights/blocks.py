@@ -1,7 +1,7 @@
 """A rank's file of a checkpoint, of which any part can be verified as it is read.
 
 It is a safetensors file whose last tensor, "checksums", holds the CRC-32 of every 16 KiB of the others; blocks begin
-anew with each tensor. Where tensors lie stands in the checkpoint's index, so readers need no header.
+again with each tensor. Where tensors lie stands in the checkpoint's index, so readers need no header.
 """
 
 import json

@@ -109,13 +109,14 @@ def test_pauses_grow_until_it_gives_up_or_a_checkpoint_comes(
     pauses = []
     starts = []
 
-    def watch(hosts: list[Host]) -> str:
+    def watch(pulses: object) -> str:
         if len(starts) == 3:
             (tmp_path / "run/checkpoints").mkdir()
             (tmp_path / "run/checkpoints/latest").write_text("step-00000002\n")
         return f"fault {len(starts)}"
 
     monkeypatch.setattr(launch.time, "sleep", pauses.append)
+    monkeypatch.setattr(launch.random, "uniform", lambda least, most: 1.0)
     monkeypatch.setattr(supervisor, "start", starts.append)
     monkeypatch.setattr(supervisor, "watch", watch)
     with pytest.raises(

@@ -172,8 +172,8 @@ class Virtual:
     def __len__(self) -> int:
         return self.samples
 
-    def serve(self, chunks: int) -> None:
-        self.base.serve(chunks)
+    def serve(self, chunks: int, rows: int) -> None:
+        self.base.serve(chunks, rows)
 
     def record(self, index: int) -> dict[str, Any]:
         return self.base.record(index % len(self.base))

@@ -5,7 +5,7 @@ workers, so they may change whenever a run starts again. A lane's state is a sma
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from molmo_ds.data.order.packing import Budget
 BLOCK_CHUNKS = 4  # chunks whose samples are mixed with each other
 MOST_BAD = 1000  # bad samples of a lane before half of all is too many
 DRAWS = 256  # draws from the mixture that share one generator
+HASHED = 1 << 16  # first samples of chunks that are written at once, for the hash of the order
 
 Reference = tuple[int, int, int]  # source, sample, epoch
 # (source, sample, epoch) -> (tokens, crops), None = bad
@@ -26,6 +27,18 @@ def generator(*key: int | str) -> np.random.RandomState:
     return np.random.RandomState(np.frombuffer(hashlib.sha256(repr(key).encode()).digest(), "<u4"))
 
 
+def hash_of_bounds(sets: list[Any]) -> str:
+    """Of [BLOCK_CHUNKS, [first, second, ...], ...] as JSON, written piece by piece: there may be 10^8 chunks."""
+    hashed = hashlib.sha256(f"[{BLOCK_CHUNKS}".encode())
+    for bounds in sets:
+        for first in range(0, len(bounds), HASHED):
+            numbers = bounds[np.arange(first, min(first + HASHED, len(bounds)))].tolist()
+            hashed.update((", " if first else ", [").encode() + str(numbers)[1:-1].encode())
+        hashed.update(b"]")
+    hashed.update(b"]")
+    return hashed.hexdigest()[:16]
+
+
 class RottenSource(ValueError):
     """Raised if too few samples can be used for reading to end."""
 
@@ -33,9 +46,10 @@ class RottenSource(ValueError):
 class Order:
     """The samples of one source, dealt to the lanes again in every epoch.
 
-    `bounds` (int64 [C + 1]) are the first samples of the chunks and the end. In each epoch the chunks are permuted and
-    dealt to the lanes like cards; a lane permutes its samples inside blocks of BLOCK_CHUNKS chunks. So each sample
-    appears once per epoch over all lanes, reads stay local, and a place is found without walking to it.
+    `bounds` (int64 [C + 1], an array or Bounds) are the first samples of the chunks and the end. In each epoch the
+    chunks are permuted and dealt to the lanes like cards; a lane permutes its samples inside blocks of BLOCK_CHUNKS
+    chunks. So each sample appears once per epoch over all lanes, reads stay local, and a place is found without walking
+    to it.
     """
 
     def __init__(self, name: str, bounds: np.ndarray, seed: int, lanes: int):
@@ -48,9 +62,15 @@ class Order:
         self.bounds = bounds
         self.seed = seed
         self.lanes = lanes
-        self._deals: dict[int, np.ndarray] = {}
+        self._served = set(range(lanes))
+        self._deals: dict[int, dict[int, np.ndarray]] = {}
         self._starts: dict[tuple[int, int], np.ndarray] = {}
         self._blocks: dict[int, tuple[tuple[int, int], np.ndarray]] = {}
+
+    def serve(self, lanes: Iterable[int]) -> None:
+        """Keep the chunks of these lanes only, until others are asked for; every worker process calls it first."""
+        self._served = set(lanes)
+        self._deals = {}
 
     def length(self, lane: int, epoch: int) -> int:
         """Samples of a lane in an epoch."""
@@ -67,14 +87,16 @@ class Order:
         return int(samples[position - starts[block]])
 
     def _dealt(self, lane: int, epoch: int) -> np.ndarray:
-        if epoch not in self._deals:
-            if len(self._deals) > 1:  # lanes are in the same epoch or in neighbouring ones
+        if lane not in self._deals.get(epoch, ()):
+            self._served.add(lane)  # in one process several ranks' lanes may follow each other
+            # lanes are in the same epoch or in neighbouring ones
+            if epoch not in self._deals and len(self._deals) > 1:
                 del self._deals[min(self._deals)]
-            chunks = len(self.bounds) - 1
-            self._deals[epoch] = (
-                generator(self.seed, self.name, epoch).permutation(chunks).astype(np.int32)
-            )
-        return self._deals[epoch][lane :: self.lanes]
+            # the order of permutation(chunks), in half the memory
+            chunks = np.arange(len(self.bounds) - 1, dtype=np.int32)
+            generator(self.seed, self.name, epoch).shuffle(chunks)
+            self._deals[epoch] = {n: chunks[n :: self.lanes].copy() for n in self._served}
+        return self._deals[epoch][lane]
 
     def _block_starts(self, lane: int, epoch: int) -> np.ndarray:
         if (lane, epoch) not in self._starts:

@@ -8,37 +8,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from molmo_ds.batch import Batch, Sample
 from molmo_ds.config import RunConfig, SourceConfig
 from molmo_ds.data.bad_share import too_many
-from molmo_ds.data.decode import BadSample
-from molmo_ds.data.order.lanes import BLOCK_CHUNKS, Lane, Order, Reference, RottenSource, generator
+from molmo_ds.data.order.lanes import (
+    BLOCK_CHUNKS,
+    Order,
+    Reference,
+    generator,
+    hash_of_bounds,
+)
 from molmo_ds.data.order.mixture import sample_rates
-from molmo_ds.data.order.packing import ROUND, Budget, merge, row
-from molmo_ds.data.read.shards import ShardSet
+from molmo_ds.data.order.packing import Budget, merge
+from molmo_ds.data.order.sequencer import Sequence, Sequencer
+from molmo_ds.data.read.shards import OPEN_ROWS, ShardSet
 from molmo_ds.data.sample.builder import SampleBuilder, of_samples
 from molmo_ds.settings import to_dict
 
 log = logging.getLogger(__name__)
 
-
 Step = tuple[list[Batch], dict[int, dict[str, Any]]]
-
-
-@dataclass(frozen=True)
-class Sequence:
-    """The result of a worker: one lane's next sequence (B = 1), the lane's state after it, and what was skipped."""
-
-    lane: int
-    row: Batch
-    state: dict[str, Any]
-    skipped: list[str]
-    references: list[tuple[str, int, int]]  # source, sample, epoch of each document
-    cut: str = ""  # the lane's last sample that lost tokens to the sequence's length, and how many
 
 
 @dataclass
@@ -57,7 +49,7 @@ class Mixture:
     def open(
         cls, config: RunConfig, builder: Any = None, sets: dict[str, Any] | None = None
     ) -> "Mixture":
-        """Open and check all sources; `builder` (of every source) and `sets` (by name) replace them in tests."""
+        """Open all sources; `builder` (of every source) and `sets` (by name) replace them in tests."""
         data = config.data
         lanes = config.global_batch
         if sets is None:
@@ -66,9 +58,10 @@ class Mixture:
                 raise ValueError(
                     f"data.sources.{missing[0]}.path is empty; give a folder, URL or glob of shards."
                 )
-            sets = {name: ShardSet(source.path, lanes) for name, source in data.sources.items()}
-            for shards in sets.values():
-                shards.check()
+            sets = {
+                name: ShardSet(source.path, lanes, listed=False)
+                for name, source in data.sources.items()
+            }
         rates = sample_rates(data, {name: len(shards) for name, shards in sets.items()})
         used = [name for name, rate in rates.items() if rate > 0]
         orders = [Order(name, sets[name].bounds, data.seed, lanes) for name in used]
@@ -87,15 +80,26 @@ class Mixture:
             "data.seed": data.seed,
             "the sources and their rates": _hash([used, mixture.rates]),
             "the shards' index": _hash([shards.fingerprint for shards in mixture.sets]),
-            "the order of samples": _hash(
-                [BLOCK_CHUNKS, *(np.asarray(sets[n].bounds).tolist() for n in used)]
-            ),
+            "the order of samples": hash_of_bounds([shards.bounds for shards in mixture.sets]),
             "packing": _hash([data.packing, to_dict(mixture.budget)]),
             "tokenizer, prompts or image settings": prints[0]
             if len(prints) == 1
             else _hash(prints),
         }
         return mixture
+
+    def check(self, rank: int, ranks: int) -> None:
+        """Compare the tars with their indices; each of `ranks` processes asks for its share. See ShardSet.check."""
+        for shards in self.sets:
+            shards.check(rank, ranks)
+
+    def serve(self, lanes: range) -> None:
+        """Let go of what other processes' lanes need; every worker process calls it first."""
+        for shards in self.sets:
+            # the blocks that the lanes are in, and those that their pools come from
+            shards.serve(2 * BLOCK_CHUNKS * len(lanes), OPEN_ROWS // len(self.sets))
+        for order in self.orders:
+            order.serve(lanes)
 
     def size(self, source: int, sample: int, epoch: int) -> tuple[int, int]:
         """Tokens and crops of a sample, as `build` will make them; BadSample where it cannot be used."""
@@ -149,10 +153,8 @@ class Sequences(IterableDataset):
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         try:
             owned = self.lanes[first::step]
-            # the blocks that the lanes are in, and those that their pools come from
-            for shards in self.mixture.sets:
-                shards.serve(2 * BLOCK_CHUNKS * len(owned))
-            mine = [_Sequencer(self.mixture, lane, self.packing) for lane in owned]
+            self.mixture.serve(owned)
+            mine = [Sequencer(self.mixture, lane, self.packing) for lane in owned]
             for sequencer in mine:
                 if sequencer.lane.lane in self.states:
                     sequencer.lane.load(self.states[sequencer.lane.lane])
@@ -164,60 +166,6 @@ class Sequences(IterableDataset):
         # handed over, since the loader would put a traceback into its sentence
         except (ValueError, OSError) as error:
             yield (ValueError if isinstance(error, ValueError) else OSError)(str(error))
-
-
-class _Sequencer:
-    """One lane with what turns its references into tensors."""
-
-    def __init__(self, mixture: Mixture, lane: int, packing: str):
-        self.mixture = mixture
-        self.packing = packing
-        self.skipped: list[str] = []
-        self.cut = ""
-        self.lane = Lane(lane, mixture.orders, mixture.rates, self._size, mixture.budget)
-
-    def next(self) -> Sequence:
-        samples: list[Sample] = []
-        while not samples:  # a sequence whose samples are all bad is left out
-            references = []
-            for reference in self._draw():
-                try:
-                    samples.append(self.mixture.build(reference))
-                except BadSample as error:
-                    self.lane.bad += 1
-                    self.skipped.append(f"{self.mixture.describe(*reference[:2])}: {error}")
-                else:
-                    references.append((self.mixture.names[reference[0]], *reference[1:]))
-                    self._count_cut(reference)
-        length = self.mixture.budget.tokens
-        if self.packing == "to_128":
-            length = min(length, -(-len(samples[0].input_ids) // ROUND) * ROUND)
-        state = self.lane.state() | {"stamp": self.mixture.stamp}
-        made = Sequence(
-            self.lane.lane, row(samples, length), state, self.skipped, references, self.cut
-        )
-        self.skipped = []
-        return made
-
-    def _draw(self) -> list[Reference]:
-        try:
-            return self.lane.next()
-        except RottenSource as error:
-            raise ValueError(f"{error} The last: {self.skipped[-1]}") from None
-
-    def _count_cut(self, reference: Reference) -> None:
-        cut = self.mixture.cut(reference[0])
-        if cut:
-            self.lane.cut_samples += 1
-            self.lane.cut_tokens += cut
-            self.cut = f"{cut} tokens of {self.mixture.describe(*reference[:2])}"
-
-    def _size(self, source: int, sample: int, epoch: int) -> tuple[int, int] | None:
-        try:
-            return self.mixture.size(source, sample, epoch)
-        except BadSample as error:
-            self.skipped.append(f"{self.mixture.describe(source, sample)}: {error}")
-            return None
 
 
 def build_builders(config: RunConfig, names: list[str]) -> list[SampleBuilder]:
@@ -240,16 +188,20 @@ def build_stream(
     world_size: int,
     lane_states: dict[int, dict[str, Any]] | None = None,
     start_step: int = 0,
+    checker: tuple[int, int] | None = None,
 ) -> "Steps":
     """Yield for ever (micro_batches, lane_states after them) of one rank, from `start_step` on.
 
     Rank r of R owns lanes [r V / R, (r + 1) V / R), V = global_batch. `lane_states` holds at least these lanes' states,
     as an earlier stream on any number of ranks and workers gave them. Raises ValueError at once for sources that cannot
     be opened, a batch that does not divide, and states of a different stream; later for too many bad samples and shards
-    that do not hold what their index says; OSError where reading keeps failing.
+    that do not hold what their index says; OSError where reading keeps failing. `checker` is the number of this process
+    and of all that divide the check of the tars among them; where several processes read the same lanes it is not
+    (rank, world_size). What one finds only that one raises.
     """
     lanes = rank_lanes(config, rank, world_size)
     mixture = Mixture.open(config)
+    mixture.check(*(checker or (rank, world_size)))
     check_states(mixture, lanes, lane_states, start_step)
     return Steps(config, sequences(config, mixture, lanes, lane_states or {}), lanes)
 

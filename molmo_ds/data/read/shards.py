@@ -1,14 +1,12 @@
 """Indexed reader of webdataset tars: one folder, URL or glob of shards as a sequence of records."""
 
-import bisect
 import hashlib
 import io
-import itertools
 import json
 import os
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -20,25 +18,16 @@ import pyarrow.parquet as pq
 from molmo_ds import files
 from molmo_ds.config import home
 from molmo_ds.data.decode import BadSample, upright_size
+from molmo_ds.data.read.shard_list import Bounds, Shard, ShardList
 from molmo_ds.data.read.writer import BLOCK, digest
 from molmo_ds.data.sample.record import VIDEOS, annotations, parse_record
 
 CHUNK_BYTES = 8 << 20  # one range request of remote storage
 CHUNKS_PER_LANE = 8  # at least, so that lanes get nearly the same number of samples
 OPEN_FILES = 16  # per data set and process: local tars
-OPEN_SIDECARS = 8
+OPEN_ROWS = 80_000  # of sidecars, in a process over all its data sets; about 180 bytes each
 PLACE = 1 << 30  # bytes between chunks in the sparse temporary file that keeps remote ones
 INDEX_HINT = "run: python tools/make_shards.py index"
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One tar as `.nv-meta/molmo_ds.json` describes it."""
-
-    path: str
-    samples: int
-    bytes: int
-    sidecar_sha256: str
 
 
 class ShardSet:
@@ -46,40 +35,46 @@ class ShardSet:
 
     `path` is a folder, a URL of a folder (s3://, gs://, http(s)://), or a glob of local tars; each folder needs the
     index of data/read/writer.py. `lanes` (the global batch) bounds the size of the chunks. Raises ValueError for a
-    folder without an index and for tars that the index does not know; `check` compares the tars with it.
+    folder without an index and, unless `listed` is false, for tars of a local folder that the index does not know;
+    `check` compares the tars with it.
     """
 
-    def __init__(self, path: str, lanes: int = 1):
+    def __init__(self, path: str, lanes: int = 1, listed: bool = True):
         self.path = home(path)
-        self.shards = _find_shards(self.path)
-        counts = np.array([shard.samples for shard in self.shards], np.int64)
-        self.starts = np.concatenate([[0], np.cumsum(counts)])
-        self.bounds = chunk_bounds(self.starts, sum(shard.bytes for shard in self.shards), lanes)
-        content = json.dumps(
-            [[s.path.rsplit("/", 1)[-1], s.samples, s.sidecar_sha256] for s in self.shards]
-        )
-        self.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
         self._remote = files.is_remote(self.path)
+        self.shards = ShardList(_find_shards(self.path))
+        if listed:
+            self._refuse_unknown()
+        self.bounds = chunk_bounds(self.shards.starts, self.shards.bytes, lanes)
+        self.fingerprint = _fingerprint(self.shards)
         self.serve(64)
 
-    def serve(self, chunks: int) -> None:
-        """Forget what is kept, and keep up to `chunks` chunks from now on; every worker process calls it first."""
+    def serve(self, chunks: int, rows: int = OPEN_ROWS) -> None:
+        """Forget what is kept, and keep up to `chunks` chunks and `rows` rows of sidecars (or one sidecar) from now on.
+
+        Every worker process calls it first.
+        """
         self._files = _Recent(OPEN_FILES, os.close)
-        self._sidecars = _Recent(OPEN_SIDECARS)
+        self._sidecars = _Recent(rows, weigh=len)
         self._chunks = _Recent(chunks, self._release)
         self._free = list(range(chunks, -1, -1))
         # unlinked, so that it goes with the process; on disk, since a worker's memory should stay small
         self._spool = tempfile.TemporaryFile() if self._remote else None  # noqa: SIM115
 
     def __len__(self) -> int:
-        return int(self.starts[-1])
+        return int(self.shards.starts[-1])
 
-    def check(self) -> None:
-        """Compare every tar's size with the index; ValueError names the first that is missing or differs."""
+    def check(self, rank: int = 0, ranks: int = 1) -> None:
+        """Compare the tars with the index; ValueError names the first that is missing, differs or is not known to it.
+
+        Each of `ranks` processes asks the sizes of its share, so that each tar is asked once; rank 0 lists the folder.
+        """
+        if rank == 0:
+            self._refuse_unknown()
+        share = [self.shards[number] for number in range(rank, len(self.shards), ranks)]
         with ThreadPoolExecutor(16 if self._remote else 1) as pool:
-            for shard, size in zip(
-                self.shards, pool.map(_size_or_none, (shard.path for shard in self.shards))
-            ):
+            sizes = pool.map(_size_or_none, (shard.path for shard in share))
+            for shard, size in zip(share, sizes):
                 hint = f"make or copy it again, or if it was meant to change {INDEX_HINT} {os.path.dirname(shard.path)}"
                 if size is None:
                     raise ValueError(f"{shard.path} is missing, but the index lists it; {hint}")
@@ -132,8 +127,24 @@ class ShardSet:
             name: chunk.rows.column(name)[row].as_py() for name in chunk.rows.column_names
         }
 
+    def _refuse_unknown(self) -> None:
+        if self._remote or not os.path.isdir(self.path):
+            return
+        with os.scandir(self.path) as entries:
+            # one look at the folder, and none at each file
+            tars = {
+                entry.name
+                for entry in entries
+                if entry.name.endswith(".tar") and entry.name[0] != "." and entry.is_file()
+            }
+        known = {shard.path.rpartition("/")[2] for shard in self.shards}
+        if unknown := sorted(tars - known):
+            raise ValueError(
+                f"{self.path} holds {unknown[0]}, which its index does not know; {INDEX_HINT} {self.path}"
+            )
+
     def _chunk(self, index: int) -> "_Chunk":
-        number = bisect.bisect_right(self.bounds, index) - 1
+        number = self.bounds.holding(index)
         return self._chunks.get(number, lambda: self._load(number))
 
     def _release(self, chunk: "_Chunk") -> None:
@@ -141,10 +152,10 @@ class ShardSet:
             self._free.append(chunk.place)
 
     def _load(self, number: int) -> "_Chunk":
-        first, stop = (int(bound) for bound in self.bounds[number : number + 2])
-        place = int(np.searchsorted(self.starts, first, side="right")) - 1
+        first, stop = self.bounds[np.array([number, number + 1])].tolist()
+        place = self.shards.holding(first)
         shard = self.shards[place]
-        start = int(self.starts[place])
+        start = int(self.shards.starts[place])
         sidecar = self._sidecars.get(place, lambda: _read_sidecar(shard))
         # so that the shard's whole table need not stay
         rows = _copied(sidecar.slice(first - start, stop - first))
@@ -230,25 +241,38 @@ class _Chunk:
 
 
 class _Recent:
-    """The `size` things asked for last, made when asked for and closed when others take their place."""
+    """The things asked for last, made when asked for and closed when others take their place.
 
-    def __init__(self, size: int, close: Callable[[Any], None] = lambda thing: None):
+    As many as weigh no more than `size` together, but always the last one.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        close: Callable[[Any], None] = lambda thing: None,
+        weigh: Callable[[Any], int] = lambda thing: 1,
+    ):
         self._size = size
         self._close = close
+        self._weigh = weigh
+        self._weight = 0
         self._things = OrderedDict()
 
     def get(self, key: Any, make: Callable[[], Any]) -> Any:
         if key not in self._things:
             self._things[key] = make()
-            if len(self._things) > self._size:
-                self._close(self._things.popitem(last=False)[1])
+            self._weight += self._weigh(self._things[key])
+            while self._weight > self._size and len(self._things) > 1:
+                _, oldest = self._things.popitem(last=False)
+                self._weight -= self._weigh(oldest)
+                self._close(oldest)
         self._things.move_to_end(key)
         return self._things[key]
 
 
 def _find_shards(path: str) -> list[Shard]:
     if files.is_remote(path) or os.path.isdir(path):
-        return _read_meta(path, None if files.is_remote(path) else _tars(path))
+        return _read_meta(path)
     tars = files.find(path)
     if not tars:
         raise ValueError(
@@ -256,9 +280,7 @@ def _find_shards(path: str) -> list[Shard]:
         )
     folders = sorted({os.path.dirname(tar) or "." for tar in tars})
     known = {
-        os.path.realpath(shard.path): shard
-        for folder in folders
-        for shard in _read_meta(folder, None)
+        os.path.realpath(shard.path): shard for folder in folders for shard in _read_meta(folder)
     }
     for tar in tars:
         if os.path.realpath(tar) not in known:
@@ -268,11 +290,7 @@ def _find_shards(path: str) -> list[Shard]:
     return [known[os.path.realpath(tar)] for tar in tars]
 
 
-def _tars(folder: str) -> list[str]:
-    return [tar for tar in files.find(os.path.join(folder, "*.tar")) if os.path.isfile(tar)]
-
-
-def _read_meta(folder: str, tars: list[str] | None) -> list[Shard]:
+def _read_meta(folder: str) -> list[Shard]:
     name = files.join(folder, ".nv-meta/molmo_ds.json")
     try:
         data = files.read(name)
@@ -284,11 +302,6 @@ def _read_meta(folder: str, tars: list[str] | None) -> list[Shard]:
         content = json.loads(data)["shards"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{name} is damaged; {INDEX_HINT} {folder}") from None
-    unknown = sorted({os.path.basename(tar) for tar in tars or []} - set(content))
-    if unknown:
-        raise ValueError(
-            f"{folder} holds {unknown[0]}, which its index does not know; {INDEX_HINT} {folder}"
-        )
     if not content:
         raise ValueError(f"{folder} holds no shards.")
     return [Shard(files.join(folder, tar), **content[tar]) for tar in sorted(content)]
@@ -314,14 +327,23 @@ def _copied(table: pa.Table) -> pa.Table:
     return pa.ipc.open_stream(sink.getvalue()).read_all()
 
 
-def chunk_bounds(starts: np.ndarray, size: int, lanes: int) -> np.ndarray:
-    """The first sample of each chunk, and the end: about CHUNK_BYTES each, never across shards, enough for lanes."""
+def _fingerprint(shards: Iterable[Shard]) -> str:
+    """Of [[name, samples, hash of the sidecar], ...] as JSON, written piece by piece."""
+    hashed = hashlib.sha256(b"[")
+    for number, shard in enumerate(shards):
+        row = [shard.path.rpartition("/")[2], shard.samples, shard.sidecar_sha256]
+        hashed.update(((", " if number else "") + json.dumps(row)).encode())
+    hashed.update(b"]")
+    return hashed.hexdigest()[:16]
+
+
+def chunk_bounds(starts: np.ndarray, size: int, lanes: int) -> Bounds:
+    """Chunks of about CHUNK_BYTES each, enough for the lanes."""
     samples = int(starts[-1])
     by_bytes = CHUNK_BYTES * samples // max(size, 1)
     by_lanes = samples // (CHUNKS_PER_LANE * lanes)
     length = max(1, min(by_bytes, by_lanes))
-    firsts = [np.arange(start, stop, length) for start, stop in itertools.pairwise(starts)]
-    return np.concatenate([*firsts, [samples]]).astype(np.int64)
+    return Bounds(starts, length)
 
 
 def _pread(path: str, file: int, start: int, stop: int, offset: int) -> bytes:

@@ -9,11 +9,13 @@ import contextlib
 import fcntl
 import json
 import os
+import random
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,21 +26,13 @@ from molmo_ds.engine.launching import signal_run
 from molmo_ds.engine.launching.hosts import Host
 from molmo_ds.engine.launching.ports import free_port
 from molmo_ds.engine.launching.signal_run import MARK
+from molmo_ds.engine.launching.ssh import SSH, Pulses, alive, on_each
 from molmo_ds.engine.plan import choice
 from molmo_ds.files import Remote
 from molmo_ds.stores import events
 from molmo_ds.stores.mirror import working_folder
 
-SSH = [
-    "-o",
-    "BatchMode=yes",
-    "-o",
-    "ConnectTimeout=12",
-    "-o",
-    "ServerAliveInterval=3",
-    "-o",
-    "ServerAliveCountMax=2",
-]
+LONGEST = 60.0  # seconds between two tries
 EXPORTED = (
     "OMP_NUM_THREADS,NCCL_*,GLOO_*,MOLMO_*,HF_*,CUDA_*,LD_LIBRARY_PATH,TRITON_*,TORCH_*,PYTORCH_*,WANDB_*,"
     "AWS_*,S3_*,R2_*,WEKA_*,GOOGLE_*,GCSFS_*,STORAGE_EMULATOR_HOST,OPENAI_API_KEY"
@@ -54,7 +48,7 @@ class Limits:
     stall: float
     probe: float  # between two looks at the hosts
     tries: int  # starts in a row without a new checkpoint before giving up
-    backoff: float  # pause after the first of them, doubled each time up to a minute
+    backoff: float  # pause after the first of them, doubled each time up to LONGEST
 
 
 class Supervisor:
@@ -92,6 +86,7 @@ class Supervisor:
     def run(self) -> None:
         """Start and restart until the run is done; ValueError if no restart can help."""
         failed = 0
+        asked = 0  # times in a row that no host answered
         reached = self.saved()
         reason = ""
         while True:
@@ -106,14 +101,20 @@ class Supervisor:
                     f"{failed} starts in a row brought no new checkpoint; the last one ended: {reason}."
                 )
             if failed:
-                time.sleep(min(60.0, self.limits.backoff * 2 ** (failed - 1)))
+                time.sleep(pause(self.limits.backoff, failed))
             used = usable(answering, self.config)
             if not used:
+                asked += 1
                 self.say("waiting", reason="no host answers")
-                time.sleep(5)
+                time.sleep(pause(5.0, asked))
                 continue
-            self.start(used)
-            reason = self.watch(used)
+            asked = 0
+            pulses = Pulses(used)
+            try:
+                self.start(used)
+                reason = self.watch(pulses)
+            finally:
+                pulses.close()
             if reason is not None:
                 failed = 1 if self.saved() > reached else failed + 1
                 reached = self.saved()
@@ -135,7 +136,7 @@ class Supervisor:
             words, env=environment, start_new_session=True, stdin=subprocess.DEVNULL
         )
 
-    def watch(self, hosts: list[Host]) -> str | None:
+    def watch(self, pulses: Pulses) -> str | None:
         """Wait until the run is done (None) or something is wrong (what)."""
         began = last = looked = time.monotonic()
         beat = self.heartbeat()
@@ -161,8 +162,8 @@ class Supervisor:
             if not first and now - last > max(self.limits.stall, 5 * longest):
                 return f"no step for {now - last:.0f} s"
             if now - looked > self.limits.probe:
-                if lost := set(hosts) - set(alive(hosts)):
-                    return f"{lost.pop().name} does not answer"
+                if lost := pulses.lost():
+                    return f"{lost.name} does not answer"
                 looked = time.monotonic()
 
     def heartbeat(self) -> int:
@@ -240,12 +241,10 @@ def signal_hosts(hosts: list[Host], mark: str, number: int, ranks_only: bool = F
     """Send a signal to every process with this mark on these hosts and on this machine, and to nobody else's."""
     words = [sys.executable, "-S", signal_run.__file__, str(int(number)), mark]
     command = shlex.join(words + ["--ranks-only"] * ranks_only)
-    remote = [
-        subprocess.Popen(["ssh", *SSH, host.name, command]) for host in hosts if not host.here
-    ]
-    signal_run.signal_run(mark, number, ranks_only)
-    for process in remote:
-        wait(process, 30)
+    with ThreadPoolExecutor(1) as pool:
+        remote = pool.submit(on_each, hosts, command, 30)
+        signal_run.signal_run(mark, number, ranks_only)
+        remote.result()
 
 
 def wait(process: subprocess.Popen, seconds: float, kill: bool = True) -> bool:
@@ -268,17 +267,12 @@ def wanted(name: str, exported: str) -> bool:
     )
 
 
-def alive(hosts: list[Host]) -> list[Host]:
-    """Those that answer by ssh within some seconds, asked all at once."""
-    asked = {
-        host: subprocess.Popen(["ssh", *SSH, host.name, "true"]) for host in hosts if not host.here
-    }
-    deadline = time.monotonic() + 15  # a machine that computes hard takes its time
-    answers = {
-        host: wait(process, max(0.0, deadline - time.monotonic()))
-        for host, process in asked.items()
-    }
-    return [host for host in hosts if host.here or (answers[host] and asked[host].returncode == 0)]
+def pause(first: float, times: int) -> float:
+    """Seconds before the next try: doubled each time up to LONGEST, and up to a quarter more or less.
+
+    Runs that one fault of the file system has ended do not come back to it in step.
+    """
+    return min(LONGEST, first * 2 ** (times - 1)) * random.uniform(0.75, 1.25)
 
 
 def usable(hosts: list[Host], config: RunConfig) -> list[Host]:

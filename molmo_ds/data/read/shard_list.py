@@ -1,0 +1,85 @@
+"""The tars of a data set and the chunks they are read in, as arrays: 100,000 tars of 10^9 samples take some megabytes.
+
+As Python objects they would be hundreds, and each forked worker would copy what it touches.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar as `.nv-meta/molmo_ds.json` describes it."""
+
+    path: str
+    samples: int
+    bytes: int
+    sidecar_sha256: str
+
+
+class ShardList(Sequence):
+    """Shards by number; each is made when it is asked for."""
+
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        parted = [shard.path.rpartition("/") for shard in shards]
+        self._folders = sorted({folder + slash for folder, slash, _ in parted})
+        numbers = {folder: number for number, folder in enumerate(self._folders)}
+        self._folder = np.array([numbers[folder + slash] for folder, slash, _ in parted], np.int32)
+        self._names = np.array([os.fsencode(name) for _, _, name in parted])
+        self._hashes = np.array([bytes.fromhex(shard.sidecar_sha256) for shard in shards], "V32")
+        self._bytes = np.array([shard.bytes for shard in shards], np.int64)
+        # the first sample of each, and the end
+        self.starts = np.concatenate([[0], np.cumsum([s.samples for s in shards])]).astype(np.int64)
+
+    @property
+    def bytes(self) -> int:
+        """Of all tars together."""
+        return int(self._bytes.sum())
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, number: int) -> Shard:
+        if number >= len(self):
+            raise IndexError(number)
+        return Shard(
+            self._folders[self._folder[number]] + os.fsdecode(self._names[number]),
+            int(self.starts[number + 1] - self.starts[number]),
+            int(self._bytes[number]),
+            self._hashes[number].tobytes().hex(),
+        )
+
+    def holding(self, sample: int) -> int:
+        """The number of the shard that holds a sample."""
+        return int(np.searchsorted(self.starts, sample, side="right")) - 1
+
+
+class Bounds:
+    """The first sample of each chunk, and the end: `bounds[chunk]` is computed, for one number or an array of them.
+
+    Chunks are `length` samples, the last of a shard what is left, so that none lies in two shards.
+    """
+
+    def __init__(self, starts: np.ndarray, length: int) -> None:
+        self.length = length
+        self._starts = starts
+        chunks = -(-np.diff(starts) // length)
+        self._firsts = np.concatenate([[0], np.cumsum(chunks)])  # the first chunk of each shard
+
+    def __len__(self) -> int:
+        return int(self._firsts[-1]) + 1
+
+    def __getitem__(self, chunk: int | np.ndarray) -> np.int64 | np.ndarray:
+        chunk = np.where(np.less(chunk, 0), np.add(chunk, len(self)), chunk)
+        shard = np.searchsorted(self._firsts, chunk, side="right") - 1
+        shard = np.minimum(shard, len(self._starts) - 2)  # the end is the last shard's
+        first = self._starts[shard] + (chunk - self._firsts[shard]) * self.length
+        return np.minimum(first, self._starts[shard + 1])
+
+    def holding(self, sample: int) -> int:
+        """The number of the chunk that holds a sample."""
+        shard = int(np.searchsorted(self._starts, sample, side="right")) - 1
+        return int(self._firsts[shard] + (sample - self._starts[shard]) // self.length)

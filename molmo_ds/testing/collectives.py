@@ -1,0 +1,155 @@
+"""Records the collectives of a step, as torch's dispatcher sees them, on real ranks or on ranks that are made up.
+
+Made-up ranks: `pretend` gives a process the place of rank 0 among any number, whose collectives move nothing. There the
+real engine runs at real size with fake tensors (`without_memory`), which have a shape and no numbers.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._subclasses import fake_impls
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from molmo_ds.engine.checks.gradient_order import GradientOrder
+from molmo_ds.engine.engine import DeepSpeedEngine
+from molmo_ds.ops.tree_attention import mask_blocks, reference
+
+COORDINATOR = "deepspeed.runtime.zero.partitioned_param_coordinator"
+KINDS = {  # the dispatcher's name -> torch.distributed's
+    "allreduce_": "all_reduce",
+    "allreduce_coalesced_": "all_reduce",
+    "reduce_": "reduce",
+    "reduce_scatter_": "reduce_scatter",
+    "_reduce_scatter_base_": "reduce_scatter",
+    "reduce_scatter_tensor_coalesced_": "reduce_scatter",
+    "broadcast_": "broadcast",
+    "allgather_": "all_gather",
+    "_allgather_base_": "all_gather",
+    "allgather_into_tensor_coalesced_": "all_gather",
+    "allgather_coalesced_": "all_gather",
+    "alltoall_base_": "all_to_all",
+    "alltoall_": "all_to_all",
+    "barrier": "barrier",
+    "send": "send",
+    "recv_": "recv",
+    "recv_any_source_": "recv",
+    "scatter_": "scatter",
+    "gather_": "gather",
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One collective of one rank."""
+
+    kind: str
+    elements: int  # of the largest tensor of the call: what is gathered, reduced or sent
+    dtype: str
+    members: int  # ranks of its group
+
+    @property
+    def of_objects(self) -> bool:
+        """Whether it carries pickled objects, or their lengths: no tensor of a network is uint8."""
+        return self.dtype == "uint8"
+
+    @property
+    def bytes(self) -> int:
+        """Of the elements."""
+        return self.elements * getattr(torch, self.dtype).itemsize
+
+
+class Recorder(TorchDispatchMode):
+    """`calls` are the collectives inside the block, in their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        out = function(*args, **(kwargs or {}))
+        if function.namespace == "c10d" and function._opname in KINDS:
+            self._note(KINDS[function._opname], args)
+        return out
+
+    def _note(self, kind: str, args: tuple) -> None:
+        leaves = torch.utils._pytree.tree_leaves(args)
+        tensors = [x for x in leaves if torch.is_tensor(x)]
+        group = next((x for x in args if isinstance(x, torch.ScriptObject)), None)
+        members = dist.ProcessGroup.unbox(group).size() if group is not None else 1
+        largest = max(tensors, key=Tensor.numel, default=torch.empty(0))
+        self.calls.append(
+            Call(kind, largest.numel(), str(largest.dtype).removeprefix("torch."), members)
+        )
+
+
+def tally(calls: Iterable[Call]) -> dict[str, tuple[int, int]]:
+    """kind -> (how many, bytes), of the calls of groups of several ranks."""
+    counts: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for call in calls:
+        if call.members > 1:
+            counts[call.kind] += 1
+            sizes[call.kind] += call.bytes
+    return {kind: (counts[kind], sizes[kind]) for kind in sorted(counts)}
+
+
+def pretend(ranks: int) -> Any:
+    """The World of rank 0 of `ranks` made-up ones; once in a process."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    from molmo_ds.engine import deepspeed_0_19, launch
+
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    os.environ |= address | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(ranks)}
+    deepspeed_0_19.compile_no_ops()
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+    import deepspeed
+
+    deepspeed.init_distributed("gloo", verbose=False)
+    return launch.start()
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Inside the block tensors are fake, a number that is read back from one is 1 (a truth is
+    false), and nothing compares numbers."""
+    plain = Tensor.tolist
+
+    def tolist(tensor: Tensor) -> Any:
+        if not isinstance(tensor, FakeTensor):
+            return plain(tensor)
+        return np.full(tuple(tensor.shape), _one(tensor.dtype)).tolist()
+
+    read_back = torch.ops.aten._local_scalar_dense.default
+    table = {read_back: lambda mode, function, tensor: _one(tensor.dtype)}
+    with (
+        mock.patch.dict(fake_impls.op_implementations_dict, table),
+        mock.patch.object(Tensor, "tolist", tolist),
+        mock.patch.object(reference, "_lengths", lambda document_ids: None),
+        mock.patch.object(mask_blocks, "cut", lambda mask: None),
+        mock.patch.object(GradientOrder, "_compare", lambda *_: None),
+        mock.patch.object(DeepSpeedEngine, "set_weights", lambda *_: None),
+        # a fake parameter cannot be moved in place
+        mock.patch.object(nn.Module, "to", lambda module, *_: module),
+        mock.patch(f"{COORDINATOR}.assert_ints_same_as_other_ranks", lambda _: None),
+        FakeTensorMode(allow_non_fake_inputs=True),
+    ):
+        yield
+
+
+def _one(dtype: torch.dtype) -> bool | int | float:
+    if dtype == torch.bool:
+        return False  # an overflow would leave out the optimizer's step
+    return 1.0 if dtype.is_floating_point else 1
