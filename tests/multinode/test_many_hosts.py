@@ -60,7 +60,7 @@ def test_a_host_is_asked_once_and_one_that_goes_is_seen(
     assert [pulses.lost() for _ in range(looks)] == [None] * looks
     # a look every 10 s: 1 % of a core is 100 ms; this machine may be busy, and its own time is what counts
     assert (time.process_time() - began) / looks < 0.1
-    assert len(asked(laboratory)) == 128, "while all is well nobody is asked anew"
+    assert len(asked(laboratory)) == 128, "while all is well nobody is asked again"
     # a connection that breaks is made again, and that is no fault
     first, second, third = HOSTS[5], HOSTS[70], HOSTS[127]
     pulses.processes[first].kill()
@@ -70,7 +70,7 @@ def test_a_host_is_asked_once_and_one_that_goes_is_seen(
     while asked(laboratory).count(first.name) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)
     assert asked(laboratory).count(first.name) == 3, (
-        "once at first, once anew, and a new connection"
+        "once at first, once again, and a new connection"
     )
     # a host that is gone
     (laboratory / f"{second.name}.down").touch()

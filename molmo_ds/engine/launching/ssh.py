@@ -1,8 +1,8 @@
 """Hosts by ssh: who answers, a command on each, and a pulse that costs next to nothing while all is well.
 
-A new connection costs the asking machine some 100 ms of its processor, so that 128 hosts are not asked anew every few
+A new connection costs the asking machine some 100 ms of its processor, so that 128 hosts are not asked again every few
 seconds. Each keeps one connection open and says on it, every PULSE seconds, that it is there; only one that is silent
-is asked anew.
+is asked again.
 """
 
 import os
@@ -25,7 +25,7 @@ SSH = [
 AT_ONCE = 32  # connections that are being made; sshd begins to refuse where it sees many
 ANSWER = 15.0  # seconds; a machine that computes hard takes its time
 PULSE = 4.0  # seconds between two signs of life
-SILENCE = 10.0  # seconds without one, after which a host is asked anew
+SILENCE = 10.0  # seconds without one, after which a host is asked again
 
 
 def on_each(hosts: list[Host], command: str, seconds: float) -> list[Host]:
@@ -62,7 +62,7 @@ class Pulses:
             self._connect(host)
 
     def lost(self) -> Host | None:
-        """A host that fell silent and does not answer when it is asked anew; one that does is connected anew."""
+        """A host that fell silent and does not answer when it is asked again; one that does is connected again."""
         self._listen(self.hosts)
         now = time.monotonic()
         silent = [host for host in self.hosts if self._silent(host, now)]
