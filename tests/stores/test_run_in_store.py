@@ -47,7 +47,7 @@ def whole(checkpoints: files.Remote, folder: Path) -> list[str]:
         copy = folder / step.name
         copy.mkdir(parents=True, exist_ok=True)
         manifest = checkpoint.read_manifest(step)
-        for name in manifest.files:
+        for name in (*manifest.files, "manifest.json"):
             (copy / name).write_bytes((step / name).read_bytes())
         assert checksums.wrong_file(copy, manifest.files) is None
         there = checkpoint.open_checkpoint(copy)
