@@ -213,6 +213,7 @@ def check_finite(
         return
     blamed = [name for i in engine.not_finite if i < len(samples) for name in samples[i]]
     everyone = list(dict.fromkeys(name for names in engine.world.gather(blamed) for name in names))
+    engine.close()  # a save under way is of a step that was finite
     shown = ", ".join(f"{source} {number}" for source, number, _ in everyone[:SHOWN_SAMPLES])
     more = f" and {len(everyone) - SHOWN_SAMPLES} more" if len(everyone) > SHOWN_SAMPLES else ""
     where = (

@@ -50,6 +50,7 @@ MICRO = [
     "preset=tiny",
     *run_files.MODEL,
     *serving.CROPS,
+    *serving.FITS,
     "data.num_workers=0",
     "data.pool_size=2",
     "data.sequence_length=512",

@@ -36,7 +36,8 @@ class Filling:
                 numbers = self._numbers(piece, target.dtype, read, first, last)
                 for group in stretches(piece.start, piece.size, piece.stride, first, last):
                     size = (group.count, group.length)
-                    taken = numbers.as_strided(size, (group.distance, 1), group.start - first)
+                    place = numbers.storage_offset() + group.start - first
+                    taken = numbers.as_strided(size, (group.distance, 1), place)
                     target[group.here : group.end].view(size).copy_(taken)
 
     def end(self) -> None:

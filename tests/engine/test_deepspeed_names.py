@@ -23,6 +23,7 @@ OTHERS = {  # of Python, torch and accelerate
     "_asdict",
     "_cdata",
     "_dynamo",
+    "_exit",
     "_field_defaults",
     "_fields",
     "_foreach_mul_",

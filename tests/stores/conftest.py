@@ -1,5 +1,6 @@
 """Two stores on loopback, started once, and a folder of a test's own in each."""
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,9 @@ def store(
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("S3_ENDPOINT_URL", wires["s3"].address)
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", wires["gs"].address)
+    # copies of what is in a store, kept by its URL, which an earlier run of the tests had too
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     monkeypatch.setattr(upload, "PART", 100_000)
     monkeypatch.setattr(files, "FIRST_DELAY", 0.02)
     wire = wires[scheme]

@@ -88,7 +88,7 @@ def test_a_hundredth_too_much_would_be_seen(oracles: dict) -> None:
     losses, norms, weights = oracles["qwen2", False]
     fp32 = next(case for case in CASES if case.precision == "fp32" and not case.adapters)
     wrong, wrong_norms, wrong_weights = plain(config_of(fp32), too_large=0.01)
-    assert difference((wrong, wrong_weights), (losses, weights))[0] > 1e-5
+    assert difference((wrong, wrong_weights), (losses, weights))[1] > 1e-4
     assert wrong_norms[0]["text"] == pytest.approx(1.01 * norms[0]["text"], rel=1e-3)
 
 
