@@ -67,24 +67,37 @@ def choose(logits: Tensor, options: Sequence[Options], draws: Sequence[float]) -
 
 
 def sample(logits: Tensor, options: Sequence[Options], draws: Sequence[float]) -> Tensor:
-    """int64 [R]: words drawn from softmax(logits / temperature) within top_k and top_p; logits float32 [R, E]."""
-    words = logits.shape[-1]
+    """int64 [R]: words drawn from softmax(logits / temperature) within top_k and top_p; logits float32 [R, E].
+
+    A draw is a place in the words' order, not in that of their shares: two equally likely words change places in the
+    latter by the last bit of a logit, which depends on the batch and the layout.
+    """
     tiny = torch.finfo(torch.float32).tiny
     temperature = _there([max(one.temperature, tiny) for one in options], logits)[:, None]
-    top_k = _there([one.top_k or words for one in options], logits)[:, None]
-    top_p = _there([one.top_p for one in options], logits)[:, None]
-    chance = _there(list(draws), logits)[:, None]
     best = logits.amax(-1, keepdim=True)  # taken off first, so that no temperature is too small
     share = ((logits - best) / temperature).softmax(-1)
-    share, order = share.sort(descending=True, stable=True)
-    share = torch.where(torch.arange(words, device=logits.device) < top_k, share, 0)
-    share = share / share.sum(-1, keepdim=True)
+    if any(one.top_k or one.top_p < 1 for one in options):
+        share = likely(share, options)
+    level = share.double().cumsum(-1)
+    chance = _there(list(draws), logits).double()[:, None]
+    place = (level <= chance * level[:, -1:]).sum(-1)
+    index = torch.arange(logits.shape[-1], device=logits.device)
+    last = torch.where(share > 0, index, 0).amax(-1)
+    return torch.minimum(place, last)
+
+
+def likely(share: Tensor, options: Sequence[Options]) -> Tensor:
+    """The shares [R, E] of the words within top_k and top_p, 0 for the others; a row without limits stays as it is."""
+    words = share.shape[-1]
+    top_k = _there([one.top_k or words for one in options], share)[:, None]
+    top_p = _there([one.top_p for one in options], share)[:, None]
+    ordered, order = share.sort(descending=True, stable=True)
+    ordered = torch.where(torch.arange(words, device=share.device) < top_k, ordered, 0)
     # the word that crosses top_p stays
-    share = torch.where(share.cumsum(-1) - share < top_p, share, 0)
-    level = share.cumsum(-1)
-    place = (level <= chance * level[:, -1:]).sum(-1, keepdim=True)
-    place = torch.minimum(place, (share > 0).sum(-1, keepdim=True) - 1)
-    return order.gather(1, place)[:, 0]
+    before = ordered.cumsum(-1) - ordered
+    within = (before < top_p * ordered.sum(-1, keepdim=True)) | (top_p == 1)
+    ordered = torch.where(within, ordered, 0)
+    return torch.zeros_like(share).scatter(1, order, ordered)
 
 
 def summary(logits: Tensor, first: int) -> Tensor:

@@ -91,6 +91,7 @@ def _next(logits: Tensor, question: Question, place: int) -> int:
     kept = sorted(range(len(shares)), key=lambda word: -float(shares[word]))[
         : options.top_k or None
     ]
+    kept.sort()
     chance = draw(options.seed, question.draws or question.name, place) * float(shares[kept].sum())
     for word in kept:
         chance -= float(shares[word])

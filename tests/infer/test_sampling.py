@@ -65,3 +65,16 @@ def test_the_likeliest_words_are_named() -> None:
     found = choose(logits, [Options(logprobs=2)], [0.0])
     assert found.top_tokens.tolist() == [[1, 3]]
     torch.testing.assert_close(found.top_log_probabilities, logits.log_softmax(-1)[:, [1, 3]])
+
+
+def test_equally_likely_words_do_not_change_places() -> None:
+    """By the last bit of a logit, which depends on how many rows are computed together."""
+    logits = torch.zeros(64, 300)
+    draws = [place / 64 for place in range(64)]
+    options = [Options(temperature=1.0)] * 64
+    words = choose(logits, options, draws).tokens.tolist()
+    assert words == [int(300 * place / 64) for place in range(64)]
+    rounded = logits + 1e-7 * torch.randn(64, 300, generator=torch.Generator().manual_seed(0))
+    found = choose(rounded, options, draws).tokens.tolist()
+    exact = [word for word, place in zip(words, range(64)) if 300 * place % 64]
+    assert [word for word, place in zip(found, range(64)) if 300 * place % 64] == exact

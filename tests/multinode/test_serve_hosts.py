@@ -26,14 +26,7 @@ STRATEGY = {
 }
 QUESTIONS = [chat(f"Why {'so ' * i}?", max_tokens=400, temperature=1.0, seed=i) for i in range(6)]
 
-CAN_RUN = pytest.mark.skipif(bool(lab.missing()), reason=lab.missing() or "it can run")
-pytestmark = [
-    CAN_RUN,
-    pytest.mark.skipif(
-        "--all" not in sys.argv,
-        reason="did not end in 95 s on 2026-11-29 after the merges, cause unknown: --all runs it",
-    ),
-]
+pytestmark = pytest.mark.skipif(bool(lab.missing()), reason=lab.missing() or "it can run")
 
 
 @pytest.fixture(scope="module")
