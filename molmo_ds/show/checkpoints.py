@@ -2,10 +2,9 @@
 
 import dataclasses
 
-from molmo_ds import files
 from molmo_ds.files import Place
 from molmo_ds.show import folder
-from molmo_ds.weights import checkpoint
+from molmo_ds.weights import checkpoint, checksums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,19 +34,11 @@ def _saved(path: Place, latest: bool, verify: bool) -> Saved:
     written = folder.modified(path / "manifest.json")
     try:
         manifest = checkpoint.read_manifest(path)
-        wrong = checkpoint.what_is_wrong(path) if verify else _wrong_size(path, manifest)
+        if verify:
+            wrong = checkpoint.verify(path)
+        else:
+            wrong = checksums.wrong_file(path, manifest.files, later=manifest.files)
     except ValueError as error:
         return Saved(path.name, None, None, written, str(error), latest)
     size = sum(facts.bytes for facts in manifest.files.values())
     return Saved(path.name, size, manifest.ranks, written, wrong, latest)
-
-
-def _wrong_size(path: Place, manifest: checkpoint.Manifest) -> str | None:
-    for name, facts in sorted(manifest.files.items()):
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        size = files.size(str(file))
-        if size != facts.bytes:
-            return f"{name} has {size} bytes instead of {facts.bytes}"
-    return None

@@ -67,18 +67,26 @@ def facts_of_bytes(data: bytes) -> dict[str, int]:
 def write(folder: Path) -> None:
     """Note size and checksum of every file of a new folder, and of the folders inside it, that a reader needs."""
     files = sorted(path for path in folder.rglob("*") if path.suffix in READ)
-    noted = {path.relative_to(folder).as_posix(): facts_of(path) for path in files}
-    tensors = [path for path in files if path.suffix == ".safetensors"]
-    np.savez(folder / BLOCKS, **{path.name: _sums_of(path) for path in tensors})
+    noted = {}
+    blocks = {}
+    for path in files:
+        facts, found = _noted(path)
+        noted[path.relative_to(folder).as_posix()] = facts
+        if path.suffix == ".safetensors":
+            blocks[path.name] = found
+    np.savez(folder / BLOCKS, **blocks)
     (folder / NAME).write_text(json.dumps({"files": noted}, indent=1) + "\n")
 
 
-def _sums_of(path: Path) -> np.ndarray:
+def _noted(path: Path) -> tuple[dict[str, int], np.ndarray]:
+    """A file's facts, and the checksums of its blocks, by reading it once."""
+    value = 0
     found = [np.empty(0, "<u4")]
     with open(path, "rb") as stream:
         while data := stream.read(64 * BLOCK):
+            value = zlib.crc32(data, value)
             found.append(sums(data))
-    return np.concatenate(found)
+    return {"bytes": path.stat().st_size, "crc32": value}, np.concatenate(found)
 
 
 def read_blocks(folder: Place) -> dict[str, np.ndarray]:

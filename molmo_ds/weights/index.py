@@ -24,6 +24,7 @@ from molmo_ds.weights.pieces import Stored, end_of
 from molmo_ds.weights.tensor_files import DTYPES
 
 OPEN = 256  # files at once
+VERIFIED = 1 << 20  # elements of a piece that are verified at once
 INDEX, LANES = "index.parquet", "lanes.parquet"
 # of a row: `parameter` and `kind` are numbers in the lists of the file's metadata, the rest as in `Stored`
 COLUMNS = ("parameter", "kind", "start", "end", "size", "width", "distance", "phase", "offset",
@@ -211,6 +212,14 @@ class Index:
         rows = slice(begin, end)
         there = (self.columns["start"][rows] < last) & (self.columns["end"][rows] > first)
         return [self._stored(begin + int(row)) for row in np.flatnonzero(there)]
+
+    def verify(self) -> None:
+        """Read every number of every piece; Damaged where they are not as they were written."""
+        for row in range(len(self.columns["start"])):
+            stored = self._stored(row)
+            for key in stored.keys:
+                for first in range(0, stored.size, VERIFIED):
+                    self.read(stored, "", key, first, min(first + VERIFIED, stored.size))
 
     def _stored(self, row: int) -> Stored:
         values = {name: int(self.columns[name][row]) for name in (*COLUMNS, "file")}
