@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from molmo_ds import environment, files, rules, setting_list, settings
 from molmo_ds.config import RunConfig
-from molmo_ds.stores import events
+from molmo_ds.stores import events, same_run
 
 if TYPE_CHECKING:
     from molmo_ds.data.order.loader import Steps
@@ -30,18 +30,7 @@ if TYPE_CHECKING:
     from molmo_ds.stores.run_folder import RunFolder
 
 log = logging.getLogger("molmo_ds")
-RUN_FILES = (
-    "config.yaml",
-    "checkpoints",
-    "log.jsonl",
-    "tensorboard",
-    "profile",
-    "DONE",
-    events.NAME,
-)
 SHOWN_SAMPLES = 8  # in the sentence about a step that is not finite
-# the stream tells if the data changed
-IDENTITY = ("model", "lora", "optim.name", "global_batch", "seed", "init_from")
 
 
 def train(config: RunConfig) -> int:
@@ -92,9 +81,10 @@ def run(config: RunConfig, world: "World", folder: "RunFolder", deadline: float)
     from molmo_ds.monitor.metrics import Metrics
     from molmo_ds.weights import checkpoint
 
-    world.agree(lambda: check_folder(config, folder))
+    world.agree(lambda: same_run.check_folder(config, folder))
     config = choice.settled(config, world, folder.local)
     told = strategy_place.told(config.strategy)
+    told += world.agree(lambda: same_run.told(config, folder))
     for sentence in [*told, *launchers.ignored(read_strategy(config.strategy), config)]:
         log.warning(sentence)  # main shows those of rank 0 only
     checkpoints = str(files.place(config.out) / "checkpoints")
@@ -112,7 +102,7 @@ def run(config: RunConfig, world: "World", folder: "RunFolder", deadline: float)
     last = min(config.max_steps, config.stop_after or config.max_steps)
     if config.dry_run:
         return rehearse(config, world, stream, engine.step)
-    world.agree(lambda: claim_folder(config, folder.local, finished=engine.step >= last))
+    world.agree(lambda: same_run.claim_folder(config, folder.local, engine.step >= last))
     metrics = Metrics(config, world, engine.step)
     if world.rank == 0:
         facts = {"step": engine.step, "ranks": world.size, "strategy": config.strategy}
@@ -226,61 +216,6 @@ def check_finite(
         "the checkpoints before it are whole. Look at those samples, lower the learning rate, or start from an "
         "earlier checkpoint."
     )
-
-
-def check_folder(config: RunConfig, folder: "RunFolder") -> None:
-    """Refuse an `out` that holds something this run must not touch (ValueError)."""
-    out = folder.place
-    checkpoints = (out / "checkpoints").glob("step-*")
-    if not (folder.local / "log.jsonl").exists() and not any(checkpoints):
-        return
-    if not (folder.local / "config.yaml").exists():
-        raise ValueError(f"{out} holds files of a run but no config.yaml; choose another out.")
-    difference = difference_to(folder.local / "config.yaml", config)
-    if difference and not config.overwrite:
-        raise ValueError(
-            f"{out} holds another run ({difference}); choose another out, or set overwrite=true to delete that run."
-        )
-    if difference and not config.dry_run:
-        folder.delete(RUN_FILES)
-
-
-def claim_folder(config: RunConfig, out: Path, finished: bool) -> None:
-    """Make `out` and write the resolved configuration into it, after validation."""
-    out.mkdir(parents=True, exist_ok=True)
-    if not finished:
-        (out / "DONE").unlink(missing_ok=True)
-    settings.save(config, out / "config.yaml.new")
-    os.replace(out / "config.yaml.new", out / "config.yaml")
-
-
-def difference_to(saved: Path, config: RunConfig) -> str:
-    """A difference to the run whose config.yaml is `saved`; empty where this run continues it."""
-    if not config.resume:
-        return "resume=false"
-    import yaml
-
-    def flat(values: dict, prefix: str = "") -> dict:
-        out = {}
-        for key, value in values.items():
-            out |= (
-                flat(value, f"{prefix}{key}.")
-                if isinstance(value, dict) and value
-                else {prefix + key: value}
-            )
-        return out
-
-    try:
-        there = flat(yaml.safe_load(saved.read_text()))
-    except (yaml.YAMLError, AttributeError):
-        return "its config.yaml cannot be read"
-    here = flat(settings.to_dict(config))
-    there = flat(settings.to_dict(RunConfig())) | there  # a setting may be younger than that run
-    for key in sorted(here.keys() | there.keys()):
-        known = key.startswith(tuple(f"{name}." for name in IDENTITY)) or key in IDENTITY
-        if known and here.get(key) != there.get(key):
-            return f"its {key} is {there.get(key)}, not {here.get(key)}"
-    return ""
 
 
 def catch_signals() -> dict[str, int]:
