@@ -44,6 +44,7 @@ SLOW = {  # file or folder: why it takes its time
     "test_examples.py": "the quickstart",
     "twin": "every strategy on the twin of a GPU",
     "test_plan_memory.py": "bytes that torch allocates",
+    "test_strategy_files.py": "every strategy on real shards",
     "test_train.py": "whole runs, stopped and resumed",
     "cli/test_wheel.py": "pip install and a run",
     "data/test_bench_stream.py": "streams of every layout",
