@@ -69,7 +69,8 @@ def evaluate(given: argparse.Namespace, tasks: list[tuple[Task, str]]) -> int:
     subject = subject_of(given, world)
     names = {field.name for field in dataclasses.fields(Wish)}
     wish = Wish(**{name: value for name, value in vars(given).items() if name in names})
-    fresh = {}
+    fresh = []
+    recorded = {}
     found = {}
     for task, split in tasks:
         crops = given.max_crops or published_crops(given.tasks, task, split)
@@ -78,17 +79,19 @@ def evaluate(given: argparse.Namespace, tasks: list[tuple[Task, str]]) -> int:
         if known is not None:
             found[job.label] = known
         elif (made := evaluated(given, job, subject, crops, world)) is not None:
-            found[job.label] = fresh[job.label] = made
+            found[job.label] = made
+            fresh.append(made)
+            recorded |= {job.recorded: made} if job.recorded else {}
         if copies is not None:
             world.agree(copies.push)
     if world.rank == 0:
-        results.record(subject.base, subject.step, fresh)
+        results.record(subject.base, subject.step, recorded)
         print(results.table(found))
         if PAPER in words(given.tasks) and not given.loss:
             print(results.paper_line(found))
     if copies is not None:
         world.agree(copies.close)  # with what was recorded last
-    return int(any(one["failures"] for one in fresh.values()))
+    return int(any(one["failures"] for one in fresh))
 
 
 def evaluated(

@@ -29,7 +29,9 @@ def parser(text: str) -> argparse.ArgumentParser:
         help="folder of the shards, as download writes them",
     )
     what = top.add_argument_group("what is asked")
-    what.add_argument("--limit", type=int, help="questions of each task")
+    what.add_argument(
+        "--limit", type=int, help="questions of each task; a run's log gets no figures then"
+    )
     what.add_argument(
         "--shuffle-seed", type=int, help="draw those of --limit instead of taking the first"
     )

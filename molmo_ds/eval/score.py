@@ -25,18 +25,30 @@ class _Kept(NamedTuple):
     categories: Mapping[str, str]
 
 
-def scored_row(task: Task, row: Row, reply: str, end: str, **more: Any) -> dict[str, Any]:
+def scored_row(task: Task, row: Row, reply: str | None, end: str, **more: Any) -> dict[str, Any]:
     """The line of a row in logs and predictions; `scores` is empty where its truth is not public or it has no reply.
 
-    `end` says how the reply ended: "stop", "length", "context", or "failed: SENTENCE" where there is none. `more` is
-    added as it is. Raises ValueError, with the row's id, for a truth that cannot be right.
+    `reply` None is the true answer itself. `end` says how the reply ended: "stop", "length", "context", or
+    "failed: SENTENCE" where there is none. `more` is added as it is. Raises ValueError, with the row's id, for a truth
+    that cannot be right.
     """
     failed = end.startswith("failed")
     try:
         truth = task.truth(row)
+        reply = truth if reply is None else reply
         scores = {} if truth is None or failed else task.score(reply, row)
+        categories = dict(task.categories(row))
+    except KeyError as error:
+        raise ValueError(
+            f"{row.id} cannot be scored: its record has no {error}, which {task.name} needs; make the shards again."
+        ) from error
     except ValueError as error:
         raise ValueError(f"{row.id} cannot be scored: {error}") from None
+    except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        raise ValueError(
+            f"{row.id} cannot be scored: its record has another form than {task.name} needs ({error}); make the shards"
+            " again."
+        ) from error
     return {
         "id": row.id,
         "task": task.name,
@@ -44,10 +56,25 @@ def scored_row(task: Task, row: Row, reply: str, end: str, **more: Any) -> dict[
         "reply": reply,
         "truth": truth,
         "scores": scores,
-        "categories": dict(task.categories(row)),
+        "categories": categories,
         "end": end,
         **more,
     }
+
+
+def check_truths(task: Task, rows: Iterable[Row]) -> str | None:
+    """A sentence where true answers score 0 by their own rule, so that no reply can be right; else None.
+
+    Raises ValueError as `scored_row` does: before anything is asked.
+    """
+    scored = [scored_row(task, row, None, "stop") for row in rows]
+    lost = [row["id"] for row in scored if row["scores"].get(task.headline) == 0]
+    if not lost:
+        return None
+    return (
+        f"{len(lost)} of {len(scored)} true answers score 0 by the rule of {task.name}, that of {lost[0]} for one, so"
+        " that no reply to them can be right; look at the shards."
+    )
 
 
 def score(
