@@ -98,14 +98,15 @@ def evaluated(
     given: argparse.Namespace, job: Any, subject: Any, crops: int | None, world: Any
 ) -> dict | None:
     """What metrics.json of a job holds once it is done; None on other ranks than 0."""
-    from molmo_ds.eval import caption_loss, page, results, run
+    from molmo_ds.eval import page, results, run
+    from molmo_ds.eval.captions import loss
 
     options = {
         name: str(value) if isinstance(value, Path | Remote) else value
         for name, value in vars(given).items()
     }
     if given.loss:
-        figures = caption_loss.evaluate(job, subject.loaded(crops), world, given.overwrite)
+        figures = loss.evaluate(job, subject.loaded(crops), world, given.overwrite)
         return (
             None
             if figures is None
