@@ -75,7 +75,9 @@ def evaluate(given: argparse.Namespace, tasks: list[tuple[Task, str]]) -> int:
     for task, split in tasks:
         crops = given.max_crops or published_crops(given.tasks, task, split)
         job = plan(subject, task, split, wish, crops)
-        known = None if given.overwrite or given.rescore else results.cached(job, world)
+        # with --beside the page is made again, from the log
+        again = given.overwrite or given.rescore or given.beside
+        known = None if again else results.cached(job, world)
         if known is not None:
             found[job.label] = known
         elif (made := evaluated(given, job, subject, crops, world)) is not None:
@@ -107,11 +109,11 @@ def evaluated(
     }
     if given.loss:
         figures = loss.evaluate(job, subject.loaded(crops), world, given.overwrite)
-        return (
-            None
-            if figures is None
-            else results.write_metrics(job, figures, {}, options, subject.described(crops))
-        )
+        if figures is None:
+            return None
+        return results.write_metrics(job, figures, {}, options, subject.described(crops))
+    if given.beside:
+        page.results_beside(job, given.beside)  # before anything is asked
     if given.rescore:
         outcome = run.rescore(job) if world.rank == 0 else None
     else:

@@ -25,6 +25,7 @@ class Wish:
     data: Path  # folder of the shards' folders
     limit: int | None = None
     shuffle_seed: int | None = None
+    max_frames: int | None = None
     eval_name: str = ""
     loss: bool = False  # of captions, in a folder of its own, as in the reference
     rescore: bool = False  # the saved replies, whatever made them
@@ -33,9 +34,9 @@ class Wish:
 def plan(subject: Subject, task: Task, split: str, wish: Wish, crops: int | None = None) -> Job:
     """The job of a task; ValueError where replies that are to be scored again are not there.
 
-    Other crops than those of training are part of the folder's name, as in the reference (36crop).
+    Other crops than those of training are part of the folder's name, as in the reference (36crop), and so are frames.
     """
-    name = wish.eval_name or ("" if crops is None else f"{crops}crop")
+    name = wish.eval_name or others(crops, wish.max_frames)
     kind = "loss" if wish.loss else "predictions"
     results = subject.base / results_name(task, split, subject.step, name, kind)
     shards = ShardSet(str(shards_of(task, split, wish.data)))
@@ -44,6 +45,7 @@ def plan(subject: Subject, task: Task, split: str, wish: Wish, crops: int | None
         split=split,
         limit=wish.limit,
         shuffle_seed=wish.shuffle_seed,
+        frames=wish.max_frames,
         data=shards.fingerprint,
         new_tokens=task.max_new_tokens,
         code=code_version(),
@@ -55,6 +57,12 @@ def plan(subject: Subject, task: Task, split: str, wish: Wish, crops: int | None
             raise ValueError(f"{results} holds no replies to score; leave --rescore out.")
         now = of_saved(now, saved, results)
     return Job(task=task, split=split, name=name, shards=shards, results=results, provenance=now)
+
+
+def others(crops: int | None, frames: int | None) -> str:
+    """36crop-64frame: what differs from the usual crops and frames, "" where nothing does."""
+    given = (("crop", crops), ("frame", frames))
+    return "-".join(f"{number}{what}" for what, number in given if number is not None)
 
 
 def of_saved(now: Provenance, saved: dict[str, Any], results: Path) -> Provenance:

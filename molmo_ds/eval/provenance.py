@@ -36,6 +36,7 @@ class Provenance:
     checkpoint: str  # hash of the weights, or a server's address and model
     prompt: str  # version of the prompts
     crops: int | None  # None = what the server does
+    frames: int | None  # the most of a video; None = as the model was trained, or the record says
     precision: str
     limit: int | None
     shuffle_seed: int | None

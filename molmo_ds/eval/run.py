@@ -153,7 +153,8 @@ def ask(job: Job, client: Client, rows: Sequence[Row], world: World, part: Part)
     with tqdm(
         total=len(rows), desc=name, unit="question", dynamic_ncols=True, disable=world.rank != 0
     ) as bar:
-        for reply in client.replies(asks(job.shards, rows, job.provenance.new_tokens)):
+        known = job.provenance
+        for reply in client.replies(asks(job.shards, rows, known.new_tokens, known.frames)):
             if reply.failed:
                 failures[reply.id] = reply.end
             elif finished is not None:
@@ -164,8 +165,10 @@ def ask(job: Job, client: Client, rows: Sequence[Row], world: World, part: Part)
     return failures
 
 
-def asks(shards: ShardSet, rows: Iterable[Row], new_tokens: int) -> Iterator[Ask]:
-    """The questions with their pictures, read one by one."""
+def asks(
+    shards: ShardSet, rows: Iterable[Row], new_tokens: int, frames: int | None = None
+) -> Iterator[Ask]:
+    """The questions with their pictures, read one by one; of videos at most `frames` are shown, where it is given."""
     index = None
     for row in rows:
         if row.index != index:
@@ -177,8 +180,15 @@ def asks(shards: ShardSet, rows: Iterable[Row], new_tokens: int) -> Iterator[Ask
             annotation=row.question(),
             seed=index,
             max_new_tokens=new_tokens,
-            film=row.film,
+            film=shortened(row.film, frames),
         )
+
+
+def shortened(film: Mapping[str, Any] | None, frames: int | None) -> dict[str, Any] | None:
+    """What a record says of its video, with at most so many frames; a record may ask for fewer itself."""
+    if film is None or frames is None:
+        return film
+    return {**film, "num_frames": min(frames, film.get("num_frames", frames))}
 
 
 def logged(reply: Reply) -> dict[str, Any]:
