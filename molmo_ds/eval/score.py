@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from molmo_ds.eval.row import UNREADABLE, Row, Scores
 from molmo_ds.eval.task import MODELS, Task
 
+WHOLE_GROUPS = "m_b_acc"  # the name of allenai/molmo's later code
 GUESSES = 20  # constant answers that are tried for the chance level, the commonest truths
 TRIED_ON = 1000  # rows that each of them is tried on
 REFERENCE_NAMES = {"anls": "ansl"}  # our name of a metric -> the reference's, where they differ
@@ -23,6 +24,7 @@ class _Kept(NamedTuple):
     picture: str
     scores: Scores
     categories: Mapping[str, str]
+    group: str | None
 
 
 def scored_row(task: Task, row: Row, reply: str | None, end: str, **more: Any) -> dict[str, Any]:
@@ -38,6 +40,7 @@ def scored_row(task: Task, row: Row, reply: str | None, end: str, **more: Any) -
         reply = truth if reply is None else reply
         scores = {} if truth is None or failed else task.score(reply, row)
         categories = dict(task.categories(row))
+        group = {} if task.group is None else {"group": task.group(row)}
     except KeyError as error:
         raise ValueError(
             f"{row.id} cannot be scored: its record has no {error}, which {task.name} needs; make the shards again."
@@ -58,6 +61,7 @@ def scored_row(task: Task, row: Row, reply: str | None, end: str, **more: Any) -
         "scores": scores,
         "categories": categories,
         "end": end,
+        **group,
         **more,
     }
 
@@ -98,10 +102,13 @@ def score(
         counts["without_end"] += not failed and row["end"] != "stop"
         counts["without_answer"] += row["truth"] is None
         if row["scores"]:
-            kept.append(_Kept(row["picture"], row["scores"], row["categories"]))
+            group = row.get("group")
+            kept.append(_Kept(row["picture"], row["scores"], row["categories"], group))
     replies = len(seen) - counts["failed"]
     metrics = figures(kept)
     unreadable = metrics.pop(UNREADABLE, None)
+    if kept and task.group is not None:
+        metrics[WHOLE_GROUPS] = whole_groups(kept, task.headline)
     for name, value in task.derived(
         {name: figure["value"] for name, figure in metrics.items()}
     ).items():
@@ -121,6 +128,15 @@ def score(
         "published": _published(task),
         "categories": _categories(task, kept),
     }
+
+
+def whole_groups(rows: Sequence[_Kept], headline: str) -> Figure:
+    """The share of groups all of whose rows are right (multi-binary accuracy)."""
+    pictures = {row.group: row.picture for row in rows}
+    right: dict[str | None, float] = {}
+    for row in rows:
+        right[row.group] = min(right.get(row.group, 1.0), float(row.scores[headline]))
+    return figure([(pictures[group], value) for group, value in right.items()])
 
 
 def figures(rows: Sequence[_Kept]) -> dict[str, Figure]:

@@ -59,6 +59,8 @@ class Task:
     truth: Callable[[Row], str | None] = true_answer
     # what to break the headline down by
     categories: Callable[[Row], Mapping[str, str]] = lambda row: {}
+    # questions of one group are one of the benchmark's, right where all of them are: `m_b_acc`
+    group: Callable[[Row], str] | None = None
     # metrics made of others
     derived: Callable[[Mapping[str, float]], Mapping[str, float]] = lambda means: {}
     published: Published | None = None

@@ -94,6 +94,29 @@ def test_a_metric_is_the_mean_over_the_rows_that_have_it():
     assert "unreadable" not in found
 
 
+def test_a_group_is_right_where_all_of_its_rows_are():
+    task = BENCHMARKS["plm_fgqa"]
+    rows = [
+        Row(
+            id=f"{group}{i}",
+            index=i,
+            picture=picture,
+            annotation={"answer": "A"},
+            metadata={"group": group, "options": ["x", "y"]},
+        )
+        for group, picture in (("a", "p"), ("b", "p"), ("c", "q"))
+        for i in range(3)
+    ]
+    replies = ["A", "A", "A", "A", "B", "A", "A.", "a", "A"]
+    scored = [scored_row(task, *one, "stop") for one in zip(rows, replies, strict=True)]
+    found = score(task, scored)["metrics"]
+    assert found["accuracy"]["value"] == 8 / 9
+    # pictures p (1 and 0) and q (1), residuals by picture 1/3 - 2/3 and 1/3
+    assert found["m_b_acc"]["value"] == 2 / 3 and found["m_b_acc"]["n"] == 3
+    expected = math.sqrt((1 / 9 + 1 / 9) * 2) / 3
+    assert found["m_b_acc"]["standard_error"] == pytest.approx(expected)
+
+
 def test_without_a_scored_row_there_is_no_metric():
     found = score(TASK, [{**line(0, 0.0), "scores": {}, "truth": None}])
     assert found["metrics"] == {} and found["share_unreadable"] is None
