@@ -76,7 +76,7 @@ def run(config: RunConfig, world: "World", folder: "RunFolder", deadline: float)
     from molmo_ds.engine.plan import choice
     from molmo_ds.engine.save.writer import Writer
     from molmo_ds.engine.strategy import read_strategy
-    from molmo_ds.eval.evaluators import build_evaluators
+    from molmo_ds.eval.in_training.evaluators import build_evaluators
     from molmo_ds.monitor import profile
     from molmo_ds.monitor.metrics import Metrics
     from molmo_ds.weights import checkpoint

@@ -1,9 +1,14 @@
 """The command molmo-ds: one file a command, imported when it is called; tools/*.py are the same commands in a clone."""
 
+import contextlib
 import importlib
+import os
+import select
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+NOBODY_READS = 141  # 128 and SIGPIPE
 COMMANDS = {  # words of the command -> its file, what it does
     "train": (
         "train",
@@ -43,7 +48,11 @@ COMMANDS = {  # words of the command -> its file, what it does
 
 def main() -> None:
     """Run `molmo-ds COMMAND ...`; without a command, or with --help, list the commands."""
-    words = sys.argv[1:]
+    with reader_may_leave():
+        _command(sys.argv[1:])
+
+
+def _command(words: list[str]) -> None:
     if not words or words[0] in ("-h", "--help"):
         print(usage(""))
         return
@@ -76,14 +85,41 @@ def run(file: str, arguments: list[str] | None = None) -> None:
     from molmo_ds import environment
 
     try:
-        for sentence in environment.prepare():
-            print(f"{caller()}: {sentence}", file=sys.stderr)
-        command = importlib.import_module(f"molmo_ds.cli.{file}")
-        code = command.main(arguments)
+        with reader_may_leave():
+            for sentence in environment.prepare():
+                print(f"{caller()}: {sentence}", file=sys.stderr)
+            command = importlib.import_module(f"molmo_ds.cli.{file}")
+            code = command.main(arguments)
     except (ValueError, OSError) as error:
         sys.exit(f"{caller()}: {error}")
     if code:
         sys.exit(code)
+
+
+@contextlib.contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """End quietly where nobody reads on, as in `molmo-ds --help | head`, with the code of a process that a pipe ended.
+
+    A broken pipe of another kind stays an error.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if _is_read():
+            raise
+        # or the interpreter would try once more, and complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(NOBODY_READS)
+
+
+def _is_read() -> bool:
+    """Whether what is printed may still have a reader."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return not any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def caller() -> str:

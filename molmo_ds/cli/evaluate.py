@@ -69,45 +69,51 @@ def evaluate(given: argparse.Namespace, tasks: list[tuple[Task, str]]) -> int:
     subject = subject_of(given, world)
     names = {field.name for field in dataclasses.fields(Wish)}
     wish = Wish(**{name: value for name, value in vars(given).items() if name in names})
-    fresh = {}
+    fresh = []
+    recorded = {}
     found = {}
     for task, split in tasks:
         crops = given.max_crops or published_crops(given.tasks, task, split)
         job = plan(subject, task, split, wish, crops)
-        known = None if given.overwrite or given.rescore else results.cached(job, world)
+        # with --beside the page is made again, from the log
+        again = given.overwrite or given.rescore or given.beside
+        known = None if again else results.cached(job, world)
         if known is not None:
             found[job.label] = known
         elif (made := evaluated(given, job, subject, crops, world)) is not None:
-            found[job.label] = fresh[job.label] = made
+            found[job.label] = made
+            fresh.append(made)
+            recorded |= {job.recorded: made} if job.recorded else {}
         if copies is not None:
             world.agree(copies.push)
     if world.rank == 0:
-        results.record(subject.base, subject.step, fresh)
+        results.record(subject.base, subject.step, recorded)
         print(results.table(found))
         if PAPER in words(given.tasks) and not given.loss:
             print(results.paper_line(found))
     if copies is not None:
         world.agree(copies.close)  # with what was recorded last
-    return int(any(one["failures"] for one in fresh.values()))
+    return int(any(one["failures"] for one in fresh))
 
 
 def evaluated(
     given: argparse.Namespace, job: Any, subject: Any, crops: int | None, world: Any
 ) -> dict | None:
     """What metrics.json of a job holds once it is done; None on other ranks than 0."""
-    from molmo_ds.eval import caption_loss, page, results, run
+    from molmo_ds.eval import page, results, run
+    from molmo_ds.eval.captions import loss
 
     options = {
         name: str(value) if isinstance(value, Path | Remote) else value
         for name, value in vars(given).items()
     }
     if given.loss:
-        figures = caption_loss.evaluate(job, subject.loaded(crops), world, given.overwrite)
-        return (
-            None
-            if figures is None
-            else results.write_metrics(job, figures, {}, options, subject.described(crops))
-        )
+        figures = loss.evaluate(job, subject.loaded(crops), world, given.overwrite)
+        if figures is None:
+            return None
+        return results.write_metrics(job, figures, {}, options, subject.described(crops))
+    if given.beside:
+        page.results_beside(job, given.beside)  # before anything is asked
     if given.rescore:
         outcome = run.rescore(job) if world.rank == 0 else None
     else:

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from molmo_ds.data.sample.record import MOST_FRAMES
 from molmo_ds.files import Remote, local, place
 
 HIGH_RES = 36  # crops
@@ -29,13 +30,18 @@ def parser(text: str) -> argparse.ArgumentParser:
         help="folder of the shards, as download writes them",
     )
     what = top.add_argument_group("what is asked")
-    what.add_argument("--limit", type=int, help="questions of each task")
+    what.add_argument(
+        "--limit", type=int, help="questions of each task; a run's log gets no figures then"
+    )
     what.add_argument(
         "--shuffle-seed", type=int, help="draw those of --limit instead of taking the first"
     )
     what.add_argument("--max-crops", type=int, help="of a picture; default: as in training")
     what.add_argument(
         "--high-res", action="store_true", help="36 crops, unless --max-crops says otherwise"
+    )
+    what.add_argument(
+        "--max-frames", type=int, help="of a video; default: as in training, or as its record says"
     )
     what.add_argument(
         "--loss", action="store_true", help="of the captions of pixmo_cap, instead of replies"
@@ -105,6 +111,7 @@ def read(text: str, arguments: list[str] | None) -> argparse.Namespace:
     for name, least in (
         ("limit", 1),
         ("max_crops", 1),
+        ("max_frames", 1),
         ("parallel", 1),
         ("batch", 1),
         ("examples", 0),
@@ -116,6 +123,8 @@ def read(text: str, arguments: list[str] | None) -> argparse.Namespace:
         given.max_crops = HIGH_RES
     if given.max_crops is not None and given.max_crops > HIGH_RES:
         top.error(f"--max-crops is {given.max_crops}; Molmo knows up to {HIGH_RES}.")
+    if given.max_frames is not None and given.max_frames > MOST_FRAMES:
+        top.error(f"--max-frames is {given.max_frames}; a video shows {MOST_FRAMES} at most.")
     for name in ("batch", "device", "server", "loss", "rescore"):
         if given.strategy and getattr(given, name):
             top.error(

@@ -86,15 +86,27 @@ def frames_at(
 
     Raises BadSample where the video cannot be decoded, ValueError where the package av is missing.
     """
+    order = sorted({float(time) for time in times})
+    decoded = dict(zip(order, each_frame(data, order, clip)))
+    return [decoded[float(time)] for time in times]
+
+
+def each_frame(
+    data: bytes, times: Sequence[float], clip: tuple[float, float] | None = None
+) -> Iterator[np.ndarray]:
+    """The frames of `frames_at` one by one as they are decoded, so that few are held; `times` must ascend."""
     with _opened(data) as (container, stream):
         clock = _clock(container, stream)
         begin = clock.begin + (clip[0] if clip is not None else 0.0)
-        wanted = clock.shown([begin + float(time) for time in times])
-        decoded = dict(_decode(container, stream, clock, sorted(set(wanted.tolist()))))
-    missing = [number for number in wanted.tolist() if number not in decoded]
-    if missing:
-        raise BadSample(f"The video ends before its frame {missing[0]}, which its index lists.")
-    return [decoded[number] for number in wanted.tolist()]
+        wanted = clock.shown([begin + float(time) for time in times]).tolist()
+        decoded = _decode(container, stream, clock, sorted(set(wanted)))
+        number = None
+        for one in wanted:
+            if number != one:
+                number, frame = next(decoded, (None, None))
+            if number != one:
+                raise BadSample(f"The video ends before its frame {one}, which its index lists.")
+            yield frame
 
 
 def clip_duration(duration: float, clip: tuple[float, float] | None) -> float:

@@ -8,6 +8,7 @@ scores of 0 and 1 and a picture a question it asks what McNemar's test asks.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from scipy.stats import t as student
 from molmo_ds.eval.benchmarks import BENCHMARKS
 from molmo_ds.eval.score import figure
 
+log = logging.getLogger(__name__)
 ROWS = "rows.jsonl"  # of a results folder: its scored rows
 Scored = Mapping[str, Any]  # eval/score.py:scored_row
 
@@ -39,6 +41,7 @@ class Comparison:
     otherwise: list[tuple[Scored, Scored]]  # another reply of the same score
     only_first: int  # questions that only one of the runs has scored
     only_second: int
+    other_truth: int  # compared questions whose true answer is another in the second run
 
 
 def compare(
@@ -55,6 +58,9 @@ def compare(
         raise ValueError(
             f"The runs have no task in common: {', '.join(ours) or 'none'} and {', '.join(theirs) or 'none'}."
         )
+    lonely = sorted(set(ours) ^ set(theirs))
+    if lonely:
+        log.warning("Only one of the runs has %s.", ", ".join(lonely))
     return [_compared(name, ours[name], theirs[name], metric or headline(name)) for name in shared]
 
 
@@ -97,6 +103,10 @@ def report(found: Comparison, names: tuple[str, str], shown: int) -> str:
     if found.only_first or found.only_second:
         lines.append(
             f"  left out: {found.only_first:,} only in {names[0]}, {found.only_second:,} only in {names[1]}"
+        )
+    if found.other_truth:
+        lines.append(
+            f"  {found.other_truth:,} of the questions have another true answer in {names[1]}"
         )
     for what, pairs in (("better", found.better), ("worse", found.worse)):
         for one, other in pairs[:shown]:
@@ -141,6 +151,7 @@ def _compared(
         ],
         only_first=len(first) - len(pairs),
         only_second=len(second) - len(pairs),
+        other_truth=sum(one["truth"] != other["truth"] for one, other in pairs),
     )
 
 

@@ -33,11 +33,21 @@ def write(job: Job, outcome: Outcome, most: int = EXAMPLES, beside: Path | None 
     other = None
     name = "other"
     if beside:
-        folder = beside if (beside / ROWS).is_file() else beside / job.results.name
-        other = {row["id"]: row for row in read_rows(folder)}
+        other = {row["id"]: row for row in read_rows(results_beside(job, beside))}
         name = beside.name
     text = render(job, outcome, most, other, name)
     write_atomic(job.results / page_name(job.task), text.encode())
+
+
+def results_beside(job: Job, beside: Path) -> Path:
+    """The other evaluation's results: `beside` itself, or what it holds of the same name; ValueError for neither."""
+    for folder in (beside, beside / job.results.name):
+        if (folder / ROWS).is_file():
+            return folder
+    raise ValueError(
+        f"--beside {beside} holds no {ROWS}, nor does {beside / job.results.name}; name the results of a finished"
+        f" evaluation of {job.label}."
+    )
 
 
 def page_name(task: Task) -> str:

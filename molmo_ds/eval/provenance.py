@@ -15,9 +15,11 @@ from molmo_ds import files
 from molmo_ds.config import PromptConfig
 from molmo_ds.eval.task import Task
 from molmo_ds.files import Place, Remote
+from molmo_ds.weights.tensor_files import header
 
 BLOCKS = 64  # of each weight file that are hashed
 BLOCK = 1 << 16  # bytes
+KINDS = ("*.safetensors", "*.bin", "*.pt")  # files of weights
 PACKAGE = Path(__file__).parents[1]
 # of data/sample: what makes a prompt
 PROMPTS = ("prompts.py", "templates.py", "turns.py", "annotation.py")
@@ -34,6 +36,7 @@ class Provenance:
     checkpoint: str  # hash of the weights, or a server's address and model
     prompt: str  # version of the prompts
     crops: int | None  # None = what the server does
+    frames: int | None  # the most of a video; None = as the model was trained, or the record says
     precision: str
     limit: int | None
     shuffle_seed: int | None
@@ -49,18 +52,21 @@ class Provenance:
 def checkpoint_hash(folder: Place) -> str:
     """A hash of the weights in a folder: of a run's checkpoint its manifest, which holds all checksums.
 
-    Of other folders 64 blocks of each weight file at equal distances, so that 150 GB take a second.
+    Of other folders 64 blocks of each weight file at equal distances, and the begin of every tensor, since training
+    may have changed a few alone; so 150 GB take seconds.
     """
     manifest = folder / "manifest.json"
     if manifest.is_file():
         return hashlib.sha256(manifest.read_bytes()).hexdigest()[:16]
     digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+    for file in sorted(one for kind in KINDS for one in folder.glob(kind)):
         size = files.size(str(file))
         digest.update(f"{file.name} {size}\n".encode())
-        begins = [number * max(0, size - BLOCK) // (BLOCKS - 1) for number in range(BLOCKS)]
+        begins = {number * max(0, size - BLOCK) // (BLOCKS - 1) for number in range(BLOCKS)}
+        if file.suffix == ".safetensors":
+            begins |= {place.offset for place in header(file).values() if place.bytes}
         with ThreadPoolExecutor(16 if isinstance(file, Remote) else 1) as pool:
-            for block in pool.map(functools.partial(_block, str(file), size), begins):
+            for block in pool.map(functools.partial(_block, str(file), size), sorted(begins)):
                 digest.update(block)
     for name in ("config.yaml", "config.json"):
         if (folder / name).is_file():

@@ -13,6 +13,7 @@ from typing import Any
 from molmo_ds.engine.launch import World
 from molmo_ds.eval import submit
 from molmo_ds.eval.log import differences
+from molmo_ds.eval.provenance import code_version
 from molmo_ds.eval.row import Row
 from molmo_ds.eval.run import DONE, Job, Outcome
 from molmo_ds.eval.score import average, reference_metrics
@@ -53,6 +54,11 @@ def refuse_others(job: Job, known: Mapping[str, Any]) -> None:
             " --eval-name or --save-dir to keep both, --rescore to score the saved replies, or --overwrite to replace"
             " them."
         )
+    scored_by = known.get("scored_by", before.get("code"))
+    if scored_by != code_version():
+        raise ValueError(
+            f"{job.results / DONE} was scored by another version ({scored_by}, now {code_version()}); give --rescore."
+        )
 
 
 def read_metrics(results: Path) -> dict[str, Any]:
@@ -71,7 +77,7 @@ def read_rows(results: Path) -> list[dict[str, Any]]:
         raise ValueError(
             f"{results} holds no {ROWS}; give the results folder of a finished evaluation."
         )
-    with open(file) as lines:
+    with open(file, encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 
 
@@ -104,6 +110,7 @@ def write_metrics(
         "eval_config": dict(config),
         "model_config": dict(model),
         "provenance": job.provenance.values(),
+        "scored_by": code_version(),  # of the code; after --rescore another than the one that asked
         "figures": dict(figures),
         "failures": dict(failures),
     }
@@ -150,7 +157,10 @@ def prediction(row: Row, scored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def record(run: Path, step: int | None, found: Mapping[str, Mapping[str, Any]]) -> None:
-    """Add `eval/TASK:SPLIT/METRIC` to the log.jsonl and the TensorBoard of a training run's folder, if it is one."""
+    """Add `eval/NAME/METRIC` to the log.jsonl and the TensorBoard of a training run's folder, if it is one.
+
+    `found` holds what metrics.json of a job holds by the job's `recorded` name.
+    """
     if not found or step is None or not (run / "log.jsonl").is_file():
         return
     from torch.utils.tensorboard import SummaryWriter

@@ -17,7 +17,7 @@ from molmo_ds.eval import log as answers
 from molmo_ds.eval.client import FAILED, Ask, Client, Part, Reply
 from molmo_ds.eval.provenance import Provenance
 from molmo_ds.eval.row import Row
-from molmo_ds.eval.score import chance_level, score, scored_row
+from molmo_ds.eval.score import chance_level, check_truths, score, scored_row
 from molmo_ds.eval.task import Task
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ class Job:
 
     task: Task
     split: str
+    name: str = ""  # what sets it apart from the usual one: --eval-name, or other crops
     shards: ShardSet
     results: Path  # a folder of its own
     provenance: Provenance
@@ -40,6 +41,13 @@ class Job:
     def label(self) -> str:
         """TASK:SPLIT."""
         return f"{self.task.name}:{self.split}"
+
+    @property
+    def recorded(self) -> str:
+        """Its name in a run's log, "" for one of limited questions, whose figures mean something else."""
+        if self.provenance.limit is not None:
+            return ""
+        return f"{self.label}-{self.name}" if self.name else self.label
 
     def rows(self) -> list[Row]:
         """The questions in the order of the shards: all, the first `limit`, or `limit` drawn by `shuffle_seed`."""
@@ -111,8 +119,9 @@ def rescore(job: Job) -> Outcome:
 
 def check(job: Job, rows: Sequence[Row], overwrite: bool) -> None:
     """Refuse what could not be scored in the end; make the log ours."""
-    for row in rows:
-        scored_row(job.task, row, "?", "stop")
+    doubt = check_truths(job.task, rows)
+    if doubt:
+        log.warning("%s: %s", job.label, doubt)
     job.results.mkdir(parents=True, exist_ok=True)
     if overwrite:
         (job.results / DONE).unlink(missing_ok=True)
@@ -144,7 +153,8 @@ def ask(job: Job, client: Client, rows: Sequence[Row], world: World, part: Part)
     with tqdm(
         total=len(rows), desc=name, unit="question", dynamic_ncols=True, disable=world.rank != 0
     ) as bar:
-        for reply in client.replies(asks(job.shards, rows, job.provenance.new_tokens)):
+        known = job.provenance
+        for reply in client.replies(asks(job.shards, rows, known.new_tokens, known.frames)):
             if reply.failed:
                 failures[reply.id] = reply.end
             elif finished is not None:
@@ -155,8 +165,10 @@ def ask(job: Job, client: Client, rows: Sequence[Row], world: World, part: Part)
     return failures
 
 
-def asks(shards: ShardSet, rows: Iterable[Row], new_tokens: int) -> Iterator[Ask]:
-    """The questions with their pictures, read one by one."""
+def asks(
+    shards: ShardSet, rows: Iterable[Row], new_tokens: int, frames: int | None = None
+) -> Iterator[Ask]:
+    """The questions with their pictures, read one by one; of videos at most `frames` are shown, where it is given."""
     index = None
     for row in rows:
         if row.index != index:
@@ -168,8 +180,15 @@ def asks(shards: ShardSet, rows: Iterable[Row], new_tokens: int) -> Iterator[Ask
             annotation=row.question(),
             seed=index,
             max_new_tokens=new_tokens,
-            film=row.film,
+            film=shortened(row.film, frames),
         )
+
+
+def shortened(film: Mapping[str, Any] | None, frames: int | None) -> dict[str, Any] | None:
+    """What a record says of its video, with at most so many frames; a record may ask for fewer itself."""
+    if film is None or frames is None:
+        return film
+    return {**film, "num_frames": min(frames, film.get("num_frames", frames))}
 
 
 def logged(reply: Reply) -> dict[str, Any]:

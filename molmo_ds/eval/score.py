@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from molmo_ds.eval.row import UNREADABLE, Row, Scores
 from molmo_ds.eval.task import MODELS, Task
 
+WHOLE_GROUPS = "m_b_acc"  # the name of allenai/molmo's later code
 GUESSES = 20  # constant answers that are tried for the chance level, the commonest truths
 TRIED_ON = 1000  # rows that each of them is tried on
 REFERENCE_NAMES = {"anls": "ansl"}  # our name of a metric -> the reference's, where they differ
@@ -23,20 +24,34 @@ class _Kept(NamedTuple):
     picture: str
     scores: Scores
     categories: Mapping[str, str]
+    group: str | None
 
 
-def scored_row(task: Task, row: Row, reply: str, end: str, **more: Any) -> dict[str, Any]:
+def scored_row(task: Task, row: Row, reply: str | None, end: str, **more: Any) -> dict[str, Any]:
     """The line of a row in logs and predictions; `scores` is empty where its truth is not public or it has no reply.
 
-    `end` says how the reply ended: "stop", "length", "context", or "failed: SENTENCE" where there is none. `more` is
-    added as it is. Raises ValueError, with the row's id, for a truth that cannot be right.
+    `reply` None is the true answer itself. `end` says how the reply ended: "stop", "length", "context", or
+    "failed: SENTENCE" where there is none. `more` is added as it is. Raises ValueError, with the row's id, for a truth
+    that cannot be right.
     """
     failed = end.startswith("failed")
     try:
         truth = task.truth(row)
+        reply = truth if reply is None else reply
         scores = {} if truth is None or failed else task.score(reply, row)
+        categories = dict(task.categories(row))
+        group = {} if task.group is None else {"group": task.group(row)}
+    except KeyError as error:
+        raise ValueError(
+            f"{row.id} cannot be scored: its record has no {error}, which {task.name} needs; make the shards again."
+        ) from error
     except ValueError as error:
         raise ValueError(f"{row.id} cannot be scored: {error}") from None
+    except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        raise ValueError(
+            f"{row.id} cannot be scored: its record has another form than {task.name} needs ({error}); make the shards"
+            " again."
+        ) from error
     return {
         "id": row.id,
         "task": task.name,
@@ -44,10 +59,26 @@ def scored_row(task: Task, row: Row, reply: str, end: str, **more: Any) -> dict[
         "reply": reply,
         "truth": truth,
         "scores": scores,
-        "categories": dict(task.categories(row)),
+        "categories": categories,
         "end": end,
+        **group,
         **more,
     }
+
+
+def check_truths(task: Task, rows: Iterable[Row]) -> str | None:
+    """A sentence where true answers score 0 by their own rule, so that no reply can be right; else None.
+
+    Raises ValueError as `scored_row` does: before anything is asked.
+    """
+    scored = [scored_row(task, row, None, "stop") for row in rows]
+    lost = [row["id"] for row in scored if row["scores"].get(task.headline) == 0]
+    if not lost:
+        return None
+    return (
+        f"{len(lost)} of {len(scored)} true answers score 0 by the rule of {task.name}, that of {lost[0]} for one, so"
+        " that no reply to them can be right; look at the shards."
+    )
 
 
 def score(
@@ -71,10 +102,13 @@ def score(
         counts["without_end"] += not failed and row["end"] != "stop"
         counts["without_answer"] += row["truth"] is None
         if row["scores"]:
-            kept.append(_Kept(row["picture"], row["scores"], row["categories"]))
+            group = row.get("group")
+            kept.append(_Kept(row["picture"], row["scores"], row["categories"], group))
     replies = len(seen) - counts["failed"]
     metrics = figures(kept)
     unreadable = metrics.pop(UNREADABLE, None)
+    if kept and task.group is not None:
+        metrics[WHOLE_GROUPS] = whole_groups(kept, task.headline)
     for name, value in task.derived(
         {name: figure["value"] for name, figure in metrics.items()}
     ).items():
@@ -94,6 +128,15 @@ def score(
         "published": _published(task),
         "categories": _categories(task, kept),
     }
+
+
+def whole_groups(rows: Sequence[_Kept], headline: str) -> Figure:
+    """The share of groups all of whose rows are right (multi-binary accuracy)."""
+    pictures = {row.group: row.picture for row in rows}
+    right: dict[str | None, float] = {}
+    for row in rows:
+        right[row.group] = min(right.get(row.group, 1.0), float(row.scores[headline]))
+    return figure([(pictures[group], value) for group, value in right.items()])
 
 
 def figures(rows: Sequence[_Kept]) -> dict[str, Figure]:

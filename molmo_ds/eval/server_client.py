@@ -30,7 +30,8 @@ LONGEST_DELAY = 60.0  # also caps what a server's Retry-After can ask for
 TIMEOUT = 600.0  # seconds for one answer
 AGAIN = (408, 409, 425, 429)  # and every 5xx: the next attempt may succeed
 REFUSED = (401, 403, 404)  # no question would be answered
-ENDS = {"stop": "stop", "length": "length"}  # finish_reason -> the end of a reply
+# finish_reason -> the end of a reply; of any other the reply is none
+ENDS = {"stop": "stop", "eos_token": "stop", "stop_sequence": "stop", "length": "length"}
 # a chat template adds the rest
 BARE = PromptConfig(message_format="none", always_start_with_space=False)
 
@@ -152,16 +153,22 @@ def _read(ask: Ask, answer: Any, prompt: str) -> Reply:
     try:
         choice = answer["choices"][0]
         text = choice["message"]["content"]
-        end = ENDS.get(choice.get("finish_reason"), "stop")
-        tokens = (answer.get("usage") or {}).get("completion_tokens", 0)
+        reason = choice.get("finish_reason")
+        tokens = (answer.get("usage") or {}).get("completion_tokens")
     except (LookupError, TypeError, AttributeError):
         raise Unanswered("the server's answer has no choices with a message") from None
     if not isinstance(text, str):
         raise Unanswered("the server's answer has no text")
+    if reason not in ENDS:  # content_filter, abort, ...
+        raise Unanswered(f"the server ended its answer with finish_reason {reason!r}")
     kind = "IMAGE" if ask.film is None else "VIDEO"
     shown = f"{kind}[{len(ask.pictures)}] " if ask.pictures else ""
     return Reply(
-        id=ask.id, text=text.strip(), token_count=int(tokens), end=end, prompt=shown + prompt
+        id=ask.id,
+        text=text.strip(),
+        token_count=tokens if isinstance(tokens, int) else 0,
+        end=ENDS[reason],
+        prompt=shown + prompt,
     )
 
 

@@ -48,8 +48,8 @@ SETS: dict[str, tuple[str, ...]] = {
         "android_control_ll",
         "countbench_qa:huggingface",
         "pixmo_count_counting:validation",
-    )
-    + ("pointing_eval:test",),
+        "pointing_eval:test",
+    ),
     "high-res": (
         "coco_2014_vqa",
         "text_vqa",
@@ -58,44 +58,48 @@ SETS: dict[str, tuple[str, ...]] = {
         "doc_qa",
         "info_qa",
         "science_qa_img",
-    )
-    + (
         "ai2_diagram_v2_mix_transparent",
         "a_okvqa_mc",
         "a_okvqa_da",
         "mmmu_test",
         "real_world_qa_no_instruction:test",
-    )
-    + ("math_vista_v2", "pixmo_clocks:validation"),
+        "math_vista_v2",
+        "pixmo_clocks:validation",
+    ),
     "low-res-test": (
         "countbench_qa:huggingface",
         "pixmo_count_counting:test",
         "android_control_hl_ll:test",
-    )
-    + ("android_control_hl:test", "vqa_v2_test:test2015"),
-    "high-res-test": ("info_qa:test", "doc_qa:test", "chart_qa:test", "text_vqa")
-    + (
+        "android_control_hl:test",
+        "vqa_v2_test:test2015",
+    ),
+    "high-res-test": (
+        "info_qa:test",
+        "doc_qa:test",
+        "chart_qa:test",
+        "text_vqa",
         "ai2_diagram_v2_mix_transparent:test",
         "math_vista_v2",
         "real_world_qa_no_instruction:test",
         "a_okvqa_mc",
-    )
-    + ("a_okvqa_da", "mmmu_test", "a_okvqa_mc:test", "a_okvqa_da:test"),
+        "a_okvqa_da",
+        "mmmu_test",
+        "a_okvqa_mc:test",
+        "a_okvqa_da:test",
+    ),
     PAPER: (
         "ai2_diagram_v2_mix_transparent:test",
         "chart_qa:test",
         "coco_2014_vqa",
         "doc_qa:test",
         "info_qa:test",
-    )
-    + (
         "text_vqa",
         "real_world_qa_no_instruction:test",
         "mmmu_test",
         "math_vista_v2",
         "countbench_qa:huggingface",
-    )
-    + ("pixmo_count_counting:test",),
+        "pixmo_count_counting:test",
+    ),
     "captioner": ("dense_caption_eval:test",),
     "pointing": ("pointing_eval:test",),
     "counting": (

@@ -31,6 +31,12 @@ class Published:
     split: str  # where they were measured
 
 
+def own_id(metadata: Mapping[str, Any]) -> str:
+    """The data set's own id of a question, "" where it has none."""
+    found = metadata.get("example_id")
+    return "" if found is None else str(found)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """One benchmark. `score` is pure: the reply's text and the row give named numbers, whatever rank asks and when."""
@@ -48,13 +54,13 @@ class Task:
     # which records are asked, by their metadata
     where: Callable[[Mapping[str, Any]], bool] = lambda metadata: True
     # its id
-    question: Callable[[Mapping[str, Any]], str] = lambda metadata: str(
-        metadata.get("example_id", "")
-    )
+    question: Callable[[Mapping[str, Any]], str] = own_id
     # for people and for the chance level; None = not public
     truth: Callable[[Row], str | None] = true_answer
     # what to break the headline down by
     categories: Callable[[Row], Mapping[str, str]] = lambda row: {}
+    # questions of one group are one of the benchmark's, right where all of them are: `m_b_acc`
+    group: Callable[[Row], str] | None = None
     # metrics made of others
     derived: Callable[[Mapping[str, float]], Mapping[str, float]] = lambda means: {}
     published: Published | None = None
@@ -80,7 +86,7 @@ class Task:
                 continue
             asked = [one for one in record["annotations"] if one.get("style") in self.styles]
             for number, annotation in enumerate(asked):
-                name = self.question(known) or record["__key__"]
+                name = self._name(known) or record["__key__"]
                 name += f"#{number}" if len(asked) > 1 else ""
                 row_id = f"{self.name}:{split}:{name}"
                 if row_id in seen:
@@ -100,6 +106,14 @@ class Task:
                     shown=tuple(record["images"]),
                     film=film_of(record),
                 )
+
+    def _name(self, metadata: Mapping[str, Any]) -> str:
+        try:
+            return self.question(metadata)
+        except (LookupError, TypeError) as error:
+            raise ValueError(
+                f"A record's metadata do not say which question of {self.name} it is ({error}); make the shards again."
+            ) from error
 
 
 def _picture(shards: ShardSet, index: int, record: Mapping[str, Any]) -> str:

@@ -68,7 +68,7 @@ class TensorFolder:
         self.sums: dict[str, np.ndarray] = {}
         for file, promised in _files(self.path).items():
             if file.suffix == ".safetensors":
-                held = _header(file)
+                held = header(file)
                 twice = held.keys() & self._safe.keys()
                 self._safe |= held
             else:
@@ -255,7 +255,8 @@ def _indexed(index: Where) -> dict[Where, list[str]]:
     return names
 
 
-def _header(file: Where) -> dict[str, Place]:
+def header(file: Where) -> dict[str, Place]:
+    """Where each tensor of a safetensors file lies; ValueError for a file that is damaged or cut short."""
     ranges = Ranges(file)
     size = ranges.size()
     start = ranges.read(0, min(8, size)).tobytes()

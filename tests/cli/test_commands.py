@@ -1,6 +1,7 @@
 """The command molmo-ds: what it lists, what it imports, what it says to a wrong word."""
 
 import contextlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from molmo_ds import cli
+from molmo_ds.cli import reader_may_leave
 
 ROOT = Path(__file__).parents[2]
 TOOLS = {  # tools/NAME.py -> its command
@@ -101,3 +103,23 @@ def test_mistakes_name_what_was_called(
     monkeypatch.setattr(sys, "argv", ["tools/plan_memory.py", "tiny", "ds_configs/zero3.json", "0"])
     with pytest.raises(SystemExit, match="^plan_memory: 0 is no number of GPUs"):
         cli.run("plan")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["shards", "--help"], ["evaluate", "--list"]])
+def test_a_reader_that_leaves_ends_a_command_quietly(words: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)  # before the first word, so that no race decides
+    found = subprocess.run(
+        [sys.executable, "-c", "from molmo_ds.cli import main; main()", *words],
+        env={**os.environ, "PYTHONUNBUFFERED": "1" if words[0] == "shards" else ""},
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writing)
+    assert (found.returncode, found.stderr) == (141, "")
+
+
+def test_a_broken_pipe_of_another_kind_is_an_error(capfd: pytest.CaptureFixture) -> None:
+    with pytest.raises(BrokenPipeError), reader_may_leave():
+        raise BrokenPipeError(32, "a peer is gone")

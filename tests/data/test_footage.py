@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from molmo_ds.data.read.writer import write_shards
 from molmo_ds.data.sample.annotation import read_annotation
 from molmo_ds.data.sample.builder import SampleBuilder
 from molmo_ds.data.sample.footage import footage, subtitles
+from molmo_ds.data.sample.images import Crops, ImageProcessor
 from molmo_ds.data.sample.layout import FRAME_END, FRAME_START, IM_PATCH
 from molmo_ds.data.sample.pointed import Scene
 from molmo_ds.data.show.film import drawn, marks_at
@@ -94,6 +96,36 @@ def test_the_index_knows_size_and_duration(shards: str) -> None:
     records = {(one := ShardSet(shards).record(i))["__key__"]: one for i in range(12)}
     assert records["v0"]["durations"] == [0.876] and records["v0"]["sizes"] == [(48, 32)]
     assert records["picture"]["durations"] == [0.0]
+
+
+class Watched:
+    """An ImageProcessor that counts how many pictures are alive while it cuts one into crops."""
+
+    def __init__(self, images: ImageProcessor) -> None:
+        self.images = images
+        self.seen: list[weakref.ref] = []
+        self.most = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.images, name)
+
+    def __call__(self, picture: np.ndarray, **how: bool) -> Crops:
+        self.seen.append(weakref.ref(picture))
+        self.most = max(self.most, sum(one() is not None for one in self.seen))
+        return self.images(picture, **how)
+
+
+@pytest.mark.parametrize("kept", ["film", "pictures"])
+def test_a_frame_is_forgotten_before_the_next_is_cropped(kept: str) -> None:
+    builder = SampleBuilder(config())
+    record: dict[str, Any] = {"images": ["mp4"], "pixels": [film([125 * i for i in range(20)])]}
+    if kept == "pictures":
+        record = {"images": ["0"] * 20, "pixels": [png(10 * i) for i in range(20)], "fps": 8.0}
+    expected = builder.see_video(record)
+    builder.images = Watched(builder.images)
+    seen = builder.see_video(record)
+    assert len(builder.images.seen) == len(seen.images) == 6 and builder.images.most == 1
+    assert torch.equal(seen.images, expected.images) and seen.size == (48, 32)
 
 
 def test_sizes_are_known_before_decoding(shards: str) -> None:

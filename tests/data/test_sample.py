@@ -306,7 +306,9 @@ def test_points_in_pixels_use_the_first_picture(tokenizer: Path) -> None:
 def test_video(tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Frames are pictures of one resized crop each, in order."""
     frames = [np.full((40, 60, 3), 40 * i, np.uint8) for i in range(5)]
-    monkeypatch.setattr(footage_module, "frames_at", lambda data, times, clip: frames[: len(times)])
+    monkeypatch.setattr(
+        footage_module, "each_frame", lambda data, times, clip: frames[: len(times)]
+    )
     maker = make(tokenizer, images={"resize": "siglip"})
     film = {
         "annotations": [COLOUR],

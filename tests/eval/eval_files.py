@@ -68,6 +68,7 @@ def job(folder: Path, results: str, **changes: object) -> Job:
         "checkpoint": "tiny",
         "prompt": "1",
         "crops": None,
+        "frames": None,
         "precision": "fp32",
         "limit": None,
         "shuffle_seed": None,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from odd_rows import check_records, check_replies
 from video_cases import CASES as VIDEO_CASES
 
 from molmo_ds.data import sources
@@ -260,8 +261,9 @@ def test_from_the_published_columns_to_a_score(
     assert scored["truth"]
     assert scored_row(task, asked, wrong, "stop")["scores"][task.headline] == 0.0
     assert scored_row(task, asked, task.truth(asked), "stop")["scores"][task.headline] == 1.0
-    # no reply breaks a score
     assert scored_row(task, asked, "", "length")["scores"][task.headline] in (0.0, 1.0)
+    check_replies(task, asked)
+    check_records(task, asked)
 
 
 def test_every_case_is_there():
@@ -349,6 +351,12 @@ def test_two_questions_of_one_name_are_refused():
                 Records("text_vqa", "validation", [READING, READING]), "validation"
             )
         )
+
+
+def test_an_id_that_is_null_is_none():
+    columns = {"imageId": "n", "question_id": None, "question": "?", "image": "a.jpg"}
+    [asked] = BENCHMARKS["gqa"].rows(Records("gqa", "testdev", [columns]), "testdev")
+    assert asked.id == "gqa:testdev:key-0"
 
 
 def test_a_limit_counts_questions():

@@ -34,6 +34,8 @@ def test_styles_belong_to_one_task():
     [
         ("short_answers", {"style": "vqa2", "answer": "7"}, "7.", "8"),
         ("short_answers", {"style": "vqa2", "answer": "The Red Car."}, "the red car", "blue car"),
+        ("short_answers", {"style": "vqa2", "answers": ["Red", "crimson"]}, "crimson", "blue"),
+        ("direct_answers", {"style": "a_okvqa_da", "answers": ["Red"]}, "red", "blue"),
         ("direct_answers", {"style": "a_okvqa_da", "answers": ["Red"] * 3}, " red", "blue"),
         ("charts", {"style": "chart_qa", "answer": "100"}, "100", "94"),
         ("documents", {"style": "doc_qa", "answers": ["Mr. Hill", "Hill"]}, "hill", "dale"),

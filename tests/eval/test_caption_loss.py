@@ -16,7 +16,7 @@ from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.read.writer import write_shards
 from molmo_ds.data.sample.builder import SampleBuilder
 from molmo_ds.engine.launch import World
-from molmo_ds.eval.caption_loss import Sums, caption_sums, evaluate, means, pictures
+from molmo_ds.eval.captions.loss import Sums, caption_sums, evaluate, means, pictures
 from molmo_ds.eval.plan import Wish, plan
 from molmo_ds.eval.sets import resolve
 from molmo_ds.eval.subject import Checkpoint

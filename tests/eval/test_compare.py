@@ -67,6 +67,14 @@ def test_order_does_not_show_and_what_one_run_lacks_is_said():
     assert said.count("better: ") == 1
 
 
+def test_what_is_unlike_is_said(caplog: pytest.LogCaptureFixture):
+    there = [{**row, "truth": "2" if row["id"].endswith(":3") else "1"} for row in rows(SECOND)]
+    [found] = compare([*rows(FIRST), *rows(FIRST, task="okvqa:validation")], there)
+    assert found.other_truth == 1 and found.questions == 8
+    assert "  1 of the questions have another true answer in b" in report(found, ("a", "b"), 0)
+    assert caplog.messages == ["Only one of the runs has okvqa:validation."]
+
+
 def test_equal_runs_differ_by_nothing():
     [found] = compare(rows(FIRST), rows(FIRST))
     assert (found.p_value, found.standard_error) == (1.0, 0.0)

@@ -49,6 +49,12 @@ def test_a_checkpoint_is_evaluated_and_its_figures_are_kept(
     monkeypatch.setattr(load, "read", refuse)
     assert command(model, "text_vqa:validation") == 0
     assert capsys.readouterr().out == printed
+    assert command(model, "text_vqa", "--beside", str(results)) == 0
+    assert capsys.readouterr().out == printed
+    page = (results / "text_vqa-predictions.html").read_text()
+    assert '"beside": "predictions-text_vqa-validation"' in page
+    with pytest.raises(ValueError, match=r"^--beside .*/data holds no rows.jsonl, "):
+        command(model, "text_vqa", "--beside", str(folder / "data"))
     assert command(model, "text_vqa", "--rescore") == 0
     assert capsys.readouterr().out == printed
     (results / "metrics.json").unlink()  # killed after the last reply and before the figures
@@ -163,6 +169,8 @@ def test_mistakes_are_sentences(command, folder: Path, words: list[str], sentenc
         (["m", "text_vqa", "--limit", "0"], "--limit is 0"),
         (["m", "text_vqa", "--max-crops", "37"], "up to 36"),
         (["m", "text_vqa", "--shuffle-seed", "1"], "give both"),
+        (["m", "mvbench", "--max-frames", "0"], "--max-frames is 0"),
+        (["m", "mvbench", "--max-frames", "5000"], "4096 at most"),
         (["m", "text_vqa", "--strategy", "a.json", "--batch", "3"], "leave --batch out"),
     ],
 )

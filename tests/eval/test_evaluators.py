@@ -20,9 +20,9 @@ from molmo_ds.engine.answering.in_training import bytes_of, fitting, layouts
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.strategy import Limits
 from molmo_ds.eval.client import FAILED, Reply
-from molmo_ds.eval.evaluators import Evaluator, build_evaluators
-from molmo_ds.eval.loss_of_source import LossOfSource, pack
-from molmo_ds.eval.task_in_training import TaskInTraining
+from molmo_ds.eval.in_training.evaluators import Evaluator, build_evaluators
+from molmo_ds.eval.in_training.loss_of_source import LossOfSource, pack
+from molmo_ds.eval.in_training.task import TaskInTraining
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.testing import run_files
 from molmo_ds.testing.ranks import run_ranks

@@ -1,7 +1,6 @@
 """molmo_ds inside evaluation kits; a kit that is not installed is skipped (docs/guides/kits.md says how to install)."""
 
 import io
-import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from PIL import Image
 from molmo_ds.eval.kits.answering import FREE, Kit, encoded, question_of, style_of
 from molmo_ds.infer import load
 from molmo_ds.infer.generate import Options
+from molmo_ds.testing import lmms_task
 
 QUESTIONS = ["What is this?", "How bright is it?", "Which colour?"]
 
@@ -84,26 +84,18 @@ def test_lmms_eval(model: Path, tmp_path: Path) -> None:
     from molmo_ds.eval.kits import lmms_manifest
 
     MODEL_REGISTRY_V2.register_manifest(lmms_manifest(), overwrite=True)
-    rows = []
-    for number, question in enumerate(QUESTIONS):
-        (tmp_path / f"{number}.png").write_bytes(picture(80 * number))
-        rows.append(
-            {"image": str(tmp_path / f"{number}.png"), "question": question, "answer": "red"}
-        )
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "utils.py").write_text(TASK_CODE)
-    (tmp_path / "task.yaml").write_text(TASK.format(rows=tmp_path / "rows.jsonl"))
+    lmms_task.write(tmp_path, [picture(80 * i) for i in range(3)], QUESTIONS, 4)
     found = simple_evaluate(
         model="molmo_ds",
         model_args=f"checkpoint={model}",
-        tasks=["textvqa_made"],
+        tasks=[lmms_task.NAME],
         batch_size=2,
         task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
     )
-    said = {row["doc_id"]: row["filtered_resps"][0] for row in found["samples"]["textvqa_made"]}
+    said = {row["doc_id"]: row["filtered_resps"][0] for row in found["samples"][lmms_task.NAME]}
     wanted = [ours(model, question, 80 * i, "text_vqa", 4) for i, question in enumerate(QUESTIONS)]
     assert [said[i] for i in range(3)] == wanted
-    assert found["results"]["textvqa_made"]["exact_match,none"] == 0.0
+    assert found["results"][lmms_task.NAME]["exact_match,none"] == 0.0
 
 
 def test_vlmevalkit(model: Path, tmp_path: Path) -> None:
@@ -143,37 +135,3 @@ def test_vlmevalkit(model: Path, tmp_path: Path) -> None:
     assert not free.use_custom_prompt("MMVet") and free.use_custom_prompt("AI2D_TEST")
     with pytest.raises(ValueError, match="not about videos"):
         free.generate_inner([{"type": "video", "value": "a.mp4"}], "MVBench")
-
-
-TASK = """
-task: textvqa_made
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: "{rows}"}}}}
-test_split: test
-output_type: generate_until
-doc_to_visual: !function utils.visual
-doc_to_text: !function utils.text
-doc_to_messages: !function utils.messages
-doc_to_target: answer
-generation_kwargs: {{max_new_tokens: 4, temperature: 0, do_sample: false, until: ["|"]}}
-process_results: !function utils.results
-metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
-metadata: [{{version: 0.0}}]
-"""
-
-TASK_CODE = """
-from PIL import Image
-
-def visual(doc):
-    return [Image.open(doc["image"]).convert("RGB")]
-
-def text(doc, lmms_eval_specific_kwargs=None):
-    return doc["question"] + "\\nAnswer the question using a single word or phrase."
-
-def messages(doc, lmms_eval_specific_kwargs=None):
-    parts = [{"type": "image", "url": visual(doc)[0]}, {"type": "text", "text": text(doc)}]
-    return [{"role": "user", "content": parts}]
-
-def results(doc, results):
-    return {"exact_match": float(results[0] == doc["answer"])}
-"""

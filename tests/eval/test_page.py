@@ -70,7 +70,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Outcome]:
         )
     write_shards(iter(shards), folder / "data", samples_per_shard=20)
     values = dict.fromkeys(("checkpoint", "prompt", "precision", "data", "code"), "made up")
-    values |= dict.fromkeys(("crops", "limit", "shuffle_seed"))
+    values |= dict.fromkeys(("crops", "frames", "limit", "shuffle_seed"))
     provenance = Provenance(task="points", split="cats", new_tokens=192, **values)
     job = Job(
         task=POINTS,

@@ -14,7 +14,7 @@ from eval_files import TASK, job, make
 from molmo_ds import settings
 from molmo_ds.engine import launch
 from molmo_ds.engine.launch import World
-from molmo_ds.eval import log, results, run
+from molmo_ds.eval import log, plan, results, run
 from molmo_ds.eval.client import Ask, Reply, failure
 from molmo_ds.eval.own_client import OwnClient, usual_batch
 from molmo_ds.eval.subject import Checkpoint
@@ -235,6 +235,19 @@ def test_a_limit_takes_the_first_and_a_seed_draws(folder: Path) -> None:
         and drawn != [row.id for row in job(folder, "x", limit=4).rows()]
     )
     assert drawn == [row.id for row in job(folder, "x", limit=4, shuffle_seed=1).rows()]
+
+
+def test_a_video_shows_no_more_frames_than_asked_for() -> None:
+    film = {"clip": [0.0, 1.0]}
+    assert run.shortened(None, 4) is None and run.shortened(film, None) == film
+    assert run.shortened(film, 4) == {**film, "num_frames": 4}
+    assert run.shortened({"num_frames": 2}, 4) == {"num_frames": 2}
+    assert run.shortened({"num_frames": 9}, 4) == {"num_frames": 4}
+    assert [plan.others(36, 64), plan.others(None, 8), plan.others(None, None)] == [
+        "36crop-64frame",
+        "8frame",
+        "",
+    ]
 
 
 def test_questions_of_a_picture_follow_each_other_largest_first(folder: Path) -> None:

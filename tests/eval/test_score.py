@@ -8,7 +8,15 @@ import pytest
 from molmo_ds.eval.benchmarks import BENCHMARKS
 from molmo_ds.eval.results import paper_line
 from molmo_ds.eval.row import Row
-from molmo_ds.eval.score import average, chance_level, figure, reference_metrics, score, scored_row
+from molmo_ds.eval.score import (
+    average,
+    chance_level,
+    check_truths,
+    figure,
+    reference_metrics,
+    score,
+    scored_row,
+)
 from molmo_ds.eval.sets import resolve
 from molmo_ds.eval.task import MODELS
 
@@ -86,6 +94,29 @@ def test_a_metric_is_the_mean_over_the_rows_that_have_it():
     assert "unreadable" not in found
 
 
+def test_a_group_is_right_where_all_of_its_rows_are():
+    task = BENCHMARKS["plm_fgqa"]
+    rows = [
+        Row(
+            id=f"{group}{i}",
+            index=i,
+            picture=picture,
+            annotation={"answer": "A"},
+            metadata={"group": group, "options": ["x", "y"]},
+        )
+        for group, picture in (("a", "p"), ("b", "p"), ("c", "q"))
+        for i in range(3)
+    ]
+    replies = ["A", "A", "A", "A", "B", "A", "A.", "a", "A"]
+    scored = [scored_row(task, *one, "stop") for one in zip(rows, replies, strict=True)]
+    found = score(task, scored)["metrics"]
+    assert found["accuracy"]["value"] == 8 / 9
+    # pictures p (1 and 0) and q (1), residuals by picture 1/3 - 2/3 and 1/3
+    assert found["m_b_acc"]["value"] == 2 / 3 and found["m_b_acc"]["n"] == 3
+    expected = math.sqrt((1 / 9 + 1 / 9) * 2) / 3
+    assert found["m_b_acc"]["standard_error"] == pytest.approx(expected)
+
+
 def test_without_a_scored_row_there_is_no_metric():
     found = score(TASK, [{**line(0, 0.0), "scores": {}, "truth": None}])
     assert found["metrics"] == {} and found["share_unreadable"] is None
@@ -101,6 +132,31 @@ def test_a_truth_that_cannot_be_right_names_its_row():
     row = Row(id="chart_qa:test:9", index=0, picture="p", annotation={"answer": float("nan")})
     with pytest.raises(ValueError, match=r"^chart_qa:test:9 cannot be scored: .*\.$"):
         scored_row(TASK, row, "x", "stop")
+
+
+def test_true_answers_that_cannot_be_right_are_said():
+    task = BENCHMARKS["math_vista_v2"]
+    about = {"question_type": "free_form", "answer_type": "integer", "precision": None}
+    rows = [
+        Row(
+            id=str(answer),
+            index=0,
+            picture="p",
+            annotation={},
+            metadata={**about, "answer": answer},
+        )
+        for answer in ("5", "6", "7 cm")
+    ]
+    assert check_truths(task, rows[:2]) is None
+    said = check_truths(task, rows)
+    assert said.startswith("1 of 3 true answers score 0 by the rule of math_vista_v2, that of 7 cm")
+
+
+def test_a_record_that_lacks_what_a_score_needs_names_it():
+    task = BENCHMARKS["video_mme"]
+    row = Row(id="a", index=0, picture="p", annotation={"answer": "B"}, metadata={})
+    with pytest.raises(ValueError, match=r"^a cannot be scored: its record has no 'duration', "):
+        scored_row(task, row, "B", "stop")
 
 
 def test_failures_and_hidden_truths_have_no_scores():

@@ -81,6 +81,8 @@ def test_busy_and_broken_servers_are_asked_again() -> None:
         ((200, {"choices": [{"message": None}]}), "no choices", 1),
         ((200, []), "no choices", 1),
         (said(None), "no text", 1),
+        (said("", "content_filter"), "finish_reason 'content_filter'", 1),
+        (said("half", "abort"), "finish_reason 'abort'", 1),
     ],
 )
 def test_what_fails_is_a_failure_and_no_reply(answer: Answer, sentence: str, attempts: int) -> None:

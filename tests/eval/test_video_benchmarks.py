@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.random import RandomState
+from odd_rows import check_records, check_replies
 from video_cases import CASES, COUNT, MASK, MME, PACKED, TRACK, write
 
 from molmo_ds.config import PromptConfig
@@ -80,6 +81,8 @@ def test_from_the_published_files_to_a_score(case: tuple, tmp_path: Path) -> Non
     assert [score[task.headline] for score in scores] == [1.0, 1.0, 0.0]
     assert scores[0][UNREADABLE] == scores[1][UNREADABLE] == 0.0
     assert scored_row(task, asked, "", "length")["scores"][task.headline] in (0.0, 1.0)
+    check_replies(task, asked)
+    check_records(task, asked)
 
 
 def test_clips_subtitles_and_frames_reach_the_record(tmp_path: Path) -> None:

@@ -87,6 +87,16 @@ EXPRESSION = {
     ],
 }
 GOOD_TRACK = '<tracks coords="0.0 1 333 500;1.0 1 333 000">the cat</tracks>'
+FGQA = {
+    "uid": "u1",
+    "qa_uid": "g1",
+    "video": "v.mp4",
+    "question": "Which hand?",
+    "options": {"option_0": "right", "option_1": "left"},
+    "answer": "left",
+    "answer_index": 1,
+    "metadata": {"source_dataset": "coin", "source_video_id": "s"},
+}
 # task, data set, split, files, a right reply, a wrong one, the id's end
 CASES = (
     (
@@ -161,6 +171,11 @@ CASES = (
             ]
         },
         *("(D)", "(E)", "8_2_type_CW"),
+    ),
+    (
+        *("plm_fgqa", "plm_fgqa", "validation"),
+        {"fgqa/plm_fgqa_test.jsonl": [FGQA]},
+        *("b. left", "Answer: B", "u1"),
     ),
     (
         *("tomato", "tomato", "test"),

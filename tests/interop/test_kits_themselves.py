@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoProcessor, GenerationConfig
 
 from molmo_ds.infer.generate import Options
 from molmo_ds.infer.load import load
+from molmo_ds.testing import lmms_task
 from molmo_ds.testing.random_weights import random_state
 from molmo_ds.testing.serving import Server
 
@@ -98,14 +99,7 @@ def loaded(exported: Exported) -> tuple[Any, Any]:
 
 
 def test_lmms_eval(exported: Exported, server: str, python: Path, tmp_path: Path) -> None:
-    rows = []
-    for number, (seen, asked) in enumerate(zip(pictures(), QUESTIONS, strict=True)):
-        file = tmp_path / f"{number}.png"
-        file.write_bytes(seen)
-        rows.append({"image": str(file), "question": asked, "answer": "red"})
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "utils.py").write_text(TASK_CODE)
-    (tmp_path / "task.yaml").write_text(TASK.format(rows=tmp_path / "rows.jsonl", tokens=TOKENS))
+    lmms_task.write(tmp_path, pictures(), QUESTIONS, TOKENS)
     pretrained = f"pretrained={exported.folder},device=cpu,device_map=cpu,trust_remote_code=True"
     api = f"model=molmo,base_url={server}/v1,api_key=none,timeout=300,max_retries=1"
     calls = [
@@ -164,37 +158,3 @@ def test_vlmevalkit(exported: Exported, server: str, python: Path, tmp_path: Pat
     assert same(said["weights"]["answers"], ours(exported, "text_vqa"))
     assert same(said["server"]["answers"], ours(exported, "demo", SHORT, "JPEG"))
     assert {row["figure"] for row in said.values()} == {0.0}
-
-
-TASK = """
-task: textvqa_made
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: "{rows}"}}}}
-test_split: test
-output_type: generate_until
-doc_to_visual: !function utils.visual
-doc_to_text: !function utils.text
-doc_to_messages: !function utils.messages
-doc_to_target: answer
-generation_kwargs: {{max_new_tokens: {tokens}, temperature: 0, do_sample: false, until: ["|"]}}
-process_results: !function utils.results
-metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
-metadata: [{{version: 0.0}}]
-"""
-
-TASK_CODE = """
-from PIL import Image
-
-def visual(doc):
-    return [Image.open(doc["image"]).convert("RGB")]
-
-def text(doc, lmms_eval_specific_kwargs=None):
-    return doc["question"] + "\\nAnswer the question using a single word or phrase."
-
-def messages(doc, lmms_eval_specific_kwargs=None):
-    parts = [{"type": "image", "url": visual(doc)[0]}, {"type": "text", "text": text(doc)}]
-    return [{"role": "user", "content": parts}]
-
-def results(doc, results):
-    return {"exact_match": float(results[0] == doc["answer"])}
-"""

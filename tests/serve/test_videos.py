@@ -101,9 +101,8 @@ def test_a_video_has_the_tokens_of_training(name: str, prompts: Prompts, server:
     )
     sent = []
     client = ServerClient(server.url)
-    client._call = lambda path, request: (
-        sent.append(request) or {"choices": [{"message": {"content": "x"}}]}
-    )
+    said = {"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}]}
+    client._call = lambda path, request: sent.append(request) or said
     (reply,) = client.replies([ask])
     assert reply.text == "x" and reply.prompt.startswith(f"VIDEO[{len(record['pixels'])}] ")
     request = protocol.read(json.dumps({**sent[0], "style": "demo"}).encode())

@@ -121,7 +121,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (whole / "rank-00000.json").write_bytes(b"x" * 499_999)
     (run / "checkpoints/step-00000030").mkdir()
     values = dict.fromkeys(("checkpoint", "prompt", "precision", "data", "code"), "made up")
-    values |= dict.fromkeys(("crops", "limit", "shuffle_seed"))
+    values |= dict.fromkeys(("crops", "frames", "limit", "shuffle_seed"))
     task = BENCHMARKS["points"]
     job = Job(
         task=task,

@@ -247,7 +247,7 @@ def rows(folder: Path, count: int) -> None:
 def job_of(folder: Path) -> Job:
     """An evaluation of `folder`/data."""
     values = dict.fromkeys(("checkpoint", "prompt", "precision", "data", "code"), "bench")
-    values |= dict.fromkeys(("crops", "limit", "shuffle_seed"))
+    values |= dict.fromkeys(("crops", "frames", "limit", "shuffle_seed"))
     known = Provenance(task=TASK.name, split="bench", new_tokens=TASK.max_new_tokens, **values)
     shards = ShardSet(str(folder / "data"))
     return Job(

@@ -6,7 +6,7 @@ Shapes: t tokens, n crops, P patches per crop, m windows of W patches.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -115,13 +115,20 @@ class SampleBuilder:
         Raises BadSample for a picture that cannot be decoded, an annotation that cannot be used, pictures that leave no
         room for text; ValueError where a picture has another size than the record says.
         """
-        film = footage(record, self.video) if is_video(record) else None
-        pictures = _pictures(record, film)
-        record = {**record, "sizes": _checked_sizes(record, pictures, film)}
-        blocks, times, high = self._blocks(record, rng, film)
+        if is_video(record):
+            return self._build_video(record, rng)
+        pictures = [_to_array(picture) for picture in record.get("pixels", ())]
+        record = {**record, "sizes": _checked_sizes(record, pictures)}
+        blocks, times, high = self._blocks(record, rng)
         tree = self._tree(record, blocks, times, rng)
-        single = [film is not None] * len(pictures)
-        return self._sample(tree, self._seen(blocks, pictures, single, high))
+        return self._sample(tree, self._seen(blocks, pictures, [False] * len(pictures), high))
+
+    def _build_video(self, record: Record, rng: RandomState) -> Sample:
+        film = footage(record, self.video)
+        blocks, times, _ = self._blocks(record, rng, film)
+        seen = self._seen_video(record, film, blocks[0])
+        record = {**record, "sizes": [] if seen.size is None else [seen.size]}
+        return self._sample(self._tree(record, blocks, times, rng), seen)
 
     def see(self, pictures: Sequence[Picture], overviews: Collection[int] = ()) -> Seen:
         """Decode pictures and cut them into crops, once for all prompts about them; BadSample where one is broken.
@@ -145,13 +152,14 @@ class SampleBuilder:
         `num_frames` count as in shards.
         """
         film = footage(record, self.video)
-        frames = _pictures(record, film)
-        block = self._video(record, film)
-        return self._seen([block], frames, [True] * len(frames))
+        return self._seen_video(record, film, self._video(record, film))
+
+    def _seen_video(self, record: Record, film: Footage, block: Block) -> Seen:
+        return self._seen([block], _frames(record, film), [True] * len(film.times))
 
     def frames(self, record: Record) -> list[np.ndarray]:
         """The decoded frames of a record's video, uint8 [height, width, 3] each; errors as of `build`."""
-        return _pictures(record, footage(record, self.video))
+        return list(_frames(record, footage(record, self.video)))
 
     def prompt(
         self,
@@ -246,20 +254,22 @@ class SampleBuilder:
     def _seen(
         self,
         blocks: list[Block],
-        pictures: list[np.ndarray],
+        pictures: Iterable[np.ndarray],
         single: list[bool],
         high: bool = False,
     ) -> Seen:
+        """The crops of pictures, each of which is forgotten before the next is asked for: frames are many."""
         parts = [block.windows for block in blocks] or [self.images.no_windows]
         crops = [block.crops for block in blocks]
         windows = torch.from_numpy(joined_windows(parts, crops, self.images.patches))
-        if not pictures:
+        size = None
+        made = []
+        for picture, one in zip(pictures, single):
+            size = size or (picture.shape[1], picture.shape[0])
+            made.append(self.images(picture, frame=one, high=high))
+        if size is None:
             images = torch.empty((0, *self.images.crop_shape), dtype=self.images.dtype)
             return Seen(blocks, None, images, torch.empty(0, self.images.patches), windows)
-        size = (pictures[0].shape[1], pictures[0].shape[0])
-        made = [
-            self.images(picture, frame=one, high=high) for picture, one in zip(pictures, single)
-        ]
         images = _joined([crops.images for crops in made])
         masks = _joined([crops.masks for crops in made])
         return Seen(blocks, size, images, masks, windows)
@@ -311,24 +321,18 @@ def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _pictures(record: Record, film: Footage | None) -> list[np.ndarray]:
-    if film is not None and film.numbers is None:
+def _frames(record: Record, film: Footage) -> Iterator[np.ndarray]:
+    if film.numbers is None:
         return film.frames(record)
-    pixels = record.get("pixels", ())
-    shown = pixels if film is None else [pixels[number] for number in film.numbers]
-    return [_to_array(picture) for picture in shown]
+    return (_to_array(record["pixels"][number]) for number in film.numbers)
 
 
 def _to_array(picture: Picture) -> np.ndarray:
     return load_image(picture) if isinstance(picture, bytes) else to_pixels(picture)
 
 
-def _checked_sizes(
-    record: Record, pictures: list[np.ndarray], film: Footage | None
-) -> list[tuple[int, int]]:
+def _checked_sizes(record: Record, pictures: list[np.ndarray]) -> list[tuple[int, int]]:
     sizes = [(picture.shape[1], picture.shape[0]) for picture in pictures]
-    if film is not None:
-        return sizes[:1]
     said = [tuple(size) for size in record.get("sizes", sizes)]
     if said != sizes:
         raise ValueError(

@@ -1,6 +1,7 @@
 """The video of a record: which of its frames are shown, when, and with which subtitles."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from molmo_ds.data.decode import BadSample
 from molmo_ds.data.sample.conversation import shown
 from molmo_ds.data.sample.record import MOST_FRAMES, Record
 from molmo_ds.data.sample.times import frame_indices, frame_times, stamp
-from molmo_ds.data.video import clip_duration, frames_at, video_size
+from molmo_ds.data.video import clip_duration, each_frame, video_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,9 +22,9 @@ class Footage:
     clip: tuple[float, float] | None  # seconds of the video; None = all of it
     numbers: list[int] | None = None  # of the pictures, where a video is kept as its frames
 
-    def frames(self, record: Record) -> list[np.ndarray]:
-        """The decoded frames of a record with `pixels`, where its frames are no pictures of their own."""
-        return frames_at(record["pixels"][0], self.times, self.clip)
+    def frames(self, record: Record) -> Iterator[np.ndarray]:
+        """The frames of a record with `pixels` as they are decoded, where they are no pictures of their own."""
+        return each_frame(record["pixels"][0], self.times, self.clip)
 
 
 def footage(record: Record, config: VideoConfig) -> Footage:

@@ -6,6 +6,7 @@ track they are those of objects. html-v2 separates groups by ; and html-v1 by ta
 olmo/preprocessing/point_formatter.py; there a point outside of the picture is moved to its edge, here it is an error.
 """
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -175,9 +176,11 @@ def _size(
 ) -> tuple[float, float] | None:
     if place.count(".") > 1 or place == ".":
         return None
+    number = float(place)
+    if not math.isfinite(number):  # hundreds of digits, as a reply that goes on and on has
+        return None
     if isinstance(width, (int, float)):
         return width, height
-    number = float(place)
     if number != int(number) or not 1 <= number <= len(width):
         return None
     return width[int(number) - 1], height[int(number) - 1]

@@ -1,7 +1,7 @@
-"""Questions about short videos: MVBench, TempCompass, Perception Test, EgoSchema, NExT-QA, TOMATO, MotionBench.
+"""Questions about short videos: MVBench, TempCompass, Perception Test, EgoSchema, NExT-QA, TOMATO, MotionBench, FGQA.
 
 All are for evaluation and fetched by hand, since most of their videos are other people's. Layouts: the loaders of
-allenai/molmo2 at f3cb108, olmo/data/academic_video_datasets.py; TempCompass: those of the public fork
+allenai/molmo2 at f3cb108, olmo/data/academic_video_datasets.py; TempCompass and FGQA: those of the public fork
 mattw-ai2/robo_mm_olmo_gantry at 6832f80, olmo/data/video_datasets.py.
 """
 
@@ -182,6 +182,24 @@ def motionbench(row: Row, split: str) -> list[Item]:
     return [Item((Picture(path=f"{row['home']}/{row['video_path']}"),), [asked], known)]
 
 
+def read_fgqa(folder: Path, split: str) -> Iterator[Row]:
+    """plm_fgqa_test.jsonl, a question a line."""
+    with open(folder / "fgqa/plm_fgqa_test.jsonl", encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+def fgqa(row: Row, split: str) -> list[Item]:
+    """Two options, in a question for each wrong one: those of one `group` are one question of the benchmark."""
+    numbered = {int(name.rpartition("_")[2]): text for name, text in row["options"].items()}
+    options = [numbered[number] for number in sorted(numbered)]
+    about = row["metadata"]
+    known = {"example_id": row["uid"], "video_id": row["video"], "group": row["qa_uid"]}
+    known["source"] = about["source_dataset"]
+    lines = [row["question"], *lettered(options), DIRECTLY]
+    return choice(f"videos/{row['video']}", lines, options, int(row["answer_index"]), known)
+
+
 _PERCEPTION = {
     "validation": "mc_question_val/validation-00000-of-00001.parquet",
     "test": "Test/mc_question/test-00000-of-00001.parquet",
@@ -259,5 +277,15 @@ SOURCES = [
         _BOTH,
         read=read_motionbench,
         by_hand="download the hub's zai-org/MotionBench with its videos (self-collected/, public-dataset/) into DIR",
+    ),
+    Source(
+        "plm_fgqa",
+        LICENCE,
+        "the fork's video_datasets.py",
+        fgqa,
+        _VALIDATION,
+        read=read_fgqa,
+        by_hand="put fgqa/ of the hub's facebook/PLM-VideoBench into DIR, cut source_start_time to source_end_time out"
+        " of each source video, and put the clip under the name of `video` into DIR/videos",
     ),
 ]

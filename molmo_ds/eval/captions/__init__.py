@@ -1,1 +1,1 @@
-"""Dense captions judged by a language model: recall, consistency and repetition against what people said."""
+"""Dense captions: the loss of true ones, and made ones judged by a language model against what people said."""

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 
 from molmo_ds.eval.metrics.pointing import extract_points
+from molmo_ds.eval.metrics.reply import whole_number
 from molmo_ds.eval.row import Row, Scores, true_answer
 
 _NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
@@ -37,20 +38,13 @@ def point_count(prediction: str) -> int | None:
     words = text.split()
     if not words:
         return None
-    number = _whole_number(words[-1])
+    number = whole_number(words[-1])
     if number is None and words[-1] in _TO_TWENTY:
         number = _TO_TWENTY.index(words[-1])
     if number is None:
         total = re.match(r".*a total of ([0-9]+)", text)
-        number = _whole_number(total.group(1)) if total else None
+        number = whole_number(total.group(1)) if total else None
     return number
-
-
-def _whole_number(text: str) -> int | None:
-    try:
-        return int(text)
-    except ValueError:
-        return None
 
 
 def point_count_scores(prediction: str, count: int) -> dict[str, float]:

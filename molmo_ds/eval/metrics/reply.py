@@ -32,6 +32,14 @@ def true_answers(target: object) -> list[str]:
     return list(answers)
 
 
+def whole_number(text: str) -> int | None:
+    """The number that a text is; None for any other text, and for more digits than Python reads."""
+    try:
+        return int(text)
+    except ValueError:
+        return None
+
+
 def edit_distance(a: str, b: str) -> int:
     """Levenshtein's: insertions, deletions and replacements that turn a into b.
 

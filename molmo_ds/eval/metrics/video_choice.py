@@ -17,18 +17,24 @@ from molmo_ds.eval.row import Row, Scores
 Reader = Callable[[str, Sequence[str]], str | None]  # (reply, options) -> letter
 LETTERS = "ABCDE"
 _STARTS = re.compile(r"[A-Za-z]\b")  # an answer that is a letter, maybe with more behind it
-_LEADS = re.compile(r"(?:Best answer|Best option|Answer|Option):")  # holds capitals of its own
+# words before a letter that hold capitals of their own
+_BEST = re.compile(r"Best (?:answer|option):")
+_LEADS = re.compile(r"(?:Best answer|Best option|Answer|Option):")
 
 
 def first_letter(reply: str, options: Sequence[str]) -> str | None:
-    """The first capital of A to E, wherever it stands (LongVideoBench)."""
-    found = re.search(f"[{LETTERS}]", reply)
+    """The first capital of A to E once `Best answer:` is dropped, wherever it stands (LongVideoBench)."""
+    found = re.search(f"[{LETTERS}]", _BEST.sub("", reply))
     return found[0] if found else None
 
 
 def first_letter_after_lead(reply: str, options: Sequence[str]) -> str | None:
-    """The first capital of A to E once `Answer:` and the like are dropped (Video-MME)."""
-    return first_letter(_LEADS.sub("", reply), options)
+    """The first capital of A to D once `Answer:` and the like are dropped (Video-MME).
+
+    The reference lacks a comma between `Best answer:` and `Best option:`, so that it reads a B there.
+    """
+    found = re.search("[ABCD]", _LEADS.sub("", reply))
+    return found[0] if found else None
 
 
 def first_word(reply: str, options: Sequence[str]) -> str | None:
@@ -90,6 +96,12 @@ def score_start(reply: str, row: Row, name: str = "em_start") -> Scores:
     got = parse_answer(reply)
     right = starts_with(got, true_letter(row))
     return {name: float(right), "unreadable": float(not _STARTS.match(got))}
+
+
+def score_fgqa(reply: str, row: Row) -> Scores:
+    """`accuracy`: whether the reply itself starts with the true letter, case ignored."""
+    right = starts_with(reply, true_letter(row))
+    return {"accuracy": float(right), "unreadable": float(not _STARTS.match(reply.strip()))}
 
 
 def in_parts(scores: Scores, *parts: str) -> Scores:

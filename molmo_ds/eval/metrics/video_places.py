@@ -16,6 +16,7 @@ from molmo_ds.data.sample.point_text import Found, format_groups, format_tracks,
 from molmo_ds.data.sample.point_text import Moment as Written
 from molmo_ds.data.sample.times import stamp
 from molmo_ds.eval.metrics.pointing import inside, nearest_pairs
+from molmo_ds.eval.metrics.reply import whole_number
 from molmo_ds.eval.metrics.tracks import Detections, hota
 from molmo_ds.eval.row import Row, Scores
 
@@ -99,10 +100,10 @@ def read_count(reply: str) -> int | None:
     """The whole reply as a number, or the number of a total; 0 for `none`."""
     text = reply.strip().lower().rstrip(".").strip()
     if re.fullmatch(r"[+-]?\d+", text):
-        return int(text)
+        return whole_number(text)
     total = _TOTAL.search(text)
     if total:
-        return int(total[1])
+        return whole_number(total[1])
     return 0 if _NONE.search(text) else None
 
 

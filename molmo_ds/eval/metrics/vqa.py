@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from molmo_ds.eval.metrics.reply import parse_answer, true_answers
 from molmo_ds.eval.row import Row, Scores
 
+ENOUGH = 3  # people who give an answer make it wholly right
 _NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _CONTRACTIONS = """
@@ -52,7 +53,7 @@ def normalise_answer(text: str) -> str:
 
 
 def _agreement(answer: str, given: list[str]) -> float:
-    return min(1.0, given.count(answer) / 3)
+    return min(1.0, given.count(answer) / ENOUGH)
 
 
 def vqa_score(target: str | Sequence[str], prediction: str) -> float:
@@ -97,7 +98,10 @@ def _cleaned(answers: tuple[str, ...]) -> list[str]:
 
 
 def score_answers(reply: str, row: Row) -> Scores:
-    """`vqa_score`, the reference's, and `vqa_official` where several people answered."""
+    """`vqa_score`, the reference's, and `vqa_official` where several people answered.
+
+    Of fewer than three answers, as only a user's own data have, each is right: a third of a point would be the most.
+    """
     true = row.answers
     got = parse_answer(reply)
     # vqa_score leaves a single text as it is, so that `Yes` could never be right
@@ -105,6 +109,8 @@ def score_answers(reply: str, row: Row) -> Scores:
         return {"vqa_score": vqa_score(normalise_answer(true), got), "unreadable": float(not got)}
     answer = normalise_answer(got)
     given = _cleaned(tuple(true_answers(true)))
+    if len(given) < ENOUGH:
+        return {"vqa_score": float(answer in given), "unreadable": float(not got)}
     official = _leave_one_out(answer, given)
     return {
         "vqa_score": _agreement(answer, given),
@@ -114,6 +120,9 @@ def score_answers(reply: str, row: Row) -> Scores:
 
 
 def score_direct(reply: str, row: Row) -> Scores:
-    """A-OKVQA's direct answers."""
+    """A-OKVQA's direct answers; of fewer than three each is right, as for `score_answers`."""
     got = parse_answer(reply)
-    return {"a_okvqa_score": a_okvqa_score(row.answers, got), "unreadable": float(not got)}
+    right = a_okvqa_score(row.answers, got)
+    if right and len(true_answers(row.answers)) < ENOUGH:
+        right = 1.0
+    return {"a_okvqa_score": right, "unreadable": float(not got)}

@@ -12,8 +12,8 @@ from typing import Protocol
 from molmo_ds.config import EvaluatorConfig, RunConfig
 from molmo_ds.engine import Engine
 from molmo_ds.engine.launch import World
-from molmo_ds.eval.loss_of_source import LossOfSource
-from molmo_ds.eval.task_in_training import TaskInTraining, free_memory
+from molmo_ds.eval.in_training.loss_of_source import LossOfSource
+from molmo_ds.eval.in_training.task import TaskInTraining, free_memory
 
 log = logging.getLogger("molmo_ds")
 

@@ -7,6 +7,7 @@ the end.
 
 from __future__ import annotations
 
+import logging
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -29,11 +30,12 @@ from molmo_ds.eval.listing import shards_of
 from molmo_ds.eval.own_client import OwnClient
 from molmo_ds.eval.row import Row, unscored
 from molmo_ds.eval.run import asks, by_picture
-from molmo_ds.eval.score import score, scored_row
+from molmo_ds.eval.score import check_truths, score, scored_row
 from molmo_ds.eval.sets import resolve
 from molmo_ds.infer.load import DTYPES, default_precision
 from molmo_ds.infer.replica import Replica
 
+log = logging.getLogger("molmo_ds")
 BATCH = 8  # questions that a rank answers at a time: training leaves little memory
 
 
@@ -63,8 +65,9 @@ class TaskInTraining:
             raise ValueError(
                 f"evaluators.{name} finds no question of {asked.task} in {self.shards.path}."
             )
-        for row in self.questions:
-            scored_row(self.task, row, "?", "stop")
+        doubt = check_truths(self.task, self.questions)
+        if doubt:
+            log.warning("evaluators.%s: %s", name, doubt)
         self.precision = (
             default_precision(world.device) if config.precision == "auto" else config.precision
         )
