@@ -122,10 +122,13 @@ def main() -> None:
     words = [word for word in sys.argv[2:] if not word.startswith("--")]
     steps = list(twin_cases.STEPS_OF_REAL_SIZE)
     weights = str(weights_folder(folder))
+    saved = twin_cases.RESUMED_BY_HAND if everything else twin_cases.RESUMED
     parts = {
         "strategies": lambda: strategies(everything, words),
         "apart": lambda: ranks.run_ranks(twin_cases.apart, 2, weights, timeout=6 * SECONDS),
-        "resumed": lambda: ranks.run_ranks(twin_cases.resume, 2, str(folder), timeout=6 * SECONDS),
+        "resumed": lambda: ranks.run_ranks(
+            twin_cases.resume, 2, str(folder), saved, timeout=6 * SECONDS
+        ),
         "other_order": lambda: ranks.run_ranks(twin_cases.other_order, 2, timeout=2 * SECONDS),
         "crossed": lambda: ranks.run_ranks(twin_cases.crossed, 2, timeout=2 * SECONDS),
         "planted": lambda: ranks.run_ranks(twin_cases.planted, 1)[0],

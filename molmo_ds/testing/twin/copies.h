@@ -1,7 +1,8 @@
 // Copies between host and device, and those that may be late: what nobody waited for has not happened.
 #pragma once
-#include <ATen/ATen.h>
-#include <ATen/native/CPUFallback.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/equal.h>
 #include <c10/core/CPUAllocator.h>
 #include <vector>
 #include "device.h"
