@@ -42,6 +42,7 @@ RECIPE_OF = {  # mixtures that a recipe has
     "3.2-synthetic/seed-6832f80": "3.2-synthetic-2025",
     "debug": "small1",
     "small2": "small2",
+    "pretrain/molmo2-f3cb108": "../molmo2/pretrain",
 }
 
 
