@@ -47,8 +47,8 @@ Component = Literal["connector", "vision", "text"]
 class PromptConfig(Checked):
     """The way from an annotation to text."""
 
-    # questions of styles that have none
-    prompt_templates: Literal["none", "uber_model"] = "uber_model"
+    # questions of styles that have none; _v2 is Molmo2's: options in many forms, answered by name and text
+    prompt_templates: Literal["none", "uber_model", "uber_model_v2"] = "uber_model"
     # role = "User: ... Assistant:"; chat = <|im_start|> and <|im_end|> of the tokenizer
     message_format: Literal["none", "role", "chat"] = "role"
     # _v2 are Molmo2's: a style or none by its kind alone, no space where no length is told
