@@ -121,6 +121,8 @@ class ComponentConfig(Checked):
     lr: NotNegative = 1e-5  # peak of the learning rate
     warmup_steps: Whole = 200  # steps until the learning rate is at its peak
     weight_decay: Optional[NotNegative] = None  # None = optim.weight_decay
+    betas: Optional[tuple[Rate, Rate]] = None  # of AdamW; None = optim.betas
+    eps: Optional[Positive] = None  # of AdamW; None = optim.eps
     freeze: bool = False  # nothing of it learns
 
 
@@ -137,8 +139,8 @@ class OptimConfig(Checked):
         default_factory=lambda: ComponentConfig(lr=2e-5, warmup_steps=2000)
     )
     freeze_embedding: bool = True  # the base table only; head and additional rows train
-    betas: tuple[Rate, Rate] = (0.9, 0.95)  # of AdamW
-    eps: Positive = 1e-6  # of AdamW
+    betas: tuple[Rate, Rate] = (0.9, 0.95)  # of AdamW, for components that have none of their own
+    eps: Positive = 1e-6  # as betas
     weight_decay: NotNegative = 0.0  # of components that have none of their own
     max_grad_norm: NotNegative = 1.0  # of each component; 0 = no clipping
     # for so many steps the limit is grad_clip_warmup_factor times higher
