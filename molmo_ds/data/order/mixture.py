@@ -26,7 +26,7 @@ def sample_rates(data: DataConfig, sizes: dict[str, int]) -> dict[str, float]:
         unused = source.rate == 0 or data.group_rates.get(source.group) == 0
         if not sizes[name] and not unused:
             raise ValueError(
-                f"Data set '{name}' has no samples; make its shards again, or leave it out with data.sources.{name}=null."
+                f"Data set '{name}' has no samples; make its shards again, or leave it out: data.sources.{name}=null."
             )
     weights: dict[str, float] = {}
     for group in groups:
