@@ -47,8 +47,8 @@ Component = Literal["connector", "vision", "text"]
 class PromptConfig(Checked):
     """The way from an annotation to text."""
 
-    # questions of styles that have none
-    prompt_templates: Literal["none", "uber_model"] = "uber_model"
+    # questions of styles that have none; _v2 is Molmo2's: options in many forms, answered by name and text
+    prompt_templates: Literal["none", "uber_model", "uber_model_v2"] = "uber_model"
     # role = "User: ... Assistant:"; chat = <|im_start|> and <|im_end|> of the tokenizer
     message_format: Literal["none", "role", "chat"] = "role"
     # _v2 are Molmo2's: a style or none by its kind alone, no space where no length is told
@@ -121,6 +121,8 @@ class ComponentConfig(Checked):
     lr: NotNegative = 1e-5  # peak of the learning rate
     warmup_steps: Whole = 200  # steps until the learning rate is at its peak
     weight_decay: Optional[NotNegative] = None  # None = optim.weight_decay
+    betas: Optional[tuple[Rate, Rate]] = None  # of AdamW; None = optim.betas
+    eps: Optional[Positive] = None  # of AdamW; None = optim.eps
     freeze: bool = False  # nothing of it learns
 
 
@@ -137,8 +139,8 @@ class OptimConfig(Checked):
         default_factory=lambda: ComponentConfig(lr=2e-5, warmup_steps=2000)
     )
     freeze_embedding: bool = True  # the base table only; head and additional rows train
-    betas: tuple[Rate, Rate] = (0.9, 0.95)  # of AdamW
-    eps: Positive = 1e-6  # of AdamW
+    betas: tuple[Rate, Rate] = (0.9, 0.95)  # of AdamW, for components that have none of their own
+    eps: Positive = 1e-6  # as betas
     weight_decay: NotNegative = 0.0  # of components that have none of their own
     max_grad_norm: NotNegative = 1.0  # of each component; 0 = no clipping
     # for so many steps the limit is grad_clip_warmup_factor times higher

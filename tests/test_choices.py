@@ -110,6 +110,7 @@ def test_each_choice_of_a_prompt_is_another_text(name: str) -> None:
     annotations = (
         {"style": "pointing", "label": "cats", "points": [[1, 2]]},
         {"style": "vqa2", "question": "Why?", "answer": "Because of the weather."},
+        {"style": "vqa2", "question": "Why?", "options": ["sun", "rain"], "answer_index": 1},
     )
     if name.endswith("pointing_format"):  # two groups show what parts them
         points = [{"image": 1, "points": [[1, 2]]}, {"image": 2, "points": [[3, 4]]}]

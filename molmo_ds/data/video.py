@@ -39,24 +39,29 @@ class _Clock:
     ticks: np.ndarray  # int64 [n], when each frame begins, ascending
     keys: np.ndarray  # int64, of them those that are key frames
     end: int  # when the last frame ends
-    tick: float  # seconds
+    unit: tuple[int, int]  # seconds of a tick, as a fraction
 
     @property
     def duration(self) -> float:
         """Seconds from the first frame's beginning to the last one's end."""
-        return self.end * self.tick - self.begin
+        return float(self.seconds(self.end)) - self.begin
 
     @property
     def begin(self) -> float:
         """Seconds at which the first frame begins."""
-        return float(self.ticks[0]) * self.tick
+        return float(self.seconds(self.ticks[0]))
+
+    def seconds(self, ticks: np.ndarray | int) -> np.ndarray:
+        """Ticks as float64 seconds: one rounding, or a frame that begins at 1.5 s would begin after it."""
+        above, below = self.unit
+        return np.asarray(ticks, np.float64) * above / below
 
     def shown(self, times: Sequence[float]) -> np.ndarray:
         """int64, the frames that are shown at `times`, seconds in the stream's clock."""
         first = self.begin + INSIDE
-        last = self.end * self.tick - INSIDE
+        last = float(self.seconds(self.end)) - INSIDE
         inside = [max(first, min(last, float(time))) for time in times]
-        return np.searchsorted(self.ticks[1:] * self.tick, inside, side="right")
+        return np.searchsorted(self.seconds(self.ticks[1:]), inside, side="right")
 
 
 def film_kind(data: bytes) -> str | None:
@@ -156,12 +161,12 @@ def _clock(container: Any, stream: Any) -> _Clock:
     if not begins:
         raise BadSample("The video has no frame.")
     ticks = np.unique(np.array(begins, np.int64))
-    tick = stream.time_base.numerator / stream.time_base.denominator
+    unit = (stream.time_base.numerator, stream.time_base.denominator)
     if end == ticks[-1]:  # a stream that does not say how long its last frame is shown
         rate = stream.average_rate or stream.guessed_rate
-        end += max(1, round(1 / (float(rate) * tick))) if rate else 1
+        end += max(1, round(unit[1] / (float(rate) * unit[0]))) if rate else 1
     first = ticks[:1] if not keys else np.unique(np.array(keys, np.int64))
-    return _Clock(ticks, first, int(end), tick)
+    return _Clock(ticks, first, int(end), unit)
 
 
 def _decode(

@@ -49,6 +49,10 @@ def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict]:
     for part in COMPONENTS:
         settings: ComponentConfig = getattr(optim, part)
         decay = optim.weight_decay if settings.weight_decay is None else settings.weight_decay
+        moments = {
+            "betas": tuple(optim.betas if settings.betas is None else settings.betas),
+            "eps": optim.eps if settings.eps is None else settings.eps,
+        }
         for decayed in (True, False):
             groups[part, decayed] = {
                 "params": [],
@@ -56,6 +60,7 @@ def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict]:
                 "component": part,
                 "lr": settings.lr,
                 "weight_decay": decay if decayed else 0.0,
+                **(moments if optim.name == "adamw" else {}),
             }
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -86,7 +91,7 @@ def split_groups(
 def build_optimizer(
     groups: list[dict], optim: OptimConfig, fused: bool | None = None
 ) -> torch.optim.Optimizer:
-    """torch's AdamW or SGD over `parameter_groups`.
+    """torch's AdamW or SGD over `parameter_groups`, whose own betas and eps come before those of `optim`.
 
     Args:
         fused: one kernel for AdamW, which reads and writes each number once and needs no temporaries. torch's default

@@ -21,8 +21,13 @@ BLOCKS = 64  # of each weight file that are hashed
 BLOCK = 1 << 16  # bytes
 KINDS = ("*.safetensors", "*.bin", "*.pt")  # files of weights
 PACKAGE = Path(__file__).parents[1]
-# of data/sample: what makes a prompt
-PROMPTS = ("prompts.py", "templates.py", "turns.py", "annotation.py")
+# of data: what makes a prompt
+PROMPTS = (
+    *("sample/prompts.py", "sample/question.py", "sample/styles.py", "sample/pointed.py"),
+    *("sample/point_text.py", "sample/points.py", "sample/no_pointing.py", "sample/turns.py"),
+    *("sample/annotation.py", "sample/conversation.py"),
+    *("wording/pictures.py", "wording/videos.py", "wording/options.py"),
+)
 # whose code decides answers and figures
 FOLDERS = ("data", "model", "ops", "weights", "infer", "eval")
 
@@ -84,7 +89,7 @@ def prompt_version(config: PromptConfig, tokenizer: str = "") -> str:
         json.dumps([dataclasses.asdict(config), tokenizer], sort_keys=True).encode()
     )
     for name in PROMPTS:
-        digest.update((PACKAGE / "data/sample" / name).read_bytes())
+        digest.update((PACKAGE / "data" / name).read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -70,12 +70,12 @@ def config(**changes) -> RunConfig:
 
 
 def adamw(**changes) -> RunConfig:
-    """The same under AdamW with clipping that acts and three learning rates."""
+    """The same under AdamW with clipping that acts; rates, betas and eps differ by component."""
     optim = replace(
         config().optim,
         name="adamw",
-        connector=ComponentConfig(lr=1e-2, warmup_steps=2),
-        vision=ComponentConfig(lr=3e-3, warmup_steps=3, weight_decay=0.1),
+        connector=ComponentConfig(lr=1e-2, warmup_steps=2, betas=(0.7, 0.99), eps=1e-5),
+        vision=ComponentConfig(lr=3e-3, warmup_steps=3, weight_decay=0.1, betas=(0.85, 0.9)),
         text=ComponentConfig(lr=5e-3, warmup_steps=1),
         max_grad_norm=0.5,
     )

@@ -12,6 +12,14 @@ PREPROCESSOR = "preprocessor_config.json"
 PROCESSOR = "processor_config.json"
 # settings of PromptConfig that decide how a question is put
 PROMPTS = ("message_format", "always_start_with_space")
+# of released folders of Molmo2, as it was fine-tuned (allenai/molmo2 f3cb108, launch_scripts/sft.py)
+MOLMO2 = {
+    "message_format": "chat",
+    "system_prompt": "demo_or_style_v2",
+    "prompt_templates": "uber_model_v2",
+    "pointing_format": "html-v2",
+    "root_length": True,
+}
 
 
 def read_json(folder: Place, name: str = "config.json") -> dict[str, Any]:
@@ -43,12 +51,16 @@ def read(folder: Place) -> MolmoConfig:
     return from_dict(MolmoConfig, to_dict(config) | {"images": to_dict(config.images) | given})
 
 
-def prompts(folder: Place) -> dict[str, Any]:
-    """Settings of PromptConfig that our export's processor_config.json repeats; a released folder has none of them."""
+def prompts(folder: Place, family: str = "molmo") -> dict[str, Any]:
+    """Settings of PromptConfig: those of the family's released models, and what processor_config.json says.
+
+    Our export repeats some there; a released folder does not.
+    """
+    known = MOLMO2 if family == "molmo2" else {}
     if not (folder / PROCESSOR).is_file():
-        return {}
+        return dict(known)
     said = read_json(folder, PROCESSOR)
-    return {name: said[name] for name in PROMPTS if name in said}
+    return known | {name: said[name] for name in PROMPTS if name in said}
 
 
 def _made(folder: Place, values: dict[str, Any]) -> MolmoConfig:

@@ -216,7 +216,7 @@ def tokenizer_folder(place: Place) -> Path | None:
 
 def _open_released(path: Place) -> Source:
     model = untied(released_config.read(path))
-    prompts = from_dict(type(DataConfig().prompts), released_config.prompts(path))
+    prompts = from_dict(type(DataConfig().prompts), released_config.prompts(path, model.family))
     words = str(tokenizer_folder(path) or "")
     config = RunConfig(model=model, data=DataConfig(tokenizer=words, prompts=prompts))
     folder = TensorFolder(path)

@@ -186,6 +186,21 @@ def test_subtitles_near_a_frame_and_clips(shards: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("fps", "clip", "numbers"),
+    [
+        # 0.7 * 10 is 7.000000000000001 and 0.29 * 100 is 28.999999999999996
+        (10.0, [0.2, 0.7], [2, 6]),
+        (100.0, [0.29, 0.58], [29, 57]),
+        (2.0, [0.6, 0.61], [1]),
+        (29.97, [1.0, 1.5], [29, 44]),
+    ],
+)
+def test_a_clip_of_a_folder_of_frames(fps: float, clip: list[float], numbers: list[int]) -> None:
+    folder = {"images": [f"{i}.png" for i in range(90)], "fps": fps, "clip": clip}
+    assert footage(folder, config().model.video).numbers == numbers
+
+
+@pytest.mark.parametrize(
     ("record", "words"),
     [
         ({"clip": [1, "2"]}, "'clip' is"),

@@ -71,3 +71,13 @@ def test_refusals(
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
         rates({"a": 5, "b": 7}, groups, **sources)
+
+
+def test_a_source_without_samples_is_said() -> None:
+    """Its rate would be 0, or that of all: 0 of 0."""
+    sources = {"a": SourceConfig(group="x"), "b": SourceConfig(group="y")}
+    for sizes in ({"a": 0, "b": 9}, {"a": 0, "b": 0}):
+        with pytest.raises(ValueError, match="'a' has no samples"):
+            sample_rates(DataConfig(sources=sources), sizes)
+    left = DataConfig(sources=sources, group_rates={"x": 0.0, "y": 1.0})
+    assert sample_rates(left, {"a": 0, "b": 9}) == {"a": 0.0, "b": 1.0}

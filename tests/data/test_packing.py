@@ -4,6 +4,7 @@ import itertools
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from molmo_ds.batch import PER_CROP, PER_WINDOW, Batch, Sample, last_tokens
 from molmo_ds.config import DataConfig
+from molmo_ds.data.order.knapsack import most_valuable
 from molmo_ds.data.order.packing import SLACK, Budget, choose, collate, merge, row
 from molmo_ds.testing.scripts import load
 from molmo_ds.testing.text_sample import text_sample
@@ -44,6 +46,23 @@ def test_choice_is_the_best_that_holds_the_oldest(
 def test_older_samples_go_first() -> None:
     assert choose([[50, 1]] * 6, 100, 9) == [0, 1]
     assert choose([[40, 0], [70, 0], [60, 0], [60, 0]], 100, 9) == [0, 2]
+
+
+@pytest.mark.parametrize("tokens", [1, 511, 1023, 1501, 2305, 2599])
+def test_two_budgets_are_kept_at_any_length(tokens: int) -> None:
+    """Also where units of tokens / 512 do not divide it: 1,501 tokens hold no 1,502."""
+    rng = np.random.RandomState(tokens)
+    for crops in (1, 7, 24):
+        for _ in range(60):
+            count = rng.randint(1, 12)
+            sizes = [
+                [rng.randint(1, tokens // 2 + 2), rng.randint(crops + 1)] for _ in range(count)
+            ]
+            for with_oldest in (False, True):
+                chosen = most_valuable(sizes, tokens, crops, 30.0, with_oldest)
+                assert chosen and (0 in chosen or not with_oldest)
+                assert sum(sizes[i][0] for i in chosen) <= tokens
+                assert sum(sizes[i][1] for i in chosen) <= crops
 
 
 def test_fill_and_wait_at_the_mixture_of_the_facts() -> None:

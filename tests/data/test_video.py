@@ -1,13 +1,14 @@
 """Frames of real videos, written here by the package `av`."""
 
 import io
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from molmo_ds.data.decode import BadSample
-from molmo_ds.data.video import clip_duration, frames_at, video_size
+from molmo_ds.data.video import _Clock, clip_duration, frames_at, video_size
 from molmo_ds.testing.small_videos import film
 
 EVEN = film([125 * i for i in range(20)])
@@ -33,6 +34,16 @@ def test_frames_of_uneven_length(key_every: int, codec: str) -> None:
     times = [0.0, 0.05, 0.1, 0.129, 0.13, 0.505, 0.95, 1.455, 1.999, 2.0, 5.0]
     begun = [sum(begin <= time * 1000 + 1e-3 for begin in UNEVEN) - 1 for time in times]
     assert numbers(frames_at(data, times)) == begun
+
+
+@pytest.mark.parametrize("unit", [(1, 600), (1, 19200), (1001, 30000), (1, 12800), (1, 90000)])
+def test_a_frame_that_begins_when_it_is_asked_for_is_shown(unit: tuple[int, int]) -> None:
+    """Half seconds that are whole ticks: 1 / 600 as a float is a little more, and the frame before would be shown."""
+    halves = [Fraction(k, 2) / Fraction(*unit) for k in range(4000)]
+    ticks = np.array([int(tick) for tick in halves if tick.denominator == 1])
+    clock = _Clock(ticks, ticks[:1], int(ticks[-1]) + 1, unit)
+    times = [float(tick * Fraction(*unit)) for tick in ticks.tolist()]
+    assert clock.shown(times[1:-1]).tolist() == list(range(1, len(ticks) - 1))
 
 
 def test_the_end_is_the_last_frame_and_a_clip_begins_at_0() -> None:

@@ -8,7 +8,7 @@ from numpy.random import RandomState
 
 from molmo_ds.config import PromptConfig
 from molmo_ds.data.sample.prompts import PromptFormatter
-from molmo_ds.data.sample.templates import LONG_CAPTION
+from molmo_ds.data.wording.pictures import LONG_CAPTION
 from molmo_ds.eval import results
 from molmo_ds.eval.captions import inputs, prompts
 from molmo_ds.eval.captions.statements import (

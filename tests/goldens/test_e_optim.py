@@ -186,11 +186,18 @@ def train_golden(world: World, run: dict, weights: Path) -> list[tuple[dict, dic
         scheduler,
         lr,
         decay,
-        betas=tuple(run["common"]["llm_betas"]),
-        eps=run["common"]["llm_eps"],
         max_grad_norm=run["trainer"]["max_grad_norm"],
         freeze_embedding=bool(run["frozen"]),
     )
+    moments = {
+        ours: replace(
+            getattr(settings, ours),
+            betas=tuple(run["common"][f"{theirs}_betas"]),
+            eps=run["common"][f"{theirs}_eps"],
+        )
+        for theirs, ours in PARTS.items()
+    }
+    settings = replace(settings, **moments)
     total = rows_of(run["steps"][0]["batch"])
     assert {rows_of(step["batch"]) for step in run["steps"]} == {total}
     micro = min(run["trainer"]["device_train_microbatch_size"], total)

@@ -42,6 +42,7 @@ RECIPE_OF = {  # mixtures that a recipe has
     "3.2-synthetic/seed-6832f80": "3.2-synthetic-2025",
     "debug": "small1",
     "small2": "small2",
+    "pretrain/molmo2-f3cb108": "../molmo2/pretrain",
 }
 
 
@@ -204,8 +205,12 @@ KEYS: dict[str, Reader] = {  # a key of the reference -> what ours says of it
                 if component(run, part).weight_decay is None
                 else component(run, part).weight_decay
             ),
-            f"optimizer.{part}_betas": lambda run: list(run.optim.betas),
-            f"optimizer.{part}_eps": lambda run: run.optim.eps,
+            f"optimizer.{part}_betas": lambda run, part=part: list(
+                component(run, part).betas or run.optim.betas
+            ),
+            f"optimizer.{part}_eps": lambda run, part=part: (
+                component(run, part).eps or run.optim.eps
+            ),
             f"scheduler.{part}_t_warmup": lambda run, part=part: component(run, part).warmup_steps,
         }.items()
     },
@@ -250,6 +255,40 @@ def test_a_run(part: str, name: str) -> None:
     else:
         steps = [row[4] for row in section(RUNS, "captioner_steps")["rows"]]
         assert theirs["max_duration"] in steps and ours.epochs == 4
+
+
+# of a rehearsal: its size, so that it runs on a laptop, and rates at which a random model learns in ten steps
+REHEARSED = {
+    "ft_embedding",
+    "data.sequence_length",
+    "data.num_workers",
+    "save_overwrite",
+    "save_interval",
+    "optimizer.metrics_log_interval",
+    *(f"optimizer.{part}_learning_rate" for part in PARTS),
+    *(f"scheduler.{part}_t_warmup" for part in PARTS),
+}
+
+
+@pytest.mark.parametrize(
+    ("part", "first"),
+    [("captioner_debug", "captioner/molmo_7b_d"), ("multitask_debug", "multitask/small1")],
+)
+def test_a_rehearsal_is_the_references_debug_run_made_smaller(part: str, first: str) -> None:
+    golden = section(RUNS, part)
+    theirs = golden.get("common", golden)
+    stage = part.removesuffix("_debug")
+    ours = settings.load([EXAMPLES / f"{first}.yaml", EXAMPLES / f"debug/{stage}.yaml"])
+    other = {key for key in KEYS.keys() & theirs.keys() if KEYS[key](ours) != theirs[key]}
+    assert other == REHEARSED
+    labels = [
+        one["label"]
+        for prefix in ("evaluators.", "inf_evaluators.")
+        for one in nested(theirs, prefix).values()
+    ]
+    assert set(ours.evaluators) == set(labels)
+    assert ours.model.text.num_hidden_layers == theirs["model.n_layers"] == 1
+    assert ours.model.vision.num_hidden_layers == theirs["model.vision_backbone.image_num_layers"]
 
 
 @pytest.mark.parametrize("preset", PRESETS.values())

@@ -31,9 +31,9 @@ from molmo_ds.data.sample.prompts import PromptFormatter
 from molmo_ds.data.sample.times import frame_indices, frame_times, stamp
 from molmo_ds.data.sample.tree import Tree, ask, learn
 from molmo_ds.data.sample.turns import TURN_END, TURN_START, Conversation
-from molmo_ds.data.sample.video_templates import VIDEO_TEMPLATES
 from molmo_ds.data.sample.visual import picture_blocks, video_block
 from molmo_ds.data.tokens import Tokenizer
+from molmo_ds.data.wording.videos import VIDEO_TEMPLATES
 
 PREPROC = "G_video/B_preproc/preproc.json"
 SAMPLING = "G_video/C_sampling/sampling.json"
@@ -150,7 +150,9 @@ def compare_pixels(case: dict, samples: str, pictures: list[np.ndarray], frame: 
     patches = crops.view(-1, side, patch, side, patch, 3).transpose(2, 3).reshape(floats.shape)
     want = values[f"{samples}.uint8"]
     assert patches.flatten()[where].tolist() == want.tolist()
-    assert crops.sum((1, 2, 3), dtype=torch.int64).tolist() == case["uint8_sum_per_crop"]
+    # a value that lies at a half to seven digits is rounded up on one CPU and down on another: seen once in 4 frames
+    total = crops.sum((1, 2, 3), dtype=torch.int64).tolist()
+    assert total == pytest.approx(case["uint8_sum_per_crop"], rel=0, abs=1e-5 * crops[0].numel())
 
 
 def runs(ids: list[int]) -> list[list[int]]:

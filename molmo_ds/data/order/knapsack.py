@@ -17,12 +17,15 @@ def most_valuable(
     """Indices of the samples, given as [tokens, crops] from old to new, that are worth most and fit together.
 
     A sample is worth tokens + crop_weight * crops. One that fills a sequence by itself is taken at once, alone.
-    `with_oldest` takes the first and the best of the others. Deterministic.
+    `with_oldest` takes the first and the best of the others. Deterministic. The reference rounds a sequence's units up,
+    so that two samples may be a token too long together where `tokens` is no multiple of the unit; here they are not.
     """
     unit = max(1, tokens // UNITS)
-    room = -(-tokens // unit)
+    room = tokens // unit
     units = [-(-length // unit) for length, _ in sizes]
     whole = [index for index, length in enumerate(units) if length >= room]
+    if with_oldest:  # it comes first, or full sequences could make it wait for ever
+        whole = [0] if units[0] >= room else []
     if whole:
         return whole[:1]
     worth = [length + crop_weight * cost for length, cost in sizes]

@@ -26,7 +26,7 @@ from molmo_ds.data.sample.layout import IM_PATCH
 from molmo_ds.data.sample.pointed import Scene
 from molmo_ds.data.sample.prompts import PromptFormatter
 from molmo_ds.data.sample.record import Record, check_pictures, first_size, is_video
-from molmo_ds.data.sample.styles import POINTING_STYLES
+from molmo_ds.data.sample.styles import FREE, POINTING_STYLES
 from molmo_ds.data.sample.tree import Tree, ask, learn
 from molmo_ds.data.sample.turns import Conversation
 from molmo_ds.data.sample.visual import (
@@ -165,13 +165,17 @@ class SampleBuilder:
         self,
         pictures: Sequence[Picture] | Seen,
         request: str | list[str] | dict[str, Any],
-        style: str = "demo",
+        style: str = FREE,
         rng: RandomState | None = None,
     ) -> Sample:
         """The prompt of an answer: a question, the turns of a chat (the user's last), or a record's annotation.
 
         Nothing in it is learnt: labels and weights are 0. Raises ValueError where it is longer than the model can see.
+
+        Args:
+            style: of a question or a chat; demo = asked as it stands, in whatever way the model was trained to.
         """
+        style = self.prompts.free_style if style == FREE else style
         if isinstance(request, dict):
             annotation = read_annotation(request)
         elif isinstance(request, str):  # not read: a user's words stay what they are

@@ -130,7 +130,9 @@ def _of_pictures(record: Record, config: VideoConfig, clip: tuple[float, float] 
     count = len(record["images"])
     if clip is not None:
         clip_duration(count / fps, clip)
-        first = int(np.floor(clip[0] * fps))
-        count = min(int(np.ceil(clip[1] * fps)), count) - first
+        # 0.7 * 10 is more than 7, and 0.29 * 100 less than 29
+        begin, end = (round(time * fps, 6) for time in clip)
+        first = min(int(np.floor(begin)), count - 1)
+        count = max(1, min(int(np.ceil(end)), count) - first)
     chosen = frame_indices(config, fps, count)
     return Footage((chosen / fps).tolist(), clip, (chosen + first).tolist())

@@ -204,9 +204,11 @@ def _ends(moments: Sequence[Moment]) -> list[Moment]:
         for name in moment.points:
             first.setdefault(name, number)
             last[name] = number
-    kept = []
+    kept: dict[float, Moment] = {}  # moments of one time are one, as objects may be given apart
     for number, moment in enumerate(moments):
         points = {n: p for n, p in moment.points.items() if number in (first[n], last[n])}
         if points:
-            kept.append(Moment(moment.time, points, moment.hidden))
-    return kept
+            one = kept.get(moment.time, Moment(moment.time, {}))
+            hidden = [*one.hidden, *(name for name in moment.hidden if name in points)]
+            kept[moment.time] = Moment(moment.time, {**one.points, **points}, hidden)
+    return list(kept.values())

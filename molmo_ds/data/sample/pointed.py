@@ -3,14 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from numpy.random import RandomState
+
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.sample.annotation import INLINE_POINT, Annotation, PointGroup, TrackPoints
 from molmo_ds.data.sample.point_text import Moment, format_groups, format_tracks
-from molmo_ds.data.sample.points import format_count, format_points, to_percent
+from molmo_ds.data.sample.points import NONE, format_count, format_points, to_percent
 from molmo_ds.data.sample.styles import ENDS_ONLY, MODES
 from molmo_ds.data.sample.times import stamp
 
 NEAR = 1e-2  # seconds from a track's time to the frame that shows it
+P_ANY_START = 0.2  # a track of one point begins in training anywhere, else where it is first seen
 
 
 @dataclass(frozen=True)
@@ -110,13 +113,61 @@ def _place(group: PointGroup) -> str:
 def _tracks(
     style: str, annotation: Annotation, label: str, scene: Scene, pointing_format: str
 ) -> str:
-    """Tracks at the times of frames that are shown."""
-    kept = [moment for moment in annotation.tracks if _is_shown(moment, scene)]
-    if annotation.track_fps is not None:
-        kept = [moment for moment in kept if _on_grid(moment.time, annotation.track_fps)]
-    moments = [Moment(moment.time, moment.points, moment.hidden) for moment in kept]
+    """Tracks at the times of frames that are shown; of an object that is nowhere, that there is none."""
+    if not annotation.tracks:
+        return NONE
+    moments = _moments(annotation, scene, annotation.track_fps)
     scale = scene.scale(annotation.point_scale)
     return format_tracks(moments, scale, label, style in ENDS_ONLY, pointing_format)
+
+
+def _moments(annotation: Annotation, scene: Scene, fps: float | None) -> list[Moment]:
+    """The moments of a track at which a frame is shown, of those that lie on a grid of `fps`."""
+    kept = [moment for moment in annotation.tracks or () if _is_shown(moment, scene)]
+    if fps is not None:
+        kept = [moment for moment in kept if _on_grid(moment.time, fps)]
+    return [Moment(moment.time, moment.points, moment.hidden) for moment in kept]
+
+
+def follow_point(
+    annotation: Annotation,
+    label: str,
+    scene: Scene,
+    pointing_format: str,
+    rng: RandomState | None = None,
+) -> tuple[str, str]:
+    """(a point, the track of its object after it), both as text; BadSample where the object is never seen.
+
+    The point is the first that is seen in a frame that is shown, or with `rng` sometimes any. Source: allenai/molmo2 at
+    f3cb108, olmo/preprocessing/data_formatter.py, whose objects of one annotation are always one.
+    """
+    seen = _sights(_moments(annotation, scene, None))
+    if not seen:  # the frames that are shown lie between those that were tracked
+        seen = _sights(_moments(annotation, Scene(scene.sizes), None))
+    if not seen:
+        raise BadSample(
+            "A track of a point needs an object that is seen; leave the annotation out."
+        )
+    anywhere = rng is not None and rng.random_sample() < P_ANY_START
+    time, name, point = seen[rng.randint(len(seen))] if rng is not None and anywhere else seen[0]
+    scale = scene.scale(annotation.point_scale)
+    start = format_groups([stamp(time)], [[point]], [scale], label, None, None, pointing_format)
+    after = [
+        Moment(moment.time, {name: moment.points[name]}, moment.hidden)
+        for moment in _moments(annotation, scene, annotation.track_fps)
+        if moment.time > time and name in moment.points
+    ]
+    return start, format_tracks(after, scale, label, False, pointing_format)
+
+
+def _sights(moments: Sequence[Moment]) -> list[tuple[float, int | str, Sequence[float]]]:
+    """(time, object, point) of all that is seen."""
+    return [
+        (moment.time, name, point)
+        for moment in moments
+        for name, point in moment.points.items()
+        if name not in moment.hidden
+    ]
 
 
 def _is_shown(moment: TrackPoints, scene: Scene) -> bool:

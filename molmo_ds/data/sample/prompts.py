@@ -5,7 +5,6 @@ annotations; template, answer, system prompt, for each annotation in turn; then 
 """
 
 from collections import Counter
-from string import ascii_uppercase
 from typing import Any
 
 from numpy.random import RandomState
@@ -21,21 +20,16 @@ from molmo_ds.data.sample.annotation import (
 )
 from molmo_ds.data.sample.no_pointing import with_request
 from molmo_ds.data.sample.pointed import Scene, answer_by_points, holds_points, place_points
+from molmo_ds.data.sample.question import ask, label_of, letters
 from molmo_ds.data.sample.styles import (
     BARE_STYLES,
     CHOICE_STYLES,
     DEMO_STYLES,
+    FREE,
     SAME_AS,
     SPOKEN_STYLES,
 )
-from molmo_ds.data.sample.templates import STEP_BY_STEP
-from molmo_ds.data.sample.templates import TEMPLATES as OF_PICTURES
 from molmo_ds.data.sample.turns import Conversation, speak
-from molmo_ds.data.sample.video_templates import VIDEO_TEMPLATES
-
-TEMPLATES = OF_PICTURES | VIDEO_TEMPLATES
-
-STEPS = "_exp"  # in a style whose answers explain themselves
 
 
 class PromptFormatter:
@@ -125,10 +119,11 @@ class PromptFormatter:
                     "'messages' must alternate user and assistant and end with the assistant."
                 )
         else:
-            turns = [self._question(style, annotation, rng)]
+            scene = scene or Scene([size] if size else [])
+            asked = ask(style, annotation, self.config, rng, scene, inference)
+            turns = [asked.question]
             if not inference:
-                scene = scene or Scene([size] if size else [])
-                turns.append(self._answer(style, annotation, rng, scene))
+                turns.append(self._answer(style, annotation, rng, scene, asked.answer))
         if not all(turn.strip() for turn in turns[1::2]):
             raise BadSample(
                 "An answer is empty, so there is nothing to learn; leave the annotation out."
@@ -141,35 +136,28 @@ class PromptFormatter:
             for i, turn in enumerate(turns)
         ]
 
-    def _question(self, style: str, annotation: Annotation, rng: RandomState) -> str:
-        question = annotation.question
-        if question is None and style in TEMPLATES:
-            label = self._label(annotation) if "{label}" in TEMPLATES[style][0] else ""
-            if self.config.prompt_templates == "none":
-                return label
-            templates = TEMPLATES[style]
-            return templates[rng.randint(len(templates))].format(label=label)
-        question = question or ""
-        if question and STEPS in style and self.config.prompt_templates == "uber_model":
-            question = STEP_BY_STEP.format(question=question)
-        options = annotation.options
-        if options is None:
-            return question
-        if annotation.unlabelled:
-            return question + "\n" + "\n".join(options) + "\n"
-        return (
-            question
-            + "\n"
-            + "".join(f"{name}: {option}\n" for name, option in zip(_letters(options), options))
-        )
+    @property
+    def free_style(self) -> str:
+        """The style of a question that names none: it is asked as it stands."""
+        return "user_qa" if self.config.system_prompt.endswith("_v2") else FREE
 
-    def _answer(self, style: str, annotation: Annotation, rng: RandomState, scene: Scene) -> str:
+    def _answer(
+        self,
+        style: str,
+        annotation: Annotation,
+        rng: RandomState,
+        scene: Scene,
+        chosen: str | None,
+    ) -> str:
+        """The answer to learn; `chosen` is that of options or of a track as they were asked for."""
         if annotation.text is not None:
             return annotation.text
         if annotation.inline_points is not None:
             return place_points(annotation, scene, self.config.pointing_format)
         if holds_points(annotation):
-            label = self._label(annotation)
+            if chosen is not None:
+                return chosen
+            label = label_of(style, annotation)
             return answer_by_points(style, annotation, label, scene, self.config.pointing_format)
         if annotation.answer is not None:
             if INLINE_POINT in annotation.answer:
@@ -179,25 +167,18 @@ class PromptFormatter:
             return annotation.answer
         if annotation.answers:
             return _most_frequent(annotation.answers, rng)
+        if chosen is not None:
+            return chosen
         if annotation.options is not None and annotation.answer_index is not None:
-            letters = None if annotation.unlabelled else _letters(annotation.options)
+            names = None if annotation.unlabelled else letters(annotation.options)
             if annotation.answer_index >= len(annotation.options):
                 raise BadSample(
                     f"'answer_index' {annotation.answer_index} points at none of 0 options."
                 )
-            return (letters or annotation.options)[annotation.answer_index]
+            return (names or annotation.options)[annotation.answer_index]
         raise BadSample(
             f"An annotation of style '{style}' has nothing to learn: give it text, answer, answers, points, or options"
             " with answer_index."
-        )
-
-    def _label(self, annotation: Annotation) -> str:
-        if annotation.label is not None:
-            return annotation.label.lower()
-        if annotation.question is not None:
-            return annotation.question
-        raise BadSample(
-            "An annotation with points has neither label nor question; give it a label."
         )
 
     def _with_system_prompt(
@@ -232,12 +213,6 @@ class PromptFormatter:
         if rng.random() <= 0.1:
             return ""
         return str((len(answer) + int(rng.normal(scale=25))) // 15)
-
-
-def _letters(options: list[str]) -> str:
-    if not 1 <= len(options) <= len(ascii_uppercase):
-        raise BadSample(f"{len(options)} options cannot be lettered A to Z; mark them unlabelled.")
-    return ascii_uppercase[: len(options)]
 
 
 def _most_frequent(answers: list[str], rng: RandomState) -> str:

@@ -10,7 +10,8 @@ from molmo_ds.data.decode import BadSample
 from molmo_ds.data.sample.annotation import KEYS, Annotation, alternatives, at, read_annotation
 from molmo_ds.data.sample.footage import check_footage
 from molmo_ds.data.sample.pointed import Scene, holds_points
-from molmo_ds.data.sample.prompts import TEMPLATES, PromptFormatter
+from molmo_ds.data.sample.prompts import PromptFormatter
+from molmo_ds.data.sample.question import TEMPLATES
 from molmo_ds.data.sample.record import (
     Record,
     annotations,

@@ -16,7 +16,8 @@ SAME_AS = {
 }
 # of Molmo: spoken as a user would, rarely with a style
 DEMO_STYLES = ("point_count", "pointing", "user_qa", "long_caption", "cosyn_point", "text_sft")
-BARE_STYLES = ("android_control", "demo")  # of Molmo: never with a style
+FREE = "demo"  # of a user's question that names no style
+BARE_STYLES = ("android_control", FREE)  # of Molmo: never with a style
 # of Molmo2: spoken as a user would, never with a style
 SPOKEN_STYLES = (
     *DEMO_STYLES,
@@ -68,3 +69,7 @@ MODES = {
     "multi_image_count_then_point": "count_then_point",
 }
 ENDS_ONLY = ("video_point_ground_start_end", "video_point_track_start_end")  # of tracks
+TRACK_STYLE = "video_point_track_per_frame"
+TRACK_OF_POINT = "video_single_point_track_per_frame"  # from a point that the question names
+# of videos, asked in words that want a short answer; those of evaluation are asked as they are
+SHORT_ANSWERS = ("video_short_answer", "video_short_answer_count_without_pointing")

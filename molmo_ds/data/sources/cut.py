@@ -8,14 +8,15 @@ from molmo_ds.data.sources.source import Cut, Item
 
 
 def merge(items: list[Item]) -> Item:
-    """Items of one picture as one with all annotations, and the metadata that they share."""
+    """Items of one picture or video as one with all annotations, and the metadata that they share."""
     first = items[0]
     shared = {
         key: value
         for key, value in first.metadata.items()
         if all(item.metadata.get(key) == value for item in items)
     }
-    return Item(first.pictures, [one for item in items for one in item.annotations], shared)
+    said = [one for item in items for one in item.annotations]
+    return dataclasses.replace(first, annotations=said, metadata=shared)
 
 
 def cut(item: Item, how: Cut, dropped: Counter) -> list[Item]:

@@ -6,13 +6,12 @@ loaders of allenai/molmo2 at f3cb108, olmo/data/molmo2_datasets.py and academic_
 come in the order of the set and the right one at a place that depends on the question alone; there it is drawn.
 """
 
+import math
 import zlib
 from functools import partial
 from typing import Any
 
-from molmo_ds.data.sample.point_text import format_groups
-from molmo_ds.data.sample.times import stamp
-from molmo_ds.data.sources.source import Item, Picture, Row, Source, annotation
+from molmo_ds.data.sources.source import Item, LeftOut, Picture, Row, Source, annotation
 
 LAYOUT = "allenai/molmo2, olmo/data/molmo2_datasets.py"
 LICENCE = "not read*"
@@ -31,12 +30,16 @@ TRACKS = {
     "ground": "video_point_ground_start_end",
     "single_point_track": "video_single_point_track_per_frame",
 }
-TRACK_QUESTIONS = {
-    "track": "Track {label}.",
-    "ground": "When and where does {label} first and last appear?",
-    "single_point_track": "Follow this point: {start}",
-}
 LONGEST = 63.0  # seconds of a clip with points, as the set was made
+GRID = 0.5  # seconds between the times of points
+CAPTIONS = {  # columns of captions, in the reference's order, and their styles
+    "merged_caption": "video_merged_caption",
+    "video_caption": "video_short_caption",
+    "video_frame_merged_caption": "video_long_caption",
+}
+LEAST_SCORE = 3  # of captions that are learnt
+DRAWN = ("video_point_count", "video_point")  # of which a visit takes one
+COUNTS = ((0, 5), (6, 25), (26, 60))  # points of an annotation, by which training is mixed
 
 
 def _video(row: Row) -> tuple[Picture, ...]:
@@ -48,11 +51,12 @@ def _clip(begin: Any, end: Any) -> dict[str, Any]:
 
 
 def cap(row: Row, split: str) -> list[Item]:
-    """The merged caption of a video, or of the part of it that was described; else the annotator's own."""
-    text = row.get("merged_caption") or row["video_caption"]
+    """The captions of a video, or of the part of it that was described, of those that were judged good enough."""
+    if row["annotation_score"] < LEAST_SCORE:
+        raise LeftOut("caption with a low score")
+    said = [annotation(style, text=row[name]) for name, style in CAPTIONS.items() if row.get(name)]
     about = _clip(row.get("video_start"), row.get("video_end"))
-    metadata = {"video_id": row["video_id"]}
-    return [Item(_video(row), [annotation("video_long_caption", text=text)], metadata, about)]
+    return [Item(_video(row), said, {"video_id": row["video_id"]}, about)] if said else []
 
 
 def ask_model_anything(row: Row, split: str) -> list[Item]:
@@ -75,8 +79,16 @@ def choices(row: Row, split: str, style: str = "video_multiple_choice") -> list[
     return [Item(_video(row), [asked], metadata, {"subtitles": lines} if lines else {})]
 
 
-def points(row: Row, split: str, style: str) -> list[Item]:
-    """Every place and time of something, in percent; times count from the clip's begin."""
+def points(row: Row, split: str, styles: tuple[str, ...], count: tuple[int, int]) -> list[Item]:
+    """Every place and time of something, in percent; times count from the clip's begin, in whole half seconds.
+
+    Args:
+        styles: of several one is drawn at each visit.
+        count: the fewest and the most points.
+    """
+    least, most = count
+    if not least <= row["count"] <= most:
+        raise LeftOut(f"annotation with less than {least} or more than {most} points")
     begin = row.get("clip_start")
     end = row.get("clip_end")
     if row["video_duration"] <= LONGEST:
@@ -88,23 +100,35 @@ def points(row: Row, split: str, style: str) -> list[Item]:
     if any(not begin <= time <= end for time in times):
         return []
     groups = [
-        {"time": time - begin, "points": [[one["x"], one["y"]] for one in frame]}
+        {
+            "time": GRID * math.floor((time - begin) / GRID),
+            "points": [[one["x"], one["y"]] for one in frame],
+        }
         for time, frame in zip(times, row["points"])
     ]
-    asked = annotation(
-        style,
-        label=row["label"],
-        # the set's question asks how many
-        question=None if style == "video_point" else row["question"],
-        point_groups=groups if row["count"] else [],
-        point_scale=100,
-    )
+    asked = [
+        annotation(
+            style,
+            label=row["label"],
+            # the set's question asks how many
+            question=None if style == "video_point" else row["question"],
+            point_groups=groups if row["count"] else [],
+            point_scale=100,
+        )
+        for style in styles
+    ]
     metadata = {"video_id": row["video_id"], "category": row["category"], "count": row["count"]}
-    return [Item(_video(row), [asked], metadata, _clip(begin, end))]
+    said = asked if len(asked) == 1 else [{"one_of": asked}]
+    return [Item(_video(row), said, metadata, _clip(begin, end))]
 
 
 def track(row: Row, split: str, task: str) -> list[Item]:
-    """The places of objects through a clip, in pixels; those outside of the expression are left out."""
+    """The places of objects through a clip, in pixels; those outside of the expression are left out.
+
+    How often a second they are asked for is drawn into the question, and so is the point that is followed.
+    """
+    if row.get("fps") and row["fps"] % row["sampling_fps"]:
+        raise LeftOut("track at a rate that does not divide the video's")
     wanted = {str(one) for one in row["mask_id"]}
     tracks = []
     for moment in row["frame_trajectories"]:
@@ -117,38 +141,14 @@ def track(row: Row, split: str, task: str) -> list[Item]:
             }
         )
     tracks.sort(key=lambda moment: moment["time"])
-    label = row["expression"]
-    start = ""
-    if task == "single_point_track":
-        first = _first(tracks)
-        if first is None:
-            return []
-        start = _first_place(*first, row)
-    question = TRACK_QUESTIONS[task].format(label=label, start=start)
     asked = annotation(
         TRACKS[task],
-        label=label,
-        question=question,
+        label=row["expression"],
         tracks=tracks,
         track_fps=row["sampling_fps"],
     )
     shown = (Picture(path=f"videos/{row['video_dataset']}/{row['clip']}.mp4"),)
     return [Item(shown, [asked], {"id": row["id"], "video": row["video"]})]
-
-
-def _first(tracks: list[dict[str, Any]]) -> tuple[float, list[float]] | None:
-    """Time and place at which something is first seen."""
-    for moment in tracks:
-        seen = [at for name, at in moment["points"].items() if name not in moment["hidden"]]
-        if seen:
-            return moment["time"], seen[0]
-    return None
-
-
-def _first_place(time: float, point: list[float], row: Row) -> str:
-    """A place as Molmo2 writes it; BadSample where it lies outside of the picture."""
-    scale = (row["width"], row["height"])
-    return format_groups([stamp(time)], [[point]], [scale], row["expression"])
 
 
 SOURCES = [
@@ -160,6 +160,7 @@ SOURCES = [
         ask_model_anything,
         {"train": "HumanQA"},
         "allenai/Molmo2-AskModelAnything",
+        group="video_id",
     ),
     Source(
         "molmo2_video_cap_qa",
@@ -168,6 +169,7 @@ SOURCES = [
         choices,
         {"train": "CapQA"},
         "allenai/Molmo2-VideoCapQA",
+        group="video_id",
     ),
     Source(
         "molmo2_video_subtitle_qa",
@@ -176,18 +178,32 @@ SOURCES = [
         choices,
         {"train": "SubtitleQA"},
         "allenai/Molmo2-VideoSubtitleQA",
+        group="video_id",
     ),
     *(
         Source(
             f"molmo2_{style}",
             LICENCE,
             LAYOUT,
-            partial(points, style=style),
+            partial(points, styles=(style,), count=(0, 60)),
             {"train": "train"},
             "allenai/Molmo2-VideoPoint",
             POINTS,
         )
         for style in ("video_point", "video_point_count", "video_count", "video_count_point")
+    ),
+    *(
+        Source(
+            f"molmo2_video_point_minmax_{least}_{most}",
+            LICENCE,
+            LAYOUT,
+            partial(points, styles=DRAWN, count=(least, most)),
+            {"train": "train"},
+            "allenai/Molmo2-VideoPoint",
+            POINTS,
+            aliases=(f"vixmo_points_minmax_{least}_{most}",),
+        )
+        for least, most in COUNTS
     ),
     *(
         Source(

@@ -10,6 +10,8 @@ from typing import Any
 
 from PIL import Image
 
+from molmo_ds.data.sample.prompts import PromptFormatter
+from molmo_ds.data.sample.styles import FREE
 from molmo_ds.eval.client import Ask
 from molmo_ds.eval.subject import Checkpoint
 
@@ -29,7 +31,6 @@ STYLES = {  # beginning of a kit's task, in small letters and digits -> the styl
     "mmmu": "a_okvqa_mc",
     "realworldqa": "vqa2",
 }
-FREE = "demo"  # without a style: free-form questions lose by one (VLMEvalKit issue 648)
 INSTRUCTIONS = (  # that kits add for models without styles, and that no training question has
     "Answer the question using a single word or phrase.",
     "Answer the question with a single word or phrase.",
@@ -40,7 +41,10 @@ INSTRUCTIONS = (  # that kits add for models without styles, and that no trainin
 
 
 def style_of(task: str) -> str:
-    """The style of a kit's task; FREE where training had nothing like it."""
+    """The style of a kit's task; FREE where training had nothing like it.
+
+    Free-form questions lose by a style that is not theirs (VLMEvalKit issue 648).
+    """
     plain = "".join(letter for letter in task.lower() if letter.isalnum())
     return next((style for name, style in STYLES.items() if plain.startswith(name)), FREE)
 
@@ -75,6 +79,7 @@ class Kit:
         words = Path(tokenizer) if tokenizer else None
         subject = Checkpoint(Path(checkpoint), Path("."), batch, words, device, precision)
         self.client = subject.client(max_crops)
+        self.free = PromptFormatter(subject.config.data.prompts).free_style
         self.style = style
         self.asked: list[Ask] = []
 
@@ -84,6 +89,7 @@ class Kit:
         """Queue a question: the turns of a chat, the user's first and last, and its pictures."""
         style = style_of(task) if self.style == "auto" else self.style
         said = [question_of(turn, style) if i % 2 == 0 else turn for i, turn in enumerate(turns)]
+        style = self.free if style == FREE else style
         annotation = (
             {"style": style, "question": said[0]}
             if len(said) == 1

@@ -1,22 +1,26 @@
 """Multiple choice: which option a reply means.
 
-Source: allenai/molmo 793fa38, olmo/eval/vqa.py.
+Source: allenai/molmo 793fa38, olmo/eval/vqa.py; allenai/molmo2 f3cb108, whose models answer by name and text.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from string import ascii_uppercase
 
 from molmo_ds.eval.metrics.reply import edit_distance, parse_answer
 from molmo_ds.eval.row import Row, Scores
 
+_NAME = re.compile(r"\(?([a-z])[.:)]")  # a letter that more follows
+
 
 def read_option(prediction: str, options: Sequence[str]) -> tuple[int, bool]:
     """(index of the option that is meant, whether the prediction says so).
 
-    It says so where it equals an option, or is part of one only; else the nearest option by edits is taken, the first
-    of several. Raises ValueError when there is no option, or two are equal but for case and outer blanks.
+    It says so where it equals an option, begins with the letter of one ("B. a dog"), or is part of one only; else the
+    nearest option by edits is taken, the first of several. Raises ValueError when there is no option, or two are equal
+    but for case and outer blanks.
     """
     options = [option.strip().lower() for option in options]
     if not options:
@@ -26,6 +30,9 @@ def read_option(prediction: str, options: Sequence[str]) -> tuple[int, bool]:
     prediction = prediction.strip().lower()
     if prediction in options:
         return options.index(prediction), True
+    named = _NAME.match(prediction)
+    if named and named[1] in options:
+        return options.index(named[1]), True
     containing = [i for i, option in enumerate(options) if prediction in option]
     if len(containing) == 1:
         return containing[0], bool(prediction)

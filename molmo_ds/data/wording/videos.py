@@ -6,7 +6,7 @@ random numbers draw the same places; the words are our own.
 
 import re
 
-from molmo_ds.data.sample.templates import LONG_CAPTION, POINT_COUNT, POINTING
+from molmo_ds.data.wording.pictures import LONG_CAPTION, POINT_COUNT, POINTING
 
 
 def of_video(sentence: str) -> str:
@@ -64,16 +64,57 @@ COUNT_POINT = (
     "Tell the number of {label} in the video, with points behind it.",
 )
 TRACK = (
+    "Track {label} in {fps} FPS.",
+    "Track {label} at {fps} FPS",
+    "Follow {label}, {fps} points a second.",
+    "Where is {label} over time? Take {fps} frames per second and give the coordinates at each.",
+    "Point to {label} through the whole video. Sample at {fps} FPS.",
+    "Give the track of {label}: coordinates at {fps} FPS.",
+    "Keep track of each {label}, at {fps} frames per second, by coordinates.",
+    "Show how {label} moves, with a point at each frame of {fps} FPS.",
+    'Keep track of each {label} at {fps} FPS. Answer as <track coords="t id x y">label</tracks>.',
+    'Follow {label} at {fps} FPS; write the track as <track coords="t id x y">label</tracks>.',
+)
+TRACK_AT_TWO = (  # points a second, which need not be said
     "Track {label}.",
-    "Follow {label} through the video.",
-    "Where is {label} over time?",
-    "Point to {label} in every frame.",
-    "Give the track of {label}.",
-    "Keep track of {label}.",
-    "Mark {label} at each time.",
-    "Show how {label} moves, with points.",
+    "track {label}.",
+    "follow every {label}.",
+    "follow each {label}",
+    'please follow "{label}".',
+    "Track: {label}",
     "track: {label}",
-    "Trace {label} from the beginning to the end.",
+    "all {label}, tracked",
+)
+TRACK_POINT = (
+    "Track {start} in {fps} FPS.",
+    "{start} follow at {fps} FPS.",
+    "{start} Where does it go? Sample at {fps} FPS.",
+    'From here on, track {start}, written as <points coords="t id x y">label</points>, at {fps} FPS',
+    'Keep to this point {start}, written as <points coords="t id x y">label</points>. Sample at {fps} FPS.',
+    'The point {start} is written as <points coords="t id x y">label</points>; follow it at {fps} FPS.',
+    "Follow the point {start} from frame to frame, {fps} frames a second, by coordinates.",
+    "Would you follow the point {start} to the end at {fps} FPS?",
+    "Begin at the point {start} and give its place at {fps} FPS.",
+    "At {fps} FPS, where is the point {start}?",
+    "Tracking: begin at {start}, rate {fps} FPS.",
+    'Tracking: {start} as <points coords="t id x y">label</points>, rate {fps} FPS.',
+)
+SHORT_ANSWER = (
+    "Keep the answer to this short\n{question}",
+    "{question} A few words will do",
+    "{question} Be very brief",
+    "{question} Just the answer, no details and no explanation",
+    "Here is a question about the video, to be answered in few words: {question}",
+    "Question: {question} Brief Answer:",
+    "Question: {question}\nBrief Answer:",
+    "{question}\nMake the answer as short as you can.",
+    "Very short answer, please:\n{question}",
+    'Asked about the video: "{question}". In short, the answer is',
+    "{question} Look at the video and give a short reply:",
+    "{question} Brief answer:",
+    "{question} In short, it is",
+    "A short and plain answer to this question, please: {question}",
+    "Answer simply and directly, without explaining anything:\n{question}",
 )
 START_END = (
     "Where does {label} come in, and where does it go?",
@@ -99,5 +140,8 @@ VIDEO_TEMPLATES = {
     "video_count": COUNT,
     "video_count_point": COUNT_POINT,
     "video_point_track_per_frame": TRACK,
+    "video_point_track_per_frame_default_fps": TRACK_AT_TWO,
+    "video_single_point_track_per_frame": TRACK_POINT,
+    "video_short_answer": SHORT_ANSWER,
     "video_point_ground_start_end": START_END,
 }
