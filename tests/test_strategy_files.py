@@ -16,7 +16,7 @@ from molmo_ds.testing.scripts import load
 ROOT = Path(__file__).parents[1]
 STEPS = 3
 STRATEGIES = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
-# those that cut or send experts in a way of their own; tools/bench/compare_launches.py trains them under every other too
+# those that treat experts in a way of their own; tools/bench/compare_launches.py trains them under every other too
 EXPERTS = ("zero2", "zero3", "pipe_zero1", "zero2_ep", "zero3_ep", "zero3_sp_ep")
 CELLS = [
     *((2, strategy, "dense", "pack") for strategy in STRATEGIES if "_ep" not in strategy),
