@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from molmo_ds.eval.metrics.choice import option_names, read_option
+from molmo_ds.eval.metrics.choice import by_name, option_names, read_option
 from molmo_ds.eval.metrics.mmmu import read_choice
 from molmo_ds.eval.metrics.reply import commonest_line, parse_answer
 from molmo_ds.eval.row import Row
@@ -104,7 +104,7 @@ def _options(pairs: Iterable[tuple[Row, str]]) -> dict[str, Any]:
     """A-OKVQA: the text of the option that is meant."""
     out = {}
     for row, reply in pairs:
-        index, _ = read_option(parse_answer(reply), option_names(row))
+        index, _ = read_option(by_name(parse_answer(reply), row), option_names(row))
         out[str(question_id(row))] = {"multiple_choice": row.annotation["options"][index]}
     return out
 

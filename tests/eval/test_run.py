@@ -287,6 +287,7 @@ def test_the_files_have_the_references_keys(folder: Path) -> None:
         "eval_config",
         "model_config",
         "provenance",
+        "scored_by",
         "figures",
         "failures",
     } == set(metrics)

@@ -6,7 +6,12 @@ import random
 import pytest
 
 from molmo_ds.eval.metrics.anls import anls
-from molmo_ds.eval.metrics.choice import multiple_choice_score, read_option, select_mc_option
+from molmo_ds.eval.metrics.choice import (
+    multiple_choice_score,
+    read_option,
+    score_choice,
+    select_mc_option,
+)
 from molmo_ds.eval.metrics.clocks import clock_scores
 from molmo_ds.eval.metrics.count import point_count, point_count_scores
 from molmo_ds.eval.metrics.mmmu import mmmu_score
@@ -19,6 +24,7 @@ from molmo_ds.eval.metrics.pointing import (
 from molmo_ds.eval.metrics.real_world import real_world_qa_score
 from molmo_ds.eval.metrics.reply import edit_distance
 from molmo_ds.eval.metrics.vqa import a_okvqa_score, normalise_answer, vqa_official, vqa_score
+from molmo_ds.eval.row import Row
 
 
 @pytest.mark.parametrize(
@@ -250,3 +256,20 @@ def test_points_of_molmo2_are_scored_too() -> None:
     scores = pointing_scores(text, [(50, 50), (150, 50)], boxes, (200, 100))
     assert scores == {"precision": 1.0, "recall": 1.0, "f1": 1.0}
     assert point_count(f"Counting the {text} shows a total of 2.") == 2
+
+
+@pytest.mark.parametrize(
+    ("reply", "right", "unreadable"),
+    [
+        ("B", 1, 0),
+        ("B. a bad cat", 1, 0),  # as near to A as to B by edits
+        ("(b) A bad cat.", 1, 0),
+        ("Answer: B: a bad cat", 1, 0),
+        ("A. a dog", 0, 0),
+        ("A. a bad cat", 0, 1),  # contradicts itself: by edits, as the reference reads it
+    ],
+)
+def test_an_option_with_its_letter(reply: str, right: int, unreadable: int):
+    annotation = {"options": ["a dog", "a bad cat"], "answer_index": 1}
+    row = Row(id="t:v:0", index=0, picture="p", annotation=annotation)
+    assert score_choice(reply, row) == {"mc": right, "unreadable": unreadable}

@@ -12,15 +12,14 @@ from string import ascii_uppercase
 from molmo_ds.eval.metrics.reply import edit_distance, parse_answer
 from molmo_ds.eval.row import Row, Scores
 
-_NAME = re.compile(r"\(?([a-z])[.:)]")  # a letter that more follows
+_NAMED = re.compile(r"\(?([A-Za-z])[.:)]+\s*(.+)", re.S)  # a letter and what it stands for
 
 
 def read_option(prediction: str, options: Sequence[str]) -> tuple[int, bool]:
     """(index of the option that is meant, whether the prediction says so).
 
-    It says so where it equals an option, begins with the letter of one ("B. a dog"), or is part of one only; else the
-    nearest option by edits is taken, the first of several. Raises ValueError when there is no option, or two are equal
-    but for case and outer blanks.
+    It says so where it equals an option or is part of one only; else the nearest option by edits is taken, the first of
+    several. Raises ValueError when there is no option, or two are equal but for case and outer blanks.
     """
     options = [option.strip().lower() for option in options]
     if not options:
@@ -30,9 +29,6 @@ def read_option(prediction: str, options: Sequence[str]) -> tuple[int, bool]:
     prediction = prediction.strip().lower()
     if prediction in options:
         return options.index(prediction), True
-    named = _NAME.match(prediction)
-    if named and named[1] in options:
-        return options.index(named[1]), True
     containing = [i for i, option in enumerate(options) if prediction in option]
     if len(containing) == 1:
         return containing[0], bool(prediction)
@@ -65,10 +61,24 @@ def option_names(row: Row) -> list[str]:
     return options if row.annotation.get("unlabelled") else list(ascii_uppercase[: len(options)])
 
 
+def by_name(prediction: str, row: Row) -> str:
+    """The letter alone of a reply that gives an option with its letter, as Molmo2 does; else the reply as it is.
+
+    By edits, "B. a dog" would be as near to A as to B.
+    """
+    names, options = option_names(row), row.annotation["options"]
+    named = _NAMED.fullmatch(prediction.strip())
+    if named is None or named[1].upper() not in names:
+        return prediction
+    option = str(options[names.index(named[1].upper())])
+    same = named[2].strip(" .").lower() == option.strip(" .").lower()
+    return named[1] if same else prediction
+
+
 def score_choice(reply: str, row: Row) -> Scores:
     """`mc`: whether the true option is meant."""
     names = option_names(row)
-    got = parse_answer(reply)
+    got = by_name(parse_answer(reply), row)
     right = multiple_choice_score(row.annotation.get("answer_index"), got, names)
     return {"mc": float(right), "unreadable": float(not read_option(got, names)[1])}
 
