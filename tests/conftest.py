@@ -83,7 +83,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "alone: nothing may run at the same time (ALONE of tests/conftest.py)"
     )
-    config.addinivalue_line("markers", "everything: with --all only (tests/interop)")
+    config.addinivalue_line("markers", "everything: with --all only")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses by the mark
@@ -118,7 +118,7 @@ def pytest_terminal_summary(
     more = config.stash.get(MORE, 0)
     if more:
         terminalreporter.line(
-            f"{more} tests in the tools of others need --all and environments (tests/interop/environments.py)"
+            f"{more} tests need --all, those of tests/interop also environments (tests/interop/environments.py)"
         )
     if config.getoption("--fast"):
         terminalreporter.section("left out by --fast; bash tests/run.sh runs them")

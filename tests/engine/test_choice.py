@@ -1,7 +1,6 @@
 """strategy=auto: which file each released model gets, by formulas of what ZeRO holds; the same on every rank."""
 
 import logging
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +14,7 @@ from molmo_ds.engine.launch import World, alone
 from molmo_ds.engine.plan import choice, host_time, plan_memory
 from molmo_ds.engine.plan.choice import ALONE, LEFT_OUT, ORDER, Room
 from molmo_ds.engine.plan.plan_inference import CARD
+from molmo_ds.testing.everything import EVERYTHING
 from molmo_ds.testing.ranks import run_ranks
 
 H100 = Room(device=85e9 - choice.RESERVED, host=2e12 / 8)
@@ -60,7 +60,7 @@ def state(name: str, world: int, parameters: int, learning: int) -> float:
     }[name]
 
 
-@pytest.mark.parametrize("preset", CHOSEN if "--all" in sys.argv else USUAL)
+@pytest.mark.parametrize("preset", CHOSEN if EVERYTHING else USUAL)
 def test_released_models(preset: str) -> None:
     sizes = numbers(run(preset, 1))
     for world, expected in zip(WORLDS, CHOSEN[preset]):

@@ -18,6 +18,7 @@ from molmo_ds.hub import adapters, export, load
 from molmo_ds.model import lora
 from molmo_ds.model.molmo import Molmo, component
 from molmo_ds.testing import synthetic
+from molmo_ds.testing.everything import EVERYTHING
 from molmo_ds.testing.oracle import difference, family, fresh_groups, plain
 from molmo_ds.testing.ranks import run_ranks
 from molmo_ds.weights import checkpoint
@@ -32,32 +33,32 @@ BOTH, TEXT = (
 Case = tuple[str, str, int, str]
 TWO: list[Case] = [
     ("qwen2", "zero3", 2, "full"),
-    ("qwen2", "zero3_sp", 2, "none"),
-    ("qwen2", "pipe_zero1", 2, "full"),
     ("still", "pipe_zero1", 1, "none"),
-    ("qwen2", "zero3_tp", 2, "none"),
-    ("olmoe", "zero2_ep", 2, "none"),
-    ("olmoe", "zero3_ep", 1, "full"),
+    ("qwen2", "zero3_tp", 4, "none"),
+    ("olmoe", "zero3_ep", 4, "full"),
 ]
-FOUR: list[Case] = [
-    ("qwen2", "zero3_tp", 2, "full"),
-    ("olmoe", "pipe_zero1_ep", 2, "none"),
-    ("olmoe", "zero3_ep_tp", 2, "none"),
-]
+FOUR: list[Case] = [("olmoe", "zero3_ep_tp", 4, "none")]
+if EVERYTHING:
+    TWO += [
+        ("qwen2", "zero3_sp", 2, "none"),
+        ("qwen2", "zero3_tp", 2, "none"),
+        ("qwen2", "pipe_zero1", 2, "full"),
+        ("olmoe", "zero2_ep", 2, "none"),
+        ("olmoe", "zero3_ep", 1, "full"),
+    ]
+    FOUR += [
+        ("qwen2", "zero3_tp", 2, "full"),
+        ("olmoe", "pipe_zero1_ep", 2, "none"),
+        ("olmoe", "zero3_ep_tp", 2, "none"),
+    ]
 # one step each, under AdamW, the files handed on
 CHAINS = {
-    2: [
-        "zero3",
-        "zero3_tp",
-        "zero3_tp",
-        "pipe_zero1",
-        "pipe_zero1",
-        "zero2_ep",
-        "zero3_ep",
-        "zero3_ep",
-    ],
-    4: ["pipe_zero1_ep", "pipe_zero1_ep", "zero3_ep_tp", "zero3_ep_tp"],
+    2: ["zero3", "zero3_tp", "pipe_zero1", "zero3_ep", "zero3_ep"],
+    4: ["pipe_zero1_ep", "zero3_ep_tp"],
 }
+if EVERYTHING:  # each goes on with its own files as well
+    CHAINS[2] = ["zero3", *["zero3_tp"] * 2, *["pipe_zero1"] * 2, "zero2_ep", *["zero3_ep"] * 2]
+    CHAINS[4] = [*["pipe_zero1_ep"] * 2, *["zero3_ep_tp"] * 2]
 
 
 def sgd(case: Case) -> RunConfig:

@@ -24,7 +24,7 @@ def timed(world: World, strategies: list[str], folder: str) -> dict[str, tuple]:
     for strategy in strategies:
         config = synthetic.config(
             strategy=f"ds_configs/{strategy}.json", profile_steps=(2,), out=f"{folder}/{strategy}",
-            activation_checkpointing="full",
+            activation_checkpointing="full", micro_batch=4,
         )  # fmt: skip
         engine = build_engine(config, world)
         before = hooks(engine.model)
