@@ -105,7 +105,9 @@ def error(status: int, message: str = "no", **headers: str) -> web.Response:
 
 
 def call_of(text: str) -> str:
-    """Which of the four calls a request is."""
+    """Which of the calls a request is."""
+    if text.startswith("Mark what"):
+        return "marks"
     if "<transcript>" in text:
         return "consistency"
     if "<statements>" in text:
@@ -114,12 +116,16 @@ def call_of(text: str) -> str:
 
 
 def subject(text: str) -> str:
-    """The caption of a request, or the claims."""
-    return re.search(r"<(caption|claims)>\n(.*?)\n</", text, re.S)[2]
+    """The caption of a request, or the claims; the whole of another."""
+    found = re.search(r"<(caption|claims)>\n(.*?)\n</", text, re.S)
+    return text if found is None else found[2]
 
 
 def right(call: str, text: str) -> str:
     """What an orderly judge would say."""
+    if call == "marks":
+        names = re.findall(r'"(\w+)": MARK', text)
+        return f"Well done. {json.dumps(dict(zip(names, (4, 2.5))))}"
     if call == "repetition":
         return "No"
     if call == "claims":

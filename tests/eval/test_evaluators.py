@@ -174,7 +174,7 @@ def answers_under(world: World, config: RunConfig, shared: int) -> tuple[int, li
 
 
 def test_the_network_of_now_answers(config: RunConfig, folder: Path) -> None:
-    """ZeRO-3 on two ranks, of which neither can hold the weights, replies as one process does; so does a pipeline."""
+    """ZeRO-3 on two ranks, of which neither can hold the weights, replies as one process does; so do others."""
     asked = {
         "reading": EvaluatorConfig(task="text_vqa", data_folder=str(folder / "data"), examples=5)
     }
@@ -182,10 +182,25 @@ def test_the_network_of_now_answers(config: RunConfig, folder: Path) -> None:
     alone = replace(run, strategy="ds_configs/zero0.json")
     [(size, expected)] = run_ranks(answers_under, 1, alone, 1)
     assert size == 1 and len(set(expected)) > 1 and expected[:5] == expected[5:]
-    for name in ("zero3", "pipe_zero1"):
+    for name in ("zero3", "pipe_zero1", "zero3_tp"):
         many = replace(run, strategy=f"ds_configs/{name}.json")
         (size, replies), (_, none) = run_ranks(answers_under, 2, many, 2)
         assert (size, replies, none) == (2, expected, [])
+
+
+@pytest.mark.everything
+@pytest.mark.parametrize("strategy", ["zero2_ep", "zero3_ep"])
+def test_a_network_of_experts_answers_in_training(strategy: str, tmp_path: Path) -> None:
+    experts = ["model.text.num_experts=4", "model.text.num_experts_per_tok=2"]
+    folder = make(tmp_path, *experts)
+    run = settings.load(overrides=[*run_files.make(tmp_path / "r"), *experts, f"out={tmp_path}"])
+    task = EvaluatorConfig(task="text_vqa", data_folder=str(folder / "data"), examples=5)
+    run = replace(run, evaluators={"reading": task}, init_from=str(folder / "model"))
+    alone = replace(run, strategy="ds_configs/zero0.json")
+    [(_, expected)] = run_ranks(answers_under, 1, alone, 1)
+    many = replace(run, strategy=f"ds_configs/{strategy}.json")
+    (size, replies), (_, none) = run_ranks(answers_under, 2, many, 2)
+    assert (size, replies, none) == (2, expected, [])
 
 
 def test_replicas_take_as_few_ranks_as_the_weights_need(config: RunConfig) -> None:

@@ -42,11 +42,15 @@ FAMILIES = {
     },
 }  # fmt: skip
 SOME = ("qwen2", "olmoe")
+NARROW = tuple(FAMILIES)
+# for four shares
+FAMILIES["wide qwen2"] = FAMILIES["qwen2"] | {"num_attention_heads": 8, "num_key_value_heads": 4}
 # tensor, stages, replicas, families
 LAYOUTS = {
     "2 shares": (2, 1, 1, SOME),
     "2 stages": (1, 2, 1, SOME),
-    "2 shares x 2 stages": (2, 2, 1, tuple(FAMILIES)),
+    "2 shares x 2 stages": (2, 2, 1, NARROW),
+    "4 shares": (4, 1, 1, ("wide qwen2",)),
     "2 replicas of 2 shares": (2, 1, 2, SOME),
 }
 

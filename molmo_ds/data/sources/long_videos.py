@@ -73,9 +73,10 @@ def mlvu_choice(row: Row, split: str) -> list[Item]:
 def mlvu_free(row: Row, split: str) -> list[Item]:
     """Scenes and summaries, which a judge compares with a text."""
     asked = annotation("demo", question=row["question"], answer=row["answer"])
-    known = _about_mlvu(row) | {"answer": row["answer"]}
-    if row.get("scoring_points"):
-        known["scoring_points"] = row["scoring_points"]
+    known = _about_mlvu(row) | {"answer": row["answer"], "question": row["question"]}
+    points = row.get("scoring_points")
+    if points:  # a text, so that it reaches the predictions and with them the judge
+        known["scoring_points"] = points if isinstance(points, str) else "\n".join(points)
     return [Item((Picture(path=row["place"]),), [asked], known)]
 
 
