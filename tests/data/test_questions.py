@@ -15,7 +15,7 @@ from molmo_ds.data.sample.prompts import PromptFormatter
 from molmo_ds.data.wording import options as worded
 from molmo_ds.data.wording.videos import TRACK, TRACK_AT_TWO
 from molmo_ds.eval.metrics.choice import read_option
-from molmo_ds.weights import released_config
+from molmo_ds.weights import checkpoint, released_config
 from molmo_ds.weights.source import open_source
 
 GOLDENS = Path(__file__).parents[1] / "goldens/data"
@@ -155,7 +155,11 @@ def test_a_question_without_a_style_is_asked_as_it_stands() -> None:
     assert PromptFormatter(old).free_style == "demo"
 
 
-def test_a_released_folder_is_asked_as_its_family_was_trained() -> None:
+def test_a_released_folder_is_asked_as_its_family_was_trained(tmp_path: Path) -> None:
     prompts = open_source(GOLDENS / "G_video/A_molmo2/q3_8b/hf").config.data.prompts
     assert prompts == dataclasses.replace(MOLMO2, root_length=True)
-    assert released_config.prompts(GOLDENS / "A_model/d_qwen2/hf") == {}
+    assert released_config.prompts(GOLDENS / "A_model/d_qwen2/hf", "molmo") == PromptConfig()
+    # a folder of converted weights says only what the model is
+    for family in ("molmo", "molmo2"):
+        (tmp_path / "config.yaml").write_text(f"model: {{family: {family}}}\n")
+        assert checkpoint.read_config(tmp_path).data.prompts == released_config.FAMILY[family]
