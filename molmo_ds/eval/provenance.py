@@ -24,7 +24,7 @@ PACKAGE = Path(__file__).parents[1]
 # of data: what makes a prompt
 PROMPTS = (
     *("sample/prompts.py", "sample/question.py", "sample/styles.py", "sample/pointed.py"),
-    *("sample/point_text.py", "sample/points.py", "sample/no_pointing.py", "sample/turns.py"),
+    *("sample/point_text.py", "sample/points.py", "wording/no_pointing.py", "sample/turns.py"),
     *("sample/annotation.py", "sample/conversation.py"),
     *("wording/pictures.py", "wording/videos.py", "wording/options.py"),
 )

@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from typing import Any
 
 from numpy.random import RandomState
@@ -22,6 +23,8 @@ from molmo_ds.data.sample.prompts import PromptFormatter
 from molmo_ds.data.video import film_kind
 from molmo_ds.eval.chat import FRAMES, VERBATIM, base, headers, picture_part, sentence, video_part
 from molmo_ds.eval.client import Ask, Reply, failure
+from molmo_ds.settings import from_dict
+from molmo_ds.weights.released_config import FAMILY
 
 KEY = "OPENAI_API_KEY"  # of the environment
 ATTEMPTS = 8  # of one question
@@ -32,8 +35,13 @@ AGAIN = (408, 409, 425, 429)  # and every 5xx: the next attempt may succeed
 REFUSED = (401, 403, 404)  # no question would be answered
 # finish_reason -> the end of a reply; of any other the reply is none
 ENDS = {"stop": "stop", "eos_token": "stop", "stop_sequence": "stop", "length": "length"}
-# a chat template adds the rest
-BARE = PromptConfig(message_format="none", always_start_with_space=False)
+
+
+def bare(said: Any, model: str) -> PromptConfig:
+    """How a served model is asked, without its turns: a chat template adds them."""
+    family = FAMILY["molmo2" if "molmo2" in model.lower() else "molmo"]
+    prompts = from_dict(PromptConfig, said) if isinstance(said, dict) else family
+    return replace(prompts, message_format="none", always_start_with_space=False)
 
 
 class Unanswered(Exception):
@@ -44,7 +52,11 @@ class ServerClient:
     """A server at `url` (with or without /v1), asked `parallel` questions at once; temperature 0.
 
     The key comes from the environment variable OPENAI_API_KEY, if it is set. The text of a question is what training's
-    PromptFormatter makes of it under `prompts`; `User:` and `Assistant:` are left to the server's chat template.
+    PromptFormatter makes of it under `prompts`; turns are left to the server's chat template.
+
+    Args:
+        prompts: None = what the server says of itself, as ours does; or as the released models that its model's name
+            speaks of.
     """
 
     def __init__(
@@ -52,18 +64,20 @@ class ServerClient:
         url: str,
         parallel: int = 16,
         model: str | None = None,
-        prompts: PromptConfig = BARE,
+        prompts: PromptConfig | None = None,
         max_crops: int | None = None,
         first_delay: float = FIRST_DELAY,
         timeout: float = TIMEOUT,
     ):
         self.url = base(url)
         self.parallel = parallel
-        self.formatter = PromptFormatter(prompts)
         self.max_crops = max_crops
         self.first_delay = first_delay
         self.timeout = timeout
-        self.model = model or self._only_model()
+        served = self._served(model)
+        self.model = str(served["id"])
+        self.prompts = prompts or bare(served.get("prompts"), self.model)
+        self.formatter = PromptFormatter(self.prompts)
 
     def replies(self, asks: Iterable[Ask]) -> Iterator[Reply]:
         """As in `Client`. ValueError where the server refuses all of them: no such address, model or key."""
@@ -106,12 +120,16 @@ class ServerClient:
         except Unanswered as error:
             return failure(ask, error)
 
-    def _only_model(self) -> str:
-        """The name of the model that the server says it has."""
+    def _served(self, model: str | None) -> dict[str, Any]:
+        """What the server says of a model, or of the only one that it has."""
         try:
             found = self._call("/models", None)["data"]
-            return str(found[0]["id"])
-        except (Unanswered, LookupError, TypeError) as error:
+            return next(one for one in found if model in (None, one["id"]))
+        except (Unanswered, LookupError, TypeError, StopIteration, ValueError) as error:
+            if model is not None:  # some servers do not list what they have
+                return {"id": model}
+            if isinstance(error, ValueError):
+                raise
             raise ValueError(
                 f"{self.url} does not say which model it serves ({error}); check --server."
             ) from None

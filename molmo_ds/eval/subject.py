@@ -21,7 +21,7 @@ from molmo_ds.engine.strategy import read_strategy
 from molmo_ds.eval import provenance
 from molmo_ds.eval.client import Ask, Client, Part, Reply
 from molmo_ds.eval.own_client import OwnClient
-from molmo_ds.eval.server_client import BARE, ServerClient
+from molmo_ds.eval.server_client import ServerClient
 from molmo_ds.files import Place
 from molmo_ds.infer import load
 from molmo_ds.infer.replica import Replica
@@ -208,7 +208,7 @@ class Server:
         """See Subject."""
         return {
             "checkpoint": f"{self.asked.url} {self.asked.model}",
-            "prompt": provenance.prompt_version(BARE),
+            "prompt": provenance.prompt_version(self.asked.prompts),
             "crops": crops,
             "precision": "the server's",
         }

@@ -1,6 +1,7 @@
 """A checkpoint becomes a released-format folder: weights, configuration, model code, tokenizer and processor."""
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from molmo_ds.model.init import row_of
 from molmo_ds.settings import to_dict
 from molmo_ds.weights.source import PAD_EMBED, shapes_of
 from molmo_ds.weights.tensor_writer import SHARD, new_folder, write_tensors
+
+log = logging.getLogger("molmo_ds")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -122,6 +125,12 @@ def to_hub(
                 refusal = refusal or why
         elif words is not None:
             molmo2_processor.write(folder, config, words)
+            if prompt_form(checkpoint)["message_format"] != "chat":
+                log.warning(
+                    "%s was not trained on chats, but readers of the exported folder ask Molmo2 in chats; train with "
+                    "data.prompts.message_format=chat.",
+                    checkpoint,
+                )
     return InVLLM(refusal=refusal, patch_norm=norms[0], word_norm=norms[1])
 
 

@@ -185,13 +185,15 @@ class Front:
             raise Refused(401, "This server wants an API key: Authorization: Bearer KEY.")
 
     async def models(self, http: web.Request) -> web.Response:
-        """GET /v1/models."""
+        """GET /v1/models; `prompts` is how the model was trained to be asked."""
         self.check_key(http)
+        prompts = await asyncio.shield(self.prompts)
         model = {
             "id": self.settings.model,
             "object": "model",
             "created": self.started,
             "owned_by": "molmo_ds",
+            "prompts": prompts.said,
         }
         return web.json_response({"object": "list", "data": [model]})
 

@@ -15,6 +15,7 @@ from molmo_ds.eval.chat import VERBATIM
 from molmo_ds.infer.load import look_up, with_crops
 from molmo_ds.serve.dispatcher import Prompt
 from molmo_ds.serve.protocol import Refused, Request
+from molmo_ds.settings import to_dict
 from molmo_ds.weights.source import NO_FILE
 
 
@@ -34,6 +35,7 @@ class Prompts:
         self.builder = SampleBuilder(self.config)
         self.tokenizer = self.builder.tokenizer
         self.known = self.config.model.text.max_position_embeddings
+        self.said = to_dict(self.config.data.prompts)
         self.builder_for = functools.lru_cache(maxsize=80)(self._builder_for)
 
     def make(self, request: Request, files: list[bytes]) -> Prompt:

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass as plain_dataclass
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from typing import Annotated, Protocol
@@ -31,6 +32,7 @@ from molmo_ds.weights.format_1 import Count, Listed
 from molmo_ds.weights.index import INDEX as INDEX_FILE
 from molmo_ds.weights.index import LANES, Index, checked, rank_file, read_lanes
 from molmo_ds.weights.pieces import Stored, stretches
+from molmo_ds.weights.released_config import FAMILY
 from molmo_ds.weights.tensor_files import INDEX, TensorFolder
 
 log = logging.getLogger(__name__)
@@ -285,15 +287,21 @@ def _holds_tensors(path: Place) -> bool:
 
 
 def read_config(path: Place) -> RunConfig:
-    """The configuration of a checkpoint, or of a folder of weights, which says only what the model is."""
+    """The configuration of a checkpoint, or of a folder of weights, which says only what the model is.
+
+    Such a folder is asked as the released models of its family.
+    """
     values = settings.read_values(path / "config.yaml")
     known = {
         name: value for name, value in values.items() if name in RunConfig.__dataclass_fields__
     }
     try:
-        return settings.from_dict(RunConfig, known)
+        config = settings.from_dict(RunConfig, known)
     except ValueError as error:
         raise ValueError(f"{path / 'config.yaml'}: {error}") from None
+    if "data" in known:
+        return config
+    return replace(config, data=replace(config.data, prompts=FAMILY[config.model.family]))
 
 
 def read_full_state(path: str | Place) -> Iterator[tuple[str, Tensor]]:

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from molmo_ds.architecture import MolmoConfig
+from molmo_ds.config import PromptConfig
 from molmo_ds.files import Place
 from molmo_ds.model.families.molmo import OWN, from_released
 from molmo_ds.settings import from_dict, to_dict
@@ -12,13 +13,18 @@ PREPROCESSOR = "preprocessor_config.json"
 PROCESSOR = "processor_config.json"
 # settings of PromptConfig that decide how a question is put
 PROMPTS = ("message_format", "always_start_with_space")
-# of released folders of Molmo2, as it was fine-tuned (allenai/molmo2 f3cb108, launch_scripts/sft.py)
-MOLMO2 = {
-    "message_format": "chat",
-    "system_prompt": "demo_or_style_v2",
-    "prompt_templates": "uber_model_v2",
-    "pointing_format": "html-v2",
-    "root_length": True,
+# of a family's weights that say nothing themselves: the released models, as they were fine-tuned
+FAMILY = {
+    "molmo": PromptConfig(),
+    # allenai/molmo2 f3cb108, launch_scripts/sft.py
+    "molmo2": PromptConfig(
+        message_format="chat",
+        system_prompt="demo_or_style_v2",
+        prompt_templates="uber_model_v2",
+        pointing_format="html-v2",
+        root_length=True,
+    ),
+    "hemolmo": PromptConfig(),
 }
 
 
@@ -51,16 +57,16 @@ def read(folder: Place) -> MolmoConfig:
     return from_dict(MolmoConfig, to_dict(config) | {"images": to_dict(config.images) | given})
 
 
-def prompts(folder: Place, family: str = "molmo") -> dict[str, Any]:
-    """Settings of PromptConfig: those of the family's released models, and what processor_config.json says.
+def prompts(folder: Place, family: str) -> PromptConfig:
+    """How a folder's model is asked: as the released ones of its family, unless processor_config.json says otherwise.
 
-    Our export repeats some there; a released folder does not.
+    Our export does; a released folder does not.
     """
-    known = MOLMO2 if family == "molmo2" else {}
     if not (folder / PROCESSOR).is_file():
-        return dict(known)
+        return FAMILY[family]
     said = read_json(folder, PROCESSOR)
-    return known | {name: said[name] for name in PROMPTS if name in said}
+    given = {name: said[name] for name in PROMPTS if name in said}
+    return from_dict(PromptConfig, to_dict(FAMILY[family]) | given)
 
 
 def _made(folder: Place, values: dict[str, Any]) -> MolmoConfig:

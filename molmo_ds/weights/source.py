@@ -19,7 +19,6 @@ from molmo_ds.files import Place, Remote
 from molmo_ds.model.families import molmo_names
 from molmo_ds.model.families.table import SAME, Rule, Table
 from molmo_ds.model.molmo import Molmo
-from molmo_ds.settings import from_dict
 from molmo_ds.stores.copies import copy_of
 from molmo_ds.weights import checkpoint, checksums, released_config
 from molmo_ds.weights.checkpoint import Found
@@ -216,7 +215,7 @@ def tokenizer_folder(place: Place) -> Path | None:
 
 def _open_released(path: Place) -> Source:
     model = untied(released_config.read(path))
-    prompts = from_dict(type(DataConfig().prompts), released_config.prompts(path, model.family))
+    prompts = released_config.prompts(path, model.family)
     words = str(tokenizer_folder(path) or "")
     config = RunConfig(model=model, data=DataConfig(tokenizer=words, prompts=prompts))
     folder = TensorFolder(path)

@@ -13,7 +13,7 @@ from numpy.random import RandomState
 
 from molmo_ds import settings
 from molmo_ds.cli.show_shards import main
-from molmo_ds.config import RunConfig
+from molmo_ds.config import RunConfig, SourceConfig
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.order.checks import identical, replay
 from molmo_ds.data.order.loader import Mixture
@@ -198,6 +198,31 @@ def test_subtitles_near_a_frame_and_clips(shards: str) -> None:
 def test_a_clip_of_a_folder_of_frames(fps: float, clip: list[float], numbers: list[int]) -> None:
     folder = {"images": [f"{i}.png" for i in range(90)], "fps": fps, "clip": clip}
     assert footage(folder, config().model.video).numbers == numbers
+
+
+@pytest.mark.parametrize("marks", ["<video>", "<image><image><image>"])
+def test_a_folder_of_frames_is_one_video_or_its_pictures(marks: str) -> None:
+    asked = {"style": "user_qa", "messages": [{"role": "user", "content": f"{marks} What?"}]}
+    asked["messages"].append({"role": "assistant", "content": "A ball."})
+    record = {"images": ["0.png", "1.png", "2.png"], "sizes": [(48, 32)] * 3, "fps": 2.0}
+    tokens, crops = SampleBuilder(config()).size({**record, "annotations": [asked]}, RandomState(0))
+    assert crops == 3 and tokens > 12
+    with pytest.raises(BadSample, match="2 picture marks"):
+        asked["messages"][0]["content"] = "<image><image> What?"
+        SampleBuilder(config()).size({**record, "annotations": [asked]}, RandomState(0))
+
+
+def test_what_is_pointed_at_gets_more_crops_also_by_the_sources_style() -> None:
+    words = ("model.images.p_high_res=1", "model.images.high_res_max_crops=6")
+    points = {"label": "it", "points": [[1, 1]]}
+    record = {"images": ["png"], "sizes": [(480, 320)], "annotations": [{"style": "x", **points}]}
+    named = {**record, "annotations": [{"style": "pointing", **points}]}
+    drawn = {**record, "annotations": [{"one_of": [{"style": "pointing", **points}]}]}
+    crops = [SampleBuilder(config(*words)).size(one, RandomState(0))[1] for one in (named, drawn)]
+    source = SourceConfig(style="pointing")
+    crops.append(SampleBuilder(config(*words), source=source).size(record, RandomState(0))[1])
+    assert crops[0] > SampleBuilder(config(*words)).size(record, RandomState(0))[1]
+    assert len(set(crops)) == 1
 
 
 @pytest.mark.parametrize(

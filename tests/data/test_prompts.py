@@ -9,9 +9,9 @@ from numpy.random import RandomState
 
 from molmo_ds.config import PromptConfig
 from molmo_ds.data.decode import BadSample
-from molmo_ds.data.sample.no_pointing import REQUESTS
 from molmo_ds.data.sample.points import format_count, format_points, to_percent
 from molmo_ds.data.sample.prompts import PromptFormatter
+from molmo_ds.data.wording.no_pointing import REQUESTS
 from molmo_ds.data.wording.pictures import LONG_CAPTION, POINT_COUNT, POINTING
 
 SFT = PromptFormatter(PromptConfig())

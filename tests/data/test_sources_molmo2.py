@@ -3,10 +3,14 @@
 import json
 from pathlib import Path
 
+import pytest
 from source_helpers import Hub, run
 
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.sample.review import Review
+from molmo_ds.data.sources import ALL, get
+from molmo_ds.data.sources.cut import merge
+from molmo_ds.data.sources.source import LeftOut
 from molmo_ds.testing.small_videos import film
 
 VIDEO = film([125 * i for i in range(20)])
@@ -56,7 +60,8 @@ def test_videos_with_subtitles_points_and_tracks(tmp_path: Path) -> None:
         "points": [[{"x": 10.0, "y": 20.0}], [{"x": 1.0, "y": 2.0}, {"x": 50.0, "y": 2.0}]],
     }
     late = {**point, "two_fps_timestamps": [0.5, 99.0]}
-    Hub(tmp_path / "molmo2_video_point").parquet([point, late], "object/train-0")
+    crowd = {**point, "count": 61}
+    Hub(tmp_path / "molmo2_video_point").parquet([point, late, crowd], "object/train-0")
     (tmp_path / "molmo2_video_point/videos").mkdir()
     (tmp_path / "molmo2_video_point/videos/v.mp4").write_bytes(VIDEO)
     (record,) = build(tmp_path, "molmo2_video_point")
@@ -64,7 +69,8 @@ def test_videos_with_subtitles_points_and_tracks(tmp_path: Path) -> None:
     groups = record["annotations"][0]["point_groups"]
     assert [group["time"] for group in groups] == [0.5, 1.0] and groups[1]["points"][1] == [50, 2]
     report = json.loads((tmp_path / "out/molmo2_video_point-train/report.json").read_text())
-    assert report["dropped"] == {"no usable annotation": 1}
+    many = "annotation with less than 0 or more than 60 points"
+    assert report["dropped"] == {"no usable annotation": 1, many: 1}
 
     moment = {"time": 0.5, "frame": 15}
     ball = {"id": "7", "point": [4.0, 8.0], "occluded": False}
@@ -88,3 +94,80 @@ def test_videos_with_subtitles_points_and_tracks(tmp_path: Path) -> None:
     assert record["annotations"][0]["tracks"] == [
         {"time": 0.5, "points": {"7": [4.0, 8.0], "9": [5.0, 9.0]}, "hidden": ["9"]}
     ]
+
+
+def test_captions_and_questions_of_a_video_are_one_record() -> None:
+    row = {"video_id": "v", "annotation_score": 3, "video_start": None, "video_end": None}
+    row |= {"merged_caption": "Merged.", "video_caption": "", "video_frame_merged_caption": "Long."}
+    (item,) = ALL["molmo2_cap"].adapt(row, "train")
+    assert [one["style"] for one in item.annotations] == [
+        "video_merged_caption",
+        "video_long_caption",
+    ]
+    with pytest.raises(LeftOut, match="low score"):
+        ALL["molmo2_cap"].adapt({**row, "annotation_score": 2}, "train")
+    asked = {"video_id": "v", "Question": "Who?", "Answer": "you", "NegativeAnswers": ["I"]}
+    said = [{"start": 0.5, "end": 1.0, "text": "hello"}]
+    source = ALL["molmo2_video_subtitle_qa"]
+    assert source.group == "video_id"
+    items = [source.adapt({**asked, "subtitle": said}, "train")[0] for _ in range(2)]
+    both = merge(items)
+    assert len(both.annotations) == 2 and both.about == {"subtitles": [[0.5, 1.0, "hello"]]}
+
+
+def test_points_lie_on_the_half_seconds_of_their_clip() -> None:
+    row = {"video_id": "v", "video_duration": 99.0, "clip_start": 1.2, "clip_end": 20.0}
+    row |= {"label": "Cups", "question": "How many?", "count": 2, "category": "object"}
+    row |= {"two_fps_timestamps": [1.5, 3.5], "points": [[{"x": 1, "y": 2}], [{"x": 3, "y": 4}]]}
+    (item,) = ALL["molmo2_video_point_minmax_0_5"].adapt(row, "train")
+    count, point = item.annotations[0]["one_of"]
+    assert [count["style"], point["style"]] == ["video_point_count", "video_point"]
+    assert "question" in count and "question" not in point
+    assert [group["time"] for group in point["point_groups"]] == [0.0, 2.0]
+    with pytest.raises(LeftOut, match="less than 6"):
+        ALL["molmo2_video_point_minmax_6_25"].adapt(row, "train")
+
+
+def test_marks_of_academic_videos(tmp_path: Path) -> None:
+    moment = {
+        "frame": 3,
+        "time": 0.5,
+        "points": [{"id": 7, "point": [4.0, 8.0], "occluded": False}],
+    }
+    row = {"id": "1", "video": "w", "expression": "the ball", "width": 48, "height": 32, "fps": 6}
+    row |= {"sampling_fps": 2, "mask_id": ["7"], "frame_trajectories": [moment]}
+    uneven = {**row, "sampling_fps": 4}
+    Hub(tmp_path / "tnllt_single_point_track").parquet([row, uneven], "tnnlt/train-0")
+    (tmp_path / "tnllt_single_point_track/videos").mkdir()
+    (tmp_path / "tnllt_single_point_track/videos/w.mp4").write_bytes(VIDEO)
+    (record,) = build(tmp_path, "tnllt_single_point_track")
+    (asked,) = record["annotations"]
+    assert asked["track_fps"] == 2 and "question" not in asked
+    assert asked["tracks"] == [{"time": 0.5, "points": {"7": [4.0, 8.0]}, "hidden": []}]
+    report = json.loads((tmp_path / "out/tnllt_single_point_track-train/report.json").read_text())
+    assert report["dropped"] == {"track at a rate that does not divide the video's": 1}
+
+    point = {
+        "subset": "s",
+        "video_name": "w",
+        "category": "Cup",
+        "count": 2,
+        "video_duration": 90.0,
+    }
+    point |= {"clip_start_time": 30.0, "clip_end_time": 60.0, "timestamps": [31.0, 30.5]}
+    point |= {"points": [[{"x": 1.0, "y": 2.0}], [{"x": 3.0, "y": 4.0}]]}
+    source = get("academic_video_points")
+    (item,) = source.adapt(point, "train")
+    groups = item.annotations[0]["one_of"][0]["point_groups"]
+    assert [(group["time"], group["points"]) for group in groups] == [
+        (0.5, [[3, 4]]),
+        (1.0, [[1, 2]]),
+    ]
+    assert item.about == {"clip": [30.0, 60.0]} and item.pictures[0].path == "videos/s/w.mp4"
+    with pytest.raises(LeftOut, match="between half seconds"):
+        source.adapt({**point, "clip_start_time": 30.2}, "train")
+
+
+def test_the_references_mixture_of_tracks_is_known() -> None:
+    names = [name for name in ALL if name.endswith(("_track", "_ground"))]
+    assert len(names) == 35

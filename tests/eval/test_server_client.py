@@ -1,11 +1,16 @@
 """Answers by a server over HTTP: what is sent, and what becomes of every way to fail."""
 
+import time
+from dataclasses import replace
+
 import pytest
 from chat_server import Answer, ChatServer, said, size_of
 from eval_files import picture
 
+from molmo_ds.config import PromptConfig
 from molmo_ds.eval.client import Ask, Reply
-from molmo_ds.eval.server_client import KEY, ServerClient
+from molmo_ds.eval.server_client import KEY, ServerClient, bare
+from molmo_ds.settings import to_dict
 
 
 def asks(*questions: str) -> list[Ask]:
@@ -48,6 +53,16 @@ def test_a_question_is_sent_as_training_writes_it(monkeypatch: pytest.MonkeyPatc
         end="stop",
         prompt="IMAGE[1] text_vqa: Which colour?",
     )
+
+
+def test_a_server_says_how_its_model_was_trained_to_be_asked() -> None:
+    asked = PromptConfig(message_format="chat", system_prompt="demo_or_style_v2")
+    assert bare(to_dict(asked), "any") == replace(
+        asked, message_format="none", always_start_with_space=False
+    )
+    # one that does not say it is asked as the released models of its name
+    assert bare(None, "allenai/Molmo2-8B").prompt_templates == "uber_model_v2"
+    assert bare(None, "molmo-7b-d").prompt_templates == "uber_model"
 
 
 def test_the_reason_of_the_end_is_kept() -> None:
@@ -133,7 +148,11 @@ def test_a_picture_that_is_none_is_a_failure() -> None:
 
 
 def test_a_server_that_is_slow_counts_as_failed() -> None:
-    with ChatServer(lambda text, times: said("x")) as server:
-        client = ServerClient(server.url, first_delay=0.001, timeout=0.005)
+    def late(text: str, times: int) -> Answer:
+        time.sleep(0.5)  # much longer than a busy machine keeps the client from looking
+        return said("x")
+
+    with ChatServer(late) as server:
+        client = ServerClient(server.url, first_delay=0.001, timeout=0.05)
         (reply,) = client.replies(asks("?"))
     assert reply.failed and "timed out" in reply.end

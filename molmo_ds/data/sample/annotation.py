@@ -127,6 +127,14 @@ def alternatives(value: Any) -> list[Any]:
     return several
 
 
+def styles_of(annotations: list[Any]) -> set[Any]:
+    """The styles of a record's annotations and of their alternatives, which are not checked here."""
+    known = [one for one in annotations if isinstance(one, dict)]
+    several = [one[ONE_OF] for one in known if isinstance(one.get(ONE_OF), list)]
+    known += [one for part in several for one in part if isinstance(one, dict)]
+    return {one["style"] for one in known if isinstance(one.get("style"), str)}
+
+
 def read_annotation(value: Any) -> Annotation:
     """A checked annotation of a record's JSON; BadSample says in one sentence which keys hold what they must not."""
     if isinstance(value, Annotation):

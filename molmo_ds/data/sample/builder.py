@@ -18,7 +18,7 @@ from molmo_ds.batch import Sample
 from molmo_ds.config import RunConfig, SourceConfig
 from molmo_ds.data.decode import BadSample, load_image
 from molmo_ds.data.pixels import to_pixels
-from molmo_ds.data.sample.annotation import Annotation, read_annotation
+from molmo_ds.data.sample.annotation import Annotation, read_annotation, styles_of
 from molmo_ds.data.sample.footage import Footage, footage, subtitles
 from molmo_ds.data.sample.image_ids import image_ids
 from molmo_ds.data.sample.images import ImageProcessor
@@ -240,9 +240,8 @@ class SampleBuilder:
         share = self.images.config.p_high_res
         if not share or len(record["sizes"]) != 1:
             return False
-        styles = {
-            one.get("style") for one in record.get("annotations") or [] if isinstance(one, dict)
-        }
+        own = self.prompts.source.style
+        styles = {own} if own else styles_of(record.get("annotations") or [])
         return bool(styles & set(POINTING_STYLES)) and rng.random_sample() < share
 
     def _video(self, record: Record, film: Footage) -> Block:

@@ -18,7 +18,6 @@ from molmo_ds.data.sample.annotation import (
     at,
     read_annotation,
 )
-from molmo_ds.data.sample.no_pointing import with_request
 from molmo_ds.data.sample.pointed import Scene, answer_by_points, holds_points, place_points
 from molmo_ds.data.sample.question import ask, label_of, letters
 from molmo_ds.data.sample.styles import (
@@ -30,6 +29,7 @@ from molmo_ds.data.sample.styles import (
     SPOKEN_STYLES,
 )
 from molmo_ds.data.sample.turns import Conversation, speak
+from molmo_ds.data.wording.no_pointing import with_request
 
 
 class PromptFormatter:

@@ -98,10 +98,14 @@ def first_size(record: Record) -> tuple[int, int] | None:
 
 
 def check_pictures(record: Record, said: list[int | None]) -> None:
-    """BadSample where a text begins with another number of pictures than the sample has; None says nothing."""
+    """BadSample where a text begins with another number of pictures than the sample has; None says nothing.
+
+    A folder of frames is one video, or as many pictures as it has.
+    """
     count = len(record.get("images") or record.get("sizes") or ())
+    right = (None, count, 1) if record.get("fps") is not None else (None, count)
     for number in said:
-        if number not in (None, count):
+        if number not in right:
             raise BadSample(
                 f"The text begins with {number} picture marks (<image>), but the sample has {count}."
             )

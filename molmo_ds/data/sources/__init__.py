@@ -4,6 +4,7 @@ import difflib
 from pathlib import Path
 
 from molmo_ds.data.sources import (
+    academic_marks,
     android,
     charts,
     clocks,
@@ -25,7 +26,7 @@ from molmo_ds.data.sources.source import Item, Picture, Row, Source
 
 FAMILIES = (
     *(pixmo, pixmo_points, clocks, vqa, documents, charts, diagrams, exams, android),
-    *(cosyn, texts, molmo2),
+    *(cosyn, texts, molmo2, academic_marks),
     *(short_videos, long_videos, several_pictures, video_places),
 )
 ALL = {source.name: source for family in FAMILIES for source in family.SOURCES}

@@ -30,6 +30,11 @@ TRACKS = {
     "ground": "video_point_ground_start_end",
     "single_point_track": "video_single_point_track_per_frame",
 }
+NAMES = {  # of the reference
+    "track": "molmo2_video_track",
+    "ground": "molmo2_video_track_ground",
+    "single_point_track": "molmo2_video_single_point_track",
+}
 LONGEST = 63.0  # seconds of a clip with points, as the set was made
 GRID = 0.5  # seconds between the times of points
 CAPTIONS = {  # columns of captions, in the reference's order, and their styles
@@ -79,6 +84,11 @@ def choices(row: Row, split: str, style: str = "video_multiple_choice") -> list[
     return [Item(_video(row), [asked], metadata, {"subtitles": lines} if lines else {})]
 
 
+def half_seconds(time: float) -> float:
+    """The last half second at or before a time, which may be a rounding error short of it."""
+    return GRID * math.floor(time / GRID + 1e-6)
+
+
 def points(row: Row, split: str, styles: tuple[str, ...], count: tuple[int, int]) -> list[Item]:
     """Every place and time of something, in percent; times count from the clip's begin, in whole half seconds.
 
@@ -101,7 +111,7 @@ def points(row: Row, split: str, styles: tuple[str, ...], count: tuple[int, int]
         return []
     groups = [
         {
-            "time": GRID * math.floor((time - begin) / GRID),
+            "time": half_seconds(time - begin),
             "points": [[one["x"], one["y"]] for one in frame],
         }
         for time, frame in zip(times, row["points"])
@@ -122,7 +132,7 @@ def points(row: Row, split: str, styles: tuple[str, ...], count: tuple[int, int]
     return [Item(_video(row), said, metadata, _clip(begin, end))]
 
 
-def track(row: Row, split: str, task: str) -> list[Item]:
+def track(row: Row, split: str, task: str, video: str = "") -> list[Item]:
     """The places of objects through a clip, in pixels; those outside of the expression are left out.
 
     How often a second they are asked for is drawn into the question, and so is the point that is followed.
@@ -147,7 +157,8 @@ def track(row: Row, split: str, task: str) -> list[Item]:
         tracks=tracks,
         track_fps=row["sampling_fps"],
     )
-    shown = (Picture(path=f"videos/{row['video_dataset']}/{row['clip']}.mp4"),)
+    video = video or f"videos/{row['video_dataset']}/{row['clip']}.mp4"
+    shown = (Picture(path=video),)
     return [Item(shown, [asked], {"id": row["id"], "video": row["video"]})]
 
 
@@ -214,6 +225,7 @@ SOURCES = [
             {"train": "train"},
             "allenai/molmo2-track-instruction",
             (task,),
+            aliases=(NAMES[task],),
         )
         for task in TRACKS
     ),

@@ -7,8 +7,8 @@ allenai/molmo read. Hashes are of the file's bytes. Places are in pixmo_points.p
 import functools
 from typing import Any
 
-from molmo_ds.data.sample.no_pointing import asks_how_many
 from molmo_ds.data.sources.source import Item, Picture, Row, Source, annotation, pairs, picture
+from molmo_ds.data.wording.no_pointing import asks_how_many
 
 
 def item(row: Row, annotations: list[dict[str, Any]]) -> list[Item]:
