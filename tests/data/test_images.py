@@ -344,6 +344,24 @@ def test_count_tokens_needs_no_picture() -> None:
 # crops
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_picture_of_one_column_keeps_its_colours(exact: bool) -> None:
+    """2 x 112 pixels become 1 x 56 in the middle of a crop; torch's antialias on planes would repeat its first row."""
+    maker = processor(max_crops=1, exact=exact)
+    rows = torch.arange(112.0)[:, None].expand(112, 2)
+    picture = torch.stack([2 * rows, 255 - rows, 0 * rows], 2).to(torch.uint8)
+    column = maker(picture.numpy()).images[0]
+    # two rows become one, and what is linear stays so but at the ends
+    row = torch.arange(0.5, 112, 2)
+    wanted = torch.stack([2 * row, 255 - row, 0 * row], 1)
+    if exact:
+        column = column.view(4, 4, 14, 14, 3).transpose(1, 2).reshape(56, 56, 3)
+        mean, std = (torch.tensor(values) for values in PIXEL_STATISTICS["clip"])
+        wanted = (wanted / 255 - mean) / std
+    found = column[1:-1, 27].float()
+    torch.testing.assert_close(found, wanted[1:-1], atol=2e-5 if exact else 0.51, rtol=0)
+
+
 @pytest.mark.parametrize("resize", list(PIXEL_STATISTICS))
 @pytest.mark.parametrize("exact", [False, True])
 def test_neighbouring_crops_overlap(resize: str, exact: bool) -> None:

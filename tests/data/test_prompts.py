@@ -111,6 +111,10 @@ def test_length_of_the_answer_in_the_prompt() -> None:
     for length, want in ((None, ""), (80, "80")):
         one = PromptFormatter(dataclasses.replace(CAPTIONER.config, default_inference_len=length))
         assert one.messages(caption, Draws(), inference=True) == [f" long_caption {want}:"]
+    # of a conversation the last answer's: allenai/molmo 793fa38, olmo/data/data_formatter.py, run with these seeds
+    chat = {"style": "synthetic_qa", "messages": ["q1", "a1", "q2", "x" * 300]}
+    for seed, want in ((1500, 20), (1501, 21)):
+        assert CAPTIONER.messages(chat, RandomState(seed))[0] == f" synthetic_qa {want}: q1"
 
 
 @pytest.mark.parametrize(

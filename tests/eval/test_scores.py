@@ -176,6 +176,21 @@ def test_what_is_right_is_still_right():
 
 
 @pytest.mark.parametrize(
+    ("target", "reply", "right"),
+    [
+        ("7", "The result is 7", 1.0),
+        ("7", "The result is \n7", 0.0),  # what stands before a word of the answer is the answer
+        ("2000", "2,000", 1.0),
+        ("0", "2,000", 1.0),
+        ("4", "final answer 1e4", 1.0),
+    ],
+)
+def test_open_answers_of_mmmu_as_its_own_code_reads_them(target: str, reply: str, right: float):
+    """Numbers of allenai/molmo 793fa38, olmo/eval/mmmu_eval_utils.py, run."""
+    assert mmmu_score([target], reply, None) == right
+
+
+@pytest.mark.parametrize(
     ("text", "wholly"),
     [
         ('<point x="1.0" y="2" alt="a">b</point>\n', True),

@@ -217,7 +217,11 @@ class ImageProcessor:
 
 
 def _interleaved(pixels: Tensor) -> Tensor:
-    """A view [1, 3, h, w] of [h, w, 3], whose strides, and no others, take torch's fast path."""
+    """A view [1, 3, h, w] of [h, w, 3], whose strides, and no others, take torch's fast path.
+
+    Where the result is one pixel wide it is the only right one: torch 2.13's antialias on planes, which the reference
+    uses, then gives every row the colours of the first.
+    """
     rows, columns = pixels.shape[:2]
     strides = (rows * columns * 3, 1, columns * 3, 3)
     return pixels.as_strided((1, 3, rows, columns), strides)

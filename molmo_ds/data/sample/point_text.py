@@ -204,11 +204,12 @@ def _ends(moments: Sequence[Moment]) -> list[Moment]:
         for name in moment.points:
             first.setdefault(name, number)
             last[name] = number
-    kept: dict[float, Moment] = {}  # moments of one time are one, as objects may be given apart
+    kept: dict[float, Moment] = {}  # of moments at one time one is made
     for number, moment in enumerate(moments):
         points = {n: p for n, p in moment.points.items() if number in (first[n], last[n])}
         if points:
-            one = kept.get(moment.time, Moment(moment.time, {}))
-            hidden = [*one.hidden, *(name for name in moment.hidden if name in points)]
-            kept[moment.time] = Moment(moment.time, {**one.points, **points}, hidden)
+            before = kept.get(moment.time, Moment(moment.time, {}))
+            hidden = [name for name in before.hidden if name not in points]
+            hidden += [name for name in moment.hidden if name in points]
+            kept[moment.time] = Moment(moment.time, before.points | points, hidden)
     return list(kept.values())

@@ -128,7 +128,7 @@ class PromptFormatter:
             raise BadSample(
                 "An answer is empty, so there is nothing to learn; leave the annotation out."
             )
-        answer = turns[1] if len(turns) > 1 and not inference else None
+        answer = None if inference else turns[-1]
         turns[0] = self._with_system_prompt(style, turns[0], answer, rng)
         config = self.config
         return [

@@ -23,7 +23,8 @@ def frame_times(config: VideoConfig, duration: float) -> np.ndarray:
         return np.linspace(0, duration, frames, endpoint=False)
     if config.max_fps is None or (frames - 1) / config.max_fps < duration:
         return np.linspace(0, duration, frames)
-    steps = np.arange(0.0, duration, 1 / config.max_fps)
+    # rounding may put a last step at the end itself; the reference stops there
+    steps = np.arange(0.0, duration, 1 / config.max_fps)[: max(frames - 1, 0)]
     return np.append(steps, duration)
 
 
@@ -47,6 +48,8 @@ def frame_indices(config: VideoConfig, rate: float, count: int) -> np.ndarray:
     steps = np.arange(0.0, count - 1, rate / config.max_fps)
     if np.round(steps[-1]) != count - 1:
         steps = np.append(steps, count - 1)
+    if len(steps) > config.max_frames:  # only where that is 1; the reference stops there
+        return np.linspace(0, count - 1, frames, dtype=np.int64)
     return np.round(steps).astype(np.int64)
 
 

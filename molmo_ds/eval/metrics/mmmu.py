@@ -73,7 +73,12 @@ def _named(options: Sequence[str]) -> dict[str, str]:
     return dict(zip(ascii_uppercase, texts))
 
 
-_NUMBER = r"-?\b\d{1,3}(?:,\d{3})+\b|-?\d+(?:\.\d+)?[eE][+-]?\d+|-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])"
+# each looks through the whole text, so that MMMU reads 2,000 as 2000 and as 0, and 1e4 as 10000 and as 4
+_NUMBERS = (
+    r"-?\b\d{1,3}(?:,\d{3})+\b",
+    r"-?\d+(?:\.\d+)?[eE][+-]?\d+",
+    r"-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])",
+)
 _INDICATORS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
 
 
@@ -86,25 +91,32 @@ def _comparable(text: str) -> list[str | float]:
         return [f" {text}", f"{text} "] if len(text) == 1 else [text]
 
 
+def _shortest(tails: Sequence[str]) -> str:
+    """The shortest, the first of several; as in MMMU's code, an empty one gives way to whatever comes after it."""
+    shortest = ""
+    for tail in tails:
+        if not shortest or len(tail) < len(shortest):
+            shortest = tail
+    return shortest
+
+
 def _open_answer_matches(targets: Sequence[str], response: str) -> bool:
     response = response.strip().strip(".").lower()
     sentences = re.split(r"\.\s(?=[A-Z])|\n", response)
     parts = []
     for number, sentence in enumerate(sentences):
-        last = number == len(sentences) - 1
-        tails = [
-            sentence.split(w)[-1].strip()
-            for w in (*_INDICATORS, *(["="] if last else []))
-            if w in sentence
-        ]
-        if tails:
-            shortest = min(tails, key=len)
-            if shortest not in ("", ":", ",", ".", "!", "?", ";", "'"):
-                parts.append(shortest)
+        words = (*_INDICATORS, "=") if number == len(sentences) - 1 else _INDICATORS
+        shortest = _shortest(
+            [sentence.split(word)[-1].strip() for word in words if word in sentence]
+        )
+        if shortest not in ("", ":", ",", ".", "!", "?", ";", "'"):
+            parts.append(shortest)
     said: list[str | float] = []
     for part in parts or [response]:
-        for text in (part, *re.findall(_NUMBER, part)):
-            said.extend(_comparable(text))
+        said.extend(_comparable(part))
+        for pattern in _NUMBERS:
+            for text in re.findall(pattern, part):
+                said.extend(_comparable(text))
     wanted = [value for target in targets for value in _comparable(target)]
     return any(
         any(isinstance(s, str) and w in s for s in said) if isinstance(w, str) else w in said

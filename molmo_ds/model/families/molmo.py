@@ -103,11 +103,16 @@ def from_reference(values: dict[str, Any]) -> MolmoConfig:
     _refuse(values, "layer_norm_type", ("rms", "default"))
     for name in UNUSED:
         _refuse(values, name, (False,))
+    for name in ("rope", "use_position_ids"):
+        _refuse(values, name, (True,))
+    _refuse(values, "image_pooling_w", (values.get("image_pooling_h") or 2,))
     given = {name: value for name, value in values.items() if value is not None}
     text = _text(given)
     tower = given.get("vision_backbone")
     vision = VisionConfig() if tower is None else _vision(tower)
-    layers = given.get("vit_layers")
+    # null is the last block, as in the reference; released files name no tower
+    nothing_said = tower is not None and values.get("vit_layers", ()) is None
+    layers = (-1,) if nothing_said else given.get("vit_layers")
     half = _half(given)
     connector = ConnectorConfig(
         pooling=given.get("image_pooling_2d", "attention_meanq").replace("-", "_"),
@@ -271,7 +276,14 @@ def _vision(tower: dict[str, Any]) -> VisionConfig:
             f"There is no vision tower '{tower['image_model_type']}'; there are {', '.join(TOWERS)}."
         )
     base = presets.TOWERS[kind]
-    size = tower["image_default_input_size"][0]
+    height, size = tower["image_default_input_size"]
+    if height != size:
+        raise ValueError(
+            f"The vision tower's crops have {height} x {size} pixels; they must be square."
+        )
+    resize = tower.get("resize_mode") or "default"
+    if resize not in RESIZES:
+        raise ValueError(f"resize_mode is '{resize}'; supported: {', '.join(RESIZES)}.")
     patch = tower["image_patch_size"]
     positions = tower["image_num_pos"] - base.class_tokens
     return VisionConfig(

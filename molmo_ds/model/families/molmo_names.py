@@ -115,7 +115,7 @@ def _attention(text: TextConfig, ours: str, theirs: str, fused: bool) -> Table:
     queries = text.num_attention_heads * size
     keys = text.num_key_value_heads * size
     table = pairs(ours, theirs, {"o_proj.weight": "attn_out.weight"})
-    if text.qk_norm:
+    if text.qk_norm and text.norm_type == "rms":  # the other has no weights
         table += alike(ours, theirs, ["q_norm.weight", "k_norm.weight"])
     for part in ("weight", "bias") if text.attention_bias else ("weight",):
         names = [f"{letter}_proj.{part}" for letter in "qkv"]
