@@ -73,9 +73,10 @@ STRATEGIES = [
     "zero3_hpz",
     "zero3_sp",
     "zero3_tp",
+    "zero3_tp_offload",
     "pipe_zero1",
 ]
-STRATEGIES += ["zero2_ep", "zero3_ep"]  # with a model that has experts
+STRATEGIES += ["zero2_ep", "zero3_ep", "zero3_ep_offload"]  # with a model that has experts
 CASES: dict[str, dict] = {name: {} for name in STRATEGIES} | {
     "pipe_dualpipev": {"global_batch": 4},
     "zero3 full": {"activation_checkpointing": "full"},

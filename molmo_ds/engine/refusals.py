@@ -247,9 +247,9 @@ TABLE = [
         "{path}: DeepSpeed does not quantise weights or gradients with experts; use ds_configs/zero3_ep.json.",
     ),
     Row(
-        "experts and offload",
-        lambda a: a.s.experts > 1 and a.zero.offloads,
-        "{path}: experts are not offloaded; use ds_configs/zero3_ep.json or ds_configs/zero3_offload.json.",
+        "experts and NVMe",
+        lambda a: a.s.experts > 1 and "nvme" in a.zero.devices,
+        "{path}: experts do not go to NVMe; use ds_configs/zero3_ep_offload.json.",
     ),
     # tensors
     Row(
@@ -270,9 +270,9 @@ TABLE = [
         "{path}: zero_hpz_partition_size would cut across tensor-parallel ranks; use ds_configs/zero3_hpz.json.",
     ),
     Row(
-        "tensors and offload",
-        lambda a: a.s.tensor > 1 and a.zero.offloads,
-        "{path}: tensor-parallel ranks do not offload; use ds_configs/zero3_tp.json or zero3_offload.json.",
+        "tensors and NVMe",
+        lambda a: a.s.tensor > 1 and "nvme" in a.zero.devices,
+        "{path}: shards of tensor-parallel ranks do not go to NVMe; use ds_configs/zero3_tp_offload.json.",
     ),
     Row(
         "tensors with settings of AutoTP",

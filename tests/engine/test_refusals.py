@@ -184,7 +184,7 @@ REFUSED: dict[str, tuple[str, dict, TextConfig, int, str]] = {
         4,
         "zero3_ep.json",
     ),
-    "experts and offload": ("zero3_offload", SPREAD, EXPERTS, 4, "zero3_offload.json"),
+    "experts and NVMe": ("zero3_nvme", SPREAD, EXPERTS, 4, "zero3_ep_offload.json"),
     "tensors that do not divide": (
         "zero3_tp",
         {"tensor_parallel": {"autotp_size": 4}},
@@ -200,7 +200,7 @@ REFUSED: dict[str, tuple[str, dict, TextConfig, int, str]] = {
         "zero3_tp.json",
     ),
     "tensors and hpZ": ("zero3_hpz", SPLIT, DENSE, 4, "zero3_hpz.json"),
-    "tensors and offload": ("zero3_offload", SPLIT, DENSE, 4, "zero3_offload.json"),
+    "tensors and NVMe": ("zero3_nvme", SPLIT, DENSE, 4, "zero3_tp_offload.json"),
     "tensors with a preset": (
         "zero3_tp",
         {"tensor_parallel": {"preset_model": "qwen2"}},

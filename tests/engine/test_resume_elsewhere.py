@@ -27,8 +27,8 @@ LEGS = [  # ranks, and strategies of one step each
     (4, ["pipe_zero1_ep", "zero3_ep_tp", "zero2_ep"]),
     (3, ["zero3", "zero1"]),
     (1, ["zero2", "zero0"]),
-    (2, ["pipe_zero1", "zero3_ep", "zero3_sp_ep"]),
-    (4, ["zero3_sp", "pipe_zero1", "zero3_tp", "zero1"]),
+    (2, ["pipe_zero1", "zero3_ep_offload", "zero3_ep", "zero3_sp_ep"]),
+    (4, ["zero3_sp", "pipe_zero1", "zero3_tp", "zero3_tp_offload", "zero1"]),
 ]
 STEPS = sum(len(names) for _, names in LEGS)
 BATCH = 12  # divides by 1, 2, 3 and 4

@@ -18,6 +18,7 @@ FIELDS = {
     "zero2_ep": ("zero", 1, None, 1, 1, 2, 2, 1, {"none"}),
     "zero3": ("zero", 1, None, 1, 1, 1, 3, 1, {"none"}),
     "zero3_ep": ("zero", 1, None, 1, 1, 2, 3, 1, {"none"}),
+    "zero3_ep_offload": ("zero", 1, None, 1, 1, 2, 3, 1, {"cpu"}),
     "zero3_ep_tp": ("zero", 1, None, 1, 2, 2, 3, 1, {"none"}),
     "zero3_hpz": ("zero", 1, None, 1, 1, 1, 3, 2, {"none"}),
     "zero3_nvme": ("zero", 1, None, 1, 1, 1, 3, 1, {"nvme"}),
@@ -25,6 +26,7 @@ FIELDS = {
     "zero3_sp": ("sequence", 1, None, 2, 1, 1, 3, 1, {"none"}),
     "zero3_sp_ep": ("sequence", 1, None, 2, 1, 2, 3, 1, {"none"}),
     "zero3_tp": ("zero", 1, None, 1, 2, 1, 3, 1, {"none"}),
+    "zero3_tp_offload": ("zero", 1, None, 1, 2, 1, 3, 1, {"cpu"}),
 }
 
 

@@ -34,7 +34,9 @@ ORDER = (
     "zero3_sp",
     "zero3_ep_tp",  # the same, and activations are summed over ranks in every layer
     "zero3_tp",
-    "zero3_offload",  # weights and state come from the host
+    "zero3_ep_offload",  # weights and state come from the host
+    "zero3_offload",  # the same with every expert
+    "zero3_tp_offload",  # and activations are summed over ranks in every layer
 )
 ALONE = ("zero0", "zero3_offload")  # of one rank: ZeRO's second copy of the weights saves nothing
 LEFT_OUT = {  # why memory alone does not choose them
