@@ -1,5 +1,7 @@
 """Answers by a server over HTTP: what is sent, and what becomes of every way to fail."""
 
+import time
+
 import pytest
 from chat_server import Answer, ChatServer, said, size_of
 from eval_files import picture
@@ -133,7 +135,7 @@ def test_a_picture_that_is_none_is_a_failure() -> None:
 
 
 def test_a_server_that_is_slow_counts_as_failed() -> None:
-    with ChatServer(lambda text, times: said("x")) as server:
-        client = ServerClient(server.url, first_delay=0.001, timeout=0.005)
+    with ChatServer(lambda text, times: time.sleep(0.2) or said("x")) as server:
+        client = ServerClient(server.url, model="made-up", first_delay=0.001, timeout=0.02)
         (reply,) = client.replies(asks("?"))
     assert reply.failed and "timed out" in reply.end
