@@ -17,7 +17,9 @@ def test_main(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) ->
         "| the export under transformers, torch's AdamW",
         "| molmo_ds, MOLMO_DS_OPS=torch",
         "| molmo_ds",
-        "| limit: products and visible attention",
+        "| molmo_ds, MOLMO_DS_OPS=torch, bf16",
+        "| molmo_ds, bf16",
+        "| limit in fp32: products and visible attention",
     ]
 
 

@@ -207,7 +207,9 @@ def main(arguments: list[str] | None = None) -> None:
         "--tree", action="store_true", help="time message trees against padded single annotations"
     )
     parser.add_argument("--annotations", type=int, default=4, help="per picture, with --tree")
-    parser.add_argument("--pictures", type=int, default=8, help="per step, with --tree")
+    parser.add_argument(
+        "--pool", type=int, default=48, help="pictures that sequences are packed from, with --tree"
+    )
     parser.add_argument("--end-to-end", action="store_true", help="the table of a GPU")
     parser.add_argument(
         "--small",
@@ -252,14 +254,15 @@ def main(arguments: list[str] | None = None) -> None:
         name = f"ops {ops or 'default':7}"
         with dispatch.use(ops):
             if args.tree:
-                both = tree_batches(config, args.crops, args.pictures, args.annotations)
-                rates = [
-                    args.pictures / measure(weights, side, steps, device).seconds for side in both
-                ]
+                both = tree_batches(config, args.crops, args.pool, args.annotations, args.sequences)
+                pictures = sum(len(b.input_ids) for b in both[1]) / args.annotations
+                rates = [pictures / measure(weights, side, steps, device).seconds for side in both]
+                filled = sum(int((b.document_ids > 0).sum()) for b in both[0])
                 tokens = [sum(b.input_ids.numel() for b in side) for side in both]
                 print(
-                    f"{name} trees + packing {rates[0]:.2f} pictures per {clock} ({tokens[0]} tokens a step), padded "
-                    f"single annotations {rates[1]:.2f} ({tokens[1]}): {rates[0] / rates[1]:.2f} times"
+                    f"{name} trees + packing {rates[0]:.2f} pictures per {clock} ({tokens[0]} tokens a step, "
+                    f"{filled / tokens[0]:.1%} filled), padded single annotations {rates[1]:.2f} ({tokens[1]}): "
+                    f"{rates[0] / rates[1]:.2f} times"
                 )
                 continue
             batches = reference_batches(config, args.sequences, args.tokens, args.crops)

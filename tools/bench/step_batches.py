@@ -75,28 +75,35 @@ def reference_batches(config: MolmoConfig, rows: int, tokens: int, crops: int) -
 
 
 def tree_batches(
-    config: MolmoConfig, crops: int, pictures: int, annotations: int
+    config: MolmoConfig, crops: int, pool: int, annotations: int, rows: int, tokens: int = 2048
 ) -> tuple[list[Batch], list[Batch]]:
-    """One step of the same pictures and annotations: trees packed into 2048 tokens, and padded rows of one branch."""
+    """One step as message trees and as padded rows of one branch, of the same pictures and annotations.
+
+    As in the stream of data a sequence takes what fills it best of a pool; what is left of the pool is in neither.
+    """
     # short questions; an answer is a word, some points or a sentence
     lengths = np.random.RandomState(0)
     branches = [
         [(lengths.randint(6, 16), lengths.randint(2, 40)) for _ in range(annotations)]
-        for _ in range(pictures)
+        for _ in range(pool)
     ]
-    trees = [
-        sample(config, crops, each, np.random.RandomState(i)) for i, each in enumerate(branches)
+    prefix = picture(config, crops, np.random.RandomState(0))[1].numel() + 1
+    left = [
+        (number, [prefix + sum(q + a for q, a in each), crops])
+        for number, each in enumerate(branches)
     ]
-    single = [
-        sample(config, crops, [b], np.random.RandomState(i))
-        for i, each in enumerate(branches)
-        for b in each
-    ]
-    packed, left = [], trees
-    while left:
-        taken = choose([[len(s.input_ids), len(s.images)] for s in left], 2048, 1000)
-        packed.append(collate([[left[i] for i in taken]], 2048))
-        left = [s for i, s in enumerate(left) if i not in taken]
+    packed, single = [], []
+    for _ in range(rows):
+        taken = choose([size for _, size in left], tokens, 1000)
+        numbers = [left[i][0] for i in taken]
+        left = [one for i, one in enumerate(left) if i not in taken]
+        trees = [sample(config, crops, branches[n], np.random.RandomState(n)) for n in numbers]
+        packed.append(collate([trees], tokens))
+        single += [
+            sample(config, crops, [b], np.random.RandomState(n))
+            for n in numbers
+            for b in branches[n]
+        ]
     longest = max(len(s.input_ids) for s in single)
     padded = [collate([[s] for s in single[i : i + 4]], longest) for i in range(0, len(single), 4)]
     return packed, padded

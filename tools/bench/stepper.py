@@ -29,8 +29,13 @@ def stepper(
     device: torch.device,
     compiled: bool = False,
     checkpointing: str = "none",
+    bf16: bool | None = None,
 ) -> Callable[[int], torch.Tensor]:
-    """A function of the step's number that trains a copy of `weights` once and returns the cross-entropy."""
+    """A function of the step's number that trains a copy of `weights` once and returns the cross-entropy.
+
+    Args:
+        bf16: whether under autocast; None = on a GPU.
+    """
     with device:
         model = Molmo(weights.config, checkpointing=checkpointing)
     model.load_state_dict(weights.state_dict())
@@ -39,14 +44,16 @@ def stepper(
     for name in frozen_names(model, OPTIM):
         model.get_parameter(name).requires_grad_(False)
     groups = parameter_groups(model, OPTIM)
-    casts = device.type == "cuda"
-    optimizer = build_optimizer(groups, OPTIM, fused=casts or None)
+    on_gpu = device.type == "cuda"
+    casts = on_gpu if bf16 is None else bf16
+    optimizer = build_optimizer(groups, OPTIM, fused=on_gpu or None)
     total = sum(float(batch.loss_weights.sum()) for batch in micro_batches)
 
     def step(number: int) -> torch.Tensor:
         loss = torch.zeros((), device=device)
         for batch in micro_batches:
-            with torch.autocast(device.type, torch.bfloat16, enabled=casts):
+            # without its cache, as the engine has it
+            with torch.autocast(device.type, torch.bfloat16, casts, cache_enabled=False):
                 ce_sum, z_sum, _ = model(batch.to(device).weighted(1 / total))
             (ce_sum + z_sum).backward()
             loss += ce_sum.detach()

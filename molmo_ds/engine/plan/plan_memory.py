@@ -204,7 +204,9 @@ def plan(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool = True)
 def _kind(config: RunConfig, strategy: Strategy, on_gpu: bool) -> Kind:
     products = torch.bfloat16 if ds_config.uses_bf16(config, on_gpu) else torch.float32
     weights = torch.float32 if strategy.casts else products
-    return Kind(weights, products, strategy.stage < 3)
+    # ops/linear/cpu.py casts a weight once more in the backward pass
+    keeps = strategy.stage < 3 and (on_gpu or config.compile)
+    return Kind(weights, products, keeps)
 
 
 @remembered

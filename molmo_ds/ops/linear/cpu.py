@@ -1,9 +1,10 @@
-"""The linear layer on the CPU by MKL or oneDNN, whichever multiplies faster.
+"""The linear layer on the CPU by MKL or oneDNN, whichever multiplies faster; under autocast in bf16.
 
 PyTorch multiplies float32 matrices with MKL, which leaves half of some processors' AVX-512 unused; oneDNN, also in
 PyTorch, does not (`library.py` measures). Which of the two runs depends on sizes, and sizes differ between ranks; the
 autograd graph must not: one Function holds both, so that a weight and its bias get their gradients in one order on
-every rank (ZeRO-2 adds gradients in the order in which they arrive). Shapes: R rows, K inputs, N outputs.
+every rank (ZeRO-2 adds gradients in the order in which they arrive). Under autocast another Function casts x once, for
+both passes, and keeps no cast of the weight, which ZeRO-3 may release. Shapes: R rows, K inputs, N outputs.
 """
 
 from typing import Any
@@ -20,20 +21,26 @@ from molmo_ds.ops.linear import library
 # below these many rows or multiplications MKL is as fast (AMD EPYC, 1 thread)
 ROWS = 64
 PRODUCT = 2**21
+HALF = torch.bfloat16
 
 
 def usable(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether one Function may hold both products: types and devices decide, hence the configuration alone."""
-    known = x.device.type == "cpu" and x.dtype == torch.float32 and weight.dtype == torch.float32
+    known = x.device.type == "cpu" and weight.dtype == torch.float32
     # a quantised weight has products of its own
     known = known and not is_traceable_wrapper_subclass(weight)
-    return known and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+    if not known or torch.compiler.is_compiling():
+        return False
+    if not torch.is_autocast_enabled("cpu"):
+        return x.dtype == torch.float32
+    return torch.get_autocast_dtype("cpu") == HALF and x.dtype in (torch.float32, HALF)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x [..., K], weight [N, K], bias [N] -> [..., N]."""
     rows = x.reshape(-1, x.shape[-1])
-    run = _Linear.apply if torch.is_grad_enabled() else product
+    learns = _Half.apply if torch.is_autocast_enabled("cpu") else _Linear.apply
+    run = learns if torch.is_grad_enabled() else product
     return run(rows, weight, bias).view(*x.shape[:-1], -1)
 
 
@@ -46,8 +53,9 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _onednn_is_faster(a: Tensor, b: Tensor) -> bool:
     rows = a.shape[0]
-    large = rows >= ROWS and rows * b.numel() >= PRODUCT
-    return large and usable(a, b, None) and library.onednn_is_faster()
+    large = rows >= ROWS and rows * b.numel() >= PRODUCT and a.dtype == torch.float32
+    casts = torch.is_autocast_enabled("cpu")
+    return large and not casts and usable(a, b, None) and library.onednn_is_faster()
 
 
 class _Linear(torch.autograd.Function):
@@ -64,4 +72,25 @@ class _Linear(torch.autograd.Function):
         of_x = product(of_out, weight.T) if needs[0] else None
         of_weight = product(of_out.T, x.T) if needs[1] else None
         of_bias = of_out.sum(0) if needs[2] else None
+        return of_x, of_weight, of_bias
+
+
+class _Half(torch.autograd.Function):
+    """As autocast: products of bf16, gradients of the weight's and the input's own types."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        short = x.to(HALF)
+        ctx.save_for_backward(short, weight)
+        ctx.given = x.dtype
+        return F.linear(short, weight.to(HALF), None if bias is None else bias.to(HALF))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_out: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        short, weight = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        of_x = torch.mm(of_out, weight.to(HALF)).to(ctx.given) if needs[0] else None
+        of_weight = torch.mm(of_out.T, short).to(weight.dtype) if needs[1] else None
+        of_bias = of_out.sum(0, dtype=weight.dtype) if needs[2] else None
         return of_x, of_weight, of_bias

@@ -1,8 +1,9 @@
-"""The library that multiplies float32 matrices faster on this kind of CPU: measured once, kept in a file.
+"""How fast this kind of CPU multiplies matrices, by library and type: measured once, kept in a file.
 
 Every rank and every later run of the machine must use the same one, or a resumed run would round otherwise: the first
-process that has measured leaves `CACHE/molmo_ds/products-HASH.json`, and all others read it. HASH names the CPU and the
-version of PyTorch; CACHE is $XDG_CACHE_HOME or ~/.cache.
+process that has measured leaves `CACHE/molmo_ds/products-HASH.json` (of float32, by library) or `half-HASH.json` (bf16
+beside float32), and all others read it. HASH names the CPU and the version of PyTorch; CACHE is $XDG_CACHE_HOME or
+~/.cache.
 """
 
 import contextlib
@@ -28,6 +29,7 @@ SHAPES = ((512, 512, 1024), (1024, 256, 512))
 GAIN = 1.1  # oneDNN must be so much faster to be taken; PyTorch's own choice is MKL
 
 log = logging.getLogger(__name__)
+Ways = dict[str, Callable[[Tensor, Tensor], Tensor]]
 
 
 @functools.cache
@@ -38,10 +40,10 @@ def onednn_is_faster() -> bool:
     """
     if not has_onednn():
         return False
-    file = _file()
+    file = _file("products")
     try:
         if not file.exists():
-            seconds = measure()
+            seconds = measure({"mkl": F.linear, "onednn": onednn})
             faster = GAIN * seconds["onednn"] < seconds["mkl"]
             keep(file, {"onednn": faster, "seconds": seconds, "cpu": cpu_name()})
         return bool(json.loads(file.read_text())["onednn"])
@@ -50,6 +52,26 @@ def onednn_is_faster() -> bool:
             "The faster library for products cannot be kept in %s (%s); MKL is used.", file, error
         )
         return False
+
+
+@functools.cache
+def bf16_gain() -> float:
+    """Times that bf16 products, casts included, are faster than PyTorch's of float32 on this machine.
+
+    0 where the CPU has no instructions for them, or where the file cannot be kept or read.
+    """
+    if not _has_bf16():
+        return 0.0
+    file = _file("half")
+    try:
+        if not file.exists():
+            seconds = measure({"fp32": F.linear, "bf16": in_bf16})
+            gain = seconds["fp32"] / seconds["bf16"]
+            keep(file, {"bf16_gain": gain, "seconds": seconds, "cpu": cpu_name()})
+        return float(json.loads(file.read_text())["bf16_gain"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("The gain of bf16 cannot be kept in %s (%s); fp32 is used.", file, error)
+        return 0.0
 
 
 def has_onednn() -> bool:
@@ -62,15 +84,27 @@ def onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
 
 
-def measure() -> dict[str, float]:
-    """CPU-seconds of each library for the products of a layer and of its gradients: the best of rounds, in turn."""
-    # real numbers, though the first product may be a fake one
-    with torch.no_grad(), _disable_current_modes():
-        return _measure()
+def in_bf16(a: Tensor, b: Tensor) -> Tensor:
+    """a [R, K] @ b.T for b [N, K], in bf16."""
+    return F.linear(a.bfloat16(), b.bfloat16())
 
 
-def _measure() -> dict[str, float]:
-    libraries: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mkl": F.linear, "onednn": onednn}
+def measure(libraries: Ways) -> dict[str, float]:
+    """CPU-seconds of each way for the products of a layer and of its gradients: the best of rounds, in turn.
+
+    In one thread, since threads that wait for each other on a busy machine count as busy.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        # real numbers, though the first product may be a fake one
+        with torch.no_grad(), _disable_current_modes():
+            return _measure(libraries)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measure(libraries: Ways) -> dict[str, float]:
     seconds = dict.fromkeys(libraries, 0.0)
     draw = torch.Generator().manual_seed(0)
     for rows, inputs, outputs in SHAPES:
@@ -99,6 +133,16 @@ def keep(file: Path, found: dict[str, object]) -> None:
             os.link(new.name, file)
 
 
+def _has_bf16() -> bool:
+    # AVX512-BF16, AMX, or Arm's; others would convert each number
+    flags = ("avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16")
+    try:
+        words = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+    return torch.backends.mkldnn.is_available() and any(flag in words for flag in flags)
+
+
 def cpu_name() -> str:
     """The CPU as the kernel names it, with the vector instructions that PyTorch uses on it."""
     wanted = ("model name", "cpu family", "model", "vendor_id", "CPU implementer", "CPU part")
@@ -115,7 +159,7 @@ def cpu_name() -> str:
     return f"{platform.machine()}, {named}, {torch.backends.cpu.get_cpu_capability()}"
 
 
-def _file() -> Path:
+def _file(kind: str) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = hashlib.sha256(f"{cpu_name()} {torch.__version__}".encode()).hexdigest()[:12]
-    return cache / "molmo_ds" / f"products-{name}.json"
+    return cache / "molmo_ds" / f"{kind}-{name}.json"

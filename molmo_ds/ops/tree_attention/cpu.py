@@ -1,11 +1,14 @@
-"""Tree attention on the CPU: blocks of the mask (`mask_blocks.py`) where documents are long enough for them to pay."""
+"""Tree attention on the CPU: blocks of the mask (`mask_blocks.py`) where documents are long enough for them to pay.
+
+Elsewhere as the reference, but bf16 learns by the kernels of `flash_cpu.py`.
+"""
 
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from molmo_ds.ops.tree_attention import mask_blocks, reference
+from molmo_ds.ops.tree_attention import flash_cpu, mask_blocks, reference
 from molmo_ds.ops.tree_attention.reference import AttentionPlan
 
 
@@ -33,7 +36,12 @@ def plan(
 
 
 def usable(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float) -> bool:
-    """Whether the plan has blocks of q's type. An op without parameters may choose by sizes (`ops/dispatch.py`)."""
+    """Whether a faster way is known. An op without parameters may choose by sizes (`ops/dispatch.py`)."""
+    return has_blocks(q, plan, dropout_p) or flash_cpu.usable(q, dropout_p)
+
+
+def has_blocks(q: Tensor, plan: AttentionPlan | None, dropout_p: float) -> bool:
+    """Whether the plan has blocks of q's type."""
     if plan is None or torch.compiler.is_compiling():  # blocks would be compiled in
         return False
     return mask_blocks.usable(q, plan.prepared, dropout_p)
@@ -42,7 +50,9 @@ def usable(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_
 def tree_attention(
     q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float
 ) -> Tensor:
-    """q [B, H, T, d], k and v [B, G, T, d] -> [B, H, T, d]; plain where the plan has no blocks."""
-    if not usable(q, k, v, plan, dropout_p):  # the plan decides, also where a name is forced
-        return reference.tree_attention(q, k, v, plan, dropout_p)
-    return mask_blocks.attention(q, k, v, plan.prepared)
+    """q [B, H, T, d], k and v [B, G, T, d] -> [B, H, T, d]; plain where no faster way is known."""
+    if has_blocks(q, plan, dropout_p):  # the plan decides, also where a name is forced
+        return mask_blocks.attention(q, k, v, plan.prepared)
+    if flash_cpu.usable(q, dropout_p):
+        return reference.by(flash_cpu.attention, q, k, v, plan, dropout_p)
+    return reference.tree_attention(q, k, v, plan, dropout_p)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from molmo_ds.ops.tree_attention import reference
+from molmo_ds.ops.tree_attention import flash_cpu, reference
 
 # queries; measured on an AMD EPYC core, 64 to 128 take the same time and 256 is a tenth slower
 BLOCK = 128
@@ -23,8 +23,6 @@ GAP = 32  # fewer unseen keys than this between two runs of keys are taken along
 TYPES = (torch.float32, torch.bfloat16)
 WORTH = 0.8  # of the whole mask; above, one call for all is faster
 LONG = 8192  # tokens from which on no mask is kept; that of 8,192 takes 256 MiB in fp32
-_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Blocks:
     """The blocks of one mask, whose parts [t, s] are kept or, of long sequences, made from the ids at each use."""
 
     blocks: tuple[Block, ...]
-    dtype: torch.dtype
+    dtype: torch.dtype  # of the queries; the parts are float32
     kept: tuple[Tensor, ...] = ()
     ids: tuple[Tensor, Tensor, Tensor | None] | None = None  # of documents, branches and images
     # by R, [1, 1, R * t, s] of each block
@@ -58,7 +56,7 @@ class Blocks:
 
     def _made(self, block: Block) -> Tensor:
         seen = _rows(self.ids, block.begin, block.end)[block.row]
-        return _additive(_join(seen, block.keys, 1), self.dtype)
+        return _additive(_join(seen, block.keys, 1))
 
 
 def cut(mask: Tensor) -> Blocks | None:
@@ -75,7 +73,7 @@ def cut(mask: Tensor) -> Blocks | None:
             area += (end - begin) * sum(b - a for a, b in runs)
     if area > WORTH * rows * tokens * tokens:
         return None
-    kept = (_join(mask[one.row, 0, one.begin : one.end], one.keys, 1) for one in blocks)
+    kept = (_join(mask[one.row, 0, one.begin : one.end], one.keys, 1).float() for one in blocks)
     return Blocks(tuple(blocks), mask.dtype, tuple(kept))
 
 
@@ -109,8 +107,8 @@ def _runs(seen: Tensor) -> tuple[tuple[int, int], ...]:
     return tuple((a, b + 1) for a, b in zip(firsts, lasts))
 
 
-def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf"))
+def _additive(seen: Tensor) -> Tensor:
+    return torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))
 
 
 def _fold(mask: Tensor, group: int) -> Tensor:
@@ -130,7 +128,7 @@ class _Blocks(torch.autograd.Function):
         sums = []
         for block, mask in zip(blocks.blocks, blocks.masks(heads // k.shape[1])):
             (folded,), (keys, values) = _gather(block, k.shape[1], (q,), (k, v))
-            part, lse = _forward(folded, keys, values, 0.0, False, attn_mask=mask)
+            part, lse = flash_cpu.forward(folded, keys, values, mask)
             out[block.row, :, block.begin : block.end] = part.reshape(heads, -1, width)
             sums.append(lse)
         ctx.save_for_backward(q, k, v, out, *sums)
@@ -140,18 +138,20 @@ class _Blocks(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_out: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, *sums = ctx.saved_tensors
+        saved = ctx.saved_tensors[:4]
+        sums = ctx.saved_tensors[4:]
+        given = of_out.dtype
+        # cast whole, not block by block
+        q, k, v, out, of_out = (flash_cpu.wide(x) for x in (*saved, of_out))
         heads, _, width = q.shape[1:]
         of_q = torch.empty_like(q)
-        of_k = torch.zeros_like(k, dtype=torch.float32)
-        of_v = torch.zeros_like(v, dtype=torch.float32)
+        of_k = torch.zeros_like(k)
+        of_v = torch.zeros_like(v)
         masks = ctx.blocks.masks(heads // k.shape[1])
         for block, mask, lse in zip(ctx.blocks.blocks, masks, sums):
             queries, keys = _gather(block, k.shape[1], (of_out, q, out), (k, v))
             grad, folded, part = queries
-            of_folded, of_keys, of_values = _backward(
-                grad, folded, *keys, part, lse, 0.0, False, attn_mask=mask
-            )
+            of_folded, of_keys, of_values = flash_cpu.backward(grad, folded, *keys, part, lse, mask)
             of_q[block.row, :, block.begin : block.end] = of_folded.reshape(heads, -1, width)
             at = 0
             for first, last in block.keys:
@@ -159,7 +159,7 @@ class _Blocks(torch.autograd.Function):
                 of_k[block.row, :, first:last] += of_keys[0, :, at:end]
                 of_v[block.row, :, first:last] += of_values[0, :, at:end]
                 at = end
-        return of_q, of_k.to(k.dtype), of_v.to(v.dtype), None
+        return of_q.to(given), of_k.to(given), of_v.to(given), None
 
 
 def _gather(

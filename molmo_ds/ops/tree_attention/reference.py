@@ -40,6 +40,18 @@ def tree_attention(
     q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float = 0.0
 ) -> Tensor:
     """q [B, H, T, d], k and v [B, G, T, d] with H a multiple of G -> [B, H, T, d]; without a plan all see all."""
+    return by(F.scaled_dot_product_attention, q, k, v, plan, dropout_p)
+
+
+def by(
+    sdpa: Callable[..., Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: AttentionPlan | None,
+    dropout_p: float,
+) -> Tensor:
+    """The same by another function of the first five arguments of torch's scaled_dot_product_attention."""
     if plan is not None and plan.mask is None:  # made for another implementation
         plan = attention_plan(plan.document_ids, plan.branch_ids, q.dtype, plan.image_ids)
     group = q.shape[1] // k.shape[1]
@@ -48,10 +60,8 @@ def tree_attention(
         v = v.repeat_interleave(group, 1)
     # lengths would be compiled in
     if plan is None or torch.compiler.is_compiling() or plan.lengths is None:
-        return F.scaled_dot_product_attention(
-            q, k, v, None if plan is None else plan.mask, dropout_p
-        )
-    return _each_document(q, k, v, plan.mask, plan.lengths, dropout_p)
+        return sdpa(q, k, v, None if plan is None else plan.mask, dropout_p)
+    return _each_document(sdpa, q, k, v, plan.mask, plan.lengths, dropout_p)
 
 
 def visible(document_ids: Tensor, branch_ids: Tensor, image_ids: Tensor | None = None) -> Tensor:
@@ -91,7 +101,13 @@ def _lengths(document_ids: Tensor) -> tuple[int, ...] | None:
 
 
 def _each_document(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, lengths: tuple[int, ...], dropout_p: float
+    sdpa: Callable[..., Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor,
+    lengths: tuple[int, ...],
+    dropout_p: float,
 ) -> Tensor:
     batch, heads, tokens, width = q.shape
     rows = [
@@ -103,6 +119,6 @@ def _each_document(
     for one_q, one_k, one_v, length in zip(*rows, lengths):
         b, start = divmod(at, tokens)
         part = mask[b : b + 1, :, start : start + length, start : start + length]
-        out.append(F.scaled_dot_product_attention(one_q, one_k, one_v, part, dropout_p))
+        out.append(sdpa(one_q, one_k, one_v, part, dropout_p))
         at += length
     return torch.cat(out, 2).view(heads, batch, tokens, width).transpose(0, 1)

@@ -9,12 +9,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from molmo_ds.ops import dispatch
-from molmo_ds.ops.weighted_cross_entropy import chunks, sharded
+from molmo_ds.ops.weighted_cross_entropy import chunks, cpu, sharded
 from molmo_ds.ops.weighted_cross_entropy.chunks import CHUNK_ELEMENTS
 
 __all__ = ["CHUNK_ELEMENTS", "weighted_cross_entropy"]
 
 dispatch.register("weighted_cross_entropy", "torch", chunks.weighted_cross_entropy)
+dispatch.register("weighted_cross_entropy", "cpu", cpu.weighted_cross_entropy, cpu.usable)
 if dispatch.HAS_TRITON:
     from molmo_ds.ops.weighted_cross_entropy import triton
 

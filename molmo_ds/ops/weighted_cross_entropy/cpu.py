@@ -1,0 +1,67 @@
+"""The rows of the loss on a CPU in fewer passes over the logits: one fused softmax gives the sum and the gradient.
+
+The largest share of a row is 1 / sum(exp(x - max)), so logsumexp is the largest logit less its logarithm. The likeliest
+word is searched only where the label's logit is a largest one.
+
+Shapes: n rows of a chunk, V words.
+"""
+
+import torch
+from torch import Tensor
+
+from molmo_ds.ops.weighted_cross_entropy import chunks
+
+
+def usable(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    loss_weights: Tensor,
+    z_loss: float,
+    needs: tuple[bool, bool],
+    dtype: torch.dtype,
+) -> bool:
+    """Whether the tensors lie on a CPU."""
+    return hidden.device.type == "cpu"
+
+
+def weighted_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    loss_weights: Tensor,
+    z_loss: float,
+    needs: tuple[bool, bool],
+    dtype: torch.dtype,
+) -> tuple[Tensor, ...]:
+    """The three sums of hidden [R, D], weight [V, D], labels [R] and loss_weights [R]."""
+    sums, _, _ = chunks.loss(
+        hidden, weight, labels, loss_weights, z_loss, list(needs), dtype, "cpu"
+    )
+    return sums.unbind()
+
+
+def rows(logits: Tensor, labels: Tensor, weights: Tensor, z_loss: float, grad: bool) -> Tensor:
+    """Sums [n, 3] of each row; with `grad` the logits [n, V] are overwritten by their gradient."""
+    wide = logits.to(weights.dtype)
+    index = torch.arange(len(logits))
+    at_label = wide[index, labels]
+    top = wide.amax(-1)
+    right = at_label == top
+    equals = right.nonzero()[:, 0]
+    # the first of equal logits counts, as in torch.argmax
+    right[equals] = wide[equals].argmax(-1) == labels[equals]
+    # in place where the logits are wanted no more
+    free = grad or wide is not logits
+    shares = torch.softmax(wide, -1, out=wide) if free else torch.softmax(wide, -1)
+    lse = top - shares.amax(-1).log()
+    sums = torch.stack((lse - at_label, z_loss * lse**2, right.to(wide.dtype)), -1)
+    if grad:
+        shares.mul_((weights * (1 + 2 * z_loss * lse))[:, None])
+        shares[index, labels] -= weights
+        if shares is not logits:
+            logits.copy_(shares)
+    return sums * weights[:, None]
+
+
+chunks.ROWS["cpu"] = rows
