@@ -211,7 +211,7 @@ class RunConfig(Checked):
     dry_run: bool = False  # build everything and read one batch; nothing is trained or written
     global_batch: Size = 8  # sequences per step = lanes
     micro_batch: Size = 1  # sequences per rank and micro-step; divides global_batch
-    # auto = bf16 (autocast) on a GPU, and of a new run on a CPU where it pays; else fp32
+    # auto = bf16 (autocast) on a GPU, else fp32; a resumed run keeps its own
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     # what is recomputed in the backward pass; offload = full, inputs kept on the CPU
     activation_checkpointing: Literal[

@@ -75,10 +75,10 @@ def test_a_graph_for_each_kind_of_layer() -> None:
 AMONG_RANKS = [
     ("qwen2", "zero3_sp", False),
     # whose norm over all heads is a collective between two projections
-    ("olmo2", "zero3_tp", True),
+    ("olmo2", "zero3_tp", False),
 ]
 if EVERYTHING:
-    AMONG_RANKS += [("olmo2", "zero3_tp", False), ("qwen2", "zero3_tp", True)]
+    AMONG_RANKS += [("qwen2", "zero3_tp", True)]
 
 
 @pytest.mark.parametrize(("decoder", "strategy", "adapters"), AMONG_RANKS)

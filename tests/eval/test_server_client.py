@@ -153,6 +153,6 @@ def test_a_server_that_is_slow_counts_as_failed() -> None:
         return said("x")
 
     with ChatServer(late) as server:
-        client = ServerClient(server.url, first_delay=0.001, timeout=0.05)
+        client = ServerClient(server.url, model="made-up", first_delay=0.001, timeout=0.05)
         (reply,) = client.replies(asks("?"))
     assert reply.failed and "timed out" in reply.end

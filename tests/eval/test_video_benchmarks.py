@@ -18,6 +18,7 @@ from molmo_ds.data.sources.masks import runs_of, runs_of_coco
 from molmo_ds.data.sources.rows import load_rows
 from molmo_ds.data.sources.source import Item
 from molmo_ds.eval.benchmarks import BENCHMARKS
+from molmo_ds.eval.metrics import temp_compass, video_choice
 from molmo_ds.eval.metrics.pointing import inside
 from molmo_ds.eval.metrics.tracks import Detections, hota
 from molmo_ds.eval.metrics.video_places import read_count
@@ -203,3 +204,32 @@ def test_tracks_are_compared_frame_by_frame() -> None:
 )
 def test_a_count_is_read(reply: str, count: int | None) -> None:
     assert read_count(reply) == count
+
+
+NAMES = ["a dog runs", "a cat sleeps", "a man sits", "the cat", "it rains"]
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "reply", "letter"),
+    [
+        ("video_mme", "Each shows C", "C"),  # which has four options
+        ("perception_test", "E or B", "B"),
+        ("long_video_bench", "Best answer: C", "C"),
+        ("ego_schema", "a C)", None),  # a bracket alone is no name
+        ("ego_schema", "C) e answer E.", "E"),
+        ("ego_schema", "it may be that the cat sleeps or it rains", "D"),
+        ("nextqa", "B. a cat", "B"),
+        ("muir_bench", "B: a cat", "B"),
+        ("muir_bench", "B. a cat", None),
+    ],
+)
+def test_letters_as_the_reference_reads_them(benchmark: str, reply: str, letter: str | None):
+    """Results of mattw-ai2/robo_mm_olmo_gantry 6832f80, olmo/eval/vqa.py and evaluators.py; None = it draws one."""
+    assert video_choice.READERS[benchmark](reply, NAMES) == letter
+
+
+def test_a_caption_with_a_full_stop_more_is_not_that_caption():
+    question = "Which?\nCaption A: a dog runs\nCaption B: a cat sits"
+    read = [("a dog runs", True), ("a dog runs.", None), ("A.", True), ("(A) a dog runs", True)]
+    for reply, right in read:
+        assert temp_compass.caption(reply, "Caption A: a dog runs", question) is right

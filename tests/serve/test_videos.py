@@ -45,8 +45,12 @@ RECORDS = {  # what a shard says of a video
 
 @pytest.fixture(scope="module")
 def molmo2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a micro Molmo2."""
-    return weights_folder(tmp_path_factory.mktemp("molmo2"), 1024, "tiny_molmo2")
+    """Weights of a micro Molmo2, whose tokenizer knows no chat."""
+    folder = weights_folder(tmp_path_factory.mktemp("molmo2"), 1024, "tiny_molmo2")
+    with open(folder / "config.yaml", "a") as said:
+        said.write("data: {prompts: {message_format: role}}\n")
+    (folder / "checksums.json").unlink()
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +75,8 @@ def body(url: str, **keys: Any) -> dict[str, Any]:
 
 def made_by_training(prompts: Prompts, record: dict[str, Any]) -> Sample:
     """The sample that learns `x` from the same record."""
-    asked = {"style": "demo", "question": QUESTION, "answer": "x"}
+    style = prompts.builder.prompts.free_style
+    asked = {"style": style, "question": QUESTION, "answer": "x"}
     return prompts.builder.build({**record, "annotations": [asked]}, RandomState(0))
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from molmo_ds import presets
 from molmo_ds.architecture import MolmoConfig
-from molmo_ds.config import LoraConfig
+from molmo_ds.config import LoraConfig, PromptConfig
 from molmo_ds.engine.shares.tensor_shards import COLUMNS, ROWS
 from molmo_ds.model import lora
 from molmo_ds.model.families import molmo_names
@@ -351,7 +351,7 @@ def test_a_released_folder_says_how_to_crop_and_to_ask(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(values))
     assert (
         released_config.read(tmp_path) == presets.get("molmo_7b_d")
-        and released_config.prompts(tmp_path) == {}
+        and released_config.prompts(tmp_path, "molmo") == PromptConfig()
     )
     (tmp_path / "preprocessor_config.json").write_text(
         '{"max_crops": 20, "overlap_margins": [3, 5]}'
@@ -361,4 +361,6 @@ def test_a_released_folder_says_how_to_crop_and_to_ask(tmp_path: Path) -> None:
     (tmp_path / "processor_config.json").write_text(
         '{"message_format": "none", "processor_class": "MolmoProcessor"}'
     )
-    assert released_config.prompts(tmp_path) == {"message_format": "none"}
+    for family, usual in released_config.FAMILY.items():
+        found = released_config.prompts(tmp_path, family)
+        assert found == replace(usual, message_format="none"), family

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from molmo_ds.eval.metrics.video_choice import first_word_end, score_letter
+from molmo_ds.eval.metrics.video_choice import first_named, score_letter
 from molmo_ds.eval.task import Split, Task
 
 TASKS = [
@@ -15,7 +15,7 @@ TASKS = [
             "test": Split(shards="ego_schema-test", questions=5031, public=False),
         },
         max_new_tokens=32,
-        score=partial(score_letter, read=first_word_end, name="ego_schema_mc"),
+        score=partial(score_letter, read=first_named, name="ego_schema_mc"),
         headline="ego_schema_mc",
     )
 ]

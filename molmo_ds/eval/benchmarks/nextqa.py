@@ -2,8 +2,7 @@
 
 from functools import partial
 
-from molmo_ds.eval.metrics.mmmu import read_choice
-from molmo_ds.eval.metrics.video_choice import score_letter
+from molmo_ds.eval.metrics.video_choice import last_named, score_letter
 from molmo_ds.eval.row import by_metadata
 from molmo_ds.eval.task import Split, Task
 
@@ -14,7 +13,7 @@ TASKS = [
         styles=("video_eval_multiple_choice",),
         splits={"test": Split(shards="nextqa_mc-test", questions=8564)},
         max_new_tokens=12,
-        score=partial(score_letter, read=read_choice, name="nextqa_mc"),
+        score=partial(score_letter, read=last_named, name="nextqa_mc"),
         headline="nextqa_mc",
         categories=by_metadata("question_type"),
     )

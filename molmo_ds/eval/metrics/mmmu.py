@@ -34,13 +34,20 @@ def mmmu_score(
     return float((read_choice(response, options) or rng.choice(list(named))) in answers)
 
 
-def read_choice(response: str, options: Sequence[str]) -> str | None:
-    """The letter that a reply names last, in brackets, alone or by its option's text; None if there is none."""
+FORMS = ("({})", " {} ")  # of a letter in a reply
+
+
+def read_choice(response: str, options: Sequence[str], forms: Sequence[str] = FORMS) -> str | None:
+    """The letter that a reply names last, in brackets, alone or by its option's text; None if there is none.
+
+    Args:
+        forms: of a letter; the first that the reply has counts.
+    """
     for mark in ",.!?;:'":
         response = response.strip(mark)
     response = f" {response} "
     named = _named(options)
-    for pattern in ("({})", " {} "):
+    for pattern in forms:
         found = {letter: response.rfind(pattern.format(letter)) for letter in named}
         if max(found.values(), default=-1) >= 0:
             return max(found, key=found.get)

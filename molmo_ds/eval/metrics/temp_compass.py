@@ -44,13 +44,14 @@ def yes_or_no(reply: str, answer: str, question: str) -> bool | None:
 def caption(reply: str, answer: str, question: str) -> bool | None:
     """Whether the reply is the answer `Caption A: text`, its name, its letter or its text."""
     lines = [line.partition(": ") for line in question.split("\n")[1:] if ": " in line]
-    known = set()
-    for name, _, text in lines:
-        known |= {f"{name}: {text}", name, _SORT.sub("", name), text}
-    said = next((one for one in (reply, reply.replace(".", "")) if one in known), None)
-    if said is None and ") " in reply:
-        text = reply.split(") ")[1]
-        said = text if text in known else None
+    names = {name for name, _, _ in lines} | {_SORT.sub("", name) for name, _, _ in lines}
+    texts = {text for _, _, text in lines}
+    whole = {f"{name}: {text}" for name, _, text in lines}
+    said = next((one for one in (reply, reply.replace(".", "")) if one in names), None)
+    if said is None and reply in whole | texts:
+        said = reply
+    if said is None and ") " in reply and reply.split(") ")[1] in texts:
+        said = reply.split(") ")[1]
     if said is None:
         return None
     name, _, text = answer.partition(": ")

@@ -1,7 +1,7 @@
 """Multiple choice about videos: which letter a reply names, by the rule of each benchmark.
 
 Source: mattw-ai2/robo_mm_olmo_gantry 6832f80, olmo/eval/evaluators.py and vqa.py.
-MUIRBench and NExT-QA are read as MMMU is.
+MUIRBench and NExT-QA are read as MMMU is, and a letter may stand before a colon or a full stop.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import re
 from collections.abc import Callable, Sequence
 from string import ascii_uppercase
 
-from molmo_ds.eval.metrics.mmmu import read_choice
+from molmo_ds.eval.metrics.mmmu import FORMS, read_choice
 from molmo_ds.eval.metrics.reply import parse_answer
 from molmo_ds.eval.row import Row, Scores
 
 Reader = Callable[[str, Sequence[str]], str | None]  # (reply, options) -> letter
 LETTERS = "ABCDE"
+OF_FOUR = "ABCD"
 _STARTS = re.compile(r"[A-Za-z]\b")  # an answer that is a letter, maybe with more behind it
 # words before a letter that hold capitals of their own
 _BEST = re.compile(r"Best (?:answer|option):")
@@ -33,20 +34,42 @@ def first_letter_after_lead(reply: str, options: Sequence[str]) -> str | None:
 
     The reference lacks a comma between `Best answer:` and `Best option:`, so that it reads a B there.
     """
-    found = re.search("[ABCD]", _LEADS.sub("", reply))
+    found = re.search(f"[{OF_FOUR}]", _LEADS.sub("", reply))
     return found[0] if found else None
 
 
 def first_word(reply: str, options: Sequence[str]) -> str | None:
-    """The first capital of A to E that is a word (Perception Test)."""
-    found = re.search(rf"\b[{LETTERS}]\b", reply)
+    """The first capital of A to D that is a word (Perception Test)."""
+    found = re.search(rf"\b[{OF_FOUR}]\b", reply)
     return found[0] if found else None
 
 
-def first_word_end(reply: str, options: Sequence[str]) -> str | None:
-    """The first capital of A to E that ends a word (EgoSchema)."""
-    found = re.search(rf"[{LETTERS}]\b", reply)
-    return found[0] if found else None
+def first_named(reply: str, options: Sequence[str]) -> str | None:
+    """The option that is named first, in brackets or before a blank or a full stop (EgoSchema).
+
+    In a reply of more than five words without such a letter it is that whose text stands first. Of a name that comes
+    more than once the last place counts.
+    """
+    for mark in ",.!?;:'":
+        reply = reply.strip(mark)
+    reply = f" {reply} "
+    names = [(letter, form.format(letter)) for form in ("({})", "{} ", "{}.") for letter in LETTERS]
+    places = [(reply.rfind(name), letter) for letter, name in names if name in reply]
+    if not places and len(reply.split()) > 5:
+        texts = [text.strip().lower() for text in options]
+        reply = reply.lower()
+        places = [(reply.rfind(text), name) for name, text in zip(LETTERS, texts) if text in reply]
+    return min(places)[1] if places else None
+
+
+def last_named(reply: str, options: Sequence[str]) -> str | None:
+    """As `read_choice`, or the last letter before a full stop (NExT-QA)."""
+    return read_choice(reply, options, (*FORMS, "{}."))
+
+
+def last_named_or_colon(reply: str, options: Sequence[str]) -> str | None:
+    """As `read_choice`, or the last letter before a colon (MUIRBench)."""
+    return read_choice(reply, options, (*FORMS, "{}:"))
 
 
 def starts_with(reply: str, letter: str) -> bool:
@@ -144,10 +167,10 @@ def score_mmiu(reply: str, row: Row) -> Scores:
 
 
 READERS: dict[str, Reader] = {
-    "ego_schema": first_word_end,
+    "ego_schema": first_named,
     "long_video_bench": first_letter,
-    "muir_bench": read_choice,
-    "nextqa": read_choice,
+    "muir_bench": last_named_or_colon,
+    "nextqa": last_named,
     "perception_test": first_word,
     "video_mme": first_letter_after_lead,
 }

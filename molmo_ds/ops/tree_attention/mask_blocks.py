@@ -138,11 +138,11 @@ class _Blocks(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_out: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors[:4]
-        sums = ctx.saved_tensors[4:]
+        saved = ctx.saved_tensors  # read once: recomputation gives each only once
+        sums = saved[4:]
         given = of_out.dtype
         # cast whole, not block by block
-        q, k, v, out, of_out = (flash_cpu.wide(x) for x in (*saved, of_out))
+        q, k, v, out, of_out = (flash_cpu.wide(x) for x in (*saved[:4], of_out))
         heads, _, width = q.shape[1:]
         of_q = torch.empty_like(q)
         of_k = torch.zeros_like(k)
