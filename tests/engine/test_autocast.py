@@ -27,6 +27,8 @@ OTHERS = [
     ("zero0", "qwen2"),
     ("zero2", "qwen2"),
     ("zero3_offload", "qwen2"),
+    ("zero3_tp_offload", "qwen2"),
+    ("zero3_ep_offload", "olmoe"),
     ("zero3_hpz", "qwen2"),
     ("zero2_ep", "olmoe"),
     ("pipe_zero1", "qwen2"),
