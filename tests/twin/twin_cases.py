@@ -84,7 +84,9 @@ ONE_OF_EACH = [
     Case("zero3_sp"),
     Case("zero3_tp"),
     Case("zero2_ep", decoder="olmoe"),
+    Case("zero3_tp_offload"),
     Case("zero3_ep", decoder="olmoe", recomputed="full"),
+    Case("zero3_ep_offload", decoder="olmoe"),
     Case("zero3_sp_ep", decoder="olmoe"),
     Case("pipe_zero1", adapters=True),
     Case("pipe_dualpipev", micro_batch=2),
@@ -94,7 +96,7 @@ ONE_OF_EACH = [
 
 
 # pairs of kinds that CI sees apart, and on the CPU together
-BY_HAND = ("zero3_sp_ep", "pipe_zero1_ep", "zero3_ep_tp")
+BY_HAND = ("zero3_sp_ep", "zero3_tp_offload", "zero3_ep_offload", "pipe_zero1_ep", "zero3_ep_tp")
 IN_BF16 = (("zero1", "vision"), ("zero3", "full"), ("pipe_dualpipev", "none"))
 
 
