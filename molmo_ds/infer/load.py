@@ -27,6 +27,9 @@ from molmo_ds.weights.source import Source, open_source, tokenizer_folder
 Precision = Literal["fp32", "bf16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
+# tokens of a packed prefill on a CPU, whose mask takes the square of them; a GPU makes none
+CPU_PREFILL = 1024
+
 
 @dataclass(frozen=True)
 class Answerer:
@@ -57,6 +60,8 @@ class Answerer:
         """The model as a Replica; a prompt and its answer have all positions that it knows."""
         known = self.model.config.text.max_position_embeddings
         limits = Limits(slots=slots, slot_tokens=known)
+        if self.device.type == "cpu":
+            limits = replace(limits, prefill_tokens=CPU_PREFILL)
         return Replica.of(self.model, self.builder.tokenizer.eos, limits)
 
 
