@@ -17,6 +17,7 @@ NAMES = {  # module -> names that are defined, or set on an object, there
     "deepspeed.runtime.utils": "partition_balanced",
     "deepspeed.runtime.zero.muon.muon_optimizer": "MuonWithAuxAdam",
     "deepspeed.runtime.zero.muon.original_muon": "muon_update",
+    "deepspeed.runtime.zero.parameter_offload": "backward_hooks forward_hooks post_bwd_fn pre_bwd_fn",
     "deepspeed.runtime.zero.partition_parameters": """
         ds_id ds_numel ds_secondary_tensor ds_shape ds_tensor final_location nvme_swapper
     """,
@@ -26,8 +27,8 @@ NAMES = {  # module -> names that are defined, or set on an object, there
         _reassign_or_swap_out_partitioned_parameters _release_swap_buffers _swappable_optimizer_subgroup
         averaged_gradients fp16_groups fp16_partitioned_groups_flat_numel fp32_partitioned_groups_flat
         get_grad_norm_direct get_param_id grad_partitions_flat_buffer grad_position module norm_for_param_grads
-        offload_optimizer optimizer_swapper params_in_nvme_and_cpu persistent_parameters sub_group_to_group_id
-        swap_optimizer
+        offload_optimizer optimizer_swapper parameter_offload params_in_nvme_and_cpu persistent_parameters
+        sub_group_to_group_id swap_optimizer
     """,
     "deepspeed.runtime.zero.stage_1_and_2": """
         _configure_moe_settings averaged_gradients cpu_offload has_moe_layers is_moe_group
@@ -35,5 +36,6 @@ NAMES = {  # module -> names that are defined, or set on an object, there
     """,
     "deepspeed.utils.groups": "_get_expert_data_parallel_group _get_expert_parallel_group _init_tp_mesh_device",
     "deepspeed.utils.mixed_precision_linkage": "_hp_mapping",
+    "deepspeed.utils.nvtx": "enable_nvtx",
     "deepspeed.utils.tensor_fragment": "hp_fragment_address lp_fragment_address param_group_index",
 }

@@ -77,6 +77,7 @@ class DeepSpeedEngine:
         self.order.watch(self.model.named_parameters())
         self.engine = self.initialize()
         deepspeed_0_19.take_no_norm(self.engine)
+        deepspeed_0_19.lighten_hooks(self.engine)
         for part in self.parts:
             part.settle(self.engine, self.model)
         self.feeder = Feeder(world.device)

@@ -28,6 +28,8 @@ OTHERS = {  # of Python, torch and accelerate
     "_fields",
     "_foreach_mul_",
     "_foreach_norm",
+    "_forward_hooks",
+    "_forward_pre_hooks",
     "_get_default_store",
     "_inductor",
     "_make",
@@ -106,7 +108,7 @@ def test_the_list_is_whole() -> None:
     private = {name for name in touched if name.startswith(("_", "ds_"))} - {"__init__"}
     ours = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     ours.add("__compatible_ops__")
-    assert private - ours <= EVERY, "used and not listed"
+    assert private - ours - OTHERS <= EVERY, "used and not listed"
     functions = text[text.index("MODEL_STEP") :]
     unused = {name for name in EVERY if not re.search(rf"\b{name}\b", functions)}
     assert not unused, "listed and not used"
