@@ -5,7 +5,7 @@ from pathlib import Path
 import golden_files
 import pytest
 
-PARTS = ("A_model", "B_preproc", "D_metrics", "E_optim", "F_recipes", "G_video")
+PARTS = ("A_model", "B_preproc", "C_text", "D_metrics", "E_optim", "F_recipes", "G_video")
 
 
 @pytest.fixture(scope="session")
