@@ -6,6 +6,7 @@ Sums are math.fsum's, which rounds once, so that neither the order of rows nor t
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,8 +15,10 @@ from molmo_ds.eval.row import UNREADABLE, Row, Scores
 from molmo_ds.eval.task import MODELS, Task
 
 WHOLE_GROUPS = "m_b_acc"  # the name of allenai/molmo's later code
-GUESSES = 20  # constant answers that are tried for the chance level, the commonest truths
+GUESSES = 20  # constant answers of each kind that are tried for the chance level
 TRIED_ON = 1000  # rows that each of them is tried on
+_POINTS = re.compile(r"<points?\b.*?</points?>", re.S)
+_LABELS = re.compile(r'alt=".*?(?=</points?>)', re.S)  # of points: what they show
 REFERENCE_NAMES = {"anls": "ansl"}  # our name of a metric -> the reference's, where they differ
 Figure = dict[str, float | int | None]
 
@@ -179,21 +182,33 @@ def mean(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def chance_level(task: Task, rows: Iterable[Row]) -> dict[str, float]:
     """What the best constant answer would score, metric by metric; nothing where no truth is public.
 
-    The GUESSES commonest truths are tried on TRIED_ON rows at equal distances in the order of their ids.
+    Tried on TRIED_ON rows at equal distances in the order of their ids are the GUESSES commonest truths, and one truth
+    each of the commonest texts around points and of the commonest places: with labels and points in them hardly two
+    truths are equal, and the count or the places that are guessed best may be in none of the commonest.
     """
     known = {row.id: (row, truth) for row in rows if (truth := task.truth(row)) is not None}
     order = sorted(known)
     distance = math.ceil(len(order) / TRIED_ON) or 1
     chosen = [known[name] for name in order[::distance]]
-    commonest = sorted(
-        Counter(truth for _, truth in chosen).items(), key=lambda pair: (-pair[1], pair[0])
-    )
+    truths = by_number([truth for _, truth in chosen])
+    guesses = truths[:GUESSES]
+    for pattern in (_POINTS, _LABELS):
+        one_each: dict[str, str] = {}
+        for truth in truths:
+            one_each.setdefault(pattern.sub("", truth), truth)
+        kinds = by_number([pattern.sub("", truth) for _, truth in chosen])
+        guesses += [one_each[kind] for kind in kinds[:GUESSES]]
     best: dict[str, float] = {}
-    for guess, _ in commonest[:GUESSES]:
+    for guess in dict.fromkeys(guesses):
         for name, value in mean([task.score(guess, row) for row, _ in chosen]).items():
             best[name] = max(value, best.get(name, 0.0))
     best.pop(UNREADABLE, None)
     return best
+
+
+def by_number(texts: Sequence[str]) -> list[str]:
+    """The distinct ones, the commonest first, of equally common ones the first by alphabet."""
+    return [text for text, _ in sorted(Counter(texts).items(), key=lambda one: (-one[1], one[0]))]
 
 
 def average(results: Iterable[Mapping[str, Any]]) -> float | None:

@@ -117,6 +117,18 @@ def test_chance_is_the_best_constant_answer():
     assert chance_level(BENCHMARKS["short_answers"], [row({"style": "vqa2"})]) == {}
 
 
+def test_chance_of_counts_whose_points_all_differ():
+    """30 ones and 25 threes at places of their own come before all twos, of which 2 is within one of every count."""
+    counts = [1] * 30 + [3] * 25 + [2] * 20
+    known = [
+        {"style": "point_count", "points": [[i, j] for j in range(n)], "label": "x"}
+        for i, n in enumerate(counts)
+    ]
+    known += [dict(one) for one in known[:55]]  # so that ones and threes are the commonest texts
+    found = chance_level(BENCHMARKS["counts"], [row(one, str(i)) for i, one in enumerate(known)])
+    assert (found["correct"], found["close"]) == (60 / 130, 1.0)
+
+
 def test_mean_is_over_the_rows_that_have_a_name():
     assert mean([{"a": 1.0}, {"a": 0.0, "b": 0.5}]) == {"a": 0.5, "b": 0.5}
 
@@ -168,3 +180,21 @@ def test_what_makes_a_prompt_holds_no_truth():
         "point_scale": 100,
         "options": ["a"],
     }
+
+
+def test_chance_of_points_that_each_have_a_label_of_their_own():
+    """21 labels with two points each come first; the one place of the others, each of a label once, is right in 30."""
+    corner = {
+        "style": "pointing",
+        "points": [[10, 10]],
+        "point_scale": 100,
+        "boxes": [[15, 5, 25, 15]],
+    }
+    known = [{**corner, "label": f"thing {i}"} for i in range(30)]
+    for i in range(21):
+        place = [30 + 3 * i, 90]
+        box = [2 * place[0] - 1, 85, 2 * place[0] + 1, 95]
+        other = {**corner, "label": f"other {i}", "points": [place], "boxes": [box]}
+        known += [other, dict(other)]
+    found = chance_level(BENCHMARKS["points"], [row(one, str(i)) for i, one in enumerate(known)])
+    assert found["f1"] == pytest.approx(30 / 72)
