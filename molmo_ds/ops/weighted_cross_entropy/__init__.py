@@ -4,6 +4,8 @@ The reference holds all logits at once; what runs as "torch" is the chunked one 
 R rows, D width, V words.
 """
 
+from functools import partial
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -14,14 +16,14 @@ from molmo_ds.ops.weighted_cross_entropy.chunks import CHUNK_ELEMENTS
 
 __all__ = ["CHUNK_ELEMENTS", "weighted_cross_entropy"]
 
-dispatch.register("weighted_cross_entropy", "torch", chunks.weighted_cross_entropy)
-dispatch.register("weighted_cross_entropy", "cpu", cpu.weighted_cross_entropy, cpu.usable)
+OP = "weighted_cross_entropy"
+dispatch.register(OP, "torch", chunks.weighted_cross_entropy)
+dispatch.register(OP, "cpu", partial(chunks.weighted_cross_entropy, by="cpu"), cpu.usable)
 if dispatch.HAS_TRITON:
     from molmo_ds.ops.weighted_cross_entropy import triton
 
-    dispatch.register(
-        "weighted_cross_entropy", "triton", triton.weighted_cross_entropy, triton.usable
-    )
+    by_triton = partial(chunks.weighted_cross_entropy, by="triton")
+    dispatch.register(OP, "triton", by_triton, triton.usable)
 
 
 def weighted_cross_entropy(
@@ -57,9 +59,7 @@ def weighted_cross_entropy(
         return sharded.weighted_cross_entropy(
             hidden, weight, labels, loss_weights, z_loss, needs, dtype, group
         )
-    return dispatch.call(
-        "weighted_cross_entropy", hidden, weight, labels, loss_weights, z_loss, needs, dtype
-    )
+    return dispatch.call(OP, hidden, weight, labels, loss_weights, z_loss, needs, dtype)
 
 
 def _looked_up(labels: Tensor, loss_weights: Tensor, words: int) -> Tensor:

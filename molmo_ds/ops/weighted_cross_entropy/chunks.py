@@ -24,9 +24,13 @@ def weighted_cross_entropy(
     z_loss: float,
     needs: tuple[bool, bool],
     dtype: torch.dtype,
+    by: str = "torch",
 ) -> tuple[Tensor, ...]:
-    """The three sums of hidden [R, D], weight [V, D], labels [R] and loss_weights [R], with logits in `dtype`."""
-    sums, _, _ = loss(hidden, weight, labels, loss_weights, z_loss, list(needs), dtype, "torch")
+    """The three sums of hidden [R, D], weight [V, D], labels [R] and loss_weights [R], with logits in `dtype`.
+
+    `by` names what computes a chunk's rows: a key of ROWS.
+    """
+    sums, _, _ = loss(hidden, weight, labels, loss_weights, z_loss, list(needs), dtype, by)
     return sums.unbind()
 
 

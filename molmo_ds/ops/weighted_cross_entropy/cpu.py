@@ -6,39 +6,17 @@ word is searched only where the label's logit is a largest one.
 Shapes: n rows of a chunk, V words.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from molmo_ds.ops.weighted_cross_entropy import chunks
 
 
-def usable(
-    hidden: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    loss_weights: Tensor,
-    z_loss: float,
-    needs: tuple[bool, bool],
-    dtype: torch.dtype,
-) -> bool:
+def usable(hidden: Tensor, *others: Any) -> bool:
     """Whether the tensors lie on a CPU."""
     return hidden.device.type == "cpu"
-
-
-def weighted_cross_entropy(
-    hidden: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    loss_weights: Tensor,
-    z_loss: float,
-    needs: tuple[bool, bool],
-    dtype: torch.dtype,
-) -> tuple[Tensor, ...]:
-    """The three sums of hidden [R, D], weight [V, D], labels [R] and loss_weights [R]."""
-    sums, _, _ = chunks.loss(
-        hidden, weight, labels, loss_weights, z_loss, list(needs), dtype, "cpu"
-    )
-    return sums.unbind()
 
 
 def rows(logits: Tensor, labels: Tensor, weights: Tensor, z_loss: float, grad: bool) -> Tensor:

@@ -4,6 +4,8 @@ Shapes: n rows of a chunk, V words; BLOCK columns at once. All arithmetic is flo
 atomics: a result is the same bit for bit each time.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -15,33 +17,9 @@ from molmo_ds.ops.weighted_cross_entropy import chunks
 WARPS = 8
 
 
-def usable(
-    hidden: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    loss_weights: Tensor,
-    z_loss: float,
-    needs: tuple[bool, bool],
-    dtype: torch.dtype,
-) -> bool:
+def usable(hidden: Tensor, weight: Tensor, *others: Any) -> bool:
     """Whether the kernel can take these: by devices and types."""
     return dispatch.on_gpu(hidden, weight)
-
-
-def weighted_cross_entropy(
-    hidden: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    loss_weights: Tensor,
-    z_loss: float,
-    needs: tuple[bool, bool],
-    dtype: torch.dtype,
-) -> tuple[Tensor, ...]:
-    """The three sums of hidden [R, D], weight [V, D], labels [R] and loss_weights [R]."""
-    sums, _, _ = chunks.loss(
-        hidden, weight, labels, loss_weights, z_loss, list(needs), dtype, "triton"
-    )
-    return sums.unbind()
 
 
 def rows(logits: Tensor, labels: Tensor, weights: Tensor, z_loss: float, grad: bool) -> Tensor:
