@@ -193,10 +193,10 @@ def chance_level(task: Task, rows: Iterable[Row]) -> dict[str, float]:
     truths = by_number([truth for _, truth in chosen])
     guesses = truths[:GUESSES]
     for pattern in (_POINTS, _LABELS):
-        one_each: dict[str, str] = {}
-        for truth in truths:
-            one_each.setdefault(pattern.sub("", truth), truth)
-        kinds = by_number([pattern.sub("", truth) for _, truth in chosen])
+        kind_of = {truth: pattern.sub("", truth) for truth in truths}
+        kinds = by_number([kind_of[truth] for _, truth in chosen])
+        # the commonest truth of a kind is the last one set
+        one_each = {kind_of[truth]: truth for truth in reversed(truths)}
         guesses += [one_each[kind] for kind in kinds[:GUESSES]]
     best: dict[str, float] = {}
     for guess in dict.fromkeys(guesses):
