@@ -23,9 +23,9 @@ def most_valuable(
     unit = max(1, tokens // UNITS)
     room = tokens // unit
     units = [-(-length // unit) for length, _ in sizes]
-    whole = [index for index, length in enumerate(units) if length >= room]
-    if with_oldest:  # it comes first, or full sequences could make it wait for ever
-        whole = [0] if units[0] >= room else []
+    # the oldest comes first where it is asked for, or full sequences could make it wait for ever
+    first = units[:1] if with_oldest else units
+    whole = [index for index, length in enumerate(first) if length >= room]
     if whole:
         return whole[:1]
     worth = [length + crop_weight * cost for length, cost in sizes]
