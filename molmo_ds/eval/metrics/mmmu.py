@@ -43,9 +43,7 @@ def read_choice(response: str, options: Sequence[str], forms: Sequence[str] = FO
     Args:
         forms: of a letter; the first that the reply has counts.
     """
-    for mark in ",.!?;:'":
-        response = response.strip(mark)
-    response = f" {response} "
+    response = between_blanks(response)
     named = _named(options)
     for pattern in forms:
         found = {letter: response.rfind(pattern.format(letter)) for letter in named}
@@ -56,6 +54,13 @@ def read_choice(response: str, options: Sequence[str], forms: Sequence[str] = FO
         if max(found.values(), default=-1) >= 0:
             return max(found, key=found.get)
     return None
+
+
+def between_blanks(text: str) -> str:
+    """A text without the marks at its ends, a blank before and after it, so that a word is found as ` word `."""
+    for mark in ",.!?;:'":
+        text = text.strip(mark)
+    return f" {text} "
 
 
 def score_mmmu(reply: str, row: Row) -> Scores:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from string import ascii_uppercase
 
-from molmo_ds.eval.metrics.mmmu import FORMS, read_choice
+from molmo_ds.eval.metrics.mmmu import FORMS, between_blanks, read_choice
 from molmo_ds.eval.metrics.reply import parse_answer
 from molmo_ds.eval.row import Row, Scores
 
@@ -25,8 +25,7 @@ _LEADS = re.compile(r"(?:Best answer|Best option|Answer|Option):")
 
 def first_letter(reply: str, options: Sequence[str]) -> str | None:
     """The first capital of A to E once `Best answer:` is dropped, wherever it stands (LongVideoBench)."""
-    found = re.search(f"[{LETTERS}]", _BEST.sub("", reply))
-    return found[0] if found else None
+    return _first(f"[{LETTERS}]", _BEST.sub("", reply))
 
 
 def first_letter_after_lead(reply: str, options: Sequence[str]) -> str | None:
@@ -34,13 +33,16 @@ def first_letter_after_lead(reply: str, options: Sequence[str]) -> str | None:
 
     The reference lacks a comma between `Best answer:` and `Best option:`, so that it reads a B there.
     """
-    found = re.search(f"[{OF_FOUR}]", _LEADS.sub("", reply))
-    return found[0] if found else None
+    return _first(f"[{OF_FOUR}]", _LEADS.sub("", reply))
 
 
 def first_word(reply: str, options: Sequence[str]) -> str | None:
     """The first capital of A to D that is a word (Perception Test)."""
-    found = re.search(rf"\b[{OF_FOUR}]\b", reply)
+    return _first(rf"\b[{OF_FOUR}]\b", reply)
+
+
+def _first(pattern: str, reply: str) -> str | None:
+    found = re.search(pattern, reply)
     return found[0] if found else None
 
 
@@ -50,9 +52,7 @@ def first_named(reply: str, options: Sequence[str]) -> str | None:
     In a reply of more than five words without such a letter it is that whose text stands first. Of a name that comes
     more than once the last place counts.
     """
-    for mark in ",.!?;:'":
-        reply = reply.strip(mark)
-    reply = f" {reply} "
+    reply = between_blanks(reply)
     names = [(letter, form.format(letter)) for form in ("({})", "{} ", "{}.") for letter in LETTERS]
     places = [(reply.rfind(name), letter) for letter, name in names if name in reply]
     if not places and len(reply.split()) > 5:
