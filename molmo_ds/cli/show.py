@@ -29,7 +29,9 @@ def main(arguments: list[str] | None = None) -> None:
         "--examples", type=int, default=8, help="answers of each evaluation (default: %(default)s)"
     )
     parser.add_argument(
-        "--verify", action="store_true", help="read all checkpoints whole and compare their checksums"
+        "--verify",
+        action="store_true",
+        help="read all checkpoints whole and compare their checksums",
     )
     args = parser.parse_args(arguments)
     if args.samples < 0 or args.examples < 0:
