@@ -68,6 +68,14 @@ def told(config: RunConfig, folder: RunFolder) -> list[str]:
     ]
 
 
+def earlier(config: RunConfig, folder: Path) -> dict[str, Any] | None:
+    """The settings that the run in `folder` was last started with, if `config` continues it."""
+    saved = folder / "config.yaml"
+    if not config.resume or not saved.is_file():
+        return None
+    return yaml.safe_load(saved.read_text())
+
+
 def claim_folder(config: RunConfig, out: Path, finished: bool) -> None:
     """Make `out` and write the resolved configuration into it, after validation."""
     out.mkdir(parents=True, exist_ok=True)

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import psutil
 import torch
-import yaml
 
 from molmo_ds.config import RunConfig
 from molmo_ds.engine import refusals
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.plan.plan_memory import plan
 from molmo_ds.engine.strategy import AUTO, Strategy, read_strategy
+from molmo_ds.stores import same_run
 
 log = logging.getLogger("molmo_ds")
 RESERVED = 2e9  # bytes of a GPU for CUDA's context and NCCL, which the plan does not know
@@ -204,10 +204,7 @@ def _again(path: str, config: RunConfig, world: int, room: Room) -> Candidate | 
 
 def _earlier(config: RunConfig, folder: Path) -> str | None:
     # the strategy of a run that this one continues
-    saved = folder / "config.yaml"
-    if not config.resume or not saved.is_file():
-        return None
-    path = yaml.safe_load(saved.read_text()).get("strategy")
+    path = (same_run.earlier(config, folder) or {}).get("strategy")
     return path if path not in (AUTO, "accelerate") else None
 
 

@@ -10,12 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
 from molmo_ds.config import RunConfig
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.strategy import AUTO, read_strategy
 from molmo_ds.ops.linear import library
+from molmo_ds.stores import same_run
 
 log = logging.getLogger("molmo_ds")
 WIDE = 256  # of a decoder; a step of one 128 wide gains a tenth (Sapphire Rapids with AMX)
@@ -55,10 +54,10 @@ def _would_cast(config: RunConfig) -> bool:
 
 def _earlier(config: RunConfig, folder: Path, on_gpu: bool) -> Precision | None:
     # the precision of a run that this one continues
-    saved = folder / "config.yaml"
-    if not config.resume or not saved.is_file():
+    saved = same_run.earlier(config, folder)
+    if saved is None:
         return None
-    said = yaml.safe_load(saved.read_text()).get("precision", "auto")
+    said = saved.get("precision", "auto")
     if said != "auto":
         return said
     # of a version that settled none
