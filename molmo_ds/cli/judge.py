@@ -10,6 +10,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from molmo_ds.cli import caller
 from molmo_ds.cli.judge_options import read_arguments
@@ -42,15 +43,16 @@ def main(arguments: list[str] | None = None) -> None:
         attempts=given.attempts,
         timeout=given.timeout,
     )
-    if given.references is None:
-        judge_answers(given, endpoint)
-        return
     beside = given.predictions if given.predictions.is_dir() else given.predictions.parent
+    cache = given.cache or beside / "judge-cache"
+    if given.references is None:
+        judge_answers(given, endpoint, cache)
+        return
     run = Run(
         predictions=given.predictions,
         references=given.references,
         endpoint=endpoint,
-        cache=given.cache or beside / "judge-cache",
+        cache=cache,
         sample=given.sample,
         repetition=given.repetition,
         partial=given.partial,
@@ -64,10 +66,8 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{file} has the rest.")
 
 
-def judge_answers(given: argparse.Namespace, endpoint: Endpoint) -> None:
+def judge_answers(given: argparse.Namespace, endpoint: Endpoint, cache: Path) -> None:
     """Marks for the free answers of mlvu_gen, which bring what they are compared with."""
-    folder = given.predictions if given.predictions.is_dir() else given.predictions.parent
-    cache = given.cache or folder / "judge-cache"
     file, found = marks_run.judge(given.predictions, endpoint, cache, given.again, given.overwrite)
     for name, value in found["metrics"].items():
         print(f"{name:<24}{value:>8.3f}" if name[:2] != "n_" else f"{name:<24}{value:>4}")

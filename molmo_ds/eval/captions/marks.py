@@ -6,7 +6,6 @@ our own. There a reply of the judge that cannot be read counts 0, here it is a f
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import re
@@ -121,17 +120,6 @@ def read_marks(reply: str, kind: str) -> dict[str, float]:
             raise Unreadable(f"The mark for {name} is {value}, which is not from 1 to 5.")
         marks[name] = float(value)
     return marks
-
-
-async def mark_all(judge: Judge, answers: Sequence[Answer], again: bool = False) -> list[Marked]:
-    """Every answer marked, as many at a time as the judge's endpoint says; with `again` useless replies once more."""
-    gate = asyncio.Semaphore(judge.endpoint.parallel)
-
-    async def one(answer: Answer) -> Marked:
-        async with gate:
-            return await mark(judge, answer, again)
-
-    return await asyncio.gather(*(one(answer) for answer in answers))
 
 
 async def mark(judge: Judge, answer: Answer, again: bool = False) -> Marked:

@@ -6,13 +6,15 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from molmo_ds.eval.captions import marks
-from molmo_ds.eval.captions.cache import Cache
-from molmo_ds.eval.captions.judge import Endpoint, Judge
+from molmo_ds.eval.captions.each import each
+from molmo_ds.eval.captions.judge import Endpoint
 from molmo_ds.eval.captions.marks import Answer, Marked
+from molmo_ds.eval.captions.run import differing
 from molmo_ds.files import write_atomic
 
 RESULTS = "judge.json"  # next to the predictions
@@ -40,7 +42,8 @@ def judge(
     provenance = _provenance(answers, endpoint)
     if not overwrite:
         _refuse_others(file, provenance)
-    marked = asyncio.run(_ask(answers, endpoint, cache, again))
+    ask = partial(marks.mark, again=again)
+    marked = asyncio.run(each(endpoint, cache, answers, ask, "answer"))
     if all(one.marks is None for one in marked):
         raise ValueError(
             f"None of {len(marked)} answers got a mark; the first: {marked[0].failure}"
@@ -48,13 +51,6 @@ def judge(
     found = _content(marked, provenance)
     write_atomic(file, (json.dumps(found, indent=1) + "\n").encode())
     return file, found
-
-
-async def _ask(
-    answers: Sequence[Answer], endpoint: Endpoint, cache: Path, again: bool
-) -> list[Marked]:
-    async with Judge(endpoint, Cache(cache)) as model:
-        return await marks.mark_all(model, answers, again)
 
 
 def _provenance(answers: Sequence[Answer], endpoint: Endpoint) -> dict[str, Any]:
@@ -70,10 +66,7 @@ def _provenance(answers: Sequence[Answer], endpoint: Endpoint) -> dict[str, Any]
 def _refuse_others(file: Path, provenance: dict[str, Any]) -> None:
     if not file.is_file():
         return
-    known = json.loads(file.read_text())["provenance"]
-    other = [
-        name for name in provenance if name != "judge_url" and known.get(name) != provenance[name]
-    ]
+    _, other = differing(file, provenance)
     if other:
         raise ValueError(
             f"{file} holds other figures ({', '.join(other)} differ); give --overwrite, or move it."

@@ -8,15 +8,14 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from molmo_ds.eval.captions import inputs, prompts, results
-from molmo_ds.eval.captions.cache import Cache
+from molmo_ds.eval.captions.each import each
 from molmo_ds.eval.captions.inputs import Task
-from molmo_ds.eval.captions.judge import Endpoint, Judge
+from molmo_ds.eval.captions.judge import Endpoint
 from molmo_ds.eval.captions.verdict import Verdict, judge_caption
 
 log = logging.getLogger(__name__)
@@ -53,7 +52,8 @@ def judge(run: Run) -> tuple[Path, list[Verdict]]:
     provenance = _provenance(run, tasks)
     if not run.overwrite:
         _check_nothing_is_lost(folder, begin, provenance)
-    verdicts = asyncio.run(_judge_all(run, tasks))
+    ask = partial(judge_caption, repetition=run.repetition, again=run.again)
+    verdicts = asyncio.run(each(run.endpoint, run.cache, tasks, ask, "caption"))
     missing = [row for row in results.failures(verdicts) if row["kind"] == "not cached"]
     if missing:
         raise ValueError(
@@ -66,28 +66,6 @@ def judge(run: Run) -> tuple[Path, list[Verdict]]:
             f"None of {len(verdicts)} captions could be judged; the first: {first['reason']}"
         )
     return results.write(folder, begin, verdicts, provenance), verdicts
-
-
-async def _judge_all(run: Run, tasks: Sequence[Task]) -> list[Verdict]:
-    waiting = iter(enumerate(tasks))
-    done: dict[int, Verdict] = {}
-    with tqdm(total=len(tasks), desc="judge", unit="caption", dynamic_ncols=True) as bar:
-        async with Judge(run.endpoint, Cache(run.cache)) as model:
-
-            async def work() -> None:
-                for index, task in waiting:
-                    done[index] = await judge_caption(model, task, run.repetition, run.again)
-                    bar.set_postfix(cached=model.cached, sent=model.sent, tokens=model.tokens)
-                    bar.update()
-
-            workers = [asyncio.create_task(work()) for _ in range(run.endpoint.parallel)]
-            try:
-                await asyncio.gather(*workers)
-            finally:
-                for worker in workers:
-                    worker.cancel()
-                await asyncio.gather(*workers, return_exceptions=True)
-    return [done[index] for index in range(len(tasks))]
 
 
 def _say_what_is_left_out(
@@ -122,12 +100,17 @@ def _check_nothing_is_lost(folder: Path, begin: str, provenance: dict[str, Any])
                 f"{foreign} was written by another program; give --overwrite to replace it, or move it."
             )
         return
-    known = json.loads(file.read_text())["provenance"]
-    names = [
-        name for name in provenance if known.get(name) != provenance[name] and name != "judge_url"
-    ]
+    known, names = differing(file, provenance)
     if names:
         was = "; ".join(f"{name} was {known.get(name)}, is {provenance[name]}" for name in names)
         raise ValueError(
             f"{file} holds other figures ({was}); give --overwrite to replace them, or move it."
         )
+
+
+def differing(file: Path, provenance: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The provenance of results, and the names in which it is another; where the judge stands decides nothing."""
+    known = json.loads(file.read_text())["provenance"]
+    return known, [
+        name for name in provenance if known.get(name) != provenance[name] and name != "judge_url"
+    ]
