@@ -4,11 +4,14 @@ Shapes: B packed sequences, T tokens, N real crops of the whole batch, P patches
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from molmo_ds import block
 
 # the names of a Batch's tensors [B, T]; a Sample has all of them but document_ids, each [t]
 PER_TOKEN = (
@@ -47,6 +50,9 @@ class Sample:
     windows: Tensor
     image_positions: Tensor  # int64 [m], token of this sample to which a window is added, -1 = none
 
+    def __reduce__(self) -> "Pickled":
+        return _unpickled, (type(self), *block.pack(vars(self)))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -69,6 +75,9 @@ class Batch:
     windows: Tensor  # int64 [M, W], index into the flattened [N * P] patches, -1 = missing
     image_positions: Tensor  # int64 [M], index into the flattened [B * T] tokens, -1 = nowhere
     learnt_rows: Tensor  # int64 [R], flattened tokens that reach the loss: see `learnt_rows_of`
+
+    def __reduce__(self) -> "Pickled":
+        return _unpickled, (type(self), *block.pack(vars(self)))
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The fields in order."""
@@ -152,6 +161,16 @@ class SelectionBatch(Batch):
     low_to_high: Tensor  # float32 [B, 4 * L, H], share of each score in that of a high window
     query_tokens: Tensor  # int64 [B], the token before the low resolution's end
     low_length: Tensor  # int64 [], tokens of the longest row up to the low resolution's end
+
+
+# what pickle keeps of a Sample or a Batch: the function that makes it again, and its arguments
+Pickled = tuple[Callable, tuple[type, list[block.Place], Tensor]]
+
+
+def _unpickled(
+    kind: type[Sample] | type[Batch], places: list[block.Place], memory: Tensor
+) -> Sample | Batch:
+    return kind(**block.unpack(places, memory))
 
 
 def pinned(tensor: Tensor) -> Tensor:

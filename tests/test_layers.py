@@ -14,6 +14,7 @@ LAYERS = [
         "rules",
         "setting_list",
         "settings",
+        "block",
         "batch",
         "files",
         "environment",
@@ -41,7 +42,8 @@ ONLY_IN = {  # testing forks after the imports are made, and resets what DeepSpe
 FOUNDATION = {  # one layer, whose files use each other in this order
     "architecture": set(),
     "config": {"architecture"},
-    "batch": set(),
+    "block": set(),
+    "batch": {"block"},
     "environment": {"config"},
     "files": {"config", "environment"},
     "presets": {"architecture"},
