@@ -235,3 +235,15 @@ def test_the_model_of_the_quickstart_learns_a_new_question(
         load("examples/digits", "finetune", "compose").read_arguments(
             ["--quickstart", str(tmp_path)]
         )
+
+
+def test_the_last_row_of_a_log_is_the_last_whole_line(tmp_path: Path):
+    report = load("examples/digits", "report")
+    log = tmp_path / "log.jsonl"
+    assert report.last_row(log) is None
+    log.write_text('{"step": 1')
+    assert report.last_row(log) is None
+    log.write_text('{"step": 1}\n{"step"')
+    assert report.last_row(log) == {"step": 1}
+    log.write_text("".join(f'{{"step": {n}, "more": "{"x" * 900}"}}\n' for n in range(99)) + "{")
+    assert report.last_row(log)["step"] == 98

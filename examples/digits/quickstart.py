@@ -270,12 +270,11 @@ def launch(job: Job, stage: str, words: list[str], bar: tqdm, kill_at: int | Non
 
 
 def _show(run: Path, bar: tqdm) -> int:
-    rows = report.read_log(run / "log.jsonl")
-    if rows and rows[-1]["step"] != bar.n:
-        loss = rows[-1]["loss"]
-        tokens = rows[-1]["tokens_per_second"]
-        bar.set_postfix_str(f"loss {loss:.3f}, {tokens:.0f} tokens/s", refresh=False)
-        bar.update(rows[-1]["step"] - bar.n)
+    row = report.last_row(run / "log.jsonl")
+    if row and row["step"] != bar.n:
+        words = f"loss {row['loss']:.3f}, {row['tokens_per_second']:.0f} tokens/s"
+        bar.set_postfix_str(words, refresh=False)
+        bar.update(row["step"] - bar.n)
     return bar.n
 
 

@@ -20,6 +20,7 @@ from molmo_ds.eval.row import Row
 from molmo_ds.eval.run import Outcome, evaluate
 from molmo_ds.eval.subject import Checkpoint
 
+LAST_BYTES = 16_384  # of a log; a line has about a thousand
 SHOWN = 12  # pictures in predictions.png
 COLUMNS = 4
 TILE = 224  # side of a picture there
@@ -40,6 +41,17 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         for line in path.read_text().splitlines(keepends=True)
         if line.endswith("\n")
     ]
+
+
+def last_row(path: Path) -> dict[str, Any] | None:
+    """The last whole line of a run's log.jsonl; it is asked for ten times a second, so the rest is not read."""
+    if not path.exists():
+        return None
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - LAST_BYTES))
+        whole = file.read().rpartition(b"\n")[0]
+    line = whole.rpartition(b"\n")[2]
+    return json.loads(line) if line else None
 
 
 def write(out: Path, stages: dict[str, int], facts: dict[str, Any]) -> None:
