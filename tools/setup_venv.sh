@@ -20,6 +20,7 @@ if [[ ! -x .venv/bin/python ]] && ! "$python" -m venv .venv; then
     exit 1
 fi
 pip=(.venv/bin/python -m pip --disable-pip-version-check --quiet)
+install=(install --no-compile)  # Python compiles the modules that are imported; all of them take half of the time
 torch=$(grep '^torch==' constraints.txt)
 
 # PyPI's torch for Linux brings gigabytes of CUDA libraries. Without a GPU the CPU build is wanted: pip's own choice if
@@ -28,10 +29,10 @@ if ! command -v nvidia-smi >/dev/null && ! .venv/bin/python -c 'import torch' 2>
     report=$("${pip[@]}" install --dry-run --no-deps --report - "$torch")
     if grep -qE '"(nvidia|cuda)[a-z0-9_-]*[^a-z0-9_-]' <<<"$report"; then
         echo "Installing the CPU build of $torch ..."
-        "${pip[@]}" install "$torch" --index-url https://download.pytorch.org/whl/cpu ||
+        "${pip[@]}" "${install[@]}" "$torch" --index-url https://download.pytorch.org/whl/cpu ||
             echo "PyTorch's CPU index cannot be reached; the build with CUDA libraries is installed instead." >&2
     fi
 fi
 echo "Installing molmo_ds[$extras] into .venv (a few minutes the first time) ..."
-"${pip[@]}" install -e ".[$extras]" -c constraints.txt
+"${pip[@]}" "${install[@]}" -e ".[$extras]" -c constraints.txt
 echo "$wanted" > "$stamp"
