@@ -13,10 +13,8 @@ import torch
 import torch.distributed as dist
 from recorder import Recorder
 from torch import Tensor
-from torch._dynamo.utils import counters
 
 from molmo_ds.architecture import MolmoConfig
-from molmo_ds.engine import compiled
 from molmo_ds.engine.answering.layout import refuse
 from molmo_ds.engine.answering.share import Share
 from molmo_ds.engine.launch import World
@@ -55,7 +53,6 @@ LAYOUTS = {
     "4 shares": (4, 1, 1, ("wide qwen2",)),
     "2 replicas of 2 shares": (2, 1, 2, SOME),
 }
-COMPILED = (2, 1, "qwen2")  # tensor, stages, family
 
 
 def config(family: str) -> MolmoConfig:
@@ -129,8 +126,6 @@ def answers_on_a_rank(
         drop_one(replica, mine, out[family])
         if replica.count == 1:
             recorded_alike(replica, laid_out.limits, mine, out[family])
-        if (tensor, stages, family) == COMPILED:
-            compiled_alike(replica, laid_out.limits, mine, out[family])
     return out, traffic
 
 
@@ -144,20 +139,6 @@ def recorded_alike(
     again.close()
     assert found == {name: one.token_ids for name, one in whole.items()}
     assert 0 < 2 * len(recorder.graphs) < sum(graph.replays for graph in recorder.graphs)
-
-
-def compiled_alike(
-    replica: Replica, limits: Limits, questions: list[Question], whole: dict[str, Answer]
-) -> None:
-    """Decode steps that are compiled give the same answers; sums over ranks are part of the graph."""
-    compiled.BACKEND = "aot_eager"
-    dist.all_reduce = dist.distributed_c10d.all_reduce  # not that which counts
-    counters.clear()
-    again = Replica(replica.share, EOS, limits, Execution(compile=True))
-    found = {one.name: one.token_ids for one in answer(again, questions)}
-    again.close()
-    assert found == {name: one.token_ids for name, one in whole.items()}
-    assert counters["stats"]["unique_graphs"] > 1 and not counters["graph_break"]
 
 
 def drop_one(replica: Replica, questions: list[Question], whole: dict[str, Answer]) -> None:
