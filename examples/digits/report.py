@@ -21,7 +21,7 @@ from molmo_ds.eval.run import Outcome, evaluate
 from molmo_ds.eval.subject import Checkpoint
 
 LAST_BYTES = 16_384  # of a log; a line has about a thousand
-SHOWN = 12  # pictures in predictions.png
+SHOWN = 8  # pictures in predictions.png, which the README shows
 COLUMNS = 4
 TILE = 224  # side of a picture there
 WHAT = {  # name in the summary -> task, score
@@ -173,4 +173,5 @@ def _short(task: str, reply: str) -> str:
     points = " ".join(f"({x:.0f}, {y:.0f})" for x, y in extract_points(reply, 100, 100))
     total = reply.rpartition("a total of ")[2] if task == "counts" else ""
     text = f"{points} {total}".strip() if points else reply
-    return "".join(c if c.isprintable() else " " for c in text)[:34]
+    shown = "".join(c if c.isprintable() else " " for c in text)[:34]
+    return shown if shown.strip() else "(no answer)"

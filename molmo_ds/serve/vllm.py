@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,12 +53,22 @@ def command(settings: VLLMSettings) -> list[str]:
     return [*words, *settings.options]
 
 
+def environment(settings: VLLMSettings, ours: Mapping[str, str]) -> dict[str, str]:
+    """The variables of vLLM's server, where `ours` are those of this process."""
+    # of its own it waits for its engine for 10 minutes, which a large folder or a busy machine can take
+    found = {"VLLM_ENGINE_READY_TIMEOUT_S": f"{settings.start_seconds:.0f}", **ours}
+    found.pop("PYTHONPATH", None)  # its environment is its own
+    if settings.api_key:
+        found["VLLM_API_KEY"] = settings.api_key
+    return found
+
+
 def serve(settings: VLLMSettings) -> None:
     """Run vLLM until it ends; ValueError for an unusable environment or folder, or if it never becomes ready."""
     check(settings)
-    environment = {**os.environ, **({"VLLM_API_KEY": settings.api_key} if settings.api_key else {})}
-    environment.pop("PYTHONPATH", None)  # its environment is its own
-    process = subprocess.Popen(command(settings), env=environment, stdin=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(settings), env=environment(settings, os.environ), stdin=subprocess.DEVNULL
+    )
     try:
         wait_until_healthy(process, settings)
         print(f"serve: vLLM is ready at http://{settings.address}", file=sys.stderr, flush=True)

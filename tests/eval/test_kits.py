@@ -1,8 +1,11 @@
-"""molmo_ds inside evaluation kits; a kit that is not installed is skipped (docs/guides/kits.md says how to install)."""
+"""molmo_ds inside evaluation kits: by stand-ins that make their calls, and by a kit itself where it is installed."""
 
+import importlib.util
 import io
+import sys
 from pathlib import Path
 
+import kit_stand_ins
 import pytest
 import torch
 from eval_files import make, picture
@@ -98,9 +101,56 @@ def test_lmms_eval(model: Path, tmp_path: Path) -> None:
     assert found["results"][lmms_task.NAME]["exact_match,none"] == 0.0
 
 
-def test_vlmevalkit(model: Path, tmp_path: Path) -> None:
-    reason = "VLMEvalKit is not installed; see docs/guides/kits.md"
-    pytest.importorskip("vlmeval", reason=reason)
+@pytest.fixture(params=["stand-in", "installed"])
+def vlmevalkit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `import vlmeval` finds."""
+    if request.param == "stand-in":
+        stand_ins(monkeypatch)
+    elif importlib.util.find_spec("vlmeval") is None:
+        pytest.skip("VLMEvalKit is not installed; see docs/guides/kits.md")
+
+
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins for both kits, which the adapters are imported against."""
+    for name, module in kit_stand_ins.modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    for name in ("lmms", "vlmevalkit"):
+        whole = f"molmo_ds.eval.kits.{name}"
+        monkeypatch.setitem(sys.modules, whole, None)  # what was there comes back at the end
+        del sys.modules[whole]
+
+
+def test_the_calls_of_lmms_eval(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_ins(monkeypatch)
+    from molmo_ds.eval.kits.lmms import Molmo
+
+    options = {"batch_size": 2, "max_batch_size": None, "device": "cpu"}
+    asked = Molmo.create_from_arg_string(f"checkpoint={model},max_crops=36", options)
+    docs = {number: (question, picture(80 * number)) for number, question in enumerate(QUESTIONS)}
+    asked.task_dict["textvqa_val"] = {"test": docs}
+
+    def to_messages(doc: tuple[str, bytes]) -> list[dict]:
+        image = {"type": "image", "url": Image.open(io.BytesIO(doc[1]))}
+        text = {
+            "type": "text",
+            "text": doc[0] + "\nAnswer the question using a single word or phrase.",
+        }
+        return [{"role": "user", "content": [image, text]}]
+
+    generation = {"max_new_tokens": 4, "temperature": 0, "do_sample": False, "until": ["\n\n"]}
+    requests = [
+        kit_stand_ins.Instance(("", to_messages, dict(generation), number, "textvqa_val", "test"))
+        for number in docs
+    ]
+    found = asked.generate_until(requests)
+    wanted = [ours(model, question, 80 * i, "text_vqa", 4) for i, question in enumerate(QUESTIONS)]
+    assert [one.text for one in found] == [text.split("\n\n")[0].strip() for text in wanted]
+    assert any(wanted) and all(1 <= one.token_counts.output_tokens <= 4 for one in found)
+
+
+def test_vlmevalkit(model: Path, tmp_path: Path, vlmevalkit: None) -> None:
     import pandas
     from vlmeval.config import supported_VLM
     from vlmeval.inference import infer_data

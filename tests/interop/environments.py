@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 HTTP = ["httpx", "httpcore", "h11", "anyio", "sniffio"]  # of huggingface_hub before 2
+# PyPI's are built for CUDA, which a torch for CPUs refuses; nothing here needs them
+FOR_CUDA = ["torchvision", "torchaudio", "torchcodec"]
 PINS = {  # transformers -> what it needs in other versions than ours
     "4.46.3": ["tokenizers==0.20.3", "huggingface_hub==0.36.0", "datasets==3.6.0"],
     "4.51.3": ["tokenizers==0.21.4", "huggingface_hub==0.36.0", "datasets==3.6.0"],
@@ -58,32 +60,28 @@ def _installed(target: Path, words: list[str]) -> Path:
     return target
 
 
-def environment_at(name: str, *packages: str) -> Path:
-    """The Python of an environment that sees our packages behind those of a tool; built where it is missing."""
+def environment_at(name: str, *packages: str, ours: bool = True) -> Path:
+    """The Python of an environment of a tool; built where it is missing.
+
+    Args:
+        ours: whether it sees our packages behind its own; else pip installs all that it needs.
+    """
     home = folder() / name
     python = home / "bin/python"
     if python.is_file():
         return python
     subprocess.run([sys.executable, "-m", "venv", str(home)], check=True, timeout=300)
-    (site,) = (home / "lib").glob("python3*/site-packages")
-    (site / "ours.pth").write_text(sysconfig.get_path("purelib"))
-    torch = f"torch=={importlib.metadata.version('torch')}"
-    command = [str(python), "-m", "pip", "install", "--quiet", "--no-compile", *packages, torch]
+    if ours:
+        (site,) = (home / "lib").glob("python3*/site-packages")
+        (site / "ours.pth").write_text(sysconfig.get_path("purelib"))
+        packages = (*packages, f"torch=={importlib.metadata.version('torch')}")
+    command = [str(python), "-m", "pip", "install", "--quiet", "--no-compile", *packages]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     if done.returncode:
         shutil.rmtree(home)
         pytest.skip(f"pip cannot install {packages[0]}: {done.stderr[-200:]}")
-    # PyPI's is built for CUDA, which a torch for CPUs refuses; nothing here needs it
-    gone = [str(python), "-m", "pip", "uninstall", "--yes", "--quiet", "torchvision"]
+    gone = [str(python), "-m", "pip", "uninstall", "--yes", "--quiet", *FOR_CUDA]
     subprocess.run(gone, capture_output=True, check=True, timeout=300)
-    return python
-
-
-def python_of(name: str, how: str) -> Path:
-    """The Python of an environment that somebody made; skips the test, saying how, where there is none."""
-    python = folder() / name / "bin/python"
-    if not python.is_file():
-        pytest.skip(f"{python} is missing: {how}")
     return python
 
 

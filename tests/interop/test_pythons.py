@@ -50,10 +50,10 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the wheel and the sdist of this clone."""
     out = tmp_path_factory.mktemp("archives")
     source = tmp_path_factory.mktemp("source") / "clone"
-    ignored = shutil.ignore_patterns(".git", ".venv", "*.egg-info", "__pycache__", "tests", "docs")
+    ignored = shutil.ignore_patterns(".git", ".venv", "*.egg-info", "__pycache__", "tests")
     shutil.copytree(ROOT, source, symlinks=True, ignore=ignored)
-    build = "import sys; from setuptools import build_meta as b; b.build_wheel(sys.argv[1]);"
-    build += " b.build_sdist(sys.argv[1])"
+    build = "import sys; from setuptools import build_meta as b; out = sys.argv[1];"
+    build += " b.build_wheel(out); b.build_sdist(out)"  # either changes sys.argv
     subprocess.run([sys.executable, "-c", build, str(out)], cwd=source, check=True, timeout=300)
     return out
 

@@ -2,12 +2,15 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from environments import PINS, clean, transformers_at
 from exported import Exported, config_of, export, picture
 from usual_calls import CALLS
@@ -16,6 +19,7 @@ from molmo_ds.hub.bundle import ROOTS, bundle
 from molmo_ds.testing.random_weights import random_state
 
 SCRIPT = Path(__file__).with_name("usual_calls.py")
+TABLE = Path(__file__).parents[2] / "docs/guides/tools.md"
 INSTALLED = "installed"
 FAMILIES = ("qwen2", "olmo2", "olmoe")
 # one process makes all these calls in every run of the suite; --all makes all calls, and in each version
@@ -91,6 +95,16 @@ def test_versions(root: Path, version: str, kind: str) -> None:
     found = said(root, version, kind)
     assert set(found) == set(CALLS)
     assert {name: what for name, what in found.items() if what} == {}
+
+
+def test_the_versions_that_people_are_told() -> None:
+    """The model card and the docs name the same ones, all of which test_versions runs."""
+    card = files("molmo_ds.hub.remote").joinpath("README.md").read_text()
+    told = card[card.index("transformers from") : card.index("```python")]
+    (row,) = re.findall(r"^\| transformers \|.*$", TABLE.read_text(), re.M)
+    versions = re.findall(r"\d+\.\d+\.\d+", told)
+    assert versions == re.findall(r"\d+\.\d+\.\d+", row)
+    assert set(versions) <= {*PINS, transformers.__version__}
 
 
 def test_each_root_names_every_file_that_it_needs() -> None:

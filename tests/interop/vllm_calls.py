@@ -30,7 +30,7 @@ def main(folder: str, talks: str, out: str) -> None:
     params = SamplingParams(max_tokens=TOKENS, temperature=0, logprobs=0, ignore_eos=True)
     said = []
     for talk in json.loads(Path(talks).read_text()):
-        (found,) = llm.chat(talk, params)
+        (found,) = llm.chat(talk, params, use_tqdm=False)  # a bar that is off divides by 0
         (answer,) = found.outputs
         ids = list(answer.token_ids)
         logprobs = [step[token].logprob for step, token in zip(answer.logprobs, ids)]

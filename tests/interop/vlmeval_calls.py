@@ -107,7 +107,6 @@ def main(kit: str, words: str, out: str) -> None:
     table.insert(0, "index", range(len(table)))
     table.to_csv(Path(given["out"]) / f"{NAME}.tsv", sep="\t", index=False)
     ImageVQADataset.DATASET_MD5[NAME] = None  # of the true file
-    data = build_dataset(NAME)
 
     own = sys.modules[molmo.__module__]
     exec(Path(own.__file__).read_text().replace("cuda", "cpu"), own.__dict__)
@@ -121,6 +120,7 @@ def main(kit: str, words: str, out: str) -> None:
     for name in ("export", "weights", "server"):
         folder = Path(given["out"]) / name
         folder.mkdir()
+        data = build_dataset(NAME)  # a job takes the pictures out of it
         infer_data_job(name, str(folder), name, data, api_nproc=1)
         (file,) = folder.glob(f"{name}_{NAME}.*")
         answers = list(map(str, read(str(file))["prediction"]))

@@ -14,7 +14,7 @@ import pytest
 
 from molmo_ds.cli import run
 from molmo_ds.engine.launching.ports import free_port
-from molmo_ds.serve.vllm import VLLMSettings, command
+from molmo_ds.serve.vllm import VLLMSettings, command, environment
 from molmo_ds.testing.serving import chat, get, post
 
 ROOT = Path(__file__).parents[2]
@@ -94,6 +94,14 @@ def test_mistakes_are_a_sentence(
         run("serve", [*words, "--port", str(free_port())])
     said = f"{ended.value.code} {capfd.readouterr().err}"
     assert re.search(sentence, said) and "Traceback" not in said
+
+
+def test_the_environment_of_vllm() -> None:
+    settings = VLLMSettings(python="venv/bin/python", folder="export", api_key="key")
+    wait = "VLLM_ENGINE_READY_TIMEOUT_S"
+    wanted = {"HOME": "/me", "VLLM_API_KEY": "key"}
+    assert environment(settings, {"HOME": "/me", "PYTHONPATH": "."}) == wanted | {wait: "1800"}
+    assert environment(settings, {"HOME": "/me", wait: "7"}) == wanted | {wait: "7"}
 
 
 def test_the_command_line_of_vllm() -> None:
