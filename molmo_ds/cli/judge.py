@@ -1,9 +1,9 @@
-"""Judges captions, or answers of mlvu_gen, with a language model: PREDICTIONS --judge-url URL --judge-model NAME
+"""Judges captions, or answers about videos, with a language model: PREDICTIONS --judge-url URL --judge-model NAME
 
 PREDICTIONS is the predictions.json of `molmo-ds evaluate CHECKPOINT dense_caption_eval:test`, or its folder, where the
 results are written too; --references FILE holds what people said of the pictures (docs/guides/captions.md). Those of
-mlvu_gen bring what they are compared with. Replies are kept, so a run that was stopped continues where it was; without
---judge-url they alone are used.
+mlvu_gen and of molmo2_cap_eval bring what they are compared with. Replies are kept, so a run that was stopped continues
+where it was; without --judge-url they alone are used.
 """
 
 import argparse
@@ -67,13 +67,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def judge_answers(given: argparse.Namespace, endpoint: Endpoint, cache: Path) -> None:
-    """Marks for the free answers of mlvu_gen, which bring what they are compared with."""
+    """Judge answers of mlvu_gen or molmo2_cap_eval, which bring what they are compared with."""
     file, found = marks_run.judge(given.predictions, endpoint, cache, given.again, given.overwrite)
     for name, value in found["metrics"].items():
-        print(f"{name:<24}{value:>8.3f}" if name[:2] != "n_" else f"{name:<24}{value:>4}")
+        print(f"{name:<32}{value:>8.3f}" if isinstance(value, float) else f"{name:<32}{value:>4}")
     for failure in found["failures"][:SHOWN]:
         print("failed: {id}: {reason}".format(**failure), file=sys.stderr)
-    print(f"{len(found['failures'])} answers have no mark; {file} has the rest.")
+    print(f"{len(found['failures'])} calls gave nothing to score; {file} has the rest.")
 
 
 def table(verdicts: Sequence[Verdict]) -> list[str]:

@@ -17,7 +17,7 @@ def read_arguments(text: str, arguments: list[str] | None) -> argparse.Namespace
     parser.add_argument(
         "--references",
         type=local,
-        help="of captions, JSON lines: picture, transcripts, statements; answers of mlvu_gen need none",
+        help="of captions, JSON lines: picture, transcripts, statements; answers about videos need none",
     )
     parser.add_argument("--judge-url", default="", help="of an OpenAI-compatible server, up to /v1")
     parser.add_argument("--judge-model", required=True, help="its name on that server")

@@ -40,7 +40,13 @@ SHORT_VIDEO = (
     "nextqa_mc:test",
 )
 SUBTITLED = ("video_mme_w_subtitle", "long_video_bench_w_subtitle", "lvbench")
-SILENT = ("mlvu_mc", "video_mme", "long_video_bench_no_subtitle", "video_eval_pro_mc:test")
+SILENT = (
+    "mlvu_mc",
+    "video_mme",
+    "long_video_bench_no_subtitle",
+    "molmo2_cap_eval:test",
+    "video_eval_pro_mc:test",
+)
 LONG_VIDEO = SUBTITLED + SILENT
 TESTS = ("mlvu_mc", "perception_test", "ego_schema", "motionbench", "long_video_bench_w_subtitle")
 SETS: dict[str, tuple[str, ...]] = {

@@ -111,13 +111,15 @@ def call_of(text: str) -> str:
     if "<transcript>" in text:
         return "consistency"
     if "<statements>" in text:
-        return "recall"
+        return "supported" if "<description>" in text else "recall"
+    if "its category after a bar" in text:
+        return "kinds"
     return "repetition" if "Yes or No" in text else "claims"
 
 
 def subject(text: str) -> str:
     """The caption of a request, or the claims; the whole of another."""
-    found = re.search(r"<(caption|claims)>\n(.*?)\n</", text, re.S)
+    found = re.search(r"<(caption|claims|description)>\n(.*?)\n</", text, re.S)
     return text if found is None else found[2]
 
 
@@ -132,6 +134,12 @@ def right(call: str, text: str) -> str:
         return "\n".join(
             f"{i}. {part.strip()}" for i, part in enumerate(subject(text).split(","), 1)
         )
-    yes, no = ("Stated", "Not Stated") if call == "recall" else ("Consistent", "Inconsistent")
+    if call == "kinds":
+        return "\n".join(f"{line} | Action" for line in subject(text).splitlines())
+    yes, no = (
+        ("Stated", "Not Stated")
+        if call in ("recall", "supported")
+        else ("Consistent", "Inconsistent")
+    )
     listed = re.search(r"<(?:statements|claims)>\n(.*?)\n</", text, re.S)[1].splitlines()
     return "\n".join(f"{i}. {yes if i % 2 else no}" for i in range(1, len(listed) + 1))

@@ -59,11 +59,11 @@ def test_means_sums_and_failures(tmp_path: Path, capsys: pytest.CaptureFixture) 
         "unreadable: There is no mark for completeness"
     )
     assert found["failures"][1]["reason"].startswith("refused: ")
-    assert "2 answers have no mark" in capsys.readouterr().out
+    assert "2 calls gave nothing to score" in capsys.readouterr().out
 
 
 def test_the_judge_sees_question_truth_and_answer() -> None:
-    answers = marks.read_answers([SCENE, SUMMARY])
+    answers = marks.read([SCENE, SUMMARY])
     texts = [marks.messages(answer)[0]["content"] for answer in answers]
     assert all(part in texts[0] for part in ("What does he do?", "He falls.", "He runs and falls."))
     assert "He runs." in texts[1] and "He falls." not in texts[1] and "All is well." in texts[1]
@@ -101,7 +101,7 @@ def test_mistakes_are_a_sentence(tmp_path: Path) -> None:
         assert judged(tmp_path, [SUMMARY], judge, "--overwrite")["metrics"]["n_summary"] == 1
         with pytest.raises(ValueError, match="lacks its task_type, question"):
             judged(tmp_path, [{**SCENE, "scoring_points": None}], judge)
-        with pytest.raises(ValueError, match="captions need --references"):
+        with pytest.raises(ValueError, match="need --references"):
             judged(tmp_path, [{"id": "a", "prediction": "x"}], judge)
         with pytest.raises(SystemExit):
             command.main([str(tmp_path), *JUDGE, "--repetition"])

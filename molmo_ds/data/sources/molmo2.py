@@ -64,6 +64,27 @@ def cap(row: Row, split: str) -> list[Item]:
     return [Item(_video(row), said, {"video_id": row["video_id"]}, about)] if said else []
 
 
+def cap_eval(row: Row, split: str) -> list[Item]:
+    """A video to be described; what people said of it goes into the metadata, as texts that reach the judge.
+
+    A line of `statements` has its category in the same line of `statement_categories`.
+    """
+    statements = [" ".join(text.split()) for text in row["atomic_statements"]]
+    categories = list(row["statement_categories"])
+    if not statements or len(statements) != len(categories) or not all(statements):
+        raise LeftOut("video without a category for every statement")
+    about = _clip(row.get("video_start"), row.get("video_end"))
+    name = "_".join(str(part) for part in (row["video_id"], *about.get("clip", ())))
+    known = {"example_id": name, "video_id": row["video_id"], "source": row["source"]}
+    known |= {
+        "statements": "\n".join(statements),
+        "statement_categories": "\n".join(categories),
+        "description": row["aggregated_caption"],
+    }
+    asked = annotation("video_long_caption", text=row["aggregated_caption"])
+    return [Item(_video(row), [asked], known, about)]
+
+
 def ask_model_anything(row: Row, split: str) -> list[Item]:
     """A person's question and answer; an empty answer gives nothing."""
     answer = row["answer"].strip()
@@ -164,6 +185,15 @@ def track(row: Row, split: str, task: str, video: str = "") -> list[Item]:
 
 SOURCES = [
     Source("molmo2_cap", LICENCE, LAYOUT, cap, {"train": "train"}, "allenai/Molmo2-Cap"),
+    Source(
+        "molmo2_cap_eval",
+        LICENCE,
+        LAYOUT,
+        cap_eval,
+        {"test": "test"},
+        "allenai/Molmo2-CapEval",
+        aliases=("vixmo_caps_eval2",),
+    ),
     Source(
         "molmo2_ask_model_anything",
         LICENCE,

@@ -21,6 +21,16 @@ TASKS = [
         published=Published(figures=(None, None, 54.1, None), split="1,500 pictures of test"),
     ),
     Task(
+        name="molmo2_cap_eval",
+        benchmark="Molmo2-CapEval",
+        styles=("video_long_caption",),
+        splits={"test": Split(shards="molmo2_cap_eval-test")},
+        max_new_tokens=2048,
+        score=unscored,
+        headline="none",
+        aliases=("vixmo_caps_eval2",),
+    ),
+    Task(
         name="pixmo_cap",
         benchmark="PixMo-Cap",
         styles=("long_caption",),

@@ -18,6 +18,7 @@ from molmo_ds.eval.captions.prompts import Messages
 from molmo_ds.eval.captions.statements import Unreadable
 
 VERSION = "1"  # of the words
+UNIT = "answer"
 LOWEST = 1.0
 HIGHEST = 5.0
 CRITERIA = {
@@ -62,14 +63,14 @@ class Marked:
     failure: str = ""
 
 
-def is_free(rows: Any) -> bool:
+def is_mine(rows: Any) -> bool:
     """Whether these are the predictions of mlvu_gen."""
     return isinstance(rows, list) and any(
         isinstance(row, dict) and row.get("task_type") in CRITERIA for row in rows
     )
 
 
-def read_answers(rows: Sequence[Mapping[str, Any]]) -> list[Answer]:
+def read(rows: Sequence[Mapping[str, Any]]) -> list[Answer]:
     """The answers of mlvu_gen's predictions; ValueError where one lacks what the judge needs."""
     found = []
     for row in rows:
@@ -122,7 +123,7 @@ def read_marks(reply: str, kind: str) -> dict[str, float]:
     return marks
 
 
-async def mark(judge: Judge, answer: Answer, again: bool = False) -> Marked:
+async def ask(judge: Judge, answer: Answer, again: bool = False) -> Marked:
     """One answer's marks; an empty one is not sent and has the lowest."""
     if not answer.reply.strip():
         return Marked(answer=answer, marks=dict.fromkeys(CRITERIA[answer.kind], LOWEST))
@@ -151,3 +152,18 @@ def figures(marked: Sequence[Marked]) -> dict[str, float]:
         }
         found |= means | {f"{kind}_total": math.fsum(means.values()), f"n_{kind}": len(marks)}
     return found
+
+
+def content(marked: Sequence[Marked]) -> dict[str, Any]:
+    """What is written of them: figures, failures, every mark."""
+    return {
+        "metrics": figures(marked),
+        "failures": [
+            {"id": one.answer.id, "reason": one.failure} for one in marked if one.marks is None
+        ],
+        "answers": [
+            {"id": one.answer.id, "kind": one.answer.kind, "marks": dict(one.marks)}
+            for one in marked
+            if one.marks is not None
+        ],
+    }

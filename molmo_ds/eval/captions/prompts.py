@@ -13,12 +13,12 @@ VERSION = "1"  # part of every result: figures of two versions are not comparabl
 Messages = list[dict[str, str]]
 
 
-def recall(statements: Sequence[str], caption: str) -> Messages:
-    """Which reference statements a caption makes."""
+def recall(statements: Sequence[str], caption: str, of: str = "picture") -> Messages:
+    """Which reference statements a caption makes; `of`: what is described."""
     return _user(
-        "People looked at a picture and described it; these statements sum up what they said.",
+        f"People looked at a {of} and described it; these statements sum up what they said.",
         _block("statements", numbered(statements)),
-        "A program described the same picture:",
+        f"A program described the same {of}:",
         _block("caption", caption),
         "Decide for each statement whether the program's description says it, in these or in other words. Judge by "
         "the description alone, not by what is likely.",
@@ -26,12 +26,12 @@ def recall(statements: Sequence[str], caption: str) -> Messages:
     )
 
 
-def claims(caption: str) -> Messages:
-    """The separate claims that a caption makes."""
+def claims(caption: str, of: str = "picture") -> Messages:
+    """The separate claims that a caption makes; `of`: what is described."""
     return _user(
-        "Take this description of a picture apart:",
+        f"Take this description of a {of} apart:",
         _block("caption", caption),
-        "List every claim that it makes about the picture. A claim is one short sentence that can be understood "
+        f"List every claim that it makes about the {of}. A claim is one short sentence that can be understood "
         "alone and holds a single fact; split what holds several. Leave nothing out, add nothing, and do not repeat a "
         "claim.",
         "Answer with a numbered list and nothing else, one claim a line: 1. ... 2. ...",
@@ -59,6 +59,30 @@ def repetition(caption: str) -> Messages:
         _block("caption", caption),
         "Is it stuck, so that it goes on repeating the same phrases or sentences? Naming a thing twice in passing is "
         "no repetition. Answer with Yes or No and nothing else.",
+    )
+
+
+def kinds(stated: Sequence[str], names: Sequence[str]) -> Messages:
+    """Claims about a video as single facts, each with one of the categories `names`."""
+    return _user(
+        "A program claims of a video:",
+        _block("claims", numbered(stated)),
+        "Split each claim that holds several facts into sentences of one fact each, and keep the others as they are. "
+        f"Give every fact the category that fits it best, one of: {', '.join(names)}.",
+        "Answer with a numbered list and nothing else, one fact a line, its category after a bar: 1. ... | Object",
+    )
+
+
+def supported(stated: Sequence[str], caption: str) -> Messages:
+    """Which facts that a program claims of a video are in the description that people made of it."""
+    return _user(
+        "A program claims of a video:",
+        _block("statements", numbered(stated)),
+        "People described the same video:",
+        _block("description", caption),
+        "Decide for each claim whether the people's description says it, in these or in other words. Judge by the "
+        "description alone, not by what is likely.",
+        _form("Stated", "Not Stated", len(stated)),
     )
 
 
