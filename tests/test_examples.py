@@ -22,6 +22,7 @@ from molmo_ds.testing.scripts import load
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / "examples/digits"
 STAGES = {"captions": "train", "questions": "train", "examination": "heldout"}
+SETTINGS = ("EASY", "HARD")
 
 
 @pytest.fixture(scope="module")
@@ -62,28 +63,34 @@ def test_no_scan_and_no_photograph_is_in_both_splits(compose):
     assert not set(compose.PHOTOGRAPHS["train"]) & set(compose.PHOTOGRAPHS["heldout"])
 
 
+@pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("stage", STAGES)
-def test_pictures_show_scans_of_their_split_only(compose, stage: str):
+def test_pictures_show_scans_of_their_split_only(compose, stage: str, setting: str):
     allowed = set(compose.load_scans(STAGES[stage])[0].tolist())
     shown = set()
-    for _, parts in compose.records(STAGES[stage], stage, 300):
+    for _, parts in compose.records(STAGES[stage], stage, 300, getattr(compose, setting)):
         shown |= {digit["scan"] for digit in json.loads(parts["json"])["metadata"]["digits"]}
     assert shown <= allowed
     assert len(shown) > 250
 
 
-def test_the_digits_said_are_those_drawn(compose):
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_digits_said_are_those_drawn(compose, setting: str):
     ids, scans, labels = compose.load_scans("train")
     by_id = {int(i): (scan, int(label)) for i, scan, label in zip(ids, scans, labels)}
-    for _, parts in compose.records("train", "questions", 50):
+    setting = getattr(compose, setting)
+    rows = round(len(setting.places) ** 0.5)
+    for _, parts in compose.records("train", "questions", 50, setting):
         picture = load_image(parts["jpg"])[..., 0].astype(np.float64)
         for digit in json.loads(parts["json"])["metadata"]["digits"]:
             scan, label = by_id[digit["scan"]]
             left, top, right, bottom = digit["box"]
             assert label == digit["digit"]
-            assert digit["place"] == (left >= compose.CELL) + 2 * (top >= compose.CELL)
-            rows = np.linspace(0, 7, bottom - top).round().astype(int)
-            ink = scan[rows][:, np.linspace(0, 7, right - left).round().astype(int)]
+            part = setting.side / rows
+            assert digit["place"] % rows == (left + right) / 2 // part
+            assert digit["place"] // rows == (top + bottom) / 2 // part
+            across = np.linspace(0, 7, bottom - top).round().astype(int)
+            ink = scan[across][:, np.linspace(0, 7, right - left).round().astype(int)]
             assert np.corrcoef(ink.ravel(), picture[top:bottom, left:right].ravel())[0, 1] > 0.6
 
 
@@ -96,9 +103,11 @@ def test_records_are_the_same_every_time_and_differ_between_stages(compose):
     assert not set(first) & set(other)
 
 
-def test_true_answers_of_the_examination_score_one(compose):
-    size = (compose.SIDE, compose.SIDE)
-    for _, parts in compose.records("heldout", "examination", 100):
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_true_answers_of_the_examination_score_one(compose, setting: str):
+    setting = getattr(compose, setting)
+    size = (setting.side, setting.side)
+    for _, parts in compose.records("heldout", "examination", 100, setting):
         for annotation in json.loads(parts["json"])["annotations"]:
             task = next(one for one in by_style.TASKS if annotation["style"] in one.styles)
             row = Row(id="one", index=0, picture="one", annotation=annotation, size=size)
@@ -107,15 +116,49 @@ def test_true_answers_of_the_examination_score_one(compose):
             assert set(found.values()) == {1.0}
 
 
-def test_counts_asked_are_balanced(compose):
+@pytest.mark.parametrize("setting, most", [("EASY", 3), ("HARD", 5)])
+def test_counts_asked_are_balanced(compose, setting: str, most: int):
     counts = [
         len(annotation["points"])
-        for _, parts in compose.records("heldout", "examination", 600)
+        for _, parts in compose.records("heldout", "examination", 600, getattr(compose, setting))
         for annotation in json.loads(parts["json"])["annotations"]
         if annotation["style"] == "point_count"
     ]
-    assert set(counts) == {1, 2, 3}
-    assert max(np.bincount(counts)) / len(counts) < 0.4  # expected 1/3, deviation 0.02
+    assert set(counts) == set(range(1, most + 1))
+    assert max(np.bincount(counts)) / len(counts) < 1 / most + 0.07  # deviation 0.02
+
+
+def test_hard_pictures_are_what_is_said_of_them(compose):
+    hard = compose.HARD
+    totals = set()
+    sizes = set()
+    for _, parts in compose.records("train", "questions", 400, hard):
+        record = json.loads(parts["json"])
+        digits = record["metadata"]["digits"]
+        totals.add(len(digits))
+        boxes = [digit["box"] for digit in digits]
+        sizes |= {box[2] - box[0] for box in boxes}
+        drawn = np.zeros((hard.side, hard.side), int)
+        for left, top, right, bottom in boxes:
+            assert (
+                right - left == bottom - top and min(left, top) >= 0 and max(right, bottom) <= 112
+            )
+            drawn[top:bottom, left:right] += 1
+        assert drawn.max() == 1, "no digit hides another"
+        styles = [annotation["style"] for annotation in record["annotations"]]
+        assert max(map(styles.count, set(styles))) <= hard.asked and set(styles) == {
+            "vqa2",
+            "point_count",
+            "pointing",
+        }
+        places = [digit["place"] for digit in digits]
+        for annotation in record["annotations"]:
+            if annotation["style"] == "vqa2":
+                words = annotation["question"].removeprefix("Which digit is at the ")
+                place = hard.places.index(words.removesuffix("?"))
+                assert places.count(place) == 1, "a question has one answer"
+                assert annotation["answer"] == str(digits[places.index(place)]["digit"])
+    assert totals == set(range(3, 10)) and sizes == set(range(12, 29))
 
 
 RECIPES = sorted(  # examples/cluster holds files of schedulers: tests/test_cluster.py

@@ -2,7 +2,8 @@
 
 The scans are scikit-learn's 1,797 digits (8 x 8 pixels), the grey backgrounds are cut from photographs that ship inside
 scikit-image's wheel. Scans and photographs are split before anything is composed: what a held-out picture shows was
-never trained on. A picture has 2 x 2 places; 2 to 4 of them hold a digit, jittered in place and size.
+never trained on. A picture has 2 x 2 places; 2 to 4 of them hold a digit, jittered in place and size. In the hard
+setting 3 to 9 digits of 12 to 28 pixels lie anywhere in a picture of four times the area, without overlap.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +19,8 @@ from PIL import Image
 
 SIDE = 56  # of a picture, pixels
 CELL = SIDE // 2
-SIZES = (23, 27)  # of a digit's box, pixels, both included
 HELD_OUT = 0.25  # share of the scans
-PLACES = ("top left", "top right", "bottom left", "bottom right")
-NUMBERS = ("no", "one", "two", "three", "four")
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PHOTOGRAPHS = {
     "train": (
         "astronaut.png",
@@ -35,6 +35,59 @@ PHOTOGRAPHS = {
 }
 # points are annotated to the nearest eighth of the picture, as a person's pointing would be
 STEP = 12.5
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How hard the pictures are."""
+
+    name: str  # begins the seed of every picture
+    side: int  # of a picture, pixels
+    sizes: tuple[int, int]  # of a digit's box, pixels, both included
+    step: float  # points are annotated to the nearest of it, percent
+    places: tuple[
+        str, ...
+    ]  # what parts of a picture are called, row by row; as many rows as columns
+    free: bool  # digits lie anywhere, not one in each place
+    asked: int | None  # questions of a kind about a picture; None: all there are
+
+    def centre(self, box: list[int]) -> list[float]:
+        """The middle of a box in percent of the picture, to the nearest `step`."""
+        return [
+            float(round((a + b) / 2 / self.side * 100 / self.step) * self.step)
+            for a, b in ((box[0], box[2]), (box[1], box[3]))
+        ]
+
+    def place(self, box: list[int]) -> int:
+        """The number of the part of the picture that holds the middle of a box."""
+        rows = round(len(self.places) ** 0.5)
+        column = (box[0] + box[2]) * rows // (2 * self.side)
+        row = (box[1] + box[3]) * rows // (2 * self.side)
+        return row * rows + column
+
+
+EASY = Setting(
+    name="",
+    side=SIDE,
+    sizes=(23, 27),
+    step=STEP,
+    places=("top left", "top right", "bottom left", "bottom right"),
+    free=False,
+    asked=None,
+)
+HARD = Setting(
+    name="hard ",
+    side=112,
+    sizes=(12, 28),
+    step=5.0,
+    places=(
+        *("top left", "top", "top right"),
+        *("left", "centre", "right"),
+        *("bottom left", "bottom", "bottom right"),
+    ),
+    free=True,
+    asked=4,
+)
 
 
 def load_scans(split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -62,72 +115,110 @@ def load_photographs(split: str) -> list[np.ndarray]:
 class Composer:
     """Draws pictures of one split; `draw(rng)` returns the pixels and what they show."""
 
-    def __init__(self, split: str):
+    def __init__(self, split: str, setting: Setting = EASY):
+        self.setting = setting
         self.ids, self.scans, self.labels = load_scans(split)
         self.photographs = load_photographs(split)
         self.by_digit = [np.flatnonzero(self.labels == d) for d in range(10)]
 
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, list[dict]]:
-        """Pixels uint8 [SIDE, SIDE]; per digit, the subject first: digit, scan (its id), place, box (pixels)."""
+        """Pixels uint8 [side, side]; per digit, the subject first: digit, scan (its id), place, box (pixels)."""
         picture = self._background(rng)
         shown = []
-        for place, digit in zip(*_layout(rng)):
+        places = _free_layout(rng, self.setting) if self.setting.free else _layout(rng)
+        for place, digit in places:
             scan = int(rng.choice(self.by_digit[digit]))
-            size = int(rng.integers(SIZES[0], SIZES[1] + 1))
-            left = CELL * (place % 2) + int(rng.integers(0, CELL - size + 1))
-            top = CELL * (place // 2) + int(rng.integers(0, CELL - size + 1))
+            left, top, size = place if self.setting.free else _jittered(place, rng)
             ink = Image.fromarray(self.scans[scan]).resize((size, size), Image.Resampling.BICUBIC)
             ink = np.clip(np.asarray(ink), 0, 1)
             window = picture[top : top + size, left : left + size]
             window += ink * (rng.uniform(200, 255) - window)
+            box = [left, top, left + size, top + size]
             shown.append(
                 {
                     "digit": int(digit),
                     "scan": int(self.ids[scan]),
-                    "place": int(place),
-                    "box": [left, top, left + size, top + size],
+                    "place": self.setting.place(box),
+                    "box": box,
                 }
             )
         return picture.round().astype(np.uint8), shown
 
     def _background(self, rng: np.random.Generator) -> np.ndarray:
+        side = self.setting.side
         photograph = self.photographs[rng.integers(len(self.photographs))]
-        span = int(rng.integers(SIDE, min(photograph.shape) // 2))
+        span = int(rng.integers(side, min(photograph.shape) // 2))
         y, x = (int(rng.integers(0, n - span + 1)) for n in photograph.shape)
-        step = max(span // SIDE, 1)
-        cut = photograph[y : y + span : step, x : x + span : step][:SIDE, :SIDE]
-        cut = np.pad(cut, [(0, SIDE - n) for n in cut.shape], mode="reflect")
+        step = max(span // side, 1)
+        cut = photograph[y : y + span : step, x : x + span : step][:side, :side]
+        cut = np.pad(cut, [(0, side - n) for n in cut.shape], mode="reflect")
         return cut * rng.uniform(0.2, 0.45)  # darker than any ink
 
 
-def _layout(rng: np.random.Generator) -> tuple[list[int], list[int]]:
-    """Places that hold a digit, and the digits: the subject 1 to 3 times (equally likely) first, then others."""
+def _layout(rng: np.random.Generator) -> list[tuple[int, int]]:
+    """(place, digit): the subject 1 to 3 times (equally likely) first, then others."""
     repeats = int(rng.integers(1, 4))
     total = int(rng.integers(max(repeats, 2), 5))
     kinds = rng.permutation(10)
     others = rng.choice(kinds[1:3], total - repeats)
-    return rng.permutation(4)[:total].tolist(), [int(kinds[0])] * repeats + others.tolist()
+    places = rng.permutation(4)[:total].tolist()
+    return list(zip(places, [int(kinds[0])] * repeats + others.tolist(), strict=True))
 
 
-def centre(box: list[int]) -> list[float]:
-    """The middle of a box in percent of the picture, to the nearest STEP."""
-    return [
-        float(round((a + b) / 2 / SIDE * 100 / STEP) * STEP)
-        for a, b in ((box[0], box[2]), (box[1], box[3]))
-    ]
+def _jittered(place: int, rng: np.random.Generator) -> tuple[int, int, int]:
+    """(left, top, size) of a digit in one of the 2 x 2 places."""
+    size = int(rng.integers(EASY.sizes[0], EASY.sizes[1] + 1))
+    left = CELL * (place % 2) + int(rng.integers(0, CELL - size + 1))
+    top = CELL * (place // 2) + int(rng.integers(0, CELL - size + 1))
+    return left, top, size
 
 
-def captions(shown: list[dict], rng: np.random.Generator) -> list[dict]:
+def _free_layout(
+    rng: np.random.Generator, setting: Setting
+) -> list[tuple[tuple[int, int, int], int]]:
+    """((left, top, size), digit): the subject 1 to 5 times (equally likely) first, then others, 3 to 9 in all."""
+    repeats = int(rng.integers(1, 6))
+    total = int(rng.integers(max(repeats, 3), 10))
+    kinds = rng.permutation(10)
+    others = rng.choice(kinds[1:], total - repeats)
+    squares: list[tuple[int, int, int]] = []
+    while len(squares) < total:
+        size = int(rng.integers(setting.sizes[0], setting.sizes[1] + 1))
+        left, top = rng.integers(0, setting.side - size + 1, 2).tolist()
+        if all(
+            abs(2 * left + size - 2 * x - other) >= size + other
+            or abs(2 * top + size - 2 * y - other) >= size + other
+            for x, y, other in squares
+        ):
+            squares.append((left, top, size))
+    boxes = [[x, y, x + size, y + size] for x, y, size in squares]
+    if not _alone([setting.place(box) for box in boxes]):
+        return _free_layout(rng, setting)  # nothing could be read by its place
+    return list(zip(squares, [int(kinds[0])] * repeats + others.tolist(), strict=True))
+
+
+def _alone(places: list[int]) -> list[int]:
+    """Numbers of the entries whose place no other has."""
+    return [number for number, place in enumerate(places) if places.count(place) == 1]
+
+
+def captions(shown: list[dict], rng: np.random.Generator, setting: Setting = EASY) -> list[dict]:
     """The first stage: the same digits told of twice, by place and by digit, each in a random order.
 
     Told by place a model learns to read; told by digit it learns to search, without which it neither counts nor points.
     """
-    order = rng.permutation(len(shown))
-    by_place = [f"the {PLACES[shown[i]['place']]} shows a {shown[i]['digit']}" for i in order]
+    there: dict[int, list[int]] = {}
+    for i in rng.permutation(len(shown)):
+        there.setdefault(shown[i]["place"], []).append(shown[i]["digit"])
+    by_place = [
+        f"the {setting.places[place]} shows {' and '.join(f'a {digit}' for digit in digits)}"
+        for place, digits in there.items()
+    ]
     by_digit = []
     for digit in rng.permutation(sorted({d["digit"] for d in shown})):
-        same = sorted((d for d in shown if d["digit"] == digit), key=lambda d: centre(d["box"]))
-        places = " and ".join(f"the {PLACES[d['place']]}" for d in same)
+        same = [d for d in shown if d["digit"] == digit]
+        same.sort(key=lambda d: setting.centre(d["box"]))
+        places = " and ".join(f"the {setting.places[d['place']]}" for d in same)
         by_digit.append(f"{NUMBERS[len(same)]} {digit}{'s' * (len(same) > 1)} at {places}")
     return [{"style": "long_caption", "text": _sentence(parts)} for parts in (by_place, by_digit)]
 
@@ -137,26 +228,39 @@ def _sentence(parts: list[str]) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def questions(shown: list[dict]) -> list[dict]:
-    """The second stage: every place that holds a digit is read, every digit that is shown is counted and pointed at."""
+def questions(shown: list[dict], rng: np.random.Generator, setting: Setting = EASY) -> list[dict]:
+    """The second stage: every place that holds one digit is read, every digit shown is counted and pointed at.
+
+    Of each kind `setting.asked` at most, drawn by `rng`.
+    """
     digits = sorted({d["digit"] for d in shown})
-    return [
-        *(reading(d) for d in shown),
-        *(counting(digit, shown) for digit in digits),
-        *(pointing(digit, shown) for digit in digits),
+    kinds = [
+        [reading(d, setting) for d in readable(shown)],
+        [counting(digit, shown, setting) for digit in digits],
+        [pointing(digit, shown, setting) for digit in digits],
     ]
+    if setting.asked is not None:
+        kinds = [[one[i] for i in rng.permutation(len(one))[: setting.asked]] for one in kinds]
+    return [question for one in kinds for question in one]
 
 
-def examination(shown: list[dict], rng: np.random.Generator) -> list[dict]:
+def examination(shown: list[dict], rng: np.random.Generator, setting: Setting = EASY) -> list[dict]:
     """One question of each kind about a held-out picture; boxes in pixels say what counts as pointed at."""
-    pointed = pointing(int(rng.choice(sorted({d["digit"] for d in shown}))), shown)
+    pointed = pointing(int(rng.choice(sorted({d["digit"] for d in shown}))), shown, setting)
     pointed["boxes"] = [d["box"] for d in shown if str(d["digit"]) == pointed["label"]]
-    return [reading(shown[rng.integers(len(shown))]), counting(shown[0]["digit"], shown), pointed]
+    read = readable(shown)
+    counted = counting(shown[0]["digit"], shown, setting)
+    return [reading(read[rng.integers(len(read))], setting), counted, pointed]
 
 
-def reading(one: dict) -> dict:
+def readable(shown: list[dict]) -> list[dict]:
+    """The digits that are alone in their place."""
+    return [shown[i] for i in _alone([d["place"] for d in shown])]
+
+
+def reading(one: dict, setting: Setting = EASY) -> dict:
     """Which digit is where `one` is?"""
-    place = PLACES[one["place"]]
+    place = setting.places[one["place"]]
     return {
         "style": "vqa2",
         "question": f"Which digit is at the {place}?",
@@ -164,44 +268,44 @@ def reading(one: dict) -> dict:
     }
 
 
-def counting(digit: int, shown: list[dict]) -> dict:
+def counting(digit: int, shown: list[dict], setting: Setting = EASY) -> dict:
     """How many are there of a digit?"""
     return {
         "style": "point_count",
         "question": f"How many {digit}s are there?",
-        **_points(digit, shown),
+        **_points(digit, shown, setting),
     }
 
 
-def pointing(digit: int, shown: list[dict]) -> dict:
+def pointing(digit: int, shown: list[dict], setting: Setting = EASY) -> dict:
     """Where are they?"""
-    return {"style": "pointing", "question": f"Point to the {digit}.", **_points(digit, shown)}
+    points = _points(digit, shown, setting)
+    return {"style": "pointing", "question": f"Point to the {digit}.", **points}
 
 
-def _points(digit: int, shown: list[dict]) -> dict:
-    points = [centre(d["box"]) for d in shown if d["digit"] == digit]
+def _points(digit: int, shown: list[dict], setting: Setting) -> dict:
+    points = [setting.centre(d["box"]) for d in shown if d["digit"] == digit]
     return {"points": points, "point_scale": 100, "label": str(digit)}
 
 
-def records(split: str, stage: str, count: int) -> Iterator[tuple[str, dict[str, bytes]]]:
+def records(
+    split: str, stage: str, count: int, setting: Setting = EASY
+) -> Iterator[tuple[str, dict[str, bytes]]]:
     """`count` samples as (key, {extension: bytes}), ready for molmo_ds.data.read.writer.
 
-    `stage` is captions, questions or examination. The same arguments give the same bytes; splits and stages differ in
-    every picture. metadata names the scans that a picture shows.
+    `stage` is captions, questions or examination. The same arguments give the same bytes; splits, stages and settings
+    differ in every picture. metadata names the scans that a picture shows.
     """
-    composer = Composer(split)
+    composer = Composer(split, setting)
+    about = {"captions": captions, "questions": questions, "examination": examination}[stage]
     for number in range(count):
-        rng = np.random.default_rng([*f"{split} {stage}".encode(), number])
+        rng = np.random.default_rng([*f"{setting.name}{split} {stage}".encode(), number])
         picture, shown = composer.draw(rng)
-        if stage == "captions":
-            about = captions(shown, rng)
-        else:
-            about = questions(shown) if stage == "questions" else examination(shown, rng)
         buffer = io.BytesIO()
         Image.fromarray(picture).convert("RGB").save(buffer, "JPEG", quality=95)
         row = {
             "images": ["jpg"],
-            "annotations": about,
+            "annotations": about(shown, rng, setting),
             "metadata": {"split": split, "digits": shown},
         }
         yield f"{stage}-{number:06d}", {"jpg": buffer.getvalue(), "json": json.dumps(row).encode()}

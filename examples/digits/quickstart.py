@@ -46,8 +46,9 @@ PACKAGES = (
 )
 # what one word of the tokenizer may span: a turn of phrase, a piece of a point's tag, a coordinate, a digit, a word
 PIECES = (
-    r" ?User:(?: vqa2:)?| Which digit is at| the (?:top|bottom) (?:left|right)| How many|s are there\?| Point to the"
-    r"| shows a total of| shows a|(?: Counting the)? ?<points? x1?=\"|\" [xy]\d*=\"|\" alt=\"|\">|</points?>"
+    r" ?User:(?: vqa2:)?| Which digit is at| the (?:(?:top|bottom)(?: left| right)?|left|right|centre)| How many"
+    r"|s are there\?| Point to the| shows a total of| shows a"
+    r"|(?: Counting the)? ?<points? x1?=\"|\" [xy]\d*=\"|\" alt=\"|\">|</points?>"
     r"|\d+\.\d| ?\d| ?[A-Za-z_]+\d?:?|[^A-Za-z\d]"
 )
 
@@ -59,6 +60,17 @@ class Job:
     out: Path
     ranks: int
     steps: int
+    hard: bool
+
+    @property
+    def setting(self) -> compose.Setting:
+        """How hard the pictures are."""
+        return compose.HARD if self.hard else compose.EASY
+
+    def recipe(self, stage: str) -> list[str]:
+        """The files of settings of a stage, the later over the earlier."""
+        names = [stage, *(["hard"] if self.hard else [])]
+        return [str(HERE / f"{name}.yaml") for name in names]
 
     @property
     def stages(self) -> dict[str, int]:
@@ -103,8 +115,7 @@ def read_arguments(arguments: list[str] | None) -> Job:
     parser.add_argument(
         "--out",
         type=home,
-        default=str(ROOT / "runs/quickstart"),
-        help="folder of the run (default: %(default)s)",
+        help="folder of the run (default: runs/quickstart, or runs/quickstart-hard)",
     )
     gpus = max((n for n in (1, 2, 4, 8) if n <= torch.cuda.device_count()), default=0)
     parser.add_argument(
@@ -112,6 +123,11 @@ def read_arguments(arguments: list[str] | None) -> Job:
     )
     parser.add_argument(
         "--steps", type=int, default=STEPS, help="of both stages together (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--hard",
+        action="store_true",
+        help="3 to 9 digits of 12 to 28 pixels that lie anywhere, instead of 2 to 4 of 23 to 27 in a corner each",
     )
     given = parser.parse_args(arguments)
     if given.steps < 10:
@@ -124,12 +140,14 @@ def read_arguments(arguments: list[str] | None) -> Job:
         raise ValueError(
             f"--ranks {given.ranks} does not divide the 8 sequences of a step; give 1, 2, 4 or 8."
         )
-    return Job(Path(given.out).absolute(), given.ranks, given.steps)
+    out = given.out or ROOT / ("runs/quickstart-hard" if given.hard else "runs/quickstart")
+    return Job(Path(out).absolute(), given.ranks, given.steps, given.hard)
 
 
 def claim(job: Job) -> None:
     """Note in the folder which job it belongs to; ValueError if it holds another one or something else."""
     note, wanted = job.out / "job.json", {"ranks": job.ranks, "steps": job.steps}
+    wanted |= {"hard": True} if job.hard else {}
     if note.exists():
         there = json.loads(note.read_text())
         if there != wanted:
@@ -156,7 +174,7 @@ def make_pictures(job: Job) -> None:
             shutil.rmtree(job.out / "data" / stage, ignore_errors=True)
             split = "heldout" if stage == "examination" else "train"
             write_shards(
-                _counted(compose.records(split, stage, counts[stage]), bar),
+                _counted(compose.records(split, stage, counts[stage], job.setting), bar),
                 job.out / "data" / stage,
                 "digits",
             )
@@ -175,9 +193,10 @@ def make_tokenizer(job: Job) -> None:
         return
     texts = []
     for stage in job.stages:
-        config = settings.load(HERE / f"{stage}.yaml")
+        config = settings.load(job.recipe(stage))
         formatter = PromptFormatter(config.data.prompts)
-        for number, (_, parts) in enumerate(compose.records("train", stage, 1000)):
+        pictures = compose.records("train", stage, 1000, job.setting)
+        for number, (_, parts) in enumerate(pictures):
             about = json.loads(parts["json"])["annotations"]
             texts += [
                 m for c in formatter.conversations(about, RandomState(number)) for m in c.messages
@@ -201,7 +220,7 @@ def train(job: Job, stage: str) -> None:
     ]
     if stage == "questions":
         words.append(f"init_from={job.out / 'captions'}")
-    recipe = settings.load(HERE / f"{stage}.yaml")
+    recipe = settings.load(job.recipe(stage))
     words.append(f"micro_batch={recipe.global_batch // job.ranks}")
     for name in ("connector", "vision", "text"):  # a trial of few steps has a shorter warm-up
         words.append(
@@ -230,7 +249,7 @@ def launch(job: Job, stage: str, words: list[str], bar: tqdm, kill_at: int | Non
         str(_free_port()),
         "--module",
         "molmo_ds.train",
-        str(HERE / f"{stage}.yaml"),
+        *job.recipe(stage),
         *words,
     ]
     threads = max(1, len(os.sched_getaffinity(0)) // job.ranks)
@@ -298,6 +317,7 @@ def facts(job: Job) -> dict:
         else f"CPU, {os.cpu_count()} cores"
     )
     return {
+        "hard": job.hard,
         "steps": sum(job.stages.values()),
         "ranks": job.ranks,
         "strategy": json.loads(STRATEGY.read_text())["zero_optimization"]
