@@ -101,6 +101,11 @@ BY_HAND = ("zero3_sp_ep", "zero3_tp_offload", "zero3_ep_offload", "pipe_zero1_ep
 IN_BF16 = (("zero1", "vision"), ("zero3", "full"), ("pipe_dualpipev", "none"))
 
 
+def one_of_each() -> list[Case]:
+    """ONE_OF_EACH in both precisions."""
+    return [replace(case, precision=precision) for case in ONE_OF_EACH for precision in PRECISIONS]
+
+
 def table(everything: bool) -> list[Case]:
     """One of each strategy but BY_HAND, and IN_BF16 also in bf16; or all in both precisions with every way to
     recompute, micro-batch and adapters."""
