@@ -40,6 +40,7 @@ def test_the_index_is_small(case: Case) -> None:
 @pytest.mark.parametrize("before", [RANKS, RANKS * 3 // 4])
 def test_a_resume_reads_the_state_once(case: Case, before: int) -> None:
     counts = case.resume(before)
-    assert 1 <= counts.bytes / case.state <= 1.2
+    # headers of the tensor files are part of the state, and nobody reads them again
+    assert 0.999 <= counts.bytes / case.state <= 1.2
     # its own file, or those of two or three neighbours
     assert counts.opens / RANKS <= 4
