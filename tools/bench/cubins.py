@@ -61,8 +61,8 @@ class Offline(CudaDriver):
         return GPUTarget("cuda", self.arch, 32)
 
     def get_current_device(self) -> int:
-        """The first."""
-        return 0
+        """A number for each architecture, since Triton keeps what it has compiled by device."""
+        return self.arch
 
     def get_current_stream(self, device: int) -> int:
         """The default stream."""
