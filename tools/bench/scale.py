@@ -94,7 +94,7 @@ def saving(case: Case) -> Iterator[ROW]:
     copied = (
         f"a rank's copy of {size / 1e9:.3f} GB in {count:,} tensors: bytes for which a step waits"
     )
-    yield copied, f"{size / 1e9:.3f} GB", "0, beside the next passes"
+    yield copied, f"{size / 1e9:.3f} GB", "0: the next passes compute meanwhile"
     yield f"index ({pieces} pieces)", f"{listing / 1e6:,.1f} MB", f"{index / 1e6:,.3f} MB"
     yield "pieces that a rank holds as objects", pieces, "0"
     yield "merging and opening the index on rank 0: CPU time", "-", f"{seconds:.2f} s"

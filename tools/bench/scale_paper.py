@@ -89,7 +89,7 @@ def save(work: Work, cluster: Cluster) -> list[Term]:
             100 * copy / step,
             "%",
         ),
-        ("passes of the next step beside it, F", "step without AdamW", passes, "s"),
+        ("passes of the next step meanwhile, F", "step without AdamW", passes, "s"),
         ("copies begun by the host, I", "3 q i", issued, "s"),
         ("the stall", "I + max(0, C - F)", issued + left, "s"),
         ("the stall as a share of a step", "", 100 * (issued + left) / step, "%"),

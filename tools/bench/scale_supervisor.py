@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
@@ -138,6 +139,7 @@ def of_real_ssh(folder: Path, count: int, seconds: float) -> float:
     here += ["-i", str(folder / "user"), "-o", "StrictHostKeyChecking=no"]
     here += ["-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
     try:
+        listens(port)
         with mock.patch.object(ssh, "SSH", [*ssh.SSH, *here]):
             pulses = ssh.Pulses(HOSTS[:count])
             time.sleep(3 * ssh.PULSE)
@@ -150,6 +152,17 @@ def of_real_ssh(folder: Path, count: int, seconds: float) -> float:
         server.kill()
         server.wait()
     return took / count / seconds
+
+
+def listens(port: int) -> None:
+    """Wait until somebody listens at a port of this machine. TimeoutError after a minute."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with socket.socket() as made:
+            if made.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise TimeoutError(f"nobody listens at port {port}")
 
 
 def cpu_seconds(pulses: ssh.Pulses) -> float:
