@@ -229,7 +229,7 @@ class RunConfig(Checked):
     compile_mode: Literal["default", "max-autotune-no-cudagraphs"] = "default"  # torch's word
     seed: Whole = 6198  # of first weights and dropout
     save_interval: Count = 1000  # steps between two checkpoints; one more at the end
-    async_save: bool = True  # the step waits for the copy to host memory only
+    async_save: bool = True  # the next steps go on; an update waits for the copy to host memory
     keep_checkpoints: Count = 2  # the newest stay
     keep_every: Optional[Count] = None  # every Nth checkpoint stays
     # steps between two lines of log.jsonl and TensorBoard, which hold their means

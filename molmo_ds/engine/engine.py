@@ -27,7 +27,8 @@ from molmo_ds.engine.launch import World
 from molmo_ds.engine.loss_scale import COUNTS, fill, scale
 from molmo_ds.engine.parallel import grid_of, parts
 from molmo_ds.engine.save import restore
-from molmo_ds.engine.save.writer import Writer, buffer
+from molmo_ds.engine.save.copies import buffer
+from molmo_ds.engine.save.writer import Writer
 from molmo_ds.engine.strategy import Strategy
 from molmo_ds.model import lora
 from molmo_ds.model.molmo import Molmo
@@ -84,8 +85,8 @@ class DeepSpeedEngine:
         self.watch = collectives.check(config.timeout_seconds) if config.check_collectives else None
         source = world.agree(partial(begun_from, config))
         world.together(partial(check_share, source, world.rank, world.size))
-        self.set_weights(first_weights(config, source))
         self.writer = Writer(config, world, self.scratch)
+        self.set_weights(first_weights(config, source))
 
     @property
     def data_rank(self) -> int:
@@ -184,6 +185,7 @@ class DeepSpeedEngine:
         self.set_learning_rates()
         for part in self.parts:
             part.before_step(self.engine)
+        self.writer.copied()
         self.engine.step()
         self.writer.poll()
         return self.report(sums, counts, norms)
@@ -270,6 +272,8 @@ class DeepSpeedEngine:
 
     def fragments(self, changed: bool = False) -> Iterator[fragments.Fragment]:
         """This rank's pieces of every parameter, under the names of one process; see fragments.fragments."""
+        if changed:
+            self.writer.copied()
         for piece in fragments.fragments(self.model, self.engine, changed):
             for part in self.parts:
                 piece = part.rename(piece)

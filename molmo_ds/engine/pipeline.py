@@ -76,9 +76,10 @@ class PipelineEngine(DeepSpeedEngine):
         return engine
 
     def before_update(self) -> None:
-        """Clip and set learning rates, where DeepSpeed is about to step."""
+        """Clip, set learning rates and wait for a save's copies, where DeepSpeed is about to step."""
         self.norms = self.clip_gradients()
         self.set_learning_rates()
+        self.writer.copied()
 
     def take_loss(self, outputs: tuple[Tensor, Tensor, Tensor], _: Tensor) -> Tensor:
         """The loss that the last stage differentiates; the three sums are kept for the log."""

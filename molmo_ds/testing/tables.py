@@ -1,8 +1,10 @@
 """Tables of measurements: what the machine is, and where a table is in the docs."""
 
+import json
 import platform
 import re
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]  # of the clone
 
@@ -37,3 +39,19 @@ def write(table: str, lines: list[str]) -> None:
     raise ValueError(
         f"No page of docs/evidence has '{begin}' followed by '{end}'; write both where the table belongs."
     )
+
+
+class Kept:
+    """What earlier calls of a tool have measured, by name in a JSON file; without a file nothing is kept."""
+
+    def __init__(self, file: Path | None) -> None:
+        self.file = file
+        self.found: dict[str, Any] = {}
+        if file is not None and file.exists():
+            self.found = json.loads(file.read_text())
+
+    def add(self, name: str, value: Any) -> None:
+        """Note one of them."""
+        self.found[name] = value
+        if self.file is not None:
+            self.file.write_text(json.dumps(self.found, indent=1))

@@ -2,15 +2,19 @@
 
 import json
 import logging
+import time
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+from torch import Tensor
 
 from molmo_ds.config import RunConfig
 from molmo_ds.engine import build_engine, launch
 from molmo_ds.engine.launch import World
+from molmo_ds.engine.save.copies import Copies
 from molmo_ds.hub import load
 from molmo_ds.testing import synthetic
 from molmo_ds.testing.everything import EVERYTHING
@@ -137,6 +141,42 @@ def test_bf16_goes_on_bitwise(tmp_path: Path) -> None:
         assert not torch.equal(masters, masters.bfloat16().float()), (
             "the saved weights are not the fp32 masters"
         )
+
+
+def late(world: World, folder: str, strategies: list[str], waits: bool) -> dict[str, bool]:
+    """Whether a checkpoint holds what it was asked to where its copy begins after the next step's forward pass."""
+    finish = Copies.finish
+    changes = {} if waits else {"wait": lambda copies: None}
+
+    def later(copies: Copies, names: list[str]) -> dict[str, Tensor]:
+        time.sleep(0.5 if waits else 3.0)
+        return finish(copies, names)
+
+    out = {}
+    with mock.patch.multiple(Copies, finish=later, **changes):
+        for strategy in strategies:
+            run = config(strategy, world.size, async_save=True)
+            engine = build_engine(run, world)
+            places = engine.data_rank, engine.data_size
+            engine.train_step(synthetic.micro_batches(run, 0, *places))
+            asked = {name: weight.clone() for name, weight in engine.full_state()}
+            engine.save(f"{folder}/{strategy}", {})
+            engine.train_step(synthetic.micro_batches(run, 1, *places))
+            engine.close()
+            moved = dict(engine.full_state())
+            assert engine.load(f"{folder}/{strategy}") is not None
+            got = dict(engine.full_state())
+            assert any(not torch.equal(moved[name], asked[name]) for name in asked)
+            out[strategy] = all(torch.equal(got[name], asked[name]) for name in asked)
+    return out
+
+
+def test_an_update_waits_for_the_copy_of_a_save(tmp_path: Path) -> None:
+    names = ["zero1", "zero3", "pipe_zero1"]
+    seen = run_ranks(late, 2, str(tmp_path), names, True, timeout=240)[0]
+    assert seen == dict.fromkeys(names, True)
+    seen = run_ranks(late, 2, str(tmp_path / "wrong"), ["zero1"], False)[0]
+    assert seen == {"zero1": False}
 
 
 def test_any_size_and_strategy_goes_on(written: dict, resumed: dict) -> None:

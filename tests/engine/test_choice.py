@@ -14,6 +14,7 @@ from molmo_ds.engine.launch import World, alone
 from molmo_ds.engine.plan import choice, host_time, plan_memory
 from molmo_ds.engine.plan.choice import ALONE, LEFT_OUT, ORDER, Room
 from molmo_ds.engine.plan.plan_inference import CARD
+from molmo_ds.testing import tables
 from molmo_ds.testing.everything import EVERYTHING
 from molmo_ds.testing.ranks import run_ranks
 
@@ -185,3 +186,15 @@ def test_from_which_size_on_the_host_is_not_the_limit(
     assert ("take zero1 or zero2" in host_time.told(config, zero3, CARD)) == bound
     assert "take zero1" not in host_time.told(config, zero1, CARD)
     assert host_time.of_host(config, zero1) < host_time.of_host(config, zero3)
+
+
+def test_the_hosts_time_of_a_layer_is_the_measured_one() -> None:
+    """tools/bench/bench_host.py has 24 + 28 layers; docs/evidence/gpu.md has its table."""
+    measured = {
+        (name, again): float(median.replace(",", "")) / 1e3
+        for name, again, hooks, median, _ in tables.read("host time of a step")
+        if hooks != "DeepSpeed's"
+    }
+    for again, layer in (("none", host_time.LAYER), ("full", host_time.AGAIN)):
+        assert layer[False] == pytest.approx(measured["zero1", again] / 52, rel=0.02)
+        assert layer[True] == pytest.approx(measured["zero3", again] / 52, rel=0.02)

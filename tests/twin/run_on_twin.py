@@ -2,8 +2,9 @@
 
 python -m molmo_ds.testing.twin tests/twin/run_on_twin.py FOLDER [--all] [--write] [WORD ...]
 
-writes FOLDER/found.pt. Words choose the strategies whose case's name holds them all. --write puts what was counted into
-the tables of docs/evidence/gpu.md, which test_twin.py takes for budgets.
+writes FOLDER/found.pt. Words choose, among one case of each strategy in fp32 and bf16, those whose name holds them all,
+and nothing else is run. --write puts what was counted into the tables of docs/evidence/gpu.md, which test_twin.py takes
+for budgets; rows of cases that were not run stay.
 """
 
 import signal
@@ -29,7 +30,8 @@ LOST = ("killed", "stopped", "late")
 
 def strategies(everything: bool, words: list[str]) -> dict[twin_cases.Case, list[dict[str, Any]]]:
     """What each rank left of each case; AssertionError where ranks log different numbers."""
-    cases = [case for case in twin_cases.table(everything) if all(w in case.name for w in words)]
+    cases = twin_cases.one_of_each() if words else twin_cases.table(everything)
+    cases = [case for case in cases if all(word in case.name for word in words)]
     kernels = None if everything else "torch"
     found: dict[twin_cases.Case, list[dict[str, Any]]] = {}
     for size in sorted({case.ranks for case in cases}):
@@ -100,12 +102,18 @@ def counted(names: list[str]) -> dict[str, list[counts.Counted]]:
 
 def write_tables(found: dict[str, Any]) -> None:
     """Put what was counted into docs/evidence/gpu.md."""
-    waits = ["| case | waits | ours | DeepSpeed's |", "|---|---|---|---|"]
+    rows: dict[str, list[list[str]]] = {}
+    for row in tables.read("waits of a step"):
+        rows.setdefault(row[0], []).append(row)
     for case, left in found["strategies"].items():
         if case.precision == "bf16":
             places = twin_cases.most_waits(left).items()
-            waits += [f"| {case.name} | {n} | {a or '-'} | {b or '-'} |" for (a, b), n in places]
+            rows[case.name] = [[case.name, str(n), a or "-", b or "-"] for (a, b), n in places]
+    waits = ["| case | waits | ours | DeepSpeed's |", "|---|---|---|---|"]
+    waits += [f"| {' | '.join(row)} |" for each in rows.values() for row in each]
     tables.write("waits of a step", waits)
+    if "counted" not in found:
+        return
     steps = ["| step | part | launches | pointwise GB | TFLOP |", "|---|---|---|---|---|"]
     for name, parts in found["counted"].items():
         for part in parts:

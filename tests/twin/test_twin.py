@@ -169,6 +169,8 @@ def test_planted_races_are_found(found: dict) -> None:
     assert seen["overwritten"] == 1
     assert seen["race", False] and not seen["race", True]
     assert seen["feed", False] and not seen["feed", True]
+    assert seen["save", False] and not seen["save", True]
+    assert seen["saved"] == [1.0] * 4
 
 
 def test_two_ranks_that_both_send_first_hang(found: dict) -> None:

@@ -18,6 +18,7 @@ from molmo_ds.engine import build_engine
 from molmo_ds.engine.checks.faults import GradientOrderError
 from molmo_ds.engine.feeder import Feeder
 from molmo_ds.engine.launch import World
+from molmo_ds.engine.save.copies import Copies
 from molmo_ds.engine.strategy import Execution
 from molmo_ds.infer.generate import generate
 from molmo_ds.infer.load import look_up, read
@@ -98,6 +99,11 @@ ONE_OF_EACH = [
 # pairs of kinds that CI sees apart, and on the CPU together
 BY_HAND = ("zero3_sp_ep", "zero3_tp_offload", "zero3_ep_offload", "pipe_zero1_ep", "zero3_ep_tp")
 IN_BF16 = (("zero1", "vision"), ("zero3", "full"), ("pipe_dualpipev", "none"))
+
+
+def one_of_each() -> list[Case]:
+    """ONE_OF_EACH in both precisions."""
+    return [replace(case, precision=precision) for case in ONE_OF_EACH for precision in PRECISIONS]
 
 
 def table(everything: bool) -> list[Case]:
@@ -264,7 +270,36 @@ def planted(world: World) -> dict[str, Any]:
             seen["feed", waits] = False
         except _sanitizer.CUDASanitizerErrors:
             seen["feed", waits] = True
+        seen["save", waits] = update_races(waits)
+    with torch_cuda.late_copies():
+        copies = copying(torch.ones(4, device="cuda"))
+        seen["saved"] = copies.finish(["x"])["x"].tolist()
     return seen
+
+
+def copying(x: Tensor) -> Copies:
+    """A save of one tensor that has begun."""
+    copies = Copies(torch.device("cuda"), None)
+    copies.begin()
+    copies.add("x", x)
+    copies.hand_over()
+    return copies
+
+
+def update_races(waits: bool) -> bool:
+    """Whether the copy of a save races with an update that comes after it, with its wait or without."""
+    from torch.cuda import _sanitizer
+
+    x = torch.ones(4, device="cuda")
+    copies = copying(x)
+    copies.on_host.set()  # nobody writes here
+    try:
+        if waits:
+            copies.wait()
+        x.mul_(2)
+        return False
+    except _sanitizer.CUDASanitizerErrors:
+        return True
 
 
 def crossed(world: World) -> dict[str, str]:

@@ -3,6 +3,7 @@
     python tools/bench/first_hour.py --out gpu.md              one hour
     python tools/bench/first_hour.py --out gpu.md --minutes 10
     python tools/bench/first_hour.py --out gpu.md --twin       tried whole, tiny, on the twin of a GPU
+    python tools/bench/first_hour.py --out gpu.md --resume     what an earlier call with this page did not pass
 
 It stops at nothing: what fails, or has no time left, is a row that says so. The page, which is meant for docs/evidence,
 is written after each check. Logs, traces and the runs are kept next to it, in OUT.files/.
@@ -87,6 +88,18 @@ class Hour:
         self.twin = twin
         self.results: dict[str, Result] = {}
 
+    @property
+    def file(self) -> Path:
+        """Where the results are kept for a later call."""
+        return self.folder / "results.json"
+
+    def resume(self) -> None:
+        """Take over what passed in an earlier call."""
+        if self.file.exists():
+            kept = json.loads(self.file.read_text())
+            passed = {name: row for name, row in kept.items() if row["state"] == "passed"}
+            self.results = {name: Result(**row) for name, row in passed.items()}
+
     def words(self, check: Check) -> list[str]:
         """The command, under torchrun where there are several ranks."""
         if check.ranks == 1:
@@ -109,6 +122,7 @@ class Hour:
             self.results[check.name] = Result("out of time", "not begun")
         else:
             self.results[check.name] = self.watched(check, left)
+        self.file.write_text(json.dumps({k: vars(v) for k, v in self.results.items()}, indent=1))
         self.out.write_text(self.page())
 
     def watched(self, check: Check, seconds: float) -> Result:
@@ -340,10 +354,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=local, required=True, help="the page")
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--twin", action="store_true", help="tiny, on the twin of a GPU")
+    parser.add_argument("--resume", action="store_true", help="without the checks that passed")
     args = parser.parse_args(arguments)
     hour = Hour(args.out, 60 * args.minutes, args.twin)
+    if args.resume:
+        hour.resume()
     gpus = 2 if args.twin else len(output(["nvidia-smi", "-L"]).split("; "))
-    for check in tqdm(checks(hour, gpus), desc="the first hour"):
+    every = checks(hour, gpus)
+    for check in tqdm([c for c in every if c.name not in hour.results], desc="the first hour"):
         hour.run(check)
         result = hour.results[check.name]
         tqdm.write(f"{check.name}: {result.state}, {result.figure}")

@@ -1,31 +1,27 @@
 """What start, resume and save cost as ranks grow: the code of a run counted at real size, with nothing real behind it.
 
-    python tools/bench/scale.py [--small | --only MODEL:RANKS] [--write]
+    python tools/bench/scale.py [--small | --only MODEL:RANKS] [--keep FILE] [--write]
 
 A stand-in (molmo_ds/testing/scale) plays one rank after the other; what all ranks do is that of the first one, as often
-as there are others, and of the last. "Before" is commit 3eabada, by the formulas of `Before`. --write makes the table
-of docs/evidence/scale.md.
+as there are others, and of the last. "Before" is commit 3eabada, by the formulas of `Before`. --write makes the tables
+of docs/evidence/scale.md. With --keep a call resumes where an earlier one with that file was stopped.
 """
 
 import argparse
 import json
-import platform
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from molmo_ds import presets
-from molmo_ds.config import OptimConfig, RunConfig
 from molmo_ds.testing import tables
-from molmo_ds.testing.scale import measures, saved
+from molmo_ds.testing.scale.case import Case
 from molmo_ds.testing.scale.ranks import Network
-from molmo_ds.weights.first_weights import begun_from
-from molmo_ds.weights.index import INDEX
 
-CASES = {"molmo_7b_d": [64], "molmoe_1b": [256], "molmo_72b": [64, 1024]}
+COMMAND = "python tools/bench/scale.py --write"
+CASES = {"molmo_7b_d": [64], "molmoe_1b": [256], "molmo2_8b": [512], "molmo_72b": [64, 1024]}
 SMALL = {"molmo_7b_d": [64]}
 ROW = tuple[str, str, str]  # what it is, before, now
 
@@ -58,60 +54,73 @@ class Before:
         return self.ranks * (self.ranks + 4)
 
 
-def network_of(preset: str) -> Network:
-    """A captioner's network, as its recipe trains it."""
-    return Network.of(RunConfig(model=presets.get(preset), optim=OptimConfig(name="adamw")))
+def before_of(case: Case) -> Before:
+    """What it was, for a case."""
+    shards = len(list(case.source.glob("*.safetensors")))
+    listing = json_bytes(case.network, 0, case.ranks) * case.ranks
+    return Before(case.ranks, case.weights, case.state, shards, listing)
 
 
-def rows(preset: str, size: int, folder: Path) -> Iterator[ROW]:
-    """The table of one model on so many ranks."""
-    network = network_of(preset)
-    weights = 4 * network.numbers
-    source = saved.weights(folder / "weights", network)
-    parts = saved.parts(network, size)
+def from_weights(case: Case) -> Iterator[ROW]:
+    """Starts from a folder of weights."""
+    for stage in (3, 0):
+        was = f"{before_of(case).from_weights(stage):,.1f}"
+        now = f"{case.start(case.source, stage):.3f}"
+        yield f"start from weights, ZeRO-{stage}: bytes / weights", was, now
+
+
+def from_a_checkpoint(case: Case) -> Iterator[ROW]:
+    """A start from a checkpoint's weights."""
+    was = f"{before_of(case).from_checkpoint(3):,.1f}"
+    now = f"{case.start(case.same):.3f}"
+    yield "start from a checkpoint, ZeRO-3: bytes / weights", was, now
+
+
+def from_nothing(case: Case) -> Iterator[ROW]:
+    """Random weights."""
+    now = f"{case.drawn():.3f}"
+    yield "random weights, ZeRO-3: numbers drawn / needed", f"{case.ranks:,}.0", now
+
+
+def saving(case: Case) -> Iterator[ROW]:
+    """What a save copies and tells, and what rank 0 does with it."""
+    _ = case.parts  # made before the clock runs
     began = time.process_time()
-    same = saved.commit(folder / "same", network, parts)
+    index = case.index
     seconds = time.process_time() - began
-    found = measures.opened(same)
-    files = found.manifest.files
-    state = sum(facts.bytes for facts in files.values())
-    listing = json_bytes(network, 0, size) * size
-    before = Before(size, weights, state, len(list(source.glob("*.safetensors"))), listing)
+    listing = before_of(case).listing
+    count, size = case.copies()
+    pieces = f"{len(case.found.pieces.columns['start']):,}"
+    copied = (
+        f"a rank's copy of {size / 1e9:.3f} GB in {count:,} tensors: bytes for which a step waits"
+    )
+    yield copied, f"{size / 1e9:.3f} GB", "0: the next passes compute meanwhile"
+    yield f"index ({pieces} pieces)", f"{listing / 1e6:,.1f} MB", f"{index / 1e6:,.3f} MB"
+    yield "pieces that a rank holds as objects", pieces, "0"
+    yield "merging and opening the index on rank 0: CPU time", "-", f"{seconds:.2f} s"
 
-    for name, place, was in (
-        ("weights", source, before.from_weights),
-        ("a checkpoint", same, before.from_checkpoint),
-    ):
-        begun = replace(network, config=replace(network.config, init_from=str(place)))
-        first = begun_from(begun.config)
-        for stage in (3, 0) if place == source else (3,):
-            # under ZeRO-0 one rank reads each stretch for all: in sum they read what one rank by itself does
-            ranks = size if stage == 3 else 1
-            counts = measures.of_all(
-                place,
-                ranks,
-                lambda rank, b=begun, f=first, s=stage, n=ranks: measures.start(b, f, s, rank, n),
-            )
-            now = f"{counts.bytes / weights:.3f}"
-            yield f"start from {name}, ZeRO-{stage}: bytes / weights", f"{was(stage):,.1f}", now
-    drawn = measures.drawn(network, 3, 0, size) * size
-    once = measures.drawn(network, 0, 0, 1)
-    yield "random weights, ZeRO-3: numbers drawn / needed", f"{size}.0", f"{drawn / once:.3f}"
-    yield "index", f"{listing / 1e6:,.1f} MB", f"{files[INDEX].bytes / 1e6:,.3f} MB"
-    yield "pieces that a rank holds as objects", f"{len(found.pieces.columns['start']):,}", "0"
-    yield "metadata of a save on rank 0, in a thread: CPU time", "-", f"{seconds:.2f} s"
-    yield "object collectives in a step during a save", "1", "0"
-    other = size * 3 // 4
-    for ranks in (size, other):
-        if ranks == other:
-            found = measures.opened(measures.checkpoint(folder / "other", network, other))
-        counts = measures.of_all(
-            found.path, size, lambda rank, f=found: measures.resume(network, f, 3, rank, size)
-        )
-        now = f"{counts.bytes / state:.3f}"
-        yield f"resume from {ranks} ranks, ZeRO-3: bytes / state", f"{before.resume():.2f}", now
-        now = f"{counts.opens / size:,.1f}"
-        yield "the same: files opened by a rank", f"{before.opened() / size:,.0f}", now
+
+def resumes(case: Case, ranks: int) -> Iterator[ROW]:
+    """Going on from a checkpoint of so many ranks."""
+    counts = case.resume(ranks)
+    before = before_of(case)
+    now = f"{counts.bytes / case.state:.3f}"
+    yield f"resume from {ranks:,} ranks, ZeRO-3: bytes / state", f"{before.resume():,.2f}", now
+    was = f"{before.opened() / case.ranks:,.0f}"
+    yield "the same: files opened by a rank", was, f"{counts.opens / case.ranks:,.1f}"
+
+
+def resume_here(case: Case) -> Iterator[ROW]:
+    """From as many ranks."""
+    return resumes(case, case.ranks)
+
+
+def resume_elsewhere(case: Case) -> Iterator[ROW]:
+    """From three quarters as many."""
+    return resumes(case, case.ranks * 3 // 4)
+
+
+PARTS = (from_weights, from_a_checkpoint, from_nothing, saving, resume_here, resume_elsewhere)
 
 
 def json_bytes(network: Network, rank: int, size: int) -> int:
@@ -130,33 +139,36 @@ def json_bytes(network: Network, rank: int, size: int) -> int:
     return len(json.dumps({"pieces": pieces}))
 
 
-def table(cases: dict[str, list[int]]) -> Iterator[str]:
-    """The lines of the table."""
-    command = " ".join(["python tools/bench/scale.py", *sys.argv[1:]])
-    yield f"`{command}`, {time.strftime('%Y-%m-%d')}, {platform.machine()} CPU:"
+def counted(preset: str, case: Case, kept: tables.Kept) -> Iterator[ROW]:
+    """The rows of a case, its parts one after the other."""
+    for part in PARTS:
+        name = f"{preset}:{case.ranks} {part.__name__}"
+        if name not in kept.found:
+            kept.add(name, list(part(case)))
+        yield from kept.found[name]
+
+
+def table(cases: dict[str, list[int]], kept: tables.Kept) -> Iterator[str]:
+    """The lines of the tables."""
+    yield f"`{COMMAND}`, {time.strftime('%Y-%m-%d')}, {tables.cpu()}:"
     for preset, sizes in cases.items():
         for size in sizes:
-            yield from (
-                "",
-                f"**{preset} on {size:,} ranks**",
-                "",
-                "| | before | now |",
-                "|---|---|---|",
-            )
-            began = time.process_time()
+            yield from ("", f"**{preset} on {size:,} ranks**", "")
+            yield from ("| | before | now |", "|---|---|---|")
             with tempfile.TemporaryDirectory() as folder:
-                for row in rows(preset, size, Path(folder)):
+                case = Case(presets.get(preset), size, Path(folder))
+                for row in counted(preset, case, kept):
                     yield f"| {' | '.join(row)} |"
-            yield from ("", f"{time.process_time() - began:.0f} s of one core.")
 
 
 def main() -> None:
-    """Count and print, or write, the table."""
+    """Count and print, or write, the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--small", action="store_true", help="the smallest case alone, as CI does")
     parser.add_argument("--only", metavar="MODEL:RANKS", help="one case, for example molmo_72b:64")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="rows counted so far")
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     cases = SMALL if arguments.small else CASES
@@ -164,7 +176,7 @@ def main() -> None:
         preset, _, size = arguments.only.partition(":")
         cases = {preset: [int(size)]}
     lines = []
-    for line in table(cases):
+    for line in table(cases, tables.Kept(arguments.keep)):
         print(line, flush=True)
         lines.append(line)
     if arguments.write:

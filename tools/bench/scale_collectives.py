@@ -1,106 +1,174 @@
-"""Counts the collectives of a step at real size: the real engine and DeepSpeed, fake tensors, made-up ranks.
+"""Counts the collectives of a step: the real engine and DeepSpeed on made-up ranks, fake tensors at real size.
 
-    python tools/bench/scale_collectives.py [--only zero3 ...] [--models molmo_7b_d] [--layers 2]
+    python tools/bench/scale_collectives.py [--micro | --real | --small] [--only STRATEGY ...] [--keep FILE] [--write]
 
-Each case is a process of its own. The third step is counted; it must repeat the second, call by call. Prints a table.
+Each case is a fork of this process. The third step is counted; it must repeat the second, call by call. --micro counts
+the micro model of the tests, and --real the same on two and four real ranks, where each count must be that of made-up
+ones. --write puts the table into docs/evidence/many-ranks.md. With --keep a call resumes where an earlier one with that
+file was stopped.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+import time
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
 
-from molmo_ds.testing.tables import ROOT
+from molmo_ds import presets
+from molmo_ds.config import RunConfig
+from molmo_ds.engine import build_engine
+from molmo_ds.engine.launch import World
+from molmo_ds.engine.strategy import read_strategy
+from molmo_ds.testing import collectives, oracle, synthetic, tables
+from molmo_ds.testing.ranks import run_ranks
+from molmo_ds.testing.twin.counts import fake_batch
 
-TOKENS, CROPS = 2304, 13  # of a sequence
+TOKENS = 2304  # of a sequence at real size
+CROPS = 13
+STEPS = 3
+KINDS = ("all_gather", "reduce_scatter", "all_reduce", "reduce", "broadcast", "all_to_all")
+Tally = dict[str, list[int]]  # kind -> calls, bytes
 
 
 @dataclass(frozen=True)
 class Case:
-    """A strategy with a model on so many made-up ranks."""
+    """A strategy with a model on so many ranks; `model` is a preset, or the micro model with a family's decoder."""
 
     strategy: str
     model: str
     ranks: int
     micro_steps: int = 1
-    layers: int = 0  # of the decoder, 0 = all
 
-    def config(self) -> Any:
-        """The run: one sequence a micro-step."""
-        from molmo_ds import presets
-        from molmo_ds.config import RunConfig
-        from molmo_ds.engine.strategy import read_strategy
+    @property
+    def micro(self) -> bool:
+        """Whether it is the micro model."""
+        return self.model in ("qwen2", "olmoe")
 
-        path = str(ROOT / f"ds_configs/{self.strategy}.json")
+    @property
+    def name(self) -> str:
+        """For the file of what is kept."""
+        return f"{self.strategy} {self.model} {self.ranks} {self.micro_steps}"
+
+    def config(self) -> RunConfig:
+        """The run: one sequence a micro-step; at real size AdamW, bf16 and recomputation, else SGD and fp32."""
+        path = str(tables.ROOT / f"ds_configs/{self.strategy}.json")
         replicas = read_strategy(path).data_parallel_size(self.ranks)
-        model = presets.get(self.model)
-        if self.layers:
-            model = replace(model, text=replace(model.text, num_hidden_layers=self.layers))
-            model = replace(model, vision=replace(model.vision, num_hidden_layers=10))
-        return replace(
-            RunConfig(),
-            model=model,
-            strategy=path,
-            global_batch=replicas * self.micro_steps,
-            micro_batch=1,
-            precision="bf16",
-            activation_checkpointing="full",
-        )
+        sizes = {"strategy": path, "global_batch": replicas * self.micro_steps, "micro_batch": 1}
+        if self.micro:
+            return synthetic.config(model=oracle.family(self.model), **sizes)
+        more = {"precision": "bf16", "activation_checkpointing": "full"}
+        return replace(RunConfig(), model=presets.get(self.model), **sizes, **more)
 
 
-CASES = (
-    *(Case(name, "molmo_7b_d", 8) for name in ("zero0", "zero1", "zero2", "zero3", "zero3_hpz")),
-    *(Case(name, "molmo_7b_d", 8) for name in ("zero3_sp", "zero3_tp")),
+OF_SEVEN = ("zero0", "zero1", "zero2", "zero3", "zero3_hpz", "zero3_sp", "zero3_tp")
+SMALL = tuple(Case(name, "qwen2", 1024) for name in ("zero1", "zero3"))
+MICRO = (
+    *(Case(f"zero{stage}", "qwen2", 2, steps) for stage in range(4) for steps in (1, 4)),
+    *(Case(name, "qwen2", 4, 2) for name in OF_SEVEN),
+    *(Case(name, "olmoe", 4, 2) for name in ("zero2_ep", "zero3_ep", "zero3_sp_ep")),
+    *(Case(name, "qwen2", 1024, steps) for name in ("zero1", "zero2", "zero3") for steps in (1, 4)),
+    *(Case(name, "qwen2", 1024, 2) for name in ("zero3_hpz", "zero3_sp", "zero3_tp")),
+    *(Case(name, "olmoe", 1024, 2) for name in ("zero2_ep", "zero3_ep", "zero3_sp_ep")),
+)
+SIZES = (
+    *(Case(name, "molmo_7b_d", 8) for name in OF_SEVEN),
     Case("zero3", "molmo_7b_d", 8, micro_steps=2),
+    Case("zero3", "molmo_7b_d", 64),
     Case("zero3", "molmo_72b", 64),
     Case("zero3", "molmo_72b", 1024),
     Case("zero3_ep", "molmoe_1b", 256),
     Case("zero2_ep", "molmoe_1b", 256),
+    Case("zero3", "molmo2_8b", 512),
 )
 
 
-def count(case: Case) -> dict[str, Any]:
-    """The tally of the third step, and whether the second was the same, call by call."""
-    from molmo_ds.engine import build_engine
-    from molmo_ds.testing import collectives
-    from molmo_ds.testing.twin.counts import fake_batch
-
+def count(case: Case) -> Tally:
+    """The tally of the third step on made-up ranks, which must be that of the second, call by call."""
     world = collectives.pretend(case.ranks)
     config = case.config()
+    sizes = (
+        (synthetic.LENGTH, 2, synthetic.LENGTH // 2) if case.micro else (TOKENS, CROPS, TOKENS // 2)
+    )
     with collectives.without_memory():
         engine = build_engine(config, world)
         steps = []
-        for _ in range(3):
-            parts = [fake_batch(config.model, 1, TOKENS, CROPS, TOKENS // 2)] * case.micro_steps
+        for _ in range(STEPS):
+            parts = [fake_batch(config.model, 1, *sizes)] * case.micro_steps
             with collectives.Recorder() as recorder:
                 engine.train_step(parts)
             steps.append(recorder.calls)
-    found = collectives.tally(steps[-1])
-    return {
-        "tally": found,
-        "repeats": steps[1] == steps[2],
-        "objects": sum(call.of_objects for call in steps[-1]),
-        "calls": [asdict(call) for call in steps[-1]],
-    }
+    return checked(steps)
 
 
-def counted(case: Case) -> dict[str, Any]:
-    """`count` in a process of its own."""
-    words = [sys.executable, __file__, "--case", json.dumps(vars(case))]
-    done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+def checked(steps: list[list[collectives.Call]]) -> Tally:
+    """The tally of the last step. AssertionError if the one before made others, or any carried objects."""
+    assert steps[-1] == steps[-2], "the third step differs from the second"
+    assert not any(call.of_objects for call in steps[-1]), "objects are exchanged in a step"
+    return {kind: list(found) for kind, found in collectives.tally(steps[-1]).items()}
 
 
-def row(case: Case, found: dict[str, Any]) -> str:
-    """A line of the table."""
-    cells = [case.strategy, case.model, f"{case.ranks:,}", str(case.micro_steps)]
-    for kind in ("all_gather", "reduce_scatter", "all_reduce", "reduce", "broadcast", "all_to_all"):
-        calls, size = found["tally"].get(kind, (0, 0))
-        cells.append(f"{calls:,} ({size / 1e9:.3g} GB)" if calls else "-")
-    return f"| {' | '.join([*cells, str(found['objects'])])} |"
+def really(world: World, case: Case) -> Tally:
+    """The same of a real rank."""
+    config = case.config()
+    engine = build_engine(config, world)
+    steps = []
+    for step in range(1, STEPS + 1):
+        parts = synthetic.micro_batches(config, step, engine.data_rank, engine.data_size)
+        with collectives.Recorder() as recorder:
+            engine.train_step(parts)
+        steps.append(recorder.calls)
+    return checked(steps)
+
+
+def _send(case: Case, end: Connection) -> None:
+    end.send(json.dumps(count(case)))
+    end.close()
+    os._exit(0)  # DeepSpeed would wait for ranks that are not there
+
+
+def counted(case: Case) -> Tally:
+    """`count` in a process of its own. AssertionError if it died."""
+    here, there = multiprocessing.Pipe(duplex=False)
+    child = multiprocessing.get_context("fork").Process(target=_send, args=(case, there))
+    child.start()
+    there.close()
+    try:
+        return json.loads(here.recv())
+    except EOFError:
+        raise AssertionError(f"{case} was not counted; its error is above") from None
+    finally:
+        child.join()
+
+
+def row(case: Case, found: Tally) -> str:
+    """A line of a table."""
+    cells = [case.strategy, f"{case.ranks:,}", str(case.micro_steps)]
+    cells += [] if case.micro else [case.model]
+    for kind in KINDS:
+        calls, size = found.get(kind, (0, 0))
+        cells.append(
+            f"{calls:,}" if case.micro or not calls else f"{calls:,} ({size / 1e9:.3g} GB)"
+        )
+    return f"| {' | '.join(cells)} |"
+
+
+def head(micro: bool) -> list[str]:
+    """The lines above the rows of a table."""
+    names = ["strategy", "ranks", "A", *([] if micro else ["model"])]
+    names += [kind.replace("_", "-") for kind in KINDS]
+    return [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+
+
+def measure(cases: list[Case]) -> None:
+    """Compare made-up ranks with real ones; AssertionError where they differ."""
+    for case in cases:
+        made_up = counted(case)
+        for rank, found in enumerate(run_ranks(really, case.ranks, case, timeout=900)):
+            assert found == made_up, f"{case}: rank {rank} made {found}, a made-up one {made_up}"
+        print(f"{case.name}: as counted", flush=True)
 
 
 def main() -> None:
@@ -108,25 +176,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", help="strategies")
-    parser.add_argument("--models", nargs="+")
-    parser.add_argument("--layers", type=int, default=0, help="of the decoder; 10 of the ViT then")
-    parser.add_argument("--case", help=argparse.SUPPRESS)
+    parser.add_argument("--micro", action="store_true", help="the micro model of the tests")
+    parser.add_argument("--real", action="store_true", help="compare with two and four real ranks")
+    parser.add_argument("--small", action="store_true", help="two cases of the micro model alone")
+    parser.add_argument("--only", nargs="+", metavar="STRATEGY")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="what was counted so far")
+    parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
-    if args.case:
-        print(json.dumps(count(Case(**json.loads(args.case)))), flush=True)
-        os._exit(0)  # DeepSpeed would wait for ranks that are not there
-    cases = [case for case in CASES if not args.only or case.strategy in args.only]
-    cases = [case for case in cases if not args.models or case.model in args.models]
-    print(
-        f"One sequence of {TOKENS:,} tokens and {CROPS} crops a micro-step, bf16, recomputation:\n\n"
-        "| strategy | model | ranks | micro-steps | all-gather | reduce-scatter | all-reduce | reduce | broadcast "
-        "| all-to-all | of objects |\n|---|---|---|---|---|---|---|---|---|---|---|"
-    )
+    micro = args.micro or args.real or args.small
+    chosen = SMALL if args.small else MICRO if micro else SIZES
+    cases = [case for case in chosen if not args.only or case.strategy in args.only]
+    if args.real:
+        measure([case for case in cases if case.ranks <= 4])
+        return
+    kept = tables.Kept(args.keep)
+    lines = head(micro)
     for case in cases:
-        found = counted(replace(case, layers=args.layers))
-        assert found["repeats"], f"{case}: the third step differs from the second"
-        print(row(case, found), flush=True)
+        if case.name not in kept.found:
+            began = time.process_time()
+            kept.add(case.name, counted(case))
+            print(f"{case.name}: {time.process_time() - began:.0f} s of a core", flush=True)
+        lines.append(row(case, kept.found[case.name]))
+    print("\n".join(lines))
+    if args.write:
+        tables.write(
+            "collectives of the micro model" if micro else "collectives at real size", lines
+        )
 
 
 if __name__ == "__main__":

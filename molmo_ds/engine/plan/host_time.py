@@ -1,7 +1,7 @@
 """Seconds of a micro-step, of the host and of the GPU: where the host's are more, a GPU waits for its next kernel.
 
-The host's are by layer, whatever its width: measured on a slow CPU (docs/evidence/gpu.md), so an upper end. The GPU's
-are those of its matrix products.
+The host's are by layer, whatever its width: CPU time of a whole step of a tiny network (docs/evidence/gpu.md), with its
+products, so an upper end. The GPU's are those of its matrix products.
 """
 
 from molmo_ds.config import RunConfig
@@ -9,15 +9,17 @@ from molmo_ds.engine.plan.plan_inference import Card
 from molmo_ds.engine.strategy import Strategy
 from molmo_ds.model.flops import flops_per_crop, flops_per_token
 
-LAYER = {False: 2.0e-3, True: 8.0e-3}  # seconds of the host, without ZeRO-3 and with it
-AGAIN = 1.9  # times as many where every layer is computed again
+# seconds of the host for a layer, without ZeRO-3 and with it
+LAYER = {False: 3.1e-3, True: 12.6e-3}
+# the same where every layer is computed again
+AGAIN = {False: 7.1e-3, True: 16.7e-3}
 
 
 def of_host(config: RunConfig, strategy: Strategy) -> float:
     """Seconds that the host needs to hand a micro-step to the GPU."""
     layers = config.model.text.num_hidden_layers + config.model.vision.num_hidden_layers
-    again = AGAIN if config.activation_checkpointing in ("full", "offload") else 1.0
-    return layers / strategy.stages * LAYER[strategy.stage == 3] * again
+    layer = AGAIN if config.activation_checkpointing in ("full", "offload") else LAYER
+    return layers / strategy.stages * layer[strategy.stage == 3]
 
 
 def of_gpu(config: RunConfig, strategy: Strategy, card: Card) -> float:

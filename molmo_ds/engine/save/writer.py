@@ -1,14 +1,12 @@
-"""Saving: a copy to host memory, files written by a thread, and one moment that makes a checkpoint exist.
+"""Saving: a copy in host memory, files written by a thread, and one moment that makes a checkpoint exist.
 
-When every rank has written its files, rank 0 merges the index, writes the manifest and only then names the checkpoint
-in `latest`, in a thread as well. A process killed at any moment leaves the checkpoints before it untouched. disk.py and
-store.py say where files grow.
+The copy is made while the next step computes (copies.py). When every rank has written its files, rank 0 merges the
+index, writes the manifest and only then names the checkpoint in `latest`, in a thread as well. A process killed at any
+moment leaves the checkpoints before it untouched. disk.py and store.py say where files grow.
 """
 
 import json
 import logging
-import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -17,13 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from molmo_ds import files, settings
 from molmo_ds.config import RunConfig
 from molmo_ds.engine.fragments import Fragment
 from molmo_ds.engine.launch import World
+from molmo_ds.engine.save.copies import Copies
 from molmo_ds.engine.save.disk import OnDisk, part_name, write_synced
 from molmo_ds.engine.save.store import InStore, partials, whole
 from molmo_ds.files import Remote
@@ -70,19 +68,19 @@ class Writer:
     def __init__(self, config: RunConfig, world: World, scratch: Path | None = None) -> None:
         self.config = config
         self.world = world
-        self.scratch = scratch  # for copies that must not fill the host's memory
         self.thread = threading.Thread()  # of the phase
         self.phase: str | None = None
         self.error: str | None = None
         self.place: Destination | None = None
-        # copies of the state; a new one at each save costs more than the copying
-        self.buffers: dict[str, Tensor] = {}
+        self.copies = Copies(world.device, scratch)
         self.stall = 0.0  # seconds that the last save held the training up
 
     def save(
         self, folder: str, step: int, pieces: Iterable[Fragment], lanes: dict[int, dict]
     ) -> None:
-        """Start writing `folder/step-XXXXXXXX`; returns when the state is copied (or, without async_save, written).
+        """Start writing `folder/step-XXXXXXXX`; without async_save it is written when this returns.
+
+        With async_save the state must not change before `copied` has returned.
 
         Raises OSError on every rank if one of them could not write this checkpoint or the one before.
         """
@@ -90,27 +88,29 @@ class Writer:
         began = time.perf_counter()
         self.place = self._destination(folder, step)
         self._begin()
-        tensors: dict[str, Tensor] = {}
+        # all have begun, or one says why not
+        self._raise_if_failed(self.world.first_said(self.error))
+        names: list[str] = []
         rows: list[Row] = []
         scalars: dict[str, float] = {}
+        self.copies.begin()
         for piece in pieces:
             scalars |= piece.scalars
             if not piece.owned:
                 continue
             rows.append(row_of(piece, self.world.rank))
             for where, tensor in named(piece).items():
-                if where not in self.buffers:
-                    self.buffers[where] = buffer(tensor, self.scratch)
-                # from a GPU to pinned memory, without a wait for each
-                tensors[where] = self.buffers[where].copy_(tensor.detach(), non_blocking=True)
-        if self.world.device.type == "cuda":
-            torch.cuda.synchronize(self.world.device)
-        # all have begun, or one says why not
-        self._raise_if_failed(self.world.first_said(self.error))
-        self._start("write", partial(self._write, tensors, rows, scalars, lanes))
+                self.copies.add(where, tensor)
+                names.append(where)
+        self.copies.hand_over()
+        self._start("write", partial(self._write, names, rows, scalars, lanes))
         if not self.config.async_save:
             self.finish()
         self.stall = time.perf_counter() - began
+
+    def copied(self) -> None:
+        """Call it before the state changes: the checkpoint under way has its copy of it."""
+        self.copies.wait()
 
     def poll(self) -> None:
         """Further the save, if one is under way and every rank has ended its part of the phase."""
@@ -187,12 +187,13 @@ class Writer:
 
     def _write(
         self,
-        tensors: dict[str, Tensor],
+        names: list[str],
         rows: list[Row],
         scalars: dict[str, float],
         lanes: dict[int, dict],
     ) -> None:
-        """Write this rank's tensors, and its part of the index."""
+        """Copy and write this rank's tensors, and write its part of the index."""
+        tensors = self.copies.finish(names)
         for where, tensor in tensors.items():
             if not tensor.isfinite().all():
                 raise ValueError(f"{where.partition('|')[0]} holds a number that is not finite")
@@ -257,17 +258,3 @@ def placed(row: Row, layout: blocks.Layout) -> Row:
     name, shape, stored = row
     offset, block = layout.places[name_of(name, stored.start, stored.keys[0])]
     return name, shape, replace(stored, offset=offset, block=block)
-
-
-def buffer(tensor: Tensor, folder: Path | None) -> Tensor:
-    """Host memory for a copy, pinned where the tensor is on a GPU.
-
-    With a folder it is a file without a name there, which the kernel pages in and out.
-    """
-    if folder is None:
-        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-    descriptor, path = tempfile.mkstemp(dir=folder)
-    os.close(descriptor)
-    made = torch.from_file(path, shared=True, size=tensor.numel(), dtype=tensor.dtype)
-    os.unlink(path)
-    return made.view(tensor.shape)
