@@ -166,6 +166,7 @@ PIXEL_STATISTICS = {
 class SelectionConfig(Checked):
     """HeMolmo's selection: all windows of a picture are scored, and the decoder sees the best of them."""
 
+    picks: Size = 512  # windows of a picture that the decoder sees; all of them where it has fewer
     scorer: Literal["linear", "mlp", "prior"] = "linear"  # prior scores a window by itself alone
     scored_layers: Optional[Size] = None  # decoder layers whose outputs are scored; None = all
     norm: bool = True  # RMSNorm of what is scored

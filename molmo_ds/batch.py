@@ -54,6 +54,21 @@ class Sample:
         return _unpickled, (type(self), *block.pack(vars(self)))
 
 
+@dataclass(frozen=True)
+class SelectionSample(Sample):
+    """A sample of HeMolmo: its windows are l of the low resolution, each added to a token, then h of the high one.
+
+    The k tokens that show the high resolution are filled with the best of its windows, so k <= h.
+    """
+
+    low_tokens: Tensor  # int64 [l], the token of each low window
+    picked_tokens: Tensor  # int64 [k], best first
+    candidate_places: Tensor  # int64 [h], row * (columns + 1) + column of each high window
+    low_to_high: Tensor  # float32 [4 * l, h], share of each of four scores in that of a high window
+    query_token: int  # the token before the low resolution's end
+    low_length: int  # tokens up to that end
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """B packed sequences and the real crops that belong to them.

@@ -69,6 +69,8 @@ class PromptConfig(Checked):
     root_length: bool = False  # multiply them by 2 / sqrt(answer tokens of the annotation)
     last_answer_only: bool = False  # of a conversation learn the last answer only
     shuffle_messages: bool = True  # the order of a picture's annotations
+    # pictures stand at the end of the first question; a sample has one annotation then
+    image_last: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,6 +45,10 @@ def model(config: MolmoConfig, prefix: str = "model.") -> Rows:
         (config.selection is None) != (config.family != "hemolmo"),
         f"{prefix}selection and {prefix}family=hemolmo go together; set both or neither.",
     )
+    yield (
+        config.selection is not None and config.images.crop_mode == "resize",
+        f"HeMolmo chooses windows of crops; set {prefix}images.crop_mode=overlap-and-resize-c2.",
+    )
     side = config.vision.image_size // config.vision.patch_size
     pooling = config.connector.pooling_size
     yield (
@@ -343,8 +347,8 @@ def rates(sources: dict[str, SourceConfig], group_rates: dict[str, float], at: s
 def training(config: RunConfig) -> Rows:
     """Settings that a run must be given and other uses of a configuration need not."""
     yield (
-        config.model.family == "hemolmo",
-        "HeMolmo has no samples of shards yet; train it from batches of data/order/selected.py by the engine.",
+        config.model.selection is not None and config.data.packing in ("pack", "knapsack"),
+        f"HeMolmo trains on one sample a row; set data.packing=to_max or to_128, not {config.data.packing}.",
     )
     yield not config.out, "out is empty; give the run a folder, for example out=runs/first."
     yield (

@@ -153,9 +153,10 @@ def test_each_crop_mode_cuts_otherwise() -> None:
 
 def test_each_family_lays_pictures_out_otherwise() -> None:
     seen = set()
-    families = set(CHOICES["model.family"]) - {"hemolmo"}  # no shards are laid out for it
+    families = set(CHOICES["model.family"])
     for family in families:
-        words = ["preset=molmo2_8b", f"model.family={family}"]
+        preset = "hemolmo_7b_d" if family == "hemolmo" else "molmo2_8b"
+        words = [f"preset={preset}", f"model.family={family}"]
         layout = Geometry.of(settings.load(None, words).model).layout(700, 700)
         seen.add(str((layout.tokens.tolist(), layout.windows.tolist())))
     assert len(seen) == len(families)

@@ -14,6 +14,7 @@ IMAGE_TOKENS = ("<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<|image|>")
 # names of the ids from vocab_size on, by family
 EXTRA_TOKENS = {
     "molmo": IMAGE_TOKENS,
+    "hemolmo": (*IMAGE_TOKENS, "<im_low>"),
     "molmo2": (
         *IMAGE_TOKENS[:4],
         "<low_res_im_start>",

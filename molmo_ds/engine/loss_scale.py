@@ -61,13 +61,18 @@ def _counts(batch: Batch, model: MolmoConfig) -> Tensor:
     begun = torch.isin(
         batch.input_ids, torch.tensor(first, device=real.device) + model.text.vocab_size
     )
+    crops = (last_tokens(batch) >= 0).sum()
+    if (
+        model.selection is not None
+    ):  # whose tokens show windows of any crop; a blank one is all padding
+        crops = (batch.image_masks > 0).any(1).sum()
     return torch.stack(
         [
             batch.loss_weights.double().sum(),
             real.sum().double(),
             (batch.loss_weights > 0).sum().double(),
             torch.tensor(float(real.numel()), dtype=torch.float64, device=real.device),
-            (last_tokens(batch) >= 0).sum().double(),
+            crops.double(),
             batch.document_ids.amax(1).sum().double(),
             begun.sum().double() / views,
         ]

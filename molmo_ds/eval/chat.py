@@ -10,7 +10,8 @@ from typing import Any
 # our server's key `style`: the text is a whole prompt, the tag of a style included
 VERBATIM = "verbatim"
 FRAMES = "video/jpeg"  # the type of a video that is kept as pictures
-VIDEO_KEYS = ("clip", "subtitles", "num_frames", "fps")  # of a record, next to a video's URL
+# of a record, next to a video's URL
+VIDEO_KEYS = ("clip", "subtitles", "num_frames", "frame_rates", "fps")
 
 
 def base(url: str) -> str:

@@ -109,7 +109,7 @@ def backbones(
         yield from _text(config, TensorFolder(text_folder), seed)
         yield from _vision(config.vision, TensorFolder(vision_folder))
         for name, shape in shapes.items():
-            if name.startswith("connector.") or name == "embed.new_embedding":
+            if name.startswith(("connector.", "scorer.")) or name == "embed.new_embedding":
                 yield name, initial_parameter(config, name, shape, seed)
 
     source = f"{text_folder} with {vision_folder}"

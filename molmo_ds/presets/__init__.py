@@ -4,6 +4,7 @@ import difflib
 from functools import partial
 
 from molmo_ds.architecture import MolmoConfig
+from molmo_ds.presets.hemolmo import hemolmo_7b_d, tiny_hemolmo
 from molmo_ds.presets.language_models import LANGUAGE_MODELS
 from molmo_ds.presets.molmo import (
     molmo_7b_d,
@@ -18,7 +19,7 @@ from molmo_ds.presets.molmo2 import molmo2_4b, molmo2_8b, molmo2_o_7b
 from molmo_ds.presets.tiny import reference_cpu, tiny, tiny_moe, tiny_molmo2, tiny_molmo2_o
 from molmo_ds.presets.towers import TOWERS
 
-WITH_TOWERS = (molmo_7b_d, molmo_7b_o, molmo_72b, molmoe_1b, qwen2_1b5, qwen2_0b5)
+WITH_TOWERS = (molmo_7b_d, molmo_7b_o, molmo_72b, molmoe_1b, qwen2_1b5, qwen2_0b5, hemolmo_7b_d)
 AS_THEY_ARE = (
     molmo2_4b,
     molmo2_8b,
@@ -28,6 +29,7 @@ AS_THEY_ARE = (
     tiny_moe,
     tiny_molmo2,
     tiny_molmo2_o,
+    tiny_hemolmo,
 )
 # presets that take the name of a tower
 TOWERED = {preset.__name__: preset for preset in WITH_TOWERS}

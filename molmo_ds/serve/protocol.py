@@ -93,6 +93,7 @@ class VideoURL(_Read):
     url: Text
     clip: list[float] | None = None  # [begin, end] in seconds
     num_frames: int | None = None  # the most that are shown
+    frame_rates: list[float] | None = None  # those that may be taken, ascending
     subtitles: Any = None  # a text, or a list of [begin, end, text]
     fps: float | None = None  # of a video that is kept as pictures
 

@@ -24,7 +24,8 @@ FAMILY = {
         pointing_format="html-v2",
         root_length=True,
     ),
-    "hemolmo": PromptConfig(),
+    # mattw-ai2/robo_mm_olmo_gantry 6832f80, launch_scripts/train_he_qa.py
+    "hemolmo": PromptConfig(always_start_with_space=False, image_last=True),
 }
 
 

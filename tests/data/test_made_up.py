@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 STYLES = {  # of the training sets: what the reference's classes give them
     "pixmo_cap": {"long_caption"},
     "pixmo_cap_with_transcripts": {"long_caption", "transcript"},
+    "pixmo_transcript": {"transcript"},
     "pixmo_cap_qa": {"synthetic_qa"},
     "pixmo_cap_qa_as_user_qa": {"user_qa"},
     "pixmo_ask_model_anything": {"user_qa"},

@@ -143,6 +143,7 @@ def test_marks_of_academic_videos(tmp_path: Path) -> None:
     (record,) = build(tmp_path, "tnllt_single_point_track")
     (asked,) = record["annotations"]
     assert asked["track_fps"] == 2 and "question" not in asked
+    assert record["frame_rates"] == [1, 2, 3, 6]
     assert asked["tracks"] == [{"time": 0.5, "points": {"7": [4.0, 8.0]}, "hidden": []}]
     report = json.loads((tmp_path / "out/tnllt_single_point_track-train/report.json").read_text())
     assert report["dropped"] == {"track at a rate that does not divide the video's": 1}

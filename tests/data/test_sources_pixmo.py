@@ -57,6 +57,10 @@ def test_pixmo_cap(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture
             ]
         },
     ]
+    (tmp_path / "pixmo_cap_transcripts").rename(tmp_path / "pixmo_transcript")
+    [record] = build(tmp_path, "pixmo_transcript")
+    said = ["it is a cup", "uh a red cup"]
+    assert record["annotations"] == [{"one_of": [{"style": "transcript", "text": t} for t in said]}]
     assert server.hits == before
 
 

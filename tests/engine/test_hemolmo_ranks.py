@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from molmo_ds.architecture import MolmoConfig, SelectionConfig
-from molmo_ds.batch import SelectionBatch
+from molmo_ds.batch import Sample, SelectionBatch, SelectionSample
 from molmo_ds.config import RunConfig
-from molmo_ds.data.order.selected import SelectionSample, collate_selected
+from molmo_ds.data.order.selected import collate_selected
 from molmo_ds.data.sample.image_ids import image_ids
+from molmo_ds.data.sample.selected import selected
 from molmo_ds.engine import build_engine
 from molmo_ds.engine.launch import World
 from molmo_ds.infer.generate import generate
@@ -53,9 +54,8 @@ def sample(lane: int, step: int) -> SelectionSample:
     weights[-5:-1] = 1 + torch.rand(4, generator=random)
     windows = synthetic.windows_of((crops + 1) if crops else 0, 4, 2)
     share = torch.rand(16 if crops else 0, high, generator=random)
-    lows = (ids == IM_LOW).nonzero()[:, 0]
     count = crops + 1 if crops else 0
-    return SelectionSample(
+    plain = Sample(
         input_ids=ids,
         labels=ids.roll(-1).clamp(max=WORDS - 1),
         loss_weights=weights,
@@ -65,15 +65,13 @@ def sample(lane: int, step: int) -> SelectionSample:
         images=torch.randint(0, 256, (count, 28, 28, 3), generator=random, dtype=torch.uint8),
         image_masks=torch.ones(count, 16),
         windows=windows,
-        image_positions=torch.cat([lows, torch.full((high,), -1)]),
-        low_windows=len(lows),
-        candidate_places=torch.arange(high),
-        low_to_high=share / share.sum(0).clamp(min=1e-9),
+        image_positions=torch.empty(0, dtype=torch.int64),
     )
+    return selected(plain, WORDS, torch.arange(high), share / share.sum(0).clamp(min=1e-9))
 
 
 def batch(lane: int, step: int) -> SelectionBatch:
-    return collate_selected([sample(lane, step)], WORDS)
+    return collate_selected([sample(lane, step)])
 
 
 def run_of(strategy: str) -> RunConfig:
@@ -131,7 +129,7 @@ def test_rows_together_are_rows_alone() -> None:
     network = Molmo(model())
     network.reset_parameters(0)
     network.eval()
-    both = collate_selected([sample(0, 1), sample(1, 1), sample(3, 1)], WORDS)
+    both = collate_selected([sample(0, 1), sample(1, 1), sample(3, 1)])
     with torch.no_grad():
         whole = network.logits(both)
         for row, lane in enumerate((0, 1, 3)):
@@ -148,8 +146,5 @@ def test_rows_together_are_rows_alone() -> None:
 
 def test_more_picks_than_windows_are_refused() -> None:
     few = sample(0, 1)
-    few = replace(
-        few, candidate_places=few.candidate_places[:1], low_to_high=few.low_to_high[:, :1]
-    )
     with pytest.raises(ValueError, match="cannot show 2; pick fewer"):
-        collate_selected([few], WORDS)
+        selected(few, WORDS, few.candidate_places[:1], few.low_to_high[:, :1])

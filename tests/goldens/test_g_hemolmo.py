@@ -8,9 +8,10 @@ from golden_models import column_step
 from torch import Tensor
 from torch.nn import functional as F
 
-from molmo_ds.batch import SelectionBatch
-from molmo_ds.data.order.selected import SelectionSample, collate_selected
+from molmo_ds.batch import Sample, SelectionBatch, SelectionSample
+from molmo_ds.data.order.selected import collate_selected
 from molmo_ds.data.sample.image_ids import image_ids
+from molmo_ds.data.sample.selected import selected
 from molmo_ds.infer.selected import answer
 from molmo_ds.model.families import molmo, molmo_names
 from molmo_ds.model.molmo import Molmo
@@ -61,12 +62,11 @@ def sample_of(model: Molmo, tensors: dict[str, Tensor], row: int) -> SelectionSa
     high = tensors["in.high_res_tokens_idx"][row].long()
     low_there = (low >= 0).any(-1)
     high_there = (high >= 0).any(-1)
-    lows = (ids == words + 5).nonzero()[:, 0]
     images = tensors["in.images_f16"][row]
     shares = tensors["in.low_to_high"][row].view(len(low), 4, -1)[low_there].flatten(0, 1)
     picks = int((tensors["in.high_res_features_weights"][row] > 0).sum())
     assert picks == int((ids == words + 2).sum())
-    return SelectionSample(
+    plain = Sample(
         input_ids=ids,
         labels=tensors["in.labels"][row][valid].long().clamp(min=0),
         loss_weights=tensors["in.loss_masks"][row][valid].clamp(min=0),
@@ -76,18 +76,17 @@ def sample_of(model: Molmo, tensors: dict[str, Tensor], row: int) -> SelectionSa
         images=images,
         image_masks=torch.ones(images.shape[:2]),
         windows=torch.cat([low[low_there], high[high_there]]),
-        image_positions=torch.cat([lows, torch.full((int(high_there.sum()),), -1)]),
-        low_windows=int(low_there.sum()),
-        candidate_places=tensors["in.high_res_pos_ids"][row][high_there].long(),
-        low_to_high=shares[:, high_there],
+        image_positions=torch.empty(0, dtype=torch.int64),
     )
+    places = tensors["in.high_res_pos_ids"][row][high_there].long()
+    return selected(plain, words, places, shares[:, high_there])
 
 
 def read_batch(model: Molmo, name: str) -> tuple[SelectionBatch, dict[str, Tensor]]:
     tensors = read_tensors(f"{PART}/{BASE}/{name}.safetensors")
     rows = range(len(tensors["in.input_ids"]))
     samples = [sample_of(model, tensors, row) for row in rows]
-    return collate_selected(samples, model.config.text.vocab_size), tensors
+    return collate_selected(samples), tensors
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])

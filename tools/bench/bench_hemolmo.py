@@ -19,8 +19,9 @@ from molmo_ds.architecture import MolmoConfig, SelectionConfig
 from molmo_ds.batch import Batch, Sample, windows_of
 from molmo_ds.config import OptimConfig
 from molmo_ds.data.order.packing import collate
-from molmo_ds.data.order.selected import SelectionSample, collate_selected
+from molmo_ds.data.order.selected import collate_selected
 from molmo_ds.data.sample.image_ids import image_ids
+from molmo_ds.data.sample.selected import selected
 from molmo_ds.engine.optim import build_optimizer, parameter_groups
 from molmo_ds.model.init import reset_parameters
 from molmo_ds.model.molmo import Molmo
@@ -75,7 +76,6 @@ def batch_of(config: MolmoConfig, crops: int, picks: int | None) -> Batch:
     weights = torch.zeros(len(ids))
     weights[-ANSWER - 1 : -1] = 1.0
     patches = (ids == words + IM_PATCH).nonzero()[:, 0]
-    lows = (ids == words + IM_LOW).nonzero()[:, 0]
     if picks is not None:
         places[patches] = patches[0]  # moved to where a picked window lies
     size = config.vision.image_size
@@ -91,18 +91,12 @@ def batch_of(config: MolmoConfig, crops: int, picks: int | None) -> Batch:
         ),
         image_masks=torch.ones(1 + crops, grid * grid),
         windows=windows_of(1 + crops, grid, config.connector.pooling_size),
-        image_positions=patches if picks is None else torch.cat([lows, torch.full((high,), -1)]),
+        image_positions=patches,
     )
     if picks is None:
         return collate([[sample]], len(ids))
     share = torch.rand(4 * low, high, generator=random)
-    selected = SelectionSample(
-        **vars(sample),
-        low_windows=low,
-        candidate_places=torch.arange(high),
-        low_to_high=share / share.sum(0),
-    )
-    return collate_selected([selected], words)
+    return collate_selected([selected(sample, words, torch.arange(high), share / share.sum(0))])
 
 
 class Side:

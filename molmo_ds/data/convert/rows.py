@@ -22,7 +22,8 @@ from molmo_ds.data.sample.review import Review
 Sample = tuple[str, dict[str, bytes]]  # key, parts
 # that a row's columns of the same names fill; boxes become points
 FIELDS = tuple(sorted(KEYS - {"style"} | {"boxes"}))
-ABOUT_VIDEO = ("num_frames", "clip", "subtitles", "fps")  # columns of a record with a video
+# columns of a record with a video
+ABOUT_VIDEO = ("num_frames", "clip", "subtitles", "frame_rates", "fps")
 KEPT = ("annotations", "metadata", *ABOUT_VIDEO, "key")  # columns of a record
 IMAGES = ("image", "images")  # columns of the pictures, where --image names none
 TEXTS = ("question", "text", "answer", "label")

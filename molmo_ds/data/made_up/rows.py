@@ -291,6 +291,7 @@ _RAW = functools.partial(photographs, answer="raw_answer")
 TRAIN: dict[str, Callable[[Shown], list[Row]]] = {
     "pixmo_cap": captions,
     "pixmo_cap_with_transcripts": captions,
+    "pixmo_transcript": captions,
     "pixmo_cap_qa": conversations,
     "pixmo_cap_qa_as_user_qa": conversations,
     "pixmo_ask_model_anything": people_ask,
@@ -331,6 +332,7 @@ TRAIN: dict[str, Callable[[Shown], list[Row]]] = {
 EVALUATED: dict[tuple[str, str], Callable[[Shown], list[Row]]] = {  # (data set, split)
     ("pixmo_cap", "validation"): captions,
     ("pixmo_cap_with_transcripts", "validation"): captions,
+    ("pixmo_transcript", "validation"): captions,
     ("pixmo_points_eval", "test"): places_to_evaluate,
     ("pixmo_count_counting", "validation"): counts,
     ("pixmo_clocks", "validation"): clocks,

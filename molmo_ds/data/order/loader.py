@@ -22,7 +22,8 @@ from molmo_ds.data.order.lanes import (
     hash_of_bounds,
 )
 from molmo_ds.data.order.mixture import sample_rates
-from molmo_ds.data.order.packing import Budget, merge
+from molmo_ds.data.order.packing import Budget
+from molmo_ds.data.order.selected import merge
 from molmo_ds.data.order.sequencer import Sequence, Sequencer
 from molmo_ds.data.read.shards import OPEN_ROWS, ShardSet
 from molmo_ds.data.sample.builder import SampleBuilder, of_samples

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from molmo_ds.batch import Batch, Sample
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.order.lanes import Lane, Reference, RottenSource
-from molmo_ds.data.order.packing import ROUND, row
+from molmo_ds.data.order.packing import ROUND
+from molmo_ds.data.order.selected import row
 
 if TYPE_CHECKING:
     from molmo_ds.data.order.loader import Mixture

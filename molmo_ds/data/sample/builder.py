@@ -14,10 +14,11 @@ import torch
 from numpy.random import RandomState
 from PIL import Image
 
-from molmo_ds.batch import Sample
+from molmo_ds.batch import Sample, SelectionSample
 from molmo_ds.config import RunConfig, SourceConfig
 from molmo_ds.data.decode import BadSample, load_image
 from molmo_ds.data.pixels import to_pixels
+from molmo_ds.data.sample import selected
 from molmo_ds.data.sample.annotation import Annotation, read_annotation, styles_of
 from molmo_ds.data.sample.footage import Footage, footage, subtitles
 from molmo_ds.data.sample.image_ids import image_ids
@@ -78,6 +79,8 @@ class SampleBuilder:
         self.family = config.model.family
         self.video = config.model.video
         self.attention = config.model.text.image_attention
+        self.selects = config.model.selection is not None
+        self.marks = "hemolmo" if self.selects else "molmo2"  # whose tokens may see each other
         vocabulary = config.model.text.vocab_size
         self.tokenizer = tokenizer or Tokenizer(config.data.tokenizer, vocabulary, self.family)
         self.longest = config.model.text.max_position_embeddings
@@ -94,6 +97,8 @@ class SampleBuilder:
             json.dumps([settings, self.sequence_length], sort_keys=True).encode()
         )
         digest.update(self.tokenizer.digest.encode())
+        if self.selects:
+            digest.update(str(config.model.selection.picks).encode())
         own = of_samples(source)
         if own != SourceConfig():
             digest.update(json.dumps(dataclasses.asdict(own), sort_keys=True).encode())
@@ -214,6 +219,11 @@ class SampleBuilder:
     ) -> Tree:
         conversations = self._conversations(record, times, rng)
         check_pictures(record, [conversation.pictures for conversation in conversations])
+        if self.prompts.config.image_last and blocks and len(conversations) > 1:
+            raise BadSample(
+                f"With data.prompts.image_last a sample has one annotation, not {len(conversations)}; write a record"
+                " for each."
+            )
         pictures = [block.ids for block in blocks]
         tree = learn(self.tokenizer, conversations, pictures, self.sequence_length)
         self.cut = tree.cut
@@ -223,6 +233,8 @@ class SampleBuilder:
         self, record: Record, rng: RandomState, film: Footage | None = None
     ) -> tuple[list[Block], list[float] | None, bool]:
         """The tokens of pictures or of a video, the times of its frames, and whether more crops were drawn."""
+        if self.selects and (is_video(record) or len(record["sizes"]) > 1):
+            raise BadSample("HeMolmo sees one picture; leave videos and several pictures out.")
         if is_video(record):
             film = film or footage(record, self.video)
             return [self._video(record, film)], film.times, False
@@ -281,18 +293,31 @@ class SampleBuilder:
         """The tokens of a tree with the pictures that it speaks of."""
         ids = torch.tensor(tree.input_ids)
         patch = self.tokenizer.vocab_size + IM_PATCH
-        return Sample(
+        made = Sample(
             input_ids=ids,
             labels=torch.tensor(tree.labels),
             loss_weights=torch.tensor(tree.loss_weights, dtype=torch.float32),
             position_ids=torch.from_numpy(tree.positions()),
             branch_ids=torch.from_numpy(tree.branches()),
-            image_ids=image_ids(ids, self.tokenizer.vocab_size, self.attention),
+            image_ids=image_ids(ids, self.tokenizer.vocab_size, self.attention, self.marks),
             images=seen.images,
             image_masks=seen.masks,
             windows=seen.windows,
             image_positions=(ids == patch).nonzero()[:, 0],
         )
+        return self._selected(made, tree, seen) if self.selects else made
+
+    def _selected(self, sample: Sample, tree: Tree, seen: Seen) -> SelectionSample:
+        """The sample with what HeMolmo's scorer needs of its picture, if it has one."""
+        places = torch.empty(0, dtype=torch.int64)
+        shares = torch.empty(0, 0)
+        if seen.blocks:
+            layout = seen.blocks[0].layout
+            positions = selected.moved(sample.position_ids, tree.starts[0], layout)
+            sample = dataclasses.replace(sample, position_ids=positions)
+            places = selected.window_places(layout)
+            shares = selected.shares(self.images.geometry.pooled, layout.high)
+        return selected.selected(sample, self.tokenizer.vocab_size, places, shares)
 
 
 def of_samples(source: SourceConfig) -> SourceConfig:

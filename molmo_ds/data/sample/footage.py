@@ -37,8 +37,9 @@ def footage(record: Record, config: VideoConfig) -> Footage:
     clip = _clip(record)
     if record.get("fps") is not None:
         return _of_pictures(record, config, clip)
+    rates = _rates(record)
     duration = _duration(record, config)
-    times = frame_times(config, clip_duration(duration, clip))
+    times = frame_times(config, clip_duration(duration, clip), rates)
     return Footage(times.tolist(), clip)
 
 
@@ -47,6 +48,7 @@ def check_footage(record: Record) -> None:
     config = VideoConfig()
     said = dataclasses.replace(config, max_frames=_most_frames(record, config))
     clip = _clip(record)
+    _rates(record)
     duration = (record.get("durations") or [0.0])[0]
     if record.get("fps") is not None:
         _of_pictures(record, said, clip)
@@ -91,6 +93,18 @@ def _clip(record: Record) -> tuple[float, float] | None:
     return float(clip[0]), float(clip[1])
 
 
+def _rates(record: Record) -> list[float] | None:
+    rates = record.get("frame_rates")
+    if rates is None:
+        return None
+    fits = isinstance(rates, list) and rates and all(_is_time(rate) and rate > 0 for rate in rates)
+    if not fits or sorted(rates) != rates:
+        raise BadSample(
+            f"'frame_rates' is {shown(rates)}, but must be frames per second, ascending and above 0."
+        )
+    return rates
+
+
 def _is_time(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e9
 
@@ -112,7 +126,8 @@ def _duration(record: Record, config: VideoConfig) -> float:
         return duration
     if "pixels" in record:
         return video_size(record["pixels"][0]).duration
-    if config.max_fps is not None or config.frame_sample_mode == "fps":
+    counted = record.get("frame_rates") is not None or config.max_fps is not None
+    if counted or config.frame_sample_mode == "fps":
         raise ValueError(
             f"The index does not know how long the video of sample '{record.get('__key__', '')}' is; index its folder"
             " again where the package av is installed: python tools/make_shards.py index FOLDER"
@@ -134,5 +149,5 @@ def _of_pictures(record: Record, config: VideoConfig, clip: tuple[float, float] 
         begin, end = (round(time * fps, 6) for time in clip)
         first = min(int(np.floor(begin)), count - 1)
         count = max(1, min(int(np.ceil(end)), count) - first)
-    chosen = frame_indices(config, fps, count)
+    chosen = frame_indices(config, fps, count, _rates(record))
     return Footage((chosen / fps).tolist(), clip, (chosen + first).tolist())

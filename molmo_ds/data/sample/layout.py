@@ -18,6 +18,7 @@ IM_START = 0
 IM_END = 1
 IM_COL = 3
 IMAGE = 4
+IM_LOW = 5  # of HeMolmo
 LOW_RES_IM_START = 4  # of Molmo2, as those below
 FRAME_START = 7
 FRAME_END = 8
@@ -34,7 +35,8 @@ class Geometry:
     margins: tuple[int, int]  # patches
     pooling_size: int
     use_col_tokens: bool
-    family: str = "molmo"  # molmo | molmo2
+    family: str = "molmo"  # molmo | molmo2 | hemolmo
+    picks: int = 0  # windows of the high resolution that HeMolmo shows
 
     @classmethod
     def of(cls, config: MolmoConfig) -> "Geometry":
@@ -57,9 +59,10 @@ class Geometry:
             )
         if not 1 <= images.max_crops <= 36:
             raise ValueError(f"max_crops is {images.max_crops}; it must lie between 1 and 36.")
+        picks = 0 if config.selection is None else config.selection.picks
         return cls(
             images.crop_mode, images.max_crops, vision.image_size, vision.patch_size, tuple(images.overlap_margins),
-            config.connector.pooling_size, images.use_col_tokens, config.family,
+            config.connector.pooling_size, images.use_col_tokens, config.family, picks,
         )  # fmt: skip
 
     @property
@@ -100,6 +103,8 @@ class Geometry:
         """The layout of a picture of this size in pixels."""
         if self.family == "molmo2":
             return _grid_layout(self, self.tiling(height, width))
+        if self.family == "hemolmo":
+            return _selected_layout(self, self.tiling(height, width))
         return _layout(self, self.tiling(height, width))
 
 
@@ -116,6 +121,7 @@ class Layout:
     windows: np.ndarray  # int64 [m, W], crop * P + patch; -1 = a patch that is missing
     # int64 [n, Q], index into tokens; -1 = a margin that another crop shows; Molmo's released form
     positions: np.ndarray | None = None
+    high: tuple[int, int] | None = None  # rows and columns of the windows that HeMolmo chooses from
 
 
 @lru_cache(maxsize=64)
@@ -221,3 +227,23 @@ def _grid_layout(geometry: Geometry, tiling: tuple[int, int] | None) -> Layout:
     windows = np.concatenate([part.reshape(-1, part.shape[2]) for part in (low, high)])
     tokens = np.concatenate([low_tokens, high_tokens])
     return Layout(tiling, tokens, 1 + tiling[0] * tiling[1], windows)
+
+
+@lru_cache(maxsize=1024)
+def _selected_layout(geometry: Geometry, tiling: tuple[int, int]) -> Layout:
+    """A layout of HeMolmo: the global view, and as many tokens of the other windows as are chosen.
+
+    mattw-ai2/robo_mm_olmo_gantry at 6832f80, olmo/models/he_molmo/he_preprocessor.py; there a picture of fewer windows
+    than picks shows windows that do not exist, as it does not in its videos.
+    """
+    low = pool(single(geometry.side), geometry.pooling_size)
+    high = pool(joined(tiling, geometry.side, geometry.margins), geometry.pooling_size)
+    rows, columns, size = high.shape
+    low_tokens, _ = _block(*low.shape[:2], geometry.use_col_tokens)
+    low_tokens[low_tokens == IM_PATCH] = IM_LOW
+    shown = [IM_PATCH] * min(geometry.picks, rows * columns)
+    ends = [IM_COL] * rows if geometry.use_col_tokens else []
+    tokens = np.concatenate([low_tokens, [IM_START, *shown, *ends, IM_END]])
+    windows = np.concatenate([low.reshape(-1, size), high.reshape(-1, size)])
+    crops = 1 + tiling[0] * tiling[1]
+    return Layout(tiling, tokens, crops, windows, high=(rows, columns))

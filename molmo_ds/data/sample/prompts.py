@@ -18,6 +18,7 @@ from molmo_ds.data.sample.annotation import (
     at,
     read_annotation,
 )
+from molmo_ds.data.sample.conversation import PLACE
 from molmo_ds.data.sample.pointed import Scene, answer_by_points, holds_points, place_points
 from molmo_ds.data.sample.question import ask, label_of, letters
 from molmo_ds.data.sample.styles import (
@@ -131,6 +132,9 @@ class PromptFormatter:
         answer = None if inference else turns[-1]
         turns[0] = self._with_system_prompt(style, turns[0], answer, rng)
         config = self.config
+        shown = size is not None or (scene is not None and scene.times is not None)
+        if config.image_last and shown and PLACE not in turns[0]:
+            turns[0] += PLACE
         return [
             speak(i, turn, config.message_format, config.always_start_with_space)
             for i, turn in enumerate(turns)

@@ -9,7 +9,7 @@ from molmo_ds.data.sample.conversation import shown
 
 Record = dict[str, Any]
 VIDEOS = ("mp4", "webm")  # parts that are videos; so is a GIF that moves
-OF_VIDEO = ("images", "durations", "clip", "subtitles", "num_frames", "fps")
+OF_VIDEO = ("images", "durations", "clip", "subtitles", "num_frames", "frame_rates", "fps")
 MOST_FRAMES = 4096
 
 

@@ -21,6 +21,7 @@ class Block:
     ids: list[int]
     windows: np.ndarray  # int64 [m, W], crop * P + patch of the block's own crops; -1 = missing
     crops: int
+    layout: Layout | None = None  # of a picture
 
 
 def picture_blocks(tokenizer: Words, layouts: list[Layout], numbered: bool) -> list[Block]:
@@ -29,7 +30,7 @@ def picture_blocks(tokenizer: Words, layouts: list[Layout], numbered: bool) -> l
     for number, layout in enumerate(layouts, start=1):
         named = tokenizer.encode(f"Image {number}") if numbered and len(layouts) > 1 else []
         ids = (layout.tokens + tokenizer.vocab_size).tolist()
-        blocks.append(Block(named + ids, layout.windows, layout.crops))
+        blocks.append(Block(named + ids, layout.windows, layout.crops, layout))
     return blocks
 
 

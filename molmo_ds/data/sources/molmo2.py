@@ -11,6 +11,7 @@ import zlib
 from functools import partial
 from typing import Any
 
+from molmo_ds.data.sample.times import dividing
 from molmo_ds.data.sources.source import Item, LeftOut, Picture, Row, Source, annotation
 
 LAYOUT = "allenai/molmo2, olmo/data/molmo2_datasets.py"
@@ -36,6 +37,7 @@ NAMES = {  # of the reference
     "single_point_track": "molmo2_video_single_point_track",
 }
 LONGEST = 63.0  # seconds of a clip with points, as the set was made
+TRACKED_RATE = 6  # frames per second of a tracked video whose row does not say it
 GRID = 0.5  # seconds between the times of points
 CAPTIONS = {  # columns of captions, in the reference's order, and their styles
     "merged_caption": "video_merged_caption",
@@ -180,7 +182,8 @@ def track(row: Row, split: str, task: str, video: str = "") -> list[Item]:
     )
     video = video or f"videos/{row['video_dataset']}/{row['clip']}.mp4"
     shown = (Picture(path=video),)
-    return [Item(shown, [asked], {"id": row["id"], "video": row["video"]})]
+    rates = {"frame_rates": dividing(row.get("fps") or TRACKED_RATE, 1)}
+    return [Item(shown, [asked], {"id": row["id"], "video": row["video"]}, rates)]
 
 
 SOURCES = [

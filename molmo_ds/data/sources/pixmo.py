@@ -25,6 +25,13 @@ def cap(row: Row, split: str, transcripts: bool = False) -> list[Item]:
     return item(row, said)
 
 
+def transcript(row: Row, split: str) -> list[Item]:
+    """What one of the annotators said aloud, drawn at each visit."""
+    if not row["transcripts"]:
+        return []
+    return item(row, [{"one_of": [annotation("transcript", text=t) for t in row["transcripts"]]}])
+
+
 def cap_qa(row: Row, split: str, style: str = "synthetic_qa") -> list[Item]:
     """A conversation (user first) that a language model made up from a caption."""
     messages = list(row.get("messages") or [row["question"], row["answer"]])
@@ -72,6 +79,15 @@ SOURCES = [
         aliases=("pixmo_cap_transcripts",),
         changed="pixmo_cap_with_transcripts shows one transcript, drawn at each visit, as in the reference; until"
         " 2026-11-29 all of them were shown here.",
+    ),
+    Source(
+        "pixmo_transcript",
+        LICENCE,
+        "dataset card",
+        transcript,
+        TRAIN,
+        hub="allenai/pixmo-cap",
+        url="image_url",
     ),
     *(
         Source(name, LICENCE, _CAP_QA, adapt, TRAIN, "allenai/pixmo-cap-qa", **GROUPED)

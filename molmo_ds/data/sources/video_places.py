@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from molmo_ds.data.sample.times import dividing
 from molmo_ds.data.sources.masks import runs_of_coco
 from molmo_ds.data.sources.source import Item, LeftOut, Picture, Row, Source, annotation, read_json
 from molmo_ds.data.sources.video_choices import clip_of, read_table
@@ -123,7 +124,8 @@ def _tracks(
     )
     known |= {"example_id": str(row["id"]), "fps": float(row["fps"])}
     known |= {"width": size[0], "height": size[1]}
-    return [Item((Picture(path=video),), [asked], known)]
+    rates = {"frame_rates": dividing(row["fps"], TRACKED)}
+    return [Item((Picture(path=video),), [asked], known, rates)]
 
 
 def _mask(seen: Any, frame: int) -> dict[str, Any] | None:

@@ -22,7 +22,8 @@ from molmo_ds.batch import Batch
 from molmo_ds.config import RunConfig, SourceConfig
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.order.loader import Mixture, as_it_is, outlive_signals
-from molmo_ds.data.order.packing import Budget, merge, row
+from molmo_ds.data.order.packing import Budget
+from molmo_ds.data.order.selected import merge, row
 from molmo_ds.engine import Engine
 from molmo_ds.engine.launch import World
 
@@ -49,7 +50,8 @@ class LossOfSource:
         world.together(partial(self.mixture.check, world.rank, world.size))
         sizes, unusable = self.sizes(asked.examples, world.rank > 0)
         self.examples = len(sizes)
-        self.sequences = Sequences(self.mixture, pack(sizes, self.mixture.budget))
+        alone = config.model.selection is not None
+        self.sequences = Sequences(self.mixture, pack(sizes, self.mixture.budget, alone))
         if not sizes:
             paths = ", ".join(source.path for source in sources.values())
             raise ValueError(f"The evaluator {name} finds no sample that can be used in {paths}.")
@@ -175,12 +177,17 @@ def idle_row(mixture: Mixture) -> Batch:
     return made.reweighted(torch.zeros_like(made.loss_weights))
 
 
-def pack(sizes: dict[Number, tuple[int, int]], budget: Budget) -> list[list[Number]]:
-    """Samples by number in sequences, in their order; a sample that does not fit begins the next sequence."""
+def pack(
+    sizes: dict[Number, tuple[int, int]], budget: Budget, alone: bool = False
+) -> list[list[Number]]:
+    """Samples by number in sequences, in their order; a sample that does not fit begins the next sequence.
+
+    With `alone`, which is HeMolmo's, every sample does.
+    """
     packs: list[list[Number]] = []
     tokens = crops = 0
     for number, (length, cost) in sizes.items():
-        if not packs or tokens + length > budget.tokens or crops + cost > budget.crops:
+        if alone or not packs or tokens + length > budget.tokens or crops + cost > budget.crops:
             packs.append([])
             tokens = crops = 0
         packs[-1].append(number)

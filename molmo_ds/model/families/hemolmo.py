@@ -13,8 +13,21 @@ from molmo_ds.settings import in_sentences
 SCORERS = {"linear": "linear", "mlp": "mlp", "prior_only": "prior"}
 MEANS = {"batch-mean": "batch", "example-mean": "example", "loss-mean": "example_means"}
 UNUSED = {  # settings that no golden and no script of the reference turns on, and their values
-    "scorer": {"unconditioned": False, "learned_rescaling": None, "source": "all_layers"},
-    "selector": {"hard": False, "noise": 0.0, "dropout": 0, "attention_scaling": None},
+    "token_scorer": {
+        "high_res_patch_prior": True,
+        "learned_rescaling": None,
+        "low_to_high_interpolation_factor": 2,
+        "source": "all_layers",
+        "unconditioned": False,
+    },
+    "token_selector": {"hard": False, "noise": 0.0, "dropout": 0, "attention_scaling": None},
+    "mm_preprocessor": {
+        "crop_mode": "overlap-and-resize-c2",
+        "image_pooling_h": 2,
+        "image_pooling_w": 2,
+        "low_res_from_high": None,
+        "low_res_from_low": 2,
+    },
 }
 
 
@@ -23,16 +36,20 @@ def from_reference(values: dict[str, Any]) -> MolmoConfig:
     """The `model` part of the reference's config.yaml as a MolmoConfig; ValueError for what no HeMolmo used."""
     scorer = values["token_scorer"]
     selector = values["token_selector"]
-    for part, given in (("scorer", scorer), ("selector", selector)):
-        for name, known in UNUSED[part].items():
-            if given.get(name, known) != known:
-                raise ValueError(f"{name} is {given[name]!r}; HeMolmo here knows {known!r} only.")
+    molmo2.refuse_unknown(values, {"shared_low_high_embedding": True})
+    for part, settings in UNUSED.items():
+        molmo2.refuse_unknown(values[part], settings)
+    if scorer["selection_model"] not in SCORERS:
+        raise ValueError(
+            f"selection_model is '{scorer['selection_model']}'; supported: {', '.join(SCORERS)}."
+        )
     pictures = values["mm_preprocessor"]
     made = molmo2.from_reference(values | {"mm_preprocessor": {"image": pictures}})
     asked = "none" if not scorer["vector_query"] else "plain"
     first = scorer["bp_low_res_start"]
     end = scorer["bp_low_res_end"]
     selection = SelectionConfig(
+        picks=pictures["num_high_res_features"],
         scorer=SCORERS[scorer["selection_model"]],
         scored_layers=scorer["n_low_res_layers"],
         norm=scorer["importance_norm"],
@@ -54,4 +71,5 @@ def from_reference(values: dict[str, Any]) -> MolmoConfig:
         scale_at_test=selector["scale_at_test"],
         attention_scaling=scorer["attention_scaling"],
     )
-    return replace(made, family="hemolmo", selection=selection)
+    images = replace(made.images, use_col_tokens=pictures["use_col_tokens"])
+    return replace(made, family="hemolmo", images=images, selection=selection)

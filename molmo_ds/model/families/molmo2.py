@@ -56,6 +56,23 @@ REFERENCE = {  # the reference's name of a size of the text model -> that of con
     "attention_layer_norm_type": "qk_norm_type",
     "full_attention_layers": "rope_scaling_layers",
 }
+KNOWN = {  # parts of the reference's configuration -> settings that mean another network with any other value
+    "llm": {
+        "activation_type": "swiglu",
+        "block_type": "sequential",
+        "include_bias": False,
+        "layer_norm_type": "rms",
+        "normalize_input_embeds": False,
+        "rope": True,
+        "scale_logits": False,
+    },
+    "vision_backbone": {
+        "image_padding_embed": None,
+        "image_pooling_2d": "attention_meanq",
+        "image_projector": "mlp",
+    },
+    "vit": {"image_model_type": "siglip", "resize_mode": "siglip"},
+}
 YARN = {  # the same for the rotary positions
     "rope_type": "rope_type",
     "rope_factor": "factor",
@@ -110,8 +127,11 @@ def from_released(values: dict[str, Any]) -> MolmoConfig:
 
 @in_sentences("The model's configuration")
 def from_reference(values: dict[str, Any]) -> MolmoConfig:
-    """The `model` part of the reference's config.yaml as a MolmoConfig."""
+    """The `model` part of the reference's config.yaml as a MolmoConfig; ValueError for what no Molmo2 uses."""
     said = values["llm"]
+    refuse_unknown(said, KNOWN["llm"])
+    refuse_unknown(values["vision_backbone"], KNOWN["vision_backbone"])
+    refuse_unknown(values["vision_backbone"]["vit"], KNOWN["vit"])
     half = int(said["mlp_hidden_size"] or said["mlp_ratio"] * said["d_model"]) // 2
     text = {name: said.get(name) for name in (*ALIKE, "qkv_bias", "rope_theta")}
     text |= {theirs: said.get(name) for name, theirs in REFERENCE.items()}
@@ -167,6 +187,16 @@ def from_reference(values: dict[str, Any]) -> MolmoConfig:
             overlap_margins=tuple(pictures["overlap_margins"]),
         ),
     )
+
+
+def refuse_unknown(values: dict[str, Any], known: dict[str, Any]) -> None:
+    """ValueError for a setting with another value than the known one, which also counts where none is given."""
+    for name, value in known.items():
+        given = values.get(name)
+        if given is not None and given != value:
+            raise ValueError(
+                f"{name} is '{given}', which means another network; supported: {value}."
+            )
 
 
 def to_released(config: MolmoConfig, dtype: str) -> dict[str, Any]:
