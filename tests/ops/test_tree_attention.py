@@ -16,6 +16,7 @@ from molmo_ds.ops import dispatch
 from molmo_ds.ops.tree_attention import (
     attention_plan,
     cascade,
+    documents,
     flex,
     reference,
     tree_attention,
@@ -116,6 +117,32 @@ def test_long_trees(tokens: int) -> None:
     )
     args = [*tensors(4, 2, document.shape), document, branch]
     assert max(errors(attend, args, "torch", by_hand)) <= 1e-5
+
+
+@pytest.mark.parametrize("groups", [4, 2])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_short_documents_are_one_call_where_nothing_learns(rows: int, groups: int) -> None:
+    trees = [[9, 4, 3], [14], [2, 5, 5, 1], [11, 1]]
+    document, branch = batch(*[ids(*trees[row:], *trees * 3, tokens=224) for row in range(rows)])
+    images = torch.where((branch == 0) & (document % 2 > 0), document, 0)
+    args = [x.detach() for x in tensors(4, groups, document.shape)]
+    for pictures in (None, images):
+        with dispatch.use("torch"):
+            want = tree_attention(*args, attention_plan(document, branch, torch.float32, pictures))
+        with torch.no_grad():
+            plan = attention_plan(document, branch, torch.float32, pictures)
+            got = tree_attention(*args, plan)
+        assert isinstance(plan.prepared, documents.Documents) and plan.mask is None
+        torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
+        learning = attention_plan(document, branch, torch.float32, pictures)
+        assert learning.prepared is None and learning.mask is not None
+
+
+def test_documents_of_unequal_lengths_have_calls_of_their_own() -> None:
+    document, branch = batch(ids([100], *([6],) * 8, tokens=148))
+    with torch.no_grad():
+        plan = attention_plan(document, branch, torch.float32)
+    assert not isinstance(plan.prepared, documents.Documents) and plan.mask is not None
 
 
 def test_cascade_without_branches_is_one_call() -> None:

@@ -27,6 +27,8 @@ CHUNKS_PER_LANE = 8  # at least, so that lanes get nearly the same number of sam
 OPEN_FILES = 16  # per data set and process: local tars
 OPEN_ROWS = 80_000  # of sidecars, in a process over all its data sets; about 180 bytes each
 PLACE = 1 << 30  # bytes between chunks in the sparse temporary file that keeps remote ones
+# columns of a sidecar that say where a sample's parts lie
+PLACES = ("key", "part_names", "part_offsets", "part_lengths", "sha256")
 INDEX_HINT = "run: python tools/make_shards.py index"
 
 
@@ -104,7 +106,7 @@ class ShardSet:
 
     def pictures(self, index: int, names: Sequence[str]) -> list[bytes]:
         """The parts of those names; the bytes of all parts must match the index's hash, as for `read`."""
-        shard, row = self.locate(index)
+        shard, row = self.locate(index, PLACES)
         parts = self._whole(index, shard, row)
         return [parts[name] for name in names]
 
@@ -119,13 +121,14 @@ class ShardSet:
         places = zip(row["part_names"], row["part_offsets"])
         return {name: self._bytes(index, shard, offset - BLOCK, offset) for name, offset in places}
 
-    def locate(self, index: int) -> tuple[Shard, dict[str, Any]]:
-        """The shard of a sample and its row of the sidecar (columns: write.SIDECAR)."""
+    def locate(
+        self, index: int, columns: Sequence[str] | None = None
+    ) -> tuple[Shard, dict[str, Any]]:
+        """The shard of a sample and its row of the sidecar, all of write.SIDECAR's columns or some."""
         chunk = self._chunk(index)
         row = index - chunk.first
-        return chunk.shard, {
-            name: chunk.rows.column(name)[row].as_py() for name in chunk.rows.column_names
-        }
+        names = columns or chunk.rows.column_names
+        return chunk.shard, {name: chunk.rows.column(name)[row].as_py() for name in names}
 
     def _refuse_unknown(self) -> None:
         if self._remote or not os.path.isdir(self.path):

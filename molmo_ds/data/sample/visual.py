@@ -76,6 +76,8 @@ def video_block(
 
 def joined_windows(parts: list[np.ndarray], crops: list[int], patches: int) -> np.ndarray:
     """The windows of several blocks in one numbering of patches, padded to the widest."""
+    if len(parts) == 1:
+        return parts[0].copy()  # layouts are kept for other pictures
     width = max((part.shape[1] for part in parts), default=0)
     out = [np.empty((0, width), np.int64)]
     before = 0

@@ -1,6 +1,7 @@
 """Tree attention on the CPU: blocks of the mask (`mask_blocks.py`) where documents are long enough for them to pay.
 
-Elsewhere as the reference, but bf16 learns by the kernels of `flash_cpu.py`.
+Many short documents are one call where nothing learns (`documents.py`). Elsewhere as the reference, but bf16 learns by
+the kernels of `flash_cpu.py`.
 """
 
 from dataclasses import replace
@@ -8,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from molmo_ds.ops.tree_attention import flash_cpu, mask_blocks, reference
+from molmo_ds.ops.tree_attention import documents, flash_cpu, mask_blocks, reference
 from molmo_ds.ops.tree_attention.reference import AttentionPlan
 
 
@@ -27,17 +28,28 @@ def plan(
     if document_ids.shape[1] >= mask_blocks.LONG:
         blocks = mask_blocks.of_ids(document_ids, branch_ids, image_ids, dtype)
         return AttentionPlan(document_ids, branch_ids, image_ids, prepared=blocks)
+    lengths = reference.lengths_of(document_ids)
+    # documents shorter than the blocks run in less time alone, or all in one call
+    short = lengths is not None and document_ids.numel() <= mask_blocks.BLOCK * len(lengths)
+    if short and not torch.is_grad_enabled():
+        rows = documents.of_ids(document_ids, branch_ids, image_ids, lengths, dtype)
+        if rows is not None:
+            return AttentionPlan(document_ids, branch_ids, image_ids, prepared=rows)
     made = reference.attention_plan(document_ids, branch_ids, dtype, image_ids)
-    # documents shorter than the blocks run one by one in less time
-    short = made.lengths is not None and document_ids.numel() <= mask_blocks.BLOCK * len(
-        made.lengths
-    )
     return made if short else replace(made, prepared=mask_blocks.cut(made.mask))
 
 
 def usable(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float) -> bool:
     """Whether a faster way is known. An op without parameters may choose by sizes (`ops/dispatch.py`)."""
-    return has_blocks(q, plan, dropout_p) or flash_cpu.usable(q, dropout_p)
+    known = has_rows(q, plan, dropout_p) or has_blocks(q, plan, dropout_p)
+    return known or flash_cpu.usable(q, dropout_p)
+
+
+def has_rows(q: Tensor, plan: AttentionPlan | None, dropout_p: float) -> bool:
+    """Whether the plan has documents as rows, of q's type."""
+    if plan is None or dropout_p or torch.compiler.is_compiling():
+        return False
+    return isinstance(plan.prepared, documents.Documents) and plan.prepared.mask.dtype == q.dtype
 
 
 def has_blocks(q: Tensor, plan: AttentionPlan | None, dropout_p: float) -> bool:
@@ -51,6 +63,8 @@ def tree_attention(
     q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float
 ) -> Tensor:
     """q [B, H, T, d], k and v [B, G, T, d] -> [B, H, T, d]; plain where no faster way is known."""
+    if has_rows(q, plan, dropout_p):
+        return documents.attention(q, k, v, plan.prepared)
     if has_blocks(q, plan, dropout_p):  # the plan decides, also where a name is forced
         return mask_blocks.attention(q, k, v, plan.prepared)
     if flash_cpu.usable(q, dropout_p):

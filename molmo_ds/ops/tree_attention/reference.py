@@ -29,11 +29,8 @@ def attention_plan(
     document_ids: Tensor, branch_ids: Tensor, dtype: torch.dtype, image_ids: Tensor | None = None
 ) -> AttentionPlan:
     """A mask for document_ids and branch_ids, int [B, T], for queries of `dtype`."""
-    seen = visible(document_ids, branch_ids, image_ids)[:, None]
-    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(
-        ~seen, float("-inf")
-    )
-    return AttentionPlan(document_ids, branch_ids, image_ids, mask, _lengths(document_ids))
+    mask = additive(visible(document_ids, branch_ids, image_ids), dtype)
+    return AttentionPlan(document_ids, branch_ids, image_ids, mask, lengths_of(document_ids))
 
 
 def tree_attention(
@@ -92,7 +89,16 @@ def rule(
     return seen
 
 
-def _lengths(document_ids: Tensor) -> tuple[int, ...] | None:
+def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask [B, 1, T, T], 0 or -inf, of what is seen, bool [B, T, T]."""
+    hidden = ~seen[:, None]
+    return torch.zeros(hidden.shape, dtype=dtype, device=seen.device).masked_fill_(
+        hidden, -torch.inf
+    )
+
+
+def lengths_of(document_ids: Tensor) -> tuple[int, ...] | None:
+    """The lengths of the documents int [B, T], one after the other; None for one alone, and where no CPU asks."""
     if document_ids.device.type != "cpu" or torch.compiler.is_compiling():
         return None
     key = document_ids + (torch.arange(len(document_ids)) * (int(document_ids.max()) + 1))[:, None]
