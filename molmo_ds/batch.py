@@ -51,7 +51,7 @@ class Sample:
     image_positions: Tensor  # int64 [m], token of this sample to which a window is added, -1 = none
 
     def __reduce__(self) -> "Pickled":
-        return _unpickled, (type(self), *block.pack(vars(self)))
+        return _pickled(self)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Batch:
     learnt_rows: Tensor  # int64 [R], flattened tokens that reach the loss: see `learnt_rows_of`
 
     def __reduce__(self) -> "Pickled":
-        return _unpickled, (type(self), *block.pack(vars(self)))
+        return _pickled(self)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The fields in order."""
@@ -179,13 +179,22 @@ class SelectionBatch(Batch):
 
 
 # what pickle keeps of a Sample or a Batch: the function that makes it again, and its arguments
-Pickled = tuple[Callable, tuple[type, list[block.Place], Tensor]]
+Pickled = tuple[Callable, tuple[type, dict[str, int], list[block.Place], Tensor]]
+
+
+def _pickled(one: Sample | Batch) -> Pickled:
+    tensors = {name: x for name, x in vars(one).items() if isinstance(x, Tensor)}
+    numbers = {name: x for name, x in vars(one).items() if name not in tensors}
+    return _unpickled, (type(one), numbers, *block.pack(tensors))
 
 
 def _unpickled(
-    kind: type[Sample] | type[Batch], places: list[block.Place], memory: Tensor
+    kind: type[Sample] | type[Batch],
+    numbers: dict[str, int],
+    places: list[block.Place],
+    memory: Tensor,
 ) -> Sample | Batch:
-    return kind(**block.unpack(places, memory))
+    return kind(**block.unpack(places, memory), **numbers)
 
 
 def pinned(tensor: Tensor) -> Tensor:

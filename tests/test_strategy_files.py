@@ -31,7 +31,7 @@ CELLS = [
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the quickstart's shards (100 pictures a set) and its tokenizer."""
     quickstart = load("examples/digits", "quickstart", "compose", "report")
-    job = quickstart.Job(tmp_path_factory.mktemp("quickstart"), ranks=2, steps=10)
+    job = quickstart.Job(tmp_path_factory.mktemp("quickstart"), ranks=2, steps=10, hard=False)
     quickstart.make_pictures(job)
     quickstart.make_tokenizer(job)
     return job.out

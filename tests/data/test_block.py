@@ -5,6 +5,7 @@ import pickle
 import torch
 
 from molmo_ds.block import ALIGNED, pack, unpack
+from molmo_ds.data.sample.selected import selected
 from molmo_ds.testing.synthetic import sequence
 from molmo_ds.testing.text_sample import text_sample
 
@@ -33,8 +34,13 @@ def test_every_kind_of_tensor_comes_back() -> None:
 
 
 def test_a_batch_and_a_sample_are_one_storage_in_another_process() -> None:
-    for there in (sequence(0, 1), text_sample(torch.arange(9))):
+    plain = text_sample(torch.arange(9))
+    picked = selected(plain, 100, torch.arange(0), torch.zeros(0, 0))  # has two numbers as well
+    for there in (sequence(0, 1), plain, picked):
         back = pickle.loads(pickle.dumps(there))
         assert type(back) is type(there)
-        assert all(same(tensor, getattr(back, name)) for name, tensor in vars(there).items())
-        assert len({tensor.untyped_storage().data_ptr() for tensor in vars(back).values()}) == 1
+        tensors = {name: x for name, x in vars(there).items() if isinstance(x, torch.Tensor)}
+        assert all(same(tensor, getattr(back, name)) for name, tensor in tensors.items())
+        assert len({getattr(back, name).untyped_storage().data_ptr() for name in tensors}) == 1
+        others = vars(there).keys() - tensors.keys()
+        assert all(getattr(back, name) == getattr(there, name) for name in others)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from molmo_ds.architecture import MolmoConfig, SelectionConfig
 from molmo_ds.batch import Sample, SelectionBatch, SelectionSample
@@ -36,7 +37,7 @@ def model() -> MolmoConfig:
     return replace(base, family="hemolmo", text=text, connector=connector, selection=selection)
 
 
-def sample(lane: int, step: int) -> SelectionSample:
+def drawn(lane: int, step: int) -> tuple[Sample, Tensor, Tensor]:
     """A question, 4 low windows of a crop, 2 to 5 picks of 4 or 8 high windows; a lane has no picture."""
     random = torch.Generator().manual_seed(100 * step + lane)
     crops = 0 if lane == 1 else 1 + lane % 2
@@ -55,7 +56,7 @@ def sample(lane: int, step: int) -> SelectionSample:
     windows = synthetic.windows_of((crops + 1) if crops else 0, 4, 2)
     share = torch.rand(16 if crops else 0, high, generator=random)
     count = crops + 1 if crops else 0
-    plain = Sample(
+    unpicked = Sample(
         input_ids=ids,
         labels=ids.roll(-1).clamp(max=WORDS - 1),
         loss_weights=weights,
@@ -67,7 +68,13 @@ def sample(lane: int, step: int) -> SelectionSample:
         windows=windows,
         image_positions=torch.empty(0, dtype=torch.int64),
     )
-    return selected(plain, WORDS, torch.arange(high), share / share.sum(0).clamp(min=1e-9))
+    return unpicked, torch.arange(high), share / share.sum(0).clamp(min=1e-9)
+
+
+def sample(lane: int, step: int) -> SelectionSample:
+    """A sample of the lane with what the scorer needs."""
+    unpicked, places, share = drawn(lane, step)
+    return selected(unpicked, WORDS, places, share)
 
 
 def batch(lane: int, step: int) -> SelectionBatch:
@@ -145,6 +152,6 @@ def test_rows_together_are_rows_alone() -> None:
 
 
 def test_more_picks_than_windows_are_refused() -> None:
-    few = sample(0, 1)
-    with pytest.raises(ValueError, match="cannot show 2; pick fewer"):
-        selected(few, WORDS, few.candidate_places[:1], few.low_to_high[:, :1])
+    unpicked, places, share = drawn(0, 1)
+    with pytest.raises(ValueError, match="A picture of 1 windows cannot show 2; pick fewer"):
+        selected(unpicked, WORDS, places[:1], share[:, :1])
