@@ -28,9 +28,13 @@ def serve_s3(port: int) -> None:
 
 def serve_gcs(port: int) -> None:
     """Answer as Google's store does, for ever."""
-    from gcp_storage_emulator.server import create_server
+    from http.server import ThreadingHTTPServer
 
-    create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket").run()
+    from gcp_storage_emulator import server
+
+    # its own answers one connection after the other: a request that is held would hold all
+    server.server.HTTPServer = ThreadingHTTPServer
+    server.create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket").run()
 
 
 @contextlib.contextmanager
