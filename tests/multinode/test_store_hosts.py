@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from store_servers import Wire, served
 from supervised import ROOT, Supervised
 
 from molmo_ds import files
@@ -22,11 +23,10 @@ from molmo_ds.files import Remote
 from molmo_ds.stores.mirror import scratch_of
 from molmo_ds.testing import lab
 from molmo_ds.testing.ranks import Forked
-from molmo_ds.testing.store_servers import Wire, served
 from molmo_ds.weights import checkpoint, checksums
 
 SCRATCH = "/run/scratch"  # a disk of each host's own
-STEPS = 12
+STEPS = 40  # enough that the second run is refused before they are made
 
 pytestmark = [
     pytest.mark.everything,

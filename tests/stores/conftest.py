@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from store_servers import Wire, served
 
 from molmo_ds import files
 from molmo_ds.files import Remote
 from molmo_ds.stores import upload
-from molmo_ds.testing.store_servers import Wire, served
 
 
 @dataclass
