@@ -21,6 +21,7 @@ SLOW = {  # file or folder: why it takes its time
     "multinode/test_hosts.py": "two hosts that fail in every way",
     "multinode/test_launchers.py": "each launcher on two hosts",
     "multinode/test_serve_hosts.py": "a server on two hosts that fail",
+    "multinode/test_store_hosts.py": "two hosts and a bucket",
     "multinode/test_bench_network.py": "bytes on the wire between two hosts",
     "engine/test_parallel.py": "pipeline, sequence, expert and tensor parallelism against one process",
     "engine/test_molmo2_ranks.py": "pictures and videos under each kind of parallelism",

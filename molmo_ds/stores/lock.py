@@ -2,7 +2,8 @@
 
 On a disk it is a record lock of the kernel's on the file `lock`, which ends with its process. In a store it is an
 object `lock` that its holder writes again every BEAT seconds; one that stays unchanged for PATIENCE seconds, or whose
-process on this machine is gone, is taken over.
+process on this machine is gone, is taken over. Hosts and containers may share a name and count their processes from 1
+on, so "this machine" is a boot of a kernel and a namespace of processes.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ from molmo_ds.files import Place, Remote
 
 log = logging.getLogger(__name__)
 BEAT = 5.0  # seconds between two signs of life
+BOOT = Path("/proc/sys/kernel/random/boot_id")
 PATIENCE = 30.0  # seconds without one after which a holder counts as gone
 
 
@@ -72,7 +74,7 @@ class StoreLock:
     def __init__(self, folder: Remote) -> None:
         self.folder = folder
         self.object = folder / "lock"
-        self.me = {"host": socket.gethostname(), "pid": os.getpid(), "id": uuid.uuid4().hex}
+        self.me = {**process(), "id": uuid.uuid4().hex}
         self.ended = threading.Event()
         while not self._create():
             self._wait_for_its_end()
@@ -139,13 +141,27 @@ def refuse_lost(folder: Remote) -> None:
     except FileNotFoundError as error:
         files.refused(error)
         return
-    if (holder["host"], holder["pid"]) != (socket.gethostname(), os.getpid()):
+    if any(holder.get(name) != value for name, value in process().items()):
         raise OSError(f"process {holder['pid']} on {holder['host']} has taken {folder} meanwhile")
+
+
+def process() -> dict[str, Any]:
+    """What tells this process from all others: the host's name for people, its machine, its number there."""
+    return {"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid()}
+
+
+def _machine() -> str:
+    """The boot of the kernel and the namespace in which this process has its number; "" where that is not told."""
+    try:
+        return f"{BOOT.read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
 
 
 def _is_gone(holder: dict) -> bool:
     """Whether a holder was a process of this machine that has ended."""
-    if holder.get("host") != socket.gethostname() or not isinstance(holder.get("pid"), int):
+    here = _machine()
+    if not here or holder.get("machine") != here or not isinstance(holder.get("pid"), int):
         return False
     try:
         os.kill(holder["pid"], 0)

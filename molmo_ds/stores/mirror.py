@@ -6,6 +6,7 @@ from pathlib import Path
 
 from molmo_ds import environment, files
 from molmo_ds.files import Remote
+from molmo_ds.stores import lock
 
 SECONDS = 10  # between two copies
 LEFT_OUT = (
@@ -19,9 +20,11 @@ class Mirror:
 
     one_at_a_time = threading.Lock()  # or an older state could land after a newer one
 
-    def __init__(self, local: Path, remote: Remote) -> None:
+    def __init__(self, local: Path, remote: Remote, locked: bool = False) -> None:
+        """`locked`: nothing is sent any more once another process has taken the lock of `remote`."""
         self.local = local
         self.remote = remote
+        self.locked = locked
         self.sent: dict[Path, tuple[int, int]] = {}
         self.ended = threading.Event()
         self.thread: threading.Thread | None = None
@@ -37,7 +40,9 @@ class Mirror:
                 path.write_bytes(data)
 
     def push(self) -> None:
-        """Copy what changed; OSError where the store does not take it."""
+        """Copy what changed; OSError where the store does not take it, or the lock is lost."""
+        if self.locked:
+            lock.refuse_lost(self.remote)
         with self.one_at_a_time:
             for path in self._files():
                 status = path.stat()

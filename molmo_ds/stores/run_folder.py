@@ -33,7 +33,7 @@ class RunFolder:
         if not isinstance(self.place, Remote):
             return
         log.info("%s: files are written to %s first.", self.place, self.local)
-        self.mirror = Mirror(self.local, self.place)
+        self.mirror = Mirror(self.local, self.place, locked=True)
         mark = mark_of(self.place)
         own = self.local / MARK
         if not (mark and own.is_file() and own.read_text() == mark):

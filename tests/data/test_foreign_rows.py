@@ -260,6 +260,15 @@ def test_a_table_of_points(place: Path, capsys: Any) -> None:
     assert "columns not used: by;" in capsys.readouterr().out
 
 
+def test_one_picture_one_label_and_one_point_by_several_names(place: Path, capsys: Any) -> None:
+    """What would split a picture's points, or count one twice, looks right in every single row."""
+    text = CSV.replace("a.png;cat;360", "./a.png;cat ;360") + "a.png; dog;8.0;8;me\n"
+    made = make(place, "csv", text, "--points-in", "pixels", *SPREAD)
+    found = [(one["label"], one["points"]) for record in made for one in record["annotations"]]
+    assert found == [("cat", [[100, 20], [360, 200]]), ("dog", [[8, 8]]), ("cat", [[4, 4]])]
+    assert "passed over: 1 points that a label has twice at one place" in capsys.readouterr().out
+
+
 def test_a_point_that_is_missing_takes_its_picture_along(place: Path, capsys: Any) -> None:
     text = CSV.replace("360;200", "360;") + "a.png;cat\n"
     with pytest.raises(ValueError, match="line 6: It has 2 cells, and the header 5.*incomplete"):

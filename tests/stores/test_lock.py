@@ -1,5 +1,6 @@
 """One run a folder, on a disk and in a store."""
 
+import json
 import os
 import time
 from pathlib import Path
@@ -77,7 +78,15 @@ def test_a_rehearsal_leaves_nothing_and_a_run_its_name(store, tmp_path: Path) ->
     folder = opened()
     assert mark_of(store.folder) == name and (folder.local / "other").is_file(), "the run's own"
     folder.start()
-    folder.close()
+    (folder.local / "log.jsonl").write_text("one\ntwo\n")
+    other = lock.process() | {"host": "elsewhere", "pid": 1, "id": "x"}
+    (store.folder / "lock").write_bytes(json.dumps(other).encode())
+    with pytest.raises(OSError, match="process 1 on elsewhere has taken"):
+        folder.close()
+    assert (store.folder / "log.jsonl").read_text() == "one\n", "the log is the other run's now"
+    (store.folder / "lock").delete()
+    folder.release()
+    (folder.local / "log.jsonl").write_text("one\n")
     assert mark_of(store.folder) == name
     (folder.local / "run").write_text("another run's")
     (folder.local / "stale").touch()
@@ -92,16 +101,25 @@ def test_a_holder_that_is_silent_or_gone_is_followed(
     if not child:
         os._exit(0)
     os.waitpid(child, 0)
-    note = b'{"host": "%s", "pid": %d, "id": "x", "time": 0}'
-    (store.folder / "lock").write_bytes(note % (os.uname().nodename.encode(), child))
+    gone = lock.process() | {"pid": child, "id": "x", "time": 0}
+
+    def held_by(**other: str) -> None:
+        (store.folder / "lock").write_bytes(json.dumps(gone | other).encode())
+
+    held_by()
     monkeypatch.setattr(lock, "PATIENCE", 60.0)
     began = time.monotonic()
     held = lock.take(store.folder)  # its process on this machine has ended
     assert time.monotonic() - began < 30
-    (store.folder / "lock").write_bytes(note % (b"elsewhere", 1))
-    with pytest.raises(OSError, match="process 1 on elsewhere has taken"):
-        lock.refuse_lost(store.folder)
+    # hosts of a cluster may have one name, and containers one number for their first process
+    for other in ({"host": "elsewhere"}, {"machine": "another boot"}):
+        held_by(**other | {"pid": os.getpid()})
+        with pytest.raises(OSError, match=f"process {os.getpid()} on .* has taken"):
+            lock.refuse_lost(store.folder)
     held.release()
     assert (store.folder / "lock").is_file(), "the lock of another is left alone"
     monkeypatch.setattr(lock, "PATIENCE", 0.3)
+    held_by(machine="another boot")
+    began = time.monotonic()
     lock.take(store.folder).release()
+    assert time.monotonic() - began > 0.3, "a number of another machine's says nothing here"

@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+from in_store import lines, whole
 
-from molmo_ds import files
 from molmo_ds.stores import lock
 from molmo_ds.testing.ranks import Forked
-from molmo_ds.weights import checkpoint, checksums
+from molmo_ds.weights import checkpoint
 
 KILLS = int(os.environ.get("STORE_KILLS", 1))
 STEPS = KILLS + (2 if KILLS == 1 else 8)
@@ -31,29 +31,6 @@ MOMENTS = [
     r"PUT .*manifest.json",
     r"PUT .*checkpoints/latest",
 ]
-EXACT = ("loss", "accuracy", "tokens", "grad_norm/text", "grad_norm/vision", "grad_norm/connector")
-
-
-def lines(text: str) -> list[dict]:
-    return [
-        {key: line[key] for key in ("step", *EXACT)} for line in map(json.loads, text.splitlines())
-    ]
-
-
-def whole(checkpoints: files.Remote, folder: Path) -> list[str]:
-    """Names of the checkpoints in the store, each of which is copied and compared with its checksums."""
-    found = []
-    for step in checkpoint.steps(checkpoints):
-        copy = folder / step.name
-        copy.mkdir(parents=True, exist_ok=True)
-        manifest = checkpoint.read_manifest(step)
-        for name in (*manifest.files, "manifest.json"):
-            (copy / name).write_bytes((step / name).read_bytes())
-        assert checksums.wrong_file(copy, manifest.files) is None
-        there = checkpoint.open_checkpoint(copy)
-        assert all(there.whole(name).isfinite().all() for name in there.shapes)
-        found.append(step.name)
-    return sorted(found)
 
 
 @pytest.mark.parametrize("store", ["s3"], indirect=True)

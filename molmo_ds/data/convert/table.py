@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -110,7 +111,7 @@ class Table:
             )
         samples: dict[str, list[RowItem]] = {}
         for item in rows:
-            shown_in = [item.row[one] for one in self.mapping.picture_columns(item.row)]
+            shown_in = [_one_name(item.row[one]) for one in self.mapping.picture_columns(item.row)]
             samples.setdefault(json.dumps(shown_in), []).append(item)
         for items in samples.values():
             yield self._sample(items, name, columns)
@@ -121,7 +122,7 @@ class Table:
         names = {field: field for field in (*FIELDS, "style") if field in first.row} | plain
         annotations: dict[str, Row] = {}
         for item in items:
-            fields = {field: item.row[column] for field, column in names.items()}
+            fields = {field: _trimmed(item.row[column]) for field, column in names.items()}
             fields = {field: value for field, value in fields.items() if value is not None}
             style = self.mapping.style or fields.get("style")
             if not style:
@@ -137,11 +138,25 @@ class Table:
                 )
             group = json.dumps(fields, sort_keys=True, default=str)
             annotation = annotations.setdefault(group, fields | {"style": style, name: []})
+            if place in annotation[name]:  # it would be counted twice
+                self.passed[f"{name} that a label has twice at one place"] += 1
+                continue
             annotation[name].append(place)
         used = frozenset({*names.values(), *columns, ",".join(columns)})
         row = {one: value for one, value in first.row.items() if one not in used}
         row["annotations"] = list(annotations.values())
         return RowItem(first.where, first.key, row, self.root, used=used)
+
+
+def _one_name(picture: Any) -> Any:
+    """A path by the shortest of its names, so that `./a.jpg` and `a.jpg` are one picture."""
+    is_path = isinstance(picture, str) and "://" not in picture
+    return os.path.normpath(picture.strip()) if is_path else picture
+
+
+def _trimmed(cell: Any) -> Any:
+    """A text without blanks around it: `cat ` is no other label than `cat`."""
+    return cell.strip() if isinstance(cell, str) else cell
 
 
 def _value(field: str, cell: str) -> Any:

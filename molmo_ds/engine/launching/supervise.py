@@ -73,6 +73,11 @@ class Supervisor:
                 f"Another tools/launch.py looks after {self.out}; stop it first."
             ) from None
         settings.save(config, self.folder / "config.yaml")
+        self.settings = str(self.folder / "config.yaml")
+        if isinstance(self.place, Remote):  # the hosts share no disk then
+            copy = self.place / "launch" / "config.yaml"
+            copy.write_bytes((self.folder / "config.yaml").read_bytes())
+            self.settings = copy.url
         self.exported = exported
         self.process: subprocess.Popen | None = None
         self.count = 0
@@ -126,7 +131,7 @@ class Supervisor:
         self.count += 1
         local = len(hosts) == 1 and hosts[0].here
         port = free_port() if local else 20000 + (os.getpid() * 37 + self.count * 101) % 10000
-        module = ["molmo_ds.train", str(self.folder / "config.yaml")]
+        module = ["molmo_ds.train", self.settings]
         words = launcher_words(hosts, self.folder / "hostfile", port, module)
         environment = launcher_environment(
             self.folder / "environment", self.exported, {MARK: str(self.out)}

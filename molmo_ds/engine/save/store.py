@@ -5,6 +5,7 @@ A rank that is killed in the middle finds its files again, whole, and the upload
 
 import json
 import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from molmo_ds.stores import lock
 from molmo_ds.stores.mirror import Mirror, working_folder
 from molmo_ds.stores.run_folder import mark_of
 from molmo_ds.stores.upload import upload
+
+ATTEMPT = "attempt"  # the object that names the save whose files lie below a checkpoint without a manifest
 
 
 class InStore:
@@ -29,23 +32,26 @@ class InStore:
         self.run = target.parent.parent
         self.name = f"rank-{world.rank:05d}"
         self.mark = ""
+        self.attempt = ""
 
     def begin(self) -> None:
         """See Destination."""
-        self.mark = self.world.agree(lambda: mark_of(self.run))
+        named = self.world.agree(lambda: (mark_of(self.run), uuid.uuid4().hex))
+        self.mark, self.attempt = named
         for old in partials(self.local):
-            for folder in (old, old / PARTS):
-                for file in [*folder.glob(f"{self.name}.*"), *folder.glob(f".{self.name}.*")]:
-                    file.unlink(missing_ok=True)
-            if old != self.partial and not any(old.glob("rank-*")):
+            if old != self.partial:  # also of ranks that there are no more
                 shutil.rmtree(old, ignore_errors=True)
+        for folder in (self.partial, self.partial / PARTS):
+            for file in [*folder.glob(f"{self.name}.*"), *folder.glob(f".{self.name}.*")]:
+                file.unlink(missing_ok=True)
         (self.partial / PARTS).mkdir(parents=True, exist_ok=True)
         if self.world.rank == 0:  # now, so that a mixture of two attempts is no checkpoint
-            (self.target / "manifest.json").delete()
+            self.delete(self.target)
+            (self.target / ATTEMPT).write_bytes(self.attempt.encode())
 
     def written(self, facts: dict[str, dict]) -> None:
         """See Destination."""
-        note = {"run": self.mark, "ranks": self.world.size, "files": facts}
+        note = {"run": self.mark, "ranks": self.world.size, "attempt": self.attempt, "files": facts}
         write_synced(self.partial / f"{self.name}.whole", json.dumps(note).encode())
         self.send(facts)
 
@@ -67,6 +73,10 @@ class InStore:
         (self.target / "manifest.json").write_bytes(manifest.encode())
         (self.target.parent / "latest").write_bytes(f"{self.target.name}\n".encode())
         (self.target / PARTS).delete()
+        (self.target / ATTEMPT).delete()
+        for other in self.target.parent.glob("step-*"):  # of a save that was never finished
+            if other < self.target and not (other / "manifest.json").is_file():
+                other.delete()
 
     def delete(self, old: Remote) -> None:
         """See Destination."""
@@ -84,8 +94,13 @@ def partials(local: Path) -> list[Path]:
     return sorted((local / "checkpoints").glob("step-*.partial"))
 
 
+def attempt_of(target: Remote) -> str:
+    """The save whose files lie in the store without a manifest; "" where none is known."""
+    return (target / ATTEMPT).read_if_there() or ""
+
+
 def whole(partial: Path, world: World, mark: str) -> dict[str, Any] | None:
-    """The facts of this rank's files of a checkpoint, if they are whole, of this run and of its number of ranks.
+    """The note about this rank's files of a checkpoint, if they are whole, of this run and of its number of ranks.
 
     Args:
         mark: the run's name; files of a run that was deleted from the store have another.
@@ -99,4 +114,4 @@ def whole(partial: Path, world: World, mark: str) -> dict[str, Any] | None:
     known = mark and note["run"] == mark and note["ranks"] == world.size
     if world.rank == 0 and not (partial / "config.yaml").is_file():
         return None
-    return note["files"] if same and known else None
+    return note if same and known else None

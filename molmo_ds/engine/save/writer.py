@@ -23,7 +23,7 @@ from molmo_ds.engine.fragments import Fragment
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.save.copies import Copies
 from molmo_ds.engine.save.disk import OnDisk, part_name, write_synced
-from molmo_ds.engine.save.store import InStore, partials, whole
+from molmo_ds.engine.save.store import InStore, attempt_of, partials, whole
 from molmo_ds.files import Remote
 from molmo_ds.stores.run_folder import mark_of
 from molmo_ds.weights import blocks, checkpoint, checksums, index
@@ -125,22 +125,26 @@ class Writer:
     def resume_upload(self, folder: str) -> None:
         """Finish the upload of a checkpoint that was killed when all ranks had their files whole on their disks.
 
-        Does nothing for a folder on a disk, for a checkpoint that is not newer than those in the store, and where a
-        rank's files are missing.
+        Does nothing for a folder on a disk, for a checkpoint that is not newer than those in the store, where a rank's
+        files are missing, and where other hosts have begun the same checkpoint since.
         """
         if not isinstance(files.place(folder), Remote):
             return
         mark = self.world.agree(lambda: mark_of(files.place(folder).parent))
         local = self._destination(folder, 0).local
         here = {path.stem: whole(path, self.world, mark) for path in partials(local)}
-        everywhere = [{n for n, facts in one.items() if facts} for one in self.world.gather(here)]
+        attempts = {(name, note.get("attempt", "")) for name, note in here.items() if note}
+        everywhere = set.intersection(*self.world.gather(attempts))
         there = self.world.agree(lambda: [path.name for path in checkpoint.steps(folder)])
-        name = max(set.intersection(*everywhere), default="")
+        name, attempt = max(everywhere, default=("", ""))
         if name <= max(there, default=""):
+            return
+        if attempt != self.world.agree(lambda: attempt_of(files.place(folder) / name)):
+            log.info("The upload of %s was killed, and begun by others since; it ends here.", name)
             return
         log.info("The upload of %s was killed; it resumes.", name)
         self.place = self._destination(folder, int(name[5:]))
-        self._start("write", partial(self._send, here[name]))
+        self._start("write", partial(self._send, here[name]["files"]))
         self.finish()
 
     def _destination(self, folder: str, step: int) -> Destination:

@@ -28,9 +28,13 @@ def serve_s3(port: int) -> None:
 
 def serve_gcs(port: int) -> None:
     """Answer as Google's store does, for ever."""
-    from gcp_storage_emulator.server import create_server
+    from http.server import ThreadingHTTPServer
 
-    create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket").run()
+    from gcp_storage_emulator import server
+
+    # its own answers one connection after the other: a request that is held would hold all
+    server.server.HTTPServer = ThreadingHTTPServer
+    server.create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket").run()
 
 
 @contextlib.contextmanager
@@ -67,14 +71,16 @@ class Wire:
     the request), "hold" (nothing happens until `let_go` is set).
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, listener: socket.socket | None = None) -> None:
+        """`listener` may belong to another network than the server at `port` of this one."""
         self.target = port
         self.faults: list[tuple[str, str]] = []
         self.seen: list[str] = []
         self.let_go = threading.Event()
         self.lock = threading.Lock()
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.listener = listener or socket.create_server(("127.0.0.1", 0))
+        host, own = self.listener.getsockname()
+        self.address = f"http://{host}:{own}"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
