@@ -9,6 +9,7 @@ import os
 import time
 import traceback
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,12 @@ PART = 100_000
 DELAY = 0.02
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["molmo_ds.engine.save.writer", "molmo_ds.stores.run_folder"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> None:
+    """It runs before a test has a folder for temporary files, whose path is too long for its socket."""
+    forkserver.ensure_running()
 
 
 def value(step: int) -> torch.Tensor:
