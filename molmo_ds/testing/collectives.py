@@ -138,7 +138,7 @@ def without_memory() -> Iterator[None]:
     with (
         mock.patch.dict(fake_impls.op_implementations_dict, table),
         mock.patch.object(Tensor, "tolist", tolist),
-        mock.patch.object(reference, "_lengths", lambda document_ids: None),
+        mock.patch.object(reference, "lengths_of", lambda document_ids: None),
         mock.patch.object(mask_blocks, "cut", lambda mask: None),
         mock.patch.object(weighted_cross_entropy, "_looked_up", lambda labels, *_: labels),
         dispatch.use("torch"),  # what is written for a CPU looks at numbers
