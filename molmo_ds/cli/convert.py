@@ -38,6 +38,11 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--tokenizer", type=home, help="transformers tokenizer folder; default: the checkpoint's"
     )
+    command.add_argument(
+        "--code",
+        type=home,
+        help="released Molmo2 (folder or hub id) whose model code goes along, for transformers 4.57",
+    )
     command.add_argument("--shard-gb", type=float, default=5.0, help="largest shard in GB")
     for name in ("to-peft", "from-peft"):
         command = commands.add_parser(name)
@@ -97,7 +102,9 @@ def main(argv: list[str] | None = None) -> int:
             adapters.from_peft(args.source, args.base, args.out)
         elif args.command == "to-hub":
             shard = int(args.shard_gb * 1e9)
-            print(export.to_hub(args.source, args.out, args.dtype, args.tokenizer, shard))
+            print(
+                export.to_hub(args.source, args.out, args.dtype, args.tokenizer, shard, args.code)
+            )
         else:
             load.backbones(
                 pair(args.llm), pair(args.vision), args.out, tuple(args.changes), args.seed

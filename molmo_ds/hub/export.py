@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from molmo_ds.architecture import MolmoConfig
-from molmo_ds.hub import molmo2_processor
+from molmo_ds.hub import molmo2_code, molmo2_processor
 from molmo_ds.hub.bundle import bundle
-from molmo_ds.hub.load import checked, open_checkpoint, prompt_form
+from molmo_ds.hub.load import checked, find, open_checkpoint, prompt_form
 from molmo_ds.hub.words import ends_of, whole_tokenizer
 from molmo_ds.model import families
 from molmo_ds.model.families import molmo_names
@@ -79,6 +79,7 @@ def to_hub(
     dtype: str | None = None,
     tokenizer: str | Path | None = None,
     shard_bytes: int = SHARD,
+    code: str | Path | None = None,
 ) -> InVLLM:
     """Write `out`, tensor by tensor; it loads in transformers without this package, as the released folders do.
 
@@ -88,6 +89,7 @@ def to_hub(
         checkpoint: a weights folder, or a checkpoint of a run whatever strategy wrote it.
         dtype: fp32 or bf16; None keeps the checkpoint's.
         tokenizer: a transformers tokenizer folder; None takes the checkpoint's.
+        code: folder of a released Molmo2, or hub id, whose code goes along for transformers 4.57.
 
     Raises ValueError where a tensor is missing or has another shape than the configuration asks for, where `out`
     exists, for an unknown dtype, and for a family without a released format; nothing is left then.
@@ -97,6 +99,13 @@ def to_hub(
     config, tensors, words = open_checkpoint(checkpoint)
     released = families.format_of(config)
     words = Path(tokenizer) if tokenizer else words
+    if code is not None:
+        if config.family != "molmo2":
+            raise ValueError(
+                "--code is for a Molmo2; the folder of a Molmo holds its code already."
+            )
+        code = find(code, ["*.py"])
+        molmo2_code.check(code)
     with new_folder(out) as folder:
         kinds: set[torch.dtype] = set()
         norms: list[float] = []
@@ -131,6 +140,8 @@ def to_hub(
                     "data.prompts.message_format=chat.",
                     checkpoint,
                 )
+        if code is not None:
+            molmo2_code.write(folder, code)
     return InVLLM(refusal=refusal, patch_norm=norms[0], word_norm=norms[1])
 
 

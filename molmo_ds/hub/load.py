@@ -1,7 +1,7 @@
 """Weights of others become ours: released folders, the reference's checkpoints, and backbones of transformers."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -29,6 +29,8 @@ from molmo_ds.weights.source import (
 )
 from molmo_ds.weights.tensor_files import INDEX, TensorFolder, check_numbers
 from molmo_ds.weights.tensor_writer import new_folder, write_tensors
+
+WEIGHTS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.bin")  # files of a hub id
 
 
 def from_hub(source: str | Path, out: str | Path, changes: tuple[str, ...] = ()) -> MolmoConfig:
@@ -194,8 +196,8 @@ def _untied(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor
         del tensor
 
 
-def find(source: str | Place) -> Place:
-    """A folder, local or in a store, or the download of a hub id; ValueError if it is neither."""
+def find(source: str | Place, patterns: Sequence[str] = WEIGHTS) -> Place:
+    """A folder, local or in a store, or the download of a hub id's files; ValueError if it is neither."""
     folder = files.place(source)
     if folder.is_dir():
         return folder
@@ -204,8 +206,7 @@ def find(source: str | Place) -> Place:
     from huggingface_hub import snapshot_download
 
     try:
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.bin"]
-        return Path(snapshot_download(str(source), allow_patterns=patterns))
+        return Path(snapshot_download(str(source), allow_patterns=list(patterns)))
     # the hub's client raises many kinds: no network, no such model, no permission
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -172,3 +172,41 @@ def test_marks_of_academic_videos(tmp_path: Path) -> None:
 def test_the_references_mixture_of_tracks_is_known() -> None:
     names = [name for name in ALL if name.endswith(("_track", "_ground"))]
     assert len(names) == 35
+
+
+def test_pictures_of_fine_tuning() -> None:
+    """Several CoSyn pages, Mantis' options and PixMo's questions about two to five pictures."""
+    told = {"question": ["How many?"], "explanation": ["Two bars."], "answer": ["2"]}
+    row = {"id": "7", "images": ["a.png", "b.png"], "qa_pairs": told, "metadata": {"num_images": 2}}
+    (item,) = ALL["cosyn_multidoc_doc_exp"].adapt(row, "train")
+    assert [one.path for one in item.pictures] == ["a.png", "b.png"]
+    (asked,) = item.annotations
+    assert asked["style"] == "cosyn_doc_exp" and asked["answer"] == "Two bars. Answer: 2"
+    with pytest.raises(LeftOut, match="more than 5 pictures"):
+        ALL["cosyn_multidoc_doc"].adapt({**row, "metadata": {"num_images": 6}}, "train")
+
+    row = {"example_id": "n", "subset": "nlvr2", "images": ["x/1.jpg", "x/2.jpg"]}
+    row |= {
+        "mc_question": ["Same?", "Where?"],
+        "choices": [["yes", "no"], ["here", "there", "far"]],
+    }
+    row |= {"correct_choice_idx": [1, 0]}
+    (item,) = ALL["mantis_instruct_nlvr2_multi_only"].adapt(row, "train")
+    for asked, options, right in zip(item.annotations, row["choices"], ("no", "here")):
+        assert asked["style"] == "mantis_instruct_mc"
+        assert sorted(asked["options"]) == sorted(options)
+        assert asked["options"][asked["answer_index"]] == right
+    alone = {**row, "images": ["x/1.jpg"]}
+    with pytest.raises(LeftOut, match="less than 2 pictures"):
+        ALL["mantis_instruct_nlvr2_multi_only"].adapt(alone, "train")
+    assert ALL["mantis_instruct_nlvr2"].adapt(alone, "train")
+
+    row = {"image_urls": ["http://a", "http://b"]}
+    row["qa_pairs"] = {"question": ["How many cups?", "Which?"], "answer": ["3", "The left."]}
+    (item,) = ALL["pixmo_multi_image_qa_multi_only_max5"].adapt(row, "train")
+    assert [one.url for one in item.pictures] == ["http://a", "http://b"]
+    assert [one.get("no_pointing") for one in item.annotations] == [True, None]
+    with pytest.raises(LeftOut, match="less than 2 or more than 5 pictures"):
+        ALL["pixmo_multi_image_qa_multi_only_max5"].adapt(
+            {**row, "image_urls": ["http://a"]}, "train"
+        )

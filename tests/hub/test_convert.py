@@ -24,7 +24,7 @@ from molmo_ds.config import DataConfig, RunConfig
 from molmo_ds.data.tokens import Tokenizer
 from molmo_ds.engine import build_engine
 from molmo_ds.engine.launch import World
-from molmo_ds.hub import export, load
+from molmo_ds.hub import export, load, molmo2_code
 from molmo_ds.model.families import molmo, molmo2, molmo_names
 from molmo_ds.settings import save
 from molmo_ds.testing import synthetic
@@ -231,6 +231,29 @@ def test_a_family_without_a_format_is_refused_at_once(
     assert not (tmp_path / "hub").exists()
 
 
+def test_code_of_a_released_molmo2_goes_along(tmp_path: Path) -> None:
+    """Its files, and its classes in each file of settings that is there; refused before anything is written."""
+    code = tmp_path / "released"
+    code.mkdir()
+    for name in molmo2_code.FILES:
+        (code / f"{name}.py").write_text(f"# {name}\n")
+    config = presets.get("tiny_molmo2")
+    ours = weights_folder(tmp_path / "molmo2", config, random_state(config))
+    export.to_hub(ours, tmp_path / "out", code=code)
+    said = json.loads((tmp_path / "out/config.json").read_text())
+    assert said["auto_map"]["AutoConfig"] == "configuration_molmo2.Molmo2Config"
+    assert said["model_type"] == "molmo2" and "molmo_ds" in said
+    assert (tmp_path / "out/modeling_molmo2.py").read_text() == "# modeling_molmo2\n"
+    assert not (tmp_path / "out/preprocessor_config.json").exists()  # there is no tokenizer
+    (code / "processing_molmo2.py").unlink()
+    with pytest.raises(ValueError, match="lacks processing_molmo2.py; give a folder of a released"):
+        export.to_hub(ours, tmp_path / "other", code=code)
+    molmo_folder = weights_folder(tmp_path / "molmo", tiny(), random_state(tiny()))
+    with pytest.raises(ValueError, match="--code is for a Molmo2"):
+        export.to_hub(molmo_folder, tmp_path / "other", code=code)
+    assert not (tmp_path / "other").exists()
+
+
 def test_faults(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """One sentence, the key and both shapes; nothing is left behind."""
     config = tiny()
@@ -333,7 +356,7 @@ peak = [0]
 """
 
 MEMORY = """
-from molmo_ds.hub import export, load
+from molmo_ds.hub import export, load, molmo2_code
 load.from_hub(sys.argv[1], sys.argv[2] + "/warm"), export.to_hub(sys.argv[2] + "/warm", sys.argv[2] + "/warm_hub")
 before = watched()
 export.to_hub(sys.argv[3], sys.argv[2] + "/hub", shard_bytes=24_000_000)

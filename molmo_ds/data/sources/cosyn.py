@@ -1,24 +1,39 @@
 """CoSyn, pictures that programs drew after descriptions: ten kinds of documents, and places in them.
 
 Layouts: as allenai/molmo2 f3cb108, olmo/data/academic_image_datasets.py, reads allenai/CoSyn-400K (a configuration for
-each kind; qa_pairs with question, explanation, answer) and allenai/CoSyn-point. A name with `_exp` learns the
-explanation before the answer.
+each kind; qa_pairs with question, explanation, answer), allenai/Molmo2-SynMultiImageQA (the same about several pages)
+and allenai/CoSyn-point. A name with `_exp` learns the explanation before the answer.
 """
 
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 from molmo_ds.data.sources.pixmo_points import places_of
-from molmo_ds.data.sources.source import Item, Row, Source, annotation, picture
+from molmo_ds.data.sources.source import Item, LeftOut, Row, Source, annotation, picture
 
 KINDS = (
     *("chart", "chemical", "circuit", "diagram", "document"),
     *("graphic", "math", "music", "nutrition", "table"),
 )
+OF_PAGES = ("chart", "chemical", "circuit", "diagram", "doc", "graphic", "music", "table")
+MOST_PAGES = 5
 
 
 def cosyn(row: Row, split: str, kind: str, explained: bool) -> list[Item]:
     """A picture with its questions."""
+    return [Item(picture(row["image"]), _asked(row, kind, explained), {"image_id": row["id"]})]
+
+
+def pages(row: Row, split: str, kind: str, explained: bool) -> list[Item]:
+    """Up to five pictures with questions about them."""
+    if row["metadata"]["num_images"] > MOST_PAGES:
+        raise LeftOut(f"more than {MOST_PAGES} pictures")
+    shown = tuple(one for value in row["images"] for one in picture(value))
+    return [Item(shown, _asked(row, kind, explained), {"image_id": row["id"]})]
+
+
+def _asked(row: Row, kind: str, explained: bool) -> list[dict[str, Any]]:
     pairs = row["qa_pairs"]
     if not isinstance(pairs, Mapping):  # parquet holds it as a list of structs or a struct of lists
         keys = ("question", "explanation", "answer")
@@ -29,7 +44,7 @@ def cosyn(row: Row, split: str, kind: str, explained: bool) -> list[Item]:
         if explained:
             answer = f"{pairs['explanation'][number]} Answer: {answer}"
         asked.append(annotation(style, question=question, answer=answer))
-    return [Item(picture(row["image"]), asked, {"image_id": row["id"]})]
+    return asked
 
 
 def cosyn_point(row: Row, split: str) -> list[Item]:
@@ -58,6 +73,19 @@ SOURCES = [
             (kind,),
         )
         for kind in KINDS
+        for explained in (False, True)
+    ),
+    *(
+        Source(
+            f"cosyn_multidoc_{kind}" + "_exp" * explained,
+            "not read*",
+            _LOADER,
+            functools.partial(pages, kind=kind, explained=explained),
+            _SPLITS,
+            "allenai/Molmo2-SynMultiImageQA",
+            (kind,),
+        )
+        for kind in OF_PAGES
         for explained in (False, True)
     ),
     Source(

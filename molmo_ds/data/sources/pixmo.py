@@ -7,7 +7,16 @@ allenai/molmo read. Hashes are of the file's bytes. Places are in pixmo_points.p
 import functools
 from typing import Any
 
-from molmo_ds.data.sources.source import Item, Picture, Row, Source, annotation, pairs, picture
+from molmo_ds.data.sources.source import (
+    Item,
+    LeftOut,
+    Picture,
+    Row,
+    Source,
+    annotation,
+    pairs,
+    picture,
+)
 from molmo_ds.data.wording.no_pointing import asks_how_many
 
 
@@ -49,6 +58,18 @@ def ask_model_anything(row: Row, split: str) -> list[Item]:
     return item(row, [asked])
 
 
+def several(row: Row, split: str) -> list[Item]:
+    """A person's questions about two to five pictures, with corrected answers."""
+    if not 2 <= len(row["image_urls"]) <= MOST_PICTURES:
+        raise LeftOut(f"less than 2 or more than {MOST_PICTURES} pictures")
+    asked = [
+        annotation("correction_qa", question=q, answer=a, no_pointing=asks_how_many(q) or None)
+        for q, a in pairs(row["qa_pairs"])
+    ]
+    shown = tuple(Picture(url=url) for url in row["image_urls"])
+    return [Item(shown, asked, {"image_urls": list(row["image_urls"])})]
+
+
 def docs(row: Row, split: str, kind: str) -> list[Item]:
     """A picture that a program drew, with questions."""
     asked = [
@@ -57,6 +78,7 @@ def docs(row: Row, split: str, kind: str) -> list[Item]:
     return [Item(picture(row["image"]), asked, {"image_id": row["image_id"]})]
 
 
+MOST_PICTURES = 5  # of a question in fine-tuning
 LICENCE = "ODC-BY-1.0"
 LOADER = "allenai/molmo, olmo/data/pixmo_datasets.py"
 TRAIN = {"train": "train"}
@@ -88,6 +110,15 @@ SOURCES = [
         TRAIN,
         hub="allenai/pixmo-cap",
         url="image_url",
+    ),
+    Source(
+        "pixmo_multi_image_qa_multi_only_max5",
+        "not read*",
+        "allenai/molmo2, olmo/data/pixmo_datasets.py",
+        several,
+        {"train": "train", "validation": "validation"},
+        hub="allenai/Molmo2-MultiImageQA",
+        url="image_urls",
     ),
     *(
         Source(name, LICENCE, _CAP_QA, adapt, TRAIN, "allenai/pixmo-cap-qa", **GROUPED)

@@ -1,12 +1,16 @@
-"""Questions about several pictures at once: MuirBench, MMIU, BLINK, and PointBench's places in one picture.
+"""Questions about several pictures at once: Mantis, MuirBench, MMIU, BLINK, and PointBench's places in one picture.
 
 Layouts: the loaders of allenai/molmo2 at f3cb108, olmo/data/academic_multi_image_datasets.py and
-academic_image_datasets.py. PointBench's masks are PNGs: what is lighter than the middle is inside.
+academic_image_datasets.py. Mantis' rows are Ai2's, its pictures those of TIGER-Lab/Mantis-Instruct: the user unpacks
+them below the data set's folder as mantis-instruct/NAME/SPLIT_images. PointBench's masks are PNGs: what is lighter than
+the middle is inside.
 """
 
 import io
 import re
+import zlib
 from collections.abc import Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 from string import ascii_uppercase
@@ -15,7 +19,16 @@ import numpy as np
 from PIL import Image
 
 from molmo_ds.data.sources.masks import runs_of
-from molmo_ds.data.sources.source import Item, Row, Source, annotation, picture, read_json
+from molmo_ds.data.sources.source import (
+    Item,
+    LeftOut,
+    Picture,
+    Row,
+    Source,
+    annotation,
+    picture,
+    read_json,
+)
 from molmo_ds.data.sources.video_choices import read_table
 
 LAYOUT = "allenai/molmo2, olmo/data/academic_multi_image_datasets.py"
@@ -27,6 +40,7 @@ BLINK = (
     " Visual_Correspondence Visual_Similarity"
 )
 _OPTION = re.compile(r"^([A-Z]):\s?(.+)$", re.MULTILINE)
+MANTIS = ("nlvr2", "llava_665k_multi", "spot-the-diff", "nextqa", "star")
 LIGHT = 127  # above it a mask's pixel is inside
 
 
@@ -44,6 +58,30 @@ def muir_bench(row: Row, split: str) -> list[Item]:
     known["counterpart_id"] = row["counterpart_idx"]
     shown = tuple(one for value in row["image_list"] for one in picture(value))
     return [Item(shown, [asked], known)]
+
+
+def mantis(row: Row, split: str, several: bool) -> list[Item]:
+    """Questions with options about the pictures of a row.
+
+    The options keep their order but for the right one, whose place depends on the question alone; there they are
+    shuffled at every visit.
+
+    Args:
+        several: leave out rows of one picture.
+    """
+    if several and len(row["images"]) < 2:
+        raise LeftOut("less than 2 pictures")
+    asked = []
+    for question, options, right in zip(
+        row["mc_question"], row["choices"], row["correct_choice_idx"], strict=True
+    ):
+        ordered = list(options)
+        answer = ordered.pop(right)
+        place = zlib.crc32(question.encode()) % len(options)
+        ordered.insert(place, answer)
+        asked.append(annotation(STYLE, question=question, options=ordered, answer_index=place))
+    known = {"example_id": row["example_id"], "subset": row["subset"]}
+    return [Item(tuple(Picture(path=path) for path in row["images"]), asked, known)]
 
 
 def read_mmiu(folder: Path, split: str) -> Iterator[Row]:
@@ -98,6 +136,19 @@ def point_bench(row: Row, split: str) -> list[Item]:
 
 
 SOURCES = [
+    *(
+        Source(
+            f"mantis_instruct_{name}" + "_multi_only" * several,
+            LICENCE,
+            LAYOUT,
+            partial(mantis, several=several),
+            # validation: NLVR2 alone has one
+            {"train": "train"} | ({"validation": "validation"} if name == "nlvr2" else {}),
+            f"allenai/molmo2-mantis-instruct-{name}",
+        )
+        for name in MANTIS
+        for several in (False, True)
+    ),
     Source("muir_bench", LICENCE, LAYOUT, muir_bench, {"test": "test"}, "MUIRBENCH/MUIRBENCH"),
     Source(
         "mmiu",
