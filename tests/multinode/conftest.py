@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 import pytest
+from supervised import losses_alone
 
 from molmo_ds.testing import lab
-from molmo_ds.testing.ranks import Forked
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +29,4 @@ def words(tiny_run: list[str]) -> list[str]:
 @pytest.fixture(scope="session")
 def alone(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
     """Step -> loss of the same run on one rank that nothing happens to."""
-    folder = tmp_path_factory.mktemp("alone")
-    run = Forked([*words, "micro_batch=4", f"out={folder / 'out'}"], folder / "said.txt")
-    code, output = run.finish(timeout=400)
-    assert code == 0, output[-3000:]
-    return lab.losses(folder / "out")
+    return losses_alone(words, tmp_path_factory.mktemp("alone"))

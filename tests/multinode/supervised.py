@@ -10,8 +10,17 @@ from pathlib import Path
 
 from molmo_ds.files import Place
 from molmo_ds.testing import lab
+from molmo_ds.testing.ranks import Forked
 
 ROOT = Path(__file__).parents[2]
+
+
+def losses_alone(words: list[str], folder: Path) -> dict[int, float]:
+    """Step -> loss of the same run on one rank that nothing happens to."""
+    run = Forked([*words, "micro_batch=4", f"out={folder / 'out'}"], folder / "said.txt")
+    code, output = run.finish(timeout=400)
+    assert code == 0, output[-3000:]
+    return lab.losses(folder / "out")
 
 
 class Supervised:

@@ -16,13 +16,12 @@ from pathlib import Path
 
 import pytest
 from store_servers import Wire, served
-from supervised import ROOT, Supervised
+from supervised import ROOT, Supervised, losses_alone
 
 from molmo_ds import files
 from molmo_ds.files import Remote
 from molmo_ds.stores.mirror import scratch_of
 from molmo_ds.testing import lab
-from molmo_ds.testing.ranks import Forked
 from molmo_ds.weights import checkpoint, checksums
 
 SCRATCH = "/run/scratch"  # a disk of each host's own
@@ -43,11 +42,7 @@ def words(tiny_run: list[str]) -> list[str]:
 @pytest.fixture(scope="module")
 def alone(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
     """Step -> loss of the same run on one rank and a disk."""
-    folder = tmp_path_factory.mktemp("alone")
-    run = Forked([*words, "micro_batch=4", f"out={folder / 'out'}"], folder / "said.txt")
-    code, output = run.finish(timeout=400)
-    assert code == 0, output[-3000:]
-    return lab.losses(folder / "out")
+    return losses_alone(words, tmp_path_factory.mktemp("alone"))
 
 
 @pytest.fixture(params=["s3", "gs"])
