@@ -36,8 +36,7 @@ def check(source: Path) -> None:
 
 
 def write(folder: Path, source: Path) -> None:
-    """Copy the code into an exported folder, and name its classes in the settings that are there."""
-    check(source)
+    """Copy the code, which was checked, into an exported folder; name its classes in the settings that are there."""
     for name in FILES:
         shutil.copyfile(source / f"{name}.py", folder / f"{name}.py")
     for name, classes in AUTO_MAP.items():

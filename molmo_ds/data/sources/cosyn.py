@@ -6,7 +6,7 @@ and allenai/CoSyn-point. A name with `_exp` learns the explanation before the an
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from molmo_ds.data.sources.pixmo_points import places_of
@@ -61,32 +61,30 @@ def cosyn_point(row: Row, split: str) -> list[Item]:
 _LOADER = "allenai/molmo2, olmo/data/academic_image_datasets.py"
 _SPLITS = {"train": "train", "validation": "validation"}
 
+
+def _with_and_without(
+    prefix: str, licence: str, read: Callable[..., list[Item]], hub: str, kinds: tuple[str, ...]
+) -> list[Source]:
+    """A source of each kind as it is, and one that learns the explanation."""
+    return [
+        Source(
+            prefix + kind + "_exp" * explained,
+            licence,
+            _LOADER,
+            functools.partial(read, kind=kind, explained=explained),
+            _SPLITS,
+            hub,
+            (kind,),
+        )
+        for kind in kinds
+        for explained in (False, True)
+    ]
+
+
 SOURCES = [
-    *(
-        Source(
-            f"cosyn_{kind}" + "_exp" * explained,
-            "ODC-BY-1.0*",
-            _LOADER,
-            functools.partial(cosyn, kind=kind, explained=explained),
-            _SPLITS,
-            "allenai/CoSyn-400K",
-            (kind,),
-        )
-        for kind in KINDS
-        for explained in (False, True)
-    ),
-    *(
-        Source(
-            f"cosyn_multidoc_{kind}" + "_exp" * explained,
-            "not read*",
-            _LOADER,
-            functools.partial(pages, kind=kind, explained=explained),
-            _SPLITS,
-            "allenai/Molmo2-SynMultiImageQA",
-            (kind,),
-        )
-        for kind in OF_PAGES
-        for explained in (False, True)
+    *_with_and_without("cosyn_", "ODC-BY-1.0*", cosyn, "allenai/CoSyn-400K", KINDS),
+    *_with_and_without(
+        "cosyn_multidoc_", "not read*", pages, "allenai/Molmo2-SynMultiImageQA", OF_PAGES
     ),
     Source(
         "cosyn_point",

@@ -7,12 +7,11 @@ come in the order of the set and the right one at a place that depends on the qu
 """
 
 import math
-import zlib
 from functools import partial
 from typing import Any
 
 from molmo_ds.data.sample.times import dividing
-from molmo_ds.data.sources.source import Item, LeftOut, Picture, Row, Source, annotation
+from molmo_ds.data.sources.source import Item, LeftOut, Picture, Row, Source, annotation, placed
 
 LAYOUT = "allenai/molmo2, olmo/data/molmo2_datasets.py"
 LICENCE = "not read*"
@@ -98,9 +97,7 @@ def ask_model_anything(row: Row, split: str) -> list[Item]:
 
 def choices(row: Row, split: str, style: str = "video_multiple_choice") -> list[Item]:
     """A question with wrong answers; where the row has subtitles, they follow the video."""
-    options = list(row["NegativeAnswers"])
-    place = zlib.crc32(row["Question"].encode()) % (len(options) + 1)
-    options.insert(place, row["Answer"])
+    options, place = placed(row["Question"], row["Answer"], row["NegativeAnswers"])
     asked = annotation(style, question=row["Question"], options=options, answer_index=place)
     lines = [[line["start"], line["end"], line["text"]] for line in row.get("subtitle") or ()]
     metadata = {"video_id": row["video_id"], "category": row.get("Category")}

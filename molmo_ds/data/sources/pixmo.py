@@ -29,16 +29,20 @@ def item(row: Row, annotations: list[dict[str, Any]]) -> list[Item]:
 def cap(row: Row, split: str, transcripts: bool = False) -> list[Item]:
     """The written caption; with `transcripts` also what one of the annotators said aloud, drawn at each visit."""
     said: list[dict[str, Any]] = [annotation("long_caption", text=row["caption"])]
-    if transcripts and row["transcripts"]:
-        said.append({"one_of": [annotation("transcript", text=one) for one in row["transcripts"]]})
+    if transcripts:
+        said += _transcripts(row)
     return item(row, said)
 
 
 def transcript(row: Row, split: str) -> list[Item]:
     """What one of the annotators said aloud, drawn at each visit."""
-    if not row["transcripts"]:
-        return []
-    return item(row, [{"one_of": [annotation("transcript", text=t) for t in row["transcripts"]]}])
+    said = _transcripts(row)
+    return item(row, said) if said else []
+
+
+def _transcripts(row: Row) -> list[dict[str, Any]]:
+    said = [annotation("transcript", text=one) for one in row["transcripts"]]
+    return [{"one_of": said}] if said else []
 
 
 def cap_qa(row: Row, split: str, style: str = "synthetic_qa") -> list[Item]:

@@ -8,7 +8,6 @@ the middle is inside.
 
 import io
 import re
-import zlib
 from collections.abc import Iterator
 from functools import partial
 from itertools import count
@@ -27,6 +26,7 @@ from molmo_ds.data.sources.source import (
     Source,
     annotation,
     picture,
+    placed,
     read_json,
 )
 from molmo_ds.data.sources.video_choices import read_table
@@ -75,10 +75,9 @@ def mantis(row: Row, split: str, several: bool) -> list[Item]:
     for question, options, right in zip(
         row["mc_question"], row["choices"], row["correct_choice_idx"], strict=True
     ):
-        ordered = list(options)
-        answer = ordered.pop(right)
-        place = zlib.crc32(question.encode()) % len(options)
-        ordered.insert(place, answer)
+        wrong = list(options)
+        answer = wrong.pop(right)
+        ordered, place = placed(question, answer, wrong)
         asked.append(annotation(STYLE, question=question, options=ordered, answer_index=place))
     known = {"example_id": row["example_id"], "subset": row["subset"]}
     return [Item(tuple(Picture(path=path) for path in row["images"]), asked, known)]

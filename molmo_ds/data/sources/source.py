@@ -1,6 +1,7 @@
 """A public data set: its address, its terms, and the pure function from a row to items."""
 
 import json
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,6 +124,14 @@ def asks(
         return [Item(shown, [asked], {name: row[column] for name, column in known.items()})]
 
     return adapt
+
+
+def placed(question: str, right: Any, wrong: Iterable[Any]) -> tuple[list[Any], int]:
+    """The options of a question in their order, the right one at a place that depends on the question alone."""
+    options = list(wrong)
+    place = zlib.crc32(question.encode()) % (len(options) + 1)
+    options.insert(place, right)
+    return options, place
 
 
 def pairs(questions: Any) -> list[tuple[Any, Any]]:
