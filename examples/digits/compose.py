@@ -45,9 +45,8 @@ class Setting:
     side: int  # of a picture, pixels
     sizes: tuple[int, int]  # of a digit's box, pixels, both included
     step: float  # points are annotated to the nearest of it, percent
-    places: tuple[
-        str, ...
-    ]  # what parts of a picture are called, row by row; as many rows as columns
+    # what parts of a picture are called, row by row; as many rows as columns
+    places: tuple[str, ...]
     free: bool  # digits lie anywhere, not one in each place
     asked: int | None  # questions of a kind about a picture; None: all there are
 
