@@ -121,6 +121,7 @@ class ComponentConfig(Checked):
     """The optimisation of one component."""
 
     lr: NotNegative = 1e-5  # peak of the learning rate
+    matrix_lr: NotNegative = 0.02  # peak of the rate of hidden matrices, which only muon reads
     warmup_steps: Whole = 200  # steps until the learning rate is at its peak
     weight_decay: Optional[NotNegative] = None  # None = optim.weight_decay
     betas: Optional[tuple[Rate, Rate]] = None  # of AdamW; None = optim.betas
@@ -130,9 +131,10 @@ class ComponentConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig(Checked):
-    """AdamW or SGD with a cosine schedule, per component as the reference does."""
+    """AdamW, SGD or Muon with a cosine schedule, per component as the reference does."""
 
-    name: Literal["adamw", "sgd"] = "adamw"  # sgd is for comparisons
+    # sgd is for comparisons; muon makes the updates of hidden matrices orthogonal and leaves the rest to AdamW
+    name: Literal["adamw", "sgd", "muon"] = "adamw"
     connector: ComponentConfig = field(default_factory=lambda: ComponentConfig(lr=2e-4))
     vision: ComponentConfig = field(
         default_factory=lambda: ComponentConfig(lr=6e-6, warmup_steps=2000)
@@ -143,6 +145,7 @@ class OptimConfig(Checked):
     freeze_embedding: bool = True  # the base table only; head and additional rows train
     betas: tuple[Rate, Rate] = (0.9, 0.95)  # of AdamW, for components that have none of their own
     eps: Positive = 1e-6  # as betas
+    momentum: Rate = 0.95  # of muon
     weight_decay: NotNegative = 0.0  # of components that have none of their own
     max_grad_norm: NotNegative = 1.0  # of each component; 0 = no clipping
     # for so many steps the limit is grad_clip_warmup_factor times higher

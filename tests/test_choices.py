@@ -200,7 +200,8 @@ def test_each_other_choice_is_in_the_table_that_reads_it() -> None:
     )
     for name in CHOICES["optim.name"]:
         weights = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 1.0}]
-        assert type(optim.build_optimizer(weights, OptimConfig(name=name))).__name__.lower() == name
+        stepper = optim.build_optimizer(weights, OptimConfig(name=name))
+        assert type(stepper).__name__.lower().removesuffix("andadamw") == name
     expected = {"auto": (False, True), "fp32": (False, False), "bf16": (True, True)}
     runs = {precision: RunConfig(precision=precision) for precision in CHOICES["precision"]}
     assert {

@@ -85,10 +85,12 @@ CASES: dict[str, dict] = {name: {} for name in STRATEGIES} | {
 }
 BF16 = ("zero0", "zero1", "zero2", "zero3", "pipe_zero1")
 CASES |= {f"{name} autocast": {"precision": "bf16"} for name in BF16}
+CASES["zero0 muon"] = {"optim": replace(synthetic.adamw().optim, name="muon")}
 CASES |= {f"{name} bf16": {"precision": "bf16"} for name in BF16}
 TESTED = [
     "zero1",
     "zero1 autocast",
+    "zero0 muon",
     "zero3",
     "zero3 full",
     "zero3_tp",

@@ -248,7 +248,8 @@ class DeepSpeedEngine:
     def set_learning_rates(self) -> None:
         """Give every optimizer group its component's rate."""
         for group in deepspeed_0_19.torch_optimizer(self.engine).param_groups:
-            group["lr"] = optim.learning_rate(*self.schedule(group["component"]))
+            matrices = "matrices" in group
+            group["lr"] = optim.learning_rate(*self.schedule(group["component"]), matrices)
 
     def clip_gradients(self) -> dict[str, Tensor]:
         """Clip each component to its own norm over all ranks; the norms before."""

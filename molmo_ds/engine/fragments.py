@@ -17,6 +17,7 @@ from molmo_ds.engine import deepspeed_0_19
 from molmo_ds.engine.grid import COPIES
 from molmo_ds.weights.pieces import runs
 
+MUON = {"momentum_buffer"}  # its state; what else there is, is AdamW's
 Named = Iterable[tuple[str, nn.Parameter]]
 
 
@@ -118,21 +119,23 @@ def create_state(engine: Any, keys: set[str], scalars: set[str]) -> None:
     """Make the optimizer's state tensors (zeros) before its first step, for a checkpoint to fill."""
     optimizer = deepspeed_0_19.torch_optimizer(engine)
     state = optimizer.state
-    group = optimizer.param_groups[0]
-    on_device = group.get("fused") or group.get("capturable")
+    groups = optimizer.param_groups
+    on_device = any(group.get("fused") or group.get("capturable") for group in groups)
+    matrices = {id(p) for group in groups if "matrices" in group for p in group["params"]}
     for i, flat in enumerate(deepspeed_0_19.masters(engine)):
+        of_muon = id(flat) in matrices
         with deepspeed_0_19.sub_group(engine.optimizer, i, changed=True):
-            for key in keys:
+            for key in keys & MUON if of_muon else keys - MUON:
                 state[flat].setdefault(key, torch.zeros_like(flat.data))
-        for key in scalars:
+        for key in () if of_muon else scalars:
             state[flat].setdefault(key, torch.zeros((), device=flat.device if on_device else "cpu"))
 
 
 def set_scalars(engine: Any, values: dict[str, float]) -> None:
     """Set state that is one number (Adam's step) for all parameters."""
     for state in deepspeed_0_19.torch_optimizer(engine).state.values():
-        for key, value in values.items():
-            state[key] = state[key].new_tensor(value)
+        for key in values.keys() & state.keys():
+            state[key] = state[key].new_tensor(values[key])
 
 
 @dataclass(frozen=True)

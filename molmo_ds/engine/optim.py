@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from molmo_ds.config import ComponentConfig, LoraConfig, OptimConfig
 from molmo_ds.model.lora import is_base
-from molmo_ds.model.molmo import Molmo, component, decays
+from molmo_ds.model.molmo import Molmo, component, decays, is_hidden_matrix
 from molmo_ds.model.vision import used_layers
 
 COMPONENTS = ("connector", "vision", "text")
@@ -44,8 +44,9 @@ def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict]:
     """Optimizer groups, decayed and not, of each component; frozen parameters are left out, and so are empty groups.
 
     Each group carries its "component" and its "names" (in the order of its parameters) with what the optimizer needs.
+    Under Muon those of hidden matrices are groups of their own, with "matrices".
     """
-    groups: dict[tuple[str, bool], dict] = {}
+    groups: dict[tuple[str, bool, bool], dict] = {}
     for part in COMPONENTS:
         settings: ComponentConfig = getattr(optim, part)
         decay = optim.weight_decay if settings.weight_decay is None else settings.weight_decay
@@ -54,17 +55,28 @@ def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict]:
             "eps": optim.eps if settings.eps is None else settings.eps,
         }
         for decayed in (True, False):
-            groups[part, decayed] = {
+            shared = {
+                "component": part,
+                "weight_decay": decay if decayed else 0.0,
+            }
+            groups[part, decayed, False] = {
                 "params": [],
                 "names": [],
-                "component": part,
                 "lr": settings.lr,
-                "weight_decay": decay if decayed else 0.0,
-                **(moments if optim.name == "adamw" else {}),
+                **shared,
+                **({} if optim.name == "sgd" else moments),
+            }
+            groups[part, decayed, True] = {
+                "params": [],
+                "names": [],
+                "lr": settings.matrix_lr,
+                "matrices": True,
+                **shared,
             }
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            group = groups[component(name), decays(name)]
+            matrix = optim.name == "muon" and is_hidden_matrix(name, parameter)
+            group = groups[component(name), decays(name), matrix]
             group["params"].append(parameter)
             group["names"].append(name)
     return [group for group in groups.values() if group["params"]]
@@ -91,7 +103,7 @@ def split_groups(
 def build_optimizer(
     groups: list[dict], optim: OptimConfig, fused: bool | None = None
 ) -> torch.optim.Optimizer:
-    """torch's AdamW or SGD over `parameter_groups`, whose own betas and eps come before those of `optim`.
+    """torch's AdamW, SGD or Muon over `parameter_groups`, whose own betas and eps come before those of `optim`.
 
     Args:
         fused: one kernel for AdamW, which reads and writes each number once and needs no temporaries. torch's default
@@ -100,6 +112,8 @@ def build_optimizer(
     if optim.name == "adamw":
         kind = ScalingAdamW if fused else torch.optim.AdamW
         return kind(groups, betas=tuple(optim.betas), eps=optim.eps, fused=fused)
+    if optim.name == "muon":
+        return MuonAndAdamW(groups, optim, fused)
     return torch.optim.SGD(groups)
 
 
@@ -121,13 +135,40 @@ class ScalingAdamW(torch.optim.AdamW):
             self.param_groups = groups
 
 
-def learning_rate(optim: OptimConfig, part: str, step: int, max_steps: int) -> float:
-    """The rate of a component at a step; the first update is step 1.
+class MuonAndAdamW(torch.optim.Optimizer):
+    """torch's Muon for the groups with "matrices", its AdamW for the others: two optimizers with one state.
+
+    An update of a matrix of shape [out, in] is orthogonal, times sqrt(out / in) where that is above 1.
+    """
+
+    def __init__(self, groups: list[dict], optim: OptimConfig, fused: bool | None = None) -> None:
+        super().__init__(groups, {})
+        matrices = [group for group in self.param_groups if "matrices" in group]
+        others = [group for group in self.param_groups if "matrices" not in group]
+        self.parts: list[torch.optim.Optimizer] = []
+        if matrices:
+            self.parts.append(torch.optim.Muon(matrices, momentum=optim.momentum))
+        if others:
+            moments = {"betas": tuple(optim.betas), "eps": optim.eps}
+            self.parts.append(torch.optim.AdamW(others, fused=fused, **moments))
+        for part in self.parts:
+            part.state = self.state
+
+    def step(self, closure: None = None) -> None:
+        """Update the matrices, then the rest."""
+        for part in self.parts:
+            part.step()
+
+
+def learning_rate(
+    optim: OptimConfig, part: str, step: int, max_steps: int, matrices: bool = False
+) -> float:
+    """The rate of a component, or of its hidden matrices under Muon, at a step; the first update is step 1.
 
     Linear warm-up from warmup_min_lr, a cosine down to alpha_f of the peak at t_max (or max_steps), then flat.
     """
     settings: ComponentConfig = getattr(optim, part)
-    peak = settings.lr
+    peak = settings.matrix_lr if matrices else settings.lr
     warmup = settings.warmup_steps
     end = optim.t_max or max_steps
     if step < warmup:

@@ -281,6 +281,12 @@ TABLE = [
     ),
     # ZeRO
     Row(
+        "matrices in parts",
+        lambda a: a.run.optim.name == "muon" and a.s.stage > 0,
+        "{path}: optim.name=muon needs whole matrices, and ZeRO-{a.s.stage} cuts them into parts; use "
+        "ds_configs/zero0.json or optim.name=adamw.",
+    ),
+    Row(
         "NVMe under ZeRO-2",
         lambda a: "nvme" in a.zero.devices and a.s.stage != 3,
         "{path}: only ZeRO-3 keeps anything on NVMe; use ds_configs/zero3_nvme.json.",

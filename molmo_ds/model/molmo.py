@@ -167,6 +167,16 @@ def decays(name: str) -> bool:
     return kept or "norm" not in parts[-2]
 
 
+def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether it is one matrix from hidden width to hidden width, which Muon makes orthogonal.
+
+    Tables, the head, the patch embedding and stacked experts are not.
+    """
+    part, _, rest = name.removeprefix("vision.").partition(".")
+    inside = part == "layers" or (part == "connector" and rest != "pad_embed")
+    return inside and parameter.dim() == 2
+
+
 def parameter_groups(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, str, bool]]:
     """(name, parameter, component, decays) of every parameter, tied ones once."""
     for name, parameter in model.named_parameters():

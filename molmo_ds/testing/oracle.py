@@ -143,7 +143,7 @@ def plain_log(
                 torch._foreach_mul_(grads, min(1.0, config.optim.max_grad_norm / (norm + 1e-6)))
         for group in stepper.param_groups:
             group["lr"] = optim.learning_rate(
-                config.optim, group["component"], step, config.max_steps
+                config.optim, group["component"], step, config.max_steps, "matrices" in group
             )
         stepper.step()
         stepper.zero_grad()

@@ -300,8 +300,8 @@ def test_refused_in_one_sentence(name: str, tmp_path: Path) -> None:
 
 
 def test_every_row_has_a_case(tmp_path: Path) -> None:
-    """And names of rows and cases are unique; two rows have theirs in test_ds_config.py and test_hemolmo_ranks.py."""
-    met = {"global batch that does not divide", "selection without ZeRO"}
+    """And names of rows and cases are unique; three have theirs in test_ds_config, test_hemolmo_ranks and test_muon."""
+    met = {"global batch that does not divide", "selection without ZeRO", "matrices in parts"}
     for file, changes, text, ranks, _ in REFUSED.values():
         path = tmp_path / "mine.json"
         path.write_text(

@@ -22,7 +22,14 @@ from molmo_ds.engine.strategy import Strategy, accumulation, parse
 from molmo_ds.model import lora
 from molmo_ds.model.connector import GatedMLP
 from molmo_ds.model.decoder import DecoderLayer, MoE
-from molmo_ds.model.molmo import Molmo, component, decays, layer_list, recomputed
+from molmo_ds.model.molmo import (
+    Molmo,
+    component,
+    decays,
+    is_hidden_matrix,
+    layer_list,
+    recomputed,
+)
 from molmo_ds.model.vision import VisionLayer, used_layers
 from molmo_ds.ops import dispatch
 from molmo_ds.ops.tree_attention import AttentionPlan
@@ -38,7 +45,8 @@ class Plan:
     # whole parameters that ZeRO-3 holds between uses, the buffer of a gather, the bucket
     gathered: float = 0.0
     gradients: float = 0.0
-    optimizer: float = 0.0  # fp32 weights and AdamW's two moments
+    # fp32 weights, and AdamW's two moments or Muon's one
+    optimizer: float = 0.0
     activations: float = 0.0  # what waits for the backward pass when the forward pass ends
     pixels: float = 0.0  # of the crops of a micro-batch; on the CPU of all in a step
     logits: float = 0.0  # one chunk, and the gradients that the loss computes ahead
@@ -74,6 +82,7 @@ class Row:
 
     name: str
     trained: int = 0
+    matrices: int = 0  # of these, what Muon updates
     frozen: int = 0
     trained_shard: int = 0  # of one rank of those over which ZeRO splits
     frozen_shard: int = 0
@@ -212,13 +221,16 @@ def _kind(config: RunConfig, strategy: Strategy, on_gpu: bool) -> Kind:
 @remembered
 def parameters(
     model: MolmoConfig, optimisation: OptimConfig, adapters: LoraConfig
-) -> tuple[tuple[str, int, bool], ...]:
-    """Name, size and whether it is frozen, of every parameter."""
+) -> tuple[tuple[str, int, bool, bool], ...]:
+    """Name, size, whether it is frozen and whether it is a hidden matrix, of every parameter."""
     with torch.device("meta"):
         network = Molmo(model)
         lora.adapt(network, adapters)
     frozen = optim.frozen_names(network, optimisation, adapters)
-    return tuple((name, p.numel(), name in frozen) for name, p in network.named_parameters())
+    return tuple(
+        (name, p.numel(), name in frozen, is_hidden_matrix(name, p))
+        for name, p in network.named_parameters()
+    )
 
 
 def _rows(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool) -> list[Row]:
@@ -229,7 +241,7 @@ def _rows(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool) -> li
         model = shard(model, tensors)
     replicas = world // strategy.stages // tensors  # over which ZeRO splits
     rows = {name: Row(name) for name, *_ in layer_list(model)}
-    for name, numbers, frozen in parameters(model, config.optim, config.lora):
+    for name, numbers, frozen, matrix in parameters(model, config.optim, config.lora):
         row = next(row for row in rows.values() if name.startswith(row.name + "."))
         spread = experts if ".mlp.experts." in name else 1
         count = numbers // spread
@@ -243,6 +255,7 @@ def _rows(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool) -> li
         else:
             row.trained, row.trained_shard = row.trained + count, row.trained_shard + shard_of
             row.groups[component(name), decays(name), spread] += shard_of
+            row.matrices += count * (matrix and config.optim.name == "muon")
     tokens, crops = (
         -(-config.data.sequence_length // sequence),
         -(-config.data.crops_per_sequence // sequence),
@@ -283,19 +296,22 @@ def _held(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool, rows:
     zero = parse(strategy.path, ds_config.resolve(strategy, config, world, on_gpu)).zero
     dtype = _kind(config, strategy, on_gpu).weights
     stage = strategy.stage
-    adamw = config.optim.name == "adamw"
-    size, moments = dtype.itemsize, 8 if adamw else 0
+    moments = 0 if config.optim.name == "sgd" else 8
+    size = dtype.itemsize
     trained, frozen = sum(row.trained for row in rows), sum(row.frozen for row in rows)
     shard, largest = sum(row.trained_shard for row in rows), max(row.largest for row in rows)
     group = max(sum((row.groups for row in rows), Counter()).values(), default=0)
     bucket = zero.reduce_bucket
-    # AdamW's sqrt(v) and its quotient, of what one call updates; the fused form of a GPU has none
-    roots = 0 if on_gpu else 2 * adamw
+    # AdamW's sqrt(v) and its quotient, of what one call updates; the fused form of a GPU has none. Muon's update in
+    # fp32, its orthogonal form in bf16 and the product that follows are as much
+    roots = 2 if moments and not on_gpu or config.optim.name == "muon" else 0
     if stage == 0:
         made = Plan(size * (trained + frozen), 0.0, size * trained)
         # fp32 weights, and in the update their gradients
         whole = 4 * trained * (dtype != torch.float32)
-        made.optimizer, made.update = moments * trained + whole, whole + 4 * roots * largest
+        matrices = sum(row.matrices for row in rows)
+        made.optimizer = moments * trained - 4 * matrices + whole
+        made.update = whole + 4 * roots * largest
         return made
     made = Plan(
         size * (trained + frozen),
