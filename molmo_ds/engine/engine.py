@@ -219,10 +219,7 @@ class DeepSpeedEngine:
         values = self.means(total, counts, norms, self.order.fingerprint())
         if not all(map(math.isfinite, values.values())):
             self.not_finite = [i for i, losses in enumerate(sums) if not losses.isfinite().all()]
-        rates = {
-            f"lr/{part}": optim.learning_rate(*self.schedule(part)) for part in optim.COMPONENTS
-        }
-        return values | rates
+        return values | optim.rates(self.config.optim, self.step, self.config.max_steps)
 
     def means(
         self, sums: Tensor, counts: Tensor, norms: dict[str, Tensor], order: Tensor | None = None
@@ -248,8 +245,8 @@ class DeepSpeedEngine:
     def set_learning_rates(self) -> None:
         """Give every optimizer group its component's rate."""
         for group in deepspeed_0_19.torch_optimizer(self.engine).param_groups:
-            matrices = "matrices" in group
-            group["lr"] = optim.learning_rate(*self.schedule(group["component"]), matrices)
+            of_part = self.schedule(group["component"])
+            group["lr"] = optim.learning_rate(*of_part, matrices="matrices" in group)
 
     def clip_gradients(self) -> dict[str, Tensor]:
         """Clip each component to its own norm over all ranks; the norms before."""

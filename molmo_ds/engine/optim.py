@@ -181,6 +181,15 @@ def learning_rate(
     return low + (peak - low) * (1 + math.cos(math.pi * done)) / 2
 
 
+def rates(optim: OptimConfig, step: int, max_steps: int) -> dict[str, float]:
+    """lr/PART of each component at a step, and lr/PART/matrices under Muon."""
+    found = {f"lr/{part}": learning_rate(optim, part, step, max_steps) for part in COMPONENTS}
+    if optim.name == "muon":
+        for part in COMPONENTS:
+            found[f"lr/{part}/matrices"] = learning_rate(optim, part, step, max_steps, True)
+    return found
+
+
 def norm_limit(optim: OptimConfig, step: int) -> float:
     """The schedule of the largest gradient norm of a component; 0 = no clipping."""
     early = step <= optim.grad_clip_warmup_steps and optim.grad_clip_warmup_steps > 0
