@@ -48,7 +48,8 @@ class Setting:
     # what parts of a picture are called, row by row; as many rows as columns
     places: tuple[str, ...]
     free: bool  # digits lie anywhere, not one in each place
-    asked: int | None  # questions of a kind about a picture; None: all there are
+    read: int  # places that are asked about, at most
+    sought: int  # digits that are searched for, at most
 
     def centre(self, box: list[int]) -> list[float]:
         """The middle of a box in percent of the picture, to the nearest `step`."""
@@ -72,7 +73,8 @@ EASY = Setting(
     step=STEP,
     places=("top left", "top right", "bottom left", "bottom right"),
     free=False,
-    asked=None,
+    read=2,
+    sought=3,
 )
 HARD = Setting(
     name="hard ",
@@ -85,7 +87,8 @@ HARD = Setting(
         *("bottom left", "bottom", "bottom right"),
     ),
     free=True,
-    asked=4,
+    read=4,
+    sought=4,
 )
 
 
@@ -202,19 +205,20 @@ def _alone(places: list[int]) -> list[int]:
 
 
 def captions(shown: list[dict], rng: np.random.Generator, setting: Setting = EASY) -> list[dict]:
-    """The first stage: the same digits told of twice, by place and by digit, each in a random order.
+    """The first stage: the same digits told of twice, by place and by digit, each from the first to the last.
 
     Told by place a model learns to read; told by digit it learns to search, without which it neither counts nor points.
+    A random order would be noise in every caption.
     """
     there: dict[int, list[int]] = {}
-    for i in rng.permutation(len(shown)):
-        there.setdefault(shown[i]["place"], []).append(shown[i]["digit"])
+    for d in sorted(shown, key=lambda d: (d["place"], d["digit"])):
+        there.setdefault(d["place"], []).append(d["digit"])
     by_place = [
         f"the {setting.places[place]} shows {' and '.join(f'a {digit}' for digit in digits)}"
         for place, digits in there.items()
     ]
     by_digit = []
-    for digit in rng.permutation(sorted({d["digit"] for d in shown})):
+    for digit in sorted({d["digit"] for d in shown}):
         same = [d for d in shown if d["digit"] == digit]
         same.sort(key=lambda d: setting.centre(d["box"]))
         places = " and ".join(f"the {setting.places[d['place']]}" for d in same)
@@ -228,19 +232,17 @@ def _sentence(parts: list[str]) -> str:
 
 
 def questions(shown: list[dict], rng: np.random.Generator, setting: Setting = EASY) -> list[dict]:
-    """The second stage: every place that holds one digit is read, every digit shown is counted and pointed at.
+    """The second stage: places that hold one digit are read, digits are searched for: counted or pointed at, by chance.
 
-    Of each kind `setting.asked` at most, drawn by `rng`.
+    A count is told with its points, so the two teach the same search; both of one digit would be twice the tokens.
     """
-    digits = sorted({d["digit"] for d in shown})
-    kinds = [
-        [reading(d, setting) for d in readable(shown)],
-        [counting(digit, shown, setting) for digit in digits],
-        [pointing(digit, shown, setting) for digit in digits],
-    ]
-    if setting.asked is not None:
-        kinds = [[one[i] for i in rng.permutation(len(one))[: setting.asked]] for one in kinds]
-    return [question for one in kinds for question in one]
+    read = readable(shown)
+    digits = rng.permutation(sorted({d["digit"] for d in shown}))[: setting.sought]
+    asked = [reading(read[i], setting) for i in rng.permutation(len(read))[: setting.read]]
+    for digit in digits.tolist():
+        search = pointing if rng.random() < 0.5 else counting
+        asked.append(search(digit, shown, setting))
+    return asked
 
 
 def examination(shown: list[dict], rng: np.random.Generator, setting: Setting = EASY) -> list[dict]:
