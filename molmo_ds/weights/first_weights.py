@@ -9,6 +9,7 @@ from molmo_ds.config import RunConfig
 from molmo_ds.model import init
 from molmo_ds.weights import checkpoint, checksums
 from molmo_ds.weights.blocks import Damaged
+from molmo_ds.weights.same_network import check_network
 from molmo_ds.weights.source import NO_FILE, Run, Source, open_source
 
 Shape = tuple[int, ...]
@@ -22,6 +23,7 @@ def begun_from(config: RunConfig) -> Source | None:
     if config.init_from is None:
         return None
     source = open_source(config.init_from, *NO_FILE)
+    check_network(config.model, source.config.model, config.init_from)
     if not isinstance(source, Run):
         source.folder.sums = checksums.read_blocks(source.path)
     return source
