@@ -1,4 +1,4 @@
-"""What tools/bench/bench_network.py says that a strategy must send, and what the kernel counts that it sends."""
+"""What the tools of tools/bench say must go over the network, and what the kernel counts that goes."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from molmo_ds.testing import lab
 from molmo_ds.testing.scripts import load
 
 bench_network = load("tools/bench", "bench_network")
+bench_answer_network = load("tools/bench", "bench_answer_network")
 Cell = bench_network.Cell
 
 pytestmark = pytest.mark.skipif(bool(lab.missing()), reason=lab.missing() or "it can run")
@@ -22,3 +23,13 @@ def test_bytes_are_those_of_theory(laboratory: lab.Lab, tmp_path: Path) -> None:
         expected = bench_network.theory(cell, cell.config(tmp_path))
         # headers and very small messages come on top
         assert expected < seen[cell].sent < 1.06 * expected, cell
+
+
+@pytest.mark.everything
+@pytest.mark.parametrize("name", bench_answer_network.LAYOUTS)
+def test_bytes_of_answering(name: str, laboratory: lab.Lab, tmp_path: Path) -> None:
+    """The payloads alone are counted in every run of the suite, by tests/infer/test_layouts.py."""
+    size = bench_answer_network.Size(width=512, layers=4)
+    seen = bench_answer_network.run(laboratory, name, size, tmp_path)
+    must = bench_answer_network.theory(bench_answer_network.LAYOUTS[name], size, seen[0].tokens)
+    assert must < sum(host.sent for host in seen) <= 1.02 * must
