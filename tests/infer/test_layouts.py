@@ -13,8 +13,10 @@ import torch
 import torch.distributed as dist
 from recorder import Recorder
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from molmo_ds.architecture import MolmoConfig
+from molmo_ds.engine import compiled
 from molmo_ds.engine.answering.layout import refuse
 from molmo_ds.engine.answering.share import Share
 from molmo_ds.engine.launch import World
@@ -141,6 +143,27 @@ def recorded_alike(
     assert 0 < 2 * len(recorder.graphs) < sum(graph.replays for graph in recorder.graphs)
 
 
+def compiled_on_a_rank(world: World, family: str) -> dict[str, Answer]:
+    """Answers of two shares whose decode steps are compiled; sums over ranks are part of the graphs."""
+    torch.set_num_threads(1)
+    compiled.BACKEND = "aot_eager"
+    laid_out = parse("mine.json", json.loads(strategy(2, 1)))
+    whole = network(family).state_dict()
+    share = Share.build(
+        config(family),
+        laid_out,
+        world,
+        lambda cuts: ((name, whole[name][cut]) for name, cut in cuts.items()),
+    )
+    replica = Replica(share, EOS, laid_out.limits, Execution(compile=True))
+    found = {one.name: one for one in answer(replica, asked(family))}
+    replica.close()
+    assert counters["stats"]["unique_graphs"] > 1
+    # outside of a grouped kernel the host must know how many tokens an expert gets
+    assert bool(counters["graph_break"]) == (family == "olmoe")
+    return found
+
+
 def drop_one(replica: Replica, questions: list[Question], whole: dict[str, Answer]) -> None:
     """A question that is dropped while its pass is in flight leaves the others as they were."""
     replica.admit(questions)
@@ -205,6 +228,15 @@ def test_every_layout_gives_the_tokens_of_one_process(layout: str, expected: dic
         layers = synthetic.MODEL.text.num_hidden_layers // stages
         assert traffic.all_reduce == (2 * layers * hidden if tensor > 1 else 0)
         assert traffic.isend == (hidden // tensor if stages > 1 and rank < tensor else 0)
+
+
+@pytest.mark.everything
+@pytest.mark.parametrize("family", SOME)
+def test_compiled_steps_of_two_shares(family: str, expected: dict) -> None:
+    """In every run of the suite test_graphs.py compiles those of one process, and Recorder replays those of shares."""
+    for found in run_ranks(compiled_on_a_rank, 2, family):
+        tokens = {name: one.token_ids for name, one in found.items()}
+        assert tokens == {name: one.token_ids for name, one in expected[family].items()}
 
 
 def test_the_files() -> None:

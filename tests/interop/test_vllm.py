@@ -183,6 +183,11 @@ def test_over_http(exported: Exported, server: str) -> None:
     compare(said, exported)
 
 
+def whole(text: str) -> str:
+    """Without the half of a character at its end, which vLLM leaves out and we say as U+FFFD."""
+    return text.removesuffix("\ufffd")
+
+
 def logprobs(choice: dict[str, Any]) -> list[float]:
     """Of the tokens of an answer."""
     return [token["logprob"] for token in choice["logprobs"]["content"]]
@@ -197,7 +202,8 @@ def test_our_server_beside_it(exported: Exported, server: str) -> None:
             (ours,), (theirs,) = (
                 post(url, asking(talk))[1]["choices"] for url in (mine.url, server)
             )
-            assert ours["message"]["content"] == theirs["message"]["content"].strip()
+            mine, other = (whole(choice["message"]["content"]) for choice in (ours, theirs))
+            assert mine == other.strip()
             assert ours["finish_reason"] == theirs["finish_reason"]
             assert logprobs(ours) == pytest.approx(logprobs(theirs), abs=2e-4)
 
@@ -215,7 +221,7 @@ def test_evaluate(exported: Exported, server: str, tmp_path: Path) -> None:
         evaluate([*who, "text_vqa", "--data", str(tmp_path / "data"), "--save-dir", str(out)])
         (metrics,) = out.rglob("metrics.json")
         (predictions,) = out.rglob("predictions.json")
-        replies = [row["prediction"] for row in json.loads(predictions.read_text())]
+        replies = [whole(row["prediction"]) for row in json.loads(predictions.read_text())]
         found.append((json.loads(metrics.read_text())["figures"]["metrics"], replies))
     assert found[0] == found[1] and len(found[0][1]) == len(questions)
 
