@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from molmo_ds.eval.metrics.choice import by_name, option_names, read_option
-from molmo_ds.eval.metrics.mmmu import read_choice
+from molmo_ds.eval.metrics.mmmu import letter_said
 from molmo_ds.eval.metrics.reply import commonest_line, parse_answer
 from molmo_ds.eval.row import Row
 from molmo_ds.eval.task import Task
@@ -121,7 +121,7 @@ def _exam(pairs: Iterable[tuple[Row, str]]) -> dict[str, str]:
         said = short_answer(reply)
         if options is not None:
             letters = [letter for letter, option in zip(option_names(row), options) if option]
-            said = read_choice(parse_answer(reply), options) or row.random().choice(letters)
+            said = letter_said(parse_answer(reply), options) or row.random().choice(letters)
         out[str(question_id(row))] = said
     return out
 

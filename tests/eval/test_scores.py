@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+from molmo_ds.eval.benchmarks import BENCHMARKS
 from molmo_ds.eval.metrics.anls import anls
 from molmo_ds.eval.metrics.choice import (
     multiple_choice_score,
@@ -288,3 +289,22 @@ def test_an_option_with_its_letter(reply: str, right: int, unreadable: int):
     annotation = {"options": ["a dog", "a bad cat"], "answer_index": 1}
     row = Row(id="t:v:0", index=0, picture="p", annotation=annotation)
     assert score_choice(reply, row) == {"mc": right, "unreadable": unreadable}
+
+
+@pytest.mark.parametrize(
+    ("reply", "right", "unreadable"), [("B. a cat", 1, 0), ("A. a dog", 0, 0), ("B", 1, 0)]
+)
+@pytest.mark.parametrize("task", ["mmmu_test", "muir_bench", "real_world_qa_no_instruction"])
+def test_an_option_with_its_letter_is_not_drawn(task: str, reply: str, right: int, unreadable: int):
+    """The readers of MMMU and MuirBench see no letter there, and by edits RealWorldQA would take A."""
+    options = ["a dog", "a cat"]
+    question = "What is it?\nA. a dog\nB. a cat\nPlease answer with the letter."
+    annotation = {"question": question, "answer": "B"}
+    known = {"question_type": "multiple_choice", "answer": "B"}
+    if not task.startswith("real"):
+        annotation = {"options": options, "answer_index": 1}
+    for name in ("t:v:0", "t:v:1", "t:v:2", "t:v:3"):
+        row = Row(id=name, index=0, picture="p", annotation=annotation, metadata=known)
+        found = BENCHMARKS[task].score(reply, row)
+        assert found[BENCHMARKS[task].headline] == right
+        assert found["unreadable"] == unreadable

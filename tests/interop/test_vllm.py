@@ -202,8 +202,8 @@ def test_our_server_beside_it(exported: Exported, server: str) -> None:
             (ours,), (theirs,) = (
                 post(url, asking(talk))[1]["choices"] for url in (mine.url, server)
             )
-            mine, other = (whole(choice["message"]["content"]) for choice in (ours, theirs))
-            assert mine == other.strip()
+            said, other = (whole(choice["message"]["content"]) for choice in (ours, theirs))
+            assert said == other.strip()
             assert ours["finish_reason"] == theirs["finish_reason"]
             assert logprobs(ours) == pytest.approx(logprobs(theirs), abs=2e-4)
 

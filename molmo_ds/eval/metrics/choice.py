@@ -6,7 +6,7 @@ Source: allenai/molmo 793fa38, olmo/eval/vqa.py; allenai/molmo2 f3cb108, whose m
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 
 from molmo_ds.eval.metrics.reply import edit_distance, parse_answer
@@ -61,18 +61,25 @@ def option_names(row: Row) -> list[str]:
     return options if row.annotation.get("unlabelled") else list(ascii_uppercase[: len(options)])
 
 
-def by_name(prediction: str, row: Row) -> str:
-    """The letter alone of a reply that gives an option with its letter, as Molmo2 does; else the reply as it is.
+def named_option(prediction: str, options: Mapping[str, str]) -> str | None:
+    """The letter of a reply that gives an option with its letter, as Molmo2 does; None for any other reply.
 
     By edits, "B. a dog" would be as near to A as to B.
+
+    Args:
+        options: text by letter.
     """
-    names, options = option_names(row), row.annotation["options"]
     named = _NAMED.fullmatch(prediction.strip())
-    if named is None or named[1].upper() not in names:
-        return prediction
-    option = str(options[names.index(named[1].upper())])
-    same = named[2].strip(" .").lower() == option.strip(" .").lower()
-    return named[1] if same else prediction
+    option = options.get(named[1].upper()) if named else None
+    if option is None or named[2].strip(" .").lower() != option.strip(" .").lower():
+        return None
+    return named[1].upper()
+
+
+def by_name(prediction: str, row: Row) -> str:
+    """The letter alone of a reply that gives one of the row's options with its letter; else the reply as it is."""
+    options = dict(zip(option_names(row), map(str, row.annotation["options"])))
+    return named_option(prediction, options) or prediction
 
 
 def score_choice(reply: str, row: Row) -> Scores:

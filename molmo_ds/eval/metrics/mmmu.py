@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from string import ascii_uppercase
 from typing import Any
 
+from molmo_ds.eval.metrics.choice import named_option
 from molmo_ds.eval.metrics.reply import parse_answer, true_answers
 from molmo_ds.eval.row import Row, Scores
 
@@ -56,6 +57,11 @@ def read_choice(response: str, options: Sequence[str], forms: Sequence[str] = FO
     return None
 
 
+def letter_said(response: str, options: Sequence[str]) -> str | None:
+    """As `read_choice`, or the letter that stands before its own option's text, as in `B. a dog`."""
+    return read_choice(response, options) or named_option(response, _named(options))
+
+
 def between_blanks(text: str) -> str:
     """A text without the marks at its ends, a blank before and after it, so that a word is found as ` word `."""
     for mark in ",.!?;:'":
@@ -64,7 +70,7 @@ def between_blanks(text: str) -> str:
 
 
 def score_mmmu(reply: str, row: Row) -> Scores:
-    """`mmmu_score`, and `mmmu_score_reference`, in which answers given as lists stay unread.
+    """`mmmu_score`, and `mmmu_score_reference`, in which answers given as lists and `B. a dog` stay unread.
 
     A choice that cannot be read is drawn with a generator of the row's own.
     """
@@ -75,9 +81,14 @@ def score_mmmu(reply: str, row: Row) -> Scores:
         raw = mmmu_score(row.metadata["answer"], got, None)
         return {"mmmu_score": right, "mmmu_score_reference": raw, "unreadable": float(not got)}
     letter = ascii_uppercase[row.annotation["answer_index"]]
-    right = mmmu_score(letter, got, options, row.random())
-    unreadable = float(read_choice(got, options) is None)
-    return {"mmmu_score": right, "mmmu_score_reference": right, "unreadable": unreadable}
+    raw = mmmu_score(letter, got, options, row.random())
+    said = letter_said(got, options)
+    right = raw if said is None else float(said == letter)
+    return {
+        "mmmu_score": right,
+        "mmmu_score_reference": raw,
+        "unreadable": float(said is None),
+    }
 
 
 def _named(options: Sequence[str]) -> dict[str, str]:

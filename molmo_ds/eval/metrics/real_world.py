@@ -5,10 +5,14 @@ Source: allenai/molmo 793fa38, olmo/eval/vqa.py.
 
 from __future__ import annotations
 
-from molmo_ds.eval.metrics.choice import read_option, select_mc_option
+import re
+
+from molmo_ds.eval.metrics.choice import named_option, read_option, select_mc_option
 from molmo_ds.eval.metrics.reply import parse_answer, true_answers
 from molmo_ds.eval.metrics.vqa import normalise_answer
 from molmo_ds.eval.row import Row, Scores
+
+_OPTION = re.compile(r"^([A-D])\. (.+)$", re.M)  # a line of a question
 
 
 def real_world_qa_score(target: str, prediction: str, multiple_choice: bool) -> bool:
@@ -24,9 +28,12 @@ def real_world_qa_score(target: str, prediction: str, multiple_choice: bool) -> 
 
 
 def score_real_world(reply: str, row: Row) -> Scores:
-    """`real_world_qa_score`, for letters and short answers also apart."""
-    kind = row.metadata["question_type"]
+    """`real_world_qa_score`; `B. a dog` is B where that option stands in the question, by edits it would be A."""
+    lettered = row.metadata["question_type"] == "multiple_choice"
     got = parse_answer(reply)
-    right = float(real_world_qa_score(row.metadata["answer"], got, kind == "multiple_choice"))
-    readable = read_option(got, "ABCD")[1] if kind == "multiple_choice" else bool(got)
+    if lettered:
+        options = dict(_OPTION.findall(row.annotation.get("question", "")))
+        got = named_option(got, options) or got
+    right = float(real_world_qa_score(row.metadata["answer"], got, lettered))
+    readable = read_option(got, "ABCD")[1] if lettered else bool(got)
     return {"real_world_qa_score": right, "unreadable": float(not readable)}

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from string import ascii_uppercase
 
+from molmo_ds.eval.metrics.choice import named_option
 from molmo_ds.eval.metrics.mmmu import FORMS, between_blanks, read_choice
 from molmo_ds.eval.metrics.reply import parse_answer
 from molmo_ds.eval.row import Row, Scores
@@ -103,11 +104,12 @@ def score_letter(
 ) -> Scores:
     """`name` and `unreadable`; a letter that cannot be read is drawn with the row's own generator, or wrong.
 
+    `B. a dog` says B where that is the option's text, though some readers, as the reference's, see no letter there.
     Raises ValueError where the true option has no letter.
     """
     options = asked_options(row)
     right = true_letter(row)
-    letter = read(reply, options)
+    letter = read(reply, options) or named_option(reply, dict(zip(ascii_uppercase, options)))
     drawn = letter
     if letter is None and guess:
         drawn = row.random().choice(ascii_uppercase[: len(options)] or LETTERS)
