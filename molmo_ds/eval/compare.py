@@ -7,7 +7,6 @@ scores of 0 and 1 and a picture a question it asks what McNemar's test asks.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 from scipy.stats import t as student
 
 from molmo_ds.eval.benchmarks import BENCHMARKS
+from molmo_ds.eval.saved import scored_rows
 from molmo_ds.eval.score import figure
 
 log = logging.getLogger(__name__)
@@ -85,9 +85,7 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
             f"There is no {ROWS} in {path} or one folder below; give a results folder of molmo-ds evaluate."
         )
     for file in files:
-        with open(file, encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                yield _row(file, number, line)
+        yield from scored_rows(file)
 
 
 def report(found: Comparison, names: tuple[str, str], shown: int) -> str:
@@ -179,13 +177,3 @@ def _by_task(rows: Iterable[Scored]) -> dict[str, dict[str, Scored]]:
         name: {key: row for key, row in mine.items() if row["scores"]}
         for name, mine in found.items()
     }
-
-
-def _row(file: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        row = None
-    if not isinstance(row, dict) or not {"id", "picture", "reply", "truth", "scores"} <= set(row):
-        raise ValueError(f"Line {number} of {file} is not a scored row of molmo-ds evaluate.")
-    return row

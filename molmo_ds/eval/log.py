@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from molmo_ds.eval.saved import read_object
 from molmo_ds.files import write_atomic
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
 Provenance = dict[str, Any]
 FOLDER = "log"  # below the results of a task
+FIELDS = {"id": str, "reply": str, "tokens": int, "end": str, "prompt": str}  # of a row
 SAID_BY = "provenance.json"  # written before the first row
 REMEDY = "give --eval-name or --save-dir to keep both, or --overwrite to replace them."
 
@@ -50,9 +52,9 @@ def differences(known: Provenance, now: Provenance) -> str:
 
 
 def read_provenance(results: Path) -> Provenance | None:
-    """The provenance of a folder's log, or None where it has none."""
+    """The provenance of a folder's log, or None where it has none; ValueError where it is damaged."""
     file = results / FOLDER / SAID_BY
-    return json.loads(file.read_text()) if file.is_file() else None
+    return read_object(file, "give --overwrite to ask again.") if file.is_file() else None
 
 
 def read(results: Path) -> dict[str, Row]:
@@ -85,9 +87,12 @@ def _parsed(line: bytes) -> Row | None:
         return None
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("id"), str) else None
+    if not isinstance(row, dict):
+        return None
+    whole = all(isinstance(row.get(name), kind) for name, kind in FIELDS.items())
+    return row if whole else None
 
 
 class Log:
@@ -101,7 +106,7 @@ class Log:
         self._file.truncate(_whole_bytes(path))  # or the next row would become part of a torn one
 
     def append(self, row: Row) -> None:
-        """Add a row, which holds at least `id`, in one write."""
+        """Add a row, which holds FIELDS, in one write."""
         self._file.write(
             (json.dumps(row, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
         )

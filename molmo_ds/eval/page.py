@@ -36,7 +36,7 @@ def write(job: Job, outcome: Outcome, most: int = EXAMPLES, beside: Path | None 
         other = {row["id"]: row for row in read_rows(results_beside(job, beside))}
         name = beside.name
     text = render(job, outcome, most, other, name)
-    write_atomic(job.results / page_name(job.task), text.encode())
+    write_atomic(job.results / page_name(job.task), text.encode(errors="replace"))
 
 
 def results_beside(job: Job, beside: Path) -> Path:

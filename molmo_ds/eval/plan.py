@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.eval.listing import shards_of
@@ -66,7 +66,17 @@ def others(crops: int | None, frames: int | None) -> str:
 
 
 def of_saved(now: Provenance, saved: dict[str, Any], results: Path) -> Provenance:
-    """The provenance of saved replies; ValueError where other questions are wished than were asked."""
+    """The provenance of saved replies.
+
+    Raises ValueError where other questions are wished than were asked, or a value is none that can be.
+    """
+    kinds = get_type_hints(Provenance)
+    for name, kind in kinds.items():
+        one = saved.get(name, getattr(now, name))
+        if not isinstance(one, kind) or isinstance(one, int) and one < 0:
+            raise ValueError(
+                f"{results} holds replies of unknown origin ({name} {one!r}); give --overwrite to ask again."
+            )
     wished = {name: getattr(now, name) for name in ("limit", "shuffle_seed")}
     other = [name for name, one in wished.items() if one is not None and saved.get(name) != one]
     if other:
@@ -79,5 +89,4 @@ def of_saved(now: Provenance, saved: dict[str, Any], results: Path) -> Provenanc
             "The shards are not those for which %s was asked; its replies are scored by the truths of now.",
             results,
         )
-    known = {field.name for field in dataclasses.fields(Provenance)}
-    return dataclasses.replace(now, **{name: saved[name] for name in known & set(saved)})
+    return dataclasses.replace(now, **{name: saved[name] for name in kinds if name in saved})

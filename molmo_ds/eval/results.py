@@ -16,6 +16,7 @@ from molmo_ds.eval.log import differences
 from molmo_ds.eval.provenance import code_version
 from molmo_ds.eval.row import Row
 from molmo_ds.eval.run import DONE, Job, Outcome
+from molmo_ds.eval.saved import read_object, scored_rows
 from molmo_ds.eval.score import average, reference_metrics
 from molmo_ds.eval.set_table import PAPER
 from molmo_ds.eval.sets import labels
@@ -47,7 +48,7 @@ def _finished(job: Job) -> dict[str, Any] | None:
 
 def refuse_others(job: Job, known: Mapping[str, Any]) -> None:
     """ValueError where finished metrics are of another provenance."""
-    before = known.get("provenance") or {}
+    before = known["provenance"]
     if before != job.provenance.values():
         raise ValueError(
             f"{job.results / DONE} holds figures made otherwise ({differences(before, job.provenance.values())}); give"
@@ -64,10 +65,16 @@ def refuse_others(job: Job, known: Mapping[str, Any]) -> None:
 def read_metrics(results: Path) -> dict[str, Any]:
     """metrics.json; ValueError where there is none or it is damaged."""
     file = results / DONE
+    again = "give --rescore to write it again from the saved replies."
+    known = read_object(file, again)
     try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read ({error}); evaluate again.") from None
+        table({"": known})
+        whole = all(isinstance(known[name], dict) for name in ("metrics", "failures", "provenance"))
+    except (LookupError, TypeError, ValueError, AttributeError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{file} is damaged; {again}")
+    return known
 
 
 def read_rows(results: Path) -> list[dict[str, Any]]:
@@ -77,8 +84,7 @@ def read_rows(results: Path) -> list[dict[str, Any]]:
         raise ValueError(
             f"{results} holds no {ROWS}; give the results folder of a finished evaluation."
         )
-    with open(file, encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
+    return list(scored_rows(file))
 
 
 def write(

@@ -172,13 +172,14 @@ def _read(ask: Ask, answer: Any, prompt: str) -> Reply:
         choice = answer["choices"][0]
         text = choice["message"]["content"]
         reason = choice.get("finish_reason")
-        tokens = (answer.get("usage") or {}).get("completion_tokens")
+        usage = answer.get("usage")
     except (LookupError, TypeError, AttributeError):
         raise Unanswered("the server's answer has no choices with a message") from None
     if not isinstance(text, str):
         raise Unanswered("the server's answer has no text")
-    if reason not in ENDS:  # content_filter, abort, ...
+    if not isinstance(reason, str) or reason not in ENDS:  # content_filter, abort, ...
         raise Unanswered(f"the server ended its answer with finish_reason {reason!r}")
+    tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
     kind = "IMAGE" if ask.film is None else "VIDEO"
     shown = f"{kind}[{len(ask.pictures)}] " if ask.pictures else ""
     return Reply(

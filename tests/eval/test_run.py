@@ -311,10 +311,12 @@ def test_the_run_s_log_and_tensorboard_get_the_figures(folder: Path, tmp_path: P
 
 def test_a_line_that_is_no_row_is_dropped(tmp_path: Path) -> None:
     written = log.Log(tmp_path, 0)
-    written.append({"id": "a", "reply": "\ud800 und Grüße"})
+    whole = {"id": "a", "reply": "\ud800 und Grüße", "tokens": 1, "end": "stop", "prompt": ""}
+    written.append(whole)
     written.close()
+    other = json.dumps({**whole, "id": "b"}).encode()
     with open(tmp_path / "log/rank-0.jsonl", "ab") as file:
-        file.write(b'[1]\n{"reply": 1}\n\xff\n{"id": "b"}\n{"id": "c"}')
+        file.write(b'[1]\n{"reply": 1}\n\xff\n{"id": "c"}\n' + other + b"\n" + other[:-9])
     assert list(log.read(tmp_path)) == ["a", "b"]
 
 

@@ -24,6 +24,7 @@ INSTALLED = "installed"
 FAMILIES = ("qwen2", "olmo2", "olmoe")
 # one process makes all these calls in every run of the suite; --all makes all calls, and in each version
 FEW = (
+    "one_token_a_step",
     "greedy",
     "beams",
     "automodels",

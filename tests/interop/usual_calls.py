@@ -94,6 +94,36 @@ def greedy(said: Said) -> None:
     assert said.answer(use_cache=False) == said.want["greedy"]
 
 
+def one_token_a_step(said: Said) -> None:
+    """With a cache, which transformers 5.24 has given another name."""
+    inputs = said.inputs()
+    widths: list[int] = []
+
+    def count(module: torch.nn.Module, words: tuple, named: dict[str, Any]) -> None:
+        widths.append(named["input_ids"].shape[1])
+
+    hook = said.model.register_forward_pre_hook(count, with_kwargs=True)
+    said.answer(inputs=inputs)
+    hook.remove()
+    assert widths == [inputs["input_ids"].shape[1]] + [1] * (len(widths) - 1), widths
+    assert len(widths) > 2
+
+
+def cache_goes_on(said: Said) -> None:
+    """The cache that a forward pass gives back, given to the next."""
+    inputs = said.inputs()
+    with torch.no_grad():
+        first = said.model(**inputs, use_cache=True)
+        token = first.logits[:, -1:].argmax(-1)
+        name = next(key for key in ("cache", "past_key_values") if key in first)
+        mask = torch.cat((inputs["attention_mask"], torch.ones_like(token)), 1)
+        for given in (name, "past_key_values"):
+            kept = copy.deepcopy(getattr(first, name))
+            words = {"input_ids": token, "attention_mask": mask, given: kept}
+            second = said.model(**words).logits[0, -1].argmax()
+            assert [int(token), int(second)] == said.want["greedy"][:2], given
+
+
 def beams(said: Said) -> None:
     assert said.answer(num_beams=3, max_new_tokens=5) == said.want["beams"]
 

@@ -24,6 +24,14 @@ def file_name(model: str, messages: Messages, options: dict[str, Any]) -> str:
     return hashlib.sha256("::::".join(parts).encode()).hexdigest() + "-v1.json"
 
 
+def is_completion(value: Any) -> bool:
+    """Whether a value of JSON is a chat completion, with a message that is a text or none."""
+    choices = value.get("choices") if isinstance(value, dict) else None
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") or {} if isinstance(choice, dict) else None
+    return isinstance(message, dict) and isinstance(message.get("content"), str | None)
+
+
 class Cache:
     """A folder of replies: chat completions as the server sent them."""
 
@@ -38,9 +46,9 @@ class Cache:
             return None
         try:
             completion = json.loads(file.read_text())
-        except ValueError:
+        except (ValueError, RecursionError):
             completion = None
-        if not isinstance(completion, dict) or "choices" not in completion:
+        if not is_completion(completion):
             raise ValueError(
                 f"{file} holds no reply of a judge; delete it, and the judge is asked again."
             )

@@ -14,7 +14,7 @@ from typing import Any
 
 import aiohttp
 
-from molmo_ds.eval.captions.cache import Cache, file_name
+from molmo_ds.eval.captions.cache import Cache, file_name, is_completion
 from molmo_ds.eval.captions.prompts import Messages
 from molmo_ds.eval.chat import sentence
 
@@ -110,8 +110,9 @@ class Judge:
                 f"{error.reason} All replies until then are in {self.cache.folder}; start again later."
             ) from None
         self._lost_in_a_row = 0
-        usage = completion.get("usage") or {}
-        self.tokens += usage.get("total_tokens") or 0
+        usage = completion.get("usage")
+        counted = usage.get("total_tokens") if isinstance(usage, dict) else None
+        self.tokens += counted if isinstance(counted, int) else 0
         return completion
 
     async def _attempts(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -198,17 +199,12 @@ def _text(completion: dict[str, Any]) -> str:
 
 
 def _parsed(body: str) -> dict[str, Any] | None:
-    """A chat completion with at least one choice, or None."""
+    """A chat completion, or None."""
     try:
         completion = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    choices = completion.get("choices") if isinstance(completion, dict) else None
-    return (
-        completion
-        if isinstance(choices, list) and choices and isinstance(choices[0], dict)
-        else None
-    )
+    return completion if is_completion(completion) else None
 
 
 def _message(body: str) -> str:

@@ -17,6 +17,7 @@ from molmo_ds.eval.captions.each import each
 from molmo_ds.eval.captions.inputs import Task
 from molmo_ds.eval.captions.judge import Endpoint
 from molmo_ds.eval.captions.verdict import Verdict, judge_caption
+from molmo_ds.eval.saved import read_object
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +111,10 @@ def _check_nothing_is_lost(folder: Path, begin: str, provenance: dict[str, Any])
 
 def differing(file: Path, provenance: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The provenance of results, and the names in which it is another; where the judge stands decides nothing."""
-    known = json.loads(file.read_text())["provenance"]
+    other = "give --overwrite to replace it, or move it."
+    known = read_object(file, other).get("provenance")
+    if not isinstance(known, dict):
+        raise ValueError(f"{file} does not say how its figures were made; {other}")
     return known, [
         name for name in provenance if known.get(name) != provenance[name] and name != "judge_url"
     ]

@@ -20,6 +20,10 @@ from molmo_ds.model.carry import Carry, Shared
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.ops.splice import splice
 
+# what transformers calls the cache: that before 5.24, and the other from there on
+CACHE_NAMES = ("past_key_values", "cache")
+CACHE = CACHE_NAMES["cache" in BaseModelOutputWithPast.__dataclass_fields__]
+
 
 class MolmoModel(nn.Module):
     """`transformer`, which also holds the head of dense models, and `vision_backbone`."""
@@ -48,7 +52,7 @@ class MolmoModel(nn.Module):
         images: Tensor | None = None,
         image_masks: Tensor | None = None,
         image_input_idx: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool = False,
@@ -57,9 +61,9 @@ class MolmoModel(nn.Module):
         """`last_hidden_state` [B, T, D], for the head; the arguments are those of MolmoForCausalLM."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give the model either input_ids or inputs_embeds.")
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache()
-        seen = int(past_key_values.get_seq_length()) if past_key_values is not None else 0
+        if use_cache and cache is None:
+            cache = DynamicCache()
+        seen = int(cache.get_seq_length()) if cache is not None else 0
         given = input_ids if inputs_embeds is None else inputs_embeds
         if attention_mask is None:
             there = torch.ones_like(given[..., 0]) if input_ids is None else input_ids != -1
@@ -71,16 +75,16 @@ class MolmoModel(nn.Module):
         hidden = self._with_pictures(inputs_embeds, images, image_masks, image_input_idx)
         plan = Plan(
             mask=causal_mask(attention_mask, hidden.shape[1], seen),
-            cache=past_key_values if use_cache or seen else None,
+            cache=cache if use_cache or seen else None,
             places=torch.arange(seen, seen + hidden.shape[1], device=hidden.device),
             weights=[] if output_attentions else None,
         )
         states = self._decode(hidden, position_ids, plan)
         return BaseModelOutputWithPast(
             last_hidden_state=states[-1],
-            past_key_values=plan.cache,
             hidden_states=tuple(states) if output_hidden_states else None,
             attentions=tuple(plan.weights) if output_attentions else None,
+            **{CACHE: plan.cache},
         )
 
     def features(self, images: Tensor, masks: Tensor) -> Tensor:

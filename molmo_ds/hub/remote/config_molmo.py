@@ -38,7 +38,7 @@ class MolmoConfig(PretrainedConfig):
     """The fields of the released models, and `molmo_ds`, a dictionary that holds the whole architecture."""
 
     model_type = "molmo"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from molmo_ds.data.tokens import IMAGE_TOKENS
-from molmo_ds.hub.remote.base_molmo import MolmoModel
+from molmo_ds.hub.remote.base_molmo import CACHE, CACHE_NAMES, MolmoModel
 from molmo_ds.hub.remote.config_molmo import MolmoConfig, copy_code
 from molmo_ds.hub.remote.last_position_molmo import LastPosition
 
@@ -38,7 +38,7 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
     _supports_sdpa = True
     _supports_cache_class = True  # this and the next are asked by transformers 4
     _supports_static_cache = True
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = list(CACHE_NAMES)
 
     def __init__(self, config: MolmoConfig) -> None:
         super().__init__(config)
@@ -139,6 +139,7 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
         return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: int | Tensor | None = None,
+        cache: Any = None,
         **loss_kwargs: Any,  # by this name Trainer of 4.46 knows that num_items_in_batch is read
     ) -> Any:
         """Logits, and the loss with `labels` (-100 where nothing is learnt).
@@ -152,6 +153,7 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
             inputs_embeds: [B, T, D] instead of input_ids; pictures are added to it.
             labels: int [B, T]; image tokens are not learnt, as in training, where nothing is asked to write them.
             num_items_in_batch: learnt tokens of all the steps whose gradients are added up, which Trainer counts.
+            cache: past_key_values, as transformers calls them from 5.24 on.
 
         Raises ValueError for labels that the head has no word for.
         """
@@ -162,7 +164,7 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
             images,
             image_masks,
             image_input_idx,
-            past_key_values,
+            _either(cache, past_key_values),
             inputs_embeds,
             use_cache,
             _either(output_attentions, self.config.output_attentions),
@@ -173,9 +175,9 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
         answer = CausalLMOutputWithPast(
             loss=None if labels is None else self._loss(logits, labels, num_items_in_batch),
             logits=logits,
-            past_key_values=out.past_key_values,
             hidden_states=out.hidden_states,
             attentions=out.attentions,
+            **{CACHE: getattr(out, CACHE)},
         )
         return answer.to_tuple() if return_dict is False else answer
 
@@ -206,13 +208,15 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
         image_input_idx: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        cache: Any = None,
         **_: Any,
     ) -> dict[str, Any]:
         """Only new tokens, once there is a cache; pictures go in with the prompt."""
-        seen = int(past_key_values.get_seq_length()) if past_key_values is not None else 0
+        kept = _either(cache, past_key_values)
+        seen = int(kept.get_seq_length()) if kept is not None else 0
         inputs = {
             "attention_mask": attention_mask,
-            "past_key_values": past_key_values,
+            CACHE: kept,
             "use_cache": use_cache,
             "logits_to_keep": logits_to_keep or 0,
             "output_attentions": output_attentions,
@@ -308,5 +312,5 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
         )
 
 
-def _either(asked: bool | None, default: bool) -> bool:
+def _either(asked: Any, default: Any) -> Any:
     return default if asked is None else asked
