@@ -1,6 +1,7 @@
 """molmo-ds evaluate: from a command line to files, and every mistake in one sentence."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,10 @@ from eval_files import make, picture
 from molmo_ds.cli import evaluate
 from molmo_ds.data.read.writer import write_shards
 from molmo_ds.engine.checks import lost
+from molmo_ds.hub.export import to_hub
 from molmo_ds.infer import load
+from molmo_ds.model.families.molmo import to_released
+from molmo_ds.weights.source import open_source
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +67,26 @@ def test_a_checkpoint_is_evaluated_and_its_figures_are_kept(
     assert json.loads((results / "metrics.json").read_text())["figures"] == found["figures"]
     with pytest.raises(ValueError, match="limit None, now 3.*--eval-name"):
         command(model, "text_vqa", "--limit", "3")
+
+
+def test_exported_and_released_folders_are_evaluated_as_they_are(
+    command, folder: Path, tmp_path: Path
+) -> None:
+    model = folder / "model"
+    to_hub(model, tmp_path / "exported")
+    config = json.dumps(to_released(open_source(model).config.model, "float32"))
+    kept = ("*.safetensors*", "tokenizer*", "generation_config.json")
+    (tmp_path / "released").mkdir()  # no code, no checksums and none of our settings
+    for file in (file for pattern in kept for file in (tmp_path / "exported").glob(pattern)):
+        shutil.copy(file, tmp_path / "released")
+    (tmp_path / "released/config.json").write_text(config)
+    found = []
+    for given in (model, tmp_path / "exported", tmp_path / "released"):
+        out = tmp_path / f"out-{given.name}"
+        assert command(str(given), "text_vqa", "--limit", "4", "--save-dir", str(out)) == 0
+        (predictions,) = out.rglob("predictions.json")
+        found.append(json.loads(predictions.read_text()))
+    assert found[0] == found[1] == found[2] and any(row["prediction"] for row in found[0])
 
 
 def test_other_crops_get_a_folder_of_their_own(command, folder: Path) -> None:
