@@ -45,9 +45,9 @@ def package_at(name: str, version: str) -> Path:
     return _installed(folder() / f"{name}-{version}", ["--no-deps", f"{name}=={version}"])
 
 
-def tool_at(name: str) -> Path:
+def tool_at(name: str, version: str) -> Path:
     """The folder of a tool of PyPI with all that it needs, built where it is missing."""
-    return _installed(folder() / name, [name])
+    return _installed(folder() / f"{name}-{version}", [f"{name}=={version}"])
 
 
 def _installed(target: Path, words: list[str]) -> Path:

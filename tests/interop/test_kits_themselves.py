@@ -28,6 +28,7 @@ pytestmark = pytest.mark.everything
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 LMMS = ("lmms-eval==0.7.3", "filelock<3.20", "num2words")  # the last for VLMEvalKit
+VLMEVALKIT = "e8e78f0"  # main of 2026-08-18, a clone of which lies in the folder of environments
 SHORT = "\nAnswer the question using a single word or phrase."  # both kits add it
 QUESTIONS = ("What is this?", "How bright is it?", "Which colour?")
 TOKENS = 4
@@ -131,7 +132,11 @@ def same(said: list[str], wanted: list[str]) -> bool:
 def test_vlmevalkit(exported: Exported, server: str, python: Path, tmp_path: Path) -> None:
     kit = folder() / "VLMEvalKit"
     if not (kit / "vlmeval").is_dir():
-        pytest.skip(f"{kit} is missing: git clone https://github.com/open-compass/VLMEvalKit {kit}")
+        clone = f"git clone https://github.com/open-compass/VLMEvalKit {kit}"
+        pytest.skip(f"{kit} is missing: {clone}; git -C {kit} checkout {VLMEVALKIT}")
+    words = ["git", "-C", str(kit), "rev-parse", "HEAD"]
+    head = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert head.startswith(VLMEVALKIT), "another version than the docs speak of"
     rows = [
         [base64.b64encode(seen).decode(), asked, "red"]
         for seen, asked in zip(pictures(), QUESTIONS, strict=True)

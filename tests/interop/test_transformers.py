@@ -1,6 +1,7 @@
 """Exported folders in transformers, from 4.46 to the installed version: usual_calls.py, call by call."""
 
 import ast
+import importlib.metadata
 import json
 import re
 import subprocess
@@ -18,8 +19,11 @@ from usual_calls import CALLS
 from molmo_ds.hub.bundle import ROOTS, bundle
 from molmo_ds.testing.random_weights import random_state
 
-SCRIPT = Path(__file__).with_name("usual_calls.py")
-TABLE = Path(__file__).parents[2] / "docs/guides/tools.md"
+HERE = Path(__file__).parent
+SCRIPT = HERE / "usual_calls.py"
+TABLE = HERE.parents[1] / "docs/guides/tools.md"
+OTHERS = ("peft", "accelerate", "TRL", "VLMEvalKit", "lmms-eval", "mypy", "Megatron-Energon")
+OTHERS += ("img2dataset", "vLLM", "openai")
 INSTALLED = "installed"
 FAMILIES = ("qwen2", "olmo2", "olmoe")
 # one process makes all these calls in every run of the suite; --all makes all calls, and in each version
@@ -106,6 +110,19 @@ def test_the_versions_that_people_are_told() -> None:
     versions = re.findall(r"\d+\.\d+\.\d+", told)
     assert versions == re.findall(r"\d+\.\d+\.\d+", row)
     assert set(versions) <= {*PINS, transformers.__version__}
+
+
+def test_the_tools_that_people_are_told() -> None:
+    """Each version in the docs' table is one that a test here names, or one that is installed."""
+    rows = re.findall(
+        r"^\| ([^|]+) \| ([^|]+) \|.*\| 20\d\d-\d\d-\d\d \|$", TABLE.read_text(), re.M
+    )
+    named = "".join(file.read_text() for file in HERE.glob("test_*.py"))
+    told = {tool: re.findall(r"\d+\.\d+\.\d+|\b[0-9a-f]{7}\b", said) for tool, said in rows}
+    assert set(OTHERS) <= set(told) and all(told[tool] for tool in OTHERS)
+    for tool in OTHERS:
+        for version in told[tool]:
+            assert version in named or version == importlib.metadata.version(tool), tool
 
 
 def test_each_root_names_every_file_that_it_needs() -> None:
