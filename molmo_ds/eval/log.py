@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ log = logging.getLogger(__name__)
 Row = dict[str, Any]
 Provenance = dict[str, Any]
 FOLDER = "log"  # below the results of a task
-FIELDS = {"id": str, "reply": str, "tokens": int, "end": str, "prompt": str}  # of a row
+# of a row: what it holds besides its id
+REPLY: dict[str, type] = {"reply": str, "tokens": int, "end": str, "prompt": str}
 SAID_BY = "provenance.json"  # written before the first row
 REMEDY = "give --eval-name or --save-dir to keep both, or --overwrite to replace them."
 
@@ -57,15 +58,15 @@ def read_provenance(results: Path) -> Provenance | None:
     return read_object(file, "give --overwrite to ask again.") if file.is_file() else None
 
 
-def read(results: Path) -> dict[str, Row]:
+def read(results: Path, fields: Mapping[str, type] = REPLY) -> dict[str, Row]:
     """id -> row over the files of all ranks, however many there were; the first of equal ids counts.
 
-    A line that is not whole, as a kill leaves it, is dropped, and how many is said.
+    A line that is not whole, as a kill leaves it, or lacks one of the fields is dropped, and how many is said.
     """
     found: dict[str, Row] = {}
     torn = 0
     for file in sorted((results / FOLDER).glob("*.jsonl")):
-        for row in _lines(file):
+        for row in _lines(file, {"id": str, **fields}):
             if row is None:
                 torn += 1
             else:
@@ -75,14 +76,14 @@ def read(results: Path) -> dict[str, Row]:
     return found
 
 
-def _lines(file: Path) -> Iterator[Row | None]:
+def _lines(file: Path, fields: Mapping[str, type]) -> Iterator[Row | None]:
     """Every row of a file, None for a line that is none."""
     with open(file, "rb") as lines:
         for line in lines:
-            yield _parsed(line)
+            yield _parsed(line, fields)
 
 
-def _parsed(line: bytes) -> Row | None:
+def _parsed(line: bytes, fields: Mapping[str, type]) -> Row | None:
     if not line.endswith(b"\n"):
         return None
     try:
@@ -91,7 +92,7 @@ def _parsed(line: bytes) -> Row | None:
         return None
     if not isinstance(row, dict):
         return None
-    whole = all(isinstance(row.get(name), kind) for name, kind in FIELDS.items())
+    whole = all(isinstance(row.get(name), kind) for name, kind in fields.items())
     return row if whole else None
 
 
@@ -106,7 +107,7 @@ class Log:
         self._file.truncate(_whole_bytes(path))  # or the next row would become part of a torn one
 
     def append(self, row: Row) -> None:
-        """Add a row, which holds FIELDS, in one write."""
+        """Add a row, which holds `id` and its fields, in one write."""
         self._file.write(
             (json.dumps(row, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
         )

@@ -13,7 +13,7 @@ import logging
 import math
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from numpy.random import RandomState
@@ -79,7 +79,7 @@ def evaluate(
 
 
 def _logged(job: Job) -> list[dict[str, Any]]:
-    rows = finished.read(job.results).values()
+    rows = finished.read(job.results, get_type_hints(Sums)).values()
     return [{name: value for name, value in row.items() if name != "id"} for row in rows]
 
 
