@@ -1,7 +1,9 @@
 """vLLM as another back end: its server on an exported folder, in an environment of its own."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -67,7 +69,10 @@ def serve(settings: VLLMSettings) -> None:
     """Run vLLM until it ends; ValueError for an unusable environment or folder, or if it never becomes ready."""
     check(settings)
     process = subprocess.Popen(
-        command(settings), env=environment(settings, os.environ), stdin=subprocess.DEVNULL
+        command(settings),
+        env=environment(settings, os.environ),
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
     )
     try:
         wait_until_healthy(process, settings)
@@ -76,6 +81,9 @@ def serve(settings: VLLMSettings) -> None:
     finally:
         process.terminate()
         wait(process, END_SECONDS)
+        # its engine, which goes on where vLLM is ended while it starts
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     raise ValueError(f"vLLM ended with code {code}; its own words above say why.")
 
 

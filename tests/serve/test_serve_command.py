@@ -14,7 +14,7 @@ import pytest
 
 from molmo_ds.cli import run
 from molmo_ds.engine.launching.ports import free_port
-from molmo_ds.serve.vllm import VLLMSettings, command, environment
+from molmo_ds.serve.vllm import VLLMSettings, command, environment, serve
 from molmo_ds.testing.serving import chat, get, post
 
 ROOT = Path(__file__).parents[2]
@@ -116,3 +116,21 @@ def test_the_command_line_of_vllm() -> None:
         "--enforce-eager"
     )
     assert '--limit-mm-per-prompt {"image": 1}' in words
+
+
+def test_nothing_of_vllm_is_left(tmp_path: Path) -> None:
+    """A stand-in that starts an engine, as vLLM does, and ends before it serves."""
+    python = tmp_path / "python"
+    file = tmp_path / "engine"
+    lines = ["#!/bin/sh", "[ $1 = -c ] && exit 0", "sleep 600 &", f"echo $! > {file}", "exit 3"]
+    python.write_text("\n".join(lines))
+    python.chmod(0o755)
+    (tmp_path / "config.json").write_text('{"architectures": []}')
+    address = f"127.0.0.1:{free_port()}"
+    with pytest.raises(ValueError, match="ended with code 3 before it served"):
+        serve(VLLMSettings(python=str(python), folder=str(tmp_path), address=address))
+    engine = int(file.read_text())
+    deadline = time.monotonic() + SECONDS
+    while psutil.pid_exists(engine) and psutil.Process(engine).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
