@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -44,16 +45,22 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         "--ranks",
         "2",
     ]
-    done = subprocess.run(
+    process = subprocess.Popen(
         command,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=500,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
+    try:
+        said, errors = process.communicate(timeout=500)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)  # it then ends the ranks that it has started
+        process.communicate(timeout=60)
+        raise
     consoles = "\n".join(p.read_text(errors="replace")[-3000:] for p in out.glob("*/console.log"))
-    assert done.returncode == 0, done.stderr[-3000:] + consoles
-    return out, done.stdout
+    assert process.returncode == 0, errors[-3000:] + consoles
+    return out, said
 
 
 def test_no_scan_and_no_photograph_is_in_both_splits(compose):
