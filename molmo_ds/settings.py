@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-from molmo_ds import config, files, presets, rules
+from molmo_ds import architecture, config, files, presets, rules
 from molmo_ds.architecture import MolmoConfig
 from molmo_ds.config import RunConfig
 from molmo_ds.setting_list import Setting, entry, legal, settings
@@ -255,8 +255,9 @@ def in_sentences(what: str) -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
+        home = architecture if hasattr(architecture, error.title) else config
         raise ValueError(
-            f"{what}: {rules.together(_sentences(error, getattr(config, error.title)))}"
+            f"{what}: {rules.together(_sentences(error, getattr(home, error.title)))}"
         ) from None
 
 

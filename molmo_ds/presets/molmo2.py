@@ -5,6 +5,9 @@ from dataclasses import replace
 from molmo_ds.architecture import ConnectorConfig, ImageConfig, MolmoConfig, TextConfig, VideoConfig
 from molmo_ds.presets.towers import SIGLIP2
 
+# a released model's frames of a video: allenai/molmo2 f3cb108, launch_scripts/sft.py
+VIDEO = VideoConfig(max_frames=128, max_fps=2.0, pooling_size=3)
+
 
 def _molmo2(text: TextConfig) -> MolmoConfig:
     return MolmoConfig(
@@ -13,7 +16,7 @@ def _molmo2(text: TextConfig) -> MolmoConfig:
         vision=SIGLIP2,
         connector=ConnectorConfig(padding_embed="none", pooling_mask=True),
         images=ImageConfig(resize="siglip", max_crops=8, legacy_image_mask=False),
-        video=VideoConfig(max_frames=128, max_fps=2.0, pooling_size=3),
+        video=VIDEO,
     )
 
 

@@ -7,10 +7,25 @@ from molmo_ds.architecture import MolmoConfig
 from molmo_ds.config import PromptConfig
 from molmo_ds.files import Place
 from molmo_ds.model.families.molmo import OWN, from_released
+from molmo_ds.model.families.molmo2 import refuse_unknown
 from molmo_ds.settings import from_dict, to_dict
 
 PREPROCESSOR = "preprocessor_config.json"
 PROCESSOR = "processor_config.json"
+VIDEO = "video_preprocessor_config.json"
+# fields of the last, which only Molmo2 has -> those of VideoConfig
+FRAMES = {
+    "num_frames": "max_frames",
+    "max_fps": "max_fps",
+    "frame_sample_mode": "frame_sample_mode",
+    "pooling_size": "pooling_size",
+}
+TOKENS = {  # fields of Molmo2's processor_config.json that mean other tokens with any other value
+    "use_single_crop_col_tokens": False,
+    "use_single_crop_start_token": True,
+    "video_use_col_tokens": False,
+    "use_frame_special_tokens": True,
+}
 # settings of PromptConfig that decide how a question is put
 PROMPTS = ("message_format", "always_start_with_space")
 # of a family's weights that say nothing themselves: the released models, as they were fine-tuned
@@ -43,19 +58,27 @@ def read_json(folder: Place, name: str = "config.json") -> dict[str, Any]:
 
 
 def read(folder: Place) -> MolmoConfig:
-    """The architecture, with crops as preprocessor_config.json has them; ours repeats there what `molmo_ds` holds.
+    """The architecture, with crops and frames as its processor has them; ours repeats there what `molmo_ds` holds.
 
     Raises ValueError for a folder of another kind, or a damaged one.
     """
     values = read_json(folder)
     config = _made(folder, values)
-    if OWN in values or not (folder / PREPROCESSOR).is_file():
+    if OWN in values or not any((folder / name).is_file() for name in (PREPROCESSOR, PROCESSOR)):
         return config
-    said = read_json(folder, PREPROCESSOR)
+    said = _processor(folder, PREPROCESSOR, "image_processor")
     given = {
         name: said[name] for name in ("max_crops", "overlap_margins") if said.get(name) is not None
     }
-    return from_dict(MolmoConfig, to_dict(config) | {"images": to_dict(config.images) | given})
+    made = to_dict(config)
+    if config.family == "molmo2":
+        tokens = read_json(folder, PROCESSOR) if (folder / PROCESSOR).is_file() else {}
+        refuse_unknown(tokens, TOKENS)
+        given["use_col_tokens"] = tokens.get("image_use_col_tokens", True)
+        made["connector"]["pooling_size"] = _side(said.get("pooling_size", 2))
+        made["video"] |= _frames(_processor(folder, VIDEO, "video_processor"))
+    made["images"] |= given
+    return from_dict(MolmoConfig, made)
 
 
 def prompts(folder: Place, family: str) -> PromptConfig:
@@ -68,6 +91,28 @@ def prompts(folder: Place, family: str) -> PromptConfig:
     said = read_json(folder, PROCESSOR)
     given = {name: said[name] for name in PROMPTS if name in said}
     return from_dict(PromptConfig, to_dict(FAMILY[family]) | given)
+
+
+def _processor(folder: Place, name: str, part: str) -> dict[str, Any]:
+    """The settings of a processor's part: a file, or, as transformers 5 saves it, a part of processor_config.json."""
+    if (folder / name).is_file():
+        return read_json(folder, name)
+    whole = read_json(folder, PROCESSOR) if (folder / PROCESSOR).is_file() else {}
+    return whole.get(part) or {}
+
+
+def _frames(said: dict[str, Any]) -> dict[str, Any]:
+    found = {ours: said[theirs] for theirs, ours in FRAMES.items() if theirs in said}
+    if "pooling_size" in found:
+        found["pooling_size"] = _side(found["pooling_size"])
+    return found
+
+
+def _side(pooling: Any) -> Any:
+    """The side of a square window; another is a value that no setting takes."""
+    if isinstance(pooling, list) and len(set(pooling)) == 1:
+        return pooling[0]
+    return pooling
 
 
 def _made(folder: Place, values: dict[str, Any]) -> MolmoConfig:

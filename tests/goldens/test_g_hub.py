@@ -36,9 +36,11 @@ def released() -> list[str]:
 
 
 def sizes(kind: str) -> tuple[str, ...]:
-    """What config.json does not say: how pictures are cut."""
+    """What config.json does not say: how pictures are cut, and how many frames of a video are seen."""
     images = read_config(kind).images
+    video = read_config(kind).video
     return (
+        f"video.max_frames={video.max_frames}",
         f"images.max_crops={images.max_crops}",
         f"images.overlap_margins={list(images.overlap_margins)}",
     )

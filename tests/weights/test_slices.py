@@ -25,11 +25,11 @@ from stored_models import (
 from torch import Tensor, nn
 
 from molmo_ds import presets
-from molmo_ds.architecture import MolmoConfig
+from molmo_ds.architecture import MolmoConfig, VideoConfig
 from molmo_ds.config import LoraConfig, PromptConfig
 from molmo_ds.engine.shares.tensor_shards import COLUMNS, ROWS
 from molmo_ds.model import lora
-from molmo_ds.model.families import molmo_names
+from molmo_ds.model.families import molmo2, molmo_names
 from molmo_ds.model.families.molmo import to_released
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.testing.random_weights import random_state, weights_folder
@@ -364,3 +364,31 @@ def test_a_released_folder_says_how_to_crop_and_to_ask(tmp_path: Path) -> None:
     for family, usual in released_config.FAMILY.items():
         found = released_config.prompts(tmp_path, family)
         assert found == replace(usual, message_format="none"), family
+
+
+def test_a_released_molmo2_says_how_many_frames_it_sees(tmp_path: Path) -> None:
+    """A file of each part, or, as transformers 5 saves them, both parts in processor_config.json."""
+    preset = presets.get("molmo2_8b")
+    values = molmo2.to_released(preset, "float32")
+    values.pop("molmo_ds")
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert released_config.read(tmp_path) == preset
+    pictures = {"max_crops": 20, "overlap_margins": [3, 5], "pooling_size": [2, 2]}
+    frames = {"num_frames": 384, "max_fps": 4, "pooling_size": [5, 5]}
+    frames["frame_sample_mode"] = "uniform"
+    images = replace(preset.images, max_crops=20, overlap_margins=(3, 5), use_col_tokens=False)
+    video = VideoConfig(max_frames=384, max_fps=4.0, pooling_size=5, frame_sample_mode="uniform")
+    said = {"image_use_col_tokens": False, "use_frame_special_tokens": True}
+    together = said | {"image_processor": pictures, "video_processor": frames}
+    (tmp_path / "processor_config.json").write_text(json.dumps(together))
+    assert released_config.read(tmp_path) == replace(preset, images=images, video=video)
+    (tmp_path / "processor_config.json").write_text(json.dumps(said))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(pictures))
+    (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(frames))
+    assert released_config.read(tmp_path) == replace(preset, images=images, video=video)
+    (tmp_path / "video_preprocessor_config.json").write_text('{"pooling_size": [3, 2]}')
+    with pytest.raises(ValueError, match="pooling_size"):
+        released_config.read(tmp_path)
+    (tmp_path / "processor_config.json").write_text('{"use_frame_special_tokens": false}')
+    with pytest.raises(ValueError, match="use_frame_special_tokens is 'False'"):
+        released_config.read(tmp_path)

@@ -19,6 +19,7 @@ UNUSED = {  # settings that no golden and no script of the reference turns on, a
         "low_to_high_interpolation_factor": 2,
         "source": "all_layers",
         "unconditioned": False,
+        "vector_query": "from_image_end_token",
     },
     "token_selector": {"hard": False, "noise": 0.0, "dropout": 0, "attention_scaling": None},
     "mm_preprocessor": {
@@ -43,6 +44,8 @@ def from_reference(values: dict[str, Any]) -> MolmoConfig:
         raise ValueError(
             f"selection_model is '{scorer['selection_model']}'; supported: {', '.join(SCORERS)}."
         )
+    if selector["loss"] not in MEANS:
+        raise ValueError(f"loss is '{selector['loss']}'; supported: {', '.join(MEANS)}.")
     pictures = values["mm_preprocessor"]
     made = molmo2.from_reference(values | {"mm_preprocessor": {"image": pictures}})
     asked = "none" if not scorer["vector_query"] else "plain"

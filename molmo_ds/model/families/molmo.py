@@ -284,6 +284,7 @@ def _vision(tower: dict[str, Any]) -> VisionConfig:
     resize = tower.get("resize_mode") or "default"
     if resize not in RESIZES:
         raise ValueError(f"resize_mode is '{resize}'; supported: {', '.join(RESIZES)}.")
+    _refuse(tower, "residual_dropout", (0,))
     patch = tower["image_patch_size"]
     positions = tower["image_num_pos"] - base.class_tokens
     return VisionConfig(

@@ -4,6 +4,7 @@ Unlike Molmo's, this config.json describes the tower too. Sources: allenai/molmo
 its converter; huggingface/transformers v5.23.0, src/transformers/models/molmo2/configuration_molmo2.py.
 """
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +13,10 @@ from molmo_ds.architecture import (
     ImageConfig,
     MolmoConfig,
     TextConfig,
+    VideoConfig,
     VisionConfig,
 )
+from molmo_ds.presets.molmo2 import VIDEO
 from molmo_ds.presets.towers import SIGLIP2
 from molmo_ds.settings import in_sentences, to_dict
 
@@ -59,23 +62,53 @@ REFERENCE = {  # the reference's name of a size of the text model -> that of con
 KNOWN = {  # parts of the reference's configuration -> settings that mean another network with any other value
     "llm": {
         "activation_type": "swiglu",
+        "attention_layer_norm_with_affine": True,
+        "bias_for_layer_norm": False,
         "block_type": "sequential",
+        "can_predict_extra_tokens": False,
+        "clip_qkv": None,
         "include_bias": False,
         "layer_norm_type": "rms",
+        "layer_norm_with_affine": True,
         "normalize_input_embeds": False,
         "rope": True,
+        "rope_mscale": None,
+        "rope_mscale_all_dim": None,
         "scale_logits": False,
+        "sliding_attention_rope_scaling": False,
+        "use_position_ids": True,
     },
     "vision_backbone": {
         "image_padding_embed": None,
         "image_pooling_2d": "attention_meanq",
         "image_projector": "mlp",
+        "share_connector": False,
+        "use_deepstack": False,
     },
-    "vit": {"image_model_type": "siglip", "resize_mode": "siglip"},
+    "vit": {
+        "attention_dropout": 0.0,
+        "image_dropout_rate": 0.0,
+        "image_model_type": "siglip",
+        "normalize": "siglip",
+        "residual_dropout": 0.0,
+        "resize_mode": "siglip",
+    },
+    "image": {
+        "crop_mode": "overlap-and-resize-c2",
+        "use_single_crop_col_tokens": False,
+        "use_single_crop_start_token": True,
+    },
+    "video": {
+        "max_subtitle_tokens": None,
+        "time_mode": "per-frame-compact",
+        "use_frame_special_tokens": True,
+    },
 }
 YARN = {  # the same for the rotary positions
     "rope_type": "rope_type",
     "rope_factor": "factor",
+    "rope_high_freq_factor": "high_freq_factor",
+    "rope_low_freq_factor": "low_freq_factor",
     "rope_original_max_position_embeddings": "original_max_position_embeddings",
     "rope_attention_factor": "attention_factor",
     "rope_beta_fast": "beta_fast",
@@ -122,6 +155,7 @@ def from_released(values: dict[str, Any]) -> MolmoConfig:
         vision=_vision(tower, adapter["vit_layers"]),
         connector=connector,
         images=ImageConfig(resize="siglip", max_crops=8, legacy_image_mask=False),
+        video=VIDEO,
     )
 
 
@@ -131,9 +165,13 @@ def from_reference(values: dict[str, Any]) -> MolmoConfig:
     said = values["llm"]
     refuse_unknown(said, KNOWN["llm"])
     refuse_unknown(values["vision_backbone"], KNOWN["vision_backbone"])
-    refuse_unknown(values["vision_backbone"]["vit"], KNOWN["vit"])
+    tower = values["vision_backbone"]["vit"]
+    head = tower["image_emb_dim"] // tower["image_num_heads"]
+    heads = {"image_head_dim": head, "image_num_key_value_heads": tower["image_num_heads"]}
+    refuse_unknown(tower, KNOWN["vit"] | heads)
     half = int(said["mlp_hidden_size"] or said["mlp_ratio"] * said["d_model"]) // 2
-    text = {name: said.get(name) for name in (*ALIKE, "qkv_bias", "rope_theta")}
+    text = {name: said.get(name) for name in (*ALIKE, "rope_theta")}
+    text["qkv_bias"] = said.get("qkv_bias", False)
     text |= {theirs: said.get(name) for name, theirs in REFERENCE.items()}
     text["num_key_value_heads"] = text["num_key_value_heads"] or text["num_attention_heads"]
     text["max_position_embeddings"] = (
@@ -173,8 +211,14 @@ def from_reference(values: dict[str, Any]) -> MolmoConfig:
     )
     attention = values.get("bi_directional_attn") or "causal"
     pictures = values["mm_preprocessor"]["image"]
+    frames = values["mm_preprocessor"].get("video")  # HeMolmo's says nothing of videos
+    if frames is not None:
+        single = pictures.get("use_single_crop_col_tokens")
+        columns = pictures["use_col_tokens"] if single is None else single
+        refuse_unknown(pictures | {"use_single_crop_col_tokens": columns}, KNOWN["image"])
     return replace(
         made,
+        connector=replace(made.connector, pooling_size=_pooling(pictures)),
         text=replace(
             made.text,
             embedding_size=said.get("embedding_size") or said["vocab_size"],
@@ -185,7 +229,9 @@ def from_reference(values: dict[str, Any]) -> MolmoConfig:
             made.images,
             max_crops=pictures["max_crops"],
             overlap_margins=tuple(pictures["overlap_margins"]),
+            use_col_tokens=pictures["use_col_tokens"],
         ),
+        video=VideoConfig() if frames is None else _frames(frames),
     )
 
 
@@ -197,6 +243,43 @@ def refuse_unknown(values: dict[str, Any], known: dict[str, Any]) -> None:
             raise ValueError(
                 f"{name} is '{given}', which means another network; supported: {value}."
             )
+
+
+def _pooling(pictures: dict[str, Any]) -> int:
+    """The side of a window of patches; several pictures are cut and pooled as one is."""
+    side = pictures.get("pooling_h", 2)
+    alike = {"pooling_w": side}
+    if (pictures.get("max_images") or 1) > 1:
+        alike |= {f"multi_image_pooling_{axis}": side for axis in "hw"}
+        alike["max_multi_image_crops"] = pictures["max_crops"]
+    refuse_unknown(pictures, alike)
+    return side
+
+
+def _frames(said: dict[str, Any]) -> VideoConfig:
+    """The frames of a video as a configuration of the reference takes them."""
+    side = said["pooling_h"]
+    rates = said["max_fps"] if isinstance(said["max_fps"], list) else [said["max_fps"]]
+    kind, _, seconds = said["subtitle_mode"].partition("_")
+    refuse_unknown(said, KNOWN["video"] | {"pooling_w": side})
+    if len(rates) != 1 or kind != "frame":
+        raise ValueError(
+            f"max_fps is {said['max_fps']} and subtitle_mode '{said['subtitle_mode']}'; supported: one rate, "
+            "and frame_ with seconds."
+        )
+    if not said["time_sampling"]:
+        warnings.warn(
+            "The model was made with time_sampling false; frames of a video are taken by their times here.",
+            stacklevel=2,
+        )
+    return VideoConfig(
+        max_frames=said["max_frames"],
+        max_fps=rates[0],
+        frame_sample_mode=said["frame_sample_mode"],
+        pooling_size=side,
+        per_frame_special_token=said["per_frame_special_token"],
+        subtitle_seconds=float(seconds),
+    )
 
 
 def to_released(config: MolmoConfig, dtype: str) -> dict[str, Any]:
