@@ -1,6 +1,8 @@
 """How Molmo2 is asked: options in many forms, tracks by their rate, questions without a style."""
 
 import dataclasses
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +158,44 @@ def test_a_released_folder_is_asked_as_its_family_was_trained(tmp_path: Path) ->
     for family in ("molmo", "molmo2"):
         (tmp_path / "config.yaml").write_text(f"model: {{family: {family}}}\n")
         assert checkpoint.read_config(tmp_path).data.prompts == released_config.FAMILY[family]
+
+
+def test_points_in_all_pictures_or_some() -> None:
+    """Half the questions mean all; others name some, whose points the answer has, in the order of the question."""
+    groups = [{"image": 2, "points": [[10, 20]]}, {"image": 3, "points": [[30, 40], [5, 6]]}]
+    asked = {"style": "multi_image_point_then_count", "label": "Red cups", "point_scale": 100}
+    asked["point_groups"] = [{"image": 1, "points": []}, *groups]
+    scene = Scene([SIZE] * 4)
+    texts = {"2": "100 200", "3": "1 050 060 2 300 400"}
+    everything = 0
+    named = Counter()
+    for seed in range(600):
+        question, answer = SPEAKER.messages(asked, RandomState(seed), SIZE, False, scene)
+        assert "Red cups" in question
+        numbers = re.findall(r"image_(\d)", question)
+        everything += "all images" in question
+        assert bool(numbers) != ("all images" in question)
+        named[len(numbers)] += 1
+        with_points = [one for one in numbers or ["2", "3"] if one in texts]
+        if not with_points:
+            assert answer == "There are none."
+            continue
+        total = sum({"2": 1, "3": 2}[one] for one in with_points)
+        assert answer.endswith(f'">Red cups</points> shows a total of {total}.')
+        places = re.search(r'coords="([^"]*)"', answer)[1].split(";")
+        assert [place.split()[0] for place in places] == with_points
+        if with_points == ["3"]:
+            assert places == [f"3 {texts['3']}"]
+    # binomial: three standard deviations of 600 at 1/2 are 37, of about 300 at 1/4 are 23
+    assert abs(everything - 300) < 37
+    assert all(abs(named[count] - (600 - everything) / 4) < 24 for count in (1, 2, 3, 4))
+    pointed = {**asked, "style": "multi_image_pointing"}
+    plain = 0
+    for seed in range(200):
+        question, answer = SPEAKER.messages(pointed, RandomState(seed), SIZE, False, scene)
+        plain += "image" not in question.replace("image.", "")
+        assert answer == "There are none." or answer.startswith('<points coords="')
+    assert plain  # a sentence for one picture
+    (question,) = SPEAKER.messages(pointed, RandomState(1), SIZE, True, scene)
+    bare = PromptFormatter(dataclasses.replace(MOLMO2, prompt_templates="none"))
+    assert bare.messages(pointed, RandomState(1), SIZE, True, scene) == ["Red cups"]

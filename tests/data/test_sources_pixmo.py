@@ -110,6 +110,18 @@ def test_pixmo_questions(server: Server, tmp_path: Path) -> None:
     assert report["pictures"]["permanent"] == {"hash mismatch": 1}
 
 
+def test_questions_about_several_pictures(server: Server, tmp_path: Path) -> None:
+    """Every address of a list is fetched; a row of which one is gone is left out."""
+    asked = {"question": ["Which is red?"], "answer": ["The second."]}
+    urls = [[server.url(f"good/{i}") for i in (1, 2)], [server.url("good/1"), server.url(GONE)]]
+    Hub(tmp_path / "pixmo_multi_image_qa_multi_only_max5").parquet(
+        [{"image_urls": both, "qa_pairs": asked} for both in urls]
+    )
+    [record] = build(tmp_path, "pixmo_multi_image_qa_multi_only_max5")
+    assert len(record["images"]) == 2 and record["metadata"] == {"image_urls": urls[0]}
+    assert [one["answer"] for one in record["annotations"]] == ["The second."]
+
+
 def test_questions_how_many_are_not_answered_by_points(server: Server, tmp_path: Path) -> None:
     url = server.url("good/1")
     talk = ["Hi?", "Yes.", "How many\nin all?", "Two.", "HOW MANY dogs?", "Three."]

@@ -12,7 +12,9 @@ from picture_server import Server, picture
 from source_helpers import Hub, build, run
 
 from molmo_ds.config import PromptConfig
+from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.sample.prompts import PromptFormatter
+from molmo_ds.data.sample.review import Review
 from molmo_ds.data.sources import download
 from molmo_ds.data.sources.cut import cut
 from molmo_ds.data.sources.source import Cut, Item, Source
@@ -103,6 +105,43 @@ def test_without_the_list_of_evaluation_pictures_nothing_is_written(
     assert "the pictures of pixmo_points_eval must be left out" in said
     assert "--evaluation-pictures" in said
     assert not (tmp_path / "out" / "pixmo_points-train").exists()
+
+
+def test_points_in_several_pictures(server: Server, tmp_path: Path, evaluated: None) -> None:
+    """Labels are one thing but for case, blanks and marks; a row with a picture of the evaluation set is left out."""
+
+    def several(labels: list[str], *numbers: int) -> dict:
+        urls = [server.url(f"good/{number}") for number in numbers]
+        places = [[{"x": 10.0 * i - 1, "y": 101.0}] * i for i in range(len(labels))]
+        return {"image_urls": urls, "points": places, "labels": labels, "counts": [0, 1, 2]}
+
+    rows = [several(["Red cup", "a dog", "red  cup."], 1, 2, 4), several(["x", "y"], 1, 3)]
+    rows += [several(["x"], 1), several(["x", "y", "z"], 1, 2)]
+    Hub(tmp_path / "pixmo_multi_points").parquet(rows)
+    folders = ["--from", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert run(tmp_path, "pixmo_multi_points", *folders) == 0
+    shards = ShardSet(str(tmp_path / "out" / "pixmo_multi_points-train"))
+    assert len(shards) == 1
+    record = shards.read(0)
+    Review().add(record)
+    assert record["metadata"]["image_urls"] == rows[0]["image_urls"]
+    assert len(record["images"]) == 3
+    [drawn] = record["annotations"]
+    cups = [{"image": 1, "points": []}, {"image": 3, "points": [[19, 100]] * 2}]
+    dog = [{"image": 2, "points": [[9, 100]]}]
+    assert [
+        (one["style"], one["label"], one["point_groups"], one["point_scale"])
+        for one in drawn["one_of"]
+    ] == [
+        (style, label, groups, 100)
+        for label, groups in (("Red cup", cups), ("a dog", dog))
+        for style in ("multi_image_pointing", "multi_image_point_then_count")
+    ]
+    assert report_of(tmp_path, "pixmo_multi_points")["dropped"] == {
+        "row of a picture of pixmo_points_eval": 1,
+        "less than 2 or more than 5 pictures": 1,
+        "another number of pictures than of labels or of groups of points": 1,
+    }
 
 
 def test_many_points_are_dropped_or_split(server: Server, tmp_path: Path, evaluated: None) -> None:

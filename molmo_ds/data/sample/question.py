@@ -8,10 +8,10 @@ from numpy.random import RandomState
 from molmo_ds.config import PromptConfig
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.sample.annotation import Annotation
-from molmo_ds.data.sample.pointed import Scene, follow_point
+from molmo_ds.data.sample.pointed import Scene, answer_by_points, follow_point
 from molmo_ds.data.sample.styles import SHORT_ANSWERS, TRACK_OF_POINT, TRACK_STYLE
 from molmo_ds.data.wording import options as worded
-from molmo_ds.data.wording.pictures import STEP_BY_STEP
+from molmo_ds.data.wording.pictures import POINTING, SEVERAL, STEP_BY_STEP
 from molmo_ds.data.wording.pictures import TEMPLATES as OF_PICTURES
 from molmo_ds.data.wording.videos import SHORT_ANSWER, TRACK_AT_TWO, VIDEO_TEMPLATES
 
@@ -19,6 +19,7 @@ TEMPLATES = OF_PICTURES | {
     style: sentences for style, sentences in VIDEO_TEMPLATES.items() if style not in SHORT_ANSWERS
 }
 STEPS = "_exp"  # in a style whose answers explain themselves
+P_ALL_PICTURES = 0.5  # a question about points in several pictures means all, else it names some
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ def ask(
     if question is None and style in TEMPLATES:
         if drawing and style == TRACK_OF_POINT:
             return _track_of_point(annotation, config, rng, scene, inference)
+        if drawing and style in SEVERAL:
+            return _in_several(style, annotation, config, rng, scene)
         sentences = TEMPLATES[style]
         label = label_of(style, annotation) if "{label}" in sentences[0] else ""
         if not drawing:
@@ -116,6 +119,29 @@ def _track(fps: float | None, label: str, rng: RandomState) -> str:
         return TRACK_AT_TWO[rng.randint(len(TRACK_AT_TWO))].format(label=label)
     sentences = TEMPLATES[TRACK_STYLE]
     return sentences[rng.randint(len(sentences))].format(label=label, fps=f"{fps:g}")
+
+
+def _in_several(
+    style: str, annotation: Annotation, config: PromptConfig, rng: RandomState, scene: Scene
+) -> Asked:
+    """A request for points in all pictures or in some of them, and the answer, which has its groups in their order."""
+    label = label_of(style, annotation)
+    numbers = list(range(1, len(scene.sizes) + 1))
+    images = "all images"
+    sentences = SEVERAL[style]
+    if len(numbers) > 1 and rng.random_sample() >= P_ALL_PICTURES:
+        numbers = [numbers[i] for i in rng.permutation(len(numbers))]
+        numbers = numbers[: rng.randint(1, len(numbers) + 1)]
+        images = ", ".join(f"image_{number}" for number in numbers)
+    elif style == "multi_image_pointing" and rng.random_sample() < 0.5:
+        sentences = POINTING
+    question = sentences[rng.randint(len(sentences))].format(label=label, images=images)
+    if annotation.point_groups is None:
+        return Asked(question)
+    given = {group.image or 1: group for group in annotation.point_groups if group.points}
+    shown = [given[number] for number in numbers if number in given]
+    kept = annotation.model_copy(update={"point_groups": shown})
+    return Asked(question, answer_by_points(style, kept, label, scene, config.pointing_format))
 
 
 def _track_of_point(

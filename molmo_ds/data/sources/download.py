@@ -23,6 +23,7 @@ from molmo_ds.data.read.writer import write_shards
 from molmo_ds.data.sources.fetch import Limits, describe, fetch
 from molmo_ds.data.sources.records import reader, records
 from molmo_ds.data.sources.rows import (
+    addresses,
     chosen,
     column,
     group,
@@ -197,7 +198,11 @@ def requests(source: Source, rows: Sequence[Row], numbers: Sequence[int]) -> lis
     """The pictures that the rows of these numbers name, each once."""
     urls = column(rows, source.url)
     hashes = column(rows, source.sha256) if source.sha256 else [""] * len(rows)
-    found = [Request(urls[number], (hashes[number] or "").lower()) for number in numbers]
+    found = [
+        Request(url, (hashes[number] or "").lower())
+        for number in numbers
+        for url in addresses(urls[number])
+    ]
     return list(dict.fromkeys(found))
 
 

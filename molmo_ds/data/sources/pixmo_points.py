@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from molmo_ds.data.sources.masks import runs_of
-from molmo_ds.data.sources.pixmo import HASHED, LICENCE, LOADER, TRAIN, item
-from molmo_ds.data.sources.source import Cut, Item, LeftOut, Row, Source, annotation
+from molmo_ds.data.sources.pixmo import HASHED, LICENCE, LOADER, MOST_PICTURES, TRAIN, item
+from molmo_ds.data.sources.source import Cut, Item, LeftOut, Picture, Row, Source, annotation
+from molmo_ds.data.wording.pictures import SEVERAL
 
 PUBLISHED = Cut(points=40)  # arXiv 2409.17146v2: counts above 40 are dropped
 # its later code: what has more would be cut at the end of a sequence
@@ -32,6 +33,40 @@ def points(row: Row, split: str, style: str) -> list[Item]:
     """Every place of something that a person named, or none."""
     places = places_of(row["points"])
     return item(row, [annotation(style, label=row["label"], points=places, point_scale=100)])
+
+
+def several(row: Row, split: str) -> list[Item]:
+    """Places of one thing in two to five pictures, whose labels may word it each in its own way.
+
+    Labels are the same thing where they are equal but for case, blanks and marks at their ends; the reference reads a
+    column for that, which the published set does not have. One label and one style are drawn at each visit.
+    """
+    labels = row["labels"]
+    if not 2 <= len(labels) <= MOST_PICTURES:
+        raise LeftOut(f"less than 2 or more than {MOST_PICTURES} pictures")
+    if not len(row["image_urls"]) == len(row["points"]) == len(labels):
+        raise LeftOut("another number of pictures than of labels or of groups of points")
+    groups = [_inside(places_of(value)) for value in row["points"]]
+    alike: dict[str, list[int]] = {}
+    for number, label in enumerate(labels, 1):
+        alike.setdefault(" ".join(label.split()).casefold().strip(" .,;:!?"), []).append(number)
+    asked = [
+        annotation(
+            style,
+            label=labels[numbers[0] - 1],
+            point_groups=[{"image": one, "points": groups[one - 1]} for one in numbers],
+            point_scale=100,
+        )
+        for numbers in alike.values()
+        for style in SEVERAL
+    ]
+    shown = tuple(Picture(url=url) for url in row["image_urls"])
+    return [Item(shown, [{"one_of": asked}], {"image_urls": list(row["image_urls"])})]
+
+
+def _inside(places: list[list[float]]) -> list[list[float]]:
+    """A few points of the set lie a little outside of their picture."""
+    return [[min(max(x, 0.0), 100.0), min(max(y, 0.0), 100.0)] for x, y in places]
 
 
 def points_eval(row: Row, split: str) -> list[Item]:
@@ -116,6 +151,16 @@ SOURCES = [
         hub="allenai/pixmo-points-eval",
         aliases=("pointing_eval",),
         **HASHED,
+    ),
+    Source(
+        "pixmo_multi_points",
+        LICENCE,
+        "dataset card",
+        several,
+        TRAIN,
+        "allenai/Molmo2-MultiImagePoint",  # its image_sha256s are of the addresses
+        url="image_urls",
+        without="pixmo_points_eval",
     ),
     _pixmo_count("pixmo_count", "pointing", aliases=("pixmo_count_pointing",), changed=_CHANGED),
     _pixmo_count("pixmo_count_counting", "point_count"),

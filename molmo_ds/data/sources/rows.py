@@ -120,17 +120,23 @@ def chosen(
         dropped[f"row whose {name} is not {wanted}"] += len(rows) - len(numbers)
     if forbidden:
         names = known_names(source, rows)
-        kept = [n for n in numbers if not any(one[n] in forbidden for one in names)]
+        kept = [n for n in numbers if not names[n] & forbidden]
         dropped[f"row of a picture of {source.without}"] += len(numbers) - len(kept)
         numbers = kept
     return numbers
 
 
-def known_names(source: Source, rows: Sequence[Row]) -> list[list[str]]:
-    """The addresses of the rows' pictures and, where they are published, their hashes in small letters."""
-    names = [column(rows, source.url)]
+def addresses(value: str | Sequence[str]) -> list[str]:
+    """The addresses in a row's column, which holds one, or a list of them."""
+    return [value] if isinstance(value, str) else list(value)
+
+
+def known_names(source: Source, rows: Sequence[Row]) -> list[set[str]]:
+    """The addresses of each row's pictures and, where they are published, their hashes in small letters."""
+    names = [set(addresses(value)) for value in column(rows, source.url)]
     if source.sha256:
-        names.append([(value or "").lower() for value in column(rows, source.sha256)])
+        for known, value in zip(names, column(rows, source.sha256)):
+            known.add((value or "").lower())
     return names
 
 

@@ -137,4 +137,45 @@ POINT_COUNT = (
     "{label}: how many?",
 )
 
-TEMPLATES = {"long_caption": LONG_CAPTION, "pointing": POINTING, "point_count": POINT_COUNT}
+# {images} is "all images" or the names of some, such as image_2, image_1. As many sentences as allenai/molmo2 has
+# (f3cb108, olmo/preprocessing/data_formatter.py); the words are our own.
+SEVERAL_POINTING = (
+    "Where are {label} in {images}?",
+    "where in {images} are {label}",
+    "Point out {label} in {images}.",
+    "Point at each of {label} in {images}.",
+    "Mark {label} in {images}.",
+    'Show every place of "{label}" in {images}.',
+    "Please point to {label} in {images}.",
+    "Could you show where {label} are in {images}?",
+    "Look at {images} and point to {label}.",
+    "Which places in {images} show {label}?",
+    "For {images}: point to all {label}.",
+)
+SEVERAL_COUNTS = (
+    "What number of {label} do {images} show?",
+    "how many {label} in {images}",
+    "How many {label} can be seen in {images}?",
+    "Count {label} in {images} by pointing.",
+    "count up {label} in {images}",
+    "Count up all {label} in {images}.",
+    "Give the number of {label} in {images}.",
+    "Point to each of {label} in {images} and say how many.",
+    "Mark {label} in {images}, then give their number.",
+    "Show {label} in {images} and count them.",
+    "Please count {label} in {images}.",
+    "Could you point at {label} in {images} and count them?",
+    "Look at {images}: how many {label} are there?",
+    "Find {label} in {images}; what is their total?",
+)
+# of several pictures, some of which a question may name
+SEVERAL = {
+    "multi_image_pointing": SEVERAL_POINTING,
+    "multi_image_point_then_count": SEVERAL_COUNTS,
+}
+TEMPLATES = {
+    "long_caption": LONG_CAPTION,
+    "pointing": POINTING,
+    "point_count": POINT_COUNT,
+    **SEVERAL,
+}
