@@ -104,7 +104,8 @@ def from_peft(source: str | Path, base: str | Path, out: str | Path) -> None:
             f"{source} holds {min(left)}, which is no LoRA adapter of a matrix of this model; train adapters of its"
             " linear layers alone."
         )
-    load.write_weights(out, config, iter(weights.items()), tokenizer, len(weights))
+    asked = load.prompts_of(base)
+    load.write_weights(out, config, iter(weights.items()), tokenizer, len(weights), asked)
 
 
 def scale_of(settings: dict[str, Any], module: str) -> float:

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from molmo_ds import files, presets
 from molmo_ds.architecture import ConnectorConfig, MolmoConfig, VisionConfig
+from molmo_ds.config import PromptConfig
 from molmo_ds.files import Place
-from molmo_ds.hub import configs
+from molmo_ds.hub import configs, reference_prompts
 from molmo_ds.model import families
 from molmo_ds.model.families import molmo
 from molmo_ds.model.init import initial_parameter
@@ -44,7 +45,8 @@ def from_hub(source: str | Path, out: str | Path, changes: tuple[str, ...] = ())
     """
     folder = find(source)
     config = configs.override(released_config.read(folder), changes)
-    return _convert(folder, TensorFolder(folder), config, out)
+    asked = released_config.prompts(folder, config.family)
+    return _convert(folder, TensorFolder(folder), config, out, asked)
 
 
 def from_reference(
@@ -60,13 +62,15 @@ def from_reference(
             f"{folder} has no config.yaml; give an unsharded checkpoint of the reference."
         )
     values = yaml.safe_load(file.read_text())
-    config = configs.override(molmo.from_reference(values.get("model", values)), changes)
+    values = values.get("model", values)
+    config = configs.override(molmo.from_reference(values), changes)
     weights = TensorFolder(
         folder
         if not (folder / "state_dict.safetensors").is_file()
         else folder / "state_dict.safetensors"
     )
-    return _convert(folder, weights, config, out)
+    asked = reference_prompts.prompts(values, config.family)
+    return _convert(folder, weights, config, out, asked)
 
 
 def backbones(
@@ -123,7 +127,8 @@ def consolidate(source: str | Place, out: str | Place) -> MolmoConfig:
     """Any checkpoint of a run, whatever strategy wrote it -> a weights folder."""
     config, tensors, tokenizer = open_checkpoint(source)
     shapes = shapes_of(config)
-    write_weights(out, config, checked(tensors, shapes, source), tokenizer, len(shapes))
+    found = checked(tensors, shapes, source)
+    write_weights(out, config, found, tokenizer, len(shapes), prompts_of(source))
     return config
 
 
@@ -133,13 +138,18 @@ def write_weights(
     tensors: Iterator[tuple[str, Tensor]],
     tokenizer: Place | None,
     total: int,
+    prompts: PromptConfig | None = None,
 ) -> None:
-    """A weights folder: safetensors with our names, config.yaml, and the tokenizer's files if `tokenizer` has any."""
+    """A weights folder: safetensors with our names, config.yaml, and the tokenizer's files if `tokenizer` has any.
+
+    Without `prompts` it will be asked as the released models of its family.
+    """
+    said = {"model": to_dict(config)}
+    if prompts is not None:
+        said["data"] = {"prompts": to_dict(prompts)}
     with new_folder(out) as folder:
         write_tensors(folder, tensors, total=total)
-        (folder / "config.yaml").write_text(
-            yaml.safe_dump({"model": to_dict(config)}, sort_keys=False)
-        )
+        (folder / "config.yaml").write_text(yaml.safe_dump(said, sort_keys=False))
         copy_tokenizer(tokenizer, folder / "tokenizer")
 
 
@@ -178,12 +188,17 @@ def open_checkpoint(
     return untied(config), _untied(tensors), tokenizer
 
 
-def prompt_form(path: str | Place) -> dict[str, str | bool]:
-    """`message_format` and `always_start_with_space` that a run's prompts had; a folder of weights says nothing."""
+def prompts_of(path: str | Place) -> PromptConfig:
+    """How the model of a weights folder or of a run's checkpoint is asked."""
     path = files.place(path)
     if not (path / INDEX).is_file():
         path = checkpoint.find(path)
-    prompts = checkpoint.read_config(path).data.prompts
+    return checkpoint.read_config(path).data.prompts
+
+
+def prompt_form(path: str | Place) -> dict[str, str | bool]:
+    """`message_format` and `always_start_with_space` of `prompts_of`."""
+    prompts = prompts_of(path)
     return {name: getattr(prompts, name) for name in released_config.PROMPTS}
 
 
@@ -242,11 +257,15 @@ def copy_tokenizer(source: Place | None, target: Path) -> None:
 
 
 def _convert(
-    source: Place, folder: TensorFolder, config: MolmoConfig, out: str | Place
+    source: Place,
+    folder: TensorFolder,
+    config: MolmoConfig,
+    out: str | Place,
+    prompts: PromptConfig,
 ) -> MolmoConfig:
     config = untied(config)
-    table = released_table(source, folder, config)
-    write_weights(out, config, rename.to_ours(table, folder.read), source, len(shapes_of(config)))
+    tensors = rename.to_ours(released_table(source, folder, config), folder.read)
+    write_weights(out, config, tensors, source, len(shapes_of(config)), prompts)
     return config
 
 

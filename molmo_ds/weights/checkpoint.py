@@ -287,9 +287,9 @@ def _holds_tensors(path: Place) -> bool:
 
 
 def read_config(path: Place) -> RunConfig:
-    """The configuration of a checkpoint, or of a folder of weights, which says only what the model is.
+    """The configuration of a checkpoint, or of a folder of weights, which says what the model is and how it is asked.
 
-    Such a folder is asked as the released models of its family.
+    One that does not say how is asked as the released models of its family.
     """
     values = settings.read_values(path / "config.yaml")
     known = {

@@ -20,7 +20,7 @@ from torch import Tensor
 from molmo_ds import presets
 from molmo_ds.architecture import ConnectorConfig, MolmoConfig, SelectionConfig
 from molmo_ds.cli.convert import main
-from molmo_ds.config import DataConfig, RunConfig
+from molmo_ds.config import DataConfig, PromptConfig, RunConfig
 from molmo_ds.data.tokens import Tokenizer
 from molmo_ds.engine import build_engine
 from molmo_ds.engine.launch import World
@@ -175,6 +175,7 @@ def test_from_reference(tmp_path: Path) -> None:
         "max_sequence_length": 4096, "vision_backbone": tower, "vit_layers": [-1, -3], "image_pooling_2d": "attention",
         "image_projector": "mlp", "image_padding_embed": "pad_embed", "max_crops": 4, "overlap_margins": [2, 2],
         "additional_vocab_size": 128, "activation_type": "llama_swiglu", "weight_tying": False,
+        "prompt_type": "none", "message_formatting": "none", "system_prompt_kind": "style_and_length",
     }  # fmt: skip
     (folder / "config.yaml").write_text(yaml.safe_dump({"run_name": "x", "model": model}))
     theirs = dict(rename.to_theirs(molmo_names.reference(config, "llama"), state.__getitem__))
@@ -183,6 +184,28 @@ def test_from_reference(tmp_path: Path) -> None:
     assert got == replace(config, text=text, vision=vision)
     ours = TensorFolder(tmp_path / "ours")
     assert all(torch.equal(ours.read(name), state[name]) for name in state)
+    # a captioner's checkpoint is asked as it was trained
+    assert load.prompts_of(tmp_path / "ours") == PromptConfig(
+        prompt_templates="none", message_format="none", system_prompt="style_and_length"
+    )
+
+
+def test_the_form_of_a_question_goes_along(tmp_path: Path, tokenizer: Path) -> None:
+    """From a run to its weights alone, to an export and back."""
+    config = tiny("olmo2")
+    folder = weights_folder(tmp_path / "ours", config, random_state(config))
+    assert load.prompts_of(folder) == PromptConfig()  # a folder that says nothing
+    asked = PromptConfig(message_format="none", always_start_with_space=False)
+    data = DataConfig(tokenizer=str(tokenizer), prompts=asked)
+    save(RunConfig(model=config, data=data), folder / "config.yaml")
+    (folder / "checksums.json").unlink()
+    load.consolidate(folder, tmp_path / "weights")
+    assert load.prompts_of(tmp_path / "weights") == asked
+    export.to_hub(tmp_path / "weights", tmp_path / "hub")
+    load.from_hub(tmp_path / "hub", tmp_path / "back")
+    assert load.prompts_of(tmp_path / "back") == asked
+    values = yaml.safe_load((tmp_path / "back/config.yaml").read_text())
+    assert set(values) == {"model", "data"} and set(values["data"]) == {"prompts"}
 
 
 def test_tokenizer_of_a_run(tmp_path: Path, tokenizer: Path) -> None:

@@ -1,12 +1,16 @@
 """Configurations of the reference that mean another network than ours are refused, not read as ours."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from molmo_ds.architecture import VideoConfig
-from molmo_ds.model.families import molmo
+from molmo_ds.config import PromptConfig
+from molmo_ds.hub.reference_prompts import prompts
+from molmo_ds.model.families import molmo, molmo2
+from molmo_ds.weights.released_config import FAMILY
 
 TOWER = {
     "image_model_type": "siglip",
@@ -52,6 +56,7 @@ def test_another_network_is_refused(changes: dict[str, Any], word: str) -> None:
 
 
 MOLMO2 = {
+    "bi_directional_attn": "image_tokens",
     "llm": {
         "d_model": 32,
         "n_heads": 4,
@@ -227,6 +232,9 @@ def test_pictures_and_frames_are_read() -> None:
         per_frame_special_token=False,
         subtitle_seconds=2.0,
     )
+    # the released format cannot say it
+    assert "around each frame" in molmo2.not_servable(made)
+    assert molmo2.not_servable(replace(made, video=molmo2.VIDEO)) is None
     columns = ["mm_preprocessor", "image", "use_col_tokens"]
     assert molmo.from_reference(changed(MOLMO2, columns, True)).images.use_col_tokens
     several = changed(MOLMO2, ["mm_preprocessor", "image", "max_images"], 5)
@@ -242,6 +250,21 @@ def test_hemolmo_reads_its_column_tokens() -> None:
     assert made.selection.picks == 7 and not made.images.use_col_tokens
     columns = ["mm_preprocessor", "use_col_tokens"]
     assert molmo.from_reference(changed(HEMOLMO, columns, True)).images.use_col_tokens
+
+
+def test_how_a_checkpoint_is_asked() -> None:
+    said = {"prompt_type": "none", "message_formatting": "none", "default_inference_len": None}
+    assert prompts(MODEL | said, "molmo") == PromptConfig(
+        prompt_templates="none", message_format="none", default_inference_len=None
+    )
+    assert prompts(MODEL, "molmo") == FAMILY["molmo"]
+    formatter = {"message_format": "qwen3", "system_prompt": None, "pointing_format": "default"}
+    made = prompts(MOLMO2 | {"data_formatter": formatter}, "molmo2")
+    assert made == replace(FAMILY["molmo2"], system_prompt="none", pointing_format="percent")
+    assert made.message_format == "chat"
+    with pytest.warns(UserWarning, match="'mistral', which is not known here.* with 'chat'"):
+        unknown = {"data_formatter": {"message_format": "mistral"}}
+        assert prompts(MOLMO2 | unknown, "molmo2") == FAMILY["molmo2"]
 
 
 def test_no_layers_are_the_last_block() -> None:

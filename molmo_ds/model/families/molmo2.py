@@ -363,6 +363,8 @@ def not_servable(config: MolmoConfig) -> str | None:
     connector = config.connector
     if connector.padding_embed != "none" or connector.pooling != "attention_meanq":
         return "readers of Molmo2 know no padding embedding and no pooling but attention_meanq"
+    if not config.video.per_frame_special_token:
+        return "readers of Molmo2 put tokens around each frame, not around the whole video"
     return None
 
 
