@@ -1,4 +1,4 @@
-"""Every private name of DeepSpeed that we touch, behind small functions; no other file holds one.
+"""Every private name of DeepSpeed that we touch, behind small functions; engine/zero3_hooks_0_19.py has those of hooks.
 
 DeepSpeed promises none of them. engine/deepspeed_names.py says where each is defined, and
 tests/engine/test_deepspeed_names.py looks for them in the installed version and names the one that vanished.
@@ -21,7 +21,7 @@ from deepspeed.pipe import DualPipeVModule, LayerSpec, PipelineModule
 from deepspeed.runtime.pipe import schedule
 from deepspeed.runtime.utils import partition_balanced
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
-from deepspeed.utils import groups, nvtx, z3_leaf_module
+from deepspeed.utils import groups
 from torch import Tensor, nn
 
 MODEL_STEP = "_take_model_step"  # the method of an engine that ends in the optimizer's step
@@ -272,29 +272,6 @@ def take_no_norm(engine: Any) -> None:
     zero = engine.optimizer
     zero.scaled_global_norm = lambda *_: torch.zeros(())  # ZeRO-1 and 2
     zero.get_grad_norm_direct = lambda *_: torch.zeros(())  # ZeRO-3
-
-
-def lighten_hooks(engine: Any) -> None:
-    """Leave out what ZeRO-3's hooks do for nothing; docs/evidence/gpu.md has the time of the host that it saves.
-
-    A module without weights of its own gathers nothing. torch binds the arguments of a hook's autograd function to its
-    signature at each call. Ranges for NVIDIA's profilers are opened around every function of DeepSpeed.
-    """
-    nvtx.enable_nvtx = False
-    offload = getattr(engine.optimizer, "parameter_offload", None)
-    if offload is None:
-        return
-    idle = set()
-    for module in engine.module.modules():
-        for name in ("pre_bwd_fn", "post_bwd_fn"):
-            if function := vars(module).get(name):
-                function.apply = super(torch.autograd.Function, function).apply
-        owns = z3_leaf_module(module) or any(True for _ in module.parameters(recurse=False))
-        if not owns and module is not engine.module:
-            idle |= {id(module._forward_hooks), id(module._forward_pre_hooks)}
-    for handle in (*offload.forward_hooks, *offload.backward_hooks):
-        if id(handle.hooks_dict_ref()) in idle:
-            handle.remove()
 
 
 def before_update(engine: Any, function: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""The private names of DeepSpeed 0.19 that engine/deepspeed_0_19.py touches, by the module that defines them."""
+"""The private names of DeepSpeed 0.19 that two files of engine/ (*_0_19.py) touch, by the module that defines them."""
 
 NAMES = {  # module -> names that are defined, or set on an object, there
     "deepspeed.comm.comm": "cdb",
@@ -15,11 +15,14 @@ NAMES = {  # module -> names that are defined, or set on an object, there
         remove_partition_and_release_buffers swap_in swap_out_and_release synchronize_reads
     """,
     "deepspeed.runtime.utils": "partition_balanced",
+    "deepspeed.runtime.zero.linear": "LinearFunctionForZeroStage3",
     "deepspeed.runtime.zero.muon.muon_optimizer": "MuonWithAuxAdam",
     "deepspeed.runtime.zero.muon.original_muon": "muon_update",
     "deepspeed.runtime.zero.parameter_offload": "backward_hooks forward_hooks post_bwd_fn pre_bwd_fn",
     "deepspeed.runtime.zero.partition_parameters": """
-        ds_id ds_numel ds_secondary_tensor ds_shape ds_tensor final_location nvme_swapper
+        AllGatherCoalescedHandle allgather_handle ds_id ds_numel ds_process_group ds_quant_scale
+        ds_secondary_tensor ds_shape ds_status ds_tensor final_location get_allgather_dtype nvme_swapper
+        use_secondary_tensor
     """,
     "deepspeed.runtime.zero.stage3": """
         _get_param_partition_rank _optimizer_states_and_gradient_swap_in

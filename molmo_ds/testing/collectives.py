@@ -17,9 +17,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses import fake_impls
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from molmo_ds.engine import deepspeed_0_19
 from molmo_ds.engine.checks.gradient_order import GradientOrder
 from molmo_ds.engine.engine import DeepSpeedEngine
 from molmo_ds.ops import dispatch, weighted_cross_entropy
@@ -110,7 +111,7 @@ def pretend(ranks: int) -> Any:
     """The World of rank 0 of `ranks` made-up ones; once in a process."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    from molmo_ds.engine import deepspeed_0_19, launch
+    from molmo_ds.engine import launch
 
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     os.environ |= address | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(ranks)}
@@ -135,7 +136,13 @@ def without_memory() -> Iterator[None]:
 
     read_back = torch.ops.aten._local_scalar_dense.default
     table = {read_back: lambda mode, function, tensor: _one(tensor.dtype)}
+
+    def with_numbers(size: int, make: Any = deepspeed_0_19.tensor_groups) -> list[Any]:
+        with unset_fake_temporarily():
+            return make(size)
+
     with (
+        mock.patch.object(deepspeed_0_19, "tensor_groups", with_numbers),
         mock.patch.dict(fake_impls.op_implementations_dict, table),
         mock.patch.object(Tensor, "tolist", tolist),
         mock.patch.object(reference, "lengths_of", lambda document_ids: None),

@@ -31,6 +31,7 @@ class Supervised:
         words: settings of the run.
         launch: the folder of its own files, as seen from here.
         said: a file for what it says.
+        stall: seconds without a step after which it starts the run again.
     """
 
     def __init__(
@@ -41,9 +42,10 @@ class Supervised:
         out: Place,
         launch: Path,
         said: Path,
+        stall: int = 10,
     ) -> None:
         self.lab, self.out, self.launch, self.said = laboratory, out, launch, said
-        patience = ["--stall", "10", "--probe", "3", "--backoff", "0.1"]
+        patience = ["--stall", str(stall), "--probe", "3", "--backoff", "0.1"]
         command = [sys.executable, ROOT / "tools/launch.py", "--hosts", hosts, *patience]
         command = laboratory.words("head", [*command, *words, f"out={out}"])
         environment = {**laboratory.environment(), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
@@ -58,7 +60,7 @@ class Supervised:
         lines = path.read_text().splitlines() if path.exists() else []
         return [event for event in map(json.loads, lines) if event["event"] == kind]
 
-    def wait(self, what: str, seen: Callable[[], bool], timeout: float = 400) -> None:
+    def wait(self, what: str, seen: Callable[[], bool], timeout: float = 900) -> None:
         """Until it is seen; AssertionError if the supervisor ends before, or it takes too long."""
         deadline = time.monotonic() + timeout
         while not seen():

@@ -99,7 +99,9 @@ def test_hosts_that_share_a_bucket(
     words = [*words, f"scratch={SCRATCH}"]
     own = Path(f"/proc/{laboratory.inner['head']}/root") / str(scratch_of(out.url, SCRATCH))[1:]
     hosts = "host1:1,host2:1"
-    run = Supervised(laboratory, hosts, words, out, own / "launch", tmp_path / "said.txt")
+    # on a busy machine a step may wait ten seconds for the upload of the one before
+    said = tmp_path / "said.txt"
+    run = Supervised(laboratory, hosts, words, out, own / "launch", said, stall=120)
 
     def hold(pattern: str) -> None:
         wire.let_go.clear()

@@ -2,9 +2,9 @@
 
     python tools/bench/scale.py [--small | --only MODEL:RANKS] [--keep FILE] [--write]
 
-A stand-in (molmo_ds/testing/scale) plays one rank after the other; what all ranks do is that of the first one, as often
-as there are others, and of the last. "Before" is commit 3eabada, by the formulas of `Before`. --write makes the tables
-of docs/evidence/scale.md. With --keep a call resumes where an earlier one with that file was stopped.
+A stand-in (molmo_ds/testing/scale) plays one rank after the other; what all ranks do is that of the first, of the last,
+and of one between them as often as there are others. "Before" is commit 3eabada, by the formulas of `Before`. --write
+makes the tables of docs/evidence/scale.md. With --keep a call resumes where an earlier one with that file was stopped.
 """
 
 import argparse
@@ -84,10 +84,7 @@ def from_nothing(case: Case) -> Iterator[ROW]:
 
 def saving(case: Case) -> Iterator[ROW]:
     """What a save copies and tells, and what rank 0 does with it."""
-    _ = case.parts  # made before the clock runs
-    began = time.process_time()
-    index = case.index
-    seconds = time.process_time() - began
+    index, seconds = case.index, case.merging()
     listing = before_of(case).listing
     count, size = case.copies()
     pieces = f"{len(case.found.pieces.columns['start']):,}"

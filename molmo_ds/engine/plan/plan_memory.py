@@ -322,10 +322,10 @@ def _held(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool, rows:
     made.optimizer, made.update = shard * (4 + moments), 4 * group * (1 + roots)
     if stage == 3:
         made.weights = size * (shard + sum(row.frozen_shard for row in rows))
-        # reuse within max_live parameters keeps them; one gather more fills a flat buffer before it is cut up
-        split = sum(row.split for row in rows)
-        live = min(split, max(int(zero.live_parameters), largest))
-        flat = min(split, zero.prefetch_bucket + largest)
+        # reuse within max_live parameters keeps them; one gather more, of a layer, fills a flat buffer before it is cut
+        split, layer = sum(row.split for row in rows), max(row.split for row in rows)
+        live = min(split, max(int(zero.live_parameters), layer))
+        flat = min(split, zero.prefetch_bucket + layer)
         made.gathered = size * (bucket + live + flat)
         if zero.hpz > 1:  # a copy split within a node, made at the release
             made.weights += size * (frozen + max(0, trained - live)) / zero.hpz

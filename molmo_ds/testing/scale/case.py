@@ -1,5 +1,6 @@
 """A model on so many ranks under ZeRO-3, with hollow files in a folder: what its start, save and resume come to."""
 
+import time
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -62,6 +63,13 @@ class Case:
         """Bytes of its index."""
         return self.found.manifest.files[INDEX].bytes
 
+    def merging(self) -> float:
+        """CPU-seconds of rank 0 that merges the parts of all ranks into the index and opens it."""
+        _ = self.parts  # made before the clock runs
+        began = time.process_time()
+        measures.opened(saved.commit(self.folder / "merged", self.network, self.parts))
+        return time.process_time() - began
+
     def start(self, place: Path, stage: int = 3) -> float:
         """Bytes read in a start from weights or a checkpoint, in units of the weights.
 
@@ -78,7 +86,9 @@ class Case:
 
     def drawn(self) -> float:
         """Random numbers that are drawn for first weights, in units of those that are needed."""
-        drawn = measures.drawn(self.network, 3, 0, self.ranks) * self.ranks
+        drawn = measures.over(
+            self.ranks, lambda rank: measures.drawn(self.network, 3, rank, self.ranks)
+        )
         return drawn / measures.drawn(self.network, 0, 0, 1)
 
     def resume(self, before: int) -> Counts:
