@@ -125,7 +125,7 @@ def create_state(engine: Any, keys: set[str], scalars: set[str]) -> None:
     for i, flat in enumerate(deepspeed_0_19.masters(engine)):
         of_muon = id(flat) in matrices
         with deepspeed_0_19.sub_group(engine.optimizer, i, changed=True):
-            for key in keys & MUON if of_muon else keys - MUON:
+            for key in sorted(keys & MUON if of_muon else keys - MUON):
                 state[flat].setdefault(key, torch.zeros_like(flat.data))
         for key in () if of_muon else scalars:
             state[flat].setdefault(key, torch.zeros((), device=flat.device if on_device else "cpu"))

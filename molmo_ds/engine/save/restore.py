@@ -83,7 +83,8 @@ def restore(
         assert not piece.trains or expected >= set(piece.tensors), (
             f"no place for the state of {piece.name}"
         )
-        for key in piece.tensors:
+        # in one order: ranks that hold copies send each other what they read, and a set's order is a process's own
+        for key in sorted(piece.tensors):
             filling.fill(piece, key, partial(_elements, found, piece, key))
     filling.end()
 
