@@ -213,7 +213,7 @@ def test_quickstart_reports_what_it_measured(finished: tuple[Path, str]):
         "versions",
         "chance",
     } <= set(summary)
-    assert (summary["steps"], summary["ranks"], summary["strategy"]["stage"]) == (16, 2, 1)
+    assert (summary["steps"], summary["ranks"], summary["strategy"]["stage"]) == (16, 2, 0)
     assert 0.5 < summary["packing_fill"] <= 1
     assert "tensorboard" in printed and "generate.py" in printed and "reading_accuracy" in printed
     assert (out / "predictions.png").stat().st_size > 10_000

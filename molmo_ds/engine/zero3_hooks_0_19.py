@@ -42,9 +42,16 @@ def lighten(engine: Any, by_layer: bool) -> None:
     for module in engine.module.modules():
         for name in ("pre_bwd_fn", "post_bwd_fn"):
             if function := vars(module).get(name):
-                function.apply = _where_learnt(_unbound(function))
+                unbound = _unbound(function)
+                # a compiled layer that got its own input back would be compiled again in evaluation
+                function.apply = _where_learnt(unbound) if by_layer else unbound
+    function = linear.LinearFunctionForZeroStage3
     if units:
-        linear.LinearFunctionForZeroStage3.apply = _unbound(linear.LinearFunctionForZeroStage3)
+        function.apply = _unbound(function)
+    elif "apply" in vars(
+        function
+    ):  # of an engine before this one, which a compiled run would be cut at
+        del function.apply
     AllGatherCoalescedHandle.wait = _wait
     _gather_small_ones_at_once(engine.optimizer)
 

@@ -42,7 +42,8 @@ def run(preset: str, world: int) -> RunConfig:
 def numbers(config: RunConfig) -> tuple[int, int]:
     """Parameters, and those of them that learn."""
     rows = plan_memory.parameters(config.model, config.optim, config.lora)
-    return sum(size for _, size, _ in rows), sum(size for _, size, frozen in rows if not frozen)
+    learning = sum(size for _, size, frozen, _ in rows if not frozen)
+    return sum(size for _, size, *_ in rows), learning
 
 
 def state(name: str, world: int, parameters: int, learning: int) -> float:
