@@ -85,7 +85,7 @@ CASES: dict[str, dict] = {name: {} for name in STRATEGIES} | {
 }
 BF16 = ("zero0", "zero1", "zero2", "zero3", "pipe_zero1")
 CASES |= {f"{name} autocast": {"precision": "bf16"} for name in BF16}
-CASES["zero0 muon"] = {"optim": replace(synthetic.adamw().optim, name="muon")}
+CASES["zero0 muon"] = {"optimizer": "muon"}
 CASES |= {f"{name} bf16": {"precision": "bf16"} for name in BF16}
 TESTED = [
     "zero1",
@@ -120,7 +120,9 @@ def run(case: str) -> RunConfig:
     data = DataConfig(sequence_length=TOKENS, crops_per_sequence=CROPS)
     text = replace(MODEL.text, **EXPERTS) if "_ep" in path else MODEL.text
     changes.setdefault("global_batch", read_strategy(path).data_parallel_size(2))
-    return synthetic.adamw(model=replace(MODEL, text=text), strategy=path, data=data, **changes)
+    name = changes.pop("optimizer", "adamw")
+    made = synthetic.adamw(model=replace(MODEL, text=text), strategy=path, data=data, **changes)
+    return replace(made, optim=replace(made.optim, name=name))
 
 
 def full_batch(config: RunConfig) -> Batch:
