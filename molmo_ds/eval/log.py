@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from molmo_ds.eval.saved import read_object
+from molmo_ds.eval.saved import read_object, whole_row
 from molmo_ds.files import write_atomic
 
 log = logging.getLogger(__name__)
@@ -80,20 +80,7 @@ def _lines(file: Path, fields: Mapping[str, type]) -> Iterator[Row | None]:
     """Every row of a file, None for a line that is none."""
     with open(file, "rb") as lines:
         for line in lines:
-            yield _parsed(line, fields)
-
-
-def _parsed(line: bytes, fields: Mapping[str, type]) -> Row | None:
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(row, dict):
-        return None
-    whole = all(isinstance(row.get(name), kind) for name, kind in fields.items())
-    return row if whole else None
+            yield whole_row(line, fields) if line.endswith(b"\n") else None
 
 
 class Log:

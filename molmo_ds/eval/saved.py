@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+Kind = type | tuple[type, ...]
 # of a scored row: what has to be there, and its type
-SCORED: dict[str, type | tuple[type, ...]] = {
+SCORED: dict[str, Kind] = {
     "id": str,
     "picture": str,
     "reply": str,
@@ -33,23 +34,24 @@ def scored_rows(file: Path) -> Iterator[dict[str, Any]]:
     """The scored rows of a file of JSON lines; ValueError for a line that is none."""
     with open(file, encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
-            row = _parsed(line)
-            if row is None:
+            row = whole_row(line, SCORED)
+            if row is None or not all(map(is_number, row["scores"].values())):
                 raise ValueError(
                     f"Line {number} of {file} is not a scored row of molmo-ds evaluate."
                 )
             yield row
 
 
-def _parsed(line: str) -> dict[str, Any] | None:
+def whole_row(line: str | bytes, fields: Mapping[str, Kind]) -> dict[str, Any] | None:
+    """The JSON object of a line, or None where it is none or lacks a field of its type."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
     if not isinstance(row, dict):
         return None
-    whole = all(name in row and isinstance(row[name], kind) for name, kind in SCORED.items())
-    return row if whole and all(map(is_number, row["scores"].values())) else None
+    whole = all(name in row and isinstance(row[name], kind) for name, kind in fields.items())
+    return row if whole else None
 
 
 def is_number(value: Any) -> bool:
