@@ -8,7 +8,7 @@ import torch
 from deepspeed.pipe import LayerSpec
 from torch import Tensor, nn
 
-from molmo_ds.batch import Batch
+from molmo_ds.batch import Batch, Carry
 from molmo_ds.config import LoraConfig, RunConfig
 from molmo_ds.engine import deepspeed_0_19, optim
 from molmo_ds.engine.deepspeed_0_19 import FoldedStages, Stages
@@ -16,7 +16,6 @@ from molmo_ds.engine.engine import DeepSpeedEngine, direct, without_memory
 from molmo_ds.engine.loss_scale import fill
 from molmo_ds.engine.stage_wire import Wire
 from molmo_ds.model import lora
-from molmo_ds.model.carry import Carry
 from molmo_ds.model.molmo import layer_list, run_row
 
 

@@ -10,8 +10,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from molmo_ds.batch import Batch
-from molmo_ds.model.carry import Carry, Shared
+from molmo_ds.batch import Batch, Carry, Shared
 
 OF_BATCH = {field.name for field in fields(Batch)}  # data: no gradient
 

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from molmo_ds.batch import Batch
+from molmo_ds.batch import Batch, Carry
 from molmo_ds.engine.answering.share import Share
 from molmo_ds.infer.options import GREEDY, Options
 from molmo_ds.infer.sampling import draw, next_tokens
 from molmo_ds.infer.schedule import compact
 from molmo_ds.infer.slots import Slots
 from molmo_ds.infer.text import Decode, TextStream, cut
-from molmo_ds.model.carry import Carry
 from molmo_ds.model.molmo import Molmo
 
 log = logging.getLogger(__name__)

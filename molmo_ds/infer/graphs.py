@@ -12,10 +12,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from molmo_ds.batch import Carry
 from molmo_ds.engine import compiled
 from molmo_ds.engine.answering.share import Share
 from molmo_ds.infer.slots import Bucket, Slots
-from molmo_ds.model.carry import Carry
 from molmo_ds.model.decoder import DecoderLayer
 
 log = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from molmo_ds.architecture import MolmoConfig
+from molmo_ds.batch import Carry
 from molmo_ds.engine.answering import quantized
 from molmo_ds.engine.answering.layout import Fill
 from molmo_ds.engine.answering.share import Share
@@ -23,7 +24,6 @@ from molmo_ds.infer.question import Piece, Question
 from molmo_ds.infer.sampling import Choice, draw, next_tokens
 from molmo_ds.infer.schedule import Row, Schedule
 from molmo_ds.infer.slots import Slots
-from molmo_ds.model.carry import Carry
 from molmo_ds.model.molmo import Molmo
 
 

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from molmo_ds.batch import Batch
-from molmo_ds.model.carry import Carry
+from molmo_ds.batch import Batch, Carry
 from molmo_ds.model.decoder import Core, DecoderLayer
 from molmo_ds.ops.cached_attention import cached_attention, step_plan
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from molmo_ds.architecture import ConnectorConfig, TextConfig, VisionConfig
-from molmo_ds.model.carry import Carry
+from molmo_ds.batch import Carry
 from molmo_ds.model.linear import Linear
 from molmo_ds.model.vision import used_layers
 from molmo_ds.ops.pool_patches import gather_patches, pool_patches

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from molmo_ds.architecture import TextConfig
-from molmo_ds.model.carry import Carry, Shared
+from molmo_ds.batch import Carry, Shared
 from molmo_ds.model.connector import GatedMLP
 from molmo_ds.model.linear import Linear
 from molmo_ds.ops.experts import experts

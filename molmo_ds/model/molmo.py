@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from molmo_ds.architecture import MolmoConfig
-from molmo_ds.batch import Batch
+from molmo_ds.batch import Batch, Carry
 from molmo_ds.model import init
-from molmo_ds.model.carry import Carry
 from molmo_ds.model.connector import Connector
 from molmo_ds.model.decoder import DecoderLayer, Embed, Head
 from molmo_ds.model.selection import Scorer, SelectionCore, look_ahead

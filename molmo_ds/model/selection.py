@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from molmo_ds.architecture import SCORER, MolmoConfig, SelectionConfig, TextConfig
-from molmo_ds.batch import PER_TOKEN
-from molmo_ds.model.carry import Carry
+from molmo_ds.batch import PER_TOKEN, Carry
 from molmo_ds.model.connector import GatedMLP
 from molmo_ds.model.decoder import Core, DecoderLayer, Norm
 from molmo_ds.model.linear import Linear

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from molmo_ds.architecture import PIXEL_STATISTICS, ImageConfig, VisionConfig
-from molmo_ds.model.carry import Carry
+from molmo_ds.batch import Carry
 from molmo_ds.model.linear import Linear
 from molmo_ds.ops.crops import normalise_patches
 from molmo_ds.ops.tree_attention import tree_attention

@@ -7,10 +7,9 @@ import torch
 from deepspeed.runtime.zero.utils import apply_to_tensors_only
 from torch import Tensor
 
-from molmo_ds.batch import Batch
+from molmo_ds.batch import Batch, Carry, Shared
 from molmo_ds.data.order.packing import merge
 from molmo_ds.engine.stage_wire import Wire
-from molmo_ds.model.carry import Carry, Shared
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.testing import synthetic
 
@@ -56,7 +55,7 @@ def test_another_layout_is_no_surprise(batch: Batch) -> None:
 
 
 def test_hooks_of_zero3_reach_the_tensors_of_a_named_tuple_and_no_others(batch: Batch) -> None:
-    """Which model/carry.py relies on."""
+    """Which `Carry` relies on."""
     shared = Shared(None, ((torch.ones(1), torch.ones(1)),))
     carry = Carry.of(batch)._replace(
         hidden=torch.ones(2), features=(torch.ones(3), torch.ones(4)), shared=shared

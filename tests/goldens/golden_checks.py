@@ -10,7 +10,7 @@ import torch
 from golden_models import column_step
 from torch import Tensor, nn
 
-from molmo_ds.model.carry import Carry
+from molmo_ds.batch import Carry
 from molmo_ds.model.molmo import Molmo
 
 ATOL = 1e-4  # measured on the copy here: 1.2e-5 for hidden states and logits

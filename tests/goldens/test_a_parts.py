@@ -13,8 +13,7 @@ from molmo_ds.architecture import (
     TextConfig,
     VisionConfig,
 )
-from molmo_ds.batch import windows_of
-from molmo_ds.model.carry import Carry
+from molmo_ds.batch import Carry, windows_of
 from molmo_ds.model.connector import Connector
 from molmo_ds.model.families import molmo_names
 from molmo_ds.model.families.table import Table

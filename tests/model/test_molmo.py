@@ -8,7 +8,7 @@ import torch
 from tiny_models import FAMILIES, document, pack
 
 from molmo_ds import presets
-from molmo_ds.model.carry import Carry
+from molmo_ds.batch import Carry
 from molmo_ds.model.molmo import Molmo, component, decays, layer_list, parameter_groups
 
 RELEASED = {"molmo_7b_d": 8_021_025_280, "molmo_7b_o": 7_665_032_192, "molmo_72b": 73_308_285_952}

@@ -8,8 +8,8 @@ import tiny_models
 import torch
 from tiny_models import document, pack
 
+from molmo_ds.batch import Carry
 from molmo_ds.model import decoder
-from molmo_ds.model.carry import Carry
 from molmo_ds.ops.tree_attention import mask_blocks
 
 

@@ -8,10 +8,10 @@ import torch
 from stored_models import model as tiny
 
 from molmo_ds.architecture import MolmoConfig
+from molmo_ds.batch import Carry
 from molmo_ds.config import RunConfig
 from molmo_ds.hub.export import InVLLM
 from molmo_ds.hub.load import write_weights
-from molmo_ds.model.carry import Carry
 from molmo_ds.model.decoder import Embed
 from molmo_ds.model.init import initial_parameter
 from molmo_ds.model.molmo import Molmo

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from molmo_ds.architecture import MolmoConfig
-from molmo_ds.batch import Batch
+from molmo_ds.batch import Batch, Carry
 from molmo_ds.engine.answering import quantized
 from molmo_ds.engine.answering.layout import Fill, load, refuse, share_of, stage_rows
 from molmo_ds.engine.grid import Grid
@@ -23,7 +23,6 @@ from molmo_ds.engine.launch import World
 from molmo_ds.engine.shares.picture_shares import Deal
 from molmo_ds.engine.shares.tensor_shards import share_norms
 from molmo_ds.engine.strategy import Strategy
-from molmo_ds.model.carry import Carry
 from molmo_ds.model.decoder import DecoderLayer
 from molmo_ds.model.molmo import Molmo
 

@@ -11,10 +11,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from molmo_ds.batch import PER_TOKEN, Batch, learnt_rows_of, shifted
+from molmo_ds.batch import PER_TOKEN, Batch, Carry, learnt_rows_of, shifted
 from molmo_ds.engine.parallel.part import Part
 from molmo_ds.engine.shares.picture_shares import Deal
-from molmo_ds.model.carry import Carry
 from molmo_ds.model.decoder import Core, DecoderLayer
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.ops.tree_attention import AttentionPlan, tree_attention

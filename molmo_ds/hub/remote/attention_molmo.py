@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from molmo_ds.model.carry import Carry
+from molmo_ds.batch import Carry
 from molmo_ds.model.decoder import Core
 
 

@@ -13,10 +13,9 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from molmo_ds.architecture import MolmoConfig
-from molmo_ds.batch import windows_of
+from molmo_ds.batch import Carry, Shared, windows_of
 from molmo_ds.hub.remote.attention_molmo import Plan, causal_mask
 from molmo_ds.hub.remote.network_molmo import VisionBlock, WordEmbedding, backbone, block
-from molmo_ds.model.carry import Carry, Shared
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.ops.splice import splice
 

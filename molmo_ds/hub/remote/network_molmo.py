@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from molmo_ds.architecture import TextConfig
+from molmo_ds.batch import Carry, Shared
 from molmo_ds.hub.remote.attention_molmo import CachedCore
-from molmo_ds.model.carry import Carry, Shared
 from molmo_ds.model.connector import Connector, GatedMLP, Pooling
 from molmo_ds.model.decoder import Attention, DecoderLayer, Embed, MoE
 from molmo_ds.model.linear import Linear
