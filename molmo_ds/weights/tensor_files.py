@@ -21,7 +21,7 @@ from molmo_ds import files
 from molmo_ds.files import Place as Where
 from molmo_ds.files import Remote
 from molmo_ds.stores.ranges import Ranges
-from molmo_ds.weights.checksums import BLOCK, count, sums
+from molmo_ds.weights.checksums import Sums, count, sums
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -65,7 +65,7 @@ class TensorFolder:
         self._ranges: dict[Where, Ranges] = {}
         self._open: dict[Path, dict[str, Tensor]] = {}  # .bin files
         # of the blocks of files, by name; `elements` compares what it reads with those that are here
-        self.sums: dict[str, np.ndarray] = {}
+        self.sums: dict[str, Sums] = {}
         for file, promised in _files(self.path).items():
             if file.suffix == ".safetensors":
                 held = header(file)
@@ -145,10 +145,11 @@ class TensorFolder:
         if wanted is None:
             data = ranges.read(start, stop)
         else:
-            begin = start // BLOCK * BLOCK
-            end = min(count(stop) * BLOCK, place.limit)
+            block = wanted.block
+            begin = start // block * block
+            end = min(count(stop, block) * block, place.limit)
             read = ranges.read(begin, end)
-            _verify(file, read, wanted[begin // BLOCK : count(end)])
+            _verify(file, read, block, wanted.values[begin // block : count(end, block)])
             data = read[start - begin : stop - begin]
             if (start - begin) % size:  # a header of others may not be padded
                 data = data.copy()
@@ -182,11 +183,10 @@ class TensorFolder:
         return tensor
 
 
-def _verify(file: Where, data: np.ndarray, wanted: np.ndarray) -> None:
-    if not np.array_equal(sums(data), wanted):
-        raise ValueError(
-            f"{file.parent} is damaged: the checksum of {file.name} is wrong; copy the folder again."
-        )
+def _verify(file: Where, data: np.ndarray, block: int, wanted: np.ndarray) -> None:
+    if not np.array_equal(sums(data, block), wanted):
+        wrong = f"the checksum of {file.name} is wrong"
+        raise ValueError(f"{file.parent} is damaged: {wrong}; copy the folder again.")
 
 
 def _fetched(place: Place, first: int, last: int | None) -> Tensor:

@@ -100,12 +100,14 @@ def weights(folder: Path, network: Network) -> Path:
         where |= dict.fromkeys(entries, name)
     (folder / INDEX).write_text(json.dumps({"weight_map": where}))
     noted = {INDEX: checksums.facts_of(folder / INDEX)}
+    sizes = {name: (folder / name).stat().st_size for name in set(where.values())}
+    block = checksums.block_of(sum(sizes.values()))
     tables = {}
-    for name in set(where.values()):
-        size = (folder / name).stat().st_size
+    for name, size in sizes.items():
         noted[name] = {"bytes": size, "crc32": 0}
-        tables[name] = np.zeros(checksums.count(size), np.uint32)
-    np.savez(folder / checksums.BLOCKS, **tables)
+        table = np.zeros(checksums.count(size, block), np.uint32)
+        tables[name] = checksums.Sums(block, table)
+    checksums.write_blocks(folder, tables)
     (folder / checksums.NAME).write_text(json.dumps({"files": noted}))
     return folder
 
