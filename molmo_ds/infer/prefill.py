@@ -67,7 +67,7 @@ def key(question: Question) -> Hashable:
     prefix = question.prefix
     if (
         not len(prompt.images)
-        or int(prompt.image_positions.max()) >= prefix
+        or prompt.image_positions.numpy().max() >= prefix
         or prefix == len(prompt.input_ids)
     ):
         return question.name
