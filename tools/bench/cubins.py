@@ -7,20 +7,12 @@ it brings; nothing is launched, so what comes out is not looked at. --write puts
 """
 
 import argparse
-import re
-import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import torch
 import triton
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.driver import CudaDriver
 from triton.runtime import driver
 
 from molmo_ds.ops import dispatch
@@ -29,44 +21,7 @@ from molmo_ds.ops.pool_patches import gather_patches, pool_patches
 from molmo_ds.ops.splice import splice
 from molmo_ds.ops.weighted_cross_entropy import weighted_cross_entropy
 from molmo_ds.testing import tables
-
-DUMPER = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-SHARED = 227 << 10  # bytes that a block may take on an H100; 163 KiB on an A100
-Kernel = tuple[str, bytes, int]  # name, cubin, bytes of shared memory
-
-
-class Offline(CudaDriver):
-    """A driver of a GPU of one architecture, which keeps the kernels and launches none."""
-
-    def __init__(self, arch: int) -> None:
-        self.arch = arch
-        self.kernels: dict[bytes, Kernel] = {}
-        self.utils = SimpleNamespace(
-            load_binary=self.load,
-            unload_module=lambda module: None,
-            get_device_properties=lambda device: {"max_shared_mem": SHARED},
-        )
-
-    def load(self, name: str, cubin: bytes, shared: int, device: int) -> tuple[int, ...]:
-        """Keep a kernel: module, function, registers, spills and threads of a block, as far as Triton needs them."""
-        self.kernels[cubin] = name, cubin, shared
-        return 0, 0, 0, 0, 1024
-
-    def launcher_cls(self, source: Any, metadata: Any) -> Any:
-        """What launches a kernel: nothing."""
-        return lambda *arguments: None
-
-    def get_current_target(self) -> GPUTarget:
-        """The architecture."""
-        return GPUTarget("cuda", self.arch, 32)
-
-    def get_current_device(self) -> int:
-        """A number for each architecture, since Triton keeps what it has compiled by device."""
-        return self.arch
-
-    def get_current_stream(self, device: int) -> int:
-        """The default stream."""
-        return 0
+from molmo_ds.testing.twin.offline import Kernel, Offline
 
 
 def leaf(*size: int) -> Tensor:
@@ -97,23 +52,13 @@ def outputs() -> Iterator[Tensor]:
 
 def compiled(arch: int) -> list[Kernel]:
     """The kernels of all ops."""
-    offline = Offline(arch)
+    offline = Offline(arch, device=arch)
     driver.set_active(offline)
     with torch.device("cuda"), dispatch.use("triton"):
         for output in outputs():
             if output.requires_grad:
                 output.sum().backward()
     return list(offline.kernels.values())
-
-
-def usage(cubin: bytes) -> dict[str, int]:
-    """What cuobjdump reads in it: REG, STACK and LOCAL, in registers of a thread and bytes."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        words = [str(DUMPER), "-res-usage", file.name]
-        said = subprocess.run(words, check=True, capture_output=True, text=True).stdout
-    return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", said)}
 
 
 def main() -> None:
@@ -132,10 +77,11 @@ def main() -> None:
         "|---|---|---|---|---|---|---|",
     ]
     for arch in args.arch:
-        for name, cubin, shared in sorted(compiled(arch)):
-            used = usage(cubin)
-            cells = [name, str(arch), str(used["REG"]), str(used["STACK"]), str(used["LOCAL"])]
-            lines.append(f"| {' | '.join([*cells, f'{shared:,}', f'{len(cubin):,}'])} |")
+        for kernel in sorted(compiled(arch), key=lambda kernel: (kernel.name, kernel.cubin)):
+            used = kernel.usage()
+            sizes = [f"{kernel.shared:,}", f"{len(kernel.cubin):,}"]
+            cells = [kernel.name, arch, used["REG"], used["STACK"], used["LOCAL"], *sizes]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
     print("\n".join(lines))
     if args.write:
         tables.write("cubins", lines)
