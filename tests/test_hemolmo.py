@@ -93,11 +93,9 @@ def asked(folder: Path) -> list[str]:
     recipe = settings.load(QUESTIONS)
     given = [*SMALL, "data.sequence_length=256", "model.text.residual_dropout=0"]
     given += [f"data.tokenizer={folder / 'run/tokenizer'}"]
-    given += [f"data.sources.{name}.path={folder / 'several'}" for name in recipe.data.sources]
-    given += [
-        f"evaluators.val.sources.{name}.path={folder / 'several'}"
-        for name in recipe.evaluators["val"].sources
-    ]
+    for name, source in recipe.data.sources.items():
+        path = folder / ("several" if source.split_annotations else "shards")
+        given += [f"data.sources.{name}.path={path}", f"evaluators.val.sources.{name}.path={path}"]
     given += ["evaluators.val.examples=3", f"evaluators.val.interval={STEPS}"]
     given += [f"evaluators.chart_qa.interval={STEPS}", f"evaluators.chart_qa.data_folder={folder}"]
     # with its own seed the first steps draw no text
@@ -160,11 +158,11 @@ def test_questions_on_two_ranks_are_one_process(asked: list[str], tmp_path: Path
 
 
 def test_questions_are_samples_of_their_own(asked: list[str]) -> None:
-    """And would be refused otherwise, since the question stands before the picture."""
+    """Those of PixMo, whose pictures have several; they would be refused otherwise."""
     config = run_of(asked, QUESTIONS)
     assert (config.model.selection.picks, config.max_steps) == (5, STEPS)
     mixture = Mixture.open(config)
-    assert [len(samples) for samples in mixture.sets] == [60] * 6
+    assert [len(samples) for samples in mixture.sets] == [40] * 2 + [60] * 4
     together = {
         name: replace(source, split_annotations=False)
         for name, source in config.data.sources.items()
@@ -172,8 +170,8 @@ def test_questions_are_samples_of_their_own(asked: list[str]) -> None:
     whole = Mixture.open(replace(config, data=replace(config.data, sources=together)))
     assert [len(samples) for samples in whole.sets] == [40] * 6
     with pytest.raises(BadSample, match="one annotation, not 2; set split_annotations=true of its"):
-        whole.size(0, 1, 0)
-    assert mixture.size(0, 1, 0) and mixture.size(0, 2, 0)
+        whole.size(2, 1, 0)
+    assert mixture.size(2, 1, 0) and mixture.size(2, 2, 0)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "ds_configs").glob("*.json")), ids=lambda p: p.stem)
