@@ -19,7 +19,7 @@ from molmo_ds.data.order.loader import Mixture, build_stream
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.read.split import SplitSet
 from molmo_ds.data.read.writer import write_shards
-from molmo_ds.data.sample.builder import SampleBuilder, of_samples
+from molmo_ds.data.sample.builder import SampleBuilder, hashed, of_samples
 from molmo_ds.data.tokens import train_tokenizer
 from molmo_ds.testing.streams import FakeBuilder, picture, run_config
 
@@ -184,6 +184,10 @@ def test_splitting_changes_no_sample(folder: Path) -> None:
     run = config(folder, tokenizer=str(tokenizer))
     prints = [SampleBuilder(run, None, source).fingerprint for source in (one, other)]
     assert prints[0] == prints[1] != SampleBuilder(run).fingerprint
+    before = (
+        "path rate group size sampling_rate style weight token_weight root_subsegments root_length"
+    )
+    assert [*hashed(one)] == [*before.split(), "max_crops"]
 
 
 def test_an_index_that_does_not_count_annotations_is_refused(tmp_path: Path) -> None:

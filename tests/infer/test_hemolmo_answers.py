@@ -211,6 +211,24 @@ def test_questions_about_one_picture_are_rows_of_their_own(made: Made) -> None:
     assert replica.prefilled == 2 * max(question.length for question in pair)
 
 
+def test_so_are_those_that_stand_behind_it(words: Path) -> None:
+    """With image_last=false the picture is a prefix, which the scorer sees before each question."""
+    settings = config(words)
+    prompts = dataclasses.replace(settings.data.prompts, image_last=False)
+    settings = dataclasses.replace(
+        settings, data=dataclasses.replace(settings.data, prompts=prompts)
+    )
+    model = network(settings)
+    builder = SampleBuilder(settings)
+    seen = builder.see([picture((80, 40), 0)])
+    asked = [
+        Question(name=name, prompt=builder.prompt(seen, name), options=Options(max_new_tokens=4))
+        for name in ("What?", "Who is it?")
+    ]
+    replica = Replica.of(model, NEVER, Limits(slots=4, slot_tokens=256))
+    check(list(answer(replica, asked)), {one.name: alone(model, one.prompt, 4) for one in asked})
+
+
 @pytest.mark.parametrize("attention", ["causal", "image_tokens"])
 def test_other_attention_between_picture_tokens(attention: str, words: Path) -> None:
     """With image_tokens a row's low resolution sees its high one, in the first pass not before it is there."""

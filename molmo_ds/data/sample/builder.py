@@ -101,9 +101,7 @@ class SampleBuilder:
             digest.update(str(config.model.selection.picks).encode())
         own = of_samples(source)
         if own != SourceConfig():
-            said = dataclasses.asdict(own)
-            del said["split_annotations"]  # by which no sample's tokens change
-            digest.update(json.dumps(said, sort_keys=True).encode())
+            digest.update(json.dumps(hashed(own), sort_keys=True).encode())
         self.fingerprint = digest.hexdigest()  # what decides a sample's tokens and crops
         self.cut = 0  # tokens that sequence_length cost the sample that was sized or built last
 
@@ -350,6 +348,13 @@ def of_samples(source: SourceConfig) -> SourceConfig:
         sampling_rate=1.0,
         split_annotations=False,
     )
+
+
+def hashed(source: SourceConfig) -> dict[str, Any]:
+    """What of a source is part of a fingerprint, which older checkpoints hold: nothing that changes no tokens."""
+    said = dataclasses.asdict(source)
+    del said["split_annotations"]
+    return said
 
 
 def config_of_source(config: RunConfig, source: SourceConfig) -> RunConfig:
