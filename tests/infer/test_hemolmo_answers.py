@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from recorder import Recorder
 from torch import Tensor
 
 from molmo_ds import presets
@@ -15,8 +16,8 @@ from molmo_ds.data.order.selected import collate_selected
 from molmo_ds.data.sample.builder import SampleBuilder
 from molmo_ds.data.tokens import train_tokenizer
 from molmo_ds.engine.answering.layout import refuse
-from molmo_ds.engine.strategy import Limits, Strategy
-from molmo_ds.infer import prefill, selected
+from molmo_ds.engine.strategy import Execution, Limits, Strategy
+from molmo_ds.infer import prefill, selected, slots
 from molmo_ds.infer.answers import answer
 from molmo_ds.infer.generate import Session, generate
 from molmo_ds.infer.options import Options
@@ -131,6 +132,16 @@ def test_slots_and_neighbours_change_nothing(limits: Limits, made: Made) -> None
         replica = Replica.of(made.model, NEVER, limits)
         check(list(answer(replica, order)), made.expected)
         assert replica.free == limits.slots and not replica.busy
+
+
+def test_recorded_steps_of_buckets(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a step reads, places and positions, lies in buffers that stay, as a CUDA graph needs it."""
+    monkeypatch.setattr(slots, "ROUND", 16)
+    recorder = Recorder()
+    limits = Limits(slots=4, slot_tokens=256, prefill_tokens=200)
+    replica = Replica.of(made.model, NEVER, limits, Execution(buckets=True), recorder)
+    check(list(answer(replica, made.asked)), made.expected)
+    assert sum(graph.replays for graph in recorder.graphs) > 2 * len(recorder.graphs) > 4
 
 
 def test_answers_of_unlike_lengths(made: Made) -> None:
