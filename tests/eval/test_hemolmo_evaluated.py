@@ -63,6 +63,17 @@ def test_ranks_and_batches_find_the_same(folder: Path, alone: run.Outcome) -> No
 
     found, none = run_ranks(part, 2)
     assert found == alone and none is None
+    replicas = folder / "replicas.json"
+    replicas.write_text(
+        '{"molmo_ds": {"engine": "inference", "slots": 4, "slot_tokens": 256, "prefill_tokens": 90}}'
+    )
+
+    def replica(world: World) -> run.Outcome | None:
+        subject = Checkpoint(folder / "model", strategy=str(replicas), world=world)
+        return run.evaluate(job(folder, "three"), subject.client(None), world, part=subject.part())
+
+    found, none = run_ranks(replica, 2)
+    assert found == alone and none is None
     answerer = load(folder / "model", device="cpu")
     for batch in (1, 7):
         client = OwnClient.of(answerer, batch=batch)

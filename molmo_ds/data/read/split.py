@@ -17,64 +17,56 @@ class SplitSet:
     ValueError for a folder whose index does not count annotations.
     """
 
-    def __init__(self, shards: ShardSet, lanes: int = 1):
-        starts = shards.shards.annotation_starts
+    def __init__(self, whole: ShardSet, lanes: int = 1):
+        self.whole = whole
+        self.shards = whole.shards
+        starts = self.shards.annotation_starts
         if starts is None:
             raise ValueError(
-                f"The index of {shards.path} does not count annotations, which split_annotations needs; {INDEX_HINT}"
-                f" {os.path.dirname(shards.shards[0].path)}"
+                f"The index of {whole.path} does not count annotations, which split_annotations needs; {INDEX_HINT}"
+                f" {os.path.dirname(self.shards[0].path)}"
             )
-        self.shards = shards
         self.starts = starts  # the first of each tar, and the end
-        self.bounds = chunk_bounds(starts, shards.shards.bytes, lanes)
-        self.fingerprint = f"{shards.fingerprint} by annotation"
+        self.bounds = chunk_bounds(starts, self.shards.bytes, lanes)
+        self.fingerprint = f"{whole.fingerprint} by annotation"
         self.serve(64)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    @property
-    def path(self) -> str:
-        """As that of the ShardSet."""
-        return self.shards.path
-
     def serve(self, chunks: int, rows: int = OPEN_ROWS) -> None:
         """As `ShardSet.serve`; a chunk of annotations may lie in two of records."""
-        self.shards.serve(2 * chunks, rows)
+        self.whole.serve(2 * chunks, rows)
         self._ends = Recent(rows, weigh=len)
 
     def check(self, rank: int = 0, ranks: int = 1) -> None:
         """As `ShardSet.check`."""
-        self.shards.check(rank, ranks)
+        self.whole.check(rank, ranks)
 
     def record(self, index: int) -> dict[str, Any]:
         """As `ShardSet.record`, with one annotation."""
         sample, annotation = self.place(index)
-        return _only(self.shards.record(sample), annotation)
+        return _only(self.whole.record(sample), annotation)
 
     def read(self, index: int) -> dict[str, Any]:
         """As `ShardSet.read`, with one annotation."""
         sample, annotation = self.place(index)
-        return _only(self.shards.read(sample), annotation)
-
-    def pictures(self, index: int, names: Sequence[str]) -> list[bytes]:
-        """As `ShardSet.pictures`."""
-        return self.shards.pictures(self.place(index)[0], names)
+        return _only(self.whole.read(sample), annotation)
 
     def locate(
         self, index: int, columns: Sequence[str] | None = None
     ) -> tuple[Shard, dict[str, Any]]:
         """As `ShardSet.locate`, of the record that holds the annotation."""
-        return self.shards.locate(self.place(index)[0], columns)
+        return self.whole.locate(self.place(index)[0], columns)
 
     def place(self, index: int) -> tuple[int, int]:
         """(the sample that holds an annotation, its number there)."""
         shard = int(np.searchsorted(self.starts, index, side="right")) - 1
-        ends = self._ends.get(shard, lambda: np.cumsum(self.shards.annotation_counts(shard)))
+        ends = self._ends.get(shard, lambda: np.cumsum(self.whole.annotation_counts(shard)))
         number = index - int(self.starts[shard])
         row = int(np.searchsorted(ends, number, side="right"))
         before = int(ends[row - 1]) if row else 0
-        return int(self.shards.shards.starts[shard]) + row, number - before
+        return int(self.shards.starts[shard]) + row, number - before
 
 
 def _only(record: dict[str, Any], annotation: int) -> dict[str, Any]:
