@@ -20,7 +20,8 @@ from molmo_ds.data.order.loader import Mixture, build_stream
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.read.split import SplitSet
 from molmo_ds.data.read.writer import write_shards
-from molmo_ds.data.sample.builder import SampleBuilder, hashed, of_samples
+from molmo_ds.data.sample.builder import SampleBuilder
+from molmo_ds.data.sample.source_settings import hashed, of_samples
 from molmo_ds.data.tokens import train_tokenizer
 from molmo_ds.testing.streams import FakeBuilder, picture, run_config
 

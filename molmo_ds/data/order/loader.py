@@ -27,7 +27,8 @@ from molmo_ds.data.order.selected import merge
 from molmo_ds.data.order.sequencer import Sequence, Sequencer
 from molmo_ds.data.read.shards import OPEN_ROWS, ShardSet
 from molmo_ds.data.read.split import SplitSet
-from molmo_ds.data.sample.builder import SampleBuilder, of_samples
+from molmo_ds.data.sample.builder import SampleBuilder
+from molmo_ds.data.sample.source_settings import of_samples
 from molmo_ds.settings import to_dict
 
 log = logging.getLogger(__name__)
