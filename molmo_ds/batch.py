@@ -52,6 +52,11 @@ class Sample:
     windows: Tensor
     image_positions: Tensor  # int64 [m], token of this sample to which a window is added, -1 = none
 
+    @property
+    def reach(self) -> int:
+        """Positions up to that of a prompt's last token: its tokens, and HeMolmo's windows that are not shown."""
+        return int(self.position_ids[-1]) + 1
+
     def __reduce__(self) -> "Pickled":
         return _pickled(self)
 

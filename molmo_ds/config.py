@@ -91,6 +91,8 @@ class SourceConfig(Checked):
     root_subsegments: Optional[bool] = None
     root_length: Optional[bool] = None  # see root_subsegments
     max_crops: Optional[Crops] = None  # of a picture; None = model.images.max_crops
+    # each annotation of a record is a sample of its own, with the record's pictures
+    split_annotations: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from molmo_ds import settings
 from molmo_ds.config import RunConfig
+from molmo_ds.engine.answering.layout import refuse as refuse_layout
 from molmo_ds.engine.launching.hosts import read_hosts
 from molmo_ds.engine.plan import choice, host_time, plan_inference
 from molmo_ds.engine.plan.choice import Room
@@ -122,6 +123,7 @@ def main(arguments: list[str] | None = None) -> None:
         path = choose(config, world, card)
     strategy = read_strategy(path)
     if strategy.engine == "inference":
+        refuse_layout(config.model, strategy)
         print(f"{preset}, {strategy.name}, {world} GPUs")
         print(
             "\n".join(

@@ -47,9 +47,11 @@ def main(arguments: list[str] | None = None) -> None:
     base = [] if args.config else ["preset=molmo_7b_d"]
     config = settings.load(args.config, base + args.overrides + more)
     with tempfile.TemporaryDirectory() as folder:
+        # a run whose questions stand before the picture takes each annotation by itself
+        source = SourceConfig(path=args.dataset, split_annotations=config.data.prompts.image_last)
         data = dataclasses.replace(
             config.data,
-            sources={Path(args.dataset.rstrip("/")).name: SourceConfig(path=args.dataset)},
+            sources={Path(args.dataset.rstrip("/")).name: source},
             tokenizer=args.tokenizer
             or config.data.tokenizer
             or train(args.dataset, folder, config),

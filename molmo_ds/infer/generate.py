@@ -66,23 +66,19 @@ class Session:
         self.steps = min(max_new_tokens, model.config.text.max_position_embeddings)
         self.slots = Slots(model.layers, rows * copies, tokens + self.steps, device)
 
-    def __enter__(self) -> "Session":
-        self.slots.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.slots.__exit__(*error)
-
     def first(self) -> Tensor:
         """Hidden states [R, D] after the prompts."""
+        x = self.share.embedded(Carry.of(self.prompts))
         self.slots.admit(self.prompts, self.ends)
-        return self.share.run(Carry.of(self.prompts)).flatten(0, 1)[self.ends]
+        with self.slots:
+            return self.share.run(x).flatten(0, 1)[self.ends]
 
     def next(self, tokens: Tensor) -> Tensor:
         """Hidden states [R, D] after one more token [R] per row."""
         slots = self.slots
         slots.tokens[: slots.rows] = tokens
-        hidden = self.share.run(slots.carry())
+        with slots:
+            hidden = self.share.run(slots.carry())
         slots.advance()
         return hidden[: slots.rows, 0]
 
@@ -118,7 +114,8 @@ def stream(
     rows = list(range(total))  # of the batch, in the order of their slots
     ended = torch.zeros(total, dtype=torch.bool, device=device)
     texts = [TextStream(decode, options.stop) for _ in rows] if options.stop else []
-    with torch.no_grad(), Session(model, prompts, options.max_new_tokens) as session:
+    with torch.no_grad():
+        session = Session(model, prompts, options.max_new_tokens)
         hidden = session.first()
         for step in range(session.steps):
             draws = [draw(options.seed, str(row), step) for row in rows]
@@ -215,7 +212,8 @@ def _beam_search(
     """(token ids [B, K, L], scores [B, K]), the best first."""
     batch = len(prompts.input_ids)
     beams = options.beams
-    with torch.no_grad(), Session(model, prompts, options.max_new_tokens, beams) as session:
+    with torch.no_grad():
+        session = Session(model, prompts, options.max_new_tokens, beams)
         logs = session.logits(session.first()[::beams]).float().log_softmax(-1)
         scores, tokens = logs.topk(beams, -1)  # [B, K]
         words = logs.shape[-1]

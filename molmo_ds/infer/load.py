@@ -14,7 +14,7 @@ from molmo_ds import files
 from molmo_ds.architecture import MolmoConfig
 from molmo_ds.batch import Batch, Sample
 from molmo_ds.config import RunConfig
-from molmo_ds.data.order.packing import collate
+from molmo_ds.data.order.selected import merge, row
 from molmo_ds.data.sample.builder import SampleBuilder
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.strategy import Limits, Strategy
@@ -46,9 +46,8 @@ class Answerer:
 
     def batch(self, prompts: Sequence[Sample]) -> Batch:
         """One row per prompt, padded on the right."""
-        return collate([[prompt] for prompt in prompts], max(len(p.input_ids) for p in prompts)).to(
-            self.device
-        )
+        longest = max(len(prompt.input_ids) for prompt in prompts)
+        return merge([row([prompt], longest) for prompt in prompts]).to(self.device)
 
     def answer(self, prompts: Sequence[Sample], options: Options) -> tuple[list[str], Tensor]:
         """(generated texts, bool [B]: whether each ended at the model's last position)."""

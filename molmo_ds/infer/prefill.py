@@ -1,21 +1,31 @@
-"""Questions as one packed sequence; those about the same pictures are a message tree, whose prefix is there once."""
+"""Questions as one packed sequence; those about the same pictures are a message tree, whose prefix is there once.
+
+HeMolmo's are a padded row each: the question stands before the picture, which it sees in its own way.
+"""
 
 import hashlib
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from molmo_ds.batch import Batch, Sample
+from molmo_ds.batch import Batch, Sample, SelectionBatch, SelectionSample
 from molmo_ds.data.order.packing import row
+from molmo_ds.data.order.selected import collate_selected
 from molmo_ds.infer.question import Question
 
 _DIGESTS = WeakIdKeyDictionary()  # of tensors that live
 
 
 def pack(packed: Sequence[Sequence[Question]]) -> tuple[Batch, Tensor]:
-    """Trees -> (one sequence of them without padding, int64 [A] the last token of every question in order)."""
+    """Trees -> (one sequence of them without padding, int64 [A] the last token of every question in order).
+
+    Trees of HeMolmo, of one question each, are padded rows, and tokens are counted through all of them.
+    """
+    if isinstance(packed[0][0].prompt, SelectionSample):
+        return _rows([question for [question] in packed])
     samples = [tree(questions) for questions in packed]
     ends = []
     start = 0
@@ -66,7 +76,8 @@ def key(question: Question) -> Hashable:
     prompt = question.prompt
     prefix = question.prefix
     if (
-        not len(prompt.images)
+        isinstance(prompt, SelectionSample)
+        or not len(prompt.images)
         or prompt.image_positions.numpy().max() >= prefix
         or prefix == len(prompt.input_ids)
     ):
@@ -74,6 +85,31 @@ def key(question: Question) -> Hashable:
     seen = [_digest(tensor) for tensor in (prompt.images, prompt.image_masks, prompt.windows)]
     tokens = (prompt.input_ids[:prefix], prompt.image_ids[:prefix], prompt.image_positions)
     return (*seen, *(tensor.numpy().tobytes() for tensor in tokens))
+
+
+def _rows(questions: list[Question]) -> tuple[SelectionBatch, Tensor]:
+    batch = collate_selected([_continued(question) for question in questions])
+    lengths = torch.tensor([question.length for question in questions])
+    return batch, torch.arange(len(questions)) * batch.input_ids.shape[1] + lengths - 1
+
+
+def _continued(question: Question) -> SelectionSample:
+    """The prompt with the tokens that were begun."""
+    prompt = question.prompt
+    count = len(question.begun)
+    if not count:
+        return prompt
+    after = torch.arange(prompt.reach, prompt.reach + count)
+    added = {
+        "input_ids": torch.tensor(question.begun, dtype=torch.int64),
+        "labels": torch.zeros(count, dtype=torch.int64),
+        "loss_weights": torch.zeros(count),
+        "position_ids": after,
+        "branch_ids": prompt.branch_ids[-1:].expand(count),
+        "image_ids": torch.zeros(count, dtype=torch.int32),
+    }
+    parts = {name: torch.cat((getattr(prompt, name), tail)) for name, tail in added.items()}
+    return replace(prompt, **parts)
 
 
 def _digest(tensor: Tensor) -> bytes:

@@ -39,7 +39,7 @@ class Pass:
 class Replica:
     """Keeps questions and answers them, a step at a time.
 
-    `row_steps` counts rows computed in decoding, `prefilled` tokens of prefills.
+    `row_steps` counts rows computed in decoding, `prefilled` tokens of prefills, padding included.
 
     Args:
         share: this rank's part of the network.
@@ -58,8 +58,8 @@ class Replica:
         capture: Capture | None = None,
     ) -> None:
         self.share = share
-        known = share.config.text.max_position_embeddings
-        self.capacity = min(limits.slot_tokens, known)
+        self.known = share.config.text.max_position_embeddings
+        self.capacity = min(limits.slot_tokens, self.known)
         self.groups = share.stages
         size = limits.slots // self.groups
         if capture is None and execution.graphs:
@@ -72,7 +72,8 @@ class Replica:
             for _ in range(self.groups)
         ]
         self.decode = [DecodeStep(share, slots, execution.compile, capture) for slots in self.slots]
-        self.schedule = Schedule(size, self.groups, limits.prefill_tokens, eos)
+        padded = share.config.selection is not None
+        self.schedule = Schedule(size, self.groups, limits.prefill_tokens, eos, padded)
         self.passes: list[Pass | None] = [None] * self.groups
         self.steps = 0
         self.row_steps = 0
@@ -162,9 +163,13 @@ class Replica:
         hidden = None
         if self.steps >= share.stage and self.passes[mine] is not None:
             current = self.passes[mine]
-            compute = self.decode[mine] if current.ends is None else share.compute
+            compute = self.decode[mine]
+            x = share.receive(current.x)
+            if current.ends is not None:
+                compute = share.compute
+                x = share.embedded(x)
             with self.slots[mine]:
-                hidden = share.send(compute(share.receive(current.x)))
+                hidden = share.send(compute(x))
         last = (self.steps - self.groups + 1) % self.groups
         self.steps += 1
         return (
@@ -182,7 +187,7 @@ class Replica:
         if begun:
             batch, ends = prefill.pack([[row.question for row in tree.rows] for tree in begun])
             slots.admit(batch, ends)
-            self.prefilled += batch.input_ids.shape[1]
+            self.prefilled += batch.input_ids.numel()
             rows = [row for tree in begun for row in tree.rows]
             return Pass(rows, self.share.take(batch), ends.to(self.share.device, non_blocking=True))
         rows = list(self.schedule.running[group])
@@ -234,7 +239,8 @@ class Replica:
 
     def _row(self, question: Question) -> Row:
         begun = len(question.begun)
-        room = self.capacity - len(question.prompt.input_ids)
+        prompt = question.prompt
+        room = min(self.capacity - len(prompt.input_ids), self.known - prompt.reach)
         return Row(question.name, question.options.max_new_tokens, room, begun, question=question)
 
     def _check(self, question: Question, names: set[str]) -> None:
@@ -254,6 +260,12 @@ class Replica:
             raise ValueError(
                 f"{name}: the prompt has {question.length} tokens and an answer has {self.capacity} positions in all;"
                 " make it shorter."
+            )
+        reach = question.prompt.reach + len(question.begun)
+        if reach >= self.known:
+            raise ValueError(
+                f"{name}: the prompt takes {reach} positions and the model knows {self.known}; make it shorter, or"
+                " show fewer crops."
             )
         if len(question.begun) >= options.max_new_tokens or self.schedule.eos in question.begun:
             raise ValueError(

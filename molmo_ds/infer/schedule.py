@@ -50,12 +50,14 @@ class Schedule:
         slots: rows of each group.
         prefill_tokens: that a prefill may have, unless one tree alone has more.
         eos: the token that ends an answer.
+        padded: whether each tree is padded to the longest of its prefill, and the padding counts.
     """
 
     slots: int
     groups: int
     prefill_tokens: int
     eos: int
+    padded: bool = False
     waiting: deque[Tree] = field(default_factory=deque)
     running: list[list[Row]] = field(init=False)  # by group; row i is in slot i
     rows: dict[str, Row] = field(default_factory=dict)  # all that have not ended, by name
@@ -98,11 +100,14 @@ class Schedule:
             return []
         chosen: list[Tree] = []
         tokens = 0
+        longest = 0
         while self.waiting:
             tree = self.waiting[0]
             # some were dropped before they began
             tree.rows = [row for row in tree.rows if not row.ended]
-            if len(tree.rows) > free or (chosen and tokens + tree.tokens > self.prefill_tokens):
+            longest = max(longest, tree.tokens)
+            more = longest * (len(chosen) + 1) if self.padded else tokens + tree.tokens
+            if len(tree.rows) > free or (chosen and more > self.prefill_tokens):
                 break
             self.waiting.popleft()
             if self.open[tree.key] is tree:

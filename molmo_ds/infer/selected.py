@@ -1,4 +1,4 @@
-"""Answers of HeMolmo, greedily and without a cache: positions of its picks are no places that a cache could count by.
+"""Answers of HeMolmo, greedily and without a cache: what those from slots are compared with.
 
 Shapes: B rows, T tokens, L new tokens.
 """

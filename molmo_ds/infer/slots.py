@@ -1,7 +1,8 @@
 """A KV cache of slots: answers come and go while others continue.
 
 Running rows are always the first R slots, so a step reads a slice and gathers nothing; when a row ends, the last one
-moves into its slot. Sizes are known on the host, so no step waits for the device.
+moves into its slot. Sizes are known on the host, so no step waits for the device. A token's place in its slot is its
+number in the row. Its position is the same number, but for HeMolmo's, where windows that are not picked leave gaps.
 
 Shapes: S slots, R running rows, A answers that begin, C tokens of a slot, L tokens of the longest row, B sequences of
 T tokens in a prefill, N tokens that it writes, H heads, G key-value heads, d head width.
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from molmo_ds.batch import Batch, Carry
+from molmo_ds.batch import Batch, Carry, SelectionBatch
 from molmo_ds.model.decoder import Core, DecoderLayer
 from molmo_ds.ops.cached_attention import cached_attention, step_plan
 
@@ -51,7 +52,7 @@ class SlotCore(Core):
         return (
             super().plan(x, dtype)
             if slots.filling
-            else step_plan(x.position_ids[:, 0], slots.longest, dtype)
+            else step_plan(slots.places[: slots.width], slots.longest, dtype)
         )
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, plan: object, dropout_p: float) -> Tensor:
@@ -89,8 +90,9 @@ class Slots:
         self.capacity = capacity
         self.buckets = device.type == "cuda" if buckets is None else buckets
         self.lengths: list[int] = []  # tokens of each running row that are in the cache
-        # the same, 0 for free slots
-        self.positions = torch.zeros(count, dtype=torch.int64, device=device)
+        # the same, 0 for free slots: where each row's newest token goes
+        self.places = torch.zeros(count, dtype=torch.int64, device=device)
+        self.positions = torch.zeros(count, dtype=torch.int64, device=device)  # that it has
         # each row's newest, not yet in the cache
         self.tokens = torch.zeros(count, dtype=torch.int64, device=device)
         self.filling: Filling | None = None
@@ -141,21 +143,23 @@ class Slots:
             (branches == 0) | (branches == own)
         )
         answer, token = seen.nonzero(as_tuple=True)
-        positions = batch.position_ids.flatten()
         source = sequence[answer] * batch.input_ids.shape[1] + token
-        lengths = positions[ends] + 1
+        places = seen.cumsum(1)[answer, token] - 1
+        lengths = seen.sum(1)
+        positions = batch.position_ids.flatten()[ends] + 1
         first = self.rows
-        assert torch.equal(seen.sum(1), lengths), (
+        assert isinstance(batch, SelectionBatch) or torch.equal(lengths, positions), (
             "a position is missing from a prompt, or there twice"
         )
         device = self.positions.device
-        parts = (source, first + answer, positions[source])
+        parts = (source, first + answer, places)
         self.filling = Filling(*(part.to(device, non_blocking=True) for part in parts))
         self.lengths += lengths.tolist()
         assert self.rows <= self.count and max(self.lengths) <= self.capacity, (
             "the slots do not suffice"
         )
-        self.positions[first : self.rows] = lengths.to(device, non_blocking=True)
+        self.places[first : self.rows] = lengths.to(device, non_blocking=True)
+        self.positions[first : self.rows] = positions.to(device, non_blocking=True)
 
     def carry(self) -> Carry:
         """What the decoder takes for one more token of every running row; `advance` follows the pass."""
@@ -168,6 +172,7 @@ class Slots:
     def advance(self) -> None:
         """Count the tokens that a step has put into the cache."""
         self.lengths = [length + 1 for length in self.lengths]
+        self.places[: self.rows] += 1
         self.positions[: self.rows] += 1
 
     def drop(self, moves: Sequence[tuple[int, int]], rows: int) -> None:
@@ -181,10 +186,11 @@ class Slots:
             for core in self.cores:
                 for kept in core.kept:
                     kept[new, :, :longest] = kept[old, :, :longest]
-            for kept in (self.positions, self.tokens):
+            for kept in (self.places, self.positions, self.tokens):
                 kept[new] = kept[old]
         for source, target in moves:
             self.lengths[target] = self.lengths[source]
+        self.places[rows : self.rows] = 0
         self.positions[rows : self.rows] = 0
         del self.lengths[rows:]
 
@@ -195,5 +201,5 @@ class Slots:
         for core in self.cores:
             for kept in core.kept:
                 kept[: len(rows), :, :longest] = kept[rows, :, :longest]
-        for kept in (self.positions, self.tokens):
+        for kept in (self.places, self.positions, self.tokens):
             kept[: len(rows)] = kept[rows]

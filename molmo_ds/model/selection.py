@@ -204,6 +204,9 @@ def look_ahead(layers: Sequence[DecoderLayer], x: Carry, config: MolmoConfig) ->
     length = max(1, int(x.low_length))
     short = {name: getattr(x, name) for name in (*PER_TOKEN, "hidden")}
     short = {name: part[:, :length] for name, part in short.items() if part is not None}
+    if x.image_ids is not None:  # a shorter row's high resolution is not there yet
+        late = torch.arange(length, device=x.query_tokens.device) > x.query_tokens[:, None] + 1
+        short["image_ids"] = short["image_ids"].masked_fill(late, 0)
     if not selection.learn_embedding:
         short["hidden"] = short["hidden"].detach()
     one = x._replace(**short, shared=None)

@@ -3,9 +3,6 @@
 import functools
 from dataclasses import replace
 
-from safetensors.torch import save
-
-from molmo_ds.batch import Sample
 from molmo_ds.data.decode import read_size
 from molmo_ds.data.sample.builder import SampleBuilder, Seen
 from molmo_ds.data.sample.footage import footage
@@ -15,6 +12,7 @@ from molmo_ds.eval.chat import VERBATIM
 from molmo_ds.infer.load import look_up, with_crops
 from molmo_ds.serve.dispatcher import Prompt
 from molmo_ds.serve.protocol import Refused, Request
+from molmo_ds.serve.sample_bytes import pack_sample
 from molmo_ds.settings import to_dict
 from molmo_ds.weights.source import NO_FILE
 
@@ -104,8 +102,3 @@ class Prompts:
                 413,
                 f"The {what} have {pixels} pixels, more than {self.max_pixels}; send fewer or smaller ones.",
             )
-
-
-def pack_sample(sample: Sample) -> bytes:
-    """A Sample as safetensors."""
-    return save({name: tensor.contiguous() for name, tensor in vars(sample).items()})

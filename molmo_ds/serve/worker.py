@@ -11,13 +11,12 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load
 
-from molmo_ds.batch import Sample
 from molmo_ds.infer.options import Options
 from molmo_ds.infer.question import Piece, Question
 from molmo_ds.serve import link
 from molmo_ds.serve.link import Dialled
+from molmo_ds.serve.sample_bytes import read_sample
 
 log = logging.getLogger(__name__)
 IDLE_SECONDS = 0.2  # how long the first rank waits for the front where there is nothing to do
@@ -157,7 +156,7 @@ class Worker:
 
 def read_questions(asked: list[dict[str, Any]], data: bytes) -> list[Question]:
     """The questions of a frame; they share one prompt."""
-    prompt = Sample(**load(data))
+    prompt = read_sample(data)
     return [
         Question(
             name=one["name"],

@@ -136,6 +136,14 @@ def test_what_is_left_out() -> None:
         builder.build(record((40, 40), CAPTION, CAPTION), RandomState(0))
     several = two | {"images": ["png"] * 2, "sizes": [(40, 40)] * 2, "pixels": two["pixels"] * 2}
     with pytest.raises(BadSample, match="HeMolmo sees one picture"):
+        builder.see([np.zeros((40, 80, 3), np.uint8)] * 2)
+    with pytest.raises(
+        BadSample, match="a low and a high resolution; do not ask for the low alone"
+    ):
+        builder.see([np.zeros((40, 80, 3), np.uint8)], [0])
+    with pytest.raises(BadSample, match="HeMolmo sees one picture"):
+        builder.see_video({"images": ["mp4"], "pixels": [b""]})
+    with pytest.raises(BadSample, match="HeMolmo sees one picture"):
         builder.build(several, RandomState(0))
     branches = SampleBuilder(config(image_last=False)).build(
         record((40, 40), CAPTION, CAPTION | {"text": "A longer door."}), RandomState(0)

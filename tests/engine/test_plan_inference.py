@@ -121,6 +121,8 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
         plan_command.main(["molmo_72b", "ds_configs/infer/tp8.json", "2x8", "card.wheels=4"])
     with pytest.raises(ValueError, match="8 x 2 GPUs, and 8 are no multiple"):
         plan_command.main(["molmo_72b", "ds_configs/infer/tp8_pp2.json", "8"])
+    with pytest.raises(ValueError, match=r"^ds_configs/infer/tp8.json: HeMolmo passes its decoder"):
+        plan_command.main(["hemolmo_7b_d", "ds_configs/infer/tp8.json", "8"])
 
 
 def prompts(count: int, tokens: int) -> Batch:

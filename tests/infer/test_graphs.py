@@ -109,6 +109,7 @@ def test_a_recorded_step_answers_for_its_bucket(family: str, seen: list[Bucket])
 def test_a_buffer_that_does_not_stay_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def moved(self: Slots) -> None:
         self.lengths = [length + 1 for length in self.lengths]
+        self.places = self.places + (torch.arange(self.count) < self.rows)
         self.positions = self.positions + (torch.arange(self.count) < self.rows)
 
     monkeypatch.setattr(Slots, "advance", moved)

@@ -56,6 +56,15 @@ def test_trees_grow_while_they_wait_up_to_the_slots() -> None:
     assert [len(tree.rows) for tree in schedule.waiting] == [2, 1, 1]
 
 
+def test_padding_counts_where_rows_are_padded() -> None:
+    """30, 30 and 50 tokens are 150 as padded rows."""
+    for padded, begun in ((False, ["a", "b", "c"]), (True, ["a", "b"])):
+        schedule = Schedule(slots=8, groups=1, prefill_tokens=120, eos=EOS, padded=padded)
+        for name, tokens in (("a", 30), ("b", 30), ("c", 50)):
+            schedule.add(row(name), name, 0, tokens)
+        assert [one.name for tree in schedule.begin(0) for one in tree.rows] == begun
+
+
 def test_a_prefill_keeps_its_budget_unless_one_alone_is_over_it() -> None:
     schedule = Schedule(slots=8, groups=1, prefill_tokens=100, eos=EOS)
     for name, tokens in (("long", 150), ("a", 60), ("b", 40), ("c", 1)):

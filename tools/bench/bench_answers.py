@@ -175,25 +175,23 @@ def fixed_batch(
     )
     rows = torch.arange(len(samples))
     steps = 0
-    with Session(model, batch, max(lengths)) as session:
-        hidden = session.first()
-        while True:
-            tokens = session.logits(hidden).argmax(-1)
-            for row, token in zip(rows.tolist(), tokens.tolist()):
-                made = found.setdefault(first + row, [])
-                if len(made) < lengths[row]:
-                    made.append(token)
-            running = torch.tensor(
-                [len(found[first + row]) < lengths[row] for row in rows.tolist()]
-            )
-            if not running.any():
-                return steps
-            if smaller and int(running.sum()) <= len(rows) // 2:
-                session.slots.select(running.nonzero()[:, 0])
-                rows = rows[running]
-                tokens = tokens[running]
-            steps += len(rows)
-            hidden = session.next(tokens)
+    session = Session(model, batch, max(lengths))
+    hidden = session.first()
+    while True:
+        tokens = session.logits(hidden).argmax(-1)
+        for row, token in zip(rows.tolist(), tokens.tolist()):
+            made = found.setdefault(first + row, [])
+            if len(made) < lengths[row]:
+                made.append(token)
+        running = torch.tensor([len(found[first + row]) < lengths[row] for row in rows.tolist()])
+        if not running.any():
+            return steps
+        if smaller and int(running.sum()) <= len(rows) // 2:
+            session.slots.select(running.nonzero()[:, 0])
+            rows = rows[running]
+            tokens = tokens[running]
+        steps += len(rows)
+        hidden = session.next(tokens)
 
 
 def trees(model: Molmo, size: Size) -> Iterator[Row]:

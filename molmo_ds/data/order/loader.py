@@ -26,7 +26,9 @@ from molmo_ds.data.order.packing import Budget
 from molmo_ds.data.order.selected import merge
 from molmo_ds.data.order.sequencer import Sequence, Sequencer
 from molmo_ds.data.read.shards import OPEN_ROWS, ShardSet
-from molmo_ds.data.sample.builder import SampleBuilder, of_samples
+from molmo_ds.data.read.split import SplitSet
+from molmo_ds.data.sample.builder import SampleBuilder
+from molmo_ds.data.sample.source_settings import of_samples
 from molmo_ds.settings import to_dict
 
 log = logging.getLogger(__name__)
@@ -39,7 +41,9 @@ class Mixture:
     """The opened sources of a run, from which every lane draws. `stamp` must not change when a run is resumed."""
 
     names: list[str]
-    sets: list[Any]  # ShardSet, or anything with its len, bounds, fingerprint, record and read
+    sets: list[
+        Any
+    ]  # ShardSet, SplitSet, or anything with its len, bounds, fingerprint, record and read
     orders: list[Order]
     rates: list[float]
     budget: Budget
@@ -59,10 +63,7 @@ class Mixture:
                 raise ValueError(
                     f"data.sources.{missing[0]}.path is empty; give a folder, URL or glob of shards."
                 )
-            sets = {
-                name: ShardSet(source.path, lanes, listed=False)
-                for name, source in data.sources.items()
-            }
+            sets = {name: open_set(source, lanes) for name, source in data.sources.items()}
         rates = sample_rates(data, {name: len(shards) for name, shards in sets.items()})
         used = [name for name, rate in rates.items() if rate > 0]
         orders = [Order(name, sets[name].bounds, data.seed, lanes) for name in used]
@@ -167,6 +168,12 @@ class Sequences(IterableDataset):
         # handed over, since the loader would put a traceback into its sentence
         except (ValueError, OSError) as error:
             yield (ValueError if isinstance(error, ValueError) else OSError)(str(error))
+
+
+def open_set(source: SourceConfig, lanes: int) -> ShardSet | SplitSet:
+    """The samples of a source."""
+    shards = ShardSet(source.path, lanes, listed=False)
+    return SplitSet(shards, lanes) if source.split_annotations else shards
 
 
 def build_builders(config: RunConfig, names: list[str]) -> list[SampleBuilder]:

@@ -18,6 +18,7 @@ class Shard:
     samples: int
     bytes: int
     sidecar_sha256: str
+    annotations: int | None = None  # None of a folder that was indexed before 2026-11-30
 
 
 class ShardList(Sequence):
@@ -33,6 +34,11 @@ class ShardList(Sequence):
         self._bytes = np.array([shard.bytes for shard in shards], np.int64)
         # the first sample of each, and the end
         self.starts = np.concatenate([[0], np.cumsum([s.samples for s in shards])]).astype(np.int64)
+        counts = [shard.annotations for shard in shards]
+        # the same where each annotation counts as a sample
+        self.annotation_starts: np.ndarray | None = None
+        if None not in counts:
+            self.annotation_starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
     @property
     def bytes(self) -> int:
@@ -50,11 +56,16 @@ class ShardList(Sequence):
             int(self.starts[number + 1] - self.starts[number]),
             int(self._bytes[number]),
             self._hashes[number].tobytes().hex(),
+            self._annotations(number),
         )
 
     def holding(self, sample: int) -> int:
         """The number of the shard that holds a sample."""
         return int(np.searchsorted(self.starts, sample, side="right")) - 1
+
+    def _annotations(self, number: int) -> int | None:
+        starts = self.annotation_starts
+        return None if starts is None else int(starts[number + 1] - starts[number])
 
 
 class Bounds:

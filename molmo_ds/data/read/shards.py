@@ -5,8 +5,7 @@ import io
 import json
 import os
 import tempfile
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +17,9 @@ import pyarrow.parquet as pq
 from molmo_ds import files
 from molmo_ds.config import home
 from molmo_ds.data.decode import BadSample, upright_size
+from molmo_ds.data.read.recent import Recent
 from molmo_ds.data.read.shard_list import Bounds, Shard, ShardList
-from molmo_ds.data.read.writer import BLOCK, digest
+from molmo_ds.data.read.writer import BLOCK, annotation_counts, digest
 from molmo_ds.data.sample.record import VIDEOS, annotations, parse_record
 
 CHUNK_BYTES = 8 << 20  # one range request of remote storage
@@ -56,9 +56,9 @@ class ShardSet:
 
         Every worker process calls it first.
         """
-        self._files = _Recent(OPEN_FILES, os.close)
-        self._sidecars = _Recent(rows, weigh=len)
-        self._chunks = _Recent(chunks, self._release)
+        self._files = Recent(OPEN_FILES, os.close)
+        self._sidecars = Recent(rows, weigh=len)
+        self._chunks = Recent(chunks, self._release)
         self._free = list(range(chunks, -1, -1))
         # unlinked, so that it goes with the process; on disk, since a worker's memory should stay small
         self._spool = tempfile.TemporaryFile() if self._remote else None  # noqa: SIM115
@@ -159,7 +159,7 @@ class ShardSet:
         place = self.shards.holding(first)
         shard = self.shards[place]
         start = int(self.shards.starts[place])
-        sidecar = self._sidecars.get(place, lambda: _read_sidecar(shard))
+        sidecar = self._sidecar(place)
         # so that the shard's whole table need not stay
         rows = _copied(sidecar.slice(first - start, stop - first))
         if self._spool is None:
@@ -172,6 +172,13 @@ class ShardSet:
         chunk = _Chunk(shard, first, rows, begin, self._free.pop())
         os.pwrite(self._spool.fileno(), data, chunk.place * PLACE)
         return chunk
+
+    def annotation_counts(self, place: int) -> np.ndarray | None:
+        """See `writer.annotation_counts`, of the shard of that number."""
+        return annotation_counts(self._sidecar(place))
+
+    def _sidecar(self, place: int) -> pa.Table:
+        return self._sidecars.get(place, lambda: _read_sidecar(self.shards[place]))
 
     def _record(self, shard: Shard, row: dict[str, Any], data: bytes) -> dict[str, Any]:
         try:
@@ -241,36 +248,6 @@ class _Chunk:
     rows: pa.Table
     begin: int = 0  # in the tar
     place: int = -1  # in the spool
-
-
-class _Recent:
-    """The things asked for last, made when asked for and closed when others take their place.
-
-    As many as weigh no more than `size` together, but always the last one.
-    """
-
-    def __init__(
-        self,
-        size: int,
-        close: Callable[[Any], None] = lambda thing: None,
-        weigh: Callable[[Any], int] = lambda thing: 1,
-    ):
-        self._size = size
-        self._close = close
-        self._weigh = weigh
-        self._weight = 0
-        self._things = OrderedDict()
-
-    def get(self, key: Any, make: Callable[[], Any]) -> Any:
-        if key not in self._things:
-            self._things[key] = make()
-            self._weight += self._weigh(self._things[key])
-            while self._weight > self._size and len(self._things) > 1:
-                _, oldest = self._things.popitem(last=False)
-                self._weight -= self._weigh(oldest)
-                self._close(oldest)
-        self._things.move_to_end(key)
-        return self._things[key]
 
 
 def _find_shards(path: str) -> list[Shard]:

@@ -44,6 +44,7 @@ SIDECAR = pa.schema(
         ("durations", pa.list_(pa.float64())),  # seconds of a video, 0 = a picture, or not known
         ("sha256", pa.binary(32)),  # of the parts' bytes, one after another
         ("text_length", pa.int32()),  # characters of the annotations
+        ("annotations", pa.int32()),
     ]
 )
 ENERGON = {"__module__": "megatron.energon", "__class__": "CrudeWebdataset"}  # its dataset.yaml
@@ -82,6 +83,7 @@ class ShardIndex:
                 "durations": [p.duration for p in probes],
                 "sha256": digest(data for _, _, data in parts),
                 "text_length": text_length(record["annotations"]),
+                "annotations": len(record["annotations"]),
             }
         )
         self.offsets[-1] = start
@@ -223,8 +225,12 @@ def write_meta(folder: str | Path) -> None:
         if not sidecar.is_file():
             raise ValueError(f"{tar} has no index; run: python tools/make_shards.py index {folder}")
         count = Path(f"{tar}.idx").stat().st_size // 8 - 1
-        hashed = hashlib.sha256(sidecar.read_bytes()).hexdigest()
+        data = sidecar.read_bytes()
+        hashed = hashlib.sha256(data).hexdigest()
         shards[tar.name] = {"samples": count, "bytes": tar.stat().st_size, "sidecar_sha256": hashed}
+        counts = annotation_counts(pq.ParquetFile(io.BytesIO(data)).read(["annotations"]))
+        if counts is not None:
+            shards[tar.name]["annotations"] = int(counts.sum())
     meta = folder / ".nv-meta"
     meta.mkdir(exist_ok=True)
     counts = {name: shard["samples"] for name, shard in shards.items()}
@@ -237,6 +243,13 @@ def write_meta(folder: str | Path) -> None:
     contents["molmo_ds.json"] = {"version": 1, "shards": shards}  # last: it makes the folder ours
     for name, content in contents.items():
         files.write_atomic(meta / name, json.dumps(content, indent=1, allow_nan=False).encode())
+
+
+def annotation_counts(sidecar: pa.Table) -> np.ndarray | None:
+    """Annotations of each sample, 1 where there is none; None of a sidecar of before 2026-11-30."""
+    if "annotations" not in sidecar.column_names:
+        return None
+    return np.maximum(sidecar.column("annotations").to_numpy(), 1)
 
 
 def has_parts(split: Path) -> bool:

@@ -27,6 +27,7 @@ from molmo_ds.data.sample.layout import IM_PATCH
 from molmo_ds.data.sample.pointed import Scene
 from molmo_ds.data.sample.prompts import PromptFormatter
 from molmo_ds.data.sample.record import Record, check_pictures, first_size, is_video
+from molmo_ds.data.sample.source_settings import config_of_source, hashed, of_samples
 from molmo_ds.data.sample.styles import FREE, POINTING_STYLES
 from molmo_ds.data.sample.tree import Tree, ask, learn
 from molmo_ds.data.sample.turns import Conversation
@@ -101,7 +102,7 @@ class SampleBuilder:
             digest.update(str(config.model.selection.picks).encode())
         own = of_samples(source)
         if own != SourceConfig():
-            digest.update(json.dumps(dataclasses.asdict(own), sort_keys=True).encode())
+            digest.update(json.dumps(hashed(own), sort_keys=True).encode())
         self.fingerprint = digest.hexdigest()  # what decides a sample's tokens and crops
         self.cut = 0  # tokens that sequence_length cost the sample that was sized or built last
 
@@ -141,6 +142,12 @@ class SampleBuilder:
         Args:
             overviews: numbers of the pictures of which one resized crop is enough.
         """
+        if len(pictures) > 1:
+            self._refuse_more_than_a_picture()
+        if self.selects and overviews:
+            raise BadSample(
+                "HeMolmo sees a picture in a low and a high resolution; do not ask for the low alone."
+            )
         arrays = [_to_array(picture) for picture in pictures]
         single = [number in overviews for number in range(len(arrays))]
         layouts = [
@@ -156,6 +163,7 @@ class SampleBuilder:
         The record needs `images` and `pixels`, as {"images": ["mp4"], "pixels": [data]}; `clip`, `subtitles` and
         `num_frames` count as in shards.
         """
+        self._refuse_more_than_a_picture()
         film = footage(record, self.video)
         return self._seen_video(record, film, self._video(record, film))
 
@@ -193,7 +201,13 @@ class SampleBuilder:
         )
         pictures = [block.ids for block in seen.blocks]
         chat = self.prompts.config.message_format == "chat"
-        return self._sample(ask(self.tokenizer, messages, pictures, self.longest, chat), seen)
+        made = self._sample(ask(self.tokenizer, messages, pictures, self.longest, chat), seen)
+        if self.selects and made.reach >= self.longest:
+            raise ValueError(
+                f"The prompt takes {made.reach} of the model's {self.longest} positions, those of windows that are not"
+                " shown among them; make it shorter, or show fewer crops."
+            )
+        return made
 
     def conversations(self, record: Record, rng: RandomState) -> list[Conversation]:
         """What is said about the record's pictures, as `build` draws it from an equal generator; BadSample as there."""
@@ -221,8 +235,8 @@ class SampleBuilder:
         check_pictures(record, [conversation.pictures for conversation in conversations])
         if self.prompts.config.image_last and blocks and len(conversations) > 1:
             raise BadSample(
-                f"With data.prompts.image_last a sample has one annotation, not {len(conversations)}; write a record"
-                " for each."
+                f"With data.prompts.image_last a sample has one annotation, not {len(conversations)}; set"
+                " split_annotations=true of its source."
             )
         pictures = [block.ids for block in blocks]
         tree = learn(self.tokenizer, conversations, pictures, self.sequence_length)
@@ -233,8 +247,8 @@ class SampleBuilder:
         self, record: Record, rng: RandomState, film: Footage | None = None
     ) -> tuple[list[Block], list[float] | None, bool]:
         """The tokens of pictures or of a video, the times of its frames, and whether more crops were drawn."""
-        if self.selects and (is_video(record) or len(record["sizes"]) > 1):
-            raise BadSample("HeMolmo sees one picture; leave videos and several pictures out.")
+        if is_video(record) or len(record["sizes"]) > 1:
+            self._refuse_more_than_a_picture()
         if is_video(record):
             film = film or footage(record, self.video)
             return [self._video(record, film)], film.times, False
@@ -246,6 +260,10 @@ class SampleBuilder:
         high = self._draws_high(record, rng)
         layouts = [self.images.layout(*size, high=high) for size in record["sizes"]]
         return picture_blocks(self.tokenizer, layouts, self.family == "molmo2"), None, high
+
+    def _refuse_more_than_a_picture(self) -> None:
+        if self.selects:
+            raise BadSample("HeMolmo sees one picture; leave videos and several pictures out.")
 
     def _draws_high(self, record: Record, rng: RandomState) -> bool:
         """Whether a single picture that is pointed at gets the crops of high resolution."""
@@ -318,30 +336,6 @@ class SampleBuilder:
             places = selected.window_places(layout)
             shares = selected.shares(self.images.geometry.pooled, layout.high)
         return selected.selected(sample, self.tokenizer.vocab_size, places, shares)
-
-
-def of_samples(source: SourceConfig) -> SourceConfig:
-    """What a source says of its samples, without its place and its share of the mixture."""
-    return dataclasses.replace(
-        source, path="", rate=None, group="all", size=None, sampling_rate=1.0
-    )
-
-
-def config_of_source(config: RunConfig, source: SourceConfig) -> RunConfig:
-    """The configuration with the crops and the roots of a source that has its own."""
-    images = config.model.images
-    prompts = config.data.prompts
-    if source.max_crops is not None:
-        images = dataclasses.replace(images, max_crops=source.max_crops)
-    if source.root_subsegments is not None:
-        prompts = dataclasses.replace(prompts, root_subsegments=source.root_subsegments)
-    if source.root_length is not None:
-        prompts = dataclasses.replace(prompts, root_length=source.root_length)
-    return dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, images=images),
-        data=dataclasses.replace(config.data, prompts=prompts),
-    )
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:

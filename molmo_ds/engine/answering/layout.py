@@ -141,6 +141,11 @@ def refuse(config: MolmoConfig, strategy: Strategy) -> None:
         raise ValueError(
             f"{path}: sequence_parallel_size and schedule are for training; leave them out."
         )
+    if config.selection is not None and strategy.shared > 1:
+        raise ValueError(
+            f"{path}: HeMolmo passes its decoder twice before it answers, which only a rank that holds all of it does;"
+            " leave the strategy out."
+        )
     if slots % stages:
         raise ValueError(
             f"{path}: {stages} stages take turns with equal parts of slots={slots}; choose a multiple."

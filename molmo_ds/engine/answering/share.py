@@ -25,6 +25,7 @@ from molmo_ds.engine.shares.tensor_shards import share_norms
 from molmo_ds.engine.strategy import Strategy
 from molmo_ds.model.decoder import DecoderLayer
 from molmo_ds.model.molmo import Molmo
+from molmo_ds.model.selection import look_ahead
 
 
 class Share:
@@ -38,13 +39,15 @@ class Share:
     def __init__(self, config: MolmoConfig, rows: list[tuple[str, nn.Module]], grid: Grid) -> None:
         self.config = config
         self.grid = grid
-        if config.selection is not None:
+        if config.selection is not None and config.selection.scale_at_test:
             raise ValueError(
-                "HeMolmo answers without a cache only: use infer/selected.py, in one process."
+                "A cache does not keep the importance of windows; set model.selection.scale_at_test=false, or use"
+                " infer/selected.py, in one process."
             )
         layers = dict(rows)
         self.vision = [layer for name, layer in rows if name.startswith(("vision.", "connector"))]
         self.embed = layers.get("embed")
+        self.scorer = layers.get("scorer")
         self.layers = [layer for layer in layers.values() if isinstance(layer, DecoderLayer)]
         self.head = layers.get("head")
         self.stage = grid.place("stage")
@@ -128,14 +131,26 @@ class Share:
         Args:
             layer_run: `DecoderLayer.run`, or what was compiled from it.
         """
-        if self.embed is not None:
-            x = self.embed(self.look(x))
+        if x.hidden is None:
+            x = self.embedded(x)
         for layer in self.layers:
             x = layer.with_shared(x)
             cos, sin = layer.positions(x.shared)
             hidden = layer_run(layer, x.hidden, x.loss_weights, cos, sin, x.shared.plan)
             x = x._replace(hidden=hidden)
         return x.hidden
+
+    def embedded(self, x: Carry) -> Carry:
+        """x with hidden states before the decoder, where this rank makes them; HeMolmo's prefill with its picks.
+
+        What chooses these passes the decoder too, and no cache may see that pass; it waits for the device.
+        """
+        if self.embed is None:
+            return x
+        x = self.embed(self.look(x))
+        if x.picked_tokens is None:
+            return x
+        return self.scorer(look_ahead(self.layers, x, self.config))
 
     def send(self, hidden: Tensor) -> Tensor | None:
         """Send this rank's columns of hidden states to the next stage; the last stage keeps them."""
