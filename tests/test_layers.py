@@ -35,7 +35,7 @@ RANK = {name: i for i, row in enumerate(LAYERS) for name in row}
 ONLY_IN = {  # testing forks after the imports are made, and resets what DeepSpeed keeps in globals
     "deepspeed": ("engine", "testing"),
     "accelerate": ("engine", "testing"),
-    "triton": ("ops",),
+    "triton": ("ops", "testing"),
     "flash_attn": ("ops",),
     "omegaconf": ("settings",),
 }
