@@ -1,10 +1,13 @@
 """The examples: the digits' split and their records, and the quickstart itself, a few steps long on two ranks."""
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -260,6 +263,38 @@ def test_a_second_quickstart_reuses_and_another_is_refused(finished: tuple[Path,
         and "Traceback" not in other.stderr
     )
     assert before == {p: p.stat().st_mtime_ns for p in finished[0].rglob("*") if p.is_file()}
+
+
+def mentions(word: str) -> list[str]:
+    """The command lines of processes that name it."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended
+            line = file.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            found += [line] if word in line else []
+    return found
+
+
+def test_a_quickstart_that_is_ended_leaves_no_training_behind(
+    finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "ended"
+    for made in ("data", "tokenizer"):
+        shutil.copytree(finished[0] / made, out / made)
+    shutil.copy(finished[0] / "job.json", out)
+    command = [sys.executable, str(DIGITS / "quickstart.py"), "--out", str(out), "--steps", "16"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    console = out / "captions/console.log"
+    until = time.monotonic() + 120
+    while not (console.exists() and len(mentions(str(out))) > 1):
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.2)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1 and "quickstart: stopped" in said
+    assert not mentions(str(out))
 
 
 def fine_tune(world: World, quickstart: str, out: str) -> dict:

@@ -82,6 +82,8 @@ class Job:
 def main(arguments: list[str] | None = None) -> None:
     """Do every part that is not done yet; a user's mistake is one sentence and exit code 1."""
     began = time.time()
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C, so that no training is left behind
+        signal.signal(ending, signal.default_int_handler)
     try:
         job = read_arguments(arguments)
         claim(job)

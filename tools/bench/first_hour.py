@@ -143,13 +143,14 @@ class Hour:
                 env=environment,
                 start_new_session=True,
             )
-            lost_at = lose_a_rank(check, process, began + seconds) if check.lose else None
             try:
+                lost_at = lose_a_rank(check, process, began + seconds) if check.lose else None
                 code = process.wait(max(began + seconds - time.monotonic(), 1))
             except subprocess.TimeoutExpired:
                 code = None
-            ended = time.monotonic()
-            end_group(process)
+            finally:
+                ended = time.monotonic()
+                end_group(process)
         if check.lose:
             return told_of_loss(lost_at, ended, code, log)
         if code is None:
@@ -356,6 +357,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--twin", action="store_true", help="tiny, on the twin of a GPU")
     parser.add_argument("--resume", action="store_true", help="without the checks that passed")
     args = parser.parse_args(arguments)
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C, so that no check is left behind
+        signal.signal(ending, signal.default_int_handler)
     hour = Hour(args.out, 60 * args.minutes, args.twin)
     if args.resume:
         hour.resume()
