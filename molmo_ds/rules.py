@@ -42,6 +42,11 @@ def model(config: MolmoConfig, prefix: str = "model.") -> Rows:
     yield from _text(config.text, IMAGE_IDS[config.family], f"{prefix}text.")
     yield from _vision(config.vision, f"{prefix}vision.")
     yield (
+        config.images.several_max_crops is not None and config.family == "molmo",
+        f"{prefix}images.several_max_crops is {config.images.several_max_crops}; with {prefix}family=molmo it must be"
+        " null.",
+    )
+    yield (
         (config.selection is None) != (config.family != "hemolmo"),
         f"{prefix}selection and {prefix}family=hemolmo go together; set both or neither.",
     )
