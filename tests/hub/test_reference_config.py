@@ -241,6 +241,10 @@ def test_pictures_and_frames_are_read() -> None:
     made = molmo.from_reference(several)  # 4 crops where a single picture has 6
     assert (made.images.max_crops, made.images.several_max_crops) == (6, 4)
     assert "one of several pictures" in molmo2.not_servable(replace(made, video=molmo2.VIDEO))
+    with pytest.raises(ValueError, match="max_multi_image_crops is 7; supported: at most"):
+        molmo.from_reference(
+            changed(several, ["mm_preprocessor", "image", "max_multi_image_crops"], 7)
+        )
     pooled = changed(several, ["mm_preprocessor", "image", "multi_image_pooling_h"], 2)
     with pytest.raises(ValueError, match="multi_image_pooling_h"):
         molmo.from_reference(pooled)

@@ -68,7 +68,8 @@ class ImageProcessor:
         self.frame_geometry = dataclasses.replace(self.geometry, crop_mode="resize")
         most = config.images.high_res_max_crops
         self.high_geometry = dataclasses.replace(self.geometry, max_crops=most)
-        most = config.images.several_max_crops or config.images.max_crops
+        most = config.images.max_crops
+        most = min(most, config.images.several_max_crops or most)
         self.several_geometry = dataclasses.replace(self.geometry, max_crops=most)
         pooling = config.video.pooling_size or self.geometry.pooling_size
         windows = pool(single(self.geometry.side), pooling)

@@ -259,6 +259,11 @@ def _pooling(pictures: dict[str, Any]) -> int:
     alike = {"pooling_w": side}
     if _several(pictures):
         alike |= {f"multi_image_pooling_{axis}": side for axis in "hw"}
+        most = pictures.get("max_multi_image_crops") or 0
+        if most > pictures["max_crops"]:
+            raise ValueError(
+                f"max_multi_image_crops is {most}; supported: at most max_crops={pictures['max_crops']}."
+            )
     refuse_unknown(pictures, alike)
     return side
 
@@ -372,7 +377,8 @@ def not_servable(config: MolmoConfig) -> str | None:
         return "readers of Molmo2 know no padding embedding and no pooling but attention_meanq"
     if not config.video.per_frame_special_token:
         return "readers of Molmo2 put tokens around each frame, not around the whole video"
-    if config.images.several_max_crops not in (None, config.images.max_crops):
+    several = config.images.several_max_crops
+    if several is not None and several < config.images.max_crops:
         return "readers of Molmo2 cut one of several pictures into as many crops as a single one"
     return None
 
