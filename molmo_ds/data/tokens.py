@@ -117,7 +117,7 @@ class Tokenizer(Words):
         return Tokenizer, (self.folder, self.vocab_size, self.family)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids up to the first end; a leading start (often the same id), special, image and filler ids are no text."""
+        """Text of ids up to the first end; a leading start, special, image and filler ids are no text."""
         return self._fast.decode(list(self._words_of(ids)), skip_special_tokens=True)
 
     def padded_words(self) -> list[str]:
