@@ -75,6 +75,21 @@ def test_a_long_option_that_is_cut_off_is_still_read(task: str, annotation: dict
     assert task == "tomato" or found[reference] == 0.0
 
 
+def test_molmo2_may_answer_longer():
+    """allenai/molmo2 f3cb108, olmo/eval/eval_utils.py (get_default_max_tokens); the others have one number in both."""
+    longer = {name: task.new_tokens("molmo2") for name, task in BENCHMARKS.items()}
+    longer = {
+        name: most for name, most in longer.items() if most != BENCHMARKS[name].new_tokens(None)
+    }
+    assert longer == {
+        **dict.fromkeys(("ai2_diagram_v2_mix_transparent", "math_vista_v2", "a_okvqa_mc"), 32),
+        **dict.fromkeys(("science_qa_img", "muir_bench"), 32),
+        "mmmu_test": 64,
+    }
+    assert BENCHMARKS["mmmu_test"].new_tokens("molmo") == 12
+    assert BENCHMARKS["mmmu_test"].tokens_shown == "12, Molmo2 64"
+
+
 def test_the_text_of_an_option_is_an_answer_of_math_vista():
     known = {
         "question_type": "multi_choice",

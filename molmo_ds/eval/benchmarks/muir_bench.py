@@ -12,7 +12,8 @@ TASKS = [
         benchmark="MuirBench",
         styles=("mantis_instruct_mc",),
         splits={"test": Split(shards="muir_bench-test")},
-        max_new_tokens=12,  # 32 in allenai/molmo2
+        max_new_tokens=12,
+        molmo2_new_tokens=32,
         score=partial(score_marked, name="muir_bench_mc"),
         headline="muir_bench_mc",
         categories=by_metadata("task", "image_relation", "image_type"),
