@@ -241,6 +241,8 @@ def test_one_of_several_pictures_has_crops_of_its_own() -> None:
     assert crops(two, config(*words)) == crops(two, config(*small)) == 6
     assert crops(two, with_crops(config(*words), 4)) == 6
     assert crops(two, with_crops(config(*words), 1)) == 4  # nor more than a single one
+    with pytest.raises(ValueError, match="with model.family=molmo one of several pictures"):
+        settings.load(None, ["preset=tiny", *words])
     # a source's own number is for all its pictures
     assert crops(two, config(*words), max_crops=6) == 2 * crops(one, config(*words))
     builder = SampleBuilder(config(*words))
