@@ -113,9 +113,7 @@ def benchmarks() -> str:
         names = ", ".join(f"`{name}`" for name in (task.name, *task.aliases))
         cells = [names, task.benchmark, ", ".join(splits) or "any shards", ", ".join(task.styles)]
         lines.append(
-            _row(
-                [*cells, task.max_new_tokens, task.crops or "own", f"`{task.headline}`", published]
-            )
+            _row([*cells, task.tokens_shown, task.crops or "own", f"`{task.headline}`", published])
         )
     return "\n".join(lines)
 

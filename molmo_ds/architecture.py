@@ -125,6 +125,8 @@ class ImageConfig(Checked):
     crop_mode: Literal["overlap-and-resize-c2", "resize"] = "overlap-and-resize-c2"
     # high-resolution crops; the global view comes on top
     max_crops: Crops = 12
+    # those of one of several pictures, of Molmo2, at most max_crops; None = max_crops
+    several_max_crops: Optional[Crops] = None
     overlap_margins: tuple[Whole, Whole] = (4, 4)  # patches, left/top and right/bottom
     # interpolation and normalisation
     resize: Literal["clip", "siglip", "dinov2", "metaclip"] = "clip"

@@ -41,6 +41,12 @@ def model(config: MolmoConfig, prefix: str = "model.") -> Rows:
     """An architecture; `prefix` is that of its keys."""
     yield from _text(config.text, IMAGE_IDS[config.family], f"{prefix}text.")
     yield from _vision(config.vision, f"{prefix}vision.")
+    several = config.images.several_max_crops
+    yield (
+        several is not None and several < config.images.max_crops and config.family == "molmo",
+        f"{prefix}images.several_max_crops is {several}; with {prefix}family=molmo one of several pictures has as many"
+        " crops as a single one, set it to null.",
+    )
     yield (
         (config.selection is None) != (config.family != "hemolmo"),
         f"{prefix}selection and {prefix}family=hemolmo go together; set both or neither.",

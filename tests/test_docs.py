@@ -167,7 +167,7 @@ def test_the_page_of_benchmarks_lists_every_task_and_set() -> None:
     for row, task in zip(rows, BENCHMARKS.values(), strict=True):
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         assert cells[0].startswith(f"`{task.name}`")
-        assert cells[3:5] == [", ".join(task.styles), str(task.max_new_tokens)]
+        assert cells[3:5] == [", ".join(task.styles), task.tokens_shown]
     assert [row.split("`")[1] for row in generate.sets().splitlines()[2:]] == list(SETS)
 
 

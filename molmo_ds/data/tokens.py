@@ -117,7 +117,7 @@ class Tokenizer(Words):
         return Tokenizer, (self.folder, self.vocab_size, self.family)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids up to the first end; a leading start or end, special, image and filler ids are dropped."""
+        """Text of ids up to the first end; a leading start, special, image and filler ids are no text."""
         return self._fast.decode(list(self._words_of(ids)), skip_special_tokens=True)
 
     def padded_words(self) -> list[str]:
@@ -138,11 +138,10 @@ class Tokenizer(Words):
     def _words_of(self, ids: Iterable[int]) -> Iterator[int]:
         for i, token in enumerate(ids):
             token = int(token)
-            if token in (self.bos, self.eos):
-                if i == 0:
-                    continue
-                if token == self.eos:
-                    return
+            if i == 0 and token == self.bos:
+                continue
+            if token == self.eos:
+                return
             if 0 <= token < self.words and token not in self._hidden:
                 yield token
 

@@ -56,7 +56,7 @@ def _row(task: Task, split: str, data: Path) -> tuple[str, ...]:
         task.benchmark,
         size if known is None or known.public else f"{size} (no answers)",
         ", ".join(task.styles),
-        str(task.max_new_tokens),
+        task.tokens_shown,
         str(task.crops or "model's"),
         task.headline,
         *figures,

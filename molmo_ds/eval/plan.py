@@ -47,7 +47,7 @@ def plan(subject: Subject, task: Task, split: str, wish: Wish, crops: int | None
         shuffle_seed=wish.shuffle_seed,
         frames=wish.max_frames,
         data=shards.fingerprint,
-        new_tokens=task.max_new_tokens,
+        new_tokens=task.new_tokens(subject.family),
         code=code_version(),
         **subject.known(crops),
     )

@@ -45,6 +45,7 @@ class Subject(Protocol):
 
     base: Path  # folder of its results
     step: int | None  # of its training
+    family: str | None  # of its model; None = not known
 
     def known(self, crops: int | None) -> dict[str, Any]:
         """Its fields of a Provenance."""
@@ -89,6 +90,7 @@ class Checkpoint:
         self.precision = precision or load.default_precision(self.device)
         self.base = base or provenance.results_base(self.folder)
         self.step = provenance.step_of(self.folder)
+        self.family = self.config.model.family
         self.batch = batch
         self.builders: dict[int, SampleBuilder] = {}
         self.answerer: load.Answerer | None = None
@@ -202,6 +204,7 @@ class Server:
         self.world = world
         self.base = base
         self.step = None
+        self.family = None
         self.asked = ServerClient(url, parallel, model)
 
     def known(self, crops: int | None) -> dict[str, Any]:

@@ -49,6 +49,8 @@ class Task:
     max_new_tokens: int
     score: Callable[[str, Row], Scores]
     headline: str  # the metric that is printed first
+    # of Molmo2, which answers by an option's letter and text; None = max_new_tokens
+    molmo2_new_tokens: int | None = None
     # of the published figures; None = as many as the model was trained with
     crops: int | None = None
     # which records are asked, by their metadata
@@ -71,6 +73,16 @@ class Task:
     def split(self) -> str:
         """The split that is meant where none is named."""
         return next(iter(self.splits), "")
+
+    def new_tokens(self, family: str | None) -> int:
+        """How long an answer of a model of a family may be; None = what answers is not known."""
+        return (self.molmo2_new_tokens if family == "molmo2" else None) or self.max_new_tokens
+
+    @property
+    def tokens_shown(self) -> str:
+        """The same for people."""
+        of_molmo2 = "" if self.molmo2_new_tokens is None else f", Molmo2 {self.molmo2_new_tokens}"
+        return f"{self.max_new_tokens}{of_molmo2}"
 
     def rows(self, shards: ShardSet, split: str, limit: int | None = None) -> Iterator[Row]:
         """The first `limit` questions (None = all) in the order of the shards.

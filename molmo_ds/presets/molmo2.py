@@ -15,7 +15,9 @@ def _molmo2(text: TextConfig) -> MolmoConfig:
         text=replace(text, image_attention="image_tokens"),
         vision=SIGLIP2,
         connector=ConnectorConfig(padding_embed="none", pooling_mask=True),
-        images=ImageConfig(resize="siglip", max_crops=8, legacy_image_mask=False),
+        images=ImageConfig(
+            resize="siglip", max_crops=8, several_max_crops=8, legacy_image_mask=False
+        ),
         video=VIDEO,
     )
 

@@ -77,6 +77,8 @@ def read(folder: Place) -> MolmoConfig:
         given["use_col_tokens"] = tokens.get("image_use_col_tokens", True)
         made["connector"]["pooling_size"] = _side(said.get("pooling_size", 2))
         made["video"] |= _frames(_processor(folder, VIDEO, "video_processor"))
+        # its processor has one number, which here stays that of several pictures whatever a user asks for
+        given["several_max_crops"] = given.get("max_crops", config.images.several_max_crops)
     made["images"] |= given
     return from_dict(MolmoConfig, made)
 

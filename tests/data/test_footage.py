@@ -26,6 +26,7 @@ from molmo_ds.data.sample.images import Crops, ImageProcessor
 from molmo_ds.data.sample.layout import FRAME_END, FRAME_START, IM_PATCH
 from molmo_ds.data.sample.pointed import Scene
 from molmo_ds.data.show.film import drawn, marks_at
+from molmo_ds.infer.load import with_crops
 from molmo_ds.testing.small_videos import film, png
 
 WORDS = Path(__file__).parents[1] / "goldens/data/G_video/tokenizer/qwen3-tiny"
@@ -223,6 +224,32 @@ def test_what_is_pointed_at_gets_more_crops_also_by_the_sources_style() -> None:
     crops.append(SampleBuilder(config(*words), source=source).size(record, RandomState(0))[1])
     assert crops[0] > SampleBuilder(config(*words)).size(record, RandomState(0))[1]
     assert len(set(crops)) == 1
+
+
+def test_one_of_several_pictures_has_crops_of_its_own() -> None:
+    """As allenai/molmo2's max_multi_image_crops: an evaluation with 24 crops leaves 8 to each of several pictures."""
+    words = ("model.images.max_crops=6", "model.images.several_max_crops=2")
+    one = {"images": ["0.png"], "sizes": [(480, 320)], "annotations": [ASK]}
+    two = {**one, "images": ["0.png", "1.png"], "sizes": [(480, 320)] * 2}
+
+    def crops(record: dict, run: RunConfig, **source: object) -> int:
+        made = SampleBuilder(run, source=SourceConfig(**source))
+        return made.size(record, RandomState(0))[1]
+
+    small = ("model.images.max_crops=2", "model.images.several_max_crops=null")
+    assert crops(one, config(*words)) > crops(one, config(*small)) == 3
+    assert crops(two, config(*words)) == crops(two, config(*small)) == 6
+    assert crops(two, with_crops(config(*words), 4)) == 6
+    assert crops(two, with_crops(config(*words), 1)) == 4  # nor more than a single one
+    with pytest.raises(ValueError, match="with model.family=molmo one of several pictures"):
+        settings.load(None, ["preset=tiny", *words])
+    # a source's own number is for all its pictures
+    assert crops(two, config(*words), max_crops=6) == 2 * crops(one, config(*words))
+    builder = SampleBuilder(config(*words))
+    picture = np.zeros((320, 480, 3), np.uint8)
+    assert len(builder.see([picture, picture]).images) == 6
+    sample = builder.build({**two, "pixels": [picture, picture]}, RandomState(0))
+    assert len(sample.images) == 6
 
 
 @pytest.mark.parametrize(

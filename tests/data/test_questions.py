@@ -114,6 +114,8 @@ def test_a_point_is_followed_from_where_the_question_says() -> None:
 def test_what_is_nowhere_and_what_is_not_shown() -> None:
     nowhere = moved(track_fps=2.0) | {"tracks": []}
     assert said(nowhere)[1] == "There are none."
+    # the reference draws no request without a rate there
+    assert all("2" in said(nowhere, seed)[0] for seed in range(40))
     between = moved(track_fps=2.0) | {"tracks": [{"time": 0.2, "points": {"b": [1, 1]}}]}
     assert said(between)[1] == "No tracks available."
 
@@ -127,6 +129,15 @@ def test_the_ends_of_objects_that_are_given_apart_are_one_moment() -> None:
     ]
     asked = moved(style="video_point_ground_start_end") | {"tracks": tracks}
     wanted = '<tracks coords="0.0 1 050 100 2 100 100;2.0 1 070 100 2 120 100">the Ball</tracks>'
+    assert said(asked)[1] == wanted
+    # the rate is for whole tracks: the ends are those of all frames that are shown
+    asked = asked | {
+        "track_fps": 0.5,
+        "tracks": [{"time": 0.5, "points": {"a": [9, 10]}}, *tracks[2:]],
+    }
+    wanted = (
+        '<tracks coords="0.5 1 090 100;1.0 2 060 100;2.0 1 120 100 2 070 100">the Ball</tracks>'
+    )
     assert said(asked)[1] == wanted
 
 

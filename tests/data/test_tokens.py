@@ -80,6 +80,9 @@ def test_decode_drops_what_is_not_text(tokenizer: Tokenizer) -> None:
     ]
     assert tokenizer.decode(ids) == " a cat"
     assert tokenizer.decode([tokenizer.eos]) == tokenizer.decode([]) == ""
+    other = Tokenizer(tokenizer.folder, VOCAB)
+    other.bos = more[0]  # where starts and ends are two ids, an end at the beginning is an end
+    assert other.decode([other.eos, *hello]) == "" and other.decode([other.bos, *hello]) == " a cat"
     shown = [tokenizer.name(i) for i in (VOCAB, VOCAB + 4, VOCAB + 5, VOCAB - 1, tokenizer.eos)]
     assert shown == ["<im_start>", "<|image|>", f"<{VOCAB + 5}>", f"<{VOCAB - 1}>", "<|endoftext|>"]
 

@@ -42,6 +42,7 @@ def sizes(kind: str) -> tuple[str, ...]:
     return (
         f"video.max_frames={video.max_frames}",
         f"images.max_crops={images.max_crops}",
+        f"images.several_max_crops={'null' if images.several_max_crops is None else images.several_max_crops}",
         f"images.overlap_margins={list(images.overlap_margins)}",
     )
 

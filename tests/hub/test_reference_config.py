@@ -88,7 +88,7 @@ MOLMO2 = {
             "pooling_h": 3,
             "pooling_w": 3,
             "max_images": None,
-            "max_multi_image_crops": 4,
+            "max_multi_image_crops": 4,  # of one picture in a sample
             "use_single_crop_col_tokens": False,
             "use_single_crop_start_token": True,
         },
@@ -238,8 +238,16 @@ def test_pictures_and_frames_are_read() -> None:
     columns = ["mm_preprocessor", "image", "use_col_tokens"]
     assert molmo.from_reference(changed(MOLMO2, columns, True)).images.use_col_tokens
     several = changed(MOLMO2, ["mm_preprocessor", "image", "max_images"], 5)
-    with pytest.raises(ValueError, match="multi_image"):  # 4 crops where one picture has 6
-        molmo.from_reference(several)
+    made = molmo.from_reference(several)  # 4 crops where a single picture has 6
+    assert (made.images.max_crops, made.images.several_max_crops) == (6, 4)
+    assert "one of several pictures" in molmo2.not_servable(replace(made, video=molmo2.VIDEO))
+    with pytest.raises(ValueError, match="max_multi_image_crops is 7; supported: at most"):
+        molmo.from_reference(
+            changed(several, ["mm_preprocessor", "image", "max_multi_image_crops"], 7)
+        )
+    pooled = changed(several, ["mm_preprocessor", "image", "multi_image_pooling_h"], 2)
+    with pytest.raises(ValueError, match="multi_image_pooling_h"):
+        molmo.from_reference(pooled)
     by_index = changed(MOLMO2, ["mm_preprocessor", "video", "time_sampling"], False)
     with pytest.warns(UserWarning, match="by their times here"):
         molmo.from_reference(by_index)

@@ -99,6 +99,7 @@ class Counter:
             work()
             made.append(self.new_graphs())
         kernels = [kernel for cubin, kernel in self.offline.kernels.items() if cubin not in before]
+        assert {kernel.arch for kernel in kernels} <= {self.offline.arch}, "another GPU's kernels"
         return Counted(
             phase=phase,
             first=made[0],
@@ -182,7 +183,8 @@ def main() -> None:
     parser.add_argument("--brief", action="store_true", help="four training batches alone")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
-    command = f"TRITON_INTERPRET=0 python -m molmo_ds.testing.twin tools/bench/compiled_cubins.py {args.arch}"
+    words = ["tools/bench/compiled_cubins.py", str(args.arch), *(["--small"] if args.small else [])]
+    command = f"TRITON_INTERPRET=0 python -m molmo_ds.testing.twin {' '.join(words)}"
     lines = [
         f"`{command}`, torch {torch.__version__}, triton {triton.__version__}, {time.strftime('%Y-%m-%d')},"
         f" {tables.cpu()}:",

@@ -150,8 +150,9 @@ class SampleBuilder:
             )
         arrays = [_to_array(picture) for picture in pictures]
         single = [number in overviews for number in range(len(arrays))]
+        several = len(arrays) > 1
         layouts = [
-            self.images.layout(array.shape[1], array.shape[0], one)
+            self.images.layout(array.shape[1], array.shape[0], one, several=several)
             for array, one in zip(arrays, single)
         ]
         blocks = picture_blocks(self.tokenizer, layouts, self.family == "molmo2")
@@ -258,7 +259,8 @@ class SampleBuilder:
                 f"The sample has {len(record['sizes'])} pictures, more than images.max_images={limit}."
             )
         high = self._draws_high(record, rng)
-        layouts = [self.images.layout(*size, high=high) for size in record["sizes"]]
+        sizes = record["sizes"]
+        layouts = [self.images.layout(*size, high=high, several=len(sizes) > 1) for size in sizes]
         return picture_blocks(self.tokenizer, layouts, self.family == "molmo2"), None, high
 
     def _refuse_more_than_a_picture(self) -> None:
@@ -299,7 +301,7 @@ class SampleBuilder:
         made = []
         for picture, one in zip(pictures, single):
             size = size or (picture.shape[1], picture.shape[0])
-            made.append(self.images(picture, frame=one, high=high))
+            made.append(self.images(picture, frame=one, high=high, several=len(single) > 1))
         if size is None:
             images = torch.empty((0, *self.images.crop_shape), dtype=self.images.dtype)
             return Seen(blocks, None, images, torch.empty(0, self.images.patches), windows)

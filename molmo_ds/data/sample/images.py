@@ -68,6 +68,9 @@ class ImageProcessor:
         self.frame_geometry = dataclasses.replace(self.geometry, crop_mode="resize")
         most = config.images.high_res_max_crops
         self.high_geometry = dataclasses.replace(self.geometry, max_crops=most)
+        most = config.images.max_crops
+        most = min(most, config.images.several_max_crops or most)
+        self.several_geometry = dataclasses.replace(self.geometry, max_crops=most)
         pooling = config.video.pooling_size or self.geometry.pooling_size
         windows = pool(single(self.geometry.side), pooling)
         self.frame_windows = windows.reshape(-1, pooling**2)  # int64 [m, W] of Molmo2
@@ -81,17 +84,31 @@ class ImageProcessor:
             torch.tensor(values) for values in PIXEL_STATISTICS[self.config.resize]
         )
 
-    def layout(self, width: int, height: int, frame: bool = False, high: bool = False) -> Layout:
+    def layout(
+        self,
+        width: int,
+        height: int,
+        frame: bool = False,
+        high: bool = False,
+        several: bool = False,
+    ) -> Layout:
         """Crops and tokens of a picture that is not decoded yet.
 
         Args:
             frame: of a video, which is one resized crop.
             high: up to images.high_res_max_crops.
+            several: one of several pictures, up to images.several_max_crops.
 
         Raises BadSample for a picture of which resizing would leave nothing, as 1 x 1000 pixels with `clip`.
         """
-        geometry = self.high_geometry if high else self.geometry
-        layout = (self.frame_geometry if frame else geometry).layout(height, width)
+        geometry = self.geometry
+        if frame:
+            geometry = self.frame_geometry
+        elif high:
+            geometry = self.high_geometry
+        elif several:
+            geometry = self.several_geometry
+        layout = geometry.layout(height, width)
         for tiling in {(1, 1), layout.tiling or (1, 1)} if self.config.resize == "clip" else ():
             size = self.geometry.canvas(tiling)
             if 0 in fit(height, width, *size):
@@ -105,9 +122,13 @@ class ImageProcessor:
         return len(self.layout(width, height).tokens)
 
     def __call__(
-        self, picture: np.ndarray | Image.Image, frame: bool = False, high: bool = False
+        self,
+        picture: np.ndarray | Image.Image,
+        frame: bool = False,
+        high: bool = False,
+        several: bool = False,
     ) -> Crops:
-        """uint8 [height, width, 3] (or a PIL picture) -> Crops; `frame` and `high` as of `layout`."""
+        """uint8 [height, width, 3] (or a PIL picture) -> Crops; `frame`, `high` and `several` as of `layout`."""
         if isinstance(picture, Image.Image):
             picture = to_pixels(picture)
         if (
@@ -123,7 +144,7 @@ class ImageProcessor:
             picture if picture.flags.c_contiguous and picture.flags.writeable else picture.copy()
         )
         geometry = self.geometry
-        layout = self.layout(pixels.shape[1], pixels.shape[0], frame, high)
+        layout = self.layout(pixels.shape[1], pixels.shape[0], frame, high, several)
         crops = torch.empty(
             (layout.crops, geometry.image_size, geometry.image_size, 3),
             dtype=torch.float32 if self.config.exact else torch.uint8,

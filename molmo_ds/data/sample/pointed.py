@@ -116,9 +116,12 @@ def _tracks(
     """Tracks at the times of frames that are shown; of an object that is nowhere, that there is none."""
     if not annotation.tracks:
         return NONE
-    moments = _moments(annotation, scene, annotation.track_fps)
+    ends_only = (
+        style in ENDS_ONLY
+    )  # of all frames that are shown: an object may come between two of the rate
+    moments = _moments(annotation, scene, None if ends_only else annotation.track_fps)
     scale = scene.scale(annotation.point_scale)
-    return format_tracks(moments, scale, label, style in ENDS_ONLY, pointing_format)
+    return format_tracks(moments, scale, label, ends_only, pointing_format)
 
 
 def _moments(annotation: Annotation, scene: Scene, fps: float | None) -> list[Moment]:

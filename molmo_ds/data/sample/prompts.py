@@ -85,6 +85,7 @@ class PromptFormatter:
                 chat=config.message_format == "chat",
                 root_length=config.root_length and token_weight is None,
                 last_answer_only=config.last_answer_only,
+                root_branches=config.root_subsegments and token_weight is None,
             )
             out.append(conversation)
         if config.shuffle_messages and len(out) > 1:

@@ -57,7 +57,8 @@ def ask(
         if not drawing:
             return Asked(label)
         if style == TRACK_STYLE:
-            return Asked(_track(annotation.track_fps, label, rng))
+            nowhere = annotation.tracks is not None and not annotation.tracks
+            return Asked(_track(annotation.track_fps, label, rng, always_said=nowhere))
         return Asked(sentences[rng.randint(len(sentences))].format(label=label))
     question = question or ""
     if question and drawing and annotation.style in SHORT_ANSWERS and not annotation.options:
@@ -113,9 +114,13 @@ def _choice(
     return Asked(text, None if right is None else answers[right])
 
 
-def _track(fps: float | None, label: str, rng: RandomState) -> str:
-    """A request for tracks; two points a second are what is meant where it says nothing, and so half the time."""
-    if fps is None or (fps == 2 and rng.random_sample() < 0.5):
+def _track(fps: float | None, label: str, rng: RandomState, always_said: bool) -> str:
+    """A request for tracks; two points a second are what is meant where it says nothing, and so half the time.
+
+    Args:
+        always_said: as the reference does where there is nothing to track.
+    """
+    if fps is None or (fps == 2 and not always_said and rng.random_sample() < 0.5):
         return TRACK_AT_TWO[rng.randint(len(TRACK_AT_TWO))].format(label=label)
     sentences = TEMPLATES[TRACK_STYLE]
     return sentences[rng.randint(len(sentences))].format(label=label, fps=f"{fps:g}")

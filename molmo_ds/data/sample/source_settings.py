@@ -31,7 +31,7 @@ def config_of_source(config: RunConfig, source: SourceConfig) -> RunConfig:
     images = config.model.images
     prompts = config.data.prompts
     if source.max_crops is not None:
-        images = dataclasses.replace(images, max_crops=source.max_crops)
+        images = dataclasses.replace(images, max_crops=source.max_crops, several_max_crops=None)
     if source.root_subsegments is not None:
         prompts = dataclasses.replace(prompts, root_subsegments=source.root_subsegments)
     if source.root_length is not None:

@@ -54,6 +54,7 @@ def learn(
 ) -> Tree:
     """A tree to learn from, of at most `limit` tokens; what is longer loses its end.
 
+    A chat loses branches whose first answer does not begin within the limit, and the others weigh more, as in Molmo2.
     A branch's last token is a label only, since nothing would see it. Its first token is predicted at the prefix's end,
     which is one place for all branches: there the first branch's is learnt (a user's word, so of weight 0, unless the
     prompt is empty). Raises BadSample where pictures or cutting leave nothing to learn.
@@ -63,10 +64,17 @@ def learn(
     branches = [_branch(tokenizer, one, pictures, several) for one in conversations]
     placed = any(branch.places for branch in branches)
     ids, starts = prefix(tokenizer, () if placed else pictures)
+    left_out = 0
+    if several and conversations[0].chat:
+        kept = _with_room(branches, len(ids), limit)
+        left_out = sum(len(branch.tokens) - 1 for branch in branches[len(kept) :])
+        if len(kept) < len(branches) and conversations[0].root_branches:
+            kept = [_heavier(branch, math.sqrt(len(branches) / len(kept))) for branch in kept]
+        branches = kept
     labels = [*ids[1:], branches[0].tokens[0]]
     weights = [0.0] * len(ids)
-    lengths = [len(ids)]
     weights[-1] = branches[0].weights[0]
+    lengths = [len(ids)]
     for branch in branches:
         starts += [len(ids) + place for place in branch.places]
         ids += branch.tokens[:-1]
@@ -84,7 +92,26 @@ def learn(
             )
     # Molmo2's branches begin at 0 where there is no picture (olmo/preprocessing/text_preprocessor.py)
     begin = 0 if several and conversations[0].chat and not pictures else None
-    return Tree(ids[:limit], labels[:limit], weights[:limit], lengths, starts, cut, begin)
+    return Tree(
+        ids[:limit], labels[:limit], weights[:limit], lengths, starts, cut + left_out, begin
+    )
+
+
+def _with_room(branches: list[_Branch], begin: int, limit: int) -> list[_Branch]:
+    """The branches before the first whose first learnt token does not lie within the limit; the first one in any case.
+
+    Source: allenai/molmo2 f3cb108, olmo/preprocessing/text_preprocessor.py (tokenize_message_list).
+    """
+    for number, branch in enumerate(branches):
+        first = next((i for i, weight in enumerate(branch.weights) if weight), 0)
+        if number and begin + first >= limit:
+            return branches[:number]
+        begin += len(branch.tokens) - 1
+    return branches
+
+
+def _heavier(branch: _Branch, factor: float) -> _Branch:
+    return _Branch(branch.tokens, [weight * factor for weight in branch.weights], branch.places)
 
 
 def check_places(conversations: list[Conversation], pictures: int) -> None:

@@ -22,6 +22,8 @@ class Conversation:
     chat: bool = False  # the user's turns stand between special tokens
     root_length: bool = False  # the weight is multiplied by 2 / sqrt(tokens that are learnt)
     last_answer_only: bool = False  # only the last answer is learnt
+    # the weight was divided by the root of the number of branches, of which only those that have room count
+    root_branches: bool = False
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def document(page: Page, sequence: Sequence, number: int, where: str) -> str:
     pictures = [film_strip(record, builder)] if is_video(record) else []
     for size, data in () if pictures else zip(record["sizes"], record["pixels"]):
         if 0 not in size:
-            layout = builder.images.layout(*size)
+            layout = builder.images.layout(*size, several=len(record["sizes"]) > 1)
             columns = layout.tiling[1] if layout.tiling else 1
             own = crops[: layout.crops]
             crops = crops[layout.crops :]

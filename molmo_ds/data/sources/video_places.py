@@ -2,7 +2,8 @@
 
 Points count inside masks, of which those are kept that a score reads: `masks` of an annotation holds, for each point of
 `point_groups` in order, a list of [seconds, mask], and for each moment of `tracks` an object of masks by the object's
-name. Layouts: allenai/molmo2 at f3cb108, olmo/data/molmo2_datasets.py, molmo2_video_track_datasets.py and
+name, of hidden objects too; the record's `objects` are the names in the order in which their masks are published.
+Layouts: allenai/molmo2 at f3cb108, olmo/data/molmo2_datasets.py, molmo2_video_track_datasets.py and
 academic_video_track_datasets.py; what its download makes of the sets' masks (MasksRLE) is read as it is.
 """
 
@@ -66,7 +67,7 @@ def track(row: Row, split: str) -> list[Item]:
     """Molmo2's tracks: points of each object in every frame, None where it is not seen."""
     step = row["fps"] // TRACKED
     points = {one["object_id"]: one["points"] for one in row["points"]}
-    masks = {one["object_id"]: one["masks"] for one in row["masks"]}
+    masks = {str(one["object_id"]): one["masks"] for one in row["masks"]}
     moments: dict[int, dict[str, list[float]]] = {}
     for name in row["mask_id"]:
         for frame, point in enumerate(points.get(name, ())):
@@ -111,9 +112,9 @@ def _tracks(
     """The item of tracks by frame, with the mask of each object at each of its moments."""
     if not any(moments.values()):
         raise LeftOut("track without a point")
-    frames = sorted(frame for frame in moments if moments[frame])
+    frames = sorted(moments)  # a moment at which no object is there counts too
     seen = [
-        {name: _mask(masks.get(name, ()), frame) for name in moments[frame]} for frame in frames
+        {name: _mask(of_object, frame) for name, of_object in masks.items()} for frame in frames
     ]
     asked = annotation(
         STYLE,
@@ -123,7 +124,7 @@ def _tracks(
         masks=[{name: mask for name, mask in one.items() if mask is not None} for one in seen],
     )
     known |= {"example_id": str(row["id"]), "fps": float(row["fps"])}
-    known |= {"width": size[0], "height": size[1]}
+    known |= {"width": size[0], "height": size[1], "objects": list(masks)}
     rates = {"frame_rates": dividing(row["fps"], TRACKED)}
     return [Item((Picture(path=video),), [asked], known, rates)]
 

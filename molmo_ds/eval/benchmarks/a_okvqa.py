@@ -14,6 +14,7 @@ TASKS = [
             "test": Split(shards="a_okvqa_mc-test", questions=6702, public=False),
         },
         max_new_tokens=12,
+        molmo2_new_tokens=32,
         crops=36,
         score=score_choice,
         headline="mc",

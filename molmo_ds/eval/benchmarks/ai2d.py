@@ -28,6 +28,7 @@ TASKS = [
             "test": Split(shards="ai2_diagram_v2_mix_transparent-test"),
         },
         max_new_tokens=12,
+        molmo2_new_tokens=32,
         crops=36,
         score=score_diagram,
         headline="mc_ai2d_transparent",

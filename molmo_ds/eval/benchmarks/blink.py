@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from molmo_ds.eval.metrics.video_choice import last_named_or_colon, score_letter
+from molmo_ds.eval.metrics.video_choice import score_marked
 from molmo_ds.eval.row import by_metadata
 from molmo_ds.eval.task import Split, Task
 
@@ -16,7 +16,7 @@ TASKS = [
             "test": Split(shards="blink-test", public=False),
         },
         max_new_tokens=12,
-        score=partial(score_letter, read=last_named_or_colon, name="muir_bench_mc"),
+        score=partial(score_marked, name="muir_bench_mc"),
         headline="muir_bench_mc",
         categories=by_metadata("sub_task"),
     )

@@ -15,6 +15,7 @@ TASKS = [
             "test": Split(shards="math_vista-test", questions=5141, public=False),
         },
         max_new_tokens=12,
+        molmo2_new_tokens=32,
         crops=36,
         score=score_math_vista,
         headline="score",

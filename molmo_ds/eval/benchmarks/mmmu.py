@@ -26,6 +26,7 @@ TASKS = [
             "test": Split(shards="mmmu-test", public=False),
         },
         max_new_tokens=12,
+        molmo2_new_tokens=64,
         crops=36,
         score=score_mmmu,
         headline="mmmu_score",

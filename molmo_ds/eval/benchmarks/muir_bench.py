@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from molmo_ds.eval.metrics.video_choice import last_named_or_colon, score_letter
+from molmo_ds.eval.metrics.video_choice import score_marked
 from molmo_ds.eval.row import by_metadata
 from molmo_ds.eval.task import Split, Task
 
@@ -12,8 +12,9 @@ TASKS = [
         benchmark="MuirBench",
         styles=("mantis_instruct_mc",),
         splits={"test": Split(shards="muir_bench-test")},
-        max_new_tokens=12,  # 32 in allenai/molmo2
-        score=partial(score_letter, read=last_named_or_colon, name="muir_bench_mc"),
+        max_new_tokens=12,
+        molmo2_new_tokens=32,
+        score=partial(score_marked, name="muir_bench_mc"),
         headline="muir_bench_mc",
         categories=by_metadata("task", "image_relation", "image_type"),
     )

@@ -15,6 +15,7 @@ TASKS = [
             "test": Split(shards="science_qa_img-test"),
         },
         max_new_tokens=12,
+        molmo2_new_tokens=32,
         crops=36,
         score=score_choice,
         headline="mc",

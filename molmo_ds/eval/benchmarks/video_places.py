@@ -1,6 +1,11 @@
 """Molmo2's counts and points in videos of up to a minute: how many, and where and when."""
 
-from molmo_ds.eval.metrics.video_places import places_text, score_count, score_places
+from molmo_ds.eval.metrics.video_places import (
+    average_of_bins,
+    places_text,
+    score_count,
+    score_places,
+)
 from molmo_ds.eval.row import by_metadata
 from molmo_ds.eval.task import Split, Task
 
@@ -15,6 +20,7 @@ TASKS = [
         score=score_count,
         headline="correct",
         truth=lambda row: str(row.metadata["count"]),
+        derived=average_of_bins,
         categories=by_metadata("subset"),
     ),
     Task(

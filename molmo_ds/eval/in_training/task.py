@@ -119,7 +119,7 @@ class TaskInTraining:
     ) -> list[Reply]:
         """The replies to this replica's questions, as many as the time allows; one at least."""
         client = OwnClient(self.builder, replica)
-        asked = asks(self.shards, rows, self.task.max_new_tokens)
+        asked = asks(self.shards, rows, self.task.new_tokens(self.config.model.family))
         replies: list[Reply] = []
         silent = self.world.rank > 0
         with tqdm(

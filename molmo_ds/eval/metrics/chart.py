@@ -50,8 +50,8 @@ def lenient_correctness(target: str, prediction: str) -> bool:
     value = _first_number(said)
     if value is None:
         return False
-    allowed = 0.05 * (abs(wanted) or 1)
-    return abs(wanted - value) <= allowed or abs(wanted - value / 100) <= allowed
+    unit = abs(wanted) or 1  # an infinite one makes both shares NaN, which is within nothing
+    return abs(wanted - value) / unit <= 0.05 or abs(wanted - value / 100) / unit <= 0.05
 
 
 def score_chart(reply: str, row: Row) -> Scores:

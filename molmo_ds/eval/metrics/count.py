@@ -1,7 +1,7 @@
 """Counting: the number that a reply says, and the number of points that it shows.
 
-Source: allenai/molmo 793fa38, olmo/eval/evaluators.py (PointCountEval). allenai/molmo2 counts the points instead, which
-is `correct_points` here.
+Source: allenai/molmo 793fa38, olmo/eval/evaluators.py (PointCountEval). allenai/molmo2 f3cb108 counts the points of a
+reply in any form instead, which is `correct_points` here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 
-from molmo_ds.eval.metrics.pointing import extract_points
+from molmo_ds.data.sample.point_text import read_any_points
 from molmo_ds.eval.metrics.reply import whole_number
 from molmo_ds.eval.row import Row, Scores, true_answer
 
@@ -91,7 +91,7 @@ def score_count(reply: str, row: Row) -> Scores:
             "The annotation has no `points`, which its count is compared with; give it a list, maybe empty."
         )
     scores = point_count_scores(reply, count)
-    shown = len(extract_points(reply, 100, 100))
+    shown = len(read_any_points(reply.lower(), 100, 100))
     return {
         **scores,
         f"correct_{count}": scores["correct"],

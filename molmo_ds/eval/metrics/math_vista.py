@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
-from molmo_ds.eval.metrics.choice import read_option
+from molmo_ds.eval.metrics.choice import named_option, read_option
 from molmo_ds.eval.metrics.reply import edit_distance
 from molmo_ds.eval.row import Row, Scores
 
@@ -37,6 +37,17 @@ def extract(response: str, about: Mapping[str, Any]) -> str:
     return response
 
 
+def said(response: str, about: Mapping[str, Any]) -> str:
+    """As `extract`, but an option's text is that option, and `B. 3 cm` is B."""
+    found = quick_extract(response, about)
+    if found is not None or about["question_type"] != "multi_choice":
+        return response if found is None else found
+    choices = about["choices"]
+    letters = ascii_uppercase[: len(choices)]
+    named = named_option(response, dict(zip(letters, choices))) or response
+    return choices[read_option(named, letters, beginnings=True)[0]]
+
+
 def normalise(extraction: str, about: Mapping[str, Any], reference: bool = False) -> str | None:
     """An extracted answer in the form of the true one, None where it has none; `reference`: with its fault."""
     if about["question_type"] == "multi_choice":
@@ -60,17 +71,20 @@ def is_right(extraction: str, about: Mapping[str, Any], reference: bool = False)
 
 
 def score_math_vista(reply: str, row: Row) -> Scores:
-    """`score`, and `score_reference` with the reference's fault, both without a judge."""
+    """`score`, and `score_reference` as allenai/molmo reads and with its fault, both without a judge."""
     about = row.metadata
     response = reply.strip()
-    found = extract(response, about)
+    found = said(response, about)
     if about["question_type"] == "multi_choice":
-        readable = read_option(response, ascii_uppercase[: len(about["choices"])])[1]
+        choices = about["choices"]
+        letters = ascii_uppercase[: len(choices)]
+        named = named_option(response, dict(zip(letters, choices))) or response
+        readable = response in choices or read_option(named, letters, beginnings=True)[1]
     else:
         readable = bool(normalise(found, about))
     return {
         "score": float(is_right(found, about)),
-        "score_reference": float(is_right(found, about, reference=True)),
+        "score_reference": float(is_right(extract(response, about), about, reference=True)),
         "unreadable": float(not readable),
     }
 

@@ -1,6 +1,7 @@
 """MMMU: its own reading of letters and of open answers.
 
-Source: allenai/molmo 793fa38, olmo/eval/vqa.py and mmmu_eval_utils.py, after MMMU's own code.
+Source: allenai/molmo 793fa38, olmo/eval/vqa.py and mmmu_eval_utils.py, after MMMU's own code; allenai/molmo2 f3cb108,
+where a letter before a bracket, a full stop or a colon is read too.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ def mmmu_score(
 
 
 FORMS = ("({})", " {} ")  # of a letter in a reply
+MARKED_FORMS = ("({})", "{})", "{}.", "{}:", " {} ")  # of allenai/molmo2
 
 
 def read_choice(response: str, options: Sequence[str], forms: Sequence[str] = FORMS) -> str | None:
@@ -58,8 +60,8 @@ def read_choice(response: str, options: Sequence[str], forms: Sequence[str] = FO
 
 
 def letter_said(response: str, options: Sequence[str]) -> str | None:
-    """As `read_choice`, or the letter that stands before its own option's text, as in `B. a dog`."""
-    return read_choice(response, options) or named_option(response, _named(options))
+    """As `read_choice` with MARKED_FORMS, or the letter before its own option's text, as in `b. a dog`."""
+    return read_choice(response, options, MARKED_FORMS) or named_option(response, _named(options))
 
 
 def between_blanks(text: str) -> str:
@@ -70,7 +72,7 @@ def between_blanks(text: str) -> str:
 
 
 def score_mmmu(reply: str, row: Row) -> Scores:
-    """`mmmu_score`, and `mmmu_score_reference`, in which answers given as lists and `B. a dog` stay unread.
+    """`mmmu_score`; in `mmmu_score_reference`, allenai/molmo's, answers given as lists and `B. a dog` stay unread.
 
     A choice that cannot be read is drawn with a generator of the row's own.
     """

@@ -1,6 +1,7 @@
 """Score of points named in a text, against points and the regions in which they count.
 
-Source: allenai/molmo 793fa38, olmo/util.py and olmo/eval/evaluators.py (PointingEval).
+Source: allenai/molmo 793fa38, olmo/util.py and olmo/eval/evaluators.py (PointingEval), which wants points and nothing
+else. allenai/molmo2 f3cb108 counts points wherever they stand in a reply: so are points in its own form read here.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from typing import Any
 
 from scipy.optimize import linear_sum_assignment
 
-from molmo_ds.data.sample.point_text import read_points
+from molmo_ds.data.sample.point_text import read_any_points, read_points
 from molmo_ds.eval.row import Row, Scores, true_points
 
 Point = tuple[float, float]
 Box = Sequence[float]  # left, top, right, bottom in pixels; right and bottom do not belong to it
+CATEGORIES = ("affordable", "counting", "reasoning", "spatial", "steerable")  # of PointBench
 # height, width, runs: lengths of runs of pixels outside, inside, outside ... line by line, or by_columns
 Mask = Mapping[str, Any]
 
@@ -36,7 +38,6 @@ _FORMATS = (
     rf'<points\s+(?:x\d+{_XY}\s+y\d+{_XY}\s+)+alt=".*?">.*?</points>',
     rf'<point\s+p{_DIGITS}alt=".*?">.*?</point>',
     rf'<points\s+(?:\d+{_DIGITS})+alt=".*?">.*?</points>',
-    r'<points(?: alt=".*?")? coords="[0-9\t:;, .]+">.*?</points>',  # Molmo2's
 )
 _FORMAT = re.compile("|".join(_FORMATS), re.DOTALL)
 
@@ -65,7 +66,7 @@ def pointing_scores(
 
     Points are paired with the wanted ones so that the distances' sum is least; a pair counts when the rounded point
     lies in the wanted one's region. Where nothing is to be found, everything is 1 if no point is given, else 0. A text
-    that is not wholly in a format of points scores 0.
+    without points of Molmo2's form that is not wholly in another format of points scores 0.
 
     Raises ValueError where there is not one region per point, or a region holds no pixel of the picture.
     """
@@ -79,7 +80,7 @@ def pointing_scores(
     if not points:
         return dict.fromkeys(("precision", "recall", "f1"), float(not given))
     hits = 0
-    if given and in_format(text):
+    if given and is_readable(text):
         distances = [[(a - c) ** 2 + (b - d) ** 2 for c, d in points] for a, b in given]
         pairs = nearest_pairs([[value**0.5 for value in row] for row in distances])
         hits = sum(_inside(given[i], regions[j], size) for i, j in pairs)
@@ -97,6 +98,11 @@ def in_format(text: str) -> bool:
     return _FORMAT.fullmatch(text.strip()) is not None
 
 
+def is_readable(text: str) -> bool:
+    """Whether a text holds points as Molmo2 writes them, or is points as Molmo does and nothing else."""
+    return bool(read_points(text, 1, 1)) or in_format(text)
+
+
 def score_points(reply: str, row: Row) -> Scores:
     """precision, recall and f1 of an annotation's points; its `boxes` or `masks` are their regions, one for each."""
     known = row.annotation
@@ -111,16 +117,29 @@ def score_points(reply: str, row: Row) -> Scores:
         )
     points = true_points(row)
     found = pointing_scores(reply, points, regions, row.size)
-    readable = in_format(reply) if points or extract_points(reply, *row.size) else True
+    readable = is_readable(reply) if points or extract_points(reply, *row.size) else True
     return {**found, "unreadable": float(not readable)}
 
 
 def score_in_mask(reply: str, row: Row) -> Scores:
-    """`all`: whether the reply has a point, and every one lies in the only mask; its pixel is cut, not rounded."""
+    """`all`, and the same for the row's category: whether the reply has points, and all lie in the only mask.
+
+    A point's pixel is cut, not rounded. Source: allenai/molmo2 f3cb108, olmo/eval/evaluators.py (PointBenchEval).
+    """
     [mask] = row.annotation["masks"]
-    found = extract_points(reply, *row.size)
-    hits = [inside((math.floor(x), math.floor(y)), mask) for x, y in found]
-    return {"all": float(bool(hits) and all(hits)), "unreadable": float(not hits)}
+    width, height = row.size
+    places = [(math.floor(x), math.floor(y)) for x, y in read_any_points(reply, width, height)]
+    hits = [x < width and y < height and inside((x, y), mask) for x, y in places]
+    right = float(bool(hits) and all(hits))
+    scores = {"all": right, "unreadable": float(not hits)}
+    category = row.metadata.get("category")
+    return scores | {category: right} if category in CATEGORIES else scores
+
+
+def average_of_categories(means: Mapping[str, float]) -> dict[str, float]:
+    """`average`: the plain mean over PointBench's categories, which is the figure that is published."""
+    values = [means[name] for name in CATEGORIES if name in means]
+    return {"average": math.fsum(values) / len(values)} if values else {}
 
 
 def point_inside(row: Row) -> str:

@@ -1,6 +1,6 @@
 """RealWorldQA: a letter, or a short answer.
 
-Source: allenai/molmo 793fa38, olmo/eval/vqa.py.
+Source: olmo/eval/vqa.py of allenai/molmo 793fa38, and of allenai/molmo2 f3cb108 for the letter of a longer reply.
 """
 
 from __future__ import annotations
@@ -28,12 +28,19 @@ def real_world_qa_score(target: str, prediction: str, multiple_choice: bool) -> 
 
 
 def score_real_world(reply: str, row: Row) -> Scores:
-    """`real_world_qa_score`; `B. a dog` is B where that option stands in the question, by edits it would be A."""
+    """`real_world_qa_score`; `B. a dog` is B, which allenai/molmo, in `_reference`, may read as A."""
     lettered = row.metadata["question_type"] == "multiple_choice"
     got = parse_answer(reply)
+    target = row.metadata["answer"]
+    reference = float(real_world_qa_score(target, got, lettered))
+    right = reference
+    readable = bool(got)
     if lettered:
         options = dict(_OPTION.findall(row.annotation.get("question", "")))
-        got = named_option(got, options) or got
-    right = float(real_world_qa_score(row.metadata["answer"], got, lettered))
-    readable = read_option(got, "ABCD")[1] if lettered else bool(got)
-    return {"real_world_qa_score": right, "unreadable": float(not readable)}
+        index, readable = read_option(named_option(got, options) or got, "ABCD", beginnings=True)
+        right = float("ABCD"[index] == target)
+    return {
+        "real_world_qa_score": right,
+        "real_world_qa_score_reference": reference,
+        "unreadable": float(not readable),
+    }

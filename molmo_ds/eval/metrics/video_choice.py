@@ -1,7 +1,8 @@
 """Multiple choice about videos: which letter a reply names, by the rule of each benchmark.
 
-Source: mattw-ai2/robo_mm_olmo_gantry 6832f80, olmo/eval/evaluators.py and vqa.py.
-MUIRBench and NExT-QA are read as MMMU is, and a letter may stand before a colon or a full stop.
+Source: allenai/molmo2 f3cb108 and mattw-ai2/robo_mm_olmo_gantry 6832f80, olmo/eval/evaluators.py and vqa.py. NExT-QA is
+read as MMMU is, and a letter may stand before a full stop. MuirBench, MMIU and BLINK have allenai/molmo2's rule; the
+fork's, in which only a colon may follow a letter, has the suffix `_fork`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 from string import ascii_uppercase
 
 from molmo_ds.eval.metrics.choice import named_option
-from molmo_ds.eval.metrics.mmmu import FORMS, between_blanks, read_choice
+from molmo_ds.eval.metrics.mmmu import FORMS, MARKED_FORMS, between_blanks, read_choice
 from molmo_ds.eval.metrics.reply import parse_answer
 from molmo_ds.eval.row import Row, Scores
 
@@ -69,8 +70,13 @@ def last_named(reply: str, options: Sequence[str]) -> str | None:
 
 
 def last_named_or_colon(reply: str, options: Sequence[str]) -> str | None:
-    """As `read_choice`, or the last letter before a colon (MUIRBench)."""
+    """As `read_choice`, or the last letter before a colon (MuirBench in the fork)."""
     return read_choice(reply, options, (*FORMS, "{}:"))
+
+
+def last_marked(reply: str, options: Sequence[str]) -> str | None:
+    """The last letter in brackets, else before a bracket, a full stop or a colon, else as `read_choice`."""
+    return read_choice(reply, options, MARKED_FORMS)
 
 
 def starts_with(reply: str, letter: str) -> bool:
@@ -100,6 +106,20 @@ def true_letter(row: Row) -> str:
 
 
 def score_letter(
+    reply: str, row: Row, read: Reader, name: str = "accuracy", guess: bool = True
+) -> Scores:
+    """`score_named` of the answer in the reply: what follows `Answer:`, else its commonest line."""
+    return score_named(parse_answer(reply), row, read, name, guess)
+
+
+def score_marked(reply: str, row: Row, name: str) -> Scores:
+    """`name` and `name`_fork: a letter as MuirBench is read, in allenai/molmo2 and in the fork."""
+    scores = score_letter(reply, row, last_marked, name)
+    fork = score_letter(reply, row, last_named_or_colon, name)
+    return {**scores, f"{name}_fork": fork[name]}
+
+
+def score_named(
     reply: str, row: Row, read: Reader, name: str = "accuracy", guess: bool = True
 ) -> Scores:
     """`name` and `unreadable`; a letter that cannot be read is drawn with the row's own generator, or wrong.
@@ -148,7 +168,7 @@ def score_video_mme(reply: str, row: Row) -> Scores:
 
 def score_long_video_bench(reply: str, row: Row) -> Scores:
     """`all`, and the same for the group of lengths: duration_15, _60, _600, _3600 seconds."""
-    scores = score_letter(reply, row, first_letter, "all")
+    scores = score_named(reply, row, first_letter, "all")
     return in_parts(scores, f"duration_{row.metadata['duration_group']}")
 
 
@@ -163,8 +183,8 @@ def score_mmiu(reply: str, row: Row) -> Scores:
     got = parse_answer(reply)
     options = asked_options(row)
     if row.annotation.get("answer") not in ascii_uppercase[: len(options)]:
-        return {"all_reference": 0.0, "unreadable": float(read_choice(got, options) is None)}
-    scores = score_letter(got, row, read_choice, "all")
+        return {"all_reference": 0.0, "unreadable": float(last_marked(got, options) is None)}
+    scores = score_named(got, row, last_marked, "all")
     return {**scores, "all_reference": scores["all"]}
 
 

@@ -2,7 +2,8 @@
 
 Source: allenai/molmo2 f3cb108, olmo/eval/evaluators.py (VixMoPointEval, VixMoPointCountEval) and
 object_tracking_utils.py. There the masks of a frame are those of all objects of a track while its points are those of
-the objects that are seen, so that a point may be compared with another object's mask; here each has its own.
+the objects that are seen, so that a point may be compared with another object's mask; here each has its own. Figures
+of tracks under `_reference` are made as there.
 """
 
 from __future__ import annotations
@@ -12,8 +13,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from molmo_ds.data.sample.point_text import Found, format_groups, format_tracks, read_points
 from molmo_ds.data.sample.point_text import Moment as Written
+from molmo_ds.data.sample.point_text import (
+    Point,
+    format_groups,
+    format_tracks,
+    read_points,
+    read_tracks,
+)
 from molmo_ds.data.sample.times import stamp
 from molmo_ds.eval.metrics.pointing import inside, nearest_pairs
 from molmo_ds.eval.metrics.reply import whole_number
@@ -25,6 +32,8 @@ _NONE = re.compile(r"\bnone\b")
 NEAR = 0.05  # share of a count by which a close one may be off, besides 1
 FAR = 100.0  # the largest of a normalised time, x or y
 Place = tuple[float, float, float]  # seconds, x and y in pixels
+# of a video with tracks: points found and wanted, and masks, by the object's name
+Frame = tuple[Mapping[str, Point], Mapping[str, Point], Mapping[str, Any]]
 
 
 def size_of(row: Row) -> tuple[float, float]:
@@ -96,11 +105,18 @@ def score_count(reply: str, row: Row) -> Scores:
     }
 
 
+def average_of_bins(means: Mapping[str, float]) -> dict[str, float]:
+    """`per_category_average`: the plain mean over the bins of counts."""
+    values = [value for name, value in sorted(means.items()) if name.startswith("correct_")]
+    return {"per_category_average": math.fsum(values) / len(values)} if values else {}
+
+
 def read_count(reply: str) -> int | None:
-    """The whole reply as a number, or the number of a total; 0 for `none`."""
+    """The whole reply as a number, or the number of a total; 0 for `none`, of which the reference never sees one."""
     text = reply.strip().lower().rstrip(".").strip()
-    if re.fullmatch(r"[+-]?\d+", text):
-        return whole_number(text)
+    number = whole_number(text)
+    if number is not None:
+        return number
     total = _TOTAL.search(text)
     if total:
         return whole_number(total[1])
@@ -108,45 +124,73 @@ def read_count(reply: str) -> int | None:
 
 
 def score_tracks(reply: str, row: Row) -> Scores:
-    """precision, recall and f1, means over frames, and HOTA with DetA and AssA; a point is right inside its mask."""
+    """precision, recall and f1, means over frames, and HOTA with DetA and AssA; a point is right inside its mask.
+
+    Each also under `_reference` where the record names the `objects` that have masks, in the order of those.
+    """
     fps = row.metadata["fps"]
-    found: dict[int, dict[str, Found]] = {}
-    for one in read_points(reply, *size_of(row)):
-        found.setdefault(round(one.place * fps), {}).setdefault(one.number, one)
+    # of two times that one frame shows, the later counts
+    found = {round(one.time * fps): one.points for one in read_tracks(reply, *size_of(row))}
     moments = row.annotation["tracks"]
     frames = [round(moment["time"] * fps) for moment in moments]
     wanted = {frame: moment["points"] for frame, moment in zip(frames, moments)}
     masks = dict(zip(frames, row.annotation["masks"]))
     everything = sorted(found.keys() | wanted.keys())
-    compared = [
-        _compared(found.get(frame, {}), wanted.get(frame, {}), masks.get(frame, {}))
-        for frame in everything
+    frames = [
+        (found.get(frame, {}), wanted.get(frame, {}), masks.get(frame, {})) for frame in everything
     ]
-    rates = [_of_frame(*pair) for pair in compared]
+    scores = _of_tracks(frames)
+    objects = row.metadata.get("objects")
+    if objects is not None:
+        shifted = [
+            (points, places, _shifted(places, seen, objects)) for points, places, seen in frames
+        ]
+        reference = _of_tracks(shifted, len(objects))
+        scores |= {f"{name}_reference": value for name, value in reference.items()}
+    return {**scores, "unreadable": float(not found and not _NONE.search(reply.lower()))}
+
+
+def _shifted(
+    wanted: Mapping[str, Point], masks: Mapping[str, Any], objects: Sequence[str]
+) -> dict[str, Any]:
+    """The masks with which the reference compares: the first object that is seen has the first, and so on."""
+    order = {name: place for place, name in enumerate(objects)}
+    seen = sorted(wanted, key=lambda name: order.get(name, len(order)))
+    return {name: masks[other] for name, other in zip(seen, objects) if other in masks}
+
+
+def _of_tracks(frames: Sequence[Frame], objects: int | None = None) -> Scores:
+    """The scores of a video; recall is of the objects that are wanted in a frame, or of so many `objects`."""
+    compared = [_compared(*frame) for frame in frames]
+    rates = [_of_frame(*pair, objects) for pair in compared]
     means = {
         name: math.fsum(rate[name] for rate in rates) / len(rates)
         for name in ("precision", "recall", "f1")
     }
-    whole = hota([detections for detections, _ in compared])
-    return {**means, **whole, "unreadable": float(not found and not _NONE.search(reply.lower()))}
+    return {**means, **hota([detections for detections, _ in compared])}
 
 
 def _compared(
-    found: Mapping[str, Found], wanted: Mapping[str, Sequence[float]], masks: Mapping[str, Any]
+    found: Mapping[str, Point], wanted: Mapping[str, Point], masks: Mapping[str, Any]
 ) -> tuple[Detections, list[tuple[int, int]]]:
-    """A frame's detections, and pairs (found, wanted) by least distance."""
-    points = [(one.x, one.y) for one in found.values()]
-    right = [[name in masks and inside(point, masks[name]) for point in points] for name in wanted]
-    costs = [[math.dist(point, place) for place in wanted.values()] for point in points]
-    pairs = nearest_pairs(costs) if points and wanted else []
-    return Detections(list(wanted), list(found), right), pairs
+    """A frame's detections, by name, and pairs (found, wanted) by least distance."""
+    names = sorted(found)  # which of equally good matches is taken depends on the order
+    right = [
+        [name in masks and inside(found[other], masks[name]) for other in names] for name in wanted
+    ]
+    costs = [[math.dist(point, place) for place in wanted.values()] for point in found.values()]
+    order = [names.index(name) for name in found]
+    pairs = nearest_pairs(costs) if found and wanted else []
+    return Detections(list(wanted), names, right), [(order[i], j) for i, j in pairs]
 
 
-def _of_frame(frame: Detections, pairs: Sequence[tuple[int, int]]) -> dict[str, float]:
-    if not frame.wanted:  # and something was found, or there would be no such frame
-        return dict.fromkeys(("precision", "recall", "f1"), 0.0)
+def _of_frame(
+    frame: Detections, pairs: Sequence[tuple[int, int]], objects: int | None
+) -> dict[str, float]:
+    if not frame.wanted:
+        return dict.fromkeys(("precision", "recall", "f1"), float(not frame.found))
     hits = sum(frame.right[j][i] for i, j in pairs)
-    return _rates(hits, len(frame.found), len(frame.wanted))
+    return _rates(hits, len(frame.found), objects or len(frame.wanted))
 
 
 def tracks_text(row: Row) -> str:

@@ -17,7 +17,7 @@ _NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eigh
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _CONTRACTIONS = """
 ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's isn't it'd
-it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't she's should've shouldn't that's
+it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't should've shouldn't that's
 there'd there're there's they'd they'll they're they've 'twas wasn't we've weren't what'll what're what's what've when's
 where'd where's where've who'd who'll who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're
 you've somebody'll somebody's someone'd someone'll someone's something'd something'll couldn't've hadn't've he'd've
@@ -31,6 +31,7 @@ def _without_one_apostrophe(word: str) -> list[str]:
     return [word[:i] + word[i + 1 :] for i in at]
 
 
+# of the challenge's list, which repairs neither "shes" nor "shell"
 _REPAIRS = {
     wrong: right for right in _CONTRACTIONS.split() for wrong in _without_one_apostrophe(right)
 } | {"somebody'd": "somebodyd"}

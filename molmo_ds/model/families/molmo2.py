@@ -154,7 +154,9 @@ def from_released(values: dict[str, Any]) -> MolmoConfig:
         text=text,
         vision=_vision(tower, adapter["vit_layers"]),
         connector=connector,
-        images=ImageConfig(resize="siglip", max_crops=8, legacy_image_mask=False),
+        images=ImageConfig(
+            resize="siglip", max_crops=8, several_max_crops=8, legacy_image_mask=False
+        ),
         video=VIDEO,
     )
 
@@ -228,6 +230,7 @@ def from_reference(values: dict[str, Any]) -> MolmoConfig:
         images=replace(
             made.images,
             max_crops=pictures["max_crops"],
+            several_max_crops=pictures.get("max_multi_image_crops") if _several(pictures) else None,
             overlap_margins=tuple(pictures["overlap_margins"]),
             use_col_tokens=pictures["use_col_tokens"],
         ),
@@ -245,13 +248,22 @@ def refuse_unknown(values: dict[str, Any], known: dict[str, Any]) -> None:
             )
 
 
+def _several(pictures: dict[str, Any]) -> bool:
+    """Whether a sample may have more than one picture."""
+    return (pictures.get("max_images") or 1) > 1
+
+
 def _pooling(pictures: dict[str, Any]) -> int:
-    """The side of a window of patches; several pictures are cut and pooled as one is."""
+    """The side of a window of patches; several pictures are pooled as one is."""
     side = pictures.get("pooling_h", 2)
     alike = {"pooling_w": side}
-    if (pictures.get("max_images") or 1) > 1:
+    if _several(pictures):
         alike |= {f"multi_image_pooling_{axis}": side for axis in "hw"}
-        alike["max_multi_image_crops"] = pictures["max_crops"]
+        most = pictures.get("max_multi_image_crops") or 0
+        if most > pictures["max_crops"]:
+            raise ValueError(
+                f"max_multi_image_crops is {most}; supported: at most max_crops={pictures['max_crops']}."
+            )
     refuse_unknown(pictures, alike)
     return side
 
@@ -365,6 +377,9 @@ def not_servable(config: MolmoConfig) -> str | None:
         return "readers of Molmo2 know no padding embedding and no pooling but attention_meanq"
     if not config.video.per_frame_special_token:
         return "readers of Molmo2 put tokens around each frame, not around the whole video"
+    several = config.images.several_max_crops
+    if several is not None and several < config.images.max_crops:
+        return "readers of Molmo2 cut one of several pictures into as many crops as a single one"
     return None
 
 

@@ -29,13 +29,21 @@ class Kernel:
     shared: int  # bytes of a block's memory
 
     def usage(self) -> dict[str, int]:
-        """What cuobjdump reads in it: REG, STACK and LOCAL, in registers of a thread and bytes."""
+        """What it takes: REG, STACK and LOCAL, in registers of a thread and bytes."""
+        said = self._dumped("-res-usage")
+        return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", said)}
+
+    @property
+    def arch(self) -> int:
+        """The architecture that it was compiled for."""
+        return int(re.search(r"\.sm_(\d+)\.", self._dumped("-lelf"))[1])
+
+    def _dumped(self, flag: str) -> str:
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(self.cubin)
             file.flush()
-            words = [str(DUMPER), "-res-usage", file.name]
-            said = subprocess.run(words, check=True, capture_output=True, text=True).stdout
-        return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", said)}
+            words = [str(DUMPER), flag, file.name]
+            return subprocess.run(words, check=True, capture_output=True, text=True).stdout
 
 
 class Offline(CudaDriver):
@@ -88,6 +96,7 @@ def prepare_inductor(arch: int) -> None:
     torch.compile = kernels.torch_compile
     config.compile_threads = 1
     config.use_static_triton_launcher = False  # it is C++ that a CPU build lacks
+    config.force_disable_caches = True  # they do not tell one made-up GPU from another
     guards._empty_strided_cuda = empty
 
 

@@ -259,7 +259,7 @@ def install(loaded: ctypes.CDLL) -> None:
         "synchronize": synchronize,
         "get_device_properties": properties,
         "get_device_name": lambda device=None: PROPERTIES["name"],
-        "get_device_capability": lambda device=None: (9, 0),
+        "get_device_capability": lambda device=None: (PROPERTIES["major"], PROPERTIES["minor"]),
         "get_arch_list": lambda: ["sm_90"],
         "memory_stats": lambda device=None: {},
         "mem_get_info": lambda device=None: (MEMORY - held(), MEMORY),
