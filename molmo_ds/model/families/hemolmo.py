@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from molmo_ds.architecture import MolmoConfig, SelectionConfig
-from molmo_ds.model.families import molmo2
+from molmo_ds.model.families import molmo2, molmo2_reference
 from molmo_ds.settings import in_sentences
 
 SCORERS = {"linear": "linear", "mlp": "mlp", "prior_only": "prior"}
@@ -47,7 +47,7 @@ def from_reference(values: dict[str, Any]) -> MolmoConfig:
     if selector["loss"] not in MEANS:
         raise ValueError(f"loss is '{selector['loss']}'; supported: {', '.join(MEANS)}.")
     pictures = values["mm_preprocessor"]
-    made = molmo2.from_reference(values | {"mm_preprocessor": {"image": pictures}})
+    made = molmo2_reference.from_reference(values | {"mm_preprocessor": {"image": pictures}})
     asked = "none" if not scorer["vector_query"] else "plain"
     first = scorer["bp_low_res_start"]
     end = scorer["bp_low_res_end"]

@@ -16,7 +16,7 @@ from molmo_ds.architecture import (
     VisionConfig,
 )
 from molmo_ds.model import families
-from molmo_ds.model.families import hemolmo, molmo2
+from molmo_ds.model.families import hemolmo, molmo2, molmo2_reference
 from molmo_ds.settings import from_dict, in_sentences, to_dict
 
 OWN = "molmo_ds"  # the field of config.json that holds the MolmoConfig
@@ -98,7 +98,7 @@ def from_reference(values: dict[str, Any]) -> MolmoConfig:
     if "token_scorer" in values:
         return hemolmo.from_reference(values)
     if "llm" in values:
-        return molmo2.from_reference(values)
+        return molmo2_reference.from_reference(values)
     _refuse(values, "activation_type", ("swiglu", "llama_swiglu"))
     _refuse(values, "layer_norm_type", ("rms", "default"))
     for name in UNUSED:
