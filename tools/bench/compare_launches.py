@@ -4,8 +4,8 @@
 
 A cell is `deepspeed --num_accelerators N --module molmo_ds.train examples/digits/questions.yaml strategy=... ` with SGD
 and micro-batches of one sequence, dense and with four experts, under each packing. Its losses and gradient norms of
-every step are compared with those of zero1.json on the same number of ranks. --write replaces the table in
-docs/evidence/equality.md. RUN is a folder of examples/quickstart.sh (16 steps are enough); finished cells are kept in
+every step are compared with those of zero1.json on the same number of ranks. --write, with one number of ranks, replaces
+its table in docs/evidence/equality.md. RUN is a folder of examples/quickstart.sh (16 steps are enough); finished cells are kept in
 RUN/launches.jsonl, so that the same command continues where it was stopped.
 """
 
@@ -160,7 +160,7 @@ def main() -> None:
     lines = [f"`{command}`, {began}, {cpu()}:", "", *table(results)]
     print("\n".join(lines))
     if arguments.write:
-        write("launches", lines)
+        write(f"launches at {' and '.join(map(str, arguments.ranks))} ranks", lines)
 
 
 if __name__ == "__main__":

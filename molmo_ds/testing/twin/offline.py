@@ -35,8 +35,8 @@ class Kernel:
 
     @property
     def arch(self) -> int:
-        """The architecture that it was compiled for."""
-        return int(re.search(r"\.sm_(\d+)\.", self._dumped("-lelf"))[1])
+        """The architecture that it was compiled for, 90 for sm_90a too."""
+        return int(re.search(r"\.sm_(\d+)a?\.", self._dumped("-lelf"))[1])
 
     def _dumped(self, flag: str) -> str:
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
