@@ -4,9 +4,9 @@
 
 A cell is `deepspeed --num_accelerators N --module molmo_ds.train examples/digits/questions.yaml strategy=... ` with SGD
 and micro-batches of one sequence, dense and with four experts, under each packing. Its losses and gradient norms of
-every step are compared with those of zero1.json on the same number of ranks. --write, with one number of ranks, replaces
-its table in docs/evidence/equality.md. RUN is a folder of examples/quickstart.sh (16 steps are enough); finished cells are kept in
-RUN/launches.jsonl, so that the same command continues where it was stopped.
+every step are compared with those of zero1.json on the same number of ranks. --write replaces the table of that number
+of ranks in docs/evidence/equality.md. RUN is a folder of examples/quickstart.sh (16 steps are enough); finished cells
+are kept in RUN/launches.jsonl, so that the same command continues where it was stopped.
 """
 
 import argparse
