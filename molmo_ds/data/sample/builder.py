@@ -27,7 +27,7 @@ from molmo_ds.data.sample.layout import IM_PATCH
 from molmo_ds.data.sample.pointed import Scene
 from molmo_ds.data.sample.prompts import PromptFormatter
 from molmo_ds.data.sample.record import Record, check_pictures, first_size, is_video
-from molmo_ds.data.sample.source_settings import config_of_source, hashed, of_samples
+from molmo_ds.data.sample.source_settings import config_of_source, decisive, hashed, of_samples
 from molmo_ds.data.sample.styles import FREE, POINTING_STYLES
 from molmo_ds.data.sample.tree import Tree, ask, learn
 from molmo_ds.data.sample.turns import Conversation
@@ -85,18 +85,7 @@ class SampleBuilder:
         vocabulary = config.model.text.vocab_size
         self.tokenizer = tokenizer or Tokenizer(config.data.tokenizer, vocabulary, self.family)
         self.longest = config.model.text.max_position_embeddings
-        settings = [
-            dataclasses.asdict(part)
-            for part in (
-                self.images.geometry,
-                config.model.images,
-                config.model.video,
-                config.data.prompts,
-            )
-        ]
-        digest = hashlib.sha256(
-            json.dumps([settings, self.sequence_length], sort_keys=True).encode()
-        )
+        digest = hashlib.sha256(decisive(config, self.images.geometry).encode())
         digest.update(self.tokenizer.digest.encode())
         if self.selects:
             digest.update(str(config.model.selection.picks).encode())

@@ -1,9 +1,11 @@
 """What a source says of its samples: crops, roots of weights, and what of it is part of a fingerprint."""
 
 import dataclasses
+import json
 from typing import Any
 
 from molmo_ds.config import RunConfig, SourceConfig
+from molmo_ds.data.sample.layout import Geometry
 
 
 def of_samples(source: SourceConfig) -> SourceConfig:
@@ -17,6 +19,24 @@ def of_samples(source: SourceConfig) -> SourceConfig:
         sampling_rate=1.0,
         split_annotations=False,
     )
+
+
+def decisive(config: RunConfig, geometry: Geometry) -> str:
+    """What of a configuration decides a sample's tokens and crops, as JSON.
+
+    Checkpoints hold its hash, so a setting that is new is left out where it changes nothing.
+    """
+    pictures = dataclasses.asdict(config.model.images)
+    several = pictures.pop("several_max_crops")
+    if several is not None and several < config.model.images.max_crops:
+        pictures["several_max_crops"] = several
+    said = [
+        dataclasses.asdict(geometry),
+        pictures,
+        dataclasses.asdict(config.model.video),
+        dataclasses.asdict(config.data.prompts),
+    ]
+    return json.dumps([said, config.data.sequence_length], sort_keys=True)
 
 
 def hashed(source: SourceConfig) -> dict[str, Any]:
