@@ -67,9 +67,9 @@ def test_the_cache_gives_the_logits_of_the_whole_sequence(family: str) -> None:
     batch = prompts()
     ids = torch.randint(0, tiny_models.WORDS, (3, 4), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        with Session(model, batch, 4) as session:
-            hidden = [session.first(), *(session.next(ids[:, i]) for i in range(4))]
-            logits = [session.logits(x) for x in hidden]
+        session = Session(model, batch, 4)
+        hidden = [session.first(), *(session.next(ids[:, i]) for i in range(4))]
+        logits = [session.logits(x) for x in hidden]
         for row in range(3):
             whole = model.logits(extended(batch, row, ids[row].tolist()))[0, -5:]
             torch.testing.assert_close(
@@ -80,8 +80,14 @@ def test_the_cache_gives_the_logits_of_the_whole_sequence(family: str) -> None:
 def test_a_session_puts_the_cores_back_even_after_an_error() -> None:
     model = tiny_models.model()
     before = [layer.self_attn.core for layer in model.layers]
-    with pytest.raises(RuntimeError, match="stop here"), Session(model, prompts(), 2):
+
+    def stops(*_: object) -> None:
         raise RuntimeError("stop here")
+
+    hook = model.layers[-1].mlp.register_forward_hook(stops)
+    with pytest.raises(RuntimeError, match="stop here"):
+        Session(model, prompts(), 2).first()
+    hook.remove()
     assert [layer.self_attn.core for layer in model.layers] == before
     tokens = stream(model, prompts(), EOS)
     next(tokens)

@@ -376,7 +376,14 @@ def test_a_released_molmo2_says_how_many_frames_it_sees(tmp_path: Path) -> None:
     pictures = {"max_crops": 20, "overlap_margins": [3, 5], "pooling_size": [2, 2]}
     frames = {"num_frames": 384, "max_fps": 4, "pooling_size": [5, 5]}
     frames["frame_sample_mode"] = "uniform"
-    images = replace(preset.images, max_crops=20, overlap_margins=(3, 5), use_col_tokens=False)
+    # readers of these files cut one of several pictures as a single one
+    images = replace(
+        preset.images,
+        max_crops=20,
+        several_max_crops=20,
+        overlap_margins=(3, 5),
+        use_col_tokens=False,
+    )
     video = VideoConfig(max_frames=384, max_fps=4.0, pooling_size=5, frame_sample_mode="uniform")
     said = {"image_use_col_tokens": False, "use_frame_special_tokens": True}
     together = said | {"image_processor": pictures, "video_processor": frames}
