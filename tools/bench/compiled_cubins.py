@@ -48,7 +48,7 @@ class Counted:
     batches: int
     breaks: int
     kernels: int
-    spilled: list[Kernel]
+    spilled: list[str]  # kernels, with their bytes outside registers
 
 
 def architecture(small: bool) -> MolmoConfig:
@@ -100,6 +100,7 @@ class Counter:
             made.append(self.new_graphs())
         kernels = [kernel for cubin, kernel in self.offline.kernels.items() if cubin not in before]
         assert {kernel.arch for kernel in kernels} <= {self.offline.arch}, "another GPU's kernels"
+        sizes = [(kernel.name, spill(kernel)) for kernel in kernels]
         return Counted(
             phase=phase,
             first=made[0],
@@ -107,7 +108,7 @@ class Counter:
             batches=len(made),
             breaks=sum(counters["graph_break"].values()),
             kernels=len(kernels),
-            spilled=[kernel for kernel in kernels if spill(kernel)],
+            spilled=[f"{name} {size} bytes" for name, size in sizes if size],
         )
 
 
@@ -193,7 +194,7 @@ def main() -> None:
         "|---|---|---|---|---|---|---|",
     ]
     for row in counted(args.arch, args.small, args.brief):
-        spilled = ", ".join(f"{kernel.name} {spill(kernel)} bytes" for kernel in row.spilled)
+        spilled = ", ".join(row.spilled)
         cells = [row.phase, row.batches, row.first, row.later, row.breaks, row.kernels]
         lines.append(f"| {' | '.join(map(str, cells))} | {spilled or 'none'} |")
     print("\n".join(lines))

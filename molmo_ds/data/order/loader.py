@@ -41,9 +41,8 @@ class Mixture:
     """The opened sources of a run, from which every lane draws. `stamp` must not change when a run is resumed."""
 
     names: list[str]
-    sets: list[
-        Any
-    ]  # ShardSet, SplitSet, or anything with its len, bounds, fingerprint, record and read
+    # ShardSet, SplitSet, or anything with its len, bounds, fingerprint, record and read
+    sets: list[Any]
     orders: list[Order]
     rates: list[float]
     budget: Budget

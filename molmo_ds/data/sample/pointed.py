@@ -116,9 +116,8 @@ def _tracks(
     """Tracks at the times of frames that are shown; of an object that is nowhere, that there is none."""
     if not annotation.tracks:
         return NONE
-    ends_only = (
-        style in ENDS_ONLY
-    )  # of all frames that are shown: an object may come between two of the rate
+    # of all frames that are shown: an object may come between two of the rate
+    ends_only = style in ENDS_ONLY
     moments = _moments(annotation, scene, None if ends_only else annotation.track_fps)
     scale = scene.scale(annotation.point_scale)
     return format_tracks(moments, scale, label, ends_only, pointing_format)

@@ -42,10 +42,14 @@ def said(response: str, about: Mapping[str, Any]) -> str:
     found = quick_extract(response, about)
     if found is not None or about["question_type"] != "multi_choice":
         return response if found is None else found
-    choices = about["choices"]
+    return about["choices"][_option_meant(response, about["choices"])[0]]
+
+
+def _option_meant(response: str, choices: Sequence[str]) -> tuple[int, bool]:
+    """As `read_option`, of the letters of the choices."""
     letters = ascii_uppercase[: len(choices)]
     named = named_option(response, dict(zip(letters, choices))) or response
-    return choices[read_option(named, letters, beginnings=True)[0]]
+    return read_option(named, letters, beginnings=True)
 
 
 def normalise(extraction: str, about: Mapping[str, Any], reference: bool = False) -> str | None:
@@ -77,9 +81,7 @@ def score_math_vista(reply: str, row: Row) -> Scores:
     found = said(response, about)
     if about["question_type"] == "multi_choice":
         choices = about["choices"]
-        letters = ascii_uppercase[: len(choices)]
-        named = named_option(response, dict(zip(letters, choices))) or response
-        readable = response in choices or read_option(named, letters, beginnings=True)[1]
+        readable = response in choices or _option_meant(response, choices)[1]
     else:
         readable = bool(normalise(found, about))
     return {
