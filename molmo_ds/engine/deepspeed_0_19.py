@@ -1,46 +1,47 @@
-"""Every private name of DeepSpeed that we touch, behind small functions; engine/zero3_hooks_0_19.py has those of hooks.
+"""Every private name of DeepSpeed that we touch, behind small functions.
 
 DeepSpeed promises none of them. engine/deepspeed_names.py says where each is defined, and
 tests/engine/test_deepspeed_names.py looks for them in the installed version and names the one that vanished.
 
 Words: `engine` is what deepspeed.initialize returned, `zero` its optimizer (of whatever ZeRO stage). The optimizer
 steps *masters*: flat fp32 tensors of which a parameter is a slice, or under ZeRO-0 the parameters themselves.
+
+In this order: where parameters lie, NVMe, hooks and gathers of ZeRO-3, pipeline, tensor and expert parallelism, ops.
 """
 
-import importlib.util
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from deepspeed import ops
+from deepspeed.accelerator import get_accelerator
 from deepspeed.comm import comm
 from deepspeed.pipe import DualPipeVModule, LayerSpec, PipelineModule
 from deepspeed.runtime.pipe import schedule
 from deepspeed.runtime.utils import partition_balanced
+from deepspeed.runtime.zero import linear
+from deepspeed.runtime.zero.partition_parameters import (
+    AllGatherCoalescedHandle,
+    ZeroParamStatus,
+    get_allgather_dtype,
+)
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
-from deepspeed.utils import groups
+from deepspeed.utils import groups, nvtx
 from torch import Tensor, nn
 
+from molmo_ds.engine.place import Place
+
 MODEL_STEP = "_take_model_step"  # the method of an engine that ends in the optimizer's step
+WAIT = AllGatherCoalescedHandle.wait
+LINEAR = linear.LinearFunctionForZeroStage3
+MUON = {  # modules of DeepSpeed's Muon, which is ours by torch -> what others import from each
+    "deepspeed.runtime.zero.muon.muon_optimizer": "MuonWithAuxAdam",
+    "deepspeed.runtime.zero.muon.original_muon": "muon_update",
+}
+balanced = partition_balanced  # costs, parts -> parts + 1 bounds that minimise the highest cost of a part
 CONFIGURE_EXPERTS = DeepSpeedZeroOptimizer._configure_moe_settings
-
-
-# Where parameters lie
-
-
-@dataclass(frozen=True)
-class Place:
-    """The part of a flattened parameter that this rank keeps: elements [start, start + size)."""
-
-    start: int
-    size: int
-    # where they are elements [offset, offset + size); of a frozen parameter the weight itself
-    master: Tensor
-    offset: int
-    split: bool  # whether ZeRO gives the other ranks other elements; else every rank keeps the same
 
 
 def is_split(parameter: nn.Parameter) -> bool:
@@ -88,10 +89,8 @@ def _flat_partitions(zero: Any) -> list[Tensor] | None:
 
 
 def _master_of_stage_0(engine: Any, parameter: nn.Parameter) -> Tensor:
-    for half, master in _copies_of_stage_0(engine.optimizer):
-        if half is parameter:
-            return master
-    return parameter
+    copies = _copies_of_stage_0(engine.optimizer)
+    return next((master for half, master in copies if half is parameter), parameter)
 
 
 def _copies_of_stage_0(zero: Any) -> Iterator[tuple[Tensor, Tensor]]:
@@ -104,9 +103,8 @@ def masters(engine: Any) -> list[Tensor]:
     """The tensors that the optimizer steps: the keys of its state."""
     zero = engine.optimizer
     flats = getattr(zero, "fp32_partitioned_groups_flat", None) or _flat_partitions(zero)
-    if flats is None:
-        flats = [flat for group in engine.basic_optimizer.param_groups for flat in group["params"]]
-    return flats
+    groups_of_torch = engine.basic_optimizer.param_groups
+    return [x for group in groups_of_torch for x in group["params"]] if flats is None else flats
 
 
 def torch_optimizer(engine: Any) -> torch.optim.Optimizer:
@@ -162,12 +160,14 @@ def gradients(engine: Any) -> list[tuple[int, list[Tensor]]] | None:
     return None
 
 
-# What lies on NVMe
-
-
 def uses_nvme(zero: Any) -> bool:
     """Whether DeepSpeed's optimizer keeps state or weights on NVMe."""
     return getattr(zero, "swap_optimizer", False) or getattr(zero, "params_in_nvme_and_cpu", False)
+
+
+def lies_on_nvme(parameter: nn.Parameter) -> bool:
+    """Whether this rank's part of a weight under ZeRO-3 is a file between its uses."""
+    return parameter.ds_tensor.final_location == "nvme"
 
 
 def sub_group_of(zero: Any) -> dict[int, int]:
@@ -175,44 +175,37 @@ def sub_group_of(zero: Any) -> dict[int, int]:
     return {id(parameter): i for i, group in enumerate(zero.fp16_groups) for parameter in group}
 
 
-@contextmanager
-def sub_group(zero: Any, index: int, changed: bool) -> Iterator[None]:
+def sub_group(zero: Any, index: int, changed: bool) -> AbstractContextManager:
     """A sub-group of the optimizer's state is in memory inside, and is written back if it is `changed` there."""
     if not getattr(zero, "swap_optimizer", False) or not zero._swappable_optimizer_subgroup(index):
-        yield
-        return
-    zero._optimizer_states_and_gradient_swap_in(index)
-    try:
-        yield
-    finally:
-        if changed:
-            zero._optimizer_states_and_gradient_swap_out(index)
-        else:
-            zero._release_swap_buffers(index)
+        return nullcontext()
+    write, drop = zero._optimizer_states_and_gradient_swap_out, zero._release_swap_buffers
+    return _read(zero._optimizer_states_and_gradient_swap_in, write if changed else drop, index)
+
+
+def frozen_weight(parameter: nn.Parameter, changed: bool) -> AbstractContextManager:
+    """The same for this rank's part of one frozen weight."""
+    if not lies_on_nvme(parameter):
+        return nullcontext()
+    swapper = parameter.nvme_swapper
+    write, drop = swapper.swap_out_and_release, swapper.remove_partition_and_release_buffers
+    return _read(partial(swapper.swap_in, async_op=False), write if changed else drop, [parameter])
 
 
 @contextmanager
-def frozen_weight(parameter: nn.Parameter, changed: bool) -> Iterator[None]:
-    """The same for this rank's part of one frozen weight."""
-    if parameter.ds_tensor.final_location != "nvme":
-        yield
-        return
-    swapper = parameter.nvme_swapper
-    swapper.swap_in([parameter], async_op=False)
+def _read(read: Callable, after: Callable, what: Any) -> Iterator[None]:
+    read(what)
     try:
         yield
     finally:
-        if changed:
-            swapper.swap_out_and_release([parameter])
-        else:
-            swapper.remove_partition_and_release_buffers([parameter])
+        after(what)
 
 
 def settle(zero: Any) -> None:
     """End the last pass's prefetch and release every gathered weight, so that the files are what counts."""
     zero._partition_all_parameters()
     for parameter in zero.module.parameters():
-        if parameter.ds_tensor.final_location == "nvme":
+        if lies_on_nvme(parameter):
             parameter.nvme_swapper.synchronize_reads()
             parameter.nvme_swapper.remove_partition_and_release_buffers([parameter])
 
@@ -239,7 +232,75 @@ def hand_over(engine: Any) -> None:
             flat.grad.copy_(gradient)
 
 
-# Pipeline
+def mark_no_ranges() -> None:
+    """Leave out the ranges for NVIDIA's profilers around every function of DeepSpeed."""
+    nvtx.enable_nvtx = False
+
+
+def hooks_of_stage_3(engine: Any) -> list[Any] | None:
+    """The handles of the hooks that gather and release weights; None under another stage."""
+    offload = getattr(engine.optimizer, "parameter_offload", None)
+    return None if offload is None else [*offload.forward_hooks, *offload.backward_hooks]
+
+
+def gathered_over(parameter: nn.Parameter) -> Any:
+    """The group over which ZeRO-3 spreads a weight."""
+    return parameter.ds_process_group
+
+
+def around_backward(module: nn.Module) -> list[Any]:
+    """The autograd functions that ZeRO-3 runs before and after a module's backward pass, made at its first forward."""
+    return [vars(module)[name] for name in ("pre_bwd_fn", "post_bwd_fn") if name in vars(module)]
+
+
+def wait_for_layers() -> None:
+    """Let a gather of several weights make one tensor for each, where DeepSpeed makes one for each weight and rank."""
+    AllGatherCoalescedHandle.wait = _wait
+
+
+def _wait(handle: AllGatherCoalescedHandle, handle_dependency: bool = True) -> None:
+    special = handle.quantization or handle.use_secondary_tensor or not handle_dependency
+    if handle.complete or special:
+        WAIT(handle, handle_dependency)
+        return
+    handle.allgather_handle.wait()
+    first = handle.partitions[0]
+    every = first.as_strided((handle.world_size, first.numel()), (first.numel(), 1))
+    start = 0
+    for parameter in handle.params:
+        size = parameter.ds_tensor.ds_numel
+        whole = every.narrow(1, start, size).reshape(-1).narrow(0, 0, parameter.ds_numel)
+        parameter.data = whole.view(parameter.ds_shape).to(parameter.ds_tensor.dtype)
+        parameter.ds_status = ZeroParamStatus.AVAILABLE
+        start += size
+    if not get_accelerator().is_synchronized_device():
+        first.record_stream(get_accelerator().current_stream())
+    handle.complete = True
+
+
+def gather_small_ones_at_once(zero: Any) -> None:
+    """Gather the weights that stay gathered by one collective after each step; DeepSpeed has one for each."""
+    small = zero.persistent_parameters
+    if not small:
+        return
+    one_by_one = small[0].all_gather
+
+    def all_gather(param_list: Any = None, async_op: bool = False, hierarchy: int = 0) -> Any:
+        if param_list is not small or async_op or not all(map(_is_plain, small)):
+            return one_by_one(param_list, async_op, hierarchy)
+        away = [x for x in small if x.ds_status == ZeroParamStatus.NOT_AVAILABLE]
+        small[0].all_gather_coalesced(away).wait()
+        return None
+
+    small[0].all_gather = all_gather
+
+
+def _is_plain(parameter: nn.Parameter) -> bool:
+    # neither quantised nor copied within a node (hpZ, whose copy is older than the step), nor sent in another type
+    part = parameter.ds_tensor
+    if hasattr(part, "ds_quant_scale") or parameter.ds_secondary_tensor is not None:
+        return False
+    return get_allgather_dtype(parameter, part) == part.dtype
 
 
 class Stages(PipelineModule):
@@ -257,11 +318,6 @@ class Stages(PipelineModule):
 
 class FoldedStages(DualPipeVModule, Stages):
     """DualPipeV's module: rank r of P holds parts r and 2P - 1 - r of our 2P, so the first has data and loss."""
-
-
-def balanced(costs: list[int], parts: int) -> list[int]:
-    """parts + 1 bounds that minimise the cost of the most expensive part."""
-    return partition_balanced(costs, parts)
 
 
 def take_no_norm(engine: Any) -> None:
@@ -294,9 +350,6 @@ def fresh_buffers(engine: Any, device: torch.device) -> None:
     engine._allocate_or_extend_buffers = lambda _, shape, dtype: nothing.new_empty(
         shape, dtype=dtype
     )
-
-
-# Tensor and expert parallelism
 
 
 def tensor_groups(size: int) -> list[Any]:
@@ -337,25 +390,9 @@ def _configure_experts(zero: DeepSpeedZeroOptimizer) -> None:
         CONFIGURE_EXPERTS(zero)
 
 
-# Collectives and ops
-
-
 def compile_no_ops() -> None:
     """Make DeepSpeed take every op as one that cannot be compiled; it would try compilers at each start."""
     ops.__compatible_ops__ = {}
-
-
-def leave_out_muon() -> None:
-    """Let DeepSpeed ask whether our optimizer is its Muon without running Muon's modules.
-
-    They load torch's compiler: about a second at each start of a process.
-    """
-    never = {"muon_optimizer": "MuonWithAuxAdam", "original_muon": "muon_update"}
-    for name, attribute in never.items():
-        spec = importlib.util.find_spec(f"deepspeed.runtime.zero.muon.{name}")
-        module = importlib.util.module_from_spec(spec)
-        setattr(module, attribute, type(attribute, (), {}))
-        sys.modules.setdefault(spec.name, module)
 
 
 def backend() -> Any:

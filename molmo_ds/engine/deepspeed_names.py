@@ -1,4 +1,4 @@
-"""The private names of DeepSpeed 0.19 that two files of engine/ (*_0_19.py) touch, by the module that defines them."""
+"""The private names of DeepSpeed 0.19 that engine/deepspeed_0_19.py touches, by the module that defines them."""
 
 NAMES = {  # module -> names that are defined, or set on an object, there
     "deepspeed.comm.comm": "cdb",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from molmo_ds.batch import Batch
 from molmo_ds.config import RunConfig
-from molmo_ds.engine import deepspeed_0_19, ds_config, fragments, optim, zero3_hooks_0_19
+from molmo_ds.engine import deepspeed_0_19, ds_config, fragments, optim, zero3_hooks
 from molmo_ds.engine.checks import collectives
 from molmo_ds.engine.checks.gradient_order import GradientOrder
 from molmo_ds.engine.compiled import compile_layers
@@ -78,7 +78,7 @@ class DeepSpeedEngine:
         self.order.watch(self.model.named_parameters())
         self.engine = self.initialize()
         deepspeed_0_19.take_no_norm(self.engine)
-        zero3_hooks_0_19.lighten(self.engine, by_layer=not config.compile)
+        zero3_hooks.lighten(self.engine, by_layer=not config.compile)
         for part in self.parts:
             part.settle(self.engine, self.model)
         self.feeder = Feeder(world.device)

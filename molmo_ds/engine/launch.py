@@ -1,8 +1,10 @@
 """One process of a run: its rank, its device, its process group, under any launcher."""
 
 import datetime
+import importlib.util
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -142,7 +144,7 @@ def start(timeout_seconds: int = 600) -> World:
     from molmo_ds.engine import deepspeed_0_19
 
     deepspeed_0_19.compile_no_ops()
-    deepspeed_0_19.leave_out_muon()
+    _leave_out(deepspeed_0_19.MUON)
     if "RANK" not in os.environ:
         alone = {
             "RANK": 0,
@@ -174,3 +176,12 @@ def start(timeout_seconds: int = 600) -> World:
         drop_stale_locks()
     world.barrier()
     return world
+
+
+def _leave_out(modules: dict[str, str]) -> None:
+    # DeepSpeed asks whether our optimizer is its Muon; its modules load torch's compiler, a second at each start
+    for name, attribute in modules.items():
+        spec = importlib.util.find_spec(name)
+        module = importlib.util.module_from_spec(spec)
+        setattr(module, attribute, type(attribute, (), {}))
+        sys.modules.setdefault(name, module)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from molmo_ds.config import RunConfig
-from molmo_ds.engine import build_engine, zero3_hooks_0_19
+from molmo_ds.engine import build_engine, zero3_hooks
 from molmo_ds.engine.launch import World
 from molmo_ds.model.decoder import DecoderLayer
 from molmo_ds.model.vision import VisionLayer
@@ -42,7 +42,7 @@ def train(world: World, config: RunConfig) -> dict[bool, tuple]:
     """(log, weights, hooks, layers released in the last backward pass) with and without the change."""
     out = {}
     for lighter in (False, True):
-        untouched = mock.patch.object(zero3_hooks_0_19, "lighten", lambda *_, **__: None)
+        untouched = mock.patch.object(zero3_hooks, "lighten", lambda *_, **__: None)
         if lighter:
             engine = build_engine(config, world)
         else:

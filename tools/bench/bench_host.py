@@ -2,7 +2,7 @@
 
 python tools/bench/bench_host.py [--rounds N] [zero1 zero3 ...]
 
-prints a table. ZeRO-3 is measured twice in turn: as DeepSpeed makes it, and with engine/zero3_hooks_0_19's lighten.
+prints a table. ZeRO-3 is measured twice in turn: as DeepSpeed makes it, and with engine/zero3_hooks's lighten.
 On the CPU the products of the tiny network are in it as well; `zero1` shows what is left without hooks.
 """
 
@@ -12,7 +12,7 @@ import time
 from dataclasses import replace
 from unittest import mock
 
-from molmo_ds.engine import build_engine, zero3_hooks_0_19
+from molmo_ds.engine import build_engine, zero3_hooks
 from molmo_ds.engine.launch import World
 from molmo_ds.testing import synthetic
 from molmo_ds.testing.oracle import fresh_groups
@@ -45,7 +45,7 @@ def measure(world: World, keys: list[Key], rounds: int) -> None:
         if lightened:
             engine = build_engine(config, world)
         else:
-            with mock.patch.object(zero3_hooks_0_19, "lighten", lambda *_, **__: None):
+            with mock.patch.object(zero3_hooks, "lighten", lambda *_, **__: None):
                 engine = build_engine(config, world)
         seconds = []
         for step in range(1, rounds + SKIPPED + 1):
@@ -55,7 +55,8 @@ def measure(world: World, keys: list[Key], rounds: int) -> None:
             seconds.append(time.process_time() - began)
         engine.close()
         kept = [1e3 * value for value in seconds[SKIPPED:]]
-        hooks = "by layer" if lightened and strategy.startswith("zero3") else "DeepSpeed's"
+        hooks = "by layer" if lightened else "DeepSpeed's"
+        hooks = hooks if strategy.startswith("zero3") else "-"
         figures = f"{statistics.median(kept):.0f} | {min(kept):.0f}"
         if world.rank == 0:
             print(f"| {strategy} | {recomputed} | {hooks} | {figures} |", flush=True)
