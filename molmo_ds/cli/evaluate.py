@@ -34,11 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(listing(given.data))
         return 0
     tasks = resolve(given.tasks)
-    missing = [
-        str(shards_of(*one, given.data))
-        for one in tasks
-        if not shards_of(*one, given.data).is_dir()
-    ]
+    folders = [shards_of(*one, given.data) for one in tasks]
+    missing = [str(folder) for folder in folders if not folder.is_dir()]
     if missing:
         raise ValueError(
             f"There are no shards at {', '.join(missing)}; write them with molmo-ds download NAME --split SPLIT --out"
@@ -132,7 +129,8 @@ def subject_of(given: argparse.Namespace, world: Any) -> Any:
     from molmo_ds.eval.subject import Checkpoint, Server
 
     if given.server:
-        return Server(given.server, given.save_dir, given.parallel, given.model, world)
+        named = given.model, world, given.family
+        return Server(given.server, given.save_dir, given.parallel, *named)
     checkpoint = Checkpoint(
         given.checkpoint,
         given.save_dir,

@@ -52,6 +52,11 @@ def parser(text: str) -> argparse.ArgumentParser:
     )
     how.add_argument("--model", help="of the server; default: its first")
     how.add_argument(
+        "--family",
+        choices=["molmo", "molmo2", "hemolmo"],
+        help="of the server's model; default: as the server says, or by the model's name",
+    )
+    how.add_argument(
         "--parallel", type=int, default=16, help="questions that a server is asked at once"
     )
     how.add_argument(
@@ -130,6 +135,8 @@ def read(text: str, arguments: list[str] | None) -> argparse.Namespace:
             top.error(
                 f"--strategy lays a checkpoint over ranks that reply, in its own slots; leave --{name} out."
             )
+    if given.family and not given.server:
+        top.error("--family is of --server's model; a checkpoint says its own.")
     if given.shuffle_seed is not None and given.limit is None:
         top.error("--shuffle-seed draws the questions of --limit; give both.")
     if given.loss and (given.server or given.rescore or given.beside):

@@ -6,6 +6,7 @@ import http.client
 import io
 import itertools
 import json
+import logging
 import os
 import time
 import urllib.error
@@ -26,6 +27,7 @@ from molmo_ds.eval.client import Ask, Reply, failure
 from molmo_ds.settings import from_dict
 from molmo_ds.weights.released_config import FAMILY
 
+log = logging.getLogger(__name__)
 KEY = "OPENAI_API_KEY"  # of the environment
 ATTEMPTS = 8  # of one question
 FIRST_DELAY = 0.5  # seconds before the second attempt; doubles with each further one
@@ -37,11 +39,26 @@ REFUSED = (401, 403, 404)  # no question would be answered
 ENDS = {"stop": "stop", "eos_token": "stop", "stop_sequence": "stop", "length": "length"}
 
 
-def bare(said: Any, model: str) -> PromptConfig:
-    """How a served model is asked, without its turns: a chat template adds them."""
-    family = FAMILY["molmo2" if "molmo2" in model.lower() else "molmo"]
-    prompts = from_dict(PromptConfig, said) if isinstance(said, dict) else family
+def bare(said: Any, family: str) -> PromptConfig:
+    """How a served model of a family is asked, without its turns: a chat template adds them."""
+    prompts = from_dict(PromptConfig, said) if isinstance(said, dict) else FAMILY[family]
     return replace(prompts, message_format="none", always_start_with_space=False)
+
+
+def family_of(served: dict[str, Any]) -> str:
+    """The family of a model, as the server says or, where it does not, by the model's name, which is told."""
+    said = served.get("family")
+    if isinstance(said, str) and said in FAMILY:
+        return said
+    name = str(served["id"])
+    found = "molmo2" if "molmo2" in name.lower() else "molmo"
+    log.warning(
+        "The server does not say of which family %s is; by its name it is asked as %s, with the prompts and the "
+        "lengths of answers of that family (--family says otherwise).",
+        name,
+        found,
+    )
+    return found
 
 
 class Unanswered(Exception):
@@ -55,8 +72,8 @@ class ServerClient:
     PromptFormatter makes of it under `prompts`; turns are left to the server's chat template.
 
     Args:
-        prompts: None = what the server says of itself, as ours does; or as the released models that its model's name
-            speaks of.
+        prompts: None = what the server says of itself, as ours does; or those of the family's released models.
+        family: of the model: molmo, molmo2 or hemolmo; None = what the server says, or its model's name speaks of.
     """
 
     def __init__(
@@ -68,6 +85,7 @@ class ServerClient:
         max_crops: int | None = None,
         first_delay: float = FIRST_DELAY,
         timeout: float = TIMEOUT,
+        family: str | None = None,
     ):
         self.url = base(url)
         self.parallel = parallel
@@ -76,7 +94,8 @@ class ServerClient:
         self.timeout = timeout
         served = self._served(model)
         self.model = str(served["id"])
-        self.prompts = prompts or bare(served.get("prompts"), self.model)
+        self.family = family or family_of(served)
+        self.prompts = prompts or bare(served.get("prompts"), self.family)
         self.formatter = PromptFormatter(self.prompts)
 
     def replies(self, asks: Iterable[Ask]) -> Iterator[Reply]:

@@ -45,7 +45,7 @@ class Subject(Protocol):
 
     base: Path  # folder of its results
     step: int | None  # of its training
-    family: str | None  # of its model; None = not known
+    family: str  # of its model
 
     def known(self, crops: int | None) -> dict[str, Any]:
         """Its fields of a Provenance."""
@@ -200,12 +200,13 @@ class Server:
         parallel: int = 16,
         model: str | None = None,
         world: World = ALONE,
+        family: str | None = None,
     ):
         self.world = world
         self.base = base
         self.step = None
-        self.family = None
-        self.asked = ServerClient(url, parallel, model)
+        self.asked = ServerClient(url, parallel, model, family=family)
+        self.family = self.asked.family
 
     def known(self, crops: int | None) -> dict[str, Any]:
         """See Subject."""

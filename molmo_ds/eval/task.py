@@ -74,8 +74,8 @@ class Task:
         """The split that is meant where none is named."""
         return next(iter(self.splits), "")
 
-    def new_tokens(self, family: str | None) -> int:
-        """How long an answer of a model of a family may be; None = what answers is not known."""
+    def new_tokens(self, family: str) -> int:
+        """How long an answer of a model of a family may be."""
         return (self.molmo2_new_tokens if family == "molmo2" else None) or self.max_new_tokens
 
     @property

@@ -185,7 +185,7 @@ class Front:
             raise Refused(401, "This server wants an API key: Authorization: Bearer KEY.")
 
     async def models(self, http: web.Request) -> web.Response:
-        """GET /v1/models; `prompts` is how the model was trained to be asked."""
+        """GET /v1/models; `family` and `prompts` say how the model was trained to be asked."""
         self.check_key(http)
         prompts = await asyncio.shield(self.prompts)
         model = {
@@ -193,6 +193,7 @@ class Front:
             "object": "model",
             "created": self.started,
             "owned_by": "molmo_ds",
+            "family": prompts.config.model.family,
             "prompts": prompts.said,
         }
         return web.json_response({"object": "list", "data": [model]})

@@ -2,14 +2,17 @@
 
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from chat_server import Answer, ChatServer, said, size_of
 from eval_files import picture
 
 from molmo_ds.config import PromptConfig
+from molmo_ds.eval.benchmarks import BENCHMARKS
 from molmo_ds.eval.client import Ask, Reply
-from molmo_ds.eval.server_client import KEY, ServerClient, bare
+from molmo_ds.eval.server_client import KEY, ServerClient, bare, family_of
+from molmo_ds.eval.subject import Server
 from molmo_ds.settings import to_dict
 
 
@@ -57,12 +60,40 @@ def test_a_question_is_sent_as_training_writes_it(monkeypatch: pytest.MonkeyPatc
 
 def test_a_server_says_how_its_model_was_trained_to_be_asked() -> None:
     asked = PromptConfig(message_format="chat", system_prompt="demo_or_style_v2")
-    assert bare(to_dict(asked), "any") == replace(
+    assert bare(to_dict(asked), "molmo2") == replace(
         asked, message_format="none", always_start_with_space=False
     )
     # one that does not say it is asked as the released models of its name
-    assert bare(None, "allenai/Molmo2-8B").prompt_templates == "uber_model_v2"
-    assert bare(None, "molmo-7b-d").prompt_templates == "uber_model"
+    assert bare(None, "molmo2").prompt_templates == "uber_model_v2"
+    assert bare(None, "molmo").prompt_templates == "uber_model"
+
+
+@pytest.mark.parametrize(
+    "served, family, told",
+    [
+        ({"id": "runs/export", "family": "molmo2"}, "molmo2", False),
+        ({"id": "allenai/Molmo2-8B"}, "molmo2", True),
+        ({"id": "molmo-7b-d"}, "molmo", True),
+        ({"id": "allenai/Molmo2-8B", "family": "hemolmo"}, "hemolmo", False),
+        ({"id": "molmo", "family": 5}, "molmo", True),
+        ({"id": "molmo", "family": "llava"}, "molmo", True),
+    ],
+)
+def test_the_family_is_what_the_server_says(
+    served: dict, family: str, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert family_of(served) == family
+    assert ("by its name it is asked" in caplog.text) == told
+
+
+def test_answers_of_a_family_may_be_as_long_as_its_reference_lets_them(tmp_path: Path) -> None:
+    task = BENCHMARKS["mmmu_test"]
+    with ChatServer(lambda text, times: said("A")) as server:
+        named = Server(server.url, tmp_path, family="molmo2")
+        assert (named.family, task.new_tokens(named.family)) == ("molmo2", 64)
+        assert named.asked.prompts.prompt_templates == "uber_model_v2"
+        unnamed = Server(server.url, tmp_path)
+    assert (unnamed.family, task.new_tokens(unnamed.family)) == ("molmo", 12)
 
 
 def test_the_reason_of_the_end_is_kept() -> None:

@@ -204,6 +204,7 @@ def test_health_models_and_metrics(server: Server) -> None:
     models = json.loads(get(f"{server.url}/v1/models")[1])
     assert [model["id"] for model in models["data"]] == ["molmo"] and models["object"] == "list"
     assert models["data"][0]["prompts"]["message_format"] == "role"
+    assert models["data"][0]["family"] == "molmo"
 
     def metrics() -> dict[str, float]:
         lines = get(f"{server.url}/metrics")[1].decode().splitlines()
