@@ -332,3 +332,15 @@ def test_the_last_row_of_a_log_is_the_last_whole_line(tmp_path: Path):
     assert report.last_row(log) == {"step": 1}
     log.write_text("".join(f'{{"step": {n}, "more": "{"x" * 900}"}}\n' for n in range(99)) + "{")
     assert report.last_row(log)["step"] == 98
+
+
+def test_an_answer_below_a_picture_that_is_cut_says_so() -> None:
+    report = load("examples/digits", "report")
+    points = " ".join(f'x{i}="{10 * i}.0" y{i}="50.0"' for i in range(1, 6))
+    long = f'Counting the <points {points} alt="8">8</points> shows a total of 5.'
+    assert report._short("counts", long) == "(10, 50) (20, 50) (30, 50) (... 5."
+    short = 'Counting the <point x="10.0" y="20.0" alt="8">8</point> shows a total of 1.'
+    assert report._short("counts", short) == "(10, 20) 1."
+    assert report._short("points", '<point x="10.0" y="20.0" alt="8">8</point>') == "(10, 20)"
+    assert report._short("short_answers", "a" * 40) == "a" * 31 + "..."
+    assert report._short("short_answers", "\n") == "(no answer)"

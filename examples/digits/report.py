@@ -24,6 +24,7 @@ LAST_BYTES = 16_384  # of a log; a line has about a thousand
 SHOWN = 8  # pictures in predictions.png, which the README shows
 COLUMNS = 4
 TILE = 224  # side of a picture there
+WIDTH = 34  # characters of an answer below a picture
 WHAT = {  # name in the summary -> task, score
     "reading_accuracy": ("short_answers", "vqa_score"),
     "counting_accuracy": ("counts", "correct"),
@@ -172,6 +173,8 @@ def draw(outcomes: dict[str, Outcome], shards: ShardSet, path: Path) -> None:
 def _short(task: str, reply: str) -> str:
     points = " ".join(f"({x:.0f}, {y:.0f})" for x, y in extract_points(reply, 100, 100))
     total = reply.rpartition("a total of ")[2] if task == "counts" else ""
-    text = f"{points} {total}".strip() if points else reply
-    shown = "".join(c if c.isprintable() else " " for c in text)[:34]
-    return shown if shown.strip() else "(no answer)"
+    shown = "".join(c if c.isprintable() else " " for c in points or reply).strip()
+    end = f" {total}".rstrip() if points else ""
+    if len(shown) + len(end) > WIDTH:
+        shown = shown[: WIDTH - len(end) - 3] + "..."
+    return shown + end if shown else "(no answer)"
