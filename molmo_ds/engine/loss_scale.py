@@ -6,11 +6,15 @@ from torch import Tensor
 
 from molmo_ds.architecture import MolmoConfig
 from molmo_ds.batch import Batch, last_tokens, pinned
+from molmo_ds.ops.tree_attention.pairs import visible_pairs
 
 # sums over the global batch of one step: loss weights; tokens that are not padding; positions = tokens and padding;
 # crops that belong to a document; images = pictures, by the tokens they begin with (a frame of a video counts as a
-# picture shown once does)
-COUNTS = ("weight", "tokens", "learnt_tokens", "positions", "crops", "documents", "images")
+# picture shown once does); pairs of tokens that see each other
+COUNTS = (
+    *("weight", "tokens", "learnt_tokens", "positions", "crops", "documents", "images"),
+    "visible_pairs",
+)
 
 
 def scale(
@@ -66,6 +70,7 @@ def _counts(batch: Batch, model: MolmoConfig) -> Tensor:
         model.selection is not None
     ):  # whose tokens show windows of any crop; a blank one is all padding
         crops = (batch.image_masks > 0).any(1).sum()
+    pictures = None if model.text.image_attention == "causal" else batch.image_ids
     return torch.stack(
         [
             batch.loss_weights.double().sum(),
@@ -75,5 +80,6 @@ def _counts(batch: Batch, model: MolmoConfig) -> Tensor:
             crops.double(),
             batch.document_ids.amax(1).sum().double(),
             begun.sum().double() / views,
+            visible_pairs(batch.document_ids, batch.branch_ids, pictures),
         ]
     )

@@ -1,13 +1,61 @@
 """Floating-point operations of training, and numbers of a cache, from the configuration.
 
-Matrix products only, backward = twice forward, all components trained. A product of [m, k] and [k, n] is 2 m k n
-operations forward, so each number of a weight is 6 operations a token.
+Matrix products only. A product of [m, k] and [k, n] is 2 m k n operations forward, and as many for the gradient of each
+of its two factors: 6 operations a token for each number of a weight that learns.
 """
 
 import math
+from dataclasses import dataclass
 
 from molmo_ds.architecture import ConnectorConfig, MolmoConfig, TextConfig, VisionConfig
 from molmo_ds.model.vision import used_layers
+
+PARTS = ("vision", "connector", "text")  # in the order of the forward pass
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What of a network learns: the parts whose own weights do, and those that have adapters."""
+
+    weights: tuple[str, ...] = PARTS
+    adapted: tuple[str, ...] = ()
+
+    def times(self, part: str) -> int:
+        """Operations a token for each number of a part's weights: 2, and 2 each for the gradients that are wanted."""
+        reached = PARTS[: PARTS.index(part) + 1]
+        passed = any(one in self.weights + self.adapted for one in reached)
+        return 2 + 2 * passed + 2 * (part in self.weights)
+
+
+EVERYTHING = Learning()
+
+
+def flops_of_step(
+    config: MolmoConfig,
+    tokens: float,
+    learnt: float,
+    pairs: float,
+    crops: float,
+    learning: Learning = EVERYTHING,
+) -> float:
+    """Operations that a step cannot do without.
+
+    Args:
+        tokens: that are no padding.
+        learnt: those of them with a weight, which alone have logits.
+        pairs: of tokens that see each other.
+        crops: that belong to a document.
+    """
+    text = config.text
+    head = text.head_dim or text.hidden_size // text.num_attention_heads
+    layers = tokens * (attention(text, 0) + mlp(text))
+    weights = text.num_hidden_layers * layers + learnt * text.hidden_size * text.embedding_size
+    scores = text.num_hidden_layers * 2 * text.num_attention_heads * head * pairs
+    decoder = learning.times("text")
+    attended = 6 if decoder > 2 else 2  # both factors of a score come from the input
+    vision, connector = per_crop(config)
+    of_crop = learning.times("vision") * vision + learning.times("connector") * connector
+    return decoder * weights + attended * scores + crops * of_crop
 
 
 def flops_per_token(config: MolmoConfig, length: int) -> float:
@@ -18,7 +66,12 @@ def flops_per_token(config: MolmoConfig, length: int) -> float:
 
 
 def flops_per_crop(config: MolmoConfig) -> float:
-    """Operations of one crop through tower and connector."""
+    """Operations of one crop through tower and connector, which both learn."""
+    return 6 * sum(per_crop(config))
+
+
+def per_crop(config: MolmoConfig) -> tuple[int, int]:
+    """Products of one crop in the tower, and in the connector."""
     windows = (
         math.ceil(
             config.vision.image_size // config.vision.patch_size / config.connector.pooling_size
@@ -26,7 +79,7 @@ def flops_per_crop(config: MolmoConfig) -> float:
         ** 2
     )
     window = pooling(config.vision, config.connector) + projector(config)
-    return 6 * (tower(config.vision) + windows * window)
+    return tower(config.vision), windows * window
 
 
 def attention(text: TextConfig, length: int) -> int:

@@ -18,7 +18,7 @@ from molmo_ds import settings
 from molmo_ds.config import RunConfig
 from molmo_ds.engine.launch import World
 from molmo_ds.files import is_remote
-from molmo_ds.model.flops import flops_per_crop, flops_per_token
+from molmo_ds.model.flops import PARTS, Learning, flops_of_step
 from molmo_ds.stores.mirror import working_folder
 
 PEAK_FLOPS = {  # dense bf16 of one device, from NVIDIA's and AMD's data sheets; the longest name that fits counts
@@ -61,6 +61,13 @@ def peak_of(name: str) -> float | None:
     """PEAK_FLOPS of a device by the name that its driver gives it: "NVIDIA GB200" is no B200, "NVIDIA L40S" no L40."""
     found = [key for key in PEAK_FLOPS if key in name]
     return PEAK_FLOPS[max(found, key=len)] if found else None
+
+
+def learning_of(config: RunConfig) -> Learning:
+    """What of a run's network learns."""
+    learns = [part for part in PARTS if not getattr(config.optim, part).freeze]
+    adapted = tuple(part for part in learns if part in config.lora.components)
+    return Learning(tuple(part for part in learns if part not in adapted), adapted)
 
 
 def process_age() -> float:
@@ -150,7 +157,10 @@ class Metrics:
         counts = {"steps": 1.0, "waited": waited, "stepped": stepped, "saving": saving}
         counts |= {
             k: values[k]
-            for k in ("tokens", "positions", "crops", "documents", "images", "learnt_tokens")
+            for k in (
+                *("tokens", "positions", "crops", "documents", "images", "learnt_tokens"),
+                "visible_pairs",
+            )
         }
         self.sums = {key: self.sums.get(key, 0.0) + value for key, value in counts.items()}
         self.bar.update()
@@ -189,9 +199,9 @@ class Metrics:
             "memory_bytes": float(self._memory()),
         }
         if peak := peak_flops(self.world.device):
-            model = self.config.model
-            flops = sums["tokens"] * flops_per_token(model, self.config.data.sequence_length)
-            flops += sums["crops"] * flops_per_crop(model)
+            names = ("tokens", "learnt_tokens", "visible_pairs", "crops")
+            counted = (sums[name] for name in names)
+            flops = flops_of_step(self.config.model, *counted, learning_of(self.config))
             out["mfu"] = flops / wall / (peak * self.world.size)
         return out
 

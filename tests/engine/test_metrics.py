@@ -12,9 +12,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from molmo_ds.architecture import TextConfig, VisionConfig
 from molmo_ds.batch import Batch, learnt_rows_of, windows_of
-from molmo_ds.config import RunConfig
+from molmo_ds.config import LoraConfig, RunConfig
 from molmo_ds.engine.launch import World
-from molmo_ds.model.flops import flops_per_crop, flops_per_token
+from molmo_ds.model.flops import Learning, flops_of_step, flops_per_crop, flops_per_token
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.monitor import metrics
 from molmo_ds.testing import synthetic
@@ -74,6 +74,50 @@ def test_operations_are_those_of_a_forward_pass() -> None:
     assert ours == 3 * (sum(counted) + text_scores + vision_scores + pooling_scores)
 
 
+def test_operations_of_a_step_are_those_that_are_needed() -> None:
+    """Attention over the pairs that see each other, and logits of learnt tokens alone."""
+    config = synthetic.MODEL
+    text = config.text
+    whole = 40 * flops_per_token(config, 40) + 3 * flops_per_crop(config)
+    # 40 * 41 / 2 pairs of which the rule of thumb counts 40 * 40 / 2
+    diagonal = 20 * 6 * text.num_hidden_layers * 2 * text.hidden_size
+    assert flops_of_step(config, 40, 40, 820, 3) == whole + diagonal
+    # five documents of 8 tokens, of each of which 2 are learnt
+    hidden = (820 - 5 * 36) * 6 * text.num_hidden_layers * 2 * text.hidden_size
+    unlearnt = 30 * 6 * text.hidden_size * text.embedding_size
+    assert flops_of_step(config, 40, 10, 180, 3) == whole + diagonal - hidden - unlearnt
+
+
+@pytest.mark.parametrize(
+    "learning, vision, connector, text",
+    [
+        (Learning(), 6, 6, 6),
+        (Learning(("connector", "text")), 2, 6, 6),  # a frozen tower has no backward pass
+        (Learning(("connector",)), 2, 6, 4),  # which gradients pass on their way back
+        (Learning(("text",)), 2, 2, 6),
+        (Learning(("connector",), adapted=("text",)), 2, 6, 4),
+        (Learning((), adapted=("text",)), 2, 2, 4),
+        (Learning((), adapted=("vision",)), 4, 4, 4),
+        (Learning(("vision",)), 6, 4, 4),
+    ],
+)
+def test_what_is_frozen_costs_less(
+    learning: Learning, vision: int, connector: int, text: int
+) -> None:
+    found = tuple(learning.times(part) for part in ("vision", "connector", "text"))
+    assert found == (vision, connector, text)
+
+
+def test_what_of_a_run_learns() -> None:
+    config = synthetic.config()
+    frozen = replace(config.optim.vision, freeze=True)
+    assert metrics.learning_of(config) == Learning(("vision", "connector", "text"))
+    still = replace(config, optim=replace(config.optim, vision=frozen))
+    assert metrics.learning_of(still) == Learning(("connector", "text"))
+    adapted = replace(still, lora=LoraConfig(components=("vision", "text")))
+    assert metrics.learning_of(adapted) == Learning(("connector",), ("text",))
+
+
 def test_operations_of_experts() -> None:
     """Two of four experts run for each token, and the router."""
     dense = replace(synthetic.MODEL, text=replace(synthetic.MODEL.text, intermediate_size=96))
@@ -105,6 +149,7 @@ def step_values(step: int, tokens: float) -> dict[str, float]:
         "documents": 3.0,
         "images": 2.0,
         "learnt_tokens": tokens / 4,
+        "visible_pairs": 10 * tokens,
     }
     return {
         "loss": 1.0 / step,
@@ -153,8 +198,7 @@ def test_lines_and_events(
         and line["images_per_second"] == 1
         and line["save_share"] == pytest.approx(0.1)
     )
-    flops = 200 * flops_per_token(config.model, config.data.sequence_length)
-    flops += 8 * flops_per_crop(config.model)
+    flops = flops_of_step(config.model, tokens=200, learnt=50, pairs=2000, crops=8)
     assert line["mfu"] == pytest.approx(flops / 4.0 / 1e9)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()

@@ -32,10 +32,11 @@ from molmo_ds import presets
 from molmo_ds.architecture import MolmoConfig
 from molmo_ds.batch import Batch, last_tokens
 from molmo_ds.files import local
-from molmo_ds.model.flops import flops_per_crop, flops_per_token
+from molmo_ds.model.flops import flops_of_step
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.monitor.metrics import peak_flops
 from molmo_ds.ops import dispatch
+from molmo_ds.ops.tree_attention.pairs import visible_pairs
 
 PLAIN = "plain PyTorch, eager"
 VERSIONS = (  # name, kernels, layers compiled, message trees
@@ -64,12 +65,16 @@ class Measured:
 
 def flops(config: MolmoConfig, batches: list[Batch]) -> float:
     """Operations of a step, counted as monitor/metrics.py does."""
-    text = sum(
-        int((b.document_ids > 0).sum()) * flops_per_token(config, b.input_ids.shape[1])
+    return sum(
+        flops_of_step(
+            config,
+            tokens=int((b.document_ids > 0).sum()),
+            learnt=int((b.loss_weights > 0).sum()),
+            pairs=float(visible_pairs(b.document_ids, b.branch_ids)),
+            crops=int((last_tokens(b) >= 0).sum()),
+        )
         for b in batches
     )
-    crops = sum(int((last_tokens(b) >= 0).sum()) for b in batches)
-    return text + crops * flops_per_crop(config)
 
 
 @contextlib.contextmanager
