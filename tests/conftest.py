@@ -1,4 +1,4 @@
-"""What several tests share, made once, which tests --fast leaves out, which run alone, and which see GPUs."""
+"""What several tests share, made once, which tests --fast leaves out, which run later, and which see GPUs."""
 
 import os
 import sys
@@ -52,7 +52,7 @@ SLOW = {  # file or folder: why it takes its time
     "data/test_conversion.py": "worker processes",
     "data/test_malformed.py": "hundreds of damaged files",
 }
-ALONE = {  # file or folder: why nothing runs at the same time
+ALONE = {  # file or folder: why it waits until the others are done, and then shares the cores with one file at most
     "torture": "kills at moments of milliseconds",
     "multinode": "hosts that must answer within seconds",
     "test_train.py": "kills at random moments, and launchers",
@@ -82,7 +82,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """The mark by which tests/run.sh tells what may run with other tests."""
     config.addinivalue_line(
-        "markers", "alone: nothing may run at the same time (ALONE of tests/conftest.py)"
+        "markers", "alone: after the others, beside one file at most (ALONE of tests/conftest.py)"
     )
     config.addinivalue_line("markers", "everything: with --all only")
 
@@ -101,6 +101,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if listed(item, ALONE) or "nvme" in item.nodeid:
             item.add_marker("alone")
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))  # a file stays in one process
     if not config.getoption("--all"):
         more = {item for item in items if item.get_closest_marker("everything")}
         config.hook.pytest_deselected(items=list(more))

@@ -18,7 +18,8 @@ test=(.venv/bin/python -m pytest -q -rs --timeout 600)
 code=0
 if [[ $* == "" || $* == --fast ]]; then  # two processes share the files, as many tests leave a core idle
     "${test[@]}" "$@" -m "not alone" --numprocesses 2 --dist loadfile --no-loadscope-reorder || code=$?
-    "${test[@]}" "$@" -m alone || code=$?  # beside nothing else
+    # what counts seconds: beside one other at most, for it mostly waits
+    "${test[@]}" "$@" -m alone --numprocesses 2 --dist loadgroup || code=$?
 else
     "${test[@]}" "$@" || code=$?
 fi
