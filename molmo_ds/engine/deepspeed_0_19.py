@@ -40,9 +40,7 @@ MUON = {  # modules of DeepSpeed's Muon, which is ours by torch -> what others i
     "deepspeed.runtime.zero.muon.muon_optimizer": "MuonWithAuxAdam",
     "deepspeed.runtime.zero.muon.original_muon": "muon_update",
 }
-balanced = (
-    partition_balanced  # costs, parts -> parts + 1 bounds that minimise the highest cost of a part
-)
+balanced = partition_balanced  # costs, parts -> parts + 1 bounds: the highest cost is least
 CONFIGURE_EXPERTS = DeepSpeedZeroOptimizer._configure_moe_settings
 
 

@@ -1,6 +1,7 @@
 """Counts the collectives of a step: the real engine and DeepSpeed on made-up ranks, fake tensors at real size.
 
-    python tools/bench/scale_collectives.py [--micro | --real | --small] [--only STRATEGY ...] [--keep FILE] [--write]
+    python tools/bench/scale_collectives.py [--micro | --real | --small] [--only STRATEGY ...] [--ranks N ...]
+        [--keep FILE] [--write]
 
 Each case is a fork of this process. The third step is counted; it must repeat the second, call by call. --micro counts
 the micro model of the tests, and --real the same on two and four real ranks, where each count must be that of made-up
@@ -221,12 +222,18 @@ def main() -> None:
     parser.add_argument("--real", action="store_true", help="compare with two and four real ranks")
     parser.add_argument("--small", action="store_true", help="two cases of the micro model alone")
     parser.add_argument("--only", nargs="+", metavar="STRATEGY")
+    parser.add_argument("--ranks", nargs="+", type=int, metavar="N")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="what was counted so far")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     micro = args.micro or args.real or args.small
     chosen = SMALL if args.small else MICRO if micro else SIZES
-    cases = [case for case in chosen if not args.only or case.strategy in args.only]
+    cases = [
+        case
+        for case in chosen
+        if (not args.only or case.strategy in args.only)
+        and (not args.ranks or case.ranks in args.ranks)
+    ]
     if args.real:
         measure([case for case in cases if case.ranks <= 4 and not case.spread])
         return
@@ -234,9 +241,9 @@ def main() -> None:
     lines = head(micro)
     for case in cases:
         if case.name not in kept.found:
-            began = time.process_time()
+            began = time.monotonic()
             kept.add(case.name, counted(case))
-            print(f"{case.name}: {time.process_time() - began:.0f} s of a core", flush=True)
+            print(f"{case.name}: {time.monotonic() - began:.0f} s", flush=True)
         lines.append(row(case, kept.found[case.name]))
     print("\n".join(lines))
     if args.write:
