@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 
 from molmo_ds import presets
-from molmo_ds.engine.ds_config import REDUCED
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.testing.tables import write
 
@@ -117,13 +116,13 @@ def step_terms(work: Work, cluster: Cluster) -> list[Term]:
     """One micro-step and the update; nothing overlaps here, so that it is an upper bound."""
     around = (cluster.ranks - 1) / cluster.ranks
     compute = 8.0 * work.parameters * work.tokens / (cluster.flops * cluster.share)
-    gathered = 2 * 2.0 * work.parameters * around
+    gathered = 2 * 4.0 * work.parameters * around
     reduced = 4.0 * work.parameters * around
     hops = (work.gathers + work.scatters) * (cluster.ranks - 1)
     adam = 7 * 4.0 * work.parameters / cluster.ranks
     return [
         ("products of matrices, recomputation too", "8 P T / (f u)", compute, "s"),
-        ("weights gathered forth and back, bf16", "2 * 2 P / n", gathered / cluster.network, "s"),
+        ("weights gathered forth and back, fp32", "2 * 4 P / n", gathered / cluster.network, "s"),
         ("gradients scattered, fp32", "4 P / n", reduced / cluster.network, "s"),
         ("messages of rings", "(G + S) (N - 1) l", hops * cluster.latency, "s"),
         ("AdamW", "28 P / N / 3e12", adam / 3e12, "s"),
@@ -168,13 +167,15 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="molmo_72b")
+    # those of molmo_72b, counted by scale_collectives.py
     parser.add_argument(
-        "--gathers", type=int, default=1820, help="collectives of the weights in a micro-step"
+        "--gathers", type=int, default=330, help="collectives of the weights in a micro-step"
     )
+    parser.add_argument("--scatters", type=int, default=163, help="those of the gradients")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     sizes = parameters(args.preset)
-    work = Work(sum(sizes), args.gathers, -(-sum(sizes) // REDUCED), len(sizes))
+    work = Work(sum(sizes), args.gathers, args.scatters, len(sizes))
     made = lines(work, [Cluster(ranks) for ranks in (64, 1024, 10_240)])
     print("\n".join(made))
     if args.write:
