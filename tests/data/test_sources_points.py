@@ -12,6 +12,7 @@ from picture_server import Server, picture
 from source_helpers import Hub, build, run
 
 from molmo_ds.config import PromptConfig
+from molmo_ds.data import sources
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.sample.prompts import PromptFormatter
 from molmo_ds.data.sample.review import Review
@@ -211,6 +212,17 @@ def test_points_and_counts_as_text(server: Server, tmp_path: Path, evaluated: No
     assert asked.pop("masks") == [{"height": 2, "width": 3, "runs": [4, 2]}]
     expected = {"label": "dog", "points": [[50.0, 70.0]], "point_scale": 100}
     assert asked == {"style": "pointing", **expected}
+
+
+def test_later_sets_move_points_outside_to_the_edge() -> None:
+    """As the reference's later loader does; the earlier one writes them as they are."""
+    places = [{"x": -0.4, "y": 50.0}, {"x": 30.0, "y": 100.7}]
+    row = {"image_url": "http://a", "label": "cup", "points": places}
+    for name in ("pixmo_points_train", "pixmo_points_high_freq_train"):
+        [item] = sources.get(name).adapt(row, "train")
+        assert item.annotations[0]["points"] == [[0.0, 50.0], [30.0, 100.0]]
+    [item] = sources.get("pixmo_points").adapt(row, "train")
+    assert item.annotations[0]["points"] == [[-0.4, 50.0], [30.0, 100.7]]
 
 
 def test_pixmo_count_points_and_says_that_it_counted(
