@@ -191,6 +191,20 @@ def test_pictures_are_cut(how: Cut, expected: list[int]) -> None:
     assert sum(dropped.values()) == 5 - kept
 
 
+def test_points_of_groups_and_alternatives_count() -> None:
+    """--max-points is for every set; Molmo2's points stand in groups, and several of these in `one_of`."""
+    groups = [{"time": time, "points": [[1, 2]] * 2} for time in (0.0, 0.5)]
+    four = {"style": "video_point", "label": "cup", "point_groups": groups}
+    one = {"style": "pointing", "label": "cup", "points": [[1, 2]]}
+    item = Item((), [{"one_of": [one, four]}, one, four])
+    dropped: Counter = Counter()
+    [kept] = cut(item, Cut(points=3), dropped)
+    assert kept.annotations == [one]
+    assert dropped == {"annotation of more than 3 points": 2}
+    sizes = [len(part.annotations) for part in cut(item, Cut(points_of_record=5), Counter())]
+    assert sizes == [2, 1]
+
+
 def test_one_annotation_is_not_halved() -> None:
     records = cut(Item((), [{"style": "x"}]), Cut(halve=True), Counter())
     assert [record.annotations for record in records] == [[{"style": "x"}]]
