@@ -345,7 +345,7 @@ def test_other_numbers_stay_what_they_are(tmp_path: Path) -> None:
     made = settings.load(tmp_path / "a.yaml", ["wandb_group=010", "data.seed=0"])
     assert (made.seed, made.max_steps, made.data.seed) == (16, 1000, 0)
     assert (made.out, made.wandb, made.wandb_group) == ("010", "1:60b", "010")
-    words = ["a: &a [1]\n", *(f"{n}: &{n} [*{p}, *{p}]\n" for p, n in zip("abcdefgh", "bcdefghi"))]
+    words = ["a: &a [1]\n", *(f"{n}: &{n} [*{p}, *{p}]\n" for p, n in zip("abc", "bcd"))]
     (tmp_path / "b.yaml").write_text("".join(words))
     with pytest.raises(ValueError, match="There is no setting 'a'"):
         settings.load(tmp_path / "b.yaml")
