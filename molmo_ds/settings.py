@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +21,8 @@ from molmo_ds.architecture import MolmoConfig
 from molmo_ds.config import RunConfig
 from molmo_ds.setting_list import Setting, entry, legal, settings
 
+# of eight, without an o, and of sixty
+OTHER_BASES = re.compile(r"[-+]?(?:0[0-7_]+|[0-9][0-9_]*(?::[0-9]+)+(?:\.[0-9_]*)?)")
 NOTHING = ("", "null", "~")
 NAMED = ("data.sources", "data.group_rates", "evaluators")  # blocks whose entries have free names
 ERRORS = (
@@ -79,7 +82,8 @@ def read_yaml(path: str | files.Place) -> DictConfig:
         raise ValueError(f"There is no configuration file {path}; give the path of a YAML file.")
     try:
         remote = isinstance(file, files.Remote)
-        given = OmegaConf.load(io.StringIO(file.read_text()) if remote else file)
+        text = file.read_text() if remote else file.read_text(encoding="utf-8-sig")
+        given = OmegaConf.load(io.StringIO(text))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f" line {mark.line + 1}" if mark else ""
@@ -100,7 +104,29 @@ def read_yaml(path: str | files.Place) -> DictConfig:
         raise ValueError(
             f"{path} holds no settings; write lines such as `max_steps: 1000`, not a list."
         )
+    _refuse_other_bases(text, str(path))
     return given
+
+
+def _refuse_other_bases(text: str, where: str) -> None:
+    """ValueError for a number that YAML reads as another than it looks like: 010 is 8 there, 1:30 is 90."""
+    nodes = [yaml.compose(text, Loader=yaml.SafeLoader)]
+    seen = set()  # what an anchor names comes more than once
+    while nodes:
+        node = nodes.pop()
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            nodes += [one for pair in node.value for one in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+        elif node.tag.endswith((":int", ":float")) and OTHER_BASES.fullmatch(node.value):
+            line = f" in line {node.start_mark.line + 1}" if "\n" in text else ""
+            raise ValueError(
+                f"{where} has {node.value}{line}, which YAML reads as {yaml.safe_load(node.value)};"
+                " write the number that is meant, or a text in quotes."
+            )
 
 
 def changed(made: Any, overrides: list[str] | tuple[str, ...]) -> Any:
@@ -126,6 +152,8 @@ def _read(
         given = _lay(given, more)
     for word in overrides:
         line = _as_yaml(word, kind)
+        with contextlib.suppress(yaml.YAMLError):  # which is told below
+            _refuse_other_bases(line.partition("=")[2], f"The override '{word}'")
         try:
             given = _lay(given, OmegaConf.from_dotlist([line]), line)
         except NoSuchEntry:

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from molmo_ds import environment, files, rules, setting_list, settings
+from molmo_ds import environment, files, rules, setting_list, settings, unread
 from molmo_ds.config import RunConfig
 from molmo_ds.stores import events, same_run
 
@@ -51,7 +51,7 @@ def train(config: RunConfig) -> int:
     deadline = time.monotonic() + (config.time_limit_seconds or math.inf)
     world = launch.start(config.timeout_seconds)
     config = world.agree(partial(epochs.in_steps, config))
-    for sentence in rules.short_warmups(config):
+    for sentence in [*rules.short_warmups(config), *unread.told(config)]:
         log.warning(sentence)
     config = world.agree(partial(patch_row.resolved, config))
     folder = RunFolder(config.out, config.scratch)

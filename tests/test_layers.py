@@ -18,6 +18,7 @@ LAYERS = [
         "batch",
         "files",
         "environment",
+        "unread",
     ],
     ["stores"],
     ["ops"],
@@ -50,6 +51,7 @@ FOUNDATION = {  # one layer, whose files use each other in this order
     "rules": {"architecture", "config"},
     "setting_list": set(),
     "settings": {"architecture", "config", "files", "presets", "rules", "setting_list"},
+    "unread": {"config"},
 }
 
 

@@ -326,6 +326,31 @@ def test_files_that_cannot_be_read(name: str, tmp_path: Path) -> None:
     assert "run.yaml" in said or name in ("number", "interpolation", "a word")
 
 
+@pytest.mark.parametrize(
+    ("value", "read"), [("010", 8), ("-0_7", -7), ("1:30", 90), ("1:00:00", 3600), ("1:30.5", 90.5)]
+)
+def test_numbers_of_other_bases_are_refused(value: str, read: float, tmp_path: Path) -> None:
+    """YAML 1.1 reads 010 as 8 and 1:30 as 90, which nobody means who writes max_steps or a time so."""
+    said = f"has {value}.*which YAML reads as {read};"
+    with pytest.raises(ValueError, match=f"The override 'seed={value}' {said}"):
+        settings.load(None, [f"seed={value}"])
+    for text in (f"seed: 1\noptim: {{betas: [0.9, {value}]}}", f"data: {{sources: {{{value}: }}}}"):
+        (tmp_path / "a.yaml").write_text(text)
+        with pytest.raises(ValueError, match=f"a.yaml {said}"):
+            settings.load(tmp_path / "a.yaml")
+
+
+def test_other_numbers_stay_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("seed: 0x10\nmax_steps: 1_000\nout: '010'\nwandb: 1:60b\n")
+    made = settings.load(tmp_path / "a.yaml", ["wandb_group=010", "data.seed=0"])
+    assert (made.seed, made.max_steps, made.data.seed) == (16, 1000, 0)
+    assert (made.out, made.wandb, made.wandb_group) == ("010", "1:60b", "010")
+    words = ["a: &a [1]\n", *(f"{n}: &{n} [*{p}, *{p}]\n" for p, n in zip("abc", "bcd"))]
+    (tmp_path / "b.yaml").write_text("".join(words))
+    with pytest.raises(ValueError, match="There is no setting 'a'"):
+        settings.load(tmp_path / "b.yaml")
+
+
 def test_words_mean_the_same_with_and_without_dashes() -> None:
     plain = settings.load(
         None, ["optim.text.lr=1e-3", "wandb=null", "model.vision.feature_layers=[-1,-2]"]

@@ -160,6 +160,25 @@ def test_a_row_that_says_its_unit_keeps_it(place: Path) -> None:
     assert learnt(made)[1] == ' <point x="50.0" y="25.0" alt="x">x</point>'
 
 
+def test_a_unit_holds_wherever_points_stand(place: Path) -> None:
+    """In alternatives, in groups and in tracks, where it was not read: they were pixels without a word."""
+    pointed = {"style": "pointing", "label": "x", "points": [[50, 25]]}
+    boxed = {"style": "pointing", "label": "x", "boxes": [[25, 0, 75, 50]]}
+    groups = {"style": "p", "label": "x", "point_groups": [{"image": 1, "points": [[50, 25]]}]}
+    tracks = {"style": "p", "label": "x", "tracks": [{"time": 0.0, "points": {"a": [50, 25]}}]}
+    rows = [{"one_of": [pointed, boxed]}, groups, tracks]
+    records = [{"image": "a.png", "annotations": [one]} for one in rows]
+    options = ("--points-in", "percent", "--boxes", "xyxy")
+    first, second, third = lines(place, *records, options=options)
+    for one in first["annotations"][0]["one_of"]:
+        assert one["points"] == [[50, 25]] and one["point_scale"] == 100
+    assert second["annotations"] == [groups | {"point_scale": 100}]
+    assert third["annotations"] == [tracks | {"point_scale": 100}]
+    for one in rows[1:]:  # and where none is said, one has to be
+        with pytest.raises(ValueError, match="could be pixels or percent"):
+            lines(place, {"image": "a.png", "annotations": [one]})
+
+
 @pytest.mark.parametrize(
     ("points", "unit"),
     [([[0.5, 1]], "shares"), ([[50, 99.5]], "percent"), ([[2, 3], [100, 0]], "percent")],

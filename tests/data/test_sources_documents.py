@@ -175,6 +175,8 @@ def test_ai2d(tmp_path: Path) -> None:
             f"questions/{number}.png.json",
             {"imageName": "x.png", "questions": {"Q?": {**plain, "questionId": f"{number}"}}},
         )
+    for number in (390, 391):  # without a question, which the draw must not count
+        hub.json(f"questions/{number}.png.json", {"imageName": "x.png", "questions": {}})
     hub.file("images/x.png", picture(2, (8, 8), "PNG"))
     hub.file("ai2d_test_ids.csv", b"1\n2\n")
 

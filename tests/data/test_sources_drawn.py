@@ -3,6 +3,7 @@
 import io
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from molmo_ds.config import PromptConfig
 from molmo_ds.data import sources
 from molmo_ds.data.sample.prompts import PromptFormatter
 from molmo_ds.data.sources import texts
+from molmo_ds.data.sources import turn_clock as clocks
 from molmo_ds.data.sources.records import records
 from molmo_ds.data.sources.source import Cut
 from molmo_ds.data.sources.turn_clock import draw_angle, rotate, turn_clock
@@ -140,6 +142,48 @@ def test_turned_clocks_are_drawn_from_their_seed() -> None:
     one.save(stream, "PNG")  # and can be kept
     blank = turn_clock(Image.new("L", (8, 8), 255), 0)
     assert np.asarray(blank).min() > 150
+
+
+class Given:
+    """Draws that are given, in place of random ones."""
+
+    def __init__(self, draws: list) -> None:
+        self.draws = list(draws)
+
+    def random(self, *_: object) -> Any:
+        return self.draws.pop(0)
+
+    uniform = random
+
+    def randint(self, *_: object) -> Any:
+        return np.array(self.draws.pop(0))
+
+
+@pytest.mark.parametrize(
+    ("draws", "shape", "sums"),
+    [
+        (
+            [0.551, 0.893, 142.67, 0.126, 0.445, 0.05, [0, 12], [7, 14]]
+            + [0.0149, 0.9475, 1.0705, 1.0363],
+            (57, 49, 3),
+            [441206, 432717, 432526],
+        ),
+        (
+            [0.873, 0.233, -78.18, 0.43, 0.582, 0.523, [13, 9], [61, 15]]
+            + [-0.0202, 0.991, 1.127, 0.8085],
+            (124, 70, 3),
+            [1757056, 1744993, 1745733],
+        ),
+    ],
+)
+def test_a_clock_of_given_draws_is_the_references(
+    draws: list, shape: tuple[int, ...], sums: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its steps by torchvision 0.20's functions: 60 random faces were equal to the bit."""
+    monkeypatch.setattr(clocks, "RandomState", lambda seed: Given(draws))
+    made = np.asarray(turn_clock(face(), 0)).astype(int)
+    assert made.shape == shape
+    assert made.sum((0, 1)).tolist() == sums
 
 
 def test_angles_have_the_odds_of_the_reference() -> None:

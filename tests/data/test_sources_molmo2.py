@@ -70,7 +70,8 @@ def test_videos_with_subtitles_points_and_tracks(tmp_path: Path) -> None:
     assert [group["time"] for group in groups] == [0.5, 1.0] and groups[1]["points"][1] == [50, 2]
     report = json.loads((tmp_path / "out/molmo2_video_point-train/report.json").read_text())
     many = "annotation with less than 0 or more than 60 points"
-    assert report["dropped"] == {"no usable annotation": 1, many: 1}
+    late = "points outside of the clip, or a clip in which nothing is to be seen"
+    assert report["dropped"] == {late: 1, many: 1}
 
     moment = {"time": 0.5, "frame": 15}
     ball = {"id": "7", "point": [4.0, 8.0], "occluded": False}
@@ -126,6 +127,50 @@ def test_points_lie_on_the_half_seconds_of_their_clip() -> None:
     assert [group["time"] for group in point["point_groups"]] == [0.0, 2.0]
     with pytest.raises(LeftOut, match="less than 6"):
         ALL["molmo2_video_point_minmax_6_25"].adapt(row, "train")
+
+
+@pytest.mark.parametrize(
+    ("duration", "clip", "times", "shown"),
+    [
+        (10.0, (None, None), [2.0, 10.0], [0.0, 10.0]),
+        (10.0, (3.0, 4.0), [2.0], [0.0, 10.0]),  # a short video is shown whole
+        (10.0, (0.0, 64.0), [2.0], "more than 63"),
+        (99.0, (None, None), [2.0], "without a clip"),
+        (99.0, (30.0, 30.0), [30.0], "without a length"),
+        (99.0, (60.0, 100.0), [70.0], "beyond the video's end"),
+        (99.0, (30.0, 60.0), [60.5], "outside of the clip"),
+        (99.0, (30.0, 60.0), [60.0], [30.0, 60.0]),
+        (99.0, (30.0, 60.0), [], "nothing is to be seen"),
+        (99.0, (0.0, 63.0), [], [0.0, 63.0]),
+        (10.0, (None, None), [], [0.0, 10.0]),
+    ],
+)
+def test_clips_of_points_are_those_of_the_reference(
+    duration: float, clip: tuple, times: list[float], shown: list[float] | str
+) -> None:
+    """What allenai/molmo2 f3cb108's Molmo2VideoPoint gave for these rows, or left out."""
+    row = {"video_id": "v", "video_duration": duration, "clip_start": clip[0], "clip_end": clip[1]}
+    row |= {"two_fps_timestamps": times, "points": [[{"x": 1.0, "y": 2.0}] for _ in times]}
+    row |= {"label": "cup", "question": "q", "category": "object", "count": len(times)}
+    adapt = ALL["molmo2_video_point_minmax_0_5"].adapt
+    if isinstance(shown, str):
+        with pytest.raises(LeftOut, match=shown):
+            adapt(row, "train")
+        return
+    [item] = adapt(row, "train")
+    assert item.about == {"clip": shown}
+
+
+def test_damaged_videos_and_options_without_letters() -> None:
+    row = {"video_id": "NyuA4FatDQk", "annotation_score": 5, "merged_caption": "A cup."}
+    with pytest.raises(LeftOut, match="damaged"):
+        ALL["molmo2_cap"].adapt(row, "train")
+    row = {"question": "Who?\n(A) she (1)\n B) he\nC. it.\nthey (all)", "answer": "A"}
+    row |= {"uid": 1, "key": "k", "type": "t", "question_type": []}
+    [item] = ALL["lvbench"].adapt(row, "test")
+    assert item.metadata["options"] == ["she (1)", "he", "it.", "they (all)"]
+    lines = item.annotations[0]["question"].split("\n")
+    assert lines[:3] == ["Who?", "A. she (1)", "B. he"]
 
 
 def test_marks_of_academic_videos(tmp_path: Path) -> None:

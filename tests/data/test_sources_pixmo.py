@@ -132,7 +132,7 @@ def test_questions_how_many_are_not_answered_by_points(server: Server, tmp_path:
     assert record["annotations"] == [{"style": "user_qa", "messages": talk, "no_pointing": True}]
     rows = [
         {"image_url": url, "image_sha256": "", "question": question, "answer": "Two."}
-        for question in ("How many?", "So how many?")
+        for question in ("How many?", "How is it?")
     ]
     Hub(tmp_path / "pixmo_ask_model_anything").parquet(rows)
     [record] = build(tmp_path, "pixmo_ask_model_anything")

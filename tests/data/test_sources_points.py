@@ -12,6 +12,7 @@ from picture_server import Server, picture
 from source_helpers import Hub, build, run
 
 from molmo_ds.config import PromptConfig
+from molmo_ds.data import sources
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.sample.prompts import PromptFormatter
 from molmo_ds.data.sample.review import Review
@@ -190,6 +191,20 @@ def test_pictures_are_cut(how: Cut, expected: list[int]) -> None:
     assert sum(dropped.values()) == 5 - kept
 
 
+def test_points_of_groups_and_alternatives_count() -> None:
+    """--max-points is for every set; Molmo2's points stand in groups, and several of these in `one_of`."""
+    groups = [{"time": time, "points": [[1, 2]] * 2} for time in (0.0, 0.5)]
+    four = {"style": "video_point", "label": "cup", "point_groups": groups}
+    one = {"style": "pointing", "label": "cup", "points": [[1, 2]]}
+    item = Item((), [{"one_of": [one, four]}, one, four])
+    dropped: Counter = Counter()
+    [kept] = cut(item, Cut(points=3), dropped)
+    assert kept.annotations == [one]
+    assert dropped == {"annotation of more than 3 points": 2}
+    sizes = [len(part.annotations) for part in cut(item, Cut(points_of_record=5), Counter())]
+    assert sizes == [2, 1]
+
+
 def test_one_annotation_is_not_halved() -> None:
     records = cut(Item((), [{"style": "x"}]), Cut(halve=True), Counter())
     assert [record.annotations for record in records] == [[{"style": "x"}]]
@@ -211,6 +226,17 @@ def test_points_and_counts_as_text(server: Server, tmp_path: Path, evaluated: No
     assert asked.pop("masks") == [{"height": 2, "width": 3, "runs": [4, 2]}]
     expected = {"label": "dog", "points": [[50.0, 70.0]], "point_scale": 100}
     assert asked == {"style": "pointing", **expected}
+
+
+def test_later_sets_move_points_outside_to_the_edge() -> None:
+    """As the reference's later loader does; the earlier one writes them as they are."""
+    places = [{"x": -0.4, "y": 50.0}, {"x": 30.0, "y": 100.7}]
+    row = {"image_url": "http://a", "label": "cup", "points": places}
+    for name in ("pixmo_points_train", "pixmo_points_high_freq_train"):
+        [item] = sources.get(name).adapt(row, "train")
+        assert item.annotations[0]["points"] == [[0.0, 50.0], [30.0, 100.0]]
+    [item] = sources.get("pixmo_points").adapt(row, "train")
+    assert item.annotations[0]["points"] == [[-0.4, 50.0], [30.0, 100.7]]
 
 
 def test_pixmo_count_points_and_says_that_it_counted(

@@ -294,6 +294,14 @@ def test_several_sources_with_prompts_of_their_own(config: RunConfig, folder: Pa
     assert spoken[2] < alone[2] and spoken[0] == pytest.approx(alone[0])
 
 
+def test_crops_of_high_resolution_are_drawn_in_training_only(
+    config: RunConfig, folder: Path
+) -> None:
+    images = replace(config.model.images, p_high_res=1.0, high_res_max_crops=6)
+    measure = words_of(config, folder / "words", model=replace(config.model, images=images))
+    assert measure.mixture.builders[0].images.config.p_high_res == 0
+
+
 def test_the_time_is_bounded(config: RunConfig, folder: Path) -> None:
     engine = Scale()
     found = words_of(config, folder / "words", global_batch=2).measure(engine, 0.0, lambda: None)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from molmo_ds.data.decode import BadSample
+from molmo_ds.data.sample.annotation import ONE_OF
 from molmo_ds.data.sample.conversation import shown
 from molmo_ds.data.sample.points import to_percent
 
@@ -54,6 +55,9 @@ def with_unit(
     """
     if not isinstance(annotation, dict):
         return annotation  # which the review refuses
+    if isinstance(annotation.get(ONE_OF), list):
+        several = [with_unit(one, size, unit, box_form, bare) for one in annotation[ONE_OF]]
+        return annotation | {ONE_OF: several}
     if annotation.get("boxes") is not None and annotation.get("points") is None:
         scale = annotation.get("point_scale") or SCALES.get(unit)
         annotation = annotation | _centres(annotation["boxes"], box_form, scale, size)
@@ -108,10 +112,13 @@ def to_corners(boxes: Any, form: str) -> np.ndarray:
 
 def _coordinates(annotation: dict[str, Any]) -> list[float]:
     """The coordinates of all points; what is no list of numbers is left to the review."""
-    lists = [annotation.get("points")]
-    inline = annotation.get("inline_points")
-    if isinstance(inline, list):
-        lists += [one.get("points") for one in inline if isinstance(one, dict)]
+    held = [annotation.get("points")]
+    for name in ("inline_points", "point_groups", "tracks"):
+        groups = annotation.get(name)
+        if isinstance(groups, list):
+            held += [one.get("points") for one in groups if isinstance(one, dict)]
+    # points of tracks by the names of their objects
+    lists = [list(one.values()) if isinstance(one, dict) else one for one in held]
     points = [point for one in lists if isinstance(one, list) for point in one]
     pairs = [point for point in points if isinstance(point, (list, tuple))]
     return [value for pair in pairs for value in pair if _is_number(value)]

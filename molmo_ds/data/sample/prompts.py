@@ -65,7 +65,7 @@ class PromptFormatter:
             try:
                 several = alternatives(value)
                 value = several[rng.randint(len(several))] if len(several) > 1 else several[0]
-                annotation = with_request(read_annotation(value), rng)
+                annotation = self._requested(read_annotation(value), rng)
                 if self.source.style:
                     annotation = annotation.model_copy(update={"style": self.source.style})
                 ready.append(annotation)
@@ -105,7 +105,7 @@ class PromptFormatter:
         `scene` holds the sizes of all pictures, or the times of a video's frames.
         Raises BadSample where the annotation is not what it must be, or has nothing to learn.
         """
-        annotation = with_request(read_annotation(annotation), rng)
+        annotation = self._requested(read_annotation(annotation), rng)
         style = annotation.style
         if not style and self.config.system_prompt != "none":
             raise BadSample(
@@ -145,6 +145,10 @@ class PromptFormatter:
     def free_style(self) -> str:
         """The style of a question that names none: it is asked as it stands."""
         return "user_qa" if self.config.system_prompt.endswith("_v2") else FREE
+
+    def _requested(self, annotation: Annotation, rng: RandomState) -> Annotation:
+        """With requests not to point, by the rule of the model whose form of points is learnt."""
+        return with_request(annotation, rng, later=self.config.pointing_format != "percent")
 
     def _answer(
         self,

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections import Counter
 
+from molmo_ds.data.sample.annotation import ONE_OF
 from molmo_ds.data.sources.source import Cut, Item
 
 
@@ -41,10 +42,19 @@ def cut(item: Item, how: Cut, dropped: Counter) -> list[Item]:
 def _few_points(annotations: list[dict], most: int | None, dropped: Counter) -> list[dict]:
     if most is None:
         return annotations
-    kept = [one for one in annotations if len(one.get("points") or ()) <= most]
+    kept = [one for one in annotations if _points(one) <= most]
     if len(kept) < len(annotations):
         dropped[f"annotation of more than {most} points"] += len(annotations) - len(kept)
     return kept
+
+
+def _points(annotation: dict) -> int:
+    """The points of an annotation, of several pictures or times too; the most of alternatives."""
+    if ONE_OF in annotation:
+        return max(map(_points, annotation[ONE_OF]))
+    groups = annotation.get("point_groups") or ()
+    held = [annotation.get("points"), *(group["points"] for group in groups)]
+    return sum(len(points or ()) for points in held)
 
 
 def _by_points(annotations: list[dict], most: int) -> list[list[dict]]:
@@ -52,7 +62,7 @@ def _by_points(annotations: list[dict], most: int) -> list[list[dict]]:
     pieces: list[list[dict]] = [[]]
     total = 0
     for one in annotations:
-        count = len(one.get("points") or ())
+        count = _points(one)
         if pieces[-1] and total + count > most:
             pieces.append([])
             total = 0

@@ -69,17 +69,19 @@ def read_ai2d(folder: Path, split: str) -> Iterator[Row]:
     )
     if not names:
         raise FileNotFoundError(folder / "questions")
-    numbers = [int(path.name.split(".")[0]) for path in names]
-    train = [number for number in numbers if number not in test]
+    contents = {
+        int(path.name.split(".")[0]): read_json(folder, f"questions/{path.name}") for path in names
+    }
+    # the draw is among pictures that have a question
+    train = [n for n, content in contents.items() if content["questions"] and n not in test]
     np.random.RandomState(_SEED).shuffle(train)
     wanted = (
         test
         if split == "test"
         else set(train[:_HELD_OUT] if split == "validation" else train[_HELD_OUT:])
     )
-    for path, number in zip(names, numbers):
+    for path, (number, content) in zip(names, contents.items()):
         if number in wanted:
-            content = read_json(folder, f"questions/{path.name}")
             marks = any(q["abcLabel"] for q in content["questions"].values())
             annotations = read_json(folder, f"annotations/{path.name}") if marks else {}
             for question, row in content["questions"].items():

@@ -6,6 +6,7 @@ one by one. Layouts: the loaders of allenai/molmo2 at f3cb108, olmo/data/academi
 
 import functools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ VIDEO_MME = (
     " Respond with only the letter (A, B, C, or D) of the correct option."
 )
 MLVU = ("plotQA", "needle", "ego", "count", "order", "anomaly_reco", "topic_reasoning")
+_LETTER = re.compile(r"^(?:\([A-Z]\)|[A-Z]\)(?= )|[A-Z]\.)\s*")  # before an option
 MLVU_FREE = ("sub_scene", "summary")
 
 
@@ -138,9 +140,9 @@ def read_lvbench(folder: Path, split: str) -> Iterator[Row]:
 
 
 def lvbench(row: Row, split: str) -> list[Item]:
-    """The options stand below the question as (A), (B), ..."""
+    """The options stand below the question as (A), (B), ..., some without a letter."""
     first, *shown = [line.strip() for line in row["question"].split("\n") if line.strip()]
-    options = [line.partition(")")[2].strip() for line in shown]
+    options = [_LETTER.sub("", line) for line in shown]
     known = {"example_id": str(row["uid"]), "video_id": row["key"], "type": row["type"]}
     known["question_types"] = list(row["question_type"])
     lines = [first, *lettered(options), ONLY_LETTER]

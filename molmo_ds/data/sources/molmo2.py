@@ -44,6 +44,10 @@ CAPTIONS = {  # columns of captions, in the reference's order, and their styles
     "video_frame_merged_caption": "video_long_caption",
 }
 LEAST_SCORE = 3  # of captions that are learnt
+DAMAGED = {
+    *("0OfUqrbRa2Y", "mTXBQzptWAg", "NyuA4FatDQk", "a_"),
+    *("gsfIHiBB6xE", "bXApJtAf6Qo", "N8BlpYSpgg4"),
+}
 DRAWN = ("video_point_count", "video_point")  # of which a visit takes one
 COUNTS = ((0, 5), (6, 25), (26, 60))  # points of an annotation, by which training is mixed
 
@@ -60,6 +64,8 @@ def cap(row: Row, split: str) -> list[Item]:
     """The captions of a video, or of the part of it that was described, of those that were judged good enough."""
     if row["annotation_score"] < LEAST_SCORE:
         raise LeftOut("caption with a low score")
+    if row["video_id"] in DAMAGED:
+        raise LeftOut("video that its publishers found damaged")
     said = [annotation(style, text=row[name]) for name, style in CAPTIONS.items() if row.get(name)]
     about = _clip(row.get("video_start"), row.get("video_end"))
     return [Item(_video(row), said, {"video_id": row["video_id"]}, about)] if said else []
@@ -109,6 +115,29 @@ def half_seconds(time: float) -> float:
     return GRID * math.floor(time / GRID + 1e-6)
 
 
+def _clip_of_points(row: Row) -> tuple[float, float]:
+    """(begin, end) of what is shown of a video with points: all of a short one; LeftOut as the reference does.
+
+    Where there is nothing to point at, the reference wants a clip from the video's begin, as long as one may be.
+    """
+    begin = row.get("clip_start")
+    end = row.get("clip_end")
+    whole = row["video_duration"]
+    if begin is not None and end is not None and end - begin > LONGEST:
+        raise LeftOut(f"clip of more than {LONGEST:g} seconds")
+    if whole <= LONGEST:
+        begin = 0.0
+        end = whole
+    if begin is None or end is None:
+        raise LeftOut(f"video of more than {LONGEST:g} seconds without a clip")
+    if not 0 <= begin < end <= whole:
+        raise LeftOut("clip without a length, or beyond the video's end")
+    times = row["two_fps_timestamps"] or (0.0, min(whole, LONGEST))
+    if min(times) < begin or max(times) > end:
+        raise LeftOut("points outside of the clip, or a clip in which nothing is to be seen")
+    return begin, end
+
+
 def points(row: Row, split: str, styles: tuple[str, ...], count: tuple[int, int]) -> list[Item]:
     """Every place and time of something, in percent; times count from the clip's begin, in whole half seconds.
 
@@ -119,16 +148,8 @@ def points(row: Row, split: str, styles: tuple[str, ...], count: tuple[int, int]
     least, most = count
     if not least <= row["count"] <= most:
         raise LeftOut(f"annotation with less than {least} or more than {most} points")
-    begin = row.get("clip_start")
-    end = row.get("clip_end")
-    if row["video_duration"] <= LONGEST:
-        begin = 0.0
-        end = row["video_duration"]
-    if begin is None or end is None or end - begin > LONGEST:
-        return []
+    begin, end = _clip_of_points(row)
     times = row["two_fps_timestamps"]
-    if any(not begin <= time <= end for time in times):
-        return []
     groups = [
         {
             "time": half_seconds(time - begin),

@@ -5,6 +5,7 @@ allenai/molmo read. Hashes are of the file's bytes. Places are in pixmo_points.p
 """
 
 import functools
+import re
 from typing import Any
 
 from molmo_ds.data.sources.source import (
@@ -17,7 +18,7 @@ from molmo_ds.data.sources.source import (
     pairs,
     picture,
 )
-from molmo_ds.data.wording.no_pointing import asks_how_many
+from molmo_ds.data.wording.no_pointing import may_ask
 
 
 def item(row: Row, annotations: list[dict[str, Any]]) -> list[Item]:
@@ -47,17 +48,30 @@ def _transcripts(row: Row) -> list[dict[str, Any]]:
 
 def cap_qa(row: Row, split: str, style: str = "synthetic_qa") -> list[Item]:
     """A conversation (user first) that a language model made up from a caption."""
-    messages = list(row.get("messages") or [row["question"], row["answer"]])
-    unpointed = any(asks_how_many(question) for question in messages[::2])
-    return item(row, [annotation(style, messages=messages, no_pointing=unpointed or None)])
+    messages = list(row.get("messages") or _marked(row["question"], row["answer"]))
+    asked = annotation(style, messages=messages, no_pointing=may_ask(messages[::2]))
+    return item(row, [asked])
+
+
+def _marked(question: str, answer: str) -> list[str]:
+    """The texts of a conversation whose turns but the last are one text, [USER] ... [ASSISTANT] ... [ASSISTANT]."""
+    if "[USER]" not in question and "[ASSISTANT]" not in question:
+        return [question, answer]
+    before, *parts = re.split(r"\[(USER|ASSISTANT)\]", question)
+    speakers = parts[::2]
+    texts = [text.strip() for text in parts[1::2]]
+    if before.strip() or texts[-1] or not all(texts[:-1]):
+        raise LeftOut("conversation with an empty turn, or a text outside of its turns")
+    if speakers != ["USER", "ASSISTANT"] * (len(speakers) // 2):
+        raise LeftOut("conversation whose speakers do not alternate")
+    return [*texts[:-1], answer]
 
 
 def ask_model_anything(row: Row, split: str) -> list[Item]:
     """A person's question with a corrected answer."""
     question = row["question"]
-    unpointed = asks_how_many(question)
     asked = annotation(
-        "user_qa", question=question, answer=row["answer"], no_pointing=unpointed or None
+        "user_qa", question=question, answer=row["answer"], no_pointing=may_ask([question])
     )
     return item(row, [asked])
 
@@ -67,7 +81,7 @@ def several(row: Row, split: str) -> list[Item]:
     if not 2 <= len(row["image_urls"]) <= MOST_PICTURES:
         raise LeftOut(f"less than 2 or more than {MOST_PICTURES} pictures")
     asked = [
-        annotation("correction_qa", question=q, answer=a, no_pointing=asks_how_many(q) or None)
+        annotation("correction_qa", question=q, answer=a, no_pointing=may_ask([q]))
         for q, a in pairs(row["qa_pairs"])
     ]
     shown = tuple(Picture(url=url) for url in row["image_urls"])
@@ -89,7 +103,7 @@ TRAIN = {"train": "train"}
 GROUPED = {"url": "image_url", "group": "image_url"}
 HASHED = {**GROUPED, "sha256": "image_sha256"}
 _SPOKEN = functools.partial(cap, transcripts=True)
-_CAP_QA = f"card at 94817b5; {LOADER} (messages)"
+_CAP_QA = f"card at 94817b5; {LOADER} (messages), allenai/molmo2 (question with marks, answer)"
 _AS_USER_QA = functools.partial(cap_qa, style="user_qa")
 
 SOURCES = [

@@ -29,9 +29,10 @@ def places_of(value: Any) -> list[list[float]]:
     return [[p["x"], p["y"]] for p in value]
 
 
-def points(row: Row, split: str, style: str) -> list[Item]:
-    """Every place of something that a person named, or none."""
+def points(row: Row, split: str, style: str, move: bool = False) -> list[Item]:
+    """Every place of something that a person named, or none; `move` those outside of the picture to its edge."""
     places = places_of(row["points"])
+    places = _inside(places) if move else places
     return item(row, [annotation(style, label=row["label"], points=places, point_scale=100)])
 
 
@@ -107,12 +108,12 @@ _CHANGED = (
 )
 
 
-def _pixmo_points(name: str, style: str, method: str, cut: Cut) -> Source:
+def _pixmo_points(name: str, style: str, method: str, cut: Cut, move: bool = False) -> Source:
     return Source(
         name,
         LICENCE,
         f"dataset card; {LOADER} (scale)",
-        functools.partial(points, style=style),
+        functools.partial(points, style=style, move=move),
         TRAIN,
         "allenai/pixmo-points",
         only=("collection_method", method),
@@ -140,8 +141,8 @@ SOURCES = [
     _pixmo_points("pixmo_points_counting", "point_count", "pointing", PUBLISHED),
     _pixmo_points("pixmo_points_high_freq", "pointing", "counting", PUBLISHED),
     _pixmo_points("pixmo_points_high_freq_counting", "point_count", "counting", PUBLISHED),
-    _pixmo_points("pixmo_points_train", "pointing", "pointing", LATER),
-    _pixmo_points("pixmo_points_high_freq_train", "pointing", "counting", LATER),
+    _pixmo_points("pixmo_points_train", "pointing", "pointing", LATER, move=True),
+    _pixmo_points("pixmo_points_high_freq_train", "pointing", "counting", LATER, move=True),
     Source(
         "pixmo_points_eval",
         LICENCE,

@@ -3,7 +3,8 @@
 The odds and ranges are those of PixMoClocks in mattw-ai2/robo_mm_olmo_gantry 6832f80 (olmo/data/pixmo_datasets.py). It
 draws them at every visit; here they are drawn once for each clock, since the published mixture comes to half of its
 clocks once. Two of its steps are not here: the cut of the lowest 120 pixels, a shadow in its own renderings, and the
-shear, which it draws and then sets to 0.
+shear, which it draws and then sets to 0. The white at the sides is drawn by the face's width, above and below by its
+height; there the other way round. With the same draws the pixels are the same.
 """
 
 import math
@@ -62,7 +63,7 @@ def place(face: Image.Image, rng: RandomState) -> Image.Image:
 def recolour(image: Image.Image, rng: RandomState) -> Image.Image:
     """Hue within 18 degrees, brightness 0.85 to 1.2, saturation and contrast 0.8 to 1.2."""
     hue, saturation, value = image.convert("HSV").split()
-    shift = round(rng.uniform(-0.05, 0.05) * 255)
+    shift = int(rng.uniform(-0.05, 0.05) * 255)  # towards 0, as there
     hue = hue.point([(level + shift) % 256 for level in range(256)])
     image = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
     image = ImageEnhance.Brightness(image).enhance(rng.uniform(0.85, 1.2))

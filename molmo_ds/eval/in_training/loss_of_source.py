@@ -43,9 +43,10 @@ class LossOfSource:
         asked = config.evaluators[name]
         prompts = replace(asked.prompts or config.data.prompts, shuffle_messages=False)
         sources = asked.sources or {name: SourceConfig(path=asked.path)}
-        self.config = replace(
-            config, data=replace(config.data, sources=sources, group_rates={}, prompts=prompts)
-        )
+        data = replace(config.data, sources=sources, group_rates={}, prompts=prompts)
+        # more crops are drawn in training only, as in the reference
+        model = replace(config.model, images=replace(config.model.images, p_high_res=0.0))
+        self.config = replace(config, data=data, model=model)
         self.mixture = Mixture.open(self.config)
         world.together(partial(self.mixture.check, world.rank, world.size))
         sizes, unusable = self.sizes(asked.examples, world.rank > 0)
