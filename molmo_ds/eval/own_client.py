@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -46,6 +47,16 @@ class _Made:
     ask: Ask
     prompt: Sample | None  # None where it could not be made
     text: str  # the prompt as text, or why there is none
+
+
+class _Draws(threading.local):
+    """A generator for each thread, seeded for each question: making one costs as much as making a prompt."""
+
+    def __init__(self) -> None:
+        self.generator = RandomState(0)
+
+
+_DRAWS = _Draws()
 
 
 class OwnClient:
@@ -132,11 +143,10 @@ def make(builder: SampleBuilder, asks: list[Ask], known: int) -> list[_Made]:
     except BadSample as error:
         return [_Made(ask, None, str(error)) for ask in asks]
     out = []
-    draws = RandomState()  # seeded for each: making one costs as much as making a prompt
     for ask in asks:
-        draws.seed(ask.seed)
+        _DRAWS.generator.seed(ask.seed)
         try:
-            prompt = builder.prompt(seen, ask.annotation, rng=draws)
+            prompt = builder.prompt(seen, ask.annotation, rng=_DRAWS.generator)
         except ValueError as error:  # too long, or an annotation that cannot be used
             out.append(_Made(ask, None, str(error)))
             continue

@@ -71,7 +71,7 @@ class Session:
         x = self.share.embedded(Carry.of(self.prompts))
         self.slots.admit(self.prompts, self.ends)
         with self.slots:
-            return self.share.run(x).flatten(0, 1)[self.ends]
+            return self.share.run(x, self.ends)
 
     def next(self, tokens: Tensor) -> Tensor:
         """Hidden states [R, D] after one more token [R] per row."""

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
@@ -16,7 +17,8 @@ from molmo_ds.data.order.packing import row
 from molmo_ds.data.order.selected import collate_selected
 from molmo_ds.infer.question import Question
 
-_DIGESTS = WeakIdKeyDictionary()  # of tensors that live
+# pictures that live -> (their masks, their windows, the hash of the three)
+_DIGESTS = WeakIdKeyDictionary()
 
 
 def pack(packed: Sequence[Sequence[Question]]) -> tuple[Batch, Tensor]:
@@ -40,35 +42,42 @@ def pack(packed: Sequence[Sequence[Question]]) -> tuple[Batch, Tensor]:
 
 
 def tree(questions: Sequence[Question]) -> Sample:
-    """One sample with a branch for each question about the same pictures, tokens that were begun at their ends."""
+    """One sample with a branch for each question about the same pictures, tokens that were begun at their ends.
+
+    By numpy, for which a few tokens are cheap.
+    """
     first = questions[0].prompt
     prefix = questions[0].prefix
-    ids = [first.input_ids[:prefix]]
-    positions = [first.position_ids[:prefix]]
-    branches = [first.branch_ids[:prefix]]
-    images = [first.image_ids[:prefix]]
+    # a prompt may have no branch at all
+    branched = bool(first.branch_ids[-1] > 0) or len(questions) > 1
+    ids = [first.input_ids.numpy()[:prefix]]
+    positions = [first.position_ids.numpy()[:prefix]]
+    branches = [first.branch_ids.numpy()[:prefix]]
+    images = [first.image_ids.numpy()[:prefix]]
     for number, question in enumerate(questions, 1):
-        begun = torch.tensor(question.begun, dtype=torch.int64)
+        begun = np.array(question.begun, np.int64)
         length = question.length
-        # a prompt may have no branch at all
-        here = int(first.branch_ids[-1] > 0 or len(questions) > 1) * number
-        ids += [question.prompt.input_ids[prefix:], begun]
-        positions.append(torch.arange(prefix, length))
-        branches.append(torch.full((length - prefix,), here, dtype=torch.int32))
-        images += [question.prompt.image_ids[prefix:], torch.zeros(len(begun), dtype=torch.int32)]
-    tokens = torch.cat(ids)
+        ids += [question.prompt.input_ids.numpy()[prefix:], begun]
+        positions.append(np.arange(prefix, length))
+        branches.append(np.full(length - prefix, number * branched, np.int32))
+        images += [question.prompt.image_ids.numpy()[prefix:], np.zeros(len(begun), np.int32)]
+    tokens = _joined(ids)
     return Sample(
         input_ids=tokens,
         labels=torch.zeros_like(tokens),
         loss_weights=torch.zeros(len(tokens)),
-        position_ids=torch.cat(positions),
-        branch_ids=torch.cat(branches),
-        image_ids=torch.cat(images),
+        position_ids=_joined(positions),
+        branch_ids=_joined(branches),
+        image_ids=_joined(images),
         images=first.images,
         image_masks=first.image_masks,
         windows=first.windows,
         image_positions=first.image_positions,
     )
+
+
+def _joined(parts: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts))
 
 
 def key(question: Question) -> Hashable:
@@ -82,9 +91,9 @@ def key(question: Question) -> Hashable:
         or prefix == len(prompt.input_ids)
     ):
         return question.name
-    seen = [_digest(tensor) for tensor in (prompt.images, prompt.image_masks, prompt.windows)]
-    tokens = (prompt.input_ids[:prefix], prompt.image_ids[:prefix], prompt.image_positions)
-    return (*seen, *(tensor.numpy().tobytes() for tensor in tokens))
+    tokens = (prompt.input_ids.numpy()[:prefix], prompt.image_ids.numpy()[:prefix])
+    places = prompt.image_positions.numpy()
+    return (_seen(prompt), *(numbers.tobytes() for numbers in (*tokens, places)))
 
 
 def _rows(questions: list[Question]) -> tuple[SelectionBatch, Tensor]:
@@ -112,9 +121,14 @@ def _continued(question: Question) -> SelectionSample:
     return replace(prompt, **parts)
 
 
-def _digest(tensor: Tensor) -> bytes:
-    """A hash of megabytes, made once for all prompts that SampleBuilder made of the same `Seen`."""
-    found = _DIGESTS.get(tensor)
-    if found is None:
-        found = _DIGESTS[tensor] = hashlib.blake2b(tensor.contiguous().numpy()).digest()
-    return found
+def _seen(prompt: Sample) -> bytes:
+    """A hash of what is seen, megabytes; made once for all prompts that SampleBuilder made of the same `Seen`."""
+    parts = (prompt.images, prompt.image_masks, prompt.windows)
+    known = _DIGESTS.get(prompt.images)
+    if known is None or known[0] is not prompt.image_masks or known[1] is not prompt.windows:
+        made = hashlib.blake2b()
+        for tensor in parts:
+            made.update(str(tuple(tensor.shape)).encode())
+            made.update(tensor.contiguous().numpy())
+        known = _DIGESTS[prompt.images] = (*parts[1:], made.digest())
+    return known[-1]

@@ -163,13 +163,15 @@ class Replica:
         hidden = None
         if self.steps >= share.stage and self.passes[mine] is not None:
             current = self.passes[mine]
-            compute = self.decode[mine]
             x = share.receive(current.x)
             if current.ends is not None:
-                compute = share.compute
                 x = share.embedded(x)
             with self.slots[mine]:
-                hidden = share.send(compute(x))
+                if current.ends is None:
+                    hidden = self.decode[mine](x)
+                else:
+                    hidden = share.compute(x, ends=current.ends)
+                hidden = share.send(hidden)
         last = (self.steps - self.groups + 1) % self.groups
         self.steps += 1
         return (
@@ -205,7 +207,7 @@ class Replica:
         asked = [row.question for row in rows]
         choice = None
         if hidden is not None:
-            hidden = hidden[:, 0] if done.ends is None else hidden.flatten(0, 1)[done.ends]
+            hidden = hidden[:, 0] if done.ends is None else hidden
             options = [question.options for question in asked]
             draws = [_draw(question, row.count) for question, row in zip(asked, rows)]
             choice = next_tokens(self.share, hidden[: len(rows)], options, draws)

@@ -243,17 +243,32 @@ class DecoderLayer(nn.Module):
         return shared.rotary[self.table]
 
     def run(
-        self, hidden: Tensor, loss_weights: Tensor | None, cos: Tensor, sin: Tensor, plan: Any
+        self,
+        hidden: Tensor,
+        loss_weights: Tensor | None,
+        cos: Tensor,
+        sin: Tensor,
+        plan: Any,
+        ends: Tensor | None = None,
     ) -> Tensor:
-        """hidden [B, T, D] -> [B, T, D]."""
+        """hidden [B, T, D] -> [B, T, D].
+
+        Args:
+            ends: int64 [A], of the flattened B * T: the only tokens whose MLP is wanted, as of the last layer in a
+                prefill; the result is then [A, D]. Not for training with dropout.
+        """
+        out = self.self_attn(
+            hidden if self.norm_after else self.input_layernorm(hidden), cos, sin, plan
+        )
         if self.norm_after:
-            out = self.post_attention_layernorm(self.self_attn(hidden, cos, sin, plan))
-            hidden = hidden + self.drop(out, loss_weights)
-            out = self.post_feedforward_layernorm(self.mlp(hidden))
-            return hidden + self.drop(out, loss_weights)
-        out = self.self_attn(self.input_layernorm(hidden), cos, sin, plan)
+            out = self.post_attention_layernorm(out)
         hidden = hidden + self.drop(out, loss_weights)
-        out = self.mlp(self.post_attention_layernorm(hidden))
+        if ends is not None:
+            hidden = hidden.flatten(0, 1)[ends]
+        if self.norm_after:
+            out = self.post_feedforward_layernorm(self.mlp(hidden))
+        else:
+            out = self.mlp(self.post_attention_layernorm(hidden))
         return hidden + self.drop(out, loss_weights)
 
     def drop(self, x: Tensor, loss_weights: Tensor | None) -> Tensor:

@@ -89,11 +89,15 @@ class Seen:
 def theory(layout: Layout, size: Size, tokens: int) -> int:
     """Bytes of hidden states that both hosts together must send.
 
-    Shares of different hosts all-reduce twice a layer, for which each of two sends all once. Stages send what leaves
-    the last layer of the first one, each share its columns, once.
+    Shares of different hosts all-reduce twice a layer, for which each of two sends all once; the last layer's MLP has
+    only the last token of a prompt. Stages send what leaves the last layer of the first one, each share its columns,
+    once.
     """
     hidden = size.width * NUMBERS * tokens
-    return hidden if layout.stages > 1 else 2 * 2 * size.layers * hidden
+    if layout.stages > 1:
+        return hidden
+    passed_by = size.width * NUMBERS * PROMPTS * (LENGTH - 1)
+    return 2 * (2 * size.layers * hidden - passed_by)
 
 
 def questions() -> list[Question]:

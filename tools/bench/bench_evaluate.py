@@ -6,7 +6,8 @@
 
 `speed` asks the same questions of the same weights in three ways: `molmo-ds evaluate` (log, scores and all), batches of
 `generate` in which every question brings its picture, as it was until 2026-11, and the exported folder under
-transformers. CPU seconds are those of this process, all threads (time.process_time), after a first batch of each.
+transformers. The ways take turns; CPU seconds are those of this process, all threads (time.process_time), of the best
+round of each.
 `rows` scores, writes and pages the rows of a model that is made up, and prints wall seconds, CPU seconds and the
 largest memory.
 """
@@ -113,13 +114,18 @@ def speed(folder: Path, given: argparse.Namespace) -> None:
     print(
         f"{len(asked)} questions about {given.count} pictures, {tables.cpu()}, torch {torch.__version__}, one thread"
     )
-    first: list[str] = []
-    for name, way in ways.items():
-        seconds, replies = min((timed(way) for _ in range(given.rounds)), key=lambda pair: pair[0])
-        first = first or replies
-        equal = sum(a == b for a, b in zip(first, replies))
+    runs: dict[str, list[tuple[float, list[str]]]] = {name: [] for name in ways}
+    for _ in range(given.rounds):  # in turn, since a machine is not the same at all times
+        for name, way in ways.items():
+            runs[name].append(timed(way))
+    best = {name: min(seconds for seconds, _ in found) for name, found in runs.items()}
+    first = next(iter(ways))
+    wanted = runs[first][0][1]
+    for name, found in runs.items():
+        equal = sum(a == b for a, b in zip(wanted, found[0][1]))
         print(
-            f"{name:32} {len(asked) / seconds:8.1f} questions per CPU-second, {equal} of {len(asked)} replies equal"
+            f"{name:32} {len(asked) / best[name]:8.1f} questions per CPU-second, 1 / {best[name] / best[first]:.2f} of the"
+            f" first, {equal} of {len(asked)} replies equal"
         )
 
 

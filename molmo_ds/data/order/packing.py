@@ -91,26 +91,22 @@ def collate(packs: list[list[Sample]], sequence_length: int) -> Batch:
 def row(pack: list[Sample], sequence_length: int) -> Batch:
     """One sequence as a Batch with B = 1, still without the blank crop: N and M may be 0."""
     names = [name for name in PER_TOKEN if name != "document_ids"]
+    lengths = [len(sample.input_ids) for sample in pack]
+    filled = sum(lengths)
+    assert filled <= sequence_length, "the budget was not kept"
     tokens = {
         name: torch.zeros(1, sequence_length, dtype=getattr(pack[0], name).dtype) for name in names
     }
+    for name in names:
+        tokens[name][0, :filled] = torch.cat([getattr(sample, name) for sample in pack])
     documents = torch.zeros(1, sequence_length, dtype=torch.int32)
-    positions = []
-    windows = []
-    start = 0
-    patches = 0
+    documents[0, :filled] = torch.arange(1, len(pack) + 1).repeat_interleave(torch.tensor(lengths))
     widest = max(sample.windows.shape[1] for sample in pack)
-    for number, sample in enumerate(pack, 1):
-        length = len(sample.input_ids)
-        assert start + length <= sequence_length, "the budget was not kept"
-        for name in names:
-            tokens[name][0, start : start + length] = getattr(sample, name)
-        documents[0, start : start + length] = number
-        positions.append(shifted(sample.image_positions, start))
-        wide = functional.pad(sample.windows, (0, widest - sample.windows.shape[1]), value=MISSING)
-        windows.append(shifted(wide, patches))
-        start += length
-        patches += sample.image_masks.numel()
+    windows = [
+        functional.pad(sample.windows, (0, widest - sample.windows.shape[1]), value=MISSING)
+        for sample in pack
+    ]
+    patches = [sample.image_masks.numel() for sample in pack]
     crops = [crop for sample in pack for crop in sample.images]
     # in a worker straight into shared memory: one copy
     images = default_collate(crops) if crops else pack[0].images
@@ -120,8 +116,8 @@ def row(pack: list[Sample], sequence_length: int) -> Batch:
         document_ids=documents,
         images=images,
         image_masks=masks,
-        windows=torch.cat(windows),
-        image_positions=torch.cat(positions),
+        windows=_following(windows, patches),
+        image_positions=_following([sample.image_positions for sample in pack], lengths),
         learnt_rows=learnt_rows_of(tokens["loss_weights"]),
     )
 
@@ -154,3 +150,12 @@ def merge(rows: list[Batch]) -> Batch:
 def _join(parts: list[torch.Tensor]) -> torch.Tensor:
     # crops are megabytes: no copy without need
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _following(parts: list[torch.Tensor], sizes: list[int]) -> torch.Tensor:
+    """Indices [m, ...] into things of these sizes as indices into all of them, one after the other."""
+    ends = torch.tensor(sizes).cumsum(0)
+    starts = ends - torch.tensor(sizes)
+    by = starts.repeat_interleave(torch.tensor([len(part) for part in parts]))
+    joined = torch.cat(parts)
+    return shifted(joined, by.view(-1, *[1] * (joined.dim() - 1)))

@@ -299,20 +299,21 @@ class SampleBuilder:
         return Seen(blocks, size, images, masks, windows)
 
     def _sample(self, tree: Tree, seen: Seen) -> Sample:
-        """The tokens of a tree with the pictures that it speaks of."""
-        ids = torch.tensor(tree.input_ids)
-        patch = self.tokenizer.vocab_size + IM_PATCH
+        """The tokens of a tree with the pictures that it speaks of; by numpy, for which a few tokens are cheap."""
+        given = np.array(tree.input_ids, np.int64)
+        ids = torch.from_numpy(given)
+        patches = np.flatnonzero(given == self.tokenizer.vocab_size + IM_PATCH)
         made = Sample(
             input_ids=ids,
-            labels=torch.tensor(tree.labels),
-            loss_weights=torch.tensor(tree.loss_weights, dtype=torch.float32),
+            labels=torch.from_numpy(np.array(tree.labels, np.int64)),
+            loss_weights=torch.from_numpy(np.array(tree.loss_weights, np.float32)),
             position_ids=torch.from_numpy(tree.positions()),
             branch_ids=torch.from_numpy(tree.branches()),
             image_ids=image_ids(ids, self.tokenizer.vocab_size, self.attention, self.marks),
             images=seen.images,
             image_masks=seen.masks,
             windows=seen.windows,
-            image_positions=(ids == patch).nonzero()[:, 0],
+            image_positions=torch.from_numpy(patches),
         )
         return self._selected(made, tree, seen) if self.selects else made
 

@@ -112,9 +112,9 @@ class Share:
             batch = batch.replace(images=batch.images[:0], image_masks=batch.image_masks[:0])
         return Carry.of(batch.to(self.device))
 
-    def run(self, x: Carry) -> Tensor | None:
-        """Hidden states [B, T, D] after the last decoder layer; None where a later stage has them."""
-        return self.send(self.compute(self.receive(x)))
+    def run(self, x: Carry, ends: Tensor | None = None) -> Tensor | None:
+        """Hidden states as of `compute` after the last decoder layer; None where a later stage has them."""
+        return self.send(self.compute(self.receive(x), ends=ends))
 
     def receive(self, x: Carry) -> Carry:
         """x with the hidden states of the stage before, if there is one; D / S columns of them come to each rank."""
@@ -125,18 +125,25 @@ class Share:
         dist.recv(part, self.line[self.stage - 1])
         return x._replace(hidden=self.gather(part).movedim(0, 2).flatten(2))
 
-    def compute(self, x: Carry, layer_run: Callable[..., Tensor] = DecoderLayer.run) -> Tensor:
+    def compute(
+        self,
+        x: Carry,
+        layer_run: Callable[..., Tensor] = DecoderLayer.run,
+        ends: Tensor | None = None,
+    ) -> Tensor:
         """Hidden states [B, T, D] after this rank's decoder layers.
 
         Args:
             layer_run: `DecoderLayer.run`, or what was compiled from it.
+            ends: int64 [A], of the flattened B * T: the tokens that the head is for; the last stage gives [A, D].
         """
         if x.hidden is None:
             x = self.embedded(x)
         for layer in self.layers:
             x = layer.with_shared(x)
             cos, sin = layer.positions(x.shared)
-            hidden = layer_run(layer, x.hidden, x.loss_weights, cos, sin, x.shared.plan)
+            wanted = ends if layer is self.layers[-1] and self.head is not None else None
+            hidden = layer_run(layer, x.hidden, x.loss_weights, cos, sin, x.shared.plan, wanted)
             x = x._replace(hidden=hidden)
         return x.hidden
 

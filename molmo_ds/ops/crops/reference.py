@@ -16,14 +16,12 @@ def normalise_patches(
     """uint8 [N, H, W, 3] -> float32 [N, P, p * p * 3]: (byte / 255 - mean) / std, columns (row, column, channel)."""
     rows, columns = patch_grid(images, patch_size)
     n, _, _, channels = images.shape
-    patches = (
-        images.view(n, rows, patch_size, columns, patch_size, channels).transpose(2, 3).float()
-    )
-    middle = _filled(mean, images.device)
-    scale = _filled(std, images.device)
-    return ((patches / 255 - middle) / scale).reshape(
-        n, rows * columns, patch_size * patch_size * channels
-    )
+    patches = images.view(n, rows, patch_size, columns, patch_size, channels).transpose(2, 3)
+    # bytes are moved while they are bytes, and the statistics repeated: every pass is over whole patches
+    patches = patches.reshape(n, rows * columns, patch_size * patch_size * channels)
+    middle = _filled(mean, images.device).repeat(patch_size * patch_size)
+    scale = _filled(std, images.device).repeat(patch_size * patch_size)
+    return patches.float().div_(255).sub_(middle).div_(scale)
 
 
 def patch_grid(images: Tensor, patch_size: int) -> tuple[int, int]:

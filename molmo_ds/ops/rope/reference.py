@@ -40,7 +40,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     low, high = x.chunk(2, -1)
     turned = torch.cat((-high, low), -1)
     # half precision times a float32 table is computed in float32
-    return (x * cos[:, None] + turned * sin[:, None]).to(x.dtype)
+    return (x * cos[:, None]).add_(turned * sin[:, None]).to(x.dtype)
 
 
 def _llama3(frequency: Tensor, scaling: dict[str, Any]) -> Tensor:

@@ -22,7 +22,7 @@ class Documents:
     """Where the documents of a plan lie."""
 
     index: Tensor  # int64 [D, L], of the flattened [B * T]; 0 where a document has no more tokens
-    there: Tensor  # bool [D, L]
+    back: Tensor  # int64 [B * T], where in the flattened [D * L] each token lies
     mask: Tensor  # [D, 1, L, L], 0 or -inf; padding sees itself
 
 
@@ -45,17 +45,24 @@ def of_ids(
         None if one is None else torch.where(there, one.flatten()[index], 0)
         for one in (document_ids, branch_ids, image_ids)
     ]
-    return Documents(index, there, additive(visible(*ids), dtype))
+    back = there.flatten().nonzero()[:, 0]
+    return Documents(index, back, additive(visible(*ids), dtype))
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
     """q [B, H, T, d], k and v [B, G, T, d] -> [B, H, T, d]."""
     rows, heads, tokens, width = q.shape
     group = heads // k.shape[1]
-    q, k, v = (x.transpose(1, 2).flatten(0, 1)[documents.index].transpose(1, 2) for x in (q, k, v))
+    shape = documents.index.shape
+    padded = documents.index.flatten()
+    q, k, v = (
+        x.transpose(1, 2).reshape(rows * tokens, -1).index_select(0, padded).view(*shape, -1, width)
+        for x in (q, k, v)
+    )
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if group > 1:
         k = k.repeat_interleave(group, 1)
         v = v.repeat_interleave(group, 1)
     out = F.scaled_dot_product_attention(q, k, v, documents.mask)
-    out = out.transpose(1, 2)[documents.there]
+    out = out.transpose(1, 2).reshape(len(padded), -1).index_select(0, documents.back)
     return out.view(rows, tokens, heads, width).transpose(1, 2)
