@@ -4,7 +4,6 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,8 +12,9 @@ from torch import Tensor
 from molmo_ds.architecture import MolmoConfig
 from molmo_ds.hub import molmo2_code, molmo2_processor
 from molmo_ds.hub.bundle import bundle
+from molmo_ds.hub.in_vllm import NEAR, VLLM_START, InVLLM
 from molmo_ds.hub.load import checked, find, open_checkpoint, prompt_form
-from molmo_ds.hub.words import ends_of, whole_tokenizer
+from molmo_ds.hub.words import ends_of, save_tokenizer, whole_tokenizer
 from molmo_ds.model import families
 from molmo_ds.model.families import molmo_names
 from molmo_ds.model.init import row_of
@@ -25,31 +25,6 @@ from molmo_ds.weights.tensor_writer import SHARD, new_folder, write_tensors
 log = logging.getLogger("molmo_ds")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-NEAR = 64  # rows of a table on each side of one
-VLLM_START = "<|endoftext|>"  # after which vLLM's Molmo puts a picture
-
-
-@dataclass(frozen=True, kw_only=True)
-class InVLLM:
-    """What vLLM makes of an exported folder."""
-
-    refusal: str | None  # why it cannot serve it
-    patch_norm: float  # of the embedding of <im_patch>
-    word_norm: float  # the mean of the rows near it
-
-    def __str__(self) -> str:
-        if self.refusal:
-            return f"vLLM cannot serve it: {self.refusal}."
-        if not self.patch_norm:
-            return "vLLM can serve it."
-        return (
-            "vLLM can serve it, with other answers about pictures: it puts a picture's features in the place of the"
-            f" embedding of <im_patch>, to which Molmo adds them, and that has norm {self.patch_norm:.3g} (rows near"
-            f" it: {self.word_norm:.3g}). The connector ends in a matrix without bias, so nothing can take the row"
-            " over; a run with model.connector.patch_row=zero keeps it at zero."
-        )
 
 
 def chat_template(message_format: str, start: str) -> str:
@@ -157,9 +132,7 @@ def write_processor(
     ours, theirs = whole_tokenizer(config, tokenizer)
     start = theirs.convert_ids_to_tokens(ours.bos)
     space = " " * form["always_start_with_space"]
-    theirs.chat_template = chat_template(form["message_format"], start + space)
-    theirs.save_pretrained(folder)
-    _for_older_transformers(folder / "tokenizer_config.json", theirs.chat_template)
+    save_tokenizer(theirs, chat_template(form["message_format"], start + space), folder)
     images = {
         "auto_map": {
             "AutoImageProcessor": "image_preprocessing_molmo.MolmoImageProcessor",
@@ -177,16 +150,6 @@ def write_processor(
     _write_json(folder / "processor_config.json", processor | form)
     _write_json(folder / "generation_config.json", ends_of(ours))
     return start
-
-
-def _for_older_transformers(path: Path, chat_template: str) -> None:
-    """Transformers 5 names a class that 4 does not know, and 4.46 reads the chat template from here only."""
-    values = json.loads(path.read_text())
-    if values["tokenizer_class"] == "TokenizersBackend":
-        values["tokenizer_class"] = "PreTrainedTokenizerFast"
-    for name in ("backend", "is_local", "local_files_only"):
-        values.pop(name, None)
-    _write_json(path, values | {"chat_template": chat_template})
 
 
 def _released(

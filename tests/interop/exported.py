@@ -1,5 +1,6 @@
 """Exported folders of tiny models, and what this package itself answers for them."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ from molmo_ds.testing.random_weights import weights_folder
 
 QUESTION = "Describe this picture."
 WORDS = "Describe this picture. User: what is it? Assistant: a red boat, two blue birds."
+LIKE_OTHERS = {  # what tokenizers of language models say: Qwen2's the first, OLMo's the second
+    "additional_special_tokens": ["<|endoftext|>"],
+    "clean_up_tokenization_spaces": True,
+}
 TEXTS: dict[str, dict[str, Any]] = {  # what each family changes
     "qwen2": {},
     "llama": {"attention_bias": False, "rms_norm_eps": 1e-5},
@@ -107,6 +112,9 @@ def export(root: Path, config: MolmoConfig, state: dict[str, Tensor]) -> Exporte
     words = root / "words"
     if not words.is_dir():
         train_tokenizer([WORDS] * 3, 300, words)
+        settings = words / "tokenizer_config.json"
+        values = json.loads(settings.read_text()) | LIKE_OTHERS
+        settings.write_text(json.dumps(values))
     name = config.text.model_type
     weights = weights_folder(root / f"ours_{name}", config, state, words)
     to_hub(weights, root / name)

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from environments import PINS, clean, transformers_at
-from exported import Exported, config_of, export, picture
+from exported import LIKE_OTHERS, Exported, config_of, export, picture
 from usual_calls import CALLS
 
 from molmo_ds.hub.bundle import ROOTS, bundle
@@ -28,6 +28,7 @@ INSTALLED = "installed"
 FAMILIES = ("qwen2", "olmo2", "olmoe")
 # one process makes all these calls in every run of the suite; --all makes all calls, and in each version
 FEW = (
+    "config_and_tokenizer",
     "one_token_a_step",
     "greedy",
     "beams",
@@ -79,7 +80,7 @@ def said(root: Path, version: str, kind: str, *calls: str) -> dict[str, str]:
         text=True,
         env=environment,
         stdin=subprocess.DEVNULL,
-        timeout=500,
+        timeout=1500,  # on a busy machine; 40 s of one core
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(out.read_text())
@@ -147,9 +148,13 @@ def relative(source: str) -> set[str]:
 
 
 def test_the_tokenizer_of_all_versions(root: Path) -> None:
-    """Transformers 5 writes a class that 4 does not know; 4.46 reads the chat template from no other file."""
+    """Transformers 5 writes what 4 does not know; 4.46 reads the chat template from no other file."""
     folder = root / "olmo2" if (root / "olmo2").is_dir() else made(root, "olmo2").folder
     values = json.loads((folder / "tokenizer_config.json").read_text())
     assert values["tokenizer_class"] == "PreTrainedTokenizerFast"
-    assert not {"backend", "is_local", "local_files_only"} & set(values)
+    assert not {"backend", "is_local", "local_files_only", "extra_special_tokens"} & set(values)
+    assert values["additional_special_tokens"] == LIKE_OTHERS["additional_special_tokens"]
+    assert (
+        values["clean_up_tokenization_spaces"] is False
+    )  # 4 would delete spaces that were answered
     assert values["chat_template"] == (folder / "chat_template.jinja").read_text()

@@ -9,7 +9,8 @@ from molmo_ds import presets, settings
 from molmo_ds.architecture import MolmoConfig
 from molmo_ds.batch import Batch
 from molmo_ds.config import RunConfig
-from molmo_ds.hub.export import InVLLM, to_hub
+from molmo_ds.hub.export import to_hub
+from molmo_ds.hub.in_vllm import InVLLM
 from molmo_ds.infer.generate import Generation, Options, generate
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.train import train

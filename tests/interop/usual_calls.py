@@ -82,6 +82,9 @@ def config_and_tokenizer(said: Said) -> None:
     assert words.convert_tokens_to_ids("<im_patch>") == config.vocab_size + 2
     chat = words.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
     assert chat.endswith("User: Hi Assistant:")
+    text = "a boat , isn 't it ?"  # as training decodes, without the cleaning that some tokenizers ask for
+    ids = words(text, add_special_tokens=False)["input_ids"]
+    assert words.decode(ids) == said.processor.decode(ids) == text
 
 
 def logits(said: Said) -> None:

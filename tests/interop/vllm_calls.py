@@ -25,7 +25,7 @@ def main(folder: str, talks: str, out: str) -> None:
         max_model_len=2048,
         max_num_seqs=2,
         skip_mm_profiling=True,
-        limit_mm_per_prompt={"image": 1},
+        limit_mm_per_prompt={"image": 2},
     )
     params = SamplingParams(max_tokens=TOKENS, temperature=0, logprobs=0, ignore_eos=True)
     said = []

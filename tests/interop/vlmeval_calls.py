@@ -84,13 +84,28 @@ class Missing(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         """Nothing."""
 
 
-def main(kit: str, words: str, out: str) -> None:
-    """Ask and score with each model."""
-    given = json.loads(Path(words).read_text())
-    os.environ["LMUData"] = given["out"]  # noqa: SIM112
+def prepare(kit: str, out: str) -> None:
+    """What must be so before the kit is imported; its data lies in `out`."""
+    os.environ["LMUData"] = out  # noqa: SIM112
     os.environ["PRED_FORMAT"] = "tsv"  # a sheet takes no control characters
     is_torchvision_available()  # kept: transformers must not take the stand-in for it
     sys.meta_path.append(Missing(kit))
+
+
+def on_the_cpu() -> type:
+    """The kit's class `molmo`."""
+    import vlmeval.vlm
+
+    own = sys.modules[vlmeval.vlm.molmo.__module__]
+    exec(Path(own.__file__).read_text().replace("cuda", "cpu"), own.__dict__)
+    vlmeval.vlm.molmo = own.molmo
+    return own.molmo
+
+
+def main(kit: str, words: str, out: str) -> None:
+    """Ask and score with each model."""
+    given = json.loads(Path(words).read_text())
+    prepare(kit, given["out"])
     import pandas
     from vlmeval.api import OpenAIWrapper
     from vlmeval.config import supported_VLM
@@ -98,7 +113,6 @@ def main(kit: str, words: str, out: str) -> None:
     from vlmeval.dataset.image_vqa import ImageVQADataset
     from vlmeval.inference import infer_data_job
     from vlmeval.smp import load as read
-    from vlmeval.vlm import molmo
 
     from molmo_ds.eval.kits.vlmevalkit import register
 
@@ -108,9 +122,7 @@ def main(kit: str, words: str, out: str) -> None:
     table.to_csv(Path(given["out"]) / f"{NAME}.tsv", sep="\t", index=False)
     ImageVQADataset.DATASET_MD5[NAME] = None  # of the true file
 
-    own = sys.modules[molmo.__module__]
-    exec(Path(own.__file__).read_text().replace("cuda", "cpu"), own.__dict__)
-    supported_VLM["export"] = partial(own.molmo, model_path=given["export"])
+    supported_VLM["export"] = partial(on_the_cpu(), model_path=given["export"])
     register("weights", given["weights"], max_new_tokens=TOKENS)
     api = {"model": "molmo", "key": "none", "max_tokens": TOKENS, "retry": 1}
     url = f"{given['server']}/v1/chat/completions"

@@ -74,6 +74,11 @@ WRONG = [  # body, what the sentence names
     ({**chat("Why?"), "logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ({**chat("Why?"), "style": "Style: "}, "style"),
     ({**chat("Why?"), "max_crops": 37}, "max_crops"),
+    ({**chat("Why?"), "frequency_penalty": 0.5}, "frequency_penalty"),
+    ({**chat("Why?"), "repetition_penalty": 1.1}, "repetition_penalty"),
+    ({**chat("Why?"), "logit_bias": {"7": 100}}, "logit_bias"),
+    ({**chat("Why?"), "response_format": {"type": "json_object"}}, "response_format"),
+    ({**chat("Why?"), "tools": [{"type": "function"}]}, "tools"),
 ]
 PICTURES = [  # that are none
     "",
@@ -125,6 +130,12 @@ def test_what_is_read() -> None:
         "top_k": -1,
         "seed": -4,
         "unknown": {},
+        # what clients send though it changes nothing
+        "frequency_penalty": 0.0,
+        "repetition_penalty": 1.0,
+        "logit_bias": None,
+        "tools": [],
+        "response_format": {"type": "text"},
     }
     request = protocol.read(json.dumps(body).encode())
     assert request.turns == ["Be short.\na b", "So.", "Why?"]

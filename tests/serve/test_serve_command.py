@@ -14,6 +14,7 @@ import pytest
 
 from molmo_ds.cli import run
 from molmo_ds.engine.launching.ports import free_port
+from molmo_ds.hub.export import to_hub
 from molmo_ds.serve.vllm import VLLMSettings, command, environment, serve
 from molmo_ds.testing.serving import chat, get, post
 
@@ -118,13 +119,26 @@ def test_the_command_line_of_vllm() -> None:
     assert '--limit-mm-per-prompt {"image": 1}' in words
 
 
+def test_vllm_is_not_given_what_it_would_answer_wrongly(folder: Path, tmp_path: Path) -> None:
+    """vLLM's Molmo has two features of CLIP written down, whatever an export says."""
+    to_hub(folder, tmp_path / "out")
+    settings = VLLMSettings(python=str(stand_in(tmp_path)), folder=str(tmp_path / "out"))
+    with pytest.raises(ValueError, match=r"vLLM cannot serve .*out: .*; leave out --backend vllm"):
+        serve(settings)
+
+
+def stand_in(folder: Path, *lines: str) -> Path:
+    """A Python of an environment that has vLLM."""
+    python = folder / "python"
+    python.write_text("\n".join(("#!/bin/sh", "[ $1 = -c ] && exit 0", *lines)))
+    python.chmod(0o755)
+    return python
+
+
 def test_nothing_of_vllm_is_left(tmp_path: Path) -> None:
     """A stand-in that starts an engine, as vLLM does, and ends before it serves."""
-    python = tmp_path / "python"
     file = tmp_path / "engine"
-    lines = ["#!/bin/sh", "[ $1 = -c ] && exit 0", "sleep 600 &", f"echo $! > {file}", "exit 3"]
-    python.write_text("\n".join(lines))
-    python.chmod(0o755)
+    python = stand_in(tmp_path, "sleep 600 &", f"echo $! > {file}", "exit 3")
     (tmp_path / "config.json").write_text('{"architectures": []}')
     address = f"127.0.0.1:{free_port()}"
     with pytest.raises(ValueError, match="ended with code 3 before it served"):

@@ -1,5 +1,6 @@
 """The embedding of <im_patch>, to which features are added: kept at zero by new models, learnt by released ones."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +11,14 @@ from stored_models import model as tiny
 from molmo_ds.architecture import MolmoConfig
 from molmo_ds.batch import Carry
 from molmo_ds.config import RunConfig
-from molmo_ds.hub.export import InVLLM
+from molmo_ds.hub import in_vllm
+from molmo_ds.hub.export import to_hub
+from molmo_ds.hub.in_vllm import InVLLM
 from molmo_ds.hub.load import write_weights
 from molmo_ds.model.decoder import Embed
 from molmo_ds.model.init import initial_parameter
 from molmo_ds.model.molmo import Molmo
+from molmo_ds.testing.random_weights import initial_folder
 from molmo_ds.weights import patch_row
 from molmo_ds.weights.first_weights import first_weights
 
@@ -101,3 +105,17 @@ def test_what_is_said_of_vllm() -> None:
     assert str(InVLLM(refusal=None, patch_norm=0.0, word_norm=1.0)) == "vLLM can serve it."
     said = str(InVLLM(refusal=None, patch_norm=0.25, word_norm=1.5))
     assert "norm 0.25 (rows near it: 1.5)" in said and "model.connector.patch_row=zero" in said
+
+
+@pytest.mark.parametrize("words", [0, 8], ids=["second table", "first table"])
+@pytest.mark.parametrize("row", ["zero", "learnt"])
+def test_a_folder_says_what_its_export_said(row: str, words: int, tmp_path: Path) -> None:
+    config = model(row, words)
+    initial_folder(tmp_path / "ours", config)
+    said = to_hub(tmp_path / "ours", tmp_path / "out")
+    assert said.refusal and bool(said.patch_norm) == (row == "learnt")
+    assert in_vllm.read(tmp_path / "out") == said
+    values = json.loads((tmp_path / "out/config.json").read_text())
+    del values["molmo_ds"]
+    (tmp_path / "out/config.json").write_text(json.dumps(values))
+    assert in_vllm.read(tmp_path / "out") is None  # of others
