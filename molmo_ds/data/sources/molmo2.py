@@ -45,6 +45,7 @@ CAPTIONS = {  # columns of captions, in the reference's order, and their styles
 }
 LEAST_SCORE = 3  # of captions that are learnt
 DRAWN = ("video_point_count", "video_point")  # of which a visit takes one
+BY_HAND = "the set's parquet files of the hub go into DIR/NAME, its videos into DIR/NAME/videos"
 COUNTS = ((0, 5), (6, 25), (26, 60))  # points of an annotation, by which training is mixed
 
 
@@ -184,7 +185,15 @@ def track(row: Row, split: str, task: str, video: str = "") -> list[Item]:
 
 
 SOURCES = [
-    Source("molmo2_cap", LICENCE, LAYOUT, cap, {"train": "train"}, "allenai/Molmo2-Cap"),
+    Source(
+        "molmo2_cap",
+        LICENCE,
+        LAYOUT,
+        cap,
+        {"train": "train"},
+        "allenai/Molmo2-Cap",
+        by_hand=BY_HAND,
+    ),
     Source(
         "molmo2_cap_eval",
         LICENCE,
@@ -193,6 +202,7 @@ SOURCES = [
         {"test": "test"},
         "allenai/Molmo2-CapEval",
         aliases=("vixmo_caps_eval2",),
+        by_hand=BY_HAND,
     ),
     Source(
         "molmo2_ask_model_anything",
@@ -202,6 +212,7 @@ SOURCES = [
         {"train": "HumanQA"},
         "allenai/Molmo2-AskModelAnything",
         group="video_id",
+        by_hand=BY_HAND,
     ),
     Source(
         "molmo2_video_cap_qa",
@@ -211,6 +222,7 @@ SOURCES = [
         {"train": "CapQA"},
         "allenai/Molmo2-VideoCapQA",
         group="video_id",
+        by_hand=BY_HAND,
     ),
     Source(
         "molmo2_video_subtitle_qa",
@@ -220,6 +232,7 @@ SOURCES = [
         {"train": "SubtitleQA"},
         "allenai/Molmo2-VideoSubtitleQA",
         group="video_id",
+        by_hand=BY_HAND,
     ),
     *(
         Source(
@@ -230,6 +243,7 @@ SOURCES = [
             {"train": "train"},
             "allenai/Molmo2-VideoPoint",
             POINTS,
+            by_hand=BY_HAND,
         )
         for style in ("video_point", "video_point_count", "video_count", "video_count_point")
     ),
@@ -243,6 +257,7 @@ SOURCES = [
             "allenai/Molmo2-VideoPoint",
             POINTS,
             aliases=(f"vixmo_points_minmax_{least}_{most}",),
+            by_hand=BY_HAND,
         )
         for least, most in COUNTS
     ),
@@ -256,6 +271,7 @@ SOURCES = [
             "allenai/molmo2-track-instruction",
             (task,),
             aliases=(NAMES[task],),
+            by_hand=BY_HAND,
         )
         for task in TRACKS
     ),
