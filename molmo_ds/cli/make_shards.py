@@ -6,7 +6,7 @@
     csv FILE.csv OUT --style pointing --map points=x,y --points-in pixels
     tars 'OLD/*.tar' OUT --style long_caption        (or OLD/{000..012}.tar, as webdataset writes it)
     index FOLDER
-    made-up FOLDER [--pictures 8] [--seed 0]     (every data set of the multitask mixture, for rehearsals)
+    made-up FOLDER [--family molmo2] [--pictures 8] [--seed 0]      (every set of a family's recipes, for rehearsals)
 
 Rows that cannot be used are skipped, each with a sentence on stderr; above --max-bad-share nothing is written. The last
 line says how many samples there are and what was skipped, passed over or changed.
@@ -115,9 +115,10 @@ def index(args: argparse.Namespace) -> None:
 
 
 def make_up(args: argparse.Namespace) -> None:
-    """Write made-up shards of every data set of the multitask mixture, and their tokenizer."""
+    """Write made-up shards of every data set that a family's recipes read, and their tokenizer."""
     folder = Path(args.source)
-    written = write_made_up(folder, 8 if args.pictures is None else args.pictures, args.seed or 0)
+    pictures = 8 if args.pictures is None else args.pictures
+    written = write_made_up(folder, pictures, args.seed or 0, args.family or "molmo")
     print(f"{sum(written.values())} made-up samples in {len(written)} folders of {folder}")
 
 

@@ -7,6 +7,7 @@ import sys
 from molmo_ds import files
 from molmo_ds.data.convert.rows import FIELDS
 from molmo_ds.data.convert.units import BOX_FORMS, SCALES
+from molmo_ds.data.made_up.sets import SETS
 
 ANY = ("dataset", "jsonl", "csv", "folder", "tars")
 ROWS = ("dataset", "jsonl", "csv")
@@ -19,6 +20,7 @@ ONLY = {  # option -> kinds of sources for which it means something
     "image": ROWS,
     "seed": ("made-up",),
     "pictures": ("made-up",),
+    "family": ("made-up",),
 }
 IN_PLACE = ("index", "made-up")  # that write into the folder they are given
 ONLY |= dict.fromkeys(
@@ -96,6 +98,7 @@ def parse(arguments: list[str] | None, about: str) -> argparse.Namespace:
     )
     parser.add_argument("--pictures", type=int, help="of each made-up data set (default 8)")
     parser.add_argument("--seed", type=int, help="of what is made up (default 0)")
+    parser.add_argument("--family", choices=tuple(SETS), help="that reads it (default molmo)")
     args = parser.parse_args(map_last(sys.argv[1:] if arguments is None else arguments))
     problem = problem_of(args)
     if problem:

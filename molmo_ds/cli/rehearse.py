@@ -1,13 +1,15 @@
-"""Before a real launch: rehearse both stages with a tiny model, and check what the recipe of MODEL needs.
+"""Before a real launch: rehearse every stage with a tiny model, and check what the recipe of MODEL needs.
 
     molmo_7b_d
+    molmo2_8b --only-check
     molmo_72b --gpus 32 --gpu-memory 80 --only-check
     molmo_7b_d --mixture 3.2-synthetic-paper --out /scratch/rehearsal
 
-First the rehearsal, with nothing to download: made-up pictures of every data set, captioner, multitask, evaluation,
-export and a question, by the recipe's own files with a random model of one layer. Then, for the real run: data,
-tokenizer, weights, disk and memory, with the command that fetches what is missing; steps, positions, GPU-hours and
-checkpoints. The exit code is 1 where the rehearsal fails or something is missing.
+First the rehearsal, with nothing to download: made-up pictures and videos of every data set, the stages (captioner and
+multitask; of Molmo2 pretrain, sft and long_context; of HeMolmo captioner and questions), evaluation, export and
+questions, by the recipe's own files with a random model of one layer or two. Then, for the real run: data, tokenizer,
+weights, disk and memory, with the command that fetches what is missing; steps, positions, GPU-hours and checkpoints.
+The exit code is 1 where the rehearsal fails or something is missing.
 """
 
 import argparse
@@ -23,6 +25,8 @@ from molmo_ds.rehearse import needs, stages
 from molmo_ds.rehearse.figures import cost_of, steps_of
 from molmo_ds.rehearse.recipe import Stage, examples_folder, find
 
+COLUMN = 36  # of what was done, before its seconds
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Rehearse and check; the exit code."""
@@ -33,9 +37,12 @@ def main(arguments: list[str] | None = None) -> int:
     wanted = [path for config in configs for path in needs.data_folders(config)]
     absent: list[str] = []
     others: list[str] = []
+    start = needs.backbones(configs[0].preset, str(configs[0].init_from))
+    weights = start
     for stage, config in zip(found, configs):
         absent += check_data(stage, config, given)
-        others += check_rest(stage, config, configs[0], given)
+        others += check_rest(config, start, weights, given)
+        weights = f"train {stage.name}, and give init_from={config.out} to the next stage"
     # one command may bring what several stages lack
     commands = list(dict.fromkeys(needs.downloads(absent, wanted) + others))
     if commands:
@@ -51,8 +58,15 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", metavar="MODEL", help="a file of examples/captioner")
-    parser.add_argument("--mixture", default="3.2-synthetic", help="a file of examples/multitask")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a file of examples/captioner, or molmo2_8b, molmo2_4b, molmo2_o_7b, hemolmo_7b_d",
+    )
+    parser.add_argument(
+        "--mixture",
+        help="a file of examples/multitask (default 3.2-synthetic), for models of examples/captioner",
+    )
     parser.add_argument("--out", type=home, default="runs/rehearsal", help="emptied at the start")
     parser.add_argument("--gpus", type=int, default=8, help="of the real run (default 8)")
     parser.add_argument("--gpu-memory", type=float, default=80, help="GB of one (default 80)")
@@ -77,14 +91,14 @@ def rehearse(found: list[Stage], folder: Path) -> int:
     print(f"Rehearsal in {folder}, {stages.RANKS} processes on {os.cpu_count()} cores:")
     try:
         for what, seconds in stages.rehearse(found, folder.absolute()):
-            print(f"  {what:<18}{seconds:6.1f} s", flush=True)
+            print(f"  {what:<{COLUMN}}{seconds:6.1f} s", flush=True)
     except ValueError as error:
         print(f"molmo-ds rehearse: {error}", file=sys.stderr)
         return 1
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(
-        f"  all of it         {time.monotonic() - began:6.1f} s, {used.ru_utime + used.ru_stime:.0f} s of CPU in its"
-        f" processes, at a load of {os.getloadavg()[0]:.1f}"
+        f"  {'all of it':<{COLUMN}}{time.monotonic() - began:6.1f} s, {used.ru_utime + used.ru_stime:.0f} s of"
+        f" CPU in its processes, at a load of {os.getloadavg()[0]:.1f}"
     )
     return 0
 
@@ -104,16 +118,17 @@ def check_data(stage: Stage, config: RunConfig, given: argparse.Namespace) -> li
     return absent
 
 
-def check_rest(
-    stage: Stage, config: RunConfig, first: RunConfig, given: argparse.Namespace
-) -> list[str]:
-    """Print what else a stage needs; what to do about what is not there."""
-    start = needs.backbones(first.preset, str(first.init_from))
-    before = f"train the captioner, and give init_from={first.out} to {stage.name} (now {config.init_from})"
+def check_rest(config: RunConfig, start: str, weights: str, given: argparse.Namespace) -> list[str]:
+    """Print what else a stage needs; what to do about what is not there.
+
+    Args:
+        start: the command that makes the first weights, and the tokenizer with them.
+        weights: what gives those that this stage starts from.
+    """
     cost = cost_of(config, 1)
     others = (
         needs.tokenizer_need(config, start),
-        needs.weights_need(config, start if config is first else before),
+        needs.weights_need(config, weights),
         needs.disk_need(config.out, cost.checkpoint_bytes, config.keep_checkpoints),
         needs.memory_need(config, given.gpus, given.gpu_memory * 1e9),
     )

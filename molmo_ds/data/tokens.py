@@ -179,15 +179,21 @@ def _is_ours(name: str) -> bool:
 
 
 def train_tokenizer(
-    texts: Iterable[str], vocab_size: int, folder: str | Path, pieces: str = _PIECES
+    texts: Iterable[str],
+    vocab_size: int,
+    folder: str | Path,
+    pieces: str = _PIECES,
+    special: tuple[str, ...] = ("<|endoftext|>",),
 ) -> Tokenizer:
-    """Train byte-level BPE of at most `vocab_size` words, `<|endoftext|>` the last, and save a transformers folder.
+    """Train byte-level BPE of at most `vocab_size` words, the last of them special, and save a transformers folder.
 
     `pieces`, a regular expression, cuts a text into what one word may span at most; by default it is Qwen2's, as is the
-    normalisation. vocab_size must hold the 256 bytes and the end: at least 257.
+    normalisation. The last special word ends a text, the first fills up a batch. vocab_size must hold the 256 bytes and
+    the special words: at least 257.
     """
-    if vocab_size < 257:
-        raise ValueError(f"A byte-level tokenizer needs at least 257 words, not {vocab_size}.")
+    least = 256 + len(special)
+    if vocab_size < least:
+        raise ValueError(f"A byte-level tokenizer needs at least {least} words, not {vocab_size}.")
     fast = FastTokenizer(models.BPE())
     fast.normalizer = normalizers.NFC()
     fast.pre_tokenizer = pre_tokenizers.Sequence(
@@ -198,20 +204,20 @@ def train_tokenizer(
     )
     fast.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1,
+        vocab_size=vocab_size - len(special),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     fast.train_from_iterator(texts, trainer)
-    fast.add_special_tokens([AddedToken("<|endoftext|>", special=True, normalized=False)])
+    fast.add_special_tokens([AddedToken(one, special=True, normalized=False) for one in special])
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     fast.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": None,
-        "eos_token": "<|endoftext|>",
-        "pad_token": "<|endoftext|>",
+        "eos_token": special[-1],
+        "pad_token": special[0],
         "unk_token": None,
         "clean_up_tokenization_spaces": False,
         "add_prefix_space": False,

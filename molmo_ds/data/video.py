@@ -129,7 +129,7 @@ def clip_duration(duration: float, clip: tuple[float, float] | None) -> float:
 @contextmanager
 def _opened(data: bytes) -> Iterator[tuple[Any, Any]]:
     """An open container and its first video stream, with one sentence for whatever goes wrong inside."""
-    av = _av()
+    av = av_package()
     try:
         with av.open(io.BytesIO(data)) as container:
             if not container.streams.video:  # a file cut short may open all the same
@@ -173,7 +173,7 @@ def _decode(
     container: Any, stream: Any, clock: _Clock, wanted: list[int]
 ) -> Iterator[tuple[int, np.ndarray]]:
     """(number, upright pixels) of the wanted frames, in their order."""
-    reformat = _av().video.reformatter.VideoReformatter()
+    reformat = av_package().video.reformatter.VideoReformatter()
     numbers = {int(clock.ticks[number]): number for number in wanted}
     groups = np.searchsorted(clock.keys, clock.ticks[wanted], side="right") - 1
     for group in dict.fromkeys(groups.clip(0).tolist()):
@@ -207,7 +207,8 @@ def _group(container: Any, stream: Any, due: set[int]) -> Iterator[Any]:
             yield frame
 
 
-def _av() -> ModuleType:
+def av_package() -> ModuleType:
+    """The package av; ValueError with what to do where it is missing."""
     try:
         import av
     except ImportError:

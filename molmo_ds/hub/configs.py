@@ -27,14 +27,14 @@ def text_config(values: dict[str, Any]) -> TextConfig:
 def fitted(text: TextConfig, preset: str, folder: Path) -> TextConfig:
     """The decoder of a preset, if a folder's language model has its sizes.
 
-    The folder may have fewer rows of the embedding (the missing ones are drawn); positions, first weights and a tied
-    head are the preset's. Raises ValueError for every other difference.
+    The folder may have fewer rows of the embedding (the missing ones are drawn); positions, first weights, a tied head
+    and what tokens of pictures see are the preset's. Raises ValueError for every other difference.
     """
     wanted = presets.get(preset).text
     free = {"max_position_embeddings", "initializer_range", "tie_word_embeddings", "vocab_size"}
-    free |= {"embedding_size", "additional_vocab_size"}
-    mine = asdict(wanted)
-    theirs = asdict(text)
+    free |= {"embedding_size", "additional_vocab_size", "image_attention"}
+    mine = asdict(replace(wanted, head_dim=head_width(wanted)))
+    theirs = asdict(replace(text, head_dim=head_width(text)))
     different = [name for name in mine if name not in free and mine[name] != theirs[name]]
     if text.embedding_size > wanted.embedding_size:
         different.append("embedding_size")
@@ -45,6 +45,23 @@ def fitted(text: TextConfig, preset: str, folder: Path) -> TextConfig:
             f"{theirs[name]}, not {mine[name]}."
         )
     return wanted
+
+
+def head_width(text: TextConfig) -> int:
+    """Of one head, whether it is said or follows from the width."""
+    return text.head_dim or text.hidden_size // text.num_attention_heads
+
+
+def base_of(preset: str, tower: str) -> MolmoConfig:
+    """The architecture of a preset, with a tower where it takes one; Molmo's own for any other name.
+
+    Args:
+        tower: as `vision_config` takes it.
+    """
+    if preset not in presets.PRESETS:
+        return MolmoConfig()
+    name = "clip" if tower == "openai" else tower
+    return presets.get(f"{preset}/{name}" if preset in presets.TOWERED else preset)
 
 
 @in_sentences("The model's configuration")

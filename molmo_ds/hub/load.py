@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from molmo_ds import files, presets
-from molmo_ds.architecture import ConnectorConfig, MolmoConfig, VisionConfig
+from molmo_ds.architecture import MolmoConfig, VisionConfig
 from molmo_ds.config import PromptConfig
 from molmo_ds.files import Place
 from molmo_ds.hub import configs, reference_prompts
@@ -88,8 +89,9 @@ def backbones(
     once as the reference's converter does; without, the tower resizes it in every forward.
 
     Args:
-        llm: (name, folder or hub id); the name is a preset, whose sizes the folder must then have, or any name whose
-            first word is the family: qwen2-7b, olmo2, llama3, ...
+        llm: (name, folder or hub id); the name is a preset, whose sizes the folder must then have and whose family the
+            weights are of (molmo2_8b, hemolmo_7b_d), or any name whose first word is the language model's family:
+            qwen2-7b, olmo2, llama3, ...
         vision: (openai, metaclip, siglip or dinov2, folder or hub id).
         changes: `text.embedding_size=1024` overrides.
     """
@@ -105,8 +107,15 @@ def backbones(
             f"'{llm[0]}' does not fit {text_folder}, which holds a {text.model_type} model."
         )
     tower, images = configs.vision_config(released_config.read_json(vision_folder), vision[0])
-    fresh = MolmoConfig(
-        text=text, vision=tower, images=images, connector=ConnectorConfig(patch_row="zero")
+    base = configs.base_of(llm[0], vision[0])
+    # features are added to a row that is zero and stays so, unless the architecture learns it
+    row = "zero" if base.connector.patch_row == "auto" else base.connector.patch_row
+    fresh = replace(
+        base,
+        text=text,
+        vision=tower,
+        images=replace(base.images, resize=images.resize),
+        connector=replace(base.connector, patch_row=row),
     )
     config = configs.override(fresh, changes)
     shapes = shapes_of(config)

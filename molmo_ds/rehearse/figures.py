@@ -1,7 +1,8 @@
 """What a run costs: steps, positions, GPU-hours at a stated share of the peak, bytes of a checkpoint.
 
 Operations are those of model/flops.py: matrix products, all components trained, no recomputation, which is how MFU is
-counted. Positions are those that are computed, padding included.
+counted. Positions are those that are computed, padding included; crops are the budget of a sequence, a frame of a video
+being one.
 """
 
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ import torch
 
 from molmo_ds.config import RunConfig
 from molmo_ds.data.order import epochs
+from molmo_ds.data.sample.layout import Geometry
 from molmo_ds.engine import optim
 from molmo_ds.model import lora
-from molmo_ds.model.flops import flops_per_crop, flops_per_token
+from molmo_ds.model.flops import attention, flops_per_crop, flops_per_token, mlp
 from molmo_ds.model.molmo import Molmo
 
 CAPTIONS = 700_000  # of PixMo-Cap, for the steps of epochs where the data is not there
@@ -25,10 +27,11 @@ class Cost:
 
     steps: int
     positions: int  # of the decoder, padding included
-    crops: int  # at most: the budget of each sequence
+    crops: int  # of pictures, and frames of videos, at most: the budget of each sequence
     operations: float
     parameters: int
     trained: int
+    exports: bool = True  # whether there is a released format to write
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -48,12 +51,14 @@ class Cost:
         """All of it in words."""
         hours = self.gpu_hours(mfu)
         days = hours / gpus / 24
+        export = f", an export in bf16 {self.export_bytes / 1e9:,.2f} GB" if self.exports else ""
         return [
-            f"at most {self.positions / 1e9:.2f} G positions, padding included, and {self.crops / 1e6:.1f} M crops",
+            f"at most {self.positions / 1e9:.2f} G positions, padding included, and {self.crops / 1e6:.1f} M crops"
+            " (a frame is one)",
             f"{self.operations:.3g} operations: {hours:,.0f} GPU-hours at {mfu:.0%} of {PEAK / 1e12:.0f} TFLOP/s"
             f" (H100, bf16), {days:,.1f} days on {gpus} GPUs",
             f"{self.parameters / 1e9:.3f} G parameters, {self.trained / 1e9:.3f} G of them trained: a checkpoint has"
-            f" {self.checkpoint_bytes / 1e9:,.2f} GB, an export in bf16 {self.export_bytes / 1e9:,.2f} GB",
+            f" {self.checkpoint_bytes / 1e9:,.2f} GB{export}",
         ]
 
 
@@ -64,6 +69,8 @@ def cost_of(config: RunConfig, steps: int) -> Cost:
     crops = config.data.crops_per_sequence
     of_sequence = length * flops_per_token(config.model, length)
     of_sequence += crops * flops_per_crop(config.model)
+    if config.model.selection is not None:
+        of_sequence += first_pass(config)
     with torch.device("meta"):
         network = Molmo(config.model, config.optim.z_loss)
         lora.adapt(network, config.lora)
@@ -76,7 +83,16 @@ def cost_of(config: RunConfig, steps: int) -> Cost:
         operations=sequences * of_sequence,
         parameters=sum(sizes.values()),
         trained=sum(size for name, size in sizes.items() if name not in frozen),
+        exports=config.model.family != "hemolmo",
     )
+
+
+def first_pass(config: RunConfig) -> float:
+    """Operations of HeMolmo's first pass over a sequence: forward alone, of a low resolution without the question."""
+    text = config.model.text
+    side = Geometry.of(config.model).pooled
+    tokens = side * (side + 1) + 2  # a column token a row, a start and an end
+    return 2 * tokens * text.num_hidden_layers * (attention(text, tokens) + mlp(text))
 
 
 def steps_of(config: RunConfig, data_is_there: bool) -> tuple[int, str]:

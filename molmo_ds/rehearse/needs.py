@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from molmo_ds import files
+from molmo_ds import files, presets
 from molmo_ds.config import RunConfig
 from molmo_ds.data import sources
 from molmo_ds.data.made_up.write import MADE_UP
@@ -35,6 +35,10 @@ LANGUAGE_MODELS = {  # preset -> where its language model is published
     "qwen2.5_3b": "Qwen/Qwen2.5-3B",
     "qwen2.5_7b": "Qwen/Qwen2.5-7B",
     "qwen2.5_14b": "Qwen/Qwen2.5-14B",
+    "molmo2_4b": "Qwen/Qwen3-4B-Instruct-2507",
+    "molmo2_8b": "Qwen/Qwen3-8B",
+    "molmo2_o_7b": "allenai/Olmo-3-7B-Instruct",
+    "hemolmo_7b_d": "Qwen/Qwen2-7B",
 }
 TOWERS = {
     "clip": "openai=openai/clip-vit-large-patch14-336",
@@ -96,7 +100,7 @@ def downloads(missing: list[str], wanted: list[str]) -> list[str]:
             held_out.add(str(Path(path).with_name(name)))
     commands: dict[str, list[str]] = {}
     explained = set()
-    for path in missing:
+    for path in dict.fromkeys(missing):
         folder = Path(path)
         name, _, split = folder.name.rpartition("-")
         if name not in sources.ALL:
@@ -142,10 +146,13 @@ def weights_need(config: RunConfig, fetch: str) -> Need:
 
 
 def backbones(preset: str, out: str) -> str:
-    """The command that makes the captioner's first weights, tokenizer included."""
+    """The command that makes the first weights of a first stage, tokenizer included."""
     name, _, tower = preset.partition("/")
     text = LANGUAGE_MODELS.get(name, "FOLDER")
-    vision = TOWERS[tower or "clip"]
+    usual = next(
+        tower for tower, shape in presets.TOWERS.items() if shape == presets.get(name).vision
+    )
+    vision = TOWERS[tower or usual]
     return f"python tools/convert.py backbones --llm {name}={text} --vision {vision} {out}"
 
 
@@ -157,9 +164,8 @@ def disk_need(out: str, checkpoint_bytes: int, kept: int) -> Need:
         place = place.parent
     free = shutil.disk_usage(place).free
     found = f"{free / 1e9:,.0f} GB free at {place}, {wanted / 1e9:,.1f} GB wanted for {kept} + 1 checkpoints"
-    return Need(
-        "disk", free >= wanted, found, "choose out=... on a larger disk, or keep_checkpoints=1"
-    )
+    fewer = ", or keep_checkpoints=1" if kept > 1 else ""
+    return Need("disk", free >= wanted, found, f"choose out=... on a larger disk{fewer}")
 
 
 def memory_need(config: RunConfig, gpus: int, gpu_bytes: float) -> Need:

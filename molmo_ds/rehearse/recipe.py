@@ -4,10 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import molmo_ds
-from molmo_ds import settings
+from molmo_ds import presets, settings
 from molmo_ds.config import RunConfig
 
-STAGES = ("captioner", "multitask")
+MIXTURE = "3.2-synthetic"  # of Molmo's second stage, where none is named
+STAGES = {  # of the other families, whose files are named after them
+    "molmo2": ("pretrain", "sft", "long_context"),
+    "hemolmo": ("captioner", "questions"),
+}
+_WEIGHTS = "${oc.env:MOLMO_DATA_DIR,data}/weights"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,10 +22,11 @@ class Stage:
     name: str
     files: tuple[Path, ...]
     debug: Path
+    words: tuple[str, ...] = ()  # overrides that make the recipe another model's
 
     def load(self, words: tuple[str, ...] = ()) -> RunConfig:
         """The real run's settings."""
-        return settings.load([str(file) for file in self.files], words)
+        return settings.load([str(file) for file in self.files], [*self.words, *words])
 
 
 def examples_folder() -> Path:
@@ -33,17 +39,65 @@ def examples_folder() -> Path:
     return folder
 
 
-def find(model: str, mixture: str, examples: Path) -> list[Stage]:
-    """The two stages of a model; ValueError with the names that there are for an unknown one."""
-    captioner = examples / "captioner" / f"{model}.yaml"
+def find(model: str, mixture: str | None, examples: Path) -> list[Stage]:
+    """The stages of a model; ValueError with the names that there are for an unknown one.
+
+    Args:
+        mixture: a file of examples/multitask, for a model of examples/captioner alone; None = the usual one.
+    """
+    others = {name: family for family in STAGES for name in models(family, examples)}
+    captioners = sorted(path.stem for path in (examples / "captioner").glob("*.yaml"))
+    if model in captioners:
+        return _of_molmo(model, mixture or MIXTURE, examples)
+    if model not in others:
+        known = ", ".join([*captioners, *others])
+        raise ValueError(f"There is no recipe of {model}; those there are: {known or 'none'}.")
+    family = others[model]
+    if mixture is not None:
+        raise ValueError(
+            f"--mixture names a file of examples/multitask, and {model} is trained by those of examples/{family};"
+            " leave it out."
+        )
+    return [
+        Stage(
+            name=stage,
+            files=(examples / family / f"{stage}.yaml",),
+            debug=examples / "debug" / f"{family}.yaml",
+            words=() if model == own_model(family) else _other_model(model, first=place == 0),
+        )
+        for place, stage in enumerate(STAGES[family])
+    ]
+
+
+def own_model(family: str) -> str:
+    """The model that the files of a family name."""
+    return {"molmo2": "molmo2_8b", "hemolmo": "hemolmo_7b_d"}[family]
+
+
+def models(family: str, examples: Path) -> list[str]:
+    """The models that the files of a family train: their own first, and others by an override of the preset."""
+    if not (examples / family).is_dir():
+        return []
+    first = own_model(family)
+    return [
+        first,
+        *(name for name in presets.PRESETS if name.startswith(f"{family}_") and name != first),
+    ]
+
+
+def _other_model(model: str, first: bool) -> tuple[str, ...]:
+    """Overrides for a preset that is not the files' own; the first stage's weights lie beside theirs."""
+    weights = f"{_WEIGHTS}/{model}-siglip2"
+    key = f"init_from={weights}" if first else f"data.tokenizer={weights}/tokenizer"
+    return (f"preset={model}", key)
+
+
+def _of_molmo(model: str, mixture: str, examples: Path) -> list[Stage]:
+    """Captioner and multitask; ValueError for an unknown mixture."""
     multitask = examples / "multitask"
     mixed = multitask / f"{mixture}.yaml"
-    known = sorted(path.stem for path in (examples / "captioner").glob("*.yaml"))
-    if model not in known:
-        raise ValueError(
-            f"There is no recipe {captioner}; those there are: {', '.join(known) or 'none'}."
-        )
     if not mixed.is_file():
+        known = {path.stem for path in (examples / "captioner").glob("*.yaml")}
         others = sorted(path.stem for path in multitask.glob("*.yaml") if path.stem not in known)
         raise ValueError(
             f"There is no mixture {mixed}; those there are: {', '.join(others) or 'none'}."
@@ -51,7 +105,11 @@ def find(model: str, mixture: str, examples: Path) -> list[Stage]:
     own = multitask / f"{model}.yaml"  # rates and steps of the model, over the mixture's
     debug = examples / "debug"
     return [
-        Stage(name="captioner", files=(captioner,), debug=debug / "captioner.yaml"),
+        Stage(
+            name="captioner",
+            files=(examples / "captioner" / f"{model}.yaml",),
+            debug=debug / "captioner.yaml",
+        ),
         Stage(
             name="multitask",
             files=(mixed, own) if own.is_file() else (mixed,),

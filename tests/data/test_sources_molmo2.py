@@ -10,6 +10,7 @@ from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.sample.review import Review
 from molmo_ds.data.sources import ALL, get
 from molmo_ds.data.sources.cut import merge
+from molmo_ds.data.sources.rows import split_files
 from molmo_ds.data.sources.source import LeftOut
 from molmo_ds.testing.small_videos import film
 
@@ -255,3 +256,35 @@ def test_pictures_of_fine_tuning() -> None:
         ALL["pixmo_multi_image_qa_multi_only_max5"].adapt(
             {**row, "image_urls": ["http://a"]}, "train"
         )
+
+
+def test_a_configuration_is_its_own_folder(tmp_path: Path) -> None:
+    """`track` is a word of single_point_track, whose rows are another set's; files without folders are named."""
+    whole = [
+        "track/train-0.parquet",
+        "single_point_track/train-0.parquet",
+        "ground/train-0.parquet",
+    ]
+    flat = ["track-train.parquet", "ground-train.parquet"]
+    for folder, names in (("whole", whole), ("flat", flat)):
+        for name in names:
+            path = tmp_path / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        for task in ("track", "ground"):
+            found = split_files(get(f"molmo2_{task}"), "train", tmp_path / folder)
+            assert [path.relative_to(tmp_path / folder).parts[0] for path in found] == [
+                task if folder == "whole" else f"{task}-train.parquet"
+            ]
+
+
+def test_sets_whose_videos_are_the_users_say_where_they_go(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Their rows are the hub's, so nothing else would."""
+    row = {"video_id": "v", "question": "Who?", "answer": "me"}
+    Hub(tmp_path / "molmo2_ask_model_anything").parquet([row], "data/HumanQA-0")
+    folders = ["--from", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert run(tmp_path, "molmo2_ask_model_anything", *folders) == 1
+    said = capsys.readouterr().err
+    assert "picture file missing (1)" in said and "videos into DIR/NAME/videos" in said

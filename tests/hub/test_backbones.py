@@ -13,7 +13,7 @@ from torch import Tensor
 from molmo_ds import presets
 from molmo_ds.batch import Batch, learnt_rows_of, windows_of
 from molmo_ds.hub import load
-from molmo_ds.hub.configs import fitted, text_config, vision_config
+from molmo_ds.hub.configs import base_of, fitted, text_config, vision_config
 from molmo_ds.model.init import initial_parameter
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.weights.released_config import read_json
@@ -232,6 +232,43 @@ def test_what_the_backbones_lack(folders: tuple[Path, Path], tmp_path: Path) -> 
     assert set(yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())) == {"model"}
 
 
+@pytest.mark.parametrize("preset", ["molmo2_8b", "hemolmo_7b_d"])
+def test_a_preset_of_another_family_is_what_is_made(
+    preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Family, windows, crops, frames and selection come from it, sizes and weights from the folders."""
+    kind, settings = TEXTS["qwen3" if preset == "molmo2_8b" else "qwen2-7b"]
+    save(kind, {**SMALL, **settings}, tmp_path / "text")
+    kind, settings = TOWERS["siglip"]
+    save(kind, {**EYE, **settings}, tmp_path / "eye")
+    real = presets.get(preset)
+    text = replace(
+        text_config(read_json(tmp_path / "text")),
+        image_attention=real.text.image_attention,
+        max_position_embeddings=128,
+    )
+    small = replace(real, text=text)
+    monkeypatch.setitem(presets.PRESETS, "small", lambda: small)
+    pair = ("small", tmp_path / "text"), ("siglip2", tmp_path / "eye")
+    config = load.backbones(
+        *pair, tmp_path / "out", (*CHANGES[:2], "vision.feature_layers=[-1,-2]")
+    )
+    row = "zero" if preset == "molmo2_8b" else "learnt"
+    assert config.connector == replace(real.connector, patch_row=row)
+    assert (config.family, config.video, config.selection) == (
+        real.family,
+        real.video,
+        real.selection,
+    )
+    assert config.images == replace(real.images, overlap_margins=(2, 2))
+    assert config.text == text and config.vision.num_hidden_layers == 2
+    assert load.read_config(tmp_path / "out") == config
+    made = TensorFolder(tmp_path / "out")
+    assert any(name.startswith("scorer.") for name in made.names()) == (preset != "molmo2_8b")
+    ids = made.read("embed.embedding")
+    assert torch.equal(ids, TensorFolder(tmp_path / "text").read("model.embed_tokens.weight"))
+
+
 def test_released_sizes_are_recognised() -> None:
     """Published config.json values of the language models lead to the presets of the released Molmos."""
     olmo2 = {
@@ -248,6 +285,28 @@ def test_released_sizes_are_recognised() -> None:
     assert (
         replace(text_config(qwen2), max_position_embeddings=4096) == presets.get("molmo_7b_d").text
     )
+    qwen3 = {
+        "model_type": "qwen3", "vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 12288, "head_dim": 128,
+        "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8, "rope_theta": 1000000,
+        "rms_norm_eps": 1e-6, "max_position_embeddings": 40960, "attention_bias": False, "rope_scaling": None,
+    }  # fmt: skip
+    four = {"hidden_size": 2560, "intermediate_size": 9728, "rope_theta": 5000000}
+    four |= {"tie_word_embeddings": True, "max_position_embeddings": 262144}
+    yarn = {
+        "rope_type": "yarn", "factor": 8.0, "attention_factor": 1.2079441541679836, "beta_fast": 32, "beta_slow": 1,
+        "original_max_position_embeddings": 8192,
+    }  # fmt: skip
+    olmo3 = olmo2 | {
+        "model_type": "olmo3", "vocab_size": 100278, "max_position_embeddings": 65536, "sliding_window": 4096,
+        "layer_types": (["sliding_attention"] * 3 + ["full_attention"]) * 8, "rope_scaling": yarn,
+    }  # fmt: skip
+    published = {"molmo2_8b": qwen3, "molmo2_4b": qwen3 | four, "molmo2_o_7b": olmo3}
+    for name, values in (published | {"hemolmo_7b_d": qwen2}).items():
+        assert fitted(text_config(values), name, Path("folder")) == presets.get(name).text
+        assert base_of(name, "siglip2") == presets.get(name)
+    with pytest.raises(ValueError, match="its head_dim is 64, not 128"):
+        fitted(text_config(qwen3 | {"head_dim": 64}), "molmo2_8b", Path("folder"))
+    assert base_of("hemolmo_7b_d", "openai") == presets.get("hemolmo_7b_d/clip")
     clip = {
         "model_type": "clip_vision_model",
         "hidden_size": 1024,
@@ -343,7 +402,7 @@ def test_a_preset_decides_rows_and_positions(
         text_config(read_json(folders[0])), embedding_size=256, max_position_embeddings=64
     )
     small = replace(presets.tiny(), text=text)
-    monkeypatch.setitem(presets.PRESETS, "qwen2.5_7b", lambda: small)
+    monkeypatch.setitem(presets.PRESETS, "qwen2.5_7b", lambda vision="clip": small)
     config = load.backbones(
         ("qwen2.5_7b", folders[0]), ("openai", folders[1]), tmp_path / "out", CHANGES
     )

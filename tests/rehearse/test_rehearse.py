@@ -13,10 +13,13 @@ from molmo_ds.cli import rehearse as command
 from molmo_ds.config import DataConfig, EvaluatorConfig, RunConfig, SourceConfig
 from molmo_ds.data import sources
 from molmo_ds.data.made_up.write import write_made_up
+from molmo_ds.eval.sets import resolve
+from molmo_ds.model.flops import flops_per_token
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.rehearse import needs, stages
-from molmo_ds.rehearse.figures import cost_of, steps_of
-from molmo_ds.rehearse.recipe import examples_folder, find
+from molmo_ds.rehearse.figures import cost_of, first_pass, steps_of
+from molmo_ds.rehearse.reading import read_all
+from molmo_ds.rehearse.recipe import STAGES, examples_folder, find
 from molmo_ds.testing import run_files
 from molmo_ds.testing.first_step import first_steps
 
@@ -93,10 +96,27 @@ def test_commands_that_fetch() -> None:
         "python tools/download.py chart_qa --out data"
     ]
     assert needs.downloads([], wanted) == []
+    # videos are the user's; one sentence for all sets of their kind, each named once
+    videos = [f"data/{name}-train" for name in ("molmo2_cap", "lasot_single_point_track")]
+    by_hand = sources.get("molmo2_cap").by_hand
+    assert needs.downloads(2 * videos, 2 * videos) == [
+        "python tools/download.py molmo2_cap lasot_single_point_track --out data"
+        f" --from DIR    # {by_hand}"
+    ]
 
 
 def test_the_command_that_makes_the_first_weights() -> None:
     assert set(needs.LANGUAGE_MODELS) <= set(presets.PRESETS)
+    for model in OTHERS:
+        [first, *later] = find(model, None, examples_folder())
+        config = first.load(("out=x",))
+        said = needs.backbones(config.preset, config.init_from)
+        assert f"--llm {model}={needs.LANGUAGE_MODELS[model]} --vision siglip2=google/sig" in said
+        assert said.endswith(f"weights/{model}-siglip2")
+        assert config.data.tokenizer == f"{config.init_from}/tokenizer"
+        for stage in later:
+            run = stage.load(("out=x",))
+            assert (run.preset, run.data.tokenizer) == (config.preset, config.data.tokenizer)
     assert set(needs.TOWERS) == set(presets.TOWERS)
     assert needs.backbones("olmo2_7b/siglip", "out") == (
         "python tools/convert.py backbones --llm olmo2_7b=allenai/OLMo-2-1124-7B"
@@ -173,6 +193,90 @@ def test_both_stages_take_a_step_on_made_up_pictures(
         assert step.learnt_tokens > 10
 
 
+OTHERS = ("molmo2_8b", "molmo2_4b", "molmo2_o_7b", "hemolmo_7b_d")
+
+
+@pytest.mark.parametrize("model", OTHERS)
+def test_the_overlays_fit_the_recipes_of_other_families(model: str, tmp_path: Path) -> None:
+    """The small model is of the kind of the real one, and its data, prompts and strategy are the recipe's."""
+    found = find(model, None, examples_folder())
+    assert [stage.name for stage in found] == [*STAGES[presets.get(model).family]]
+    for stage in found:
+        config = stages.debug_config(stage, tmp_path)
+        real = stage.load(("out=x",))
+        assert real.model.text == dataclasses.replace(
+            presets.get(model).text,
+            residual_dropout=real.model.text.residual_dropout,
+            response_residual_dropout=real.model.text.response_residual_dropout,
+        )
+        assert config.data.sources.keys() == real.data.sources.keys()
+        assert config.data.group_rates == real.data.group_rates
+        assert (config.data.prompts, config.data.packing) == (real.data.prompts, real.data.packing)
+        assert config.strategy == real.strategy
+        mine, theirs = config.model, real.model
+        assert mine.family == theirs.family
+        for key in stages.CONNECTOR:
+            assert getattr(mine.connector, key) == getattr(theirs.connector, key), key
+        for key in stages.KIND:
+            assert getattr(mine.text, key) == getattr(theirs.text, key), key
+        assert bool(mine.text.rope_scaling_layers) == bool(theirs.text.rope_scaling_layers)
+        assert mine.images.legacy_image_mask is False and mine.images.crop_mode != "resize"
+        assert mine.video.max_fps == theirs.video.max_fps
+        assert mine.video.pooling_size == theirs.video.pooling_size
+        assert config.max_steps <= 20 and config.global_batch <= stages.PICTURES
+        assert config.evaluators.keys() == real.evaluators.keys()
+        assert stages.other_strategy(stage, tmp_path) == ""
+    chosen = config.model.selection
+    if chosen is not None:
+        assert dataclasses.replace(chosen, picks=128) == real.model.selection
+
+
+def test_every_sample_of_a_recipe_is_read(tmp_path: Path) -> None:
+    """HeMolmo's, which are few; a sample that teaches nothing is named."""
+    write_made_up(tmp_path, 2, 0, "hemolmo")
+    few = ["data.num_workers=0", "global_batch=2", "micro_batch=1"]
+    runs = {}
+    for stage in find("hemolmo_7b_d", None, examples_folder()):
+        config = stages.debug_config(stage, tmp_path)
+        runs[stage.name] = settings.changed(config, few)
+    assert read_all(runs) == (8, 44)
+    short = settings.changed(runs["questions"], ["data.sequence_length=24"])
+    with pytest.raises(ValueError, match="questions: sample 0 of .* (cannot|teaches nothing)"):
+        read_all({"questions": short})
+
+
+def test_the_end_of_a_rehearsal(tmp_path: Path) -> None:
+    """What each family evaluates, exports and is asked."""
+    data = tmp_path / "made_up"
+    write_made_up(data, 1, 0, "hemolmo")
+    for model in ("molmo_7b_d", "molmo2_8b", "hemolmo_7b_d"):
+        family = presets.get(model).family
+        [*_, last] = find(model, None, examples_folder())
+        run = stages.debug_config(last, data)
+        words = dict(stages.endings(family, run, data, tmp_path, "RUN"))
+        tasks = words["evaluate"][2 : words["evaluate"].index("--data")]
+        assert len(resolve(tasks)) == {"molmo": 8, "molmo2": 7, "hemolmo": 2}[family]
+        assert ("export" in words) == (family != "hemolmo")
+        assert ("ask-video" in words) == (family == "molmo2")
+        asked = words["ask"]
+        assert Path(asked[asked.index("--image") + 1]).is_file()
+        start = tmp_path / "export" if "export" in words else "RUN"
+        assert asked[asked.index("--checkpoint") + 1] == str(start)
+
+
+def test_the_first_pass_of_hemolmo_costs(tmp_path: Path) -> None:
+    """Forward alone, over 14 x 14 windows of a low resolution with their column tokens, start and end."""
+    [stage, _] = find("hemolmo_7b_d", None, examples_folder())
+    config = stage.load(("out=x",))
+    text = config.model.text
+    tokens = 14 * 15 + 2
+    layer = flops_per_token(config.model, tokens) / 6
+    layer -= text.hidden_size * text.embedding_size
+    assert first_pass(config) == pytest.approx(2 * tokens * layer)
+    assert not cost_of(config, 1).exports
+    assert "export" not in "".join(cost_of(config, 1).lines(0.2, 8))
+
+
 def test_unknown_names(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="those there are: .*molmo_7b_d"):
         find("molmo_7b", "3.2-synthetic", examples_folder())
@@ -180,6 +284,8 @@ def test_unknown_names(tmp_path: Path) -> None:
         find("molmo_7b_d", "3.1", examples_folder())
     with pytest.raises(ValueError, match="those there are: none"):
         find("molmo_7b_d", "3.2-synthetic", tmp_path)
+    with pytest.raises(ValueError, match="molmo2_8b is trained by those of examples/molmo2; leave"):
+        find("molmo2_8b", "3.2-synthetic", examples_folder())
 
 
 def test_the_check_says_what_is_missing(

@@ -18,6 +18,12 @@ class Shown:
     number: int
     scene: Scene
     data: bytes
+    others: tuple["Shown", ...] = ()  # shown with it by sets of several pictures
+
+    @property
+    def all(self) -> tuple["Shown", ...]:
+        """It and the others."""
+        return (self, *self.others)
 
     @property
     def file(self) -> str:
@@ -286,6 +292,8 @@ def talks(shown: Shown) -> list[Row]:
     return [row]
 
 
+# sets whose pictures a program drew
+DRAWN = ("pixmo_docs", "chart", "dv", "figure", "plot", "tab", "android", "cosyn")
 _HIGH = functools.partial(places, method="counting")
 _RAW = functools.partial(photographs, answer="raw_answer")
 TRAIN: dict[str, Callable[[Shown], list[Row]]] = {
@@ -350,5 +358,5 @@ def picture_of(source: str, number: int, scene: Scene) -> bytes:
     """The file of a picture: a photograph's is JPEG, what a program drew is PNG."""
     if source == "pixmo_clocks":
         return encode(draw_clock(*clock_time(number)), "PNG")
-    drawn = source.startswith(("pixmo_docs", "chart", "dv", "figure", "plot", "tab", "android"))
+    drawn = source.startswith(DRAWN)
     return encode(scene.draw(), "PNG" if drawn else "JPEG")

@@ -1,21 +1,25 @@
-"""Writes made-up shards of every data set of the multitask mixture, and a tokenizer of what they say."""
+"""Writes made-up shards of every data set that the recipes of a family read, and a tokenizer of what they say."""
 
+import dataclasses
 import itertools
 import json
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from numpy.random import RandomState
 from tqdm import tqdm
 
-from molmo_ds.config import PromptConfig
 from molmo_ds.data import sources
-from molmo_ds.data.made_up.rows import EVALUATED, TRAIN, Shown, picture_of
+from molmo_ds.data.made_up.film import make_film
+from molmo_ds.data.made_up.rows import Shown, picture_of
 from molmo_ds.data.made_up.scene import draw_scene
+from molmo_ds.data.made_up.sets import SETS, Maker, Name, Sets
+from molmo_ds.data.made_up.videos import Filmed
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.read.writer import write_shards
+from molmo_ds.data.sample.pointed import Scene
 from molmo_ds.data.sample.prompts import PromptFormatter
 from molmo_ds.data.sources.records import records
 from molmo_ds.data.sources.source import Picture, Row, Source
@@ -26,25 +30,39 @@ VOCABULARY = 1024  # words of the tokenizer, at most
 MADE_UP = "made up"  # key of report.json
 
 
-def write_made_up(out: Path, pictures: int, seed: int) -> dict[str, int]:
-    """Write OUT/NAME-SPLIT for every set and OUT/tokenizer; the number of records of each folder.
+def write_made_up(out: Path, pictures: int, seed: int, family: str = "molmo") -> dict[str, int]:
+    """Write OUT/NAME-SPLIT for every set of a family and OUT/tokenizer; the number of records of each folder.
 
-    Each shows `pictures` pictures, of which a global batch needs as many as it has sequences. The same seed gives the
-    same bytes. Raises ValueError where a folder is there already.
+    Each shows `pictures` pictures or videos, of which a global batch needs as many as it has sequences. The same seed
+    gives the same bytes. Raises ValueError where a folder is there already.
     """
-    wanted = {(name, "train"): make for name, make in TRAIN.items()} | EVALUATED
-    taken = [out / f"{name}-{split}" for name, split in wanted]
+    sets = SETS[family]
+    makers = {**sets.pictures, **sets.videos}
+    taken = [out / f"{name}-{split}" for name, split in makers]
     there = next((folder for folder in [*taken, out / "tokenizer"] if folder.exists()), None)
     if there:
         raise ValueError(f"{there} is there already; remove it or name another folder.")
     written = {}
-    for (name, split), make in tqdm(wanted.items(), desc="made-up", unit="set"):
-        rng = RandomState([seed, zlib.crc32(f"{name}-{split}".encode())])
-        shown = [_show(name, number, rng) for number in range(pictures)]
+    for (name, split), make in tqdm(makers.items(), desc="made-up", unit="set"):
+        shown = _shown((name, split), sets, pictures, seed)
         folder = out / f"{name}-{split}"
         written[folder.name] = _write(sources.get(name), split, shown, make, folder, seed)
-    train_tokenizer(_texts(out), VOCABULARY, out / "tokenizer")
+    words = _texts(out, sets)
+    train_tokenizer(words, VOCABULARY, out / "tokenizer", special=sets.special)
     return written
+
+
+def _shown(name: Name, sets: Sets, count: int, seed: int) -> list[Shown] | list[Filmed]:
+    """The pictures or videos of a set."""
+    if name in sets.videos:
+        return [Filmed(number, *make_film(seed, number)) for number in range(count)]
+    rng = RandomState([seed, zlib.crc32("-".join(name).encode())])
+    shown = [_show(name[0], number, rng) for number in range(count)]
+    # of which sets of several pictures show two to four
+    return [
+        dataclasses.replace(one, others=tuple(shown[(i + k) % count] for k in range(1, 2 + i % 3)))
+        for i, one in enumerate(shown)
+    ]
 
 
 def _show(name: str, number: int, rng: RandomState) -> Shown:
@@ -55,8 +73,8 @@ def _show(name: str, number: int, rng: RandomState) -> Shown:
 def _write(
     source: Source,
     split: str,
-    shown: list[Shown],
-    make: Callable[[Shown], list[Row]],
+    shown: list[Shown] | list[Filmed],
+    make: Maker,
     folder: Path,
     seed: int,
 ) -> int:
@@ -85,21 +103,16 @@ def _batches(source: Source, split: str, rows: list[list[Row]]) -> Iterator[tupl
         yield from enumerate([row] for row in itertools.chain.from_iterable(rows))
 
 
-def _texts(out: Path) -> Iterator[str]:
-    """What the training records say under the prompts of both stages."""
-    stages = (
-        PromptConfig(),
-        PromptConfig(
-            prompt_templates="none", message_format="none", system_prompt="style_and_length"
-        ),
-    )
+def _texts(out: Path, sets: Sets) -> Iterator[str]:
+    """What the training records say under the prompts of all stages."""
     for folder in sorted(out.glob("*-train")):
         shards = ShardSet(str(folder))
         for number in range(len(shards)):
             record = shards.record(number)
             size = record["sizes"][0] if record["sizes"] else None
-            for prompts in stages:
+            scene = Scene(record["sizes"]) if len(record["sizes"]) > 1 else None
+            for prompts in sets.prompts:
                 talks = PromptFormatter(prompts).conversations(
-                    record["annotations"], RandomState(number), size
+                    record["annotations"], RandomState(number), size, scene
                 )
                 yield from (text for talk in talks for text in talk.messages)

@@ -7,7 +7,16 @@ olmo/data/academic_video_track_datasets.py and academic_video_datasets.py (Acade
 
 from functools import partial
 
-from molmo_ds.data.sources.molmo2 import DRAWN, GRID, LICENCE, LONGEST, TRACKS, half_seconds, track
+from molmo_ds.data.sources.molmo2 import (
+    BY_HAND,
+    DRAWN,
+    GRID,
+    LICENCE,
+    LONGEST,
+    TRACKS,
+    half_seconds,
+    track,
+)
 from molmo_ds.data.sources.source import Item, LeftOut, Picture, Row, Source, annotation
 
 LAYOUT = "allenai/molmo2, olmo/data/academic_video_track_datasets.py"
@@ -68,6 +77,7 @@ def _tracks(name: str, task: str, hub: str, config: str) -> Source:
         {"train": "train"},
         hub,
         (config,),
+        by_hand=BY_HAND,
     )
 
 
@@ -87,5 +97,6 @@ SOURCES = [
         {"train": "train"},
         "allenai/molmo2-academic-video-points",
         aliases=("academic_video_points",),
+        by_hand=BY_HAND,
     ),
 ]

@@ -230,7 +230,9 @@ def table() -> str:
         )
         seen = source.layout if source.confirmed else f"**not confirmed**: {source.layout}"
         where = (
-            where + (", pictures by address" if source.url else "")
+            where
+            + (", pictures by address" if source.url else "")
+            + (", pictures or videos by hand" if source.by_hand else "")
             if source.hub
             else f"by hand: {source.by_hand}"
         )

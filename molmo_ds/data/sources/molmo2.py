@@ -49,6 +49,7 @@ DAMAGED = {
     *("gsfIHiBB6xE", "bXApJtAf6Qo", "N8BlpYSpgg4"),
 }
 DRAWN = ("video_point_count", "video_point")  # of which a visit takes one
+BY_HAND = "the set's parquet files of the hub go into DIR/NAME, its videos into DIR/NAME/videos"
 COUNTS = ((0, 5), (6, 25), (26, 60))  # points of an annotation, by which training is mixed
 
 
@@ -205,7 +206,15 @@ def track(row: Row, split: str, task: str, video: str = "") -> list[Item]:
 
 
 SOURCES = [
-    Source("molmo2_cap", LICENCE, LAYOUT, cap, {"train": "train"}, "allenai/Molmo2-Cap"),
+    Source(
+        "molmo2_cap",
+        LICENCE,
+        LAYOUT,
+        cap,
+        {"train": "train"},
+        "allenai/Molmo2-Cap",
+        by_hand=BY_HAND,
+    ),
     Source(
         "molmo2_cap_eval",
         LICENCE,
@@ -214,6 +223,7 @@ SOURCES = [
         {"test": "test"},
         "allenai/Molmo2-CapEval",
         aliases=("vixmo_caps_eval2",),
+        by_hand=BY_HAND,
     ),
     Source(
         "molmo2_ask_model_anything",
@@ -223,6 +233,7 @@ SOURCES = [
         {"train": "HumanQA"},
         "allenai/Molmo2-AskModelAnything",
         group="video_id",
+        by_hand=BY_HAND,
     ),
     Source(
         "molmo2_video_cap_qa",
@@ -232,6 +243,7 @@ SOURCES = [
         {"train": "CapQA"},
         "allenai/Molmo2-VideoCapQA",
         group="video_id",
+        by_hand=BY_HAND,
     ),
     Source(
         "molmo2_video_subtitle_qa",
@@ -241,6 +253,7 @@ SOURCES = [
         {"train": "SubtitleQA"},
         "allenai/Molmo2-VideoSubtitleQA",
         group="video_id",
+        by_hand=BY_HAND,
     ),
     *(
         Source(
@@ -251,6 +264,7 @@ SOURCES = [
             {"train": "train"},
             "allenai/Molmo2-VideoPoint",
             POINTS,
+            by_hand=BY_HAND,
         )
         for style in ("video_point", "video_point_count", "video_count", "video_count_point")
     ),
@@ -264,6 +278,7 @@ SOURCES = [
             "allenai/Molmo2-VideoPoint",
             POINTS,
             aliases=(f"vixmo_points_minmax_{least}_{most}",),
+            by_hand=BY_HAND,
         )
         for least, most in COUNTS
     ),
@@ -277,6 +292,7 @@ SOURCES = [
             "allenai/molmo2-track-instruction",
             (task,),
             aliases=(NAMES[task],),
+            by_hand=BY_HAND,
         )
         for task in TRACKS
     ),

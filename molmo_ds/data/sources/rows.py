@@ -82,10 +82,17 @@ def split_files(source: Source, theirs: str, folder: Path) -> list[Path]:
             f"{folder} has no parquet or JSON file of split '{theirs}' for {source.name}."
         )
     if len(source.configs) == 1:
-        found = [
-            path for path in found if speaks_of(source.configs[0], path.relative_to(folder))
-        ] or found
+        found = of_config(source.configs[0], found, folder) or found
     return [path for path in found if path.suffix == found[0].suffix]
+
+
+def of_config(name: str, paths: list[Path], folder: Path) -> list[Path]:
+    """The files of one configuration: those of its folder, as the hub has them, or else those that name it.
+
+    The folder single_point_track/ is none of the configuration `track`.
+    """
+    inside = [path for path in paths if name in path.relative_to(folder).parts[:-1]]
+    return inside or [path for path in paths if speaks_of(name, path.relative_to(folder))]
 
 
 def speaks_of(word: str, path: Path) -> bool:

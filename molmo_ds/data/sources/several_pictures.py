@@ -144,6 +144,8 @@ SOURCES = [
             # validation: NLVR2 alone has one
             {"train": "train"} | ({"validation": "validation"} if name == "nlvr2" else {}),
             f"allenai/molmo2-mantis-instruct-{name}",
+            by_hand="the set's parquet files of the hub go into DIR/NAME, its pictures of TIGER-Lab/Mantis-Instruct"
+            " unpacked as DIR/NAME/mantis-instruct/PART/SPLIT_images",
         )
         for name in MANTIS
         for several in (False, True)
