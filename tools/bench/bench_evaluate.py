@@ -123,9 +123,10 @@ def speed(folder: Path, given: argparse.Namespace) -> None:
     wanted = runs[first][0][1]
     for name, found in runs.items():
         equal = sum(a == b for a, b in zip(wanted, found[0][1]))
+        share = best[name] / best[first]
         print(
-            f"{name:32} {len(asked) / best[name]:8.1f} questions per CPU-second, 1 / {best[name] / best[first]:.2f} of the"
-            f" first, {equal} of {len(asked)} replies equal"
+            f"{name:32} {len(asked) / best[name]:8.1f} questions per CPU-second, 1 / {share:.2f} of the first,"
+            f" {equal} of {len(asked)} replies equal"
         )
 
 
