@@ -124,8 +124,8 @@ def speed(folder: Path, given: argparse.Namespace) -> None:
     for name, found in runs.items():
         equal = sum(a == b for a, b in zip(wanted, found[0][1]))
         print(
-            f"{name:32} {len(asked) / best[name]:8.1f} questions per CPU-second, 1 / {best[name] / best[first]:.2f} of the"
-            f" first, {equal} of {len(asked)} replies equal"
+            f"{name:32} {len(asked) / best[name]:8.1f} questions per CPU-second,",
+            f"1 / {best[name] / best[first]:.2f} of the first, {equal} of {len(asked)} replies equal",
         )
 
 
