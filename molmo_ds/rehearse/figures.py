@@ -1,8 +1,8 @@
 """What a run costs: steps, positions, GPU-hours at a stated share of the peak, bytes of a checkpoint.
 
-Operations are those of model/flops.py: matrix products, all components trained, no recomputation, attention over half of
-a whole sequence; the log's MFU counts what a batch has of it. Positions are those that are computed, padding included;
-crops are the budget of a sequence, a frame of a video being one.
+Operations are those of model/flops.py: matrix products, all components trained, no recomputation, attention over half
+of a whole sequence; the log's MFU counts what a batch has of it. Positions are those that are computed, padding
+included; crops are the budget of a sequence, a frame of a video being one.
 """
 
 from dataclasses import dataclass
