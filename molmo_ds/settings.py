@@ -84,6 +84,7 @@ def read_yaml(path: str | files.Place) -> DictConfig:
         remote = isinstance(file, files.Remote)
         text = file.read_text() if remote else file.read_text(encoding="utf-8-sig")
         given = OmegaConf.load(io.StringIO(text))
+        root = yaml.compose(text, Loader=yaml.SafeLoader)  # stricter than OmegaConf's, on tabs
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f" line {mark.line + 1}" if mark else ""
@@ -104,13 +105,13 @@ def read_yaml(path: str | files.Place) -> DictConfig:
         raise ValueError(
             f"{path} holds no settings; write lines such as `max_steps: 1000`, not a list."
         )
-    _refuse_other_bases(text, str(path))
+    _refuse_other_bases(root, str(path), "\n" in text)
     return given
 
 
-def _refuse_other_bases(text: str, where: str) -> None:
+def _refuse_other_bases(root: yaml.Node | None, where: str, lines: bool) -> None:
     """ValueError for a number that YAML reads as another than it looks like: 010 is 8 there, 1:30 is 90."""
-    nodes = [yaml.compose(text, Loader=yaml.SafeLoader)]
+    nodes = [root]
     seen = set()  # what an anchor names comes more than once
     while nodes:
         node = nodes.pop()
@@ -122,7 +123,7 @@ def _refuse_other_bases(text: str, where: str) -> None:
         elif isinstance(node, yaml.SequenceNode):
             nodes += node.value
         elif node.tag.endswith((":int", ":float")) and OTHER_BASES.fullmatch(node.value):
-            line = f" in line {node.start_mark.line + 1}" if "\n" in text else ""
+            line = f" in line {node.start_mark.line + 1}" if lines else ""
             raise ValueError(
                 f"{where} has {node.value}{line}, which YAML reads as {yaml.safe_load(node.value)};"
                 " write the number that is meant, or a text in quotes."
@@ -153,7 +154,8 @@ def _read(
     for word in overrides:
         line = _as_yaml(word, kind)
         with contextlib.suppress(yaml.YAMLError):  # which is told below
-            _refuse_other_bases(line.partition("=")[2], f"The override '{word}'")
+            root = yaml.compose(line.partition("=")[2], Loader=yaml.SafeLoader)
+            _refuse_other_bases(root, f"The override '{word}'", lines=False)
         try:
             given = _lay(given, OmegaConf.from_dotlist([line]), line)
         except NoSuchEntry:
