@@ -34,6 +34,9 @@ ERRORS = (
     TypeError,
     KeyError,
 )
+LOADER = getattr(
+    yaml, "CSafeLoader", yaml.SafeLoader
+)  # as OmegaConf's: libyaml takes tabs that PyYAML refuses
 
 
 class NoSuchEntry(ValueError):
@@ -84,7 +87,7 @@ def read_yaml(path: str | files.Place) -> DictConfig:
         remote = isinstance(file, files.Remote)
         text = file.read_text() if remote else file.read_text(encoding="utf-8-sig")
         given = OmegaConf.load(io.StringIO(text))
-        root = yaml.compose(text, Loader=yaml.SafeLoader)  # stricter than OmegaConf's, on tabs
+        root = yaml.compose(text, Loader=LOADER)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f" line {mark.line + 1}" if mark else ""
@@ -154,7 +157,7 @@ def _read(
     for word in overrides:
         line = _as_yaml(word, kind)
         with contextlib.suppress(yaml.YAMLError):  # which is told below
-            root = yaml.compose(line.partition("=")[2], Loader=yaml.SafeLoader)
+            root = yaml.compose(line.partition("=")[2], Loader=LOADER)
             _refuse_other_bases(root, f"The override '{word}'", lines=False)
         try:
             given = _lay(given, OmegaConf.from_dotlist([line]), line)
