@@ -31,7 +31,7 @@ from molmo_ds.data.tokens import train_tokenizer
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 STRATEGY = ROOT / "ds_configs/zero0.json"
-STEPS = 800
+STEPS = 1000
 FIRST_STAGE = 0.375  # share of the steps
 PICTURES = {"captions": 10_000, "questions": 10_000, "examination": 300}
 OVERLAP = 10  # steps that are lost by the kill and made again: their losses must be the same
