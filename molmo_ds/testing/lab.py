@@ -214,7 +214,7 @@ class Lab:
 
     def kill(self, name: str, words: tuple[str, ...], number: int) -> int:
         """Signal the youngest process of a host whose command line holds all these words; its PID there."""
-        lines = self.run(name, ["ps", "-eo", "pid,args"]).splitlines()
+        lines = self.run(name, ["ps", "-eww", "-o", "pid=,args="]).splitlines()
         found = [int(line.split()[0]) for line in lines if all(word in line for word in words)]
         assert found, f"no process with {words} on {name}: {lines}"
         self.run(name, ["kill", f"-{int(number)}", str(max(found))])

@@ -32,6 +32,9 @@ from molmo_ds.engine.launch import World
 from molmo_ds.engine.launching.ports import free_port
 
 torch.set_num_threads(1)
+# torch makes a new pool of threads at its first use after a fork: two threads (autograd's, gloo's) that race for it
+# stop with "Invalid thread pool!" (133 of 400 forks with eight threads), so the child asks for it before it has any
+os.register_at_fork(after_in_child=lambda: torch.set_num_threads(torch.get_num_threads()))
 # tqdm's own is one for all forks: a rank killed with it would stop all later ones
 tqdm.set_lock(threading.RLock())
 # for launch.start: threads of several ranks that wait by spinning
@@ -147,8 +150,6 @@ def _fork(
     if child:
         return child
     gc.freeze()  # DeepSpeed collects garbage for each engine; what was imported is none
-    # torch makes a new pool of threads at the first use after a fork: two threads of autograd may not race for it
-    torch.set_num_threads(1)
     forget_accelerate()
     try:
         os.environ.update(rank_environment(rank, ranks, port))
