@@ -117,6 +117,11 @@ class TextConfig(Checked):
     embedding_dropout: Rate = 0.0  # of the token embeddings
     initializer_range: Positive = 0.02  # standard deviation of first weights
 
+    @property
+    def head_width(self) -> int:
+        """Channels of one head, whether they are said or follow from the width."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageConfig(Checked):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import field
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Literal, Optional, get_args
 
 from annotated_types import Ge, Le
 from pydantic import AfterValidator
@@ -41,6 +41,7 @@ def home(path: str) -> str:
 Factor = Annotated[float, Ge(1e-6), Le(1e6)]  # of a loss; what float32 keeps next to 1
 Place = Annotated[str, AfterValidator(home)]  # a path or URL; `~` is the home folder
 Component = Literal["connector", "vision", "text"]
+COMPONENTS: tuple[Component, ...] = get_args(Component)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from molmo_ds.architecture import ImageConfig, MolmoConfig, TextConfig, VisionConfig
-from molmo_ds.config import ComponentConfig, RunConfig, SourceConfig
+from molmo_ds.config import COMPONENTS, ComponentConfig, RunConfig, SourceConfig
 
 Rows = Iterator[tuple[bool, str]]
 # ids from vocab_size on that mean parts of a picture or a video (data/tokens.py)
@@ -20,7 +20,6 @@ ROPES = {  # rope_type -> (numbers that it needs, numbers that it may have)
         ("attention_factor", "beta_fast", "beta_slow"),
     ),
 }
-COMPONENTS = ("connector", "vision", "text")
 
 
 def refuse(rows: Iterable[tuple[bool, str]]) -> None:
@@ -82,7 +81,7 @@ def _text(text: TextConfig, image_ids: int, at: str) -> Rows:
         text.head_dim is None and bool(width % heads),
         f"{at}num_attention_heads is {heads}; it must divide {at}hidden_size={width}, or set {at}head_dim.",
     )
-    size = text.head_dim or width // heads
+    size = text.head_width
     yield (
         size % 2 == 1 or size == 0,
         f"{at}head_dim is {size}; it must be an even number of 2 or more, because rotary positions turn pairs.",

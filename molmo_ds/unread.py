@@ -6,9 +6,7 @@ Legal, and worth a word: a number that looks as if it counted does not.
 from functools import reduce
 from typing import Any
 
-from molmo_ds.config import RunConfig
-
-COMPONENTS = ("connector", "vision", "text")
+from molmo_ds.config import COMPONENTS, RunConfig
 
 
 def told(config: RunConfig) -> list[str]:

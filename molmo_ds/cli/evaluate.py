@@ -129,8 +129,9 @@ def subject_of(given: argparse.Namespace, world: Any) -> Any:
     from molmo_ds.eval.subject import Checkpoint, Server
 
     if given.server:
-        named = given.model, world, given.family
-        return Server(given.server, given.save_dir, given.parallel, *named)
+        return Server(
+            given.server, given.save_dir, given.parallel, given.model, world, given.family
+        )
     checkpoint = Checkpoint(
         given.checkpoint,
         given.save_dir,

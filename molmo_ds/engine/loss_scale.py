@@ -12,7 +12,13 @@ from molmo_ds.ops.tree_attention.pairs import visible_pairs
 # crops that belong to a document; images = pictures, by the tokens they begin with (a frame of a video counts as a
 # picture shown once does); pairs of tokens that see each other
 COUNTS = (
-    *("weight", "tokens", "learnt_tokens", "positions", "crops", "documents", "images"),
+    "weight",
+    "tokens",
+    "learnt_tokens",
+    "positions",
+    "crops",
+    "documents",
+    "images",
     "visible_pairs",
 )
 

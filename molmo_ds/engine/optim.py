@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from molmo_ds.config import ComponentConfig, LoraConfig, OptimConfig
+from molmo_ds.config import COMPONENTS, ComponentConfig, LoraConfig, OptimConfig
 from molmo_ds.model.lora import is_base
 from molmo_ds.model.molmo import Molmo, component, decays, is_hidden_matrix
 from molmo_ds.model.vision import used_layers
 
-COMPONENTS = ("connector", "vision", "text")
 CHUNK = 1 << 16  # elements whose squares are summed in fp32
 LAUNCH = 320  # chunks that a kernel over many tensors takes at once on a GPU
 

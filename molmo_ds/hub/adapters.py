@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from molmo_ds import files
+from molmo_ds.config import COMPONENTS
 from molmo_ds.hub import load
 from molmo_ds.model.families import molmo_names
 from molmo_ds.weights import checkpoint
@@ -37,7 +38,7 @@ def to_peft(source: str | Path, out: str | Path) -> None:
         raise ValueError(
             f"{source} has no adapters; give the checkpoint of a run with lora.components."
         )
-    for part in ("connector", "vision", "text"):
+    for part in COMPONENTS:
         if part not in run.lora.components and not getattr(run.optim, part).freeze:
             raise ValueError(
                 f"In {source} the {part} learnt as well, which adapters do not hold; use to-hub, merged."

@@ -33,8 +33,8 @@ def fitted(text: TextConfig, preset: str, folder: Path) -> TextConfig:
     wanted = presets.get(preset).text
     free = {"max_position_embeddings", "initializer_range", "tie_word_embeddings", "vocab_size"}
     free |= {"embedding_size", "additional_vocab_size", "image_attention"}
-    mine = asdict(replace(wanted, head_dim=head_width(wanted)))
-    theirs = asdict(replace(text, head_dim=head_width(text)))
+    mine = asdict(replace(wanted, head_dim=wanted.head_width))
+    theirs = asdict(replace(text, head_dim=text.head_width))
     different = [name for name in mine if name not in free and mine[name] != theirs[name]]
     if text.embedding_size > wanted.embedding_size:
         different.append("embedding_size")
@@ -45,11 +45,6 @@ def fitted(text: TextConfig, preset: str, folder: Path) -> TextConfig:
             f"{theirs[name]}, not {mine[name]}."
         )
     return wanted
-
-
-def head_width(text: TextConfig) -> int:
-    """Of one head, whether it is said or follows from the width."""
-    return text.head_dim or text.hidden_size // text.num_attention_heads
 
 
 def base_of(preset: str, tower: str) -> MolmoConfig:

@@ -99,7 +99,7 @@ class Rotary:
     """The rotary positions of a model, whose layers may be scaled or not (OLMo3 scales every fourth)."""
 
     def __init__(self, text: TextConfig):
-        self.head_dim = text.head_dim or text.hidden_size // text.num_attention_heads
+        self.head_dim = text.head_width
         self.theta = text.rope_theta
         self.layers = text.rope_scaling_layers
         self.scalings = [text.rope_scaling]
@@ -123,7 +123,7 @@ class Attention(nn.Module):
 
     def __init__(self, text: TextConfig):
         super().__init__()
-        self.head_dim = text.head_dim or text.hidden_size // text.num_attention_heads
+        self.head_dim = text.head_width
         self.clip = text.clip_qkv
         self.dropout = text.attention_dropout
         self.core = Core()

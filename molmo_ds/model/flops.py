@@ -47,7 +47,7 @@ def flops_of_step(
         crops: that belong to a document.
     """
     text = config.text
-    head = text.head_dim or text.hidden_size // text.num_attention_heads
+    head = text.head_width
     layers = tokens * (attention(text, 0) + mlp(text))
     weights = text.num_hidden_layers * layers + learnt * text.hidden_size * text.embedding_size
     scores = text.num_hidden_layers * 2 * text.num_attention_heads * head * pairs
@@ -84,7 +84,7 @@ def per_crop(config: MolmoConfig) -> tuple[int, int]:
 
 def attention(text: TextConfig, length: int) -> int:
     """Products of the attention of one decoder layer: projections, and q k and p v over half of the positions."""
-    head = text.head_dim or text.hidden_size // text.num_attention_heads
+    head = text.head_width
     queries = text.num_attention_heads * head
     keys = text.num_key_value_heads * head
     return text.hidden_size * (2 * queries + 2 * keys) + queries * length
@@ -92,7 +92,7 @@ def attention(text: TextConfig, length: int) -> int:
 
 def cached(text: TextConfig) -> int:
     """Numbers that a KV cache holds of one token, in all layers."""
-    head = text.head_dim or text.hidden_size // text.num_attention_heads
+    head = text.head_width
     return 2 * text.num_hidden_layers * text.num_key_value_heads * head
 
 

@@ -15,8 +15,9 @@ import torch
 from tqdm import tqdm
 
 from molmo_ds import settings
-from molmo_ds.config import RunConfig
+from molmo_ds.config import COMPONENTS, RunConfig
 from molmo_ds.engine.launch import World
+from molmo_ds.engine.loss_scale import COUNTS
 from molmo_ds.files import is_remote
 from molmo_ds.model.flops import PARTS, Learning, flops_of_step
 from molmo_ds.stores.mirror import working_folder
@@ -155,13 +156,7 @@ class Metrics:
         self.since += evaluating
         self.trained += stepped
         counts = {"steps": 1.0, "waited": waited, "stepped": stepped, "saving": saving}
-        counts |= {
-            k: values[k]
-            for k in (
-                *("tokens", "positions", "crops", "documents", "images", "learnt_tokens"),
-                "visible_pairs",
-            )
-        }
+        counts |= {name: values[name] for name in COUNTS if name != "weight"}
         self.sums = {key: self.sums.get(key, 0.0) + value for key, value in counts.items()}
         self.bar.update()
         due = step % self.config.log_interval == 0 or step == 1 or step in self.config.profile_steps
@@ -199,9 +194,14 @@ class Metrics:
             "memory_bytes": float(self._memory()),
         }
         if peak := peak_flops(self.world.device):
-            names = ("tokens", "learnt_tokens", "visible_pairs", "crops")
-            counted = (sums[name] for name in names)
-            flops = flops_of_step(self.config.model, *counted, learning_of(self.config))
+            flops = flops_of_step(
+                self.config.model,
+                tokens=sums["tokens"],
+                learnt=sums["learnt_tokens"],
+                pairs=sums["visible_pairs"],
+                crops=sums["crops"],
+                learning=learning_of(self.config),
+            )
             out["mfu"] = flops / wall / (peak * self.world.size)
         return out
 
@@ -211,7 +211,7 @@ class Metrics:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def _write(self, step: int, values: dict[str, Any]) -> None:
-        parts = [values[f"grad_norm/{part}"] for part in ("connector", "vision", "text")]
+        parts = [values[f"grad_norm/{part}"] for part in COMPONENTS]
         values = {**values, "grad_norm": math.hypot(*parts)}
         # JSON knows no NaN
         written = {key: value if math.isfinite(value) else None for key, value in values.items()}

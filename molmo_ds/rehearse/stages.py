@@ -141,7 +141,7 @@ def _of_later_families(real: MolmoConfig) -> list[str]:
     """Heads, positions, windows, crops, frames and selection as in the real model."""
     text = real.text
     share = text.hidden_size // text.num_attention_heads
-    wide = (text.head_dim or share) != share
+    wide = text.head_width != share
     grouped = text.num_key_value_heads != text.num_attention_heads
     words = [f"model.text.num_attention_heads={HEADS}"]
     words.append(f"model.text.num_key_value_heads={HEADS // 2 if grouped else HEADS}")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from molmo_ds.config import COMPONENTS
 from molmo_ds.testing.tables import ROOT
 
 Cell = tuple[int, str, str, str]  # ranks, strategy, model, packing
@@ -24,7 +25,6 @@ def words(quickstart: Path, cell: Cell, out: Path, steps: int) -> list[str]:
         quickstart: a folder of examples/quickstart.sh, for its shards and tokenizer.
     """
     _, strategy, model, packing = cell
-    parts = ("connector", "vision", "text")
     return [
         str(ROOT / "examples/digits/questions.yaml"),
         f"strategy={ROOT}/ds_configs/{strategy}.json",
@@ -39,5 +39,5 @@ def words(quickstart: Path, cell: Cell, out: Path, steps: int) -> list[str]:
         "optim.name=sgd",
         "optim.max_grad_norm=0",
         *MODELS[model],
-        *(f"optim.{part}.{key}" for part in parts for key in ("lr=0.05", "warmup_steps=2")),
+        *(f"optim.{part}.{key}" for part in COMPONENTS for key in ("lr=0.05", "warmup_steps=2")),
     ]

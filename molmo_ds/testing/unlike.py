@@ -10,7 +10,7 @@ import torch
 
 from molmo_ds.architecture import MolmoConfig
 from molmo_ds.batch import Batch, learnt_rows_of, windows_of
-from molmo_ds.config import RunConfig
+from molmo_ds.config import COMPONENTS, RunConfig
 from molmo_ds.data.order.packing import merge
 from molmo_ds.testing import synthetic
 
@@ -142,7 +142,7 @@ def run_config(
 ) -> RunConfig:
     """A run over such batches under SGD without clipping, at rates that do not amplify rounding."""
     base = synthetic.config(model=model(text), strategy=strategy)
-    parts = {part: getattr(base.optim, part) for part in ("connector", "vision", "text")}
+    parts = {part: getattr(base.optim, part) for part in COMPONENTS}
     slower = {part: replace(settings, lr=RATE * settings.lr) for part, settings in parts.items()}
     optim = replace(base.optim, **slower)
     return replace(

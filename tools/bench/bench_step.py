@@ -30,13 +30,13 @@ from tqdm import tqdm
 
 from molmo_ds import presets
 from molmo_ds.architecture import MolmoConfig
-from molmo_ds.batch import Batch, last_tokens
+from molmo_ds.batch import Batch
+from molmo_ds.engine import loss_scale
 from molmo_ds.files import local
 from molmo_ds.model.flops import flops_of_step
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.monitor.metrics import peak_flops
 from molmo_ds.ops import dispatch
-from molmo_ds.ops.tree_attention.pairs import visible_pairs
 
 PLAIN = "plain PyTorch, eager"
 VERSIONS = (  # name, kernels, layers compiled, message trees
@@ -64,16 +64,15 @@ class Measured:
 
 
 def flops(config: MolmoConfig, batches: list[Batch]) -> float:
-    """Operations of a step, counted as monitor/metrics.py does."""
-    return sum(
-        flops_of_step(
-            config,
-            tokens=int((b.document_ids > 0).sum()),
-            learnt=int((b.loss_weights > 0).sum()),
-            pairs=float(visible_pairs(b.document_ids, b.branch_ids)),
-            crops=int((last_tokens(b) >= 0).sum()),
-        )
-        for b in batches
+    """Operations of a step, of what the engine counts, as monitor/metrics.py does."""
+    _, sums = loss_scale.scale(batches, 1, None, torch.device("cpu"), config)
+    counts = dict(zip(loss_scale.COUNTS, sums.tolist(), strict=True))
+    return flops_of_step(
+        config,
+        tokens=counts["tokens"],
+        learnt=counts["learnt_tokens"],
+        pairs=counts["visible_pairs"],
+        crops=counts["crops"],
     )
 
 

@@ -64,26 +64,24 @@ def read_ai2d(folder: Path, split: str) -> Iterator[Row]:
     """Questions of a split, each with its picture's annotation; the split is by picture."""
     with open(folder / "ai2d_test_ids.csv", newline="") as file:
         test = {int(line[0]) for line in csv.reader(file) if line}
-    names = sorted(
-        (folder / "questions").glob("*.json"), key=lambda path: int(path.name.split(".")[0])
+    numbered = sorted(
+        (int(path.name.split(".")[0]), path.name) for path in (folder / "questions").glob("*.json")
     )
-    if not names:
+    if not numbered:
         raise FileNotFoundError(folder / "questions")
-    contents = {
-        int(path.name.split(".")[0]): read_json(folder, f"questions/{path.name}") for path in names
-    }
+    pictures = [(number, name, read_json(folder, f"questions/{name}")) for number, name in numbered]
     # the draw is among pictures that have a question
-    train = [n for n, content in contents.items() if content["questions"] and n not in test]
+    train = [n for n, _, content in pictures if content["questions"] and n not in test]
     np.random.RandomState(_SEED).shuffle(train)
     wanted = (
         test
         if split == "test"
         else set(train[:_HELD_OUT] if split == "validation" else train[_HELD_OUT:])
     )
-    for path, (number, content) in zip(names, contents.items()):
+    for number, name, content in pictures:
         if number in wanted:
             marks = any(q["abcLabel"] for q in content["questions"].values())
-            annotations = read_json(folder, f"annotations/{path.name}") if marks else {}
+            annotations = read_json(folder, f"annotations/{name}") if marks else {}
             for question, row in content["questions"].items():
                 known = {
                     "imageName": content["imageName"],

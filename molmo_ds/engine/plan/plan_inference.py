@@ -84,7 +84,7 @@ class Answering:
     def activations(self, tokens: int, on_gpu: bool = True) -> float:
         """Bytes of one layer's work on a prefill: hidden states on their way, and the widest of its two branches."""
         text = self.text
-        width = text.head_dim or text.hidden_size // text.num_attention_heads
+        width = text.head_width
         heads = text.num_attention_heads / self.tensor
         keys = max(1, text.num_key_value_heads / self.tensor)
         # queries, keys and values, these repeated for the heads that share them, what comes out by document and whole
@@ -198,7 +198,7 @@ def answering(
     for name, parameter in network.named_parameters(remove_duplicate=False):
         kind, stage = _where(name, bounds)
         held[stage][kind] += parameter.numel() / (tensor if _is_cut(name, text) else 1)
-    width = text.head_dim or text.hidden_size // text.num_attention_heads
+    width = text.head_width
     keys = max(1, text.num_key_value_heads / tensor)  # more ranks than heads hold copies
     made = []
     for stage, counts in enumerate(held):

@@ -46,7 +46,7 @@ def shard(config: MolmoConfig, shards: int) -> MolmoConfig:
     text = config.text
     heads = text.num_attention_heads // shards
     keys = text.num_key_value_heads // shards
-    width = text.head_dim or text.hidden_size // text.num_attention_heads
+    width = text.head_width
     inner = text.intermediate_size if text.num_experts else text.intermediate_size // shards
     small = replace(
         text,

@@ -108,7 +108,7 @@ def to_released(config: MolmoConfig, dtype: str) -> dict[str, Any]:
     """The config.json of a released folder, with the field `molmo_ds` on top."""
     text = config.text
     vision = config.vision
-    size = text.head_dim or text.hidden_size // text.num_attention_heads
+    size = text.head_width
     kind = "qwen3" if text.qk_norm_per_head else "olmo"
     scaled = text.rope_scaling_layers
     shared = {"attn_implementation": "sdpa", "attention_dropout": 0.0}

@@ -111,7 +111,7 @@ def _after_model(table: Table) -> Table:
 
 
 def _attention(text: TextConfig, ours: str, theirs: str, fused: bool) -> Table:
-    size = text.head_dim or text.hidden_size // text.num_attention_heads
+    size = text.head_width
     queries = text.num_attention_heads * size
     keys = text.num_key_value_heads * size
     table = pairs(ours, theirs, {"o_proj.weight": "attn_out.weight"})
