@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -21,6 +21,7 @@ from molmo_ds.engine.strategy import Limits, Strategy
 from molmo_ds.infer.generate import Options, generate
 from molmo_ds.infer.replica import Replica
 from molmo_ds.model.molmo import Molmo
+from molmo_ds.ops.linear import library
 from molmo_ds.weights.slices import Cut, fill, read_slice
 from molmo_ds.weights.source import Source, open_source, tokenizer_folder
 
@@ -103,7 +104,9 @@ def read(source: Source, config: RunConfig, device: torch.device, precision: Pre
     builder = SampleBuilder(config)
     with torch.device("meta"):
         model = Molmo(config.model)
-    fill(model, source, dtype=DTYPES[precision], device=device)
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    columns = by_columns(shapes, precision, device)
+    fill(model, source, dtype=DTYPES[precision], device=device, by_columns=columns)
     return Answerer(model.eval(), builder, device)
 
 
@@ -117,12 +120,28 @@ def read_replica(
 ) -> Replica:
     """Read this rank's part of the weights that `look_up` found; all ranks make the same calls, and fail together."""
     dtype = DTYPES[precision]
+    columns = set()
+    if strategy.execution.weights is None:  # others have products of their own
+        columns = by_columns(source.shapes, precision, world.device)
 
     def slices(wanted: dict[str, Cut]) -> Iterable[tuple[str, Tensor]]:
         for name, cut in wanted.items():
-            yield name, read_slice(source, name, cut, dtype, world.device)
+            yield name, read_slice(source, name, cut, dtype, world.device, name in columns)
 
     return Replica.over_ranks(model, strategy, world, slices, eos, dtype)
+
+
+def by_columns(
+    shapes: Mapping[str, Sequence[int]], precision: Precision, device: torch.device
+) -> set[str]:
+    """The decoder's matrices, where this CPU multiplies a few rows faster with weights that lie column by column."""
+    if device.type != "cpu" or precision != "fp32" or not library.columns_are_faster():
+        return set()
+    return {
+        name
+        for name, shape in shapes.items()
+        if name.startswith(("layers.", "head.")) and name.endswith(".weight") and len(shape) == 2
+    }
 
 
 def with_crops(config: RunConfig, max_crops: int | None) -> RunConfig:

@@ -1,6 +1,6 @@
 """A rank's slices of a model: read from a folder of any kind in blocks of rows, and nothing else is held."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ def fill(
     device: torch.device | str = "cpu",
     part: int = 0,
     parts: int = 1,
+    by_columns: Collection[str] = (),
 ) -> None:
     """Give every parameter of a module on the meta device its numbers.
 
@@ -32,6 +33,7 @@ def fill(
         cuts: by name what this rank holds of a tensor, where it does not hold all.
         dtype: None takes the parameter's.
         part, parts: this rank's number among those that read the folder; each begins at another tensor.
+        by_columns: matrices that shall lie in memory column by column.
 
     Raises ValueError for a tensor that is not there, has another shape, or holds a number that is not finite. It may do
     so on one rank alone: call it through `World.together`.
@@ -41,7 +43,14 @@ def fill(
     for name, parameter in tqdm(
         parameters[begin:] + parameters[:begin], "weights", leave=False, disable=part > 0
     ):
-        own = read_slice(source, name, (cuts or {}).get(name, ()), dtype or parameter.dtype, device)
+        own = read_slice(
+            source,
+            name,
+            (cuts or {}).get(name, ()),
+            dtype or parameter.dtype,
+            device,
+            name in by_columns,
+        )
         compare(source.path, name, list(own.shape), list(parameter.shape))
         put(module, name, nn.Parameter(own, requires_grad=parameter.requires_grad))
 
@@ -53,9 +62,14 @@ def put(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
 
 
 def read_slice(
-    source: Source, name: str, cut: Cut, dtype: torch.dtype, device: torch.device | str = "cpu"
+    source: Source,
+    name: str,
+    cut: Cut,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    by_columns: bool = False,
 ) -> Tensor:
-    """This rank's slice of a tensor, on its device."""
+    """This rank's slice of a tensor, on its device; a matrix may lie there column by column."""
     shape = source.shapes.get(name)
     if shape is None:
         raise ValueError(
@@ -65,7 +79,8 @@ def read_slice(
     inner = (slice(None), *cut[1:])
     with torch.device("meta"):
         size = torch.empty(shape)[cut].shape
-    own = torch.empty(size, dtype=dtype, device=device)
+    own = torch.empty(size[::-1] if by_columns else size, dtype=dtype, device=device)
+    own = own.T if by_columns else own
     row = 4 * torch.Size(shape[1:]).numel()
     block_bytes = REMOTE_BLOCK if isinstance(source.path, Remote) else BLOCK
     step = max(1, block_bytes // max(row, 1))

@@ -19,6 +19,7 @@ from molmo_ds.eval.client import Ask, Reply, failure
 from molmo_ds.eval.own_client import OwnClient, usual_batch
 from molmo_ds.eval.subject import Checkpoint
 from molmo_ds.infer.load import Answerer, load
+from molmo_ds.ops.linear import library
 from molmo_ds.testing.ranks import run_ranks
 
 ALONE = launch.alone()
@@ -63,6 +64,26 @@ def answerer(folder: Path) -> Answerer:
 def alone(folder: Path, answerer: Answerer) -> run.Outcome:
     """What one process finds, 64 questions at a time."""
     return run.evaluate(job(folder, "alone"), OwnClient.of(answerer), ALONE)
+
+
+def test_answers_do_not_depend_on_the_order_of_weights_in_memory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, alone: run.Outcome
+) -> None:
+    """Where this CPU multiplies a few rows faster so, the decoder's matrices lie column by column."""
+    for columns in (True, False):
+        monkeypatch.setattr(library, "columns_are_faster", lambda columns=columns: columns)
+        answerer = load(folder / "model", device="cpu")
+        lying = {
+            name
+            for name, parameter in answerer.model.named_parameters()
+            if parameter.ndim == 2 and parameter.stride(1) > 1
+        }
+        layers = answerer.model.config.text.num_hidden_layers
+        # q, k, v, o, gate, up and down of each, and the head
+        assert len(lying) == (7 * layers + 1 if columns else 0), lying
+        client = OwnClient.of(answerer)
+        outcome = run.evaluate(job(folder, f"columns-{columns}"), client, ALONE)
+        assert outcome.rows == alone.rows and outcome.figures == alone.figures
 
 
 def lines(folder: Path) -> list[str]:

@@ -20,9 +20,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     library.onednn_is_faster.cache_clear()
     library.bf16_gain.cache_clear()
+    library.columns_are_faster.cache_clear()
     yield tmp_path / "molmo_ds"
     library.onednn_is_faster.cache_clear()
     library.bf16_gain.cache_clear()
+    library.columns_are_faster.cache_clear()
 
 
 def timed(onednn: float, mkl: float) -> dict[str, float]:
@@ -115,3 +117,36 @@ def test_the_products_of_bf16_are_measured_with_their_casts() -> None:
     out = library.in_bf16(a, b)
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(out.float(), a @ b.T, rtol=2e-2, atol=0.2)
+
+
+@pytest.mark.parametrize(("seconds", "faster"), [(0.9, True), (0.95, False), (1.2, False)])
+def test_columns_must_be_a_tenth_faster(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, faster: bool
+) -> None:
+    def measured(ways: dict, shapes: tuple, gradients: bool) -> dict[str, float]:
+        assert not gradients and all(rows == 8 for rows, _, _ in shapes)
+        return {"rows": 1.0, "columns": seconds}
+
+    monkeypatch.setattr(library, "measure", measured)
+    assert library.columns_are_faster() is faster
+    (file,) = cache.iterdir()
+    assert file.name.startswith("columns-") and json.loads(file.read_text())["columns"] is faster
+
+
+def test_weights_lie_by_rows_where_nothing_can_be_kept(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(library, "measure", lambda *_, **__: {"rows": 1.0, "columns": 0.5})
+    cache.write_text("a file where the folder would be")
+    assert not library.columns_are_faster()
+    assert "they lie by rows" in caplog.text
+
+
+def test_both_orders_are_measured_on_the_same_products() -> None:
+    seconds = library.measure(
+        {"rows": F.linear, "columns": library.by_columns}, ((8, 30, 50),), gradients=False
+    )
+    assert set(seconds) == {"rows", "columns"} and min(seconds.values()) > 0
+    a, b = torch.randn(8, 30), torch.randn(50, 30)
+    again = b.view(30, 50).T  # the same memory, read as a weight by columns
+    torch.testing.assert_close(library.by_columns(a, b), a @ again.T)

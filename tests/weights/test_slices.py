@@ -136,7 +136,10 @@ def test_slices_of_every_folder(
         assert torch.equal(seen[name], state[name])
     with torch.device("meta"):
         whole = Molmo(architecture)
-    slices.fill(whole, source, dtype=torch.bfloat16)
+    by_columns = {"layers.1.self_attn.k_proj.weight", "head.lm_head.weight"}
+    slices.fill(whole, source, dtype=torch.bfloat16, by_columns=by_columns)
+    lying = {n for n, p in whole.named_parameters() if p.ndim == 2 and not p.is_contiguous()}
+    assert lying == by_columns
     assert all(torch.equal(p, state[name].bfloat16()) for name, p in whole.named_parameters())
 
 

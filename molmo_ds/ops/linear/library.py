@@ -1,9 +1,9 @@
 """How fast this kind of CPU multiplies matrices, by library and type: measured once, kept in a file.
 
 Every rank and every later run of the machine must use the same one, or a resumed run would round otherwise: the first
-process that has measured leaves `CACHE/molmo_ds/products-HASH.json` (of float32, by library) or `half-HASH.json` (bf16
-beside float32), and all others read it. HASH names the CPU and the version of PyTorch; CACHE is $XDG_CACHE_HOME or
-~/.cache.
+process that has measured leaves `CACHE/molmo_ds/products-HASH.json` (of float32, by library), `half-HASH.json` (bf16
+beside float32) or `columns-HASH.json` (a few rows, by the order of the weight in memory), and all others read it. HASH
+names the CPU and the version of PyTorch; CACHE is $XDG_CACHE_HOME or ~/.cache.
 """
 
 import contextlib
@@ -24,12 +24,15 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import _disable_current_modes
 
 ROUNDS = 5
-# R, K, N of the measured products: wide and narrow layers at some hundred tokens
+# of the measured products: wide and narrow layers at some hundred tokens
 SHAPES = ((512, 512, 1024), (1024, 256, 512))
-GAIN = 1.1  # oneDNN must be so much faster to be taken; PyTorch's own choice is MKL
+# of a step of decoding: some rows at a time, narrow and wide
+FEW = ((8, 512, 1408), (8, 1408, 512))
+GAIN = 1.1  # what is not PyTorch's own choice must be so much faster to be taken; that is MKL, and weights by rows
 
 log = logging.getLogger(__name__)
 Ways = dict[str, Callable[[Tensor, Tensor], Tensor]]
+Shape = tuple[int, int, int]  # R, K, N
 
 
 @functools.cache
@@ -74,6 +77,26 @@ def bf16_gain() -> float:
         return 0.0
 
 
+@functools.cache
+def columns_are_faster() -> bool:
+    """Whether a few float32 rows are multiplied faster with a weight that lies in memory column by column.
+
+    False where the file cannot be kept or read.
+    """
+    file = _file("columns")
+    try:
+        if not file.exists():
+            seconds = measure({"rows": F.linear, "columns": by_columns}, FEW, gradients=False)
+            faster = GAIN * seconds["columns"] < seconds["rows"]
+            keep(file, {"columns": faster, "seconds": seconds, "cpu": cpu_name()})
+        return bool(json.loads(file.read_text())["columns"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning(
+            "The faster order of weights cannot be kept in %s (%s); they lie by rows.", file, error
+        )
+        return False
+
+
 def has_onednn() -> bool:
     """Whether this PyTorch holds oneDNN's product."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -89,7 +112,14 @@ def in_bf16(a: Tensor, b: Tensor) -> Tensor:
     return F.linear(a.bfloat16(), b.bfloat16())
 
 
-def measure(libraries: Ways) -> dict[str, float]:
+def by_columns(a: Tensor, b: Tensor) -> Tensor:
+    """a [R, K] @ b.T for b [N, K], read as the [K, N] of a weight that lies in memory column by column."""
+    return F.linear(a, b.view(b.shape[1], b.shape[0]).T)
+
+
+def measure(
+    libraries: Ways, shapes: tuple[Shape, ...] = SHAPES, gradients: bool = True
+) -> dict[str, float]:
     """CPU-seconds of each way for the products of a layer and of its gradients: the best of rounds, in turn.
 
     In one thread, since threads that wait for each other on a busy machine count as busy.
@@ -99,19 +129,22 @@ def measure(libraries: Ways) -> dict[str, float]:
     try:
         # real numbers, though the first product may be a fake one
         with torch.no_grad(), _disable_current_modes():
-            return _measure(libraries)
+            return _measure(libraries, shapes, gradients)
     finally:
         torch.set_num_threads(threads)
 
 
-def _measure(libraries: Ways) -> dict[str, float]:
+def _measure(libraries: Ways, shapes: tuple[Shape, ...], gradients: bool) -> dict[str, float]:
     seconds = dict.fromkeys(libraries, 0.0)
     draw = torch.Generator().manual_seed(0)
-    for rows, inputs, outputs in SHAPES:
+    for rows, inputs, outputs in shapes:
         x = torch.randn(rows, inputs, generator=draw, device="cpu")
         weight = torch.randn(outputs, inputs, generator=draw, device="cpu")
         of_out = torch.randn(rows, outputs, generator=draw, device="cpu")
-        for pair in ((x, weight), (of_out, weight.T), (of_out.T, x.T)):
+        pairs = [(x, weight)]
+        if gradients:
+            pairs += [(of_out, weight.T), (of_out.T, x.T)]
+        for pair in pairs:
             best = dict.fromkeys(libraries, float("inf"))
             for _ in range(ROUNDS):
                 for name, library in libraries.items():
