@@ -233,8 +233,10 @@ class RunConfig(Checked):
         "vision",
         "offload",
     ] = "none"
-    compile: bool = False  # torch.compile of ViT blocks and decoder layers
-    compile_mode: Literal["default", "max-autotune-no-cudagraphs"] = "default"  # torch's word
+    # torch.compile of ViT blocks and decoder layers; None = where it is proven, docs/evidence/gpu.md
+    compile: Optional[bool] = None
+    # torch's word, with compile=true
+    compile_mode: Literal["default", "max-autotune-no-cudagraphs"] = "default"
     seed: Whole = 6198  # of first weights and dropout
     save_interval: Count = 1000  # steps between two checkpoints; one more at the end
     async_save: bool = True  # the next steps go on; an update waits for the copy to host memory

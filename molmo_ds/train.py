@@ -73,7 +73,7 @@ def run(config: RunConfig, world: "World", folder: "RunFolder", deadline: float)
     from molmo_ds.data.order.loader import build_stream
     from molmo_ds.engine import build_engine, strategy_place
     from molmo_ds.engine.launching import launchers
-    from molmo_ds.engine.plan import choice, precision
+    from molmo_ds.engine.plan import choice, compiling, precision
     from molmo_ds.engine.save.writer import Writer
     from molmo_ds.engine.strategy import read_strategy
     from molmo_ds.eval.in_training.evaluators import build_evaluators
@@ -84,6 +84,7 @@ def run(config: RunConfig, world: "World", folder: "RunFolder", deadline: float)
     world.agree(lambda: same_run.check_folder(config, folder))
     config = precision.settled(config, world, folder.local)
     config = choice.settled(config, world, folder.local)
+    config = compiling.settled(config, world, folder.local)
     told = strategy_place.told(config.strategy)
     told += world.agree(lambda: same_run.told(config, folder))
     for sentence in [*told, *launchers.ignored(read_strategy(config.strategy), config)]:

@@ -43,7 +43,7 @@ def _unread(config: RunConfig) -> dict[str, list[str]]:
     if not config.lora.components:
         why["lora.components names none"] = ["lora.rank", "lora.alpha", "lora.dropout"]
     if not config.compile:
-        why["compile=false"] = ["compile_mode"]
+        why["compile=true alone has it"] = ["compile_mode"]
     if config.wandb is None:
         why["wandb names no project"] = ["wandb_entity", "wandb_group", "wandb_tags"]
     if data.packing != "knapsack":

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
         (["optim.max_grad_norm=0", "optim.grad_clip_warmup_steps=9"], "clips nothing"),
         (["lora.rank=4"], "lora.rank=4 (lora.components names none)"),
         (["lora.rank=4", "lora.components=[text]"], ""),
-        (["compile_mode=max-autotune-no-cudagraphs"], "(compile=false)"),
+        (["compile_mode=max-autotune-no-cudagraphs"], "(compile=true alone has it)"),
         (["wandb_group=x"], "wandb_group=x"),
         (["data.crop_weight=1"], "data.crop_weight=1.0"),
         (["data.crop_weight=1", "data.packing=knapsack"], ""),

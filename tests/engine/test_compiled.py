@@ -17,7 +17,7 @@ Case = tuple[str, str, bool]  # strategy, backend ("" = not compiled), adapters
 STEPS = (1, 2, 3)
 
 
-def train(world: World, decoder: str, cases: list[Case]) -> list[tuple]:
+def train(world: World, decoder: str, cases: list[Case], recompute: str = "none") -> list[tuple]:
     """(losses, held-out loss, weights, graphs after each step and the evaluation, graph breaks) of each case."""
     from torch._dynamo.utils import counters
 
@@ -30,7 +30,7 @@ def train(world: World, decoder: str, cases: list[Case]) -> list[tuple]:
         fresh_groups()
         config: RunConfig = synthetic.config(
             model=family(decoder), strategy=f"ds_configs/{strategy}.json", global_batch=2, micro_batch=2,
-            compile=bool(compiled.BACKEND), lora=LoraConfig(components=("text",), rank=3) if adapters else LoraConfig(),
+            compile=bool(compiled.BACKEND), activation_checkpointing=recompute, lora=LoraConfig(components=("text",), rank=3) if adapters else LoraConfig(),
         )  # fmt: skip
         engine = build_engine(config, world)
         batches = {
@@ -70,6 +70,13 @@ def test_a_graph_for_each_kind_of_layer() -> None:
     plain, whole, split = run_ranks(train, 1, "qwen2", cases, timeout=240)[0]
     check([plain, whole], 2)  # a ViT block and a decoder layer
     check([plain, split], 4)  # attention and MLP of each
+
+
+def test_layers_that_are_computed_again() -> None:
+    cases = [("zero1", "", False), ("zero1", "aot_eager", False), ("zero3", "aot_eager", False)]
+    plain, whole, split = run_ranks(train, 1, "qwen2", cases, "full", timeout=240)[0]
+    check([plain, whole], 2)
+    check([plain, split], 4)
 
 
 AMONG_RANKS = [
