@@ -30,7 +30,8 @@ def train(world: World, decoder: str, cases: list[Case], recompute: str = "none"
         fresh_groups()
         config: RunConfig = synthetic.config(
             model=family(decoder), strategy=f"ds_configs/{strategy}.json", global_batch=2, micro_batch=2,
-            compile=bool(compiled.BACKEND), activation_checkpointing=recompute, lora=LoraConfig(components=("text",), rank=3) if adapters else LoraConfig(),
+            compile=bool(compiled.BACKEND), activation_checkpointing=recompute,
+            lora=LoraConfig(components=("text",), rank=3) if adapters else LoraConfig(),
         )  # fmt: skip
         engine = build_engine(config, world)
         batches = {

@@ -39,3 +39,24 @@ def test_counted_floors(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def test_unknown_op() -> None:
     with pytest.raises(SystemExit):
         bench_ops.main(["softmax"])
+
+
+def test_what_fails_ends_with_a_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    bench_ops.main(["swiglu", "--small"])
+    assert "2 rows, none failed" in capsys.readouterr().out
+
+    def broken(function: object, device: str) -> tuple[float, float]:
+        raise RuntimeError("no clock")
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(bench_ops, "milliseconds", broken)
+        bench_ops.main(["swiglu", "--small"])
+    assert str(ended.value).startswith("2 of 2 rows failed or missed a limit: swiglu fwd by torch")
+    monkeypatch.setattr(bench_ops, "errors", lambda *_: "1.0e-03! / -")
+    with pytest.raises(SystemExit) as ended:
+        bench_ops.main(["swiglu", "--small"])
+    assert str(ended.value).startswith("2 of 2 rows")
