@@ -145,6 +145,20 @@ def test_documents_of_unequal_lengths_have_calls_of_their_own() -> None:
     assert not isinstance(plan.prepared, documents.Documents) and plan.mask is not None
 
 
+def test_the_cascade_is_planned_on_the_host_whatever_the_default_device() -> None:
+    document, branch = (x[None] for x in ids([5, 3, 4], [2, 2], tokens=18))
+    wanted = cascade.plan(document, branch, torch.float32, None).prepared
+    with torch.device("meta"):  # bench_ops makes its tensors so, on a GPU
+        found = cascade.plan(document, branch, torch.float32, None).prepared
+    for ours, theirs in (
+        (found.runs, wanted.runs),
+        (found.others[0].lengths, wanted.others[0].lengths),
+    ):
+        assert torch.equal(ours.starts_q, theirs.starts_q)
+        assert torch.equal(ours.starts_k, theirs.starts_k)
+    assert torch.equal(found.others[0].queries, wanted.others[0].queries)
+
+
 def test_cascade_without_branches_is_one_call() -> None:
     document, branch = batch(ids([5], [6], tokens=11))
     assert cascade.segments(document, branch, None).others == ()

@@ -229,6 +229,13 @@ def test_kernels_give_the_loss_and_gradients_of_a_cpu(found: dict, decoder: str)
                 assert relative(theirs[name], gradient) <= 2e-5, name
 
 
+def test_the_cascade_by_flash_attention(found: dict) -> None:
+    exact = twin_cases.cascade("cpu", "torch", torch.float64)
+    rounded = twin_cases.cascade("cpu", "torch", torch.bfloat16)
+    for ours, half, reference in zip(found["apart"][0]["cascade"], rounded, exact, strict=True):
+        assert 0 < relative(ours, reference) <= 1.5 * relative(half, reference)
+
+
 def test_answers_are_those_of_a_cpu(found: dict, folder: Path) -> None:
     with dispatch.use("torch"):
         expected = twin_cases.answers(str(folder / "weights"), "cpu")

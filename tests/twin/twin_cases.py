@@ -26,6 +26,7 @@ from molmo_ds.infer.options import Options
 from molmo_ds.infer.replica import Replica
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.ops import dispatch
+from molmo_ds.ops.tree_attention import attention_plan, tree_attention
 from molmo_ds.testing import synthetic
 from molmo_ds.testing.oracle import family, fresh_groups
 from molmo_ds.testing.serving import Server, chat, data_url, post
@@ -384,6 +385,32 @@ def network(device: str, decoder: str, kernels: str | None) -> tuple[float, dict
     return total, {name: p.grad.cpu() for name, p in named if p.grad is not None}
 
 
+def cascade(device: str, kernels: str, dtype: torch.dtype) -> list[Tensor]:
+    """Attention over two trees and padding, and its gradients, on the CPU: 4 heads, 2 of keys, 16 channels."""
+    runs = [
+        (1, 0, 9),
+        (1, 1, 5),
+        (1, 2, 4),
+        (2, 0, 3),
+        (2, 1, 6),
+        (0, 0, 5),
+    ]  # document, branch, tokens
+    ids = torch.cat([torch.tensor([[d, b]]).repeat(n, 1) for d, b, n in runs])
+    document, branch = ids.T.to(device, torch.int32)[:, None]
+    draw = torch.Generator().manual_seed(0)
+    made = [torch.randn(1, heads, len(ids), 16, generator=draw) for heads in (4, 2, 2, 4)]
+    # rounded alike on both sides
+    *leaves, grad = (x.bfloat16().to(device, dtype) for x in made)
+    for leaf in leaves:
+        leaf.requires_grad_()
+    with dispatch.use(kernels):
+        plan = attention_plan(document, branch, dtype)
+        out = tree_attention(*leaves, plan)
+    real = (document > 0)[:, None, :, None]
+    found = [out * real, *torch.autograd.grad(out, leaves, grad * real)]
+    return [x.detach().cpu().double() for x in found]
+
+
 def answers(folder: str, device: str) -> list[str]:
     """Texts of a weights folder: generated, and of three questions at once to a server with slots."""
     source, config = look_up(folder, None)
@@ -415,8 +442,10 @@ def apart(world: World, folder: str) -> Any:
         with dispatch.use("torch"):
             return answers(folder, device)
     decoders = {"qwen2": ("torch", None), "olmoe": (None,)}
-    return {
+    made: dict[Any, Any] = {
         (decoder, kernels): network(device, decoder, kernels)
         for decoder, each in decoders.items()
         for kernels in each
     }
+    # flash attention takes half precision alone
+    return made | {"cascade": cascade(device, "cuda", torch.bfloat16)}

@@ -61,7 +61,8 @@ def plan(
     """Segments for ids int [B, T], which are copied to the host; ValueError for unordered ids."""
     if not ascend(document_ids, branch_ids):
         raise ValueError(UNORDERED)
-    prepared = segments(document_ids, branch_ids, image_ids)
+    with torch.device("cpu"):  # what is made on the host stays there, whatever the default device
+        prepared = segments(document_ids, branch_ids, image_ids)
     return AttentionPlan(document_ids, branch_ids, image_ids, prepared=prepared)
 
 

@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import flex_attention
 
+from molmo_ds.testing.twin import flash
+
 library = torch.library.Library("aten", "IMPL")  # lives as long as the process
 torch_compile = torch.compile
 attention_on_cpu = F.scaled_dot_product_attention
@@ -64,6 +66,8 @@ def install() -> None:
         "mm.dtype_out": mm_out,
         "addmm.dtype": addmm,
         "addmm.dtype_out": addmm_out,
+        "_flash_attention_forward": flash.forward,
+        "_flash_attention_backward": flash.backward,
     }
     for name, function in made.items():
         library.impl(name, function, "CUDA")
