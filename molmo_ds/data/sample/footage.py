@@ -77,7 +77,8 @@ def subtitles(record: Record, times: list[float], seconds: float) -> str | None:
 
 def _line(line: Any) -> tuple[float, float, str]:
     fits = isinstance(line, list) and len(line) == 3 and isinstance(line[2], str)
-    if not fits or not all(_is_time(value) for value in line[:2]):
+    # a line may begin before the clip
+    if not fits or not _is_number(line[0]) or not _is_time(line[1]):
         raise BadSample(
             f"'subtitles' holds {shown(line)}, but must be a list of [begin, end, text]."
         )
@@ -106,7 +107,11 @@ def _rates(record: Record) -> list[float] | None:
 
 
 def _is_time(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e9
+    return _is_number(value) and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9
 
 
 def _most_frames(record: Record, config: VideoConfig) -> int:

@@ -7,19 +7,24 @@ from molmo_ds.data.sources import (
     academic_marks,
     android,
     charts,
+    clipped_actions,
     clocks,
     cosyn,
     diagrams,
     documents,
     exams,
+    llava_video,
     long_videos,
     molmo2,
     pixmo,
     pixmo_points,
     several_pictures,
     short_videos,
+    spoken_shows,
     texts,
     video_places,
+    video_questions,
+    video_reasoning,
     vqa,
 )
 from molmo_ds.data.sources.source import Item, Picture, Row, Source
@@ -28,6 +33,7 @@ FAMILIES = (
     *(pixmo, pixmo_points, clocks, vqa, documents, charts, diagrams, exams, android),
     *(cosyn, texts, molmo2, academic_marks),
     *(short_videos, long_videos, several_pictures, video_places),
+    *(video_questions, video_reasoning, llava_video, spoken_shows, clipped_actions),
 )
 ALL = {source.name: source for family in FAMILIES for source in family.SOURCES}
 ALIASES = {alias: source.name for source in ALL.values() for alias in source.aliases}

@@ -1,8 +1,8 @@
 """Questions about short videos: MVBench, TempCompass, Perception Test, EgoSchema, NExT-QA, TOMATO, MotionBench, FGQA.
 
-All are for evaluation and fetched by hand, since most of their videos are other people's. Layouts: the loaders of
-allenai/molmo2 at f3cb108, olmo/data/academic_video_datasets.py; TempCompass and FGQA: those of the public fork
-mattw-ai2/robo_mm_olmo_gantry at 6832f80, olmo/data/video_datasets.py.
+All are for evaluation, Perception Test and NExT-QA for training too, and fetched by hand, since most of their videos
+are other people's. Layouts: the loaders of allenai/molmo2 at f3cb108, olmo/data/academic_video_datasets.py; TempCompass
+and FGQA: those of the public fork mattw-ai2/robo_mm_olmo_gantry at 6832f80, olmo/data/video_datasets.py.
 """
 
 import json
@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from molmo_ds.data.sources.source import Item, Picture, Row, Source, annotation, read_json
+from molmo_ds.data.sources.video_answers import TRAIN, WHY, learnt, read_cells, refuse
+from molmo_ds.data.sources.video_answers import choice as learnt_choice
 from molmo_ds.data.sources.video_choices import (
     DIRECTLY,
     ONLY_LETTER,
@@ -106,9 +108,23 @@ def temp_compass(row: Row, split: str) -> list[Item]:
     return [Item((Picture(path=f"videos/{row['video_id']}.mp4"),), [asked], known)]
 
 
+def read_perception(folder: Path, split: str) -> Iterator[Row]:
+    """The hub's tables; of the training split all_train.json, an object of videos with all that is said of them."""
+    if split != "train":
+        yield from read_table(folder, _PERCEPTION[split])
+        return
+    for name, said in read_json(folder, "all_train.json").items():
+        for asked in said["mc_question"]:
+            yield {**asked, "video_name": name}
+
+
 def perception_test(row: Row, split: str) -> list[Item]:
-    """Three options; the test split has no answers."""
+    """Three options; the test split has no answers, and the questions about a video of training are one record."""
     options = list(row["options"])
+    if split == "train":
+        said = learnt_choice(row["question"], options, row["answer_id"])
+        video = f"train_videos/{row['video_name']}.mp4"
+        return learnt(video, [said], {"video_id": row["video_name"]})
     known = {"example_id": f"{row['video_name']}_{row['question_id']}"}
     known |= {"video_id": row["video_name"]}
     known |= {key: row[key] for key in ("area", "reasoning") if row.get(key)}
@@ -128,8 +144,25 @@ def ego_schema(row: Row, split: str) -> list[Item]:
     return choice(video, [row["question"], *options, DIRECTLY], options, answer, known)
 
 
+def read_nextqa(folder: Path, split: str) -> Iterator[Row]:
+    """The hub's table; of the training split train.csv, whose videos map_vid_vidorID.json names."""
+    if split != "train":
+        yield from read_table(folder, "MC/test-00000-of-00001.parquet")
+        return
+    places = read_json(folder, "map_vid_vidorID.json")
+    for row in read_cells(folder, "train.csv"):
+        named = row["video"] in places
+        why = "" if named else "question about a video that map_vid_vidorID.json does not name"
+        yield {**row, "place": f"NExTVideo-all-videos/{places.get(row['video'])}.mp4", WHY: why}
+
+
 def nextqa(row: Row, split: str) -> list[Item]:
-    """Five options in columns of their own."""
+    """Five options in columns of their own; the questions about a video of training are one record."""
+    if split == "train":
+        refuse(row)
+        options = [row[f"a{number}"] for number in range(5)]
+        said = learnt_choice(row["question"], options, int(row["answer"]))
+        return learnt(row["place"], [said], {"video_id": row["video"]})
     options = [row[f"a{number}"].strip() for number in range(5)]
     known = {"example_id": f"{row['video']}_{row['qid']}_type_{row['type']}"}
     known |= {"video_id": str(row["video"]), "question_type": row["type"]}
@@ -237,10 +270,12 @@ SOURCES = [
         LICENCE,
         LAYOUT,
         perception_test,
-        _BOTH,
-        read=lambda folder, split: read_table(folder, _PERCEPTION[split]),
-        by_hand="put mc_question_val/ of the hub's lmms-lab/PerceptionTest_Val and its videos (videos/), and for the"
-        " test split Test/mc_question/ and Test/videos/, into DIR (https://github.com/google-deepmind/perception_test)",
+        TRAIN | _BOTH,
+        group="video_name",
+        read=read_perception,
+        by_hand="put mc_question_val/ of the hub's lmms-lab/PerceptionTest_Val and its videos (videos/), for the test"
+        " split Test/mc_question/ and Test/videos/, and for training all_train.json and train_videos/, into DIR"
+        " (https://github.com/google-deepmind/perception_test)",
     ),
     Source(
         "ego_schema",
@@ -256,9 +291,12 @@ SOURCES = [
         LICENCE,
         LAYOUT,
         nextqa,
-        _TEST,
-        read=lambda folder, split: read_table(folder, "MC/test-00000-of-00001.parquet"),
-        by_hand="download the hub's lmms-lab/NExTQA into DIR and unpack its videos into DIR/NExTVideo",
+        TRAIN | _TEST,
+        group="video",
+        read=read_nextqa,
+        by_hand="download the hub's lmms-lab/NExTQA into DIR and unpack its videos into DIR/NExTVideo; for training put"
+        " train.csv and map_vid_vidorID.json of https://github.com/doc-doc/NExT-QA (dataset/nextqa) into DIR and its"
+        " videos into DIR/NExTVideo-all-videos",
     ),
     Source(
         "tomato",
