@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from molmo_ds.config import PromptConfig
-from molmo_ds.data.made_up import rows, several, videos
+from molmo_ds.data.made_up import asked_videos, rows, several, videos
 from molmo_ds.data.sample.turns import TURN_END, TURN_START
 from molmo_ds.data.sources.source import Row
 
@@ -71,7 +71,7 @@ SETS = {
             ("muir_bench", "test"): several.choices_to_evaluate,
             ("chart_qa", "validation"): rows.charts,
         },
-        videos=_training(videos.TRAIN) | videos.EVALUATED,
+        videos=_training(videos.TRAIN) | _training(asked_videos.TRAIN) | videos.EVALUATED,
         prompts=_OF_MOLMO2,
         special=(END, TURN_START, TURN_END),  # as Qwen3's
     ),
