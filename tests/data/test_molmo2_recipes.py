@@ -34,6 +34,20 @@ SMALL = (  # of what makes a network or a step large; everything else is the rec
     *(f"optim.{part}.warmup_steps=1" for part in ("connector", "vision", "text")),
     "strategy=ds_configs/zero1.json",
 )
+# group video of the reference in its order (f3cb108, launch_scripts/sft.py), by our names, with the sizes stated there
+VIDEO_SETS: dict[str, int | None] = {
+    **dict.fromkeys(("tgif", "tvqa_with_sub", "paxion"), 60_000),
+    **dict.fromkeys(("llava_video_mc_academic", "llava_video_oe_academic", "perception_test")),
+    **dict.fromkeys(("nextqa_mc", "news_video_qa_filtered", "how2qa", "sutd_trafficqa")),
+    **dict.fromkeys(("social_iq2", "sportsqa_oe", "cinepile_with_sub", "clevrer", "funqa", "star")),
+    **dict.fromkeys(("intent_qa", "video_localized_narratives", "road_text_vqa", "countix_oe")),
+    **dict.fromkeys(("camerabench_qa", "motionbench_train")),
+    **dict.fromkeys(("moments_in_time_qa", "kinetics_qa"), 60_000),
+    **dict.fromkeys(("charades_sta_all_qa", "coin_all_qa", "youcook2_all_qa")),
+    **dict.fromkeys(("activitynet_all_qa", "ego4d_all", "epic_kitchens_qa")),
+    **dict.fromkeys(("video_localized_narratives_caption", "qv_highlights")),
+    **dict.fromkeys(("molmo2_video_cap_qa", "molmo2_video_subtitle_qa")),
+}
 SAYS = {  # per stage: sequence, crops, batch, frames, learning rates of connector, vision and text
     "pretrain": (2536, 16, 128, 128, 2e-4, 6e-6, 2e-5),
     "sft": (16384, 128, 128, 128, 5e-6, 5e-6, 1e-5),
@@ -80,6 +94,14 @@ def test_lengths_and_rates(path: Path) -> None:
     assert set(data.sources) <= set(ALL)
     assert {source.group for source in data.sources.values()} == set(data.group_rates)
     assert run.model.text.image_attention == "image_tokens"
+
+
+@pytest.mark.parametrize("stage", ["sft", "long_context"])
+def test_sets_that_ask_about_videos_have_the_references_order_and_sizes(stage: str) -> None:
+    sources = settings.load(str(ROOT / f"examples/molmo2/{stage}.yaml")).data.sources
+    sizes = {name: one.size for name, one in sources.items() if one.group == "video"}
+    assert list(sizes.items()) == [one for one in VIDEO_SETS.items() if one[0] in sizes]
+    assert {"tgif", "star", "molmo2_video_cap_qa", "molmo2_video_subtitle_qa"} <= set(sizes)
 
 
 def test_every_recipe_takes_a_step(runs: dict[str, RunConfig]) -> None:
