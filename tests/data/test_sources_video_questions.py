@@ -30,7 +30,10 @@ DROPPED: dict[str, dict[str, int]] = {
     "tgif": {NOT_THERE: 1},
     "news_video_qa_filtered": {"question without an answer": 1, FOUND_DAMAGED: 1},
     "social_iq2": {NOT_THERE: 1, "question whose right option is not there": 1},
-    "sportsqa_oe": {"question whose video is not there": 1},
+    "sportsqa_oe": {
+        "question whose video is not there": 1,
+        "question whose video is an AVI file; turn it into an MP4": 1,
+    },
     "clevrer": {"question with several right options, or none": 2},
     "star": {"question none of whose options is its answer": 1},
     "funqa": {

@@ -128,11 +128,12 @@ FILES: dict[str, dict[str, Any]] = {
     },
     "sportsqa_oe": {
         "meta-data/train.json": {
-            "video": {"0": "gym/a", "1": "ball/b", "2": "gym/a", "3": "gym/gone"},
-            "question": {"0": "How many turns?", "1": "Who?", "2": "What?", "3": "Where?"},
-            "answer": {"0": "two and a half", "1": "number 5", "2": "a vault", "3": "here"},
+            "video": {"0": "gym/a", "1": "ball/b", "2": "gym/a", "3": "gym/gone", "4": "old"},
+            "question": {"0": "How often?", "1": "Who?", "2": "What?", "3": "Where?", "4": "Why?"},
+            "answer": {"0": "twice", "1": "number 5", "2": "a vault", "3": "here", "4": "so"},
         },
         "gym/a.webm": VIDEO,
+        "old.avi": b"RIFF",
         "ball/b.mp4": VIDEO,
     },
     "clevrer": {
