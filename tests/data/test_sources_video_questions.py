@@ -197,6 +197,25 @@ def test_two_files_of_a_part_are_refused(
     assert "but should have one such file" in capsys.readouterr().err
 
 
+def test_a_file_that_is_not_as_published_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "clevrer", "clevrer")
+    (tmp_path / "clevrer/train.json").write_text('[{"video": "video_00001.mp4"}]')
+    assert run(tmp_path, "clevrer", "--from", str(tmp_path), "--out", str(tmp_path / "out")) == 1
+    assert "has no column 'video_filename'" in capsys.readouterr().err
+
+
+def test_a_picture_of_a_show_that_is_none_is_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "tvqa_with_sub"
+    write(folder, "tvqa_with_sub")
+    place = "video-frames/frames_hq/castle_frames/castle_s01_clip_01/00001.jpg"
+    (folder / place).write_bytes(b"no picture")
+    records, report = build(tmp_path, "tvqa_with_sub")
+    assert len(records) == 1
+    assert report["dropped"]["part of a clip whose first picture cannot be read"] == 1
+
+
 def test_what_is_missing_is_said_with_what_to_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

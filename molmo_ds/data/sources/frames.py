@@ -7,18 +7,22 @@ from pathlib import Path
 
 from PIL import Image
 
+from molmo_ds.data.decode import BadSample
 from molmo_ds.data.video import av_package
 
 
 def joined(paths: Sequence[Path], rate: int) -> bytes:
     """An MP4 of JPEG files of one size, at least one, each shown for 1 / rate seconds; nothing is encoded again.
 
-    Raises ValueError where the package av is missing.
+    Raises BadSample where the first is no picture, ValueError where the package av is missing.
     """
     av = av_package()
     out = io.BytesIO()
-    with Image.open(paths[0]) as first:
-        width, height = first.size
+    try:
+        with Image.open(paths[0]) as first:
+            width, height = first.size
+    except OSError as error:
+        raise BadSample(f"{paths[0]} is no picture: {error}.") from None
     with av.open(out, "w", format="mp4") as film:
         stream = film.add_stream("mjpeg", rate=rate)
         stream.width = width

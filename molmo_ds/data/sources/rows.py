@@ -69,6 +69,10 @@ def checked(
         raise ValueError(
             f"{error.filename or error} is missing. For {source.name}: {source.by_hand}."
         ) from None
+    except KeyError as error:
+        raise ValueError(
+            f"A file of {source.name} has no column {error}; it is not as published. {source.by_hand}."
+        ) from None
 
 
 def split_files(source: Source, theirs: str, folder: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from molmo_ds.data.decode import BadSample
 from molmo_ds.data.sources.frames import joined
 from molmo_ds.data.sources.source import Item, Row, Source
 from molmo_ds.data.sources.video_answers import (
@@ -81,7 +82,12 @@ def read_tvqa(folder: Path, split: str) -> Iterator[Row]:
         part |= {"show_name": asked["show_name"], "ts": asked["ts"], "clip_name": asked["vid_name"]}
     for (home, first, last), part in parts.items():
         there = [path for path in _frames(folder, home, first, last) if path.is_file()]
-        yield {**part, "video": joined(there, RATE)}
+        try:
+            video = joined(there, RATE)
+        except BadSample:
+            yield {WHY: "part of a clip whose first picture cannot be read"}
+            continue
+        yield {**part, "video": video}
 
 
 def _frames(folder: Path, home: str, first: int, last: int) -> Iterator[Path]:
