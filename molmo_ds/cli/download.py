@@ -15,6 +15,7 @@ from pathlib import Path
 from molmo_ds.data import sources
 from molmo_ds.data.sources.download import Options, download, table
 from molmo_ds.data.sources.fetch import Limits
+from molmo_ds.data.sources.fixed_answers import MODEL, NAME, of_model
 from molmo_ds.files import local
 
 
@@ -56,6 +57,11 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="keep the pictures of pixmo_points_eval in PixMo-Points",
     )
+    parser.add_argument(
+        "--model",
+        default=MODEL,
+        help=f"the preset or name that {NAME} answers with (default {MODEL})",
+    )
     parser.add_argument("--samples-per-shard", type=int, default=1000)
     parser.add_argument(
         "--workers", type=int, default=Limits.workers, help="requests under way at once"
@@ -83,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
         workers=args.workers, per_host=args.per_host, attempts=args.attempts, timeout=args.timeout
     )
     try:
-        chosen = [sources.get(name) for name in args.names]
+        chosen = [of_model(sources.get(name), args.model) for name in args.names]
     except ValueError as error:
         parser.error(str(error))
     options = Options(

@@ -26,7 +26,7 @@ PROMPTS = (
     *("sample/prompts.py", "sample/question.py", "sample/styles.py", "sample/pointed.py"),
     *("sample/point_text.py", "sample/points.py", "wording/no_pointing.py", "sample/turns.py"),
     *("sample/annotation.py", "sample/conversation.py"),
-    *("wording/pictures.py", "wording/videos.py", "wording/options.py"),
+    *("wording/pictures.py", "wording/videos.py", "wording/actions.py", "wording/options.py"),
 )
 # whose code decides answers and figures
 FOLDERS = ("data", "model", "ops", "weights", "infer", "eval")

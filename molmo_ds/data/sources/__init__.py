@@ -13,6 +13,7 @@ from molmo_ds.data.sources import (
     diagrams,
     documents,
     exams,
+    fixed_answers,
     llava_video,
     long_videos,
     molmo2,
@@ -22,9 +23,13 @@ from molmo_ds.data.sources import (
     short_videos,
     spoken_shows,
     texts,
+    video_actions,
+    video_narratives,
     video_places,
+    video_queries,
     video_questions,
     video_reasoning,
+    video_segments,
     vqa,
 )
 from molmo_ds.data.sources.source import Item, Picture, Row, Source
@@ -34,6 +39,7 @@ FAMILIES = (
     *(cosyn, texts, molmo2, academic_marks),
     *(short_videos, long_videos, several_pictures, video_places),
     *(video_questions, video_reasoning, llava_video, spoken_shows, clipped_actions),
+    *(video_queries, video_narratives, video_actions, video_segments, fixed_answers),
 )
 ALL = {source.name: source for family in FAMILIES for source in family.SOURCES}
 ALIASES = {alias: source.name for source in ALL.values() for alias in source.aliases}

@@ -51,6 +51,9 @@ def changes(item: Item) -> dict[str, int]:
         "conversations that ask how many and are told not to point": sum(
             bool(one.get("no_pointing")) for one in item.annotations
         ),
+        "records of a part that the set's publishers keep for validation": int(
+            item.metadata.get("publisher_split") == "validation"
+        ),
         "pictures drawn over": sum(one.redraw is not None for one in item.pictures),
     }
 

@@ -25,11 +25,11 @@ def load_rows(
         raise ValueError(
             f"{source.name} has no split '{split}'; it has {', '.join(source.splits)}."
         )
-    if folder is None and not source.hub:
+    if folder is None and not source.hub and not source.own:
         raise ValueError(
             f"{source.name} has to be fetched by hand: {source.by_hand}; then give --from DIR."
         )
-    if folder is not None and source.read:
+    if source.read and (folder is not None or source.own):
         rows = checked(source, source.read, folder, split)
         return list(rows) if source.group else rows
     import datasets

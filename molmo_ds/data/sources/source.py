@@ -71,6 +71,7 @@ class Source:
     by_hand: str = ""  # where to fetch it and where to put it, when no program may
     # rows from the folder of a set fetched by hand
     read: Callable[[Path, str], Iterable[Row]] | None = None
+    own: bool = False  # `read` has rows without a folder too, which is then None
     confirmed: bool = True  # the layout was seen in the card or in code that reads the data
     aliases: tuple[str, ...] = ()  # other names of the same
     changed: str = ""  # what the name meant in earlier versions, in a sentence

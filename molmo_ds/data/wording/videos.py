@@ -6,6 +6,7 @@ random numbers draw the same places; the words are our own.
 
 import re
 
+from molmo_ds.data.wording.actions import ACTION_TEMPLATES
 from molmo_ds.data.wording.pictures import LONG_CAPTION, POINT_COUNT, POINTING
 
 
@@ -144,4 +145,5 @@ VIDEO_TEMPLATES = {
     "video_single_point_track_per_frame": TRACK_POINT,
     "video_short_answer": SHORT_ANSWER,
     "video_point_ground_start_end": START_END,
+    **ACTION_TEMPLATES,
 }
