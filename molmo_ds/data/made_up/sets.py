@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from molmo_ds.config import PromptConfig
-from molmo_ds.data.made_up import asked_videos, rows, several, videos
+from molmo_ds.data.made_up import actions, asked_videos, rows, several, videos
 from molmo_ds.data.sample.turns import TURN_END, TURN_START
+from molmo_ds.data.sources import fixed_answers
 from molmo_ds.data.sources.source import Row
 
 Maker = Callable[..., list[Row]]  # of a Shown or a Filmed
@@ -68,10 +69,11 @@ SETS = {
         pictures={
             **{(name, "train"): PICTURES[name, "train"] for name in OF_MOLMO2},
             **_training(several.TRAIN),
+            (fixed_answers.NAME, "train"): actions.itself,
             ("muir_bench", "test"): several.choices_to_evaluate,
             ("chart_qa", "validation"): rows.charts,
         },
-        videos=_training(videos.TRAIN) | _training(asked_videos.TRAIN) | videos.EVALUATED,
+        videos=_training(videos.TRAIN | asked_videos.TRAIN | actions.TRAIN) | videos.EVALUATED,
         prompts=_OF_MOLMO2,
         special=(END, TURN_START, TURN_END),  # as Qwen3's
     ),

@@ -7,6 +7,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from numpy.random import RandomState
 from tqdm import tqdm
@@ -96,9 +97,13 @@ def _write(
 
 
 def _batches(source: Source, split: str, rows: list[list[Row]]) -> Iterator[tuple[int, list[Row]]]:
-    """Rows as `records` takes them: those of a picture together where the set groups them in training."""
+    """Rows as `records` takes them: those of a picture, or of a part of a video, together where the set groups them."""
     if source.group and split == "train":
-        yield from enumerate(rows)
+        together: dict[tuple[int, Any], list[Row]] = {}
+        for number, shown in enumerate(rows):
+            for row in shown:
+                together.setdefault((number, row.get(source.group)), []).append(row)
+        yield from enumerate(together.values())
     else:
         yield from enumerate([row] for row in itertools.chain.from_iterable(rows))
 
