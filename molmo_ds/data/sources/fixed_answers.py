@@ -52,7 +52,10 @@ def read_answers(folder: Path | None, split: str, model: str = MODEL) -> Iterato
 
 def _checked(path: Path) -> dict[str, Any]:
     """What the YAML file says; ValueError in a sentence where it cannot be used."""
-    known = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        known = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     entries = known.get("answers") if isinstance(known, dict) else None
     fits = isinstance(entries, list) and all(
         isinstance(one, dict)
