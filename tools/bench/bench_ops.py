@@ -211,11 +211,12 @@ def usable(case: Case, device: str) -> Case:
     from molmo_ds.ops import cuda_library
 
     left_out = set()
-    if case.op == "pool_patches" and (device == "cpu" or cuda_library.load() is None):
+    # where Triton is interpreted, as on the twin, there is no GPU that could launch what nvcc has built
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    launches = device == "cuda" and not interpreted
+    if case.op == "pool_patches" and not (launches and cuda_library.load() is not None):
         left_out.add("cuda")
-    if device == "cpu" and (
-        case.op == "tree_attention" or os.environ.get("TRITON_INTERPRET") != "1"
-    ):
+    if device == "cpu" and (case.op == "tree_attention" or not interpreted):
         left_out.add("triton")
     return dataclasses.replace(case, by=tuple(by for by in case.by if by not in left_out))
 
