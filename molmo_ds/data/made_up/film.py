@@ -30,6 +30,15 @@ class Film:
 
     scene: Scene
 
+    @property
+    def numbers(self) -> range:
+        """Those of its things."""
+        return range(len(self.scene.things))
+
+    def first_sight(self, number: int) -> float:
+        """The first of MOMENTS at which a thing can be seen."""
+        return next(time for time in MOMENTS if self.shown(number, time))
+
     def shown(self, number: int, time: float) -> bool:
         """Whether a thing can be seen."""
         if number == 1:
@@ -45,8 +54,9 @@ class Film:
 
     def seen(self, time: float) -> dict[int, Thing]:
         """The things that can be seen at a time, by their numbers."""
-        numbers = range(len(self.scene.things))
-        return {number: self.thing(number, time) for number in numbers if self.shown(number, time)}
+        return {
+            number: self.thing(number, time) for number in self.numbers if self.shown(number, time)
+        }
 
     def share(self, thing: Thing, across: float = 0, down: float = 0) -> dict[str, float]:
         """The place of a thing in percent, as sets publish it; moved by pixels."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from molmo_ds.data.made_up.scene import COLOURS, SHAPES, Scene, draw_clock, encode
+from molmo_ds.data.made_up.scene import Scene, absent, draw_clock, encode
 from molmo_ds.data.sources.source import Row
 
 
@@ -81,9 +81,8 @@ def _structs(shown: Shown, label: str) -> list[dict[str, float]]:
 
 def places(shown: Shown, method: str = "pointing") -> list[Row]:
     labels = [*shown.scene.places()]
-    absent = [f"{c} {s}" for c in COLOURS for s in SHAPES if f"{c} {s}" not in labels]
     rows = []
-    for label in [*labels, absent[0]]:
+    for label in [*labels, absent(labels)]:
         points = _structs(shown, label)
         known = {"label": label, "points": points, "count": len(points)}
         rows.append({**shown.address, **known, "collection_method": method})

@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Container
 from dataclasses import dataclass
 
 from numpy.random import RandomState
@@ -34,6 +35,16 @@ class Thing:
     def label(self) -> str:
         """The kind of thing, such as `red circle`."""
         return f"{self.colour} {self.shape}"
+
+
+def absent(labels: Container[str]) -> str:
+    """A kind of thing that is none of these, the first of all kinds."""
+    return next(
+        f"{colour} {shape}"
+        for colour in COLOURS
+        for shape in SHAPES
+        if f"{colour} {shape}" not in labels
+    )
 
 
 @dataclass(frozen=True)

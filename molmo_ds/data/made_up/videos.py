@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from molmo_ds.data.made_up.film import MOMENTS, RATE, SECONDS, STEP, Film
-from molmo_ds.data.made_up.scene import COLOURS, SHAPES, WORDS, Thing
+from molmo_ds.data.made_up.scene import WORDS, Thing, absent
 from molmo_ds.data.sources.academic_marks import ONE, SEVERAL
 from molmo_ds.data.sources.molmo2 import COUNTS, TRACKS
 from molmo_ds.data.sources.source import Row
@@ -94,8 +94,8 @@ def _spoken(shown: Filmed) -> list[tuple[float, float, str]]:
 def _first_sights(film: Film) -> dict[float, list[Thing]]:
     """The things by the moment at which they are first seen."""
     found: dict[float, list[Thing]] = {}
-    for number in range(len(film.scene.things)):
-        time = next(time for time in MOMENTS if film.shown(number, time))
+    for number in film.numbers:
+        time = film.first_sight(number)
         found.setdefault(time, []).append(film.thing(number, time))
     return found
 
@@ -133,9 +133,7 @@ def points(shown: Filmed, count: tuple[int, int]) -> list[Row]:
     """Of the fewest points also something that is not there."""
     rows = [_pointed(shown, *POINTS[count](shown.film))]
     if count[0] == 0:
-        kinds = shown.film.kinds()
-        absent = (f"{c} {s}" for c in COLOURS for s in SHAPES if f"{c} {s}" not in kinds)
-        rows.append(_pointed(shown, next(absent), {}))
+        rows.append(_pointed(shown, absent(shown.film.kinds()), {}))
     return rows
 
 
@@ -171,7 +169,7 @@ def tracks(shown: Filmed, one: bool = False) -> list[Row]:
         {
             "frame": frame,
             "time": frame / RATE,
-            "points": [_tracked(film, number, frame / RATE) for number in range(_count(film))],
+            "points": [_tracked(film, number, frame / RATE) for number in film.numbers],
         }
         for frame in range(0, RATE * SECONDS, RATE // ASKED_RATE)
     ]
@@ -186,10 +184,6 @@ def tracks(shown: Filmed, one: bool = False) -> list[Row]:
         "sampling_fps": ASKED_RATE,
     }
     return [{**row, "frame_trajectories": moments}]
-
-
-def _count(film: Film) -> int:
-    return len(film.scene.things)
 
 
 def _tracked(film: Film, number: int, time: float) -> dict[str, Any]:
@@ -212,17 +206,16 @@ def counts_to_evaluate(shown: Filmed) -> list[Row]:
 def points_to_evaluate(shown: Filmed) -> list[Row]:
     """The first sight of each thing, with the masks of all its sights."""
     film = shown.film
-    numbers = [*range(_count(film))]
-    times = [next(time for time in MOMENTS if film.shown(number, time)) for number in numbers]
+    times = [film.first_sight(number) for number in film.numbers]
     masks = [
         [
             {"frame_id": round(time / STEP), "rle": _mask(film, number, time)}
             for time in MOMENTS
             if film.shown(number, time)
         ]
-        for number in numbers
+        for number in film.numbers
     ]
-    places = [film.thing(number, time) for number, time in zip(numbers, times)]
+    places = [film.thing(number, time) for number, time in zip(film.numbers, times)]
     row = {"video_id": shown.name, "label": "thing", "two_fps_timestamps": times, "masks": masks}
     row |= {"video_duration": float(SECONDS), "width": film.scene.width}
     row["points"] = [{"x": float(thing.x), "y": float(thing.y)} for thing in places]
