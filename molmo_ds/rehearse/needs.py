@@ -98,27 +98,31 @@ def downloads(missing: list[str], wanted: list[str]) -> list[str]:
         name, _, split = Path(path).name.rpartition("-")
         if split == "validation" and name in sources.ALL and split not in sources.get(name).splits:
             held_out.add(str(Path(path).with_name(name)))
-    commands: dict[str, list[str]] = {}
+    # what stands before the names of sets and after them; paths and sentences may hold braces
+    commands: dict[tuple[str, str], list[str]] = {}
     explained = set()
     for path in dict.fromkeys(missing):
         folder = Path(path)
         name, _, split = folder.name.rpartition("-")
         if name not in sources.ALL:
-            own = "python tools/make_shards.py ... {}    # your own data: docs/guides/data.md"
+            own = ("python tools/make_shards.py ...", "    # your own data: docs/guides/data.md")
             commands.setdefault(own, []).append(path)
             continue
-        command = f"python tools/download.py {{}} --out {folder.parent}"
+        options = f" --out {folder.parent}"
         if str(folder.with_name(name)) in held_out:
-            command += f" --hold-out {HELD_OUT}"
+            options += f" --hold-out {HELD_OUT}"
         elif split != "train":
-            command += f" --split {split}"
+            options += f" --split {split}"
         by_hand = sources.get(name).by_hand
         if by_hand:
             by_hand = f"its folder of {name}, as above" if name in explained else by_hand
-            command += f" --from DIR    # {by_hand}"
+            options += f" --from DIR    # {by_hand}"
             explained.add(name)
-        commands.setdefault(command, []).append(name)
-    return [command.format(" ".join(dict.fromkeys(names))) for command, names in commands.items()]
+        commands.setdefault(("python tools/download.py", options), []).append(name)
+    return [
+        f"{before} {' '.join(dict.fromkeys(names))}{after}"
+        for (before, after), names in commands.items()
+    ]
 
 
 def tokenizer_need(config: RunConfig, fetch: str) -> Need:

@@ -105,6 +105,25 @@ def test_commands_that_fetch() -> None:
     ]
 
 
+def test_paths_and_sentences_may_hold_braces() -> None:
+    by_hand = sources.get("tgif").by_hand
+    assert "{" in by_hand
+    assert needs.downloads(["a{b}/tgif-train", "a{b}/mine"], []) == [
+        f"python tools/download.py tgif --out a{{b}} --from DIR    # {by_hand}",
+        "python tools/make_shards.py ... a{b}/mine    # your own data: docs/guides/data.md",
+    ]
+
+
+def test_every_recipe_of_molmo2_says_how_its_sets_are_fetched() -> None:
+    """Of all three files, as the check prints it: each set once."""
+    for stage in ("pretrain", "sft", "long_context"):
+        config = settings.load(examples_folder() / f"molmo2/{stage}.yaml", [])
+        wanted = [source.path for source in config.data.sources.values()]
+        commands = needs.downloads(wanted, wanted)
+        named = [word for line in commands for word in line.partition(" --out ")[0].split()[2:]]
+        assert sorted(named) == sorted(config.data.sources), stage
+
+
 def test_the_command_that_makes_the_first_weights() -> None:
     assert set(needs.LANGUAGE_MODELS) <= set(presets.PRESETS)
     for model in OTHERS:
