@@ -245,6 +245,67 @@ def test_tracks_as_the_reference_scores_them(
     assert [found[f"{name}_reference"] for name in names] == pytest.approx(wanted, abs=1e-6)
 
 
+def published_tracks(points: dict) -> Row:
+    """Molmo2's own row of three objects, whose points, masks and numbers are in three orders."""
+    places = {"a": (1, 1), "b": (5, 5), "c": (8, 1)}
+    masks = {name: box(y, x, 2, (10, 10))["runs"] for name, (x, y) in places.items()}  # by columns
+    row = {"id": "e", "exp": "x", "fps": 2, "mask_id": ["a", "b", "c"], "w": 10, "h": 10}
+    row |= {"clip": "c", "video_dataset": "sav"}
+    row["points"] = [{"object_id": name, "points": seen} for name, seen in points.items()]
+    coco = {name: {"size": [10, 10], "counts": masks[name]} for name in "cab"}
+    row["masks"] = [{"object_id": name, "masks": [mask] * 3} for name, mask in coco.items()]
+    [item] = sources.get("molmo2_video_track_eval").adapt(row, "test")
+    known = {"annotation": item.annotations[0], "metadata": item.metadata}
+    return Row(id="t:v:0", index=0, picture="p", **known)
+
+
+@pytest.mark.parametrize(
+    ("reply", "detected", "associated"),
+    [
+        (
+            '<tracks coords="0.0 1 110 110 2 510 510 3 810 110;1.0 2 510 510 3 810 110">x</tracks>',
+            *(2 / 3, 0.41666666666666663),
+        ),
+        (
+            '<tracks coords="0.0 1 510 510 2 810 110;1.0 1 110 110 2 510 510 3 810 110">x</tracks>',
+            *(2 / 3, 0.75),
+        ),
+        ("There are none.", 0.0, 0.0),
+    ],
+)
+def test_tracks_whose_parts_are_published_in_other_orders(
+    reply: str, detected: float, associated: float
+):
+    """Of allenai/molmo2's own row and metric: means over frames and HOTA take the points in different orders."""
+    points = {"b": [[5.0, 5.0], None, [5.0, 5.0]], "c": [[8.0, 1.0], None, [8.0, 1.0]]}
+    found = score_tracks(reply, published_tracks({**points, "a": [[1.0, 1.0], None, None]}))
+    names = ("precision", "recall", "f1", "DetA", "AssA", "HOTA")
+    wanted = (0.0, 0.0, 0.0, detected, associated, (detected * associated) ** 0.5)
+    assert [found[f"{name}_reference"] for name in names] == pytest.approx(wanted, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("reply", "score", "unreadable"),
+    [
+        ("There are none.", 1.0, 0.0),
+        ("No tracks available.", 1.0, 0.0),
+        ("", 1.0, 1.0),
+        ('<tracks coords="0.0 1 510 510">x</tracks>', 0.0, 0.0),
+    ],
+)
+def test_where_nothing_is_seen_at_the_times_of_the_rate(
+    reply: str, score: float, unreadable: float
+):
+    """The reference asks such a row too, and a reply without points is right; it was left out here."""
+    row = published_tracks({"a": [None, [1.0, 1.0], None]})
+    assert row.annotation["tracks"] == []
+    found = score_tracks(reply, row)
+    assert found.pop("unreadable") == unreadable
+    assert set(found.values()) == {score}
+    assert len(found) == 12
+    assert BENCHMARKS["molmo2_video_track_eval_1fps"].truth(row) == "There are none."
+
+
 def test_perfect_tracks_are_perfect():
     found = score_tracks(PERFECT, tracks_row())
     assert [found[name] for name in ("precision", "recall", "f1", "HOTA")] == [1.0] * 4

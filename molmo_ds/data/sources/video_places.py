@@ -2,7 +2,8 @@
 
 Points count inside masks, of which those are kept that a score reads: `masks` of an annotation holds, for each point of
 `point_groups` in order, a list of [seconds, mask], and for each moment of `tracks` an object of masks by the object's
-name, of hidden objects too; the record's `objects` are the names in the order in which their masks are published.
+name, of hidden objects too; the record's `objects` are the names in the order in which their masks are published, and
+`numbered` in that of the set's own numbers. A moment's points keep the order in which they are published.
 Layouts: allenai/molmo2 at f3cb108, olmo/data/molmo2_datasets.py, molmo2_video_track_datasets.py and
 academic_video_track_datasets.py; what its download makes of the sets' masks (MasksRLE) is read as it is.
 """
@@ -13,7 +14,7 @@ from typing import Any
 
 from molmo_ds.data.sample.times import dividing
 from molmo_ds.data.sources.masks import runs_of_coco
-from molmo_ds.data.sources.source import Item, LeftOut, Picture, Row, Source, annotation, read_json
+from molmo_ds.data.sources.source import Item, Picture, Row, Source, annotation, read_json
 from molmo_ds.data.sources.video_choices import clip_of, read_table
 
 LAYOUT = "allenai/molmo2, olmo/data"
@@ -69,11 +70,12 @@ def track(row: Row, split: str) -> list[Item]:
     points = {one["object_id"]: one["points"] for one in row["points"]}
     masks = {str(one["object_id"]): one["masks"] for one in row["masks"]}
     moments: dict[int, dict[str, list[float]]] = {}
-    for name in row["mask_id"]:
-        for frame, point in enumerate(points.get(name, ())):
+    for name, seen in points.items():
+        for frame, point in enumerate(seen):
             if point and frame % step == 0:
                 moments.setdefault(frame, {})[str(name)] = list(point)
     known = {"video_dataset": row["video_dataset"], "video_id": row["clip"]}
+    known["numbered"] = [str(name) for name in row["mask_id"]]
     video = f"videos/{row['video_dataset']}/{row['clip']}.mp4"
     return _tracks(row, row["exp"], moments, masks, (row["w"], row["h"]), video, known)
 
@@ -94,7 +96,7 @@ def expression(row: Row, split: str) -> list[Item]:
         found = [one for one in moment["points"] if str(one["id"]) in wanted]
         moments[moment["frame"]] = {wanted[str(one["id"])]: list(one["point"]) for one in found}
     masks = {str(place): seen for place, seen in enumerate(row["masks"].values())}
-    known = {"video_id": row["video"]}
+    known = {"video_id": row["video"], "numbered": list(wanted.values())}
     size = (row["width"], row["height"])
     video = f"videos/{row['video']}.mp4"
     return _tracks(row, row["expression"], moments, masks, size, video, known)
@@ -109,9 +111,10 @@ def _tracks(
     video: str,
     known: dict[str, Any],
 ) -> list[Item]:
-    """The item of tracks by frame, with the mask of each object at each of its moments."""
-    if not any(moments.values()):
-        raise LeftOut("track without a point")
+    """The item of tracks by frame, with the mask of each object at each of its moments.
+
+    Nothing may be there to track, as in the reference: then the right reply has no point.
+    """
     frames = sorted(moments)  # a moment at which no object is there counts too
     seen = [
         {name: _mask(of_object, frame) for name, of_object in masks.items()} for frame in frames

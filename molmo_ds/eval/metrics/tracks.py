@@ -7,12 +7,14 @@ does not, so all thresholds of similarity give the same numbers and one is enoug
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from molmo_ds.eval.metrics.pointing import nearest_pairs
 
+EPSILON = sys.float_info.epsilon  # decides between matches that are equally good
 Pair = tuple[str, str]  # a true object, a found one
 
 
@@ -32,7 +34,8 @@ def hota(frames: Sequence[Detections]) -> dict[str, float]:
         return dict.fromkeys(("HOTA", "DetA", "AssA"), float(not wanted and not found))
     together = _together(frames)
     likeness = {
-        (a, b): count / (wanted[a] + found[b] - count) for (a, b), count in together.items()
+        (a, b): count / (wanted[a] + found[b] - count + EPSILON)
+        for (a, b), count in together.items()
     }
     matches: Counter[Pair] = Counter()
     for frame in frames:

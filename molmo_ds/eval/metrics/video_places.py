@@ -15,12 +15,14 @@ from typing import Any
 
 from molmo_ds.data.sample.point_text import Moment as Written
 from molmo_ds.data.sample.point_text import (
+    NO_TRACKS,
     Point,
     format_groups,
     format_tracks,
     read_points,
     read_tracks,
 )
+from molmo_ds.data.sample.points import NONE
 from molmo_ds.data.sample.times import stamp
 from molmo_ds.eval.metrics.pointing import inside, nearest_pairs
 from molmo_ds.eval.metrics.reply import whole_number
@@ -126,7 +128,8 @@ def read_count(reply: str) -> int | None:
 def score_tracks(reply: str, row: Row) -> Scores:
     """precision, recall and f1, means over frames, and HOTA with DetA and AssA; a point is right inside its mask.
 
-    Each also under `_reference` where the record names the `objects` that have masks, in the order of those.
+    Each also under `_reference` where the record names the `objects` that have masks, in the order of those. All are 1
+    where nothing is to be tracked and the reply has no point.
     """
     fps = row.metadata["fps"]
     # of two times that one frame shows, the later counts
@@ -139,35 +142,56 @@ def score_tracks(reply: str, row: Row) -> Scores:
     frames = [
         (found.get(frame, {}), wanted.get(frame, {}), masks.get(frame, {})) for frame in everything
     ]
-    scores = _of_tracks(frames)
+    scores = _means(frames) | _of_objects(frames)
     objects = row.metadata.get("objects")
     if objects is not None:
-        shifted = [
-            (points, places, _shifted(places, seen, objects)) for points, places, seen in frames
-        ]
-        reference = _of_tracks(shifted, len(objects))
+        reference = _as_the_reference(frames, objects, row.metadata.get("numbered", objects))
         scores |= {f"{name}_reference": value for name, value in reference.items()}
-    return {**scores, "unreadable": float(not found and not _NONE.search(reply.lower()))}
+    said = _NONE.search(reply.lower()) or NO_TRACKS in reply
+    return {**scores, "unreadable": float(not found and not said)}
+
+
+def _as_the_reference(
+    frames: Sequence[Frame], objects: Sequence[str], numbered: Sequence[str]
+) -> Scores:
+    """The scores where the first point of a frame has the mask of the first of all `objects`, and so on.
+
+    Its means over frames take a frame's points in the order in which they are published, HOTA in that of the objects'
+    numbers.
+    """
+    order = {name: place for place, name in enumerate(numbered)}
+    sorted_frames = [
+        (found, dict(sorted(wanted.items(), key=lambda one: order.get(one[0], len(order)))), masks)
+        for found, wanted, masks in frames
+    ]
+    return {
+        **_means([_shifted(*frame, objects) for frame in frames], len(objects)),
+        **_of_objects([_shifted(*frame, objects) for frame in sorted_frames]),
+    }
 
 
 def _shifted(
-    wanted: Mapping[str, Point], masks: Mapping[str, Any], objects: Sequence[str]
-) -> dict[str, Any]:
-    """The masks with which the reference compares: the first object that is seen has the first, and so on."""
-    order = {name: place for place, name in enumerate(objects)}
-    seen = sorted(wanted, key=lambda name: order.get(name, len(order)))
-    return {name: masks[other] for name, other in zip(seen, objects) if other in masks}
+    found: Mapping[str, Point],
+    wanted: Mapping[str, Point],
+    masks: Mapping[str, Any],
+    objects: Sequence[str],
+) -> Frame:
+    """A frame with the masks of `objects` for its points, in the order of both."""
+    shifted = {name: masks[other] for name, other in zip(wanted, objects) if other in masks}
+    return found, wanted, shifted
 
 
-def _of_tracks(frames: Sequence[Frame], objects: int | None = None) -> Scores:
-    """The scores of a video; recall is of the objects that are wanted in a frame, or of so many `objects`."""
-    compared = [_compared(*frame) for frame in frames]
-    rates = [_of_frame(*pair, objects) for pair in compared]
-    means = {
-        name: math.fsum(rate[name] for rate in rates) / len(rates)
+def _means(frames: Sequence[Frame], objects: int | None = None) -> Scores:
+    """Means over frames; recall is of the objects that are wanted in a frame, or of so many `objects`."""
+    rates = [_of_frame(*_compared(*frame), objects) for frame in frames]
+    return {
+        name: math.fsum(rate[name] for rate in rates) / len(rates) if rates else 1.0
         for name in ("precision", "recall", "f1")
     }
-    return {**means, **hota([detections for detections, _ in compared])}
+
+
+def _of_objects(frames: Sequence[Frame]) -> Scores:
+    return hota([_compared(*frame)[0] for frame in frames])
 
 
 def _compared(
@@ -194,6 +218,7 @@ def _of_frame(
 
 
 def tracks_text(row: Row) -> str:
-    """The true tracks as Molmo2 writes them."""
+    """The true tracks as Molmo2 writes them, of nothing that there is none."""
     moments = [Written(one["time"], one["points"]) for one in row.annotation["tracks"]]
-    return format_tracks(moments, size_of(row), row.annotation["label"])
+    said = format_tracks(moments, size_of(row), row.annotation["label"])
+    return NONE if said in ("", NO_TRACKS) else said
