@@ -13,6 +13,7 @@ from molmo_ds.eval.metrics.mmmu import letter_said
 from molmo_ds.eval.metrics.video_choice import last_marked
 from molmo_ds.eval.metrics.video_places import score_tracks
 from molmo_ds.eval.row import UNREADABLE, Row
+from molmo_ds.eval.score import scored_row
 
 PERFECT = '<tracks coords="0.0 1 100 100 2 500 500 3 800 100;1.0 2 500 500 3 800 100">x</tracks>'
 NAMES = ["a dog runs", "a cat sleeps", "a man sits", "the cat", "it rains"]
@@ -197,6 +198,15 @@ def test_points_of_older_forms(reply: str, right: float, count: int):
     found = BENCHMARKS["point_bench"].score(reply, row)
     assert (found["all"], found["counting"]) == (right, right)
     assert BENCHMARKS["countbench_qa"].score(reply, row)["correct_points"] == 1.0
+
+
+def test_a_mask_without_a_pixel_is_asked_and_never_right():
+    """A palette's numbers are at most 127 but for large palettes; the reference gives 0."""
+    annotation = {"question": "?", "masks": [runs_of(np.zeros((10, 20), bool))]}
+    row = Row(id="t:v:0", index=0, picture="p", annotation=annotation, size=(20, 10))
+    task = BENCHMARKS["point_bench"]
+    assert scored_row(task, row, None, "stop")["scores"]["all"] == 0.0
+    assert scored_row(task, row, "(50.0, 50.0)", "stop")["scores"]["all"] == 0.0
 
 
 def test_averages_over_categories_and_bins():

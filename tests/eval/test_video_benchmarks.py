@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from numpy.random import RandomState
 from odd_rows import check_records, check_replies
-from video_cases import CASES, COUNT, MASK, MME, PACKED, TRACK, write
+from PIL import Image
+from video_cases import CASES, COUNT, MASK, MME, PACKED, POINT, TRACK, write
 
 from molmo_ds.config import PromptConfig
 from molmo_ds.data import sources
@@ -30,6 +31,8 @@ BLINK = {"idx": "val_Counting_1", "sub_task": "Counting", "prompt": "How many?\n
 BLINK |= {"choices": ["1", "2"], "image_1": "a.png", "image_2": "b.png", "answer": "(B)"}
 MUIR = {"idx": "3", "task": "t", "image_relation": "r", "image_type": "i", "counterpart_idx": "4"}
 MUIR |= {"question": "Which is <image>?", "options": ["<image>", "none"], "answer": "B"}
+BENCH = {"category": "spatial", "image_filename": "a.png", "mask_filename": "m.png"}
+BENCH |= {"user_input": "the cup"}
 MUIR |= {"image_list": ["a.png", "b.png"]}
 
 
@@ -109,6 +112,37 @@ def test_clips_subtitles_and_frames_reach_the_record(tmp_path: Path) -> None:
     [item] = items_of("mvbench", list(rows), "validation")
     assert [Path(one.path).name for one in item.pictures] == ["9.jpg", "10.jpg"]
     assert item.about == {"fps": 3.0, "clip": [0.0, 1.0]}
+
+
+@pytest.mark.parametrize(
+    ("source", "split", "files", "ids"),
+    [
+        (
+            *("molmo2_video_count_eval", "val"),
+            {"data/val.parquet": [COUNT, {**COUNT, "clip_start": 5.0, "clip_end": 9.0}]},
+            ["v_cat", "v_cat_1"],
+        ),
+        (
+            *("molmo2_video_point_eval", "val"),
+            {"data/val.parquet": [POINT, POINT, {**POINT, "label": "dog"}]},
+            ["v_cat", "v_cat_1", "v_dog"],
+        ),
+        (
+            *("point_bench", "test"),
+            {"data.json": [BENCH, {**BENCH, "user_input": "the other"}]},
+            ["spatial/a.png", "spatial/a.png_1"],
+        ),
+    ],
+)
+def test_questions_that_are_about_the_same_have_ids_of_their_own(
+    source: str, split: str, files: dict, ids: list[str], tmp_path: Path
+) -> None:
+    """These sets have no ids; two of one name stopped the evaluation."""
+    masks = tmp_path / "selected_masks/spatial"
+    masks.mkdir(parents=True)
+    Image.new("L", (3, 2), 255).save(masks / "m.png")
+    rows = list(load_rows(sources.get(source), split, write(tmp_path, source, files)))
+    assert [item.metadata["example_id"] for item in items_of(source, rows, split)] == ids
 
 
 def test_several_pictures() -> None:

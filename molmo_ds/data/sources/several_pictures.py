@@ -25,9 +25,11 @@ from molmo_ds.data.sources.source import (
     Row,
     Source,
     annotation,
+    apart,
     picture,
     placed,
     read_json,
+    twins,
 )
 from molmo_ds.data.sources.video_choices import read_table
 
@@ -118,10 +120,10 @@ def blink(row: Row, split: str) -> list[Item]:
 
 def read_point_bench(folder: Path, split: str) -> Iterator[Row]:
     """data.json with selected_images/ and selected_masks/; without a mask there is nothing to score."""
-    for row in read_json(folder, "data.json"):
-        if "mask_filename" in row:
-            path = folder / "selected_masks" / row["category"] / row["mask_filename"]
-            yield {**row, "mask": path.read_bytes()}
+    rows = [row for row in read_json(folder, "data.json") if "mask_filename" in row]
+    for row in twins(rows, "category", "image_filename"):
+        path = folder / "selected_masks" / row["category"] / row["mask_filename"]
+        yield {**row, "mask": path.read_bytes()}
 
 
 def point_bench(row: Row, split: str) -> list[Item]:
@@ -130,7 +132,7 @@ def point_bench(row: Row, split: str) -> list[Item]:
     mask = mask.any(axis=2) if mask.ndim == 3 else mask
     asked = annotation("pointing", question=row["user_input"], masks=[runs_of(mask)])
     name = row["image_filename"]
-    known = {"example_id": f"{row['category']}/{name}", "category": row["category"]}
+    known = {"example_id": apart(f"{row['category']}/{name}", row), "category": row["category"]}
     return [Item(picture(f"selected_images/{row['category']}/{name}"), [asked], known)]
 
 

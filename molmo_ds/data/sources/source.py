@@ -2,7 +2,8 @@
 
 import json
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -140,6 +141,20 @@ def pairs(questions: Any) -> list[tuple[Any, Any]]:
     if isinstance(questions, Mapping):
         return list(zip(questions["question"], questions["answer"]))
     return [(q["question"], q["answer"]) for q in questions]
+
+
+def twins(rows: Iterable[Row], *keys: str) -> Iterator[Row]:
+    """The rows, each with `twin`: how many before it are equal in these columns, which name a question."""
+    seen: Counter[tuple[Any, ...]] = Counter()
+    for row in rows:
+        name = tuple(row[key] for key in keys)
+        yield {**row, "twin": seen[name]}
+        seen[name] += 1
+
+
+def apart(name: str, row: Row) -> str:
+    """The name of a row that may have `twins`; the first keeps it."""
+    return f"{name}_{row['twin']}" if row.get("twin") else name
 
 
 def read_json(folder: Path, name: str) -> Any:

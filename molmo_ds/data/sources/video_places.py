@@ -14,7 +14,16 @@ from typing import Any
 
 from molmo_ds.data.sample.times import dividing
 from molmo_ds.data.sources.masks import runs_of_coco
-from molmo_ds.data.sources.source import Item, Picture, Row, Source, annotation, read_json
+from molmo_ds.data.sources.source import (
+    Item,
+    Picture,
+    Row,
+    Source,
+    annotation,
+    apart,
+    read_json,
+    twins,
+)
 from molmo_ds.data.sources.video_choices import clip_of, read_table
 
 LAYOUT = "allenai/molmo2, olmo/data"
@@ -33,10 +42,16 @@ def read_hub(folder: Path, split: str) -> Iterator[Row]:
         yield from read_table(folder, str(name))
 
 
+def read_places(folder: Path, split: str) -> Iterator[Row]:
+    """The rows of a folder, of which several may be about one label in one video: in other clips of it."""
+    yield from twins(read_hub(folder, split), "video_id", "label")
+
+
 def count(row: Row, split: str) -> list[Item]:
     """How often something is there, in a clip of at most 63 seconds."""
     asked = annotation("video_count", question=row["question"], label=row["label"])
-    known = {"example_id": f"{row['video_id']}_{row['label']}", "video_id": row["video_id"]}
+    name = apart(f"{row['video_id']}_{row['label']}", row)
+    known = {"example_id": name, "video_id": row["video_id"]}
     known |= {"count": row["count"], "subset": row["category"]}
     video = (Picture(path=f"videos/{row['video_id']}.mp4"),)
     return [Item(video, [asked], known, clip_of(row, "clip_start", "clip_end"))]
@@ -59,7 +74,8 @@ def points(row: Row, split: str) -> list[Item]:
         point_groups=groups,
         masks=masks,
     )
-    known = {"example_id": f"{row['video_id']}_{row['label']}", "video_id": row["video_id"]}
+    name = apart(f"{row['video_id']}_{row['label']}", row)
+    known = {"example_id": name, "video_id": row["video_id"]}
     known |= {key: row[key] for key in ("video_duration", "width", "height")}
     return [Item((Picture(path=f"videos/{row['video_id']}.mp4"),), [asked], known)]
 
@@ -157,7 +173,7 @@ SOURCES = [
         LAYOUT,
         count,
         {"val": "val"},
-        read=read_hub,
+        read=read_places,
         by_hand=f"download the hub's allenai/Molmo2-VideoCountEval into DIR {_VIDEOS}",
     ),
     Source(
@@ -166,7 +182,7 @@ SOURCES = [
         LAYOUT,
         points,
         {"val": "val"},
-        read=read_hub,
+        read=read_places,
         by_hand=f"download the hub's allenai/Molmo2-VideoPointEval into DIR {_VIDEOS}",
     ),
     Source(

@@ -16,6 +16,7 @@ from typing import Any
 from scipy.optimize import linear_sum_assignment
 
 from molmo_ds.data.sample.point_text import read_any_points, read_points
+from molmo_ds.data.sample.points import NONE
 from molmo_ds.eval.row import Row, Scores, true_points
 
 Point = tuple[float, float]
@@ -143,9 +144,14 @@ def average_of_categories(means: Mapping[str, float]) -> dict[str, float]:
 
 
 def point_inside(row: Row) -> str:
-    """A point in the middle of the longest line of the mask, as a reply: the truth of a region."""
+    """A point in the middle of the longest line of the mask, as a reply: the truth of a region.
+
+    Where no pixel is inside no reply is right, as in the reference.
+    """
     [mask] = row.annotation["masks"]
     runs = mask["runs"]
+    if len(runs) < 2:
+        return NONE
     longest = max(range(1, len(runs), 2), key=lambda number: runs[number])
     place = sum(runs[:longest]) + runs[longest] // 2
     y, x = divmod(place, mask["width"])

@@ -13,7 +13,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from molmo_ds.data.sample.point_text import Moment as Written
 from molmo_ds.data.sample.point_text import (
     NO_TRACKS,
     Point,
@@ -22,6 +21,7 @@ from molmo_ds.data.sample.point_text import (
     read_points,
     read_tracks,
 )
+from molmo_ds.data.sample.point_text import Moment as Written
 from molmo_ds.data.sample.points import NONE
 from molmo_ds.data.sample.times import stamp
 from molmo_ds.eval.metrics.pointing import inside, nearest_pairs
