@@ -3,10 +3,19 @@
 It imports no torch, so that the front answers at once.
 """
 
+import difflib
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from molmo_ds.infer.options import Options
 
@@ -24,6 +33,9 @@ FINISH = {"stop": "stop", "length": "length", "context": "length"}  # a Piece's 
 LEAST_LOG = -9999.0  # what OpenAI writes for a log-probability of minus infinity, which JSON lacks
 NEW_TOKENS = 448  # unless a request says how many
 CHOICES = 16
+ALIKE = 0.8  # of the characters of two names, from which on one is taken for a slip of the other
+# a key of vLLM's that is like one here and changes no answer
+OTHERS = ("add_special_tokens",)
 
 
 class Refused(Exception):
@@ -63,7 +75,7 @@ def _only(neutral: Any) -> AfterValidator:
 
     def check(value: Any) -> Any:
         if value is not None and value != neutral:
-            raise ValueError(f"is not known here; must be {neutral} or left out")
+            raise ValueError(f"is not known here; must be {neutral!r} or left out")
         return value
 
     return AfterValidator(check)
@@ -74,7 +86,19 @@ Count = Annotated[int, Field(ge=1, lt=2**31)]
 
 
 class _Read(BaseModel):
+    """Keys that are not known are ignored, as clients send many, but for those that are a slip of the pen."""
+
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_slips(cls, given: Any) -> Any:
+        for key in given if isinstance(given, dict) else ():
+            if key not in cls.model_fields and key not in OTHERS:
+                near = difflib.get_close_matches(key, cls.model_fields, n=1, cutoff=ALIKE)
+                if near:
+                    raise ValueError(f"has the unknown key {key[:40]!r}; write {near[0]!r}")
+        return given
 
 
 class TextPart(_Read):
@@ -197,6 +221,21 @@ class Request(_Read):
     structured_outputs: Annotated[Any, _only({})] = None
     tools: Annotated[Any, _only([])] = None
     functions: Annotated[Any, _only([])] = None
+    best_of: Annotated[Any, _only(1)] = None
+    length_penalty: Annotated[Any, _only(1)] = None
+    prompt_logprobs: Annotated[Any, _only(0)] = None
+    allowed_token_ids: Annotated[Any, _only([])] = None
+    echo: Annotated[Any, _only(False)] = None
+    continue_final_message: Annotated[Any, _only(False)] = None
+    skip_special_tokens: Annotated[Any, _only(True)] = None
+    include_stop_str_in_output: Annotated[Any, _only(False)] = None
+    guided_json: Annotated[Any, _only({})] = None
+    guided_regex: Annotated[Any, _only("")] = None
+    guided_choice: Annotated[Any, _only([])] = None
+    guided_grammar: Annotated[Any, _only("")] = None
+    chat_template: Annotated[Any, _only("")] = None
+    mm_processor_kwargs: Annotated[Any, _only({})] = None
+    modalities: Annotated[Any, _only(["text"])] = None
 
     @property
     def pictures(self) -> list[ImageURL]:
@@ -249,6 +288,8 @@ def read(body: bytes) -> Request:
             400,
             "The question is empty; write one, or name a style that needs none, as long_caption.",
         )
+    if request.include_usage and not request.stream:
+        raise Refused(400, "'stream_options' needs stream: true; an answer has its usage anyway.")
     return request
 
 
@@ -298,6 +339,8 @@ def _sentence(error: ValidationError) -> str:
         .replace("Input should be", "must be")
         .replace("should", "must")
     )
+    if kind == "value_error" and "has the unknown key" in what:
+        return f"{repr(where) if where else 'The body'} {what}."
     given = ascii(first["input"])
     given = given if len(given) <= 60 else given[:57] + "..."
     return f"{repr(where) if where else 'The body'}: {what}, but is {given}."

@@ -79,6 +79,26 @@ WRONG = [  # body, what the sentence names
     ({**chat("Why?"), "logit_bias": {"7": 100}}, "logit_bias"),
     ({**chat("Why?"), "response_format": {"type": "json_object"}}, "response_format"),
     ({**chat("Why?"), "tools": [{"type": "function"}]}, "tools"),
+    ({**chat("Why?"), "guided_json": {"type": "object"}}, "guided_json"),
+    ({**chat("Why?"), "skip_special_tokens": False}, "skip_special_tokens"),
+    ({**chat("Why?"), "best_of": 3}, "best_of"),
+    ({**chat("Why?"), "temprature": 1}, "the unknown key 'temprature'; write 'temperature'"),
+    ({**chat("Why?"), "max_token": 5}, "the unknown key 'max_token'; write 'max_tokens'"),
+    ({**chat("Why?"), "Temperature": 1}, "write 'temperature'"),
+    ({**chat("Why?"), "stream_options": {"include_usage": True}}, "needs stream: true"),
+    (
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image_url", "image_url": {"url": "data:,", "detial": "low"}}
+                    ],
+                }
+            ]
+        },
+        "'messages[0].content[0].image_url' has the unknown key 'detial'; write 'detail'",
+    ),
 ]
 PICTURES = [  # that are none
     "",
@@ -149,6 +169,47 @@ def test_what_is_read() -> None:
     )
     assert protocol.read(json.dumps(chat("Why?", stop="x")).encode()).options(9).stop == ("x",)
     assert protocol.read(json.dumps(chat("Why?")).encode()).options(9).seed == 9
+
+
+def test_keys_that_clients_send_are_ignored() -> None:
+    """Those of OpenAI's chat completions and of vLLM that change no answer here."""
+    sent = [
+        "audio",
+        "function_call",
+        "max_prompt_tokens",
+        "metadata",
+        "model",
+        "parallel_tool_calls",
+        "prediction",
+        "prompt_cache_key",
+        "reasoning_effort",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "tool_choice",
+        "user",
+        "verbosity",
+        "web_search_options",
+        "add_generation_prompt",
+        "add_special_tokens",
+        "documents",
+        "chat_template_kwargs",
+        "priority",
+        "request_id",
+        "return_tokens_as_token_ids",
+        "cache_salt",
+        "kv_transfer_params",
+        "vllm_xargs",
+        "return_token_ids",
+        "truncate_prompt_tokens",
+        "spaces_between_special_tokens",
+        "include_reasoning",
+        "logits_processors",
+    ]
+    for key in sent:
+        protocol.read(json.dumps({**chat("Why?"), key: "x"}).encode())
+    named = {"role": "user", "content": "Why?", "name": "me", "refusal": None, "annotations": []}
+    protocol.read(json.dumps({"messages": [named]}).encode())
 
 
 def test_pictures_of_data_urls() -> None:
