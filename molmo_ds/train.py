@@ -71,7 +71,7 @@ def train(config: RunConfig) -> int:
 def run(config: RunConfig, world: "World", folder: "RunFolder", deadline: float) -> int:
     """The same in a folder that is this run's alone, until `deadline` of time.monotonic."""
     from molmo_ds.data.order.loader import build_stream
-    from molmo_ds.engine import build_engine, strategy_place
+    from molmo_ds.engine import build_engine, ds_config, overruled, strategy_place
     from molmo_ds.engine.launching import launchers
     from molmo_ds.engine.plan import choice, compiling, precision
     from molmo_ds.engine.save.writer import Writer
@@ -87,7 +87,10 @@ def run(config: RunConfig, world: "World", folder: "RunFolder", deadline: float)
     config = compiling.settled(config, world, folder.local)
     told = strategy_place.told(config.strategy)
     told += world.agree(lambda: same_run.told(config, folder))
-    for sentence in [*told, *launchers.ignored(read_strategy(config.strategy), config)]:
+    strategy = read_strategy(config.strategy)
+    half = ds_config.uses_bf16(config, world.device.type != "cpu")
+    told += [*launchers.ignored(strategy, config), *overruled.told(strategy, config, half)]
+    for sentence in told:
         log.warning(sentence)  # main shows those of rank 0 only
     checkpoints = str(files.place(config.out) / "checkpoints")
     if config.resume:

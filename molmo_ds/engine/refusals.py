@@ -234,6 +234,12 @@ TABLE = [
         "{path} turns fp16 on, which needs a loss scale that this trainer does not keep; use bf16.",
     ),
     Row(
+        "autocast to another type",
+        lambda a: a.s.autocast not in ("bfloat16", "bf16", "torch.bfloat16", "auto"),
+        "{path} sets torch_autocast.dtype={a.s.autocast}, and a run computes in bf16 or fp32; write bfloat16 and set "
+        "precision.",
+    ),
+    Row(
         "offloaded weights under ZeRO-2",
         lambda a: a.zero.parameters.device != "none" and a.s.stage < 3,
         "{path}: offload_param needs ZeRO stage 3 or higher, not {a.s.stage}; see ds_configs/.",

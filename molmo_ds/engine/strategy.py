@@ -140,6 +140,11 @@ class Strategy:
         block = self.ds.get("torch_autocast") or {}
         return block.get("enabled", True) is not False and bool(block)
 
+    @property
+    def autocast(self) -> str:
+        """The type that torch_autocast computes in."""
+        return (self.ds.get("torch_autocast") or {}).get("dtype", "bfloat16")
+
     def data_parallel_size(self, world: int) -> int:
         """Parts of the global batch that `world` ranks read; ValueError if they are no multiple of `shared`."""
         if world % self.shared:

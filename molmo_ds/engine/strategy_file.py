@@ -1,10 +1,12 @@
 """A strategy file as it lies there: JSON read with its slips in sentences, and the shape of every block that is read.
 
-DeepSpeed checks the names inside `zero_optimization`, `bf16` and others itself, and ignores the rest without a word.
+DeepSpeed checks the names inside `zero_optimization`, `bf16` and others itself, and ignores the rest without a word:
+those are checked here.
 """
 
 import difflib
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -74,6 +76,31 @@ OTHERS = {
     "managed_gradient_accumulation", "gradient_allreduce_op", "graph_harvesting", "use_data_before_expert_parallelism",
     "train_step",
 }
+# names inside of the blocks that DeepSpeed 0.19 reads name by name, or that the run leaves out before it reads them
+NAMES = {
+    "optimizer": "type params legacy_fusion",
+    "scheduler": "type params",
+    "fp16": "enabled auto_cast loss_scale initial_scale_power loss_scale_window hysteresis consecutive_hysteresis"
+    " min_loss_scale fp16_master_weights_and_grads",
+    "torch_autocast": "enabled dtype lower_precision_safe_modules",
+    "data_types": "grad_accum_dtype param_dtype buffer_dtype keep_in_fp32_modules",
+    "aio": "block_size queue_depth intra_op_parallelism single_submit overlap_events use_gds",
+    "activation_checkpointing": "partition_activations number_checkpoints contiguous_memory_optimization"
+    " synchronize_checkpoint_boundary profile cpu_checkpointing",
+    "flops_profiler": "enabled recompute_fwd_factor profile_step module_depth top_modules detailed output_file",
+    "pipeline": "stages partition seed_layers activation_checkpoint_interval pipe_partitioned grad_partitioned"
+    " use_reentrant",
+    "timers": "throughput",
+    "tensorboard": "enabled output_path job_name",
+    "wandb": "enabled group team project",
+    "csv_monitor": "enabled output_path job_name",
+    "expert_parallel": "enabled autoep_size expert_tensor_parallel_size validate_folding_routing async_split_plan"
+    " preset_model moe_layer_pattern expert_pattern router_pattern use_grouped_mm disable_triton_grouped_mm route_norm"
+    " route_scale score_apply combine_impl row_weighting_impl gate_up_impl comm_backend comm_num_sm comm_qp_margin"
+    " comm_max_tokens_per_rank num_expert_groups num_limited_groups score_func top_k load_balance_coeff"
+    " routed_scaling_factor expert_w1 expert_w2 expert_w3 num_experts_attr top_k_attr has_shared_experts"
+    " shared_experts_pattern shared_experts_gate_pattern expert_activation",
+}
 FORMS = {  # the right form of blocks that are easily written otherwise
     "zero_optimization": '{"stage": 3}',
     "zero_optimization.offload_param": '{"device": "cpu"}',
@@ -112,16 +139,23 @@ def load(file: Path) -> dict[str, Any]:
             f"The strategy file {file} holds no JSON object; write DeepSpeed's settings in braces."
         )
     known = [*File.__annotations__, *OTHERS]
-    unknown = [key for key in values if key not in known]
-    if unknown:
-        near = {key: difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0] for key in unknown}
-        said = (
-            f"The strategy file {file} has the unknown key '{k}'; the nearest one is '{near[k]}'."
-            for k in unknown
-        )
-        raise ValueError(rules.together(list(said)))
+    said = list(_unknown(values, known, f"The strategy file {file}"))
+    if said:
+        raise ValueError(rules.together(said))
     check(values, str(file))
+    for block, names in NAMES.items():
+        said += _unknown(values.get(block, {}), names.split(), f"{file}: {block}")
+    if said:
+        raise ValueError(rules.together(said))
     return values
+
+
+def _unknown(values: Mapping[str, Any], known: list[str], where: str) -> Iterator[str]:
+    """A sentence for each key that is not known."""
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            yield f"{where} has the unknown key '{key}'; the nearest one is '{near}'."
 
 
 def check(values: dict[str, Any], where: str) -> None:

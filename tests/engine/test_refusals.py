@@ -247,6 +247,13 @@ REFUSED: dict[str, tuple[str, dict, TextConfig, int, str]] = {
         "'warp'; molmo_ds.engine is zero, sequence",
     ),
     "fp16": ("zero3", {"fp16": {"enabled": True}}, DENSE, 4, "use bf16"),
+    "autocast to another type": (
+        "zero3",
+        {"torch_autocast": {"enabled": True, "dtype": "float16"}},
+        DENSE,
+        4,
+        "torch_autocast.dtype=float16, and",
+    ),
     "another clipping": ("zero3", {"gradient_clipping": 5.0}, DENSE, 4, "optim.max_grad_norm"),
     "another optimizer": (
         "zero3",

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from molmo_ds.engine import strategy_file
+from molmo_ds.config import RunConfig
+from molmo_ds.engine import overruled, strategy_file
+from molmo_ds.engine.ds_config import uses_bf16
 from molmo_ds.engine.strategy import read_strategy
 
 ROOT = Path(__file__).parents[2]
@@ -125,6 +127,88 @@ def test_what_is_no_object_of_json(content: bytes, words: str, tmp_path: Path) -
         and "mine.json" in str(caught.value)
         and "\n" not in str(caught.value)
     )
+
+
+@pytest.mark.parametrize("block", strategy_file.NAMES)
+def test_a_name_inside_of_a_block_that_deepspeed_would_ignore(block: str, tmp_path: Path) -> None:
+    for name in strategy_file.NAMES[block].split():
+        wrong = name[0].upper() + name[1:]
+        with pytest.raises(ValueError) as caught:
+            read_strategy(write(tmp_path, {block: {wrong: "auto"}}))
+        end = f"mine.json: {block} has the unknown key '{wrong}'; the nearest one is '{name}'."
+        assert str(caught.value).endswith(end)
+
+
+def test_the_names_are_those_that_deepspeed_reads() -> None:
+    from deepspeed.module_inject.auto_ep_config import AutoEPConfig
+    from deepspeed.monitor import config as monitor
+    from deepspeed.profiling import constants as profiling
+    from deepspeed.runtime.activation_checkpointing.config import ACT_CHKPT_DEFAULT
+    from deepspeed.runtime.config import get_pipeline_config
+    from deepspeed.runtime.precision_config import DeepSpeedFP16Config
+    from deepspeed.runtime.swap_tensor.aio_config import AIO_DEFAULT_DICT
+
+    profiled = [
+        getattr(profiling, name)
+        for name in dir(profiling)
+        if name.startswith("FLOPS_PROFILER_") and not name.endswith(("_DEFAULT", "_FORMAT"))
+    ]
+    asked = {
+        "aio": AIO_DEFAULT_DICT,
+        "activation_checkpointing": ACT_CHKPT_DEFAULT,
+        "flops_profiler": profiled,
+        "pipeline": [*get_pipeline_config({}), "use_reentrant"],
+        "fp16": DeepSpeedFP16Config.model_fields,
+        "tensorboard": monitor.TensorBoardConfig.model_fields,
+        "wandb": monitor.WandbConfig.model_fields,
+        "csv_monitor": monitor.CSVConfig.model_fields,
+        "expert_parallel": [name for name in vars(AutoEPConfig()) if not name.startswith("_")],
+    }
+    for block, names in asked.items():
+        assert set(names) == set(strategy_file.NAMES[block].split()), block
+
+
+@pytest.mark.parametrize(
+    ("content", "settings", "said"),
+    [
+        ({"activation_checkpointing": {"partition_activations": True}}, {}, "=none)"),
+        ({"checkpoint": {"load_universal": True}}, {}, "checkpoint (the run: its checkpoints"),
+        ({"compile": {"deepcompile": True}}, {}, "compile (the run: compile=False)"),
+        ({"zenflow": {"topk_ratio": 0.1}}, {}, "zenflow (the run: DeepSpeed reads it inside of"),
+        ({"tensorboard": {"enabled": True}}, {}, "tensorboard.enabled=true (the run: wandb and"),
+        ({"wandb": {"enabled": True}}, {}, "wandb.enabled=true (the run: the setting wandb)"),
+        ({"csv_monitor": {"enabled": True}}, {}, "csv_monitor.enabled=true (the run: metrics"),
+        ({"data_efficiency": {"enabled": True}}, {}, "data_efficiency.enabled=true (the run: its"),
+        ({"autotuning": {"enabled": True}}, {}, "autotuning.enabled=true (the run: molmo-ds plan)"),
+        ({"aio": {"queue_depth": 8}}, {}, "aio (the run: nothing is on NVMe)"),
+        ({"optimizer": {"type": "Lamb"}}, {}, "optimizer.type=Lamb (the run: optim.name=adamw)"),
+        ({"scheduler": {"type": "WarmupLR"}}, {}, "scheduler.type=WarmupLR (the run: a warm-up"),
+        ({"gradient_clipping": 0}, {}, "gradient_clipping=0 (the run: optim.max_grad_norm=1)"),
+        ({"bf16": {"enabled": True}}, {}, "bf16.enabled=true (the run: precision=auto, fp32 here)"),
+        ({"torch_autocast": {"enabled": True}}, {}, "torch_autocast.enabled=true (the run: prec"),
+        ({"bf16": {"enabled": False}}, {"precision": "bf16"}, "bf16.enabled=false (the run: pre"),
+        ({"steps_per_print": 2000}, {}, "steps_per_print=2000 (the run: log_interval=10)"),
+    ],
+)
+def test_what_does_not_count_is_said(
+    content: dict, settings: dict, said: str, tmp_path: Path
+) -> None:
+    config = RunConfig(out="x", **settings)
+    half = uses_bf16(config, on_gpu=False)
+    [sentence] = overruled.told(read_strategy(write(tmp_path, content)), config, half)
+    assert said in sentence and sentence.startswith(f"{tmp_path}/mine.json says what does not")
+
+
+def test_what_leaves_it_to_the_run_is_not_said(tmp_path: Path) -> None:
+    config = RunConfig(out="x")
+    for path in sorted((ROOT / "ds_configs").glob("*.json")):
+        assert overruled.told(read_strategy(str(path)), config, half=True) == []
+    usual = {"optimizer": {"type": "AdamW", "params": {"lr": "auto"}}, "wandb": {"enabled": False}}
+    usual |= {"bf16": {"enabled": "auto"}, "steps_per_print": "auto", "gradient_clipping": "auto"}
+    assert overruled.told(read_strategy(write(tmp_path, usual)), config, half=False) == []
+    nvme = {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}
+    nvme["aio"] = {"queue_depth": 8}
+    assert overruled.told(read_strategy(write(tmp_path, nvme)), config, half=False) == []
 
 
 def test_what_is_usual_is_taken(tmp_path: Path) -> None:
