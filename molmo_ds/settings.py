@@ -207,6 +207,24 @@ def flag(word: str) -> bool:
     return word.startswith("--") and setting is not None and setting.hint is bool
 
 
+def overridden(words: list[str]) -> list[str]:
+    """A sentence for each override of the command line that a later one takes back."""
+    last: dict[str, str] = {}
+    twice: dict[str, None] = {}
+    for word in words:
+        name, _, value = word.removeprefix("--").partition("=")
+        value = value or str(flag(word)).lower()
+        if last.get(name, value) != value:
+            twice[name] = None
+        last.pop(name, None)
+        last[name] = value
+    lengths = [name for name in last if name in ("max_steps", "epochs")]
+    said = [f"{name} is given more than once; {name}={last[name]} counts." for name in twice]
+    if len(lengths) > 1:
+        said.append(f"Of max_steps and epochs the later one counts, {lengths[1]}.")
+    return said
+
+
 def _as_yaml(word: str, kind: type) -> str:
     word = f"{word}=true" if flag(word) else word
     key, separator, value = word.removeprefix("--").partition("=")

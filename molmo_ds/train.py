@@ -270,7 +270,8 @@ def read_arguments(arguments: list[str]) -> RunConfig | None:
     ]
     limit = environment.time_limit(limited)
     config, told = environment.below_root(settings.load(given, [*limit, *overrides]))
-    for sentence in [*(f"{word} ({environment.MINUTES})" for word in limit), *told]:
+    told = [*(f"{word} ({environment.MINUTES})" for word in limit), *told]
+    for sentence in [*told, *settings.overridden(overrides)]:
         log.info(sentence)
     return config
 

@@ -512,3 +512,22 @@ def test_every_setting_says_what_it_is() -> None:
         if not s.comment and not s.choices and s.name.rsplit(".", 1)[-1] not in plain
     ]
     assert len(mute) < 30, mute
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["seed=1", "--seed=2"], ["seed is given more than once; seed=2 counts."]),
+        (["seed=1", "seed=1"], []),
+        (["--overwrite", "overwrite=true"], []),
+        (
+            ["--overwrite", "--overwrite=false"],
+            ["overwrite is given more than once; overwrite=false counts."],
+        ),
+        (["max_steps=9", "epochs=2"], ["Of max_steps and epochs the later one counts, epochs."]),
+        (["optim.text.lr=1e-5", "optim.vision.lr=1e-5"], []),
+    ],
+)
+def test_overrides_that_are_taken_back_are_told(words: list[str], said: list[str]) -> None:
+    assert settings.overridden(words) == said
+    settings.load(None, words)

@@ -5,14 +5,13 @@ from pathlib import Path
 
 from PIL import Image
 
+from molmo_ds.cli.options import Parser
 from molmo_ds.config import home
 
 
 def read_arguments(description: str, arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("question")
     parser.add_argument("--checkpoint", type=home, help="a model that answers in this process")
     parser.add_argument(

@@ -10,15 +10,14 @@ standard error clustered by picture, and p is that of a paired t test over pictu
 import argparse
 from pathlib import Path
 
+from molmo_ds.cli.options import Parser
 from molmo_ds.eval.compare import compare, read, report
 from molmo_ds.files import local
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Print the comparison of every task that both have."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("first", type=local, metavar="A", help="results of one run")
     parser.add_argument("second", type=local, metavar="B", help="results of the other")
     parser.add_argument("--metric", default="", help="instead of each task's headline")

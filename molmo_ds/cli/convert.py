@@ -14,15 +14,14 @@ KEY=VALUE changes the architecture, for example vision.num_hidden_layers=3 (docs
 import argparse
 import sys
 
+from molmo_ds.cli.options import Parser
 from molmo_ds.config import home
 from molmo_ds.hub import adapters, export, load
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    top = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = top.add_subparsers(dest="command", required=True)
     for name in ("from-hub", "from-reference", "consolidate", "to-hub"):
         command = commands.add_parser(name)

@@ -12,6 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from molmo_ds.cli.options import Parser
 from molmo_ds.data import sources
 from molmo_ds.data.sources.download import Options, download, table
 from molmo_ds.data.sources.fetch import Limits
@@ -21,9 +22,7 @@ from molmo_ds.files import local
 
 def main(arguments: list[str] | None = None) -> int:
     """Download the data sets; 1, and a sentence on the standard error, if one failed."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="data sets; see --list")
     parser.add_argument("--list", action="store_true", help="print the table of docs/datasets.md")
     parser.add_argument("--out", type=local, default=Path("data"))

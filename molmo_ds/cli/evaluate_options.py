@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from molmo_ds.cli.options import Parser
 from molmo_ds.data.sample.record import MOST_FRAMES
 from molmo_ds.files import Remote, local, place
 
@@ -11,9 +12,7 @@ HIGH_RES = 36  # crops
 
 def parser(text: str) -> argparse.ArgumentParser:
     """The command line; `text` describes the command."""
-    top = argparse.ArgumentParser(
-        description=text, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    top = Parser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     top.add_argument(
         "words",
         nargs="*",

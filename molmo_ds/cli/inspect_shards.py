@@ -9,6 +9,7 @@ import sys
 
 from tqdm import tqdm
 
+from molmo_ds.cli.options import Parser
 from molmo_ds.config import home
 from molmo_ds.data.convert.inspection import differences, inspect
 from molmo_ds.data.decode import BadSample
@@ -19,9 +20,7 @@ SHOWN = 50  # faults that are printed
 
 def main(arguments: list[str] | None = None) -> None:
     """Check a data set and print what it holds; exit code 1 where something is wrong."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=home, help="folder, URL or glob of indexed shards")
     parser.add_argument("--samples", type=int, default=3, help="records to print")
     parser.add_argument("--no-decode", action="store_true", help="do not decode the pictures")

@@ -3,14 +3,13 @@
 import argparse
 from pathlib import Path
 
+from molmo_ds.cli.options import Parser
 from molmo_ds.files import local
 
 
 def read_arguments(text: str, arguments: list[str] | None) -> argparse.Namespace:
     """The command line; `text` describes the command."""
-    parser = argparse.ArgumentParser(
-        description=text, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "predictions", type=local, help="predictions.json, or the folder that holds it"
     )

@@ -13,6 +13,7 @@ import signal
 import sys
 
 from molmo_ds import rules
+from molmo_ds.cli.options import Parser
 from molmo_ds.data.order import epochs
 from molmo_ds.engine.launching.hosts import read_hosts, refuse_unknown
 from molmo_ds.engine.launching.supervise import EXPORTED, Limits, Supervisor, check
@@ -37,9 +38,7 @@ def tries(text: str) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The options; what is left over are settings of the run."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.allow_abbrev = False
     parser.add_argument("--hosts", help="host1:8,host2:8, or a hostfile, or localhost:2")
     parser.add_argument(

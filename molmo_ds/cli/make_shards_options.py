@@ -5,6 +5,7 @@ import re
 import sys
 
 from molmo_ds import files
+from molmo_ds.cli.options import Parser
 from molmo_ds.data.convert.rows import FIELDS
 from molmo_ds.data.convert.units import BOX_FORMS, SCALES
 from molmo_ds.data.made_up.sets import SETS
@@ -41,9 +42,7 @@ ONLY |= dict.fromkeys(
 
 def parse(arguments: list[str] | None, about: str) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = ["dataset", "folder", "jsonl", "csv", "tars", "index", "made-up"]
     parser.add_argument("kind", choices=kinds)
     parser.add_argument(

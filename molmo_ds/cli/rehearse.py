@@ -20,6 +20,7 @@ import sys
 import time
 from pathlib import Path
 
+from molmo_ds.cli.options import Parser
 from molmo_ds.config import RunConfig, home
 from molmo_ds.rehearse import needs, stages
 from molmo_ds.rehearse.figures import cost_of, steps_of
@@ -55,9 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The command line, with defaults for this machine."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "model",
         metavar="MODEL",

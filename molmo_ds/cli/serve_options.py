@@ -2,14 +2,13 @@
 
 import argparse
 
+from molmo_ds.cli.options import Parser
 from molmo_ds.config import home
 
 
 def read_arguments(description: str, arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=home)
     parser.add_argument("--tokenizer", type=home, help="its folder, where FOLDER does not know it")
     parser.add_argument(

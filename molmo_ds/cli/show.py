@@ -8,6 +8,7 @@ The run may be running, killed, or of an older release: what cannot be read is s
 
 import argparse
 
+from molmo_ds.cli.options import Parser
 from molmo_ds.config import home
 from molmo_ds.files import local, write_atomic
 from molmo_ds.show import folder, page, server
@@ -15,9 +16,7 @@ from molmo_ds.show import folder, page, server
 
 def main(arguments: list[str] | None = None) -> None:
     """Write the page, or serve it until Ctrl-C."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=home, help="folder or URL of a run")
     parser.add_argument("--out", type=local, help="HTML file to write, instead of serving")
     parser.add_argument(

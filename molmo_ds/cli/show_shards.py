@@ -15,6 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from molmo_ds import settings
+from molmo_ds.cli.options import Parser
 from molmo_ds.config import RunConfig, SourceConfig, home
 from molmo_ds.data.order.loader import Mixture, rank_lanes, sequences
 from molmo_ds.data.read.shards import ShardSet
@@ -26,9 +27,7 @@ from molmo_ds.files import local
 
 def main(arguments: list[str] | None = None) -> None:
     """Write the page and say what it shows."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=home, help="folder, URL or glob of indexed shards")
     parser.add_argument("out", type=local, help="HTML file to write")
     parser.add_argument("overrides", nargs="*", help="settings of the run, key=value")
