@@ -3,6 +3,7 @@
 import re
 import socket
 import subprocess
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def read_hosts(text: str) -> list[Host]:
         )
     else:
         hosts = _of_list(text)
-    names = [host.name.lower() for host in hosts]
+    names = [_machine(host.name) for host in hosts]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(
@@ -48,6 +49,11 @@ def read_hosts(text: str) -> list[Host]:
             "localhost cannot be one of several hosts; give this machine's name as the others know it."
         )
     return hosts
+
+
+def _machine(name: str) -> str:
+    """What a name means, whoever logs in there: `me@One.` is `one`."""
+    return unicodedata.normalize("NFKC", name).rpartition("@")[2].rstrip(".").lower()
 
 
 def _of_file(path: Path) -> list[Host]:
