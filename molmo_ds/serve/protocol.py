@@ -3,21 +3,18 @@
 It imports no torch, so that the front answers at once.
 """
 
-import difflib
 import math
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
-    model_validator,
 )
 
 from molmo_ds.infer.options import Options
+from molmo_ds.serve.keys import Known, Read
 
 KINDS = {  # HTTP status -> the type of an error
     400: "invalid_request_error",
@@ -33,9 +30,6 @@ FINISH = {"stop": "stop", "length": "length", "context": "length"}  # a Piece's 
 LEAST_LOG = -9999.0  # what OpenAI writes for a log-probability of minus infinity, which JSON lacks
 NEW_TOKENS = 448  # unless a request says how many
 CHOICES = 16
-ALIKE = 0.8  # of the characters of two names, from which on one is taken for a slip of the other
-# a key of vLLM's that is like one here and changes no answer
-OTHERS = ("add_special_tokens",)
 
 
 class Refused(Exception):
@@ -70,59 +64,32 @@ def _as_object(value: Any) -> Any:
     return {"url": value} if isinstance(value, str) else value
 
 
-def _only(neutral: Any) -> AfterValidator:
-    """Of a key that changes answers and is not known here: only the value that changes nothing is taken."""
-
-    def check(value: Any) -> Any:
-        if value is not None and value != neutral:
-            raise ValueError(f"is not known here; must be {neutral!r} or left out")
-        return value
-
-    return AfterValidator(check)
-
-
 Text = Annotated[str, AfterValidator(_encodable)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 
 
-class _Read(BaseModel):
-    """Keys that are not known are ignored, as clients send many, but for those that are a slip of the pen."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_slips(cls, given: Any) -> Any:
-        for key in given if isinstance(given, dict) else ():
-            if key not in cls.model_fields and key not in OTHERS:
-                near = difflib.get_close_matches(key, cls.model_fields, n=1, cutoff=ALIKE)
-                if near:
-                    raise ValueError(f"has the unknown key {key[:40]!r}; write {near[0]!r}")
-        return given
-
-
-class TextPart(_Read):
+class TextPart(Read):
     """Words of a message."""
 
     type: Literal["text"]
     text: Text
 
 
-class ImageURL(_Read):
+class ImageURL(Read):
     """Where a picture is, and how closely it is looked at."""
 
     url: Text
     detail: Literal["auto", "low", "high"] | None = None  # low = one crop
 
 
-class ImagePart(_Read):
+class ImagePart(Read):
     """A picture of a message."""
 
     type: Literal["image_url"]
     image_url: Annotated[ImageURL, BeforeValidator(_as_object)]
 
 
-class VideoURL(_Read):
+class VideoURL(Read):
     """Where a video is, and what of it is shown, in the words of a record (docs/reference/data-format.md)."""
 
     url: Text
@@ -137,7 +104,7 @@ class VideoURL(_Read):
         return self.model_dump(mode="json", exclude={"url"}, exclude_none=True)
 
 
-class VideoPart(_Read):
+class VideoPart(Read):
     """A video of a message."""
 
     type: Literal["video_url"]
@@ -147,7 +114,7 @@ class VideoPart(_Read):
 Part = Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="type")]
 
 
-class Message(_Read):
+class Message(Read):
     """One turn of a conversation, or what the system says before it."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -174,14 +141,14 @@ class Message(_Read):
         return bool(self.pictures or self.videos)
 
 
-class StreamOptions(_Read):
+class StreamOptions(Read):
     """What a stream ends with."""
 
     include_usage: bool | None = None
 
 
-class Request(_Read):
-    """The body of POST /v1/chat/completions; other keys are ignored, but for the last ones here."""
+class Request(Known):
+    """The body of POST /v1/chat/completions; other keys are ignored, but for those of `Known`."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_tokens: Count | None = None
@@ -206,36 +173,6 @@ class Request(_Read):
     # verbatim: the text is the whole prompt
     style: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,60}$")] | None = None
     max_crops: Annotated[int, Field(ge=1, le=36)] | None = None
-    # of OpenAI and of vLLM
-    frequency_penalty: Annotated[Any, _only(0)] = None
-    presence_penalty: Annotated[Any, _only(0)] = None
-    repetition_penalty: Annotated[Any, _only(1)] = None
-    min_p: Annotated[Any, _only(0)] = None
-    min_tokens: Annotated[Any, _only(0)] = None
-    logit_bias: Annotated[Any, _only({})] = None
-    bad_words: Annotated[Any, _only([])] = None
-    stop_token_ids: Annotated[Any, _only([])] = None
-    ignore_eos: Annotated[Any, _only(False)] = None
-    use_beam_search: Annotated[Any, _only(False)] = None
-    response_format: Annotated[Any, _only({"type": "text"})] = None
-    structured_outputs: Annotated[Any, _only({})] = None
-    tools: Annotated[Any, _only([])] = None
-    functions: Annotated[Any, _only([])] = None
-    best_of: Annotated[Any, _only(1)] = None
-    length_penalty: Annotated[Any, _only(1)] = None
-    prompt_logprobs: Annotated[Any, _only(0)] = None
-    allowed_token_ids: Annotated[Any, _only([])] = None
-    echo: Annotated[Any, _only(False)] = None
-    continue_final_message: Annotated[Any, _only(False)] = None
-    skip_special_tokens: Annotated[Any, _only(True)] = None
-    include_stop_str_in_output: Annotated[Any, _only(False)] = None
-    guided_json: Annotated[Any, _only({})] = None
-    guided_regex: Annotated[Any, _only("")] = None
-    guided_choice: Annotated[Any, _only([])] = None
-    guided_grammar: Annotated[Any, _only("")] = None
-    chat_template: Annotated[Any, _only("")] = None
-    mm_processor_kwargs: Annotated[Any, _only({})] = None
-    modalities: Annotated[Any, _only(["text"])] = None
 
     @property
     def pictures(self) -> list[ImageURL]:
