@@ -173,7 +173,11 @@ def test_the_names_are_those_that_deepspeed_reads() -> None:
     [
         ({"activation_checkpointing": {"partition_activations": True}}, {}, "=none)"),
         ({"checkpoint": {"load_universal": True}}, {}, "checkpoint (the run: its checkpoints"),
-        ({"compile": {"deepcompile": True}}, {}, "compile (the run: compile=False)"),
+        (
+            {"compile": {"deepcompile": True}},
+            {"compile": False},
+            "compile (the run: compile=False)",
+        ),
         ({"zenflow": {"topk_ratio": 0.1}}, {}, "zenflow (the run: DeepSpeed reads it inside of"),
         ({"tensorboard": {"enabled": True}}, {}, "tensorboard.enabled=true (the run: wandb and"),
         ({"wandb": {"enabled": True}}, {}, "wandb.enabled=true (the run: the setting wandb)"),

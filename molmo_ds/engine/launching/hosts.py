@@ -52,7 +52,7 @@ def read_hosts(text: str) -> list[Host]:
 
 
 def _machine(name: str) -> str:
-    """What a name means, whoever logs in there: `me@One.` is `one`."""
+    """What a name means, without who logs in there: `me@One.` is `one`."""
     return unicodedata.normalize("NFKC", name).rpartition("@")[2].rstrip(".").lower()
 
 
