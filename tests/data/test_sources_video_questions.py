@@ -19,8 +19,8 @@ from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.sample.footage import subtitles
 from molmo_ds.data.sample.review import Review
 from molmo_ds.data.sources import get
-from molmo_ds.data.sources.clipped_actions import QUESTIONS, cleaned
-from molmo_ds.data.sources.spoken_shows import spoken
+from molmo_ds.data.sources.videos.clipped_actions import QUESTIONS, cleaned
+from molmo_ds.data.sources.videos.spoken_shows import spoken
 from molmo_ds.data.video import frames_at
 
 REFERENCE = json.loads((Path(__file__).parent / "video_questions.json").read_text())

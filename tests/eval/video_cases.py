@@ -335,7 +335,7 @@ def write(folder: Path, source: str, files: dict[str, Any]) -> Path:
 
 def empty_parts(source: str) -> dict[str, Any]:
     """The files of a set of many parts, without a question."""
-    from molmo_ds.data.sources import long_videos, short_videos
+    from molmo_ds.data.sources.videos import long_videos, short_videos
 
     if source == "mvbench":
         return {f"json/{part}.json": [] for part in short_videos.MVBENCH}

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 
 from molmo_ds.data.made_up.film import SECONDS
 from molmo_ds.data.made_up.videos import CLIP, Filmed
-from molmo_ds.data.sources.clipped_actions import QUESTIONS, UNSURE
 from molmo_ds.data.sources.source import Row
-from molmo_ds.data.sources.video_answers import CHOICE_OF_SPOKEN, choice
+from molmo_ds.data.sources.videos.clipped_actions import QUESTIONS, UNSURE
+from molmo_ds.data.sources.videos.video_answers import CHOICE_OF_SPOKEN, choice
 
 SPOKEN = 0.4  # seconds at which the first line of a show ends
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from molmo_ds.data.made_up.film import MOMENTS, RATE, SECONDS, STEP, Film
 from molmo_ds.data.made_up.scene import WORDS, Thing, absent
-from molmo_ds.data.sources.academic_marks import ONE, SEVERAL
 from molmo_ds.data.sources.molmo2 import COUNTS, TRACKS
 from molmo_ds.data.sources.source import Row
+from molmo_ds.data.sources.videos.academic_marks import ONE, SEVERAL
 
 HALF = 8  # pixels from the middle of a thing to an edge that is inside of it
 CLIP = 1.5  # seconds of a film of which only a part is shown

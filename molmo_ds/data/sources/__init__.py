@@ -4,25 +4,29 @@ import difflib
 from pathlib import Path
 
 from molmo_ds.data.sources import (
-    academic_marks,
     android,
     charts,
-    clipped_actions,
     clocks,
     cosyn,
     diagrams,
     documents,
     exams,
     fixed_answers,
-    llava_video,
-    long_videos,
     molmo2,
     pixmo,
     pixmo_points,
     several_pictures,
+    texts,
+    vqa,
+)
+from molmo_ds.data.sources.source import Item, Picture, Row, Source
+from molmo_ds.data.sources.videos import (
+    academic_marks,
+    clipped_actions,
+    llava_video,
+    long_videos,
     short_videos,
     spoken_shows,
-    texts,
     video_actions,
     video_narratives,
     video_places,
@@ -30,9 +34,7 @@ from molmo_ds.data.sources import (
     video_questions,
     video_reasoning,
     video_segments,
-    vqa,
 )
-from molmo_ds.data.sources.source import Item, Picture, Row, Source
 
 FAMILIES = (
     *(pixmo, pixmo_points, clocks, vqa, documents, charts, diagrams, exams, android),

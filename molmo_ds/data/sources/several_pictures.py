@@ -31,7 +31,7 @@ from molmo_ds.data.sources.source import (
     read_json,
     twins,
 )
-from molmo_ds.data.sources.video_choices import read_table
+from molmo_ds.data.sources.videos.video_choices import read_table
 
 LAYOUT = "allenai/molmo2, olmo/data/academic_multi_image_datasets.py"
 LICENCE = "not read*"

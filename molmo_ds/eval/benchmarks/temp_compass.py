@@ -3,7 +3,7 @@
 Rules alone score three of them; captions are asked, and left to a judge.
 """
 
-from molmo_ds.data.sources.short_videos import TEMP_COMPASS
+from molmo_ds.data.sources.videos.short_videos import TEMP_COMPASS
 from molmo_ds.eval.metrics.temp_compass import score_temp_compass
 from molmo_ds.eval.row import by_metadata
 from molmo_ds.eval.task import Split, Task

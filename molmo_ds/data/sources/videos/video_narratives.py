@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from molmo_ds.data.sources.source import Item, Picture, Row, Source, annotation, read_json
-from molmo_ds.data.sources.video_files import (
+from molmo_ds.data.sources.videos.video_files import (
     LAYOUT,
     LICENCE,
     TRAIN,

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from molmo_ds.data.sources.source import Item, Picture, Row, Source, annotation, read_json
-from molmo_ds.data.sources.video_answers import TRAIN, WHY, learnt, read_cells, refuse
-from molmo_ds.data.sources.video_answers import choice as learnt_choice
-from molmo_ds.data.sources.video_choices import (
+from molmo_ds.data.sources.videos.video_answers import TRAIN, WHY, learnt, read_cells, refuse
+from molmo_ds.data.sources.videos.video_answers import choice as learnt_choice
+from molmo_ds.data.sources.videos.video_choices import (
     DIRECTLY,
     ONLY_LETTER,
     STYLE,

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from molmo_ds.data.decode import BadSample
-from molmo_ds.data.sources.frames import joined
 from molmo_ds.data.sources.source import Item, Row, Source
-from molmo_ds.data.sources.video_answers import (
+from molmo_ds.data.sources.videos.frames import joined
+from molmo_ds.data.sources.videos.video_answers import (
     CHOICE,
     CHOICE_OF_SPOKEN,
     LAYOUT,

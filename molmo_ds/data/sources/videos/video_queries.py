@@ -18,8 +18,8 @@ from molmo_ds.data.sources.source import (
     placed,
     read_json,
 )
-from molmo_ds.data.sources.video_choices import clip_of, read_table
-from molmo_ds.data.sources.video_files import (
+from molmo_ds.data.sources.videos.video_choices import clip_of, read_table
+from molmo_ds.data.sources.videos.video_files import (
     DAMAGED,
     LAYOUT,
     LICENCE,

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from molmo_ds.data.sources.source import Item, Row, Source, annotation
-from molmo_ds.data.sources.video_answers import (
+from molmo_ds.data.sources.videos.video_answers import (
     CHOICE,
     LAYOUT,
     LICENCE,

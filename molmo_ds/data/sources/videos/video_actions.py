@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from molmo_ds.data.sources.source import Item, LeftOut, Picture, Row, Source, annotation
-from molmo_ds.data.sources.video_choices import read_table
-from molmo_ds.data.sources.video_files import (
+from molmo_ds.data.sources.videos.video_choices import read_table
+from molmo_ds.data.sources.videos.video_files import (
     DAMAGED,
     LAYOUT,
     LICENCE,

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from molmo_ds.data.sources.source import Item, LeftOut, Picture, Row, Source, annotation, read_json
-from molmo_ds.data.sources.video_choices import read_table
-from molmo_ds.data.sources.video_files import (
+from molmo_ds.data.sources.videos.video_choices import read_table
+from molmo_ds.data.sources.videos.video_files import (
     LAYOUT,
     LICENCE,
     TRAIN,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from molmo_ds.data.sources.source import Item, LeftOut, Row, Source
-from molmo_ds.data.sources.video_answers import (
+from molmo_ds.data.sources.videos.video_answers import (
     LAYOUT,
     LICENCE,
     TRAIN,

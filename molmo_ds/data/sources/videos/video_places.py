@@ -24,7 +24,7 @@ from molmo_ds.data.sources.source import (
     read_json,
     twins,
 )
-from molmo_ds.data.sources.video_choices import clip_of, read_table
+from molmo_ds.data.sources.videos.video_choices import clip_of, read_table
 
 LAYOUT = "allenai/molmo2, olmo/data"
 LICENCE = "not read*"

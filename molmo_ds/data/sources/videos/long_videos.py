@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from molmo_ds.data.sources.source import Item, Picture, Row, Source, annotation, read_json
-from molmo_ds.data.sources.video_choices import (
+from molmo_ds.data.sources.videos.video_choices import (
     DIRECTLY,
     ONLY_LETTER,
     choice,

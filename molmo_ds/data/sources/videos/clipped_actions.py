@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 
 from molmo_ds.data.sources.source import Item, LeftOut, Row, Source, placed
-from molmo_ds.data.sources.video_answers import (
+from molmo_ds.data.sources.videos.video_answers import (
     LAYOUT,
     LICENCE,
     TRAIN,
