@@ -38,6 +38,9 @@ def usable(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x [..., K], weight [N, K], bias [N] -> [..., N]."""
+    if not torch.is_grad_enabled() and x.numel() < ROWS * x.shape[-1]:
+        # MKL multiplies so few rows in any case; views and checks would cost 2 % of decoding
+        return F.linear(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1])
     learns = _Half.apply if torch.is_autocast_enabled("cpu") else _Linear.apply
     run = learns if torch.is_grad_enabled() else product
