@@ -10,15 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from molmo_ds.data.sources.source import Item, LeftOut, Picture, Row, Source, annotation
+from molmo_ds.data.sources.videos.video_answers import LAYOUT, LICENCE, read_cells
 from molmo_ds.data.sources.videos.video_choices import read_table
-from molmo_ds.data.sources.videos.video_files import (
-    DAMAGED,
-    LAYOUT,
-    LICENCE,
-    read_csv,
-    read_lines,
-    seconds,
-)
+from molmo_ds.data.sources.videos.video_files import DAMAGED, read_text, seconds
 
 BOTH = {"train": "train", "validation": "validation"}
 PUBLISHED = {"train": "training", "validation": "validation"}  # names of Moments in Time
@@ -35,7 +29,7 @@ def read_moments(folder: Path, split: str) -> Iterator[Row]:
     """train.csv of video_path and label, as there, or the publishers' trainingSet.csv, which has no header."""
     table = f"{split}.csv"
     if (folder / table).is_file():
-        for row in read_csv(folder, table):
+        for row in read_cells(folder, table):
             yield {"place": f"{split}-videos/{row['video_path']}", "label": row["label"]}
         return
     part = PUBLISHED[split]
@@ -59,12 +53,12 @@ def read_kinetics(folder: Path, split: str) -> Iterator[Row]:
     A video of both has a row in each. The folders of Kinetics 600 have `_` for blanks.
     """
     part = KINETICS[split]
-    labels = [*read_lines(folder, "kinetics710/k710_label_map.txt")]
+    labels = [*read_text(folder, "kinetics710/k710_label_map.txt")]
     damaged = {row["video"] for row in read_table(folder, "kinetics_corrupt.parquet")}
     for home in ("kinetics700", "kinetics600"):
         listed = f"kinetics710/k{home[-3:]}_{part}_list_videos.txt"
         numbers = {}
-        for line in read_lines(folder, listed):
+        for line in read_text(folder, listed):
             path, number = line.split(" ")[:2]
             numbers[path.rpartition("/")[2]] = int(number)
         for video, number in numbers.items():
@@ -83,7 +77,7 @@ def kinetics(row: Row, split: str) -> list[Item]:
 
 def read_epic(folder: Path, split: str) -> Iterator[Row]:
     """EPIC_100_train.csv, with the place of each clip as Ai2's script cuts it out of its video."""
-    for row in read_csv(folder, f"epic-kitchens-100-annotations/EPIC_100_{split}.csv"):
+    for row in read_cells(folder, f"epic-kitchens-100-annotations/EPIC_100_{split}.csv"):
         begin, end = seconds(row["start_timestamp"]), seconds(row["stop_timestamp"])
         clip = f"{row['video_id']}_{begin:.3f}_{end:.3f}.mp4"
         place = f"epic-kitchens-clips/{row['participant_id']}/videos/{clip}"

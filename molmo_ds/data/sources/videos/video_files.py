@@ -1,27 +1,16 @@
-"""What the sets about academic videos share: tables, files of videos that come in several formats, times, answers."""
+"""What sets about academic videos share beside answers: lines, videos in several formats, times, parts, draws."""
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from molmo_ds.data.sources.source import LeftOut, Row, annotation
+from molmo_ds.data.sources.source import LeftOut
 
-LAYOUT = "allenai/molmo2, olmo/data/academic_video_datasets.py"
-LICENCE = "not read*"
-SHORT = "video_short_answer"
 FORMATS = (".mkv", ".mp4", ".webm")  # in the order in which the reference looks for them
-TRAIN = {"train": "train"}
 DAMAGED = "video that Ai2 found damaged"
 
 
-def read_csv(folder: Path, name: str) -> Iterator[Row]:
-    """The rows of a CSV file with a header below a data set's folder; FileNotFoundError where it is not there."""
-    with open(folder / name, encoding="utf-8-sig", newline="") as file:
-        yield from csv.DictReader(file)
-
-
-def read_lines(folder: Path, name: str) -> Iterator[str]:
+def read_text(folder: Path, name: str) -> Iterator[str]:
     """The lines of a text file that are not empty."""
     with open(folder / name, encoding="utf-8") as file:
         for line in file:
@@ -50,11 +39,6 @@ def segment(begin: Any, end: Any) -> dict[str, Any]:
     if begin is None or end is None or end <= begin:
         raise LeftOut("segment without a length")
     return {"clip": [float(begin), float(end)]}
-
-
-def short(question: str, answer: str) -> dict[str, Any]:
-    """A question that wants a short answer."""
-    return annotation(SHORT, question=question, answer=answer)
 
 
 def one_of(several: list[dict[str, Any]]) -> list[dict[str, Any]]:

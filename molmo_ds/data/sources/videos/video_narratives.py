@@ -4,19 +4,12 @@ Rows and videos are fetched by hand. Layouts: allenai/molmo2 at f3cb108, olmo/da
 (VideoLocalizedNarratives, VideoLocalizedNarrativesCaptionHf, MotionBenchCaption).
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from molmo_ds.data.sources.source import Item, Picture, Row, Source, annotation, read_json
-from molmo_ds.data.sources.videos.video_files import (
-    LAYOUT,
-    LICENCE,
-    TRAIN,
-    first_there,
-    read_lines,
-    short,
-)
+from molmo_ds.data.sources.videos.video_answers import LAYOUT, LICENCE, TRAIN, read_lines, short
+from molmo_ds.data.sources.videos.video_files import first_there
 
 PARTS = {"train": "train", "validation": "val"}
 MOTION = "MotionBenchCaption-train"
@@ -26,9 +19,8 @@ def read_narratives(folder: Path, split: str) -> Iterator[Row]:
     """qa_text_output.json of Oops: a video with its questions a row. Its videos may lie in a folder of their part."""
     part = PARTS[split]
     home = "oops/oops_video"
-    for row in read_json(folder, f"videoqa/text_output/oops_{part}/qa_text_output.json")[
-        "annotations"
-    ]:
+    told = read_json(folder, f"videoqa/text_output/oops_{part}/qa_text_output.json")
+    for row in told["annotations"]:
         name = f"{row['video_name']}.mp4"
         yield {**row, "place": first_there(folder, [f"{home}/{name}", f"{home}/{part}/{name}"])}
 
@@ -62,8 +54,7 @@ def narrated(row: Row, split: str) -> list[Item]:
 
 def read_motion(folder: Path, split: str) -> Iterator[Row]:
     """train.jsonl of MotionBench's training set."""
-    for line in read_lines(folder, f"{MOTION}/train.jsonl"):
-        yield json.loads(line)
+    yield from read_lines(folder, f"{MOTION}/train.jsonl")
 
 
 def motion(row: Row, split: str) -> list[Item]:

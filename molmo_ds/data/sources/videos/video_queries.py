@@ -4,7 +4,6 @@ Rows and videos are fetched by hand. Layouts: allenai/molmo2 at f3cb108, olmo/da
 RoadTextVQA, Countix with answer_format oe, CameraBenchTrain, Ego4dCachedClips, QVHighlights).
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,19 +17,18 @@ from molmo_ds.data.sources.source import (
     placed,
     read_json,
 )
-from molmo_ds.data.sources.videos.video_choices import clip_of, read_table
-from molmo_ds.data.sources.videos.video_files import (
-    DAMAGED,
+from molmo_ds.data.sources.videos.video_answers import (
+    CHOICE,
     LAYOUT,
     LICENCE,
     TRAIN,
-    one_of,
-    read_csv,
+    read_cells,
     read_lines,
     short,
 )
+from molmo_ds.data.sources.videos.video_choices import clip_of, read_table
+from molmo_ds.data.sources.videos.video_files import DAMAGED, one_of
 
-CHOICE = "video_multiple_choice"
 OPTIONS = 5  # of IntentQA
 MOST_WINDOWS = 5  # of QVHighlights
 PARTS = {"train": "train", "validation": "val", "test": "test"}
@@ -65,7 +63,7 @@ def road_text_vqa(row: Row, split: str) -> list[Item]:
 def read_countix(folder: Path, split: str) -> Iterator[Row]:
     """The table of counts, and the questions that Ai2 wrote for each class of Kinetics."""
     questions = read_json(folder, "class_to_question.json")
-    for row in read_csv(folder, "countix_train_mapped.csv"):
+    for row in read_cells(folder, "countix_train_mapped.csv"):
         yield {**row, "questions": questions[row["class"]]}
 
 
@@ -96,7 +94,7 @@ def read_ego4d(folder: Path, split: str) -> Iterator[Row]:
     """ego4d_cached_train_metadata, as parquet (that is published) or as jsonl (that the reference reads)."""
     name = "ego4d_cached_train_metadata"
     if (folder / f"{name}.jsonl").is_file():
-        yield from map(json.loads, read_lines(folder, f"{name}.jsonl"))
+        yield from read_lines(folder, f"{name}.jsonl")
     else:
         yield from read_table(folder, f"{name}.parquet")
 
@@ -120,8 +118,7 @@ def ego4d(row: Row, split: str) -> list[Item]:
 def read_highlights(folder: Path, split: str) -> Iterator[Row]:
     """highlight_train_release.jsonl, a query a line."""
     part = PARTS[split]
-    for line in read_lines(folder, f"highlight_{part}_release.jsonl"):
-        yield json.loads(line)
+    yield from read_lines(folder, f"highlight_{part}_release.jsonl")
 
 
 def highlights(row: Row, split: str) -> list[Item]:
@@ -142,7 +139,7 @@ SOURCES = [
         LAYOUT,
         intent_qa,
         PARTS,
-        read=lambda folder, split: read_csv(folder, f"{PARTS[split]}.csv"),
+        read=lambda folder, split: read_cells(folder, f"{PARTS[split]}.csv"),
         group="video_id",
         by_hand="put train.csv of https://github.com/JoseponLee/IntentQA (datasets/IntentQA) into DIR and its videos,"
         " which are those of NExT-QA, into DIR/videos",

@@ -11,17 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from molmo_ds.data.sources.source import Item, LeftOut, Picture, Row, Source, annotation, read_json
+from molmo_ds.data.sources.videos.video_answers import LAYOUT, LICENCE, TRAIN, short
 from molmo_ds.data.sources.videos.video_choices import read_table
-from molmo_ds.data.sources.videos.video_files import (
-    LAYOUT,
-    LICENCE,
-    TRAIN,
-    first_there,
-    in_any_format,
-    read_lines,
-    segment,
-    short,
-)
+from molmo_ds.data.sources.videos.video_files import first_there, in_any_format, read_text, segment
 
 SPAN = "video_clip_short_caption_start_end"
 DAMAGED_PART = "part of a video that Ai2 found damaged"
@@ -44,7 +36,7 @@ def _item(row: Row, said: dict[str, Any], about: dict[str, Any]) -> list[Item]:
 
 def read_charades(folder: Path, split: str) -> Iterator[Row]:
     """charades_sta_train.txt, lines of `VIDEO BEGIN END##SENTENCE`."""
-    for line in read_lines(folder, "charades_sta_train.txt"):
+    for line in read_text(folder, "charades_sta_train.txt"):
         place, sentence = line.split("##")
         video, begin, end = place.split(" ")
         film = f"Charades_v1/{video}.mp4"
