@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from molmo_ds.cli.options import Parser
+from molmo_ds.cli.checked_options import Parser
 from molmo_ds.config import home
 
 

@@ -10,7 +10,7 @@ standard error clustered by picture, and p is that of a paired t test over pictu
 import argparse
 from pathlib import Path
 
-from molmo_ds.cli.options import Parser
+from molmo_ds.cli.checked_options import Parser
 from molmo_ds.eval.compare import compare, read, report
 from molmo_ds.files import local
 

@@ -14,7 +14,7 @@ KEY=VALUE changes the architecture, for example vision.num_hidden_layers=3 (docs
 import argparse
 import sys
 
-from molmo_ds.cli.options import Parser
+from molmo_ds.cli.checked_options import Parser
 from molmo_ds.config import home
 from molmo_ds.hub import adapters, export, load
 

@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from molmo_ds.cli.options import Parser
+from molmo_ds.cli.checked_options import Parser
 from molmo_ds.data import sources
 from molmo_ds.data.sources.download import Options, download, table
 from molmo_ds.data.sources.fetch import Limits

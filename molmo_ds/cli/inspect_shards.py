@@ -9,7 +9,7 @@ import sys
 
 from tqdm import tqdm
 
-from molmo_ds.cli.options import Parser
+from molmo_ds.cli.checked_options import Parser
 from molmo_ds.config import home
 from molmo_ds.data.convert.inspection import differences, inspect
 from molmo_ds.data.decode import BadSample

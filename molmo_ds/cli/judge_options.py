@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from molmo_ds.cli.options import Parser
+from molmo_ds.cli.checked_options import Parser
 from molmo_ds.files import local
 
 

@@ -13,7 +13,7 @@ import signal
 import sys
 
 from molmo_ds import rules
-from molmo_ds.cli.options import Parser
+from molmo_ds.cli.checked_options import Parser
 from molmo_ds.data.order import epochs
 from molmo_ds.engine.launching.hosts import read_hosts, refuse_unknown
 from molmo_ds.engine.launching.supervise import EXPORTED, Limits, Supervisor, check

@@ -5,7 +5,7 @@ import re
 import sys
 
 from molmo_ds import files
-from molmo_ds.cli.options import Parser
+from molmo_ds.cli.checked_options import Parser
 from molmo_ds.data.convert.rows import FIELDS
 from molmo_ds.data.convert.units import BOX_FORMS, SCALES
 from molmo_ds.data.made_up.sets import SETS

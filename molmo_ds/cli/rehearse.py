@@ -20,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-from molmo_ds.cli.options import Parser
+from molmo_ds.cli.checked_options import Parser
 from molmo_ds.config import RunConfig, home
 from molmo_ds.rehearse import needs, stages
 from molmo_ds.rehearse.figures import cost_of, steps_of

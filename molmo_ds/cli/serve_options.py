@@ -2,7 +2,7 @@
 
 import argparse
 
-from molmo_ds.cli.options import Parser
+from molmo_ds.cli.checked_options import Parser
 from molmo_ds.config import home
 
 

@@ -8,7 +8,7 @@ The run may be running, killed, or of an older release: what cannot be read is s
 
 import argparse
 
-from molmo_ds.cli.options import Parser
+from molmo_ds.cli.checked_options import Parser
 from molmo_ds.config import home
 from molmo_ds.files import local, write_atomic
 from molmo_ds.show import folder, page, server

@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from molmo_ds import settings
-from molmo_ds.cli.options import Parser
+from molmo_ds.cli.checked_options import Parser
 from molmo_ds.config import RunConfig, SourceConfig, home
 from molmo_ds.data.order.loader import Mixture, rank_lanes, sequences
 from molmo_ds.data.read.shards import ShardSet

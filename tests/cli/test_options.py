@@ -3,7 +3,7 @@
 import pytest
 
 from molmo_ds.cli import launch
-from molmo_ds.cli.options import Parser
+from molmo_ds.cli.checked_options import Parser
 
 
 def made() -> Parser:
