@@ -95,7 +95,13 @@ def test_what_a_run_leaves(launched: dict[str, Path], tiny_run: list[str]) -> No
     out = launched["deepspeed"]
     assert json.loads((out / "DONE").read_text()) == {"step": 2, "loss": losses(out)[2]}
     # what the run decided is said too
-    decided = ["max_steps=2", f"out={out}", "model.connector.patch_row=zero", "precision=fp32"]
+    decided = [
+        "max_steps=2",
+        f"out={out}",
+        "model.connector.patch_row=zero",
+        "precision=fp32",
+        "compile=false",
+    ]
     assert settings.load(out / "config.yaml") == settings.load(None, [*tiny_run, *decided])
     assert list((out / "tensorboard").glob("events.*"))
     start, end = map(json.loads, (out / events.NAME).read_text().splitlines())
