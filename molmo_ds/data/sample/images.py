@@ -212,7 +212,9 @@ class ImageProcessor:
         if not self.config.exact and mode == "bilinear" and self.geometry.family == "molmo":
             out = interpolate(_interleaved(pixels), (height, width), mode=mode, antialias=antialias)
             return out[0].permute(1, 2, 0)
-        image = _interleaved(pixels.float())
+        # equal to the last bit; with antialias planes are up to 1.8 times as fast, but wrong in a column
+        planes = antialias and width > 1
+        image = pixels.permute(2, 0, 1)[None].float() if planes else _interleaved(pixels.float())
         if self.config.resize == "clip":
             out = interpolate(
                 image.div_(255), (height, width), mode=mode, antialias=antialias
