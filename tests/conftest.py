@@ -51,6 +51,8 @@ SLOW = {  # file or folder: why it takes its time
     "data/test_bench_stream.py": "streams of every layout",
     "data/test_conversion.py": "worker processes",
     "data/test_malformed.py": "hundreds of damaged files",
+    "stores/test_hosts_save.py": "hosts that are killed while they save into a bucket",
+    "stores/test_hosts_in_store.py": "hosts that are killed in mid-upload",
 }
 ALONE = {  # file or folder: why it waits until the others are done, and then shares the cores with one file at most
     "torture": "kills at moments of milliseconds",
