@@ -5,13 +5,13 @@ one by one. Layouts: the loaders of allenai/molmo2 at f3cb108, olmo/data/academi
 """
 
 import functools
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from molmo_ds.data.sources.source import Item, Picture, Row, Source, annotation, read_json
+from molmo_ds.data.sources.videos.video_answers import LAYOUT, LICENCE, read_lines
 from molmo_ds.data.sources.videos.video_choices import (
     DIRECTLY,
     ONLY_LETTER,
@@ -19,9 +19,8 @@ from molmo_ds.data.sources.videos.video_choices import (
     lettered,
     read_table,
 )
+from molmo_ds.data.sources.videos.video_files import seconds
 
-LAYOUT = "allenai/molmo2, olmo/data/academic_video_datasets.py"
-LICENCE = "not read*"
 VIDEO_MME = (
     "Select the best answer to the following multiple-choice question based on the video."
     " Respond with only the letter (A, B, C, or D) of the correct option."
@@ -118,25 +117,18 @@ def _spoken(row: Row) -> list[list[Any]]:
             end = end if isinstance(end, float) else row["duration"]
             text = one["text"]
         else:
-            begin, end = _seconds(one["start"]), _seconds(one["end"])
+            begin, end = seconds(one["start"]), seconds(one["end"])
             text = one["line"]
         if end >= first and begin <= first + row["duration"]:
             lines.append([max(0.0, begin - first), end - first, text])
     return lines
 
 
-def _seconds(clock: str) -> float:
-    hours, minutes, seconds = clock.split(":")
-    return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
-
-
 def read_lvbench(folder: Path, split: str) -> Iterator[Row]:
     """video_info.meta.jsonl, a video a line with its questions."""
-    with open(folder / "video_info.meta.jsonl", encoding="utf-8") as file:
-        for line in file:
-            video = json.loads(line)
-            for asked in video["qa"]:
-                yield {**asked, "key": video["key"], "type": video["type"]}
+    for video in read_lines(folder, "video_info.meta.jsonl"):
+        for asked in video["qa"]:
+            yield {**asked, "key": video["key"], "type": video["type"]}
 
 
 def lvbench(row: Row, split: str) -> list[Item]:

@@ -5,12 +5,20 @@ are other people's. Layouts: the loaders of allenai/molmo2 at f3cb108, olmo/data
 and FGQA: those of the public fork mattw-ai2/robo_mm_olmo_gantry at 6832f80, olmo/data/video_datasets.py.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from molmo_ds.data.sources.source import Item, Picture, Row, Source, annotation, read_json
-from molmo_ds.data.sources.videos.video_answers import TRAIN, WHY, learnt, read_cells, refuse
+from molmo_ds.data.sources.videos.video_answers import (
+    LAYOUT,
+    LICENCE,
+    TRAIN,
+    WHY,
+    learnt,
+    read_cells,
+    read_lines,
+    refuse,
+)
 from molmo_ds.data.sources.videos.video_answers import choice as learnt_choice
 from molmo_ds.data.sources.videos.video_choices import (
     DIRECTLY,
@@ -22,8 +30,6 @@ from molmo_ds.data.sources.videos.video_choices import (
     read_table,
 )
 
-LAYOUT = "allenai/molmo2, olmo/data/academic_video_datasets.py"
-LICENCE = "not read*"
 MVBENCH = {  # part -> folder of its videos
     "action_sequence": "star/Charades_v1_480",
     "action_prediction": "star/Charades_v1_480",
@@ -193,17 +199,15 @@ def tomato(row: Row, split: str) -> list[Item]:
 
 def read_motionbench(folder: Path, split: str) -> Iterator[Row]:
     """video_info.meta.jsonl, a video a line; questions without a public answer are the test split."""
-    with open(folder / "video_info.meta.jsonl", encoding="utf-8") as file:
-        for line in file:
-            video = json.loads(line)
-            homes = [
-                home
-                for home in ("self-collected", "public-dataset")
-                if (folder / home / video["video_path"]).is_file()
-            ]
-            for asked in video["qa"]:
-                if (asked["answer"] == "NA") == (split == "test"):
-                    yield {**video, **asked, "home": (homes or ["public-dataset"])[0]}
+    for video in read_lines(folder, "video_info.meta.jsonl"):
+        homes = [
+            home
+            for home in ("self-collected", "public-dataset")
+            if (folder / home / video["video_path"]).is_file()
+        ]
+        for asked in video["qa"]:
+            if (asked["answer"] == "NA") == (split == "test"):
+                yield {**video, **asked, "home": (homes or ["public-dataset"])[0]}
 
 
 def motionbench(row: Row, split: str) -> list[Item]:
@@ -217,9 +221,7 @@ def motionbench(row: Row, split: str) -> list[Item]:
 
 def read_fgqa(folder: Path, split: str) -> Iterator[Row]:
     """plm_fgqa_test.jsonl, a question a line."""
-    with open(folder / "fgqa/plm_fgqa_test.jsonl", encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)
+    yield from read_lines(folder, "fgqa/plm_fgqa_test.jsonl")
 
 
 def fgqa(row: Row, split: str) -> list[Item]:

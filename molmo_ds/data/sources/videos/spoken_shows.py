@@ -26,6 +26,7 @@ from molmo_ds.data.sources.videos.video_answers import (
     read_lines,
     refuse,
 )
+from molmo_ds.data.sources.videos.video_files import read_text
 
 RATE = 3  # pictures of TVQA a second
 SHOWS = {  # of TVQA: name -> folder of its pictures
@@ -53,7 +54,8 @@ def read_tvqa(folder: Path, split: str) -> Iterator[Row]:
         one["vid_name"]: one["sub"]
         for one in read_lines(folder, "tvqa_preprocessed_subtitles.jsonl")
     }
-    missing = _names(folder / "missing_clips.txt")
+    listed = "missing_clips.txt"
+    missing = set(read_text(folder, listed)) if (folder / listed).is_file() else set()
     parts: dict[tuple[str, int, int], dict[str, Any]] = {}
     for asked in read_lines(folder, "tvqa_train.jsonl"):
         begin, end = (float(time) for time in asked["ts"].split("-"))
@@ -93,11 +95,6 @@ def read_tvqa(folder: Path, split: str) -> Iterator[Row]:
 def _frames(folder: Path, home: str, first: int, last: int) -> Iterator[Path]:
     """Where the pictures of a part of a clip should be."""
     return (folder / FRAMES / home / f"{number:05d}.jpg" for number in range(first, last + 1))
-
-
-def _names(path: Path) -> set[str]:
-    """The lines of a file, if it is there."""
-    return set(path.read_text(encoding="utf-8").split("\n")) - {""} if path.is_file() else set()
 
 
 def _choice(asked: Row, with_lines: bool) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from molmo_ds.data.sources.source import (
     annotation,
     read_json,
 )
+from molmo_ds.data.sources.videos.video_files import read_text
 
 LAYOUT = "allenai/molmo2, olmo/data/academic_video_datasets.py"
 LICENCE = "not read*"
@@ -58,10 +59,7 @@ def refuse(row: Row) -> None:
 
 def read_lines(folder: Path, name: str) -> Iterator[Any]:
     """The values of a file with a JSON value a line; FileNotFoundError where it is not in its place."""
-    with open(folder / name, encoding="utf-8") as file:
-        for line in file:
-            if line.strip():
-                yield json.loads(line)
+    return map(json.loads, read_text(folder, name))
 
 
 def read_cells(
