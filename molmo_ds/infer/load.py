@@ -104,8 +104,7 @@ def read(source: Source, config: RunConfig, device: torch.device, precision: Pre
     builder = SampleBuilder(config)
     with torch.device("meta"):
         model = Molmo(config.model)
-    shapes = {name: p.shape for name, p in model.named_parameters()}
-    columns = by_columns(shapes, precision, device)
+    columns = by_columns(source.shapes, precision, device)
     fill(model, source, dtype=DTYPES[precision], device=device, by_columns=columns)
     return Answerer(model.eval(), builder, device)
 

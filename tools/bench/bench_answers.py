@@ -306,9 +306,8 @@ def as_loaded(folder: Path, config: MolmoConfig) -> Molmo:
     """The network as `molmo-ds evaluate` and `serve` read it."""
     with torch.device("meta"):
         model = Molmo(config)
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    columns = by_columns(shapes, "fp32", torch.device("cpu"))
-    fill(model, open_source(folder), by_columns=columns)
+    source = open_source(folder)
+    fill(model, source, by_columns=by_columns(source.shapes, "fp32", torch.device("cpu")))
     return model.eval()
 
 

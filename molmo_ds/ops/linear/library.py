@@ -28,6 +28,11 @@ ROUNDS = 5
 SHAPES = ((512, 512, 1024), (1024, 256, 512))
 # of a step of decoding: some rows at a time, narrow and wide
 FEW = ((8, 512, 1408), (8, 1408, 512))
+KEPT = {  # kind of file -> (its key, what that is, what is done without it)
+    "products": ("onednn", "The faster library for products", "MKL is used"),
+    "half": ("bf16_gain", "The gain of bf16", "fp32 is used"),
+    "columns": ("columns", "The faster order of weights", "they lie by rows"),
+}
 GAIN = 1.1  # what is not PyTorch's own choice must be so much faster to be taken; that is MKL, and weights by rows
 
 log = logging.getLogger(__name__)
@@ -43,18 +48,7 @@ def onednn_is_faster() -> bool:
     """
     if not has_onednn():
         return False
-    file = _file("products")
-    try:
-        if not file.exists():
-            seconds = measure({"mkl": F.linear, "onednn": onednn})
-            faster = GAIN * seconds["onednn"] < seconds["mkl"]
-            keep(file, {"onednn": faster, "seconds": seconds, "cpu": cpu_name()})
-        return bool(json.loads(file.read_text())["onednn"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning(
-            "The faster library for products cannot be kept in %s (%s); MKL is used.", file, error
-        )
-        return False
+    return bool(_known("products", _by_library))
 
 
 @functools.cache
@@ -65,16 +59,7 @@ def bf16_gain() -> float:
     """
     if not _has_bf16():
         return 0.0
-    file = _file("half")
-    try:
-        if not file.exists():
-            seconds = measure({"fp32": F.linear, "bf16": in_bf16})
-            gain = seconds["fp32"] / seconds["bf16"]
-            keep(file, {"bf16_gain": gain, "seconds": seconds, "cpu": cpu_name()})
-        return float(json.loads(file.read_text())["bf16_gain"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("The gain of bf16 cannot be kept in %s (%s); fp32 is used.", file, error)
-        return 0.0
+    return _known("half", _by_type)
 
 
 @functools.cache
@@ -83,18 +68,35 @@ def columns_are_faster() -> bool:
 
     False where the file cannot be kept or read.
     """
-    file = _file("columns")
+    return bool(_known("columns", _by_order))
+
+
+def _by_library() -> dict[str, object]:
+    seconds = measure({"mkl": F.linear, "onednn": onednn})
+    return {"onednn": GAIN * seconds["onednn"] < seconds["mkl"], "seconds": seconds}
+
+
+def _by_type() -> dict[str, object]:
+    seconds = measure({"fp32": F.linear, "bf16": in_bf16})
+    return {"bf16_gain": seconds["fp32"] / seconds["bf16"], "seconds": seconds}
+
+
+def _by_order() -> dict[str, object]:
+    seconds = measure({"rows": F.linear, "columns": by_columns}, FEW, gradients=False)
+    return {"columns": GAIN * seconds["columns"] < seconds["rows"], "seconds": seconds}
+
+
+def _known(kind: str, find: Callable[[], dict[str, object]]) -> float:
+    """What the file of a kind says, after `find` where there is none yet; 0, told, where it cannot be kept or read."""
+    file = _file(kind)
+    key, what, instead = KEPT[kind]
     try:
         if not file.exists():
-            seconds = measure({"rows": F.linear, "columns": by_columns}, FEW, gradients=False)
-            faster = GAIN * seconds["columns"] < seconds["rows"]
-            keep(file, {"columns": faster, "seconds": seconds, "cpu": cpu_name()})
-        return bool(json.loads(file.read_text())["columns"])
+            keep(file, find() | {"cpu": cpu_name()})
+        return float(json.loads(file.read_text())[key])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning(
-            "The faster order of weights cannot be kept in %s (%s); they lie by rows.", file, error
-        )
-        return False
+        log.warning("%s cannot be kept in %s (%s); %s.", what, file, error, instead)
+        return 0.0
 
 
 def has_onednn() -> bool:
