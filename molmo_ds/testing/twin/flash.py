@@ -17,10 +17,19 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 def forward(
-    query: Tensor, key: Tensor, value: Tensor, cum_seq_q: Tensor, cum_seq_k: Tensor, max_q: int,
-    max_k: int, dropout_p: float, is_causal: bool, return_debug_mask: bool, *,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cum_seq_q: Tensor,
+    cum_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    dropout_p: float,
+    is_causal: bool,
+    return_debug_mask: bool,
+    *,
     scale: float | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """[S, H, d], [C, G, d] twice -> output [S, H, d], log-sum-exp float32 [H, S], and three tensors without a use."""
     refuse(query, key, value, dropout_p)
     out = torch.empty_like(query)
@@ -36,10 +45,23 @@ def forward(
 
 
 def backward(
-    grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, logsumexp: Tensor,
-    cum_seq_q: Tensor, cum_seq_k: Tensor, max_q: int, max_k: int, dropout_p: float,
-    is_causal: bool, rng_state: Tensor, unused: Tensor, *, scale: float | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    cum_seq_q: Tensor,
+    cum_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    dropout_p: float,
+    is_causal: bool,
+    rng_state: Tensor,
+    unused: Tensor,
+    *,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value."""
     refuse(query, key, value, dropout_p)
     count, groups = query.shape[1], key.shape[1]
