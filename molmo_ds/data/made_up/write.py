@@ -1,13 +1,11 @@
 """Writes made-up shards of every data set that the recipes of a family read, and a tokenizer of what they say."""
 
 import dataclasses
-import itertools
 import json
 import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from numpy.random import RandomState
 from tqdm import tqdm
@@ -23,6 +21,7 @@ from molmo_ds.data.read.writer import write_shards
 from molmo_ds.data.sample.pointed import Scene
 from molmo_ds.data.sample.prompts import PromptFormatter
 from molmo_ds.data.sources.records import records
+from molmo_ds.data.sources.rows import group
 from molmo_ds.data.sources.source import Picture, Row, Source
 from molmo_ds.data.tokens import train_tokenizer
 
@@ -98,14 +97,12 @@ def _write(
 
 def _batches(source: Source, split: str, rows: list[list[Row]]) -> Iterator[tuple[int, list[Row]]]:
     """Rows as `records` takes them: those of a picture, or of a part of a video, together where the set groups them."""
-    if source.group and split == "train":
-        together: dict[tuple[int, Any], list[Row]] = {}
-        for number, shown in enumerate(rows):
-            for row in shown:
-                together.setdefault((number, row.get(source.group)), []).append(row)
-        yield from enumerate(together.values())
-    else:
-        yield from enumerate([row] for row in itertools.chain.from_iterable(rows))
+    together = [
+        [shown[number] for number in numbers]
+        for shown in rows
+        for numbers in group(source, shown, split, range(len(shown))).values()
+    ]
+    yield from enumerate(together)
 
 
 def _texts(out: Path, sets: Sets) -> Iterator[str]:
