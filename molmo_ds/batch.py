@@ -55,7 +55,8 @@ class Sample:
     @property
     def reach(self) -> int:
         """Positions up to that of a prompt's last token: its tokens, and HeMolmo's windows that are not shown."""
-        return int(self.position_ids[-1]) + 1
+        # by numpy, for which one token is cheap
+        return int(self.position_ids.numpy()[-1]) + 1
 
     def __reduce__(self) -> "Pickled":
         return _pickled(self)

@@ -4,7 +4,7 @@ import pytest
 
 from molmo_ds.testing.scripts import load
 
-bench_answers = load("tools/bench", "bench_answers")
+bench_answers = load("tools/bench", "bench_answers", "machine_limit")
 
 
 def test_main(capsys: pytest.CaptureFixture) -> None:

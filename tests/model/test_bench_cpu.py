@@ -5,12 +5,13 @@ import torch
 
 from molmo_ds.testing.scripts import load
 
+machine_limit = load("tools/bench", "machine_limit")
 bench_cpu = load("tools/bench", "bench_cpu", "bench_answers", "step_batches", "stepper")
 
 
 def test_main(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """It asserts the losses by itself; timing shapes takes seconds and is left out."""
-    monkeypatch.setattr(bench_cpu, "best_seconds", lambda shape: 1e-3)
+    monkeypatch.setattr(machine_limit, "best_seconds", lambda shape: 1e-3)
     bench_cpu.main(["--preset=tiny", "--tokens=64", "--crops=1", "--steps=1"])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert [line.split(" | ")[0] for line in lines[1:]] == [
@@ -25,7 +26,7 @@ def test_main(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_products_and_visible_pairs_are_counted() -> None:
     """Two products of 2 x 3 x 4 and its gradients; causal attention of 5 tokens sees 15 of 25 pairs."""
-    count = bench_cpu.Count()
+    count = machine_limit.Count()
     a = torch.randn(2, 3, requires_grad=True)
     b = torch.randn(3, 4, requires_grad=True)
     q = torch.randn(1, 2, 5, 8, requires_grad=True)

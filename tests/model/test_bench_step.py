@@ -12,17 +12,26 @@ bench_step = load("tools/bench", "bench_step", "step_batches", "stepper")
 
 
 def test_trees_and_single_annotations_learn_the_same_tokens() -> None:
-    packed, padded = bench_step.tree_batches(
-        presets.tiny(), 1, pool=12, annotations=4, rows=2, tokens=384
-    )
-    learnt = [sum(int((b.loss_weights > 0).sum()) for b in side) for side in (packed, padded)]
-    assert learnt[0] == learnt[1] > 0
+    sides = bench_step.tree_batches(presets.tiny(), 1, pool=12, annotations=4, rows=2, tokens=384)
+    packed, alone, padded = sides
+    learnt = [sum(int((b.loss_weights > 0).sum()) for b in side) for side in sides]
+    assert learnt[0] == learnt[1] == learnt[2] > 0
+    assert sum(len(b.input_ids) for b in alone) == sum(len(b.images) for b in packed)
     pictures = sum(len(b.images) for b in packed)
     assert sum(len(b.images) for b in padded) == 4 * pictures
     assert sum(len(b.input_ids) for b in padded) == 4 * pictures
     # the last sequence is as full as the first
     assert len(packed) == 2
     assert min(float((b.document_ids > 0).float().mean()) for b in packed) > 0.97
+
+
+def test_a_row_for_each_tree_and_for_each_annotation(capsys: pytest.CaptureFixture) -> None:
+    bench_step.main(
+        ["--preset=tiny", "--tree", "--pool=8", "--sequences=1", "--crops=1", "--steps=1"]
+    )
+    lines = capsys.readouterr().out.splitlines()[1:]
+    # with our ops and with plain ones
+    assert [line[12:38].rstrip() for line in lines] == 2 * list(bench_step.SIDES)
 
 
 def test_the_reference_step_has_its_shape() -> None:

@@ -6,7 +6,7 @@
 slots: answers of geometrically distributed length, in slots and in fixed batches, also in such that lose rows when half
 of them have ended, as those of generate() did before it had slots. trees: five questions about each picture, as message
 trees and one by one. transformers: prefill and decode of the exported folder's own generate() and of slots, tokens
-compared.
+compared, and prefill beside the time of its products and visible attention alone.
 
 CPU seconds (time.process_time), which other jobs on the machine hardly change. Prints a markdown table.
 """
@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine_limit import limit
 from tqdm import tqdm
 
 from molmo_ds.architecture import (
@@ -285,6 +286,8 @@ def beside(model: Molmo, other: Any, samples: list[Sample], size: Size) -> Itera
             for name, work in (("ours", ours), ("theirs", theirs)):
                 took[name, new] = min(took.get((name, new), math.inf), seconds(work))
         assert tokens["ours"] == tokens["theirs"], "the two sides answered differently"
+        if new == 1:
+            least, _ = limit(ours)
     prompts = sum(len(sample.input_ids) for sample in samples)
     for what, count, of in (
         ("prefill", prompts, lambda name: took[name, 1]),
@@ -300,6 +303,9 @@ def beside(model: Molmo, other: Any, samples: list[Sample], size: Size) -> Itera
             mine / them,
             1.0 if what == "prefill" else 1.25,
         )
+        if what == "prefill":
+            most = prompts / least
+            yield label, f"slots: {mine:.0f}", f"the machine's limit: {most:.0f}", mine / most, 0.85
 
 
 def as_loaded(folder: Path, config: MolmoConfig) -> Molmo:

@@ -72,7 +72,7 @@ def batches(config: MolmoConfig) -> Iterator[Batch]:
     """Ten of one length, as packing makes them: one to four crops, plain rows and trees."""
     for crops in (2, 3, 1, 4, 2):
         yield reference_batches(config, 1, TOKENS, crops)[0]
-        trees, _ = tree_batches(config, min(crops, 3), 4, 4, 1, TOKENS)
+        trees, _, _ = tree_batches(config, min(crops, 3), 4, 4, 1, TOKENS)
         yield trees[0]
 
 

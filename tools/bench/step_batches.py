@@ -76,10 +76,11 @@ def reference_batches(config: MolmoConfig, rows: int, tokens: int, crops: int) -
 
 def tree_batches(
     config: MolmoConfig, crops: int, pool: int, annotations: int, rows: int, tokens: int = 2048
-) -> tuple[list[Batch], list[Batch]]:
-    """One step as message trees and as padded rows of one branch, of the same pictures and annotations.
+) -> tuple[list[Batch], list[Batch], list[Batch]]:
+    """One step as packed message trees, as trees of a padded row each, and as padded rows of one branch.
 
-    As in the stream of data a sequence takes what fills it best of a pool; what is left of the pool is in neither.
+    All of the same pictures and annotations. As in the stream of data a sequence takes what fills it best of a pool;
+    what is left of the pool is in none.
     """
     # short questions; an answer is a word, some points or a sentence
     lengths = np.random.RandomState(0)
@@ -92,21 +93,29 @@ def tree_batches(
         (number, [prefix + sum(q + a for q, a in each), crops])
         for number, each in enumerate(branches)
     ]
-    packed, single = [], []
+    packed, alone, single = [], [], []
     for _ in range(rows):
         taken = choose([size for _, size in left], tokens, 1000)
         numbers = [left[i][0] for i in taken]
         left = [one for i, one in enumerate(left) if i not in taken]
         trees = [sample(config, crops, branches[n], np.random.RandomState(n)) for n in numbers]
         packed.append(collate([trees], tokens))
+        alone += trees
         single += [
             sample(config, crops, [b], np.random.RandomState(n))
             for n in numbers
             for b in branches[n]
         ]
-    longest = max(len(s.input_ids) for s in single)
-    padded = [collate([[s] for s in single[i : i + 4]], longest) for i in range(0, len(single), 4)]
-    return packed, padded
+    return packed, padded(alone), padded(single)
+
+
+def padded(samples: list[Sample], rows: int = 4) -> list[Batch]:
+    """A row each, padded to the longest of all, `rows` at a time."""
+    longest = max(len(one.input_ids) for one in samples)
+    return [
+        collate([[one] for one in samples[i : i + rows]], longest)
+        for i in range(0, len(samples), rows)
+    ]
 
 
 def even_work(

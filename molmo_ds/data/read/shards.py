@@ -127,8 +127,8 @@ class ShardSet:
         """The shard of a sample and its row of the sidecar, all of write.SIDECAR's columns or some."""
         chunk = self._chunk(index)
         row = index - chunk.first
-        names = columns or chunk.rows.column_names
-        return chunk.shard, {name: chunk.rows.column(name)[row].as_py() for name in names}
+        names = columns or chunk.columns
+        return chunk.shard, {name: chunk.columns[name][row].as_py() for name in names}
 
     def _refuse_unknown(self) -> None:
         if self._remote or not os.path.isdir(self.path):
@@ -161,15 +161,15 @@ class ShardSet:
         start = int(self.shards.starts[place])
         sidecar = self._sidecar(place)
         # so that the shard's whole table need not stay
-        rows = _copied(sidecar.slice(first - start, stop - first))
+        columns = _copied(sidecar.slice(first - start, stop - first))
         if self._spool is None:
-            return _Chunk(shard, first, rows)
-        offsets = rows.column("part_offsets")
+            return _Chunk(shard, first, columns)
+        offsets = columns["part_offsets"]
         begin = min(offsets[0].as_py()) - BLOCK
-        last = zip(offsets[-1].as_py(), rows.column("part_lengths")[-1].as_py())
+        last = zip(offsets[-1].as_py(), columns["part_lengths"][-1].as_py())
         end = max(offset + length for offset, length in last)
         data = files.read_range(shard.path, begin, end)
-        chunk = _Chunk(shard, first, rows, begin, self._free.pop())
+        chunk = _Chunk(shard, first, columns, begin, self._free.pop())
         os.pwrite(self._spool.fileno(), data, chunk.place * PLACE)
         return chunk
 
@@ -245,7 +245,7 @@ class _Chunk:
 
     shard: Shard
     first: int
-    rows: pa.Table
+    columns: dict[str, pa.ChunkedArray]  # looking one up in a table costs as much as reading it
     begin: int = 0  # in the tar
     place: int = -1  # in the spool
 
@@ -300,11 +300,12 @@ def _read_sidecar(shard: Shard) -> pa.Table:
     return pq.ParquetFile(io.BytesIO(data)).read(use_threads=False)  # this may be a forked worker
 
 
-def _copied(table: pa.Table) -> pa.Table:
+def _copied(table: pa.Table) -> dict[str, pa.ChunkedArray]:
     sink = pa.BufferOutputStream()  # take() would load Arrow's compute kernels, 40 MB
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    return pa.ipc.open_stream(sink.getvalue()).read_all()
+    copy = pa.ipc.open_stream(sink.getvalue()).read_all()
+    return {name: copy.column(name) for name in copy.column_names}
 
 
 def _fingerprint(shards: Iterable[Shard]) -> str:
