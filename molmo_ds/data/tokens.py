@@ -1,5 +1,6 @@
 """Text to token ids and back: a transformers tokenizer folder with Molmo's image tokens after its vocabulary."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
@@ -34,6 +35,10 @@ FILLER = "|<EXTRA_TOKENS_{}>|"
 # Qwen2's way to split text into pieces: every digit alone
 _PIECES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"  # noqa: E501
 
+# texts of at most SHORT characters whose ids are kept, 4 MB at most
+KEPT = 4096
+SHORT = 256
+
 
 class Words:
     """Text to ids and back with one tokenizer of the tokenizers library, the same in training and in exported folders.
@@ -64,12 +69,19 @@ class Words:
             [AddedToken(name, special=True, normalized=False) for name in plain]
         )
         fast.encode_special_tokens = True  # special names inside a text are plain text
+        self._kept = functools.lru_cache(KEPT)(self._ids)
 
     def __reduce__(self) -> tuple:  # the pickled library object forgets encode_special_tokens
         return Words, (self._fast, self.vocab_size, self.bos, self.eos)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, with nothing put before or after it."""
+        """Ids of a text, with nothing put before or after it.
+
+        Those of short texts are kept: a sample is sized before it is built, and prompts come again.
+        """
+        return list(self._kept(text) if len(text) <= SHORT else self._ids(text))
+
+    def _ids(self, text: str) -> list[int]:
         return self._fast.encode(text, add_special_tokens=False).ids
 
     def special(self, name: str) -> int:

@@ -149,3 +149,9 @@ def test_folders_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"version"')
     with pytest.raises(ValueError, match="tokenizer.json"):
         Tokenizer(tmp_path, VOCAB)
+
+
+def test_what_is_kept_of_short_texts_is_not_the_callers_list(tokenizer: Tokenizer) -> None:
+    first = tokenizer.encode("a short text")
+    first.append(5)
+    assert tokenizer.encode("a short text") == first[:-1]
