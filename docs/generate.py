@@ -128,9 +128,9 @@ def sets() -> str:
 
 
 def refusals() -> str:
-    """The table of engine/refusals.py: what cannot run, and what is said then; values stand in brackets."""
+    """The table of engine/strategy/refusals.py: what cannot run, and what is said then; values stand in brackets."""
     lines = ["| what | sentence |", "|---|---|"]
-    tree = ast.parse((ROOT / "molmo_ds/engine/refusals.py").read_text())
+    tree = ast.parse((ROOT / "molmo_ds/engine/strategy/refusals.py").read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Row":
             name, _, sentence = node.args
@@ -243,12 +243,12 @@ def _strategy_cells(path: Path) -> list[str]:
 
 
 def _sentence(node: ast.expr) -> str:
-    """A sentence of a refusal; one that others raise as well is a name of engine/strategy.py, filled in by a call."""
+    """A sentence of a refusal; one that others raise as well is a name of engine/strategy, filled in by a call."""
     if isinstance(node, ast.Call):
         name = node
         while isinstance(name, ast.Call | ast.Attribute):
             name = name.func if isinstance(name, ast.Call) else name.value
-        for other in ast.parse((ROOT / "molmo_ds/engine/strategy.py").read_text()).body:
+        for other in ast.parse((ROOT / "molmo_ds/engine/strategy/__init__.py").read_text()).body:
             if isinstance(other, ast.Assign) and ast.unparse(other.targets[0]) == name.id:
                 node = other.value
     text = ast.literal_eval(node).removeprefix("{path}: ").replace("{path}", "the file")

@@ -71,11 +71,12 @@ def train(config: RunConfig) -> int:
 def run(config: RunConfig, world: "World", folder: "RunFolder", deadline: float) -> int:
     """The same in a folder that is this run's alone, until `deadline` of time.monotonic."""
     from molmo_ds.data.order.loader import build_stream
-    from molmo_ds.engine import build_engine, ds_config, overruled, strategy_place
+    from molmo_ds.engine import build_engine, ds_config
     from molmo_ds.engine.launching import launchers
     from molmo_ds.engine.plan import choice, compiling, precision
     from molmo_ds.engine.save.writer import Writer
-    from molmo_ds.engine.strategy import read_strategy
+    from molmo_ds.engine.strategy import overruled, read_strategy
+    from molmo_ds.engine.strategy import place as strategy_place
     from molmo_ds.eval.in_training.evaluators import build_evaluators
     from molmo_ds.monitor import profile
     from molmo_ds.monitor.metrics import Metrics

@@ -14,8 +14,8 @@ from molmo_ds.config import LoraConfig, OptimConfig, PromptConfig, RunConfig
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.order.loader import Mixture, rank_lanes, sequences
 from molmo_ds.data.order.packing import collate
-from molmo_ds.data.sample import images
-from molmo_ds.data.sample.layout import Geometry
+from molmo_ds.data.sample.pictures import images
+from molmo_ds.data.sample.pictures.layout import Geometry
 from molmo_ds.data.sample.pointed import Scene
 from molmo_ds.data.sample.prompts import PromptFormatter
 from molmo_ds.data.sample.times import frame_times

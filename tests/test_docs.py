@@ -12,7 +12,7 @@ import pytest
 
 from molmo_ds import setting_list, settings
 from molmo_ds.config import RunConfig
-from molmo_ds.engine.refusals import TABLE
+from molmo_ds.engine.strategy.refusals import TABLE
 from molmo_ds.eval.benchmarks import BENCHMARKS
 from molmo_ds.eval.set_table import SETS
 

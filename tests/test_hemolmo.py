@@ -12,8 +12,8 @@ from molmo_ds.config import RunConfig
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.order.loader import Mixture, build_stream
 from molmo_ds.data.read.writer import write_shards
-from molmo_ds.engine.refusals import refuse
 from molmo_ds.engine.strategy import read_strategy
+from molmo_ds.engine.strategy.refusals import refuse
 from molmo_ds.testing import run_files
 from molmo_ds.testing.oracle import difference, plain
 from molmo_ds.testing.ranks import Forked, free_port, rank_environment

@@ -1,6 +1,7 @@
 """Imports run one way: a package imports only what stands strictly left of it in the house."""
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,6 +84,16 @@ def test_imports_run_one_way() -> None:
                     or there in FOUNDATION.get(here, set())
                 )
                 assert allowed, f"{path} may not import {name}"
+
+
+def test_files_and_folders_stay_short() -> None:
+    """A folder's own files can be read in a day, and a file at a sitting."""
+    lines = {path: len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
+    assert {str(path): count for path, count in lines.items() if count > 400} == {}
+    folders = Counter[str]()
+    for path, count in lines.items():
+        folders[str(path.parent)] += count
+    assert {folder: count for folder, count in folders.items() if count > 3000} == {}
 
 
 def test_kinds_of_parallelism_do_not_know_each_other() -> None:

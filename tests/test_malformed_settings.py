@@ -16,8 +16,8 @@ from molmo_ds import settings
 from molmo_ds.config import RunConfig
 from molmo_ds.engine import ds_config
 from molmo_ds.engine.launching.hosts import read_hosts
-from molmo_ds.engine.refusals import refuse
 from molmo_ds.engine.strategy import read_strategy
+from molmo_ds.engine.strategy.refusals import refuse
 
 ROOT = Path(__file__).parents[1]
 COUNT = int(os.environ.get("MALFORMED", 300))

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from molmo_ds.cli.checked_options import Parser
 from molmo_ds.data import sources
-from molmo_ds.data.sources.download import Options, download, table
-from molmo_ds.data.sources.fetch import Limits
+from molmo_ds.data.sources.fetching.download import Options, download, table
+from molmo_ds.data.sources.fetching.fetch import Limits
 from molmo_ds.data.sources.fixed_answers import MODEL, NAME, of_model
 from molmo_ds.files import local
 

@@ -25,8 +25,8 @@ from molmo_ds.engine.plan import choice, host_time, plan_inference
 from molmo_ds.engine.plan.choice import Room
 from molmo_ds.engine.plan.plan_inference import Card
 from molmo_ds.engine.plan.plan_memory import plan
-from molmo_ds.engine.refusals import refuse
 from molmo_ds.engine.strategy import AUTO, read_strategy
+from molmo_ds.engine.strategy.refusals import refuse
 
 FIELDS = (
     "weights",

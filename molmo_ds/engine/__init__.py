@@ -48,8 +48,8 @@ def build_engine(config: RunConfig, world: World | None = None) -> Engine:
     Raises ValueError, in one sentence, for a strategy that cannot run.
     """
     from molmo_ds.engine import launch
-    from molmo_ds.engine.refusals import refuse
     from molmo_ds.engine.strategy import read_strategy
+    from molmo_ds.engine.strategy.refusals import refuse
 
     strategy = read_strategy(config.strategy)
     world = world or launch.start(config.timeout_seconds)

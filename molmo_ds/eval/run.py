@@ -14,7 +14,7 @@ from tqdm import tqdm
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.engine.launch import World
 from molmo_ds.eval import log as answers
-from molmo_ds.eval.client import FAILED, Ask, Client, Part, Reply
+from molmo_ds.eval.clients.client import FAILED, Ask, Client, Part, Reply
 from molmo_ds.eval.provenance import Provenance
 from molmo_ds.eval.row import Row
 from molmo_ds.eval.score import chance_level, check_truths, score, scored_row

@@ -12,16 +12,16 @@ from typing import Any, Protocol
 from molmo_ds import settings
 from molmo_ds.config import RunConfig
 from molmo_ds.data.sample.builder import SampleBuilder
-from molmo_ds.data.sample.images import ImageProcessor
+from molmo_ds.data.sample.pictures.images import ImageProcessor
 from molmo_ds.engine import launch
 from molmo_ds.engine.answering.layout import refuse
 from molmo_ds.engine.grid import Grid
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.strategy import read_strategy
 from molmo_ds.eval import provenance
-from molmo_ds.eval.client import Ask, Client, Part, Reply
-from molmo_ds.eval.own_client import OwnClient
-from molmo_ds.eval.server_client import ServerClient
+from molmo_ds.eval.clients.client import Ask, Client, Part, Reply
+from molmo_ds.eval.clients.own_client import OwnClient
+from molmo_ds.eval.clients.server_client import ServerClient
 from molmo_ds.files import Place
 from molmo_ds.infer import load
 from molmo_ds.infer.replica import Replica

@@ -11,7 +11,7 @@ import torch
 
 from molmo_ds.config import RunConfig
 from molmo_ds.data.order import epochs
-from molmo_ds.data.sample.layout import Geometry
+from molmo_ds.data.sample.pictures.layout import Geometry
 from molmo_ds.engine import optim
 from molmo_ds.model import lora
 from molmo_ds.model.flops import attention, flops_per_crop, flops_per_token, mlp

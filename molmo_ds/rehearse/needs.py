@@ -15,8 +15,8 @@ from molmo_ds.data.tokens import Tokenizer
 from molmo_ds.engine.plan.choice import RESERVED, Room, choose
 from molmo_ds.engine.plan.plan_inference import CARD
 from molmo_ds.engine.plan.plan_memory import plan
-from molmo_ds.engine.refusals import refuse
 from molmo_ds.engine.strategy import AUTO, read_strategy
+from molmo_ds.engine.strategy.refusals import refuse
 from molmo_ds.eval.listing import shards_of
 from molmo_ds.eval.sets import resolve
 from molmo_ds.weights import checkpoint

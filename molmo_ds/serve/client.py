@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from molmo_ds.data.video import film_kind
-from molmo_ds.eval.chat import base, headers, picture_part, sentence, video_part
+from molmo_ds.eval.clients.chat import base, headers, picture_part, sentence, video_part
 from molmo_ds.eval.pictures import Video
 
 SECONDS = 600

@@ -10,7 +10,7 @@ from typing import Literal
 import aiohttp
 from yarl import URL
 
-from molmo_ds.eval.chat import FRAMES
+from molmo_ds.eval.clients.chat import FRAMES
 from molmo_ds.serve.protocol import Refused
 
 FETCH_SECONDS = 20

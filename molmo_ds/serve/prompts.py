@@ -8,7 +8,7 @@ from molmo_ds.data.sample.builder import SampleBuilder, Seen
 from molmo_ds.data.sample.footage import footage
 from molmo_ds.data.sample.turns import unspoken
 from molmo_ds.data.video import video_size
-from molmo_ds.eval.chat import VERBATIM
+from molmo_ds.eval.clients.chat import VERBATIM
 from molmo_ds.infer.load import look_up, with_crops
 from molmo_ds.serve.dispatcher import Prompt
 from molmo_ds.serve.protocol import Refused, Request

@@ -12,9 +12,9 @@ import torch
 from molmo_ds.architecture import MolmoConfig, TextConfig, VideoConfig
 from molmo_ds.batch import Batch, learnt_rows_of
 from molmo_ds.config import DataConfig, RunConfig
-from molmo_ds.data.sample.image_ids import image_ids
-from molmo_ds.data.sample.layout import FRAME_END, FRAME_START, IM_PATCH
-from molmo_ds.data.sample.windows import pool, single
+from molmo_ds.data.sample.pictures.image_ids import image_ids
+from molmo_ds.data.sample.pictures.layout import FRAME_END, FRAME_START, IM_PATCH
+from molmo_ds.data.sample.pictures.windows import pool, single
 from molmo_ds.engine import build_engine
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.plan import plan_memory

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from molmo_ds.batch import Batch, learnt_rows_of
-from molmo_ds.data.sample.image_ids import image_ids
-from molmo_ds.data.sample.windows import joined, pool, single
+from molmo_ds.data.sample.pictures.image_ids import image_ids
+from molmo_ds.data.sample.pictures.windows import joined, pool, single
 
 WORDS = 96
 SIDE = 4  # patches along a crop

@@ -17,8 +17,8 @@ from aiohttp import web
 from picture_server import Server, picture
 from PIL import Image
 
-from molmo_ds.data.sources.fetch import AGENT, Limits, describe, fetch, judge, refuses_ai
-from molmo_ds.data.sources.store import Outcome, Request, Store
+from molmo_ds.data.sources.fetching.fetch import AGENT, Limits, describe, fetch, judge, refuses_ai
+from molmo_ds.data.sources.fetching.store import Outcome, Request, Store
 
 QUICK = Limits(
     workers=8, per_host=4, attempts=2, timeout=2.0, backoff=0.01, max_wait=5, max_bytes=200_000
@@ -216,8 +216,8 @@ def test_tls_is_verified(tmp_path: Path) -> None:
 
 CHILD = """
 import sys
-from molmo_ds.data.sources.fetch import Limits, fetch
-from molmo_ds.data.sources.store import Request, Store
+from molmo_ds.data.sources.fetching.fetch import Limits, fetch
+from molmo_ds.data.sources.fetching.store import Request, Store
 store = Store(sys.argv[1])
 fetch([Request(f"{sys.argv[2]}/{n}") for n in range(200)], store, Limits(workers=2, per_host=2))
 """

@@ -7,7 +7,7 @@ import pytest
 
 from molmo_ds import presets
 from molmo_ds.config import RunConfig
-from molmo_ds.data.sample.images import ImageProcessor
+from molmo_ds.data.sample.pictures.images import ImageProcessor
 from molmo_ds.data.sample.source_settings import decisive
 
 

@@ -22,8 +22,8 @@ from molmo_ds.data.read.writer import write_shards
 from molmo_ds.data.sample.annotation import read_annotation
 from molmo_ds.data.sample.builder import SampleBuilder
 from molmo_ds.data.sample.footage import footage, subtitles
-from molmo_ds.data.sample.images import Crops, ImageProcessor
-from molmo_ds.data.sample.layout import FRAME_END, FRAME_START, IM_PATCH
+from molmo_ds.data.sample.pictures.images import Crops, ImageProcessor
+from molmo_ds.data.sample.pictures.layout import FRAME_END, FRAME_START, IM_PATCH
 from molmo_ds.data.sample.pointed import Scene
 from molmo_ds.data.show.film import drawn, marks_at
 from molmo_ds.infer.load import with_crops

@@ -24,8 +24,8 @@ from molmo_ds.architecture import (
 from molmo_ds.data import decode
 from molmo_ds.data.decode import BadSample, load_image, read_size, upright_size
 from molmo_ds.data.pixels import to_pixels
-from molmo_ds.data.sample.images import ImageProcessor, fit
-from molmo_ds.data.sample.layout import IM_COL, IM_END, IM_PATCH, IM_START, Geometry
+from molmo_ds.data.sample.pictures.images import ImageProcessor, fit
+from molmo_ds.data.sample.pictures.layout import IM_COL, IM_END, IM_PATCH, IM_START, Geometry
 from molmo_ds.data.video import frames_at
 from molmo_ds.ops.crops import normalise_patches
 

@@ -18,7 +18,7 @@ from molmo_ds.batch import Sample, windows_of
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.sample import footage as footage_module
 from molmo_ds.data.sample.builder import SampleBuilder
-from molmo_ds.data.sample.layout import IM_PATCH
+from molmo_ds.data.sample.pictures.layout import IM_PATCH
 from molmo_ds.data.tokens import train_tokenizer
 
 torch.set_num_threads(1)

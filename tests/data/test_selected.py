@@ -17,7 +17,7 @@ from molmo_ds.data.decode import BadSample
 from molmo_ds.data.order.selected import collate_selected
 from molmo_ds.data.sample import selected
 from molmo_ds.data.sample.builder import SampleBuilder
-from molmo_ds.data.sample.layout import Geometry
+from molmo_ds.data.sample.pictures.layout import Geometry
 
 WORDS = Path(__file__).parents[1] / "goldens/data/G_video/tokenizer/qwen3-tiny"
 START, END, PATCH, COLUMN, LOW = 0, 1, 2, 3, 5  # counted from vocab_size

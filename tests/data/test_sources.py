@@ -19,8 +19,8 @@ from source_helpers import ROOT, Hub, build, read, run, shown
 
 from molmo_ds.data import sources
 from molmo_ds.data.decode import load_image
-from molmo_ds.data.sources.download import table
-from molmo_ds.data.sources.records import part
+from molmo_ds.data.sources.fetching.download import table
+from molmo_ds.data.sources.fetching.records import part
 
 
 @pytest.fixture(scope="module")

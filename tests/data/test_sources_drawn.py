@@ -15,7 +15,7 @@ from molmo_ds.data import sources
 from molmo_ds.data.sample.prompts import PromptFormatter
 from molmo_ds.data.sources import texts
 from molmo_ds.data.sources import turn_clock as clocks
-from molmo_ds.data.sources.records import records
+from molmo_ds.data.sources.fetching.records import records
 from molmo_ds.data.sources.source import Cut
 from molmo_ds.data.sources.turn_clock import draw_angle, rotate, turn_clock
 

@@ -9,7 +9,7 @@ from source_helpers import Hub, run
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.sample.review import Review
 from molmo_ds.data.sources import ALL, get
-from molmo_ds.data.sources.rows import split_files
+from molmo_ds.data.sources.fetching.rows import split_files
 from molmo_ds.data.sources.source import LeftOut
 from molmo_ds.data.sources.videos.cut import merge
 from molmo_ds.testing.small_videos import film

@@ -16,7 +16,7 @@ from molmo_ds.data import sources
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.sample.prompts import PromptFormatter
 from molmo_ds.data.sample.review import Review
-from molmo_ds.data.sources import download
+from molmo_ds.data.sources.fetching import download
 from molmo_ds.data.sources.source import Cut, Item, Source
 from molmo_ds.data.sources.videos.cut import cut
 

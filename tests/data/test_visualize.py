@@ -17,7 +17,7 @@ from PIL import Image
 from molmo_ds import presets
 from molmo_ds.cli import show_shards as visualize
 from molmo_ds.data.read.writer import write_shards
-from molmo_ds.data.sample.images import ImageProcessor
+from molmo_ds.data.sample.pictures.images import ImageProcessor
 from molmo_ds.data.show.documents import as_bytes
 from molmo_ds.testing import run_files
 

@@ -10,8 +10,8 @@ import torch
 from molmo_ds import presets
 from molmo_ds.config import RunConfig
 from molmo_ds.engine import ds_config
-from molmo_ds.engine.refusals import refuse
 from molmo_ds.engine.strategy import read_strategy
+from molmo_ds.engine.strategy.refusals import refuse
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.testing import synthetic
 

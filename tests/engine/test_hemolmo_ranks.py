@@ -10,7 +10,7 @@ from molmo_ds.architecture import MolmoConfig, SelectionConfig
 from molmo_ds.batch import Sample, SelectionBatch, SelectionSample
 from molmo_ds.config import RunConfig
 from molmo_ds.data.order.selected import collate_selected
-from molmo_ds.data.sample.image_ids import image_ids
+from molmo_ds.data.sample.pictures.image_ids import image_ids
 from molmo_ds.data.sample.selected import selected
 from molmo_ds.engine import build_engine
 from molmo_ds.engine.launch import World

@@ -11,8 +11,8 @@ from molmo_ds.config import OptimConfig, RunConfig
 from molmo_ds.engine import build_engine, optim
 from molmo_ds.engine.fragments import Fragment
 from molmo_ds.engine.launch import World
-from molmo_ds.engine.refusals import refuse
 from molmo_ds.engine.strategy import read_strategy
+from molmo_ds.engine.strategy.refusals import refuse
 from molmo_ds.model.molmo import Molmo, is_hidden_matrix
 from molmo_ds.testing import synthetic
 from molmo_ds.testing.oracle import difference, plain

@@ -11,8 +11,8 @@ import pytest
 from molmo_ds.architecture import TextConfig
 from molmo_ds.config import LoraConfig, RunConfig
 from molmo_ds.engine.pipeline import balance
-from molmo_ds.engine.refusals import TABLE, Asked, first, refuse
 from molmo_ds.engine.strategy import read_strategy
+from molmo_ds.engine.strategy.refusals import TABLE, Asked, first, refuse
 from molmo_ds.model.molmo import layer_list
 from molmo_ds.testing import synthetic
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from molmo_ds.config import RunConfig
-from molmo_ds.engine import overruled, strategy_file
 from molmo_ds.engine.ds_config import uses_bf16
-from molmo_ds.engine.strategy import read_strategy
+from molmo_ds.engine.strategy import file as strategy_file
+from molmo_ds.engine.strategy import overruled, read_strategy
 
 ROOT = Path(__file__).parents[2]
 WRONG = ("cpu", 3, -1, 2.5, True, None, [], [1], {"nonsense": 1})
@@ -40,7 +40,7 @@ def nested(key: str, value: object) -> dict:
 def test_blocks_that_the_engines_read_are_known() -> None:
     known = set(blocks(strategy_file.File))
     asked: set[str] = set()
-    for path in (ROOT / "molmo_ds/engine").glob("*.py"):
+    for path in (ROOT / "molmo_ds/engine").rglob("*.py"):
         asked |= set(
             re.findall(r"(?:ds|zero|block|ours|values)\.get\(\"(\w+)\", \{\}\)", path.read_text())
         )

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from molmo_ds.engine import ds_config, strategy_place
+from molmo_ds.engine import ds_config
+from molmo_ds.engine.strategy import place as strategy_place
 from molmo_ds.engine.strategy import read_strategy
 
 PACKAGE = Path(ds_config.__file__).parents[1]

@@ -19,7 +19,7 @@ from molmo_ds.engine import build_engine, launch
 from molmo_ds.engine.answering.in_training import bytes_of, fitting, layouts
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.strategy import Limits
-from molmo_ds.eval.client import FAILED, Reply
+from molmo_ds.eval.clients.client import FAILED, Reply
 from molmo_ds.eval.in_training.evaluators import Evaluator, build_evaluators
 from molmo_ds.eval.in_training.loss_of_source import LossOfSource, pack
 from molmo_ds.eval.in_training.task import TaskInTraining

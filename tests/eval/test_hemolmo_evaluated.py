@@ -11,7 +11,7 @@ from molmo_ds.data.order.selected import collate_selected
 from molmo_ds.engine import launch
 from molmo_ds.engine.launch import World
 from molmo_ds.eval import run
-from molmo_ds.eval.own_client import OwnClient
+from molmo_ds.eval.clients.own_client import OwnClient
 from molmo_ds.eval.subject import Checkpoint
 from molmo_ds.infer import selected
 from molmo_ds.infer.load import load

@@ -19,8 +19,8 @@ from judge_stand_in import StandIn
 
 from molmo_ds.cli import compare, evaluate, judge
 from molmo_ds.eval.captions import judge as judging
-from molmo_ds.eval.client import Ask
-from molmo_ds.eval.server_client import ServerClient
+from molmo_ds.eval.clients.client import Ask
+from molmo_ds.eval.clients.server_client import ServerClient
 from molmo_ds.eval.sets import resolve
 
 NAME = "predictions-text_vqa-validation"

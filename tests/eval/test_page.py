@@ -19,7 +19,7 @@ from molmo_ds.data.read.writer import write_shards
 from molmo_ds.engine import launch
 from molmo_ds.eval import page
 from molmo_ds.eval.benchmarks import BENCHMARKS
-from molmo_ds.eval.client import Ask, Reply
+from molmo_ds.eval.clients.client import Ask, Reply
 from molmo_ds.eval.provenance import Provenance
 from molmo_ds.eval.run import Job, Outcome, evaluate
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from molmo_ds.data.read.writer import write_shards
 from molmo_ds.engine import launch
 from molmo_ds.eval import plan, results, run
-from molmo_ds.eval.client import Reply
+from molmo_ds.eval.clients.client import Reply
 from molmo_ds.eval.provenance import BLOCK, BLOCKS, checkpoint_hash
 
 ALONE = launch.alone()

@@ -15,8 +15,8 @@ from molmo_ds import settings
 from molmo_ds.engine import launch
 from molmo_ds.engine.launch import World
 from molmo_ds.eval import log, plan, results, run
-from molmo_ds.eval.client import Ask, Reply, failure
-from molmo_ds.eval.own_client import OwnClient, usual_batch
+from molmo_ds.eval.clients.client import Ask, Reply, failure
+from molmo_ds.eval.clients.own_client import OwnClient, usual_batch
 from molmo_ds.eval.subject import Checkpoint
 from molmo_ds.infer.load import Answerer, load
 from molmo_ds.ops.linear import library

@@ -10,8 +10,8 @@ from eval_files import picture
 
 from molmo_ds.config import PromptConfig
 from molmo_ds.eval.benchmarks import BENCHMARKS
-from molmo_ds.eval.client import Ask, Reply
-from molmo_ds.eval.server_client import KEY, ServerClient, bare, family_of
+from molmo_ds.eval.clients.client import Ask, Reply
+from molmo_ds.eval.clients.server_client import KEY, ServerClient, bare, family_of
 from molmo_ds.eval.subject import Server
 from molmo_ds.settings import to_dict
 

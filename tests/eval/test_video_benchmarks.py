@@ -15,8 +15,8 @@ from molmo_ds.config import PromptConfig
 from molmo_ds.data import sources
 from molmo_ds.data.sample.prompts import PromptFormatter
 from molmo_ds.data.sample.review import Review
+from molmo_ds.data.sources.fetching.rows import load_rows
 from molmo_ds.data.sources.masks import runs_of, runs_of_coco
-from molmo_ds.data.sources.rows import load_rows
 from molmo_ds.data.sources.source import Item
 from molmo_ds.eval.benchmarks import BENCHMARKS
 from molmo_ds.eval.metrics import temp_compass, video_choice

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from molmo_ds.architecture import MolmoConfig
 from molmo_ds.batch import Batch, learnt_rows_of, shifted
-from molmo_ds.data.sample.image_ids import image_ids
+from molmo_ds.data.sample.pictures.image_ids import image_ids
 from molmo_ds.model.families import molmo, molmo_names
 from molmo_ds.model.molmo import Molmo
 from molmo_ds.weights import rename

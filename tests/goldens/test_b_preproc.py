@@ -18,8 +18,8 @@ from molmo_ds.architecture import (
     VisionConfig,
 )
 from molmo_ds.data.decode import load_image
-from molmo_ds.data.sample.images import ImageProcessor
-from molmo_ds.data.sample.layout import IM_START, Layout, select_tiling
+from molmo_ds.data.sample.pictures.images import ImageProcessor
+from molmo_ds.data.sample.pictures.layout import IM_START, Layout, select_tiling
 from molmo_ds.ops.crops import normalise_patches
 
 META = "B_preproc/preproc.json"

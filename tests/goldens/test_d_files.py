@@ -8,7 +8,7 @@ import numpy as np
 from golden_files import cases_of
 
 from molmo_ds.data.tokens import IMAGE_TOKENS
-from molmo_ds.eval.own_client import prompt_text
+from molmo_ds.eval.clients.own_client import prompt_text
 from molmo_ds.eval.page import page_name
 from molmo_ds.eval.provenance import results_base, results_name, step_of
 from molmo_ds.eval.results import prediction

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from molmo_ds.batch import Sample, SelectionBatch, SelectionSample
 from molmo_ds.data.order.selected import collate_selected
-from molmo_ds.data.sample.image_ids import image_ids
+from molmo_ds.data.sample.pictures.image_ids import image_ids
 from molmo_ds.data.sample.selected import selected
 from molmo_ds.infer.selected import answer
 from molmo_ds.model.families import molmo, molmo_names

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, Molmo2ForConditionalGeneration
 
 from molmo_ds.architecture import MolmoConfig
 from molmo_ds.batch import shifted
-from molmo_ds.data.sample.images import ImageProcessor
+from molmo_ds.data.sample.pictures.images import ImageProcessor
 from molmo_ds.hub import load
 from molmo_ds.hub.export import to_hub
 from molmo_ds.infer.generate import Options, generate

@@ -17,8 +17,9 @@ from molmo_ds.config import PromptConfig
 from molmo_ds.data.decode import load_image
 from molmo_ds.data.order.knapsack import UNITS, most_valuable
 from molmo_ds.data.sample.footage import subtitles
-from molmo_ds.data.sample.images import ImageProcessor
-from molmo_ds.data.sample.layout import Geometry
+from molmo_ds.data.sample.pictures.images import ImageProcessor
+from molmo_ds.data.sample.pictures.layout import Geometry
+from molmo_ds.data.sample.pictures.visual import picture_blocks, video_block
 from molmo_ds.data.sample.point_text import (
     Moment,
     format_groups,
@@ -31,7 +32,6 @@ from molmo_ds.data.sample.prompts import PromptFormatter
 from molmo_ds.data.sample.times import frame_indices, frame_times, stamp
 from molmo_ds.data.sample.tree import Tree, ask, learn
 from molmo_ds.data.sample.turns import TURN_END, TURN_START, Conversation
-from molmo_ds.data.sample.visual import picture_blocks, video_block
 from molmo_ds.data.tokens import Tokenizer
 from molmo_ds.data.wording.videos import VIDEO_TEMPLATES
 

@@ -16,9 +16,9 @@ from safetensors.torch import load
 from molmo_ds.batch import Sample
 from molmo_ds.cli import run
 from molmo_ds.data.sample.record import film_of
-from molmo_ds.eval.client import Ask
-from molmo_ds.eval.own_client import OwnClient
-from molmo_ds.eval.server_client import ServerClient
+from molmo_ds.eval.clients.client import Ask
+from molmo_ds.eval.clients.own_client import OwnClient
+from molmo_ds.eval.clients.server_client import ServerClient
 from molmo_ds.infer import load as load_answerer
 from molmo_ds.serve import protocol
 from molmo_ds.serve.media import decode

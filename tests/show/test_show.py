@@ -24,7 +24,7 @@ from molmo_ds.engine import launch
 from molmo_ds.eval import page as evaluation_page
 from molmo_ds.eval import results
 from molmo_ds.eval.benchmarks import BENCHMARKS
-from molmo_ds.eval.client import Ask, Reply
+from molmo_ds.eval.clients.client import Ask, Reply
 from molmo_ds.eval.provenance import Provenance
 from molmo_ds.eval.run import Job, evaluate
 from molmo_ds.show import curves, folder, history, page, server

@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from molmo_ds import presets
-from molmo_ds.data.sample.images import ImageProcessor, load_image
+from molmo_ds.data.sample.pictures.images import ImageProcessor, load_image
 from molmo_ds.files import local
 
 Row = dict[str, str | float]

@@ -34,8 +34,8 @@ from molmo_ds.data.read.writer import write_shards
 from molmo_ds.engine import launch
 from molmo_ds.eval import page, results
 from molmo_ds.eval.benchmarks import BENCHMARKS
-from molmo_ds.eval.client import Ask, Reply
-from molmo_ds.eval.own_client import OwnClient
+from molmo_ds.eval.clients.client import Ask, Reply
+from molmo_ds.eval.clients.own_client import OwnClient
 from molmo_ds.eval.provenance import Provenance
 from molmo_ds.eval.row import Row
 from molmo_ds.eval.run import Job, evaluate

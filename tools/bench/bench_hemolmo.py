@@ -20,7 +20,7 @@ from molmo_ds.batch import Batch, Sample, windows_of
 from molmo_ds.config import OptimConfig
 from molmo_ds.data.order.packing import collate
 from molmo_ds.data.order.selected import collate_selected
-from molmo_ds.data.sample.image_ids import image_ids
+from molmo_ds.data.sample.pictures.image_ids import image_ids
 from molmo_ds.data.sample.selected import selected
 from molmo_ds.engine.optim import build_optimizer, parameter_groups
 from molmo_ds.model.init import reset_parameters

@@ -13,8 +13,8 @@ from molmo_ds.data.convert.origins import DataSet, Lines
 from molmo_ds.data.convert.rows import Mapping
 from molmo_ds.data.convert.table import Table
 from molmo_ds.data.decode import BadSample
-from molmo_ds.data.sources.fetch import describe, fetch
-from molmo_ds.data.sources.store import Request, Store
+from molmo_ds.data.sources.fetching.fetch import describe, fetch
+from molmo_ds.data.sources.fetching.store import Request, Store
 
 
 @dataclass

@@ -20,8 +20,8 @@ from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.read.writer import write_shards
 from molmo_ds.data.sample.pointed import Scene
 from molmo_ds.data.sample.prompts import PromptFormatter
-from molmo_ds.data.sources.records import records
-from molmo_ds.data.sources.rows import group
+from molmo_ds.data.sources.fetching.records import records
+from molmo_ds.data.sources.fetching.rows import group
 from molmo_ds.data.sources.source import Picture, Row, Source
 from molmo_ds.data.tokens import train_tokenizer
 

@@ -21,9 +21,16 @@ from molmo_ds.data.pixels import to_pixels
 from molmo_ds.data.sample import selected
 from molmo_ds.data.sample.annotation import Annotation, read_annotation, styles_of
 from molmo_ds.data.sample.footage import Footage, footage, subtitles
-from molmo_ds.data.sample.image_ids import image_ids
-from molmo_ds.data.sample.images import ImageProcessor
-from molmo_ds.data.sample.layout import IM_PATCH
+from molmo_ds.data.sample.pictures.image_ids import image_ids
+from molmo_ds.data.sample.pictures.images import ImageProcessor
+from molmo_ds.data.sample.pictures.layout import IM_PATCH
+from molmo_ds.data.sample.pictures.visual import (
+    Block,
+    frames_block,
+    joined_windows,
+    picture_blocks,
+    video_block,
+)
 from molmo_ds.data.sample.pointed import Scene
 from molmo_ds.data.sample.prompts import PromptFormatter
 from molmo_ds.data.sample.record import Record, check_pictures, first_size, is_video
@@ -31,13 +38,6 @@ from molmo_ds.data.sample.source_settings import config_of_source, decisive, has
 from molmo_ds.data.sample.styles import FREE, POINTING_STYLES
 from molmo_ds.data.sample.tree import Tree, ask, learn
 from molmo_ds.data.sample.turns import Conversation
-from molmo_ds.data.sample.visual import (
-    Block,
-    frames_block,
-    joined_windows,
-    picture_blocks,
-    video_block,
-)
 from molmo_ds.data.tokens import Tokenizer
 
 Picture = bytes | np.ndarray | Image.Image

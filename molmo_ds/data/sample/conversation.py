@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from molmo_ds.data.decode import BadSample
-from molmo_ds.data.sample.layout import IMAGE
+from molmo_ds.data.sample.pictures.layout import IMAGE
 from molmo_ds.data.tokens import IMAGE_TOKENS
 
 PLACE = IMAGE_TOKENS[IMAGE]  # stands in a user's text where a picture goes

@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 
 from molmo_ds.architecture import IM_PATCH
 from molmo_ds.batch import MISSING, Sample, SelectionSample
-from molmo_ds.data.sample.layout import IM_COL, IM_END, IM_LOW, Layout
+from molmo_ds.data.sample.pictures.layout import IM_COL, IM_END, IM_LOW, Layout
 
 
 def selected(

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from molmo_ds.config import RunConfig, SourceConfig
-from molmo_ds.data.sample.layout import Geometry
+from molmo_ds.data.sample.pictures.layout import Geometry
 
 
 def of_samples(source: SourceConfig) -> SourceConfig:

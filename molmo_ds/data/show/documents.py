@@ -15,7 +15,7 @@ from molmo_ds.batch import Batch, last_tokens
 from molmo_ds.data.decode import load_image
 from molmo_ds.data.order.loader import Mixture, Sequence
 from molmo_ds.data.sample.builder import SampleBuilder
-from molmo_ds.data.sample.images import ImageProcessor
+from molmo_ds.data.sample.pictures.images import ImageProcessor
 from molmo_ds.data.sample.record import is_video
 from molmo_ds.data.show.film import film_strip
 from molmo_ds.data.show.pictures import HUES, img

@@ -14,10 +14,9 @@ import psutil
 import torch
 
 from molmo_ds.config import RunConfig
-from molmo_ds.engine import refusals
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.plan.plan_memory import plan
-from molmo_ds.engine.strategy import AUTO, Strategy, read_strategy
+from molmo_ds.engine.strategy import AUTO, Strategy, read_strategy, refusals
 from molmo_ds.stores import same_run
 
 log = logging.getLogger("molmo_ds")

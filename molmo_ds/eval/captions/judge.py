@@ -16,7 +16,7 @@ import aiohttp
 
 from molmo_ds.eval.captions.cache import Cache, file_name, is_completion
 from molmo_ds.eval.captions.prompts import Messages
-from molmo_ds.eval.chat import sentence
+from molmo_ds.eval.clients.chat import sentence
 
 FIRST_DELAY = 0.5  # seconds before the second try; doubles with each further try
 LONGEST_DELAY = 60.0

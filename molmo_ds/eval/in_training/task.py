@@ -25,9 +25,9 @@ from molmo_ds.engine.answering.in_training import Weights, fitting
 from molmo_ds.engine.grid import Grid
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.strategy import Limits, Strategy
-from molmo_ds.eval.client import Ask, Reply
+from molmo_ds.eval.clients.client import Ask, Reply
+from molmo_ds.eval.clients.own_client import OwnClient
 from molmo_ds.eval.listing import shards_of
-from molmo_ds.eval.own_client import OwnClient
 from molmo_ds.eval.row import Row, unscored
 from molmo_ds.eval.run import asks, by_picture
 from molmo_ds.eval.score import check_truths, score, scored_row

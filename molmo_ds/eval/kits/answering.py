@@ -12,7 +12,7 @@ from PIL import Image
 
 from molmo_ds.data.sample.prompts import PromptFormatter
 from molmo_ds.data.sample.styles import FREE
-from molmo_ds.eval.client import Ask
+from molmo_ds.eval.clients.client import Ask
 from molmo_ds.eval.subject import Checkpoint
 
 log = logging.getLogger(__name__)

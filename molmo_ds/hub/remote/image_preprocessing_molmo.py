@@ -9,7 +9,7 @@ from transformers.processing_utils import ImagesKwargs
 
 from molmo_ds.architecture import PIXEL_STATISTICS
 from molmo_ds.architecture import MolmoConfig as Architecture
-from molmo_ds.data.sample.images import Crops, ImageProcessor
+from molmo_ds.data.sample.pictures.images import Crops, ImageProcessor
 from molmo_ds.hub.remote.batches_molmo import pad_crops
 from molmo_ds.hub.remote.config_molmo import build
 from molmo_ds.hub.remote.inputs_molmo import listed, read_picture

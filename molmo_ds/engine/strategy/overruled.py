@@ -1,7 +1,7 @@
 """Says once, before the first step, what a strategy file asks for and the run does not do.
 
 Optimiser, schedule, clipping, precision, recomputation and checkpoints belong to the run (engine/ds_config.py); where
-the file wants another value that would count, engine/refusals.py refuses it.
+the file wants another value that would count, engine/strategy/refusals.py refuses it.
 """
 
 from collections.abc import Iterator

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from molmo_ds.architecture import VideoConfig
-from molmo_ds.data.sample.layout import FRAME_END, FRAME_START, IM_PATCH, Layout
+from molmo_ds.data.sample.pictures.layout import FRAME_END, FRAME_START, IM_PATCH, Layout
 from molmo_ds.data.sample.times import stamp
 from molmo_ds.data.tokens import Words
 

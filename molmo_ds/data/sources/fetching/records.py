@@ -12,8 +12,8 @@ from PIL import Image
 from molmo_ds.data.decode import BadSample, load_image, read_size, upright_size
 from molmo_ds.data.read.writer import probe
 from molmo_ds.data.sample.review import Review
+from molmo_ds.data.sources.fetching.store import Request, Store
 from molmo_ds.data.sources.source import Cut, Item, LeftOut, Picture, Row, Source
-from molmo_ds.data.sources.store import Request, Store
 from molmo_ds.data.sources.videos.cut import cut, merge
 from molmo_ds.data.video import film_kind, video_size
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-PACKAGE = Path(__file__).parents[1]  # holds ds_configs/
+PACKAGE = Path(__file__).parents[2]  # holds ds_configs/
 
 
 def find(path: str) -> Path:

@@ -22,8 +22,16 @@ from PIL import Image
 from molmo_ds.config import PromptConfig
 from molmo_ds.data.sample.prompts import PromptFormatter
 from molmo_ds.data.video import film_kind
-from molmo_ds.eval.chat import FRAMES, VERBATIM, base, headers, picture_part, sentence, video_part
-from molmo_ds.eval.client import Ask, Reply, failure
+from molmo_ds.eval.clients.chat import (
+    FRAMES,
+    VERBATIM,
+    base,
+    headers,
+    picture_part,
+    sentence,
+    video_part,
+)
+from molmo_ds.eval.clients.client import Ask, Reply, failure
 from molmo_ds.settings import from_dict
 from molmo_ds.weights.released_config import FAMILY
 

@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from molmo_ds.data import sources
 from molmo_ds.data.read.writer import write_shards
-from molmo_ds.data.sources.fetch import Limits, describe, fetch
-from molmo_ds.data.sources.records import reader, records
-from molmo_ds.data.sources.rows import (
+from molmo_ds.data.sources.fetching.fetch import Limits, describe, fetch
+from molmo_ds.data.sources.fetching.records import reader, records
+from molmo_ds.data.sources.fetching.rows import (
     addresses,
     chosen,
     column,
@@ -32,8 +32,8 @@ from molmo_ds.data.sources.rows import (
     pictures,
     take,
 )
+from molmo_ds.data.sources.fetching.store import Request, Store
 from molmo_ds.data.sources.source import Row, Source
-from molmo_ds.data.sources.store import Request, Store
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

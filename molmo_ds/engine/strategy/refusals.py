@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from molmo_ds.config import RunConfig
-from molmo_ds.engine.asked import Asked
 from molmo_ds.engine.strategy import (
     ENGINES,
     EXECUTION,
@@ -19,6 +18,7 @@ from molmo_ds.engine.strategy import (
     USUAL,
     Strategy,
 )
+from molmo_ds.engine.strategy.asked import Asked
 
 
 @dataclass(frozen=True)

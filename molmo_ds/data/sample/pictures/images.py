@@ -15,8 +15,8 @@ from torch.nn.functional import interpolate
 from molmo_ds.architecture import PIXEL_STATISTICS, MolmoConfig
 from molmo_ds.data.decode import BadSample, load_image, read_size, upright_size
 from molmo_ds.data.pixels import to_pixels
-from molmo_ds.data.sample.layout import Geometry, Layout
-from molmo_ds.data.sample.windows import pool, single
+from molmo_ds.data.sample.pictures.layout import Geometry, Layout
+from molmo_ds.data.sample.pictures.windows import pool, single
 
 __all__ = [
     "BadSample",

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 from molmo_ds.architecture import IM_PATCH, MolmoConfig
-from molmo_ds.data.sample.windows import joined, pool, single
+from molmo_ds.data.sample.pictures.windows import joined, pool, single
 
 # ids of the image tokens, counted from vocab_size, with IM_PATCH; 4 is another token in each family
 IM_START = 0

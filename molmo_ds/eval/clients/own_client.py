@@ -16,7 +16,7 @@ from molmo_ds.architecture import MolmoConfig
 from molmo_ds.batch import Sample
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.sample.builder import SampleBuilder, Seen
-from molmo_ds.data.sample.layout import (
+from molmo_ds.data.sample.pictures.layout import (
     FRAME_END,
     FRAME_START,
     IM_END,
@@ -25,7 +25,7 @@ from molmo_ds.data.sample.layout import (
     LOW_RES_IM_START,
 )
 from molmo_ds.data.tokens import Tokenizer
-from molmo_ds.eval.client import Ask, Reply, failure
+from molmo_ds.eval.clients.client import Ask, Reply, failure
 from molmo_ds.infer.answers import answer
 from molmo_ds.infer.load import Answerer
 from molmo_ds.infer.options import Options

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from yarl import URL
 
 from molmo_ds.data.decode import BadSample, load_image, read_size
-from molmo_ds.data.sources.store import Outcome, Request, Store, host_of
+from molmo_ds.data.sources.fetching.store import Outcome, Request, Store, host_of
 
 AGENT = "molmo_ds"
 NO_AI = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})

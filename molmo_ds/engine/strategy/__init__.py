@@ -1,7 +1,7 @@
 """A strategy file as typed fields: what it asks for, parsed once; no other file reads its JSON.
 
-The file is DeepSpeed's own JSON plus one block `molmo_ds`. engine/strategy_file.py checks its shape,
-engine/refusals.py whether what it asks for can run, engine/ds_config.py fills in what it leaves to the run.
+The file is DeepSpeed's own JSON plus one block `molmo_ds`. engine/strategy/file.py checks its shape,
+engine/strategy/refusals.py whether what it asks for can run, engine/ds_config.py fills in what it leaves to the run.
 """
 
 import copy
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from molmo_ds.config import RunConfig
-from molmo_ds.engine import strategy_file, strategy_place
+from molmo_ds.engine.strategy import file as strategy_file
+from molmo_ds.engine.strategy import place as strategy_place
 
 AUTO = "auto"  # in place of a path: engine/plan/choice.py takes one
 ENGINES = ("zero", "sequence", "pipeline", "inference")
@@ -165,7 +166,7 @@ class Strategy:
 def read_strategy(path: str) -> Strategy:
     """Read a strategy file, `accelerate` = the DeepSpeed settings that `accelerate launch` was given.
 
-    Raises ValueError, naming the file, if it is not there or not as engine/strategy_file.py reads it.
+    Raises ValueError, naming the file, if it is not there or not as engine/strategy/file.py reads it.
     """
     if path == AUTO:
         raise ValueError(
@@ -197,7 +198,7 @@ def _from_accelerate() -> dict[str, Any]:
 
 
 def parse(path: str, values: dict[str, Any]) -> Strategy:
-    """The typed fields of a file's JSON, whose shape engine/strategy_file.py has checked."""
+    """The typed fields of a file's JSON, whose shape engine/strategy/file.py has checked."""
     ds = dict(values)
     ours = ds.pop("molmo_ds", {})
     experts = ds.get("expert_parallel", {})

@@ -1,0 +1,1 @@
+"""Whatever answers a question: a network in this process, or a server."""
