@@ -6,8 +6,8 @@ learnt rows; of the network, D decoder width, d head width, S = P + class token,
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,42 +15,100 @@ from torch.nn import functional
 
 from molmo_ds import block
 
-# the names of a Batch's tensors [B, T]; a Sample has all of them but document_ids, each [t]
-PER_TOKEN = (
-    "input_ids",
-    "labels",
-    "loss_weights",
-    "position_ids",
-    "document_ids",
-    "branch_ids",
-    "image_ids",
-)
-PER_CROP = ("images", "image_masks")  # [N, ...]
-PER_WINDOW = ("windows", "image_positions")  # [M, ...]
 MISSING = -1  # a patch that a window lacks, and the token of a window that is added to none
 
 
 @dataclass(frozen=True)
-class Sample:
+class Kind:
+    """How a tensor of a Batch is padded, joined and shared out among ranks."""
+
+    counts: Literal["token", "crop", "window"]  # it has one entry for each
+    padding: int  # what entries hold that are added
+    # of a tensor of `padding` in place of one that is left out; None = it must be given
+    left_out: torch.dtype | None
+
+
+def per_token(left_out: torch.dtype | None = None) -> Any:
+    """The field of a tensor [t] in a Sample and [B, T] in a Batch, padded with 0; sequence parallelism cuts it.
+
+    Args:
+        left_out: its type, where it says nothing with 0: whoever has nothing to say leaves it out.
+    """
+    return _of_kind(Kind("token", 0, left_out))
+
+
+def per_crop(left_out: torch.dtype | None = None) -> Any:
+    """The field of a tensor [n, ...] in a Sample and [N, ...] in a Batch, padded with 0; it goes where its crop goes.
+
+    Args:
+        left_out: as of `per_token`; the tensor is then [n].
+    """
+    return _of_kind(Kind("crop", 0, left_out))
+
+
+def per_window(padding: int = 0, left_out: torch.dtype | None = None) -> Any:
+    """The field of a tensor [m, ...] in a Sample and [M, ...] in a Batch; it goes where its window's crops go.
+
+    Args:
+        padding: what windows hold that are added.
+        left_out: as of `per_token`; the tensor is then [m].
+    """
+    return _of_kind(Kind("window", padding, left_out))
+
+
+def _of_kind(kind: Kind) -> Any:
+    if kind.left_out is None:
+        return field(metadata={"kind": kind})
+    return field(default=None, metadata={"kind": kind})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """The tensors that a Sample has and a Batch joins: [t] becomes [B, T], and n and m become N and M.
+
+    `labels[t]` is the token that should follow `input_ids[t]`; it counts where `loss_weights[t] > 0`.
+    """
+
+    input_ids: Tensor = per_token()  # int64
+    labels: Tensor = per_token()  # int64, already shifted by one inside each branch
+    loss_weights: Tensor = per_token()  # float32, 0 where nothing is learnt and on padding
+    position_ids: Tensor = per_token()  # int64, restarts after the prefix for every branch
+    branch_ids: Tensor = per_token()  # int32, 0 = prefix
+    # int32, equal for tokens of pictures that see each other, 0 = text
+    image_ids: Tensor = per_token(left_out=torch.int32)
+    # uint8 [n, height, width, 3], or float32 [n, P, patch * patch * 3] in the exact mode
+    images: Tensor = per_crop()
+    # float32 [n, P], share of real pixels per patch (1 real, 0 padding, -1 see legacy_image_mask)
+    image_masks: Tensor = per_crop()
+    # int64 [m, W], patches that are pooled together: crop * P + patch, -1 = a patch that is missing
+    windows: Tensor = per_window(MISSING)
+    # int64 [m], token to which a window is added, counted through all rows of a batch, -1 = none
+    image_positions: Tensor = per_window(MISSING)
+
+    def __post_init__(self) -> None:
+        for name, kind in LEFT_OUT.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, self._nothing(kind))
+
+    def _nothing(self, kind: Kind) -> Tensor:
+        counted = {
+            "token": self.input_ids,
+            "crop": self.image_masks[:, 0],
+            "window": self.image_positions,
+        }
+        return torch.full_like(counted[kind.counts], kind.padding, dtype=kind.left_out)
+
+    def __reduce__(self) -> "Pickled":
+        return _pickled(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(Contents):
     """One example (one or several images, one or several annotations), tokenised, before it is packed.
 
     A message tree: the prefix (BOS and images, branch 0) is seen by every branch; branches (1, 2, ...) do not see each
-    other. `labels[t]` is the token that should follow `input_ids[t]`; it counts where `loss_weights[t] > 0`.
+    other. There may be no crop (n = 0).
     """
-
-    input_ids: Tensor  # int64 [t]
-    labels: Tensor  # int64 [t], already shifted by one inside each branch
-    loss_weights: Tensor  # float32 [t], 0 where nothing is learnt
-    position_ids: Tensor  # int64 [t], restarts after the prefix for every branch
-    branch_ids: Tensor  # int32 [t], 0 = prefix
-    image_ids: Tensor  # int32 [t], equal for tokens of pictures that see each other, 0 = text
-    # uint8 [n, height, width, 3], or float32 [n, P, patch * patch * 3] in the exact mode; n may be 0
-    images: Tensor
-    # float32 [n, P], share of real pixels per patch (1 real, 0 padding, -1 see legacy_image_mask)
-    image_masks: Tensor
-    # int64 [m, W], patches that are pooled together: crop * P + patch, -1 = a patch that is missing
-    windows: Tensor
-    image_positions: Tensor  # int64 [m], token of this sample to which a window is added, -1 = none
 
     @property
     def reach(self) -> int:
@@ -58,11 +116,8 @@ class Sample:
         # by numpy, for which one token is cheap
         return int(self.position_ids.numpy()[-1]) + 1
 
-    def __reduce__(self) -> "Pickled":
-        return _pickled(self)
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SelectionSample(Sample):
     """A sample of HeMolmo: its windows are l of the low resolution, each added to a token, then h of the high one.
 
@@ -78,7 +133,7 @@ class SelectionSample(Sample):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class Batch(Contents):
     """B packed sequences and the real crops that belong to them.
 
     N and M are at least 1: a batch without pictures carries one blank crop and one window of -1 that is added nowhere,
@@ -86,21 +141,9 @@ class Batch:
     others).
     """
 
-    input_ids: Tensor  # int64 [B, T]
-    labels: Tensor  # int64 [B, T]
-    loss_weights: Tensor  # float32 [B, T], 0 on padding
-    position_ids: Tensor  # int64 [B, T]
-    document_ids: Tensor  # int32 [B, T], 1, 2, ... per packed sample, 0 = padding
-    branch_ids: Tensor  # int32 [B, T], 0 = the document's shared prefix
-    image_ids: Tensor  # int32 [B, T], equal where tokens of pictures see each other, 0 = text
-    images: Tensor  # uint8 [N, height, width, 3] or float32 [N, P, patch * patch * 3]
-    image_masks: Tensor  # float32 [N, P]
-    windows: Tensor  # int64 [M, W], index into the flattened [N * P] patches, -1 = missing
-    image_positions: Tensor  # int64 [M], index into the flattened [B * T] tokens, -1 = nowhere
+    # int32 [B, T], 1, 2, ... per packed sample, 0 = padding
+    document_ids: Tensor = per_token()
     learnt_rows: Tensor  # int64 [R], flattened tokens that reach the loss: see `learnt_rows_of`
-
-    def __reduce__(self) -> "Pickled":
-        return _pickled(self)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The fields in order."""
@@ -131,17 +174,15 @@ class Batch:
         if lacking > 0:
             others = (weights.flatten() == 0).nonzero()[:lacking, 0]
             learnt = torch.cat((learnt, others))
-        fields = {
-            name: functional.pad(getattr(self, name), (0, tokens - length)) for name in PER_TOKEN
+        lacking = max(0, patches - self.windows.shape[1])
+        parts = vars(self) | {
+            "windows": functional.pad(self.windows, (0, lacking), value=MISSING),
+            "image_positions": _moved(self.image_positions, length, tokens),
         }
-        wide = functional.pad(
-            self.windows, (0, max(0, patches - self.windows.shape[1])), value=MISSING
-        )
-        fields |= {name: _longer(getattr(self, name), crops, 0) for name in PER_CROP}
-        fields["windows"] = _longer(wide, windows, MISSING)
-        positions = _moved(self.image_positions, length, tokens)
-        fields["image_positions"] = _longer(positions, windows, MISSING)
-        return self.replace(**fields, learnt_rows=learnt)
+        padded = {name: functional.pad(parts[name], (0, tokens - length)) for name in PER_TOKEN}
+        for names, count in ((PER_CROP, crops), (PER_WINDOW, windows)):
+            padded |= {name: _longer(parts[name], count, KINDS[name].padding) for name in names}
+        return self.replace(**padded, learnt_rows=learnt)
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device; the host does not wait for it.
@@ -166,6 +207,19 @@ class Batch:
     def reweighted(self, loss_weights: Tensor) -> "Batch":
         """A copy with other loss weights [B, T], and the rows that are learnt with them."""
         return self.replace(loss_weights=loss_weights, learnt_rows=learnt_rows_of(loss_weights))
+
+
+# of the fields above, from which all that follows is read: how a batch is packed, joined, padded, cut and dealt out
+KINDS: dict[str, Kind] = {
+    one.name: one.metadata["kind"] for one in fields(Batch) if "kind" in one.metadata
+}
+# the names of tensors [B, T], [N, ...] and [M, ...]; a Sample has all of them but document_ids
+PER_TOKEN = tuple(name for name, kind in KINDS.items() if kind.counts == "token")
+PER_CROP = tuple(name for name, kind in KINDS.items() if kind.counts == "crop")
+PER_WINDOW = tuple(name for name, kind in KINDS.items() if kind.counts == "window")
+LEFT_OUT = {name: kind for name, kind in KINDS.items() if kind.left_out is not None}
+# what tokens are marked with, 0 where there is nothing to say of them, as of all tokens of an answer
+MARKS = tuple(name for name in PER_TOKEN if name in LEFT_OUT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +295,7 @@ class Carry(NamedTuple):
     @classmethod
     def of(cls, batch: Batch) -> "Carry":
         """The argument of the first row."""
-        return cls(**{name: tensor for name, tensor in vars(batch).items() if name in cls._fields})
+        return cls(**vars(batch))
 
 
 # what pickle keeps of a Sample or a Batch: the function that makes it again, and its arguments

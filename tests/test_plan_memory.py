@@ -136,7 +136,6 @@ def full_batch(config: RunConfig) -> Batch:
         position_ids=ids,
         document_ids=one,
         branch_ids=one * 0,
-        image_ids=one * 0,
         images=torch.zeros(CROPS, 56, 56, 3, dtype=torch.uint8),
         image_masks=torch.ones(CROPS, PATCHES),
         windows=windows_of(CROPS, 8, 2),

@@ -12,12 +12,21 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from molmo_ds.batch import Batch, Sample, SelectionBatch, SelectionSample
+from molmo_ds.batch import (
+    MARKS,
+    PER_CROP,
+    PER_WINDOW,
+    Batch,
+    Sample,
+    SelectionBatch,
+    SelectionSample,
+)
 from molmo_ds.data.order.packing import row
 from molmo_ds.data.order.selected import collate_selected
 from molmo_ds.infer.question import Question
 
-# pictures that live -> (their masks, their windows, the hash of the three)
+SEEN = tuple(name for name in (*PER_CROP, *PER_WINDOW) if name != "image_positions")
+# pictures that live -> (the other tensors of SEEN that they came with, the hash of all)
 _DIGESTS = WeakIdKeyDictionary()
 
 
@@ -53,14 +62,16 @@ def tree(questions: Sequence[Question]) -> Sample:
     ids = [first.input_ids.numpy()[:prefix]]
     positions = [first.position_ids.numpy()[:prefix]]
     branches = [first.branch_ids.numpy()[:prefix]]
-    images = [first.image_ids.numpy()[:prefix]]
+    marks = {name: [getattr(first, name).numpy()[:prefix]] for name in MARKS}
     for number, question in enumerate(questions, 1):
         begun = np.array(question.begun, np.int64)
         length = question.length
         ids += [question.prompt.input_ids.numpy()[prefix:], begun]
         positions.append(np.arange(prefix, length))
         branches.append(np.full(length - prefix, number * branched, np.int32))
-        images += [question.prompt.image_ids.numpy()[prefix:], np.zeros(len(begun), np.int32)]
+        for name, parts in marks.items():
+            own = getattr(question.prompt, name).numpy()[prefix:]
+            parts += [own, np.zeros(len(begun), own.dtype)]
     tokens = _joined(ids)
     return Sample(
         input_ids=tokens,
@@ -68,11 +79,8 @@ def tree(questions: Sequence[Question]) -> Sample:
         loss_weights=torch.zeros(len(tokens)),
         position_ids=_joined(positions),
         branch_ids=_joined(branches),
-        image_ids=_joined(images),
-        images=first.images,
-        image_masks=first.image_masks,
-        windows=first.windows,
-        image_positions=first.image_positions,
+        **{name: _joined(parts) for name, parts in marks.items()},
+        **{name: getattr(first, name) for name in (*PER_CROP, *PER_WINDOW)},
     )
 
 
@@ -91,7 +99,7 @@ def key(question: Question) -> Hashable:
         or prefix == len(prompt.input_ids)
     ):
         return question.name
-    tokens = (prompt.input_ids.numpy()[:prefix], prompt.image_ids.numpy()[:prefix])
+    tokens = [getattr(prompt, name).numpy()[:prefix] for name in ("input_ids", *MARKS)]
     places = prompt.image_positions.numpy()
     return (_seen(prompt), *(numbers.tobytes() for numbers in (*tokens, places)))
 
@@ -115,20 +123,20 @@ def _continued(question: Question) -> SelectionSample:
         "loss_weights": torch.zeros(count),
         "position_ids": after,
         "branch_ids": prompt.branch_ids[-1:].expand(count),
-        "image_ids": torch.zeros(count, dtype=torch.int32),
     }
+    added |= {name: getattr(prompt, name).new_zeros(count) for name in MARKS}
     parts = {name: torch.cat((getattr(prompt, name), tail)) for name, tail in added.items()}
     return replace(prompt, **parts)
 
 
 def _seen(prompt: Sample) -> bytes:
     """A hash of what is seen, megabytes; made once for all prompts that SampleBuilder made of the same `Seen`."""
-    parts = (prompt.images, prompt.image_masks, prompt.windows)
+    parts = [getattr(prompt, name) for name in SEEN]
     known = _DIGESTS.get(prompt.images)
-    if known is None or known[0] is not prompt.image_masks or known[1] is not prompt.windows:
+    if known is None or any(one is not other for one, other in zip(known[0], parts[1:])):
         made = hashlib.blake2b()
         for tensor in parts:
             made.update(str(tuple(tensor.shape)).encode())
             made.update(tensor.contiguous().numpy())
-        known = _DIGESTS[prompt.images] = (*parts[1:], made.digest())
-    return known[-1]
+        known = _DIGESTS[prompt.images] = (parts[1:], made.digest())
+    return known[1]

@@ -72,7 +72,6 @@ class FakeBuilder:
             ),
             position_ids=torch.arange(length),
             branch_ids=torch.ones(length, dtype=torch.int32),
-            image_ids=torch.zeros(length, dtype=torch.int32),
             images=images,
             image_masks=torch.ones(n, 4),
             windows=windows_of(n, 2, 1),

@@ -118,7 +118,6 @@ def sequence(step: int, lane: int) -> Batch:
         position_ids=torch.where(behind < 0, inside, PREFIX + behind % 4)[None],
         document_ids=documents[None],
         branch_ids=branches[None],
-        image_ids=torch.zeros(1, LENGTH, dtype=torch.int32),
         images=integers(0, 256, max(crops, 1), 28, 28, 3).to(torch.uint8),
         image_masks=masks,
         windows=windows_of(max(crops, 1), 4, 2),

@@ -22,7 +22,6 @@ def text_sample(ids: Tensor, side: int = 28, patch: int = 7) -> Sample:
         loss_weights=torch.zeros(count),
         position_ids=torch.arange(count),
         branch_ids=nothing,
-        image_ids=nothing.clone(),
         images=torch.zeros(0, side, side, 3, dtype=torch.uint8),
         image_masks=torch.zeros(0, grid**2),
         windows=windows_of(0, grid, 2),

@@ -95,7 +95,6 @@ def sequence(shape: Shape, seed: int) -> Batch:
         position_ids=torch.where(behind < 0, inside, 3 + behind % 5)[None],
         document_ids=(document + 1).int()[None],
         branch_ids=branch.int()[None],
-        image_ids=torch.zeros(1, length, dtype=torch.int32),
         images=integers(0, 256, crops, SIDE, SIDE, 3).to(torch.uint8),
         image_masks=integers(0, 3, crops, PATCHES) / 2,
         windows=windows_of(crops, 8, 2),

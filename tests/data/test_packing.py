@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from molmo_ds.batch import PER_CROP, PER_WINDOW, Batch, Sample, last_tokens
+from molmo_ds.batch import PER_CROP, PER_TOKEN, PER_WINDOW, Batch, Sample, last_tokens
 from molmo_ds.config import DataConfig
 from molmo_ds.data.order.knapsack import most_valuable
 from molmo_ds.data.order.packing import SLACK, Budget, choose, collate, merge, row
@@ -91,23 +91,28 @@ def sample(length: int, crops: int, value: int) -> Sample:
 
 
 def check_shapes(batch: Batch, rows: int, length: int, crops: int, windows: int) -> None:
-    for name in (
-        "input_ids",
-        "labels",
-        "loss_weights",
-        "position_ids",
-        "document_ids",
-        "branch_ids",
-        "image_ids",
-    ):
+    for name in PER_TOKEN:
         assert getattr(batch, name).shape == (rows, length), name
     assert [len(getattr(batch, name)) for name in PER_CROP] == [crops] * 2
     assert [len(getattr(batch, name)) for name in PER_WINDOW] == [windows] * 2
-    kinds = [tensor.dtype for tensor in batch.tensors()]
+    kinds = {name: tensor.dtype for name, tensor in vars(batch).items()}
     i64 = torch.int64
     i32 = torch.int32
     f32 = torch.float32
-    assert kinds == [i64, i64, f32, i64, i32, i32, i32, torch.uint8, f32, i64, i64, i64]
+    assert kinds == {
+        "input_ids": i64,
+        "labels": i64,
+        "loss_weights": f32,
+        "position_ids": i64,
+        "document_ids": i32,
+        "branch_ids": i32,
+        "image_ids": i32,
+        "images": torch.uint8,
+        "image_masks": f32,
+        "windows": i64,
+        "image_positions": i64,
+        "learnt_rows": i64,
+    }
 
 
 def test_collate_places_every_token_and_patch() -> None:

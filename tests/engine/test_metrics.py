@@ -35,7 +35,6 @@ def full_batch(crops: int, length: int, pooled: int) -> Batch:
         position_ids=places,
         document_ids=torch.ones(1, length, dtype=torch.int32),
         branch_ids=torch.zeros(1, length, dtype=torch.int32),
-        image_ids=torch.zeros(1, length, dtype=torch.int32),
         images=torch.zeros(crops, 28, 28, 3, dtype=torch.uint8),
         image_masks=torch.ones(crops, synthetic.PATCHES),
         windows=windows_of(crops, 4, 2),

@@ -90,11 +90,10 @@ def batch_of(*lanes: int) -> Batch:
 def test_whole_pictures_are_dealt(size: int) -> None:
     """Every window comes to one rank with all its patches, and the shares have one shape."""
     batch = batch_of(0, 1, 2, 3)
-    parts = (batch.images, batch.image_masks, batch.windows, batch.image_positions)
-    dealt = Deal(*parts, size)
+    dealt = Deal(batch, size)
     shares = [dealt.share(rank) for rank in range(size)]
-    assert dealt.positions.equal(torch.cat([share.image_positions for share in shares]))
-    assert len({(share.images.shape, share.windows.shape) for share in shares}) == 1
+    assert dealt.positions.equal(torch.cat([share["image_positions"] for share in shares]))
+    assert len({tuple(part.shape for part in share.values()) for share in shares}) == 1
     patches = batch.image_masks.shape[1]
     # a patch is known by the mean of its crop's bytes and its place
     marks = batch.images.flatten(1).double().mean(1)
@@ -108,7 +107,8 @@ def test_whole_pictures_are_dealt(size: int) -> None:
 
     want = seen(batch.images, batch.windows, batch.image_positions)
     assert len(marks.unique()) > 8 and len(want) == int((batch.image_positions >= 0).sum())
-    got = [seen(share.images, share.windows, share.image_positions) for share in shares]
+    names = ("images", "windows", "image_positions")
+    got = [seen(*(share[name] for name in names)) for share in shares]
     assert {k: v for part in got for k, v in part.items()} == want
     assert sum(map(len, got)) == len(want)
 

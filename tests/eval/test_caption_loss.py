@@ -76,7 +76,6 @@ def _replaced(sample: Sample, ids: torch.Tensor) -> Sample:
         loss_weights=torch.ones(len(ids)),
         position_ids=torch.arange(len(ids)),
         branch_ids=branch,
-        image_ids=torch.zeros(len(ids), dtype=torch.int32),
     )
 
 

@@ -149,7 +149,6 @@ def to_batch(config: MolmoConfig, tensors: dict[str, Tensor], images: Tensor) ->
         position_ids=tensors["in.position_ids"].clamp(min=0),
         document_ids=valid.int(),
         branch_ids=branches.int(),
-        image_ids=torch.zeros_like(ids, dtype=torch.int32),
         images=images[real],
         image_masks=tensors["in.image_masks"][real],
         windows=windows_of(int(real.sum()), grid, config.connector.pooling_size),

@@ -139,7 +139,6 @@ def text_batch(ids: Tensor, model: Molmo) -> Batch:
         position_ids=torch.arange(t).expand(b, t),
         document_ids=zeros + 1,
         branch_ids=zeros,
-        image_ids=zeros,
         images=torch.zeros(1, grid**2, vision.patch_size**2 * 3),
         image_masks=torch.ones(1, grid**2),
         windows=windows,

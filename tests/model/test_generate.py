@@ -44,7 +44,6 @@ def extended(batch: Batch, row: int, ids: list[int]) -> Batch:
         position_ids=torch.arange(tokens.shape[1])[None],
         document_ids=same,
         branch_ids=same * 0,
-        image_ids=same * 0,
         images=batch.images,
         image_masks=batch.image_masks,
         windows=batch.windows,

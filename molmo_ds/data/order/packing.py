@@ -8,10 +8,9 @@ from torch.nn import functional
 from torch.utils.data import default_collate
 
 from molmo_ds.batch import (
+    KINDS,
     MISSING,
-    PER_CROP,
     PER_TOKEN,
-    PER_WINDOW,
     Batch,
     Sample,
     learnt_rows_of,
@@ -22,6 +21,8 @@ from molmo_ds.data.order.knapsack import PATIENCE, most_valuable
 
 SLACK = 512  # a sequence counts as full when less than 1 / SLACK of its tokens is free
 ROUND = 128  # of packing = to_128
+# joined in a way of their own; what else a sample has is put one behind the other
+OWN_WAY = ("document_ids", "images", "windows", "image_positions")
 
 
 @dataclass(frozen=True)
@@ -90,15 +91,17 @@ def collate(packs: list[list[Sample]], sequence_length: int) -> Batch:
 
 def row(pack: list[Sample], sequence_length: int) -> Batch:
     """One sequence as a Batch with B = 1, still without the blank crop: N and M may be 0."""
-    names = [name for name in PER_TOKEN if name != "document_ids"]
     lengths = [len(sample.input_ids) for sample in pack]
     filled = sum(lengths)
     assert filled <= sequence_length, "the budget was not kept"
-    tokens = {
-        name: torch.zeros(1, sequence_length, dtype=getattr(pack[0], name).dtype) for name in names
-    }
-    for name in names:
-        tokens[name][0, :filled] = torch.cat([getattr(sample, name) for sample in pack])
+    joined = {}
+    for name in (name for name in KINDS if name not in OWN_WAY):
+        parts = [getattr(sample, name) for sample in pack]
+        if name in PER_TOKEN:
+            joined[name] = torch.zeros(1, sequence_length, dtype=parts[0].dtype)
+            joined[name][0, :filled] = torch.cat(parts)
+        else:
+            joined[name] = torch.cat(parts)
     documents = torch.zeros(1, sequence_length, dtype=torch.int32)
     documents[0, :filled] = torch.arange(1, len(pack) + 1).repeat_interleave(torch.tensor(lengths))
     widest = max(sample.windows.shape[1] for sample in pack)
@@ -110,15 +113,13 @@ def row(pack: list[Sample], sequence_length: int) -> Batch:
     crops = [crop for sample in pack for crop in sample.images]
     # in a worker straight into shared memory: one copy
     images = default_collate(crops) if crops else pack[0].images
-    masks = torch.cat([sample.image_masks for sample in pack])
     return Batch(
-        **tokens,
+        **joined,
         document_ids=documents,
         images=images,
-        image_masks=masks,
         windows=_following(windows, patches),
         image_positions=_following([sample.image_positions for sample in pack], lengths),
-        learnt_rows=learnt_rows_of(tokens["loss_weights"]),
+        learnt_rows=learnt_rows_of(joined["loss_weights"]),
     )
 
 
@@ -139,10 +140,7 @@ def merge(rows: list[Batch]) -> Batch:
         )
         tokens += row.input_ids.numel()
         patches += row.image_masks.numel()
-    joined = {
-        name: _join([getattr(row, name) for row in moved])
-        for name in (*PER_TOKEN, *PER_CROP, *PER_WINDOW)
-    }
+    joined = {name: _join([getattr(row, name) for row in moved]) for name in KINDS}
     batch = Batch(**joined, learnt_rows=learnt_rows_of(joined["loss_weights"]))
     return batch.padded(length, 1, 1)
 

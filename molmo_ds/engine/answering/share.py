@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from molmo_ds.architecture import MolmoConfig
-from molmo_ds.batch import Batch, Carry
+from molmo_ds.batch import PER_CROP, Batch, Carry
 from molmo_ds.engine.answering import quantized
 from molmo_ds.engine.answering.layout import Fill, load, refuse, share_of, stage_rows
 from molmo_ds.engine.grid import Grid
@@ -109,7 +109,7 @@ class Share:
     def take(self, batch: Batch) -> Carry:
         """A prefill on this rank's device, without pictures where none are encoded."""
         if self.embed is None:
-            batch = batch.replace(images=batch.images[:0], image_masks=batch.image_masks[:0])
+            batch = batch.replace(**{name: getattr(batch, name)[:0] for name in PER_CROP})
         return Carry.of(batch.to(self.device))
 
     def run(self, x: Carry, ends: Tensor | None = None) -> Tensor | None:
@@ -187,8 +187,8 @@ class Share:
                 image_features=features,
             )
         if self.size > 1:
-            dealt = Deal(x.images, x.image_masks, x.windows, x.image_positions, self.size)
-            x = x._replace(**vars(dealt.share(self.grid.place("tensor"))))
+            dealt = Deal(x, self.size)
+            x = x._replace(**dealt.share(self.grid.place("tensor")))
         for layer in self.vision:
             x = layer(x)
         if self.size == 1:

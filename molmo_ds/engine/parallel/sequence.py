@@ -53,10 +53,9 @@ def part(batch: Batch, place: int, size: int) -> Batch:
 
     rows = batch.image_positions // length
     in_padded = shifted(batch.image_positions, rows * (share * size - length))
-    dealt = Deal(batch.images, batch.image_masks, batch.windows, in_padded, size)
-    pictures = dealt.share(place)
+    pictures = Deal(batch.replace(image_positions=in_padded), size).share(place)
     texts = {name: tokens(getattr(batch, name)) for name in PER_TOKEN}
-    return Batch(**texts, **vars(pictures), learnt_rows=learnt_rows_of(texts["loss_weights"]))
+    return Batch(**texts, **pictures, learnt_rows=learnt_rows_of(texts["loss_weights"]))
 
 
 def gathered(x: Tensor, group: Group) -> list[Tensor]:

@@ -6,65 +6,47 @@ windows as the fullest one, blank ones included, because gathering needs equal s
 Shapes: N crops, P patches of a crop, M windows of W patches, S ranks.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from molmo_ds.batch import MISSING
-
-
-@dataclass(frozen=True)
-class Share:
-    """A rank's crops and windows; every share is padded to the same shape."""
-
-    images: Tensor  # [n, ...]
-    image_masks: Tensor  # float32 [n, P]
-    windows: Tensor  # int64 [m, W], into these n * P patches
-    image_positions: Tensor  # int64 [m], tokens of the batch, -1 = nowhere
+from molmo_ds.batch import KINDS, MISSING, PER_CROP, PER_WINDOW, Batch, Carry
 
 
 class Deal:
-    """The pictures of a batch, dealt to S = `size` ranks.
+    """The pictures of a batch, dealt to S = `size` ranks."""
 
-    Args:
-        images, masks, windows, positions: [N, ...], [N, P], [M, W] and [M], as in a Batch.
-    """
-
-    def __init__(
-        self, images: Tensor, masks: Tensor, windows: Tensor, positions: Tensor, size: int
-    ) -> None:
-        self.images = images
-        self.masks = masks
-        self.windows = windows
-        self.patches = masks.shape[1]
-        owner, of_window = _owners(len(masks), self.patches, windows, size)
+    def __init__(self, x: Batch | Carry, size: int) -> None:
+        self.x = x
+        crops, self.patches = x.image_masks.shape
+        owner, of_window = _owners(crops, self.patches, x.windows, size)
         self.crops = [(owner == rank).nonzero()[:, 0] for rank in range(size)]
         self.rows = [(of_window == rank).nonzero()[:, 0] for rank in range(size)]
         self.most_crops = max(1, *(len(mine) for mine in self.crops))
-        most_rows = max(1, *(len(mine) for mine in self.rows))
-        self.positions_of = [_padded(positions[mine], most_rows, MISSING) for mine in self.rows]
-        self.most_rows = most_rows
+        self.most_rows = max(1, *(len(mine) for mine in self.rows))
 
-    def share(self, rank: int) -> Share:
-        """What one of the ranks gets."""
+    def share(self, rank: int) -> dict[str, Tensor]:
+        """A rank's crops [n, ...] and windows [m, ...] by name; every share is padded to the same shape.
+
+        `windows` index the share's own n * P patches, `image_positions` still the tokens of the whole batch.
+        """
         mine = self.crops[rank]
-        place = mine.new_zeros(len(self.masks))  # of each crop of the batch among the rank's
+        crops = {name: getattr(self.x, name)[mine] for name in PER_CROP}
+        rows = {name: getattr(self.x, name)[self.rows[rank]] for name in PER_WINDOW}
+        place = mine.new_zeros(
+            len(self.x.image_masks)
+        )  # of each crop of the batch among the rank's
         place[mine] = torch.arange(len(mine), device=place.device)
-        windows = self.windows[self.rows[rank]]
-        crop = windows.clamp(min=0) // self.patches
-        local = place[crop] * self.patches + windows % self.patches
-        return Share(
-            _padded(self.images[mine], self.most_crops, 0),
-            _padded(self.masks[mine], self.most_crops, 1),
-            _padded(torch.where(windows >= 0, local, MISSING), self.most_rows, MISSING),
-            self.positions_of[rank],
-        )
+        windows = rows["windows"]
+        local = place[windows.clamp(min=0) // self.patches] * self.patches + windows % self.patches
+        rows["windows"] = torch.where(windows >= 0, local, MISSING)
+        dealt = {name: _padded(x, self.most_crops, name) for name, x in crops.items()}
+        return dealt | {name: _padded(x, self.most_rows, name) for name, x in rows.items()}
 
     @property
     def positions(self) -> Tensor:
         """int64 [S * m], the positions of all shares, rank by rank."""
-        return torch.cat(self.positions_of)
+        parts = [self.x.image_positions[mine] for mine in self.rows]
+        return torch.cat([_padded(part, self.most_rows, "image_positions") for part in parts])
 
 
 def _owners(crops: int, patches: int, windows: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -95,6 +77,6 @@ def _owners(crops: int, patches: int, windows: Tensor, size: int) -> tuple[Tenso
     return owner, owner[first.clamp(max=crops - 1)]
 
 
-def _padded(x: Tensor, count: int, value: int) -> Tensor:
-    more = x.new_full((count - len(x), *x.shape[1:]), value)
+def _padded(x: Tensor, count: int, name: str) -> Tensor:
+    more = x.new_full((count - len(x), *x.shape[1:]), KINDS[name].padding)
     return torch.cat([x, more])

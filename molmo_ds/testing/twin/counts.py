@@ -147,7 +147,6 @@ def fake_batch(config: MolmoConfig, sequences: int, tokens: int, crops: int, lea
         position_ids=per_token(torch.int64),
         document_ids=per_token(torch.int32),
         branch_ids=per_token(torch.int32),
-        image_ids=per_token(torch.int32),
         images=torch.empty(crops, side, side, 3, dtype=torch.uint8),
         image_masks=torch.empty(crops, grid * grid),
         windows=windows,
