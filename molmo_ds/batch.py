@@ -32,7 +32,7 @@ def per_token(left_out: torch.dtype | None = None) -> Any:
     """The field of a tensor [t] in a Sample and [B, T] in a Batch, padded with 0; sequence parallelism cuts it.
 
     Args:
-        left_out: its type, where it says nothing with 0: whoever has nothing to say leaves it out.
+        left_out: its type, where 0 says nothing: it may be left out then.
     """
     return _of_kind(Kind("token", 0, left_out))
 

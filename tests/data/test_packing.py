@@ -93,13 +93,12 @@ def sample(length: int, crops: int, value: int) -> Sample:
 def check_shapes(batch: Batch, rows: int, length: int, crops: int, windows: int) -> None:
     for name in PER_TOKEN:
         assert getattr(batch, name).shape == (rows, length), name
-    assert [len(getattr(batch, name)) for name in PER_CROP] == [crops] * 2
-    assert [len(getattr(batch, name)) for name in PER_WINDOW] == [windows] * 2
-    kinds = {name: tensor.dtype for name, tensor in vars(batch).items()}
+    assert {len(getattr(batch, name)) for name in PER_CROP} == {crops}
+    assert {len(getattr(batch, name)) for name in PER_WINDOW} == {windows}
     i64 = torch.int64
     i32 = torch.int32
     f32 = torch.float32
-    assert kinds == {
+    kinds = {
         "input_ids": i64,
         "labels": i64,
         "loss_weights": f32,
@@ -113,6 +112,7 @@ def check_shapes(batch: Batch, rows: int, length: int, crops: int, windows: int)
         "image_positions": i64,
         "learnt_rows": i64,
     }
+    assert {name: getattr(batch, name).dtype for name in kinds} == kinds
 
 
 def test_collate_places_every_token_and_patch() -> None:

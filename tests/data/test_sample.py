@@ -14,7 +14,7 @@ from PIL import Image
 
 from molmo_ds import architecture as a
 from molmo_ds import config as c
-from molmo_ds.batch import Sample, windows_of
+from molmo_ds.batch import PER_CROP, PER_TOKEN, PER_WINDOW, Sample, windows_of
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.sample import footage as footage_module
 from molmo_ds.data.sample.builder import SampleBuilder
@@ -99,19 +99,19 @@ def test_one_conversation(builder: SampleBuilder) -> None:
     assert got.loss_weights.tolist() == learnt[1:]
     assert got.position_ids.tolist() == list(range(len(ids) - 1))
     assert got.branch_ids.tolist() == [0] * (1 + len(image)) + [1] * (len(ids) - 2 - len(image))
-    dtypes = [getattr(got, f.name).dtype for f in dataclasses.fields(got)]
-    assert dtypes == [
-        torch.int64,
-        torch.int64,
-        torch.float32,
-        torch.int64,
-        torch.int32,
-        torch.int32,
-        torch.uint8,
-        torch.float32,
-        torch.int64,
-        torch.int64,
-    ]
+    kinds = {
+        "input_ids": torch.int64,
+        "labels": torch.int64,
+        "loss_weights": torch.float32,
+        "position_ids": torch.int64,
+        "branch_ids": torch.int32,
+        "image_ids": torch.int32,
+        "images": torch.uint8,
+        "image_masks": torch.float32,
+        "windows": torch.int64,
+        "image_positions": torch.int64,
+    }
+    assert {name: getattr(got, name).dtype for name in kinds} == kinds
 
 
 def test_every_branch_is_a_sample_of_its_own(builder: SampleBuilder) -> None:
@@ -265,11 +265,11 @@ def test_size_is_what_build_makes(
     got = maker.build(given_record, RandomState(seed))
     assert (tokens, crops) == (len(got.input_ids), len(got.images)) and tokens <= 200
     assert got.image_positions.max() < tokens
-    fields = dataclasses.fields(got)
-    assert {len(getattr(got, f.name)) for f in fields[:6]} == {tokens}
-    assert {len(getattr(got, f.name)) for f in fields[6:8]} == {crops}
+    of_tokens = [name for name in PER_TOKEN if name != "document_ids"]
+    assert {len(getattr(got, name)) for name in of_tokens} == {tokens}
+    assert {len(getattr(got, name)) for name in PER_CROP} == {crops}
     shown = int((got.input_ids == VOCAB + IM_PATCH).sum())
-    assert {len(getattr(got, f.name)) for f in fields[8:]} == {shown}
+    assert {len(getattr(got, name)) for name in PER_WINDOW} == {shown}
     again = maker.build(given_record, RandomState(seed))
     assert all(
         torch.equal(getattr(got, f.name), getattr(again, f.name)) for f in dataclasses.fields(got)
