@@ -1,7 +1,6 @@
 """The loss over held-out captions: prompt and weights by hand, equal bits on any number of ranks."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ import torch
 from numpy.random import RandomState
 
 from molmo_ds import settings
-from molmo_ds.batch import Sample
+from molmo_ds.batch import PER_CROP, PER_WINDOW, Sample
 from molmo_ds.cli import evaluate as command
 from molmo_ds.config import RunConfig
 from molmo_ds.data.read.shards import ShardSet
@@ -69,8 +68,9 @@ def _replaced(sample: Sample, ids: torch.Tensor) -> Sample:
     branch = torch.zeros(len(ids), dtype=torch.int32)
     prefix = int((sample.branch_ids == 0).sum())
     branch[prefix:] = 1
-    return replace(
-        sample,
+    pictures = {name: getattr(sample, name) for name in (*PER_CROP, *PER_WINDOW)}
+    return Sample(
+        **pictures,
         input_ids=ids,
         labels=torch.zeros_like(ids),
         loss_weights=torch.ones(len(ids)),
