@@ -12,7 +12,7 @@ from torch import Tensor
 from molmo_ds.architecture import MolmoConfig
 from molmo_ds.hub import molmo2_code, molmo2_processor
 from molmo_ds.hub.bundle import bundle
-from molmo_ds.hub.in_vllm import NEAR, VLLM_START, InVLLM
+from molmo_ds.hub.in_vllm import VLLM_START, InVLLM, patch_and_word_norm, rows_around
 from molmo_ds.hub.load import checked, find, open_checkpoint, prompt_form
 from molmo_ds.hub.words import ends_of, save_tokenizer, whole_tokenizer
 from molmo_ds.model import families
@@ -172,15 +172,14 @@ def _released(
         kinds.add(tensor.dtype)
         row = row_of(config, name, config.patch_token)
         if row is not None:
-            rows = tensor[max(row - NEAR, 0) :][: 2 * NEAR].float().norm(dim=1)
-            norms += [float(tensor[row].float().norm()), float(rows.mean())]
+            first, end = rows_around(row, len(tensor))
+            norms += patch_and_word_norm(tensor[first:end], row - first)
         held[name] = tensor
         del tensor  # references left in variables would keep a second tensor in memory
         if all(part in held for part in rule.ours):
             yield from zip(rule.theirs, rule.form.to_theirs([held.pop(part) for part in rule.ours]))
-    if (
-        config.family == "molmo" and config.connector.padding_embed == "none"
-    ):  # vLLM wants it all the same
+    # vLLM wants it all the same
+    if config.family == "molmo" and config.connector.padding_embed == "none":
         width = config.vision.hidden_size * len(config.vision.feature_layers)
         yield PAD_EMBED, torch.zeros(2, width, dtype=next(iter(kinds)))
 

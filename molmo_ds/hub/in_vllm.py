@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from molmo_ds.model import families
 from molmo_ds.model.families import molmo_names
 from molmo_ds.model.families.molmo import OWN
@@ -10,7 +12,7 @@ from molmo_ds.model.init import row_of
 from molmo_ds.weights import released_config
 from molmo_ds.weights.tensor_files import TensorFolder
 
-NEAR = 64  # rows of a table on each side of one
+AROUND = 64  # rows on each side of the embedding of <im_patch> that its norm is compared with
 VLLM_START = "<|endoftext|>"  # after which vLLM's Molmo puts a picture
 EMBEDDINGS = ("embed.embedding", "embed.new_embedding")
 
@@ -45,13 +47,23 @@ def read(folder: Path) -> InVLLM | None:
         return None
     config = released_config.read(folder)
     refusal = families.format_of(config).not_servable(config)
-    (name,) = (name for name in EMBEDDINGS if row_of(config, name, config.patch_token) is not None)
-    (key,) = (rule.theirs[0] for rule in molmo_names.released(config) if rule.ours == (name,))
-    row = row_of(config, name, config.patch_token)
+    row_in = {name: row_of(config, name, config.patch_token) for name in EMBEDDINGS}
+    [(name, row)] = [(name, row) for name, row in row_in.items() if row is not None]
+    [rule] = [rule for rule in molmo_names.released(config) if rule.ours == (name,)]
+    [key] = rule.theirs
     weights = TensorFolder(folder)
-    first = max(row - NEAR, 0)
-    rows = weights.rows(key, first, min(first + 2 * NEAR, weights.shape(key)[0]))
+    first, end = rows_around(row, weights.shape(key)[0])
+    patch_norm, word_norm = patch_and_word_norm(weights.rows(key, first, end), row - first)
+    return InVLLM(refusal=refusal, patch_norm=patch_norm, word_norm=word_norm)
+
+
+def rows_around(row: int, count: int) -> tuple[int, int]:
+    """[first, end) of the rows around one, in a table of `count`."""
+    first = max(row - AROUND, 0)
+    return first, min(first + 2 * AROUND, count)
+
+
+def patch_and_word_norm(rows: Tensor, patch: int) -> tuple[float, float]:
+    """The norm of one of the rows [n, D], that of <im_patch>, and the mean norm of all."""
     norms = rows.float().norm(dim=1)
-    return InVLLM(
-        refusal=refusal, patch_norm=float(norms[row - first]), word_norm=float(norms.mean())
-    )
+    return float(norms[patch]), float(norms.mean())

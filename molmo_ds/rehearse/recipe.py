@@ -46,7 +46,7 @@ def find(model: str, mixture: str | None, examples: Path) -> list[Stage]:
         mixture: a file of examples/multitask, for a model of examples/captioner alone; None = the usual one.
     """
     others = {name: family for family in STAGES for name in models(family, examples)}
-    captioners = sorted(path.stem for path in (examples / "captioner").glob("*.yaml"))
+    captioners = _recipes(examples / "captioner")
     if model in captioners:
         return _of_molmo(model, mixture or MIXTURE, examples)
     if model not in others:
@@ -79,10 +79,13 @@ def models(family: str, examples: Path) -> list[str]:
     if not (examples / family).is_dir():
         return []
     first = own_model(family)
-    return [
-        first,
-        *(name for name in presets.PRESETS if name.startswith(f"{family}_") and name != first),
-    ]
+    of_family = [name for name in presets.PRESETS if name.startswith(f"{family}_")]
+    return [first, *(name for name in of_family if name != first)]
+
+
+def _recipes(folder: Path) -> list[str]:
+    """The names of a folder's YAML files."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 def _other_model(model: str, first: bool) -> tuple[str, ...]:
@@ -97,8 +100,8 @@ def _of_molmo(model: str, mixture: str, examples: Path) -> list[Stage]:
     multitask = examples / "multitask"
     mixed = multitask / f"{mixture}.yaml"
     if not mixed.is_file():
-        known = {path.stem for path in (examples / "captioner").glob("*.yaml")}
-        others = sorted(path.stem for path in multitask.glob("*.yaml") if path.stem not in known)
+        captioners = _recipes(examples / "captioner")
+        others = [name for name in _recipes(multitask) if name not in captioners]
         raise ValueError(
             f"There is no mixture {mixed}; those there are: {', '.join(others) or 'none'}."
         )

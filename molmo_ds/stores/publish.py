@@ -16,14 +16,23 @@ def publish(folder: Path, target: Remote) -> None:
 
     Raises OSError where the store does not take one; what lies at `target` then is not readable as a folder.
     """
-    paths = sorted((path for path in folder.rglob("*") if path.is_file()), key=_order)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    paths = sorted(files, key=_order)
     total = sum(path.stat().st_size for path in paths)
-    with tqdm(desc="upload", total=total, unit="B", unit_scale=True, leave=False) as bar:
+    with tqdm(
+        desc="upload",
+        total=total,
+        unit="B",
+        unit_scale=True,
+        leave=False,
+    ) as bar:
         for path in paths:
             if not path.name.endswith(".upload"):
-                upload(path, target / path.relative_to(folder).as_posix())
+                name = path.relative_to(folder).as_posix()
+                upload(path, target / name)
                 bar.update(path.stat().st_size)
 
 
 def _order(path: Path) -> tuple[int, str]:
-    return LAST.index(path.name) if path.name in LAST else -1, str(path)
+    place = LAST.index(path.name) if path.name in LAST else -1
+    return place, str(path)

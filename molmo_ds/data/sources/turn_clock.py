@@ -20,11 +20,16 @@ def turn_clock(face: Image.Image, seed: int) -> Image.Image:
     """The face as RGB on white, with all that is random drawn from RandomState(seed)."""
     rng = RandomState(seed)
     angle = draw_angle(rng)
-    scale = rng.uniform(0.3, 2) if rng.random() > 0.5 else rng.uniform(0.3, 1)
-    face = ImageOps.expand(face.convert("RGB"), MARGIN, WHITE)
+    largest = 2 if rng.random() > 0.5 else 1
+    scale = rng.uniform(0.3, largest)
+    face = face.convert("RGB")
+    face = ImageOps.expand(face, MARGIN, WHITE)
     face = rotate(face, angle, scale)
     ink = ImageOps.invert(face).getbbox()
-    return recolour(place(face.crop(ink) if ink else face, rng), rng)
+    if ink:
+        face = face.crop(ink)
+    face = place(face, rng)
+    return recolour(face, rng)
 
 
 def draw_angle(rng: RandomState) -> float:
@@ -37,26 +42,37 @@ def draw_angle(rng: RandomState) -> float:
     kind = rng.random()
     if kind < 0.2:
         return rng.uniform(-25, 25)
-    return rng.uniform(-80, 80) if kind < 0.6 else rng.uniform(-180, 180)
+    if kind < 0.6:
+        return rng.uniform(-80, 80)
+    return rng.uniform(-180, 180)
 
 
 def rotate(face: Image.Image, angle: float, scale: float) -> Image.Image:
     """Turned clockwise around the centre and scaled, within the same frame."""
-    cosine = math.cos(math.radians(angle)) / scale
-    sine = math.sin(math.radians(angle)) / scale
+    radians = math.radians(angle)
+    cosine = math.cos(radians) / scale
+    sine = math.sin(radians) / scale
     x = face.width / 2
     y = face.height / 2
-    back = (cosine, sine, x - cosine * x - sine * y, -sine, cosine, y + sine * x - cosine * y)
-    bilinear = Image.Resampling.BILINEAR
-    return face.transform(face.size, Image.Transform.AFFINE, back, bilinear, fillcolor=WHITE)
+    right = x - cosine * x - sine * y
+    down = y + sine * x - cosine * y
+    back = (cosine, sine, right, -sine, cosine, down)
+    return face.transform(
+        face.size,
+        Image.Transform.AFFINE,
+        back,
+        Image.Resampling.BILINEAR,
+        fillcolor=WHITE,
+    )
 
 
 def place(face: Image.Image, rng: RandomState) -> Image.Image:
     """On more white: up to half of its size on each side in a fifth of the cases, else up to twice its size."""
     near = rng.random() < 0.2
-    most = [max(1, side // 2 if near else side * 2) for side in face.size]
-    left, right = rng.randint(0, most[0], 2).tolist()
-    top, bottom = rng.randint(0, most[1], 2).tolist()
+    share = 0.5 if near else 2
+    width, height = (max(1, int(side * share)) for side in face.size)
+    left, right = rng.randint(0, width, 2).tolist()
+    top, bottom = rng.randint(0, height, 2).tolist()
     return ImageOps.expand(face, (left, top, right, bottom), WHITE)
 
 
@@ -64,8 +80,13 @@ def recolour(image: Image.Image, rng: RandomState) -> Image.Image:
     """Hue within 18 degrees, brightness 0.85 to 1.2, saturation and contrast 0.8 to 1.2."""
     hue, saturation, value = image.convert("HSV").split()
     shift = int(rng.uniform(-0.05, 0.05) * 255)  # towards 0, as there
-    hue = hue.point([(level + shift) % 256 for level in range(256)])
-    image = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
-    image = ImageEnhance.Brightness(image).enhance(rng.uniform(0.85, 1.2))
-    image = ImageEnhance.Color(image).enhance(rng.uniform(0.8, 1.2))
-    return ImageEnhance.Contrast(image).enhance(rng.uniform(0.8, 1.2))
+    turned = [(level + shift) % 256 for level in range(256)]
+    hue = hue.point(turned)
+    image = Image.merge("HSV", (hue, saturation, value))
+    image = image.convert("RGB")
+    brightness = rng.uniform(0.85, 1.2)
+    image = ImageEnhance.Brightness(image).enhance(brightness)
+    colour = rng.uniform(0.8, 1.2)
+    image = ImageEnhance.Color(image).enhance(colour)
+    contrast = rng.uniform(0.8, 1.2)
+    return ImageEnhance.Contrast(image).enhance(contrast)

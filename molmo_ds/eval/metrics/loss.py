@@ -8,10 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+NAMES = {"Loss": "total_loss", "Accuracy": "total_accuracy", "ZLoss": "total_zloss"}
+
 
 def total_loss(sums: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Loss, Accuracy and ZLoss from the sums of batches on all ranks, each divided by the sum of weights."""
     weight = math.fsum(one["total_weight"] for one in sums)
-    names = {"Loss": "total_loss", "Accuracy": "total_accuracy", "ZLoss": "total_zloss"}
-    known = {name: key for name, key in names.items() if all(key in one for one in sums)}
-    return {name: math.fsum(one[key] for one in sums) / weight for name, key in known.items()}
+    means = {}
+    for name, key in NAMES.items():
+        if all(key in one for one in sums):
+            total = math.fsum(one[key] for one in sums)
+            means[name] = total / weight
+    return means

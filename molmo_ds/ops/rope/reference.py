@@ -11,7 +11,10 @@ from torch import Tensor
 
 
 def rope_table(
-    position_ids: Tensor, head_dim: int, theta: float, scaling: dict[str, Any] | None = None
+    position_ids: Tensor,
+    head_dim: int,
+    theta: float,
+    scaling: dict[str, Any] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cosine and sine, float32 [B, T, head_dim], of position_ids [B, T]; negative positions count as 0.
 
@@ -19,18 +22,23 @@ def rope_table(
     attention factor multiplies both tables.
     """
     device = position_ids.device
-    exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
+    even = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device)
+    exponent = even / head_dim
     frequency = theta**-exponent
     factor = 1.0
-    kind = (scaling or {}).get("rope_type", (scaling or {}).get("type", "default"))
+    said = scaling or {}
+    kind = said.get("type", "default")
+    kind = said.get("rope_type", kind)
     if kind == "llama3":
         frequency = _llama3(frequency, scaling)
     elif kind == "yarn":
         frequency = _yarn(frequency, theta, scaling)
-        factor = scaling.get("attention_factor") or 1 + 0.1 * math.log(max(1, scaling["factor"]))
+        factor = scaling.get("attention_factor")
+        factor = factor or 1 + 0.1 * math.log(max(1, scaling["factor"]))
     elif kind != "default":
         raise ValueError(f"rope_scaling '{kind}' is not known; use 'default', 'llama3' or 'yarn'.")
-    angle = position_ids.clamp(min=0)[..., None].float() * frequency
+    positions = position_ids.clamp(min=0)
+    angle = positions[..., None].float() * frequency
     angle = torch.cat((angle, angle), -1)
     return angle.cos() * factor, angle.sin() * factor
 
@@ -40,17 +48,22 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     low, high = x.chunk(2, -1)
     turned = torch.cat((-high, low), -1)
     # half precision times a float32 table is computed in float32
-    return (x * cos[:, None]).add_(turned * sin[:, None]).to(x.dtype)
+    out = x * cos[:, None]
+    out.add_(turned * sin[:, None])
+    return out.to(x.dtype)
 
 
 def _llama3(frequency: Tensor, scaling: dict[str, Any]) -> Tensor:
     low = scaling["low_freq_factor"]
     high = scaling["high_freq_factor"]
     # over the length trained on
-    turns = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)
+    length = scaling["original_max_position_embeddings"]
+    turns = length * frequency / (2 * math.pi)
     # 0: slow, divide; 1: fast, keep; between: blend
-    share = ((turns - low) / (high - low)).clamp(0, 1)
-    return frequency * (share + (1 - share) / scaling["factor"])
+    share = (turns - low) / (high - low)
+    share = share.clamp(0, 1)
+    divided = (1 - share) / scaling["factor"]
+    return frequency * (share + divided)
 
 
 def _yarn(frequency: Tensor, theta: float, scaling: dict[str, Any]) -> Tensor:
@@ -62,11 +75,16 @@ def _yarn(frequency: Tensor, theta: float, scaling: dict[str, Any]) -> Tensor:
     length = scaling["original_max_position_embeddings"]
 
     def pair_of(turns: float) -> float:  # the pair that turns so often over the length trained on
-        return pairs * math.log(length / (turns * 2 * math.pi)) / math.log(theta)
+        wavelength = length / (turns * 2 * math.pi)
+        return pairs * math.log(wavelength) / math.log(theta)
 
-    first = max(math.floor(pair_of(scaling.get("beta_fast") or 32)), 0)
-    last = min(math.ceil(pair_of(scaling.get("beta_slow") or 1)), 2 * pairs - 1)
+    fast = scaling.get("beta_fast") or 32
+    slow = scaling.get("beta_slow") or 1
+    first = max(math.floor(pair_of(fast)), 0)
+    last = min(math.ceil(pair_of(slow)), 2 * pairs - 1)
     width = max(last - first, 0.001)
     index = torch.arange(pairs, dtype=torch.float32, device=frequency.device)
-    slow = ((index - first) / width).clamp(0, 1)
-    return frequency * (slow / scaling["factor"] + (1 - slow))
+    ramp = (index - first) / width
+    ramp = ramp.clamp(0, 1)
+    divided = ramp / scaling["factor"]
+    return frequency * (divided + (1 - ramp))

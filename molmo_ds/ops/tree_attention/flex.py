@@ -35,7 +35,8 @@ def plan(
 ) -> AttentionPlan:
     """FlexAttention's blocks for ids int [B, T]; refuses on the device, without waiting, ids that do not ascend."""
     torch._assert_async(ascend(document_ids, branch_ids), UNORDERED)
-    more = padded_length(document_ids.shape[1]) - document_ids.shape[1]
+    tokens = document_ids.shape[1]
+    more = padded_length(tokens) - tokens
     ids = (document_ids, branch_ids, image_ids)
     padded = (None if x is None else F.pad(x, (0, more)) for x in ids)
     return AttentionPlan(*ids, prepared=blocks(*padded))
@@ -51,7 +52,10 @@ def padded_length(tokens: int) -> int:
     if torch.is_grad_enabled():
         return blocks * BLOCK
     power = 1 << (blocks - 1).bit_length()
-    return BLOCK * (power * 3 // 4 if blocks <= power * 3 // 4 and power > 2 else power)
+    fewer = power * 3 // 4
+    if power > 2 and blocks <= fewer:
+        return fewer * BLOCK
+    return power * BLOCK
 
 
 def usable(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float) -> bool:
@@ -69,11 +73,18 @@ def tree_attention(
     plain = torch.compiler.is_compiling() or not q.is_cuda
     run = flex_attention if plain else _compiled()
     tokens, width = q.shape[2:]
-    more = (0, max(NARROWEST - width, 0), 0, plan.prepared.seq_lengths[0] - tokens)
-    if any(more):
+    wider = max(NARROWEST - width, 0)
+    longer = plan.prepared.seq_lengths[0] - tokens
+    if wider or longer:
+        more = (0, wider, 0, longer)
         q, k, v = (F.pad(x, more) for x in (q, k, v))
     out = run(
-        q, k, v, block_mask=plan.prepared, scale=width**-0.5, enable_gqa=q.shape[1] != k.shape[1]
+        q,
+        k,
+        v,
+        block_mask=plan.prepared,
+        scale=width**-0.5,
+        enable_gqa=q.shape[1] != k.shape[1],
     )
     return out[:, :, :tokens, :width]
 
@@ -87,19 +98,27 @@ def _compiled() -> Callable[..., Tensor]:
 
 def reach(document_ids: Tensor, branch_ids: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Intervals [start, end) of the keys up to itself that each token sees, [B, T] each: prefix, and own branch."""
-    index = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
-    document = torch.where(changes(document_ids), index, 0).cummax(1).values
-    branch = torch.where(changes(document_ids, branch_ids), index, 0).cummax(1).values
+    tokens = document_ids.shape[1]
+    index = torch.arange(tokens, device=document_ids.device)
+    index = index.expand_as(document_ids)
+    document = _latest(index, changes(document_ids))
+    branch = _latest(index, changes(document_ids, branch_ids))
     shared = (branch_ids == 0).long()
     real = document_ids != 0
     count = shared.cumsum(1)
     # tokens of the document's prefix up to this one
-    prefix = count - (count - shared).gather(1, document)
+    before = count - shared
+    prefix = count - before.gather(1, document)
+    prefix = torch.where(real, prefix, 0)
     own = real & (branch_ids != 0)
-    return [
-        (document, document + torch.where(real, prefix, 0)),
-        (torch.where(own, branch, index), torch.where(own | ~real, index + 1, index)),
-    ]
+    begin = torch.where(own, branch, index)
+    end = torch.where(own | ~real, index + 1, index)
+    return [(document, document + prefix), (begin, end)]
+
+
+def _latest(index: Tensor, begins: Tensor) -> Tensor:
+    begun = torch.where(begins, index, 0)
+    return begun.cummax(1).values
 
 
 def changes(*ids: Tensor) -> Tensor:
@@ -109,7 +128,10 @@ def changes(*ids: Tensor) -> Tensor:
 
 
 def later_in_images(
-    document_ids: Tensor, branch_ids: Tensor, image_ids: Tensor, low: Tensor
+    document_ids: Tensor,
+    branch_ids: Tensor,
+    image_ids: Tensor,
+    low: Tensor,
 ) -> Tensor:
     """int64 [B, T, S]: keys after each token that it sees in its images, in each block [low, low + BLOCK).
 
@@ -119,19 +141,27 @@ def later_in_images(
     batch, tokens = document_ids.shape
     run = changes(document_ids, branch_ids).long().cumsum(1)
     by_image = image_ids.argsort(dim=1, stable=True)
-    order = by_image.gather(1, run.gather(1, by_image).argsort(dim=1, stable=True))
-    group = changes(run.gather(1, order), image_ids.gather(1, order)).long().cumsum(1)
+    runs = run.gather(1, by_image)
+    by_run = runs.argsort(dim=1, stable=True)
+    order = by_image.gather(1, by_run)
+    runs = run.gather(1, order)
+    images = image_ids.gather(1, order)
+    group = changes(runs, images).long().cumsum(1)
     sorted_keys = group * tokens + order
-    first = torch.zeros_like(group).scatter(1, order, group)[..., None] * tokens
+    group_of = torch.zeros_like(group).scatter(1, order, group)
+    first = group_of[..., None] * tokens
     index = torch.arange(tokens, device=low.device)[:, None]
+    high = (low + BLOCK).clamp(max=tokens)
     begin = torch.maximum(index + 1, low).clamp(max=tokens)
-    end = torch.maximum(begin, (low + BLOCK).clamp(max=tokens))
-    counts = [
-        torch.searchsorted(sorted_keys, (first + bound).flatten(1)).view(batch, tokens, -1)
-        for bound in (begin, end)
-    ]
+    end = torch.maximum(begin, high)
+    counts = []
+    for bound in (begin, end):
+        wanted = (first + bound).flatten(1)
+        found = torch.searchsorted(sorted_keys, wanted)
+        counts.append(found.view(batch, tokens, -1))
     shown = (image_ids != 0) & (document_ids != 0)
-    return (counts[1] - counts[0]) * shown[..., None]
+    between = counts[1] - counts[0]
+    return between * shown[..., None]
 
 
 def blocks(document_ids: Tensor, branch_ids: Tensor, image_ids: Tensor | None) -> BlockMask:
@@ -142,20 +172,28 @@ def blocks(document_ids: Tensor, branch_ids: Tensor, image_ids: Tensor | None) -
     batch, tokens = document_ids.shape
     side = -(-tokens // BLOCK)
     low = torch.arange(side, device=document_ids.device) * BLOCK
+    high = low + BLOCK
     seen = torch.zeros(batch, tokens, side, dtype=torch.int64, device=low.device)
     for start, end in reach(document_ids, branch_ids):
-        inside = torch.minimum(end[..., None], low + BLOCK) - torch.maximum(start[..., None], low)
+        last = torch.minimum(end[..., None], high)
+        first = torch.maximum(start[..., None], low)
+        inside = last - first
         seen += inside.clamp(min=0)
     if image_ids is not None:
         seen += later_in_images(document_ids, branch_ids, image_ids, low)
-    seen = F.pad(seen, (0, 0, 0, side * BLOCK - tokens))
+    lacking = side * BLOCK - tokens
+    seen = F.pad(seen, (0, 0, 0, lacking))
     seen = seen.view(batch, 1, side, BLOCK, side).sum(3)
     full = seen == BLOCK * BLOCK
+    partial = (seen > 0) & ~full
     sparse = []
-    for chosen in ((seen > 0) & ~full, full):
-        first = chosen.int().argsort(dim=-1, descending=True, stable=True)
-        sparse += [chosen.sum(-1, dtype=torch.int32), first.int()]
-    rule = reference.rule(document_ids, branch_ids, image_ids)
+    for chosen in (partial, full):
+        count = chosen.sum(-1, dtype=torch.int32)
+        chosen_first = chosen.int().argsort(dim=-1, descending=True, stable=True)
+        sparse += [count, chosen_first.int()]
     return BlockMask.from_kv_blocks(
-        *sparse, BLOCK_SIZE=BLOCK, mask_mod=rule, seq_lengths=(tokens, tokens)
+        *sparse,
+        BLOCK_SIZE=BLOCK,
+        mask_mod=reference.rule(document_ids, branch_ids, image_ids),
+        seq_lengths=(tokens, tokens),
     )

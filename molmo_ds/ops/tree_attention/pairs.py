@@ -5,7 +5,9 @@ from torch import Tensor
 
 
 def visible_pairs(
-    document_ids: Tensor, branch_ids: Tensor, image_ids: Tensor | None = None
+    document_ids: Tensor,
+    branch_ids: Tensor,
+    image_ids: Tensor | None = None,
 ) -> Tensor:
     """float64 [], the pairs of `reference.rule` over int [B, T], without those of padding.
 
@@ -13,30 +15,55 @@ def visible_pairs(
     as the samples of data/sample/ do. No size depends on the values, so that a GPU need not be waited for.
     """
     real = document_ids > 0
-    index = torch.arange(document_ids.shape[1], device=real.device).expand_as(document_ids)
+    shared = branch_ids == 0
+    index = _places(document_ids)
     begins = _changes(document_ids)
     document = _latest(index, begins)
-    branch = _latest(index, begins | _changes(branch_ids))
-    prefix = ((branch_ids == 0) & real).cumsum(1)  # tokens of a prefix up to each
-    before = prefix.gather(1, document) - (branch_ids == 0).gather(1, document).long()
+    begins = begins | _changes(branch_ids)
+    branch = _latest(index, begins)
+    # tokens of prefixes up to each token, and those before its document
+    prefix = (shared & real).cumsum(1)
+    first = shared.gather(1, document).long()
+    before = prefix.gather(1, document) - first
     own = index - branch + 1
-    seen = own + torch.where(branch_ids > 0, prefix - before, 0)
-    pairs = (seen * real).sum().double()
-    return pairs if image_ids is None else pairs + _later(document_ids, image_ids)
+    in_branch = branch_ids > 0
+    of_prefix = torch.where(in_branch, prefix - before, 0)
+    seen = own + of_prefix
+    counted = (seen * real).sum()
+    pairs = counted.double()
+    if image_ids is None:
+        return pairs
+    return pairs + _later(document_ids, image_ids)
 
 
 def _later(document_ids: Tensor, image_ids: Tensor) -> Tensor:
     # of each token of a picture the others that come later; sorted, those of a picture follow each other
-    key = document_ids.long() * (1 << 32) + image_ids
-    key = torch.where((document_ids > 0) & (image_ids > 0), key, 0).sort(1).values
-    index = torch.arange(key.shape[1], device=key.device).expand_as(key)
-    return ((index - _latest(index, _changes(key))) * (key > 0)).sum()
+    real = document_ids > 0
+    shown = image_ids > 0
+    document = document_ids.long() << 32
+    key = document + image_ids
+    key = torch.where(real & shown, key, 0)
+    key = key.sort(1).values
+    index = _places(key)
+    begins = _changes(key)
+    first = _latest(index, begins)
+    earlier = index - first
+    return (earlier * (key > 0)).sum()
+
+
+def _places(ids: Tensor) -> Tensor:
+    count = ids.shape[1]
+    index = torch.arange(count, device=ids.device)
+    return index.expand_as(ids)
 
 
 def _changes(ids: Tensor) -> Tensor:
+    before = ids[:, :-1]
+    differs = ids[:, 1:] != before
     first = torch.ones_like(ids[:, :1], dtype=torch.bool)
-    return torch.cat((first, ids[:, 1:] != ids[:, :-1]), 1)
+    return torch.cat((first, differs), 1)
 
 
 def _latest(index: Tensor, begins: Tensor) -> Tensor:
-    return torch.where(begins, index, 0).cummax(1).values
+    begun = torch.where(begins, index, 0)
+    return begun.cummax(1).values

@@ -13,7 +13,12 @@ VISUAL = {"molmo2": (0, 1, 2, 3, 4, 6, 7, 8), "hemolmo": (0, 1, 2, 3, 5)}
 STARTS = {"molmo2": (4, 7), "hemolmo": (0,)}
 
 
-def image_ids(input_ids: Tensor, vocab_size: int, attention: str, family: str = "molmo2") -> Tensor:
+def image_ids(
+    input_ids: Tensor,
+    vocab_size: int,
+    attention: str,
+    family: str = "molmo2",
+) -> Tensor:
     """int32 [t] for the int64 [t] tokens of one sample: 0 = text or seen in order, equal = they see each other.
 
     Args:
@@ -22,8 +27,11 @@ def image_ids(input_ids: Tensor, vocab_size: int, attention: str, family: str = 
     if attention == "causal":
         return torch.zeros_like(input_ids, dtype=torch.int32)
     special = input_ids - vocab_size
-    visual = torch.isin(special, torch.tensor(VISUAL[family]))
+    of_pictures = torch.tensor(VISUAL[family])
+    visual = torch.isin(special, of_pictures)
     if attention == "image_tokens":
         return visual.int()
-    picture = torch.isin(special, torch.tensor(STARTS[family])).cumsum(0)
-    return torch.where(visual, picture + 1, 0).int()
+    starts = torch.tensor(STARTS[family])
+    begun = torch.isin(special, starts)
+    picture = begun.cumsum(0) + 1
+    return torch.where(visual, picture, 0).int()
