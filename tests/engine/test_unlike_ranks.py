@@ -144,11 +144,11 @@ DRAWN = [("zero2", "qwen2"), ("zero3_sp", "qwen2"), ("pipe_zero1", "qwen2")]
 def test_equals_one_process_for_drawn_shapes(
     strategy: str, name: str, request: pytest.FixtureRequest
 ) -> None:
-    """`--examples 500` draws more than the few of the suite, `--all` for every strategy."""
-    examples = request.config.getoption("--examples")
+    """`--examples 500` draws more than the few of the suite, `--hypothesis-seed 7` others, `--all` every strategy."""
     few = settings(
-        max_examples=examples,
-        derandomize=True,
+        max_examples=request.config.getoption("--examples"),
+        derandomize=request.config.getoption("--hypothesis-seed") is None,
+        database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
