@@ -147,7 +147,7 @@ def run(config: RunConfig, world: "World", folder: "RunFolder", deadline: float)
             saving,
             evaluated - trained,
         )
-    stream.close()
+    stream.close(partial(world.total, copies=world.size // engine.data_size))
     engine.close()
     metrics.close()
     assert saved == engine.step

@@ -17,10 +17,11 @@ from tqdm import tqdm
 from molmo_ds import settings
 from molmo_ds.cli.checked_options import Parser
 from molmo_ds.config import RunConfig, SourceConfig, home
+from molmo_ds.data.order import losses
 from molmo_ds.data.order.loader import Mixture, rank_lanes, sequences
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.show.documents import Page
-from molmo_ds.data.show.page import cut_of, render
+from molmo_ds.data.show.page import counts_of, render
 from molmo_ds.data.tokens import train_tokenizer
 from molmo_ds.files import local
 
@@ -68,9 +69,9 @@ def main(arguments: list[str] | None = None) -> None:
         page = Page(mixture, drawn, args.documents)
         args.out.write_text(render(page, config, args.dataset))
     skipped = [what for sequence in drawn for what in sequence.skipped]
-    samples, tokens = cut_of(drawn)
     said = f"; {len(skipped)} samples skipped, the first {skipped[0]}" if skipped else ""
-    said += f"; {samples} samples cut by {tokens} tokens at data.sequence_length" if samples else ""
+    length = config.data.sequence_length
+    said += "".join(f"; {sentence}" for sentence in losses.sentences(counts_of(drawn), length))
     print(
         f"{args.out} ({args.out.stat().st_size / 1e6:.1f} MB) shows {len(drawn)} sequences of {args.dataset}{said}"
     )

@@ -13,9 +13,10 @@ def to_pixels(picture: Any) -> np.ndarray:
     """uint8 [height, width, 3] of a PIL picture, an array or a tensor.
 
     PIL: the first frame, EXIF orientation applied; alpha is dropped without compositing; palettes, grey, 1-bit and CMYK
-    become RGB as Pillow converts them; 16-bit grey keeps its high byte. Arrays and tensors: [height, width] or
-    [height, width, channels] with 1 to 4 channels, or a tensor [channels, height, width]; uint8, uint16 (the high byte
-    is kept), bool, other integers from 0 to 255, and floats from 0 to 1 or, if one is above 1, from 0 to 255.
+    become RGB as Pillow converts them; 16-bit grey keeps its high byte, and so does grey of 32 bits (mode I) unless its
+    values end at 255, which then stay as they are. Arrays and tensors: [height, width] or [height, width, channels]
+    with 1 to 4 channels, or a tensor [channels, height, width]; uint8, uint16 (the high byte is kept), bool, other
+    integers from 0 to 255, and floats from 0 to 1 or, if one is above 1, from 0 to 255.
 
     Raises ValueError for anything else.
     """
@@ -53,6 +54,8 @@ def colours(picture: Image.Image) -> np.ndarray:
             raise ValueError(
                 f"A picture of mode {mode} holds values from {low} to {high}; grey has at most 16 bits."
             )
+        if mode == "I" and high <= 0xFF:  # what Pillow's convert("I") makes of 8-bit grey
+            return _three(values.astype(np.uint8))
         return _three((values >> 8).astype(np.uint8))
     if mode == "F":
         return _bytes(_three(np.asarray(picture)))

@@ -99,7 +99,10 @@ def frames_at(
 def each_frame(
     data: bytes, times: Sequence[float], clip: tuple[float, float] | None = None
 ) -> Iterator[np.ndarray]:
-    """The frames of `frames_at` one by one as they are decoded, so that few are held; `times` must ascend."""
+    """The frames of `frames_at` one by one as they are decoded, so that few are held; `times` must ascend.
+
+    Where one frame is shown at several times, the same array comes again.
+    """
     with _opened(data) as (container, stream):
         clock = _clock(container, stream)
         begin = clock.begin + (clip[0] if clip is not None else 0.0)

@@ -49,6 +49,14 @@ class World:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor.tolist()
 
+    def total(self, values: list[int], copies: int = 1) -> list[int]:
+        """The sum of each value over all ranks, of which every `copies` have the same values."""
+        if self.size == 1:
+            return list(values)
+        tensor = torch.tensor(values, device=self.device)
+        dist.all_reduce(tensor)
+        return (tensor // copies).tolist()
+
     def first_said(self, value: T | None) -> T | None:
         """The value of the first rank that has one; where none has, one number is all that is sent."""
         if not self.largest(int(value is not None))[0]:

@@ -154,6 +154,17 @@ def test_a_picture_in_memory_gives_the_pixels_of_its_file(mode: str, orientation
     assert np.array_equal(load_image(data), want)
 
 
+def test_32_bit_grey_of_8_bits_stays_as_it_is() -> None:
+    """As Pillow converts it (and so the reference), and as an array of such numbers; it was black before."""
+    grey = np.arange(256, dtype=np.int32).reshape(8, 32)
+    want = np.repeat(grey[..., None], 3, axis=2).astype(np.uint8)
+    picture = Image.fromarray(grey)
+    assert picture.mode == "I" and np.array_equal(np.asarray(picture.convert("RGB")), want)
+    for pixels in (to_pixels(picture), to_pixels(grey), load_image(encode(picture, "TIFF"))):
+        assert np.array_equal(pixels, want)
+    assert to_pixels(Image.fromarray(grey.astype(np.uint16))).max() == 0  # 16 bits: very dark
+
+
 @pytest.mark.parametrize(("values", "sentence"), [((-1, 7), "-1 to 7"), ((0, 70000), "0 to 70000")])
 def test_more_than_16_bits_of_grey_are_refused(values: tuple[int, int], sentence: str) -> None:
     pixels = np.full((20, 30), values[0], np.int32)

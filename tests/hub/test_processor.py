@@ -376,6 +376,7 @@ def files() -> dict[str, bytes]:
         "I;16": encoded(Image.fromarray(ramp.astype(np.uint16)), "PNG"),
         "I;16 TIFF": encoded(Image.fromarray(ramp.astype(np.uint16)), "TIFF"),
         "I": encoded(Image.fromarray(ramp.astype(np.int32)), "TIFF"),
+        "I of 8 bits": encoded(Image.fromarray((ramp / 257).astype(np.int32)), "TIFF"),
         "I;16B": encoded(Image.fromarray(ramp.astype(">u2")), "TIFF"),
         "F, to 1": encoded(Image.fromarray((ramp / 65535).astype(np.float32)), "TIFF"),
         "F, to 255": encoded(Image.fromarray((ramp / 257).astype(np.float32)), "TIFF"),

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from molmo_ds.data.order import losses
 from molmo_ds.data.order.packing import Budget
 
 BLOCK_CHUNKS = 4  # chunks whose samples are mixed with each other
@@ -126,7 +127,7 @@ class Lane:
     `rates` (float [sources], sum 1) are the shares of samples. `size` tells tokens and crops of a sample, or None for
     one that cannot be used. `state` is all there is to know: draws made, (epoch, position) per source, the pool as
     [source, sample, epoch, tokens, crops], the number of sequences made, how many samples were seen and found bad, and
-    how many samples and tokens were cut at the sequence's length.
+    how much was lost of how many (`losses.KINDS`).
     """
 
     def __init__(
@@ -144,8 +145,7 @@ class Lane:
         self.packs = 0
         self.seen = 0
         self.bad = 0
-        self.cut_samples = 0
-        self.cut_tokens = 0
+        self.lost = dict.fromkeys(losses.NAMES, 0)
 
     def state(self) -> dict[str, Any]:
         """A copy of the lane's state for a checkpoint; JSON."""
@@ -155,10 +155,8 @@ class Lane:
             "packs": self.packs,
             "seen": self.seen,
             "bad": self.bad,
-            "cut_samples": self.cut_samples,
-            "cut_tokens": self.cut_tokens,
         }
-        return {"draws": self.draws, "places": places, "pool": pool} | counts
+        return {"draws": self.draws, "places": places, "pool": pool} | counts | self.lost
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken."""
@@ -166,8 +164,8 @@ class Lane:
         self.packs = state.get("packs", 0)  # states of before 2026-11-29 do not have it
         self.seen = state["seen"]
         self.bad = state["bad"]
-        self.cut_samples = state.get("cut_samples", 0)  # states of before 2026-11-28 do not have it
-        self.cut_tokens = state.get("cut_tokens", 0)
+        # states of before 2026-11-30 do not have all of them
+        self.lost = {name: state.get(name, 0) for name in losses.NAMES}
         self.places = [list(place) for place in state["places"]]
         self.pool = [list(entry) for entry in state["pool"]]
 

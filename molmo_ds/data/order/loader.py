@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from molmo_ds.batch import Batch, Sample
 from molmo_ds.config import RunConfig, SourceConfig
 from molmo_ds.data.bad_share import too_many
+from molmo_ds.data.order import losses
 from molmo_ds.data.order.lanes import (
     BLOCK_CHUNKS,
     Order,
@@ -120,9 +121,9 @@ class Mixture:
         record = self.sets[source].read(sample)
         return self.builders[source].build(record, self.draws(*reference))
 
-    def cut(self, source: int) -> int:
-        """Tokens that the sequence's length cost the sample that `build` made last of a source."""
-        return getattr(self.builders[source], "cut", 0)
+    def lost(self, source: int) -> dict[str, int]:
+        """What the sample that `build` made last of a source lost, by losses.Kind.name."""
+        return getattr(self.builders[source], "lost", {})
 
     def describe(self, source: int, sample: int) -> str:
         """The origin of a sample, for a log."""
@@ -269,10 +270,10 @@ def sequences(
 
 
 class Steps(Iterator[Step]):
-    """Sequences gathered into steps of micro-batches; logs what was skipped or cut, and stops where it is too much.
+    """Sequences gathered into steps of micro-batches; logs what was skipped or lost, and stops where it is too much.
 
-    What was cut is said at the first sample, whenever its number has doubled, and by `close`. `samples` names, for each
-    micro-batch of the last step, the samples (source, number, epoch) that it was made of.
+    What was lost is said at the first sample, whenever its number has doubled, and by `close`. `samples` names, for
+    each micro-batch of the last step, the samples (source, number, epoch) that it was made of.
     """
 
     def __init__(self, config: RunConfig, stream: Iterator[Sequence], lanes: range) -> None:
@@ -281,8 +282,8 @@ class Steps(Iterator[Step]):
         self.lanes = lanes
         self.states: dict[int, dict[str, Any]] = {}
         self.samples: list[list[tuple[str, int, int]]] = []
-        self.told = 0  # samples that were cut, when it was last said
-        self.last = ""  # of them, as words
+        self.told: dict[str, int] = {}  # by losses.Kind.name: samples, when it was last said
+        self.losers: dict[str, str] = {}  # the last of them, as words
 
     def __next__(self) -> Step:
         """(micro_batches, lane_states after them)."""
@@ -290,11 +291,10 @@ class Steps(Iterator[Step]):
         for _ in self.lanes:
             sequence = next(self.stream)
             self.states[sequence.lane] = sequence.state
-            self.last = sequence.cut or self.last
+            self.losers |= sequence.losers
             found.append(sequence)
             _report(self.config, sequence, self.states)
-        if _total(self.states, "cut_samples") >= max(1, 2 * self.told):
-            self.told = _report_cut(self.config, self.states, self.last)
+        self._say_losses()
         size = self.config.micro_batch
         parts = [found[i : i + size] for i in range(0, len(found), size)]
         self.samples = [
@@ -302,34 +302,37 @@ class Steps(Iterator[Step]):
         ]
         return [merge([sequence.row for sequence in part]) for part in parts], dict(self.states)
 
-    def close(self) -> None:
-        """Say what was cut since it was last said."""
-        if _total(self.states, "cut_samples") > self.told:
-            self.told = _report_cut(self.config, self.states, self.last)
+    def close(self, total: Callable[[list[int]], list[int]] = list) -> None:
+        """Say what all readers of lanes skipped and lost in all.
 
+        Args:
+            total: sums numbers over all readers; called once, whatever they are.
+        """
+        counts = losses.totals(self.states)
+        counts = dict(zip(counts, total(list(counts.values()))))
+        if counts["bad"]:
+            log.warning("In all, %d of %d samples were skipped.", counts["bad"], counts["seen"])
+        for sentence in losses.sentences(counts, self.config.data.sequence_length):
+            log.warning("In all, %s.", sentence)
 
-def _total(states: dict[int, dict[str, Any]], name: str) -> int:
-    return sum(state.get(name, 0) for state in states.values())
-
-
-def _report_cut(config: RunConfig, states: dict[int, dict[str, Any]], last: str) -> int:
-    samples = _total(states, "cut_samples")
-    log.warning(
-        "%d of %d samples were cut at data.sequence_length=%d and lost %d tokens so far; the last: %s",
-        samples,
-        _total(states, "seen"),
-        config.data.sequence_length,
-        _total(states, "cut_tokens"),
-        last,
-    )
-    return samples
+    def _say_losses(self) -> None:
+        counts = losses.totals(self.states)
+        for kind in losses.KINDS:
+            samples = counts[kind.samples]
+            if samples >= max(1, 2 * self.told.get(kind.name, 0)):
+                self.told[kind.name] = samples
+                said = losses.say(kind, counts, self.config.data.sequence_length)
+                # a run that is resumed knows the numbers, but not of which sample the last was
+                last = self.losers.get(kind.name)
+                log.warning("%s so far%s", said, f"; the last: {last}" if last else "")
 
 
 def _report(config: RunConfig, sequence: Sequence, states: dict[int, dict[str, Any]]) -> None:
     if not sequence.skipped:
         return
-    bad = _total(states, "bad")
-    seen = _total(states, "seen")
+    counts = losses.totals(states)
+    bad = counts["bad"]
+    seen = counts["seen"]
     for what in sequence.skipped:
         log.warning("skipped %s (%d of %d samples so far)", what, bad, seen)
     if too_many(bad, seen, config.data.max_bad_share):

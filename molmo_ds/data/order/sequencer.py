@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from molmo_ds.batch import Batch, Sample
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.order.lanes import Lane, Reference, RottenSource
+from molmo_ds.data.order.losses import add
 from molmo_ds.data.order.packing import ROUND
 from molmo_ds.data.order.selected import row
 
@@ -24,7 +25,8 @@ class Sequence:
     state: dict[str, Any]
     skipped: list[str]
     references: list[tuple[str, int, int]]  # source, sample, epoch of each document
-    cut: str = ""  # the lane's last sample that lost tokens to the sequence's length, and how many
+    # by losses.Kind.name: the lane's last sample that lost something, and how much
+    losers: dict[str, str] = field(default_factory=dict)
 
 
 class Sequencer:
@@ -34,7 +36,7 @@ class Sequencer:
         self.mixture = mixture
         self.packing = packing
         self.skipped: list[str] = []
-        self.cut = ""
+        self.losers: dict[str, str] = {}
         self.lane = Lane(lane, mixture.orders, mixture.rates, self._size, mixture.budget)
 
     def next(self) -> Sequence:
@@ -49,13 +51,13 @@ class Sequencer:
                     self.skipped.append(f"{self.mixture.describe(*reference[:2])}: {error}")
                 else:
                     references.append((self.mixture.names[reference[0]], *reference[1:]))
-                    self._count_cut(reference)
+                    self._count_lost(reference)
         length = self.mixture.budget.tokens
         if self.packing == "to_128":
             length = min(length, -(-len(samples[0].input_ids) // ROUND) * ROUND)
         state = self.lane.state() | {"stamp": self.mixture.stamp}
         made = Sequence(
-            self.lane.lane, row(samples, length), state, self.skipped, references, self.cut
+            self.lane.lane, row(samples, length), state, self.skipped, references, dict(self.losers)
         )
         self.skipped = []
         return made
@@ -66,12 +68,10 @@ class Sequencer:
         except RottenSource as error:
             raise ValueError(f"{error} The last: {self.skipped[-1]}") from None
 
-    def _count_cut(self, reference: Reference) -> None:
-        cut = self.mixture.cut(reference[0])
-        if cut:
-            self.lane.cut_samples += 1
-            self.lane.cut_tokens += cut
-            self.cut = f"{cut} tokens of {self.mixture.describe(*reference[:2])}"
+    def _count_lost(self, reference: Reference) -> None:
+        for kind, amount in add(self.lane.lost, self.mixture.lost(reference[0])):
+            where = self.mixture.describe(*reference[:2])
+            self.losers[kind.name] = f"{amount} {kind.unit} of {where}"
 
     def _size(self, source: int, sample: int, epoch: int) -> tuple[int, int] | None:
         try:

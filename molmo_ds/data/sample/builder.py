@@ -93,7 +93,9 @@ class SampleBuilder:
         if own != SourceConfig():
             digest.update(json.dumps(hashed(own), sort_keys=True).encode())
         self.fingerprint = digest.hexdigest()  # what decides a sample's tokens and crops
-        self.cut = 0  # tokens that sequence_length cost the sample that was sized or built last
+        # by losses.Kind.name, of the sample that was sized or built last: tokens that sequence_length cost it, moments
+        # of tracks at which no frame is shown and, where it was built or seen, frames that were shown again
+        self.lost: dict[str, int] = {}
 
     def size(self, record: Record, rng: RandomState) -> tuple[int, int]:
         """(tokens, crops) that `build` will make of the record, without its pictures.
@@ -110,6 +112,7 @@ class SampleBuilder:
         Raises BadSample for a picture that cannot be decoded, an annotation that cannot be used, pictures that leave no
         room for text; ValueError where a picture has another size than the record says.
         """
+        self.lost = {}
         if is_video(record):
             return self._build_video(record, rng)
         pictures = [_to_array(picture) for picture in record.get("pixels", ())]
@@ -158,7 +161,17 @@ class SampleBuilder:
         return self._seen_video(record, film, self._video(record, film))
 
     def _seen_video(self, record: Record, film: Footage, block: Block) -> Seen:
-        return self._seen([block], _frames(record, film), [True] * len(film.times))
+        frames = self._counted(_frames(record, film))
+        return self._seen([block], frames, [True] * len(film.times))
+
+    def _counted(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """The frames; of those that are the one before again the number is kept."""
+        self.lost["frames"] = 0
+        before = None
+        for frame in frames:
+            self.lost["frames"] += frame is before
+            before = frame
+            yield frame
 
     def frames(self, record: Record) -> list[np.ndarray]:
         """The decoded frames of a record's video, uint8 [height, width, 3] each; errors as of `build`."""
@@ -230,7 +243,8 @@ class SampleBuilder:
             )
         pictures = [block.ids for block in blocks]
         tree = learn(self.tokenizer, conversations, pictures, self.sequence_length)
-        self.cut = tree.cut
+        self.lost["tokens"] = tree.cut
+        self.lost["moments"] = sum(conversation.unshown for conversation in conversations)
         return tree
 
     def _blocks(
@@ -338,7 +352,17 @@ def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
 def _frames(record: Record, film: Footage) -> Iterator[np.ndarray]:
     if film.numbers is None:
         return film.frames(record)
-    return (_to_array(record["pixels"][number]) for number in film.numbers)
+    return _pictures(record, film.numbers)
+
+
+def _pictures(record: Record, numbers: list[int]) -> Iterator[np.ndarray]:
+    """Pictures of a record, the same array where a number comes again."""
+    before = None
+    for number in numbers:
+        if number != before:
+            frame = _to_array(record["pixels"][number])
+        before = number
+        yield frame
 
 
 def _to_array(picture: Picture) -> np.ndarray:

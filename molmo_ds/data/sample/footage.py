@@ -23,7 +23,10 @@ class Footage:
     numbers: list[int] | None = None  # of the pictures, where a video is kept as its frames
 
     def frames(self, record: Record) -> Iterator[np.ndarray]:
-        """The frames of a record with `pixels` as they are decoded, where they are no pictures of their own."""
+        """The frames of a record with `pixels` as they are decoded, where they are no pictures of their own.
+
+        A frame that is shown again is the same array.
+        """
         return each_frame(record["pixels"][0], self.times, self.clip)
 
 
@@ -43,8 +46,8 @@ def footage(record: Record, config: VideoConfig) -> Footage:
     return Footage(times.tolist(), clip)
 
 
-def check_footage(record: Record) -> None:
-    """BadSample where no training could use the record's keys about its video."""
+def check_footage(record: Record) -> float | None:
+    """BadSample where no training could use the record's keys about its video; seconds of it, None where unknown."""
     config = VideoConfig()
     said = dataclasses.replace(config, max_frames=_most_frames(record, config))
     clip = _clip(record)
@@ -52,9 +55,9 @@ def check_footage(record: Record) -> None:
     duration = (record.get("durations") or [0.0])[0]
     if record.get("fps") is not None:
         _of_pictures(record, said, clip)
-    elif duration > 0:
-        clip_duration(duration, clip)
+        duration = len(record["images"]) / record["fps"]
     subtitles(record, [], said.subtitle_seconds)
+    return clip_duration(duration, clip) if duration > 0 else None
 
 
 def subtitles(record: Record, times: list[float], seconds: float) -> str | None:

@@ -9,7 +9,7 @@ from molmo_ds.data.decode import BadSample
 from molmo_ds.data.sample.annotation import INLINE_POINT, Annotation, PointGroup, TrackPoints
 from molmo_ds.data.sample.point_text import Moment, format_groups, format_tracks
 from molmo_ds.data.sample.points import NONE, format_count, format_points, to_percent
-from molmo_ds.data.sample.styles import ENDS_ONLY, MODES
+from molmo_ds.data.sample.styles import ENDS_ONLY, MODES, SAME_AS
 from molmo_ds.data.sample.times import stamp
 
 NEAR = 1e-2  # seconds from a track's time to the frame that shows it
@@ -121,6 +121,14 @@ def _tracks(
     moments = _moments(annotation, scene, None if ends_only else annotation.track_fps)
     scale = scene.scale(annotation.point_scale)
     return format_tracks(moments, scale, label, ends_only, pointing_format)
+
+
+def unshown(annotation: Annotation, scene: Scene) -> int:
+    """Moments of an annotation's tracks that its answer leaves out, because no frame is shown then."""
+    ends_only = SAME_AS.get(annotation.style, annotation.style) in ENDS_ONLY
+    fps = None if ends_only else annotation.track_fps
+    asked = _moments(annotation, Scene(scene.sizes), fps)
+    return len(asked) - len(_moments(annotation, scene, fps))
 
 
 def _moments(annotation: Annotation, scene: Scene, fps: float | None) -> list[Moment]:

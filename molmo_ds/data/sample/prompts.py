@@ -19,7 +19,13 @@ from molmo_ds.data.sample.annotation import (
     read_annotation,
 )
 from molmo_ds.data.sample.conversation import PLACE
-from molmo_ds.data.sample.pointed import Scene, answer_by_points, holds_points, place_points
+from molmo_ds.data.sample.pointed import (
+    Scene,
+    answer_by_points,
+    holds_points,
+    place_points,
+    unshown,
+)
 from molmo_ds.data.sample.question import ask, label_of, letters
 from molmo_ds.data.sample.styles import (
     BARE_STYLES,
@@ -86,6 +92,7 @@ class PromptFormatter:
                 root_length=config.root_length and token_weight is None,
                 last_answer_only=config.last_answer_only,
                 root_branches=config.root_subsegments and token_weight is None,
+                unshown=unshown(annotation, scene) if scene else 0,
             )
             out.append(conversation)
         if config.shuffle_messages and len(out) > 1:

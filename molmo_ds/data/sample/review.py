@@ -9,7 +9,7 @@ from molmo_ds.config import PromptConfig
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.sample.annotation import KEYS, Annotation, alternatives, at, read_annotation
 from molmo_ds.data.sample.footage import check_footage
-from molmo_ds.data.sample.pointed import Scene, holds_points
+from molmo_ds.data.sample.pointed import NEAR, Scene, holds_points
 from molmo_ds.data.sample.prompts import PromptFormatter
 from molmo_ds.data.sample.question import TEMPLATES
 from molmo_ds.data.sample.record import (
@@ -39,6 +39,7 @@ class Review:
     unanswered: int = 0  # nothing is learnt of them: they only ask
     without_style: int = 0
     without_question: int = 0  # though an answer is learnt
+    outside: int = 0  # moments of tracks after the end of the video (or its clip)
     unread: dict[str, int] = field(default_factory=dict)
 
     def merge(self, other: "Review") -> None:
@@ -46,6 +47,7 @@ class Review:
         self.unanswered += other.unanswered
         self.without_style += other.without_style
         self.without_question += other.without_question
+        self.outside += other.outside
         for key, count in other.unread.items():
             self.unread[key] = self.unread.get(key, 0) + count
 
@@ -60,6 +62,10 @@ class Review:
             out.append(
                 f"{self.without_style} annotations without a style, for prompts.system_prompt=none only"
             )
+        if self.outside:
+            out.append(
+                f"{self.outside} moments of tracks after the end of their video, at which no frame can be shown"
+            )
         return out + [
             f"{count} annotations with a key that nobody reads, '{key}'"
             for key, count in self.unread.items()
@@ -72,14 +78,13 @@ class Review:
             raise BadSample("The sample has no annotations; give it at least one.")
         video = is_video(record)
         pictures = 1 if video else len(record["images"])
-        if video:
-            check_footage(record)
+        ends = check_footage(record) if video else None
         scene = Scene(record.get("sizes") or [])
         size = first_size(record)
         choices = []
         for i, value in enumerate(given):
             try:
-                choices.append([self._speak(one, size, scene) for one in alternatives(value)])
+                choices.append([self._speak(one, size, scene, ends) for one in alternatives(value)])
             except BadSample as error:
                 raise BadSample(f"{at(i, len(given))}{error}") from None
         # any of an annotation's alternatives may be used with the others
@@ -89,14 +94,20 @@ class Review:
             check_pictures(record, [conversation.pictures for conversation in chosen])
 
     def _speak(
-        self, value: dict[str, Any], size: tuple[int, int] | None, scene: Scene
+        self,
+        value: dict[str, Any],
+        size: tuple[int, int] | None,
+        scene: Scene,
+        ends: float | None,
     ) -> Conversation:
-        """The conversation of one annotation, which is counted."""
+        """The conversation of one annotation, which is counted; `ends` is the last second of its video."""
         annotation = read_annotation(value)
         asks = is_question(annotation)
         formatter = FORMATTERS[_needs_html(annotation)]
         texts = formatter.messages(annotation, RandomState(0), size, asks, scene)
         self.unanswered += asks
+        if ends is not None:
+            self.outside += sum(moment.time >= ends + NEAR for moment in annotation.tracks or ())
         self.without_style += not annotation.style
         self.without_question += not asks and lacks_question(annotation)
         for key in value.keys() - KEYS - SCORED:

@@ -24,6 +24,7 @@ class Conversation:
     last_answer_only: bool = False  # only the last answer is learnt
     # the weight was divided by the root of the number of branches, of which only those that have room count
     root_branches: bool = False
+    unshown: int = 0  # moments of its tracks that were left out, because no frame is shown then
 
 
 @dataclass(frozen=True)

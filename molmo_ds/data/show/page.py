@@ -10,6 +10,7 @@ import torch
 
 from molmo_ds.batch import Batch
 from molmo_ds.config import RunConfig
+from molmo_ds.data.order import losses
 from molmo_ds.data.order.loader import Sequence
 from molmo_ds.data.show.documents import Page, crop_documents, documents
 from molmo_ds.data.show.pictures import HUES, colour, img
@@ -56,6 +57,7 @@ def figures(page: Page, config: RunConfig) -> str:
     total = sum(row.input_ids.numel() for row in rows)
     docs = sum(len(sequence.references) for sequence in page.drawn)
     skipped = sum(len(sequence.skipped) for sequence in page.drawn)
+    counts = counts_of(page.drawn)
     cells = (
         (f"{used / total:.1%}", "of token slots filled"),
         (f"{crops / len(rows) / config.data.crops_per_sequence:.0%}", "of crop slots filled"),
@@ -63,7 +65,9 @@ def figures(page: Page, config: RunConfig) -> str:
         (f"{used / docs:,.0f}", "tokens per document"),
         (f"{learnt / used:.1%}", "of tokens are learnt"),
         (f"{skipped}", "samples skipped"),
-        (f"{cut_of(page.drawn)[0]}", "samples cut at the sequence's length"),
+        (f"{counts['cut_samples']}", "samples cut at the sequence's length"),
+        (f"{counts['repeated_frames']}", "frames shown again"),
+        (f"{counts['unshown_moments']}", "moments of tracks without a frame"),
     )
     return (
         '<div class="figures">'
@@ -72,12 +76,9 @@ def figures(page: Page, config: RunConfig) -> str:
     )
 
 
-def cut_of(drawn: list[Sequence]) -> tuple[int, int]:
-    """Samples, and tokens of them, that were cut at the sequence's length."""
-    last = {sequence.lane: sequence.state for sequence in drawn}
-    return tuple(
-        sum(state[name] for state in last.values()) for name in ("cut_samples", "cut_tokens")
-    )
+def counts_of(drawn: list[Sequence]) -> dict[str, int]:
+    """losses.totals of the lanes that were drawn from."""
+    return losses.totals({sequence.lane: sequence.state for sequence in drawn})
 
 
 def packing_row(sequence: Sequence, config: RunConfig) -> str:

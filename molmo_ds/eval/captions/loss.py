@@ -160,7 +160,7 @@ def caption_sums(
             cross_entropy=cross_entropy,
             z_loss=z_loss,
             accuracy=accuracy,
-            cut=builder.cut,
+            cut=builder.lost["tokens"],
         )
 
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from molmo_ds.batch import Batch
 from molmo_ds.config import RunConfig, SourceConfig
 from molmo_ds.data.decode import BadSample
+from molmo_ds.data.order import losses
 from molmo_ds.data.order.loader import Mixture, as_it_is, outlive_signals
 from molmo_ds.data.order.packing import Budget
 from molmo_ds.data.order.selected import merge, row
@@ -49,6 +50,7 @@ class LossOfSource:
         self.config = replace(config, data=data, model=model)
         self.mixture = Mixture.open(self.config)
         world.together(partial(self.mixture.check, world.rank, world.size))
+        self.lost = dict.fromkeys(losses.TOLD, 0)
         sizes, unusable = self.sizes(asked.examples, world.rank > 0)
         self.examples = len(sizes)
         alone = config.model.selection is not None
@@ -60,6 +62,8 @@ class LossOfSource:
             log.warning(
                 "The evaluator %s leaves out %d samples that cannot be used.", name, unusable
             )
+        for sentence in losses.sentences(self.lost, self.config.data.sequence_length):
+            log.warning("The evaluator %s: %s.", name, sentence)
         self.idle = idle_row(self.mixture)
 
     def sizes(self, count: int, silent: bool) -> tuple[dict[Number, tuple[int, int]], int]:
@@ -75,6 +79,8 @@ class LossOfSource:
                 sizes[number] = self.mixture.size(*number, 0)
             except BadSample:
                 continue
+            losses.add(self.lost, self.mixture.lost(number[0]))
+        self.lost["seen"] = len(numbers)
         return sizes, len(numbers) - len(sizes)
 
     def measure(self, engine: Engine, seconds: float, beat: Callable[[], None]) -> dict[str, float]:
