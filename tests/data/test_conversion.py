@@ -437,6 +437,72 @@ def test_members_of_other_tars(tmp_path: Path, capsys: pytest.CaptureFixture[str
     )
 
 
+def damaged_tar(path: Path, damage: str) -> list[str]:
+    """40 samples, a picture and a text each; the 31st is damaged. The keys before it."""
+    keys = [f"k{i:02d}" for i in range(40)]
+    members = [(f"{key}.jpg", picture(int(key[1:]))) for key in keys]
+    texts = [(f"{key}.txt", f"a boat {key}".encode()) for key in keys]
+    tar_of(path, [one for pair in zip(members, texts) for one in pair])
+    with tarfile.open(path) as tar:
+        place = tar.getmember("k30.txt" if damage == "header" else "k30.jpg")
+    data = bytearray(path.read_bytes())
+    if damage == "zeros":
+        data[place.offset : place.offset + 512] = bytes(512)
+    else:
+        data[place.offset + 3] ^= 1
+    path.write_bytes(data)
+    return keys[:30]
+
+
+DAMAGES = {"header": "corrupt header", "zeros": "more after an end mark"}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_tar_loses_its_end_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    """What was before the damage and the other tars are written; the lost bytes count as the rows that they held."""
+    before = damaged_tar(tmp_path / "a.tar", damage)
+    # the sample before the damage goes with it where nothing of the damaged one is there
+    kept = before if damage == "header" else before[:-1]
+    tar_of(tmp_path / "b.tar", [("z.jpg", picture(1)), ("z.txt", b"a bird")])
+    arguments = ["tars", str(tmp_path / "*.tar"), str(tmp_path / "out"), *CAPTION]
+    with pytest.raises(ValueError, match=r"rows cannot be used, more than --max-bad-share 0.001"):
+        tool.main(arguments)
+    assert not (tmp_path / "out").exists()
+    capsys.readouterr()
+    tool.main([*arguments, "--max-bad-share", "0.002"])
+    assert [one["__key__"] for one in read(tmp_path / "out")] == [*kept, "z"]
+    said = capsys.readouterr()
+    [line] = [line for line in said.err.splitlines() if line.startswith("skipped")]
+    assert f"{tmp_path}/a.tar" in line and DAMAGES[damage] in line
+    last = "k30.jpg" if damage == "header" else "k29.txt"
+    assert f"From its member {last} on" in line
+    # 10 of 40 samples of 2,560 bytes lie behind it, and up to 10,240 bytes that fill the tar
+    rows = int(re.search(r"bytes are lost, counted as (\d+) rows", line)[1])
+    assert 10 <= rows <= 15
+    assert f"{rows} of {rows + len(kept) + 1} rows skipped" in said.out
+
+
+def test_a_damaged_tar_whose_loss_is_unknown_stops_the_conversion(tmp_path: Path) -> None:
+    """It was cut, no sample is whole before the damage, or what is there may lack its picture."""
+    whole = [("1.txt", b"a"), ("2.txt", b"b"), ("1.jpg", picture(1)), ("2.jpg", picture(2))]
+    tar_of(tmp_path / "texts_first.tar", whole)
+    with tarfile.open(tmp_path / "texts_first.tar") as tar:
+        place = tar.getmember("1.jpg").offset
+    data = (tmp_path / "texts_first.tar").read_bytes()
+    cut = data[: place + 520]
+    hole = data[:place] + bytes(512) + data[place + 512 :]
+    for name, damaged, said in (
+        ("cut", cut, "is truncated"),
+        ("texts_first", hole, "has more after an end mark"),
+        ("junk", b"junk" * 1000, "is truncated"),
+    ):
+        (tmp_path / f"{name}.tar").write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"{name}.tar {said}"):
+            tool.main(["tars", str(tmp_path / f"{name}.tar"), str(tmp_path / "out"), *CAPTION])
+
+
 def test_names_that_are_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = folder(tmp_path, {"a.jpg": picture(1), "a.txt": b"a boat"})
     name = os.fsdecode(b"caf\xe9")

@@ -28,17 +28,24 @@ class Outcome:
     samples: int = 0
     faults: list[str] = field(default_factory=list)
     notes: Notes = field(default_factory=Notes)
+    more: int = 0  # rows that faults stand for beyond one each
+
+    @property
+    def bad(self) -> int:
+        """Rows that cannot be used."""
+        return len(self.faults) + self.more
 
     @property
     def seen(self) -> int:
-        """Rows looked at."""
-        return self.samples + len(self.faults)
+        """Rows looked at, and those that a damage hides."""
+        return self.samples + self.bad
 
     def merge(self, other: "Outcome") -> None:
         """Add what became of other rows."""
         self.samples += other.samples
         self.faults += other.faults
         self.notes.merge(other.notes)
+        self.more += other.more
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ def convert(
     try:
         for part in _in_processes(_batches(items, plan.per_shard, outcome), mapping, plan, staging):
             outcome.merge(part)
-            if len(outcome.faults) > MOST_BAD and len(outcome.faults) > outcome.seen / 2:
+            if outcome.bad > MOST_BAD and outcome.bad > outcome.seen / 2:
                 break
             yield part.seen
         check(outcome, plan)
@@ -78,7 +85,7 @@ def convert(
 
 def check(outcome: Outcome, plan: Plan) -> None:
     """ValueError where too many rows cannot be used, or all."""
-    bad = len(outcome.faults)
+    bad = outcome.bad
     if too_many(bad, outcome.seen, plan.max_bad_share) or (
         bad > MOST_BAD and bad > outcome.seen / 2
     ):
@@ -117,6 +124,7 @@ def _sound(items: Iterable[Item | Fault], seen: set[str], outcome: Outcome) -> I
     for item in items:
         if isinstance(item, Fault):
             outcome.faults.append(str(item))
+            outcome.more += item.rows - 1
             continue
         key = final_key(item)
         if key in seen:
@@ -190,7 +198,7 @@ def summary(outcome: Outcome, passed: dict[str, int]) -> list[str]:
     """Lines for the end, after the number of samples: nothing is left out in silence."""
     notes = outcome.notes
     unused = sorted(notes.filled - notes.used)
-    out = [f"{len(outcome.faults)} of {outcome.seen} rows skipped"] if outcome.faults else []
+    out = [f"{outcome.bad} of {outcome.seen} rows skipped"] if outcome.faults else []
     out += [f"passed over: {count} {what}" for what, count in sorted(passed.items()) if count]
     out += [f"{count} {what}" for what, count in sorted(notes.counts.items()) if count]
     if notes.bare.annotations:

@@ -21,10 +21,11 @@ Read = tuple[Row, list[bytes]]  # a row without its pictures, and the encoded pi
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that cannot become a sample."""
+    """Something that cannot become a sample, or as many as `rows` says."""
 
     where: str
     why: str
+    rows: int = 1
 
     def __str__(self) -> str:
         return f"{self.where}: {self.why}"

@@ -4,6 +4,7 @@ Each yields items to be made samples of, and faults of what cannot even become o
 """
 
 import glob
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -18,8 +19,9 @@ from molmo_ds.data.convert.foreign import WHAT, is_foreign
 from molmo_ds.data.convert.items import Fault, FileItem, MemberItem, RowItem
 from molmo_ds.data.convert.pictures import is_picture, printable, to_text
 from molmo_ds.data.convert.rows import KEPT, Mapping
-from molmo_ds.data.convert.tars import Member, scan_tar
+from molmo_ds.data.convert.tars import Contents, Member, scan_to_damage
 from molmo_ds.data.decode import BadSample
+from molmo_ds.data.read.writer import BLOCK
 from molmo_ds.data.sample.conversation import shown
 from molmo_ds.data.sample.record import read_json
 
@@ -271,11 +273,13 @@ class Tars:
             if is_foreign(path.name):
                 self.passed[WHAT] += 1
                 continue
-            contents = scan_tar(path)
+            contents = scan_to_damage(path)
             self.passed += contents.passed
             groups: dict[str, list[Member]] = {}
             for member in contents.members:
                 groups.setdefault(member.key, []).append(member)
+            if contents.damage:
+                yield _lost(path, contents, groups)
             for key, members in groups.items():
                 where = f"{printable(path)}: sample '{printable(key)}'"
                 parts = {member.part for member in members}
@@ -285,6 +289,34 @@ class Tars:
                     )
                     continue
                 yield MemberItem(where, key.lstrip("./"), str(path), tuple(members))
+
+
+def _lost(path: Path, contents: Contents, groups: dict[str, list[Member]]) -> Fault:
+    """The fault of a damaged tar, counted as the samples that its lost bytes would hold; the last of `groups` goes.
+
+    Raises ValueError with the damage where nothing says how many are lost, as of a tar that was cut, or where what is
+    there may lack a part.
+    """
+    last = contents.members[-1] if contents.members else None
+    if last is not None:
+        groups.pop(last.key)  # may lack a member
+    parts = [{member.part for member in members} for members in groups.values()]
+    size = path.stat().st_size
+    cut = not 0 < contents.end <= size - BLOCK
+    if cut or not parts or not all(is_whole(one) for one in parts):
+        raise ValueError(contents.damage)
+    lost = size - last.start
+    rows = max(1, math.ceil(lost * len(groups) / last.start))
+    why = (
+        f"{contents.damage} From its member {printable(last.key)}.{printable(last.part)} on {lost} bytes are lost, "
+        f"counted as {rows} rows."
+    )
+    return Fault(printable(path), why, rows)
+
+
+def is_whole(parts: set[str]) -> bool:
+    """Whether the parts of a sample are a picture and what is said of it."""
+    return bool(parts & set(BESIDE)) and any(is_picture("." + part) for part in parts)
 
 
 def find_tars(source: str) -> list[Path]:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from webdataset.tariterators import base_plus_ext
 
-from molmo_ds import files
 from molmo_ds.data.convert.foreign import WHAT, is_foreign
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.read.writer import BLOCK, ShardIndex
 from molmo_ds.data.sample.conversation import is_plain
 from molmo_ds.data.sample.record import VIDEOS, read_json
 from molmo_ds.data.sample.review import Review
+
+READ = 1 << 20  # bytes after an end mark that are looked at together
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,16 @@ class Member:
 
 @dataclass
 class Contents:
-    """The members of a tar that belong to samples, what was passed over, and where the last member ends."""
+    """The members of a tar that belong to samples, what was passed over, and where the last member ends.
+
+    `damage` says in a sentence what ended the reading before the tar's end; `end` is 0 where that was inside of a
+    member.
+    """
 
     members: list[Member] = field(default_factory=list)
     passed: Counter[str] = field(default_factory=Counter)
     end: int = 0
+    damage: str | None = None
 
 
 @dataclass
@@ -53,6 +59,14 @@ def scan_tar(path: str | Path) -> Contents:
     Raises ValueError for a truncated tar and a corrupt header; unlike tarfile and webdataset, never takes a damaged
     header for the end.
     """
+    found = scan_to_damage(path)
+    if found.damage:
+        raise ValueError(found.damage)
+    return found
+
+
+def scan_to_damage(path: str | Path) -> Contents:
+    """The same up to the first damage; of the last sample before it not all need be there."""
     path = Path(path)
     found = Contents()
     if path.is_dir():
@@ -75,12 +89,11 @@ def scan_tar(path: str | Path) -> Contents:
                     )
             found.end = tar.offset
     except (tarfile.TarError, EOFError) as error:
-        raise ValueError(
-            f"{path} is truncated or not an uncompressed tar ({error}); make it again."
-        ) from None
+        found.damage = f"{path} is truncated or not an uncompressed tar ({error}); make it again."
     except (ValueError, OverflowError) as error:  # tarfile lets some damaged numbers through
-        raise ValueError(f"{path} has a corrupt header ({error}); make or copy it again.") from None
-    check_end(path, found.end)
+        found.damage = f"{path} has a corrupt header ({error}); make or copy it again."
+    else:
+        found.damage = damage_at_end(path, found.end)
     return found
 
 
@@ -103,17 +116,21 @@ def samples_of(
             yield members[first].key, parts, members[first].start, end
 
 
-def check_end(path: Path, end: int) -> None:
-    """ValueError unless the tar has its end mark at `end`, where the last member stops."""
-    block = (
-        files.read_range(str(path), end, end + BLOCK) if path.stat().st_size >= end + BLOCK else b""
-    )
-    if not block:
-        raise ValueError(
-            f"{path} is truncated: it stops at byte {end} without an end mark; make or copy it again."
-        )
-    if any(block):
-        raise ValueError(f"{path} has a corrupt header at byte {end}; make or copy it again.")
+def damage_at_end(path: Path, end: int) -> str | None:
+    """What is wrong, unless at `end`, where the last member stops, the tar has its end mark and nothing after it."""
+    if path.stat().st_size < end + BLOCK:
+        return f"{path} is truncated: it stops at byte {end} without an end mark; make or copy it again."
+    with open(path, "rb") as file:
+        file.seek(end)
+        if any(file.read(BLOCK)):
+            return f"{path} has a corrupt header at byte {end}; make or copy it again."
+        while piece := file.read(READ):
+            if any(piece):
+                return (
+                    f"{path} has more after an end mark at byte {end}: its header there is lost, or it is several"
+                    " tars in one; make or copy it again."
+                )
+    return None
 
 
 def index_tar(path: str | Path) -> ShardIndex:
