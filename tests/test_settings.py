@@ -531,3 +531,9 @@ def test_every_setting_says_what_it_is() -> None:
 def test_overrides_that_are_taken_back_are_told(words: list[str], said: list[str]) -> None:
     assert settings.overridden(words) == said
     settings.load(None, words)
+
+
+@pytest.mark.parametrize("word", ["out=\udcff", "strategy=a\udc80b", "\udcff=1"])
+def test_an_override_that_is_no_text_is_refused(word: str) -> None:
+    with pytest.raises(ValueError, match=r"^The override '.*\\udc.*' is no text in UTF-8"):
+        settings.load(None, [word])
