@@ -267,3 +267,90 @@ def test_a_caption_with_a_full_stop_more_is_not_that_caption():
     read = [("a dog runs", True), ("a dog runs.", None), ("A.", True), ("(A) a dog runs", True)]
     for reply, right in read:
         assert temp_compass.caption(reply, "Caption A: a dog runs", question) is right
+
+
+CAPTIONS = "Which?\nCaption A: a dog runs\nCaption B: a dog sits."
+FOUR = "What?\nA. a dog\nB. a cat\nC. B"
+TEMP_COMPASS = {  # task -> (question, answer, replies that are right, replies that are not)
+    "multi-choice": (
+        FOUR,
+        "B. a cat",
+        ["B", "B.", "B)", "B. a cat", "B. a dog", "B) nonsense", "B.C", "B.\nA", "\u00a0B\u00a0"],
+        [
+            "(B)",
+            "b",
+            "b.",
+            "B: a cat",
+            "B a cat",
+            "a cat",
+            "A",
+            "Answer: B",
+            "",
+            "\u200bB",
+            "\uff22",
+            "**B**",
+            "BB",
+            "C",
+        ],
+    ),
+    "yes_no": (
+        "Is it?",
+        "no",
+        ["no", "No.", "NO", "not at all", "nothing", "Nope, yes", "None", "\nno"],
+        ["yes", "Yes, no", "yesterday", "n", "", "\u201cno\u201d", "\uff4e\uff4f", "I say no"],
+    ),
+    "caption_matching": (
+        CAPTIONS,
+        "Caption B: a dog sits.",
+        [
+            "B",
+            "B.",
+            "Caption B",
+            "Caption B.",
+            "Caption B: a dog sits.",
+            "a dog sits.",
+            "x) a dog sits.",
+            "(B) a dog sits.",
+        ],
+        [
+            "(B)",
+            "b",
+            "caption B",
+            "a dog sits",
+            "B) a dog sits. y",
+            "B: a dog sits.",
+            "B. a dog sits.",
+            "A",
+            "Option B",
+            "",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("task", TEMP_COMPASS)
+def test_temp_compass_as_the_reference_scores_it(task: str) -> None:
+    """What mattw-ai2/robo_mm_olmo_gantry 6832f80 made of them, olmo/eval/temp_compass_utils.py, without its judge."""
+    question, answer, right, wrong = TEMP_COMPASS[task]
+    known = {"task": task, "question": question, "temporal_aspect": "speed"}
+    row = Row(id="q", index=0, picture="p", annotation={"answer": answer}, metadata=known)
+    for reply in right + wrong:
+        scores = temp_compass.score_temp_compass(reply, row)
+        assert scores["all"] == scores[task] == scores[f"{task}_speed"] == (reply in right), reply
+
+
+def test_a_caption_with_a_colon_is_its_whole_text() -> None:
+    """The reference knows it up to its second colon only, so that the caption itself is wrong there."""
+    question = "Which?\nCaption A: then: he runs\nCaption B: he sits"
+    for reply in ("then: he runs", "A) then: he runs", "Caption A: then: he runs", "A"):
+        assert temp_compass.caption(reply, "Caption A: then: he runs", question) is True
+
+
+def test_fgqa_as_the_reference_scores_it() -> None:
+    """mattw-ai2/robo_mm_olmo_gantry 6832f80, olmo/eval/evaluators.py, PlmFGQAEval: the first letter, case ignored."""
+    right = ["B", "b", "B.", "B) a dog", " B", "\u00a0B. x", "bird", "B\nA", "b)"]
+    wrong = ["A", "(B)", "", "Answer: B", "\uff22", "\u200bB", "a B", "**B**"]
+    for given in ({"answer": "B"}, {"answer": " B) x"}, {"answer_index": 1, "options": ["x", "y"]}):
+        row = Row(id="q", index=0, picture="p", annotation=given, metadata={"group": 1})
+        for reply in right + wrong:
+            assert video_choice.score_fgqa(reply, row)["accuracy"] == (reply in right), reply
