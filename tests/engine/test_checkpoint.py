@@ -348,3 +348,17 @@ def test_every_nth_stays(tmp_path: Path) -> None:
     writer.place = writer._destination(str(tmp_path), 60)
     writer._prune()
     assert sorted(int(p.name[5:]) for p in tmp_path.iterdir()) == [20, 40, 60]
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_damaged_later_checkpoint_costs_no_new_one(tmp_path: Path, keep: int) -> None:
+    """A run that went back behind damaged checkpoints keeps what it saves, though their numbers are higher."""
+    from molmo_ds.engine.save.writer import Writer
+
+    for step in (10, 20, 25, 30, 40):  # 30 and 40 are damaged, 25 was just saved
+        (tmp_path / f"step-{step:08d}").mkdir()
+    writer = Writer(replace(config("zero1"), keep_checkpoints=keep), launch.alone())
+    writer.place = writer._destination(str(tmp_path), 25)
+    writer._prune()
+    left = sorted(int(p.name[5:]) for p in tmp_path.iterdir())
+    assert left == ([25, 30, 40] if keep == 1 else [20, 25, 30, 40])

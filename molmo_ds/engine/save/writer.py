@@ -230,7 +230,10 @@ class Writer:
     def _prune(self) -> None:
         every = (self.config.keep_every or 0) * self.config.save_interval
         kept = max(self.config.keep_checkpoints, 1)
-        for old in checkpoint.steps(self.place.target.parent)[kept:]:
+        # later ones are damaged, or the run had begun with them: they may not take the place of what was just saved
+        now = int(self.place.target.name[5:])
+        made = checkpoint.steps(self.place.target.parent)
+        for old in [path for path in made if int(path.name[5:]) <= now][kept:]:
             if not every or int(old.name[5:]) % every:
                 self.place.delete(old)
 
