@@ -155,7 +155,9 @@ def _read(
             raise ValueError(f"{file} gives both max_steps and epochs; leave one out.")
         given = _lay(given, more)
     for word in overrides:
-        if word.encode(errors="ignore").decode() != word:  # what Python makes of bytes that are none
+        if (
+            word.encode(errors="ignore").decode() != word
+        ):  # what Python makes of bytes that are none
             raise ValueError(f"The override {ascii(word)} is no text in UTF-8; write it again.")
         line = _as_yaml(word, kind)
         with contextlib.suppress(yaml.YAMLError):  # which is told below

@@ -10,7 +10,8 @@ from molmo_ds.ops.tree_attention.pairs import visible_pairs
 
 # sums over the global batch of one step: loss weights; tokens that are not padding; positions = tokens and padding;
 # crops that belong to a document; images = pictures, by the tokens they begin with (a frame of a video counts as a
-# picture shown once does); pairs of tokens that see each other
+# picture shown once does); pairs of tokens that see each other; windows that are added to a token (HeMolmo's all), and
+# their patches
 COUNTS = (
     "weight",
     "tokens",
@@ -20,6 +21,8 @@ COUNTS = (
     "documents",
     "images",
     "visible_pairs",
+    "windows",
+    "pooled_patches",
 )
 
 
@@ -72,9 +75,11 @@ def _counts(batch: Batch, model: MolmoConfig) -> Tensor:
         batch.input_ids, torch.tensor(first, device=real.device) + model.text.vocab_size
     )
     crops = (last_tokens(batch) >= 0).sum()
+    there = (batch.windows >= 0) & (batch.image_positions >= 0)[:, None]
     if (
         model.selection is not None
     ):  # whose tokens show windows of any crop; a blank one is all padding
+        there = batch.windows >= 0
         crops = (batch.image_masks > 0).any(1).sum()
     pictures = None if model.text.image_attention == "causal" else batch.image_ids
     return torch.stack(
@@ -87,5 +92,7 @@ def _counts(batch: Batch, model: MolmoConfig) -> Tensor:
             batch.document_ids.amax(1).sum().double(),
             begun.sum().double() / views,
             visible_pairs(batch.document_ids, batch.branch_ids, pictures),
+            there.any(1).sum().double(),
+            there.sum().double(),
         ]
     )

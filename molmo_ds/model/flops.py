@@ -36,6 +36,8 @@ def flops_of_step(
     learnt: float,
     pairs: float,
     crops: float,
+    windows: float,
+    pooled: float,
     learning: Learning = EVERYTHING,
 ) -> float:
     """Operations that a step cannot do without.
@@ -45,6 +47,8 @@ def flops_of_step(
         learnt: those of them with a weight, which alone have logits.
         pairs: of tokens that see each other.
         crops: that belong to a document.
+        windows: that are added to its tokens: fewer than a crop has where crops overlap, and fewer still of a frame.
+        pooled: patches in these windows.
     """
     text = config.text
     head = text.head_width
@@ -53,9 +57,10 @@ def flops_of_step(
     scores = text.num_hidden_layers * 2 * text.num_attention_heads * head * pairs
     decoder = learning.times("text")
     attended = 6 if decoder > 2 else 2  # both factors of a score come from the input
-    vision, connector = per_crop(config)
-    of_crop = learning.times("vision") * vision + learning.times("connector") * connector
-    return decoder * weights + attended * scores + crops * of_crop
+    vision = learning.times("vision") * crops * tower(config.vision)
+    pooling = pooled_windows(config.vision, config.connector, windows, pooled)
+    connector = learning.times("connector") * (pooling + windows * projector(config))
+    return decoder * weights + attended * scores + vision + connector
 
 
 def flops_per_token(config: MolmoConfig, length: int) -> float:
@@ -66,20 +71,12 @@ def flops_per_token(config: MolmoConfig, length: int) -> float:
 
 
 def flops_per_crop(config: MolmoConfig) -> float:
-    """Operations of one crop through tower and connector, which both learn."""
-    return 6 * sum(per_crop(config))
-
-
-def per_crop(config: MolmoConfig) -> tuple[int, int]:
-    """Products of one crop in the tower, and in the connector."""
-    windows = (
-        math.ceil(
-            config.vision.image_size // config.vision.patch_size / config.connector.pooling_size
-        )
-        ** 2
-    )
-    window = pooling(config.vision, config.connector) + projector(config)
-    return tower(config.vision), windows * window
+    """Operations of one crop through tower and connector, which both learn, where tokens show all of its windows."""
+    side = config.vision.image_size // config.vision.patch_size
+    windows = math.ceil(side / config.connector.pooling_size) ** 2
+    patches = windows * config.connector.pooling_size**2
+    connector = pooled_windows(config.vision, config.connector, windows, patches)
+    return 6 * (tower(config.vision) + connector + windows * projector(config))
 
 
 def attention(text: TextConfig, length: int) -> int:
@@ -115,14 +112,17 @@ def tower(vision: VisionConfig) -> int:
     return patches * 3 * vision.patch_size**2 * width + layers * tokens * layer
 
 
-def pooling(vision: VisionConfig, connector: ConnectorConfig) -> int:
-    """Products of the attention over one window."""
+def pooled_windows(
+    vision: VisionConfig, connector: ConnectorConfig, windows: float, patches: float
+) -> float:
+    """Products of the attention over windows that hold `patches` in all."""
     if connector.pooling == "stack":
         return 0
     width = vision.hidden_size
     features = width * len(vision.feature_layers)
-    window = connector.pooling_size**2
-    return features * width * (1 + 2 * window) + width * width + 2 * window * width
+    of_window = features * width + width * width  # its query, and what it gives
+    of_patch = 2 * features * width + 2 * width  # its key and value, score and share
+    return windows * of_window + patches * of_patch
 
 
 def projector(config: MolmoConfig) -> int:

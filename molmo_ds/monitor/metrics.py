@@ -200,6 +200,8 @@ class Metrics:
                 learnt=sums["learnt_tokens"],
                 pairs=sums["visible_pairs"],
                 crops=sums["crops"],
+                windows=sums["windows"],
+                pooled=sums["pooled_patches"],
                 learning=learning_of(self.config),
             )
             out["mfu"] = flops / wall / (peak * self.world.size)

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from molmo_ds.architecture import TextConfig, VisionConfig
 from molmo_ds.batch import Batch, learnt_rows_of, windows_of
 from molmo_ds.config import LoraConfig, RunConfig
+from molmo_ds.engine import loss_scale
 from molmo_ds.engine.launch import World
 from molmo_ds.model.flops import Learning, flops_of_step, flops_per_crop, flops_per_token
 from molmo_ds.model.molmo import Molmo
@@ -80,11 +81,50 @@ def test_operations_of_a_step_are_those_that_are_needed() -> None:
     whole = 40 * flops_per_token(config, 40) + 3 * flops_per_crop(config)
     # 40 * 41 / 2 pairs of which the rule of thumb counts 40 * 40 / 2
     diagonal = 20 * 6 * text.num_hidden_layers * 2 * text.hidden_size
-    assert flops_of_step(config, 40, 40, 820, 3) == whole + diagonal
+    seen = (3, 3 * synthetic.POOLED, 3 * synthetic.PATCHES)  # crops, windows, their patches
+    assert flops_of_step(config, 40, 40, 820, *seen) == whole + diagonal
     # five documents of 8 tokens, of each of which 2 are learnt
     hidden = (820 - 5 * 36) * 6 * text.num_hidden_layers * 2 * text.hidden_size
     unlearnt = 30 * 6 * text.hidden_size * text.embedding_size
-    assert flops_of_step(config, 40, 10, 180, 3) == whole + diagonal - hidden - unlearnt
+    assert flops_of_step(config, 40, 10, 180, *seen) == whole + diagonal - hidden - unlearnt
+
+
+def test_operations_of_windows_are_those_that_tokens_show() -> None:
+    """Six windows of three patches, of crops that hold twelve of four: as where frames are pooled, or crops overlap."""
+    config = synthetic.MODEL
+    model = Molmo(config)
+    model.reset_parameters(0)
+    counted = []
+
+    def count(layer: torch.nn.Linear, inputs: tuple, output: torch.Tensor) -> None:
+        counted.append(2 * layer.weight.numel() * inputs[0].numel() // layer.in_features)
+
+    for layer in model.connector.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.register_forward_hook(count)
+    batch = full_batch(3, 40, synthetic.POOLED)
+    batch = batch.replace(
+        windows=batch.windows[::2, :3].contiguous(), image_positions=torch.arange(6)
+    )
+    with torch.no_grad():
+        model(batch)
+    _, sums = loss_scale.scale([batch], 1, None, torch.device("cpu"), config)
+    counts = dict(zip(loss_scale.COUNTS, sums.tolist(), strict=True))
+    assert (counts["windows"], counts["pooled_patches"], counts["crops"]) == (6, 18, 3)
+    scores = 2 * 2 * 18 * config.vision.hidden_size  # one query for each patch, and its share
+    found = flops_of_step(config, 40, 40, 820, 3, 6, 18) - flops_of_step(
+        config, 40, 40, 820, 3, 0, 0
+    )
+    assert found == 3 * (sum(counted) + scores)
+
+
+def test_a_window_that_no_token_shows_does_not_count() -> None:
+    batch = full_batch(
+        3, 40, synthetic.POOLED
+    )  # of four windows of a crop the first is added to a token
+    _, sums = loss_scale.scale([batch], 1, None, torch.device("cpu"), synthetic.MODEL)
+    counts = dict(zip(loss_scale.COUNTS, sums.tolist(), strict=True))
+    assert (counts["windows"], counts["pooled_patches"]) == (3, 3 * 4)
 
 
 @pytest.mark.parametrize(
@@ -149,6 +189,8 @@ def step_values(step: int, tokens: float) -> dict[str, float]:
         "images": 2.0,
         "learnt_tokens": tokens / 4,
         "visible_pairs": 10 * tokens,
+        "windows": 16.0,
+        "pooled_patches": 64.0,
     }
     return {
         "loss": 1.0 / step,
@@ -197,7 +239,9 @@ def test_lines_and_events(
         and line["images_per_second"] == 1
         and line["save_share"] == pytest.approx(0.1)
     )
-    flops = flops_of_step(config.model, tokens=200, learnt=50, pairs=2000, crops=8)
+    flops = flops_of_step(
+        config.model, tokens=200, learnt=50, pairs=2000, crops=8, windows=32, pooled=128
+    )
     assert line["mfu"] == pytest.approx(flops / 4.0 / 1e9)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()

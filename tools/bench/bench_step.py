@@ -75,6 +75,8 @@ def flops(config: MolmoConfig, batches: list[Batch]) -> float:
         learnt=counts["learnt_tokens"],
         pairs=counts["visible_pairs"],
         crops=counts["crops"],
+        windows=counts["windows"],
+        pooled=counts["pooled_patches"],
     )
 
 
