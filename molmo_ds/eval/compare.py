@@ -16,6 +16,7 @@ from typing import Any
 from scipy.stats import t as student
 
 from molmo_ds.eval.benchmarks import BENCHMARKS
+from molmo_ds.eval.row import UNREADABLE
 from molmo_ds.eval.saved import scored_rows
 from molmo_ds.eval.score import figure
 
@@ -129,9 +130,11 @@ def _compared(
     pictures = [one["picture"] for one, _ in pairs]
     before = [float(one["scores"][metric]) for one, _ in pairs]
     after = [float(other["scores"][metric]) for _, other in pairs]
-    gains = [new - old for old, new in zip(before, after)]
-    change = figure(list(zip(pictures, gains)))
+    differences = [new - old for old, new in zip(before, after)]
+    change = figure(list(zip(pictures, differences)))
     groups = len(set(pictures))
+    # the fewer replies are unreadable, the better
+    gains = [-one for one in differences] if metric == UNREADABLE else differences
     changed = list(zip(gains, pairs))
     return Comparison(
         task=name,

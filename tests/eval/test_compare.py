@@ -123,3 +123,12 @@ def test_the_command_reads_folders(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "3 better, 1 worse, 0 changed in words only" in said
     command.main([str(tmp_path / "a"), str(tmp_path / "a"), "--metric", "em"])
     assert "em 0.3750 -> 0.3750: +0.0000 ± 0.0000, p = 1" in capsys.readouterr().out
+
+
+def test_fewer_unreadable_replies_are_better():
+    before, after = rows(FIRST), rows(SECOND)
+    for one in before + after:
+        one["scores"]["unreadable"] = 1 - one["scores"]["em"]
+    [found] = compare(before, after, "unreadable")
+    assert (len(found.better), len(found.worse)) == (3, 1), "as by the score"
+    assert found.second - found.first == pytest.approx(-2 / 8)
