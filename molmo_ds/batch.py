@@ -86,6 +86,7 @@ class Contents:
     image_positions: Tensor = per_window(MISSING)
 
     def __post_init__(self) -> None:
+        # filled before anyone sees it: to all others it is frozen
         for name, kind in LEFT_OUT.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, self._nothing(kind))
