@@ -30,12 +30,17 @@ class Choice(NamedTuple):
 
 def draw(seed: int, name: str, place: int) -> float:
     """A uniform number in [0, 1) for one token of one answer."""
-    digest = hashlib.blake2b(f"{seed}/{place}/{name}".encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> (64 - BITS)) / 2**BITS
+    words = f"{seed}/{place}/{name}".encode()
+    digest = hashlib.blake2b(words, digest_size=8).digest()
+    number = int.from_bytes(digest, "big")
+    return (number >> (64 - BITS)) / 2**BITS
 
 
 def next_tokens(
-    share: Share, hidden: Tensor, options: Sequence[Options], draws: Sequence[float]
+    share: Share,
+    hidden: Tensor,
+    options: Sequence[Options],
+    draws: Sequence[float],
 ) -> Choice:
     """The choice from hidden states [R, D] of the last layer, on each rank that shares the words.
 
@@ -45,7 +50,8 @@ def next_tokens(
     logits = share.head.logits(hidden)
     if any(one.temperature or one.logprobs for one in options):
         return choose(share.all_words(logits), options, draws)
-    return greedy(share.gather(summary(logits, share.first_word)))
+    mine = summary(logits, share.first_word)
+    return greedy(share.gather(mine))
 
 
 def choose(logits: Tensor, options: Sequence[Options], draws: Sequence[float]) -> Choice:
@@ -54,7 +60,8 @@ def choose(logits: Tensor, options: Sequence[Options], draws: Sequence[float]) -
     tokens = logits.argmax(-1)
     if any(one.temperature for one in options):
         drawn = _there([one.temperature > 0 for one in options], logits)
-        tokens = torch.where(drawn, sample(logits, options, draws), tokens)
+        words = sample(logits, options, draws)
+        tokens = torch.where(drawn, words, tokens)
     known = logits.log_softmax(-1)
     most = max((one.logprobs for one in options), default=0)
     likeliest = known.topk(most, -1)
@@ -73,14 +80,16 @@ def sample(logits: Tensor, options: Sequence[Options], draws: Sequence[float]) -
     latter by the last bit of a logit, which depends on the batch and the layout.
     """
     tiny = torch.finfo(torch.float32).tiny
-    temperature = _there([max(one.temperature, tiny) for one in options], logits)[:, None]
+    temperature = _there([max(one.temperature, tiny) for one in options], logits)
     best = logits.amax(-1, keepdim=True)  # taken off first, so that no temperature is too small
-    share = ((logits - best) / temperature).softmax(-1)
+    scaled = (logits - best) / temperature[:, None]
+    share = scaled.softmax(-1)
     if any(one.top_k or one.top_p < 1 for one in options):
         share = likely(share, options)
     level = share.double().cumsum(-1)
-    chance = _there(list(draws), logits).double()[:, None]
-    place = (level <= chance * level[:, -1:]).sum(-1)
+    chance = _there(list(draws), logits).double()
+    wanted = chance[:, None] * level[:, -1:]
+    place = (level <= wanted).sum(-1)
     index = torch.arange(logits.shape[-1], device=logits.device)
     last = torch.where(share > 0, index, 0).amax(-1)
     return torch.minimum(place, last)
@@ -92,10 +101,12 @@ def likely(share: Tensor, options: Sequence[Options]) -> Tensor:
     top_k = _there([one.top_k or words for one in options], share)[:, None]
     top_p = _there([one.top_p for one in options], share)[:, None]
     ordered, order = share.sort(descending=True, stable=True)
-    ordered = torch.where(torch.arange(words, device=share.device) < top_k, ordered, 0)
+    rank = torch.arange(words, device=share.device)
+    ordered = torch.where(rank < top_k, ordered, 0)
     # the word that crosses top_p stays
     before = ordered.cumsum(-1) - ordered
-    within = (before < top_p * ordered.sum(-1, keepdim=True)) | (top_p == 1)
+    whole = ordered.sum(-1, keepdim=True)
+    within = (before < top_p * whole) | (top_p == 1)
     ordered = torch.where(within, ordered, 0)
     return torch.zeros_like(share).scatter(1, order, ordered)
 
@@ -115,9 +126,16 @@ def greedy(summaries: Tensor) -> Choice:
     chosen = value.gather(0, best)[0]
     tokens = word.gather(0, best)[0].long()
     nothing = tokens.new_zeros(len(tokens), 0)
-    return Choice(tokens, (chosen - total.logsumexp(0)).float(), nothing, nothing.float())
+    known = chosen - total.logsumexp(0)
+    return Choice(
+        tokens=tokens,
+        log_probabilities=known.float(),
+        top_tokens=nothing,
+        top_log_probabilities=nothing.float(),
+    )
 
 
 def _there(values: list, like: Tensor) -> Tensor:
     dtype = torch.float32 if isinstance(values[0], float) else None
-    return torch.tensor(values, dtype=dtype).to(like.device, non_blocking=True)
+    made = torch.tensor(values, dtype=dtype)
+    return made.to(like.device, non_blocking=True)

@@ -25,20 +25,24 @@ class ShardList(Sequence):
     """Shards by number; each is made when it is asked for."""
 
     def __init__(self, shards: Sequence[Shard]) -> None:
-        parted = [shard.path.rpartition("/") for shard in shards]
-        self._folders = sorted({folder + slash for folder, slash, _ in parted})
-        numbers = {folder: number for number, folder in enumerate(self._folders)}
-        self._folder = np.array([numbers[folder + slash] for folder, slash, _ in parted], np.int32)
-        self._names = np.array([os.fsencode(name) for _, _, name in parted])
-        self._hashes = np.array([bytes.fromhex(shard.sidecar_sha256) for shard in shards], "V32")
+        folders = []
+        names = []
+        for shard in shards:
+            folder, slash, name = shard.path.rpartition("/")
+            folders.append(folder + slash)
+            names.append(os.fsencode(name))
+        self._folders = sorted(set(folders))
+        number_of = {folder: number for number, folder in enumerate(self._folders)}
+        self._folder = np.array([number_of[folder] for folder in folders], np.int32)
+        self._names = np.array(names)
+        hashes = [bytes.fromhex(shard.sidecar_sha256) for shard in shards]
+        self._hashes = np.array(hashes, "V32")
         self._bytes = np.array([shard.bytes for shard in shards], np.int64)
         # the first sample of each, and the end
-        self.starts = np.concatenate([[0], np.cumsum([s.samples for s in shards])]).astype(np.int64)
-        counts = [shard.annotations for shard in shards]
+        self.starts = _starts([shard.samples for shard in shards])
         # the same where each annotation counts as a sample
-        self.annotation_starts: np.ndarray | None = None
-        if None not in counts:
-            self.annotation_starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        counts = [shard.annotations for shard in shards]
+        self.annotation_starts = None if None in counts else _starts(counts)
 
     @property
     def bytes(self) -> int:
@@ -65,7 +69,15 @@ class ShardList(Sequence):
 
     def _annotations(self, number: int) -> int | None:
         starts = self.annotation_starts
-        return None if starts is None else int(starts[number + 1] - starts[number])
+        if starts is None:
+            return None
+        return int(starts[number + 1] - starts[number])
+
+
+def _starts(counts: list[int]) -> np.ndarray:
+    """int64, where each of them begins, one behind the other, and the end of all."""
+    ends = np.cumsum(counts)
+    return np.concatenate([[0], ends]).astype(np.int64)
 
 
 class Bounds:
@@ -84,13 +96,18 @@ class Bounds:
         return int(self._firsts[-1]) + 1
 
     def __getitem__(self, chunk: int | np.ndarray) -> np.int64 | np.ndarray:
-        chunk = np.where(np.less(chunk, 0), np.add(chunk, len(self)), chunk)
+        from_end = np.less(chunk, 0)
+        chunk = np.where(from_end, np.add(chunk, len(self)), chunk)
         shard = np.searchsorted(self._firsts, chunk, side="right") - 1
-        shard = np.minimum(shard, len(self._starts) - 2)  # the end is the last shard's
-        first = self._starts[shard] + (chunk - self._firsts[shard]) * self.length
-        return np.minimum(first, self._starts[shard + 1])
+        last = len(self._starts) - 2
+        shard = np.minimum(shard, last)  # the end is the last shard's
+        inside = chunk - self._firsts[shard]
+        first = self._starts[shard] + inside * self.length
+        end = self._starts[shard + 1]
+        return np.minimum(first, end)
 
     def holding(self, sample: int) -> int:
         """The number of the chunk that holds a sample."""
         shard = int(np.searchsorted(self._starts, sample, side="right")) - 1
-        return int(self._firsts[shard] + (sample - self._starts[shard]) // self.length)
+        inside = (sample - self._starts[shard]) // self.length
+        return int(self._firsts[shard] + inside)

@@ -9,35 +9,56 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+Three = tuple[Tensor, Tensor, Tensor]
+Forward = Callable[[Tensor, Tensor, Tensor, Tensor, bool], Tensor]
+Backward = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, bool], Three]
+
 
 class Kernels(NamedTuple):
     """One implementation: both take contiguous tensors, and the backward pass the gradient first."""
 
-    forward: Callable[[Tensor, Tensor, Tensor, Tensor, bool], Tensor]
-    backward: Callable[
-        [Tensor, Tensor, Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor, Tensor]
-    ]
+    forward: Forward
+    backward: Backward
 
 
 KERNELS: dict[str, Kernels] = {}  # "triton" or "cuda" -> what runs
 
 
 @torch.library.custom_op("molmo_ds::pool_patches", mutates_args=())
-def pool(q: Tensor, k: Tensor, v: Tensor, windows: Tensor, masked: bool, by: str) -> Tensor:
+def pool(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    windows: Tensor,
+    masked: bool,
+    by: str,
+) -> Tensor:
     """q [M, H, d], k and v [M, W, H, d], windows [M, W] -> [M, H, d], by the kernels of that name."""
-    return KERNELS[by].forward(
-        q.contiguous(), k.contiguous(), v.contiguous(), windows.contiguous(), masked
-    )
+    tensors = [x.contiguous() for x in (q, k, v, windows)]
+    return KERNELS[by].forward(*tensors, masked)
 
 
 @pool.register_fake
-def _pool_shape(q: Tensor, k: Tensor, v: Tensor, windows: Tensor, masked: bool, by: str) -> Tensor:
+def _pool_shape(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    windows: Tensor,
+    masked: bool,
+    by: str,
+) -> Tensor:
     return q.new_empty(q.shape)
 
 
 @torch.library.custom_op("molmo_ds::pool_patches_backward", mutates_args=())
 def _backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, windows: Tensor, masked: bool, by: str
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    windows: Tensor,
+    masked: bool,
+    by: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     tensors = [x.contiguous() for x in (grad, q, k, v, windows)]
     return KERNELS[by].backward(*tensors, masked)
@@ -45,7 +66,13 @@ def _backward(
 
 @_backward.register_fake
 def _backward_shape(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, windows: Tensor, masked: bool, by: str
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    windows: Tensor,
+    masked: bool,
+    by: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 

@@ -9,7 +9,11 @@ from torch.nn import functional as F
 
 
 def splice(
-    input_ids: Tensor, base: Tensor, extra: Tensor, features: Tensor, positions: Tensor
+    input_ids: Tensor,
+    base: Tensor,
+    extra: Tensor,
+    features: Tensor,
+    positions: Tensor,
 ) -> Tensor:
     """Embeddings [B, T, D] of input_ids [B, T], plus features [M, D] at positions [M]; -1 drops a feature.
 
@@ -17,10 +21,15 @@ def splice(
     """
     rows = base.shape[0]
     ids = input_ids.reshape(-1)
-    additional = (ids >= rows)[:, None]
-    low = F.embedding(ids.clamp(max=rows - 1), base)
-    high = F.embedding((ids - rows).clamp(min=0), extra).to(low.dtype)
+    in_base = ids.clamp(max=rows - 1)
+    in_extra = (ids - rows).clamp(min=0)
+    low = F.embedding(in_base, base)
+    high = F.embedding(in_extra, extra).to(low.dtype)
+    additional = ids >= rows
+    words = torch.where(additional[:, None], high, low)
     # row 0 receives zeros
-    added = torch.where((positions >= 0)[:, None], features, 0).to(low.dtype)
-    out = torch.where(additional, high, low).index_add(0, positions.clamp(min=0), added)
+    there = positions >= 0
+    added = torch.where(there[:, None], features, 0)
+    places = positions.clamp(min=0)
+    out = words.index_add(0, places, added.to(low.dtype))
     return out.view(*input_ids.shape, -1)

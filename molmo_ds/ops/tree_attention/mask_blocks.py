@@ -56,7 +56,8 @@ class Blocks:
 
     def _made(self, block: Block) -> Tensor:
         seen = _rows(self.ids, block.begin, block.end)[block.row]
-        return _additive(_join(seen, block.keys, 1))
+        keys = _join(seen, block.keys, 1)
+        return _additive(keys)
 
 
 def cut(mask: Tensor) -> Blocks | None:
@@ -69,16 +70,24 @@ def cut(mask: Tensor) -> Blocks | None:
         seen = mask[:, 0, begin:end].amax(1) == 0  # [B, T]
         for row in range(rows):
             runs = _runs(seen[row])
+            keys = sum(last - first for first, last in runs)
             blocks.append(Block(row, begin, end, runs))
-            area += (end - begin) * sum(b - a for a, b in runs)
+            area += (end - begin) * keys
     if area > WORTH * rows * tokens * tokens:
         return None
-    kept = (_join(mask[one.row, 0, one.begin : one.end], one.keys, 1).float() for one in blocks)
+    kept = []
+    for one in blocks:
+        of_queries = mask[one.row, 0, one.begin : one.end]
+        part = _join(of_queries, one.keys, 1)
+        kept.append(part.float())
     return Blocks(tuple(blocks), mask.dtype, tuple(kept))
 
 
 def of_ids(
-    document_ids: Tensor, branch_ids: Tensor, image_ids: Tensor | None, dtype: torch.dtype
+    document_ids: Tensor,
+    branch_ids: Tensor,
+    image_ids: Tensor | None,
+    dtype: torch.dtype,
 ) -> Blocks:
     """The blocks for ids int [B, T] of long sequences; no mask is larger than one block's."""
     ids = (document_ids, branch_ids, image_ids)
@@ -93,18 +102,23 @@ def of_ids(
 
 def _rows(ids: tuple[Tensor, Tensor, Tensor | None], begin: int, end: int) -> Tensor:
     """bool [B, t, T], what the queries begin:end see."""
-    places = torch.arange(ids[0].shape[1])
-    row = torch.arange(len(ids[0]))[:, None, None]
-    return reference.rule(*ids)(row, None, places[begin:end, None], places)
+    rows, tokens = ids[0].shape
+    keys = torch.arange(tokens)
+    queries = keys[begin:end, None]
+    row = torch.arange(rows)[:, None, None]
+    sees = reference.rule(*ids)
+    return sees(row, None, queries, keys)
 
 
 def _runs(seen: Tensor) -> tuple[tuple[int, int], ...]:
     """Runs of the keys [T] that a block sees, with short gaps between them."""
     columns = seen.nonzero()[:, 0]
-    breaks = ((columns[1:] - columns[:-1]) > GAP).nonzero()[:, 0]
-    firsts = torch.cat((columns[:1], columns[breaks + 1])).tolist()
-    lasts = torch.cat((columns[breaks], columns[-1:])).tolist()
-    return tuple((a, b + 1) for a, b in zip(firsts, lasts))
+    steps = columns[1:] - columns[:-1]
+    breaks = (steps > GAP).nonzero()[:, 0]
+    firsts = torch.cat((columns[:1], columns[breaks + 1]))
+    lasts = torch.cat((columns[breaks], columns[-1:]))
+    ends = lasts + 1
+    return tuple(zip(firsts.tolist(), ends.tolist()))
 
 
 def _additive(seen: Tensor) -> Tensor:
@@ -124,10 +138,14 @@ class _Blocks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocks: Blocks) -> Tensor:
         heads, _, width = q.shape[1:]
+        groups = k.shape[1]
         out = torch.empty_like(q)
         sums = []
-        for block, mask in zip(blocks.blocks, blocks.masks(heads // k.shape[1])):
-            (folded,), (keys, values) = _gather(block, k.shape[1], (q,), (k, v))
+        masks = blocks.masks(heads // groups)
+        for block, mask in zip(blocks.blocks, masks):
+            folded = _folded(block, q, groups)
+            keys = _seen(block, k)
+            values = _seen(block, v)
             part, lse = flash_cpu.forward(folded, keys, values, mask)
             out[block.row, :, block.begin : block.end] = part.reshape(heads, -1, width)
             sums.append(lse)
@@ -144,14 +162,21 @@ class _Blocks(torch.autograd.Function):
         # cast whole, not block by block
         q, k, v, out, of_out = (flash_cpu.wide(x) for x in (*saved[:4], of_out))
         heads, _, width = q.shape[1:]
+        groups = k.shape[1]
         of_q = torch.empty_like(q)
         of_k = torch.zeros_like(k)
         of_v = torch.zeros_like(v)
-        masks = ctx.blocks.masks(heads // k.shape[1])
+        masks = ctx.blocks.masks(heads // groups)
         for block, mask, lse in zip(ctx.blocks.blocks, masks, sums):
-            queries, keys = _gather(block, k.shape[1], (of_out, q, out), (k, v))
-            grad, folded, part = queries
-            of_folded, of_keys, of_values = flash_cpu.backward(grad, folded, *keys, part, lse, mask)
+            of_folded, of_keys, of_values = flash_cpu.backward(
+                _folded(block, of_out, groups),
+                _folded(block, q, groups),
+                _seen(block, k),
+                _seen(block, v),
+                _folded(block, out, groups),
+                lse,
+                mask,
+            )
             of_q[block.row, :, block.begin : block.end] = of_folded.reshape(heads, -1, width)
             at = 0
             for first, last in block.keys:
@@ -162,15 +187,16 @@ class _Blocks(torch.autograd.Function):
         return of_q.to(given), of_k.to(given), of_v.to(given), None
 
 
-def _gather(
-    block: Block, groups: int, queries: tuple[Tensor, ...], keys: tuple[Tensor, ...]
-) -> tuple[list[Tensor], list[Tensor]]:
-    # [B, H, T, d] -> [1, G, R * t, d]; [B, G, T, d] -> [1, G, s, d]
-    width = keys[0].shape[-1]
-    folded = [
-        x[block.row, :, block.begin : block.end].reshape(1, groups, -1, width) for x in queries
-    ]
-    return folded, [_join(x[block.row][None], block.keys, 2) for x in keys]
+def _folded(block: Block, x: Tensor, groups: int) -> Tensor:
+    # a block's queries, [B, H, T, d] -> [1, G, R * t, d]
+    queries = x[block.row, :, block.begin : block.end]
+    return queries.reshape(1, groups, -1, x.shape[-1])
+
+
+def _seen(block: Block, x: Tensor) -> Tensor:
+    # the keys that they see, or these' values, [B, G, T, d] -> [1, G, s, d]
+    row = x[block.row][None]
+    return _join(row, block.keys, 2)
 
 
 def usable(q: Tensor, blocks: object, dropout_p: float) -> bool:
