@@ -13,28 +13,51 @@ MANTIS = ("llava_665k_multi", "nlvr2", "spot-the-diff")
 
 def explained(shown: Shown) -> list[Row]:
     """A drawing with questions, each with the way to its answer."""
-    return [{"id": str(shown.number), "image": shown.image, "qa_pairs": _pairs(shown)}]
+    row = {
+        "id": str(shown.number),
+        "image": shown.image,
+        "qa_pairs": _pairs(shown),
+    }
+    return [row]
 
 
 def explained_pages(shown: Shown) -> list[Row]:
     """Several drawings, asked about the first."""
     images = [one.image for one in shown.all]
-    known = {"id": str(shown.number), "metadata": {"num_images": len(images)}}
-    return [{**known, "images": images, "qa_pairs": _pairs(shown)}]
+    row = {
+        "id": str(shown.number),
+        "metadata": {"num_images": len(images)},
+        "images": images,
+        "qa_pairs": _pairs(shown),
+    }
+    return [row]
 
 
 def _pairs(shown: Shown) -> dict[str, list[str]]:
     questions, answers = zip(*shown.asked(3))
     seen = shown.scene.caption()
     explanations = [f"{seen} So the answer is {answer}." for answer in answers]
-    return {"question": [*questions], "explanation": explanations, "answer": [*answers]}
+    return {
+        "question": list(questions),
+        "explanation": explanations,
+        "answer": list(answers),
+    }
 
 
 def places_asked(shown: Shown) -> list[Row]:
-    labels = [*shown.scene.places()]
-    points = [[{"x": x, "y": y} for x, y in shown.scene.percent(label)] for label in labels]
-    row = {"id": str(shown.number), "image": shown.image, "names": labels, "answer_points": points}
-    return [{**row, "questions": [f"Point to each {label}." for label in labels]}]
+    labels = list(shown.scene.places())
+    row = {
+        "id": str(shown.number),
+        "image": shown.image,
+        "names": labels,
+        "answer_points": [_points(shown, label) for label in labels],
+        "questions": [f"Point to each {label}." for label in labels],
+    }
+    return [row]
+
+
+def _points(shown: Shown, label: str) -> list[dict[str, float]]:
+    return [{"x": x, "y": y} for x, y in shown.scene.percent(label)]
 
 
 def people_ask_of_several(shown: Shown) -> list[Row]:
@@ -51,18 +74,30 @@ def places_in_several(shown: Shown) -> list[Row]:
     """Places of what the first picture shows, which others may lack."""
     label = shown.label
     urls = [one.address["image_url"] for one in shown.all]
-    points = [[{"x": x, "y": y} for x, y in one.scene.percent(label)] for one in shown.all]
-    return [{"image_urls": urls, "labels": [label] * len(urls), "points": points}]
+    row = {
+        "image_urls": urls,
+        "labels": [label] * len(urls),
+        "points": [_points(one, label) for one in shown.all],
+    }
+    return [row]
 
 
 def choices(shown: Shown) -> list[Row]:
     """Questions about all pictures with options, whose right one is the last."""
     files = [one.file for one in shown.all]
     other = "stone" if shown.scene.word != "stone" else "river"
-    row = {"example_id": f"made-up-{shown.number}", "subset": "made_up", "images": files}
-    asked = ["Which word is on the sign of the first picture?", "How many pictures are there?"]
-    options = [[other, shown.scene.word], ["none", str(len(files))]]
-    return [{**row, "mc_question": asked, "choices": options, "correct_choice_idx": [1, 1]}]
+    word = ("Which word is on the sign of the first picture?", [other, shown.scene.word])
+    count = ("How many pictures are there?", ["none", str(len(files))])
+    questions, options = zip(word, count)
+    row = {
+        "example_id": f"made-up-{shown.number}",
+        "subset": "made_up",
+        "images": files,
+        "mc_question": list(questions),
+        "choices": list(options),
+        "correct_choice_idx": [1, 1],
+    }
+    return [row]
 
 
 def choices_to_evaluate(shown: Shown) -> list[Row]:

@@ -46,17 +46,19 @@ def merge(rows: list[Batch]) -> Batch:
     before = 0
     candidates = []
     for row in rows:
-        candidates.append(_wide(shifted(row.candidates, before), high))
+        candidates.append(shifted(row.candidates, before))
         before += len(row.windows)
+    shares = [_shares(row.low_to_high, low, high) for row in rows]
+    lengths = [row.low_length for row in rows]
     return SelectionBatch(
         **vars(joined),
-        low_tokens=torch.cat([_wide(row.low_tokens, low) for row in rows]),
-        candidates=torch.cat(candidates),
-        candidate_places=torch.cat([_wide(row.candidate_places, high, 0) for row in rows]),
-        picked_tokens=torch.cat([_wide(row.picked_tokens, picks) for row in rows]),
-        low_to_high=torch.cat([_shares(row.low_to_high, low, high) for row in rows]),
+        low_tokens=_under([row.low_tokens for row in rows], low),
+        candidates=_under(candidates, high),
+        candidate_places=_under([row.candidate_places for row in rows], high, 0),
+        picked_tokens=_under([row.picked_tokens for row in rows], picks),
+        low_to_high=torch.cat(shares),
         query_tokens=torch.cat([row.query_tokens for row in rows]),
-        low_length=torch.stack([row.low_length for row in rows]).max(),
+        low_length=torch.stack(lengths).max(),
     )
 
 
@@ -65,9 +67,16 @@ def collate_selected(samples: list[SelectionSample]) -> SelectionBatch:
     return merge([row([sample], len(sample.input_ids)) for sample in samples])
 
 
-def _wide(index: Tensor, count: int, value: int = MISSING) -> Tensor:
-    return F.pad(index, (0, count - index.shape[1]), value=value)
+def _under(rows: list[Tensor], count: int, value: int = MISSING) -> Tensor:
+    """Tensors [1, n] under each other, each padded to `count`."""
+    wide = []
+    for row in rows:
+        lacking = count - row.shape[1]
+        wide.append(F.pad(row, (0, lacking), value=value))
+    return torch.cat(wide)
 
 
 def _shares(shares: Tensor, low: int, high: int) -> Tensor:
-    return F.pad(shares, (0, high - shares.shape[2], 0, 4 * low - shares.shape[1]))
+    """Shares [1, 4 * l, h] padded to [1, 4 * low, high]."""
+    _, scores, windows = shares.shape
+    return F.pad(shares, (0, high - windows, 0, 4 * low - scores))

@@ -16,6 +16,9 @@ from molmo_ds.data.show.pictures import HUES, colour, img
 
 WIDEST = 200  # pixels of a frame on the page
 MOST = 64  # frames that are shown of one video
+WHITE = (255, 255, 255)
+YELLOW = (255, 255, 0)
+BLACK = (0, 0, 0)
 Mark = tuple[str, float, float]  # name, x and y as shares
 
 
@@ -25,11 +28,14 @@ def film_strip(record: dict[str, Any], builder: SampleBuilder) -> str:
     frames = builder.frames(record)
     annotations = [read_annotation(one) for one in record["annotations"]]
     cells = []
+    scene = Scene(record["sizes"], film.times)
     for time, frame in list(zip(film.times, frames))[:MOST]:
-        scene = Scene(record["sizes"], film.times)
-        marks = [mark for one in annotations for mark in marks_at(one, time, scene)]
+        marks: list[Mark] = []
+        for one in annotations:
+            marks += marks_at(one, time, scene)
+        picture = img(drawn(frame, marks), "JPEG")
         caption = f"<figcaption>{stamp(time)} s</figcaption>"
-        cells.append(f"<figure>{img(drawn(frame, marks), 'JPEG')}{caption}</figure>")
+        cells.append(f"<figure>{picture}{caption}</figure>")
     left = len(film.times) - len(cells)
     more = f"<p>and {left} more frames</p>" if left else ""
     said = subtitles(record, film.times, builder.video.subtitle_seconds)
@@ -56,7 +62,10 @@ def _share(point: list[float], annotation: Annotation, scene: Scene) -> tuple[fl
 
 
 def contact_sheet(
-    frames: list[np.ndarray], times: list[float], marks: list[list[Mark]], columns: int = 8
+    frames: list[np.ndarray],
+    times: list[float],
+    marks: list[list[Mark]],
+    columns: int = 8,
 ) -> np.ndarray:
     """Frames of equal size in rows, tiny ones enlarged, with their times and marks: uint8 [height, width, 3]."""
     cells = []
@@ -66,12 +75,20 @@ def contact_sheet(
         cell = Image.fromarray(drawn(large, here))
         pen = ImageDraw.Draw(cell)
         pen.text(
-            (3, 1), f"{stamp(time)} s", fill=(255, 255, 0), stroke_width=1, stroke_fill=(0, 0, 0)
+            (3, 1),
+            f"{stamp(time)} s",
+            fill=YELLOW,
+            stroke_width=1,
+            stroke_fill=BLACK,
         )
         cells.append(np.asarray(cell))
     columns = min(columns, len(cells))
-    cells += [np.zeros_like(cells[0])] * (-len(cells) % columns)
-    rows = [np.concatenate(cells[i : i + columns], 1) for i in range(0, len(cells), columns)]
+    blank = np.zeros_like(cells[0])
+    cells += [blank] * (-len(cells) % columns)
+    rows = []
+    for first in range(0, len(cells), columns):
+        row = cells[first : first + columns]
+        rows.append(np.concatenate(row, 1))
     return np.concatenate(rows)
 
 
@@ -85,8 +102,8 @@ def drawn(frame: np.ndarray, marks: list[Mark]) -> np.ndarray:
         y *= small.height
         ring = (x - 5, y - 5, x + 5, y + 5)
         hue = colour(HUES[sum(name.encode()) % len(HUES)], 0.55)
-        pen.ellipse(ring, outline=(255, 255, 255), width=4)
+        pen.ellipse(ring, outline=WHITE, width=4)
         pen.ellipse(ring, outline=hue, width=2)
         label = (x + 7, y - 6)
-        pen.text(label, name, fill=hue, stroke_width=1, stroke_fill=(255, 255, 255))
+        pen.text(label, name, fill=hue, stroke_width=1, stroke_fill=WHITE)
     return np.asarray(small)

@@ -21,7 +21,10 @@ def experts(
     normalise: bool,
     first: int = 0,
 ) -> Tensor:
-    """x [R, D] through those of the top_k experts of each token that are held -> [R, D]."""
+    """x [R, D] through those of the top_k experts of each token that are held -> [R, D].
+
+    Where some are not, as in answering, x has no gradient to rely on: the product's holds what lay in memory there.
+    """
     shares, chosen = router_logits.softmax(-1).topk(top_k, -1)
     if normalise:
         shares = shares / shares.sum(-1, keepdim=True)
@@ -32,16 +35,22 @@ def experts(
         absent = (chosen < 0) | (chosen >= held)
         chosen = chosen.masked_fill(absent, held)
     expert, order = chosen.flatten().sort(stable=True)
-    back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    places = torch.arange(len(order), device=order.device)
+    back = torch.empty_like(order).scatter_(0, order, places)
     index = torch.arange(held, device=x.device)
-    ends = (expert[None] <= index[:, None]).sum(1, dtype=torch.int32)
+    up_to = expert[None] <= index[:, None]
+    ends = up_to.sum(1, dtype=torch.int32)
     spread = _Spread.apply(x, order, back, top_k)
-    gate, up = _grouped(spread, gate_up_proj, ends).chunk(2, -1)
-    out = _grouped(swiglu(gate, up), down_proj, ends)
-    out = out.index_select(0, back).unflatten(0, (-1, top_k))
+    both = _grouped(spread, gate_up_proj, ends)
+    gate, up = both.chunk(2, -1)
+    inner = swiglu(gate, up)
+    out = _grouped(inner, down_proj, ends)
+    out = out.index_select(0, back)
+    out = out.unflatten(0, (-1, top_k))
     if some:  # whatever the product left there
         out = out.masked_fill(absent[..., None], 0)
-    return (out * shares[..., None]).sum(1).to(x.dtype)
+    weighted = out * shares[..., None]
+    return weighted.sum(1).to(x.dtype)
 
 
 class _Spread(torch.autograd.Function):
@@ -56,7 +65,8 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (back,) = ctx.saved_tensors
-        copies = grad.index_select(0, back).unflatten(0, (-1, ctx.top_k))
+        copies = grad.index_select(0, back)
+        copies = copies.unflatten(0, (-1, ctx.top_k))
         return copies.sum(1), None, None, None
 
 
@@ -68,7 +78,8 @@ def _grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
         x = x.to(dtype)
         weight = weight.to(dtype)
     # what the grouped product asks
-    aligned = all(size * x.element_size() % 16 == 0 for size in weight.shape[1:])
+    width = x.element_size()
+    aligned = all(size * width % 16 == 0 for size in weight.shape[1:])
     eager_cpu = device == "cpu" and not torch.compiler.is_compiling()
     known = (torch.bfloat16, torch.float32) if eager_cpu else (torch.bfloat16,)
     if aligned and x.dtype in known and hasattr(F, "grouped_mm"):
@@ -76,5 +87,7 @@ def _grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     if x.is_meta:
         return x @ weight[0].T
     # on a GPU the one place where a step may wait: float32, odd sizes
-    parts = x.tensor_split(ends[:-1].long().cpu())
-    return torch.cat([F.linear(part, w) for part, w in zip(parts, weight)])
+    cuts = ends[:-1].long().cpu()
+    parts = x.tensor_split(cuts)
+    products = [F.linear(part, one) for part, one in zip(parts, weight)]
+    return torch.cat(products)

@@ -14,14 +14,20 @@ def pool(grid: np.ndarray, size: int, centred: bool = True) -> np.ndarray:
     A side that `size` does not divide lacks patches at both ends, half of them (rounded down) before and the others
     after; without `centred` all of them are missing after the last.
     """
-    lacking = [-side % size for side in grid.shape]
-    before = [n // 2 if centred else 0 for n in lacking]
-    missing = [(first, n - first) for first, n in zip(before, lacking)]
+    missing = [_missing(side, size, centred) for side in grid.shape]
     padded = np.pad(grid, missing, constant_values=-1)
     rows = padded.shape[0] // size
     columns = padded.shape[1] // size
-    cut = padded.reshape(rows, size, columns, size).transpose(0, 2, 1, 3)
+    cut = padded.reshape(rows, size, columns, size)
+    cut = cut.transpose(0, 2, 1, 3)
     return cut.reshape(rows, columns, size * size)
+
+
+def _missing(side: int, size: int, centred: bool) -> tuple[int, int]:
+    """Patches that windows lack before and after a side."""
+    lacking = -side % size
+    before = lacking // 2 if centred else 0
+    return before, lacking - before
 
 
 def single(side: int) -> np.ndarray:
@@ -41,16 +47,19 @@ def joined(tiling: tuple[int, int], side: int, margins: tuple[int, int]) -> np.n
     rows, columns = tiling
     parts = []
     for row in range(rows):
+        down = _kept(row, rows, side, margins)
         line = []
         for column in range(columns):
-            crop = single(side) + (1 + row * columns + column) * side * side
-            line.append(
-                crop[_kept(row, rows, side, margins), _kept(column, columns, side, margins)]
-            )
+            across = _kept(column, columns, side, margins)
+            number = 1 + row * columns + column
+            crop = single(side) + number * side * side
+            line.append(crop[down, across])
         parts.append(line)
     return np.block(parts)
 
 
 def _kept(place: int, count: int, side: int, margins: tuple[int, int]) -> slice:
     left, right = margins
-    return slice(left if place > 0 else 0, side - (right if place < count - 1 else 0))
+    first = left if place > 0 else 0
+    cut = right if place < count - 1 else 0
+    return slice(first, side - cut)
