@@ -1,4 +1,4 @@
-"""What is taken from environment variables: addresses and credentials of stores, the root of data, a time-out."""
+"""What is taken from environment variables: a rank, addresses and credentials of stores, data's root, a time-out."""
 
 import glob
 import hashlib
@@ -24,6 +24,8 @@ S3_LIKE = {
 }
 ROOT = "MOLMO_DATA_DIR"
 MINUTES = "NCCL_TIMEOUT_MINUTES"
+OF_A_RANK = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what every launcher sets
+OF_A_HOST = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE")
 
 
 def prepare() -> list[str]:
@@ -47,6 +49,29 @@ def prepare() -> list[str]:
         os.environ["HF_TOKEN"] = os.environ["HF_ACCESS_TOKEN"]
         told.append("HF_TOKEN: the value of HF_ACCESS_TOKEN.")
     return told
+
+
+def rank() -> int:
+    """This process's rank by its launcher, 0 without one; ValueError where a launcher's variables are not whole."""
+    given = {name: os.environ[name] for name in (*OF_A_RANK, *OF_A_HOST) if name in os.environ}
+    for name, value in given.items():
+        if name != "MASTER_ADDR" and not (value.isascii() and value.isdigit()):
+            raise ValueError(
+                f"The variable {name} is {value!r}, but a launcher sets it to a whole number; unset it."
+            )
+    if "RANK" not in given:
+        return 0
+    missing = [name for name in OF_A_RANK if name not in given]
+    if missing:
+        raise ValueError(
+            f"The variable RANK is set without {' and '.join(missing)}; start the run by a launcher, which sets all of"
+            " them, or unset it for one process."
+        )
+    if int(given["RANK"]) >= int(given["WORLD_SIZE"]):
+        raise ValueError(
+            f"The variable RANK is {given['RANK']}, but with WORLD_SIZE={given['WORLD_SIZE']} it must be below that."
+        )
+    return int(given["RANK"])
 
 
 def private_folder() -> Path:

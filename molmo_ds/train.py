@@ -290,7 +290,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Run from the command line; an error of the user's is one sentence and exit code 1."""
     from molmo_ds.engine.checks.faults import TrainingFault
 
-    rank = int(os.environ.get("RANK", 0))
+    try:
+        rank = environment.rank()
+    except ValueError as error:
+        sys.exit(f"molmo_ds: {error}")
     logging.basicConfig(
         level=logging.INFO if rank == 0 else logging.ERROR, format="%(message)s", stream=sys.stderr
     )

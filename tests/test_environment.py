@@ -130,3 +130,39 @@ def test_paths_below_the_root(
     )
     empty.setenv("MOLMO_DATA_DIR", "gs://bucket/root/")
     assert read_arguments(words).init_from == "gs://bucket/root/weights"
+
+
+RANKS = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"RANK": "x"}, "RANK is 'x', but a launcher sets it to a whole number"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE is ''"),
+        ({"LOCAL_RANK": "-1"}, "LOCAL_RANK is '-1'"),
+        ({"MASTER_PORT": "\u0663"}, "MASTER_PORT is "),
+        ({"LOCAL_WORLD_SIZE": "2.0"}, "LOCAL_WORLD_SIZE is '2.0'"),
+        ({"WORLD_SIZE": None}, "RANK is set without WORLD_SIZE;"),
+        ({"MASTER_ADDR": None, "MASTER_PORT": None}, "without MASTER_ADDR and MASTER_PORT;"),
+        ({"RANK": "2"}, "RANK is 2, but with WORLD_SIZE=2 it must be below"),
+    ],
+)
+def test_a_launchers_variables_that_are_not_whole(
+    changes: dict[str, str | None], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (RANKS | changes).items():
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=said):
+        environment.rank()
+
+
+def test_the_rank_of_a_launcher_or_of_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*RANKS, "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert environment.rank() == 0
+    for name, value in RANKS.items():
+        monkeypatch.setenv(name, value)
+    assert environment.rank() == 1

@@ -1,5 +1,6 @@
 """The engine: DeepSpeed around one network, composed of the parts of a strategy (engine/parallel)."""
 
+import contextlib
 import hashlib
 import math
 import os
@@ -381,16 +382,32 @@ def through_accelerate(
 
     # a second engine in one process (tests) has settings of its own
     AcceleratorState._reset_state()
-    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     backend = "nccl" if world.device.type == "cuda" else "gloo"
-    accelerator = Accelerator(
-        gradient_accumulation_steps=ds["gradient_accumulation_steps"],
-        deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=ds),
-        kwargs_handlers=[InitProcessGroupKwargs(backend=backend)],
-    )
-    assert accelerator.num_processes == world.size, "accelerate does not see the process group"
-    engine, _ = accelerator.prepare(model, optimizer)
+    with told_by_arguments_alone():
+        accelerator = Accelerator(
+            gradient_accumulation_steps=ds["gradient_accumulation_steps"],
+            deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=ds),
+            kwargs_handlers=[InitProcessGroupKwargs(backend=backend)],
+        )
+        assert accelerator.num_processes == world.size, "accelerate does not see the process group"
+        engine, _ = accelerator.prepare(model, optimizer)
     return engine
+
+
+@contextlib.contextmanager
+def told_by_arguments_alone() -> Iterator[None]:
+    """Hide what `accelerate launch` left in the environment, which `ds` holds as far as it counts.
+
+    Accelerate would follow --cpu without DeepSpeed, compile for --dynamo_backend and wrap for --use_fsdp.
+    """
+    left = {name: value for name, value in os.environ.items() if name.startswith("ACCELERATE_")}
+    for name in left:
+        del os.environ[name]
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    try:
+        yield
+    finally:
+        os.environ |= left
 
 
 def dropout_seed(seed: int, step: int, stream: int) -> int:

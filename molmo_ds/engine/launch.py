@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from molmo_ds.engine.launching.op_locks import drop_stale_locks
 from molmo_ds.engine.launching.ports import free_port
+from molmo_ds.environment import rank
 
 T = TypeVar("T")
 
@@ -138,6 +139,8 @@ def start(timeout_seconds: int = 600) -> World:
 
     On a CPU the backend is gloo, on a GPU NCCL. DeepSpeed's shared-memory collective is switched off: it would be
     compiled for a minute at the first start, and it crashed in our trials.
+
+    Raises ValueError for a launcher's variables that are not whole.
     """
     # deprecations of torch.distributed that DeepSpeed calls, once per collective
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
@@ -153,6 +156,7 @@ def start(timeout_seconds: int = 600) -> World:
 
     deepspeed_0_19.compile_no_ops()
     _leave_out(deepspeed_0_19.MUON)
+    rank()
     if "RANK" not in os.environ:
         alone = {
             "RANK": 0,

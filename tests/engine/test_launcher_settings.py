@@ -1,12 +1,17 @@
 """Settings of accelerate launch that do not count are said, once, with both values."""
 
+import os
 from dataclasses import replace
 
 import pytest
 
 from molmo_ds.config import OptimConfig, RunConfig
+from molmo_ds.engine import build_engine
+from molmo_ds.engine.launch import World
 from molmo_ds.engine.launching import launchers
 from molmo_ds.engine.strategy import read_strategy
+from molmo_ds.testing import synthetic
+from molmo_ds.testing.ranks import run_ranks
 
 RUN = RunConfig(global_batch=8, micro_batch=2, precision="fp32", strategy="ds_configs/zero3.json")
 TOLD = {
@@ -95,3 +100,30 @@ def test_other_engines_and_files(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (
         "--deepspeed_config_file ds_configs/zero2.json (the run: ds_configs/zero3.json)" in sentence
     )
+
+
+LEFT = {  # what accelerate launch leaves for --cpu, --dynamo_backend, --use_fsdp and more
+    "ACCELERATE_USE_CPU": "true",
+    "ACCELERATE_DYNAMO_BACKEND": "EAGER",
+    "ACCELERATE_USE_FSDP": "true",
+    "ACCELERATE_MIXED_PRECISION": "bf16",
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "7",
+    "ACCELERATE_DEEPSPEED_ZERO_STAGE": "1",
+    "ACCELERATE_GRADIENT_CLIPPING": "0.001",
+}
+
+
+def one_step(world: World, left: dict[str, str]) -> tuple[dict[str, float], list[str]]:
+    """The numbers of a step of an engine that was built in such an environment, and what is left of it."""
+    os.environ |= left
+    run = synthetic.config(strategy="ds_configs/zero2.json", global_batch=4, micro_batch=1)
+    engine = build_engine(run, world)
+    values = engine.train_step(synthetic.micro_batches(run, 0, world.rank, world.size))
+    return values, [name for name, value in left.items() if os.environ.get(name) != value]
+
+
+def test_what_is_ignored_changes_nothing() -> None:
+    """--cpu alone had ended in an AttributeError: accelerate then leaves DeepSpeed out."""
+    plain, _ = run_ranks(one_step, 2, {})[0]
+    told, lost = run_ranks(one_step, 2, LEFT)[0]
+    assert told == plain and not lost
