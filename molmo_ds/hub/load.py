@@ -62,16 +62,26 @@ def from_reference(
         raise ValueError(
             f"{folder} has no config.yaml; give an unsharded checkpoint of the reference."
         )
-    values = yaml.safe_load(file.read_text())
-    values = values.get("model", values)
-    config = configs.override(molmo.from_reference(values), changes)
+    found, asked = of_reference(file)
+    config = configs.override(found, changes)
     weights = TensorFolder(
         folder
         if not (folder / "state_dict.safetensors").is_file()
         else folder / "state_dict.safetensors"
     )
-    asked = reference_prompts.prompts(values, config.family)
     return _convert(folder, weights, config, out, asked)
+
+
+def of_reference(file: Place) -> tuple[MolmoConfig, PromptConfig]:
+    """A network and how it is asked, by the config.yaml of the reference; ValueError where it says none."""
+    try:
+        values = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}.") from None
+    with released_config.whole(file):
+        values = values.get("model", values)
+        config = molmo.from_reference(values)
+        return config, reference_prompts.prompts(values, config.family)
 
 
 def backbones(
@@ -97,7 +107,8 @@ def backbones(
     """
     text_folder = find(llm[1])
     vision_folder = find(vision[1])
-    text = configs.text_config(released_config.read_json(text_folder))
+    with released_config.whole(text_folder / "config.json"):
+        text = configs.text_config(released_config.read_json(text_folder))
     if llm[0] in presets.PRESETS:
         text = configs.fitted(text, llm[0], text_folder)
     elif not text.model_type.startswith(
@@ -106,7 +117,8 @@ def backbones(
         raise ValueError(
             f"'{llm[0]}' does not fit {text_folder}, which holds a {text.model_type} model."
         )
-    tower, images = configs.vision_config(released_config.read_json(vision_folder), vision[0])
+    with released_config.whole(vision_folder / "config.json"):
+        tower, images = configs.vision_config(released_config.read_json(vision_folder), vision[0])
     base = configs.base_of(llm[0], vision[0])
     # features are added to a row that is zero and stays so, unless the architecture learns it
     row = "zero" if base.connector.patch_row == "auto" else base.connector.patch_row

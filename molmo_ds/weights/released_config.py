@@ -1,6 +1,8 @@
 """What a released folder, or our export, says of itself: its architecture, how it crops, how it is asked."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from molmo_ds.architecture import MolmoConfig
@@ -118,9 +120,20 @@ def _side(pooling: Any) -> Any:
 
 
 def _made(folder: Place, values: dict[str, Any]) -> MolmoConfig:
-    try:
+    with whole(folder / "config.json"):
         return from_released(values)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+
+
+@contextlib.contextmanager
+def whole(file: Place) -> Iterator[None]:
+    """Turn whatever comes of reading values that lack a name, or have another form, into a sentence about the file."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise ValueError(f"{file} lacks or garbles {error}; copy the file again.") from None
+    except ValueError as error:
+        if str(error).endswith("."):  # ours
+            raise
         raise ValueError(
-            f"{folder / 'config.json'} lacks or garbles {error}; copy the file again."
+            f"{file} holds a value that is none ({error}); copy the file again."
         ) from None
