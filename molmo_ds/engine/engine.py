@@ -1,9 +1,7 @@
 """The engine: DeepSpeed around one network, composed of the parts of a strategy (engine/parallel)."""
 
-import contextlib
 import hashlib
 import math
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 from molmo_ds.batch import Batch
 from molmo_ds.config import RunConfig
 from molmo_ds.engine import deepspeed_0_19, ds_config, fragments, optim, zero3_hooks
+from molmo_ds.engine.by_accelerate import through_accelerate
 from molmo_ds.engine.checks import collectives
 from molmo_ds.engine.checks.gradient_order import GradientOrder
 from molmo_ds.engine.compiled import compile_layers
@@ -370,44 +369,6 @@ def direct(
         model=model, optimizer=build_optimizer, config=ds, dist_init_required=False
     )
     return engine
-
-
-def through_accelerate(
-    model: nn.Module, optimizer: torch.optim.Optimizer, ds: dict[str, Any], world: World
-) -> Any:
-    """deepspeed.initialize by way of Accelerate; the DeepSpeed engine."""
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-    from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
-
-    # a second engine in one process (tests) has settings of its own
-    AcceleratorState._reset_state()
-    backend = "nccl" if world.device.type == "cuda" else "gloo"
-    with told_by_arguments_alone():
-        accelerator = Accelerator(
-            gradient_accumulation_steps=ds["gradient_accumulation_steps"],
-            deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=ds),
-            kwargs_handlers=[InitProcessGroupKwargs(backend=backend)],
-        )
-        assert accelerator.num_processes == world.size, "accelerate does not see the process group"
-        engine, _ = accelerator.prepare(model, optimizer)
-    return engine
-
-
-@contextlib.contextmanager
-def told_by_arguments_alone() -> Iterator[None]:
-    """Hide what `accelerate launch` left in the environment, which `ds` holds as far as it counts.
-
-    Accelerate would follow --cpu without DeepSpeed, compile for --dynamo_backend and wrap for --use_fsdp.
-    """
-    left = {name: value for name, value in os.environ.items() if name.startswith("ACCELERATE_")}
-    for name in left:
-        del os.environ[name]
-    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
-    try:
-        yield
-    finally:
-        os.environ |= left
 
 
 def dropout_seed(seed: int, step: int, stream: int) -> int:
