@@ -439,16 +439,23 @@ def test_experts_of_several_holders_add_up(width: int) -> None:
     def drawn(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=source)
 
-    x, logits, gate_up, down = (
+    x, logits, gate_up, down = leaves = (
         drawn(9, width),
         drawn(9, 6),
         drawn(6, 2 * width, width),
         drawn(6, width, width),
     )
     logits[:, 2:4] = -30.0  # a holder whose experts nobody chose
+    for leaf in leaves:
+        leaf.requires_grad_(True)
     whole = experts(x, logits, gate_up, down, 2, True)
+    # memory that a product leaves as it is must not reach a gradient
+    torch.full((64, 64), torch.nan)
     parts = [
         experts(x, logits, gate_up[i : i + 2], down[i : i + 2], 2, True, first=i) for i in (0, 2, 4)
     ]
     torch.testing.assert_close(sum(parts), whole, atol=1e-5, rtol=1e-5)
     assert not parts[1].any() and parts[0].any() and parts[2].any()
+    wanted = torch.autograd.grad(whole.sin().sum(), leaves)
+    found = torch.autograd.grad(sum(parts).sin().sum(), leaves)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)

@@ -21,15 +21,13 @@ def experts(
     normalise: bool,
     first: int = 0,
 ) -> Tensor:
-    """x [R, D] through those of the top_k experts of each token that are held -> [R, D].
-
-    Where some are not, as in answering, x has no gradient to rely on: the product's holds what lay in memory there.
-    """
+    """x [R, D] through those of the top_k experts of each token that are held -> [R, D]."""
     shares, chosen = router_logits.softmax(-1).topk(top_k, -1)
     if normalise:
         shares = shares / shares.sum(-1, keepdim=True)
     held = len(gate_up_proj)
     some = held < router_logits.shape[-1]
+    absent = None
     if some:  # the others sort after those that are held, into no group
         chosen = chosen - first
         absent = (chosen < 0) | (chosen >= held)
@@ -40,7 +38,7 @@ def experts(
     index = torch.arange(held, device=x.device)
     up_to = expert[None] <= index[:, None]
     ends = up_to.sum(1, dtype=torch.int32)
-    spread = _Spread.apply(x, order, back, top_k)
+    spread = _Spread.apply(x, order, back, absent, top_k)
     both = _grouped(spread, gate_up_proj, ends)
     gate, up = both.chunk(2, -1)
     inner = swiglu(gate, up)
@@ -57,17 +55,21 @@ class _Spread(torch.autograd.Function):
     """A copy of each token for each of its experts, sorted by expert; the copies' gradients add up in a fixed order."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, back: Tensor, top_k: int) -> Tensor:
-        ctx.save_for_backward(back)
+    def forward(
+        ctx: Any, x: Tensor, order: Tensor, back: Tensor, absent: Tensor | None, top_k: int
+    ) -> Tensor:
+        ctx.save_for_backward(back, absent)
         ctx.top_k = top_k
         return x.index_select(0, order // top_k)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (back,) = ctx.saved_tensors
+        back, absent = ctx.saved_tensors
         copies = grad.index_select(0, back)
         copies = copies.unflatten(0, (-1, ctx.top_k))
-        return copies.sum(1), None, None, None
+        if absent is not None:  # whatever the product left there
+            copies = copies.masked_fill(absent[..., None], 0)
+        return copies.sum(1), None, None, None, None
 
 
 def _grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
