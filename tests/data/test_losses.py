@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from numpy.random import RandomState
 from test_footage import ASK, TRACK, config, sample
@@ -16,7 +17,9 @@ from molmo_ds.data.order import losses
 from molmo_ds.data.order.loader import Steps, build_stream
 from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.read.writer import write_shards
+from molmo_ds.data.sample.annotation import read_annotation
 from molmo_ds.data.sample.builder import SampleBuilder
+from molmo_ds.data.sample.pointed import NEAR, Scene, unshown
 from molmo_ds.data.sample.review import Review
 from molmo_ds.engine.launch import World
 from molmo_ds.testing.ranks import run_ranks
@@ -158,3 +161,17 @@ def test_moments_after_the_end_are_told_where_data_comes_in() -> None:
     assert review.sentences() == [
         "5 moments of tracks after the end of their video, at which no frame can be shown"
     ]
+
+
+def test_a_moment_is_shown_by_the_frame_next_to_it() -> None:
+    """As if every frame were looked at, also where two are shown within a hundredth of a second."""
+    rng = RandomState(3)
+    seen = set()
+    for _ in range(300):
+        times = np.sort(rng.randint(0, 120, 20) / 200).tolist()
+        moments = [{"time": time / 400, "points": {"a": [1, 1]}} for time in range(240)]
+        annotation = read_annotation({"style": "x", "label": "x", "tracks": moments})
+        wanted = sum(all(abs(one["time"] - time) >= NEAR for time in times) for one in moments)
+        assert unshown(annotation, Scene([(9, 9)], times)) == wanted
+        seen.add(wanted)
+    assert len(seen) > 20

@@ -1,5 +1,6 @@
 """Points, groups of points and tracks of an annotation as the text of an answer, in the format of the family."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,7 +24,8 @@ class Scene:
     sizes: Sequence[
         tuple[int, int]
     ]  # (width, height) of each picture, or of the video; empty for none
-    times: Sequence[float] | None = None  # seconds of the frames that are shown; None for pictures
+    # seconds of the frames that are shown, ascending; None for pictures
+    times: Sequence[float] | None = None
 
     def scale(self, given: float | None, picture: int = 1) -> tuple[float, float]:
         """The values of x and y at the far edges: as the annotation says, or pixels of a picture, from 1."""
@@ -181,7 +183,11 @@ def _sights(moments: Sequence[Moment]) -> list[tuple[float, int | str, Sequence[
 
 
 def _is_shown(moment: TrackPoints, scene: Scene) -> bool:
-    return scene.times is None or any(abs(moment.time - time) < NEAR for time in scene.times)
+    if scene.times is None:
+        return True
+    after = bisect_left(scene.times, moment.time)
+    nearest = scene.times[max(0, after - 1) : after + 1]
+    return any(abs(moment.time - time) < NEAR for time in nearest)
 
 
 def _on_grid(time: float, fps: float) -> bool:
