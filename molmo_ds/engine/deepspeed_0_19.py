@@ -289,6 +289,9 @@ def gather_small_ones_at_once(zero: Any) -> None:
         if param_list is not small or async_op or not all(map(_is_plain, small)):
             return one_by_one(param_list, async_op, hierarchy)
         away = [x for x in small if x.ds_status == ZeroParamStatus.NOT_AVAILABLE]
+        for parameter in away:
+            # hpZ's copy within a node is older than the step, and made again when it is needed
+            parameter.ds_secondary_tensor = None
         small[0].all_gather_coalesced(away).wait()
         return None
 
@@ -296,11 +299,11 @@ def gather_small_ones_at_once(zero: Any) -> None:
 
 
 def _is_plain(parameter: nn.Parameter) -> bool:
-    # neither quantised nor copied within a node (hpZ, whose copy is older than the step), nor sent in another type
+    # neither quantised nor sent in another type
     part = parameter.ds_tensor
-    if hasattr(part, "ds_quant_scale") or parameter.ds_secondary_tensor is not None:
-        return False
-    return get_allgather_dtype(parameter, part) == part.dtype
+    return (
+        not hasattr(part, "ds_quant_scale") and get_allgather_dtype(parameter, part) == part.dtype
+    )
 
 
 class Stages(PipelineModule):

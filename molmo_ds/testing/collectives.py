@@ -1,12 +1,13 @@
 """Records the collectives of a step, as torch's dispatcher sees them, on real ranks or on ranks that are made up.
 
-Made-up ranks: `pretend` gives a process the place of rank 0 among any number, whose collectives move nothing. There the
-real engine runs at real size with fake tensors (`without_memory`), which have a shape and no numbers.
+Made-up ranks: `pretend` gives a process the place of one rank among any number, whose collectives move nothing. There
+the real engine runs at real size with fake tensors (`without_memory`), which have a shape and no numbers.
 """
 
+import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,10 +24,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from molmo_ds.engine import deepspeed_0_19
 from molmo_ds.engine.checks.gradient_order import GradientOrder
 from molmo_ds.engine.engine import DeepSpeedEngine
+from molmo_ds.engine.launch import World
 from molmo_ds.ops import dispatch, weighted_cross_entropy
 from molmo_ds.ops.tree_attention import mask_blocks, reference
 
 COORDINATOR = "deepspeed.runtime.zero.partitioned_param_coordinator"
+REDUCTION = "deepspeed.runtime.zero.stage3.reduce_scatter_coalesced"
+SPLIT_PLAN = "deepspeed.module_inject.auto_ep_layer.compute_split_plan"
 KINDS = {  # the dispatcher's name -> torch.distributed's
     "allreduce_": "all_reduce",
     "allreduce_coalesced_": "all_reduce",
@@ -107,27 +111,42 @@ def tally(calls: Iterable[Call]) -> dict[str, tuple[int, int]]:
     return {kind: (counts[kind], sizes[kind]) for kind in sorted(counts)}
 
 
-def pretend(ranks: int) -> Any:
-    """The World of rank 0 of `ranks` made-up ones; once in a process."""
+class _Alone(World):
+    """The World of a rank that hears nobody."""
+
+    def broadcast(self, value: Any) -> Any:
+        """This rank's own."""
+        return value
+
+    def agree(self, action: Callable[[], Any]) -> Any:
+        """What this rank makes."""
+        return action()
+
+
+def pretend(ranks: int, rank: int = 0) -> World:
+    """The World of one of `ranks` made-up ranks; once in a process.
+
+    What rank 0 would send to the others is what this rank makes itself.
+    """
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     from molmo_ds.engine import launch
 
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-    os.environ |= address | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(ranks)}
+    os.environ |= address | {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(ranks)}
     deepspeed_0_19.compile_no_ops()
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=ranks)
     import deepspeed
 
     deepspeed.init_distributed("gloo", verbose=False)
-    return launch.start()
+    return _Alone(**vars(launch.start()))
 
 
 @contextmanager
 def without_memory() -> Iterator[None]:
     """Inside the block tensors are fake, a number that is read back from one is 1 (a truth is
     false), and nothing compares numbers."""
-    plain = Tensor.tolist
+    plain, plain_narrow = Tensor.tolist, Tensor.narrow
 
     def tolist(tensor: Tensor) -> Any:
         if not isinstance(tensor, FakeTensor):
@@ -137,6 +156,15 @@ def without_memory() -> Iterator[None]:
     read_back = torch.ops.aten._local_scalar_dense.default
     table = {read_back: lambda mode, function, tensor: _one(tensor.dtype)}
 
+    def narrow(tensor: Tensor, dim: int, start: int, length: int) -> Tensor:
+        # a gather's buffer is cut in one for each rank: all after the first are the second
+        if not start or length * dist.get_world_size() != tensor.numel():
+            return plain_narrow(tensor, dim, start, length)
+        kept = vars(tensor)
+        if "second_part" not in kept:
+            kept["second_part"] = plain_narrow(tensor, dim, start, length)
+        return kept["second_part"]
+
     def with_numbers(size: int, make: Any = deepspeed_0_19.tensor_groups) -> list[Any]:
         with unset_fake_temporarily():
             return make(size)
@@ -145,6 +173,7 @@ def without_memory() -> Iterator[None]:
         mock.patch.object(deepspeed_0_19, "tensor_groups", with_numbers),
         mock.patch.dict(fake_impls.op_implementations_dict, table),
         mock.patch.object(Tensor, "tolist", tolist),
+        mock.patch.object(FakeTensor, "narrow", narrow, create=True),
         mock.patch.object(reference, "lengths_of", lambda document_ids: None),
         mock.patch.object(mask_blocks, "cut", lambda mask: None),
         mock.patch.object(weighted_cross_entropy, "_looked_up", lambda labels, *_: labels),
@@ -154,9 +183,49 @@ def without_memory() -> Iterator[None]:
         # a fake parameter cannot be moved in place
         mock.patch.object(nn.Module, "to", lambda module, *_: module),
         mock.patch(f"{COORDINATOR}.assert_ints_same_as_other_ranks", lambda _: None),
+        mock.patch(REDUCTION, _scattered),
+        mock.patch(SPLIT_PLAN, _even_plan),
+        # of experts; torch's knows no fake fp32
+        mock.patch.object(torch, "_grouped_mm", lambda rows, weights, **_: rows @ weights[0]),
         FakeTensorMode(allow_non_fake_inputs=True),
     ):
         yield
+
+
+def _scattered(tensors: list[Tensor], group: Any = None) -> list[Tensor]:
+    """What DeepSpeed's reduce_scatter_coalesced sends and gives, which cuts each tensor in one for each rank first.
+
+    At 1,024 ranks and 72B these are a million fake tensors in each step, half an hour of Python.
+    """
+    import deepspeed.comm
+
+    size, rank = deepspeed.comm.get_world_size(group), deepspeed.comm.get_rank(group)
+    lengths = [math.ceil(tensor.numel() / size) for tensor in tensors]
+    whole = tensors[0].new_empty(sum(lengths) * size)
+    mine = whole.narrow(0, sum(lengths) * rank, sum(lengths))
+    deepspeed.comm.reduce_scatter_fn(mine, whole, group=group, async_op=False)
+    parts = mine.split(lengths)
+    left = [tensor.numel() - length * rank for tensor, length in zip(tensors, lengths)]
+    return [part[: max(0, size)] for part, size in zip(parts, left)]
+
+
+def _even_plan(
+    selected_experts: Tensor,
+    num_experts: int,
+    ep_size: int,
+    num_local_experts: int,
+    ep_group: Any,
+    num_tokens_per_expert: Tensor,
+) -> Any:
+    """AutoEP's plan where each rank sends and gets as many rows; fake tokens choose no expert."""
+    import deepspeed.comm
+    from deepspeed.module_inject.auto_ep_layer import SplitPlan
+
+    received = torch.empty_like(num_tokens_per_expert)
+    deepspeed.comm.all_to_all_single(received, num_tokens_per_expert, group=ep_group)
+    rows = selected_experts.numel()
+    splits = [rows * (i + 1) // ep_size - rows * i // ep_size for i in range(ep_size)]
+    return SplitPlan(splits, splits, received.view(ep_size, num_local_experts))
 
 
 def _one(dtype: torch.dtype) -> bool | int | float:

@@ -1,6 +1,8 @@
 """A real run on two ranks, killed at random moments, on a full disk, with damaged checkpoints: as if left alone.
 
 TORTURE_KILLS=50 TORTURE_STRATEGIES=zero3 python -m pytest tests/torture        (5 kills, dealt out to two, unless told)
+
+TORTURE_SEED draws other moments.
 """
 
 import errno
@@ -24,6 +26,7 @@ from tqdm import tqdm
 from molmo_ds.testing.ranks import Forked, free_port, rank_environment
 
 KILLS = int(os.environ.get("TORTURE_KILLS", 5))
+SEED = int(os.environ.get("TORTURE_SEED", 20261122))
 # kills are dealt out in turn
 STRATEGIES = os.environ.get("TORTURE_STRATEGIES", "zero3,zero1").split(",")
 # enough that kills are spread over the run, also of steps of 10 ms
@@ -151,7 +154,7 @@ def test_killed_at_random_moments(
 ) -> None:
     out, draw, whole = (
         tmp_path / "out",
-        random.Random(20261122),
+        random.Random(SEED),
         {point[0]: point for point in curve(alone)},
     )
     done, names = dict.fromkeys(MOMENTS, 0), list(MOMENTS)

@@ -3,17 +3,20 @@
     python tools/bench/scale_collectives.py [--micro | --real | --small] [--only STRATEGY ...] [--ranks N ...]
         [--keep FILE] [--write]
 
-Each case is a fork of this process. The third step is counted; it must repeat the second, call by call. --micro counts
-the micro model of the tests, and --real the same on two and four real ranks, where each count must be that of made-up
-ones; there the fourth step is counted, since in the second DeepSpeed compares its traces. Spread experts are counted on
-real ranks alone. --write puts the table into docs/evidence/many-ranks.md. With --keep a call resumes where an earlier
-one with that file was stopped.
+Each case is a fork of this process. The third step is counted, which must repeat the second, call by call. The same is
+asked of the second step of the last rank, and at real size of one of the first half; the order of the calls must not
+depend on the number of ranks, and what is sent is compared with `by_theory`. --micro counts the micro model of the
+tests, and --real the same on two and four real ranks: each must make the calls of its made-up one, in their order
+(there the fourth step is counted, since in the second DeepSpeed compares its traces). --write puts the table into
+docs/evidence/many-ranks.md. With --keep a call resumes where an earlier one with that file was stopped.
 """
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
+import resource
 import time
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
@@ -32,6 +35,7 @@ from molmo_ds.engine.parallel.sequence import part
 from molmo_ds.engine.strategy import read_strategy
 from molmo_ds.testing import collectives, oracle, synthetic, tables
 from molmo_ds.testing.ranks import run_ranks
+from molmo_ds.testing.scale.ranks import Network
 from molmo_ds.testing.twin.counts import fake_batch
 
 TOKENS = 2304  # of a sequence at real size
@@ -39,6 +43,7 @@ CROPS = 13
 STEPS = 3
 KINDS = ("all_gather", "reduce_scatter", "all_reduce", "reduce", "broadcast", "all_to_all")
 Tally = dict[str, list[int]]  # kind -> calls, bytes
+Calls = list[list]  # kind, bytes and members of each, in their order
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class Case:
     model: str
     ranks: int
     micro_steps: int = 1
+    rank: int = 0  # whose calls are counted
 
     @property
     def micro(self) -> bool:
@@ -57,13 +63,19 @@ class Case:
 
     @property
     def spread(self) -> bool:
-        """Whether experts are, whose messages are as long as their tokens are many: fake ones cannot say."""
+        """Whether experts are, whose messages are as long as their tokens are many; fake ones are spread evenly."""
         return self.strategy.endswith("_ep")
+
+    @property
+    def places(self) -> list["Case"]:
+        """The same of the ranks that are counted."""
+        middle = () if self.micro else (self.ranks // 3,)
+        return [replace(self, rank=rank) for rank in (0, *middle, self.ranks - 1)]
 
     @property
     def name(self) -> str:
         """For the file of what is kept."""
-        return f"{self.strategy} {self.model} {self.ranks} {self.micro_steps}"
+        return f"{self.strategy} {self.model} {self.ranks} {self.micro_steps} rank {self.rank}"
 
     def config(self) -> RunConfig:
         """The run: one sequence a micro-step; at real size AdamW, bf16 and recomputation, else SGD and fp32."""
@@ -77,28 +89,25 @@ class Case:
 
 
 OF_SEVEN = ("zero0", "zero1", "zero2", "zero3", "zero3_hpz", "zero3_sp", "zero3_tp")
+OF_EXPERTS = ("zero2_ep", "zero3_ep", "zero3_sp_ep")
 SMALL = tuple(Case(name, "qwen2", 1024) for name in ("zero1", "zero3"))
 MICRO = (
     *(Case(f"zero{stage}", "qwen2", 2, steps) for stage in range(4) for steps in (1, 4)),
-    *(Case(name, "qwen2", 4, 2) for name in OF_SEVEN),
-    *(Case(name, "olmoe", 4, 2) for name in ("zero2_ep", "zero3_ep", "zero3_sp_ep")),
-    *(Case(name, "qwen2", 1024, steps) for name in ("zero1", "zero2", "zero3") for steps in (1, 4)),
-    *(Case(name, "qwen2", 1024, 2) for name in ("zero3_hpz", "zero3_sp")),
+    *(Case(name, "qwen2", ranks, 2) for ranks in (4, 64, 1024) for name in OF_SEVEN),
+    *(Case(name, "olmoe", ranks, 2) for ranks in (4, 64, 1024) for name in OF_EXPERTS),
 )
 SIZES = (
-    Case("zero3", "molmo_72b", 1024),
-    Case("zero3", "molmo_72b", 64),
-    *(Case(name, "molmo_7b_d", 8) for name in OF_SEVEN),
-    Case("zero3", "molmo_7b_d", 8, micro_steps=2),
-    Case("zero3", "molmo_7b_d", 64),
-    Case("zero3", "molmoe_1b", 256),
-    Case("zero3", "molmo2_8b", 512),
+    *(Case(name, "molmo_7b_d", 64) for name in OF_SEVEN),
+    Case("zero3", "molmo_7b_d", 64, micro_steps=2),
+    *(Case(name, "molmoe_1b", 256) for name in ("zero3", *OF_EXPERTS)),
+    *(Case(name, "molmo2_8b", 512) for name in ("zero3", "zero3_sp")),
+    *(Case("zero3", "molmo_72b", ranks) for ranks in (64, 1024)),
 )
 
 
-def count(case: Case) -> Tally:
-    """The tally of the third step on made-up ranks, which must be that of the second, call by call."""
-    world = collectives.pretend(case.ranks)
+def count(case: Case) -> Calls:
+    """The calls of the third step of made-up rank 0, which must be those of the second; of others of the second."""
+    world = collectives.pretend(case.ranks, case.rank)
     config = case.config()
     given = shares(case, config)
     # shared already, where there were numbers
@@ -106,16 +115,16 @@ def count(case: Case) -> Tally:
     with collectives.without_memory(), whole:
         engine = build_engine(config, world)
         steps = []
-        for _ in range(STEPS):
+        for _ in range(STEPS if case.rank == 0 else STEPS - 1):
             parts = [without_numbers(batch) for batch in given]
             with collectives.Recorder() as recorder:
                 engine.train_step(parts)
             steps.append(recorder.calls)
-    return checked(steps)
+    return checked(steps[1:])
 
 
 def shares(case: Case, config: RunConfig) -> list[Batch]:
-    """The micro-batches of rank 0, with numbers, by which the tokens and pictures of a sequence are dealt out."""
+    """A rank's micro-batches, with numbers, by which the tokens and pictures of a sequence are dealt out."""
     strategy = read_strategy(config.strategy)
     if case.micro:
         replicas = strategy.data_parallel_size(case.ranks)
@@ -127,7 +136,7 @@ def shares(case: Case, config: RunConfig) -> list[Batch]:
         batch.loss_weights.zero_()[:, : TOKENS // 2] = 1
         given = [batch] * case.micro_steps
     if strategy.sequence > 1:
-        given = [part(batch, 0, strategy.sequence) for batch in given]
+        given = [part(batch, case.rank % strategy.sequence, strategy.sequence) for batch in given]
     return given
 
 
@@ -136,21 +145,31 @@ def without_numbers(batch: Batch) -> Batch:
     return type(batch)(**{name: torch.empty_like(x) for name, x in vars(batch).items()})
 
 
-def checked(steps: list[list[collectives.Call]], spread: bool = False) -> Tally:
-    """The tally of the last step. AssertionError if the one before made others, or any carried objects.
+def checked(steps: list[list[collectives.Call]], spread: bool = False) -> Calls:
+    """The calls of the last step. AssertionError if the one before made others, or any carried objects.
 
     Args:
         spread: sizes may differ, which depend on the tokens that experts get.
     """
-    last, before = (
-        [replace(call, elements=0) if spread else call for call in calls] for calls in steps[-2:]
+    before, last = (
+        [replace(call, elements=0) if spread else call for call in calls]
+        for calls in (steps[-2:][0], steps[-1])
     )
     assert last == before, "the last step differs from the one before"
     assert not any(call.of_objects for call in steps[-1]), "objects are exchanged in a step"
-    return {kind: list(found) for kind, found in collectives.tally(steps[-1]).items()}
+    return [[call.kind, call.bytes, call.members] for call in steps[-1] if call.members > 1]
 
 
-def really(world: World, case: Case) -> Tally:
+def tally(calls: Calls) -> Tally:
+    """How many there are of each kind."""
+    found: Tally = {}
+    for kind, size, _ in calls:
+        count, sizes = found.get(kind, (0, 0))
+        found[kind] = [count + 1, sizes + size]
+    return found
+
+
+def really(world: World, case: Case) -> Calls:
     """The same of a real rank."""
     config = case.config()
     engine = build_engine(config, world)
@@ -169,10 +188,8 @@ def _send(case: Case, end: Connection) -> None:
     os._exit(0)  # DeepSpeed would wait for ranks that are not there
 
 
-def counted(case: Case) -> Tally:
-    """`count` in a process of its own, or with spread experts what real ranks make. AssertionError if it died."""
-    if case.spread:
-        return run_ranks(really, case.ranks, case, timeout=900)[0]
+def counted(case: Case) -> Calls:
+    """`count` in a process of its own. AssertionError if it died."""
     here, there = multiprocessing.Pipe(duplex=False)
     child = multiprocessing.get_context("fork").Process(target=_send, args=(case, there))
     child.start()
@@ -207,10 +224,68 @@ def head(micro: bool) -> list[str]:
 def measure(cases: list[Case]) -> None:
     """Compare made-up ranks with real ones; AssertionError where they differ."""
     for case in cases:
-        made_up = counted(case)
         for rank, found in enumerate(run_ranks(really, case.ranks, case, timeout=900)):
+            made_up = counted(replace(case, rank=rank))
+            if case.spread:  # what is sent depends on the tokens
+                found, made_up = without_bytes(found), without_bytes(made_up)
             assert found == made_up, f"{case}: rank {rank} made {found}, a made-up one {made_up}"
-        print(f"{case.name}: as counted", flush=True)
+        print(f"{case.name}: as counted, call by call", flush=True)
+
+
+def without_bytes(calls: Calls) -> Calls:
+    """The same, but how long all-to-alls are."""
+    return [[kind, size * (kind != "all_to_all"), members] for kind, size, members in calls]
+
+
+def of_all_places(case: Case, kept: tables.Kept) -> Calls:
+    """The calls of a rank, counted on several, which must make the same. AssertionError where they do not."""
+    for place in case.places:
+        if place.name not in kept.found:
+            began, cpu = time.monotonic(), children_time()
+            kept.add(place.name, counted(place))
+            took, used = time.monotonic() - began, children_time() - cpu
+            print(f"{place.name}: {took:.0f} s, {used:.0f} of a core", flush=True)
+        calls = kept.found[place.name]
+        assert calls == kept.found[case.name], f"{place.name} makes other calls than rank 0"
+    return calls
+
+
+def children_time() -> float:
+    """CPU-seconds of the forks so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def by_theory(case: Case) -> dict[str, tuple[int, int]]:
+    """kind -> least and most bytes of a step; what DeepSpeed keeps gathered is no matter of theory.
+
+    Gradients of all weights that learn go in fp32, once a micro-step, or under ZeRO-0 and 1 once a step. Under ZeRO-3
+    each weight is filled up to a length that the ranks divide, under ZeRO-1 and 2 each of the optimizer's six groups to
+    one that twice as many divide. The run's own all-reduces come on top.
+    """
+    config = case.config()
+    network = Network.of(config)
+    learnt = [math.prod(x) for name, x in network.shapes.items() if name not in network.frozen]
+    stage = read_strategy(config.strategy).stage
+    if stage == 3:
+        size = 4 * sum(-(-count // case.ranks) * case.ranks for count in learnt) * case.micro_steps
+        return {"reduce_scatter": (size, size)}
+    size = 4 * sum(learnt)
+    reduced = size * (case.micro_steps if stage == 2 else 1)
+    found = {"all_reduce": (reduced, reduced + 256)}
+    return found | ({"all_gather": (size, size + 6 * 4 * 2 * case.ranks)} if stage else {})
+
+
+def check(case: Case, calls: Calls, others: dict[tuple, list[str]]) -> None:
+    """AssertionError where a case does not follow theory, or `others` on another number of ranks."""
+    found = tally(calls)
+    in_parts = case.spread or case.strategy.endswith("_tp")  # a rank has a part of each layer
+    for kind, (least, most) in {} if in_parts else by_theory(case).items():
+        size = found[kind][1]
+        assert least <= size <= most, f"{case}: {kind} of {size} bytes, not of {least} to {most}"
+    kinds = [kind for kind, *_ in calls]
+    before = others.setdefault((case.strategy, case.model, case.micro_steps), kinds)
+    assert before == kinds, f"{case}: other calls than on fewer ranks"
 
 
 def main() -> None:
@@ -223,6 +298,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="two cases of the micro model alone")
     parser.add_argument("--only", nargs="+", metavar="STRATEGY")
     parser.add_argument("--ranks", nargs="+", type=int, metavar="N")
+    parser.add_argument("--model", nargs="+", metavar="PRESET")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="what was counted so far")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
@@ -233,18 +309,18 @@ def main() -> None:
         for case in chosen
         if (not args.only or case.strategy in args.only)
         and (not args.ranks or case.ranks in args.ranks)
+        and (not args.model or case.model in args.model)
     ]
     if args.real:
-        measure([case for case in cases if case.ranks <= 4 and not case.spread])
+        measure([case for case in cases if case.ranks <= 4])
         return
     kept = tables.Kept(args.keep)
     lines = head(micro)
+    kinds: dict[tuple, list[str]] = {}
     for case in cases:
-        if case.name not in kept.found:
-            began = time.monotonic()
-            kept.add(case.name, counted(case))
-            print(f"{case.name}: {time.monotonic() - began:.0f} s", flush=True)
-        lines.append(row(case, kept.found[case.name]))
+        calls = of_all_places(case, kept)
+        check(case, calls, kinds)
+        lines.append(row(case, tally(calls)))
     print("\n".join(lines))
     if args.write:
         tables.write(
