@@ -1,5 +1,6 @@
 """What a start, a save and a resume of many ranks may cost; tools/bench/scale.py counts whole models."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from molmo_ds import presets
 from molmo_ds.testing.everything import EVERYTHING
 from molmo_ds.testing.scale.case import Case
+from molmo_ds.weights.checksums import BLOCK
 
 RANKS = 64
 
@@ -44,3 +46,6 @@ def test_a_resume_reads_the_state_once(case: Case, before: int) -> None:
     assert 0.999 <= counts.bytes / case.state <= 1.2
     # its own file, or those of two or three neighbours
     assert counts.opens / RANKS <= 4
+    # the largest piece of a rank, and a block at either end
+    piece = max(-(-math.prod(shape) // RANKS) for shape in case.network.shapes.values())
+    assert counts.largest <= 4 * piece + 2 * BLOCK

@@ -1,14 +1,14 @@
 """Counts the collectives of a step: the real engine and DeepSpeed on made-up ranks, fake tensors at real size.
 
-    python tools/bench/scale_collectives.py [--micro | --real | --small] [--only STRATEGY ...] [--ranks N ...]
-        [--keep FILE] [--write]
+    python tools/bench/scale_collectives.py [--micro | --real | --small | --pipes] [--only STRATEGY ...] [--ranks N ...]
+        [--model PRESET ...] [--keep FILE] [--write]
 
-Each case is a fork of this process. The third step is counted, which must repeat the second, call by call. The same is
-asked of the second step of the last rank, and at real size of one of the first half; the order of the calls must not
-depend on the number of ranks, and what is sent is compared with `by_theory`. --micro counts the micro model of the
-tests, and --real the same on two and four real ranks: each must make the calls of its made-up one, in their order
-(there the fourth step is counted, since in the second DeepSpeed compares its traces). --write puts the table into
-docs/evidence/many-ranks.md. With --keep a call resumes where an earlier one with that file was stopped.
+Each case is a fork of this process. The third step is counted, which must repeat the second, call by call. Of more than
+eight ranks the same is asked of the second step of the last one, and at real size of one of the first half; the order
+of the calls must not depend on the number of ranks, and what is sent is compared with `by_theory`. --micro counts the
+micro model of the tests, and --real the same on two and four real ranks: each must make the calls of its made-up one,
+in their order (there the fourth step is counted, since in the second DeepSpeed compares its traces). --write puts the
+table into docs/evidence/many-ranks.md. With --keep a call resumes where an earlier one with that file was stopped.
 """
 
 import argparse
@@ -41,6 +41,8 @@ from molmo_ds.testing.twin.counts import fake_batch
 TOKENS = 2304  # of a sequence at real size
 CROPS = 13
 STEPS = 3
+MAX_LIVE = 10**9  # DeepSpeed's stage3_max_live_parameters
+OF_PIPES = ("send", "recv", "all_gather", "all_reduce", "broadcast", "all_to_all")
 KINDS = ("all_gather", "reduce_scatter", "all_reduce", "reduce", "broadcast", "all_to_all")
 Tally = dict[str, list[int]]  # kind -> calls, bytes
 Calls = list[list]  # kind, bytes and members of each, in their order
@@ -67,10 +69,16 @@ class Case:
         return self.strategy.endswith("_ep")
 
     @property
+    def uneven(self) -> bool:
+        """Whether what is sent depends on the batch."""
+        return self.spread or self.strategy.startswith("pipe")
+
+    @property
     def places(self) -> list["Case"]:
-        """The same of the ranks that are counted."""
+        """The same of the ranks that are counted: of few ones the first, which --real compares with all."""
         middle = () if self.micro else (self.ranks // 3,)
-        return [replace(self, rank=rank) for rank in (0, *middle, self.ranks - 1)]
+        others = (*middle, self.ranks - 1) if self.ranks > 8 else ()
+        return [replace(self, rank=rank) for rank in (0, *others)]
 
     @property
     def name(self) -> str:
@@ -96,11 +104,19 @@ MICRO = (
     *(Case(name, "qwen2", ranks, 2) for ranks in (4, 64, 1024) for name in OF_SEVEN),
     *(Case(name, "olmoe", ranks, 2) for ranks in (4, 64, 1024) for name in OF_EXPERTS),
 )
+# counted on real ranks alone: a stage is told what shapes come, which fake ranks cannot be
+PIPES = (
+    Case("pipe_zero1", "qwen2", 2, 4),
+    Case("pipe_zero1", "qwen2", 4, 2),
+    Case("pipe_dualpipev", "qwen2", 2, 4),
+    Case("pipe_zero1_ep", "olmoe", 4, 2),
+)
 SIZES = (
-    *(Case(name, "molmo_7b_d", 64) for name in OF_SEVEN),
-    Case("zero3", "molmo_7b_d", 64, micro_steps=2),
+    *(Case(name, "molmo_7b_d", 8) for name in OF_SEVEN),
+    Case("zero3", "molmo_7b_d", 8, micro_steps=2),
+    Case("zero3", "molmo_7b_d", 64),
     *(Case(name, "molmoe_1b", 256) for name in ("zero3", *OF_EXPERTS)),
-    *(Case(name, "molmo2_8b", 512) for name in ("zero3", "zero3_sp")),
+    Case("zero3", "molmo2_8b", 512),
     *(Case("zero3", "molmo_72b", ranks) for ranks in (64, 1024)),
 )
 
@@ -145,14 +161,14 @@ def without_numbers(batch: Batch) -> Batch:
     return type(batch)(**{name: torch.empty_like(x) for name, x in vars(batch).items()})
 
 
-def checked(steps: list[list[collectives.Call]], spread: bool = False) -> Calls:
+def checked(steps: list[list[collectives.Call]], uneven: bool = False) -> Calls:
     """The calls of the last step. AssertionError if the one before made others, or any carried objects.
 
     Args:
-        spread: sizes may differ, which depend on the tokens that experts get.
+        uneven: sizes may differ.
     """
     before, last = (
-        [replace(call, elements=0) if spread else call for call in calls]
+        [replace(call, elements=0) if uneven else call for call in calls]
         for calls in (steps[-2:][0], steps[-1])
     )
     assert last == before, "the last step differs from the one before"
@@ -179,7 +195,7 @@ def really(world: World, case: Case) -> Calls:
         with collectives.Recorder() as recorder:
             engine.train_step(parts)
         steps.append(recorder.calls)
-    return checked(steps, case.spread)
+    return checked(steps, case.uneven)
 
 
 def _send(case: Case, end: Connection) -> None:
@@ -200,6 +216,21 @@ def counted(case: Case) -> Calls:
         raise AssertionError(f"{case} was not counted; its error is above") from None
     finally:
         child.join()
+
+
+def of_pipes(cases: list[Case]) -> list[str]:
+    """The lines of the table of pipelines: ranks of a stage must make the same calls."""
+    names = ["strategy", "ranks", "A", "stage", *(kind.replace("_", "-") for kind in OF_PIPES)]
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    for case in cases:
+        ranks = [tally(calls) for calls in run_ranks(really, case.ranks, case, timeout=900)]
+        counts = [[str(found.get(kind, (0,))[0]) for kind in OF_PIPES] for found in ranks]
+        half = case.ranks // 2  # the files have two stages
+        for stage, of_stage in enumerate((counts[:half], counts[half:])):
+            assert all(one == of_stage[0] for one in of_stage), f"{case}: ranks of a stage differ"
+            cells = [case.strategy, str(case.ranks), str(case.micro_steps), str(stage + 1)]
+            lines.append(f"| {' | '.join(cells + of_stage[0])} |")
+    return lines
 
 
 def row(case: Case, found: Tally) -> str:
@@ -256,36 +287,58 @@ def children_time() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def by_theory(case: Case) -> dict[str, tuple[int, int]]:
-    """kind -> least and most bytes of a step; what DeepSpeed keeps gathered is no matter of theory.
+def by_theory(case: Case) -> dict[str, tuple[float, float]]:
+    """kind -> least and most bytes of a step; of spread experts what a rank has.
 
     Gradients of all weights that learn go in fp32, once a micro-step, or under ZeRO-0 and 1 once a step. Under ZeRO-3
-    each weight is filled up to a length that the ranks divide, under ZeRO-1 and 2 each of the optimizer's six groups to
-    one that twice as many divide. The run's own all-reduces come on top.
+    each weight is filled up to a length that the ranks divide, under ZeRO-1 and 2 each of the optimizer's groups, seven
+    at most, to one that twice as many divide. The run's own all-reduces come on top. ZeRO-3 gathers what learns forth
+    and back and the frozen embedding forth, but not what is still there, MAX_LIVE numbers and a layer at most; in 72B
+    a few weights are gathered again.
     """
     config = case.config()
     network = Network.of(config)
-    learnt = [math.prod(x) for name, x in network.shapes.items() if name not in network.frozen]
-    stage = read_strategy(config.strategy).stage
-    if stage == 3:
-        size = 4 * sum(-(-count // case.ranks) * case.ranks for count in learnt) * case.micro_steps
-        return {"reduce_scatter": (size, size)}
-    size = 4 * sum(learnt)
-    reduced = size * (case.micro_steps if stage == 2 else 1)
+    strategy = read_strategy(config.strategy)
+    sizes = {}
+    for name, shape in network.shapes.items():
+        parts = strategy.experts if ".experts." in name else 1
+        unit = case.ranks // parts if strategy.stage == 3 else 1
+        sizes[name] = 4 * unit * math.ceil(math.prod(shape) / parts / unit)
+    learnt = sum(size for name, size in sizes.items() if name not in network.frozen)
+    if strategy.stage == 3:
+        layer = sum(size for name, size in sizes.items() if name.startswith("layers.0."))
+        gathered = 2 * learnt + sizes["embed.embedding"]
+        least, most = gathered - 4 * MAX_LIVE - layer, 1.001 * gathered
+        steps = case.micro_steps
+        exact = learnt * steps
+        return {"reduce_scatter": (exact, exact), "all_gather": (least * steps, most * steps)}
+    reduced = learnt * (case.micro_steps if strategy.stage == 2 else 1)
     found = {"all_reduce": (reduced, reduced + 256)}
-    return found | ({"all_gather": (size, size + 6 * 4 * 2 * case.ranks)} if stage else {})
+    filled = 7 * 4 * 2 * case.ranks
+    return found | ({"all_gather": (learnt, learnt + filled)} if strategy.stage else {})
 
 
 def check(case: Case, calls: Calls, others: dict[tuple, list[str]]) -> None:
     """AssertionError where a case does not follow theory, or `others` on another number of ranks."""
     found = tally(calls)
-    in_parts = case.spread or case.strategy.endswith("_tp")  # a rank has a part of each layer
-    for kind, (least, most) in {} if in_parts else by_theory(case).items():
+    theory = {} if case.strategy.endswith("_tp") else by_theory(case)
+    for kind, (least, most) in theory.items():
         size = found[kind][1]
         assert least <= size <= most, f"{case}: {kind} of {size} bytes, not of {least} to {most}"
     kinds = [kind for kind, *_ in calls]
     before = others.setdefault((case.strategy, case.model, case.micro_steps), kinds)
     assert before == kinds, f"{case}: other calls than on fewer ranks"
+
+
+def table(cases: list[Case], micro: bool, kept: tables.Kept) -> list[str]:
+    """The lines of a table of made-up ranks, each checked."""
+    lines = head(micro)
+    kinds: dict[tuple, list[str]] = {}
+    for case in cases:
+        calls = of_all_places(case, kept)
+        check(case, calls, kinds)
+        lines.append(row(case, tally(calls)))
+    return lines
 
 
 def main() -> None:
@@ -296,6 +349,7 @@ def main() -> None:
     parser.add_argument("--micro", action="store_true", help="the micro model of the tests")
     parser.add_argument("--real", action="store_true", help="compare with two and four real ranks")
     parser.add_argument("--small", action="store_true", help="two cases of the micro model alone")
+    parser.add_argument("--pipes", action="store_true", help="pipelines, on real ranks")
     parser.add_argument("--only", nargs="+", metavar="STRATEGY")
     parser.add_argument("--ranks", nargs="+", type=int, metavar="N")
     parser.add_argument("--model", nargs="+", metavar="PRESET")
@@ -303,7 +357,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     micro = args.micro or args.real or args.small
-    chosen = SMALL if args.small else MICRO if micro else SIZES
+    chosen = PIPES if args.pipes else SMALL if args.small else MICRO if micro else SIZES
     cases = [
         case
         for case in chosen
@@ -314,18 +368,14 @@ def main() -> None:
     if args.real:
         measure([case for case in cases if case.ranks <= 4])
         return
-    kept = tables.Kept(args.keep)
-    lines = head(micro)
-    kinds: dict[tuple, list[str]] = {}
-    for case in cases:
-        calls = of_all_places(case, kept)
-        check(case, calls, kinds)
-        lines.append(row(case, tally(calls)))
+    if args.pipes:
+        name, lines = "collectives of pipelines", of_pipes(cases)
+    else:
+        name = "collectives of the micro model" if micro else "collectives at real size"
+        lines = table(cases, micro, tables.Kept(args.keep))
     print("\n".join(lines))
     if args.write:
-        tables.write(
-            "collectives of the micro model" if micro else "collectives at real size", lines
-        )
+        tables.write(name, lines)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ class Setting:
 WHOLE = Setting(100_000)
 SETTINGS = (
     WHOLE,
-    Setting(100_000, ranks=64),
+    *(Setting(100_000, ranks=ranks) for ranks in (64, 256, 512)),
     Setting(100_000, progress=0.9),
     Setting(100_000, sources=30),
 )

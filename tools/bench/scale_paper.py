@@ -50,6 +50,7 @@ class Work:
     pieces: int  # tensors of the network, of each of which a rank has a piece
     tokens: int = 4 * 4096  # of a rank and micro-step
     tars: int = 100_000
+    active: int = 0  # parameters that a token meets, where experts are not all of them
 
     @property
     def state(self) -> float:
@@ -115,7 +116,7 @@ def resume(work: Work, cluster: Cluster) -> list[Term]:
 def step_terms(work: Work, cluster: Cluster) -> list[Term]:
     """One micro-step and the update; nothing overlaps here, so that it is an upper bound."""
     around = (cluster.ranks - 1) / cluster.ranks
-    compute = 8.0 * work.parameters * work.tokens / (cluster.flops * cluster.share)
+    compute = 8.0 * (work.active or work.parameters) * work.tokens / (cluster.flops * cluster.share)
     gathered = 2 * 4.0 * work.parameters * around
     reduced = 4.0 * work.parameters * around
     hops = (work.gathers + work.scatters) * (cluster.ranks - 1)
@@ -132,10 +133,45 @@ def step_terms(work: Work, cluster: Cluster) -> list[Term]:
 PARTS = {"start": start, "save": save, "resume": resume, "step": step_terms}
 
 
-def parameters(preset: str) -> list[int]:
+# preset, ranks, collectives of the weights and of the gradients as scale_collectives.py counted them
+FIVE = (
+    ("molmo_7b_d", 64, 69, 16),
+    ("molmoe_1b", 256, 39, 18),
+    ("molmo2_8b", 512, 85, 17),
+    ("molmo_72b", 64, 330, 163),
+    ("molmo_72b", 1024, 330, 163),
+)
+
+
+def sizes_of(preset: str) -> dict[str, int]:
     """Elements of each tensor of a preset's network."""
     with torch.device("meta"):
-        return [p.numel() for p in Molmo(presets.get(preset)).parameters()]
+        return {n: p.numel() for n, p in Molmo(presets.get(preset)).named_parameters()}
+
+
+def stalls() -> list[str]:
+    """A table of what a save costs in each of the runs that many-ranks.md counts."""
+    out = [
+        "| model | ranks | copy, C | passes, F | begun by the host, I | stall of a step | with a shared link |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for preset, ranks, gathers, scatters in FIVE:
+        sizes, text = sizes_of(preset), presets.get(preset).text
+        share = text.num_experts_per_tok / text.num_experts if text.num_experts else 1
+        active = sum(int(n * share) if ".experts." in name else n for name, n in sizes.items())
+        work = Work(sum(sizes.values()), gathers, scatters, len(sizes), active=active)
+        terms = {
+            what: f"{value:,.3g} {unit}" for what, _, value, unit in save(work, Cluster(ranks))
+        }
+        names = (
+            "copy to pinned memory, C",
+            "passes of the next step meanwhile, F",
+            "copies begun by the host, I",
+            "the stall as a share of a step",
+            "the same where the network shares the link",
+        )
+        out.append(f"| {' | '.join([preset, f'{ranks:,}', *(terms[name] for name in names)])} |")
+    return out
 
 
 def lines(work: Work, clusters: list[Cluster]) -> list[str]:
@@ -174,12 +210,14 @@ def main() -> None:
     parser.add_argument("--scatters", type=int, default=163, help="those of the gradients")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
-    sizes = parameters(args.preset)
+    sizes = sizes_of(args.preset).values()
     work = Work(sum(sizes), args.gathers, args.scatters, len(sizes))
     made = lines(work, [Cluster(ranks) for ranks in (64, 1024, 10_240)])
-    print("\n".join(made))
+    saves = stalls()
+    print("\n".join([*made, "", *saves]))
     if args.write:
         write("scale on paper", made)
+        write("saves on paper", saves)
 
 
 if __name__ == "__main__":

@@ -22,12 +22,14 @@ class Counts:
     opens: int = 0
     asks: int = 0  # of a size, or whether a file is there
     bytes: int = 0  # read
+    largest: int = 0  # bytes of one read
 
     def __add__(self, other: "Counts") -> "Counts":
-        return Counts(self.opens + other.opens, self.asks + other.asks, self.bytes + other.bytes)
+        sums = self.opens + other.opens, self.asks + other.asks, self.bytes + other.bytes
+        return Counts(*sums, max(self.largest, other.largest))
 
     def __mul__(self, times: int) -> "Counts":
-        return Counts(self.opens * times, self.asks * times, self.bytes * times)
+        return Counts(self.opens * times, self.asks * times, self.bytes * times, self.largest)
 
 
 @contextmanager
@@ -43,7 +45,9 @@ def counted(folder: Path) -> Iterator[Counts]:
         return real["_opened"](ranges)
 
     def read(ranges: Ranges, start: int, stop: int) -> np.ndarray:
-        counts.bytes += (stop - start) * here(ranges.place)
+        size = (stop - start) * here(ranges.place)
+        counts.bytes += size
+        counts.largest = max(counts.largest, size)
         return real["read"](ranges, start, stop)
 
     def size(ranges: Ranges) -> int:
