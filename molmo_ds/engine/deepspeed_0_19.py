@@ -289,8 +289,7 @@ def gather_small_ones_at_once(zero: Any) -> None:
         if param_list is not small or async_op or not all(map(_is_plain, small)):
             return one_by_one(param_list, async_op, hierarchy)
         away = [x for x in small if x.ds_status == ZeroParamStatus.NOT_AVAILABLE]
-        for parameter in away:
-            # hpZ's copy within a node is older than the step, and made again when it is needed
+        for parameter in away:  # hpZ's copies within a node, older than the step, are made again
             parameter.ds_secondary_tensor = None
         small[0].all_gather_coalesced(away).wait()
         return None
@@ -298,12 +297,10 @@ def gather_small_ones_at_once(zero: Any) -> None:
     small[0].all_gather = all_gather
 
 
-def _is_plain(parameter: nn.Parameter) -> bool:
-    # neither quantised nor sent in another type
+def _is_plain(parameter: nn.Parameter) -> bool:  # neither quantised nor sent in another type
     part = parameter.ds_tensor
-    return (
-        not hasattr(part, "ds_quant_scale") and get_allgather_dtype(parameter, part) == part.dtype
-    )
+    same = get_allgather_dtype(parameter, part) == part.dtype
+    return same and not hasattr(part, "ds_quant_scale")
 
 
 class Stages(PipelineModule):
