@@ -17,7 +17,7 @@ from molmo_ds.config import PromptConfig
 from molmo_ds.files import Place
 from molmo_ds.hub import configs, reference_prompts
 from molmo_ds.model import families
-from molmo_ds.model.families import molmo
+from molmo_ds.model.families import molmo, molmo_reference
 from molmo_ds.model.init import initial_parameter
 from molmo_ds.settings import to_dict
 from molmo_ds.weights import checkpoint, checksums, released_config, rename
@@ -80,6 +80,8 @@ def of_reference(file: Place) -> tuple[MolmoConfig, PromptConfig]:
         raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}.") from None
     with released_config.whole(file):
         values = values.get("model", values)
+        if not molmo.is_later(values):
+            values = molmo_reference.whole(values)
         config = molmo.from_reference(values)
         return config, reference_prompts.prompts(values, config.family)
 

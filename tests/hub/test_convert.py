@@ -174,8 +174,10 @@ def test_from_reference(tmp_path: Path) -> None:
         "vocab_size": 512, "embedding_size": 512, "rope_theta": 1e6, "layer_norm_type": "rms", "layer_norm_eps": 1e-5,
         "max_sequence_length": 4096, "vision_backbone": tower, "vit_layers": [-1, -3], "image_pooling_2d": "attention",
         "image_projector": "mlp", "image_padding_embed": "pad_embed", "max_crops": 4, "overlap_margins": [2, 2],
-        "additional_vocab_size": 128, "activation_type": "llama_swiglu", "weight_tying": False,
-        "prompt_type": "none", "message_formatting": "none", "system_prompt_kind": "style_and_length",
+        "additional_vocab_size": 128, "activation_type": "llama_swiglu", "weight_tying": False, "rope": True,
+        "include_bias": False, "crop_mode": "overlap-and-resize-c2", "attention_dropout": 0.0, "residual_dropout": 0.0,
+        "embedding_dropout": 0.0, "prompt_type": "none", "message_formatting": "none",
+        "system_prompt_kind": "style_and_length",
     }  # fmt: skip
     (folder / "config.yaml").write_text(yaml.safe_dump({"run_name": "x", "model": model}))
     theirs = dict(rename.to_theirs(molmo_names.reference(config, "llama"), state.__getitem__))

@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from molmo_ds.architecture import VideoConfig
 from molmo_ds.config import PromptConfig
+from molmo_ds.hub import load
 from molmo_ds.hub.reference_prompts import prompts
 from molmo_ds.model.families import molmo, molmo2
 from molmo_ds.weights.released_config import FAMILY
@@ -36,6 +39,9 @@ MODEL = {
     "use_position_ids": True,
     "image_pooling_h": 2,
     "image_pooling_w": 2,
+    "include_bias": False,
+    "layer_norm_type": "rms",
+    "crop_mode": "resize",
 }
 
 
@@ -53,6 +59,42 @@ def test_another_network_is_refused(changes: dict[str, Any], word: str) -> None:
     molmo.from_reference(MODEL)
     with pytest.raises(ValueError, match=rf"^[^\n]*{word}[^\n]*\.$"):
         molmo.from_reference(MODEL | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        ({"rope_impl": "interleave"}, "rope_impl"),
+        ({"rope_factor": 8.0}, "rope_factor"),
+        ({"vision_backbone": TOWER | {"image_registers": 4}}, "image_registers"),
+        ({"block_type": "moe", "moe_dropless": False}, "moe_dropless"),
+        ({"include_bias": None}, "include_bias"),
+    ],
+)
+def test_a_setting_that_the_reference_refuses_or_that_is_not_its_own_is_refused(
+    changes: dict[str, Any], word: str, tmp_path: Path
+) -> None:
+    usual = MODEL | {"activation_type": "llama_swiglu", "gin_bindings": [], "rope_impl": "llama"}
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({"model": usual}))
+    load.of_reference(file)
+    left = {name: value for name, value in (usual | changes).items() if value is not None}
+    file.write_text(yaml.safe_dump({"model": left}))
+    with pytest.raises(ValueError, match=rf"^[^\n]*{word}[^\n]*\.$"):
+        load.of_reference(file)
+
+
+def test_what_a_configuration_of_the_reference_leaves_out_has_the_references_default(
+    tmp_path: Path,
+) -> None:
+    """Not that of the released models: allenai/molmo 793fa38, olmo/config.py."""
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({"model": MODEL | {"embedding_size": 512}}))
+    made, _ = load.of_reference(file)
+    assert made.connector.pooling == "attention" and made.connector.padding_embed == "none"
+    assert made.vision.feature_layers == (-1,) and made.text.tie_word_embeddings
+    assert made.text.max_position_embeddings == 1024 and made.text.residual_dropout == 0.1
 
 
 MOLMO2 = {

@@ -89,6 +89,11 @@ def from_released(values: dict[str, Any]) -> MolmoConfig:
     return from_reference(values | {theirs: values.get(name) for theirs, name in REFERENCE.items()})
 
 
+def is_later(values: dict[str, Any]) -> bool:
+    """Whether the reference's model configuration is of its later code, which Molmo2 and HeMolmo have."""
+    return "token_scorer" in values or "llm" in values
+
+
 @in_sentences("The model's configuration")
 def from_reference(values: dict[str, Any]) -> MolmoConfig:
     """The reference's model configuration (the `model` part of its config.yaml) as a MolmoConfig.
