@@ -112,9 +112,8 @@ PIPES = (
     Case("pipe_zero1_ep", "olmoe", 4, 2),
 )
 SIZES = (
-    *(Case(name, "molmo_7b_d", 8) for name in OF_SEVEN),
+    *(Case(name, "molmo_7b_d", ranks) for ranks in (8, 64) for name in OF_SEVEN),
     Case("zero3", "molmo_7b_d", 8, micro_steps=2),
-    Case("zero3", "molmo_7b_d", 64),
     *(Case(name, "molmoe_1b", 256) for name in ("zero3", *OF_EXPERTS)),
     Case("zero3", "molmo2_8b", 512),
     *(Case("zero3", "molmo_72b", ranks) for ranks in (64, 1024)),
