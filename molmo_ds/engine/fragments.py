@@ -4,7 +4,6 @@ DeepSpeed lays parameters out in flat partitions that differ by stage. Everythin
 weights, full state, clipping) goes through this file.
 """
 
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -68,13 +67,13 @@ def fragments(module: nn.Module, engine: Any, changed: bool = False) -> Iterator
         changed: whether the pieces are written to. One from NVMe is in memory only until the next is asked for.
     """
     named = (
-        (re.sub(r"_orig_mod\.", "", name), parameter)
-        for name, parameter in module.named_parameters()
+        (name.replace("_orig_mod.", ""), parameter) for name, parameter in module.named_parameters()
     )
     for part, inside in _in_memory(named, engine, changed):
         with inside:
+            flats: dict[int, _Flat] = {}
             for name, parameter in part:
-                yield from _fragment(name, parameter, engine)
+                yield from _fragment(name, parameter, engine, flats)
 
 
 def _in_memory(
@@ -98,20 +97,39 @@ def _in_memory(
             yield part, deepspeed_0_19.frozen_weight(part[0][1], changed)
 
 
-def _fragment(name: str, parameter: nn.Parameter, engine: Any) -> Iterator[Fragment]:
+class _Flat:
+    """A master with its state, of which many parameters are slices: a number on a GPU is read once, and not for each.
+
+    Valid as long as it is in memory.
+    """
+
+    def __init__(self, master: Tensor, engine: Any) -> None:
+        self.master = master  # kept, or its id might become another's
+        self.tensors = {"weight": master.data.view(-1)}
+        self.scalars: dict[str, float] = {}
+        for key, value in deepspeed_0_19.torch_optimizer(engine).state.get(master, {}).items():
+            if torch.is_tensor(value) and value.numel() == master.numel() and value.dim():
+                self.tensors[key] = value.view(-1)
+            else:
+                self.scalars[key] = float(value)
+
+
+def _fragment(
+    name: str, parameter: nn.Parameter, engine: Any, flats: dict[int, _Flat]
+) -> Iterator[Fragment]:
     place = deepspeed_0_19.place(engine, parameter)
     if place is None:
         return
-    flat = place.master
-    tensors = {"weight": flat.data.view(-1).narrow(0, place.offset, place.size)}
-    scalars = {}
-    for key, value in deepspeed_0_19.torch_optimizer(engine).state.get(flat, {}).items():
-        if torch.is_tensor(value) and value.numel() == flat.numel() and value.dim():
-            tensors[key] = value.view(-1).narrow(0, place.offset, place.size)
-        else:
-            scalars[key] = float(value)
+    key = id(place.master)
+    if key not in flats:
+        flats[key] = _Flat(place.master, engine)
+    flat = flats[key]
+    tensors = {
+        name: whole.narrow(0, place.offset, place.size) for name, whole in flat.tensors.items()
+    }
     shape = deepspeed_0_19.whole_shape(parameter)
     copies = () if place.split else COPIES
+    scalars = dict(flat.scalars)
     yield Fragment(name, shape, place.start, tensors, scalars, parameter.requires_grad, copies)
 
 

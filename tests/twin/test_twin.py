@@ -171,6 +171,10 @@ def test_planted_races_are_found(found: dict) -> None:
     assert seen["feed", False] and not seen["feed", True]
     assert seen["save", False] and not seen["save", True]
     assert seen["saved"] == [1.0] * 4
+    # slices of one tensor are copied at once
+    first = {"a": [1.0, 2.0, 3.0], "b": [6.0, 7.0, 8.0], "alone": [-1.0, -1.0]}
+    second = {"a": [2.0, 3.0, 4.0], "b": [7.0, 8.0, 9.0], "alone": [-1.0, -1.0]}
+    assert seen["slices"] == [(2, first), (2, second)]
 
 
 def test_two_ranks_that_both_send_first_hang(found: dict) -> None:

@@ -275,7 +275,26 @@ def planted(world: World) -> dict[str, Any]:
     with torch_cuda.late_copies():
         copies = copying(torch.ones(4, device="cuda"))
         seen["saved"] = copies.finish(["x"])["x"].tolist()
+    seen["slices"] = slices_of_one()
     return seen
+
+
+def slices_of_one() -> list[tuple[int, dict[str, list[float]]]]:
+    """Two saves of slices of one tensor and of a tensor alone: the number of buffers, and the copies."""
+    flat = torch.arange(10.0, device="cuda")
+    alone = torch.full((2,), -1.0, device="cuda")
+    copies = Copies(torch.device("cuda"), None)
+    out = []
+    for _ in range(2):
+        copies.begin()
+        copies.add("b", flat[6:9])
+        copies.add("a", flat.view(-1).narrow(0, 1, 3))
+        copies.add("alone", alone)
+        copies.hand_over()
+        found = copies.finish(["a", "alone", "b"])
+        out.append((len(copies.buffers), {name: x.tolist() for name, x in found.items()}))
+        flat += 1
+    return out
 
 
 def copying(x: Tensor) -> Copies:

@@ -30,9 +30,7 @@ class Cluster:
     link: float = (
         64e9  # bytes a second and GPU, of the PCIe link that the bus and the network may share
     )
-    issue: float = (
-        50e-6  # seconds of the host to find a piece and start a copy of one of its tensors
-    )
+    issue: float = 14e-6  # seconds of the host to find a tensor of a piece
 
     @property
     def hosts(self) -> int:
@@ -90,7 +88,7 @@ def save(work: Work, cluster: Cluster) -> list[Term]:
             "%",
         ),
         ("passes of the next step meanwhile, F", "step without AdamW", passes, "s"),
-        ("copies begun by the host, I", "3 q i", issued, "s"),
+        ("tensors found by the host, I", "3 q i", issued, "s"),
         ("the stall", "I + max(0, C - F)", issued + left, "s"),
         ("the stall as a share of a step", "", 100 * (issued + left) / step, "%"),
         (
@@ -152,7 +150,7 @@ def sizes_of(preset: str) -> dict[str, int]:
 def stalls() -> list[str]:
     """A table of what a save costs in each of the runs that many-ranks.md counts."""
     out = [
-        "| model | ranks | copy, C | passes, F | begun by the host, I | stall of a step | with a shared link |",
+        "| model | ranks | copy, C | passes, F | found by the host, I | stall of a step | with a shared link |",
         "|---|---|---|---|---|---|---|",
     ]
     for preset, ranks, gathers, scatters in FIVE:
@@ -166,7 +164,7 @@ def stalls() -> list[str]:
         names = (
             "copy to pinned memory, C",
             "passes of the next step meanwhile, F",
-            "copies begun by the host, I",
+            "tensors found by the host, I",
             "the stall as a share of a step",
             "the same where the network shares the link",
         )

@@ -1,16 +1,46 @@
 """Copies of the state in host memory, made while the next step computes: only its update waits for them.
 
 Between two updates nothing changes fp32 weights and optimizer state. What lies on a GPU is copied to pinned memory on a
-stream of its own, what lies in host memory by the thread that writes it.
+stream of its own, what lies in host memory by the thread that writes it. Most tensors are slices of a few flat ones.
+These are copied whole: to begin a copy takes the host as long as to find a tensor.
 """
 
 import os
 import tempfile
 import threading
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+
+@dataclass
+class _Span:
+    """The stretch of a GPU's memory that holds some tensors of one type, in elements."""
+
+    name: str  # of the first tensor that was found, and of the buffer
+    tensor: Tensor
+    first: int
+    last: int
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)  # name -> begin, elements
+
+    def add(self, name: str, begin: int, size: int) -> None:
+        """Reach over one more."""
+        self.places[name] = begin, size
+        self.first = min(self.first, begin)
+        self.last = max(self.last, begin + size)
+
+    def whole(self) -> Tensor:
+        """[last - first], a view."""
+        return self.tensor.as_strided((self.last - self.first,), (1,), self.first)
+
+    def slices(self, copy: Tensor) -> dict[str, Tensor]:
+        """The tensors in a copy of it."""
+        return {
+            name: copy.narrow(0, begin - self.first, size)
+            for name, (begin, size) in self.places.items()
+        }
 
 
 class Copies:
@@ -27,6 +57,7 @@ class Copies:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         # a new buffer at each save costs more than the copying
         self.buffers: dict[str, Tensor] = {}
+        self.spans: dict[tuple[int, torch.dtype], _Span] = {}  # by the memory that they are in
         self.later: dict[str, Tensor] = {}  # what the thread copies
         self.on_device: torch.cuda.Event | None = None  # behind the copies of this save
         self.on_host = threading.Event()
@@ -34,23 +65,31 @@ class Copies:
 
     def begin(self) -> None:
         """A save begins, of the state as the work that was put on the current stream leaves it."""
+        self.spans = {}
         if self.stream is not None:
             self.stream.wait_stream(torch.cuda.current_stream(self.device))
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Copy a tensor, now or later."""
+        """Copy a tensor [n], contiguous, now or later."""
         tensor = tensor.detach()
         if self.scratch is not None:
             self._buffer(name, tensor).copy_(tensor)
         elif tensor.is_cuda:
-            with torch.cuda.stream(self.stream):
-                self._buffer(name, tensor).copy_(tensor, non_blocking=True)
+            key = tensor.untyped_storage().data_ptr(), tensor.dtype
+            begin = tensor.storage_offset()
+            if key not in self.spans:
+                self.spans[key] = _Span(name, tensor, begin, begin)
+            self.spans[key].add(name, begin, tensor.numel())
         else:
             self.later[name] = tensor
 
     def hand_over(self) -> None:
         """All tensors are there; what lies in host memory is left to `finish`."""
         if self.stream is not None:
+            with torch.cuda.stream(self.stream):
+                for span in self.spans.values():
+                    whole = span.whole()
+                    self._buffer(span.name, whole).copy_(whole, non_blocking=True)
             self.on_device = self.stream.record_event()
         self.on_host.clear()
 
@@ -64,7 +103,11 @@ class Copies:
             self.on_host.set()
         if self.on_device is not None:
             self.on_device.synchronize()
-        return {name: self.buffers[name] for name in names}
+        made = dict(self.buffers)
+        for span in self.spans.values():
+            made |= span.slices(self.buffers[span.name])
+        self.spans = {}
+        return {name: made[name] for name in names}
 
     def wait(self) -> None:
         """Whatever is done from now on may change the state: the host and the current stream wait for the copies."""
@@ -73,7 +116,8 @@ class Copies:
             torch.cuda.current_stream(self.device).wait_event(self.on_device)
 
     def _buffer(self, name: str, tensor: Tensor) -> Tensor:
-        if name not in self.buffers:
+        known = self.buffers.get(name)
+        if known is None or known.shape != tensor.shape:
             self.buffers[name] = buffer(tensor, self.scratch)
         return self.buffers[name]
 
