@@ -51,6 +51,9 @@ SLOW = {  # file or folder: why it takes its time
     "data/test_bench_stream.py": "streams of every layout",
     "data/test_conversion.py": "worker processes",
     "data/test_malformed.py": "hundreds of damaged files",
+    "cli/test_malformed_options.py": "damaged lines of every command",
+    "weights/test_malformed_resume.py": "runs that resume from damaged folders",
+    "engine/test_scale_collectives.py": "engines among a thousand made-up ranks",
     "stores/test_hosts_save.py": "hosts that are killed while they save into a bucket",
     "stores/test_hosts_in_store.py": "hosts that are killed in mid-upload",
 }
