@@ -51,6 +51,7 @@ SLOW = {  # file or folder: why it takes its time
     "data/test_bench_stream.py": "streams of every layout",
     "data/test_conversion.py": "worker processes",
     "data/test_malformed.py": "hundreds of damaged files",
+    "data/test_faults.py": "servers that fail, which are waited for",
     "cli/test_malformed_options.py": "damaged lines of every command",
     "weights/test_malformed_resume.py": "runs that resume from damaged folders",
     "engine/test_scale_collectives.py": "engines among a thousand made-up ranks",
