@@ -120,12 +120,12 @@ def _fragment(
     place = deepspeed_0_19.place(engine, parameter)
     if place is None:
         return
-    key = id(place.master)
-    if key not in flats:
-        flats[key] = _Flat(place.master, engine)
-    flat = flats[key]
+    number = id(place.master)
+    if number not in flats:
+        flats[number] = _Flat(place.master, engine)
+    flat = flats[number]
     tensors = {
-        name: whole.narrow(0, place.offset, place.size) for name, whole in flat.tensors.items()
+        key: whole.narrow(0, place.offset, place.size) for key, whole in flat.tensors.items()
     }
     shape = deepspeed_0_19.whole_shape(parameter)
     copies = () if place.split else COPIES
