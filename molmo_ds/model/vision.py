@@ -15,12 +15,8 @@ from molmo_ds.architecture import PIXEL_STATISTICS, ImageConfig, VisionConfig
 from molmo_ds.batch import Carry
 from molmo_ds.model.linear import Linear
 from molmo_ds.ops.crops import normalise_patches
+from molmo_ds.ops.quick_gelu import quick_gelu
 from molmo_ds.ops.tree_attention import tree_attention
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    """x * sigmoid(1.702 x), written with the fused silu."""
-    return F.silu(x * 1.702) * (1 / 1.702)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -57,9 +57,10 @@ def call_after(name: str, op: str, *args: Any) -> Any:
 
 
 def _first_usable(names: tuple[str, ...], op: str, args: tuple) -> Any:
+    known = _table[op]
     for name in names:
-        if name in _table[op]:
-            function, usable = _table[op][name]
+        if name in known:
+            function, usable = known[name]
             if usable(*args):
                 return function(*args)
     raise AssertionError(f"no implementation of {op} takes these arguments")

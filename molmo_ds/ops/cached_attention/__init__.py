@@ -7,13 +7,14 @@ H heads, G key-value heads, d head width.
 from torch import Tensor
 
 from molmo_ds.ops import dispatch
-from molmo_ds.ops.cached_attention import flash, reference
+from molmo_ds.ops.cached_attention import cpu, flash, reference
 from molmo_ds.ops.cached_attention.reference import StepPlan, step_plan
 
 __all__ = ["StepPlan", "cached_attention", "step_plan"]
 
 dispatch.register("cached_attention", "torch", reference.cached_attention)
 dispatch.register("cached_attention", "cuda", flash.cached_attention, flash.usable)
+dispatch.register("cached_attention", "cpu", cpu.cached_attention, cpu.usable)
 
 
 def cached_attention(

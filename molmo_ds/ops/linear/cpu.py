@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from molmo_ds.ops import dispatch
-from molmo_ds.ops.linear import library
+from molmo_ds.ops.cpu_library import PLAIN
+from molmo_ds.ops.linear import few, library
 
 # below these many rows or multiplications MKL is as fast (AMD EPYC, 1 thread)
 ROWS = 64
@@ -26,9 +26,8 @@ HALF = torch.bfloat16
 
 def usable(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether one Function may hold both products: types and devices decide, hence the configuration alone."""
-    known = x.device.type == "cpu" and weight.dtype == torch.float32
     # a quantised weight has products of its own
-    known = known and not is_traceable_wrapper_subclass(weight)
+    known = weight.dtype == torch.float32 and type(weight) in PLAIN and x.is_cpu
     if not known or torch.compiler.is_compiling():
         return False
     if not torch.is_autocast_enabled("cpu"):
@@ -39,6 +38,8 @@ def usable(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x [..., K], weight [N, K], bias [N] -> [..., N]."""
     if not torch.is_grad_enabled() and x.numel() < ROWS * x.shape[-1]:
+        if few.usable(x, weight) and not torch.is_autocast_enabled("cpu"):
+            return few.linear(x, weight, bias)
         # MKL multiplies so few rows in any case; views and checks would cost 2 % of decoding
         return F.linear(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1])

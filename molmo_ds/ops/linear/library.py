@@ -8,11 +8,9 @@ names the CPU and the version of PyTorch; CACHE is $XDG_CACHE_HOME or ~/.cache.
 
 import contextlib
 import functools
-import hashlib
 import json
 import logging
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import _disable_current_modes
+
+from molmo_ds.ops import machine
 
 ROUNDS = 5
 # of the measured products: wide and narrow layers at some hundred tokens
@@ -92,7 +92,7 @@ def _known(kind: str, find: Callable[[], dict[str, object]]) -> float:
     key, what, instead = KEPT[kind]
     try:
         if not file.exists():
-            keep(file, find() | {"cpu": cpu_name()})
+            keep(file, find() | {"cpu": machine.cpu_name()})
         return float(json.loads(file.read_text())[key])
     except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning("%s cannot be kept in %s (%s); %s.", what, file, error, instead)
@@ -178,23 +178,5 @@ def _has_bf16() -> bool:
     return torch.backends.mkldnn.is_available() and any(flag in words for flag in flags)
 
 
-def cpu_name() -> str:
-    """The CPU as the kernel names it, with the vector instructions that PyTorch uses on it."""
-    wanted = ("model name", "cpu family", "model", "vendor_id", "CPU implementer", "CPU part")
-    lines = []
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        text = ""
-    for line in text.split("\n\n")[0].splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() in wanted:
-            lines.append(f"{name.strip()} {value.strip()}")
-    named = ", ".join(lines) or platform.processor()
-    return f"{platform.machine()}, {named}, {torch.backends.cpu.get_cpu_capability()}"
-
-
 def _file(kind: str) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    name = hashlib.sha256(f"{cpu_name()} {torch.__version__}".encode()).hexdigest()[:12]
-    return cache / "molmo_ds" / f"{kind}-{name}.json"
+    return machine.kept(kind, "json")

@@ -3,9 +3,10 @@
 from torch import Tensor
 
 from molmo_ds.ops import dispatch
-from molmo_ds.ops.rms_norm import reference
+from molmo_ds.ops.rms_norm import cpu, reference
 
 dispatch.register("rms_norm", "torch", reference.rms_norm)
+dispatch.register("rms_norm", "cpu", cpu.rms_norm, cpu.usable)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -3,12 +3,13 @@
 from torch import Tensor
 
 from molmo_ds.ops import dispatch
-from molmo_ds.ops.rope import reference
+from molmo_ds.ops.rope import cpu, reference
 from molmo_ds.ops.rope.reference import rope_table
 
 __all__ = ["rope_table", "rotate"]
 
 dispatch.register("rope", "torch", reference.rotate)
+dispatch.register("rope", "cpu", cpu.rotate, cpu.usable)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

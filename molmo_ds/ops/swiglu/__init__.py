@@ -3,9 +3,10 @@
 from torch import Tensor
 
 from molmo_ds.ops import dispatch
-from molmo_ds.ops.swiglu import reference
+from molmo_ds.ops.swiglu import cpu, reference
 
 dispatch.register("swiglu", "torch", reference.swiglu)
+dispatch.register("swiglu", "cpu", cpu.swiglu, cpu.usable)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:

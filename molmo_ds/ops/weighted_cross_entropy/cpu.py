@@ -1,6 +1,6 @@
-"""The rows of the loss on a CPU in fewer passes over the logits: one fused softmax gives the sum and the gradient.
+"""The rows of the loss on a CPU in fewer passes over the logits: by a kernel (`rows.cpp`), or by one fused softmax.
 
-The largest share of a row is 1 / sum(exp(x - max)), so logsumexp is the largest logit less its logarithm. The likeliest
+Of the softmax, which serves other types and machines without the kernel: the largest share of a row is 1 / sum(exp(x - max)), so logsumexp is the largest logit less its logarithm. The likeliest
 word is searched only where the label's logit is a largest one.
 
 Shapes: n rows of a chunk, V words.
@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from molmo_ds.ops.cpu_library import FLOAT, INTEGER, POINTER, Kernel, takes
 from molmo_ds.ops.weighted_cross_entropy import chunks
+
+_run = Kernel("loss_rows", *[POINTER] * 4, INTEGER, INTEGER, FLOAT, INTEGER)
 
 
 def usable(hidden: Tensor, *others: Any) -> bool:
@@ -21,6 +24,17 @@ def usable(hidden: Tensor, *others: Any) -> bool:
 
 def rows(logits: Tensor, labels: Tensor, weights: Tensor, z_loss: float, grad: bool) -> Tensor:
     """Sums [n, 3] of each row; with `grad` the logits [n, V] are overwritten by their gradient."""
+    if takes(logits, weights) and logits.is_contiguous():
+        sums = weights.new_empty(len(logits), 3)
+        tensors = (logits, labels.contiguous(), weights.contiguous(), sums)
+        _run(*(tensor.data_ptr() for tensor in tensors), *logits.shape, z_loss, grad)
+        return sums
+    return _by_softmax(logits, labels, weights, z_loss, grad)
+
+
+def _by_softmax(
+    logits: Tensor, labels: Tensor, weights: Tensor, z_loss: float, grad: bool
+) -> Tensor:
     wide = logits.to(weights.dtype)
     index = torch.arange(len(logits))
     at_label = wide[index, labels]
