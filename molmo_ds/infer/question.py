@@ -33,6 +33,11 @@ class Question:
         # by numpy, for which a few tokens are cheap
         return int(np.count_nonzero(self.prompt.branch_ids.numpy() == 0))
 
+    @functools.cached_property
+    def reach(self) -> int:
+        """Positions up to that of the last token that is known."""
+        return self.prompt.reach + len(self.begun)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:

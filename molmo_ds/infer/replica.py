@@ -241,8 +241,7 @@ class Replica:
 
     def _row(self, question: Question) -> Row:
         begun = len(question.begun)
-        prompt = question.prompt
-        room = min(self.capacity - len(prompt.input_ids), self.known - prompt.reach)
+        room = begun + min(self.capacity - question.length, self.known - question.reach)
         return Row(question.name, question.options.max_new_tokens, room, begun, question=question)
 
     def _check(self, question: Question, names: set[str]) -> None:
@@ -263,7 +262,7 @@ class Replica:
                 f"{name}: the prompt has {question.length} tokens and an answer has {self.capacity} positions in all;"
                 " make it shorter."
             )
-        reach = question.prompt.reach + len(question.begun)
+        reach = question.reach
         if reach >= self.known:
             raise ValueError(
                 f"{name}: the prompt takes {reach} positions and the model knows {self.known}; make it shorter, or"

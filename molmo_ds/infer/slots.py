@@ -16,7 +16,7 @@ from torch import Tensor
 
 from molmo_ds.batch import Batch, Carry, SelectionBatch
 from molmo_ds.model.decoder import Core, DecoderLayer
-from molmo_ds.ops.cached_attention import cached_attention, step_plan
+from molmo_ds.ops.cached_attention import cached_attention, step_plan, write_cache
 
 # in buckets L is a multiple of it and R a power of two: few shapes, each of which a graph can replay
 ROUND = 256
@@ -64,7 +64,7 @@ class SlotCore(Core):
         if slots.filling:
             to = slots.filling
             for kept, new in zip(self.kept, (k, v)):
-                kept[to.slot, :, to.place] = new.transpose(1, 2).flatten(0, 1)[to.source]
+                write_cache(kept, new, to.source, to.slot, to.place)
             return super().__call__(q, k, v, plan, 0.0)
         return cached_attention(q, k, v, *self.kept, plan)
 

@@ -16,6 +16,7 @@ LIGHTEST = 1e-6  # weights are float32 in a batch, where less would vanish next 
 HEAVIEST = 1e6  # and more would drown every other token
 # keys whose NaN is a fault, not an empty cell
 NUMBERS = ("weight", "points", "point_scale", "answer_index")
+SIMPLE = {str, int, float, bool, type(None)}  # nearly all values are
 INLINE_POINT = "<|POINT|>"  # stands in an answer where `inline_points` go
 EXPECTED = {
     "style": "a text",
@@ -181,6 +182,8 @@ def _absent(key: str, value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
+    if type(value) in SIMPLE:
+        return value
     if isinstance(value, (np.ndarray, np.generic)):
         return value.tolist()
     if isinstance(value, (list, tuple)):

@@ -53,8 +53,8 @@ def normalise_answer(text: str) -> str:
     return " ".join(_REPAIRS.get(word, word) for word in words if word not in ("a", "an", "the"))
 
 
-def _agreement(answer: str, given: list[str]) -> float:
-    return min(1.0, given.count(answer) / ENOUGH)
+def _agreement(equal: int) -> float:
+    return min(1.0, equal / ENOUGH)
 
 
 def vqa_score(target: str | Sequence[str], prediction: str) -> float:
@@ -66,14 +66,13 @@ def vqa_score(target: str | Sequence[str], prediction: str) -> float:
     prediction = normalise_answer(prediction)
     if isinstance(target, str):
         return float(prediction == target)
-    return _agreement(prediction, [normalise_answer(answer) for answer in answers])
+    return _agreement([normalise_answer(answer) for answer in answers].count(prediction))
 
 
 def a_okvqa_score(target: str | Sequence[str], prediction: str) -> float:
     """As `vqa_score` with nothing cleaned up but case and outer blanks; a single string is a list of one."""
-    return _agreement(
-        prediction.strip().lower(), [answer.strip().lower() for answer in true_answers(target)]
-    )
+    given = [answer.strip().lower() for answer in true_answers(target)]
+    return _agreement(given.count(prediction.strip().lower()))
 
 
 def vqa_official(answers: Sequence[str], prediction: str) -> float:
@@ -81,21 +80,19 @@ def vqa_official(answers: Sequence[str], prediction: str) -> float:
 
     It differs from `vqa_score` where exactly three of ten agree with the prediction: 0.9 instead of 1.
     """
-    return _leave_one_out(
-        normalise_answer(prediction), [normalise_answer(one) for one in true_answers(answers)]
-    )
+    given = [normalise_answer(one) for one in true_answers(answers)]
+    return _leave_one_out(given.count(normalise_answer(prediction)), len(given))
 
 
-def _leave_one_out(answer: str, given: list[str]) -> float:
-    people = len(given)
-    equal = given.count(answer)
+def _leave_one_out(equal: int, people: int) -> float:
+    # the mean over the people, of whom so many agree with the prediction
     without_one = equal * min(1.0, (equal - 1) / 3)  # an agreeing person is left out
     return (without_one + (people - equal) * min(1.0, equal / 3)) / people
 
 
 @functools.lru_cache(maxsize=1 << 12)  # a question is scored with its reply and with every guess
-def _cleaned(answers: tuple[str, ...]) -> list[str]:
-    return [normalise_answer(one) for one in answers]
+def _cleaned(answers: object) -> list[str]:
+    return [normalise_answer(one) for one in true_answers(answers)]
 
 
 def score_answers(reply: str, row: Row) -> Scores:
@@ -109,13 +106,17 @@ def score_answers(reply: str, row: Row) -> Scores:
     if isinstance(true, str):
         return {"vqa_score": vqa_score(normalise_answer(true), got), "unreadable": float(not got)}
     answer = normalise_answer(got)
-    given = _cleaned(tuple(true_answers(true)))
+    try:
+        given = _cleaned(true)
+    except TypeError:  # an answer that cannot be hashed is no text
+        true_answers(true)
+        raise
     if len(given) < ENOUGH:
         return {"vqa_score": float(answer in given), "unreadable": float(not got)}
-    official = _leave_one_out(answer, given)
+    equal = given.count(answer)
     return {
-        "vqa_score": _agreement(answer, given),
-        "vqa_official": official,
+        "vqa_score": _agreement(equal),
+        "vqa_official": _leave_one_out(equal, len(given)),
         "unreadable": float(not got),
     }
 

@@ -1,4 +1,4 @@
-"""Attention of one new token per row over a KV cache, into which its key and value are written.
+"""A KV cache: what a prefill writes into it, and the attention of one new token per row, which is written first.
 
 No parameters and no gradients. Shapes: R running rows, S slots, C tokens of a slot, L tokens of the longest row,
 H heads, G key-value heads, d head width.
@@ -10,11 +10,23 @@ from molmo_ds.ops import dispatch
 from molmo_ds.ops.cached_attention import cpu, flash, reference
 from molmo_ds.ops.cached_attention.reference import StepPlan, step_plan
 
-__all__ = ["StepPlan", "cached_attention", "step_plan"]
+__all__ = ["StepPlan", "cached_attention", "step_plan", "write_cache"]
 
 dispatch.register("cached_attention", "torch", reference.cached_attention)
 dispatch.register("cached_attention", "cuda", flash.cached_attention, flash.usable)
 dispatch.register("cached_attention", "cpu", cpu.cached_attention, cpu.usable)
+
+
+dispatch.register("write_cache", "torch", reference.write_cache)
+dispatch.register("write_cache", "cpu", cpu.write_cache, cpu.writes)
+
+
+def write_cache(keys: Tensor, new: Tensor, source: Tensor, slot: Tensor, place: Tensor) -> None:
+    """Token source[n] of new [B, G, T, d], counted through all rows, becomes keys[slot[n], :, place[n]], in place.
+
+    The same for values. All three index tensors are int64 [N].
+    """
+    dispatch.call("write_cache", keys, new, source, slot, place)
 
 
 def cached_attention(

@@ -1,4 +1,4 @@
-"""Attention over a KV cache on the CPU: each row reads its own tokens only (`step.cpp`)."""
+"""A KV cache on the CPU: a prefill's tokens are copied in one pass, and each row reads its own only (`step.cpp`)."""
 
 import torch
 from torch import Tensor
@@ -7,6 +7,7 @@ from molmo_ds.ops.cached_attention.reference import StepPlan
 from molmo_ds.ops.cpu_library import INTEGER, POINTER, Kernel, takes
 
 _run = Kernel("attention_step", *[POINTER] * 7, *[INTEGER] * 5)
+_write = Kernel("write_cache", *[POINTER] * 5, *[INTEGER] * 8)
 
 
 def usable(
@@ -27,3 +28,17 @@ def cached_attention(
     pointers = [x.data_ptr() for x in (q, k, v, keys, values, plan.positions, out)]
     _run(*pointers, rows, heads, groups, capacity, width)
     return out
+
+
+def writes(keys: Tensor, new: Tensor, source: Tensor, slot: Tensor, place: Tensor) -> bool:
+    """Whether the kernel takes these."""
+    return takes(keys, new) and keys.is_contiguous() and new.stride(-1) == 1
+
+
+def write_cache(keys: Tensor, new: Tensor, source: Tensor, slot: Tensor, place: Tensor) -> None:
+    """Token source[n] of new [B, G, T, d], counted through all rows, becomes keys[slot[n], :, place[n]], in place."""
+    _, groups, capacity, width = keys.shape
+    source, slot, place = (x.contiguous() for x in (source, slot, place))
+    pointers = [x.data_ptr() for x in (keys, new, source, slot, place)]
+    strides = new.stride()[:3]
+    _write(*pointers, len(source), groups, capacity, width, new.shape[2], *strides)

@@ -26,6 +26,11 @@ def step_plan(positions: Tensor, longest: int, dtype: torch.dtype) -> StepPlan:
     return StepPlan(rows, positions, positions.int(), mask[:, None, None])
 
 
+def write_cache(keys: Tensor, new: Tensor, source: Tensor, slot: Tensor, place: Tensor) -> None:
+    """Token source[n] of new [B, G, T, d], counted through all rows, becomes keys[slot[n], :, place[n]], in place."""
+    keys[slot, :, place] = new.transpose(1, 2).flatten(0, 1)[source]
+
+
 def cached_attention(
     q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, plan: StepPlan
 ) -> Tensor:

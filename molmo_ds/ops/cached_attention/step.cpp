@@ -83,3 +83,16 @@ extern "C" void attention_step(const float* q, const float* k, const float* v, f
         }
     }
 }
+
+// token source[n] of fresh [B, G, T, d], counted through all rows, to kept[slots[n], :, places[n]]
+extern "C" void write_cache(float* kept, const float* fresh, const int64_t* source, const int64_t* slots,
+                            const int64_t* places, int64_t count, int64_t groups, int64_t capacity, int64_t width,
+                            int64_t tokens, int64_t of_row, int64_t of_group, int64_t of_token, int64_t threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (count * groups * width > FEW)
+    for (int64_t n = 0; n < count; n++) {
+        const float* from = fresh + source[n] / tokens * of_row + source[n] % tokens * of_token;
+        float* to = kept + (slots[n] * groups * capacity + places[n]) * width;
+        for (int64_t group = 0; group < groups; group++)
+            memcpy(to + group * capacity * width, from + group * of_group, width * sizeof(float));
+    }
+}
