@@ -6,9 +6,10 @@ import itertools
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from numpy.random import RandomState
 
@@ -40,6 +41,7 @@ BATCH = 64  # questions at a time
 MOST = 256  # of a small network, whose passes cost more than their products
 CHEAP = 1 << 30  # bytes that more than BATCH may take
 FLOAT = 4  # bytes of a pixel's colour
+SMALL = 1 << 15  # encoded bytes of pictures that are decoded in a millisecond
 
 
 @dataclass(frozen=True)
@@ -110,18 +112,23 @@ class OwnClient:
             yield Question(name=made.ask.id, prompt=made.prompt, options=options)
 
     def _made(self, asks: Iterable[Ask]) -> Iterator[_Made]:
-        """The prompts in order, those of as many pictures ahead as there are answers at a time; of few videos."""
-        waiting: deque = deque()
+        """The prompts in order, those of as many pictures ahead as there are answers at a time; of few videos.
+
+        Threads decode them, but small pictures: with those they would wait for Python's lock more than they save.
+        """
+        waiting: deque[Callable[[], list[_Made]]] = deque()
         with ThreadPoolExecutor(self.workers) as pool:
             for _, group in itertools.groupby(asks, lambda ask: (ask.pictures, ask.film)):
                 asked = list(group)
-                waiting.append(pool.submit(make, self.builder, asked, self.replica.capacity))
+                given = (self.builder, asked, self.replica.capacity)
+                small = asked[0].film is None and sum(map(len, asked[0].pictures)) <= SMALL
+                waiting.append(partial(make, *given) if small else pool.submit(make, *given).result)
                 # the frames of a video are as many as a batch of pictures
                 ahead = self.batch if asked[0].film is None else self.workers
                 while len(waiting) > ahead:
-                    yield from waiting.popleft().result()
+                    yield from waiting.popleft()()
             while waiting:
-                yield from waiting.popleft().result()
+                yield from waiting.popleft()()
 
 
 def usual_batch(config: MolmoConfig, itemsize: int) -> int:
