@@ -18,7 +18,6 @@ from molmo_ds.ops.crops import normalise_patches
 from molmo_ds.ops.quick_gelu import quick_gelu
 from molmo_ds.ops.tree_attention import tree_attention
 
-
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "quick_gelu": quick_gelu,
     "gelu": F.gelu,

@@ -1,8 +1,8 @@
 """The C++ kernels of all ops for the CPU: compiled into one library at the first use on a machine, then kept.
 
 The first process that needs them compiles `ops/*/*.cpp` with $CXX or g++ for this very CPU (some seconds) into
-`CACHE/molmo_ds/kernels-HASH.so`; the ranks beside it wait, later ones find it. HASH names the CPU, the version of PyTorch
-and the sources. Where there is no compiler, all ops run by PyTorch's own kernels: right, and slower.
+`CACHE/molmo_ds/kernels-HASH.so`; the ranks beside it wait, later ones find it. HASH names the CPU, the version of
+PyTorch and the sources. Where there is no compiler, all ops run by PyTorch's own kernels: right, and slower.
 """
 
 import ctypes

@@ -81,9 +81,10 @@ static inline float largest(Vector x) {
     return most;
 }
 
-// e to the x, within 2 units in the last place: 2^n times a polynomial of degree 7 in the rest; 0 below -87.3
+// e to the x, within 2 units in the last place: 2^n times a polynomial of degree 7 in the rest; 0 below -87.3, and from
+// 88.3 on what it is there, so that no gate is infinity times 0
 static inline Vector exp(Vector x) {
-    const float LOW = -87.3f, HIGH = 88.7f;
+    const float LOW = -87.3f, HIGH = 88.3f;
     const float ROUND = 12582912.0f;  // 1.5 * 2^23: adding it leaves an integer in the low bits
     Vector bounded = x > HIGH ? Vector{} + HIGH : x;
     bounded = bounded < LOW ? Vector{} + LOW : bounded;

@@ -46,8 +46,11 @@ def register(op: str, name: str, function: Callable, usable: Callable[..., bool]
 def call(op: str, *args: Any) -> Any:
     """Run the most preferred implementation that says it can take these arguments, or the forced one."""
     if _forced in _table[op]:
-        function, _ = _table[op][_forced]
-        return function(*args)
+        function, usable = _table[op][_forced]
+        # others run where they would not by themselves, as in Triton's interpreter; a CPU's read the memory of float32
+        if _forced != "cpu" or usable(*args):
+            return function(*args)
+        return call_after("cpu", op, *args)
     return _first_usable(PREFERENCE, op, args)
 
 

@@ -19,7 +19,7 @@ OPS = sorted(path.parent.name for path in FOLDER.glob("*/__init__.py"))
 
 
 def test_every_folder_is_seen() -> None:
-    assert len(OPS) == 11
+    assert len(OPS) == 12
     for name in OPS:
         assert (FOLDER / name / "reference.py").is_file(), name
 
@@ -100,6 +100,7 @@ def arguments(device: str) -> dict[str, list]:
         "rms_norm": [x(8), x(), 1e-6],
         "rope": [x(2, 5, 8), x(5, 8), x(5, 8)],
         "swiglu": [x(8), x(8)],
+        "quick_gelu": [x(8)],
         "experts": [x(8), x(4), x(16, 8), x(8, 8), 2, True],
         "normalise_patches": [x(28, 28, 3, dtype=torch.uint8), (0.5,) * 3, (0.5,) * 3, 14],
         "splice": [ids, x(8), x(8), x(8), ids],
@@ -110,7 +111,7 @@ def arguments(device: str) -> dict[str, list]:
 
 
 # ops without parameters that choose by sizes: see ops/dispatch.py
-FREE = {"attention_plan", "cached_attention", "tree_attention"}
+FREE = {"attention_plan", "cached_attention", "tree_attention", "write_cache"}
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

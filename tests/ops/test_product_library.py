@@ -130,7 +130,7 @@ def test_columns_must_be_a_tenth_faster(
     monkeypatch.setattr(library, "measure", measured)
     assert library.columns_are_faster() is faster
     (file,) = cache.iterdir()
-    assert file.name.startswith("columns-") and json.loads(file.read_text())["columns"] is faster
+    assert file.name.startswith("few-") and json.loads(file.read_text())["columns"] is faster
 
 
 def test_weights_lie_by_rows_where_nothing_can_be_kept(

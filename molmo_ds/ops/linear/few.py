@@ -1,6 +1,6 @@
-"""A few rows times a weight that lies in memory column by column, which is read once (`few.cpp`), as a step of decoding.
+"""A few rows, as of a step of decoding, times a weight that lies in memory column by column and is read once.
 
-A row's numbers do not depend on how many others there are. Shapes: R rows, K inputs, N outputs.
+By `few.cpp`. A row's numbers do not depend on how many others there are. Shapes: R rows, K inputs, N outputs.
 """
 
 import torch
@@ -14,9 +14,10 @@ _run = Kernel("few_rows", *[POINTER] * 4, *[INTEGER] * 3)
 
 def usable(x: Tensor, weight: Tensor) -> bool:
     """Whether the kernel takes x [..., K] and weight [N, K]."""
-    if weight.stride(0) != 1 or weight.stride(1) != weight.shape[0]:
+    outputs, inputs = weight.shape
+    if weight.stride(0) != 1 or weight.stride(1) != outputs or x.shape[-1] != inputs:
         return False
-    return 0 < x.numel() <= MOST * x.shape[-1] and takes(x, weight)
+    return 0 < x.numel() <= MOST * inputs and takes(x, weight)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -2,7 +2,7 @@
 
 Every rank and every later run of the machine must use the same one, or a resumed run would round otherwise: the first
 process that has measured leaves `CACHE/molmo_ds/products-HASH.json` (of float32, by library), `half-HASH.json` (bf16
-beside float32) or `columns-HASH.json` (a few rows, by the order of the weight in memory), and all others read it. HASH
+beside float32) or `few-HASH.json` (a few rows, by the order of the weight in memory), and all others read it. HASH
 names the CPU and the version of PyTorch; CACHE is $XDG_CACHE_HOME or ~/.cache.
 """
 
@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import _disable_current_modes
 
 from molmo_ds.ops import machine
+from molmo_ds.ops.linear import few
 
 ROUNDS = 5
 # of the measured products: wide and narrow layers at some hundred tokens
@@ -31,7 +32,7 @@ FEW = ((8, 512, 1408), (8, 1408, 512))
 KEPT = {  # kind of file -> (its key, what that is, what is done without it)
     "products": ("onednn", "The faster library for products", "MKL is used"),
     "half": ("bf16_gain", "The gain of bf16", "fp32 is used"),
-    "columns": ("columns", "The faster order of weights", "they lie by rows"),
+    "few": ("columns", "The faster order of weights", "they lie by rows"),
 }
 GAIN = 1.1  # what is not PyTorch's own choice must be so much faster to be taken; that is MKL, and weights by rows
 
@@ -68,7 +69,7 @@ def columns_are_faster() -> bool:
 
     False where the file cannot be kept or read.
     """
-    return bool(_known("columns", _by_order))
+    return bool(_known("few", _by_order))
 
 
 def _by_library() -> dict[str, object]:
@@ -116,7 +117,8 @@ def in_bf16(a: Tensor, b: Tensor) -> Tensor:
 
 def by_columns(a: Tensor, b: Tensor) -> Tensor:
     """a [R, K] @ b.T for b [N, K], read as the [K, N] of a weight that lies in memory column by column."""
-    return F.linear(a, b.view(b.shape[1], b.shape[0]).T)
+    weight = b.view(b.shape[1], b.shape[0]).T
+    return few.linear(a, weight, None) if few.usable(a, weight) else F.linear(a, weight)
 
 
 def measure(

@@ -14,7 +14,7 @@ _backward = Kernel("rms_norm_backward", *[POINTER] * 6, INTEGER, INTEGER)
 
 def usable(x: Tensor, weight: Tensor, eps: float) -> bool:
     """Whether the kernels take these."""
-    return takes(x, weight)
+    return takes(x, weight) and weight.shape[0] == x.shape[-1]
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -30,8 +30,8 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor, back: bool = False) -> Tensor:
         out = torch.empty(batch, tokens, heads, width).transpose(1, 2)
     else:
         out = torch.empty(x.shape)
-    cos = cos.expand(batch, -1, -1).contiguous()
-    sin = sin.expand(batch, -1, -1).contiguous()
+    cos = cos.expand(batch, tokens, width).contiguous()
+    sin = sin.expand(batch, tokens, width).contiguous()
     pointers = (x.data_ptr(), cos.data_ptr(), sin.data_ptr(), out.data_ptr())
     places = (*x.stride()[:3], *out.stride()[:3])
     _run(*pointers, batch, heads, tokens, width, *places, back)

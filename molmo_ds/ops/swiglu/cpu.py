@@ -14,7 +14,7 @@ _backward = Kernel("swiglu_backward", *[POINTER] * 5, INTEGER)
 
 def usable(gate: Tensor, up: Tensor) -> bool:
     """Whether the kernels take these."""
-    return takes(gate, up)
+    return takes(gate, up) and gate.shape == up.shape
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:

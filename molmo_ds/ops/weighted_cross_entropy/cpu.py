@@ -1,7 +1,8 @@
 """The rows of the loss on a CPU in fewer passes over the logits: by a kernel (`rows.cpp`), or by one fused softmax.
 
-Of the softmax, which serves other types and machines without the kernel: the largest share of a row is 1 / sum(exp(x - max)), so logsumexp is the largest logit less its logarithm. The likeliest
-word is searched only where the label's logit is a largest one.
+Of the softmax, which serves other types and machines without the kernel: the largest share of a row is
+1 / sum(exp(x - max)), so logsumexp is the largest logit less its logarithm. The likeliest word is searched only where
+the label's logit is a largest one.
 
 Shapes: n rows of a chunk, V words.
 """
@@ -26,7 +27,7 @@ def rows(logits: Tensor, labels: Tensor, weights: Tensor, z_loss: float, grad: b
     """Sums [n, 3] of each row; with `grad` the logits [n, V] are overwritten by their gradient."""
     if takes(logits, weights) and logits.is_contiguous():
         sums = weights.new_empty(len(logits), 3)
-        tensors = (logits, labels.contiguous(), weights.contiguous(), sums)
+        tensors = (logits, labels.long().contiguous(), weights.contiguous(), sums)
         _run(*(tensor.data_ptr() for tensor in tensors), *logits.shape, z_loss, grad)
         return sums
     return _by_softmax(logits, labels, weights, z_loss, grad)
