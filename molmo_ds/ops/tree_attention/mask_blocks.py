@@ -7,6 +7,7 @@ Of long sequences the masks of all blocks together would be larger than the netw
 Shapes: B sequences, H heads, G key-value heads, R = H / G, T tokens, d head width, t queries of a block, s its keys.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,11 +16,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from molmo_ds.ops.tree_attention import flash_cpu, reference
+from molmo_ds.ops.tree_attention import flash_cpu, kernels_cpu, reference
+from molmo_ds.ops.tree_attention.kernels_cpu import PANEL, Runs
 
-# queries; measured on an AMD EPYC core, 64 to 128 take the same time and 256 is a tenth slower
-BLOCK = 128
-GAP = 32  # fewer unseen keys than this between two runs of keys are taken along
+# queries; by PyTorch's kernels on an AMD EPYC core 64 to 128 take the same time and 256 a tenth more, by our own on an
+# Intel Xeon 128 takes a twentieth more, 48 a twentieth less but a plan of twice as many blocks
+BLOCK = 96
+GAP = PANEL  # no more unseen keys than this between two runs of keys are taken along
 TYPES = (torch.float32, torch.bfloat16)
 WORTH = 0.8  # of the whole mask; above, one call for all is faster
 LONG = 8192  # tokens from which on no mask is kept; that of 8,192 takes 256 MiB in fp32
@@ -32,7 +35,7 @@ class Block:
     row: int
     begin: int
     end: int
-    keys: tuple[tuple[int, int], ...]  # runs, ascending
+    keys: Runs  # ascending
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,12 @@ class Blocks:
     ids: tuple[Tensor, Tensor, Tensor | None] | None = None  # of documents, branches and images
     # by R, [1, 1, R * t, s] of each block
     folded: dict[int, list[Tensor]] = field(default_factory=dict)
+
+    @functools.cached_property
+    def table(self) -> kernels_cpu.Table:
+        """The blocks and their kept parts for the CPU's kernels."""
+        rows = [(block.row, block.begin, block.end, block.keys) for block in self.blocks]
+        return kernels_cpu.table(rows, self.kept)
 
     def masks(self, group: int) -> Iterator[Tensor]:
         """[1, 1, R * t, s] of each block for R = `group` heads folded into the queries."""
@@ -71,7 +80,7 @@ def cut(mask: Tensor) -> Blocks | None:
         for row in range(rows):
             runs = _runs(seen[row])
             keys = sum(last - first for first, last in runs)
-            blocks.append(Block(row, begin, end, runs))
+            blocks.append(Block(row, begin, end, _of_panels(runs, tokens)))
             area += (end - begin) * keys
     if area > WORTH * rows * tokens * tokens:
         return None
@@ -79,7 +88,7 @@ def cut(mask: Tensor) -> Blocks | None:
     for one in blocks:
         of_queries = mask[one.row, 0, one.begin : one.end]
         part = _join(of_queries, one.keys, 1)
-        kept.append(part.float())
+        kept.append(part.float().contiguous())
     return Blocks(tuple(blocks), mask.dtype, tuple(kept))
 
 
@@ -110,7 +119,7 @@ def _rows(ids: tuple[Tensor, Tensor, Tensor | None], begin: int, end: int) -> Te
     return sees(row, None, queries, keys)
 
 
-def _runs(seen: Tensor) -> tuple[tuple[int, int], ...]:
+def _runs(seen: Tensor) -> Runs:
     """Runs of the keys [T] that a block sees, with short gaps between them."""
     columns = seen.nonzero()[:, 0]
     steps = columns[1:] - columns[:-1]
@@ -119,6 +128,11 @@ def _runs(seen: Tensor) -> tuple[tuple[int, int], ...]:
     lasts = torch.cat((columns[breaks], columns[-1:]))
     ends = lasts + 1
     return tuple(zip(firsts.tolist(), ends.tolist()))
+
+
+def _of_panels(runs: Runs, keys: int) -> Runs:
+    """The runs made longer to whole panels; they are further apart than one."""
+    return tuple((a // PANEL * PANEL, min(-(-b // PANEL) * PANEL, keys)) for a, b in runs)
 
 
 def _additive(seen: Tensor) -> Tensor:
@@ -213,4 +227,6 @@ def usable(q: Tensor, blocks: object, dropout_p: float) -> bool:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks) -> Tensor:
     """q [B, H, T, d], k and v [B, G, T, d], blocks of their mask -> [B, H, T, d]."""
+    if blocks.ids is None and kernels_cpu.usable(q, k, v):
+        return kernels_cpu.attention(q, k, v, blocks.table)
     return _Blocks.apply(q, k, v, blocks)
