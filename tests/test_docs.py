@@ -26,7 +26,7 @@ LOADED = (  # what a browser would fetch, and the attribute that says from where
     ("source", "src"),
 )
 TO_BE_WRITTEN = {  # by who follows the pages on adding a kernel and a benchmark
-    "molmo_ds/ops/swiglu/cpu.py",
+    "molmo_ds/ops/splice/cpu.py",
     "molmo_ds/eval/benchmarks/dvqa.py",
 }
 

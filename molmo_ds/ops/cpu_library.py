@@ -10,6 +10,7 @@ import fcntl
 import functools
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -93,8 +94,8 @@ def _compile_once(library: Path) -> None:
 
 def build(library: Path) -> None:
     """Compile and link; ValueError without a compiler, CalledProcessError with its words where it fails."""
-    compiler = shutil.which(os.environ.get("CXX") or "g++")
-    if compiler is None:
+    compiler = shlex.split(os.environ.get("CXX") or "g++")
+    if shutil.which(compiler[0]) is None:
         raise ValueError("there is no g++, nor another compiler in $CXX")
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         objects = []
@@ -102,10 +103,10 @@ def build(library: Path) -> None:
             if source.suffix != ".cpp":
                 continue
             made = Path(folder) / f"{source.stem}.o"
-            _run([compiler, *COMPILE, f"-I{OPS}", str(source), "-o", str(made)])
+            _run([*compiler, *COMPILE, f"-I{OPS}", str(source), "-o", str(made)])
             objects.append(str(made))
         linked = Path(folder) / library.name
-        _run([compiler, "-shared", *objects, "-o", str(linked)])
+        _run([*compiler, "-shared", *objects, "-o", str(linked)])
         linked.rename(library)  # whole or not at all
 
 

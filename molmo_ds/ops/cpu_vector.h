@@ -1,4 +1,4 @@
-// Vectors of floats as wide as the CPU's, in the language that GCC and Clang share, and what C++ kernels do with them.
+// Vectors of floats as wide as the CPU's, in GCC's own words for them, and what C++ kernels do with them.
 //
 // Sums over a row are taken in one order whatever the number of threads, and a number is computed in the same way
 // wherever a row ends, so that results depend neither on threads nor on how a tensor was cut.
@@ -58,13 +58,8 @@ static inline float sum(Vector x) {
 // lanes of a and then of b: the sums of those whose (lane / half) is even with those `half` lanes further
 template <int half, int... lane>
 static inline Vector fold(Vector a, Vector b, std::integer_sequence<int, lane...>) {
-#if defined(__clang__)
-    return __builtin_shufflevector(a, b, (lane / half * 2 * half + lane % half)...) +
-           __builtin_shufflevector(a, b, (lane / half * 2 * half + lane % half + half)...);
-#else
     return __builtin_shuffle(a, b, Integers{(lane / half * 2 * half + lane % half)...}) +
            __builtin_shuffle(a, b, Integers{(lane / half * 2 * half + lane % half + half)...});
-#endif
 }
 
 // lane i of the result is the sum of the lanes of x[i]; x is overwritten
