@@ -17,6 +17,15 @@ constexpr int WIDTH = 8;
 constexpr int WIDTH = 4;
 #endif
 
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int REGISTERS = 32;
+#else
+constexpr int REGISTERS = 16;
+#endif
+
+// vectors side by side of a tile with so many rows, whose sums stay in registers
+constexpr int across(int rows) { return rows * 2 + 3 <= REGISTERS ? 2 : 1; }
+
 typedef float Vector __attribute__((vector_size(WIDTH * 4)));
 typedef int32_t Integers __attribute__((vector_size(WIDTH * 4)));
 typedef float Unaligned __attribute__((vector_size(WIDTH * 4), aligned(4), may_alias));

@@ -54,8 +54,8 @@ static void columns(const float* x, const float* weight, const float* bias, floa
             return n + AHEAD < end ? from + n + AHEAD : from + depth * outputs + n + AHEAD - (end - begin);
         };
         int64_t n = begin;
-        for (; n + 2 * WIDTH <= end; n += 2 * WIDTH)
-            tile<R, 2>(x + k, from + n, ahead(n), out + n, depth, inputs, outputs);
+        for (; n + across(R) * WIDTH <= end; n += across(R) * WIDTH)
+            tile<R, across(R)>(x + k, from + n, ahead(n), out + n, depth, inputs, outputs);
         for (; n + WIDTH <= end; n += WIDTH)
             tile<R, 1>(x + k, from + n, ahead(n), out + n, depth, inputs, outputs);
         if (n < end) rest<R>(x + k, from + n, out + n, depth, inputs, outputs, end - n);

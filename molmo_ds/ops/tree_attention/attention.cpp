@@ -56,9 +56,9 @@ template <int R>
 static void strip(const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t b_step, float* out,
                   int64_t out_row, int64_t steps, int64_t columns, bool add) {
     int64_t n = 0;
-    for (; n + 2 * WIDTH <= columns; n += 2 * WIDTH)
-        tile<R, 2>(a, a_row, a_step, b + n, b_step, out + n, out_row, steps, add);
-    if (n < columns) tile<R, 1>(a, a_row, a_step, b + n, b_step, out + n, out_row, steps, add);
+    for (; n + across(R) * WIDTH <= columns; n += across(R) * WIDTH)
+        tile<R, across(R)>(a, a_row, a_step, b + n, b_step, out + n, out_row, steps, add);
+    for (; n < columns; n += WIDTH) tile<R, 1>(a, a_row, a_step, b + n, b_step, out + n, out_row, steps, add);
 }
 
 typedef void Strip(const float*, int64_t, int64_t, const float*, int64_t, float*, int64_t, int64_t, int64_t, bool);
@@ -141,16 +141,16 @@ extern "C" void attention(float* q, float* k, float* v, float* out, float* sums,
         const Block& block = ((const Block*)blocks)[task / size.heads];
         int64_t head = task % size.heads, group = head / (size.heads / size.groups);
         const float* own = panels.get() + (block.sequence * size.groups + group) * each_one;
-        int64_t across = wide(block, runs), real = seen(block, runs);
-        std::unique_ptr<float[]> shares(new float[TALL * across]);
+        int64_t row_length = wide(block, runs), real = seen(block, runs);
+        std::unique_ptr<float[]> shares(new float[TALL * row_length]);
         for (int64_t first = block.begin; first < block.end; first += TALL) {
             int64_t count = smaller(block.end - first, TALL);
             times_panels(queries.at(block.sequence, head, first), queries.token, count, own, block, runs, size,
-                         shares.get(), across);
+                         shares.get(), row_length);
             float* to = result.at(block.sequence, head, first);
             float parts[TALL];
             for (int64_t row = 0; row < count; row++) {
-                float* share = shares.get() + row * across;
+                float* share = shares.get() + row * row_length;
                 const float* mask = block.mask ? (const float*)block.mask + (first - block.begin + row) * real : nullptr;
                 float lowest = -INFINITY;
                 Vector most = Vector{} + lowest;
@@ -178,7 +178,7 @@ extern "C" void attention(float* q, float* k, float* v, float* out, float* sums,
             }
             const float* share = shares.get();
             for (int64_t i = block.first_run; i < block.end_run; i++) {
-                product(share, across, 1, values.at(block.sequence, group, runs[i].begin), values.token, to,
+                product(share, row_length, 1, values.at(block.sequence, group, runs[i].begin), values.token, to,
                         result.token, count, runs[i].end - runs[i].begin, size.width, true);
                 share += runs[i].end - runs[i].begin;
             }
@@ -214,17 +214,17 @@ extern "C" void attention_backward(float* of_out, float* q, float* k, float* v, 
         for (int64_t n = 0; n < size.blocks; n++) {
             const Block& block = ((const Block*)blocks)[n];
             if (block.sequence != sequence) continue;
-            int64_t across = wide(block, runs), real = seen(block, runs);
+            int64_t row_length = wide(block, runs), real = seen(block, runs);
             for (int64_t head = group * many; head < (group + 1) * many; head++) {
                 for (int64_t first = block.begin; first < block.end; first += QUERIES) {
                     int64_t count = smaller(block.end - first, QUERIES);
                     float* query = queries.at(sequence, head, first);
                     float* slope = slopes.at(sequence, head, first);
-                    times_panels(query, queries.token, count, own_keys, block, runs, size, shares.get(), across);
-                    times_panels(slope, slopes.token, count, own_values, block, runs, size, of_scores.get(), across);
+                    times_panels(query, queries.token, count, own_keys, block, runs, size, shares.get(), row_length);
+                    times_panels(slope, slopes.token, count, own_values, block, runs, size, of_scores.get(), row_length);
                     for (int64_t row = 0; row < count; row++) {
-                        float* share = shares.get() + row * across;
-                        float* of_score = of_scores.get() + row * across;
+                        float* share = shares.get() + row * row_length;
+                        float* of_score = of_scores.get() + row * row_length;
                         const float* mask =
                             block.mask ? (const float*)block.mask + (first - block.begin + row) * real : nullptr;
                         float lse = sums[(sequence * size.heads + head) * size.queries + first + row];
@@ -246,11 +246,11 @@ extern "C" void attention_backward(float* of_out, float* q, float* k, float* v, 
                     int64_t at = 0;
                     for (int64_t i = block.first_run; i < block.end_run; i++) {
                         int64_t begin = runs[i].begin, length = runs[i].end - begin;
-                        product(of_scores.get() + at, across, 1, keys.at(sequence, group, begin), keys.token, to,
+                        product(of_scores.get() + at, row_length, 1, keys.at(sequence, group, begin), keys.token, to,
                                 of_queries.token, count, length, size.width, true);
-                        product(of_scores.get() + at, 1, across, query, queries.token,
+                        product(of_scores.get() + at, 1, row_length, query, queries.token,
                                 of_keys.at(sequence, group, begin), of_keys.token, length, count, size.width, true);
-                        product(shares.get() + at, 1, across, slope, slopes.token,
+                        product(shares.get() + at, 1, row_length, slope, slopes.token,
                                 of_values.at(sequence, group, begin), of_values.token, length, count, size.width, true);
                         at += length;
                     }
