@@ -242,6 +242,22 @@ def test_a_prefill_is_written_into_the_cache() -> None:
     assert torch.equal(kept, plain)
 
 
+def test_results_are_float32_of_the_cpu_whatever_the_default_is() -> None:
+    x, weight = torch.randn(3, 2, 5, 32), torch.randn(32)
+    cos, sin = rope_table(torch.arange(5)[None], 32, 1e4)
+    columns = torch.randn(32, 48).T
+    wanted = [rms_norm(x, weight, 1e-6), rotate(x, cos, sin)]
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"), torch.no_grad():
+            found = [rms_norm(x, weight, 1e-6), rotate(x, cos, sin)]
+            few_rows = linear(x[0, 0], columns, None)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted))
+    assert few_rows.dtype == torch.float32 and few_rows.device.type == "cpu"
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_types_run_by_the_plain_ops(dtype: torch.dtype) -> None:
     for by in ("cpu", None):

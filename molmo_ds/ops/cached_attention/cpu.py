@@ -1,6 +1,5 @@
 """A KV cache on the CPU: a prefill's tokens are copied in one pass, and each row reads its own only (`step.cpp`)."""
 
-import torch
 from torch import Tensor
 
 from molmo_ds.ops.cached_attention.reference import StepPlan
@@ -23,7 +22,7 @@ def cached_attention(
     groups, capacity = keys.shape[1:3]
     if plan.mask.shape[-1] > capacity or rows > len(keys):
         raise IndexError("there is no place for the new token in its slot, or no slot for its row")
-    out = torch.empty(q.shape)
+    out = q.new_empty(q.shape)
     q, k, v = (x.contiguous() for x in (q, k, v))
     pointers = [x.data_ptr() for x in (q, k, v, keys, values, plan.positions, out)]
     _run(*pointers, rows, heads, groups, capacity, width)

@@ -3,7 +3,6 @@
 By `few.cpp`. A row's numbers do not depend on how many others there are. Shapes: R rows, K inputs, N outputs.
 """
 
-import torch
 from torch import Tensor
 
 from molmo_ds.ops.cpu_library import INTEGER, POINTER, Kernel, takes
@@ -24,7 +23,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x [..., K], weight [N, K], bias [N] -> [..., N], outside autograd."""
     *before, inputs = x.shape
     outputs = weight.shape[0]
-    out = torch.empty(*before, outputs)
+    out = x.new_empty(*before, outputs)
     x = x.contiguous()
     added = None if bias is None else bias.data_ptr()
     pointers = (x.data_ptr(), weight.data_ptr(), added, out.data_ptr())

@@ -21,7 +21,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x [..., D] / sqrt(mean(x^2) + eps) times weight [D]."""
     if torch.is_grad_enabled():
         return _Norm.apply(x, weight, eps)
-    return _run(x.contiguous(), weight, eps)[0]
+    return _run(x.contiguous(), weight.contiguous(), eps)[0]
 
 
 def _run(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -29,7 +29,7 @@ def _run(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     width = x.shape[-1]
     rows = x.numel() // width
     out = torch.empty_like(x)
-    scale = torch.empty(rows)
+    scale = x.new_empty(rows)
     pointers = (x.data_ptr(), weight.data_ptr(), out.data_ptr(), scale.data_ptr())
     _forward(*pointers, rows, width, eps)
     return out, scale
@@ -39,6 +39,7 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x = x.contiguous()
+        weight = weight.contiguous()
         out, scale = _run(x, weight, eps)
         ctx.save_for_backward(x, weight, scale)
         return out

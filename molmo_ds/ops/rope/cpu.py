@@ -27,9 +27,9 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor, back: bool = False) -> Tensor:
     x = x if x.stride(-1) == 1 else x.contiguous()
     batch, heads, tokens, width = x.shape
     if back:  # the gradient lies as the projection's result does, by tokens
-        out = torch.empty(batch, tokens, heads, width).transpose(1, 2)
+        out = x.new_empty(batch, tokens, heads, width).transpose(1, 2)
     else:
-        out = torch.empty(x.shape)
+        out = x.new_empty(x.shape)
     cos = cos.expand(batch, tokens, width).contiguous()
     sin = sin.expand(batch, tokens, width).contiguous()
     pointers = (x.data_ptr(), cos.data_ptr(), sin.data_ptr(), out.data_ptr())

@@ -27,9 +27,8 @@ Runs = tuple[tuple[int, int], ...]
 class Table:
     """Blocks as the kernels read them; `masks` are what the addresses among them point to."""
 
-    blocks: (
-        Tensor  # int64 [n, 6]: sequence, first query, end, first run, end, address of the mask or 0
-    )
+    # int64 [n, 6]: sequence, first query, end, first run, end, address of the mask or 0
+    blocks: Tensor
     runs: Tensor  # int64 [m, 2]: first key, end
     masks: Sequence[Tensor] = ()
 
@@ -39,10 +38,12 @@ def table(blocks: Sequence[tuple[int, int, int, Runs]], masks: Sequence[Tensor] 
     rows = []
     runs: list[tuple[int, int]] = []
     for number, (sequence, begin, end, seen) in enumerate(blocks):
+        assert all(first % PANEL == 0 for first, _ in seen)
+        assert all(last % PANEL == 0 for _, last in seen[:-1])
         address = masks[number].data_ptr() if masks else 0
         rows.append((sequence, begin, end, len(runs), len(runs) + len(seen), address))
         runs += seen
-    return Table(torch.tensor(rows).view(-1, 6), torch.tensor(runs).view(-1, 2), masks)
+    return Table(_cpu(rows).view(-1, 6), _cpu(runs).view(-1, 2), masks)
 
 
 def usable(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -57,6 +58,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, blocks: Table) -> Tensor:
     return _run(*(_rows(x) for x in (q, k, v)), blocks)[0]
 
 
+def _cpu(numbers: Sequence) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.int64, device="cpu")
+
+
 def _rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
@@ -64,21 +69,21 @@ def _rows(x: Tensor) -> Tensor:
 def _by_token(x: Tensor) -> Tensor:
     # as a projection leaves it, or takes it
     batch, heads, tokens, width = x.shape
-    return torch.empty(batch, tokens, heads, width).transpose(1, 2)
+    return x.new_empty(batch, tokens, heads, width).transpose(1, 2)
 
 
 def _numbers(tensors: Sequence[Tensor], q: Tensor, k: Tensor, blocks: Table) -> tuple[Tensor, ...]:
-    strides = torch.tensor([x.stride()[:3] for x in tensors])
+    strides = _cpu([x.stride()[:3] for x in tensors])
     batch, heads, queries, width = q.shape
     groups, keys = k.shape[1:3]
-    sizes = torch.tensor([batch, heads, groups, queries, keys, width, len(blocks.blocks)])
+    sizes = _cpu([batch, heads, groups, queries, keys, width, len(blocks.blocks)])
     return strides, sizes, blocks.blocks, blocks.runs
 
 
 def _run(q: Tensor, k: Tensor, v: Tensor, blocks: Table) -> tuple[Tensor, Tensor]:
     # (the result, log-sum-exp [B, H, T])
     out = _by_token(q)
-    sums = torch.empty(q.shape[:3])
+    sums = q.new_empty(q.shape[:3])
     numbers = _numbers((q, k, v, out), q, k, blocks)
     _forward(*(x.data_ptr() for x in (q, k, v, out, sums, *numbers)))
     return out, sums
