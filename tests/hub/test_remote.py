@@ -256,7 +256,7 @@ def test_bundle_is_the_package() -> None:
     lines = [line for line in source.splitlines() if line.strip() and "import" not in line]
     assert set(lines) <= set(files["ds_model_vision.py"].splitlines())
     ops = {name: text for name, text in files.items() if name.startswith("ds_ops_")}
-    assert len(ops) == 10
+    assert len(ops) == 11
     for name, text in ops.items():
         path = f"molmo_ds/ops/{name.removeprefix('ds_ops_').removesuffix('.py')}/reference.py"
         assert (
