@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _len_torch_dispatch_stack
 
 from molmo_ds.ops import machine
 
@@ -59,11 +60,15 @@ def sources() -> list[Path]:
 
 
 def takes(*tensors: Tensor) -> bool:
-    """Whether kernels can take these: float32 on a CPU, nothing compiled by torch, and a library there."""
+    """Whether kernels can take these: float32 on a CPU, and a library there.
+
+    Not where torch compiles, nor in a dispatch mode, as what counts, records or fakes operations: it would see nothing.
+    """
     for x in tensors:
         if type(x) not in PLAIN or not x.is_cpu or x.dtype != torch.float32:
             return False
-    return not torch.compiler.is_compiling() and load() is not None
+    seen = torch.compiler.is_compiling() or _len_torch_dispatch_stack()
+    return not seen and load() is not None
 
 
 class Kernel:

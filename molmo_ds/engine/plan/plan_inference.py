@@ -96,8 +96,8 @@ class Answering:
                 / self.tensor
             )
         else:
-            # gate, up, the gate's activation, their product
-            mlp = 4 * text.intermediate_size / self.tensor
+            # gate, up and their product
+            mlp = 3 * text.intermediate_size / self.tensor
         mask = 0 if on_gpu else 4 * tokens**2  # the CPU's attention takes a whole one
         return self.size * tokens * (4 * text.hidden_size + max(attention, mlp)) + mask
 

@@ -13,15 +13,16 @@ _backward = Kernel("swiglu_backward", *[POINTER] * 5, INTEGER)
 
 
 def usable(gate: Tensor, up: Tensor) -> bool:
-    """Whether the kernels take these."""
-    return takes(gate, up) and gate.shape == up.shape
+    """Whether the kernels take these: copies of halves of one tensor, as experts have, would cost what is gained."""
+    whole = gate.shape == up.shape and gate.is_contiguous() and up.is_contiguous()
+    return whole and takes(gate, up)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, both [..., I]."""
     if torch.is_grad_enabled():
         return _Gated.apply(gate, up)
-    return _run(gate.contiguous(), up.contiguous())
+    return _run(gate, up)
 
 
 def _run(gate: Tensor, up: Tensor) -> Tensor:
@@ -33,8 +34,6 @@ def _run(gate: Tensor, up: Tensor) -> Tensor:
 class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        gate = gate.contiguous()
-        up = up.contiguous()
         ctx.save_for_backward(gate, up)
         return _run(gate, up)
 
