@@ -257,8 +257,6 @@ def launch(job: Job, stage: str, words: list[str], bar: tqdm, kill_at: int | Non
     threads = max(1, len(os.sched_getaffinity(0)) // job.ranks)
     environment = os.environ | {
         "OMP_NUM_THREADS": str(threads),
-        # memory in large pages: 5 % of a step
-        "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     began = time.time()
