@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from molmo_ds.ops import dispatch
+from molmo_ds.ops import cpu_library, dispatch
 from molmo_ds.ops.tree_attention import (
     attention_plan,
     cascade,
@@ -121,7 +121,9 @@ def test_long_trees(tokens: int) -> None:
 
 @pytest.mark.parametrize("groups", [4, 2])
 @pytest.mark.parametrize("rows", [1, 2])
-def test_short_documents_are_one_call_where_nothing_learns(rows: int, groups: int) -> None:
+def test_short_documents_are_one_call(
+    rows: int, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trees = [[9, 4, 3], [14], [2, 5, 5, 1], [11, 1]]
     document, branch = batch(*[ids(*trees[row:], *trees * 3, tokens=224) for row in range(rows)])
     images = torch.where((branch == 0) & (document % 2 > 0), document, 0)
@@ -135,7 +137,18 @@ def test_short_documents_are_one_call_where_nothing_learns(rows: int, groups: in
         assert isinstance(plan.prepared, documents.Documents) and plan.mask is None
         torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
         learning = attention_plan(document, branch, torch.float32, pictures)
-        assert learning.prepared is None and learning.mask is not None
+        assert learning.mask is not None
+        blocks = learning.prepared.blocks
+        assert tuple(one.end - one.begin for one in blocks) == learning.lengths
+        wide = [torch.cat((x, x), -1).contiguous() for x in args]  # heads of whole vectors
+        for x in (args, wide):
+            with dispatch.use("torch"):
+                want = tree_attention(*x, plan)
+            got = tree_attention(*x, learning)
+            torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
+    monkeypatch.setattr(cpu_library, "load", lambda: None)
+    alone = attention_plan(document, branch, torch.float32, images)
+    assert alone.prepared is None and alone.mask is not None
 
 
 def test_documents_of_unequal_lengths_have_calls_of_their_own() -> None:

@@ -1,7 +1,7 @@
 """Tree attention on the CPU: blocks of the mask (`mask_blocks.py`) where documents are long enough for them to pay.
 
-Many short documents are one call where nothing learns (`documents.py`). Elsewhere as the reference, but bf16 learns by
-the kernels of `flash_cpu.py`.
+Many short documents are one call: where nothing learns padded rows (`documents.py`), else a block each where there are
+kernels for blocks. Elsewhere as the reference, but bf16 learns by the kernels of `flash_cpu.py`.
 """
 
 from dataclasses import replace
@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from molmo_ds.ops import cpu_library
 from molmo_ds.ops.tree_attention import documents, flash_cpu, mask_blocks, reference
 from molmo_ds.ops.tree_attention.reference import AttentionPlan
 
@@ -36,7 +37,11 @@ def plan(
         if rows is not None:
             return AttentionPlan(document_ids, branch_ids, image_ids, prepared=rows)
     made = reference.attention_plan(document_ids, branch_ids, dtype, image_ids)
-    return made if short else replace(made, prepared=mask_blocks.cut(made.mask))
+    if not short:
+        return replace(made, prepared=mask_blocks.cut(made.mask))
+    if dtype == torch.float32 and cpu_library.load() is not None:
+        return replace(made, prepared=mask_blocks.by_document(made.mask, lengths))
+    return made
 
 
 def usable(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float) -> bool:

@@ -8,7 +8,7 @@ Shapes: B sequences, H heads, G key-value heads, R = H / G, T tokens, d head wid
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,6 +89,23 @@ def cut(mask: Tensor) -> Blocks | None:
         of_queries = mask[one.row, 0, one.begin : one.end]
         part = _join(of_queries, one.keys, 1)
         kept.append(part.float().contiguous())
+    return Blocks(tuple(blocks), mask.dtype, tuple(kept))
+
+
+def by_document(mask: Tensor, lengths: Sequence[int]) -> Blocks:
+    """A block for each document of a mask [B, 1, T, T]; they follow each other with these lengths."""
+    tokens = mask.shape[-1]
+    blocks = []
+    kept = []
+    at = 0
+    for length in lengths:
+        row, begin = divmod(at, tokens)
+        end = begin + length
+        runs = _of_panels(((begin, end),), tokens)
+        [(first, last)] = runs
+        blocks.append(Block(row, begin, end, runs))
+        kept.append(mask[row, 0, begin:end, first:last].contiguous())
+        at += length
     return Blocks(tuple(blocks), mask.dtype, tuple(kept))
 
 
