@@ -37,6 +37,7 @@ SLOW = {  # file or folder: why it takes its time
     "ops/test_triton.py": "Triton's interpreter",
     "ops/test_ahead_of_time.py": "compiles the kernels for GPUs",
     "ops/test_cuda.py": "compiles the CUDA kernels for the CPU",
+    "ops/test_cpu_library.py": "compiles the CPU's kernels in processes of their own",
     "goldens/test_a_ranks.py": "the reference's numbers on several ranks",
     "interop/test_transformers.py": "an exported folder in a process of its own",
     "hub/test_remote.py": "exported folders in processes of their own",
