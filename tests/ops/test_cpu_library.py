@@ -1,4 +1,4 @@
-"""The CPU's kernels are compiled once a machine, by whoever is first; without a compiler the plain ops run."""
+"""The CPU's kernels are compiled once a machine, by the first process; without a compiler the plain ops run."""
 
 import os
 import subprocess
