@@ -9,7 +9,7 @@ while IFS='|' read -r programs package tests; do
     packages+=("$package")
 done <<'END'
 chromium chromium-browser google-chrome|chromium|pages in a browser (data/test_visualize.py, eval/test_page.py, serve/test_serve_page.py, show/)
-g++|g++|compiled code (ops/test_cuda.py, twin/, engine/test_compiled.py, engine/test_nvme.py)
+g++|g++|compiled code (ops/test_cuda.py, ops/test_cpu_*.py, twin/, engine/test_compiled.py, engine/test_nvme.py)
 ninja|ninja-build|DeepSpeed's op for NVMe (engine/test_nvme.py)
 /usr/include/libaio.h|libaio-dev|DeepSpeed's op for NVMe (engine/test_nvme.py)
 sshd|openssh-server|hosts that fail, launchers (multinode/)

@@ -1,5 +1,7 @@
 """The CPU's own attention over blocks of a mask, beside float64 with all of it: trees, padding, groups, threads."""
 
+import shutil
+
 import pytest
 import torch
 from ops_check import error
@@ -8,6 +10,8 @@ from torch.nn import functional as F
 
 from molmo_ds.ops import cpu_library
 from molmo_ds.ops.tree_attention import kernels_cpu, mask_blocks, reference
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 
 LIMIT = 2e-6
 

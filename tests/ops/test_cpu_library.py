@@ -1,11 +1,14 @@
 """The CPU's kernels are compiled once a machine, by the first process; without a compiler the plain ops run."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 
 
 @pytest.fixture
