@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import shutil
 import sys
 from pathlib import Path
 
@@ -136,6 +137,7 @@ def test_a_choice_by_sizes_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         test_the_sizes_of_a_batch_choose_no_implementation("cpu")
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 @pytest.mark.parametrize("width", [8, 16])  # by PyTorch's kernels and by our own
 def test_attention_may_choose_by_sizes(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of its ways on the CPU leaves the projections' gradients in one order."""

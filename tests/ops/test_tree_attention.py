@@ -1,6 +1,7 @@
 """Tree attention: the rule, one document at a time, FlexAttention's blocks from runs, and the flash cascade."""
 
 import math
+import shutil
 
 import pytest
 import torch
@@ -119,6 +120,7 @@ def test_long_trees(tokens: int) -> None:
     assert max(errors(attend, args, "torch", by_hand)) <= 1e-5
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 @pytest.mark.parametrize("groups", [4, 2])
 @pytest.mark.parametrize("rows", [1, 2])
 def test_short_documents_are_one_call(
