@@ -98,6 +98,20 @@ def test_a_query_that_sees_nothing() -> None:
     assert max(error(a, b) for a, b in zip(mine, wanted, strict=True)) <= LIMIT
 
 
+@pytest.mark.parametrize("which", range(3))
+def test_what_is_no_number_is_not_hidden(which: int) -> None:
+    x = tensors(2, 1, 70, 16)
+    x[which][0, 0, 3, 5] = torch.nan
+    x[which][1, 0, 0, 0] = torch.inf
+    mask = torch.full((70, 70), -torch.inf).triu(1)
+    blocks = kernels_cpu.table([(row, 0, 70, ((0, 70),)) for row in range(2)], [mask, mask])
+    wanted = learnt(lambda *qkv: in_double(mask, *qkv), *(t.double() for t in x))
+    found = learnt(lambda *qkv: kernels_cpu.attention(*qkv, blocks), *x)
+    assert wanted[0].isnan().any()
+    for a, b in zip(found, wanted, strict=True):
+        assert (b.isnan() <= a.isnan()).all()
+
+
 def test_without_masks_and_from_an_expanded_gradient() -> None:
     q, k, v, _ = tensors(4, 2, 101, 48)
     blocks = kernels_cpu.table([(row, 0, 101, ((0, 101),)) for row in range(2)])

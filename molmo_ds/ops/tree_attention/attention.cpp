@@ -172,8 +172,8 @@ extern "C" void attention(float* q, float* k, float* v, float* out, float* sums,
                 });
                 float whole = sum(total);
                 sums[(block.sequence * size.heads + head) * size.queries + first + row] =
-                    whole > 0 ? top + std::log(whole) : INFINITY;
-                parts[row] = whole > 0 ? 1 / whole : 0;
+                    whole == 0 ? INFINITY : top + std::log(whole);  // NaN stays NaN
+                parts[row] = whole == 0 ? 0 : 1 / whole;
                 memset(to + row * result.token, 0, size.width * sizeof(float));
             }
             const float* share = shares.get();
