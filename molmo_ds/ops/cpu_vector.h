@@ -52,6 +52,17 @@ static inline void each(int64_t numbers, Use use) {
     if (i < numbers) use(i, numbers - i);
 }
 
+// the same over a whole tensor, divided among threads
+template <typename Use>
+static inline void each_number(int64_t numbers, int64_t threads, Use use) {
+    constexpr int64_t PART = 4096;  // that one thread takes at a time
+#pragma omp parallel for num_threads(threads) schedule(static) if (numbers > FEW)
+    for (int64_t first = 0; first < numbers; first += PART) {
+        int64_t last = numbers - first < PART ? numbers - first : PART;
+        each(last, [&](int64_t i, auto count) { use(first + i, count); });
+    }
+}
+
 static inline Vector load(const float* from, std::integral_constant<int64_t, WIDTH>) { return load(from); }
 static inline void store(float* to, Vector x, std::integral_constant<int64_t, WIDTH>) { store(to, x); }
 

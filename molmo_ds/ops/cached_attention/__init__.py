@@ -15,8 +15,6 @@ __all__ = ["StepPlan", "cached_attention", "step_plan", "write_cache"]
 dispatch.register("cached_attention", "torch", reference.cached_attention)
 dispatch.register("cached_attention", "cuda", flash.cached_attention, flash.usable)
 dispatch.register("cached_attention", "cpu", cpu.cached_attention, cpu.usable)
-
-
 dispatch.register("write_cache", "torch", reference.write_cache)
 dispatch.register("write_cache", "cpu", cpu.write_cache, cpu.writes)
 

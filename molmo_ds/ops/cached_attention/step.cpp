@@ -1,4 +1,4 @@
-// One new token of each row over a cache of keys and values [S, G, C, d], into which its own are written first.
+// A cache of keys and values [S, G, C, d]: one new token of each row over it, written first, and what a prefill writes.
 
 #include <cmath>
 #include <vector>

@@ -2,7 +2,8 @@
 //
 // Sequences of T queries and S keys, H heads in groups that share keys and values, d numbers a head (a multiple of a
 // vector). A block is some queries of one sequence; its runs of keys begin at multiples of a panel, and only a run that
-// ends the sequence may end elsewhere. A mask [queries, keys of all runs] is added to the scores where there is one, of 0 and -infinity.
+// ends the sequence may end elsewhere. A mask [queries, keys of all runs] of 0 and -infinity is added to the scores where
+// there is one.
 // A handful of queries meets all its keys at once: scores, shares, values; nothing is rescaled.
 
 #include <cmath>
@@ -13,6 +14,8 @@
 constexpr int PANEL = 2 * WIDTH;  // keys that are packed side by side
 constexpr int TALL = 12;          // rows of a tile, whose sums fit into the registers
 constexpr int64_t QUERIES = 4 * TALL;
+
+static inline int64_t whole_panels(int64_t keys) { return (keys + PANEL - 1) / PANEL * PANEL; }
 
 struct Tensor {  // [sequences, heads, tokens, d]
     float* data;
@@ -30,7 +33,7 @@ struct Run {
 
 struct Sizes {
     int64_t sequences, heads, groups, queries, keys, width, blocks;
-    int64_t panels() const { return (keys + PANEL - 1) / PANEL; }
+    int64_t packed() const { return whole_panels(keys) * width; }  // numbers of one sequence and group
 };
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -87,7 +90,7 @@ static void pack(const float* from, int64_t token, int64_t keys, int64_t width, 
 }
 
 static std::unique_ptr<float[]> packed(const Tensor& x, const Sizes& size, int64_t threads) {
-    int64_t each_one = size.panels() * size.width * PANEL;
+    int64_t each_one = size.packed();
     std::unique_ptr<float[]> out(new float[size.sequences * size.groups * each_one]);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t n = 0; n < size.sequences * size.groups; n++)
@@ -95,21 +98,14 @@ static std::unique_ptr<float[]> packed(const Tensor& x, const Sizes& size, int64
     return out;
 }
 
-// keys of a block's runs, whole panels
-static int64_t wide(const Block& block, const Run* runs) {
-    int64_t keys = 0;
-    for (int64_t i = block.first_run; i < block.end_run; i++)
-        keys += (runs[i].end - runs[i].begin + PANEL - 1) / PANEL * PANEL;
-    return keys;
-}
-
+// keys of a block's runs, of which only the last may end within a panel
 static int64_t seen(const Block& block, const Run* runs) {
     int64_t keys = 0;
     for (int64_t i = block.first_run; i < block.end_run; i++) keys += runs[i].end - runs[i].begin;
     return keys;
 }
 
-// rows of x times the panels of a block's runs: out[count, wide]
+// rows of x times the panels of a block's runs: out[count, whole panels]
 static void times_panels(const float* x, int64_t token, int64_t count, const float* panels, const Block& block,
                          const Run* runs, const Sizes& size, float* out, int64_t out_row) {
     for (int64_t row = 0; row < count; row += TALL) {
@@ -134,14 +130,14 @@ extern "C" void attention(float* q, float* k, float* v, float* out, float* sums,
     };
     Tensor queries = tensor(q, 0), keys = tensor(k, 1), values = tensor(v, 2), result = tensor(out, 3);
     std::unique_ptr<float[]> panels = packed(keys, size, threads);
-    int64_t each_one = size.panels() * size.width * PANEL;
+    int64_t each_one = size.packed();
     float scale = 1.0f / std::sqrt((float)size.width);
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (int64_t task = 0; task < size.blocks * size.heads; task++) {
         const Block& block = ((const Block*)blocks)[task / size.heads];
         int64_t head = task % size.heads, group = head / (size.heads / size.groups);
         const float* own = panels.get() + (block.sequence * size.groups + group) * each_one;
-        int64_t row_length = wide(block, runs), real = seen(block, runs);
+        int64_t real = seen(block, runs), row_length = whole_panels(real);
         std::unique_ptr<float[]> shares(new float[TALL * row_length]);
         for (int64_t first = block.begin; first < block.end; first += TALL) {
             int64_t count = smaller(block.end - first, TALL);
@@ -202,19 +198,19 @@ extern "C" void attention_backward(float* of_out, float* q, float* k, float* v, 
     Tensor result = tensor(out, 4), of_queries = tensor(of_q, 5), of_keys = tensor(of_k, 6), of_values = tensor(of_v, 7);
     std::unique_ptr<float[]> key_panels = packed(keys, size, threads);
     std::unique_ptr<float[]> value_panels = packed(values, size, threads);
-    int64_t each_one = size.panels() * size.width * PANEL;
+    int64_t each_one = size.packed();
     float scale = 1.0f / std::sqrt((float)size.width);
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (int64_t task = 0; task < size.sequences * size.groups; task++) {
         int64_t sequence = task / size.groups, group = task % size.groups, many = size.heads / size.groups;
         const float* own_keys = key_panels.get() + task * each_one;
         const float* own_values = value_panels.get() + task * each_one;
-        std::unique_ptr<float[]> shares(new float[QUERIES * size.panels() * PANEL]);
-        std::unique_ptr<float[]> of_scores(new float[QUERIES * size.panels() * PANEL]);
+        std::unique_ptr<float[]> shares(new float[QUERIES * whole_panels(size.keys)]);
+        std::unique_ptr<float[]> of_scores(new float[QUERIES * whole_panels(size.keys)]);
         for (int64_t n = 0; n < size.blocks; n++) {
             const Block& block = ((const Block*)blocks)[n];
             if (block.sequence != sequence) continue;
-            int64_t row_length = wide(block, runs), real = seen(block, runs);
+            int64_t real = seen(block, runs), row_length = whole_panels(real);
             for (int64_t head = group * many; head < (group + 1) * many; head++) {
                 for (int64_t first = block.begin; first < block.end; first += QUERIES) {
                     int64_t count = smaller(block.end - first, QUERIES);

@@ -73,11 +73,17 @@ def _by_token(x: Tensor) -> Tensor:
 
 
 def _numbers(tensors: Sequence[Tensor], q: Tensor, k: Tensor, blocks: Table) -> tuple[Tensor, ...]:
+    # strides, sizes (`Sizes` of attention.cpp), blocks, runs
     strides = _cpu([x.stride()[:3] for x in tensors])
     batch, heads, queries, width = q.shape
-    groups, keys = k.shape[1:3]
-    sizes = _cpu([batch, heads, groups, queries, keys, width, len(blocks.blocks)])
+    _, groups, keys, _ = k.shape
+    number = len(blocks.blocks)
+    sizes = _cpu([batch, heads, groups, queries, keys, width, number])
     return strides, sizes, blocks.blocks, blocks.runs
+
+
+def _pointers(*tensors: Tensor) -> list[int]:
+    return [x.data_ptr() for x in tensors]
 
 
 def _run(q: Tensor, k: Tensor, v: Tensor, blocks: Table) -> tuple[Tensor, Tensor]:
@@ -85,7 +91,7 @@ def _run(q: Tensor, k: Tensor, v: Tensor, blocks: Table) -> tuple[Tensor, Tensor
     out = _by_token(q)
     sums = q.new_empty(q.shape[:3])
     numbers = _numbers((q, k, v, out), q, k, blocks)
-    _forward(*(x.data_ptr() for x in (q, k, v, out, sums, *numbers)))
+    _forward(*_pointers(q, k, v, out, sums, *numbers))
     return out, sums
 
 
@@ -108,5 +114,5 @@ class _Attention(torch.autograd.Function):
             slope.zero_()
         given = (of_out, q, k, v, out)
         numbers = _numbers((*given, *slopes), q, k, ctx.blocks)
-        _backward(*(x.data_ptr() for x in (*given, sums, *slopes, *numbers)))
+        _backward(*_pointers(*given, sums, *slopes, *numbers))
         return *slopes, None

@@ -84,28 +84,28 @@ def cut(mask: Tensor) -> Blocks | None:
             area += (end - begin) * keys
     if area > WORTH * rows * tokens * tokens:
         return None
-    kept = []
-    for one in blocks:
-        of_queries = mask[one.row, 0, one.begin : one.end]
-        part = _join(of_queries, one.keys, 1)
-        kept.append(part.float().contiguous())
-    return Blocks(tuple(blocks), mask.dtype, tuple(kept))
+    return _with_parts(blocks, mask)
 
 
 def by_document(mask: Tensor, lengths: Sequence[int]) -> Blocks:
     """A block for each document of a mask [B, 1, T, T]; they follow each other with these lengths."""
     tokens = mask.shape[-1]
     blocks = []
-    kept = []
     at = 0
     for length in lengths:
         row, begin = divmod(at, tokens)
         end = begin + length
-        runs = _of_panels(((begin, end),), tokens)
-        [(first, last)] = runs
-        blocks.append(Block(row, begin, end, runs))
-        kept.append(mask[row, 0, begin:end, first:last].contiguous())
+        blocks.append(Block(row, begin, end, _of_panels(((begin, end),), tokens)))
         at += length
+    return _with_parts(blocks, mask)
+
+
+def _with_parts(blocks: Sequence[Block], mask: Tensor) -> Blocks:
+    kept = []
+    for one in blocks:
+        of_queries = mask[one.row, 0, one.begin : one.end]
+        part = _join(of_queries, one.keys, 1)
+        kept.append(part.float().contiguous())
     return Blocks(tuple(blocks), mask.dtype, tuple(kept))
 
 
