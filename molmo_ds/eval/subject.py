@@ -25,6 +25,7 @@ from molmo_ds.eval.clients.server_client import ServerClient
 from molmo_ds.files import Place
 from molmo_ds.infer import load
 from molmo_ds.infer.replica import Replica
+from molmo_ds.ops.linear import library
 
 ALONE = launch.alone()
 WAIT_SECONDS = 7 * 86_400  # of a rank that has no more questions for one that has
@@ -88,6 +89,8 @@ class Checkpoint:
         self.folder = self.source.path
         self.device = load.usable_device(device) if strategy is None else world.device
         self.precision = precision or load.default_precision(self.device)
+        if self.precision == "bf16" and self.device.type == "cpu" and world.rank == 0:
+            library.warn_without_bf16()
         self.base = base or provenance.results_base(self.folder)
         self.step = provenance.step_of(self.folder)
         self.family = self.config.model.family

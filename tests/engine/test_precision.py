@@ -44,6 +44,21 @@ def test_fp32_on_a_cpu_and_a_line_where_bf16_would_pay(
         assert on(run("reference_cpu", f"precision={said}"), tmp_path) == said
 
 
+@pytest.mark.parametrize("has", [True, False])
+def test_bf16_on_a_cpu_without_it_is_said(
+    has: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(precision.library, "has_bf16", lambda: has)
+    settings.save(replace(run("tiny"), precision="bf16"), tmp_path / "config.yaml")
+    for config in (run("tiny", "precision=bf16"), run("tiny")):  # as asked, as the run has it
+        caplog.clear()
+        assert on(config, tmp_path) == "bf16"
+        assert ("no bf16 instructions" in caplog.text) != has
+    caplog.clear()
+    on_gpu = replace(alone(), device=torch.device("cuda"))
+    assert on(run("tiny", "precision=bf16"), tmp_path, on_gpu) == "bf16" and not caplog.text
+
+
 def test_on_a_gpu(tmp_path: Path) -> None:
     world = replace(alone(), device=torch.device("cuda"))
     assert on(run("tiny"), tmp_path, world) == "bf16"

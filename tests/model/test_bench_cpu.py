@@ -9,17 +9,20 @@ machine_limit = load("tools/bench", "machine_limit")
 bench_cpu = load("tools/bench", "bench_cpu", "bench_answers", "step_batches", "stepper")
 
 
-def test_main(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_main(
+    has_bf16: bool, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It asserts the losses by itself; timing shapes takes seconds and is left out."""
     monkeypatch.setattr(machine_limit, "best_seconds", lambda shape: 1e-3)
+    monkeypatch.setattr(bench_cpu.library, "has_bf16", lambda: has_bf16)
     bench_cpu.main(["--preset=tiny", "--tokens=64", "--crops=1", "--steps=1"])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert [line.split(" | ")[0] for line in lines[1:]] == [
         "| the export under transformers, torch's AdamW",
         "| molmo_ds, MOLMO_DS_OPS=torch",
         "| molmo_ds",
-        "| molmo_ds, MOLMO_DS_OPS=torch, bf16",
-        "| molmo_ds, bf16",
+        *(["| molmo_ds, MOLMO_DS_OPS=torch, bf16", "| molmo_ds, bf16"] if has_bf16 else []),
         "| limit in fp32: products and visible attention",
     ]
 

@@ -82,7 +82,7 @@ def test_both_libraries_are_measured_on_the_same_products() -> None:
 
 
 def has_bf16(monkeypatch: pytest.MonkeyPatch, whether: bool) -> None:
-    monkeypatch.setattr(library, "_has_bf16", lambda: whether)
+    monkeypatch.setattr(library, "has_bf16", lambda: whether)
 
 
 def test_the_gain_of_bf16_is_measured_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,12 +28,14 @@ def settled(config: RunConfig, world: World, folder: Path) -> RunConfig:
     Args:
         folder: of the run; one that is there already keeps its precision.
     """
-    if config.precision != "auto":
-        return config
     on_gpu = world.device.type == "cuda"
-    kept = world.agree(partial(_earlier, config, folder, on_gpu))
-    if kept is not None:
-        return replace(config, precision=kept)
+    given = config.precision
+    if given == "auto":
+        given = world.agree(partial(_earlier, config, folder, on_gpu))
+    if given == "bf16" and not on_gpu and world.rank == 0:
+        library.warn_without_bf16()
+    if given is not None:
+        return replace(config, precision=given)
     if on_gpu:
         return replace(config, precision="bf16")
     if _would_cast(config):
