@@ -67,6 +67,11 @@ def takes(*tensors: Tensor) -> bool:
     for x in tensors:
         if type(x) not in PLAIN or not x.is_cpu or x.dtype != torch.float32:
             return False
+    return runs()
+
+
+def runs() -> bool:
+    """Whether kernels run at all here and now."""
     seen = torch.compiler.is_compiling() or _len_torch_dispatch_stack()
     return not seen and load() is not None
 

@@ -10,7 +10,8 @@ from tiny_models import document, pack
 
 from molmo_ds.batch import Carry
 from molmo_ds.model import decoder
-from molmo_ds.ops.tree_attention import mask_blocks
+from molmo_ds.ops import cpu_library
+from molmo_ds.ops.tree_attention import mask_blocks, panels
 
 
 @pytest.fixture
@@ -20,6 +21,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for module, name in (
         (decoder, "attention_plan"),
         (decoder, "rope_table"),
+        (panels, "of_ids"),
         (mask_blocks, "cut"),
     ):
         made = getattr(module, name)
@@ -38,11 +40,18 @@ def test_a_forward_builds_one_plan_and_one_table(built: list[str], checkpointing
     assert len(built) == 2, "what is recomputed builds nothing"
 
 
-def test_long_sequences_are_cut_into_blocks_once(built: list[str]) -> None:
+@pytest.mark.parametrize("kernels", [True, False])
+def test_long_sequences_are_cut_into_blocks_once(
+    built: list[str], kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not kernels:
+        monkeypatch.setattr(cpu_library, "load", lambda: None)
+    elif cpu_library.load() is None:
+        pytest.skip("no g++")
     model = tiny_models.model(num_hidden_layers=3, max_position_embeddings=400)
     sums = model(pack([[document(2, [150, 100])]]))
     (sums[0] + sums[1]).backward()
-    assert sorted(built) == ["attention_plan", "cut", "rope_table"]
+    assert sorted(built) == sorted(["attention_plan", "of_ids" if kernels else "cut", "rope_table"])
 
 
 @pytest.mark.parametrize("which", ["document_ids", "branch_ids", "position_ids"])

@@ -1,4 +1,4 @@
-"""The CPU's own attention over blocks of a mask, beside float64 with all of it: trees, padding, groups, threads."""
+"""The CPU's own attention over panels of keys, beside float64 with a whole mask: trees, padding, groups, threads."""
 
 import shutil
 
@@ -9,15 +9,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from molmo_ds.ops import cpu_library
-from molmo_ds.ops.tree_attention import kernels_cpu, mask_blocks, reference
+from molmo_ds.ops.tree_attention import kernels_cpu, panels, reference
+from molmo_ds.ops.tree_attention.panels import QUERIES, Panels
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 
 LIMIT = 2e-6
 
 
-def ids(kind: str, tokens: int) -> tuple[Tensor, Tensor]:
-    """Documents and branches [2, T]; the second sequence is another than the first."""
+def ids(kind: str, tokens: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Documents, branches and images [2, T]; the second sequence is another than the first."""
+    images = None
     documents = torch.ones(2, tokens, dtype=torch.int32)
     branches = torch.zeros(2, tokens, dtype=torch.int32)
     if kind == "tree":  # a prefix of a third, then branches of unlike lengths
@@ -28,7 +30,10 @@ def ids(kind: str, tokens: int) -> tuple[Tensor, Tensor]:
     if kind == "documents":
         documents += (torch.arange(tokens) // (tokens // 4)).int()
         documents[1, tokens - 40 :] = 0  # padding
-    return documents, branches
+    if kind == "video":
+        images = (torch.arange(tokens) % 90 > 20).int().repeat(2, 1)
+        images[1, 100:] = 0
+    return documents, branches, images
 
 
 def tensors(heads: int, groups: int, tokens: int, width: int) -> list[Tensor]:
@@ -53,41 +58,50 @@ def in_double(mask: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, mask.to(q.dtype))
 
 
-@pytest.mark.parametrize("kind", ["causal", "tree", "documents"])
+@pytest.mark.parametrize("kind", ["causal", "tree", "documents", "video"])
 @pytest.mark.parametrize(
     ("heads", "groups", "tokens", "width"),
-    [(4, 2, 400, 16), (8, 2, 513, 32), (2, 2, 300, 64), (6, 1, 257, 80), (3, 3, 391, 128)],
+    [
+        (4, 2, 400, 16),
+        (8, 2, 513, 32),
+        (2, 2, 300, 64),
+        (6, 1, 257, 80),
+        (3, 3, 391, 128),
+        (4, 2, 150, 24),  # no whole vectors
+        (2, 1, 97, 5),
+    ],
 )
-def test_blocks(kind: str, heads: int, groups: int, tokens: int, width: int) -> None:
+def test_panels(kind: str, heads: int, groups: int, tokens: int, width: int) -> None:
     assert cpu_library.load() is not None
-    document_ids, branch_ids = ids(kind, tokens)
-    mask = reference.attention_plan(document_ids, branch_ids, torch.float32, None).mask
-    blocks = mask_blocks.cut(mask)
-    assert blocks is not None
+    of_tokens = ids(kind, tokens)
+    mask = reference.attention_plan(*of_tokens[:2], torch.float32, of_tokens[2]).mask
+    seen = panels.of_ids(*of_tokens)
     x = tensors(heads, groups, tokens, width)
     assert kernels_cpu.usable(*x[:3])
-    assert all(begin % kernels_cpu.PANEL == 0 for begin, _ in blocks.table.runs.tolist())
     wanted = learnt(lambda *qkv: in_double(mask, *qkv), *(t.double() for t in x))
-    found = learnt(lambda *qkv: mask_blocks.attention(*qkv, blocks), *x)
+    found = learnt(lambda *qkv: kernels_cpu.attention(*qkv, seen), *x)
     assert max(error(a, b) for a, b in zip(found, wanted, strict=True)) <= LIMIT
     with torch.no_grad():
-        assert torch.equal(mask_blocks.attention(*x[:3], blocks), found[0])
+        assert torch.equal(kernels_cpu.attention(*x[:3], seen), found[0])
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
-    again = learnt(lambda *qkv: mask_blocks.attention(*qkv, blocks), *x)
+    again = learnt(lambda *qkv: kernels_cpu.attention(*qkv, seen), *x)
     torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
 
 
 def test_a_query_that_sees_nothing() -> None:
+    # the first sequence's queries from 5 on see the first two panels, nobody else anything
     q, k, v, slope = tensors(2, 1, 70, 16)
-    mask = torch.full((2, 1, 70, 70), -torch.inf)
-    mask[0, 0, 5:, :64] = 0
-    runs = [(0, 0, 70, ((0, 64),)), (1, 0, 70, ())]
-    blocks = kernels_cpu.table(
-        runs, [mask[0, 0, :, :64].contiguous(), mask[1, 0, :, :0].contiguous()]
+    words = torch.full((2 * QUERIES,), -1, dtype=torch.int32)
+    words[:5] = 0
+    words[QUERIES : QUERIES + 5] = 0
+    seen = Panels(
+        torch.tensor([[0, 2, 4], [4, 4, 4]]),
+        torch.tensor([[0, 0], [1, QUERIES], [0, -1], [1, -1]]),
+        words,
     )
-    found = learnt(lambda *qkv: kernels_cpu.attention(*qkv, blocks), q, k, v, slope)
+    found = learnt(lambda *qkv: kernels_cpu.attention(*qkv, seen), q, k, v, slope)
     for x in found:
         assert x.isfinite().all() and (x[1] == 0).all()
     assert (found[0][0, :, :5] == 0).all() and (found[1][0, :, :5] == 0).all()
@@ -98,32 +112,40 @@ def test_a_query_that_sees_nothing() -> None:
     assert max(error(a, b) for a, b in zip(mine, wanted, strict=True)) <= LIMIT
 
 
+def query_by_query(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention in which nothing touches what a query does not see."""
+    rows = []
+    for last in range(q.shape[2]):
+        seen = slice(last + 1)
+        rows.append(
+            in_double(torch.zeros(1, 1), q[:, :, last : last + 1], k[:, :, seen], v[:, :, seen])
+        )
+    return torch.cat(rows, 2)
+
+
 @pytest.mark.parametrize("which", range(3))
 def test_what_is_no_number_is_not_hidden(which: int) -> None:
     x = tensors(2, 1, 70, 16)
     x[which][0, 0, 3, 5] = torch.nan
     x[which][1, 0, 0, 0] = torch.inf
-    mask = torch.full((70, 70), -torch.inf).triu(1)
-    blocks = kernels_cpu.table([(row, 0, 70, ((0, 70),)) for row in range(2)], [mask, mask])
-    wanted = learnt(lambda *qkv: in_double(mask, *qkv), *(t.double() for t in x))
-    found = learnt(lambda *qkv: kernels_cpu.attention(*qkv, blocks), *x)
+    seen = panels.of_ids(*ids("causal", 70))
+    wanted = learnt(query_by_query, *(t.double() for t in x))
+    found = learnt(lambda *qkv: kernels_cpu.attention(*qkv, seen), *x)
     assert wanted[0].isnan().any()
     for a, b in zip(found, wanted, strict=True):
-        assert (b.isnan() <= a.isnan()).all()
+        assert (a.isfinite() <= b.isfinite()).all()
 
 
-def test_without_masks_and_from_an_expanded_gradient() -> None:
+def test_all_see_all_and_from_an_expanded_gradient() -> None:
     q, k, v, _ = tensors(4, 2, 101, 48)
-    blocks = kernels_cpu.table([(row, 0, 101, ((0, 101),)) for row in range(2)])
     slope = torch.ones(()).expand(q.shape)
     wanted = learnt(
         lambda *qkv: in_double(torch.zeros(1, 1), *qkv), *(t.double() for t in (q, k, v, slope))
     )
-    found = learnt(lambda *qkv: kernels_cpu.attention(*qkv, blocks), q, k, v, slope)
+    seen = panels.of_all(101, 101)
+    found = learnt(lambda *qkv: kernels_cpu.attention(*qkv, seen), q, k, v, slope)
     assert max(error(a, b) for a, b in zip(found, wanted, strict=True)) <= LIMIT
 
 
-def test_a_head_of_other_widths_is_left_to_pytorch() -> None:
-    q, k, v, _ = tensors(2, 1, 300, 24)
-    assert not kernels_cpu.usable(q, k, v)
+def test_other_types_are_left_to_pytorch() -> None:
     assert not kernels_cpu.usable(*(x.bfloat16() for x in tensors(2, 1, 300, 32)[:3]))

@@ -31,7 +31,7 @@ from molmo_ds.model.molmo import (
     recomputed,
 )
 from molmo_ds.model.vision import VisionLayer, used_layers
-from molmo_ds.ops import dispatch
+from molmo_ds.ops import cpu_library, dispatch
 from molmo_ds.ops.tree_attention import AttentionPlan
 from molmo_ds.ops.tree_attention.mask_blocks import LONG
 from molmo_ds.ops.weighted_cross_entropy import CHUNK_ELEMENTS
@@ -146,8 +146,9 @@ def layer_bytes(
         cos, sin = tables[0]
         of_layer = cos.nbytes + sin.nbytes + mask.nbytes  # that all layers share
         shared = len(tables) * (cos.nbytes + sin.nbytes)
-        # FlexAttention and long sequences hold no mask; sequence parallelism holds that of whole sequences
-        if not on_gpu and length < LONG:
+        # FlexAttention, a CPU's own kernels and long sequences hold no mask; sequence parallelism that of whole ones
+        kernels = kind.products == torch.float32 and cpu_library.load() is not None
+        if not on_gpu and not kernels and length < LONG:
             shared += batch * length**2 * mask.itemsize
         extra = 0.0
         # as many rows as chosen experts, through one expert of the same width

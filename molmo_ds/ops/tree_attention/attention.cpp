@@ -1,21 +1,21 @@
-// Attention of blocks of queries over runs of keys, and its gradients.
+// Attention of queries over the keys that they see, and its gradients.
 //
-// Sequences of T queries and S keys, H heads in groups that share keys and values, d numbers a head (a multiple of a
-// vector). A block is some queries of one sequence; its runs of keys begin at multiples of a panel, and only a run that
-// ends the sequence may end elsewhere. A mask [queries, keys of all runs] of 0 and -infinity is added to the scores where
-// there is one.
-// A handful of queries meets all its keys at once: scores, shares, values; nothing is rescaled.
+// B sequences of T queries and S keys, H heads in groups that share keys and values, d numbers a head. Queries are taken
+// by blocks, keys by panels. A plan (`panels.py`) lists for each block the panels of which it sees something; a word for
+// each query says which keys, a bit each, unless all see all. The same list may serve all sequences.
+// A handful of queries meets all its keys at once: scores, shares, values; nothing is rescaled. What no query of the
+// handful sees is left out. Gradients take a panel at a time, so that what is between its five products stays near.
 
 #include <cmath>
 #include <memory>
+#include <vector>
 
 #include "cpu_vector.h"
 
-constexpr int PANEL = 2 * WIDTH;  // keys that are packed side by side
-constexpr int TALL = 12;          // rows of a tile, whose sums fit into the registers
-constexpr int64_t QUERIES = 4 * TALL;
-
-static inline int64_t whole_panels(int64_t keys) { return (keys + PANEL - 1) / PANEL * PANEL; }
+constexpr int KEYS = 32;                          // of a panel, the bits of a word
+constexpr int QUERIES = 48;                       // of a block
+constexpr int TALL = REGISTERS == 32 ? 12 : 6;    // queries whose sums fit into the registers
+constexpr uint32_t ALL = 0xffffffffu;
 
 struct Tensor {  // [sequences, heads, tokens, d]
     float* data;
@@ -23,18 +23,29 @@ struct Tensor {  // [sequences, heads, tokens, d]
     float* at(int64_t s, int64_t h, int64_t t) const { return data + s * sequence + h * head + t * token; }
 };
 
-struct Block {
-    int64_t sequence, begin, end, first_run, end_run, mask;
-};
-
-struct Run {
-    int64_t begin, end;
-};
+static inline Tensor tensor(float* data, const int64_t* strides) {
+    return Tensor{data, strides[0], strides[1], strides[2]};
+}
 
 struct Sizes {
-    int64_t sequences, heads, groups, queries, keys, width, blocks;
-    int64_t packed() const { return whole_panels(keys) * width; }  // numbers of one sequence and group
+    int64_t sequences, heads, groups, queries, keys, width, lists;
+    int64_t panels() const { return (keys + KEYS - 1) / KEYS; }
+    int64_t blocks() const { return (queries + QUERIES - 1) / QUERIES; }
+    int64_t wide() const { return (width + WIDTH - 1) / WIDTH * WIDTH; }  // whole vectors, zeros at the end
+    int64_t each() const { return panels() * KEYS * wide(); }             // numbers of one sequence and group
 };
+
+struct Panel {
+    int64_t number, words;  // where those of the block's queries begin; -1 where all see all
+};
+
+struct Plan {
+    const int64_t* begins;  // [lists, blocks + 1]
+    const Panel* panels;
+    const uint32_t* words;
+};
+
+typedef std::unique_ptr<float[]> Numbers;
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -44,7 +55,7 @@ static inline void tile(const float* a, int64_t a_row, int64_t a_step, const flo
                         int64_t out_row, int64_t steps, bool add) {
     Vector sums[R][C];
     for (int r = 0; r < R; r++)
-        for (int c = 0; c < C; c++) sums[r][c] = add ? load(out + r * out_row + c * WIDTH) : Vector{};
+        for (int c = 0; c < C; c++) sums[r][c] = Vector{};
     for (int64_t k = 0; k < steps; k++) {
         Vector here[C];
         for (int c = 0; c < C; c++) here[c] = load(b + k * b_step + c * WIDTH);
@@ -52,7 +63,10 @@ static inline void tile(const float* a, int64_t a_row, int64_t a_step, const flo
             for (int c = 0; c < C; c++) sums[r][c] += a[r * a_row + k * a_step] * here[c];
     }
     for (int r = 0; r < R; r++)
-        for (int c = 0; c < C; c++) store(out + r * out_row + c * WIDTH, sums[r][c]);
+        for (int c = 0; c < C; c++) {
+            float* to = out + r * out_row + c * WIDTH;
+            store(to, add ? load(to) + sums[r][c] : sums[r][c]);
+        }
 }
 
 template <int R>
@@ -75,183 +89,253 @@ static Strip* of_rows(int64_t rows, std::integer_sequence<int, R...>) {
 // out[rows, columns] = (add ? out : 0) + a[rows, steps] times b[steps, columns], columns a multiple of a vector
 static void product(const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t b_step, float* out,
                     int64_t out_row, int64_t rows, int64_t steps, int64_t columns, bool add) {
-    for (int64_t r = 0; r < rows; r += TALL) {
-        Strip* run = of_rows(smaller(rows - r, TALL), std::make_integer_sequence<int, TALL>());
+    int64_t strips = (rows + TALL - 1) / TALL;  // as equal as can be
+    for (int64_t i = 0; i < strips; i++) {
+        int64_t r = rows * i / strips, next = rows * (i + 1) / strips;
+        Strip* run = of_rows(next - r, std::make_integer_sequence<int, TALL>());
         run(a + r * a_row, a_row, a_step, b, b_step, out + r * out_row, out_row, steps, columns, add);
     }
 }
 
-// [S, d] of one sequence and group to [panels, d, PANEL], zeros after the last key
-static void pack(const float* from, int64_t token, int64_t keys, int64_t width, float* to) {
-    for (int64_t first = 0; first < keys; first += PANEL, to += width * PANEL)
-        for (int64_t i = 0; i < PANEL; i++)
-            for (int64_t c = 0; c < width; c++)
-                to[c * PANEL + i] = first + i < keys ? from[(first + i) * token + c] : 0.0f;
+// the mean of values by shares of R queries: out[R, C vectors] of all panels [shares: R, KEYS] times [values: KEYS, wide]
+template <int R, int C>
+static inline void mix(const float* shares, const float* values, const std::vector<Panel>& panels, float* out,
+                       int64_t wide) {
+    Vector sums[R][C];
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < C; c++) sums[r][c] = Vector{};
+    for (const Panel& panel : panels) {
+        const float* b = values + panel.number * KEYS * wide;
+        for (int k = 0; k < KEYS; k++) {
+            Vector here[C];
+            for (int c = 0; c < C; c++) here[c] = load(b + k * wide + c * WIDTH);
+            for (int r = 0; r < R; r++)
+                for (int c = 0; c < C; c++) sums[r][c] += shares[r * KEYS + k] * here[c];
+        }
+        shares += R * KEYS;
+    }
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < C; c++) store(out + r * wide + c * WIDTH, sums[r][c]);
 }
 
-static std::unique_ptr<float[]> packed(const Tensor& x, const Sizes& size, int64_t threads) {
-    int64_t each_one = size.packed();
-    std::unique_ptr<float[]> out(new float[size.sequences * size.groups * each_one]);
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t n = 0; n < size.sequences * size.groups; n++)
-        pack(x.at(n / size.groups, n % size.groups, 0), x.token, size.keys, size.width, out.get() + n * each_one);
-    return out;
+// where a word's bits from `first` on are set: x, else `other`
+static inline Vector where(uint32_t word, int first, Vector x, float other) {
+    Integers bits;
+    for (int lane = 0; lane < WIDTH; lane++) bits[lane] = 1 << lane;
+    return ((Integers{} + (int32_t)(word >> first)) & bits) != 0 ? x : Vector{} + other;
 }
 
-// keys of a block's runs, of which only the last may end within a panel
-static int64_t seen(const Block& block, const Run* runs) {
-    int64_t keys = 0;
-    for (int64_t i = block.first_run; i < block.end_run; i++) keys += runs[i].end - runs[i].begin;
-    return keys;
+// rows [keys, d] of one sequence and group to [panels * KEYS, wide]
+static void copy(const Tensor& x, int64_t sequence, int64_t group, const Sizes& size, float* to) {
+    int64_t wide = size.wide();
+    memset(to, 0, size.each() * sizeof(float));
+    for (int64_t t = 0; t < size.keys; t++)
+        memcpy(to + t * wide, x.at(sequence, group, t), size.width * sizeof(float));
 }
 
-// rows of x times the panels of a block's runs: out[count, whole panels]
-static void times_panels(const float* x, int64_t token, int64_t count, const float* panels, const Block& block,
-                         const Run* runs, const Sizes& size, float* out, int64_t out_row) {
-    for (int64_t row = 0; row < count; row += TALL) {
-        int64_t tall = smaller(count - row, TALL);
-        Strip* run = of_rows(tall, std::make_integer_sequence<int, TALL>());
-        float* to = out + row * out_row;
-        for (int64_t i = block.first_run; i < block.end_run; i++)
-            for (int64_t key = runs[i].begin; key < runs[i].end; key += PANEL, to += PANEL) {
-                int64_t columns = runs[i].end - key > WIDTH ? PANEL : WIDTH;
-                run(x + row * token, token, 1, panels + key * size.width, PANEL, to, out_row, size.width, columns,
-                    false);
+// the same to [panels, d, KEYS]
+static void turn(const Tensor& x, int64_t sequence, int64_t group, const Sizes& size, float* to) {
+    for (int64_t first = 0; first < size.keys; first += KEYS, to += size.width * KEYS)
+        for (int64_t i = 0; i < KEYS; i++) {
+            const float* from = first + i < size.keys ? x.at(sequence, group, first + i) : nullptr;
+            for (int64_t c = 0; c < size.width; c++) to[c * KEYS + i] = from ? from[c] : 0;
+        }
+}
+
+// the panels of a block of which some of its queries first to end see something
+static void seen(const Plan& plan, int64_t block, int64_t first, int64_t end, std::vector<Panel>& out) {
+    out.clear();
+    for (int64_t i = plan.begins[block]; i < plan.begins[block + 1]; i++) {
+        Panel panel = plan.panels[i];
+        if (panel.words >= 0) {
+            uint32_t any = 0, all = ALL;
+            for (int64_t q = first; q < end; q++) {
+                any |= plan.words[panel.words + q];
+                all &= plan.words[panel.words + q];
             }
+            if (!any) continue;
+            panel.words = all == ALL ? -1 : panel.words + first;
+        }
+        out.push_back(panel);
     }
 }
 
-extern "C" void attention(float* q, float* k, float* v, float* out, float* sums, const int64_t* strides,
-                          const int64_t* sizes, const int64_t* blocks, const int64_t* run_list, int64_t threads) {
-    const Sizes& size = *(const Sizes*)sizes;
-    const Run* runs = (const Run*)run_list;
-    auto tensor = [&](float* data, int n) {
-        return Tensor{data, strides[3 * n], strides[3 * n + 1], strides[3 * n + 2]};
-    };
-    Tensor queries = tensor(q, 0), keys = tensor(k, 1), values = tensor(v, 2), result = tensor(out, 3);
-    std::unique_ptr<float[]> panels = packed(keys, size, threads);
-    int64_t each_one = size.packed();
+template <int R>
+static void forward(const float* query, int64_t token, const float* keys, const float* values,
+                    const std::vector<Panel>& panels, const uint32_t* words, const Sizes& size, float* shares,
+                    float* out, float* sums) {
     float scale = 1.0f / std::sqrt((float)size.width);
+    float lowest = -INFINITY;
+    Vector most[R];
+    for (int r = 0; r < R; r++) most[r] = Vector{} + lowest;
+    float* part = shares;
+    for (const Panel& panel : panels) {
+        strip<R>(query, token, 1, keys + panel.number * size.width * KEYS, KEYS, part, KEYS, size.width, KEYS, false);
+        for (int r = 0; r < R; r++, part += KEYS)
+            for (int i = 0; i < KEYS; i += WIDTH) {
+                Vector x = load(part + i);
+                if (panel.words >= 0) store(part + i, x = where(words[panel.words + r], i, x, lowest));
+                most[r] = x > most[r] ? x : most[r];
+            }
+    }
+    float parts[R];
+    for (int r = 0; r < R; r++) {
+        float top = largest(most[r]) * scale;
+        if (top == lowest) top = 0;  // sees nothing
+        Vector total = {};
+        for (size_t n = 0; n < panels.size(); n++)
+            for (int i = 0; i < KEYS; i += WIDTH) {
+                float* at = shares + (n * R + r) * KEYS + i;
+                Vector x = exp(load(at) * scale - top);
+                store(at, x);
+                total += x;
+            }
+        float whole = sum(total);
+        sums[r] = whole == 0 ? INFINITY : top + std::log(whole);  // NaN stays NaN
+        parts[r] = whole == 0 ? 0 : 1 / whole;
+    }
+    int64_t wide = size.wide(), c = 0;
+    for (; c + across(R) * WIDTH <= wide; c += across(R) * WIDTH)
+        mix<R, across(R)>(shares, values + c, panels, out + c, wide);
+    for (; c < wide; c += WIDTH) mix<R, 1>(shares, values + c, panels, out + c, wide);
+    for (int r = 0; r < R; r++)
+        for (int64_t i = 0; i < wide; i += WIDTH) store(out + r * wide + i, load(out + r * wide + i) * parts[r]);
+}
+
+typedef void Forward(const float*, int64_t, const float*, const float*, const std::vector<Panel>&, const uint32_t*,
+                     const Sizes&, float*, float*, float*);
+
+template <int... R>
+static Forward* forward_of(int64_t rows, std::integer_sequence<int, R...>) {
+    static Forward* const table[] = {forward<R + 1>...};
+    return table[rows - 1];
+}
+
+extern "C" void attention(float* q, float* k, float* v, float* out, float* sums, const int64_t* strides,
+                          const int64_t* sizes, const int64_t* begins, const int64_t* panels, const uint32_t* words,
+                          int64_t threads) {
+    const Sizes& size = *(const Sizes*)sizes;
+    Plan plan = {begins, (const Panel*)panels, words};
+    Tensor queries = tensor(q, strides), keys = tensor(k, strides + 3);
+    Tensor values = tensor(v, strides + 6), result = tensor(out, strides + 9);
+    int64_t wide = size.wide(), blocks = size.blocks(), pairs = size.sequences * size.groups;
+    Numbers key_panels(new float[pairs * size.each()]), value_rows(new float[pairs * size.each()]);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t n = 0; n < pairs; n++) {
+        turn(keys, n / size.groups, n % size.groups, size, key_panels.get() + n * size.each());
+        copy(values, n / size.groups, n % size.groups, size, value_rows.get() + n * size.each());
+    }
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (int64_t task = 0; task < size.blocks * size.heads; task++) {
-        const Block& block = ((const Block*)blocks)[task / size.heads];
-        int64_t head = task % size.heads, group = head / (size.heads / size.groups);
-        const float* own = panels.get() + (block.sequence * size.groups + group) * each_one;
-        int64_t real = seen(block, runs), row_length = whole_panels(real);
-        std::unique_ptr<float[]> shares(new float[TALL * row_length]);
-        for (int64_t first = block.begin; first < block.end; first += TALL) {
-            int64_t count = smaller(block.end - first, TALL);
-            times_panels(queries.at(block.sequence, head, first), queries.token, count, own, block, runs, size,
-                         shares.get(), row_length);
-            float* to = result.at(block.sequence, head, first);
-            float parts[TALL];
-            for (int64_t row = 0; row < count; row++) {
-                float* share = shares.get() + row * row_length;
-                const float* mask = block.mask ? (const float*)block.mask + (first - block.begin + row) * real : nullptr;
-                float lowest = -INFINITY;
-                Vector most = Vector{} + lowest;
-                each(real, [&](int64_t i, auto many) {
-                    Vector x = load(share + i, many);
-                    if (mask) x += load(mask + i, many);
-                    if (mask) store(share + i, x, many);
-                    for (int64_t lane = many; lane < WIDTH; lane++) x[lane] = lowest;
-                    most = x > most ? x : most;
-                });
-                float top = largest(most) * scale;
-                if (top == lowest) top = 0;  // sees nothing
-                Vector total = {};
-                each(real, [&](int64_t i, auto many) {
-                    Vector x = exp(load(share + i, many) * scale - top);
-                    for (int64_t lane = many; lane < WIDTH; lane++) x[lane] = 0;
-                    store(share + i, x, many);
-                    total += x;
-                });
-                float whole = sum(total);
-                sums[(block.sequence * size.heads + head) * size.queries + first + row] =
-                    whole == 0 ? INFINITY : top + std::log(whole);  // NaN stays NaN
-                parts[row] = whole == 0 ? 0 : 1 / whole;
-                memset(to + row * result.token, 0, size.width * sizeof(float));
-            }
-            const float* share = shares.get();
-            for (int64_t i = block.first_run; i < block.end_run; i++) {
-                product(share, row_length, 1, values.at(block.sequence, group, runs[i].begin), values.token, to,
-                        result.token, count, runs[i].end - runs[i].begin, size.width, true);
-                share += runs[i].end - runs[i].begin;
-            }
-            for (int64_t row = 0; row < count; row++)
-                for (int64_t c = 0; c < size.width; c += WIDTH)
-                    store(to + row * result.token + c, load(to + row * result.token + c) * parts[row]);
+    for (int64_t task = 0; task < size.sequences * blocks * size.heads; task++) {
+        int64_t head = task % size.heads, block = task / size.heads % blocks, sequence = task / size.heads / blocks;
+        int64_t pair = sequence * size.groups + head / (size.heads / size.groups);
+        int64_t list = sequence % size.lists * (blocks + 1) + block;
+        Numbers shares(new float[(begins[list + 1] - begins[list]) * TALL * KEYS + TALL * wide]);
+        float* mean = shares.get() + (begins[list + 1] - begins[list]) * TALL * KEYS;
+        std::vector<Panel> own;
+        int64_t begin = block * QUERIES, end = smaller(begin + QUERIES, size.queries);
+        for (int64_t first = begin; first < end; first += TALL) {
+            int64_t count = smaller(end - first, TALL);
+            seen(plan, list, first - begin, first - begin + count, own);
+            Forward* run = forward_of(count, std::make_integer_sequence<int, TALL>());
+            run(queries.at(sequence, head, first), queries.token, key_panels.get() + pair * size.each(),
+                value_rows.get() + pair * size.each(), own, words, size, shares.get(), mean,
+                sums + (sequence * size.heads + head) * size.queries + first);
+            for (int64_t r = 0; r < count; r++)
+                memcpy(result.at(sequence, head, first + r), mean + r * wide, size.width * sizeof(float));
         }
     }
 }
 
-// of_k and of_v hold zeros when it begins
+// what the gradients of a block of queries need
+struct Block {
+    alignas(64) float shares[QUERIES * KEYS], of_scores[QUERIES * KEYS];
+    float means[QUERIES];
+    Numbers query, slope, of_query;  // [QUERIES, wide]
+    explicit Block(int64_t wide)
+        : query(new float[QUERIES * wide]()), slope(new float[QUERIES * wide]()), of_query(new float[QUERIES * wide]) {}
+};
+
+// scores and slopes of shares [rows first to end, KEYS] to shares and slopes of scores
+static void soften(Block& block, const uint32_t* words, const float* sums, float scale, int64_t first, int64_t end) {
+    for (int64_t row = first; row < end; row++)
+        for (int i = 0; i < KEYS; i += WIDTH) {
+            float* share = block.shares + row * KEYS + i;
+            float* of_score = block.of_scores + row * KEYS + i;
+            Vector x = exp(load(share) * scale - sums[row]);
+            if (words) x = where(words[row], i, x, 0);
+            store(share, x);
+            store(of_score, x * (load(of_score) - block.means[row]) * scale);
+        }
+}
+
 extern "C" void attention_backward(float* of_out, float* q, float* k, float* v, float* out, const float* sums,
                                    float* of_q, float* of_k, float* of_v, const int64_t* strides, const int64_t* sizes,
-                                   const int64_t* blocks, const int64_t* run_list, int64_t threads) {
+                                   const int64_t* begins, const int64_t* panels, const uint32_t* words,
+                                   int64_t threads) {
     const Sizes& size = *(const Sizes*)sizes;
-    const Run* runs = (const Run*)run_list;
-    auto tensor = [&](float* data, int n) {
-        return Tensor{data, strides[3 * n], strides[3 * n + 1], strides[3 * n + 2]};
-    };
-    Tensor slopes = tensor(of_out, 0), queries = tensor(q, 1), keys = tensor(k, 2), values = tensor(v, 3);
-    Tensor result = tensor(out, 4), of_queries = tensor(of_q, 5), of_keys = tensor(of_k, 6), of_values = tensor(of_v, 7);
-    std::unique_ptr<float[]> key_panels = packed(keys, size, threads);
-    std::unique_ptr<float[]> value_panels = packed(values, size, threads);
-    int64_t each_one = size.packed();
+    Plan plan = {begins, (const Panel*)panels, words};
+    Tensor slopes = tensor(of_out, strides), queries = tensor(q, strides + 3), keys = tensor(k, strides + 6);
+    Tensor values = tensor(v, strides + 9), result = tensor(out, strides + 12), of_queries = tensor(of_q, strides + 15);
+    Tensor of_keys = tensor(of_k, strides + 18), of_values = tensor(of_v, strides + 21);
     float scale = 1.0f / std::sqrt((float)size.width);
+    int64_t wide = size.wide(), blocks = size.blocks(), many = size.heads / size.groups, row_bytes = size.width * 4;
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (int64_t task = 0; task < size.sequences * size.groups; task++) {
-        int64_t sequence = task / size.groups, group = task % size.groups, many = size.heads / size.groups;
-        const float* own_keys = key_panels.get() + task * each_one;
-        const float* own_values = value_panels.get() + task * each_one;
-        std::unique_ptr<float[]> shares(new float[QUERIES * whole_panels(size.keys)]);
-        std::unique_ptr<float[]> of_scores(new float[QUERIES * whole_panels(size.keys)]);
-        for (int64_t n = 0; n < size.blocks; n++) {
-            const Block& block = ((const Block*)blocks)[n];
-            if (block.sequence != sequence) continue;
-            int64_t real = seen(block, runs), row_length = whole_panels(real);
-            for (int64_t head = group * many; head < (group + 1) * many; head++) {
-                for (int64_t first = block.begin; first < block.end; first += QUERIES) {
-                    int64_t count = smaller(block.end - first, QUERIES);
-                    float* query = queries.at(sequence, head, first);
-                    float* slope = slopes.at(sequence, head, first);
-                    times_panels(query, queries.token, count, own_keys, block, runs, size, shares.get(), row_length);
-                    times_panels(slope, slopes.token, count, own_values, block, runs, size, of_scores.get(), row_length);
-                    for (int64_t row = 0; row < count; row++) {
-                        float* share = shares.get() + row * row_length;
-                        float* of_score = of_scores.get() + row * row_length;
-                        const float* mask =
-                            block.mask ? (const float*)block.mask + (first - block.begin + row) * real : nullptr;
-                        float lse = sums[(sequence * size.heads + head) * size.queries + first + row];
-                        const float* came_out = result.at(sequence, head, first + row);
-                        Vector dot = {};
-                        for (int64_t c = 0; c < size.width; c += WIDTH)
-                            dot += load(came_out + c) * load(slope + row * slopes.token + c);
-                        float mean = sum(dot);
-                        each(real, [&](int64_t i, auto some) {
-                            Vector x = load(share + i, some);
-                            if (mask) x += load(mask + i, some);
-                            x = exp(x * scale - lse);
-                            store(share + i, x, some);
-                            store(of_score + i, x * (load(of_score + i, some) - mean) * scale, some);
-                        });
-                    }
-                    float* to = of_queries.at(sequence, head, first);
-                    for (int64_t row = 0; row < count; row++) memset(to + row * of_queries.token, 0, size.width * 4);
-                    int64_t at = 0;
-                    for (int64_t i = block.first_run; i < block.end_run; i++) {
-                        int64_t begin = runs[i].begin, length = runs[i].end - begin;
-                        product(of_scores.get() + at, row_length, 1, keys.at(sequence, group, begin), keys.token, to,
-                                of_queries.token, count, length, size.width, true);
-                        product(of_scores.get() + at, 1, row_length, query, queries.token,
-                                of_keys.at(sequence, group, begin), of_keys.token, length, count, size.width, true);
-                        product(shares.get() + at, 1, row_length, slope, slopes.token,
-                                of_values.at(sequence, group, begin), of_values.token, length, count, size.width, true);
-                        at += length;
-                    }
-                }
+        int64_t sequence = task / size.groups, group = task % size.groups;
+        Numbers numbers(new float[5 * size.each()]());
+        float* key_panels = numbers.get();
+        float* value_panels = key_panels + size.each();
+        float* key_rows = value_panels + size.each();
+        float* key_slopes = key_rows + size.each();
+        float* value_slopes = key_slopes + size.each();
+        turn(keys, sequence, group, size, key_panels);
+        turn(values, sequence, group, size, value_panels);
+        copy(keys, sequence, group, size, key_rows);
+        Block block(wide);
+        std::vector<Panel> own;
+        for (int64_t n = 0; n < blocks * many; n++) {
+            int64_t head = group * many + n % many, begin = n / many * QUERIES;
+            int64_t list = sequence % size.lists * (blocks + 1) + n / many;
+            int64_t count = smaller(size.queries - begin, QUERIES);
+            const float* own_sums = sums + (sequence * size.heads + head) * size.queries + begin;
+            for (int64_t row = 0; row < count; row++) {
+                const float* slope = slopes.at(sequence, head, begin + row);
+                const float* came_out = result.at(sequence, head, begin + row);
+                memcpy(block.query.get() + row * wide, queries.at(sequence, head, begin + row), row_bytes);
+                memcpy(block.slope.get() + row * wide, slope, row_bytes);
+                Vector dot = {};
+                ::each(size.width, [&](int64_t i, auto some) { dot += load(came_out + i, some) * load(slope + i, some); });
+                block.means[row] = sum(dot);
             }
+            memset(block.of_query.get(), 0, QUERIES * wide * sizeof(float));
+            seen(plan, list, 0, count, own);
+            for (const Panel& panel : own) {
+                const uint32_t* own_words = panel.words < 0 ? nullptr : words + panel.words;
+                // the queries from the first to the last that see something
+                int64_t first = 0, end = count;
+                while (own_words && !own_words[first]) first++;
+                while (own_words && !own_words[end - 1]) end--;
+                int64_t rows = end - first;
+                product(block.query.get() + first * wide, wide, 1, key_panels + panel.number * size.width * KEYS, KEYS,
+                        block.shares + first * KEYS, KEYS, rows, size.width, KEYS, false);
+                product(block.slope.get() + first * wide, wide, 1, value_panels + panel.number * size.width * KEYS, KEYS,
+                        block.of_scores + first * KEYS, KEYS, rows, size.width, KEYS, false);
+                soften(block, own_words, own_sums, scale, first, end);
+                float* to = block.of_query.get() + first * wide;
+                int64_t at = panel.number * KEYS * wide;
+                product(block.of_scores + first * KEYS, KEYS, 1, key_rows + at, wide, to, wide, rows, KEYS, wide, true);
+                product(block.of_scores + first * KEYS, 1, KEYS, block.query.get() + first * wide, wide, key_slopes + at,
+                        wide, KEYS, rows, wide, true);
+                product(block.shares + first * KEYS, 1, KEYS, block.slope.get() + first * wide, wide, value_slopes + at,
+                        wide, KEYS, rows, wide, true);
+            }
+            for (int64_t row = 0; row < count; row++)
+                memcpy(of_queries.at(sequence, head, begin + row), block.of_query.get() + row * wide, row_bytes);
+        }
+        for (int64_t t = 0; t < size.keys; t++) {
+            memcpy(of_keys.at(sequence, group, t), key_slopes + t * wide, row_bytes);
+            memcpy(of_values.at(sequence, group, t), value_slopes + t * wide, row_bytes);
         }
     }
 }

@@ -1,13 +1,12 @@
-"""Masked attention on the CPU: blocks of queries against only the keys that one of them sees.
+"""Masked attention on the CPU by PyTorch's kernels: blocks of queries against only the keys that one of them sees.
 
-PyTorch's flash kernel for the CPU takes one mask and works through all of it; causal order, packing and message trees
+Its flash kernel for the CPU takes one mask and works through all of it; causal order, packing and message trees
 leave a half to a tenth of that to do. The heads of a group are folded into the queries, so keys are never repeated.
 Of long sequences the masks of all blocks together would be larger than the network, so each is made when it is needed.
 
 Shapes: B sequences, H heads, G key-value heads, R = H / G, T tokens, d head width, t queries of a block, s its keys.
 """
 
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,13 +15,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from molmo_ds.ops.tree_attention import flash_cpu, kernels_cpu, reference
-from molmo_ds.ops.tree_attention.kernels_cpu import PANEL, Runs
+from molmo_ds.ops.tree_attention import flash_cpu, reference
 
-# queries; by PyTorch's kernels on an AMD EPYC core 64 to 128 take the same time and 256 a tenth more, by our own on an
-# Intel Xeon 128 takes a twentieth more, 48 a twentieth less but a plan of twice as many blocks
-BLOCK = 96
-GAP = PANEL  # no more unseen keys than this between two runs of keys are taken along
+BLOCK = 96  # queries; on an AMD EPYC core 64 to 128 take the same time and 256 a tenth more
+GAP = 32  # no more unseen keys than this between two runs of keys are taken along
+Runs = tuple[tuple[int, int], ...]
 TYPES = (torch.float32, torch.bfloat16)
 WORTH = 0.8  # of the whole mask; above, one call for all is faster
 LONG = 8192  # tokens from which on no mask is kept; that of 8,192 takes 256 MiB in fp32
@@ -49,12 +46,6 @@ class Blocks:
     # by R, [1, 1, R * t, s] of each block
     folded: dict[int, list[Tensor]] = field(default_factory=dict)
 
-    @functools.cached_property
-    def table(self) -> kernels_cpu.Table:
-        """The blocks and their kept parts for the CPU's kernels."""
-        rows = [(block.row, block.begin, block.end, block.keys) for block in self.blocks]
-        return kernels_cpu.table(rows, self.kept)
-
     def masks(self, group: int) -> Iterator[Tensor]:
         """[1, 1, R * t, s] of each block for R = `group` heads folded into the queries."""
         if self.ids is not None:
@@ -80,23 +71,10 @@ def cut(mask: Tensor) -> Blocks | None:
         for row in range(rows):
             runs = _runs(seen[row])
             keys = sum(last - first for first, last in runs)
-            blocks.append(Block(row, begin, end, _of_panels(runs, tokens)))
+            blocks.append(Block(row, begin, end, runs))
             area += (end - begin) * keys
     if area > WORTH * rows * tokens * tokens:
         return None
-    return _with_parts(blocks, mask)
-
-
-def by_document(mask: Tensor, lengths: Sequence[int]) -> Blocks:
-    """A block for each document of a mask [B, 1, T, T]; they follow each other with these lengths."""
-    tokens = mask.shape[-1]
-    blocks = []
-    at = 0
-    for length in lengths:
-        row, begin = divmod(at, tokens)
-        end = begin + length
-        blocks.append(Block(row, begin, end, _of_panels(((begin, end),), tokens)))
-        at += length
     return _with_parts(blocks, mask)
 
 
@@ -145,11 +123,6 @@ def _runs(seen: Tensor) -> Runs:
     lasts = torch.cat((columns[breaks], columns[-1:]))
     ends = lasts + 1
     return tuple(zip(firsts.tolist(), ends.tolist()))
-
-
-def _of_panels(runs: Runs, keys: int) -> Runs:
-    """The runs made longer to whole panels; they are further apart than one."""
-    return tuple((a // PANEL * PANEL, min(-(-b // PANEL) * PANEL, keys)) for a, b in runs)
 
 
 def _additive(seen: Tensor) -> Tensor:
@@ -244,6 +217,4 @@ def usable(q: Tensor, blocks: object, dropout_p: float) -> bool:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks) -> Tensor:
     """q [B, H, T, d], k and v [B, G, T, d], blocks of their mask -> [B, H, T, d]."""
-    if blocks.ids is None and kernels_cpu.usable(q, k, v):
-        return kernels_cpu.attention(q, k, v, blocks.table)
     return _Blocks.apply(q, k, v, blocks)

@@ -1,0 +1,124 @@
+"""Which panels of keys the blocks of queries of a plan see: what the CPU's own attention reads (`attention.cpp`).
+
+A block sees a panel as a whole, or not at all, or has a word for each of its queries, whose bits are the panel's keys.
+No mask of queries by keys is made: most panels are decided by the smallest and the largest id in them.
+
+Shapes: B sequences, T queries, S keys, L lists (B, or 1 for all), N blocks of a list, P panels, M panels that are seen,
+U of them with words.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from molmo_ds.ops.tree_attention.reference import rule
+
+QUERIES = 48  # of a block
+KEYS = 32  # of a panel
+
+
+@dataclass(frozen=True)
+class Panels:
+    """The panels that blocks of queries see, block after block."""
+
+    begins: Tensor  # int64 [L, N + 1], where each block's panels begin, and the last one's end
+    panels: Tensor  # int64 [M, 2]: number, and where the words of the block's queries begin, -1 where all see all
+    words: Tensor  # int32 [U * QUERIES], of the keys that a query sees
+
+
+@dataclass(frozen=True)
+class Range:
+    """The smallest and the largest id of each part of a sequence."""
+
+    low: Tensor
+    high: Tensor
+
+    def is_only(self, number: int) -> Tensor:
+        """Where there is no other id."""
+        return (self.low == number) & (self.high == number)
+
+
+def of_ids(document_ids: Tensor, branch_ids: Tensor, image_ids: Tensor | None) -> Panels:
+    """Those of message trees with these ids, int [B, T]."""
+    tokens = document_ids.shape[1]
+    block = torch.arange(0, tokens, QUERIES)[:, None]
+    panel = torch.arange(0, tokens, KEYS)
+    after = panel >= block + QUERIES
+    before = panel + KEYS - 1 <= block
+    documents = _of_blocks(document_ids), _of_panels(document_ids)
+    branches = _of_blocks(branch_ids), _of_panels(branch_ids)
+    prefix = branches[1].is_only(0)
+    whole = before & _same(*documents) & ~documents[1].is_only(0) & (prefix | _same(*branches))
+    hidden = _apart(*documents) | documents[1].is_only(0)
+    hidden = hidden | (_apart(*branches) & (branches[1].low > 0))
+    if image_ids is None:
+        hidden = hidden | after
+    else:
+        images = _of_blocks(image_ids), _of_panels(image_ids)
+        hidden = hidden | (after & (_apart(*images) | images[1].is_only(0)))
+    hidden = hidden & (after | before)  # a query sees itself
+    row, number, key = (~(whole | hidden)).nonzero(as_tuple=True)
+    query = number[:, None] * QUERIES + torch.arange(QUERIES)
+    keys = key[:, None] * KEYS + torch.arange(KEYS)
+    sees = rule(document_ids, branch_ids, image_ids)
+    there = (query < tokens)[:, :, None] & (keys < tokens)[:, None]
+    query = query.clamp(max=tokens - 1)[:, :, None]
+    keys = keys.clamp(max=tokens - 1)[:, None]
+    return _listed(whole, (row, number, key), there & sees(row[:, None, None], None, query, keys))
+
+
+@functools.lru_cache(maxsize=64)
+def of_all(queries: int, keys: int) -> Panels:
+    """Those of queries that all see all keys."""
+    blocks = -(-queries // QUERIES)
+    panel = torch.arange(0, keys, KEYS)
+    whole = (panel + KEYS <= keys).expand(1, blocks, -1)
+    row, number, key = (~whole).nonzero(as_tuple=True)
+    there = key[:, None] * KEYS + torch.arange(KEYS) < keys
+    return _listed(whole, (row, number, key), there[:, None].expand(-1, QUERIES, -1))
+
+
+def _listed(whole: Tensor, at: tuple[Tensor, Tensor, Tensor], seen: Tensor) -> Panels:
+    # whole bool [L, N, P]; at int64 [u] each: list, block and panel of seen, bool [u, QUERIES, KEYS]
+    some = seen.flatten(1).any(1)
+    seen = seen[some]
+    words = (seen.int() << torch.arange(KEYS, dtype=torch.int32)).sum(-1, dtype=torch.int32)
+    begin = torch.full(whole.shape, -1)
+    row, number, key = (x[some] for x in at)
+    begin[row, number, key] = torch.arange(len(seen)) * QUERIES
+    listed = whole | (begin >= 0)
+    counts = listed.sum(2)  # [L, N]
+    ends = counts.flatten().cumsum(0).view(counts.shape)
+    begins = torch.cat(((ends - counts)[:, :1], ends), 1)
+    panels = torch.stack((listed.nonzero()[:, 2], begin[listed]), 1)
+    return Panels(begins.contiguous(), panels.contiguous(), words.flatten().contiguous())
+
+
+def _of_blocks(ids: Tensor) -> Range:
+    low, high = _parts(ids, QUERIES)
+    return Range(low[:, :, None], high[:, :, None])
+
+
+def _of_panels(ids: Tensor) -> Range:
+    low, high = _parts(ids, KEYS)
+    return Range(low[:, None], high[:, None])
+
+
+def _parts(ids: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    # the last part is made longer by its last id
+    rows, tokens = ids.shape
+    parts = -(-tokens // size)
+    index = torch.arange(parts * size).clamp(max=tokens - 1)
+    return torch.aminmax(ids[:, index].view(rows, parts, size), dim=2)
+
+
+def _same(block: Range, panel: Range) -> Tensor:
+    """Whether all ids of both are one."""
+    return (block.low == block.high) & (panel.low == panel.high) & (block.low == panel.low)
+
+
+def _apart(block: Range, panel: Range) -> Tensor:
+    """Whether none of the one can be among the other's."""
+    return (block.high < panel.low) | (panel.high < block.low)
