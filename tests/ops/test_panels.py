@@ -8,11 +8,11 @@ from molmo_ds.ops.tree_attention import panels, visible
 from molmo_ds.ops.tree_attention.panels import KEYS, QUERIES, Panels
 
 
-def mask(found: Panels, lists: int, queries: int, keys: int) -> Tensor:
-    """bool [L, T, S], what is listed."""
-    blocks = -(-queries // QUERIES)
-    seen = torch.zeros(lists, blocks * QUERIES, -(-keys // KEYS) * KEYS, dtype=torch.bool)
-    assert found.begins.shape == (lists, blocks + 1)
+def mask(found: Panels, rows: int, tokens: int) -> Tensor:
+    """bool [B, T, T], what is listed."""
+    blocks = -(-tokens // QUERIES)
+    seen = torch.zeros(rows, blocks * QUERIES, -(-tokens // KEYS) * KEYS, dtype=torch.bool)
+    assert found.begins.shape == (rows, blocks + 1)
     for row, begins in enumerate(found.begins.tolist()):
         for block, (begin, end) in enumerate(zip(begins, begins[1:], strict=False)):
             numbers = found.panels[begin:end, 0].tolist()
@@ -23,10 +23,10 @@ def mask(found: Panels, lists: int, queries: int, keys: int) -> Tensor:
                     own = found.words[words : words + QUERIES]
                     assert own.any(), "a panel that nobody sees is not listed"
                 bits = (own[:, None] >> torch.arange(KEYS)) & 1
-                rows = slice(block * QUERIES, (block + 1) * QUERIES)
-                seen[row, rows, number * KEYS : (number + 1) * KEYS] = bits.bool()
-    assert not seen[:, :, keys:].any(), "no key after the last"
-    return seen[:, :queries, :keys]
+                own_rows = slice(block * QUERIES, (block + 1) * QUERIES)
+                seen[row, own_rows, number * KEYS : (number + 1) * KEYS] = bits.bool()
+    assert not seen[:, :, tokens:].any(), "no key after the last"
+    return seen[:, :tokens, :tokens]
 
 
 def trees(tokens: int, draw: torch.Generator) -> list[Tensor]:
@@ -54,7 +54,7 @@ def test_of_trees(tokens: int) -> None:
     ids = [torch.stack(x) for x in zip(*rows, strict=True)]
     for images in (None, ids[2]):
         found = panels.of_ids(ids[0], ids[1], images)
-        assert torch.equal(mask(found, 3, tokens, tokens), visible(ids[0], ids[1], images))
+        assert torch.equal(mask(found, 3, tokens), visible(ids[0], ids[1], images))
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
@@ -66,13 +66,7 @@ def test_of_ids_in_any_order(most: int, dtype: torch.dtype) -> None:
     for a in (0, 3):
         for images in (None, ids[2], ids[5]):
             found = panels.of_ids(ids[a], ids[a + 1], images)
-            assert torch.equal(mask(found, 2, 250, 250), visible(ids[a], ids[a + 1], images))
-
-
-@pytest.mark.parametrize("queries", [1, 48, 100])
-@pytest.mark.parametrize("keys", [1, 32, 577])
-def test_of_all(queries: int, keys: int) -> None:
-    assert mask(panels.of_all(queries, keys), 1, queries, keys).all()
+            assert torch.equal(mask(found, 2, 250), visible(ids[a], ids[a + 1], images))
 
 
 def test_a_long_row_has_words_at_its_diagonal_only() -> None:

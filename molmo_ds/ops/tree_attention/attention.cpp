@@ -2,7 +2,7 @@
 //
 // B sequences of T queries and S keys, H heads in groups that share keys and values, d numbers a head. Queries are taken
 // by blocks, keys by panels. A plan (`panels.py`) lists for each block the panels of which it sees something; a word for
-// each query says which keys, a bit each, unless all see all. The same list may serve all sequences.
+// each query says which keys, a bit each, unless all see all.
 // A handful of queries meets all its keys at once: scores, shares, values; nothing is rescaled. What no query of the
 // handful sees is left out. Gradients take a panel at a time, so that what is between its five products stays near.
 
@@ -28,7 +28,7 @@ static inline Tensor tensor(float* data, const int64_t* strides) {
 }
 
 struct Sizes {
-    int64_t sequences, heads, groups, queries, keys, width, lists;
+    int64_t sequences, heads, groups, queries, keys, width;
     int64_t panels() const { return (keys + KEYS - 1) / KEYS; }
     int64_t blocks() const { return (queries + QUERIES - 1) / QUERIES; }
     int64_t wide() const { return (width + WIDTH - 1) / WIDTH * WIDTH; }  // whole vectors, zeros at the end
@@ -40,7 +40,7 @@ struct Panel {
 };
 
 struct Plan {
-    const int64_t* begins;  // [lists, blocks + 1]
+    const int64_t* begins;  // [sequences, blocks + 1]
     const Panel* panels;
     const uint32_t* words;
 };
@@ -229,7 +229,7 @@ extern "C" void attention(float* q, float* k, float* v, float* out, float* sums,
     for (int64_t task = 0; task < size.sequences * blocks * size.heads; task++) {
         int64_t head = task % size.heads, block = task / size.heads % blocks, sequence = task / size.heads / blocks;
         int64_t pair = sequence * size.groups + head / (size.heads / size.groups);
-        int64_t list = sequence % size.lists * (blocks + 1) + block;
+        int64_t list = sequence * (blocks + 1) + block;
         Numbers shares(new float[(begins[list + 1] - begins[list]) * TALL * KEYS + TALL * wide]);
         float* mean = shares.get() + (begins[list + 1] - begins[list]) * TALL * KEYS;
         std::vector<Panel> own;
@@ -296,7 +296,7 @@ extern "C" void attention_backward(float* of_out, float* q, float* k, float* v, 
         std::vector<Panel> own;
         for (int64_t n = 0; n < blocks * many; n++) {
             int64_t head = group * many + n % many, begin = n / many * QUERIES;
-            int64_t list = sequence % size.lists * (blocks + 1) + n / many;
+            int64_t list = sequence * (blocks + 1) + n / many;
             int64_t count = smaller(size.queries - begin, QUERIES);
             const float* own_sums = sums + (sequence * size.heads + head) * size.queries + begin;
             for (int64_t row = 0; row < count; row++) {

@@ -48,9 +48,9 @@ def _numbers(tensors: Sequence[Tensor], q: Tensor, k: Tensor, panels: Panels) ->
     strides = _cpu([x.stride()[:3] for x in tensors])
     batch, heads, queries, width = q.shape
     _, groups, keys, _ = k.shape
-    lists, ends = panels.begins.shape
-    assert lists in (1, batch) and ends == 1 - (-queries // QUERIES), "a plan of another batch"
-    sizes = _cpu([batch, heads, groups, queries, keys, width, lists])
+    blocks = -(-queries // QUERIES)
+    assert panels.begins.shape == (batch, blocks + 1), "a plan of another batch"
+    sizes = _cpu([batch, heads, groups, queries, keys, width])
     return strides, sizes, panels.begins, panels.panels, panels.words
 
 

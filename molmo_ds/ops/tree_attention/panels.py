@@ -3,11 +3,10 @@
 A block sees a panel as a whole, or not at all, or has a word for each of its queries, whose bits are the panel's keys.
 No mask of queries by keys is made: most panels are decided by the smallest and the largest id in them.
 
-Shapes: B sequences, T queries, S keys, L lists (B, or 1 for all), N blocks of a list, P panels, M panels that are seen,
+Shapes: B sequences, T queries, S keys, N blocks of a sequence, P panels, M panels that are seen,
 U of them with words.
 """
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +22,7 @@ KEYS = 32  # of a panel
 class Panels:
     """The panels that blocks of queries see, block after block."""
 
-    begins: Tensor  # int64 [L, N + 1], where each block's panels begin, and the last one's end
+    begins: Tensor  # int64 [B, N + 1], where each block's panels begin, and the last one's end
     panels: Tensor  # int64 [M, 2]: number, and where the words of the block's queries begin, -1 where all see all
     words: Tensor  # int32 [U * QUERIES], of the keys that a query sees
 
@@ -69,19 +68,8 @@ def of_ids(document_ids: Tensor, branch_ids: Tensor, image_ids: Tensor | None) -
     return _listed(whole, (row, number, key), there & sees(row[:, None, None], None, query, keys))
 
 
-@functools.lru_cache(maxsize=64)
-def of_all(queries: int, keys: int) -> Panels:
-    """Those of queries that all see all keys."""
-    blocks = -(-queries // QUERIES)
-    panel = torch.arange(0, keys, KEYS)
-    whole = (panel + KEYS <= keys).expand(1, blocks, -1)
-    row, number, key = (~whole).nonzero(as_tuple=True)
-    there = key[:, None] * KEYS + torch.arange(KEYS) < keys
-    return _listed(whole, (row, number, key), there[:, None].expand(-1, QUERIES, -1))
-
-
 def _listed(whole: Tensor, at: tuple[Tensor, Tensor, Tensor], seen: Tensor) -> Panels:
-    # whole bool [L, N, P]; at int64 [u] each: list, block and panel of seen, bool [u, QUERIES, KEYS]
+    # whole bool [B, N, P]; at int64 [u] each: sequence, block and panel of seen, bool [u, QUERIES, KEYS]
     some = seen.flatten(1).any(1)
     seen = seen[some]
     words = (seen.int() << torch.arange(KEYS, dtype=torch.int32)).sum(-1, dtype=torch.int32)
@@ -89,7 +77,7 @@ def _listed(whole: Tensor, at: tuple[Tensor, Tensor, Tensor], seen: Tensor) -> P
     row, number, key = (x[some] for x in at)
     begin[row, number, key] = torch.arange(len(seen)) * QUERIES
     listed = whole | (begin >= 0)
-    counts = listed.sum(2)  # [L, N]
+    counts = listed.sum(2)  # [B, N]
     ends = counts.flatten().cumsum(0).view(counts.shape)
     begins = torch.cat(((ends - counts)[:, :1], ends), 1)
     panels = torch.stack((listed.nonzero()[:, 2], begin[listed]), 1)
