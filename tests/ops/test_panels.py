@@ -69,6 +69,16 @@ def test_of_ids_in_any_order(most: int, dtype: torch.dtype) -> None:
             assert torch.equal(mask(found, 2, 250), visible(ids[a], ids[a + 1], images))
 
 
+def test_whatever_the_default_device() -> None:
+    ids = torch.arange(300)[None] // 100
+    wanted = panels.of_ids(ids, ids, None)
+    with torch.device("meta"):
+        found = panels.of_ids(ids, ids, None)
+    assert all(
+        torch.equal(a, b) for a, b in zip(vars(found).values(), vars(wanted).values(), strict=True)
+    )
+
+
 def test_a_long_row_has_words_at_its_diagonal_only() -> None:
     tokens = 20_000
     documents = torch.ones(1, tokens, dtype=torch.int32)

@@ -42,8 +42,8 @@ class Range:
 def of_ids(document_ids: Tensor, branch_ids: Tensor, image_ids: Tensor | None) -> Panels:
     """Those of message trees with these ids, int [B, T]."""
     tokens = document_ids.shape[1]
-    block = torch.arange(0, tokens, QUERIES)[:, None]
-    panel = torch.arange(0, tokens, KEYS)
+    block = _cpu(0, tokens, QUERIES)[:, None]
+    panel = _cpu(0, tokens, KEYS)
     after = panel >= block + QUERIES
     before = panel + KEYS - 1 <= block
     documents = _of_blocks(document_ids), _of_panels(document_ids)
@@ -59,8 +59,8 @@ def of_ids(document_ids: Tensor, branch_ids: Tensor, image_ids: Tensor | None) -
         hidden = hidden | (after & (_apart(*images) | images[1].is_only(0)))
     hidden = hidden & (after | before)  # a query sees itself
     row, number, key = (~(whole | hidden)).nonzero(as_tuple=True)
-    query = number[:, None] * QUERIES + torch.arange(QUERIES)
-    keys = key[:, None] * KEYS + torch.arange(KEYS)
+    query = number[:, None] * QUERIES + _cpu(QUERIES)
+    keys = key[:, None] * KEYS + _cpu(KEYS)
     sees = rule(document_ids, branch_ids, image_ids)
     there = (query < tokens)[:, :, None] & (keys < tokens)[:, None]
     query = query.clamp(max=tokens - 1)[:, :, None]
@@ -72,16 +72,21 @@ def _listed(whole: Tensor, at: tuple[Tensor, Tensor, Tensor], seen: Tensor) -> P
     # whole bool [B, N, P]; at int64 [u] each: sequence, block and panel of seen, bool [u, QUERIES, KEYS]
     some = seen.flatten(1).any(1)
     seen = seen[some]
-    words = (seen.int() << torch.arange(KEYS, dtype=torch.int32)).sum(-1, dtype=torch.int32)
-    begin = torch.full(whole.shape, -1)
+    words = (seen.int() << _cpu(KEYS).int()).sum(-1, dtype=torch.int32)
+    begin = torch.full(whole.shape, -1, device="cpu")
     row, number, key = (x[some] for x in at)
-    begin[row, number, key] = torch.arange(len(seen)) * QUERIES
+    begin[row, number, key] = _cpu(len(seen)) * QUERIES
     listed = whole | (begin >= 0)
     counts = listed.sum(2)  # [B, N]
     ends = counts.flatten().cumsum(0).view(counts.shape)
     begins = torch.cat(((ends - counts)[:, :1], ends), 1)
     panels = torch.stack((listed.nonzero()[:, 2], begin[listed]), 1)
     return Panels(begins.contiguous(), panels.contiguous(), words.flatten().contiguous())
+
+
+def _cpu(*bounds: int) -> Tensor:
+    # whatever the default device
+    return torch.arange(*bounds, device="cpu")
 
 
 def _of_blocks(ids: Tensor) -> Range:
@@ -98,7 +103,7 @@ def _parts(ids: Tensor, size: int) -> tuple[Tensor, Tensor]:
     # the last part is made longer by its last id
     rows, tokens = ids.shape
     parts = -(-tokens // size)
-    index = torch.arange(parts * size).clamp(max=tokens - 1)
+    index = _cpu(parts * size).clamp(max=tokens - 1)
     return torch.aminmax(ids[:, index].view(rows, parts, size), dim=2)
 
 
