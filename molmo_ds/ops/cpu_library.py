@@ -1,8 +1,9 @@
 """The C++ kernels of all ops for the CPU: compiled into one library at the first use on a machine, then kept.
 
 The first process that needs them compiles `ops/*/*.cpp` with $CXX or g++ for this very CPU (some seconds) into
-`CACHE/molmo_ds/kernels-HASH.so`; the ranks beside it wait, later ones find it. HASH names the CPU, the version of
-PyTorch and the sources. Where there is no compiler, all ops run by PyTorch's own kernels: right, and slower.
+`CACHE/molmo_ds/kernels-HASH.so`; the ranks beside it wait, later ones find it. HASH names the CPU and its
+instructions, the version of PyTorch and the sources. Where there is no compiler, all ops run by PyTorch's own kernels:
+right, and slower.
 """
 
 import ctypes
@@ -41,7 +42,7 @@ log = logging.getLogger(__name__)
 def load() -> ctypes.CDLL | None:
     """The library, compiled first where this machine has none yet; None, told once, where that cannot be done."""
     try:
-        library = machine.kept("kernels", "so", *(path.read_text() for path in sources()))
+        library = place()
         if not library.exists():
             _compile_once(library)
         return ctypes.CDLL(str(library))
@@ -52,6 +53,12 @@ def load() -> ctypes.CDLL | None:
             str(said).strip().splitlines()[0],
         )
         return None
+
+
+def place() -> Path:
+    """Where the library of this machine and these sources lies, or will."""
+    texts = (path.read_text() for path in sources())
+    return machine.kept("kernels", "so", machine.instructions(), *COMPILE, *texts)
 
 
 def sources() -> list[Path]:

@@ -11,17 +11,24 @@ import torch
 def cpu_name() -> str:
     """The CPU as the kernel names it, with the vector instructions that PyTorch uses on it."""
     wanted = ("model name", "cpu family", "model", "vendor_id", "CPU implementer", "CPU part")
-    lines = []
+    lines = [f"{name} {value}" for name, value in _first_cpu() if name in wanted]
+    named = ", ".join(lines) or platform.processor()
+    return f"{platform.machine()}, {named}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def instructions() -> str:
+    """The instructions that the kernel names, of which a virtual machine may have fewer than another of its name."""
+    return " ".join(value for name, value in _first_cpu() if name in ("flags", "Features"))
+
+
+def _first_cpu() -> list[tuple[str, str]]:
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
-        text = ""
-    for line in text.split("\n\n")[0].splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() in wanted:
-            lines.append(f"{name.strip()} {value.strip()}")
-    named = ", ".join(lines) or platform.processor()
-    return f"{platform.machine()}, {named}, {torch.backends.cpu.get_cpu_capability()}"
+        return []
+    lines = text.split("\n\n")[0].splitlines()
+    pairs = (line.partition(":") for line in lines)
+    return [(name.strip(), value.strip()) for name, _, value in pairs]
 
 
 def kept(kind: str, ending: str, *more: str) -> Path:

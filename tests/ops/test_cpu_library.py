@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from molmo_ds.ops import cpu_library
+
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 
 
@@ -45,6 +47,14 @@ def test_a_machine_compiles_once(tmp_path: Path, environment: dict[str, str]) ->
     assert len(list((tmp_path / "molmo_ds").glob("kernels-*.so"))) == 1
     out, err = built(environment).communicate()
     assert out.strip() == "kernels" and "Compiling" not in err
+
+
+def test_another_machine_of_the_same_name_has_a_library_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = cpu_library.place()
+    monkeypatch.setattr(cpu_library.machine, "instructions", lambda: "fma avx2")
+    assert cpu_library.place() != here
 
 
 @pytest.mark.parametrize("compiler", ["/nowhere/g++", "false"])
