@@ -211,6 +211,26 @@ TURNS = [
     ([ROLES[0], {"role": "assistant", "content": "x", "tool_calls": [{}]}], "has tool_calls"),
     ([ROLES[0], {"role": "assistant", "content": "x", "weight": 0}], "has a weight of its own"),
     (
+        [ROLES[0], {"role": "assistant", "content": "x", "loss": False}],
+        "of its own \\('loss' is False",
+    ),
+    (
+        [ROLES[0], {"role": "assistant", "content": "x", "loss_scale": 0.5}],
+        "own \\('loss_scale' is the number",
+    ),
+    (
+        [ROLES[0], {"role": "assistant", "content": "x", "train": False}],
+        "of its own \\('train' is False",
+    ),
+    (
+        [{"role": "user", "content": "See. <video> Who?"}, ROLES[1]],
+        "has <video> after its first word",
+    ),
+    (
+        [*ROLES, {"from": "human", "value": "<video>And?"}, ROLES[1]],
+        "has <video> after its first word",
+    ),
+    (
         [ROLES[0], {"role": "assistant", "content": [{"type": "image"}]}],
         "only the user can show one",
     ),
@@ -227,6 +247,17 @@ TURNS = [
 def test_turns_that_cannot_be_learnt(messages: list[Any], sentence: str) -> None:
     with pytest.raises(BadSample, match=sentence):
         learnt({"style": "user_qa", "messages": messages})
+
+
+def test_what_a_turn_says_besides_its_text() -> None:
+    """A user's turn is not learnt in any case; whatever nobody reads is counted."""
+    asked = ROLES[0] | {"loss": False, "weight": 0}
+    told = ROLES[1] | {"loss": True, "reasoning_content": "It floats.", "name": "A"}
+    annotation = {"style": "user_qa", "messages": [asked, told]}
+    assert learnt(annotation) == learnt({"style": "user_qa", "messages": [ROLES[0], ROLES[1]]})
+    review = Review()
+    review.add({"images": ["jpg"], "sizes": [(100, 50)], "annotations": [annotation]})
+    assert review.unread == {"name of a turn": 1, "reasoning_content of a turn": 1}
 
 
 def test_two_conversations_are_one_too_many() -> None:

@@ -10,11 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 from molmo_ds.data.decode import BadSample
-from molmo_ds.data.sample.conversation import IMAGE_PARTS, shown
+from molmo_ds.data.sample.conversation import IMAGE_PARTS, TALKS, shown
 
 Row = dict[str, Any]
 Turns = list[dict[str, Any]]
-TALKS = ("messages", "conversations")  # columns that an annotation reads itself
 NAMED_BY = ("image", "image_url", "url", "path", "base64")  # keys of a part that name its picture
 SENSES = {"audios": "sounds, which Molmo does not hear", "tools": "tools, which Molmo cannot call"}
 

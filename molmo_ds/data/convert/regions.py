@@ -7,10 +7,10 @@ The form was read in modelscope/ms-swift, Custom-dataset.md of docs/source_en/Cu
 import re
 from typing import Any
 
-from molmo_ds.data.convert.chats import TALKS, Row
+from molmo_ds.data.convert.chats import Row
 from molmo_ds.data.convert.units import to_corners
 from molmo_ds.data.decode import BadSample
-from molmo_ds.data.sample.conversation import ROLES, shown
+from molmo_ds.data.sample.conversation import ROLES, TALKS, shown
 from molmo_ds.data.sample.points import format_points, to_percent
 
 NAME = "<ref-object>"

@@ -18,7 +18,12 @@ ROLES = {"user": 0, "human": 0, "assistant": 1, "gpt": 1, "model": 1}
 NAMES = ("user", "assistant")
 TEXT_PARTS = ("text", "input_text", "output_text")
 IMAGE_PARTS = ("image", "image_url", "input_image")
+FILM = "<video>"
+TALKS = ("messages", "conversations")  # keys of an annotation
 CALLS = ("tool_calls", "function_call")  # of a turn that is more than a text
+# by which OpenAI, ms-swift and axolotl leave a turn out of what is learnt
+WEIGHTS = ("weight", "loss", "loss_scale", "train", "training")
+READ = {"role", "content", "from", "value", *CALLS, *WEIGHTS}
 _LEADING = re.compile(r"(?:\s*<(?:image|video)>)+\s*")
 FORMS = "a list of texts, of {role, content} or of {from, value}"
 
@@ -44,7 +49,12 @@ def read_messages(value: Any) -> tuple[list[str], int | None]:
     first, pictures = without_marks(texts)
     # in the middle: then every picture needs its place
     if any(MARK in text for text in first[::2]):
-        return [text if i % 2 else text.replace(MARK, PLACE) for i, text in enumerate(texts)], None
+        first = [text if i % 2 else text.replace(MARK, PLACE) for i, text in enumerate(texts)]
+        pictures = None
+    if any(FILM in text for text in first[::2]):
+        raise BadSample(
+            f"'messages' has {FILM} after its first word, but a video stands before all text; begin with it."
+        )
     return first, pictures
 
 
@@ -54,6 +64,12 @@ def without_marks(texts: list[str]) -> tuple[list[str], int | None]:
     if found is None:
         return texts, None
     return [texts[0][found.end() :], *texts[1:]], found.group().count("<")
+
+
+def unread(value: Any) -> set[str]:
+    """The keys of a conversation's turns that `read_messages` does not read."""
+    turns = [turn for turn in value if isinstance(turn, dict)] if isinstance(value, list) else []
+    return {key for turn in turns for key in turn if turn[key] is not None} - READ
 
 
 def shown(value: Any) -> str:
@@ -107,10 +123,12 @@ def _turn(i: int, turn: dict[str, Any]) -> str:
             raise BadSample(
                 f"{where} has {name}, which Molmo cannot learn; leave the conversation out."
             )
-    if turn.get("weight", 1) != 1:
-        raise BadSample(
-            f"{where} has a weight of its own, {shown(turn['weight'])}; only an annotation has one."
-        )
+    for name in WEIGHTS:
+        unlearnt = i % 2 == 0 and not turn.get(name)  # as a user's turn is anyway
+        if turn.get(name, 1) != 1 and not unlearnt:
+            raise BadSample(
+                f"{where} has a weight of its own ('{name}' is {shown(turn[name])}); only an annotation has one."
+            )
     if content not in turn:
         raise BadSample(f"{where} has no {content}; give it a text.")
     return _text(where + f".{content}", turn[content], i % 2 == 1)

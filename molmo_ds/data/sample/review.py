@@ -8,6 +8,7 @@ from numpy.random import RandomState
 from molmo_ds.config import PromptConfig
 from molmo_ds.data.decode import BadSample
 from molmo_ds.data.sample.annotation import KEYS, Annotation, alternatives, at, read_annotation
+from molmo_ds.data.sample.conversation import TALKS, unread
 from molmo_ds.data.sample.footage import check_footage
 from molmo_ds.data.sample.pointed import NEAR, Scene, holds_points
 from molmo_ds.data.sample.prompts import PromptFormatter
@@ -110,7 +111,8 @@ class Review:
             self.outside += sum(moment.time >= ends + NEAR for moment in annotation.tracks or ())
         self.without_style += not annotation.style
         self.without_question += not asks and lacks_question(annotation)
-        for key in value.keys() - KEYS - SCORED:
+        of_turns = {f"{key} of a turn" for name in TALKS for key in unread(value.get(name))}
+        for key in value.keys() - KEYS - SCORED | of_turns:
             self.unread[key] = self.unread.get(key, 0) + 1
         return Conversation(texts, 1.0, annotation.pictures)
 
