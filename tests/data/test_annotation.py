@@ -260,6 +260,29 @@ def test_what_a_turn_says_besides_its_text() -> None:
     assert review.unread == {"name of a turn": 1, "reasoning_content of a turn": 1}
 
 
+@pytest.mark.parametrize(
+    ("annotation", "said"),
+    [
+        (ASK | {"text": "A page of a book."}, [("answer", "text")]),
+        ({"messages": ["Which?", "A boat."], "answer": "a boat"}, [("answer", "messages")]),
+        (POINT | {"answer": "1"}, [("answer", "points")]),
+        (ASK | {"answers": ["a boat", "boat"]}, []),
+        (CHOICE | {"answer": "dog"}, []),
+        (INLINE, []),
+    ],
+)
+def test_an_answer_that_another_one_replaces_is_said(
+    annotation: dict[str, Any], said: list[tuple[str, str]]
+) -> None:
+    review = Review()
+    record = {"images": ["jpg"], "sizes": [(100, 50)]}
+    review.add(record | {"annotations": [{"style": "x"} | annotation]})
+    assert list(review.unlearnt) == said
+    assert all(
+        f"1 annotations whose '{one}' is not learnt" in review.sentences()[0] for one, _ in said
+    )
+
+
 def test_two_conversations_are_one_too_many() -> None:
     with pytest.raises(BadSample, match="both 'messages' and 'conversations'"):
         learnt({"messages": ROLES, "conversations": SHARE})

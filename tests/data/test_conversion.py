@@ -1,6 +1,7 @@
 """tools/make_shards.py on other people's data: nothing is lost, learnt or overwritten without a word."""
 
 import functools
+import gzip
 import io
 import json
 import os
@@ -197,6 +198,17 @@ def test_utf16_lines(tmp_path: Path) -> None:
     path = lines(tmp_path)
     path.write_bytes("\n".join(json.dumps(good(key=key)) for key in "ab").encode("utf-16"))
     assert [record["__key__"] for record in jsonl(path, tmp_path / "out")] == ["a", "b"]
+    rows = [json.dumps(good(key=key, metadata="x\u2028y"), ensure_ascii=False) for key in "ab"]
+    path.write_bytes("\r\n".join(rows).encode("utf-16"))
+    made = jsonl(path, tmp_path / "out2")
+    assert [record["metadata"] for record in made] == ["x\u2028y"] * 2
+
+
+def test_packed_lines(tmp_path: Path) -> None:
+    path = lines(tmp_path, good())
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    with pytest.raises(ValueError, match="line 1: The line is packed by gzip; unpack it first"):
+        jsonl(path, tmp_path / "out")
 
 
 def test_the_same_key_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -550,6 +562,49 @@ def test_pictures_of_other_columns(tmp_path: Path) -> None:
         dataset(source, tmp_path / "out", "--image", "image_3")
     made = dataset(source, tmp_path / "out", "--image", "image_1", "image_2", "--without", "thumb")
     assert [one["pixels"] for one in made] == [[picture(0)], [picture(0), picture(1)]]
+
+
+def test_classes_in_lists_are_learnt_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their numbers looked like answers; those of an answer_index are what it means."""
+    kinds = datasets.ClassLabel(names=["cat", "dog"])
+    asked = {"question": "Which?", "options": [1, 0], "answer_index": 1, "style": "vqa2"}
+    rows = [{"question": "Who?", "seen": [0, 1, 1], "key": "mine", "annotations": None}]
+    rows += [{"question": None, "seen": None, "key": "two", "annotations": [asked]}]
+    inner = {"question": datasets.Value("string"), "style": datasets.Value("string")}
+    inner |= {"options": datasets.List(kinds), "answer_index": kinds}
+    rows = [row | {"answer": None} for row in rows]
+    columns = {"seen": datasets.List(kinds), "annotations": datasets.List(inner)}
+    source = save(tmp_path, rows, **columns, key=datasets.Value("string"))
+    made = dataset(source, tmp_path / "out", "--map", "answers=seen")
+    assert made[0]["annotations"][0]["answers"] == ["cat", "dog", "dog"]
+    assert made[1]["annotations"][0]["options"] == ["dog", "cat"]
+    assert made[1]["annotations"][0]["answer_index"] == 1
+    said = capsys.readouterr().out
+    assert "columns not used: key" in said and "whole numbers" not in said
+
+
+def test_pictures_that_a_folders_json_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {f"{name}.jpg": picture(i) for i, name in enumerate("abc")}
+    named = {"a": ["a.jpg", "b.jpg"], "b": ["jpg"], "c": ["c.jpg"]}
+    files |= {
+        f"{key}.json": json.dumps(VQA | {"images": images}).encode()
+        for key, images in named.items()
+    }
+    options = [*CAPTION, "--max-bad-share", "1"]
+    tool.main(["folder", str(folder(tmp_path, files)), str(tmp_path / "out"), *options])
+    assert [one["__key__"] for one in read(tmp_path / "out")] == ["b", "c"]
+    assert "is the list ['a.jpg', 'b.jpg'], but a sample of a folder" in capsys.readouterr().err
+
+
+def test_two_texts_of_one_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {"a.jpg": picture(1), "a.txt": b"small", "a.TXT": b"large"}
+    tool.main(["folder", str(folder(tmp_path, files)), str(tmp_path / "out"), *CAPTION])
+    assert read(tmp_path / "out")[0]["annotations"][0]["text"] == "small"
+    assert "passed over: 1 .txt files whose name another one" in capsys.readouterr().out
 
 
 def test_our_own_records_through_arrow(tmp_path: Path) -> None:

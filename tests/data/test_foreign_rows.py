@@ -288,6 +288,26 @@ def test_one_picture_one_label_and_one_point_by_several_names(place: Path, capsy
     assert "passed over: 1 points that a label has twice at one place" in capsys.readouterr().out
 
 
+def test_a_label_in_large_letters_is_the_same_label(place: Path) -> None:
+    """Training asks for both in small letters, and each would be half an answer."""
+    text = CSV.replace("a.png;cat;360", "a.png;Cat;360")
+    made = make(place, "csv", text, "--points-in", "pixels", *SPREAD)
+    assert made[0]["annotations"][0]["points"] == [[100, 20], [360, 200]]
+    options = [*SPREAD, "--points-in", "pixels"]
+    options[options.index("pointing")] = "video_point"
+    made = make(place, "csv", text, *options)
+    assert [one["label"] for one in made[0]["annotations"]] == ["cat", "Cat", "dog"]
+
+
+def test_rows_of_one_label_that_differ_in_what_a_record_has_once(place: Path, capsys: Any) -> None:
+    text = "picture,what,cx,cy,key,weight\na.png,cat,9,9,one,1\na.png,cat,8,8,two,1\nb.jpg,cat,4,4,three,1\n"
+    made = make(place, "csv", text, "--points-in", "pixels", *SPREAD)
+    assert [record["__key__"] for record in made] == ["one", "three"]
+    assert "1 cells of 'key' unlike the first of their picture" in capsys.readouterr().out
+    make(place, "csv", text.replace("two,1", "two,2"), "--points-in", "pixels", *SPREAD)
+    assert "line 3: Its 'weight' is not that of an earlier row" in capsys.readouterr().err
+
+
 def test_a_point_that_is_missing_takes_its_picture_along(place: Path, capsys: Any) -> None:
     text = CSV.replace("360;200", "360;") + "a.png;cat\n"
     with pytest.raises(ValueError, match="line 6: It has 2 cells, and the header 5.*incomplete"):

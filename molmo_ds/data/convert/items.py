@@ -116,8 +116,21 @@ class FileItem:
             row = {"text": read_text(self.beside).strip()}
         else:
             row = as_row(read_text(self.beside), printable(self.beside))
-        row.pop("images", None)
+        self._check_named(row.pop("images", None))
         return row, [read_file(self.where)]
+
+    def _check_named(self, named: Any) -> None:
+        """BadSample where `images` of the JSON names other pictures than this, which would be lost."""
+        if not named:
+            return
+        one = named[0] if isinstance(named, list) and len(named) == 1 else None
+        # the part of a record of ours, as `jpg`, or the file's name
+        own = isinstance(one, str) and (one.isalnum() or Path(one).name == Path(self.where).name)
+        if not own:
+            raise BadSample(
+                f"'images' of {printable(self.beside)} is {shown(named)}, but a sample of a folder has the one picture"
+                " next to it; give samples of several as lines of JSON (jsonl)."
+            )
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from molmo_ds.data.sample.conversation import shown
 from molmo_ds.data.sample.record import read_json
 
 Item = RowItem | FileItem | MemberItem
+INDEX = "answer_index"  # a field whose classes stay numbers
 BESIDE = ("json", "txt")  # what may hold a picture's annotations, the first before the second
 
 
@@ -48,16 +49,16 @@ class DataSet:
             data = self._undecoded(self._load())
             features = data.features or {}
             self._check_columns(features)
-            indices = {column for name, column in self.mapping.columns if name == "answer_index"}
+            indices = {column for name, column in self.mapping.columns if name == INDEX}
             classes = {
                 name: one
                 for name, one in features.items()
-                if isinstance(one, datasets.ClassLabel) and name not in indices
+                if name not in indices and _has_classes(one)
             }
             for i, row in enumerate(data):
                 where = f"row {i} of {self.source}"
                 try:
-                    row = row | {name: _class_name(one, row[name]) for name, one in classes.items()}
+                    row = row | {name: _by_name(one, row[name]) for name, one in classes.items()}
                 except ValueError as error:
                     yield Fault(where, str(error))
                     continue
@@ -166,7 +167,8 @@ class Lines:
             rows = read_json(text, once=True)
         except ValueError as error:
             if not text.lstrip().startswith("["):  # lines of UTF-16
-                lines = enumerate(text.splitlines())
+                # other separators of lines, as U+2028, may stand in a JSON text
+                lines = enumerate(text.split("\n"))
                 yield from (
                     self._item(i, f"{self.path} line {i + 1}", line)
                     for i, line in lines
@@ -241,7 +243,11 @@ class Folder:
                 elif is_picture(name):
                     found.append(path)
                 elif suffix in BESIDE:
-                    self._beside.setdefault((path.parent, path.stem), {})[suffix] = path
+                    beside = self._beside.setdefault((path.parent, path.stem), {})
+                    if suffix in beside:  # a.txt and a.TXT
+                        self.passed[f".{suffix} files whose name another one spells otherwise"] += 1
+                        path = max(path, beside[suffix])
+                    beside[suffix] = path
                 else:
                     self.passed[f".{suffix} files" if suffix else "files without an extension"] += 1
         return found
@@ -338,9 +344,28 @@ def find_tars(source: str) -> list[Path]:
     return [Path(path) for path in found]
 
 
-def _class_name(feature: Any, value: Any) -> str | None:
-    """The name of a class; None for null and for -1, which stands for an unknown one."""
-    return None if value is None or value == -1 else feature.int2str(value)
+def _has_classes(feature: Any) -> bool:
+    """Whether a column holds numbers of classes, in lists and structs too."""
+    import datasets
+
+    if isinstance(feature, dict):
+        return any(_has_classes(one) for name, one in feature.items() if name != INDEX)
+    inner = getattr(feature, "feature", None)
+    return isinstance(feature, datasets.ClassLabel) or (inner is not None and _has_classes(inner))
+
+
+def _by_name(feature: Any, value: Any) -> Any:
+    """A column's value with the names of classes for their numbers; None for -1, which stands for an unknown one."""
+    if value is None or not _has_classes(feature):
+        return value
+    if isinstance(feature, dict):
+        return {
+            name: one if name == INDEX else _by_name(feature[name], one)
+            for name, one in value.items()
+        }
+    if hasattr(feature, "feature"):
+        return [_by_name(feature.feature, one) for one in value]
+    return None if value == -1 else feature.int2str(value)
 
 
 def _is_image(feature: Any) -> bool:

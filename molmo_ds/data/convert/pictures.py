@@ -48,6 +48,7 @@ SUFFIXES += (
 )
 # what is taken for a picture or a video by its name; some of them end in a sentence
 SUFFIXES += ("avi",)
+PACKERS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 MAGIC = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"))
 _GONE = (
     errno.ENOENT,
@@ -128,6 +129,9 @@ def to_text(data: bytes, where: str) -> str:
     try:
         return data.decode(coding)
     except UnicodeDecodeError as error:
+        packer = next((name for magic, name in PACKERS.items() if data.startswith(magic)), None)
+        if packer:
+            raise BadSample(f"{where} is packed by {packer}; unpack it first.") from None
         byte = error.object[error.start]
         raise BadSample(
             f"{where} is not UTF-8 (byte {error.start} is 0x{byte:02x}); save it as UTF-8 (iconv -f latin1 -t utf8)."

@@ -139,7 +139,7 @@ def to_sample(key: str, row: Row, pictures: list[bytes], mapping: Mapping, notes
     ]
     notes.columns |= set(map(str, row))
     notes.filled |= {str(name) for name, value in row.items() if is_there(value)}
-    notes.used |= set(KEPT)
+    notes.used |= set(KEPT) - {"key"}  # which names samples of lines and CSV alone
     durations = [found.duration for found in probes]
     _review(record | {"sizes": sizes, "durations": durations}, mapping, notes)
     parts = dict(zip(names, data)) | {"json": _to_json(record, notes)}

@@ -11,9 +11,11 @@ from typing import Any
 
 from molmo_ds.data.convert.items import Fault, RowItem
 from molmo_ds.data.convert.pictures import read_text
-from molmo_ds.data.convert.rows import FIELDS, Mapping
+from molmo_ds.data.convert.rows import FIELDS, KEPT, Mapping
 from molmo_ds.data.decode import BadSample
+from molmo_ds.data.sample.annotation import Annotation
 from molmo_ds.data.sample.conversation import shown
+from molmo_ds.data.sample.question import label_of
 
 Row = dict[str, Any]
 DELIMITERS = (",", ";", "\t")
@@ -94,13 +96,14 @@ class Table:
                 row[name] = _value(fields.get(name, name), cell)
             except ValueError:
                 return Fault(where, f"'{name}' is {shown(cell)}, which is neither JSON nor a text.")
-        key = row.pop("key", None)
-        return RowItem(where, f"{number:09d}" if key is None else str(key), row, self.root)
+        key = row.get("key")
+        key = f"{number:09d}" if key is None else str(key)
+        return RowItem(where, key, row, self.root, used=frozenset({"key"}))
 
     def _together(
         self, rows: list[RowItem | Fault], name: str, columns: list[str]
     ) -> Iterator[RowItem | Fault]:
-        """One sample a picture, one annotation for each group of rows that agree in all other fields.
+        """One sample a picture, one annotation for each group of rows with the same label and question.
 
         A row that cannot be used takes its group along, whose points would be incomplete without it.
         """
@@ -120,7 +123,7 @@ class Table:
         first = items[0]
         plain = {field: column for field, column in self.mapping.columns if field != name}
         names = {field: field for field in (*FIELDS, "style") if field in first.row} | plain
-        annotations: dict[str, Row] = {}
+        answers: dict[tuple[str | None, ...], tuple[Row, list[list[float]]]] = {}
         for item in items:
             fields = {field: _trimmed(item.row[column]) for field, column in names.items()}
             fields = {field: value for field, value in fields.items() if value is not None}
@@ -136,22 +139,44 @@ class Table:
                     f"{name} is ({cells}), but must be {len(columns)} numbers; the picture is left out, since its"
                     " points would be incomplete.",
                 )
-            group = json.dumps(fields, sort_keys=True, default=str)
-            annotation = annotations.setdefault(group, fields | {"style": style, name: []})
-            if place in annotation[name]:  # it would be counted twice
+            fields["style"] = style
+            asked = (style, _as_written(style, fields.get("label")), fields.get("question"))
+            earlier, places = answers.setdefault(asked, (fields, []))
+            other = _differing(earlier, fields)
+            if other:
+                return Fault(
+                    item.where,
+                    f"Its '{other}' is not that of an earlier row with the same picture, label and question; the"
+                    " picture is left out, since its points would be incomplete.",
+                )
+            for column in KEPT:
+                if item.row.get(column) != first.row.get(column):
+                    self.passed[f"cells of '{column}' unlike the first of their picture"] += 1
+            if place in places:  # it would be counted twice
                 self.passed[f"{name} that a label has twice at one place"] += 1
                 continue
-            annotation[name].append(place)
+            places.append(place)
         used = frozenset({*names.values(), *columns, ",".join(columns)})
         row = {one: value for one, value in first.row.items() if one not in used}
-        row["annotations"] = list(annotations.values())
-        return RowItem(first.where, first.key, row, self.root, used=used)
+        row["annotations"] = [fields | {name: places} for fields, places in answers.values()]
+        return RowItem(first.where, first.key, row, self.root, used=used | first.used)
 
 
 def _one_name(picture: Any) -> Any:
     """A path by the shortest of its names, so that `./a.jpg` and `a.jpg` are one picture."""
     is_path = isinstance(picture, str) and "://" not in picture
     return os.path.normpath(picture.strip()) if is_path else picture
+
+
+def _as_written(style: str, label: str | None) -> str | None:
+    """A label as training writes it, so that `Cat` and `cat` are one where it is in small letters."""
+    return label_of(style, Annotation(label=label)) if label else label
+
+
+def _differing(one: Row, other: Row) -> str | None:
+    """A field but the label in which two rows differ."""
+    names = [name for name in {**one, **other} if name != "label"]
+    return next((name for name in names if one.get(name) != other.get(name)), None)
 
 
 def _trimmed(cell: Any) -> Any:

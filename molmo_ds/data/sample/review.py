@@ -1,5 +1,6 @@
 """Reviews a record as every training would, under any settings: used where data comes in and by the inspection."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +25,9 @@ from molmo_ds.data.sample.tree import check_places
 from molmo_ds.data.sample.turns import Conversation
 
 SCORED = {"boxes", "masks"}  # regions of the points, which only scoring reads
-_ANSWERS = ("text", "answer", "answers", "points", "inline_points", "point_groups", "tracks")
+_ANSWERS = ("text", "inline_points", "points", "point_groups", "tracks", "answer", "answers")
+# what is learnt is the first that is there
+_IN_PLACE = ("messages", *_ANSWERS)
 FORMATTERS = {  # by whether only Molmo2's format can say the answer
     html: PromptFormatter(
         PromptConfig(system_prompt="none", pointing_format="html-v2" if html else "percent")
@@ -41,7 +44,10 @@ class Review:
     without_style: int = 0
     without_question: int = 0  # though an answer is learnt
     outside: int = 0  # moments of tracks after the end of the video (or its clip)
-    unread: dict[str, int] = field(default_factory=dict)
+    unread: Counter[str] = field(default_factory=Counter)
+    unlearnt: Counter[tuple[str, str]] = field(
+        default_factory=Counter
+    )  # of two answers, and the one learnt
 
     def merge(self, other: "Review") -> None:
         """Add the counts of another."""
@@ -49,8 +55,8 @@ class Review:
         self.without_style += other.without_style
         self.without_question += other.without_question
         self.outside += other.outside
-        for key, count in other.unread.items():
-            self.unread[key] = self.unread.get(key, 0) + count
+        self.unread += other.unread
+        self.unlearnt += other.unlearnt
 
     def sentences(self) -> list[str]:
         """The counts in words, those above 0."""
@@ -67,6 +73,10 @@ class Review:
             out.append(
                 f"{self.outside} moments of tracks after the end of their video, at which no frame can be shown"
             )
+        out += [
+            f"{count} annotations whose '{key}' is not learnt, since they have '{learnt}'"
+            for (key, learnt), count in self.unlearnt.items()
+        ]
         return out + [
             f"{count} annotations with a key that nobody reads, '{key}'"
             for key, count in self.unread.items()
@@ -112,8 +122,8 @@ class Review:
         self.without_style += not annotation.style
         self.without_question += not asks and lacks_question(annotation)
         of_turns = {f"{key} of a turn" for name in TALKS for key in unread(value.get(name))}
-        for key in value.keys() - KEYS - SCORED | of_turns:
-            self.unread[key] = self.unread.get(key, 0) + 1
+        self.unread.update(value.keys() - KEYS - SCORED | of_turns)
+        self.unlearnt.update(unlearnt(annotation))
         return Conversation(texts, 1.0, annotation.pictures)
 
 
@@ -121,6 +131,12 @@ def lacks_question(annotation: Annotation) -> bool:
     """Whether an answer to a question is learnt without one; captions and points need none."""
     told = annotation.messages or annotation.text is not None or holds_points(annotation)
     return not (told or annotation.question or annotation.options or annotation.style in TEMPLATES)
+
+
+def unlearnt(annotation: Annotation) -> list[tuple[str, str]]:
+    """Answers that another one, named second, takes the place of; people's `answers` may stand next to the `answer`."""
+    given = [name for name in _IN_PLACE if getattr(annotation, name) is not None]
+    return [(name, given[0]) for name in given[1:] if given[0] not in ("answer", "inline_points")]
 
 
 def _needs_html(annotation: Annotation) -> bool:
