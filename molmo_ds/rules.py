@@ -251,6 +251,12 @@ def _schedule(config: RunConfig) -> Rows:
         all(frozen),
         "optim.connector.freeze, optim.vision.freeze and optim.text.freeze leave nothing to learn.",
     )
+    still = [name for name in config.lora.components if getattr(optim, name).freeze]
+    yield (
+        bool(still),
+        f"lora.components names {', '.join(still)}, which freeze keeps from learning, adapters too; leave out"
+        f" {' and '.join(f'optim.{name}.freeze' for name in still)}.",
+    )
     if config.epochs is not None:  # asked again once the steps are known
         return
     end = optim.t_max or config.max_steps

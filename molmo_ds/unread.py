@@ -6,7 +6,7 @@ Legal, and worth a word: a number that looks as if it counted does not.
 from functools import reduce
 from typing import Any
 
-from molmo_ds.config import COMPONENTS, RunConfig
+from molmo_ds.config import COMPONENTS, EvaluatorConfig, RunConfig, SourceConfig
 
 
 def told(config: RunConfig) -> list[str]:
@@ -18,7 +18,7 @@ def told(config: RunConfig) -> list[str]:
         for key in keys
         if _value(config, key) != _value(default, key)
     ]
-    found += _roots(config)
+    found += _roots(config) + _evaluators(config)
     return [f"This run does not read {'; '.join(found)}."] if found else []
 
 
@@ -52,6 +52,15 @@ def _unread(config: RunConfig) -> dict[str, list[str]]:
         why[f"data.packing={data.packing} has no pool"] = ["data.pool_size"]
     if data.num_workers == 0:
         why["data.num_workers=0"] = ["data.prefetch_factor"]
+    if config.out and "://" not in config.out:
+        why["out is a local folder"] = ["scratch"]
+    last = config.stop_after
+    if last is not None and config.profile_steps and min(config.profile_steps) > last:
+        why[f"stop_after={last} ends before"] = ["profile_steps"]
+    learning = [part for name in COMPONENTS if not (part := getattr(optim, name)).freeze]
+    for key in ("weight_decay", "betas", "eps"):
+        if learning and all(getattr(part, key) is not None for part in learning):
+            why[f"every component has its own {key}"] = [f"optim.{key}"]
     return why
 
 
@@ -63,6 +72,22 @@ def _roots(config: RunConfig) -> list[str]:
         for key in ("root_subsegments", "root_length")
         if source.token_weight is not None and (value := getattr(source, key))
     ]
+
+
+def _evaluators(config: RunConfig) -> list[str]:
+    """What belongs to a mixture, or to a task, where the loss of shards is taken."""
+    found = []
+    for name, one in config.evaluators.items():
+        at = f"evaluators.{name}"
+        if not one.task and one.data_folder != EvaluatorConfig().data_folder:
+            found.append(f"{at}.data_folder={one.data_folder} (a task alone has it)")
+        found += [
+            f"{at}.sources.{source}.{key}={getattr(shards, key)} (each sample is taken once)"
+            for source, shards in one.sources.items()
+            for key in ("rate", "group", "size", "sampling_rate")
+            if getattr(shards, key) != getattr(SourceConfig(), key)
+        ]
+    return found
 
 
 def _value(config: RunConfig, key: str) -> Any:

@@ -227,6 +227,10 @@ BETWEEN = [
         "vision.warmup_steps is 6; it must be at most optim.t_max=5",
     ),
     ([f"optim.{part}.freeze=true" for part in rules.COMPONENTS], "leave nothing to learn"),
+    (
+        ["lora.components=[vision,text]", "optim.text.freeze=true"],
+        "lora.components names text, which freeze keeps from learning, adapters too; leave out optim.text.freeze",
+    ),
     (["max_steps=10", "stop_after=11"], "stop_after is 11; it must be at most max_steps=10"),
     (
         ["max_steps=10", "profile_steps=[3,11]"],

@@ -33,6 +33,26 @@ ROOT = Path(__file__).parent.parent
             + ["data.sources.a.root_length=true"],
             "data.sources.a.root_length=True (its token_weight replaces both roots)",
         ),
+        (
+            ["optim.weight_decay=0.1", "optim.text.weight_decay=0", "optim.vision.freeze=true"]
+            + ["optim.connector.weight_decay=0"],
+            "optim.weight_decay=0.1 (every component has its own weight_decay)",
+        ),
+        (["optim.weight_decay=0.1", "optim.text.weight_decay=0"], ""),
+        (["out=runs/x", "scratch=/tmp"], "scratch=/tmp (out is a local folder)"),
+        (["out=s3://x/y", "scratch=/tmp"], ""),
+        (["profile_steps=[9]", "stop_after=8"], "profile_steps=(9,) (stop_after=8 ends before)"),
+        (["profile_steps=[9]", "stop_after=9"], ""),
+        (
+            ["evaluators.v.path=x", "evaluators.v.data_folder=y"],
+            "evaluators.v.data_folder=y (a task alone has it)",
+        ),
+        (["evaluators.v.task=chart_qa", "evaluators.v.data_folder=y"], ""),
+        (
+            ["evaluators.v.sources.a.path=x", "evaluators.v.sources.a.rate=0.5"],
+            "evaluators.v.sources.a.rate=0.5 (each sample is taken once)",
+        ),
+        (["evaluators.v.sources.a.path=x", "evaluators.v.sources.a.weight=2"], ""),
         ([], ""),
     ],
 )
