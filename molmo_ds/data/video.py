@@ -133,6 +133,11 @@ def clip_duration(duration: float, clip: tuple[float, float] | None) -> float:
 def _opened(data: bytes) -> Iterator[tuple[Any, Any]]:
     """An open container and its first video stream, with one sentence for whatever goes wrong inside."""
     av = av_package()
+    # other formats are none of ours, and a list of files would make libav read them
+    if film_kind(data) is None and not data.startswith(b"GIF8"):
+        raise BadSample(
+            f"The video cannot be decoded: it begins with {data[:8]!r}, as neither MP4, WebM nor GIF does."
+        )
     try:
         with av.open(io.BytesIO(data)) as container:
             if not container.streams.video:  # a file cut short may open all the same

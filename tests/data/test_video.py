@@ -2,7 +2,9 @@
 
 import io
 from fractions import Fraction
+from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -55,6 +57,24 @@ def test_the_end_is_the_last_frame_and_a_clip_begins_at_0() -> None:
     for clip in ((3.0, 4.0), (1.0, 1.0), (2.0, 1.0)):
         with pytest.raises(BadSample, match="shows nothing"):
             clip_duration(2.5, clip)
+
+
+def test_a_list_of_files_is_no_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libav would open the files that it names, in the folder of whoever decodes it, as a server does."""
+    stream = io.BytesIO()
+    with av.open(stream, "w", format="mpegts") as file:
+        track = file.add_stream("mpeg4", rate=8)
+        track.width, track.height, track.pix_fmt = 48, 32, "yuv420p"
+        file.mux(track.encode(av.VideoFrame(48, 32, "yuv420p")))
+        file.mux(track.encode())
+    (tmp_path / "secret.ts").write_bytes(stream.getvalue())
+    monkeypatch.chdir(tmp_path)
+    picture = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(picture, "JPEG")
+    listed = b"ffconcat version 1.0\nfile secret.ts\n"
+    for data in (listed, b"#EXTM3U\nsecret.ts\n", picture.getvalue(), b"hello", b""):
+        with pytest.raises(BadSample, match="as neither MP4, WebM nor GIF does"):
+            video_size(data)
 
 
 def test_a_gif_is_a_video() -> None:
