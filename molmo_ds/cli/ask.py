@@ -17,6 +17,7 @@ from molmo_ds.data.sample.prompts import BARE_STYLES
 from molmo_ds.eval.pictures import Video, draw_points, draw_track, read_picture, read_video
 from molmo_ds.infer.generate import Options, generate, room, stream_text, warn_of_cuts
 from molmo_ds.infer.load import load
+from molmo_ds.infer.options import GREEDY
 from molmo_ds.serve import client
 
 
@@ -32,6 +33,16 @@ def main(arguments: list[str] | None = None) -> None:
         given.seed,
         tuple(given.stop),
     )
+    unread = [
+        name
+        for name in ("top_k", "top_p", "seed")
+        if getattr(options, name) != getattr(GREEDY, name)
+    ]
+    if unread and not options.temperature:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in unread)
+        say(
+            f"without a --temperature above 0 the likeliest token is taken, and nothing is drawn by {names}."
+        )
     if not given.question.strip() and given.style in BARE_STYLES:
         raise ValueError(
             "The question is empty; write one, or name a --style that needs none, as long_caption."
@@ -78,6 +89,10 @@ def ask_server(
 ) -> Iterator[str]:
     """The pieces of a server's answer."""
     key = os.environ.get(given.api_key_env) if given.api_key_env else None
+    if given.api_key_env and not key:
+        raise ValueError(
+            f"--api-key-env names {given.api_key_env}, which is empty; set it to the key."
+        )
     body = client.request_body(
         given.question,
         pictures,

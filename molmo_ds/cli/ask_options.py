@@ -56,6 +56,8 @@ def read_arguments(description: str, arguments: list[str] | None) -> argparse.Na
         parser.error(
             "--beams, --tokenizer and --device belong to a checkpoint; a server has its own."
         )
+    if given.checkpoint and given.api_key_env:
+        parser.error("--api-key-env belongs to a server; a checkpoint asks for no key.")
     if given.video and given.image:
         parser.error("A question is about pictures or about one video; leave --image or --video.")
     if (given.clip or given.num_frames is not None) and not given.video:
@@ -64,6 +66,13 @@ def read_arguments(description: str, arguments: list[str] | None) -> argparse.Na
         parser.error("--draw needs a picture or a video; give one with --image or --video.")
     if given.draw and Path(given.draw).suffix.lower() not in Image.registered_extensions():
         parser.error(f"--draw {given.draw} has no picture's ending; write it as .png or .jpg.")
+    if given.draw and any(_same(given.draw, one) for one in (*given.image, given.video)):
+        parser.error(f"--draw {given.draw} would overwrite what is asked about; name another file.")
     if given.draw and not Path(given.draw).absolute().parent.is_dir():
         parser.error(f"--draw {given.draw} lies in no folder that is there.")
     return given
+
+
+def _same(one: str, other: str | None) -> bool:
+    """Whether two paths lead to the same file."""
+    return bool(other) and Path(one).exists() and Path(other).exists() and Path(one).samefile(other)

@@ -69,6 +69,8 @@ WRONG = [
     (["--draw", "a.png"], "--image"),
     (["--image", "small.png", "--draw", "a.nonsense"], "a.nonsense"),
     (["--image", "small.png", "--draw", "nowhere/a.png"], "nowhere/a.png"),
+    (["--image", "small.png", "--draw", "./small.png"], "would overwrite what is asked about"),
+    (["--api-key-env", "NOWHERE"], "belongs to a server"),
 ]
 
 

@@ -39,6 +39,13 @@ def test_an_answer(
     ask([*words, "--max-new-tokens", "500", "--stop", "dark", "--seed", "3"])
     assert capsys.readouterr().out == "User: vqa2: Is it \n"
     assert parrot.asked[-1].options.seed == 3
+    ask([*words, "--top-p", "0.5", "--seed", "3"])
+    assert (
+        "the likeliest token is taken, and nothing is drawn by --top-p, --seed"
+        in capsys.readouterr().err
+    )
+    ask([*words, "--top-p", "0.5", "--temperature", "0.5"])
+    assert capsys.readouterr().err == ""
 
 
 def test_mistakes(ask: partial, server: Server, capsys: pytest.CaptureFixture) -> None:
@@ -48,6 +55,8 @@ def test_mistakes(ask: partial, server: Server, capsys: pytest.CaptureFixture) -
         ask(["Why?", "--server", "http://127.0.0.1:1"])
     with pytest.raises(SystemExit, match="is no URL; write it as"):
         ask(["Why?", "--server", "127.0.0.1:1"])
+    with pytest.raises(SystemExit, match="--api-key-env names NOWHERE, which is empty"):
+        ask(["Why?", "--server", server.url, "--api-key-env", "NOWHERE"])
     for words in (["Why?"], ["Why?", "--server", server.url, "--beams", "2"]):
         with pytest.raises(SystemExit):
             ask(words)
