@@ -2,6 +2,10 @@
 
 import copy
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 import torch
@@ -130,13 +134,36 @@ def check_with_deepspeed(strategy: Strategy, ds: dict[str, Any], topology: Any =
         DeepSpeedConfig(copy.deepcopy(ds), mpu=topology)
     # DeepSpeed raises AssertionError, ValueError, pydantic's errors and others
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = "; ".join(
-            lines[1:3] if "validation error" in lines[0] and len(lines) > 2 else lines[:1]
-        )
-        raise ValueError(
-            f"DeepSpeed refuses {strategy.path}: {reason or type(error).__name__}."
-        ) from None
+        raise _refusal(strategy, error) from None
+
+
+@contextmanager
+def in_sentences(strategy: Strategy) -> Iterator[None]:
+    """Make ValueErrors, which name the strategy's file, of what DeepSpeed refuses while an engine is made."""
+    try:
+        yield
+    except (AssertionError, ValueError, NotImplementedError) as error:
+        if not _from_deepspeed(error):
+            raise
+        raise _refusal(strategy, error) from None
+    except Exception as error:
+        # DeepSpeed raises the base class too; its heirs are no words on a setting
+        if type(error) is not Exception or not _from_deepspeed(error):
+            raise
+        raise _refusal(strategy, error) from None
+
+
+def _from_deepspeed(error: Exception) -> bool:
+    return any(
+        "deepspeed" in Path(frame.filename).parts for frame in extract_tb(error.__traceback__)
+    )
+
+
+def _refusal(strategy: Strategy, error: Exception) -> ValueError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = lines[0] if lines else type(error).__name__
+    reason = "; ".join(lines[1:3]) if "validation error" in first and len(lines) > 2 else first
+    return ValueError(f"DeepSpeed refuses {strategy.path}: {reason.rstrip('.')}.")
 
 
 def _autos(node: Any, prefix: str = "") -> list[str]:

@@ -76,7 +76,8 @@ class DeepSpeedEngine:
                 "Every component is frozen; set optim.connector.freeze=false or another to train."
             )
         self.order.watch(self.model.named_parameters())
-        self.engine = self.initialize()
+        with ds_config.in_sentences(strategy):
+            self.engine = self.initialize()
         deepspeed_0_19.take_no_norm(self.engine)
         zero3_hooks.lighten(self.engine, by_layer=not config.compile)
         for part in self.parts:

@@ -172,6 +172,22 @@ def test_one_sentence_for_what_cannot_run(tmp_path: Path, name: str) -> None:
     assert words in said and "\n" not in said and "mine.json" in said
 
 
+@pytest.mark.parametrize(
+    "kind", ["AssertionError", "ValueError", "NotImplementedError", "Exception"]
+)
+def test_what_deepspeed_refuses_while_it_builds_names_the_file(tmp_path: Path, kind: str) -> None:
+    """A fault elsewhere, and DeepSpeed's faults that are no words on a setting, stay what they are."""
+    strategy = read_strategy(write(tmp_path, {"zero_optimization": {"stage": 1}}))
+    raised = f"raise {kind}('x is odd.')"
+    refused = r"^DeepSpeed refuses .*mine\.json: x is odd\.$"
+    with pytest.raises(ValueError, match=refused), ds_config.in_sentences(strategy):
+        exec(compile(raised, "/y/deepspeed/engine.py", "exec"))
+    with pytest.raises(Exception, match=r"^x is odd\.$"), ds_config.in_sentences(strategy):
+        exec(compile(raised, "/y/ours/engine.py", "exec"))
+    with pytest.raises(RuntimeError, match=r"^no memory$"), ds_config.in_sentences(strategy):
+        exec(compile("raise RuntimeError('no memory')", "/y/deepspeed/engine.py", "exec"))
+
+
 def test_missing_file_and_batch_that_does_not_divide() -> None:
     with pytest.raises(
         ValueError, match="no strategy file ds_configs/zero9.json; files next to it: ds_configs/"

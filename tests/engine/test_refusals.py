@@ -44,6 +44,13 @@ REFUSED: dict[str, tuple[str, dict, TextConfig, int, str]] = {
         4,
         "leave them out",
     ),
+    "gradients that are summed": (
+        "zero1",
+        {"gradient_allreduce_op": "sum"},
+        DENSE,
+        4,
+        "for the mean of the ranks' gradients",
+    ),
     "unknown setting": ("pipe_zero1", {"molmo_ds": {"stage": 2}}, DENSE, 4, "has no setting"),
     "stages without pipeline": (
         "zero3",

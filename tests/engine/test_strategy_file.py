@@ -79,6 +79,7 @@ VALUES = {
     "optimizer.type": (3, None),
     "train_batch_size": ("eight", -8, 8.5, True),
     "gradient_clipping": ("yes", -1, True),
+    "gradient_predivide_factor": (0, -1, "auto"),
 }
 
 

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic's
 
 from molmo_ds import rules
-from molmo_ds.architecture import Count, NotNegative, Whole
+from molmo_ds.architecture import Count, NotNegative, Positive, Whole
 from molmo_ds.setting_list import legal
 
 Auto = Literal["auto"]
@@ -67,7 +67,7 @@ File = with_config(STRICT)(TypedDict("File", {
     "compile": Block, "autotuning": Switched, "zenflow": Block, "timers": Block, "train_batch_size": Number,
     "train_micro_batch_size_per_gpu": Number, "gradient_accumulation_steps": Number, "steps_per_print": Number,
     "gradient_clipping": NotNegative | Auto, "communication_data_type": Text | None, "prescale_gradients": Switch,
-    "seq_parallel_communication_data_type": Text, "gradient_predivide_factor": NotNegative, "sparse_gradients": Switch,
+    "seq_parallel_communication_data_type": Text, "gradient_predivide_factor": Positive, "sparse_gradients": Switch,
     "zero_allow_untested_optimizer": Switch, "zero_force_ds_cpu_optimizer": Switch, "wall_clock_breakdown": Switch,
     "memory_breakdown": Switch, "dump_state": Switch, "disable_allgather": Switch, "sequence_parallel_size": Number,
 }, total=False))

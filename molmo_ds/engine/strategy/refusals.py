@@ -256,6 +256,12 @@ TABLE = [
     ),
     # what the run owns
     Row(
+        "gradients that are summed",
+        lambda a: a.s.ds.get("gradient_allreduce_op", "mean") != "mean",
+        "{path} sets gradient_allreduce_op, and the run weights its loss for the mean of the ranks' gradients; leave it"
+        " out.",
+    ),
+    Row(
         "another clipping",
         lambda a: a.owned.gradient_clipping not in ("auto", 0, a.run.optim.max_grad_norm),
         "{path} sets gradient_clipping={a.owned.gradient_clipping} and the run clips each component to "
