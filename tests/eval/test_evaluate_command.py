@@ -193,6 +193,17 @@ def test_mistakes_are_sentences(command, folder: Path, words: list[str], sentenc
         (["m", "text_vqa", "--limit", "0"], "--limit is 0"),
         (["m", "text_vqa", "--max-crops", "37"], "up to 36"),
         (["m", "text_vqa", "--shuffle-seed", "1"], "give both"),
+        (["m", "text_vqa", "--model", "x"], "--model belongs to --server"),
+        (
+            ["text_vqa", "--server", "http://x", "--save-dir", "y", "--precision", "bf16"],
+            "--precision belongs to a checkpoint",
+        ),
+        (
+            ["text_vqa", "--server", "http://x", "--save-dir", "y", "--batch", "3"],
+            "--batch belongs to a checkpoint",
+        ),
+        (["m", "text_vqa", "--rescore", "--overwrite"], "give one"),
+        (["m", "text_vqa", "--eval-name", "../x"], "part of a folder's name, without /"),
         (["m", "mvbench", "--max-frames", "0"], "--max-frames is 0"),
         (["m", "mvbench", "--max-frames", "5000"], "4096 at most"),
         (["m", "text_vqa", "--strategy", "a.json", "--batch", "3"], "leave --batch out"),
