@@ -3,7 +3,20 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from molmo_ds.files import local
+
+
+def page_file(text: str) -> Path:
+    """An option's HTML file to write, so that a slip does not overwrite data or end a page when it is made."""
+    path = local(text)
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise argparse.ArgumentTypeError(f"{path} does not end as a page does; write it as .html.")
+    if not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} lies in no folder that is there.")
+    return path
 
 
 class Parser(argparse.ArgumentParser):

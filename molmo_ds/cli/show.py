@@ -8,9 +8,9 @@ The run may be running, killed, or of an older release: what cannot be read is s
 
 import argparse
 
-from molmo_ds.cli.checked_options import Parser
+from molmo_ds.cli.checked_options import Parser, page_file
 from molmo_ds.config import home
-from molmo_ds.files import local, write_atomic
+from molmo_ds.files import write_atomic
 from molmo_ds.show import folder, page, server
 
 
@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Write the page, or serve it until Ctrl-C."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=home, help="folder or URL of a run")
-    parser.add_argument("--out", type=local, help="HTML file to write, instead of serving")
+    parser.add_argument("--out", type=page_file, help="HTML file to write, instead of serving")
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to serve on (default: this machine only)"
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from molmo_ds import settings
-from molmo_ds.cli.checked_options import Parser
+from molmo_ds.cli.checked_options import Parser, page_file
 from molmo_ds.config import RunConfig, SourceConfig, home
 from molmo_ds.data.order import losses
 from molmo_ds.data.order.loader import Mixture, rank_lanes, sequences
@@ -23,14 +23,13 @@ from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.data.show.documents import Page
 from molmo_ds.data.show.page import counts_of, render
 from molmo_ds.data.tokens import train_tokenizer
-from molmo_ds.files import local
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Write the page and say what it shows."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=home, help="folder, URL or glob of indexed shards")
-    parser.add_argument("out", type=local, help="HTML file to write")
+    parser.add_argument("out", type=page_file, help="HTML file to write")
     parser.add_argument("overrides", nargs="*", help="settings of the run, key=value")
     parser.add_argument("--config", type=home, help="config.yaml of a run")
     parser.add_argument("--tokenizer", type=home, help="folder of a tokenizer")

@@ -1,8 +1,11 @@
 """What a command line says twice: the last value counts, and that is said."""
 
+from pathlib import Path
+from types import ModuleType
+
 import pytest
 
-from molmo_ds.cli import launch
+from molmo_ds.cli import launch, show, show_shards
 from molmo_ds.cli.checked_options import Parser
 
 
@@ -48,3 +51,18 @@ def test_the_commands_have_it(capsys: pytest.CaptureFixture) -> None:
     given, words = launch.parser().parse_known_args(["--hosts", "a", "x=1", "--hosts", "b"])
     assert (given.hosts, words) == ("b", ["x=1"])
     assert "--hosts is given more than once; the last one counts: b." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [show, show_shards])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("a.jpg", "a.jpg does not end as a page does"), ("none/a.html", "lies in no folder")],
+)
+def test_a_page_overwrites_no_picture(
+    command: ModuleType, name: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"mine")
+    out = ["--out"] if command is show else []
+    with pytest.raises(SystemExit):
+        command.main([str(tmp_path), *out, str(tmp_path / name)])
+    assert said in capsys.readouterr().err and (tmp_path / "a.jpg").read_bytes() == b"mine"

@@ -2,6 +2,7 @@
 
 import json
 from hashlib import sha256
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -11,6 +12,7 @@ from molmo_ds.data.order import lanes
 from molmo_ds.data.order.lanes import BLOCK_CHUNKS, Order
 from molmo_ds.data.order.loader import Mixture
 from molmo_ds.data.read.shard_list import Bounds, Shard, ShardList
+from molmo_ds.data.read.shards import ShardSet
 from molmo_ds.testing.scripts import load
 from molmo_ds.testing.streams import FakeBuilder, run_config
 
@@ -71,3 +73,9 @@ def test_each_tar_is_asked_once_over_all_ranks() -> None:
         mixture.check(rank, 8)
         asked.append(int(scale.Counted.counts[scale.KINDS.index("size")]))
     assert sum(asked) == 57 and max(asked) == 8
+
+
+def test_a_file_that_is_no_tar(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}")
+    with pytest.raises(ValueError, match="rows.jsonl is no tar; give a folder"):
+        ShardSet(str(tmp_path / "rows.jsonl"))

@@ -60,7 +60,7 @@ def test_the_end_is_the_last_frame_and_a_clip_begins_at_0() -> None:
 
 
 def test_a_list_of_files_is_no_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """libav would open the files that it names, in the folder of whoever decodes it, as a server does."""
+    """libav would open the files that it names in the working folder of a server."""
     stream = io.BytesIO()
     with av.open(stream, "w", format="mpegts") as file:
         track = file.add_stream("mpeg4", rate=8)

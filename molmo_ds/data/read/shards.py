@@ -258,6 +258,9 @@ def _find_shards(path: str) -> list[Shard]:
         raise ValueError(
             f"There are no shards at {path}; give a folder, a URL of a folder or a glob of tars."
         )
+    odd = [file for file in tars if not file.endswith(".tar")]
+    if odd:
+        raise ValueError(f"{odd[0]} is no tar; give a folder, a URL of a folder or a glob of tars.")
     folders = sorted({os.path.dirname(tar) or "." for tar in tars})
     known = {
         os.path.realpath(shard.path): shard for folder in folders for shard in _read_meta(folder)
@@ -265,7 +268,7 @@ def _find_shards(path: str) -> list[Shard]:
     for tar in tars:
         if os.path.realpath(tar) not in known:
             raise ValueError(
-                f"{tar} is not in the index of its folder; {INDEX_HINT} {os.path.dirname(tar)}"
+                f"{tar} is not in the index of its folder; {INDEX_HINT} {os.path.dirname(tar) or '.'}"
             )
     return [known[os.path.realpath(tar)] for tar in tars]
 
