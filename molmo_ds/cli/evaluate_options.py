@@ -97,8 +97,7 @@ def parser(text: str) -> argparse.ArgumentParser:
 
 def read(text: str, arguments: list[str] | None) -> argparse.Namespace:
     """The options; the first word is `checkpoint` unless a server answers, the others are `tasks`."""
-    top = parser(text)
-    given = top.parse_intermixed_args(arguments)
+    given = (top := parser(text)).parse_intermixed_args(arguments)
     given.checkpoint = None
     if given.list:
         return given
@@ -136,14 +135,13 @@ def read(text: str, arguments: list[str] | None) -> argparse.Namespace:
             )
     if given.family and not given.server:
         top.error("--family is of --server's model; a checkpoint says its own.")
-    others = ("model",) if given.checkpoint else ("batch", "precision", "tokenizer", "device")
-    for name in others:
+    for name in ("model",) if given.checkpoint else ("batch", "precision", "tokenizer", "device"):
         if getattr(given, name) is not None:
             owner = "--server" if given.checkpoint else "a checkpoint"
-            top.error(f"--{name} belongs to {owner}, which is not what answers; leave it out.")
+            top.error(f"--{name} belongs to {owner}, which does not answer here; leave it out.")
     if given.rescore and given.overwrite:
         top.error("--rescore scores the saved replies and --overwrite asks again; give one.")
-    if "/" in given.eval_name or given.eval_name.startswith("."):
+    if "/" in given.eval_name or given.eval_name[:1] == ".":
         top.error(f"--eval-name is '{given.eval_name}'; it is part of a folder's name, without /.")
     if given.shuffle_seed is not None and given.limit is None:
         top.error("--shuffle-seed draws the questions of --limit; give both.")

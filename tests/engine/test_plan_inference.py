@@ -13,6 +13,7 @@ from molmo_ds.data.order.packing import collate
 from molmo_ds.engine.plan.plan_inference import GIB, PICTURE, Answering, answering
 from molmo_ds.engine.strategy import Limits
 from molmo_ds.model.molmo import Molmo
+from molmo_ds.ops import cpu_library
 from molmo_ds.testing import synthetic
 from molmo_ds.testing.text_sample import text_sample
 
@@ -131,9 +132,16 @@ def prompts(count: int, tokens: int) -> Batch:
     return collate([[sample] * count], count * tokens)
 
 
+@pytest.mark.parametrize("kernels", [True, False])
 @pytest.mark.parametrize("inner", [256, 2048])
-def test_a_prefill_takes_what_is_planned(inner: int) -> None:
+def test_a_prefill_takes_what_is_planned(
+    inner: int, kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The most bytes that a pass over a packed prompt allocates: an MLP, or the attention, is the widest."""
+    if not kernels:
+        monkeypatch.setattr(cpu_library, "load", lambda: None)
+    elif cpu_library.load() is None:
+        pytest.skip("no g++")
     sizes = {
         "hidden_size": 256,
         "intermediate_size": inner,

@@ -13,6 +13,7 @@ from molmo_ds.architecture import MolmoConfig, TextConfig
 from molmo_ds.engine.shares.tensor_shards import splits
 from molmo_ds.engine.strategy import Limits, Strategy
 from molmo_ds.model.molmo import Molmo
+from molmo_ds.ops import cpu_library
 
 HEAD, EXPERTS = "head.lm_head.weight", ".mlp.experts."
 CONTEXT = 2000  # tokens that a row has when its next one is made
@@ -87,8 +88,12 @@ class Answering:
         width = text.head_width
         heads = text.num_attention_heads / self.tensor
         keys = max(1, text.num_key_value_heads / self.tensor)
-        # queries, keys and values, these repeated for the heads that share them, what comes out by document and whole
-        attention = width * (3 * heads + 2 * keys + (2 * heads if heads > keys else 0))
+        kernels = not on_gpu and self.size == 4 and cpu_library.load() is not None
+        if kernels:  # which copy keys and values, and take no mask
+            attention = width * (3 * heads + 4 * keys)
+        else:
+            # queries, keys and values, these once for each head, what comes out by document and whole
+            attention = width * (3 * heads + 2 * keys + (2 * heads if heads > keys else 0))
         if text.num_experts:  # a token's experts, of which a rank has its share
             mlp = (
                 (4 * text.intermediate_size + 2 * text.hidden_size)
@@ -98,7 +103,9 @@ class Answering:
         else:
             # gate, up and their product
             mlp = 3 * text.intermediate_size / self.tensor
-        mask = 0 if on_gpu else 4 * tokens**2  # the CPU's attention takes a whole one
+        mask = (
+            0 if on_gpu or kernels else 4 * tokens**2
+        )  # PyTorch's attention on the CPU takes a whole one
         return self.size * tokens * (4 * text.hidden_size + max(attention, mlp)) + mask
 
     @property
