@@ -14,6 +14,7 @@ from molmo_ds.config import COMPONENTS, ComponentConfig, LoraConfig, OptimConfig
 from molmo_ds.model.lora import is_base
 from molmo_ds.model.molmo import Molmo, component, decays, is_hidden_matrix
 from molmo_ds.model.vision import used_layers
+from molmo_ds.ops.linear import library
 
 CHUNK = 1 << 16  # elements whose squares are summed in fp32
 LAUNCH = 320  # chunks that a kernel over many tensors takes at once on a GPU
@@ -134,6 +135,39 @@ class ScalingAdamW(torch.optim.AdamW):
             self.param_groups = groups
 
 
+class Float32Muon(torch.optim.Muon):
+    """torch's Muon with products of float32, for CPUs without bf16, where torch's take most of a step's time."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Update matrix after matrix."""
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                if matrix.grad is None:
+                    continue
+                kept = self.state[matrix]
+                if "momentum_buffer" not in kept:
+                    kept["momentum_buffer"] = torch.zeros_like(matrix.grad)
+                mean = kept["momentum_buffer"].lerp_(matrix.grad, 1 - group["momentum"])
+                slope = matrix.grad.lerp(mean, group["momentum"])
+                rows, columns = matrix.shape
+                scale = math.sqrt(max(1, rows / columns))
+                matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                matrix.add_(_orthogonal(slope, group), alpha=-group["lr"] * scale)
+
+
+def _orthogonal(slope: Tensor, group: dict[str, Any]) -> Tensor:
+    # the iteration of torch.optim.Muon
+    a, b, c = group["ns_coefficients"]
+    tall = slope.shape[0] > slope.shape[1]
+    x = slope.T if tall else slope
+    x = x / x.norm().clamp(min=group["eps"])
+    for _ in range(group["ns_steps"]):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x
+
+
 class MuonAndAdamW(torch.optim.Optimizer):
     """torch's Muon for the groups with "matrices", its AdamW for the others: two optimizers with one state.
 
@@ -146,7 +180,9 @@ class MuonAndAdamW(torch.optim.Optimizer):
         others = [group for group in self.param_groups if "matrices" not in group]
         self.parts: list[torch.optim.Optimizer] = []
         if matrices:
-            self.parts.append(torch.optim.Muon(matrices, momentum=optim.momentum))
+            on_cpu = all(one.is_cpu for group in matrices for one in group["params"])
+            kind = Float32Muon if on_cpu and not library.has_bf16() else torch.optim.Muon
+            self.parts.append(kind(matrices, momentum=optim.momentum))
         if others:
             moments = {"betas": tuple(optim.betas), "eps": optim.eps}
             self.parts.append(torch.optim.AdamW(others, fused=fused, **moments))

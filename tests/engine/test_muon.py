@@ -57,6 +57,41 @@ def test_an_update_is_the_orthogonal_part_of_the_mean_gradient() -> None:
         assert (inside - along.diag()).norm() < 0.02 * inside.norm()
 
 
+@pytest.mark.parametrize("shape", [(48, 12), (12, 48), (20, 20)])
+def test_products_of_float32_where_there_is_no_bf16(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit torch's own iteration, which casts to bf16, without the cast."""
+    random = torch.Generator().manual_seed(0)
+    start = torch.randn(shape, generator=random)
+    slopes = torch.randn(3, *shape, generator=random)
+    groups = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.1}
+    updated = []
+    for kind in (torch.optim.Muon, optim.Float32Muon):
+        weight = torch.nn.Parameter(start.clone())
+        idle = torch.nn.Parameter(start.clone())
+        stepper = kind([{"params": [weight, idle]}], **groups)
+        with monkeypatch.context() as patch:
+            patch.setattr(Tensor, "bfloat16", Tensor.clone)
+            for slope in slopes:
+                weight.grad = slope.clone()
+                stepper.step()
+        assert torch.equal(idle, start)
+        updated.append(weight.detach())
+    assert torch.equal(*updated) and not torch.equal(updated[0], start)
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_the_cpu_says_which(has_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optim.library, "has_bf16", lambda: has_bf16)
+    weight = torch.nn.Parameter(torch.zeros(4, 3))
+    model = torch.nn.Module()
+    model.named_parameters = lambda: iter([("layers.0.mlp.up_proj.weight", weight)])
+    settings = OptimConfig(name="muon")
+    stepper = optim.build_optimizer(optim.parameter_groups(model, settings), settings)
+    assert type(stepper.parts[0]) is (torch.optim.Muon if has_bf16 else optim.Float32Muon)
+
+
 def test_what_is_no_hidden_matrix_is_left_to_adamw() -> None:
     model = Molmo(synthetic.MODEL)
     groups = optim.parameter_groups(model, run().optim)
