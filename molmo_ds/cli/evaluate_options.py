@@ -8,6 +8,7 @@ from molmo_ds.data.sample.record import MOST_FRAMES
 from molmo_ds.files import Remote, local, place
 
 HIGH_RES = 36  # crops
+OF_A_CHECKPOINT = ("batch", "precision", "tokenizer", "device")
 
 
 def parser(text: str) -> argparse.ArgumentParser:
@@ -97,7 +98,8 @@ def parser(text: str) -> argparse.ArgumentParser:
 
 def read(text: str, arguments: list[str] | None) -> argparse.Namespace:
     """The options; the first word is `checkpoint` unless a server answers, the others are `tasks`."""
-    given = (top := parser(text)).parse_intermixed_args(arguments)
+    top = parser(text)
+    given = top.parse_intermixed_args(arguments)
     given.checkpoint = None
     if given.list:
         return given
@@ -133,15 +135,13 @@ def read(text: str, arguments: list[str] | None) -> argparse.Namespace:
             top.error(
                 f"--strategy lays a checkpoint over ranks that reply, in its own slots; leave --{name} out."
             )
-    if given.family and not given.server:
-        top.error("--family is of --server's model; a checkpoint says its own.")
-    for name in ("model",) if given.checkpoint else ("batch", "precision", "tokenizer", "device"):
+    for name in ("family", "model") if given.checkpoint else OF_A_CHECKPOINT:
         if getattr(given, name) is not None:
             owner = "--server" if given.checkpoint else "a checkpoint"
             top.error(f"--{name} belongs to {owner}, which does not answer here; leave it out.")
     if given.rescore and given.overwrite:
         top.error("--rescore scores the saved replies and --overwrite asks again; give one.")
-    if "/" in given.eval_name or given.eval_name[:1] == ".":
+    if "/" in given.eval_name or given.eval_name.startswith("."):
         top.error(f"--eval-name is '{given.eval_name}'; it is part of a folder's name, without /.")
     if given.shuffle_seed is not None and given.limit is None:
         top.error("--shuffle-seed draws the questions of --limit; give both.")

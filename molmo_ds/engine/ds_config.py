@@ -20,6 +20,7 @@ REDUCED = 500_000_000  # elements of a bucket of gradients, at most
 PREFETCHED = 200_000_000  # elements that ZeRO-3 gathers ahead, at most
 SHARE = 16  # part of the model that a bucket holds
 SMALLEST = 1 << 19
+REFUSALS = (AssertionError, ValueError, NotImplementedError)  # by which DeepSpeed refuses a setting
 
 
 def resolve(strategy: Strategy, config: RunConfig, world_size: int, on_gpu: bool) -> dict[str, Any]:
@@ -142,13 +143,10 @@ def in_sentences(strategy: Strategy) -> Iterator[None]:
     """Make ValueErrors, which name the strategy's file, of what DeepSpeed refuses while an engine is made."""
     try:
         yield
-    except (AssertionError, ValueError, NotImplementedError) as error:
-        if not _from_deepspeed(error):
-            raise
-        raise _refusal(strategy, error) from None
     except Exception as error:
-        # DeepSpeed raises the base class too; its heirs are no words on a setting
-        if type(error) is not Exception or not _from_deepspeed(error):
+        # DeepSpeed raises the base class too; other heirs of it are no words on a setting
+        of_settings = isinstance(error, REFUSALS) or type(error) is Exception
+        if not of_settings or not _from_deepspeed(error):
             raise
         raise _refusal(strategy, error) from None
 

@@ -88,12 +88,13 @@ class Answering:
         width = text.head_width
         heads = text.num_attention_heads / self.tensor
         keys = max(1, text.num_key_value_heads / self.tensor)
-        kernels = not on_gpu and self.size == 4 and cpu_library.load() is not None
-        if kernels:  # which copy keys and values, and take no mask
+        # queries, keys and values, these once for each head, what comes out by document and whole
+        attention = width * (3 * heads + 2 * keys + (2 * heads if heads > keys else 0))
+        mask = 0 if on_gpu else 4 * tokens**2  # PyTorch's attention on the CPU takes a whole one
+        if not on_gpu and self.size == 4 and cpu_library.load() is not None:
+            # our kernels copy keys and values
             attention = width * (3 * heads + 4 * keys)
-        else:
-            # queries, keys and values, these once for each head, what comes out by document and whole
-            attention = width * (3 * heads + 2 * keys + (2 * heads if heads > keys else 0))
+            mask = 0
         if text.num_experts:  # a token's experts, of which a rank has its share
             mlp = (
                 (4 * text.intermediate_size + 2 * text.hidden_size)
@@ -103,9 +104,6 @@ class Answering:
         else:
             # gate, up and their product
             mlp = 3 * text.intermediate_size / self.tensor
-        mask = (
-            0 if on_gpu or kernels else 4 * tokens**2
-        )  # PyTorch's attention on the CPU takes a whole one
         return self.size * tokens * (4 * text.hidden_size + max(attention, mlp)) + mask
 
     @property

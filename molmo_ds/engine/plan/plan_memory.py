@@ -147,9 +147,9 @@ def layer_bytes(
         of_layer = cos.nbytes + sin.nbytes + mask.nbytes  # that all layers share
         shared = len(tables) * (cos.nbytes + sin.nbytes)
         # FlexAttention, a CPU's own kernels and long sequences hold no mask; sequence parallelism that of whole ones
-        kernels = kind.products == torch.float32 and cpu_library.load() is not None
-        if not on_gpu and not kernels and length < LONG:
-            shared += batch * length**2 * mask.itemsize
+        if not on_gpu and length < LONG:
+            kernels = kind.products == torch.float32 and cpu_library.load() is not None
+            shared += 0 if kernels else batch * length**2 * mask.itemsize
         extra = 0.0
         # as many rows as chosen experts, through one expert of the same width
         if isinstance(layer.mlp, MoE):

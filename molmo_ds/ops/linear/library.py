@@ -182,10 +182,7 @@ def keep(file: Path, found: dict[str, object]) -> None:
 def has_bf16() -> bool:
     """Whether the CPU has instructions for bf16: AVX512-BF16, AMX, or Arm's; others convert each number."""
     flags = ("avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16")
-    try:
-        words = Path("/proc/cpuinfo").read_text().split()
-    except OSError:
-        return False
+    words = machine.instructions().split()
     return torch.backends.mkldnn.is_available() and any(flag in words for flag in flags)
 
 

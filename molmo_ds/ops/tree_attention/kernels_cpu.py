@@ -26,7 +26,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, panels: Panels) -> Tensor:
     """q [B, H, T, d], k and v [B, G, S, d] -> [B, H, T, d], which lies in memory token by token."""
     if torch.is_grad_enabled():
         return _Attention.apply(q, k, v, panels)
-    return _run(*(_rows(x) for x in (q, k, v)), panels)[0]
+    out, _ = _run(_rows(q), _rows(k), _rows(v), panels)
+    return out
 
 
 def _cpu(numbers: Sequence) -> Tensor:
@@ -70,7 +71,9 @@ def _run(q: Tensor, k: Tensor, v: Tensor, panels: Panels) -> tuple[Tensor, Tenso
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, panels: Panels) -> Tensor:
-        q, k, v = (_rows(x) for x in (q, k, v))
+        q = _rows(q)
+        k = _rows(k)
+        v = _rows(v)
         out, sums = _run(q, k, v, panels)
         ctx.save_for_backward(q, k, v, out, sums)
         ctx.panels = panels

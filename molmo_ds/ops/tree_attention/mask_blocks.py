@@ -7,7 +7,7 @@ Of long sequences the masks of all blocks together would be larger than the netw
 Shapes: B sequences, H heads, G key-value heads, R = H / G, T tokens, d head width, t queries of a block, s its keys.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,10 +75,6 @@ def cut(mask: Tensor) -> Blocks | None:
             area += (end - begin) * keys
     if area > WORTH * rows * tokens * tokens:
         return None
-    return _with_parts(blocks, mask)
-
-
-def _with_parts(blocks: Sequence[Block], mask: Tensor) -> Blocks:
     kept = []
     for one in blocks:
         of_queries = mask[one.row, 0, one.begin : one.end]

@@ -14,8 +14,11 @@ from torch import Tensor
 
 from molmo_ds.ops.tree_attention.reference import rule
 
+# as in attention.cpp
 QUERIES = 48  # of a block
 KEYS = 32  # of a panel
+
+Place = tuple[Tensor, ...]  # int64 [u] each: sequence, block and panel
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,16 @@ class Range:
 
 def of_ids(document_ids: Tensor, branch_ids: Tensor, image_ids: Tensor | None) -> Panels:
     """Those of message trees with these ids, int [B, T]."""
+    ids = (document_ids, branch_ids, image_ids)
+    whole, hidden = _decided(*ids)
+    at = (~(whole | hidden)).nonzero(as_tuple=True)
+    return _listed(whole, at, _seen(ids, at))
+
+
+def _decided(
+    document_ids: Tensor, branch_ids: Tensor, image_ids: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Whether all queries of a block see all keys of a panel, and whether none sees any, bool [B, N, P] each."""
     tokens = document_ids.shape[1]
     block = _cpu(0, tokens, QUERIES)[:, None]
     panel = _cpu(0, tokens, KEYS)
@@ -48,34 +61,41 @@ def of_ids(document_ids: Tensor, branch_ids: Tensor, image_ids: Tensor | None) -
     before = panel + KEYS - 1 <= block
     documents = _of_blocks(document_ids), _of_panels(document_ids)
     branches = _of_blocks(branch_ids), _of_panels(branch_ids)
+    padding = documents[1].is_only(0)
     prefix = branches[1].is_only(0)
-    whole = before & _same(*documents) & ~documents[1].is_only(0) & (prefix | _same(*branches))
-    hidden = _apart(*documents) | documents[1].is_only(0)
-    hidden = hidden | (_apart(*branches) & (branches[1].low > 0))
+    one_tree = _same(*documents) & ~padding
+    whole = before & one_tree & (prefix | _same(*branches))
+    hidden = _apart(*documents) | padding
+    hidden |= _apart(*branches) & (branches[1].low > 0)
     if image_ids is None:
         hidden = hidden | after
     else:
         images = _of_blocks(image_ids), _of_panels(image_ids)
-        hidden = hidden | (after & (_apart(*images) | images[1].is_only(0)))
-    hidden = hidden & (after | before)  # a query sees itself
-    row, number, key = (~(whole | hidden)).nonzero(as_tuple=True)
-    query = number[:, None] * QUERIES + _cpu(QUERIES)
-    keys = key[:, None] * KEYS + _cpu(KEYS)
-    sees = rule(document_ids, branch_ids, image_ids)
-    there = (query < tokens)[:, :, None] & (keys < tokens)[:, None]
-    query = query.clamp(max=tokens - 1)[:, :, None]
-    keys = keys.clamp(max=tokens - 1)[:, None]
-    return _listed(whole, (row, number, key), there & sees(row[:, None, None], None, query, keys))
+        hidden |= after & (_apart(*images) | images[1].is_only(0))
+    # a query sees itself
+    return whole, hidden & (after | before)
 
 
-def _listed(whole: Tensor, at: tuple[Tensor, Tensor, Tensor], seen: Tensor) -> Panels:
-    # whole bool [B, N, P]; at int64 [u] each: sequence, block and panel of seen, bool [u, QUERIES, KEYS]
+def _seen(ids: tuple[Tensor, Tensor, Tensor | None], at: Place) -> Tensor:
+    """What the queries of u blocks see of a panel each, bool [u, QUERIES, KEYS]."""
+    row, number, key = at
+    last = ids[0].shape[1] - 1
+    queries = (number[:, None] * QUERIES + _cpu(QUERIES))[:, :, None]
+    keys = (key[:, None] * KEYS + _cpu(KEYS))[:, None]
+    there = (queries <= last) & (keys <= last)
+    sees = rule(*ids)
+    of_rule = sees(row[:, None, None], None, queries.clamp(max=last), keys.clamp(max=last))
+    return there & of_rule
+
+
+def _listed(whole: Tensor, at: Place, seen: Tensor) -> Panels:
+    """The panels that are seen as a whole, and those of which something is."""
     some = seen.flatten(1).any(1)
     seen = seen[some]
-    words = (seen.int() << _cpu(KEYS).int()).sum(-1, dtype=torch.int32)
+    bits = seen.int() << _cpu(KEYS).int()
+    words = bits.sum(-1, dtype=torch.int32)
     begin = torch.full(whole.shape, -1, device="cpu")
-    row, number, key = (x[some] for x in at)
-    begin[row, number, key] = _cpu(len(seen)) * QUERIES
+    begin[tuple(x[some] for x in at)] = _cpu(len(seen)) * QUERIES
     listed = whole | (begin >= 0)
     counts = listed.sum(2)  # [B, N]
     ends = counts.flatten().cumsum(0).view(counts.shape)
