@@ -27,6 +27,7 @@ from molmo_ds.config import home
 from molmo_ds.data.read.writer import write_shards
 from molmo_ds.data.sample.prompts import PromptFormatter
 from molmo_ds.data.tokens import train_tokenizer
+from molmo_ds.weights import checkpoint
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -273,7 +274,8 @@ def launch(job: Job, stage: str, words: list[str], bar: tqdm, kill_at: int | Non
         while process.poll() is None:
             time.sleep(0.1)
             step = _show(run, bar)
-            if kill_at is not None and step >= kill_at and _checkpoints(run):
+            # a save that has not finished has another name
+            if kill_at is not None and step >= kill_at and checkpoint.steps(run / "checkpoints"):
                 break
     finally:
         if process.poll() is None:
@@ -297,10 +299,6 @@ def _show(run: Path, bar: tqdm) -> int:
         bar.set_postfix_str(words, refresh=False)
         bar.update(row["step"] - bar.n)
     return bar.n
-
-
-def _checkpoints(run: Path) -> list[Path]:
-    return list((run / "checkpoints").glob("step-*/manifest.json"))
 
 
 def _free_port() -> int:
