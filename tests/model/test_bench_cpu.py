@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from molmo_ds.ops import dispatch
+from molmo_ds.ops.weighted_cross_entropy import weighted_cross_entropy
 from molmo_ds.testing.scripts import load
 
 machine_limit = load("tools/bench", "machine_limit")
@@ -42,6 +44,17 @@ def test_products_and_visible_pairs_are_counted() -> None:
     assert count.attention == 2 * 15 * 8 * 2 * (2 + 5)
 
 
+def test_the_products_of_the_loss_are_counted() -> None:
+    """Logits, and the gradients of both that they are made of; the op is one call, with chunks inside."""
+    count = machine_limit.Count()
+    hidden = torch.randn(6, 3, requires_grad=True)
+    head = torch.randn(40, 3, requires_grad=True)
+    with dispatch.use("torch"), count:
+        sums = weighted_cross_entropy(hidden, head, torch.arange(6), torch.ones(6), 0.0)
+        sums[0].backward()
+    assert count.products == {(6, 3, 40): 1, (6, 40, 3): 1, (40, 6, 3): 1}
+
+
 def test_losses_that_differ_end_it() -> None:
     with pytest.raises(AssertionError, match="losses differ"):
-        bench_cpu.measure({"a": lambda step: 1.0, "b": lambda step: 1.001}, 1)
+        bench_cpu.measure({"a": lambda step: 1.0, "b": lambda step: 1.001}, 1, limit=None)

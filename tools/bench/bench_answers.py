@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine_limit import limit
+from machine_limit import Limit
 from tqdm import tqdm
 
 from molmo_ds.architecture import (
@@ -265,6 +265,7 @@ def beside(model: Molmo, other: Any, samples: list[Sample], size: Size) -> Itera
     width = inputs["input_ids"].shape[1]
     took: dict[tuple[str, int], float] = {}
     tokens: dict[str, list[list[int]]] = {}
+    least = math.inf
     for new in (1, size.new + 1):
         options = GenerationConfig(
             max_new_tokens=new, do_sample=False, eos_token_id=None, pad_token_id=0
@@ -282,12 +283,13 @@ def beside(model: Molmo, other: Any, samples: list[Sample], size: Size) -> Itera
         def theirs(options: GenerationConfig = options) -> None:
             tokens["theirs"] = other.generate_from_batch(inputs, options)[:, width:].tolist()
 
+        limit = Limit(ours) if new == 1 else None
         for _ in range(ROUNDS):
             for name, work in (("ours", ours), ("theirs", theirs)):
                 took[name, new] = min(took.get((name, new), math.inf), seconds(work))
+            if limit is not None:
+                least = min(least, limit.measure())
         assert tokens["ours"] == tokens["theirs"], "the two sides answered differently"
-        if new == 1:
-            least, _ = limit(ours)
     prompts = sum(len(sample.input_ids) for sample in samples)
     for what, count, of in (
         ("prefill", prompts, lambda name: took[name, 1]),

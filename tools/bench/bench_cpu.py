@@ -4,8 +4,8 @@
 
 All of them run in turn in one process, from equal weights on equal batches, and must find equal losses, those in bf16
 (autocast, where the CPU has instructions for it) within its noise. The limit is the time that the step's matrix
-products and visible attention take in fp32, each product at the best rate of MKL and oneDNN for its own shape, measured
-in the same run. CPU seconds (time.process_time), which other jobs change little.
+products and visible attention take in fp32, each product at the best rate of MKL, oneDNN and our own kernel for its own
+shape, measured in turn with the others. CPU seconds (time.process_time), which other jobs change little.
 Prints a markdown table: median, lowest and highest.
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import torch
 from bench_answers import exported
-from machine_limit import limit
+from machine_limit import Limit
 from step_batches import reference_batches
 from stepper import OPTIM, stepper
 from torch import Tensor
@@ -32,6 +32,7 @@ from molmo_ds.ops.linear import library
 from molmo_ds.testing.tables import cpu
 
 CPU = torch.device("cpu")
+LIMIT = "limit in fp32: products and visible attention"
 APART = {"bf16": 1e-3}  # losses of the first step, relative; others 1e-5
 
 
@@ -82,9 +83,11 @@ def named(step: Callable[[int], Tensor], ops: str | None) -> Callable[[int], Ten
     return chosen
 
 
-def measure(contenders: dict[str, Callable[[int], Tensor]], steps: int) -> dict[str, list[float]]:
-    """CPU seconds of each contender's steps, one of each in turn; AssertionError where losses differ."""
-    took: dict[str, list[float]] = {name: [] for name in contenders}
+def measure(
+    contenders: dict[str, Callable[[int], Tensor]], steps: int, limit: Limit
+) -> dict[str, list[float]]:
+    """CPU seconds of each contender's steps and of the limit, in turn; AssertionError where losses differ."""
+    took: dict[str, list[float]] = {name: [] for name in (*contenders, LIMIT)}
     for number in tqdm(range(1, steps + 2), desc="steps"):  # the first warms up
         losses = {}
         for name, step in contenders.items():
@@ -92,6 +95,8 @@ def measure(contenders: dict[str, Callable[[int], Tensor]], steps: int) -> dict[
             losses[name] = float(step(number))
             if number > 1:
                 took[name].append(time.process_time() - began)
+        if number > 1:
+            took[LIMIT].append(limit.measure())
         if number == 1:  # later ones follow from updates, which each optimizer clips in its own way
             first = next(iter(losses.values()))
             apart = {
@@ -133,12 +138,14 @@ def main(arguments: list[str] | None = None) -> None:
         }
     with dispatch.use("torch"):
         plain = stepper(weights, batches, CPU)
-    least, said = limit(lambda: plain(1))
-    took = measure(contenders, given.steps)
+    limit = Limit(lambda: plain(1))
+    took = measure(contenders, given.steps, limit)
+    least = statistics.median(took[LIMIT])
     tokens = given.sequences * given.tokens
     print(
         f"{cpu()}, {torch.backends.cpu.get_cpu_capability()}, 1 thread, torch {torch.__version__},"
-        f" {datetime.date.today()}; {given.preset}, {given.sequences} x {given.tokens} tokens; {said}.\n"
+        f" {datetime.date.today()}; {given.preset}, {given.sequences} x {given.tokens} tokens;"
+        f" {limit.told(least)}.\n"
     )
     print("| step | CPU-s, median | lowest - highest | tokens per CPU-s | share of the limit |")
     print("|---|---|---|---|---|")
@@ -148,9 +155,6 @@ def main(arguments: list[str] | None = None) -> None:
             f"| {name} | {middle:.3f} | {min(seconds):.3f} - {max(seconds):.3f} | {tokens / middle:.0f} |"
             f" {least / middle:.0%} |"
         )
-    print(
-        f"| limit in fp32: products and visible attention | {least:.3f} | | {tokens / least:.0f} | 100% |"
-    )
 
 
 if __name__ == "__main__":
