@@ -4,9 +4,9 @@ from torch import Tensor
 
 from molmo_ds.ops import dispatch
 from molmo_ds.ops.linear import cpu, reference
-from molmo_ds.ops.linear.cpu import product
+from molmo_ds.ops.linear.cpu import add_product, product
 
-__all__ = ["linear", "product"]
+__all__ = ["add_product", "linear", "product"]
 
 dispatch.register("linear", "torch", reference.linear)
 dispatch.register("linear", "cpu", cpu.linear, cpu.usable)

@@ -1,8 +1,8 @@
-"""The linear layer on the CPU by MKL or oneDNN, whichever multiplies faster; under autocast in bf16.
+"""The linear layer on the CPU by our own kernel, MKL or oneDNN, whichever multiplies faster; under autocast in bf16.
 
-PyTorch multiplies float32 matrices with MKL, which leaves half of some processors' AVX-512 unused; oneDNN, also in
-PyTorch, does not (`library.py` measures). Which of the two runs depends on sizes, and sizes differ between ranks; the
-autograd graph must not: one Function holds both, so that a weight and its bias get their gradients in one order on
+PyTorch multiplies float32 matrices with MKL, which is not the fastest on every processor; oneDNN is in PyTorch too,
+and `many.cpp` is ours (`library.py` measures). Which of them runs depends on sizes, and sizes differ between ranks; the
+autograd graph must not: one Function holds all, so that a weight and its bias get their gradients in one order on
 every rank (ZeRO-2 adds gradients in the order in which they arrive). Under autocast another Function casts x once, for
 both passes, and keeps no cast of the weight, which ZeRO-3 may release. Shapes: R rows, K inputs, N outputs.
 """
@@ -15,8 +15,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from molmo_ds.ops import dispatch
-from molmo_ds.ops.cpu_library import PLAIN
-from molmo_ds.ops.linear import few, library
+from molmo_ds.ops.cpu_library import PLAIN, takes
+from molmo_ds.ops.linear import few, library, many
 
 # below these many rows or multiplications MKL is as fast (AMD EPYC, 1 thread)
 ROWS = 64
@@ -50,16 +50,23 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a [R, K] @ b.T + bias for b [N, K] and bias [N], outside autograd; a and b may be transposed views."""
-    if dispatch.allows("cpu") and _onednn_is_faster(a, b):
-        return library.onednn(a, b, bias)
-    return F.linear(a, b, bias)
+    return library.in_fp32(a, b, bias) if _is_large(a, b) else F.linear(a, b, bias)
 
 
-def _onednn_is_faster(a: Tensor, b: Tensor) -> bool:
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total [R, N] += a [R, K] @ b.T for b [N, K], outside autograd; sums over rows, as gradients of weights are."""
+    own = _is_large(a, b) and library.way("sums") is many.product and total.is_contiguous()
+    if own and takes(total, a, b):
+        many.add_product(total, a, b)
+    else:
+        total += product(a, b)
+
+
+def _is_large(a: Tensor, b: Tensor) -> bool:
     rows = a.shape[0]
     large = rows >= ROWS and rows * b.numel() >= PRODUCT and a.dtype == torch.float32
     casts = torch.is_autocast_enabled("cpu")
-    return large and not casts and usable(a, b, None) and library.onednn_is_faster()
+    return large and not casts and dispatch.allows("cpu") and usable(a, b, None)
 
 
 class _Linear(torch.autograd.Function):

@@ -1,9 +1,13 @@
-"""How fast this kind of CPU multiplies matrices, by library and type: measured once, kept in a file.
+"""How fast this kind of CPU multiplies matrices, by our kernel, library and type: measured once, kept in a file.
 
 Every rank and every later run of the machine must use the same one, or a resumed run would round otherwise: the first
-process that has measured leaves `CACHE/molmo_ds/products-HASH.json` (of float32, by library), `half-HASH.json` (bf16
-beside float32) or `few-HASH.json` (a few rows, by the order of the weight in memory), and all others read it. HASH
-names the CPU and the version of PyTorch; CACHE is $XDG_CACHE_HOME or ~/.cache.
+process that has measured leaves a file in CACHE/molmo_ds, and all others read it. HASH in its name stands for the CPU
+and the version of PyTorch; CACHE is $XDG_CACHE_HOME or ~/.cache. The files:
+
+- `rows-HASH.json`: the way to float32 products of rows, as a layer's outputs and its inputs' gradients are;
+- `sums-HASH.json`: the same for sums over rows, as weights' gradients are;
+- `half-HASH.json`: bf16 beside float32;
+- `few-HASH.json`: the order in memory of a weight that a few rows are multiplied with.
 """
 
 import contextlib
@@ -21,8 +25,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import _disable_current_modes
 
-from molmo_ds.ops import machine
-from molmo_ds.ops.linear import few
+from molmo_ds.ops import cpu_library, machine
+from molmo_ds.ops.linear import few, many
 
 ROUNDS = 5
 # of the measured products: wide and narrow layers at some hundred tokens
@@ -30,37 +34,60 @@ SHAPES = ((512, 512, 1024), (1024, 256, 512))
 # of a step of decoding: some rows at a time, narrow and wide
 FEW = ((8, 512, 1408), (8, 1408, 512))
 KEPT = {  # kind of file -> (its key, what that is, what is done without it)
-    "products": ("onednn", "The faster library for products", "MKL is used"),
+    "rows": ("fastest", "The fastest way to products of rows", "MKL is used"),
+    "sums": ("fastest", "The fastest way to sums over rows", "MKL is used"),
     "half": ("bf16_gain", "The gain of bf16", "fp32 is used"),
     "few": ("columns", "The faster order of weights", "they lie by rows"),
 }
-GAIN = 1.1  # what is not PyTorch's own choice must be so much faster to be taken; that is MKL, and weights by rows
+GAIN = 1.05  # what stands later must be so much faster to be taken: libraries after our kernel, columns after rows
 
 log = logging.getLogger(__name__)
 Ways = dict[str, Callable[[Tensor, Tensor], Tensor]]
 Shape = tuple[int, int, int]  # R, K, N
+Pairs = list[tuple[Tensor, Tensor]]  # of a [R, K] and b [N, K]
 
 
 @functools.cache
-def onednn_is_faster() -> bool:
-    """Whether oneDNN is this machine's library, by the file or, where there is none yet, by a measurement.
+def way(kind: str) -> Callable[..., Tensor]:
+    """The function of a [R, K], b [N, K] and a bias or None by which this machine multiplies: see `fastest`.
+
+    Args:
+        kind: "rows" = products of rows: a layer's outputs, gradients of its inputs; "sums" = sums over rows: gradients
+            of weights.
+    """
+    return ways()[fastest(kind)]
+
+
+def ways() -> Ways:
+    """Those that this machine has, by name: our own kernel, whose bits depend on nothing else, MKL, and oneDNN."""
+    found: Ways = {}
+    if cpu_library.load() is not None:
+        found["own"] = many.product
+    found["mkl"] = F.linear
+    if has_onednn():
+        found["onednn"] = onednn
+    return found
+
+
+def fastest(kind: str) -> str:
+    """The way's name, by the file or, where there is none yet, by a measurement.
 
     A file that cannot be kept or read leaves PyTorch's own choice, MKL, since ranks could not agree on another.
     """
-    if not has_onednn():
-        return False
-    return bool(_known("products", _by_library))
+    pairs = {"rows": of_rows, "sums": of_sums}[kind]
+    name = str(_known(kind, lambda: _by_way(pairs), "mkl"))
+    return name if name in ways() else "mkl"
 
 
 @functools.cache
 def bf16_gain() -> float:
-    """Times that bf16 products, casts included, are faster than PyTorch's of float32 on this machine.
+    """Times that bf16 products, casts included, are faster than this machine's of float32.
 
     0 where the CPU has no instructions for them, or where the file cannot be kept or read.
     """
     if not has_bf16():
         return 0.0
-    return _known("half", _by_type)
+    return float(_known("half", _by_type, 0.0))
 
 
 @functools.cache
@@ -69,35 +96,39 @@ def columns_are_faster() -> bool:
 
     False where the file cannot be kept or read.
     """
-    return bool(_known("few", _by_order))
+    return bool(_known("few", _by_order, False))
 
 
-def _by_library() -> dict[str, object]:
-    seconds = measure({"mkl": F.linear, "onednn": onednn})
-    return {"onednn": GAIN * seconds["onednn"] < seconds["mkl"], "seconds": seconds}
+def _by_way(pairs: Callable[..., Pairs]) -> dict[str, object]:
+    seconds = measure(ways(), pairs)
+    chosen = next(iter(seconds))
+    for name in seconds:
+        if GAIN * seconds[name] < seconds[chosen]:
+            chosen = name
+    return {"fastest": chosen, "seconds": seconds}
 
 
 def _by_type() -> dict[str, object]:
-    seconds = measure({"fp32": F.linear, "bf16": in_bf16})
+    seconds = measure({"fp32": in_fp32, "bf16": in_bf16}, of_layer)
     return {"bf16_gain": seconds["fp32"] / seconds["bf16"], "seconds": seconds}
 
 
 def _by_order() -> dict[str, object]:
-    seconds = measure({"rows": F.linear, "columns": by_columns}, FEW, gradients=False)
+    seconds = measure({"rows": F.linear, "columns": by_columns}, of_output, FEW)
     return {"columns": GAIN * seconds["columns"] < seconds["rows"], "seconds": seconds}
 
 
-def _known(kind: str, find: Callable[[], dict[str, object]]) -> float:
-    """What the file of a kind says, after `find` where there is none yet; 0, told, where it cannot be kept or read."""
+def _known(kind: str, find: Callable[[], dict[str, object]], otherwise: object) -> object:
+    """What the file of a kind says, after `find` where there is none yet; `otherwise`, told, where it can't be kept."""
     file = _file(kind)
     key, what, instead = KEPT[kind]
     try:
         if not file.exists():
             keep(file, find() | {"cpu": machine.cpu_name()})
-        return float(json.loads(file.read_text())[key])
+        return json.loads(file.read_text())[key]
     except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning("%s cannot be kept in %s (%s); %s.", what, file, error, instead)
-        return 0.0
+        return otherwise
 
 
 def has_onednn() -> bool:
@@ -119,6 +150,12 @@ def warn_without_bf16() -> None:
         )
 
 
+def in_fp32(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a [R, K] @ b.T + bias for b [N, K] by this machine's way; a and b may be transposed views."""
+    # rows times a weight, or sums over rows, whose factors are both turned
+    return way("rows" if a.stride(1) == 1 else "sums")(a, b, bias)
+
+
 def in_bf16(a: Tensor, b: Tensor) -> Tensor:
     """a [R, K] @ b.T for b [N, K], in bf16."""
     return F.linear(a.bfloat16(), b.bfloat16())
@@ -130,10 +167,30 @@ def by_columns(a: Tensor, b: Tensor) -> Tensor:
     return few.linear(a, weight, None) if few.usable(a, weight) else F.linear(a, weight)
 
 
+def of_output(x: Tensor, weight: Tensor, of_out: Tensor) -> Pairs:
+    """The product of a layer x [R, K], weight [N, K] -> [R, N]."""
+    return [(x, weight)]
+
+
+def of_rows(x: Tensor, weight: Tensor, of_out: Tensor) -> Pairs:
+    """Its product and that of the input's gradient."""
+    return [(x, weight), (of_out, weight.T)]
+
+
+def of_sums(x: Tensor, weight: Tensor, of_out: Tensor) -> Pairs:
+    """The product of its weight's gradient."""
+    return [(of_out.T, x.T)]
+
+
+def of_layer(x: Tensor, weight: Tensor, of_out: Tensor) -> Pairs:
+    """All three."""
+    return of_rows(x, weight, of_out) + of_sums(x, weight, of_out)
+
+
 def measure(
-    libraries: Ways, shapes: tuple[Shape, ...] = SHAPES, gradients: bool = True
+    libraries: Ways, pairs: Callable[..., Pairs], shapes: tuple[Shape, ...] = SHAPES
 ) -> dict[str, float]:
-    """CPU-seconds of each way for the products of a layer and of its gradients: the best of rounds, in turn.
+    """CPU-seconds of each way for products of layers of these shapes: the best of rounds, in turn.
 
     In one thread, since threads that wait for each other on a busy machine count as busy.
     """
@@ -142,22 +199,21 @@ def measure(
     try:
         # real numbers, though the first product may be a fake one
         with torch.no_grad(), _disable_current_modes():
-            return _measure(libraries, shapes, gradients)
+            return _measure(libraries, pairs, shapes)
     finally:
         torch.set_num_threads(threads)
 
 
-def _measure(libraries: Ways, shapes: tuple[Shape, ...], gradients: bool) -> dict[str, float]:
+def _measure(
+    libraries: Ways, pairs: Callable[..., Pairs], shapes: tuple[Shape, ...]
+) -> dict[str, float]:
     seconds = dict.fromkeys(libraries, 0.0)
     draw = torch.Generator().manual_seed(0)
     for rows, inputs, outputs in shapes:
         x = torch.randn(rows, inputs, generator=draw, device="cpu")
         weight = torch.randn(outputs, inputs, generator=draw, device="cpu")
         of_out = torch.randn(rows, outputs, generator=draw, device="cpu")
-        pairs = [(x, weight)]
-        if gradients:
-            pairs += [(of_out, weight.T), (of_out.T, x.T)]
-        for pair in pairs:
+        for pair in pairs(x, weight, of_out):
             best = dict.fromkeys(libraries, float("inf"))
             for _ in range(ROUNDS):
                 for name, library in libraries.items():

@@ -7,15 +7,15 @@
 // handful sees is left out. Gradients take a panel at a time, so that what is between its five products stays near.
 
 #include <cmath>
-#include <memory>
 #include <vector>
 
-#include "cpu_vector.h"
+#include "cpu_tile.h"
 
-constexpr int KEYS = 32;                          // of a panel, the bits of a word
-constexpr int QUERIES = 48;                       // of a block
-constexpr int TALL = REGISTERS == 32 ? 12 : 6;    // queries whose sums fit into the registers
+constexpr int KEYS = 32;         // of a panel, the bits of a word
+constexpr int QUERIES = 48;      // of a block
+constexpr int THIRD = TALL / 3;    // rows of the smallest tile; two larger ones have two and three times as many
 constexpr uint32_t ALL = 0xffffffffu;
+static_assert(QUERIES % THIRD == 0 && KEYS % THIRD == 0 && KEYS % PANEL == 0 && QUERIES % WIDTH == 0);
 
 struct Tensor {  // [sequences, heads, tokens, d]
     float* data;
@@ -31,8 +31,11 @@ struct Sizes {
     int64_t sequences, heads, groups, queries, keys, width;
     int64_t panels() const { return (keys + KEYS - 1) / KEYS; }
     int64_t blocks() const { return (queries + QUERIES - 1) / QUERIES; }
-    int64_t wide() const { return (width + WIDTH - 1) / WIDTH * WIDTH; }  // whole vectors, zeros at the end
-    int64_t each() const { return panels() * KEYS * wide(); }             // numbers of one sequence and group
+    int64_t vectors() const { return (width + WIDTH - 1) / WIDTH; }
+    int64_t sheets() const { return (width + PANEL - 1) / PANEL; }
+    int64_t rows() const { return panels() * KEYS; }            // of keys, zeros at the end
+    int64_t each() const { return rows() * sheets() * PANEL; }  // numbers of one sequence and group, in sheets
+    int64_t columns() const { return (width + THIRD - 1) / THIRD * THIRD; }  // of a head, for whole tiles
 };
 
 struct Panel {
@@ -45,77 +48,46 @@ struct Plan {
     const uint32_t* words;
 };
 
-typedef std::unique_ptr<float[]> Numbers;
-
-static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// out[R, C vectors] = (add ? out : 0) + a[R, steps] times b[steps, C vectors]
-template <int R, int C>
-static inline void tile(const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t b_step, float* out,
-                        int64_t out_row, int64_t steps, bool add) {
-    Vector sums[R][C];
-    for (int r = 0; r < R; r++)
-        for (int c = 0; c < C; c++) sums[r][c] = Vector{};
-    for (int64_t k = 0; k < steps; k++) {
-        Vector here[C];
-        for (int c = 0; c < C; c++) here[c] = load(b + k * b_step + c * WIDTH);
-        for (int r = 0; r < R; r++)
-            for (int c = 0; c < C; c++) sums[r][c] += a[r * a_row + k * a_step] * here[c];
+// Products of rows that lie as the compiler knows: `a` steps further from row to row and from step to step, PANEL or KEYS
+// in b and in the result. What is as wide as a head lies in sheets of PANEL columns, each with all its rows.
+template <int64_t a_row, int64_t a_step, int64_t b_step, int64_t out_row>
+struct Product {
+    template <int R>
+    static void strip(const float* a, const float* b, int64_t b_sheet, float* out, int64_t out_sheet, int64_t steps,
+                      int64_t vectors, bool add) {
+        for (; vectors > 1; vectors -= 2, b += b_sheet, out += out_sheet)
+            tile<R, 2>(a, a_row, a_step, b, b_step, out, out_row, steps, add);
+        if (vectors) tile<R, 1>(a, a_row, a_step, b, b_step, out, out_row, steps, add);
     }
-    for (int r = 0; r < R; r++)
-        for (int c = 0; c < C; c++) {
-            float* to = out + r * out_row + c * WIDTH;
-            store(to, add ? load(to) + sums[r][c] : sums[r][c]);
-        }
-}
 
-template <int R>
-static void strip(const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t b_step, float* out,
-                  int64_t out_row, int64_t steps, int64_t columns, bool add) {
-    int64_t n = 0;
-    for (; n + across(R) * WIDTH <= columns; n += across(R) * WIDTH)
-        tile<R, across(R)>(a, a_row, a_step, b + n, b_step, out + n, out_row, steps, add);
-    for (; n < columns; n += WIDTH) tile<R, 1>(a, a_row, a_step, b + n, b_step, out + n, out_row, steps, add);
-}
-
-typedef void Strip(const float*, int64_t, int64_t, const float*, int64_t, float*, int64_t, int64_t, int64_t, bool);
-
-template <int... R>
-static Strip* of_rows(int64_t rows, std::integer_sequence<int, R...>) {
-    static Strip* const table[] = {strip<R + 1>...};
-    return table[rows - 1];
-}
-
-// out[rows, columns] = (add ? out : 0) + a[rows, steps] times b[steps, columns], columns a multiple of a vector
-static void product(const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t b_step, float* out,
-                    int64_t out_row, int64_t rows, int64_t steps, int64_t columns, bool add) {
-    int64_t strips = (rows + TALL - 1) / TALL;  // as equal as can be
-    for (int64_t i = 0; i < strips; i++) {
-        int64_t r = rows * i / strips, next = rows * (i + 1) / strips;
-        Strip* run = of_rows(next - r, std::make_integer_sequence<int, TALL>());
-        run(a + r * a_row, a_row, a_step, b, b_step, out + r * out_row, out_row, steps, columns, add);
+    // rows: a multiple of THIRD
+    static void run(const float* a, const float* b, int64_t b_sheet, float* out, int64_t out_sheet, int64_t rows,
+                    int64_t steps, int64_t vectors, bool add) {
+        for (; rows >= TALL; rows -= TALL, a += TALL * a_row, out += TALL * out_row)
+            strip<TALL>(a, b, b_sheet, out, out_sheet, steps, vectors, add);
+        if (rows == 2 * THIRD) strip<2 * THIRD>(a, b, b_sheet, out, out_sheet, steps, vectors, add);
+        if (rows == THIRD) strip<THIRD>(a, b, b_sheet, out, out_sheet, steps, vectors, add);
     }
-}
+};
 
-// the mean of values by shares of R queries: out[R, C vectors] of all panels [shares: R, KEYS] times [values: KEYS, wide]
+// the mean of values by shares of R queries: out[R, C vectors] of all panels [shares: R, KEYS] times [values: KEYS, PANEL]
 template <int R, int C>
-static inline void mix(const float* shares, const float* values, const std::vector<Panel>& panels, float* out,
-                       int64_t wide) {
+static inline void mix(const float* shares, const float* values, const std::vector<Panel>& panels, float* out) {
     Vector sums[R][C];
     for (int r = 0; r < R; r++)
         for (int c = 0; c < C; c++) sums[r][c] = Vector{};
     for (const Panel& panel : panels) {
-        const float* b = values + panel.number * KEYS * wide;
+        const float* b = values + panel.number * KEYS * PANEL;
         for (int k = 0; k < KEYS; k++) {
             Vector here[C];
-            for (int c = 0; c < C; c++) here[c] = load(b + k * wide + c * WIDTH);
+            for (int c = 0; c < C; c++) here[c] = load(b + k * PANEL + c * WIDTH);
             for (int r = 0; r < R; r++)
                 for (int c = 0; c < C; c++) sums[r][c] += shares[r * KEYS + k] * here[c];
         }
         shares += R * KEYS;
     }
     for (int r = 0; r < R; r++)
-        for (int c = 0; c < C; c++) store(out + r * wide + c * WIDTH, sums[r][c]);
+        for (int c = 0; c < C; c++) store(out + r * PANEL + c * WIDTH, sums[r][c]);
 }
 
 // where a word's bits from `first` on are set: x, else `other`
@@ -125,21 +97,40 @@ static inline Vector where(uint32_t word, int first, Vector x, float other) {
     return ((Integers{} + (int32_t)(word >> first)) & bits) != 0 ? x : Vector{} + other;
 }
 
-// rows [keys, d] of one sequence and group to [panels * KEYS, wide]
-static void copy(const Tensor& x, int64_t sequence, int64_t group, const Sizes& size, float* to) {
-    int64_t wide = size.wide();
-    memset(to, 0, size.each() * sizeof(float));
-    for (int64_t t = 0; t < size.keys; t++)
-        memcpy(to + t * wide, x.at(sequence, group, t), size.width * sizeof(float));
+// a row of a head from sheets, which are so far apart
+static inline void gather(const float* from, int64_t sheet, int64_t width, float* row) {
+    for (int64_t c = 0; c < width; c += PANEL, from += sheet) memcpy(row + c, from, smaller(width - c, PANEL) * sizeof(float));
 }
 
-// the same to [panels, d, KEYS]
-static void turn(const Tensor& x, int64_t sequence, int64_t group, const Sizes& size, float* to) {
-    for (int64_t first = 0; first < size.keys; first += KEYS, to += size.width * KEYS)
-        for (int64_t i = 0; i < KEYS; i++) {
-            const float* from = first + i < size.keys ? x.at(sequence, group, first + i) : nullptr;
-            for (int64_t c = 0; c < size.width; c++) to[c * KEYS + i] = from ? from[c] : 0;
+// the keys [keys, d] of one sequence and group to sheets
+static void copy(const Tensor& x, int64_t sequence, int64_t group, const Sizes& size, float* to) {
+    memset(to, 0, size.each() * sizeof(float));
+    for (int64_t t = 0; t < size.keys; t++, to += PANEL) {
+        const float* row = x.at(sequence, group, t);
+        for (int64_t c = 0; c < size.width; c += PANEL)
+            memcpy(to + c * size.rows(), row + c, smaller(size.width - c, PANEL) * sizeof(float));
+    }
+}
+
+// count rows [d] from `first` on to columns [d, many], zeros after them
+template <int64_t many>
+static void turn(const Tensor& x, int64_t sequence, int64_t head, int64_t first, int64_t count, int64_t width, float* to) {
+    for (int64_t i = 0; i < many; i += WIDTH) {
+        int64_t c = 0;
+        if (i + WIDTH <= count)
+            for (; c + WIDTH <= width; c += WIDTH)
+                transpose(x.at(sequence, head, first + i) + c, x.token, to + c * many + i, many);
+        for (int64_t j = i; j < i + WIDTH; j++) {
+            const float* from = j < count ? x.at(sequence, head, first + j) : nullptr;
+            for (int64_t d = c; d < width; d++) to[d * many + j] = from ? from[d] : 0;
         }
+    }
+}
+
+// the keys to [panels, d, KEYS]
+static void turn_keys(const Tensor& x, int64_t sequence, int64_t group, const Sizes& size, float* to) {
+    for (int64_t first = 0; first < size.keys; first += KEYS, to += size.width * KEYS)
+        turn<KEYS>(x, sequence, group, first, smaller(size.keys - first, KEYS), size.width, to);
 }
 
 // the panels of a block of which some of its queries first to end see something
@@ -160,17 +151,18 @@ static void seen(const Plan& plan, int64_t block, int64_t first, int64_t end, st
     }
 }
 
+// R queries, some columns of [d, QUERIES], to their means [sheets, R, PANEL] and logarithms of sums
 template <int R>
-static void forward(const float* query, int64_t token, const float* keys, const float* values,
-                    const std::vector<Panel>& panels, const uint32_t* words, const Sizes& size, float* shares,
-                    float* out, float* sums) {
+static void forward(const float* query, const float* keys, const float* values, const std::vector<Panel>& panels,
+                    const uint32_t* words, const Sizes& size, float* shares, float* out, float* sums) {
     float scale = 1.0f / std::sqrt((float)size.width);
     float lowest = -INFINITY;
     Vector most[R];
     for (int r = 0; r < R; r++) most[r] = Vector{} + lowest;
     float* part = shares;
     for (const Panel& panel : panels) {
-        strip<R>(query, token, 1, keys + panel.number * size.width * KEYS, KEYS, part, KEYS, size.width, KEYS, false);
+        const float* panel_keys = keys + panel.number * size.width * KEYS;
+        Product<1, QUERIES, KEYS, KEYS>::strip<R>(query, panel_keys, PANEL, part, PANEL, size.width, KEYS / WIDTH, false);
         for (int r = 0; r < R; r++, part += KEYS)
             for (int i = 0; i < KEYS; i += WIDTH) {
                 Vector x = load(part + i);
@@ -194,21 +186,15 @@ static void forward(const float* query, int64_t token, const float* keys, const 
         sums[r] = whole == 0 ? INFINITY : top + std::log(whole);  // NaN stays NaN
         parts[r] = whole == 0 ? 0 : 1 / whole;
     }
-    int64_t wide = size.wide(), c = 0;
-    for (; c + across(R) * WIDTH <= wide; c += across(R) * WIDTH)
-        mix<R, across(R)>(shares, values + c, panels, out + c, wide);
-    for (; c < wide; c += WIDTH) mix<R, 1>(shares, values + c, panels, out + c, wide);
-    for (int r = 0; r < R; r++)
-        for (int64_t i = 0; i < wide; i += WIDTH) store(out + r * wide + i, load(out + r * wide + i) * parts[r]);
-}
-
-typedef void Forward(const float*, int64_t, const float*, const float*, const std::vector<Panel>&, const uint32_t*,
-                     const Sizes&, float*, float*, float*);
-
-template <int... R>
-static Forward* forward_of(int64_t rows, std::integer_sequence<int, R...>) {
-    static Forward* const table[] = {forward<R + 1>...};
-    return table[rows - 1];
+    int64_t vectors = size.vectors();
+    for (; vectors > 0; vectors -= 2, values += size.rows() * PANEL, out += R * PANEL) {
+        if (vectors > 1)
+            mix<R, 2>(shares, values, panels, out);
+        else
+            mix<R, 1>(shares, values, panels, out);
+        for (int r = 0; r < R; r++)
+            for (int64_t i = 0; i < PANEL; i += WIDTH) store(out + r * PANEL + i, load(out + r * PANEL + i) * parts[r]);
+    }
 }
 
 extern "C" void attention(float* q, float* k, float* v, float* out, float* sums, const int64_t* strides,
@@ -218,124 +204,154 @@ extern "C" void attention(float* q, float* k, float* v, float* out, float* sums,
     Plan plan = {begins, (const Panel*)panels, words};
     Tensor queries = tensor(q, strides), keys = tensor(k, strides + 3);
     Tensor values = tensor(v, strides + 6), result = tensor(out, strides + 9);
-    int64_t wide = size.wide(), blocks = size.blocks(), pairs = size.sequences * size.groups;
-    Numbers key_panels(new float[pairs * size.each()]), value_rows(new float[pairs * size.each()]);
+    int64_t blocks = size.blocks(), pairs = size.sequences * size.groups, sheet = size.sheets() * PANEL;
+    Numbers key_panels(pairs * size.each()), value_sheets(pairs * size.each());
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t n = 0; n < pairs; n++) {
-        turn(keys, n / size.groups, n % size.groups, size, key_panels.get() + n * size.each());
-        copy(values, n / size.groups, n % size.groups, size, value_rows.get() + n * size.each());
+        turn_keys(keys, n / size.groups, n % size.groups, size, key_panels.data + n * size.each());
+        copy(values, n / size.groups, n % size.groups, size, value_sheets.data + n * size.each());
     }
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (int64_t task = 0; task < size.sequences * blocks * size.heads; task++) {
         int64_t head = task % size.heads, block = task / size.heads % blocks, sequence = task / size.heads / blocks;
         int64_t pair = sequence * size.groups + head / (size.heads / size.groups);
         int64_t list = sequence * (blocks + 1) + block;
-        Numbers shares(new float[(begins[list + 1] - begins[list]) * TALL * KEYS + TALL * wide]);
-        float* mean = shares.get() + (begins[list + 1] - begins[list]) * TALL * KEYS;
+        int64_t most = (begins[list + 1] - begins[list]) * TALL * KEYS;
+        Numbers columns(size.width * QUERIES), shares(most + TALL * sheet + TALL);
+        float *means = shares.data + most, *own_sums = means + TALL * sheet;
         std::vector<Panel> own;
         int64_t begin = block * QUERIES, end = smaller(begin + QUERIES, size.queries);
+        turn<QUERIES>(queries, sequence, head, begin, end - begin, size.width, columns.data);
         for (int64_t first = begin; first < end; first += TALL) {
-            int64_t count = smaller(end - first, TALL);
+            int64_t count = smaller(end - first, TALL), rows = (count + THIRD - 1) / THIRD * THIRD;
             seen(plan, list, first - begin, first - begin + count, own);
-            Forward* run = forward_of(count, std::make_integer_sequence<int, TALL>());
-            run(queries.at(sequence, head, first), queries.token, key_panels.get() + pair * size.each(),
-                value_rows.get() + pair * size.each(), own, words, size, shares.get(), mean,
-                sums + (sequence * size.heads + head) * size.queries + first);
+            auto* run = rows == TALL ? forward<TALL> : rows == THIRD ? forward<THIRD> : forward<2 * THIRD>;
+            run(columns.data + first - begin, key_panels.data + pair * size.each(), value_sheets.data + pair * size.each(), own, words, size,
+                shares.data, means, own_sums);
+            memcpy(sums + (sequence * size.heads + head) * size.queries + first, own_sums, count * sizeof(float));
             for (int64_t r = 0; r < count; r++)
-                memcpy(result.at(sequence, head, first + r), mean + r * wide, size.width * sizeof(float));
+                gather(means + r * PANEL, rows * PANEL, size.width, result.at(sequence, head, first + r));
         }
     }
 }
 
-// what the gradients of a block of queries need
-struct Block {
-    alignas(64) float shares[QUERIES * KEYS], of_scores[QUERIES * KEYS];
-    float means[QUERIES];
-    Numbers query, slope, of_query;  // [QUERIES, wide]
-    explicit Block(int64_t wide)
-        : query(new float[QUERIES * wide]()), slope(new float[QUERIES * wide]()), of_query(new float[QUERIES * wide]) {}
-};
-
-// scores and slopes of shares [rows first to end, KEYS] to shares and slopes of scores
-static void soften(Block& block, const uint32_t* words, const float* sums, float scale, int64_t first, int64_t end) {
-    for (int64_t row = first; row < end; row++)
-        for (int i = 0; i < KEYS; i += WIDTH) {
-            float* share = block.shares + row * KEYS + i;
-            float* of_score = block.of_scores + row * KEYS + i;
-            Vector x = exp(load(share) * scale - sums[row]);
-            if (words) x = where(words[row], i, x, 0);
-            store(share, x);
-            store(of_score, x * (load(of_score) - block.means[row]) * scale);
+// [panels, columns, KEYS] of one sequence and group back to rows [keys, d]
+static void turn_back(const float* from, const Tensor& x, int64_t sequence, int64_t group, const Sizes& size) {
+    for (int64_t first = 0; first < size.keys; first += KEYS, from += size.columns() * KEYS)
+        for (int64_t i = 0; i < smaller(size.keys - first, KEYS); i += WIDTH) {
+            int64_t here = smaller(size.keys - first - i, WIDTH), c = 0;
+            float* to = x.at(sequence, group, first + i);
+            if (here == WIDTH)
+                for (; c + WIDTH <= size.width; c += WIDTH) transpose(from + c * KEYS + i, KEYS, to + c, x.token);
+            for (int64_t j = 0; j < here; j++)
+                for (int64_t d = c; d < size.width; d++) to[j * x.token + d] = from[d * KEYS + i + j];
         }
 }
+
+// what the gradients of a block of queries need; queries and slopes are columns [columns, QUERIES]
+struct Block {
+    static constexpr int64_t SHEET = QUERIES * PANEL;
+    alignas(64) float shares[QUERIES * KEYS], of_scores[QUERIES * KEYS];
+    float means[QUERIES], sums[QUERIES];
+    Numbers query, slope, of_query;  // of_query: [sheets, QUERIES, PANEL]
+    explicit Block(const Sizes& size)
+        : query(size.columns() * QUERIES), slope(size.columns() * QUERIES), of_query(size.sheets() * SHEET) {
+        memset(query.data, 0, size.columns() * QUERIES * sizeof(float));
+        memset(slope.data, 0, size.columns() * QUERIES * sizeof(float));
+    }
+
+    // count queries from `first` on, and after them what sees nothing
+    void fill(const Tensor& queries, const Tensor& slopes, const Tensor& result, const float* log_sums, int64_t sequence,
+              int64_t head, int64_t first, int64_t count, const Sizes& size) {
+        memset(of_query.data, 0, size.sheets() * SHEET * sizeof(float));
+        turn<QUERIES>(queries, sequence, head, first, count, size.width, query.data);
+        turn<QUERIES>(slopes, sequence, head, first, count, size.width, slope.data);
+        for (int64_t row = 0; row < QUERIES; row++) {
+            means[row] = 0;
+            sums[row] = INFINITY;
+            if (row >= count) continue;
+            const float* came_out = result.at(sequence, head, first + row);
+            const float* own_slope = slopes.at(sequence, head, first + row);
+            Vector dot = {};
+            ::each(size.width, [&](int64_t i, auto some) { dot += load(came_out + i, some) * load(own_slope + i, some); });
+            means[row] = sum(dot);
+            sums[row] = log_sums[row];
+        }
+    }
+
+    // scores and slopes of shares [rows first to end, KEYS] to shares and slopes of scores
+    void soften(const uint32_t* words, float scale, int64_t first, int64_t end) {
+        for (int64_t row = first; row < end; row++)
+            for (int i = 0; i < KEYS; i += WIDTH) {
+                float *share = shares + row * KEYS + i, *of_score = of_scores + row * KEYS + i;
+                Vector x = exp(load(share) * scale - sums[row]);
+                if (words) x = where(words[row], i, x, 0);
+                store(share, x);
+                store(of_score, x * (load(of_score) - means[row]) * scale);
+            }
+    }
+};
 
 extern "C" void attention_backward(float* of_out, float* q, float* k, float* v, float* out, const float* sums,
                                    float* of_q, float* of_k, float* of_v, const int64_t* strides, const int64_t* sizes,
                                    const int64_t* begins, const int64_t* panels, const uint32_t* words,
                                    int64_t threads) {
+    typedef Product<1, QUERIES, KEYS, KEYS> Scores;    // queries or slopes times panels of keys or values
+    typedef Product<KEYS, 1, PANEL, PANEL> OfQueries;  // slopes of scores times rows of keys
+    typedef Product<QUERIES, 1, KEYS, KEYS> OfKeys;    // columns of queries or slopes times slopes of scores or shares
     const Sizes& size = *(const Sizes*)sizes;
     Plan plan = {begins, (const Panel*)panels, words};
     Tensor slopes = tensor(of_out, strides), queries = tensor(q, strides + 3), keys = tensor(k, strides + 6);
     Tensor values = tensor(v, strides + 9), result = tensor(out, strides + 12), of_queries = tensor(of_q, strides + 15);
     Tensor of_keys = tensor(of_k, strides + 18), of_values = tensor(of_v, strides + 21);
     float scale = 1.0f / std::sqrt((float)size.width);
-    int64_t wide = size.wide(), blocks = size.blocks(), many = size.heads / size.groups, row_bytes = size.width * 4;
+    int64_t blocks = size.blocks(), many = size.heads / size.groups, vectors = size.vectors();
+    int64_t sheet = size.rows() * PANEL;
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (int64_t task = 0; task < size.sequences * size.groups; task++) {
         int64_t sequence = task / size.groups, group = task % size.groups;
-        Numbers numbers(new float[5 * size.each()]());
-        float* key_panels = numbers.get();
-        float* value_panels = key_panels + size.each();
-        float* key_rows = value_panels + size.each();
-        float* key_slopes = key_rows + size.each();
-        float* value_slopes = key_slopes + size.each();
-        turn(keys, sequence, group, size, key_panels);
-        turn(values, sequence, group, size, value_panels);
-        copy(keys, sequence, group, size, key_rows);
-        Block block(wide);
+        int64_t turned = size.columns() * KEYS, each = size.panels() * turned;
+        Numbers key_panels(each), value_panels(each), key_slopes(each), value_slopes(each), key_sheets(size.each());
+        turn_keys(keys, sequence, group, size, key_panels.data);
+        turn_keys(values, sequence, group, size, value_panels.data);
+        copy(keys, sequence, group, size, key_sheets.data);
+        memset(key_slopes.data, 0, each * sizeof(float));
+        memset(value_slopes.data, 0, each * sizeof(float));
+        Block block(size);
         std::vector<Panel> own;
         for (int64_t n = 0; n < blocks * many; n++) {
             int64_t head = group * many + n % many, begin = n / many * QUERIES;
-            int64_t list = sequence * (blocks + 1) + n / many;
             int64_t count = smaller(size.queries - begin, QUERIES);
-            const float* own_sums = sums + (sequence * size.heads + head) * size.queries + begin;
-            for (int64_t row = 0; row < count; row++) {
-                const float* slope = slopes.at(sequence, head, begin + row);
-                const float* came_out = result.at(sequence, head, begin + row);
-                memcpy(block.query.get() + row * wide, queries.at(sequence, head, begin + row), row_bytes);
-                memcpy(block.slope.get() + row * wide, slope, row_bytes);
-                Vector dot = {};
-                ::each(size.width, [&](int64_t i, auto some) { dot += load(came_out + i, some) * load(slope + i, some); });
-                block.means[row] = sum(dot);
-            }
-            memset(block.of_query.get(), 0, QUERIES * wide * sizeof(float));
-            seen(plan, list, 0, count, own);
+            block.fill(queries, slopes, result, sums + (sequence * size.heads + head) * size.queries + begin, sequence,
+                       head, begin, count, size);
+            seen(plan, sequence * (blocks + 1) + n / many, 0, count, own);
             for (const Panel& panel : own) {
                 const uint32_t* own_words = panel.words < 0 ? nullptr : words + panel.words;
-                // the queries from the first to the last that see something
+                // the queries from the first to the last that see something, some more for whole tiles
                 int64_t first = 0, end = count;
                 while (own_words && !own_words[first]) first++;
                 while (own_words && !own_words[end - 1]) end--;
-                int64_t rows = end - first;
-                product(block.query.get() + first * wide, wide, 1, key_panels + panel.number * size.width * KEYS, KEYS,
-                        block.shares + first * KEYS, KEYS, rows, size.width, KEYS, false);
-                product(block.slope.get() + first * wide, wide, 1, value_panels + panel.number * size.width * KEYS, KEYS,
-                        block.of_scores + first * KEYS, KEYS, rows, size.width, KEYS, false);
-                soften(block, own_words, own_sums, scale, first, end);
-                float* to = block.of_query.get() + first * wide;
-                int64_t at = panel.number * KEYS * wide;
-                product(block.of_scores + first * KEYS, KEYS, 1, key_rows + at, wide, to, wide, rows, KEYS, wide, true);
-                product(block.of_scores + first * KEYS, 1, KEYS, block.query.get() + first * wide, wide, key_slopes + at,
-                        wide, KEYS, rows, wide, true);
-                product(block.shares + first * KEYS, 1, KEYS, block.slope.get() + first * wide, wide, value_slopes + at,
-                        wide, KEYS, rows, wide, true);
+                first = first / THIRD * THIRD;
+                end = (end + THIRD - 1) / THIRD * THIRD;
+                int64_t rows = end - first, keys_at = panel.number * size.width * KEYS, slopes_at = panel.number * turned;
+                const float *query = block.query.data + first, *slope = block.slope.data + first;
+                float *shares = block.shares + first * KEYS, *of_scores = block.of_scores + first * KEYS;
+                Scores::run(query, key_panels.data + keys_at, PANEL, shares, PANEL, rows, size.width, KEYS / WIDTH, false);
+                Scores::run(slope, value_panels.data + keys_at, PANEL, of_scores, PANEL, rows, size.width, KEYS / WIDTH,
+                            false);
+                block.soften(own_words, scale, first, end);
+                OfQueries::run(of_scores, key_sheets.data + panel.number * KEYS * PANEL, sheet,
+                               block.of_query.data + first * PANEL, Block::SHEET, rows, KEYS, vectors, true);
+                OfKeys::run(query, of_scores, PANEL, key_slopes.data + slopes_at, PANEL, size.columns(), rows,
+                            KEYS / WIDTH, true);
+                OfKeys::run(slope, shares, PANEL, value_slopes.data + slopes_at, PANEL, size.columns(), rows,
+                            KEYS / WIDTH, true);
             }
             for (int64_t row = 0; row < count; row++)
-                memcpy(of_queries.at(sequence, head, begin + row), block.of_query.get() + row * wide, row_bytes);
+                gather(block.of_query.data + row * PANEL, Block::SHEET, size.width,
+                       of_queries.at(sequence, head, begin + row));
         }
-        for (int64_t t = 0; t < size.keys; t++) {
-            memcpy(of_keys.at(sequence, group, t), key_slopes + t * wide, row_bytes);
-            memcpy(of_values.at(sequence, group, t), value_slopes + t * wide, row_bytes);
-        }
+        turn_back(key_slopes.data, of_keys, sequence, group, size);
+        turn_back(value_slopes.data, of_values, sequence, group, size);
     }
 }

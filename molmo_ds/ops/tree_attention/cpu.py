@@ -19,7 +19,7 @@ from molmo_ds.ops.tree_attention import (
     panels,
     reference,
 )
-from molmo_ds.ops.tree_attention.panels import Panels
+from molmo_ds.ops.tree_attention.panels import QUERIES, Panels
 from molmo_ds.ops.tree_attention.reference import AttentionPlan
 
 
@@ -63,10 +63,11 @@ def usable(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_
 def has_panels(
     q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float
 ) -> bool:
-    """Whether the plan has panels, and the kernels take these."""
-    if plan is None or dropout_p:
+    """Whether the plan has panels or all see all, and the kernels take these."""
+    if dropout_p or (plan is None and q.shape[2] < QUERIES):
         return False
-    return isinstance(plan.prepared, Panels) and kernels_cpu.usable(q, k, v)
+    has = plan is None or isinstance(plan.prepared, Panels)
+    return has and kernels_cpu.usable(q, k, v)
 
 
 def has_rows(q: Tensor, plan: AttentionPlan | None, dropout_p: float) -> bool:
@@ -88,7 +89,8 @@ def tree_attention(
 ) -> Tensor:
     """q [B, H, T, d], k and v [B, G, T, d] -> [B, H, T, d]; plain where no faster way is known."""
     if has_panels(q, k, v, plan, dropout_p):
-        return kernels_cpu.attention(q, k, v, plan.prepared)
+        seen = panels.all_seen(len(q), q.shape[2]) if plan is None else plan.prepared
+        return kernels_cpu.attention(q, k, v, seen)
     if has_rows(q, plan, dropout_p):
         return documents.attention(q, k, v, plan.prepared)
     if has_blocks(q, plan, dropout_p):  # the plan decides, also where a name is forced

@@ -7,6 +7,7 @@ Shapes: B sequences, T queries, S keys, N blocks of a sequence, P panels, M pane
 U of them with words.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +49,20 @@ def of_ids(document_ids: Tensor, branch_ids: Tensor, image_ids: Tensor | None) -
     whole, hidden = _decided(*ids)
     at = (~(whole | hidden)).nonzero(as_tuple=True)
     return _listed(whole, at, _seen(ids, at))
+
+
+@functools.lru_cache(maxsize=16)
+def all_seen(sequences: int, tokens: int) -> Panels:
+    """Those of queries that all see all, as the patches of a crop do."""
+    whole, rest = divmod(tokens, KEYS)
+    blocks = -(-tokens // QUERIES)
+    each = whole + (rest > 0)
+    begins = _cpu(sequences)[:, None] * blocks * each + _cpu(blocks + 1) * each
+    number = _cpu(each)
+    # one word serves every query: of the last panel, the keys that are there
+    listed = torch.stack((number, torch.where(number < whole, -1, 0)), 1)
+    words = torch.full((QUERIES,), (1 << rest) - 1, dtype=torch.int32, device="cpu")
+    return Panels(begins, listed.repeat(sequences * blocks, 1), words)
 
 
 def _decided(

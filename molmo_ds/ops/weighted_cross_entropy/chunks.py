@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from molmo_ds.ops.linear import product
+from molmo_ds.ops.linear import add_product, product
 
 CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**28}  # logits held at once
 Rows = Callable[[Tensor, Tensor, Tensor, float, bool], Tensor]
@@ -167,7 +167,7 @@ def overwrite(
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     if not a.is_cuda:
-        total += product(a, b.T)
+        add_product(total, a, b.T)
     elif total.dtype == a.dtype:
         total.addmm_(a, b)
     elif _adds_to_float32():
