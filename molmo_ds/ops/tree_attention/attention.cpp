@@ -99,7 +99,8 @@ static inline Vector where(uint32_t word, int first, Vector x, float other) {
 
 // a row of a head from sheets, which are so far apart
 static inline void gather(const float* from, int64_t sheet, int64_t width, float* row) {
-    for (int64_t c = 0; c < width; c += PANEL, from += sheet) memcpy(row + c, from, smaller(width - c, PANEL) * sizeof(float));
+    for (int64_t c = 0; c < width; c += PANEL, from += sheet)
+        ::each(smaller(width - c, PANEL), [&](int64_t i, auto some) { store(row + c + i, load(from + i, some), some); });
 }
 
 // the keys [keys, d] of one sequence and group to sheets
@@ -107,8 +108,9 @@ static void copy(const Tensor& x, int64_t sequence, int64_t group, const Sizes& 
     memset(to, 0, size.each() * sizeof(float));
     for (int64_t t = 0; t < size.keys; t++, to += PANEL) {
         const float* row = x.at(sequence, group, t);
-        for (int64_t c = 0; c < size.width; c += PANEL)
-            memcpy(to + c * size.rows(), row + c, smaller(size.width - c, PANEL) * sizeof(float));
+        ::each(size.width, [&](int64_t c, auto some) {
+            store(to + c / PANEL * size.rows() * PANEL + c % PANEL, load(row + c, some), some);
+        });
     }
 }
 
@@ -204,33 +206,32 @@ extern "C" void attention(float* q, float* k, float* v, float* out, float* sums,
     Plan plan = {begins, (const Panel*)panels, words};
     Tensor queries = tensor(q, strides), keys = tensor(k, strides + 3);
     Tensor values = tensor(v, strides + 6), result = tensor(out, strides + 9);
-    int64_t blocks = size.blocks(), pairs = size.sequences * size.groups, sheet = size.sheets() * PANEL;
-    Numbers key_panels(pairs * size.each()), value_sheets(pairs * size.each());
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t n = 0; n < pairs; n++) {
-        turn_keys(keys, n / size.groups, n % size.groups, size, key_panels.data + n * size.each());
-        copy(values, n / size.groups, n % size.groups, size, value_sheets.data + n * size.each());
-    }
+    int64_t blocks = size.blocks(), pairs = size.sequences * size.groups, many = size.heads / size.groups;
+    // a task copies the keys and values of a sequence and group, and has a part of its blocks
+    int64_t parts = threads > 1 ? smaller((2 * threads + pairs - 1) / pairs, blocks) : 1;
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (int64_t task = 0; task < size.sequences * blocks * size.heads; task++) {
-        int64_t head = task % size.heads, block = task / size.heads % blocks, sequence = task / size.heads / blocks;
-        int64_t pair = sequence * size.groups + head / (size.heads / size.groups);
-        int64_t list = sequence * (blocks + 1) + block;
-        int64_t most = (begins[list + 1] - begins[list]) * TALL * KEYS;
-        Numbers columns(size.width * QUERIES), shares(most + TALL * sheet + TALL);
-        float *means = shares.data + most, *own_sums = means + TALL * sheet;
+    for (int64_t task = 0; task < pairs * parts; task++) {
+        int64_t pair = task / parts, sequence = pair / size.groups, group = pair % size.groups;
+        Numbers key_panels(size.each()), value_sheets(size.each()), columns(size.width * QUERIES);
+        Numbers shares(size.panels() * TALL * KEYS), means(size.sheets() * TALL * PANEL);
+        turn_keys(keys, sequence, group, size, key_panels.data);
+        copy(values, sequence, group, size, value_sheets.data);
         std::vector<Panel> own;
-        int64_t begin = block * QUERIES, end = smaller(begin + QUERIES, size.queries);
-        turn<QUERIES>(queries, sequence, head, begin, end - begin, size.width, columns.data);
-        for (int64_t first = begin; first < end; first += TALL) {
-            int64_t count = smaller(end - first, TALL), rows = (count + THIRD - 1) / THIRD * THIRD;
-            seen(plan, list, first - begin, first - begin + count, own);
-            auto* run = rows == TALL ? forward<TALL> : rows == THIRD ? forward<THIRD> : forward<2 * THIRD>;
-            run(columns.data + first - begin, key_panels.data + pair * size.each(), value_sheets.data + pair * size.each(), own, words, size,
-                shares.data, means, own_sums);
-            memcpy(sums + (sequence * size.heads + head) * size.queries + first, own_sums, count * sizeof(float));
-            for (int64_t r = 0; r < count; r++)
-                gather(means + r * PANEL, rows * PANEL, size.width, result.at(sequence, head, first + r));
+        float own_sums[TALL];
+        for (int64_t n = blocks * (task % parts) / parts * many; n < blocks * (task % parts + 1) / parts * many; n++) {
+            int64_t head = group * many + n % many, list = sequence * (blocks + 1) + n / many;
+            int64_t begin = n / many * QUERIES, end = smaller(begin + QUERIES, size.queries);
+            turn<QUERIES>(queries, sequence, head, begin, end - begin, size.width, columns.data);
+            for (int64_t first = begin; first < end; first += TALL) {
+                int64_t count = smaller(end - first, TALL), rows = (count + THIRD - 1) / THIRD * THIRD;
+                seen(plan, list, first - begin, first - begin + count, own);
+                auto* run = rows == TALL ? forward<TALL> : rows == THIRD ? forward<THIRD> : forward<2 * THIRD>;
+                run(columns.data + first - begin, key_panels.data, value_sheets.data, own, words, size, shares.data,
+                    means.data, own_sums);
+                memcpy(sums + (sequence * size.heads + head) * size.queries + first, own_sums, count * sizeof(float));
+                for (int64_t r = 0; r < count; r++)
+                    gather(means.data + r * PANEL, rows * PANEL, size.width, result.at(sequence, head, first + r));
+            }
         }
     }
 }
