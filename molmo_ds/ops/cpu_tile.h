@@ -24,8 +24,9 @@ struct Numbers {
 // out[R, C vectors] = (add ? out : 0) + a[R, steps] times b[steps, C vectors]; the sums begin with `first` or 0
 // (in place, so that steps between rows that the compiler knows cost nothing)
 template <int R, int C>
-__attribute__((always_inline)) static inline void tile(const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t b_step, float* out,
-                        int64_t out_row, int64_t steps, bool add, const float* first = nullptr) {
+__attribute__((always_inline)) static inline void tile(const float* a, int64_t a_row, int64_t a_step, const float* b,
+                                                       int64_t b_step, float* out, int64_t out_row, int64_t steps,
+                                                       bool add, const float* first = nullptr) {
     Vector sums[R][C];
     for (int r = 0; r < R; r++)
         for (int c = 0; c < C; c++) sums[r][c] = first ? load(first + c * WIDTH) : Vector{};

@@ -8,8 +8,8 @@ from ops_check import error
 from torch import Tensor
 from torch.nn import functional as F
 
-from molmo_ds.ops import cpu_library
-from molmo_ds.ops.tree_attention import kernels_cpu, panels, reference
+from molmo_ds.ops import cpu_library, dispatch
+from molmo_ds.ops.tree_attention import cpu, kernels_cpu, panels, reference, tree_attention
 from molmo_ds.ops.tree_attention.panels import QUERIES, Panels
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
@@ -150,3 +150,26 @@ def test_all_see_all_and_from_an_expanded_gradient() -> None:
 
 def test_other_types_are_left_to_pytorch() -> None:
     assert not kernels_cpu.usable(*(x.bfloat16() for x in tensors(2, 1, 300, 32)[:3]))
+
+
+@pytest.mark.parametrize("tokens", [QUERIES, QUERIES + 1, 95, 577])
+@pytest.mark.parametrize("width", [10, 64, 72])
+def test_patches_of_a_crop_all_see_all(tokens: int, width: int) -> None:
+    x = tensors(3, 3, tokens, width)
+    with dispatch.use("cpu"):
+        assert cpu.has_panels(*x[:3], None, 0.0)
+        found = learnt(lambda *qkv: tree_attention(*qkv, None), *x)
+    wanted = learnt(lambda *qkv: in_double(torch.zeros(1, 1), *qkv), *(t.double() for t in x))
+    assert max(error(a, b) for a, b in zip(found, wanted, strict=True)) <= LIMIT
+
+
+def test_other_lengths_and_dropout_without_a_plan_are_left_to_pytorch() -> None:
+    q, k, v, _ = tensors(2, 2, 100, 16)
+    assert not cpu.has_panels(q, k[:, :, :80], v[:, :, :80], None, 0.0)
+    assert not cpu.has_panels(q, k, v, None, 0.1)
+    assert not cpu.has_panels(*(x[:, :, : QUERIES - 1] for x in (q, k, v)), None, 0.0)
+    few = k[:, :, :80], v[:, :, :80]
+    with dispatch.use("cpu"):
+        out = tree_attention(q, *few, None)
+    wanted = in_double(torch.zeros(1, 1), *(x.double() for x in (q, *few)))
+    assert error(out, wanted) <= LIMIT

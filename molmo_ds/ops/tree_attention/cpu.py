@@ -64,9 +64,12 @@ def has_panels(
     q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan | None, dropout_p: float
 ) -> bool:
     """Whether the plan has panels or all see all, and the kernels take these."""
-    if dropout_p or (plan is None and q.shape[2] < QUERIES):
+    if dropout_p:
         return False
-    has = plan is None or isinstance(plan.prepared, Panels)
+    if plan is None:  # a crop of few patches is one small call of PyTorch's
+        has = q.shape[2] == k.shape[2] >= QUERIES
+    else:
+        has = isinstance(plan.prepared, Panels)
     return has and kernels_cpu.usable(q, k, v)
 
 
