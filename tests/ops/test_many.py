@@ -106,3 +106,11 @@ def test_empty_products() -> None:
     assert many.product(torch.ones(0, 5), torch.ones(3, 5)).shape == (0, 3)
     bias = torch.arange(3.0)
     assert torch.equal(many.product(torch.ones(2, 0), torch.ones(3, 0), bias), bias.expand(2, 3))
+
+
+@pytest.mark.parametrize("steps", [256, 704, 2308])
+def test_rounds_no_more_than_mkl(steps: int) -> None:
+    """MKL's errors on an AMD EPYC with AVX-512 are 2.1e-7, 2.5e-7 and 2.6e-7 here; one long sum's 2.9e-7 and more."""
+    a = matrix(300, steps, "rows", 0)
+    b = matrix(256, steps, "rows", 1)
+    assert error(many.product(a, b), a.double() @ b.double().T) < 2.1e-7

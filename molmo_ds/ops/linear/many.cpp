@@ -2,7 +2,7 @@
 //
 // What is multiplied at a time lies near: DEEP steps of the sums of some columns of b, copied into panels of two vectors
 // side by side (second cache), and a tile's rows of a (first cache), copied too where their steps are not neighbours.
-// A number is summed up step by step within DEEP of them, part after part: its bits depend neither on how many rows or
+// A number is summed up step by step within CHAIN of them, part after part: its bits depend neither on how many rows or
 // columns there are nor on threads.
 
 #include "cpu_tile.h"
@@ -10,6 +10,7 @@
 constexpr int64_t DEEP = 384;         // steps
 constexpr int64_t NEAR = 128 * 1024;  // numbers of b, half a megabyte
 constexpr int64_t GROUP = 8 * TALL;   // rows that are copied at a time
+constexpr int64_t CHAIN = 96;         // steps summed up one after the other; longer sums round more than MKL's
 constexpr int64_t AHEAD = 8;          // steps further on that are fetched meanwhile
 
 struct Matrix {
@@ -60,17 +61,20 @@ static void strip(Matrix a, const float* b, const float* bias, float* out, int64
     for (; n + PANEL <= columns; n += PANEL, b += steps * PANEL) {
         for (int r = 0; r < R; r++)
             for (int64_t i = 0; i < PANEL; i += WIDTH) __builtin_prefetch(out + r * out_row + n + i, 1);
-        tile<R, 2>(a.data, a.row, a.step, b, PANEL, out + n, out_row, steps, add, bias ? bias + n : nullptr);
+        for (int64_t k = 0; k < steps; k += CHAIN)
+            tile<R, 2>(a.data + k * a.step, a.row, a.step, b + k * PANEL, PANEL, out + n, out_row,
+                       smaller(steps - k, CHAIN), add || k, bias && !k ? bias + n : nullptr);
     }
     if (n == columns) return;
+    // the last columns beside the result, for a tile writes a whole panel
     alignas(64) float last[R * PANEL], begin[PANEL] = {};
     if (bias) memcpy(begin, bias + n, (columns - n) * sizeof(float));
-    tile<R, 2>(a.data, a.row, a.step, b, PANEL, last, PANEL, steps, false, begin);
     for (int r = 0; r < R; r++)
-        for (int64_t i = n; i < columns; i++) {
-            float& to = out[r * out_row + i];
-            to = (add ? to : 0) + last[r * PANEL + i - n];
-        }
+        for (int64_t i = 0; i < PANEL; i++) last[r * PANEL + i] = add && n + i < columns ? out[r * out_row + n + i] : 0;
+    for (int64_t k = 0; k < steps; k += CHAIN)
+        tile<R, 2>(a.data + k * a.step, a.row, a.step, b + k * PANEL, PANEL, last, PANEL, smaller(steps - k, CHAIN),
+                   add || k, k ? nullptr : begin);
+    for (int r = 0; r < R; r++) memcpy(out + r * out_row + n, last + r * PANEL, (columns - n) * sizeof(float));
 }
 
 typedef void Strip(Matrix, const float*, const float*, float*, int64_t, int64_t, int64_t, bool);

@@ -70,24 +70,30 @@ struct Product {
     }
 };
 
-// the mean of values by shares of R queries: out[R, C vectors] of all panels [shares: R, KEYS] times [values: KEYS, PANEL]
+// the mean of values by shares of R queries: out[R, C vectors] of all panels [shares: R, KEYS] times [values: KEYS, PANEL],
+// some panels at a time, for long sums round more
 template <int R, int C>
 static inline void mix(const float* shares, const float* values, const std::vector<Panel>& panels, float* out) {
-    Vector sums[R][C];
-    for (int r = 0; r < R; r++)
-        for (int c = 0; c < C; c++) sums[r][c] = Vector{};
-    for (const Panel& panel : panels) {
-        const float* b = values + panel.number * KEYS * PANEL;
-        for (int k = 0; k < KEYS; k++) {
-            Vector here[C];
-            for (int c = 0; c < C; c++) here[c] = load(b + k * PANEL + c * WIDTH);
-            for (int r = 0; r < R; r++)
-                for (int c = 0; c < C; c++) sums[r][c] += shares[r * KEYS + k] * here[c];
+    constexpr size_t CHAIN = 4;
+    for (size_t first = 0; first < panels.size() || first == 0; first += CHAIN) {
+        Vector sums[R][C];
+        for (int r = 0; r < R; r++)
+            for (int c = 0; c < C; c++) sums[r][c] = Vector{};
+        for (size_t n = first; n < first + CHAIN && n < panels.size(); n++, shares += R * KEYS) {
+            const float* b = values + panels[n].number * KEYS * PANEL;
+            for (int k = 0; k < KEYS; k++) {
+                Vector here[C];
+                for (int c = 0; c < C; c++) here[c] = load(b + k * PANEL + c * WIDTH);
+                for (int r = 0; r < R; r++)
+                    for (int c = 0; c < C; c++) sums[r][c] += shares[r * KEYS + k] * here[c];
+            }
         }
-        shares += R * KEYS;
+        for (int r = 0; r < R; r++)
+            for (int c = 0; c < C; c++) {
+                float* to = out + r * PANEL + c * WIDTH;
+                store(to, first ? load(to) + sums[r][c] : sums[r][c]);
+            }
     }
-    for (int r = 0; r < R; r++)
-        for (int c = 0; c < C; c++) store(out + r * PANEL + c * WIDTH, sums[r][c]);
 }
 
 // where a word's bits from `first` on are set: x, else `other`
