@@ -1,7 +1,10 @@
 """Products by our own kernel: against float64 at every kind of edge, and bit by bit whatever is beside a number."""
 
+import shutil
+
 import pytest
 import torch
+from ops_check import error
 from torch import Tensor
 
 from molmo_ds.ops import cpu_library
@@ -10,7 +13,7 @@ from molmo_ds.ops.linear import many
 DEEP = 384  # as in many.cpp
 PANEL = 32  # with AVX-512, of which narrower vectors have a half or a quarter
 
-pytestmark = pytest.mark.skipif(cpu_library.load() is None, reason="no C++ compiler here")
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 
 
 def matrix(rows: int, steps: int, order: str, seed: int) -> Tensor:
@@ -23,10 +26,6 @@ def matrix(rows: int, steps: int, order: str, seed: int) -> Tensor:
     if order == "apart":
         return torch.randn(rows, 3 * steps, generator=draw)[:, 1::3]
     return torch.randn(steps + 5, rows + 7, generator=draw)[2:-3, 3:-4].T
-
-
-def error(found: Tensor, exact: Tensor) -> float:
-    return float((found - exact).norm() / exact.norm())
 
 
 SIZES = [
@@ -44,6 +43,7 @@ SIZES = [
 @pytest.mark.parametrize("a_order", ["rows", "steps", "apart", "part"])
 @pytest.mark.parametrize("b_order", ["rows", "steps", "apart", "part"])
 def test_against_float64(a_order: str, b_order: str) -> None:
+    assert cpu_library.load() is not None
     for rows, steps, columns in SIZES:
         a = matrix(rows, steps, a_order, 0)
         b = matrix(columns, steps, b_order, 1)

@@ -63,6 +63,7 @@ def test_a_later_way_must_be_a_twentieth_faster(
 def test_without_our_kernel_pytorch_s_own_choice_comes_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(cpu_library, "load", object)
     assert list(library.ways())[:2] == ["own", "mkl"]
     monkeypatch.setattr(cpu_library, "load", lambda: None)
     assert next(iter(library.ways())) == "mkl" and "own" not in library.ways()
@@ -157,6 +158,17 @@ def test_a_gain_that_cannot_be_kept_is_none(
     assert "fp32 is used" in caplog.text
 
 
+def test_a_gain_that_is_no_number_is_named(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    has_bf16(monkeypatch, True)
+    file = library._file("half")
+    file.parent.mkdir()
+    file.write_text('{"bf16_gain": "much"}')
+    assert library.bf16_gain() == 0.0
+    assert str(file) in caplog.text
+
+
 def test_the_products_of_bf16_are_measured_with_their_casts() -> None:
     a, b = torch.randn(70, 30), torch.randn(50, 30)
     out = library.in_bf16(a, b)
@@ -164,8 +176,8 @@ def test_the_products_of_bf16_are_measured_with_their_casts() -> None:
     torch.testing.assert_close(out.float(), a @ b.T, rtol=2e-2, atol=0.2)
 
 
-@pytest.mark.parametrize(("seconds", "faster"), [(0.95, True), (0.96, False), (1.2, False)])
-def test_columns_must_be_a_twentieth_faster(
+@pytest.mark.parametrize(("seconds", "faster"), [(0.9, True), (0.95, False), (1.2, False)])
+def test_columns_must_be_a_tenth_faster(
     cache: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, faster: bool
 ) -> None:
     def few_rows(ways: dict, pairs: Callable, shapes: tuple) -> dict[str, float]:

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from molmo_ds.ops import dispatch
-from molmo_ds.ops.cpu_library import PLAIN, takes
+from molmo_ds.ops.cpu_library import PLAIN
 from molmo_ds.ops.linear import few, library, many
 
 # below these many rows or multiplications MKL is as fast (AMD EPYC, 1 thread)
@@ -55,8 +55,7 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total [R, N] += a [R, K] @ b.T for b [N, K], outside autograd; sums over rows, as gradients of weights are."""
-    own = _is_large(a, b) and library.way("sums") is many.product and total.is_contiguous()
-    if own and takes(total, a, b):
+    if _is_large(a, b) and library.way("sums") is many.product:
         many.add_product(total, a, b)
     else:
         total += product(a, b)

@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -39,12 +40,15 @@ KEPT = {  # kind of file -> (its key, what that is, what is done without it)
     "half": ("bf16_gain", "The gain of bf16", "fp32 is used"),
     "few": ("columns", "The faster order of weights", "they lie by rows"),
 }
-GAIN = 1.05  # what stands later must be so much faster to be taken: libraries after our kernel, columns after rows
+# what stands later must be so much faster to be taken: libraries after our kernel, columns after rows
+GAIN = 1.05
+ORDER_GAIN = 1.1
 
 log = logging.getLogger(__name__)
 Ways = dict[str, Callable[[Tensor, Tensor], Tensor]]
 Shape = tuple[int, int, int]  # R, K, N
 Pairs = list[tuple[Tensor, Tensor]]  # of a [R, K] and b [N, K]
+Known = TypeVar("Known", str, float, bool)
 
 
 @functools.cache
@@ -75,7 +79,7 @@ def fastest(kind: str) -> str:
     A file that cannot be kept or read leaves PyTorch's own choice, MKL, since ranks could not agree on another.
     """
     pairs = {"rows": of_rows, "sums": of_sums}[kind]
-    name = str(_known(kind, lambda: _by_way(pairs), "mkl"))
+    name = _known(kind, lambda: _by_way(pairs), "mkl")
     return name if name in ways() else "mkl"
 
 
@@ -87,7 +91,7 @@ def bf16_gain() -> float:
     """
     if not has_bf16():
         return 0.0
-    return float(_known("half", _by_type, 0.0))
+    return _known("half", _by_type, 0.0)
 
 
 @functools.cache
@@ -96,7 +100,7 @@ def columns_are_faster() -> bool:
 
     False where the file cannot be kept or read.
     """
-    return bool(_known("few", _by_order, False))
+    return _known("few", _by_order, False)
 
 
 def _by_way(pairs: Callable[..., Pairs]) -> dict[str, object]:
@@ -115,17 +119,17 @@ def _by_type() -> dict[str, object]:
 
 def _by_order() -> dict[str, object]:
     seconds = measure({"rows": F.linear, "columns": by_columns}, of_output, FEW)
-    return {"columns": GAIN * seconds["columns"] < seconds["rows"], "seconds": seconds}
+    return {"columns": ORDER_GAIN * seconds["columns"] < seconds["rows"], "seconds": seconds}
 
 
-def _known(kind: str, find: Callable[[], dict[str, object]], otherwise: object) -> object:
+def _known(kind: str, find: Callable[[], dict[str, object]], otherwise: Known) -> Known:
     """What the file of a kind says, after `find` where there is none yet; `otherwise`, told, where it can't be kept."""
     file = _file(kind)
     key, what, instead = KEPT[kind]
     try:
         if not file.exists():
             keep(file, find() | {"cpu": machine.cpu_name()})
-        return json.loads(file.read_text())[key]
+        return type(otherwise)(json.loads(file.read_text())[key])
     except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning("%s cannot be kept in %s (%s); %s.", what, file, error, instead)
         return otherwise

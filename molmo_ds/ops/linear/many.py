@@ -24,9 +24,11 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total [R, N] += a [R, K] @ b.T for b [N, K]; total lies row by row, K is not 0."""
-    assert total.is_contiguous() and total.shape == (a.shape[0], b.shape[0]) and a.shape[1]
-    _multiply(a, b, None, total, True)
+    """total [R, N] += a [R, K] @ b.T for b [N, K]; by PyTorch also where total does not lie row by row."""
+    if not takes(total, a, b) or not a.shape[1] or not total.is_contiguous():
+        total += F.linear(a, b)
+    else:
+        _multiply(a, b, None, total, True)
 
 
 def _multiply(a: Tensor, b: Tensor, bias: Tensor | None, out: Tensor, add: bool) -> None:
