@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from molmo_ds.batch import Batch
 from molmo_ds.config import RunConfig
-from molmo_ds.engine import deepspeed_0_19, ds_config, fragments, optim, zero3_hooks
+from molmo_ds.engine import deepspeed_0_19, ds_config, fragments, optim, optimizers, zero3_hooks
 from molmo_ds.engine.by_accelerate import through_accelerate
 from molmo_ds.engine.checks import collectives
 from molmo_ds.engine.checks.gradient_order import GradientOrder
@@ -259,7 +259,7 @@ class DeepSpeedEngine:
                 owned[found.component] += found.tensors
         limit = optim.norm_limit_used(self.config.optim, self.step)
         stepping = deepspeed_0_19.torch_optimizer(self.engine)
-        scaling = isinstance(stepping, optim.ScalingAdamW)
+        scaling = isinstance(stepping, optimizers.ScalingAdamW)
         groups = stepping.param_groups if scaling else None
         return optim.clip(every, self.sum_over_ranks, limit, owned, groups)
 

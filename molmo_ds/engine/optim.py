@@ -1,4 +1,4 @@
-"""Optimisers: components, parameter groups, learning rates and the clipping of each component.
+"""Components, parameter groups, learning rates and the clipping of each component.
 
 A component is "connector", "vision" or "text". Every rule follows allenai/molmo 793fa38 (olmo.optim, olmo.train).
 """
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from molmo_ds.config import COMPONENTS, ComponentConfig, LoraConfig, OptimConfig
+from molmo_ds.engine import optimizers
 from molmo_ds.model.lora import is_base
 from molmo_ds.model.molmo import Molmo, component, decays, is_hidden_matrix
 from molmo_ds.model.vision import used_layers
-from molmo_ds.ops.linear import library
 
 CHUNK = 1 << 16  # elements whose squares are summed in fp32
 LAUNCH = 320  # chunks that a kernel over many tensors takes at once on a GPU
@@ -103,96 +103,17 @@ def split_groups(
 def build_optimizer(
     groups: list[dict], optim: OptimConfig, fused: bool | None = None
 ) -> torch.optim.Optimizer:
-    """torch's AdamW, SGD or Muon over `parameter_groups`, whose own betas and eps come before those of `optim`.
+    """AdamW, SGD or Muon over `parameter_groups`, whose own betas and eps come before those of `optim`.
 
     Args:
-        fused: one kernel for AdamW, which reads and writes each number once and needs no temporaries. torch's default
-            on a GPU moves five times the bytes and holds temporaries as large as a sub-group of ZeRO-3.
+        fused: torch's one kernel for AdamW, for GPUs, which reads and writes each number once and needs no temporaries.
+            torch's default there moves five times the bytes and holds temporaries as large as a sub-group of ZeRO-3.
     """
     if optim.name == "adamw":
-        kind = ScalingAdamW if fused else torch.optim.AdamW
-        return kind(groups, betas=tuple(optim.betas), eps=optim.eps, fused=fused)
+        return optimizers.adamw(groups, tuple(optim.betas), optim.eps, fused)
     if optim.name == "muon":
-        return MuonAndAdamW(groups, optim, fused)
+        return optimizers.MuonAndAdamW(groups, optim, fused)
     return torch.optim.SGD(groups)
-
-
-class ScalingAdamW(torch.optim.AdamW):
-    """Fused AdamW whose one kernel also divides the gradients of a group by the group's "grad_scale", if it has one.
-
-    Clipping then needs no pass of its own over the gradients.
-    """
-
-    def step(self, closure: None = None) -> None:
-        """Update group after group."""
-        groups = self.param_groups
-        try:
-            for group in groups:
-                self.param_groups = [group]
-                self.grad_scale = group.get("grad_scale")
-                super().step(closure)
-        finally:
-            self.param_groups = groups
-
-
-class Float32Muon(torch.optim.Muon):
-    """torch's Muon with products of float32, for CPUs without bf16, where torch's take most of a step's time."""
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        """Update matrix after matrix."""
-        for group in self.param_groups:
-            for matrix in group["params"]:
-                if matrix.grad is None:
-                    continue
-                kept = self.state[matrix]
-                if "momentum_buffer" not in kept:
-                    kept["momentum_buffer"] = torch.zeros_like(matrix.grad)
-                mean = kept["momentum_buffer"].lerp_(matrix.grad, 1 - group["momentum"])
-                slope = matrix.grad.lerp(mean, group["momentum"])
-                rows, columns = matrix.shape
-                scale = math.sqrt(max(1, rows / columns))
-                matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                matrix.add_(_orthogonal(slope, group), alpha=-group["lr"] * scale)
-
-
-def _orthogonal(slope: Tensor, group: dict[str, Any]) -> Tensor:
-    # the iteration of torch.optim.Muon
-    a, b, c = group["ns_coefficients"]
-    tall = slope.shape[0] > slope.shape[1]
-    x = slope.T if tall else slope
-    x = x / x.norm().clamp(min=group["eps"])
-    for _ in range(group["ns_steps"]):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if tall else x
-
-
-class MuonAndAdamW(torch.optim.Optimizer):
-    """torch's Muon for the groups with "matrices", its AdamW for the others: two optimizers with one state.
-
-    An update of a matrix of shape [out, in] is orthogonal, times sqrt(out / in) where that is above 1.
-    """
-
-    def __init__(self, groups: list[dict], optim: OptimConfig, fused: bool | None = None) -> None:
-        super().__init__(groups, {})
-        matrices = [group for group in self.param_groups if "matrices" in group]
-        others = [group for group in self.param_groups if "matrices" not in group]
-        self.parts: list[torch.optim.Optimizer] = []
-        if matrices:
-            on_cpu = all(one.is_cpu for group in matrices for one in group["params"])
-            kind = Float32Muon if on_cpu and not library.has_bf16() else torch.optim.Muon
-            self.parts.append(kind(matrices, momentum=optim.momentum))
-        if others:
-            moments = {"betas": tuple(optim.betas), "eps": optim.eps}
-            self.parts.append(torch.optim.AdamW(others, fused=fused, **moments))
-        for part in self.parts:
-            part.state = self.state
-
-    def step(self, closure: None = None) -> None:
-        """Update the matrices, then the rest."""
-        for part in self.parts:
-            part.step()
 
 
 def learning_rate(
@@ -317,7 +238,8 @@ def clip(
         squares_sum: sums a float64 tensor over the ranks, in place.
         owned: those of `gradients` that this rank counts, so that every element of every parameter is counted by
             exactly one rank; None = all.
-        groups: of a ScalingAdamW, which get what their gradients are to be divided by; these are then left alone.
+        groups: of an optimizers.ScalingAdamW, which get what their gradients are to be divided by; these are then left
+            alone.
 
     Returns:
         Component -> norm before clipping (0-dimensional), for the components in COMPONENTS.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from molmo_ds.config import OptimConfig, RunConfig
-from molmo_ds.engine import build_engine, optim
+from molmo_ds.engine import build_engine, optim, optimizers
 from molmo_ds.engine.fragments import Fragment
 from molmo_ds.engine.launch import World
 from molmo_ds.engine.strategy import read_strategy
@@ -67,7 +67,7 @@ def test_products_of_float32_where_there_is_no_bf16(
     slopes = torch.randn(3, *shape, generator=random)
     groups = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.1}
     updated = []
-    for kind in (torch.optim.Muon, optim.Float32Muon):
+    for kind in (torch.optim.Muon, optimizers.Float32Muon):
         weight = torch.nn.Parameter(start.clone())
         idle = torch.nn.Parameter(start.clone())
         stepper = kind([{"params": [weight, idle]}], **groups)
@@ -83,13 +83,13 @@ def test_products_of_float32_where_there_is_no_bf16(
 
 @pytest.mark.parametrize("has_bf16", [True, False])
 def test_the_cpu_says_which(has_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optim.library, "has_bf16", lambda: has_bf16)
+    monkeypatch.setattr(optimizers.library, "has_bf16", lambda: has_bf16)
     weight = torch.nn.Parameter(torch.zeros(4, 3))
     model = torch.nn.Module()
     model.named_parameters = lambda: iter([("layers.0.mlp.up_proj.weight", weight)])
     settings = OptimConfig(name="muon")
     stepper = optim.build_optimizer(optim.parameter_groups(model, settings), settings)
-    assert type(stepper.parts[0]) is (torch.optim.Muon if has_bf16 else optim.Float32Muon)
+    assert type(stepper.parts[0]) is (torch.optim.Muon if has_bf16 else optimizers.Float32Muon)
 
 
 def test_what_is_no_hidden_matrix_is_left_to_adamw() -> None:

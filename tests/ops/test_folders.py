@@ -20,7 +20,7 @@ OPS = sorted(path.parent.name for path in FOLDER.glob("*/__init__.py"))
 
 
 def test_every_folder_is_seen() -> None:
-    assert len(OPS) == 12
+    assert len(OPS) == 13
     for name in OPS:
         assert (FOLDER / name / "reference.py").is_file(), name
 
@@ -97,6 +97,7 @@ def arguments(device: str) -> dict[str, list]:
 
     ids = x(dtype=torch.int64)
     return {
+        "adamw": [x(), x(), x(), x(), 1, 1e-3, (0.9, 0.95), 1e-6, 0.0, 1.0],
         "linear": [x(8), x(8), x()],
         "rms_norm": [x(8), x(), 1e-6],
         "rope": [x(2, 5, 8), x(5, 8), x(5, 8)],

@@ -60,7 +60,8 @@ def stepper(
         gradients: dict[str, list[torch.Tensor]] = {}
         for group in groups:
             gradients.setdefault(group["component"], []).extend(p.grad for p in group["params"])
-        clip(gradients, lambda squares: None, norm_limit_used(OPTIM, number))
+        limit = norm_limit_used(OPTIM, number)
+        clip(gradients, lambda squares: None, limit, groups=optimizer.param_groups)
         optimizer.step()
         optimizer.zero_grad()
         return loss

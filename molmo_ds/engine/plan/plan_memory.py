@@ -303,9 +303,8 @@ def _held(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool, rows:
     shard, largest = sum(row.trained_shard for row in rows), max(row.largest for row in rows)
     group = max(sum((row.groups for row in rows), Counter()).values(), default=0)
     bucket = zero.reduce_bucket
-    # AdamW's sqrt(v) and its quotient, of what one call updates; the fused form of a GPU has none. Muon's update in
-    # fp32, its orthogonal form in bf16 and the product that follows are as much
-    roots = 2 if moments and not on_gpu or config.optim.name == "muon" else 0
+    # Muon's update in fp32, its orthogonal form in bf16 and the product that follows; AdamW needs nothing beside
+    roots = 2 if config.optim.name == "muon" else 0
     if stage == 0:
         made = Plan(size * (trained + frozen), 0.0, size * trained)
         # fp32 weights, and in the update their gradients

@@ -1,0 +1,29 @@
+"""AdamW's update of one tensor in plain PyTorch, in the order of torch.optim.AdamW."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def adamw(
+    weight: Tensor,
+    grad: Tensor,
+    mean: Tensor,
+    square: Tensor,
+    step: int,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    decay: float,
+    divisor: float,
+) -> None:
+    """Update weight, mean and square in place, all of one shape, by grad / divisor at a step (from 1)."""
+    if divisor != 1:
+        grad = grad / divisor
+    weight.mul_(1 - lr * decay)
+    mean.lerp_(grad, 1 - betas[0])
+    square.mul_(betas[1]).addcmul_(grad, grad, value=1 - betas[1])
+    root = (square.sqrt() / math.sqrt(1 - betas[1] ** step)).add_(eps)
+    weight.addcdiv_(mean, root, value=-lr / (1 - betas[0] ** step))
