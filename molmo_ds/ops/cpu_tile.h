@@ -21,18 +21,24 @@ struct Numbers {
     ~Numbers() { ::operator delete[](data, LINE); }
 };
 
-// out[R, C vectors] = (add ? out : 0) + a[R, steps] times b[steps, C vectors]; the sums begin with `first` or 0
-// (in place, so that steps between rows that the compiler knows cost nothing)
-template <int R, int C>
+// done beside a tile's steps
+struct Nothing {
+    void operator()(int64_t) const {}
+};
+
+// out[R, C vectors] = (add ? out : 0) + a[R, steps] times b[steps, C vectors]; the sums begin with `first` or 0, and
+// `also` is done at each step (in place, so that steps between rows that the compiler knows cost nothing)
+template <int R, int C, typename Also = Nothing>
 __attribute__((always_inline)) static inline void tile(const float* a, int64_t a_row, int64_t a_step, const float* b,
                                                        int64_t b_step, float* out, int64_t out_row, int64_t steps,
-                                                       bool add, const float* first = nullptr) {
+                                                       bool add, const float* first = nullptr, Also also = {}) {
     Vector sums[R][C];
     for (int r = 0; r < R; r++)
         for (int c = 0; c < C; c++) sums[r][c] = first ? load(first + c * WIDTH) : Vector{};
     for (int64_t k = 0; k < steps; k++) {
         Vector here[C];
         for (int c = 0; c < C; c++) here[c] = load(b + k * b_step + c * WIDTH);
+        also(k);
         for (int r = 0; r < R; r++)
             for (int c = 0; c < C; c++) sums[r][c] += a[r * a_row + k * a_step] * here[c];
     }

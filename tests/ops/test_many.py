@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 
 
 def matrix(rows: int, steps: int, order: str, seed: int) -> Tensor:
-    """Random [rows, steps] that lies by rows, by steps, in every third column, or in a turned part of a larger one."""
+    """Random [rows, steps], by rows, by steps, in every third column, in a turned part or in rows far apart."""
     draw = torch.Generator().manual_seed(seed)
     if order == "rows":
         return torch.randn(rows, steps, generator=draw)
@@ -25,6 +25,8 @@ def matrix(rows: int, steps: int, order: str, seed: int) -> Tensor:
         return torch.randn(steps, rows, generator=draw).T
     if order == "apart":
         return torch.randn(rows, 3 * steps, generator=draw)[:, 1::3]
+    if order == "far":  # by a multiple of 1,024, which share places of the first cache
+        return torch.randn(rows, -(-steps // 1024) * 1024, generator=draw)[:, :steps]
     return torch.randn(steps + 5, rows + 7, generator=draw)[2:-3, 3:-4].T
 
 
@@ -40,8 +42,11 @@ SIZES = [
 ]
 
 
-@pytest.mark.parametrize("a_order", ["rows", "steps", "apart", "part"])
-@pytest.mark.parametrize("b_order", ["rows", "steps", "apart", "part"])
+ORDERS = ("rows", "steps", "apart", "part", "far")
+
+
+@pytest.mark.parametrize("a_order", ORDERS)
+@pytest.mark.parametrize("b_order", ORDERS)
 def test_against_float64(a_order: str, b_order: str) -> None:
     assert cpu_library.load() is not None
     for rows, steps, columns in SIZES:
@@ -57,7 +62,7 @@ def test_against_float64(a_order: str, b_order: str) -> None:
         assert error(total, before + exact) < 1e-6, (rows, steps, columns)
 
 
-@pytest.mark.parametrize("order", ["rows", "steps"])
+@pytest.mark.parametrize("order", ["rows", "steps", "far"])
 def test_a_number_does_not_depend_on_the_others(order: str) -> None:
     a = matrix(230, 800, order, 0)
     b = matrix(600, 800, order, 1)
@@ -81,6 +86,29 @@ def test_threads_change_no_bit(rows: int, columns: int) -> None:
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+@pytest.mark.parametrize("order", ["rows", "steps", "apart", "part"])
+def test_sums_of_rows_beside_a_product(order: str) -> None:
+    """In the same order of addition for any threads and rows; of a that lies by rows, PyTorch's."""
+    before = torch.get_num_threads()
+    for rows, steps, columns in SIZES:
+        a = matrix(rows, steps, order, 0)
+        b = matrix(columns, steps, "steps", 1)
+        wanted = many.product(a, b)
+        exact = a.double().sum(1)
+        sizes = a.double().abs().sum(1)
+        try:
+            for threads in (1, 3):
+                torch.set_num_threads(threads)
+                out, sums = many.product_and_sums(a, b)
+                assert torch.equal(out, wanted) or a.stride(1) == 1
+                assert ((sums - exact).abs() <= 1e-6 * sizes).all(), (rows, steps, columns)
+                if order == "steps" and rows > 1:
+                    last = many.product_and_sums(a[rows // 2 :], b)[1]
+                    assert torch.equal(last, sums[rows // 2 :])
+        finally:
+            torch.set_num_threads(before)
 
 
 def test_what_is_no_number_stays_in_its_row() -> None:

@@ -61,6 +61,13 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         total += product(a, b)
 
 
+def _product_and_sums(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    # of a weight and of its bias
+    if _is_large(a, b) and library.way("sums") is many.product:
+        return many.product_and_sums(a, b)
+    return product(a, b), a.sum(1)
+
+
 def _is_large(a: Tensor, b: Tensor) -> bool:
     rows = a.shape[0]
     large = rows >= ROWS and rows * b.numel() >= PRODUCT and a.dtype == torch.float32
@@ -80,6 +87,8 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         needs = ctx.needs_input_grad
         of_x = product(of_out, weight.T) if needs[0] else None
+        if needs[1] and needs[2]:
+            return of_x, *_product_and_sums(of_out.T, x.T)
         of_weight = product(of_out.T, x.T) if needs[1] else None
         of_bias = of_out.sum(0) if needs[2] else None
         return of_x, of_weight, of_bias

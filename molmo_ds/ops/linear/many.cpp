@@ -1,7 +1,9 @@
 // Many rows times a matrix: out [rows, columns] = a [rows, inner] times b [columns, inner] transposed.
 //
 // What is multiplied at a time lies near: DEEP steps of the sums of some columns of b, copied into panels of two vectors
-// side by side (second cache), and a tile's rows of a (first cache), copied too where their steps are not neighbours.
+// side by side (second cache), and a tile's rows of a (first cache), copied too where their steps are not neighbours or
+// the first cache could not hold them. Where it can be, b is copied by the first tiles that read it: memory is waited for
+// while they multiply.
 // A number is summed up step by step within CHAIN of them, part after part: its bits depend neither on how many rows or
 // columns there are nor on threads.
 
@@ -10,6 +12,7 @@
 constexpr int64_t DEEP = 384;         // steps
 constexpr int64_t NEAR = 128 * 1024;  // numbers of b, half a megabyte
 constexpr int64_t GROUP = 8 * TALL;   // rows that are copied at a time
+constexpr int64_t SET = 1024;         // numbers between those that share a place of the first cache
 constexpr int64_t CHAIN = 96;         // steps summed up one after the other; longer sums round more than MKL's
 constexpr int64_t AHEAD = 8;          // steps further on that are fetched meanwhile
 
@@ -24,12 +27,6 @@ static void pack(Matrix b, int64_t columns, int64_t steps, float* to) {
     for (int64_t n = 0; n < columns; n += PANEL, to += steps * PANEL) {
         const float* from = b.data + n * b.row;
         int64_t here = smaller(columns - n, PANEL), k = 0;
-        if (b.row == 1 && here == PANEL)
-            for (; k < steps; k++) {
-                __builtin_prefetch(from + (k + AHEAD) * b.step);
-                __builtin_prefetch(from + (k + AHEAD) * b.step + WIDTH);
-                memcpy(to + k * PANEL, from + k * b.step, PANEL * sizeof(float));
-            }
         if (b.step == 1 && here == PANEL)
             for (; k + WIDTH <= steps; k += WIDTH)
                 for (int64_t i = 0; i < PANEL; i += WIDTH)
@@ -39,31 +36,63 @@ static void pack(Matrix b, int64_t columns, int64_t steps, float* to) {
     }
 }
 
-// rows of a, whose steps are not neighbours, to strips [steps, TALL]
-static void turn(Matrix a, int64_t rows, int64_t steps, float* to) {
-    int64_t whole = a.row == 1 ? rows / TALL : 0;
-    for (int64_t k = 0; k < steps; k++) {
-        const float* from = a.data + k * a.step;
-        for (int64_t r = 0; r < whole * TALL; r += WIDTH) __builtin_prefetch(from + AHEAD * a.step + r);
-        for (int64_t i = 0; i < whole; i++)
-            memcpy(to + (i * steps + k) * TALL, from + i * TALL, TALL * sizeof(float));
+// rows of a, whose steps are not neighbours, to strips [steps, TALL]; their sums are added to `sums`, if it is there
+static void turn(Matrix a, int64_t rows, int64_t steps, float* to, float* sums) {
+    int64_t whole = a.row == 1 ? rows / TALL * TALL : 0;
+    for (int64_t begin = 0; begin < steps; begin += CHAIN) {
+        float total[GROUP] = {};
+        for (int64_t k = begin; k < smaller(steps, begin + CHAIN); k++) {
+            const float* from = a.data + k * a.step;
+            for (int64_t r = 0; r < whole; r += WIDTH) __builtin_prefetch(from + AHEAD * a.step + r);
+            for (int64_t r = 0; r < whole; r += TALL) memcpy(to + r * steps + k * TALL, from + r, TALL * sizeof(float));
+            for (int64_t r = whole; r < rows; r++)
+                to[r / TALL * TALL * steps + k * TALL + r % TALL] = from[r * a.row];
+            for (int64_t r = 0; sums && r < rows; r++) total[r] += from[r * a.row];
+        }
+        for (int64_t r = 0; sums && r < rows; r++) sums[r] += total[r];
     }
-    for (int64_t r = whole * TALL; r < rows; r++)
-        for (int64_t k = 0; k < steps; k++)
-            to[(r / TALL * steps + k) * TALL + r % TALL] = a.data[r * a.row + k * a.step];
 }
+
+// rows of a, so far apart that the first cache cannot hold those of a tile, side by side
+static void bring(Matrix a, int64_t rows, int64_t steps, float* to) {
+    for (int64_t r = 0; r < rows; r++) {
+        const float* from = a.data + r * a.row;
+        for (int64_t k = 0; k < steps; k += WIDTH) __builtin_prefetch(from + 2 * a.row + k);
+        memcpy(to + r * steps, from, steps * sizeof(float));
+    }
+}
+
+// panels of b, and where they are to be read from and copied first; null = they are there
+struct Panels {
+    float* data;
+    Matrix from;
+};
 
 // R rows of out = (add ? out : 0) + a [R, steps] times b's panels + bias, if there is one
 template <int R>
-static void strip(Matrix a, const float* b, const float* bias, float* out, int64_t out_row, int64_t steps,
-                  int64_t columns, bool add) {
+static void strip(Matrix a, Panels b, const float* bias, float* out, int64_t out_row, int64_t steps, int64_t columns,
+                  bool add) {
     int64_t n = 0;
-    for (; n + PANEL <= columns; n += PANEL, b += steps * PANEL) {
+    for (; n + PANEL <= columns; n += PANEL, b.data += steps * PANEL) {
         for (int r = 0; r < R; r++)
             for (int64_t i = 0; i < PANEL; i += WIDTH) __builtin_prefetch(out + r * out_row + n + i, 1);
-        for (int64_t k = 0; k < steps; k += CHAIN)
-            tile<R, 2>(a.data + k * a.step, a.row, a.step, b + k * PANEL, PANEL, out + n, out_row,
-                       smaller(steps - k, CHAIN), add || k, bias && !k ? bias + n : nullptr);
+        for (int64_t k = 0; k < steps; k += CHAIN) {
+            const float* of_a = a.data + k * a.step;
+            float* panel = b.data + k * PANEL;
+            int64_t here = smaller(steps - k, CHAIN);
+            const float* first = bias && !k ? bias + n : nullptr;
+            if (!b.from.data) {
+                tile<R, 2>(of_a, a.row, a.step, panel, PANEL, out + n, out_row, here, add || k, first);
+                continue;
+            }
+            Matrix from = b.from.at(n, k);
+            auto copy = [&](int64_t step) {
+                memcpy(panel + step * PANEL, from.data + step * from.step, PANEL * sizeof(float));
+                __builtin_prefetch(from.data + (step + AHEAD) * from.step);
+                __builtin_prefetch(from.data + (step + AHEAD) * from.step + WIDTH);
+            };
+            tile<R, 2>(of_a, a.row, a.step, from.data, from.step, out + n, out_row, here, add || k, first, copy);
+        }
     }
     if (n == columns) return;
     // the last columns beside the result, for a tile writes a whole panel
@@ -72,12 +101,12 @@ static void strip(Matrix a, const float* b, const float* bias, float* out, int64
     for (int r = 0; r < R; r++)
         for (int64_t i = 0; i < PANEL; i++) last[r * PANEL + i] = add && n + i < columns ? out[r * out_row + n + i] : 0;
     for (int64_t k = 0; k < steps; k += CHAIN)
-        tile<R, 2>(a.data + k * a.step, a.row, a.step, b + k * PANEL, PANEL, last, PANEL, smaller(steps - k, CHAIN),
+        tile<R, 2>(a.data + k * a.step, a.row, a.step, b.data + k * PANEL, PANEL, last, PANEL, smaller(steps - k, CHAIN),
                    add || k, k ? nullptr : begin);
     for (int r = 0; r < R; r++) memcpy(out + r * out_row + n, last + r * PANEL, (columns - n) * sizeof(float));
 }
 
-typedef void Strip(Matrix, const float*, const float*, float*, int64_t, int64_t, int64_t, bool);
+typedef void Strip(Matrix, Panels, const float*, float*, int64_t, int64_t, int64_t, bool);
 
 template <int... R>
 static Strip* of_rows(int64_t rows, std::integer_sequence<int, R...>) {
@@ -89,6 +118,7 @@ struct Product {
     Matrix a, b;
     const float* bias;  // or null
     float* out;
+    float* sums;  // of a's rows, or null; where a's steps are not neighbours
     int64_t rows, inner, columns, out_row;
     bool add;  // to what is in out
 };
@@ -98,18 +128,29 @@ struct Copies {
     Numbers of_a{GROUP * DEEP}, of_b{NEAR};
 };
 
-// steps k to k + steps of some rows and columns: b's are in copies.of_b
-static void part(const Product& x, const Copies& copies, int64_t row, int64_t rows, int64_t n, int64_t columns,
-                 int64_t k, int64_t steps) {
-    Matrix group = x.a.at(row, k);
-    if (x.a.step != 1) turn(group, rows, steps, copies.of_a.data);
-    for (int64_t r = 0; r < rows; r += TALL) {
-        int64_t count = smaller(rows - r, TALL);
-        float* out = x.out + (row + r) * x.out_row + n;
-        const float* bias = x.bias && k == 0 ? x.bias + n : nullptr;
-        Matrix a = x.a.step == 1 ? group.at(r, 0) : Matrix{copies.of_a.data + r * steps, 1, TALL};
-        Strip* run = of_rows(count, std::make_integer_sequence<int, TALL>());
-        run(a, copies.of_b.data, bias, out, x.out_row, steps, columns, x.add || k > 0);
+// steps k to k + steps of some columns
+static void part(const Product& x, const Copies& copies, int64_t n, int64_t columns, int64_t k, int64_t steps) {
+    Matrix b = x.b.at(n, k);
+    float* panels = copies.of_b.data;
+    bool whole = b.row == 1;  // a panel's numbers of a step are neighbours
+    int64_t left = whole ? columns / PANEL * PANEL : 0;
+    pack(b.at(left, 0), columns - left, steps, panels + left * steps);
+    const float* bias = x.bias && k == 0 ? x.bias + n : nullptr;
+    for (int64_t row = 0; row < x.rows; row += TALL) {
+        Matrix a = x.a.at(row, k);
+        if (a.step == 1 && a.row % SET == 0 && columns > PANEL) {
+            bring(a, smaller(x.rows - row, TALL), steps, copies.of_a.data);
+            a = Matrix{copies.of_a.data, steps, 1};
+        }
+        if (a.step != 1) {
+            int64_t of_group = row % GROUP;
+            float* sums = x.sums && n == 0 ? x.sums + row : nullptr;
+            if (of_group == 0) turn(a, smaller(x.rows - row, GROUP), steps, copies.of_a.data, sums);
+            a = Matrix{copies.of_a.data + of_group * steps, 1, TALL};
+        }
+        Panels here{panels, {whole && row == 0 ? b.data : nullptr, b.row, b.step}};
+        Strip* run = of_rows(smaller(x.rows - row, TALL), std::make_integer_sequence<int, TALL>());
+        run(a, here, bias, x.out + row * x.out_row + n, x.out_row, steps, columns, x.add || k > 0);
     }
 }
 
@@ -117,36 +158,33 @@ static void multiply(const Product& x) {
     static thread_local Copies copies;
     int64_t parts = (x.inner + DEEP - 1) / DEEP, deep = (x.inner + parts - 1) / parts;
     int64_t wide = NEAR / deep / PANEL * PANEL;
-    for (int64_t n = 0; n < x.columns; n += wide) {
-        int64_t columns = smaller(x.columns - n, wide);
-        for (int64_t k = 0; k < x.inner; k += deep) {
-            int64_t steps = smaller(x.inner - k, deep);
-            pack(x.b.at(n, k), columns, steps, copies.of_b.data);
-            for (int64_t row = 0; row < x.rows; row += GROUP)
-                part(x, copies, row, smaller(x.rows - row, GROUP), n, columns, k, steps);
-        }
-    }
+    for (int64_t n = 0; n < x.columns; n += wide)
+        for (int64_t k = 0; k < x.inner; k += deep)
+            part(x, copies, n, smaller(x.columns - n, wide), k, smaller(x.inner - k, deep));
 }
 
-// bias [columns] or null; out lies row by row, and is added to if `add`
-extern "C" void many_rows(const float* a, const float* b, const float* bias, float* out, int64_t a_row, int64_t a_step,
-                          int64_t b_row, int64_t b_step, int64_t rows, int64_t inner, int64_t columns, int64_t add,
-                          int64_t threads) {
+// bias [columns] or null; out lies row by row, and is added to if `add`; sums [rows] of a over its steps, which must not
+// be neighbours, are added to `sums`, if it is there
+extern "C" void many_rows(const float* a, const float* b, const float* bias, float* out, float* sums, int64_t a_row,
+                          int64_t a_step, int64_t b_row, int64_t b_step, int64_t rows, int64_t inner, int64_t columns,
+                          int64_t add, int64_t threads) {
     bool tall = rows >= columns;
     int64_t size = tall ? TALL : PANEL, pieces = ((tall ? rows : columns) + size - 1) / size;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t thread = 0; thread < threads; thread++) {
         int64_t begin = pieces * thread / threads * size;
         int64_t end = smaller(pieces * (thread + 1) / threads * size, tall ? rows : columns);
-        Product x{{a, a_row, a_step}, {b, b_row, b_step}, bias, out, rows, inner, columns, columns, add != 0};
+        Product x{{a, a_row, a_step}, {b, b_row, b_step}, bias, out, sums, rows, inner, columns, columns, add != 0};
         if (tall) {
             x.a = x.a.at(begin, 0);
             x.out += begin * columns;
+            x.sums = sums ? sums + begin : nullptr;
             x.rows = end - begin;
         } else {
             x.b = x.b.at(begin, 0);
             x.bias = bias ? bias + begin : nullptr;
             x.out += begin;
+            x.sums = begin == 0 ? sums : nullptr;
             x.columns = end - begin;
         }
         if (begin < end) multiply(x);

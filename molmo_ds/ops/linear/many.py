@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from molmo_ds.ops.cpu_library import INTEGER, POINTER, Kernel, takes
 
-_run = Kernel("many_rows", *[POINTER] * 4, *[INTEGER] * 8)
+_run = Kernel("many_rows", *[POINTER] * 5, *[INTEGER] * 8)
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -19,8 +19,18 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     if not takes(a, b) or not a.shape[1]:
         return F.linear(a, b, bias)
     out = a.new_empty(a.shape[0], b.shape[0])
-    _multiply(a, b, bias, out, False)
+    _multiply(a, b, out, bias=bias)
     return out
+
+
+def product_and_sums(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """(a [R, K] @ b.T for b [N, K], the sums [R] of a's rows), a read once; a's steps must not be neighbours."""
+    if not takes(a, b) or not a.shape[1] or a.stride(1) == 1:
+        return F.linear(a, b), a.sum(1)
+    out = a.new_empty(a.shape[0], b.shape[0])
+    sums = a.new_zeros(a.shape[0])
+    _multiply(a, b, out, sums=sums)
+    return out, sums
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
@@ -28,12 +38,18 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     if not takes(total, a, b) or not a.shape[1] or not total.is_contiguous():
         total += F.linear(a, b)
     else:
-        _multiply(a, b, None, total, True)
+        _multiply(a, b, total, add=True)
 
 
-def _multiply(a: Tensor, b: Tensor, bias: Tensor | None, out: Tensor, add: bool) -> None:
+def _multiply(
+    a: Tensor,
+    b: Tensor,
+    out: Tensor,
+    bias: Tensor | None = None,
+    sums: Tensor | None = None,
+    add: bool = False,
+) -> None:
     if bias is not None:
         bias = bias.contiguous()
-    added = None if bias is None else bias.data_ptr()
-    pointers = (a.data_ptr(), b.data_ptr(), added, out.data_ptr())
-    _run(*pointers, *a.stride(), *b.stride(), *a.shape, b.shape[0], add)
+    there = (None if x is None else x.data_ptr() for x in (a, b, bias, out, sums))
+    _run(*there, *a.stride(), *b.stride(), *a.shape, b.shape[0], add)
