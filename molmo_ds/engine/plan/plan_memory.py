@@ -303,8 +303,9 @@ def _held(config: RunConfig, strategy: Strategy, world: int, on_gpu: bool, rows:
     shard, largest = sum(row.trained_shard for row in rows), max(row.largest for row in rows)
     group = max(sum((row.groups for row in rows), Counter()).values(), default=0)
     bucket = zero.reduce_bucket
-    # Muon's update in fp32, its orthogonal form in bf16 and the product that follows; AdamW needs nothing beside
-    roots = 2 if config.optim.name == "muon" else 0
+    # Muon's update in fp32, its orthogonal form in bf16 and the product that follows; AdamW's sqrt(v) on a CPU without
+    # g++, where all others have none
+    roots = 2 if config.optim.name == "muon" else 1 if moments and not on_gpu else 0
     if stage == 0:
         made = Plan(size * (trained + frozen), 0.0, size * trained)
         # fp32 weights, and in the update their gradients

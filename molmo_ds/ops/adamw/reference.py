@@ -20,10 +20,10 @@ def adamw(
     divisor: float,
 ) -> None:
     """Update weight, mean and square in place, all of one shape, by grad / divisor at a step (from 1)."""
-    if divisor != 1:
-        grad = grad / divisor
+    slope = grad / divisor if divisor != 1 else grad
     weight.mul_(1 - lr * decay)
-    mean.lerp_(grad, 1 - betas[0])
-    square.mul_(betas[1]).addcmul_(grad, grad, value=1 - betas[1])
-    root = (square.sqrt() / math.sqrt(1 - betas[1] ** step)).add_(eps)
+    mean.lerp_(slope, 1 - betas[0])
+    square.mul_(betas[1]).addcmul_(slope, slope, value=1 - betas[1])
+    del slope  # one temporary at a time
+    root = square.sqrt().div_(math.sqrt(1 - betas[1] ** step)).add_(eps)
     weight.addcdiv_(mean, root, value=-lr / (1 - betas[0] ** step))
