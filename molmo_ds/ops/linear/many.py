@@ -24,7 +24,7 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def product_and_sums(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """(a [R, K] @ b.T for b [N, K], the sums [R] of a's rows), a read once; a's steps must not be neighbours."""
+    """(a [R, K] @ b.T for b [N, K], the sums [R] of a's rows), where a's steps are not neighbours, a read once."""
     if not takes(a, b) or not a.shape[1] or a.stride(1) == 1:
         return F.linear(a, b), a.sum(1)
     out = a.new_empty(a.shape[0], b.shape[0])
