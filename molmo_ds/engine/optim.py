@@ -110,7 +110,8 @@ def build_optimizer(
             torch's default there moves five times the bytes and holds temporaries as large as a sub-group of ZeRO-3.
     """
     if optim.name == "adamw":
-        return optimizers.adamw(groups, tuple(optim.betas), optim.eps, fused)
+        betas = tuple(optim.betas)
+        return optimizers.ScalingAdamW(groups, betas=betas, eps=optim.eps, fused=fused)
     if optim.name == "muon":
         return optimizers.MuonAndAdamW(groups, optim, fused)
     return torch.optim.SGD(groups)

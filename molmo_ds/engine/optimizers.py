@@ -7,58 +7,47 @@ import torch
 from torch import Tensor
 
 from molmo_ds.config import OptimConfig
-from molmo_ds.ops.adamw import adamw as update
+from molmo_ds.ops.adamw import adamw
 from molmo_ds.ops.linear import library
 
 
-def adamw(
-    groups: list[dict], betas: tuple[float, float], eps: float, fused: bool | None
-) -> torch.optim.Optimizer:
-    """AdamW by torch's kernel for GPUs or by our op."""
-    if fused:
-        return FusedAdamW(groups, betas=betas, eps=eps, fused=True)
-    return ScalingAdamW(groups, betas=betas, eps=eps)
-
-
 class ScalingAdamW(torch.optim.AdamW):
-    """AdamW that also divides the gradients of a group by the group's "grad_scale", if it has one, by `ops.adamw`.
+    """AdamW that also divides the gradients of a group by the group's "grad_scale", if it has one.
 
-    Clipping then needs no pass of its own over the gradients. Its state is that of torch's.
+    Clipping then needs no pass of its own over the gradients. Where it is `fused`, by torch's one kernel over tensors
+    of a group, for GPUs; else by `ops.adamw`, tensor by tensor. The state is that of torch's.
     """
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        """Update tensor after tensor."""
-        for group in self.param_groups:
-            scale = group.get("grad_scale")
-            divisor = 1.0 if scale is None else float(scale)
-            settings = (group["betas"], group["eps"], group["weight_decay"], divisor)
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                kept = self.state[weight]
-                if not kept:
-                    kept["step"] = torch.zeros(())
-                    kept["exp_avg"] = torch.zeros_like(weight)
-                    kept["exp_avg_sq"] = torch.zeros_like(weight)
-                kept["step"] += 1
-                moments = (kept["exp_avg"], kept["exp_avg_sq"])
-                update(weight, weight.grad, *moments, int(kept["step"]), group["lr"], *settings)
-
-
-class FusedAdamW(ScalingAdamW):
-    """The same by torch's one kernel over the tensors of a group, on a GPU."""
 
     def step(self, closure: None = None) -> None:
         """Update group after group."""
         groups = self.param_groups
         try:
             for group in groups:
+                if not group["fused"]:
+                    self._update(group)
+                    continue
                 self.param_groups = [group]
                 self.grad_scale = group.get("grad_scale")
-                torch.optim.AdamW.step(self, closure)
+                super().step(closure)
         finally:
             self.param_groups = groups
+
+    @torch.no_grad()
+    def _update(self, group: dict[str, Any]) -> None:
+        scale = group.get("grad_scale")
+        divisor = 1.0 if scale is None else float(scale)
+        settings = (group["betas"], group["eps"], group["weight_decay"], divisor)
+        for weight in group["params"]:
+            if weight.grad is None:
+                continue
+            kept = self.state[weight]
+            if not kept:
+                kept["step"] = torch.zeros(())
+                kept["exp_avg"] = torch.zeros_like(weight)
+                kept["exp_avg_sq"] = torch.zeros_like(weight)
+            kept["step"] += 1
+            moments = (kept["exp_avg"], kept["exp_avg_sq"])
+            adamw(weight, weight.grad, *moments, int(kept["step"]), group["lr"], *settings)
 
 
 class Float32Muon(torch.optim.Muon):
@@ -110,7 +99,8 @@ class MuonAndAdamW(torch.optim.Optimizer):
             kind = Float32Muon if on_cpu and not library.has_bf16() else torch.optim.Muon
             self.parts.append(kind(matrices, momentum=optim.momentum))
         if others:
-            self.parts.append(adamw(others, tuple(optim.betas), optim.eps, fused))
+            moments = {"betas": tuple(optim.betas), "eps": optim.eps}
+            self.parts.append(ScalingAdamW(others, fused=fused, **moments))
         for part in self.parts:
             part.state = self.state
 

@@ -1,16 +1,18 @@
 """AdamW's update: the plain one is torch's to the bit, the kernel rounds as little, wherever a tensor is cut."""
 
+import shutil
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from molmo_ds.ops import cpu_library, dispatch
+from molmo_ds.ops import cpu_library
 from molmo_ds.ops.adamw import adamw, cpu, reference
 
 SETTINGS = (0.01, (0.9, 0.95), 1e-6, 0.1)  # lr, betas, eps, decay
 NUMBERS = 20_003
+compiled = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 
 
 def slopes() -> list[Tensor]:
@@ -56,19 +58,20 @@ def test_the_plain_update_is_that_of_torch() -> None:
         assert torch.equal(ours, theirs)
 
 
+@compiled
 @pytest.mark.parametrize("divisor", [1.0, 3.7])
 def test_the_kernel_rounds_as_little_as_torch(divisor: float) -> None:
     exact = run(reference.adamw, torch.float64, divisor=divisor)
     plain = run(reference.adamw, divisor=divisor)
-    with dispatch.use("cpu"):
-        found = run(adamw, divisor=divisor)
+    found = run(cpu.adamw, divisor=divisor)
     for ours, theirs, wanted in zip(found, plain, exact):
         error = (ours - wanted).norm()
         assert 0 < error <= 1.1 * (theirs - wanted).norm()
 
 
+@compiled
 def test_neither_cuts_nor_threads_change_a_bit() -> None:
-    assert cpu_library.load() is not None, "the kernels need g++"
+    assert cpu_library.load() is not None
     whole = run(cpu.adamw)
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
@@ -92,6 +95,16 @@ def test_what_the_kernel_cannot_read_is_updated_all_the_same() -> None:
             assert not cpu.usable(*tensors)
             adamw(*tensors, step, *SETTINGS, 1.0)
         torch.testing.assert_close(weight.double(), wanted, rtol=0, atol=1e-7)
+
+
+@compiled
+def test_the_kernel_reads_what_has_one_shape() -> None:
+    whole = [torch.zeros(6) for _ in range(4)]
+    assert cpu.usable(*whole)
+    for place in range(1, 4):
+        other = whole.copy()
+        other[place] = torch.zeros(5)
+        assert not cpu.usable(*other), place
 
 
 def test_nothing_is_nothing() -> None:

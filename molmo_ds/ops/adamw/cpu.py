@@ -17,7 +17,7 @@ _run = Kernel("adamw", *[POINTER] * 4, INTEGER, *[FLOAT] * 8)
 def usable(weight: Tensor, grad: Tensor, mean: Tensor, square: Tensor, *others: Any) -> bool:
     """Whether the kernel takes these."""
     tensors = (weight, grad, mean, square)
-    return takes(*tensors) and all(x.is_contiguous() for x in tensors)
+    return takes(*tensors) and all(x.is_contiguous() and x.shape == weight.shape for x in tensors)
 
 
 def adamw(

@@ -2,11 +2,9 @@
 
 import math
 
-import torch
 from torch import Tensor
 
 
-@torch.no_grad()
 def adamw(
     weight: Tensor,
     grad: Tensor,

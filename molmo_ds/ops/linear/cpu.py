@@ -55,7 +55,7 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total [R, N] += a [R, K] @ b.T for b [N, K], outside autograd; sums over rows, as gradients of weights are."""
-    if _is_large(a, b) and library.way("sums") is many.product:
+    if _are_own_sums(a, b):
         many.add_product(total, a, b)
     else:
         total += product(a, b)
@@ -63,9 +63,13 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 def _product_and_sums(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     # of a weight and of its bias
-    if _is_large(a, b) and library.way("sums") is many.product:
+    if _are_own_sums(a, b):
         return many.product_and_sums(a, b)
     return product(a, b), a.sum(1)
+
+
+def _are_own_sums(a: Tensor, b: Tensor) -> bool:
+    return _is_large(a, b) and library.way("sums") is many.product
 
 
 def _is_large(a: Tensor, b: Tensor) -> bool:

@@ -141,8 +141,7 @@ static void part(const Product& x, const Copies& copies, int64_t n, int64_t colu
         if (a.step == 1 && a.row % SET == 0 && columns > PANEL) {
             bring(a, smaller(x.rows - row, TALL), steps, copies.of_a.data);
             a = Matrix{copies.of_a.data, steps, 1};
-        }
-        if (a.step != 1) {
+        } else if (a.step != 1) {
             int64_t of_group = row % GROUP;
             float* sums = x.sums && n == 0 ? x.sums + row : nullptr;
             if (of_group == 0) turn(a, smaller(x.rows - row, GROUP), steps, copies.of_a.data, sums);

@@ -26,7 +26,7 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 def product_and_sums(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """(a [R, K] @ b.T for b [N, K], the sums [R] of a's rows), where a's steps are not neighbours, a read once."""
     if not takes(a, b) or not a.shape[1] or a.stride(1) == 1:
-        return F.linear(a, b), a.sum(1)
+        return product(a, b), a.sum(1)
     out = a.new_empty(a.shape[0], b.shape[0])
     sums = a.new_zeros(a.shape[0])
     _multiply(a, b, out, sums=sums)
